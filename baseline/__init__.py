@@ -1,0 +1,58 @@
+"""The first honest number for an image-classification problem, and a model to go with it.
+
+>>> import baseline
+>>> done = baseline.make_baseline("photos/")                                       # doctest: +SKIP
+
+The names below are loaded on first use; importing the package loads neither torch nor fastai.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Augment": "recipe",
+    "Baseline": "make",
+    "BaselineError": "errors",
+    "DataError": "errors",
+    "History": "training",
+    "OutputError": "errors",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Show": "progress",
+    "Stage": "recipe",
+    "Terminal": "progress",
+    "Weights": "weights",
+    "WeightsError": "errors",
+    "dataloaders": "data",
+    "dataset": "datasets",
+    "find_weights": "weights",
+    "learner": "learners",
+    "load_network": "save",
+    "load_recipe": "recipe",
+    "make_baseline": "make",
+    "measure": "metrics",
+    "photo_table": "sources",
+    "predictions": "predict",
+    "readable": "audit",
+    "recipe_names": "recipe",
+    "settle": "make",
+    "split": "splits",
+    "train": "training",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'baseline' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

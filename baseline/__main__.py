@@ -1,0 +1,5 @@
+"""`python -m baseline`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,292 @@
+"""The command line: parse, call, print. Knows words; does no work, and loads no torch until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import BaselineError, OutputError, RecipeError, unknown
+from .recipe import PRECISIONS, PRESETS, RESIZES, load_recipe, recipe_names, recipes_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .make import Baseline
+    from .progress import Show
+
+app = typer.Typer(
+    name="baseline",
+    help="The first honest number for an image-classification problem, and a model to go with it.",
+    epilog="Start with: baseline run cifar10 | baseline run photos/ | baseline doctor",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Runs the command line; errors of the input become one line and exit code 2, Ctrl-C becomes 130."""
+    # said by timm's and fastai's imports, which nobody who runs this command can mend
+    warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
+    try:
+        code = app(standalone_mode=False)
+    except BaselineError as error:
+        code = _refused(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's errors of usage have it, whichever click is below
+            raise
+        code = _refused(f"{error.format_message()} See baseline --help.")
+    raise SystemExit(code or 0)
+
+
+def _refused(words: str) -> int:
+    print(f"baseline: {' '.join(words.split())}", file=sys.stderr)
+    return 2
+
+
+def _complete(names: Callable[[], Any]) -> Any:
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+_PRESET_NAMES = ("auto", *PRESETS)
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name, a folder of photos, your own recipe.toml, or a run's manifest.json.",
+        autocompletion=_complete(recipe_names),
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def run(
+    target: Target,
+    data: Annotated[
+        Path | None, typer.Option(help="The photos, for a recipe: a folder, or an archive of a named data set.")
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="quick, standard or best; auto: standard on a GPU, quick on a CPU.",
+            autocompletion=_complete(lambda: _PRESET_NAMES),
+        ),
+    ] = "auto",
+    arch: Annotated[str | None, typer.Option(help="A torchvision or timm name, or auto.", show_default=False)] = None,
+    weights: Annotated[Path | None, typer.Option(help="A .pth or .safetensors file of pretrained weights.")] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights.")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="squish, crop or pad.", autocompletion=_complete(lambda: RESIZES))
+    ] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Photos per step, or auto.")] = None,
+    photos_per_class: Annotated[
+        int | None, typer.Option(help="Train on a seeded subset of so many photos per class.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="auto, float32, float16 or bfloat16.", autocompletion=_complete(lambda: PRECISIONS)),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Trains a baseline and tells its accuracy.
+
+    Examples:
+
+        baseline run cifar10
+
+        baseline run cifar10 --preset standard --photos-per-class 250
+
+        baseline run photos/ --arch resnet18 --weights resnet18-f37072fd.pth --out runs/mine
+
+        baseline run runs/mine/manifest.json
+    """
+    photos, recipe = _target(target)
+    changes = {
+        "arch": arch, "weights": weights and str(weights), "image_size": image_size, "resize": resize,
+        "batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
+        "photos_per_class": photos_per_class, "precision": precision, "workers": workers,
+    }  # fmt: skip
+    changes = {key: value for key, value in changes.items() if value is not None}
+    changes |= {"scratch": True} if scratch else {}
+    changes |= {"preset": preset} if preset != "auto" else {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .make import make_baseline
+    from .progress import Show, Terminal
+
+    show = Show() if quiet else Terminal()
+    if data is not None:
+        photos = _data(data, recipe, show)
+    _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
+
+
+def _target(target: str) -> tuple[str | None, str]:
+    """What TARGET means: (photos or None, recipe). A recipe's name wins over a folder of that name."""
+    if target in recipe_names() or target.endswith((".toml", ".json")):
+        return None, target
+    if os.sep in target or Path(target).exists():
+        return target, "default"
+    raise RecipeError(f"{unknown('recipe', target, recipe_names())} Nor is there a folder {target}.")
+
+
+def _data(data: Path, recipe: str, show: Show) -> str:
+    """The photos behind `--data`: a named data set in any of its forms, else the folder itself."""
+    from .datasets import DATASETS, dataset
+
+    name = load_recipe(recipe).data
+    return str(dataset(name, data=data, show=show)) if name in DATASETS else str(data)
+
+
+@app.command()
+def recipes() -> None:
+    """Lists the recipes, with what they reached where that was measured.
+
+    Examples:
+
+        baseline recipes
+    """
+    from rich.table import Table
+
+    from .datasets import DATASETS
+
+    table = Table("recipe", "what it is for", "classes", "photos", "arch", "presets", "measured")
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        known = DATASETS.get(recipe.data)
+        counts = (str(len(known.classes)), f"{known.train + known.test:,}") if known else ("yours", "yours")
+        presets = ", ".join(["standard", *recipe.presets])
+        table.add_row(name, recipe.title, *counts, recipe.arch, presets, str(recipe.expected.get("words", "not yet")))
+    _print(table)
+
+
+@app.command()
+def copy(
+    name: Annotated[
+        str, typer.Argument(help="A recipe's name.", autocompletion=_complete(recipe_names), show_default=False)
+    ],
+    dest: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path(),
+) -> None:
+    """Copies a recipe's TOML file, to change it and run it as your own.
+
+    Examples:
+
+        baseline copy cifar10 .
+
+        baseline copy default mine.toml && baseline run mine.toml --data photos/
+    """
+    from .save import write
+
+    load_recipe(name)
+    target = dest / f"{name}.toml" if dest.is_dir() else dest
+    if target.suffix != ".toml":
+        raise OutputError(f"{target} is no folder, and no name that ends in .toml. Give one of these.")
+    if target.exists():
+        raise OutputError(f"{target} exists already. Remove it, or give another name.")
+    write(target, (recipes_folder() / f"{name}.toml").read_bytes())
+    print(target)
+
+
+@app.command()
+def doctor() -> None:
+    """Tells what this machine has and lacks: versions, device, disk, data sets, weights.
+
+    Examples:
+
+        baseline doctor
+    """
+    from .doctor import findings
+
+    with _patience("looking around"):
+        found = list(findings())
+    _print(_grid(found))
+
+
+def _version(value: bool) -> None:
+    if value:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Prints the version and ends.")
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- what is printed ------------------------------------------------------------------------------------------------
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    console.print(table)
+
+
+def _patience(words: str) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True).status(words)
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, words in rows:
+        table.add_row(name, words)
+    return table
+
+
+def _results(done: Baseline) -> Any:
+    """The table at the end: accuracy by split, seconds by part, and where everything is."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table("split", "photos", "accuracy", "95 % interval", "wrong", title=_headline(done), title_justify="left")
+    for split, numbers in done.metrics.items():
+        for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.tta)}")):
+            if kind == "plain" or done.recipe.tta:
+                found = numbers[kind]
+                low, high = found["interval"]
+                span = f"{low:.2%} to {high:.2%}"
+                counts = (f"{numbers['photos']:,}", f"{found['accuracy']:.2%}", span, f"{found['wrong']:,}")
+                table.add_row(split + words, *counts)
+    seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
+    ended = enumerate(done.manifest["stages"], 1)
+    stages = "  ".join(f"stage {number} ({stage['trains']}) {stage['seconds']:.0f}" for number, stage in ended)
+    lines = [(f"seconds: {seconds}"), f"         {stages}", f"results: {done.folder}"]
+    if "test" not in done.metrics:
+        lines.insert(0, "No test split: the weights were chosen on these valid photos, which flatters the number.")
+    return Group(table, *lines)
+
+
+def _headline(done: Baseline) -> str:
+    split = "test" if "test" in done.metrics else "valid"
+    kind = "tta" if done.recipe.tta else "plain"
+    found = done.metrics[split][kind]
+    low, high = found["interval"]
+    tta = " with TTA" if done.recipe.tta else ""
+    return f"{split} accuracy{tta}: {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

@@ -1,0 +1,229 @@
+"""Photo table + recipe -> fastai DataLoaders. Knows photos and batches; knows no network but its input.
+
+Photos that fit into an eighth of the machine's memory are decoded and resized once; their batches are slices of one
+array (`SliceDL`). Otherwise fastai reads them from disk, item by item. Both ways use the same `open_photo` and
+`fit_photo`, so both give the same pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
+from fastai.torch_core import TensorCategory, TensorImage
+from fastai.vision.augment import aug_transforms
+from fastai.vision.core import PILImage
+from fasttransform import Transform
+from PIL import Image, ImageOps
+
+from .progress import Show
+from .recipe import Augment, Recipe
+from .weights import normalisation
+
+__all__ = ["SliceDL", "Slices", "dataloaders", "fit_photo", "open_photo", "split_loader"]
+
+MEMORY_SHARE = 1 / 8
+PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
+
+
+def open_photo(source: Any, size: int = 0) -> PILImage:
+    """A photo as upright RGB: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
+
+    EXIF orientation is honoured; of an animation the first frame is taken. With `size` (pixels), a large JPEG is
+    decoded at a reduced scale of at least twice that size, as PIL's own thumbnails are.
+    """
+    image = source
+    if isinstance(source, str | Path):
+        image = Image.open(source)
+    elif isinstance(source, bytes):
+        image = Image.open(BytesIO(source))
+    elif isinstance(source, np.ndarray):
+        image = Image.fromarray(source)
+    if size and image.format == "JPEG":
+        image.draft("RGB", (2 * size, 2 * size))
+    return PILImage(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def fit_photo(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """The photo as a square of `size` pixels: squeezed (`"squish"`), cut (`"crop"`) or with black bars (`"pad"`)."""
+    if resize == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if resize == "pad":
+        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+class OpenPhoto(Transform):
+    """`open_photo` as fastai's type transform."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
+        return open_photo(source, self.size)
+
+
+class Fit(Transform):
+    """`fit_photo` as fastai's item transform, before its `ToTensor`."""
+
+    order = 1
+
+    def __init__(self, size: int, resize: str) -> None:
+        super().__init__()
+        self.size, self.resize = size, resize
+
+    def encodes(self, image: PILImage):  # type: ignore[no-untyped-def]
+        return PILImage(fit_photo(image, self.size, self.resize))
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Items in memory, from which whole batches are cut: item `i` is `inputs[rows[i]]`, `targets[i]`."""
+
+    inputs: torch.Tensor
+    rows: torch.Tensor
+    targets: torch.Tensor
+    kind: type[torch.Tensor]
+    """What a batch of inputs is made before the batch transforms see it: `TensorImage`, or a plain tensor."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inputs[self.rows[item]].as_subclass(self.kind), TensorCategory(self.targets[item])
+
+    def batch(self, items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.as_tensor(items)
+        return self.inputs[self.rows[chosen]].as_subclass(self.kind), TensorCategory(self.targets[chosen])
+
+
+class SliceDL(TfmdDL):
+    """A fastai loader that cuts whole batches where its data set is, or carries, `Slices`.
+
+    Shuffling, batch transforms, `new` and `test_dl` are fastai's; a data set without slices is read item by item.
+    """
+
+    def create_batches(self, samps: Iterator[int]) -> Iterator[Any]:
+        slices = self.dataset if isinstance(self.dataset, Slices) else vars(self.dataset).get("slices")
+        if slices is None:
+            yield from super().create_batches(samps)
+            return
+        for items in self.chunkify(samps):
+            yield slices.batch(list(items))
+
+
+def dataloaders(
+    table: pd.DataFrame, recipe: Recipe, *, path: Path | str = ".", show: Show | None = None
+) -> DataLoaders:
+    """fastai DataLoaders over the table's train and valid splits, normalised as the recipe's weights were trained.
+
+    Batches are `TensorImage` N x 3 x image_size x image_size, float32, and `TensorCategory` N, int64; the vocabulary
+    is the table's classes in alphabetical order. Training batches are shuffled and augmented.
+
+    Args:
+        table: a photo table in which every photo has its split.
+        recipe: with `arch` and `batch_size` settled (see `baseline.settle`).
+        path: the folder that the Learner may write to.
+    """
+    show = show or Show()
+    table = table.reset_index(drop=True)
+    classes = sorted(table["label"].unique())
+    dls = _block(recipe, classes).dataloaders(
+        table[table["split"] != "test"].reset_index(drop=True),
+        bs=recipe.batch_size,
+        num_workers=recipe.workers,
+        path=Path(path),
+    )
+    dls.valid_ds.tls[0].types[1] = PHOTO_FORMS  # what learn.predict takes
+    dls.decoded = _decoded(table, recipe, show)
+    for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
+        _slice(loader, dls, table[table["split"] == name])
+    return dls
+
+
+def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
+    """A loader over one split of the table, in its order, not augmented, last batch kept."""
+    rows = table[table["split"] == split].reset_index(drop=True)
+    loader = dls.test_dl(rows, with_labels=True, bs=max(dls.train.bs, 64))
+    _slice(loader, dls, rows)
+    return loader
+
+
+def _block(recipe: Recipe, classes: list[str]) -> DataBlock:
+    return DataBlock(
+        blocks=(
+            TransformBlock(type_tfms=OpenPhoto(recipe.image_size), batch_tfms=IntToFloatTensor),
+            CategoryBlock(vocab=classes),
+        ),
+        get_x=ColReader("path"),
+        get_y=ColReader("label"),
+        splitter=_by_split,
+        item_tfms=Fit(recipe.image_size, recipe.resize),
+        batch_tfms=[*_augmentation(recipe.augment), Normalize.from_stats(*normalisation(recipe.arch))],
+        dl_type=SliceDL,
+    )
+
+
+def _by_split(table: pd.DataFrame) -> tuple[list[int], list[int]]:
+    return tuple(np.flatnonzero(table["split"] == name).tolist() for name in ("train", "valid"))  # type: ignore[return-value]
+
+
+def _augmentation(augment: Augment) -> list[Any]:
+    return aug_transforms(
+        do_flip=augment.flip,
+        max_rotate=augment.rotate,
+        max_zoom=augment.zoom,
+        max_lighting=augment.lighting,
+        max_warp=augment.warp,
+        p_affine=augment.probability,
+        p_lighting=augment.probability,
+    )
+
+
+# ---- photos decoded once --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    pixels: torch.Tensor
+    rows: dict[str, int]
+
+
+def _decoded(table: pd.DataFrame, recipe: Recipe, show: Show) -> _Decoded | None:
+    """All photos of the table as one uint8 array, N x 3 x size x size; None where it would not fit."""
+    paths = list(dict.fromkeys(table["path"]))
+    size = recipe.image_size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if len(paths) * size * size * 3 > memory * MEMORY_SHARE:
+        return None
+    pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+
+    def decode(number: int) -> None:
+        pixels[number] = np.asarray(fit_photo(open_photo(paths[number], size), size, recipe.resize))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, show.bar("decoding photos", len(paths), "photos") as bar:
+        for _ in pool.map(decode, range(len(paths))):
+            bar.step()
+    return _Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)})
+
+
+def _slice(loader: TfmdDL, dls: DataLoaders, rows: pd.DataFrame) -> None:
+    """Lets a loader over these rows of the table cut its batches from the decoded photos, where there are any."""
+    if dls.decoded is None:
+        return
+    index = {name: number for number, name in enumerate(dls.vocab)}
+    chosen = torch.tensor([dls.decoded.rows[path] for path in rows["path"]])
+    targets = torch.tensor([index[label] for label in rows["label"]])
+    vars(loader.dataset)["slices"] = Slices(dls.decoded.pixels, chosen, targets, TensorImage)

@@ -1,0 +1,44 @@
+"""What can go wrong, in words. Every error of this library is one of these; each is also a built-in.
+
+The message is one line: what is, what was needed, what to do. The command line prints it and exits with 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["BaselineError", "DataError", "OutputError", "RecipeError", "WeightsError", "unknown"]
+
+
+class BaselineError(Exception):
+    """The root: catch it to catch everything this library says about your input."""
+
+
+class RecipeError(BaselineError, ValueError):
+    """A recipe, or an option that changes one, cannot be used as it is."""
+
+
+class DataError(BaselineError, ValueError):
+    """The photos, their labels or their splits cannot be used as they are."""
+
+
+class WeightsError(BaselineError, ValueError):
+    """Pretrained weights are missing, damaged, or not of this architecture."""
+
+
+class OutputError(BaselineError, OSError):
+    """Results cannot be written, or a finished run cannot be read back."""
+
+
+def unknown(what: str, given: str, known: Iterable[str], limit: int = 12) -> str:
+    """The sentence for a name that does not exist, with the nearest one that does.
+
+    >>> unknown("recipe", "cifra10", ["cifar10", "default"])
+    "There is no recipe 'cifra10'. Did you mean 'cifar10'? Known: cifar10, default."
+    """
+    names = sorted(known)
+    near = get_close_matches(given, names, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return f"There is no {what} '{given}'.{hint} Known: {shown}."

@@ -1,0 +1,340 @@
+"""`make_baseline`: the rooms, called once each, in order. Knows their order; does none of their work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RecipeError, unknown
+from .progress import Show, Terminal
+from .recipe import (
+    PRESETS,
+    Recipe,
+    Stage,
+    load_recipe,
+    read_values,
+    recipe_names,
+    settle_arch,
+    settle_batch_size,
+    settle_precision,
+    settle_preset,
+)
+from .save import as_json, run_folder, save_network, write
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from fastai.learner import Learner
+
+    from .training import History
+    from .weights import Weights
+
+__all__ = ["Baseline", "make_baseline", "settle", "versions"]
+
+PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A finished run."""
+
+    learner: Learner
+    """The whole network with its best weights, in evaluation mode: a complete fastai Learner."""
+    metrics: dict[str, dict[str, Any]]
+    """By split, plain and with test-time augmentation; see `baseline.measure`."""
+    predictions: pd.DataFrame
+    """One row a photo of the valid and test splits; see `baseline.predict`."""
+    history: History
+    folder: Path
+    """Where everything was written."""
+    recipe: Recipe
+    """With every `"auto"` settled."""
+    manifest: dict[str, Any]
+    """What `manifest.json` says."""
+
+
+def make_baseline(
+    photos: str | Path | pd.DataFrame | None = None,
+    recipe: str | Path | Recipe = "default",
+    *,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    show: Show | None = None,
+    **changes: Any,
+) -> Baseline:
+    """Trains a baseline on photos and returns the model, its numbers and the folder that holds them.
+
+    Args:
+        photos: a folder with one folder per class (with or without train, valid and test folders above them), a
+            DataFrame with the columns `path` and `label`, the name of a data set such as `"cifar10"`, or None to use
+            the recipe's own data set. The name of a data set brings the recipe of that name.
+        recipe: the name of a recipe, a TOML file, a run's manifest.json, or a `Recipe`.
+        out: the run folder; `runs/NAME-DATE-TIME` if not given.
+        seed: of splits and training; the recipe's if not given.
+        show: where progress goes; the terminal if not given, `Show()` for nowhere.
+        **changes: fields of `Recipe` to change, and `preset` (`"quick"`, `"standard"`, `"best"`).
+
+    Raises:
+        BaselineError: with one line that says what is, what was needed and what to do.
+
+    >>> done = make_baseline("photos/", epochs=1)                                  # doctest: +SKIP
+    >>> done.metrics["test"]["tta"]["accuracy"]                                    # doctest: +SKIP
+    0.9634
+    """
+    show = show or Terminal()
+    chosen, photos = _chosen(photos, recipe)
+    chosen, reasons = _changed(chosen, seed, changes)
+    with run_folder(out, chosen.name) as folder:
+        return _make(photos, chosen, reasons, folder, show)
+
+
+def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, show: Show) -> Baseline:
+    """The road, from photos to the run folder."""
+    from .sources import photo_table
+
+    clock = _Clock()
+    with clock.part("data"):
+        table = photo_table(_photos(photos, show))
+    from .audit import readable
+    from .data import dataloaders
+    from .learners import learner
+    from .metrics import measure
+    from .predict import predictions
+    from .splits import split
+    from .training import estimate_seconds, seeded, train
+
+    with seeded(chosen.seed):
+        with clock.part("reading"):
+            table, unread = readable(table, show) if not _is_data_set(photos) else (table, None)
+            table = split(table, chosen)
+            show.say(_described(table))
+        with clock.part("weights"):
+            chosen, weights, more = settle(chosen, table, show)
+            reasons |= more
+        with clock.part("decoding"):
+            dls = dataloaders(table, chosen, path=folder, show=show)
+            learn = learner(dls, chosen, weights=weights, path=folder)
+        with clock.part("estimate"):
+            seconds = estimate_seconds(learn, chosen, int((table["split"] == "test").sum()))
+            show.say(f"training and evaluation will take about {_minutes(seconds)} on {_device_words()}")
+        with clock.part("training"), _kept_when_interrupted(learn, chosen, folder, show):
+            history = train(learn, chosen, show)
+        with clock.part("evaluation"):
+            predicted = predictions(learn, table, chosen.tta, show=show)
+            numbers = measure(predicted)
+    manifest = {
+        "recipe": chosen.as_dict(),
+        "reasons": reasons,
+        "photos": _photos_words(photos),
+        "metrics": numbers,
+        "seconds": clock.seconds,
+        "estimated_seconds": round(seconds, 1),
+        "stages": history.stages,
+        "data": _fingerprint(table, unread),
+        "weights": dataclasses.asdict(weights) if weights else "random",
+        "device": _device_words(),
+        "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    _write_run(folder, learn, history, predicted, manifest)
+    return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
+
+
+def settle(
+    recipe: Recipe, table: pd.DataFrame, show: Show | None = None
+) -> tuple[Recipe, Weights | None, dict[str, str]]:
+    """The recipe with every `"auto"` replaced, the weights of its architecture, and the reason for each choice.
+
+    Raises:
+        RecipeError: if the architecture does not exist or the precision does not go with the device.
+        WeightsError: if the pretrained weights cannot be had.
+    """
+    from .weights import find_weights, obtainable
+
+    show = show or Show()
+    device = _device()
+    reasons = {}
+    arch = recipe.arch
+    if arch == "auto":
+        arch, reasons["arch"] = settle_arch(device, lambda name: obtainable(name, show))
+    size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, int((table["split"] == "train").sum()), device)
+    precision, reasons["precision"] = settle_precision(recipe.precision, device)
+    weights = None if recipe.scratch else find_weights(arch, recipe.weights, show)
+    settled = recipe.changed(arch=arch, batch_size=size, precision=precision)
+    if recipe.scratch:
+        settled, reasons["stages"] = _from_scratch(settled)
+    for key, why in reasons.items():
+        if key == "stages" or getattr(recipe, key) != getattr(settled, key):
+            show.say(f"{key}: {getattr(settled, key) if key != 'stages' else 'all layers'} ({why})")
+    return settled, weights, reasons
+
+
+# ---- what to train --------------------------------------------------------------------------------------------------
+
+
+def _chosen(photos: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any]:
+    """The recipe and the photos that a call means; see `make_baseline`."""
+    if isinstance(photos, str) and photos in recipe_names() and recipe == "default":
+        recipe, photos = photos, None
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if photos is None and str(recipe).endswith(".json"):
+        photos = read_values(Path(str(recipe))).get("photos")
+    if photos is None:
+        photos = chosen.data or None
+    if photos is None:
+        raise RecipeError(f"Recipe '{chosen.name}' names no data set and none was given. Give a folder of photos.")
+    return chosen, photos
+
+
+def _changed(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
+    """The recipe with its preset chosen and the caller's changes made, which win over the preset's."""
+    reasons: dict[str, str] = {}
+    preset = changes.pop("preset", "auto")
+    if preset not in ("auto", *PRESETS):
+        raise RecipeError(unknown("preset", str(preset), PRESETS))
+    recipe.changed(**changes)  # finds what is wrong before anything slow begins
+    if recipe.presets or preset != "auto":
+        if preset == "auto":
+            preset, reasons["preset"] = settle_preset(_device())
+            preset = preset if preset in recipe.presets else "standard"
+        recipe = recipe.with_preset(preset)
+    return recipe.changed(**changes, **({} if seed is None else {"seed": seed})), reasons
+
+
+def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
+    """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
+    epochs = sum(stage.epochs for stage in recipe.stages)
+    why = "random weights: a frozen body would have nothing to give"
+    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving"),)), why
+
+
+def _is_data_set(photos: Any) -> bool:
+    from .datasets import DATASETS
+
+    return isinstance(photos, str) and photos in DATASETS
+
+
+def _photos(photos: Any, show: Show) -> Any:
+    """A named data set as its folder; everything else as it is."""
+    from .datasets import dataset
+
+    return dataset(photos, show=show) if _is_data_set(photos) else photos
+
+
+# ---- what is told and written ---------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Seconds by part, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+
+
+@contextmanager
+def _kept_when_interrupted(learn: Learner, recipe: Recipe, folder: Path, show: Show) -> Iterator[None]:
+    """On Ctrl-C writes the epochs so far and the best weights so far, then lets the interrupt go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        history = getattr(interrupt, "history", None)
+        if history is not None and len(history.epochs):
+            _write_training(folder, learn, history, recipe)
+            ended = len(history.epochs)
+            show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
+        raise
+
+
+def _write_run(
+    folder: Path, learn: Learner, history: History, predicted: pd.DataFrame, manifest: dict[str, Any]
+) -> None:
+    from . import report
+
+    _write_training(folder, learn, history, Recipe(**manifest["recipe"]))
+    write(folder / "predictions.csv", predicted.to_csv(index=False))
+    write(folder / "lr_find.png", report.png(report.lr_find_figure(history)))
+    write(folder / "training.png", report.png(report.training_figure(history)))
+    write(folder / "manifest.json", as_json(manifest))
+
+
+def _write_training(folder: Path, learn: Learner, history: History, recipe: Recipe) -> None:
+    from .weights import normalisation
+
+    mean, std = normalisation(recipe.arch)
+    facts = {
+        "arch": recipe.arch,
+        "classes": list(learn.dls.vocab),
+        "image_size": recipe.image_size,
+        "resize": recipe.resize,
+        "mean": mean,
+        "std": std,
+        "tta": recipe.tta,
+    }
+    write(folder / "history.csv", history.epochs.to_csv(index=False))
+    save_network(learn.model, facts, folder / "model")
+
+
+def _described(table: pd.DataFrame) -> str:
+    counts = table["split"].value_counts()
+    by_split = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "valid", "test") if name in counts)
+    return f"photos: {len(table):,} of {table['label'].nunique()} classes; {by_split}"
+
+
+def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame | None) -> dict[str, Any]:
+    """Counts, and a sha256 over the rows, so that another run can tell whether it saw the same photos and splits."""
+    rows = table[["path", "label", "split"]].to_csv(index=False)
+    return {
+        "classes": sorted(table["label"].unique()),
+        "photos": {str(name): int(count) for name, count in table["split"].value_counts().items()},
+        "left_out": [] if unread is None else unread.to_dict("records"),
+        "sha256": hashlib.sha256(rows.encode()).hexdigest(),
+    }
+
+
+def _photos_words(photos: Any) -> str:
+    if _is_data_set(photos):
+        return str(photos)
+    return str(Path(photos).expanduser().absolute()) if isinstance(photos, str | Path) else "a DataFrame"
+
+
+def _device() -> str:
+    from fastai.torch_core import default_device
+
+    return str(default_device().type)
+
+
+def _device_words() -> str:
+    import torch
+
+    if _device() == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,97 @@
+"""Learner + photos -> prediction table, plain and with test-time augmentation. Knows probabilities; knows no files.
+
+The prediction table is a pandas DataFrame with one row a photo and the columns
+
+| column | holds |
+|---|---|
+| `path`, `label`, `split` | as in the photo table |
+| `predicted`, `confidence` | the most probable class and its probability, 0-1 |
+| `loss` | minus the logarithm of the probability of `label` |
+| `plain_predicted`, `plain_confidence`, `plain_loss` | the same without test-time augmentation |
+| `p_CLASS` ... | the probability of each class, 0-1, with test-time augmentation; a row sums to 1 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastai.learner import Learner
+
+from .data import split_loader
+from .learners import autocast
+from .progress import Show
+
+__all__ = ["predictions", "views_of"]
+
+CROP_SHARE = 0.875
+
+
+def predictions(
+    learn: Learner,
+    table: pd.DataFrame,
+    views: tuple[str, ...] = ("flip",),
+    splits: tuple[str, ...] = ("valid", "test"),
+    show: Show | None = None,
+) -> pd.DataFrame:
+    """The prediction table (see the module) of the given splits, each photo read once and seen in every view.
+
+    Probabilities are the mean over the plain photo and its `views`; the views are fixed, so that the same network
+    gives the same numbers every time, unlike fastai's `tta`, which draws training augmentations.
+
+    Args:
+        views: `"flip"` (mirrored left to right), `"five_crops"` (centre and corners, 7/8 of the side).
+    """
+    show = show or Show()
+    parts = [name for name in splits if (table["split"] == name).any()]
+    with show.bar("predicting", int(table["split"].isin(parts).sum()), "photos") as bar:
+        tables = []
+        for name in parts:
+            rows = table[table["split"] == name].reset_index(drop=True)
+            plain, mean = [], []
+            for photos, _ in split_loader(learn.dls, table, name):
+                by_view = _probabilities(learn, photos, views)
+                plain.append(by_view[0])
+                mean.append(by_view.mean(0))
+                bar.step(len(photos))
+            tables.append(_table(rows, torch.cat(plain), torch.cat(mean), list(learn.dls.vocab)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def views_of(photos: torch.Tensor, views: tuple[str, ...]) -> Iterator[torch.Tensor]:
+    """The photos, N x 3 x H x W, and then each view of them, all of the same size."""
+    yield photos
+    if "flip" in views:
+        yield photos.flip(-1)
+    if "five_crops" in views:
+        height, width = photos.shape[-2:]
+        high, wide = round(height * CROP_SHARE), round(width * CROP_SHARE)
+        bottom, right = height - high, width - wide
+        for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)):
+            crop = photos[..., top : top + high, left : left + wide]
+            yield F.interpolate(crop, size=(height, width), mode="bicubic", align_corners=False)
+
+
+@torch.inference_mode()
+def _probabilities(learn: Learner, photos: torch.Tensor, views: tuple[str, ...]) -> torch.Tensor:
+    """Views x N x classes, float64 so that rows sum to 1 to twelve digits."""
+    learn.model.eval()
+    photos = photos.as_subclass(torch.Tensor)
+    with autocast(learn):
+        outputs = [learn.model(view.contiguous(memory_format=torch.channels_last)) for view in views_of(photos, views)]
+    return torch.stack(outputs).double().softmax(-1).cpu()
+
+
+def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, classes: list[str]) -> pd.DataFrame:
+    labels = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
+    table = rows[["path", "label", "split"]].copy()
+    for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
+        best = probabilities.argmax(1)
+        table[f"{prefix}predicted"] = np.asarray(classes, dtype=object)[best]
+        table[f"{prefix}confidence"] = probabilities[np.arange(len(best)), best]
+        table[f"{prefix}loss"] = -np.log(np.maximum(probabilities[np.arange(len(best)), labels], 1e-300))
+    columns = pd.DataFrame(mean.numpy(), columns=[f"p_{name}" for name in classes], index=table.index)
+    return pd.concat([table, columns], axis=1)

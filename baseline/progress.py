@@ -1,0 +1,78 @@
+"""What a long job tells the person who waits: lines, and bars with the time left. Knows no photos and no models.
+
+Rooms are handed a `Show` and call `say` and `bar`; they never print. `Show` itself is silent, `Terminal` draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+__all__ = ["Bar", "Show", "Terminal"]
+
+
+class Bar(Protocol):
+    """One running bar."""
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        """Moves the bar by `n` units; `note` replaces the text at its end (a loss, a name) unless empty."""
+
+
+class _SilentBar:
+    def step(self, n: int = 1, note: str = "") -> None:
+        pass
+
+
+class Show:
+    """Says nothing. Pass `show=Show()` to `make_baseline` to silence it."""
+
+    def say(self, line: str) -> None:
+        """Tells one finished fact, on a line of its own."""
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
+        """A bar of `total` units; `unit="bytes"` shows sizes and speed, any other word shows a count."""
+        yield _SilentBar()
+
+
+class Terminal(Show):
+    """Lines and bars on standard error by rich: plain lines without bars where that is no terminal or a notebook.
+
+    `NO_COLOR` and `TERM=dumb` are honoured by rich itself. Standard output stays free for results.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
+        if not (self.console.is_terminal or self.console.is_jupyter):
+            yield _SilentBar()
+            return
+        with _progress(self.console, unit) as progress:
+            yield _RichBar(progress, progress.add_task(title, total=total, note=""))
+
+
+class _RichBar:
+    def __init__(self, progress: Any, task: Any) -> None:
+        self.progress, self.task = progress, task
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        fields = {"note": note} if note else {}
+        self.progress.update(self.task, advance=n, **fields)
+
+
+def _progress(console: Any, unit: str) -> Any:
+    from rich import progress as p
+
+    amount = [p.DownloadColumn(), p.TransferSpeedColumn()] if unit == "bytes" else [p.MofNCompleteColumn()]
+    columns = [p.TextColumn("{task.description}"), p.BarColumn(), *amount, p.TimeElapsedColumn()]
+    left = p.TimeRemainingColumn()
+    note = p.TextColumn("{task.fields[note]}")
+    return p.Progress(*columns, p.TextColumn("left"), left, note, console=console, transient=True)

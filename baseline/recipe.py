@@ -1,0 +1,415 @@
+"""Recipes: what to train and how, as data. Knows TOML and JSON; knows no photos, no torch.
+
+A recipe holds decisions; what a run finds out (rates, seconds, hashes) goes into its manifest. The folder `recipes/`
+is the list of named recipes. `"auto"` values are settled by `settle_arch`, `settle_batch_size`, `settle_preset` and
+`settle_precision`: pure rules that also give the reason, which is printed and written down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import RecipeError, unknown
+
+__all__ = [
+    "Augment",
+    "Recipe",
+    "Stage",
+    "load_recipe",
+    "recipe_names",
+    "settle_arch",
+    "settle_batch_size",
+    "settle_precision",
+    "settle_preset",
+]
+
+EMBEDDED_ARCH = "tf_efficientnet_lite0"
+"""The body whose ImageNet weights come with the package, so that it works anywhere without a download."""
+
+RESIZES = ("squish", "crop", "pad")
+VIEWS = ("flip", "five_crops")
+PRESETS = ("quick", "standard", "best")
+PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of training photos, in the words and units of fastai's `aug_transforms`."""
+
+    flip: bool = True
+    """Mirror left and right, half of the time."""
+    rotate: float = 10.0
+    """At most so many degrees either way."""
+    zoom: float = 1.1
+    """At most so many times larger."""
+    lighting: float = 0.2
+    """Brightness and contrast change by at most this share."""
+    warp: float = 0.2
+    """Perspective, as a share of the side."""
+    probability: float = 0.75
+    """How often rotation, zoom and warp, and how often lighting, are applied."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of fastai's `fit_one_cycle`."""
+
+    trains: str | int
+    """`"head"` (body frozen), `"all"`, or the number of last layer groups (the head is one of them)."""
+    epochs: int
+    lr: str | float | tuple[float, float] = "find"
+    """`"find"`, one rate, or (first layers, last layers): fastai's `slice`, evenly multiplied in between."""
+    batch_norm: str = "still"
+    """Statistics of the body's BatchNorm: `"still"`, as pretrained, or `"moving"`, as fastai has it."""
+    views: tuple[str, ...] = ()
+    """What a head stage on computed features sees besides the plain training photos: `"flip"`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every decision of a run. Values are checked when it is made; all faults are reported at once.
+
+    >>> Recipe(image_size=128, stages=(Stage("head", 3), Stage("all", 3, (1e-6, 1e-4)))).image_size
+    128
+
+    Raises:
+        RecipeError: for values that cannot be used, naming each of them and what was needed.
+    """
+
+    name: str = "mine"
+    title: str = ""
+    data: str = ""
+    """The named data set this recipe is for; empty where the photos are given."""
+    arch: str = "auto"
+    """A torchvision or timm name, or `"auto"` (see `settle_arch`)."""
+    scratch: bool = False
+    """Start from random weights instead of pretrained ones."""
+    weights: str = ""
+    """A .pth or .safetensors file; empty looks for the architecture's own weights, offline places first."""
+    image_size: int = 160
+    """Pixels, side of the square that the network sees."""
+    resize: str = "squish"
+    """How a photo becomes that square: `"squish"`, `"crop"` (centre) or `"pad"` (black)."""
+    batch_size: str | int = "auto"
+    valid_share: float = 0.1
+    """Share of the training photos set aside for choosing rates and weights, where no valid split is given."""
+    test_share: float = 0.2
+    """Share of all photos set aside for the final number, where no split at all is given."""
+    photos_per_class: int = 0
+    """Train on a seeded subset of so many training photos per class; 0 takes all."""
+    seed: int = 0
+    augment: Augment = Augment()
+    tta: tuple[str, ...] = ("flip",)
+    """Views averaged with the plain photo at evaluation: `"flip"`, `"five_crops"`; empty for none."""
+    freeze: str = "features"
+    """How a head stage holds the body still: `"features"` computes the frozen body's outputs once; `"fastai"` is
+    fastai's own frozen stage, where BatchNorm keeps moving and every epoch runs the whole body."""
+    precision: str = "auto"
+    workers: int = 0
+    """Processes that read photos in the background, where they are not kept decoded in memory."""
+    preset: str = "standard"
+    stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `quick` and `best` change; `standard` is the recipe itself. Empty once a preset has been chosen."""
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    """Measured results, for the table of `baseline recipes`."""
+
+    def __post_init__(self) -> None:
+        _set(self, stages=_stages(self.stages), augment=_augment(self.augment), tta=_views(self.tta))
+        if found := _faults(self):
+            raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
+
+    def changed(self, **changes: Any) -> Recipe:
+        """A copy with other values; names that do not exist are refused with the nearest one that does."""
+        _known(changes, f"recipe '{self.name}'")
+        return dataclasses.replace(self, **changes)
+
+    def with_preset(self, preset: str) -> Recipe:
+        """The recipe as `preset` has it: `"quick"`, `"standard"` (the recipe itself) or `"best"`."""
+        if preset not in PRESETS:
+            raise RecipeError(unknown("preset", preset, PRESETS))
+        changes = dict(self.presets.get(preset, {}))
+        if preset != "standard" and not changes:
+            raise RecipeError(f"Recipe '{self.name}' has no preset '{preset}'. Known: {', '.join(_presets_of(self))}.")
+        _known(changes, f"preset '{preset}' of recipe '{self.name}'")
+        return dataclasses.replace(self, **changes, preset=preset, presets={})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `recipe_from` reads them back; what the manifest keeps."""
+        return dataclasses.asdict(self)
+
+
+def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
+    """A recipe from plain values as TOML or JSON gives them.
+
+    Raises:
+        RecipeError: naming every unknown key, wrong type and impossible value.
+    """
+    values = {("stages" if key == "stage" else "presets" if key == "preset" and isinstance(value, dict) else key): value
+              for key, value in values.items()}  # fmt: skip
+    presets = values.get("presets") or {}
+    if isinstance(presets, dict):
+        values["presets"] = {
+            preset: {("stages" if key == "stage" else key): value for key, value in changes.items()}
+            for preset, changes in presets.items()
+            if isinstance(changes, dict)
+        }
+    faults = [_unknown_key(key) for key in values if key not in _fields(Recipe)]
+    known = {key: value for key, value in values.items() if key in _fields(Recipe)}
+    try:
+        recipe = Recipe(**{**known, "name": known.get("name") or name})
+        for preset in recipe.presets:
+            recipe.with_preset(preset)
+    except RecipeError as error:
+        raise RecipeError("; ".join([*faults, str(error)])) if faults else error from None
+    if faults:
+        raise RecipeError(f"Recipe '{name}': {'; '.join(faults)}. Known keys: {', '.join(sorted(_fields(Recipe)))}.")
+    return recipe
+
+
+def recipes_folder() -> Path:
+    """Where the named recipes lie: beside this file in an installed package, at the top of the checkout otherwise."""
+    beside = Path(__file__).parent / "recipes"
+    return beside if beside.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The names that `load_recipe` knows, sorted.
+
+    >>> "cifar10" in recipe_names()
+    True
+    """
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """A named recipe, one's own TOML file, or the recipe that a run's `manifest.json` kept.
+
+    >>> load_recipe("cifar10").data
+    'cifar10'
+
+    Raises:
+        RecipeError: if there is none of that name, the file cannot be read, or its values cannot be used.
+    """
+    path = Path(recipe)
+    if path.suffix not in (".toml", ".json"):
+        if str(recipe) not in recipe_names():
+            raise RecipeError(unknown("recipe", str(recipe), recipe_names()))
+        path = recipes_folder() / f"{recipe}.toml"
+    values = read_values(path)
+    return recipe_from(values.get("recipe", values) if path.suffix == ".json" else values, path.stem)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a TOML or JSON file.
+
+    Raises:
+        RecipeError: if it cannot be read; line and column are named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise RecipeError(f"{path} is not valid {path.suffix[1:].upper()}: {error}.") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds a {type(values).__name__}; a table of keys and values was needed.")
+    return values
+
+
+# ---- the rules behind "auto" ----------------------------------------------------------------------------------------
+
+
+def settle_preset(device: str) -> tuple[str, str]:
+    """The preset and why: `standard` on a GPU, `quick` on a CPU."""
+    if device == "cpu":
+        return "quick", "no GPU here; --preset standard trains the whole network longer"
+    return "standard", f"a GPU is here ({device})"
+
+
+def settle_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
+    """The architecture and why: resnet50 on a GPU that can get its weights, else the embedded body.
+
+    >>> settle_arch("cpu", lambda arch: True)[0]
+    'tf_efficientnet_lite0'
+    """
+    if device == "cpu":
+        return EMBEDDED_ARCH, "no GPU here; its weights are installed with the package"
+    if obtainable("resnet50"):
+        return "resnet50", "a GPU is here and the weights are within reach"
+    return EMBEDDED_ARCH, "the weights of resnet50 are out of reach; these are installed with the package"
+
+
+def settle_batch_size(batch_size: str | int, photos: int, device: str) -> tuple[int, str]:
+    """The number of photos per step and why.
+
+    `"auto"` is a power of two: about an eighth of the training photos, from 16 to 64 (to 128 on a GPU). Fewer
+    photos than a batch would train on no batch at all, so the batch shrinks.
+
+    >>> settle_batch_size("auto", 220, "cpu")[0], settle_batch_size(64, 40, "cpu")[0]
+    (16, 40)
+    """
+    if isinstance(batch_size, int):
+        if batch_size <= photos:
+            return batch_size, "as given"
+        return photos, f"{photos} training photos do not fill a batch of {batch_size}"
+    top = 64 if device == "cpu" else 128
+    size = 16
+    while size * 2 <= top and size * 16 <= photos:
+        size *= 2
+    return min(size, photos), f"about an eighth of {photos} training photos, 16 to {top}"
+
+
+def settle_precision(precision: str, device: str) -> tuple[str, str]:
+    """The number format of the forward and backward passes and why.
+
+    Raises:
+        RecipeError: for a 16-bit format on a CPU.
+    """
+    if device == "cpu":
+        if precision in ("float16", "bfloat16"):
+            raise RecipeError(f"precision {precision} needs a GPU; this run is on the CPU. Use float32 or auto.")
+        return "float32", "the CPU's own format"
+    if precision != "auto":
+        return precision, "as given"
+    return "float16", "mixed precision halves time and memory on a GPU"
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _set(recipe: Recipe, **values: Any) -> None:
+    for key, value in values.items():
+        object.__setattr__(recipe, key, value)
+
+
+def _fields(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _presets_of(recipe: Recipe) -> list[str]:
+    return [preset for preset in PRESETS if preset == "standard" or preset in recipe.presets]
+
+
+def _unknown_key(key: str) -> str:
+    return unknown("key", key, _fields(Recipe), limit=0).split(" Known:")[0].rstrip(".")
+
+
+def _known(changes: Mapping[str, Any], where: str) -> None:
+    wrong = [key for key in changes if key not in _fields(Recipe)]
+    if wrong:
+        raise RecipeError(f"In {where}: " + " ".join(unknown("key", key, _fields(Recipe), limit=99) for key in wrong))
+
+
+def _views(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _augment(value: Any) -> Any:
+    """A table becomes an Augment; what is no table, or has unknown keys, stays for `_faults` to name."""
+    if isinstance(value, Mapping) and set(value) <= set(_fields(Augment)):
+        return Augment(**value)
+    return value
+
+
+def _stages(value: Any) -> Any:
+    return tuple(_stage(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def _stage(value: Any) -> Any:
+    if isinstance(value, Mapping) and {"trains", "epochs"} <= set(value) <= set(_fields(Stage)):
+        value = Stage(**value)
+    if isinstance(value, Stage):
+        lr = tuple(value.lr) if isinstance(value.lr, list) else value.lr
+        value = dataclasses.replace(value, lr=lr, views=_views(value.views))
+    return value
+
+
+def _faults(recipe: Recipe) -> list[str]:
+    """Every value that cannot be used, each with what was needed."""
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "name": (_text, "text"),
+        "title": (_text, "text"),
+        "data": (_text, "text"),
+        "arch": (lambda v: _text(v) and bool(v), "the name of an architecture or 'auto'"),
+        "scratch": (_flag, "true or false"),
+        "weights": (_text, "a path"),
+        "image_size": (lambda v: _whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
+        "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
+        "batch_size": (lambda v: v == "auto" or _whole(v, 2, 65536), "'auto' or a whole number from 2"),
+        "valid_share": (lambda v: _number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
+        "test_share": (lambda v: _number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
+        "photos_per_class": (lambda v: _whole(v, 0, 10**9), "a whole number, 0 for all"),
+        "seed": (lambda v: _whole(v, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
+        "augment": (_augment_ok, f"a table of {', '.join(_fields(Augment))} with usable values"),
+        "tta": (lambda v: isinstance(v, tuple) and all(x in VIEWS for x in v), f"a list from {', '.join(VIEWS)}"),
+        "freeze": (lambda v: v in ("features", "fastai"), "'features' or 'fastai'"),
+        "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        "workers": (lambda v: _whole(v, 0, 256), "a whole number from 0"),
+        "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
+        "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),
+        "expected": (lambda v: isinstance(v, Mapping), "a table"),
+    }
+    faults = [
+        f"{key} is {getattr(recipe, key)!r}, needed: {needed}"
+        for key, (good, needed) in checks.items()
+        if not good(getattr(recipe, key))
+    ]
+    return faults + _stage_faults(recipe.stages)
+
+
+def _stage_faults(stages: Any) -> list[str]:
+    if not isinstance(stages, tuple) or not stages:
+        return [f"stages is {stages!r}, needed: at least one stage"]
+    faults = []
+    for number, stage in enumerate(stages, 1):
+        if not isinstance(stage, Stage):
+            faults.append(f"stage {number} is {stage!r}, needed: a table of {', '.join(_fields(Stage))}")
+            continue
+        if stage.trains not in ("head", "all") and not _whole(stage.trains, 1, 1000):
+            faults.append(f"stage {number}: trains is {stage.trains!r}, needed: 'head', 'all' or a number of groups")
+        if not _whole(stage.epochs, 1, 100_000):
+            faults.append(f"stage {number}: epochs is {stage.epochs!r}, needed: a whole number from 1")
+        if stage.batch_norm not in ("still", "moving"):
+            faults.append(f"stage {number}: batch_norm is {stage.batch_norm!r}, needed: 'still' or 'moving'")
+        if stage.views not in ((), ("flip",)):
+            faults.append(f"stage {number}: views is {stage.views!r}, needed: [] or ['flip']")
+        if not _rate(stage.lr):
+            faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
+    return faults
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and _number(value, low, high)
+
+
+def _rate(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return len(value) == 2 and all(_number(rate, 1e-12, 100) for rate in value)
+    return value == "find" or _number(value, 1e-12, 100)
+
+
+def _augment_ok(value: Any) -> bool:
+    if not isinstance(value, Augment) or not _flag(value.flip):
+        return False
+    bounds = {"rotate": (0, 180), "zoom": (1, 10), "lighting": (0, 1), "warp": (0, 1), "probability": (0, 1)}
+    return all(_number(getattr(value, key), *bound) for key, bound in bounds.items())

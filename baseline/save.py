@@ -1,0 +1,159 @@
+"""Finished run <-> folder on disk. Knows files; knows nothing of how the numbers came about.
+
+Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole.
+Networks are safetensors and JSON; nothing here pickles or unpickles.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import OutputError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["load_network", "read_manifest", "run_folder", "save_network", "write"]
+
+FORMAT = 1
+"""Version of the model folder's layout."""
+
+LEAST_FREE_BYTES = 200_000_000
+
+
+@contextmanager
+def run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
+    """The folder that a run's results go to, made and tried: `out`, else `runs/NAME-DATE-TIME` in the working folder.
+
+    If the run fails before anything was written there, the folder is removed again.
+
+    Raises:
+        OutputError: if it cannot be written, holds a finished run already, or the disk is nearly full.
+    """
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(out).expanduser() if out else _unused(Path("runs") / f"{name}-{stamp}")
+    if (folder / "manifest.json").exists():
+        raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
+    if free < LEAST_FREE_BYTES:
+        raise OutputError(
+            f"The disk of {folder} has {free // 10**6} MB free; {LEAST_FREE_BYTES // 10**6} MB were needed. "
+            "Make room, or choose another --out."
+        )
+    try:
+        yield folder
+    except BaseException:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OutputError: if the disk is full or the folder cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        words = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise OutputError(f"{path} cannot be written: {words}. Make room, or choose another --out.") from None
+
+
+def save_network(model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
+    """The network as `model.safetensors` and what is needed to build and feed it as `model.json`.
+
+    Args:
+        facts: `arch, classes, image_size, resize, mean, std`, and whatever else should be known of it.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write(folder / "model.safetensors", save(tensors))
+    write(folder / "model.json", as_json({"format": FORMAT, **facts}))
+
+
+def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a model folder (or of a run that holds one) in evaluation mode, and its facts.
+
+    Raises:
+        OutputError: if there is no model folder, or a newer version wrote it.
+        WeightsError: if its tensors are not those of the network it names.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from .learners import network
+
+    folder = Path(folder)
+    folder = folder if (folder / "model.json").exists() else folder / "model"
+    facts = _read_json(folder / "model.json")
+    if facts.get("format") != FORMAT:
+        raise OutputError(f"{folder} has format {facts.get('format')}; this version reads {FORMAT}. Update baseline.")
+    model, _ = network(facts["arch"], len(facts["classes"]), None)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{folder / 'model.safetensors'} is damaged or of another network: {first}") from None
+    return model.eval(), facts
+
+
+def read_manifest(run: str | Path) -> dict[str, Any]:
+    """What `manifest.json` of a run folder says.
+
+    Raises:
+        OutputError: if there is none or it cannot be read.
+    """
+    return _read_json(Path(run) / "manifest.json")
+
+
+def as_json(values: Any) -> str:
+    """Readable JSON text; paths become text, tuples lists."""
+    return json.dumps(values, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged: {error}.") from None
+
+
+def _unused(folder: Path) -> Path:
+    """`folder`, or with -2, -3 ... behind it where that is taken."""
+    tried, number = folder, 1
+    while tried.exists():
+        number += 1
+        tried = folder.with_name(f"{folder.name}-{number}")
+    return tried

@@ -1,0 +1,95 @@
+"""Photos and one finished run that many tests share.
+
+Real photos come from BASELINE_TEST_PHOTOS, else from ../shared/data beside the checkout. Where neither is there, the
+suite draws its own, and the header of the test run says which.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import baseline
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("BASELINE_TEST_PHOTOS", ROOT.parent / "shared" / "data"))
+REAL_WEIGHTS = REAL.parent / "weights"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    real = (REAL / "hymenoptera_256").is_dir()
+    return f"baseline from {Path(baseline.__file__).parent}; photos: {REAL if real else 'drawn by the suite'}"
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a cache and a working folder of its own."""
+    monkeypatch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes, 24 photos each: real ants and bees where they are at hand."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("ants", "bees"):
+        (folder / name).mkdir()
+        real = sorted((REAL / "hymenoptera_256" / "train" / name).glob("*.jpg"))[:24]
+        for number in range(24):
+            if real:
+                shutil.copy(real[number], folder / name / f"{number:02}.jpg")
+            else:
+                draw(name, number).save(folder / name / f"{number:02}.jpg")
+    return folder
+
+
+def draw(name: str, number: int) -> Image.Image:
+    """A noisy picture of dots (ants) or stripes (bees), so that there is something to learn."""
+    rng = np.random.default_rng(number + 1000 * (name == "bees"))
+    image = Image.fromarray(rng.integers(90, 160, (96, 128, 3), dtype=np.uint8))
+    pen = ImageDraw.Draw(image)
+    for x, y in rng.integers(0, 90, (8, 2)):
+        shape = (x, y, x + 10, y + 10) if name == "ants" else (0, y, 128, y + 5)
+        pen.ellipse(shape, fill=(60, 20, 10)) if name == "ants" else pen.rectangle(shape, fill=(230, 190, 20))
+    return image
+
+
+@pytest.fixture(scope="session")
+def small() -> baseline.Recipe:
+    """A recipe that ends in seconds: a head stage and a stage over the last groups, at 48 pixels."""
+    return baseline.load_recipe("default").changed(
+        image_size=48,
+        presets={},
+        stages=(baseline.Stage("head", 4, "find", views=("flip",)), baseline.Stage(3, 1, (1e-4, 1e-3))),
+    )
+
+
+@pytest.fixture(scope="session")
+def done(photos: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+    """One finished run."""
+    return baseline.make_baseline(photos, small, out=tmp_path_factory.mktemp("runs") / "done", show=baseline.Show())
+
+
+@pytest.fixture(scope="session")
+def settled(photos: Path, small: baseline.Recipe) -> tuple[baseline.Recipe, object]:
+    """The small recipe settled on the shared photos, and the photo table with its splits."""
+    table = baseline.split(baseline.photo_table(photos), small)
+    return baseline.settle(small, table)[0], table
+
+
+@pytest.fixture
+def learn(settled: tuple[baseline.Recipe, object], tmp_path: Path) -> object:
+    """A fresh Learner on the shared photos."""
+    recipe, table = settled
+    torch.manual_seed(0)
+    return baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)

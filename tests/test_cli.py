@@ -1,0 +1,103 @@
+"""The command line: results on standard output, one line and exit code 2 for bad input, help with examples."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import baseline
+
+
+def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "baseline", *words]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb", **environment})
+
+
+def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "short.toml"
+    recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 2\n')
+    ended = call("run", str(recipe), "--data", str(photos), "--out", str(tmp_path / "run"))
+    assert ended.returncode == 0, ended.stderr
+    assert "test accuracy with TTA:" in ended.stdout and "95 % interval" in ended.stdout
+    assert str(tmp_path / "run") in ended.stdout
+    assert "will take about" in ended.stderr and "epoch 2/2" in ended.stderr and "\x1b" not in ended.stderr
+    quiet = call("run", str(tmp_path / "run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet")
+    assert quiet.stderr == "" and quiet.stdout.splitlines()[0] == ended.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "cifra10"], "Did you mean 'cifar10'"),
+        (["run", "./nowhere"], "There is no folder"),
+        (["run", "nowhere/"], "There is no folder"),
+        (["run", "default"], "Give a folder of photos"),
+        (["run", "PHOTOS", "--arch", "resnet5O"], "Did you mean 'resnet50'"),
+        (["run", "PHOTOS", "--preset", "quik"], "Did you mean 'quick'"),
+        (["run", "PHOTOS", "--image-size", "4"], "image_size is 4, needed: pixels"),
+        (["run", "PHOTOS", "--batch-size", "many"], "batch_size is 'many'"),
+        (["run", "PHOTOS", "--resize", "stretch"], "one of squish, crop, pad"),
+        (["run", "PHOTOS", "--precision", "bfloat16"], "needs a GPU"),
+        (["run", "PHOTOS", "--weights", "none.pth"], "There is no weights file"),
+        (["run", "PHOTOS", "--out", "/proc/run"], "cannot be written"),
+        (["run", "PHOTOS", "--image-size", "a"], "should be a valid integer"),
+        (["run", "PHOTOS", "--epoch", "3"], "No such option: --epoch"),
+        (["run"], "Missing argument 'target'"),
+        (["train"], "No such command 'train'"),
+        (["run", "nothing.toml"], "cannot be read"),
+        (["run", "cifar10", "--data", "nowhere"], "is not there"),
+        (["copy", "nothing"], "There is no recipe 'nothing'"),
+        (["copy", "default", "mine.txt"], "ends in .toml"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(photos: Path, words: list[str], message: str) -> None:
+    ended = call(*[str(photos) if word == "PHOTOS" else word for word in words])
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr and "Traceback" not in ended.stderr
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+    assert ended.stderr.splitlines()[-1].startswith("baseline: ") and ended.stderr.count("baseline: ") == 1
+
+
+def test_help_has_examples_everywhere() -> None:
+    assert "baseline run cifar10" in call("--help").stdout
+    for command in ("run", "recipes", "copy", "doctor"):
+        ended = call(command, "--help")
+        assert ended.returncode == 0 and f"baseline {command}" in ended.stdout and "Examples" in ended.stdout
+
+
+def test_completion_knows_recipes_and_presets() -> None:
+    def completed(line: str) -> str:
+        words = {"_BASELINE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()))}
+        command = "from baseline.cli import app; app(prog_name='baseline')"
+        environment = {**os.environ, **words}
+        return subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=environment).stdout
+
+    assert "cifar10" in completed("baseline run ")
+    assert "standard" in completed("baseline run cifar10 --preset ")
+
+
+def test_recipes_lists_every_recipe() -> None:
+    printed = call("recipes").stdout
+    assert all(name in printed for name in baseline.recipe_names()) and "60,000" in printed
+
+
+def test_copy_hands_over_a_recipe_that_loads_and_overwrites_nothing() -> None:
+    assert call("copy", "cifar10").stdout == "cifar10.toml\n"
+    assert baseline.load_recipe("cifar10.toml").data == "cifar10"
+    again = call("copy", "cifar10")
+    assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_doctor_tells_versions_device_data_and_weights() -> None:
+    printed = call("doctor").stdout
+    for word in ("torch", "device", "bfloat16", "AMX", "free", "data set cifar10", "weights of tf_efficientnet_lite0"):
+        assert word in printed
+    assert not list(Path(os.environ["BASELINE_HOME"]).iterdir())
+
+
+def test_the_version_is_the_packages() -> None:
+    assert call("--version").stdout.strip() == baseline.__version__

@@ -1,0 +1,117 @@
+"""Photos reach the network upright, in RGB, the same from memory and from disk, and fastai's loaders stay fastai's."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.data.transforms import Normalize
+from PIL import Image
+
+import baseline
+from baseline import data
+from baseline.data import fit_photo, open_photo, split_loader
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGB", (6, 4), (200, 10, 10)).convert("L" if mode == "I;16" else mode if mode != "PA" else "P")
+    image = image.convert(mode) if mode in ("PA", "I;16") and image.mode != mode else image
+    opened = open_photo(image)
+    assert opened.mode == "RGB" and opened.size == (6, 4)
+
+
+def test_sideways_photos_are_turned_upright() -> None:
+    image = Image.new("RGB", (40, 20), "blue")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    assert open_photo(buffer.getvalue()).size == (20, 40)
+
+
+def test_bytes_paths_arrays_and_images_are_opened_alike(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    forms = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
+        pixels,
+        Image.fromarray(pixels),
+    ]
+    for form in forms:
+        assert np.array_equal(np.asarray(open_photo(form)), pixels)
+
+
+def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same() -> None:
+    ramp = np.linspace(0, 255, 1600 * 1200).reshape(1200, 1600).astype(np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(np.stack([ramp, ramp.T.copy().reshape(1200, 1600), 255 - ramp], -1)).save(
+        buffer, "JPEG", quality=95
+    )
+    whole = fit_photo(open_photo(buffer.getvalue()), 64, "squish")
+    fast = fit_photo(open_photo(buffer.getvalue(), 64), 64, "squish")
+    assert np.abs(np.asarray(whole, int) - np.asarray(fast, int)).mean() < 4
+
+
+@pytest.mark.parametrize("resize", ["squish", "crop", "pad"])
+def test_photos_become_squares(resize: str) -> None:
+    square = fit_photo(Image.new("RGB", (90, 30), "white"), 32, resize)
+    assert square.size == (32, 32)
+    black = (np.asarray(square) == 0).all(-1).mean()
+    assert (black > 0.5) if resize == "pad" else (black == 0)
+
+
+def test_batches_are_normalised_and_carry_the_right_labels(learn: object, settled: tuple) -> None:
+    recipe, table = settled
+    photos, labels = learn.dls.valid.one_batch()
+    assert photos.shape[1:] == (3, 48, 48) and photos.dtype == torch.float32
+    assert list(learn.dls.vocab) == ["ants", "bees"]
+    rows = table[table["split"] == "valid"]
+    assert [learn.dls.vocab[n] for n in labels] == list(rows["label"])[: len(labels)]
+    raw = np.asarray(fit_photo(open_photo(rows.iloc[0]["path"], 48), 48, recipe.resize)).transpose(2, 0, 1) / 255
+    assert np.allclose(photos[0].numpy(), (raw - 0.5) / 0.5, atol=1e-5)
+    assert any(isinstance(step, Normalize) for step in learn.dls.valid.after_batch.fs)
+
+
+def test_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, table = settled
+    kept = baseline.dataloaders(table, recipe)
+    monkeypatch.setattr(data, "MEMORY_SHARE", 0)
+    read = baseline.dataloaders(table, recipe)
+    assert kept.decoded is not None and read.decoded is None
+    for split in ("train", "valid", "test"):
+        for one, two in zip(split_loader(kept, table, split), split_loader(read, table, split), strict=True):
+            assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+def test_training_batches_are_shuffled_augmented_and_whole(learn: object) -> None:
+    once, again = ([x.clone() for x, _ in learn.dls.train] for _ in range(2))
+    assert not torch.equal(once[0], again[0])
+    assert all(len(batch) == learn.dls.train.bs for batch in once)
+
+
+def test_fastais_own_ways_still_work(learn: object, photos: Path) -> None:
+    learn.dls.train.show_batch(max_n=2, show=False)
+    name, _, probabilities = learn.predict(photos / "ants" / "00.jpg")
+    assert name in ("ants", "bees") and probabilities.sum() == pytest.approx(1, abs=1e-5)
+    file = photos / "ants" / "00.jpg"
+    for form in (str(file), file.read_bytes(), Image.open(file)):
+        assert torch.allclose(learn.predict(form)[2], probabilities, atol=1e-6)
+    assert learn.get_preds()[0].shape == (len(learn.dls.valid_ds), 2)
+
+
+def test_labels_may_look_like_columns_of_the_table(tmp_path: Path) -> None:
+    rows = []
+    for label in ("path", "label", "loss"):
+        for number in range(6):
+            Image.new("RGB", (16, 16), (40 * number, 9, 9)).save(tmp_path / f"{label}{number}.png")
+            rows.append({"path": str(tmp_path / f"{label}{number}.png"), "label": label})
+    recipe = baseline.Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-3),))
+    done = baseline.make_baseline(pd.DataFrame(rows), recipe, out=tmp_path / "run", show=baseline.Show())
+    assert {"p_path", "p_label", "p_loss"} <= set(done.predictions)

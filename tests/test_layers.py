@@ -1,0 +1,96 @@
+"""The house: imports point one way, the light rooms stay light, and the public names are complete."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import baseline
+
+PACKAGE = Path(baseline.__file__).parent
+
+MAY_IMPORT = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "progress": set(),
+    "recipe": {"errors"},
+    "archives": {"errors", "progress"},
+    "datasets": {"errors", "progress", "archives"},
+    "sources": {"errors"},
+    "audit": {"errors", "progress", "sources"},
+    "splits": {"errors", "recipe"},
+    "weights": {"errors", "progress", "datasets"},
+    "data": {"progress", "recipe", "weights"},
+    "learners": {"errors", "recipe", "weights"},
+    "features": {"progress", "data", "learners"},
+    "training": {"errors", "progress", "recipe", "features", "learners"},
+    "predict": {"progress", "data", "learners"},
+    "metrics": set(),
+    "report": {"training"},
+    "save": {"errors", "learners"},
+    "doctor": {"make", "datasets", "recipe", "weights"},
+    "make": {"errors", "progress", "recipe", "datasets", "sources", "audit", "splits", "weights", "data", "learners",
+             "training", "predict", "metrics", "report", "save"},
+    "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor"},
+}  # fmt: skip
+
+
+def imported(module: str) -> set[str]:
+    """The modules of this package that `module` imports anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module.split(".")[0]} if node.module else {name.name for name in node.names}
+    return found - {"__version__"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_imports_point_one_way(module: str) -> None:
+    assert imported(module) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_every_module_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+
+
+def test_the_light_rooms_load_nothing_heavy() -> None:
+    heavy = "torch fastai fastcore timm torchvision pandas numpy matplotlib scipy"
+    code = (
+        "import sys, baseline, baseline.cli, baseline.recipe, baseline.errors;"
+        f"print([name for name in {heavy.split()} if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert list(baseline.__all__) == sorted(set(baseline.__all__))
+    for name in baseline.__all__:
+        assert getattr(baseline, name).__doc__, name
+
+
+def test_a_public_name_stays_itself_after_its_modules_are_loaded() -> None:
+    import baseline.make  # loads nearly every module
+
+    assert all(callable(getattr(baseline, name)) for name in baseline.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = baseline.nothing
+
+
+def test_only_cli_and_progress_print() -> None:
+    for path in PACKAGE.glob("*.py"):
+        calls = {node.func.id for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
+        assert "print" not in calls or path.stem == "cli", path

@@ -1,0 +1,134 @@
+"""Recipes: the folder is the list, every fault is named, and the rules behind "auto" are what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from baseline import Recipe, RecipeError, Stage, load_recipe, recipe_names
+from baseline.datasets import DATASETS
+from baseline.recipe import (
+    recipe_from,
+    recipes_folder,
+    settle_arch,
+    settle_batch_size,
+    settle_precision,
+    settle_preset,
+)
+
+
+def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
+    files = sorted(recipes_folder().glob("*.toml"))
+    assert recipe_names() == [file.stem for file in files]
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.name == name and recipe.title
+        assert not recipe.data or recipe.data in DATASETS
+        for preset in ("standard", *recipe.presets):
+            assert recipe.with_preset(preset).presets == {}
+
+
+def test_the_recipes_folder_holds_no_python() -> None:
+    assert not list(recipes_folder().rglob("*.py"))
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe 'cifra10'\. Did you mean 'cifar10'\?"):
+        load_recipe("cifra10")
+
+
+def test_all_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'imagesize = 128\nbatch_size = 1\nresize = "stretch"\n'
+        '[[stage]]\ntrains = "body"\nepochs = 0\nlr = [1e-6]\n[[stage]]\nepoch = 3\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    message = str(caught.value)
+    for fault in (
+        "imagesize",
+        "'image_size'",
+        "batch_size is 1",
+        "'stretch'",
+        "'body'",
+        "epochs is 0",
+        "lr is",
+        "stage 2",
+    ):
+        assert fault in message
+    assert "\n" not in message
+
+
+def test_a_fault_inside_a_preset_is_found_when_the_recipe_is_read() -> None:
+    stage = [{"trains": "head", "epochs": 1}]
+    with pytest.raises(RecipeError, match="image_sise"):
+        recipe_from({"stage": stage, "preset": {"quick": {"image_sise": 64}}}, "mine")
+    with pytest.raises(RecipeError, match="image_size is 2"):
+        recipe_from({"stage": stage, "preset": {"quick": {"image_size": 2}}}, "mine")
+
+
+@pytest.mark.parametrize("text", ["image_size = ", "[[stage]\n", "\x00"])
+def test_a_file_that_is_no_toml_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match="is not valid TOML"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_size", "128"), ("image_size", True), ("valid_share", 0), ("tta", ("rotate",)), ("augment", {"spin": 3}),
+     ("seed", -1), ("freeze", "yes"), ("stages", ()), ("precision", "int8"), ("scratch", 1), ("workers", 1.5)],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=field):
+        Recipe(**{field: value})
+
+
+def test_an_unknown_change_is_answered_with_the_nearest_field() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'image_size'"):
+        Recipe().changed(imagesize=3)
+
+
+def test_a_preset_changes_only_what_it_names() -> None:
+    recipe = load_recipe("cifar10")
+    quick = recipe.with_preset("quick")
+    assert quick.preset == "quick" and quick.data == "cifar10" and quick.stages != recipe.stages
+    assert recipe.with_preset("standard").stages == recipe.stages
+
+
+def test_a_recipe_survives_the_way_through_json() -> None:
+    recipe = load_recipe("cifar10").with_preset("quick").changed(batch_size=7)
+    assert recipe_from(json.loads(json.dumps(recipe.as_dict())), "other") == recipe
+
+
+def test_rates_may_be_a_pair_or_a_number_or_found() -> None:
+    for lr in ("find", 1e-3, (1e-6, 1e-4)):
+        assert Recipe(stages=(Stage("all", 1, lr),)).stages[0].lr == lr
+
+
+def test_the_preset_follows_the_device() -> None:
+    assert settle_preset("cpu")[0] == "quick"
+    assert settle_preset("cuda")[0] == "standard"
+
+
+def test_the_architecture_follows_device_and_reach() -> None:
+    assert settle_arch("cpu", lambda _: True)[0] == "tf_efficientnet_lite0"
+    assert settle_arch("cuda", lambda _: True)[0] == "resnet50"
+    assert settle_arch("cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
+
+
+@pytest.mark.parametrize("photos", [2, 3, 15, 16, 17, 100, 255, 256, 5_000, 10**6])
+@pytest.mark.parametrize("asked", ["auto", 2, 64, 72])
+def test_a_batch_is_never_larger_than_the_photos(photos: int, asked: str | int) -> None:
+    size, why = settle_batch_size(asked, photos, "cpu")
+    assert 2 <= size <= photos and why
+
+
+def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
+    with pytest.raises(RecipeError, match="needs a GPU"):
+        settle_precision("bfloat16", "cpu")
+    assert settle_precision("auto", "cuda")[0] == "float16"

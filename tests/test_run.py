@@ -1,0 +1,226 @@
+"""A whole run: what it writes, that it repeats to the last digit, and that nothing is lost or left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import baseline
+from baseline import DataError, OutputError, Recipe, Show, Stage, WeightsError, load_network, make_baseline, save
+
+QUIET = Show()
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(f.relative_to(folder)): (f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.rglob("*"))}
+
+
+def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseline) -> None:
+    assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
+        "history.csv", "lr_find.png", "manifest.json", "model/model.json", "model/model.safetensors",
+        "predictions.csv", "training.png",
+    ]  # fmt: skip
+    for picture in ("lr_find.png", "training.png"):
+        assert np.asarray(Image.open(done.folder / picture).convert("L")).std() > 5
+    assert len(pd.read_csv(done.folder / "history.csv")) == len(done.history.epochs)
+    written = pd.read_csv(done.folder / "predictions.csv")
+    pd.testing.assert_frame_equal(written, done.predictions, check_dtype=False)
+
+
+def test_the_manifest_tells_everything_that_was_decided(done: baseline.Baseline) -> None:
+    manifest = json.loads((done.folder / "manifest.json").read_text())
+    assert manifest["recipe"]["arch"] == "tf_efficientnet_lite0" and manifest["reasons"]["arch"]
+    assert manifest["recipe"]["batch_size"] == 16 and "auto" not in (manifest["recipe"]["precision"],)
+    assert manifest["weights"]["sha256"].startswith("57934424")
+    assert set(manifest["seconds"]) >= {"data", "weights", "training", "evaluation"}
+    assert manifest["data"]["photos"] == {"train": 34, "valid": 4, "test": 10}
+    assert manifest["metrics"]["test"]["tta"]["accuracy"] == done.metrics["test"]["tta"]["accuracy"]
+    assert manifest["versions"]["fastai"] and manifest["device"] and manifest["data"]["sha256"]
+
+
+def test_the_learner_is_whole_and_ready(done: baseline.Baseline) -> None:
+    assert not done.learner.model.training
+    assert all(parameter.requires_grad for parameter in done.learner.model.parameters())
+    path = done.predictions["path"].iloc[0]
+    assert done.learner.predict(path)[0] in ("ants", "bees")
+    done.learner.validate()
+
+
+def test_it_learned_something(done: baseline.Baseline) -> None:
+    everything = baseline.predictions(done.learner, baseline.photo_table(_photos_of(done)).assign(split="test"))
+    assert (everything["predicted"] == everything["label"]).mean() > 0.85
+
+
+def _photos_of(done: baseline.Baseline) -> str:
+    return done.manifest["photos"]
+
+
+def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
+    done: baseline.Baseline, tmp_path: Path
+) -> None:
+    torch.rand(3)  # the state outside must not matter
+    again = make_baseline(None, done.folder / "manifest.json", out=tmp_path / "again", show=QUIET)
+    pd.testing.assert_frame_equal(again.predictions, done.predictions, check_exact=True)
+    assert again.metrics == done.metrics
+    other = make_baseline(None, done.folder / "manifest.json", seed=1, out=tmp_path / "other", show=QUIET)
+    assert not other.predictions["loss"].equals(done.predictions["loss"])
+
+
+def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.Baseline) -> None:
+    code = (
+        "import sys, torch, baseline\n"
+        "from baseline.data import fit_photo, open_photo\n"
+        "import numpy as np\n"
+        "model, facts = baseline.load_network(sys.argv[1])\n"
+        "square = fit_photo(open_photo(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
+        "x = torch.tensor(np.asarray(square).transpose(2, 0, 1)[None] / 255, dtype=torch.float32)\n"
+        "mean, std = (torch.tensor(facts[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))\n"
+        "with torch.no_grad(): print(*model((x - mean) / std).softmax(1)[0].tolist())\n"
+    )
+    row = done.predictions.iloc[0]
+    command = [sys.executable, "-c", code, str(done.folder), row["path"]]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert max(map(float, printed.split())) == pytest.approx(row["plain_confidence"], abs=1e-5)
+
+
+def test_a_damaged_or_newer_model_folder_is_refused(done: baseline.Baseline, tmp_path: Path) -> None:
+    folder = shutil.copytree(done.folder / "model", tmp_path / "model")
+    tensors = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(tensors[:-10_000])
+    with pytest.raises(WeightsError, match="is damaged"):
+        load_network(folder)
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(OutputError, match="has format 99"):
+        load_network(folder)
+    with pytest.raises(OutputError, match="Give the folder of a finished run"):
+        load_network(tmp_path / "nowhere")
+    assert load_file(done.folder / "model" / "model.safetensors")
+
+
+def test_nothing_is_written_but_the_run_folder(photos: Path, tmp_path: Path, small: Recipe) -> None:
+    work, home = tmp_path / "work", Path(os.environ["BASELINE_HOME"])
+    work.mkdir()
+    os.chdir(work)
+    before = listing(photos)
+    done = make_baseline(photos, small.changed(stages=(Stage("head", 1),)), show=QUIET)
+    assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
+    assert listing(photos) == before and not list(home.iterdir())
+    assert [f.name for f in work.iterdir()] == ["runs"]
+
+
+def test_a_dataframe_and_a_folder_give_the_same_numbers(photos: Path, tmp_path: Path, small: Recipe) -> None:
+    recipe = small.changed(stages=(Stage("head", 1, 1e-3),))
+    table = baseline.photo_table(photos)[["path", "label"]]
+    one = make_baseline(photos, recipe, out=tmp_path / "one", show=QUIET)
+    two = make_baseline(table, recipe, out=tmp_path / "two", show=QUIET)
+    assert one.predictions.equals(two.predictions)
+    with pytest.raises(Exception, match="a DataFrame"):
+        make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", show=QUIET)
+
+
+def test_given_splits_are_kept_and_no_test_split_is_said(photos: Path, tmp_path: Path, small: Recipe) -> None:
+    for part, numbers in (("train", range(16)), ("val", range(16, 24))):
+        for name in ("ants", "bees"):
+            (tmp_path / "given" / part / name).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "given" / part / name)
+    done = make_baseline(
+        tmp_path / "given", small.changed(stages=(Stage("head", 1),)), out=tmp_path / "run", show=QUIET
+    )
+    assert set(done.metrics) == {"valid"} and done.metrics["valid"]["photos"] == 16
+
+
+def test_from_scratch_trains_everything_and_says_so(photos: Path, tmp_path: Path, small: Recipe) -> None:
+    said: list[str] = []
+    show = type("Listening", (Show,), {"say": lambda self, line: said.append(line)})()
+    changes: dict[str, Any] = {"stages": (Stage("head", 1), Stage("all", 1))}
+    done = make_baseline(photos, small, scratch=True, out=tmp_path / "run", show=show, **changes)
+    assert done.manifest["weights"] == "random" and [s["trains"] for s in done.history.stages] == ["all"]
+    assert any("random weights" in line for line in said)
+
+
+def test_few_photos_shrink_the_batch_in_words(photos: Path, tmp_path: Path, small: Recipe) -> None:
+    for name in ("ants", "bees"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for number in range(4):
+            shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "few" / name)
+    said: list[str] = []
+    show = type("Listening", (Show,), {"say": lambda self, line: said.append(line)})()
+    recipe = small.changed(batch_size=64, stages=(Stage("head", 2), Stage("all", 1, 1e-4)))
+    done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", show=show)
+    assert done.recipe.batch_size == 4
+    assert any("4 training photos do not fill a batch of 64" in line for line in said)
+    assert done.history.epochs["train_loss"].notna().all()
+
+
+def test_a_finished_run_is_never_overwritten(done: baseline.Baseline, photos: Path) -> None:
+    before = listing(done.folder)
+    with pytest.raises(OutputError, match="holds a finished run"):
+        make_baseline(photos, out=done.folder, show=QUIET)
+    assert listing(done.folder) == before
+
+
+def test_a_failed_run_leaves_no_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        make_baseline(tmp_path / "nowhere", out=tmp_path / "run", show=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        make_baseline(photos, out=tmp_path / "file" / "run", show=QUIET)
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_no_half_file(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    target = tmp_path / "history.csv"
+    (tmp_path / ".history.csv.part").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="the disk is full"):
+        save.write(target, "x" * 100_000)
+    assert not target.exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow: signal.Signals) -> None:
+    recipe = tmp_path / "long.toml"
+    recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 100000\nlr = 1e-3\n')
+    command = [
+        sys.executable,
+        "-m",
+        "baseline",
+        "run",
+        str(recipe),
+        "--data",
+        str(photos),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(command, stderr=log)
+        for _ in range(600):
+            if "epoch 3/" in (tmp_path / "log").read_text():
+                break
+            time.sleep(0.1)
+        running.send_signal(blow)
+        assert running.wait(60) == 130
+    assert "interrupted: the best weights of" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["history.csv", "model"]
+    assert load_network(tmp_path / "run")[1]["classes"] == ["ants", "bees"]

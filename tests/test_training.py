@@ -1,0 +1,159 @@
+"""Training: frozen is frozen, the search leaves no trace, and the best weights of all stages win."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import baseline
+from baseline import RecipeError, Stage, train
+from baseline.data import split_loader
+from baseline.features import cut_at_head, features, head_learner
+from baseline.training import estimate_seconds, find_lr, seeded
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
+    return {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def test_body_and_head_one_after_the_other_are_the_network(learn: Any, settled: tuple) -> None:
+    body, head = cut_at_head(learn.model)
+    loader = split_loader(learn.dls, settled[1], "valid")
+    outputs, targets = features(learn, body, loader)
+    with torch.no_grad():
+        whole = torch.cat([learn.model.eval()(photos) for photos, _ in loader])
+        assert torch.allclose(head.eval()(outputs), whole.as_subclass(torch.Tensor), atol=1e-5)
+    assert torch.equal(targets, torch.cat([labels for _, labels in loader]).as_subclass(torch.Tensor))
+
+
+def test_mirrored_features_are_those_of_mirrored_photos(learn: Any, settled: tuple) -> None:
+    body, _ = cut_at_head(learn.model)
+    loader = split_loader(learn.dls, settled[1], "valid")
+    plain, mirrored = (features(learn, body, loader, flip=flip)[0] for flip in (False, True))
+    photos = torch.cat([photos for photos, _ in loader])
+    with torch.no_grad():
+        expected = body(photos.flip(-1)).as_subclass(torch.Tensor)
+    assert torch.allclose(mirrored, expected, atol=1e-4) and not torch.allclose(plain, expected, atol=1e-2)
+
+
+def test_a_head_stage_leaves_the_body_as_it_was_and_teaches_the_head(learn: Any, settled: tuple) -> None:
+    recipe = settled[0].changed(stages=(Stage("head", 4, 3e-3),))
+    before = weights_of(learn.model)
+    history = train(learn, recipe)
+    moved = changed(before, learn.model)
+    assert moved and all(name.startswith("1.") for name in moved)
+    assert history.epochs["train_loss"].iloc[-1] < history.epochs["train_loss"].iloc[0]
+
+
+def test_fastais_frozen_stage_moves_batch_norm_and_ours_does_not(learn: Any, settled: tuple) -> None:
+    before = weights_of(learn.model)
+    train(learn, settled[0].changed(stages=(Stage("head", 1, 1e-3),), freeze="fastai"))
+    assert any(name.startswith("0.") and "running_mean" in name for name in changed(before, learn.model))
+
+
+def test_a_number_of_groups_freezes_the_rest(learn: Any, settled: tuple) -> None:
+    groups = learn.splitter(learn.model)
+    train(learn, settled[0].changed(stages=(Stage(2, 1, 1e-2),)))
+    fresh = baseline.learner(learn.dls, settled[0])
+    for number, (now, then) in enumerate(zip(groups, fresh.splitter(fresh.model), strict=True)):
+        same = all(torch.equal(a, b) for a, b in zip(now, then, strict=True))
+        assert same == (number < len(groups) - 2), number
+
+
+def test_statistics_of_batch_norm_stay_or_move_as_the_stage_says(learn: Any, settled: tuple) -> None:
+    before = weights_of(learn.model)
+    train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
+    assert not [name for name in changed(before, learn.model) if name.startswith("0.") and "running" in name]
+    train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4, batch_norm="moving"),)))
+    assert [name for name in changed(before, learn.model) if name.startswith("0.") and "running" in name]
+
+
+def test_slice_rates_move_the_last_layers_more(learn: Any, settled: tuple) -> None:
+    train(learn, settled[0].changed(stages=(Stage("all", 1, (1e-7, 1e-3)),)))
+    assert [h["lr"] for h in (learn.dls and learn.create_opt()) or learn.opt.hypers]  # a complete Learner afterwards
+    fresh = baseline.learner(learn.dls, settled[0])
+    moves = [
+        float(sum((a - b).abs().mean() for a, b in zip(now, then, strict=True)) / len(now))
+        for now, then in zip(learn.splitter(learn.model), fresh.splitter(fresh.model), strict=True)
+    ]
+    assert moves[-2] > 10 * moves[0]
+
+
+def test_more_groups_than_there_are_is_refused(learn: Any, settled: tuple) -> None:
+    with pytest.raises(RecipeError, match="trains 10 layer groups; tf_efficientnet_lite0 has 9"):
+        train(learn, settled[0].changed(stages=(Stage(10, 1),)))
+
+
+def test_the_search_for_a_rate_leaves_no_trace(learn: Any, tmp_path: Path) -> None:
+    before, files = weights_of(learn.model), set(tmp_path.rglob("*"))
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state(), learn.dls.train.rng.getstate()
+    rate, curve, why = find_lr(learn)
+    assert 1e-6 <= rate <= 0.1 and why and len(curve) > 20
+    assert curve["lr"].is_monotonic_increasing
+    assert not changed(before, learn.model) and set(tmp_path.rglob("*")) == files
+    assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2]) and learn.dls.train.rng.getstate() == states[3]
+
+
+def test_a_search_that_finds_no_valley_falls_back_and_says_so(learn: Any) -> None:
+    learn.loss_func = lambda outputs, targets: outputs.sum() * float("nan")
+    rate, _, why = find_lr(learn)
+    assert rate == 1e-3 and "no valley" in why
+
+
+def test_a_worse_stage_never_replaces_a_better_one(learn: Any, settled: tuple) -> None:
+    spoil = Stage("all", 1, 10.0)
+    recipe = settled[0].changed(stages=(Stage("head", 6, 3e-3, views=("flip",)), spoil))
+    history = train(learn, recipe)
+    best = history.epochs["valid_accuracy"].max()
+    predicted = baseline.predictions(learn, settled[1], (), splits=("valid",))
+    assert (predicted["predicted"] == predicted["label"]).mean() == pytest.approx(best)
+    assert history.epochs.loc[history.epochs["best"]].iloc[-1]["valid_accuracy"] == best
+
+
+def test_it_learns_on_every_seed(learn: Any, settled: tuple) -> None:
+    for seed in range(3):
+        with seeded(seed):
+            fresh = baseline.learner(learn.dls, settled[0])
+            train(fresh, settled[0].changed(stages=(Stage("head", 8, 3e-3, views=("flip",)),)))
+        predicted = baseline.predictions(fresh, settled[1], splits=("train",))
+        assert (predicted["predicted"] == predicted["label"]).mean() > 0.9
+
+
+def test_the_history_has_a_row_an_epoch_and_an_entry_a_stage(done: baseline.Baseline) -> None:
+    assert list(done.history.epochs["stage"]) == [1, 1, 1, 1, 2]
+    assert [stage["trains"] for stage in done.history.stages] == ["head", 3]
+    assert set(done.history.sweeps["stage"]) == {1}
+    assert done.history.epochs[["train_loss", "valid_loss", "valid_accuracy"]].notna().all().all()
+
+
+def test_the_estimate_changes_nothing(learn: Any, settled: tuple) -> None:
+    before, state = weights_of(learn.model), torch.get_rng_state()
+    assert 0 < estimate_seconds(learn, settled[0], 10) < 600
+    assert not changed(before, learn.model) and learn.opt is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_states_outside_are_as_before() -> None:
+    state = torch.get_rng_state(), random.getstate()
+    with seeded(5):
+        one = torch.rand(1), random.random(), np.random.rand()
+    with seeded(5):
+        two = torch.rand(1), random.random(), np.random.rand()
+    assert one == two and torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
+
+
+def test_the_features_learner_is_fastais_and_shares_the_head(learn: Any) -> None:
+    trainee = head_learner(learn)
+    assert {id(p) for p in trainee.model.parameters()} == {id(p) for p in learn.model[1].parameters()}
+    trainee.fit_one_cycle(1, 1e-3)
+    assert trainee.recorder.values
