@@ -39,6 +39,7 @@ _HOMES = {
     "predictions": "predict",
     "readable": "audit",
     "recipe_names": "recipe",
+    "seeded": "training",
     "settle": "make",
     "split": "splits",
     "train": "training",

@@ -112,8 +112,8 @@ DATASETS: dict[str, Dataset] = {CIFAR10.name: CIFAR10}
 def home() -> Path:
     """The cache's root: the environment's BASELINE_HOME, else the user's cache folder. It is not created here.
 
-    >>> home().name
-    'baseline'
+    >>> home()  # doctest: +SKIP
+    PosixPath('/home/me/.cache/baseline')
     """
     given = os.environ.get("BASELINE_HOME")
     if given:

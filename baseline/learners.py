@@ -30,7 +30,7 @@ from .errors import RecipeError, WeightsError
 from .recipe import Recipe
 from .weights import Weights, check_arch, find_weights, is_torchvision, state_dict
 
-__all__ = ["autocast", "learner", "network"]
+__all__ = ["autocast", "learner", "load_weights", "network"]
 
 Splitter = Callable[[nn.Sequential], Any]
 """From a network to its layer groups, each a list of parameters, first layers first."""
@@ -103,7 +103,7 @@ def _torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Sp
     children = [name for name, _ in model.named_children()]
     cut = meta.get("cut") or (children.index("features") + 1 if "features" in children else children.index("avgpool"))
     if weights is not None:
-        _load(model, weights, needed=tuple(f"{name}." for name in children[:cut]))
+        load_weights(model, weights, needed=tuple(f"{name}." for name in children[:cut]))
     return create_body(model, cut=cut), meta.get("split") or _halves
 
 
@@ -118,7 +118,7 @@ def _halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
 def _timm_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
     model = timm.create_model(arch, pretrained=False, num_classes=0)
     if weights is not None:
-        _load(model, weights, needed=("",))
+        load_weights(model, weights, needed=("",))
     body = TimmBody(model, False, None, 3)
     body.needs_pool = body.needs_pool and getattr(model, "output_fmt", "NCHW") == "NCHW"
     return body, _timm_split if hasattr(model, "group_matcher") else default_split
@@ -132,7 +132,7 @@ def _timm_split(model: nn.Sequential) -> list[list[nn.Parameter]]:
     return [*([by_name[name] for name in names] for _, names in sorted(groups.items())), params(model[1])]
 
 
-def _load(model: nn.Module, weights: Weights, needed: tuple[str, ...]) -> None:
+def load_weights(model: nn.Module, weights: Weights, needed: tuple[str, ...]) -> None:
     """Copies every parameter and buffer whose name begins as `needed` says; all must be there, of the same shape."""
     given = state_dict(weights)
     own = {name: value for name, value in model.state_dict().items() if name.startswith(needed)}

@@ -144,7 +144,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write_run(folder, learn, history, predicted, manifest)
+    _write_run(folder, learn, table, history, predicted, manifest)
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
@@ -260,11 +260,17 @@ def _kept_when_interrupted(learn: Learner, recipe: Recipe, folder: Path, show: S
 
 
 def _write_run(
-    folder: Path, learn: Learner, history: History, predicted: pd.DataFrame, manifest: dict[str, Any]
+    folder: Path,
+    learn: Learner,
+    table: pd.DataFrame,
+    history: History,
+    predicted: pd.DataFrame,
+    manifest: dict[str, Any],
 ) -> None:
     from . import report
 
     _write_training(folder, learn, history, Recipe(**manifest["recipe"]))
+    write(folder / "split.csv", table[["path", "label", "split"]].to_csv(index=False))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
     write(folder / "lr_find.png", report.png(report.lr_find_figure(history)))
     write(folder / "training.png", report.png(report.training_figure(history)))

@@ -32,7 +32,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseline) -> None:
     assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
         "history.csv", "lr_find.png", "manifest.json", "model/model.json", "model/model.safetensors",
-        "predictions.csv", "training.png",
+        "predictions.csv", "split.csv", "training.png",
     ]  # fmt: skip
     for picture in ("lr_find.png", "training.png"):
         assert np.asarray(Image.open(done.folder / picture).convert("L")).std() > 5

@@ -1,0 +1,24 @@
+"""What `make_baseline` does, room by room, for whoever wants to change a step.
+
+python examples/long_form.py photos/
+"""
+
+import sys
+
+import baseline
+
+recipe = baseline.load_recipe("default").with_preset("quick")
+table, unreadable = baseline.readable(baseline.photo_table(sys.argv[1]))
+table = baseline.split(table, recipe)
+recipe, weights, reasons = baseline.settle(recipe, table)
+with baseline.seeded(recipe.seed):
+    dls = baseline.dataloaders(table, recipe)
+    learn = baseline.learner(dls, recipe, weights=weights)
+    history = baseline.train(learn, recipe, baseline.Terminal())
+    predictions = baseline.predictions(learn, table, recipe.tta)
+print(history.epochs)
+print(baseline.measure(predictions))
+
+# learn is a complete fastai Learner: go on with it as you like
+learn.freeze_to(-2)
+learn.fit_one_cycle(1, 1e-4)

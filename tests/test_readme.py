@@ -1,0 +1,50 @@
+"""What the documents promise is run: the README's Python, docstring examples, the examples folder."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import baseline
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+MODULES = sorted(module.name for module in pkgutil.iter_modules(baseline.__path__) if not module.name.startswith("_"))
+
+
+def test_the_readmes_short_form_is_its_long_form(photos: Path) -> None:
+    Path("photos").symlink_to(photos)
+    short, long = ({} for _ in range(2))
+    exec(BLOCKS[0], short)
+    exec(BLOCKS[1], long)
+    assert short["done"].metrics == long["metrics"]
+    assert short["done"].predictions.equals(long["predictions"])
+    assert len(BLOCKS) == 2
+
+
+def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:
+    commands = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "baseline run cifar10" in commands[0] and "pytest" in commands[1]
+    assert "grep -m1 '^python3 -m venv .*pytest' README.md" in (ROOT / ".ci" / "run").read_text()
+    assert commands[1].startswith("python3 -m venv ")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples_run(module: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"baseline.{module}"))
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(example: Path, photos: Path) -> None:
+    command = [sys.executable, str(example), str(photos), str(photos / "ants" / "00.jpg")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "accuracy" in ended.stdout
