@@ -53,7 +53,7 @@ def learner(
     """
     if weights is None and not recipe.scratch:
         weights = find_weights(recipe.arch, recipe.weights)
-    model, splitter = network(recipe.arch, len(dls.vocab), weights)
+    model, splitter = network(recipe.arch, len(dls.vocab), weights, recipe.head)
     learn = Learner(
         dls,
         model,
@@ -77,13 +77,14 @@ def autocast(learn: Learner) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16 if bfloat16 else torch.float16, enabled=mixed is not None)
 
 
-def network(arch: str, classes: int, weights: Weights | None) -> tuple[nn.Sequential, Splitter]:
+def network(arch: str, classes: int, weights: Weights | None, head: str = "linear") -> tuple[nn.Sequential, Splitter]:
     """`Sequential(body, head)` and the function that splits its parameters into layer groups, first layers first.
 
     Args:
         arch: a torchvision or timm name.
         classes: the number of outputs.
         weights: for the body; random where None.
+        head: `"linear"` or `"fastai"`; see `Recipe.head`.
     """
     check_arch(arch)
     body, splitter = _torchvision_body(arch, weights) if is_torchvision(arch) else _timm_body(arch, weights)
@@ -91,7 +92,8 @@ def network(arch: str, classes: int, weights: Weights | None) -> tuple[nn.Sequen
         features, pool = body.model.num_features, body.needs_pool
     else:
         features, pool = num_features_model(body), True
-    return add_head(body, features, classes, pool=pool), splitter
+    kind: dict[str, Any] = {"lin_ftrs": [], "concat_pool": False, "ps": 0.0} if head == "linear" else {}
+    return add_head(body, features, classes, pool=pool, **kind), splitter
 
 
 def _torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:

@@ -283,6 +283,7 @@ def _write_training(folder: Path, learn: Learner, history: History, recipe: Reci
     mean, std = normalisation(recipe.arch)
     facts = {
         "arch": recipe.arch,
+        "head": recipe.head,
         "classes": list(learn.dls.vocab),
         "image_size": recipe.image_size,
         "resize": recipe.resize,

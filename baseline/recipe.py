@@ -32,6 +32,7 @@ __all__ = [
 EMBEDDED_ARCH = "tf_efficientnet_lite0"
 """The body whose ImageNet weights come with the package, so that it works anywhere without a download."""
 
+HEADS = ("linear", "fastai")
 RESIZES = ("squish", "crop", "pad")
 VIEWS = ("flip", "five_crops")
 PRESETS = ("quick", "standard", "best")
@@ -92,6 +93,9 @@ class Recipe:
     """Start from random weights instead of pretrained ones."""
     weights: str = ""
     """A .pth or .safetensors file; empty looks for the architecture's own weights, offline places first."""
+    head: str = "linear"
+    """`"linear"`: average pooling, BatchNorm, one layer; `"fastai"`: average and maximum pooling, two layers, dropout.
+    Fine-tuned briefly with still BatchNorm statistics, fastai's head diverges where the linear one learns."""
     image_size: int = 160
     """Pixels, side of the square that the network sees."""
     resize: str = "squish"
@@ -341,6 +345,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "arch": (lambda v: _text(v) and bool(v), "the name of an architecture or 'auto'"),
         "scratch": (_flag, "true or false"),
         "weights": (_text, "a path"),
+        "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
         "image_size": (lambda v: _whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
         "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
         "batch_size": (lambda v: v == "auto" or _whole(v, 2, 65536), "'auto' or a whole number from 2"),

@@ -88,7 +88,7 @@ def save_network(model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
     """The network as `model.safetensors` and what is needed to build and feed it as `model.json`.
 
     Args:
-        facts: `arch, classes, image_size, resize, mean, std`, and whatever else should be known of it.
+        facts: `arch, head, classes, image_size, resize, mean, std`, and whatever else should be known of it.
     """
     from safetensors.torch import save
 
@@ -114,7 +114,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     facts = _read_json(folder / "model.json")
     if facts.get("format") != FORMAT:
         raise OutputError(f"{folder} has format {facts.get('format')}; this version reads {FORMAT}. Update baseline.")
-    model, _ = network(facts["arch"], len(facts["classes"]), None)
+    model, _ = network(facts["arch"], len(facts["classes"]), None, facts["head"])
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -19,6 +19,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 
+from .depthwise import quick_depthwise
 from .errors import RecipeError
 from .features import head_learner
 from .learners import autocast
@@ -83,7 +84,7 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     `valley`, held between 1e-6 and 0.1. Weights, optimizer, loaders and random states are as before; no file is
     written. Where the curve shows no valley the rate is 1e-3 and the word says so.
     """
-    with _as_before(learn), learn.no_bar(), learn.no_logging():
+    with _as_before(learn), learn.no_bar(), learn.no_logging(), quick_depthwise(learn.model):
         learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_Sweep(num_it=SWEEP_STEPS))
         curve = pd.DataFrame({"lr": learn.recorder.lrs, "loss": [float(loss) for loss in learn.recorder.losses]})
     curve = curve[np.isfinite(curve["loss"])].reset_index(drop=True)
@@ -107,7 +108,8 @@ def estimate_seconds(learn: Learner, recipe: Recipe, test_photos: int) -> float:
         batch = batch[:32].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
         model = copy.deepcopy(learn.model)
         forward = _seconds_each(lambda: _forward(learn, model, batch), len(batch))
-        step = _seconds_each(lambda: _forward(learn, model.train(), batch).square().mean().backward(), len(batch))
+        with quick_depthwise(model):
+            step = _seconds_each(lambda: _forward(learn, model.train(), batch).square().mean().backward(), len(batch))
     train, valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
     seconds = (valid + test_photos) * forward * (1 + len(recipe.tta))
     for stage in recipe.stages:
@@ -152,7 +154,8 @@ def _run(learn: Learner, recipe: Recipe, stage: Stage, number: int, best: _Best,
     plan = f"{_words(stage)}, {stage.epochs} epochs, learning rate {_rate_words(rate)} ({why})"
     show.say(f"stage {number}: training {plan}")
     steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
-    with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging():
+    quick = quick_depthwise(trainee.model)
+    with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quick:
         callbacks = [*_callbacks(trainee, learn, stage, recipe), _Watch(number, stage, best, log, bar, show)]
         trainee.fit_one_cycle(stage.epochs, slice(*rate) if isinstance(rate, tuple) else rate, cbs=callbacks)
     facts["seconds"] = round(time.perf_counter() - began, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import baseline
 from baseline import RecipeError, Stage, train
 from baseline.data import split_loader
+from baseline.depthwise import quick_depthwise
 from baseline.features import cut_at_head, features, head_learner
 from baseline.training import estimate_seconds, find_lr, seeded
 
@@ -75,6 +77,15 @@ def test_statistics_of_batch_norm_stay_or_move_as_the_stage_says(learn: Any, set
     assert not [name for name in changed(before, learn.model) if name.startswith("0.") and "running" in name]
     train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4, batch_norm="moving"),)))
     assert [name for name in changed(before, learn.model) if name.startswith("0.") and "running" in name]
+
+
+def test_a_recipe_may_ask_for_fastais_own_head(learn: Any, settled: tuple) -> None:
+    plain = baseline.learner(learn.dls, settled[0])
+    whole = baseline.learner(learn.dls, settled[0].changed(head="fastai"))
+    counts = [sum(isinstance(layer, torch.nn.Linear) for layer in made.model[1]) for made in (plain, whole)]
+    assert counts == [1, 2]
+    with torch.no_grad():
+        assert whole.model(torch.zeros(1, 3, 48, 48)).shape == (1, 2)
 
 
 def test_slice_rates_move_the_last_layers_more(learn: Any, settled: tuple) -> None:
@@ -157,3 +168,25 @@ def test_the_features_learner_is_fastais_and_shares_the_head(learn: Any) -> None
     assert {id(p) for p in trainee.model.parameters()} == {id(p) for p in learn.model[1].parameters()}
     trainee.fit_one_cycle(1, 1e-3)
     assert trainee.recorder.values
+
+
+@pytest.mark.parametrize(("channels", "side", "kernel"), [(8, 2, 5), (6, 4, 5), (7, 2, 3), (5, 1, 3), (4, 9, 3)])
+def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    photos = torch.randn(3, channels, side, side, requires_grad=True)
+    found = []
+    for context in (nullcontext(), quick_depthwise(layer)):
+        with context:
+            output = layer(photos)
+            found.append((output, *torch.autograd.grad(output.sin().sum(), (photos, layer.weight))))
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+    assert "forward" not in vars(layer)
+
+
+def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
+    layer = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
+    with quick_depthwise(layer):
+        assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
+        assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
