@@ -85,7 +85,7 @@ def make_baseline(
     Raises:
         BaselineError: with one line that says what is, what was needed and what to do.
 
-    >>> done = make_baseline("photos/", epochs=1)                                  # doctest: +SKIP
+    >>> done = make_baseline("photos/", preset="quick")                            # doctest: +SKIP
     >>> done.metrics["test"]["tta"]["accuracy"]                                    # doctest: +SKIP
     0.9634
     """
@@ -312,10 +312,11 @@ def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame | None) -> dict[str, 
     }
 
 
-def _photos_words(photos: Any) -> str:
+def _photos_words(photos: Any) -> str | None:
+    """What the manifest needs to find the photos again: a data set's name or a path; a DataFrame has neither."""
     if _is_data_set(photos):
         return str(photos)
-    return str(Path(photos).expanduser().absolute()) if isinstance(photos, str | Path) else "a DataFrame"
+    return str(Path(photos).expanduser().absolute()) if isinstance(photos, str | Path) else None
 
 
 def _device() -> str:

@@ -20,7 +20,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import baseline
-from baseline import DataError, OutputError, Recipe, Show, Stage, WeightsError, load_network, make_baseline, save
+from baseline import (
+    DataError,
+    OutputError,
+    Recipe,
+    RecipeError,
+    Show,
+    Stage,
+    WeightsError,
+    load_network,
+    make_baseline,
+    save,
+)
 
 QUIET = Show()
 
@@ -129,7 +140,7 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(photos: Path, tmp_path: 
     one = make_baseline(photos, recipe, out=tmp_path / "one", show=QUIET)
     two = make_baseline(table, recipe, out=tmp_path / "two", show=QUIET)
     assert one.predictions.equals(two.predictions)
-    with pytest.raises(Exception, match="a DataFrame"):
+    with pytest.raises(RecipeError, match="names no data set and none was given"):
         make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", show=QUIET)
 
 
