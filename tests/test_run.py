@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,9 @@ def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow:
         str(tmp_path / "run"),
     ]
     with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(command, stderr=log)
+        # a suite that was started in the background inherits an ignored SIGINT, which a person's terminal would not
+        unblock = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        running = subprocess.Popen(command, stderr=log, preexec_fn=unblock)
         for _ in range(600):
             if "epoch 3/" in (tmp_path / "log").read_text():
                 break
