@@ -265,7 +265,7 @@ def _results(done: Baseline) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    table = Table("split", "photos", "accuracy", "95 % interval", "wrong", title=_headline(done), title_justify="left")
+    table = Table("split", "photos", "accuracy", "95 % interval", "wrong")
     for split, numbers in done.metrics.items():
         for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.tta)}")):
             if kind == "plain" or done.recipe.tta:
@@ -280,7 +280,7 @@ def _results(done: Baseline) -> Any:
     lines = [(f"seconds: {seconds}"), f"         {stages}", f"results: {done.folder}"]
     if "test" not in done.metrics:
         lines.insert(0, "No test split: the weights were chosen on these valid photos, which flatters the number.")
-    return Group(table, *lines)
+    return Group(_headline(done), table, *lines)
 
 
 def _headline(done: Baseline) -> str:
