@@ -228,12 +228,15 @@ def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow:
         # a suite that was started in the background inherits an ignored SIGINT, which a person's terminal would not
         unblock = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         running = subprocess.Popen(command, stderr=log, preexec_fn=unblock)
-        for _ in range(600):
-            if "epoch 3/" in (tmp_path / "log").read_text():
-                break
-            time.sleep(0.1)
-        running.send_signal(blow)
-        assert running.wait(60) == 130
+        try:
+            for _ in range(600):
+                if "epoch 3/" in (tmp_path / "log").read_text():
+                    break
+                time.sleep(0.1)
+            running.send_signal(blow)
+            assert running.wait(60) == 130
+        finally:
+            running.kill()
     assert "interrupted: the best weights of" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["history.csv", "model"]
