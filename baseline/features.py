@@ -35,7 +35,9 @@ def head_learner(learn: Learner, views: tuple[str, ...] = (), show: Show | None 
     with show.bar("features of the frozen body", total, "photos") as bar:
         train = [features(learn, body, loaders["train"], flip=flip, bar=bar) for flip in flips]
         valid = features(learn, body, loaders["valid"], bar=bar)
-    size = min(4 * learn.dls.train.bs, len(train[0][0]))  # a step on features costs so little that its overhead counts
+    size = learn.dls.train.bs
+    if len(learn.dls.train_ds) >= 100 * size:  # a step on features costs so little that its overhead counts
+        size *= 4
     dls = DataLoaders(
         _loader([torch.cat(parts) for parts in zip(*train, strict=True)], learn, bs=size, shuffle=True, drop_last=True),
         _loader(valid, learn, bs=max(size, 1024)),
