@@ -135,7 +135,7 @@ def test_it_learns_on_every_seed(learn: Any, settled: tuple) -> None:
     for seed in range(3):
         with seeded(seed):
             fresh = baseline.learner(learn.dls, settled[0])
-            train(fresh, settled[0].changed(stages=(Stage("head", 8, 3e-3, views=("flip",)),)))
+            train(fresh, settled[0].changed(stages=(Stage("head", 30, 1e-2, views=("flip",)),)))
         predicted = baseline.predictions(fresh, settled[1], splits=("train",))
         assert (predicted["predicted"] == predicted["label"]).mean() > 0.9
 
