@@ -270,7 +270,7 @@ def _write_run(
     from . import report
 
     _write_training(folder, learn, history, Recipe(**manifest["recipe"]))
-    write(folder / "split.csv", table[["path", "label", "split"]].to_csv(index=False))
+    write(folder / "split.csv", _split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
     write(folder / "lr_find.png", report.png(report.lr_find_figure(history)))
     write(folder / "training.png", report.png(report.training_figure(history)))
@@ -302,14 +302,17 @@ def _described(table: pd.DataFrame) -> str:
 
 
 def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame | None) -> dict[str, Any]:
-    """Counts, and a sha256 over the rows, so that another run can tell whether it saw the same photos and splits."""
-    rows = table[["path", "label", "split"]].to_csv(index=False)
+    """Counts, and the sha256 of `split.csv`, so that another run can tell whether it saw the same photos and splits."""
     return {
         "classes": sorted(table["label"].unique()),
         "photos": {str(name): int(count) for name, count in table["split"].value_counts().items()},
         "left_out": [] if unread is None else unread.to_dict("records"),
-        "sha256": hashlib.sha256(rows.encode()).hexdigest(),
+        "sha256": hashlib.sha256(_split_csv(table).encode()).hexdigest(),
     }
+
+
+def _split_csv(table: pd.DataFrame) -> str:
+    return table[["path", "label", "split"]].to_csv(index=False)
 
 
 def _photos_words(photos: Any) -> str | None:
