@@ -14,11 +14,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "audits",
     "Augment": "recipe",
     "Baseline": "make",
     "BaselineError": "errors",
+    "Columns": "tables",
     "DataError": "errors",
     "History": "training",
+    "LeakError": "errors",
     "OutputError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
@@ -27,6 +30,7 @@ _HOMES = {
     "Terminal": "progress",
     "Weights": "weights",
     "WeightsError": "errors",
+    "audit": "audits",
     "dataloaders": "data",
     "dataset": "datasets",
     "find_weights": "weights",
@@ -37,12 +41,13 @@ _HOMES = {
     "measure": "metrics",
     "photo_table": "sources",
     "predictions": "predict",
-    "readable": "audit",
+    "readable": "audits",
     "recipe_names": "recipe",
     "seeded": "training",
     "settle": "make",
     "split": "splits",
     "train": "training",
+    "understand": "make",
 }
 
 __all__ = sorted(_HOMES)

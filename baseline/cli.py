@@ -13,11 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import BaselineError, OutputError, RecipeError, unknown
-from .recipe import PRECISIONS, PRESETS, RESIZES, load_recipe, recipe_names, recipes_folder
+from .recipe import (
+    BALANCES,
+    LABELS,
+    LEAKS,
+    PRECISIONS,
+    PRESETS,
+    RESIZES,
+    WAYS,
+    load_recipe,
+    recipe_names,
+    recipes_folder,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from .audits import Audit
     from .make import Baseline
     from .progress import Show
 
@@ -39,7 +51,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except BaselineError as error:
-        code = _refused(str(error))
+        code = _refused(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -49,9 +61,9 @@ def main() -> None:
     raise SystemExit(code or 0)
 
 
-def _refused(words: str) -> int:
+def _refused(words: str, code: int = 2) -> int:
     print(f"baseline: {' '.join(words.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _complete(names: Callable[[], Any]) -> Any:
@@ -62,11 +74,28 @@ _PRESET_NAMES = ("auto", *PRESETS)
 Target = Annotated[
     str,
     typer.Argument(
-        help="A recipe's name, a folder of photos, your own recipe.toml, or a run's manifest.json.",
+        help="A recipe's name; photos as a folder, a CSV, TSV or Parquet table, a zip or tar, torchvision:NAME or "
+        "hf:NAME; your own recipe.toml; or a run's manifest.json.",
         autocompletion=_complete(recipe_names),
         show_default=False,
     ),
 ]
+
+
+def _named(help: str, *names: str, words: tuple[str, ...] = (), panel: str = "Photos and labels") -> Any:
+    """An option of text that leaves the recipe's value where it is not given."""
+    complete = {"autocompletion": _complete(lambda: words)} if words else {}
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel=panel, **complete)
+
+
+_SPLITS = "Splits and imbalance"
+ImageCol = Annotated[str | None, _named("The table's column of photos; looked for if not given.")]
+LabelCol = Annotated[str | None, _named("Its column of classes, or several between commas, each 0 or 1.")]
+GroupCol = Annotated[str | None, _named("Its column of what belongs together; splits heed it.")]
+SplitCol = Annotated[str | None, _named("Its column of train, valid and test.")]
+Images = Annotated[Path | None, _named("The folder of the photos that the table names.")]
+LabelFrom = Annotated[str | None, _named("A regular expression that finds the class in a photo's path.")]
+Labels = Annotated[str | None, _named("auto, one, or many with ; between them.", words=LABELS)]
 
 
 @app.command()
@@ -99,6 +128,33 @@ def run(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    labels: Labels = None,
+    split: Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)] = None,
+    split_file: Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Which fold is the valid split, from 0.", rich_help_panel=_SPLITS)
+    ] = None,
+    balance: Annotated[
+        str | None, _named("For rare classes: none, weights (in the loss) or sampler.", words=BALANCES, panel=_SPLITS)
+    ] = None,
+    leaks: Annotated[
+        str | None, _named("Training photos with a copy in test: keep or drop.", words=LEAKS, panel=_SPLITS)
+    ] = None,
+    no_audit: Annotated[
+        bool, typer.Option("--no-audit", help="Only leave out what cannot be read.", rich_help_panel=_SPLITS)
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Copies in two splits end the run, exit code 3.", rich_help_panel=_SPLITS)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tells what was understood of the photos, and stops there.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
     ] = None,
@@ -114,6 +170,10 @@ def run(
 
         baseline run photos/ --arch resnet18 --weights resnet18-f37072fd.pth --out runs/mine
 
+        baseline run train.csv --images train_images/ --group-col patient
+
+        baseline run scans.zip --split kfold:5 --fold 2 --balance weights
+
         baseline run runs/mine/manifest.json
     """
     photos, recipe = _target(target)
@@ -121,27 +181,86 @@ def run(
         "arch": arch, "weights": weights and str(weights), "image_size": image_size, "resize": resize,
         "batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
         "photos_per_class": photos_per_class, "precision": precision, "workers": workers,
+        "image_col": image_col, "label_col": label_col, "group_col": group_col, "split_col": split_col,
+        "images": images and str(images), "label_from": label_from, "labels": labels, "split": split,
+        "split_file": split_file and str(split_file), "fold": fold, "balance": balance, "leaks": leaks,
+        "audit": "none" if no_audit else "strict" if strict else None,
     }  # fmt: skip
     changes = {key: value for key, value in changes.items() if value is not None}
     changes |= {"scratch": True} if scratch else {}
     changes |= {"preset": preset} if preset != "auto" else {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from .make import make_baseline
+    from .make import make_baseline, understand
     from .progress import Show, Terminal
 
     show = Show() if quiet else Terminal()
     if data is not None:
         photos = _data(data, recipe, show)
+    if dry_run:
+        from .sources import understood
+
+        print("\n".join(understood(understand(photos, recipe, show=Show(), **changes)[1])))
+        return
     _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
+
+
+@app.command()
+def audit(
+    target: Target,
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    labels: Labels = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for findings.json, tables and pictures of pairs.", show_default=False)
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Copies in two splits are exit code 3.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints the findings as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the findings.")] = False,
+) -> None:
+    """Looks at every photo and tells what is wrong: unreadable files, copies, leaks, conflicts, imbalance.
+
+    Examples:
+
+        baseline audit photos/
+
+        baseline audit train.csv --images train_images/ --out audit/
+
+        baseline audit cifar10 --strict
+    """
+    from .audits import audit as look
+    from .make import understand, write_audit
+    from .progress import Show, Terminal
+    from .save import as_json as json_text
+
+    photos, recipe = _target(target)
+    given = {
+        "image_col": image_col, "label_col": label_col, "group_col": group_col, "split_col": split_col,
+        "images": images and str(images), "label_from": label_from, "labels": labels,
+    }  # fmt: skip
+    show = Show() if quiet else Terminal()
+    chosen, table = understand(photos, recipe, show=show, **{k: v for k, v in given.items() if v is not None})
+    checked = look(table, grouped="group" in chosen.split, show=show)
+    if as_json:
+        print(json_text({"findings": checked.findings.to_dict("records")}), end="")
+    else:
+        _print(_findings(checked))
+    for path in write_audit(out, checked) if out else []:
+        show.say(f"written: {path}")
+    if strict:
+        checked.refuse_leaks()
 
 
 def _target(target: str) -> tuple[str | None, str]:
     """What TARGET means: (photos or None, recipe). A recipe's name wins over a folder of that name."""
     if target in recipe_names() or target.endswith((".toml", ".json")):
         return None, target
-    if os.sep in target or Path(target).exists():
+    if os.sep in target or Path(target).exists() or target.startswith(("torchvision:", "hf:")):
         return target, "default"
-    raise RecipeError(f"{unknown('recipe', target, recipe_names())} Nor is there a folder {target}.")
+    raise RecipeError(f"{unknown('recipe', target, recipe_names())} Nor is there a folder or file {target}.")
 
 
 def _data(data: Path, recipe: str, show: Show) -> str:
@@ -260,6 +379,18 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
+def _findings(checked: Audit) -> Any:
+    """The table of an audit, worst first."""
+    from rich.table import Table
+
+    if checked.findings.empty:
+        return f"{len(checked.photos):,} photos: nothing found."
+    table = Table("finding", "photos", "what was found", "what it does", "what answers it")
+    for finding, photos, *words in checked.findings.itertuples(index=False):
+        table.add_row(str(finding), f"{photos:,}", *map(str, words))
+    return table
+
+
 def _results(done: Baseline) -> Any:
     """The table at the end: accuracy by split, seconds by part, and where everything is."""
     from rich.console import Group
@@ -289,4 +420,10 @@ def _headline(done: Baseline) -> str:
     found = done.metrics[split][kind]
     low, high = found["interval"]
     tta = " with TTA" if done.recipe.tta else ""
+    if "micro_f1" in found:
+        best = done.metrics[split]["tta"]
+        return (
+            f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "
+            f"{best['mean_average_precision']:.2%}; below, photos of which every label is right"
+        )
     return f"{split} accuracy{tta}: {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

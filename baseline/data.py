@@ -11,57 +11,31 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
-from fastai.torch_core import TensorCategory, TensorImage
+from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory
 from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Transform
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import Augment, Recipe
+from .tables import classes_of, has_many
 from .weights import normalisation
 
-__all__ = ["SliceDL", "Slices", "dataloaders", "fit_photo", "open_photo", "split_loader"]
+__all__ = ["SliceDL", "Slices", "dataloaders", "split_loader"]
 
 MEMORY_SHARE = 1 / 8
 PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
-
-
-def open_photo(source: Any, size: int = 0) -> PILImage:
-    """A photo as upright RGB: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
-
-    EXIF orientation is honoured; of an animation the first frame is taken. With `size` (pixels), a large JPEG is
-    decoded at a reduced scale of at least twice that size, as PIL's own thumbnails are.
-    """
-    image = source
-    if isinstance(source, str | Path):
-        image = Image.open(source)
-    elif isinstance(source, bytes):
-        image = Image.open(BytesIO(source))
-    elif isinstance(source, np.ndarray):
-        image = Image.fromarray(source)
-    if size and image.format == "JPEG":
-        image.draft("RGB", (2 * size, 2 * size))
-    return PILImage(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def fit_photo(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """The photo as a square of `size` pixels: squeezed (`"squish"`), cut (`"crop"`) or with black bars (`"pad"`)."""
-    if resize == "crop":
-        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    if resize == "pad":
-        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
-    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 class OpenPhoto(Transform):
@@ -72,7 +46,7 @@ class OpenPhoto(Transform):
         self.size = size
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        return open_photo(source, self.size)
+        return PILImage(open_photo(source, self.size))
 
 
 class Fit(Transform):
@@ -102,18 +76,31 @@ class Slices:
         return len(self.rows)
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inputs[self.rows[item]].as_subclass(self.kind), TensorCategory(self.targets[item])
+        return self.inputs[self.rows[item]].as_subclass(self.kind), self._target(item)
 
     def batch(self, items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.as_tensor(items)
-        return self.inputs[self.rows[chosen]].as_subclass(self.kind), TensorCategory(self.targets[chosen])
+        return self.inputs[self.rows[chosen]].as_subclass(self.kind), self._target(chosen)
+
+    def _target(self, items: Any) -> torch.Tensor:
+        kind = TensorMultiCategory if self.targets.is_floating_point() else TensorCategory
+        return kind(self.targets[items])
 
 
 class SliceDL(TfmdDL):
     """A fastai loader that cuts whole batches where its data set is, or carries, `Slices`.
 
     Shuffling, batch transforms, `new` and `test_dl` are fastai's; a data set without slices is read item by item.
+    With `weights`, one a row, an epoch draws as many rows as there are, with replacement, by these weights.
     """
+
+    weights: np.ndarray | None = None
+
+    def get_idxs(self) -> list[int]:
+        if self.weights is None or not self.shuffle:
+            return super().get_idxs()
+        share = self.weights / self.weights.sum()
+        return np.random.choice(self.n, self.n, p=share).tolist()  # type: ignore[attr-defined]
 
     def create_batches(self, samps: Iterator[int]) -> Iterator[Any]:
         slices = self.dataset if isinstance(self.dataset, Slices) else vars(self.dataset).get("slices")
@@ -129,8 +116,9 @@ def dataloaders(
 ) -> DataLoaders:
     """fastai DataLoaders over the table's train and valid splits, normalised as the recipe's weights were trained.
 
-    Batches are `TensorImage` N x 3 x image_size x image_size, float32, and `TensorCategory` N, int64; the vocabulary
-    is the table's classes in alphabetical order. Training batches are shuffled and augmented.
+    Batches are `TensorImage` N x 3 x image_size x image_size, float32, and `TensorCategory` N, int64, or, with
+    `labels = "many"`, `TensorMultiCategory` N x classes, float32, 0 or 1; the vocabulary is the table's classes in
+    alphabetical order. Training batches are shuffled and augmented.
 
     Args:
         table: a photo table in which every photo has its split.
@@ -139,18 +127,32 @@ def dataloaders(
     """
     show = show or Show()
     table = table.reset_index(drop=True)
-    classes = sorted(table["label"].unique())
-    dls = _block(recipe, classes).dataloaders(
+    dls = _block(recipe, classes_in(table, recipe.labels)).dataloaders(
         table[table["split"] != "test"].reset_index(drop=True),
         bs=recipe.batch_size,
         num_workers=recipe.workers,
         path=Path(path),
     )
+    dls.many = recipe.labels == "many"
     dls.valid_ds.tls[0].types[1] = PHOTO_FORMS  # what learn.predict takes
     dls.decoded = _decoded(table, recipe, show)
     for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
         _slice(loader, dls, table[table["split"] == name])
+    if recipe.balance == "sampler":
+        dls.train.weights = _rarity(table.loc[table["split"] == "train", "label"])
     return dls
+
+
+def classes_in(table: pd.DataFrame, labels: str = "auto") -> list[str]:
+    """The table's classes in alphabetical order."""
+    if has_many(table["label"], labels):
+        return sorted(table["label"].map(classes_of).explode().dropna().unique())
+    return sorted(table["label"].unique())
+
+
+def _rarity(labels: pd.Series) -> np.ndarray:
+    """For each label one over how often it comes."""
+    return (1 / labels.map(labels.value_counts())).to_numpy(dtype=float)
 
 
 def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
@@ -162,18 +164,23 @@ def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
 
 
 def _block(recipe: Recipe, classes: list[str]) -> DataBlock:
+    many = recipe.labels == "many"
     return DataBlock(
         blocks=(
             TransformBlock(type_tfms=OpenPhoto(recipe.image_size), batch_tfms=IntToFloatTensor),
-            CategoryBlock(vocab=classes),
+            MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes),
         ),
         get_x=ColReader("path"),
-        get_y=ColReader("label"),
+        get_y=_classes_of_row if many else ColReader("label"),
         splitter=_by_split,
         item_tfms=Fit(recipe.image_size, recipe.resize),
         batch_tfms=[*_augmentation(recipe.augment), Normalize.from_stats(*normalisation(recipe.arch))],
         dl_type=SliceDL,
     )
+
+
+def _classes_of_row(row):  # type: ignore[no-untyped-def]  # fastcore would take annotations for types to cast to
+    return classes_of(row["label"])
 
 
 def _by_split(table: pd.DataFrame) -> tuple[list[int], list[int]]:
@@ -225,5 +232,10 @@ def _slice(loader: TfmdDL, dls: DataLoaders, rows: pd.DataFrame) -> None:
         return
     index = {name: number for number, name in enumerate(dls.vocab)}
     chosen = torch.tensor([dls.decoded.rows[path] for path in rows["path"]])
-    targets = torch.tensor([index[label] for label in rows["label"]])
+    if dls.many:
+        targets = torch.zeros(len(rows), len(index))
+        for row, label in enumerate(rows["label"]):
+            targets[row, [index[each] for each in classes_of(label)]] = 1.0
+    else:
+        targets = torch.tensor([index[label] for label in rows["label"]])
     vars(loader.dataset)["slices"] = Slices(dls.decoded.pixels, chosen, targets, TensorImage)

@@ -1,6 +1,6 @@
 """What can go wrong, in words. Every error of this library is one of these; each is also a built-in.
 
-The message is one line: what is, what was needed, what to do. The command line prints it and exits with 2.
+The message is one line: what is, what was needed, what to do. The command line prints it and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BaselineError", "DataError", "OutputError", "RecipeError", "WeightsError", "unknown"]
+__all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "WeightsError", "unknown"]
 
 
 class BaselineError(Exception):
     """The root: catch it to catch everything this library says about your input."""
+
+    exit_code = 2
 
 
 class RecipeError(BaselineError, ValueError):
@@ -21,6 +23,12 @@ class RecipeError(BaselineError, ValueError):
 
 class DataError(BaselineError, ValueError):
     """The photos, their labels or their splits cannot be used as they are."""
+
+
+class LeakError(DataError):
+    """Photos of one split have copies in another, and that was to be an error."""
+
+    exit_code = 3
 
 
 class WeightsError(BaselineError, ValueError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
-from fastai.metrics import accuracy
 from torch import nn
 
 from .data import SliceDL, Slices, split_loader
@@ -38,11 +38,15 @@ def head_learner(learn: Learner, views: tuple[str, ...] = (), show: Show | None 
     size = learn.dls.train.bs
     if len(learn.dls.train_ds) >= 100 * size:  # a step on features costs so little that its overhead counts
         size *= 4
-    dls = DataLoaders(
-        _loader([torch.cat(parts) for parts in zip(*train, strict=True)], learn, bs=size, shuffle=True, drop_last=True),
-        _loader(valid, learn, bs=max(size, 1024)),
+    fit = _loader(
+        [torch.cat(parts) for parts in zip(*train, strict=True)], learn, bs=size, shuffle=True, drop_last=True
     )
-    return Learner(dls, head, loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=accuracy, path=learn.path)
+    if learn.dls.train.weights is not None:
+        fit.weights = np.tile(learn.dls.train.weights, len(flips))
+    dls = DataLoaders(fit, _loader(valid, learn, bs=max(size, 1024)))
+    return Learner(
+        dls, head, loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics, path=learn.path
+    )
 
 
 def cut_at_head(model: nn.Sequential) -> tuple[nn.Module, nn.Sequential]:

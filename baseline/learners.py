@@ -19,8 +19,8 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.hook import num_features_model
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.metrics import F1ScoreMulti, accuracy
 from fastai.torch_core import default_device, params
 from fastai.vision.learner import TimmBody, add_head, create_body, default_split, model_meta
 from timm.models import group_parameters
@@ -57,9 +57,9 @@ def learner(
     learn = Learner(
         dls,
         model,
-        loss_func=CrossEntropyLossFlat(),
+        loss_func=_loss(dls, recipe),
         splitter=splitter,
-        metrics=accuracy,
+        metrics=F1ScoreMulti(recipe.threshold, average="micro") if recipe.labels == "many" else accuracy,
         path=path,
         cbs=ChannelsLast(),
     )
@@ -67,6 +67,17 @@ def learner(
         learn.to_fp16() if recipe.precision == "float16" else learn.to_bf16()
     model.to(default_device()).eval()
     return learn
+
+
+def _loss(dls: DataLoaders, recipe: Recipe) -> Any:
+    """Cross-entropy, weighted by how rare a class is where that is wished; for many labels binary cross-entropy."""
+    if recipe.labels == "many":
+        return BCEWithLogitsLossFlat(thresh=recipe.threshold)
+    if recipe.balance != "weights":
+        return CrossEntropyLossFlat()
+    counts = dls.train_ds.items["label"].value_counts()
+    shares = [len(dls.train_ds) / (len(dls.vocab) * counts[name]) for name in dls.vocab]
+    return CrossEntropyLossFlat(weight=torch.tensor(shares, dtype=torch.float32, device=default_device()))
 
 
 def autocast(learn: Learner) -> torch.autocast:

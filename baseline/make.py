@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from fastai.learner import Learner
 
+    from .audits import Audit
     from .training import History
     from .weights import Weights
 
-__all__ = ["Baseline", "make_baseline", "settle", "versions"]
+__all__ = ["Baseline", "make_baseline", "settle", "understand", "versions", "write_audit"]
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
@@ -73,9 +74,9 @@ def make_baseline(
     """Trains a baseline on photos and returns the model, its numbers and the folder that holds them.
 
     Args:
-        photos: a folder with one folder per class (with or without train, valid and test folders above them), a
-            DataFrame with the columns `path` and `label`, the name of a data set such as `"cifar10"`, or None to use
-            the recipe's own data set. The name of a data set brings the recipe of that name.
+        photos: what `photo_table` takes: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar, the name of
+            a data set such as `"cifar10"`; or None to use the recipe's own data set. The name of a data set brings
+            the recipe of that name.
         recipe: the name of a recipe, a TOML file, a run's manifest.json, or a `Recipe`.
         out: the run folder; `runs/NAME-DATE-TIME` if not given.
         seed: of splits and training; the recipe's if not given.
@@ -98,12 +99,9 @@ def make_baseline(
 
 def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, show: Show) -> Baseline:
     """The road, from photos to the run folder."""
-    from .sources import photo_table
-
     clock = _Clock()
     with clock.part("data"):
-        table = photo_table(_photos(photos, show))
-    from .audit import readable
+        chosen, table = _understood(photos, chosen, reasons, show)
     from .data import dataloaders
     from .learners import learner
     from .metrics import measure
@@ -112,10 +110,10 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .training import estimate_seconds, seeded, train
 
     with seeded(chosen.seed):
-        with clock.part("reading"):
-            table, unread = readable(table, show) if not _is_data_set(photos) else (table, None)
-            table = split(table, chosen)
-            show.say(_described(table))
+        with clock.part("audit"):
+            table, unread = _audited(table, chosen, folder, show)
+        table = split(table, chosen)
+        show.say(_described(table))
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
             reasons |= more
@@ -129,7 +127,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             history = train(learn, chosen, show)
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
-            numbers = measure(predicted)
+            numbers = measure(predicted, chosen.labels)
     manifest = {
         "recipe": chosen.as_dict(),
         "reasons": reasons,
@@ -148,6 +146,39 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
+def understand(
+    photos: str | Path | pd.DataFrame | None = None,
+    recipe: str | Path | Recipe = "default",
+    *,
+    show: Show | None = None,
+    **changes: Any,
+) -> tuple[Recipe, pd.DataFrame]:
+    """The recipe and the photo table that `make_baseline` would start from; what was understood is said in five lines.
+
+    Arguments and errors are those of `make_baseline`. `table.attrs["source"]` holds what was said.
+    """
+    chosen, photos = _chosen(photos, recipe)
+    chosen, reasons = _changed(chosen, None, changes)
+    return _understood(photos, chosen, reasons, show or Terminal())
+
+
+def write_audit(folder: Path, checked: Audit) -> list[Path]:
+    """Writes `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs into the folder; says which."""
+    from . import report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str | bytes] = {"findings.json": as_json({"findings": checked.findings.to_dict("records")})}
+    if len(checked.pairs):
+        files["pairs.csv"] = checked.pairs.to_csv(index=False)
+    if len(checked.unreadable):
+        files["unreadable.csv"] = checked.unreadable.to_csv(index=False)
+    for name, pairs in checked.telling_pairs().items():
+        files[f"{name}.png"] = report.png(report.pairs_figure(pairs, name))
+    for name, content in files.items():
+        write(folder / name, content)
+    return [folder / name for name in files]
+
+
 def settle(
     recipe: Recipe, table: pd.DataFrame, show: Show | None = None
 ) -> tuple[Recipe, Weights | None, dict[str, str]]:
@@ -157,6 +188,7 @@ def settle(
         RecipeError: if the architecture does not exist or the precision does not go with the device.
         WeightsError: if the pretrained weights cannot be had.
     """
+    from .tables import has_many
     from .weights import find_weights, obtainable
 
     show = show or Show()
@@ -168,7 +200,8 @@ def settle(
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, int((table["split"] == "train").sum()), device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
     weights = None if recipe.scratch else find_weights(arch, recipe.weights, show)
-    settled = recipe.changed(arch=arch, batch_size=size, precision=precision)
+    labels = "many" if has_many(table["label"], recipe.labels) else "one"
+    settled = recipe.changed(arch=arch, batch_size=size, precision=precision, labels=labels)
     if recipe.scratch:
         settled, reasons["stages"] = _from_scratch(settled)
     for key, why in reasons.items():
@@ -216,17 +249,38 @@ def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
     return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving"),)), why
 
 
-def _is_data_set(photos: Any) -> bool:
-    from .datasets import DATASETS
+def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show) -> tuple[Recipe, pd.DataFrame]:
+    """The photo table, and the recipe with what follows from it."""
+    from .sources import photo_table, understood
+    from .splits import settle_split
+    from .tables import Columns, has_many
 
-    return isinstance(photos, str) and photos in DATASETS
+    columns = Columns(chosen.image_col, chosen.label_col, chosen.group_col, chosen.split_col, chosen.images)
+    table = photo_table(photos, columns=columns, label_from=chosen.label_from, labels=chosen.labels, show=show)
+    for line in understood(table):
+        show.say(line)
+    way, reasons["split"] = settle_split(table, chosen)
+    return chosen.changed(split=way, labels="many" if has_many(table["label"], chosen.labels) else "one"), table
 
 
-def _photos(photos: Any, show: Show) -> Any:
-    """A named data set as its folder; everything else as it is."""
-    from .datasets import dataset
+def _audited(table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The photos to go on with, and those that cannot be read; what was found is told and written."""
+    from .audits import audit, readable
 
-    return dataset(photos, show=show) if _is_data_set(photos) else photos
+    if chosen.audit == "none":
+        return readable(table, show)
+    checked = audit(table, grouped="group" in chosen.split, show=show)
+    for row in checked.findings.itertuples():
+        show.say(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
+    if chosen.leaks == "drop":
+        kept = checked.without_leaks()
+        show.say(f"audit: {len(checked.usable) - len(kept):,} photos with a copy in a later split are dropped")
+        return kept, checked.unreadable
+    if chosen.audit == "strict":
+        checked.refuse_leaks()
+    if len(checked.findings):
+        write_audit(folder / "audit", checked)
+    return checked.usable, checked.unreadable
 
 
 # ---- what is told and written ---------------------------------------------------------------------------------------
@@ -290,6 +344,8 @@ def _write_training(folder: Path, learn: Learner, history: History, recipe: Reci
         "mean": mean,
         "std": std,
         "tta": recipe.tta,
+        "labels": recipe.labels,
+        "threshold": recipe.threshold,
     }
     write(folder / "history.csv", history.epochs.to_csv(index=False))
     save_network(learn.model, facts, folder / "model")
@@ -301,24 +357,28 @@ def _described(table: pd.DataFrame) -> str:
     return f"photos: {len(table):,} of {table['label'].nunique()} classes; {by_split}"
 
 
-def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame | None) -> dict[str, Any]:
+def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame) -> dict[str, Any]:
     """Counts, and the sha256 of `split.csv`, so that another run can tell whether it saw the same photos and splits."""
     return {
         "classes": sorted(table["label"].unique()),
         "photos": {str(name): int(count) for name, count in table["split"].value_counts().items()},
-        "left_out": [] if unread is None else unread.to_dict("records"),
+        "left_out": unread.to_dict("records"),
         "sha256": hashlib.sha256(_split_csv(table).encode()).hexdigest(),
     }
 
 
 def _split_csv(table: pd.DataFrame) -> str:
-    return table[["path", "label", "split"]].to_csv(index=False)
+    known = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
+    return table[["path", "label", "split", *known]].to_csv(index=False)
 
 
 def _photos_words(photos: Any) -> str | None:
     """What the manifest needs to find the photos again: a data set's name or a path; a DataFrame has neither."""
-    if _is_data_set(photos):
-        return str(photos)
+    from .datasets import DATASETS
+    from .foreign import FOREIGN
+
+    if isinstance(photos, str) and (photos in DATASETS or photos.split(":")[0] in FOREIGN):
+        return photos
     return str(Path(photos).expanduser().absolute()) if isinstance(photos, str | Path) else None
 
 

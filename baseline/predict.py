@@ -9,6 +9,9 @@ The prediction table is a pandas DataFrame with one row a photo and the columns
 | `loss` | minus the logarithm of the probability of `label` |
 | `plain_predicted`, `plain_confidence`, `plain_loss` | the same without test-time augmentation |
 | `p_CLASS` ... | the probability of each class, 0-1, with test-time augmentation; a row sums to 1 |
+
+Where a photo has many labels each class has a probability of its own: `predicted` holds all from the threshold on, with
+`;` between, `confidence` is how sure the least sure of these decisions is, and `loss` the mean over the classes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from fastai.learner import Learner
 from .data import split_loader
 from .learners import autocast
 from .progress import Show
+from .tables import classes_of
 
 __all__ = ["predictions", "views_of"]
 
@@ -57,7 +61,8 @@ def predictions(
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(photos))
-            tables.append(_table(rows, torch.cat(plain), torch.cat(mean), list(learn.dls.vocab)))
+            made = _flags_table if learn.dls.many else _table
+            tables.append(made(rows, torch.cat(plain), torch.cat(mean), learn))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -82,10 +87,12 @@ def _probabilities(learn: Learner, photos: torch.Tensor, views: tuple[str, ...])
     photos = photos.as_subclass(torch.Tensor)
     with autocast(learn):
         outputs = [learn.model(view.contiguous(memory_format=torch.channels_last)) for view in views_of(photos, views)]
-    return torch.stack(outputs).double().softmax(-1).cpu()
+    stacked = torch.stack(outputs).double()
+    return (stacked.sigmoid() if learn.dls.many else stacked.softmax(-1)).cpu()
 
 
-def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, classes: list[str]) -> pd.DataFrame:
+def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
+    classes = list(learn.dls.vocab)
     labels = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
     table = rows[["path", "label", "split"]].copy()
     for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
@@ -93,5 +100,23 @@ def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, classes:
         table[f"{prefix}predicted"] = np.asarray(classes, dtype=object)[best]
         table[f"{prefix}confidence"] = probabilities[np.arange(len(best)), best]
         table[f"{prefix}loss"] = -np.log(np.maximum(probabilities[np.arange(len(best)), labels], 1e-300))
+    return _with_probabilities(table, mean, classes)
+
+
+def _flags_table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
+    """The prediction table where a photo has many labels."""
+    classes, threshold = list(learn.dls.vocab), learn.loss_func.thresh
+    truth = np.array([[name in classes_of(label) for name in classes] for label in rows["label"]])
+    table = rows[["path", "label", "split"]].copy()
+    for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
+        flags = probabilities >= threshold
+        table[f"{prefix}predicted"] = [";".join(np.asarray(classes, dtype=object)[row]) for row in flags]
+        table[f"{prefix}confidence"] = np.where(flags, probabilities, 1 - probabilities).min(1)
+        right = np.where(truth, probabilities, 1 - probabilities)
+        table[f"{prefix}loss"] = -np.log(np.maximum(right, 1e-300)).mean(1)
+    return _with_probabilities(table, mean, classes)
+
+
+def _with_probabilities(table: pd.DataFrame, mean: torch.Tensor, classes: list[str]) -> pd.DataFrame:
     columns = pd.DataFrame(mean.numpy(), columns=[f"p_{name}" for name in classes], index=table.index)
     return pd.concat([table, columns], axis=1)

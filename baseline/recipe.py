@@ -36,6 +36,12 @@ HEADS = ("linear", "fastai")
 RESIZES = ("squish", "crop", "pad")
 VIEWS = ("flip", "five_crops")
 PRESETS = ("quick", "standard", "best")
+WAYS = ("auto", "provided", "random", "group", "kfold:K", "group-kfold:K", "time:COLUMN")
+BALANCES = ("none", "weights", "sampler")
+LABELS = ("auto", "one", "many")
+LEAKS = ("keep", "drop")
+AUDITS = ("tell", "strict", "none")
+COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -87,6 +93,34 @@ class Recipe:
     title: str = ""
     data: str = ""
     """The named data set this recipe is for; empty where the photos are given."""
+    image_col: str = ""
+    """The column of a table that names the photos; looked for where empty, as are the next three."""
+    label_col: str = ""
+    """The column of classes, or several between commas, each 0 or 1."""
+    group_col: str = ""
+    """The column of what belongs together. Where it is given, splits heed it unless `split` says otherwise."""
+    split_col: str = ""
+    images: str = ""
+    """The folder of the photos that a table names; the table's own where empty."""
+    label_from: str = ""
+    """A regular expression that finds the class in a photo's path: loose photos with the label in their name."""
+    labels: str = "auto"
+    """Classes of a photo: `"one"`, or `"many"` (none or more, `;` between them); `"auto"`: many where a `;` is seen."""
+    split: str = "auto"
+    """How photos are parted: see the module `splits`."""
+    split_file: str = ""
+    """A run's `split.csv`, to split just as that run did."""
+    fold: int = 0
+    """Which part of `kfold:K` and `group-kfold:K` is the valid split, from 0."""
+    audit: str = "tell"
+    """Before training, every photo is looked at and what is wrong is told: `"tell"`; copies of a photo in two splits
+    are an error: `"strict"`; photos that cannot be read are left out and no more: `"none"`."""
+    leaks: str = "keep"
+    """Training photos with a copy in test, and valid ones: `"keep"` (and say so) or `"drop"`."""
+    balance: str = "none"
+    """What is done about rare classes: `"weights"` in the loss, `"sampler"` draws them as often, or `"none"`."""
+    threshold: float = 0.5
+    """Probability from which on one of many labels is predicted."""
     arch: str = "auto"
     """A torchvision or timm name, or `"auto"` (see `settle_arch`)."""
     scratch: bool = False
@@ -345,6 +379,14 @@ def _faults(recipe: Recipe) -> list[str]:
         "arch": (lambda v: _text(v) and bool(v), "the name of an architecture or 'auto'"),
         "scratch": (_flag, "true or false"),
         "weights": (_text, "a path"),
+        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "split_file"), (_text, "text")),
+        "labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
+        "split": (_way, f"one of {', '.join(WAYS)}"),
+        "fold": (lambda v: _whole(v, 0, 999), "a whole number from 0, below the number of folds"),
+        "audit": (lambda v: v in AUDITS, f"one of {', '.join(AUDITS)}"),
+        "leaks": (lambda v: v in LEAKS, f"one of {', '.join(LEAKS)}"),
+        "balance": (lambda v: v in BALANCES, f"one of {', '.join(BALANCES)}"),
+        "threshold": (lambda v: _number(v, 0.001, 0.999), "a probability above 0 and below 1"),
         "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
         "image_size": (lambda v: _whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
         "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
@@ -367,6 +409,10 @@ def _faults(recipe: Recipe) -> list[str]:
         for key, (good, needed) in checks.items()
         if not good(getattr(recipe, key))
     ]
+    if recipe.labels == "many" and recipe.balance != "none":
+        faults.append("balance goes with one label a photo, and labels is 'many'")
+    if _way(recipe.split) and "kfold" in recipe.split and recipe.fold >= int(recipe.split.split(":")[1]):
+        faults.append(f"fold is {recipe.fold}, needed: below the {recipe.split.split(':')[1]} folds of split")
     return faults + _stage_faults(recipe.stages)
 
 
@@ -389,6 +435,16 @@ def _stage_faults(stages: Any) -> list[str]:
         if not _rate(stage.lr):
             faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
     return faults
+
+
+def _way(value: Any) -> bool:
+    """Whether it names a way of splitting, with what has to follow it."""
+    if not isinstance(value, str):
+        return False
+    way, _, rest = value.partition(":")
+    if way in ("kfold", "group-kfold"):
+        return rest.isdecimal() and 2 <= int(rest) <= 1000
+    return (way == "time" and bool(rest)) or value in ("auto", "provided", "random", "group")
 
 
 def _text(value: Any) -> bool:

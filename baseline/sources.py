@@ -1,146 +1,316 @@
-"""Photos in any form -> the photo table. Knows folders and tables; knows no models and opens no photo.
+"""Photos in any form -> the photo table. Knows folders, tables, archives and names; knows no models, opens no photo.
 
 The photo table is a pandas DataFrame with one row a photo and the columns
 
 | column | holds |
 |---|---|
 | `path` | where the photo lies, absolute, text |
-| `label` | its class, text |
+| `label` | its class, text; where a photo has several, all of them in order with `;` between |
 | `split` | `"train"`, `"valid"`, `"test"`, or missing where nothing was given |
+| `group` | what belongs together (one person, one object, one afternoon), text, or missing |
+
+and whatever else a table said of its photos. `table.attrs["source"]` tells what was understood; `understood` prints it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from .archives import unpack
+from .datasets import ARCHIVE_SUFFIXES, DATASETS, dataset, home
 from .errors import DataError
-
-__all__ = ["PHOTO_ENDINGS", "check_table", "photo_table"]
-
-PHOTO_ENDINGS = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
+from .foreign import FOREIGN, foreign
+from .progress import Show
+from .tables import (
+    PHOTO_ENDINGS,
+    SPLIT_NAMES,
+    TABLE_ENDINGS,
+    Columns,
+    classes_of,
+    has_many,
+    names,
+    photos_below,
+    read_table,
+    rows_of,
 )
-"""Names with these endings, in either case, are photos."""
 
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train",
-    "valid": "valid", "val": "valid", "validation": "valid",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+__all__ = ["check_table", "photo_table", "understood"]
+
+UNPACKED_BYTES = 200 * 1024**3
+UNPACKED_FILES = 20_000_000
 
 
-def photo_table(photos: str | Path | pd.DataFrame) -> pd.DataFrame:
-    """The photo table of a folder with one folder per class, or of a DataFrame that has its columns.
+def photo_table(
+    photos: str | Path | pd.DataFrame,
+    *,
+    columns: Columns | None = None,
+    label_from: str = "",
+    labels: str = "auto",
+    show: Show | None = None,
+) -> pd.DataFrame:
+    """The photo table (see the module) of photos in any of these forms.
 
-    The class folders lie in the folder itself, or in its train, valid (val, validation) and test folders. Hidden
-    files and files with other endings are passed over; folders inside a class folder belong to the class.
+    - a folder with one folder per class, with or without train, valid (val, validation) and test folders above;
+    - a CSV, TSV or Parquet file, or a DataFrame, with a column of images and one of labels;
+    - a competition's folder as Kaggle has it: train.csv beside the folder of its images;
+    - a folder of loose photos, with `label_from`;
+    - a zip or tar of any of these, unpacked once into the cache;
+    - the name of a data set, `"torchvision:FashionMNIST"`, or `"hf:NAME-OR-FOLDER"`.
+
+    Rows are ordered by path, so that the same photos give the same table in whatever form they come.
+
+    Args:
+        columns: which column of a table is what, and where its images are; looked for where not said.
+        label_from: a regular expression, searched in each photo's path below the folder; its group named `label`, or
+            its first, is the class, and one named `group` the group.
+        labels: whether a photo has `"one"` label or `"many"`; `"auto"`: many where `;` is seen in one.
 
     Raises:
-        DataError: if the folder is missing or empty, holds one class only, a class has a single photo, or a class
-            appears in valid or test but not in train.
+        DataError: if there are no photos, one class only, a class with a single photo, a class in valid or test that
+            train lacks, or a table that cannot be understood.
 
     >>> table = photo_table("photos/")                                            # doctest: +SKIP
     >>> table.groupby("label").size()                                             # doctest: +SKIP
     """
-    table = _from_frame(photos) if isinstance(photos, pd.DataFrame) else _from_folder(Path(photos).expanduser())
-    check_table(table)
+    columns, show = columns or Columns(), show or Show()
+    if isinstance(photos, pd.DataFrame):
+        found = _from_table(photos, "the DataFrame", Path.cwd(), columns)
+    else:
+        found = _from_place(_place(str(photos), show), columns, label_from)
+    table = found.table.sort_values("path", kind="stable", ignore_index=True)
+    table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
+    check_table(table, labels)
     return table
 
 
-def check_table(table: pd.DataFrame) -> None:
+def check_table(table: pd.DataFrame, labels: str = "auto") -> None:
     """Refuses a photo table that no classifier can be trained and judged on; see `photo_table` for what is refused."""
+    if has_many(table["label"], labels):
+        table = table.assign(label=table["label"].map(classes_of)).explode("label").dropna(subset="label")
     learnable = table[table["split"].isna() | (table["split"] == "train")]
     counts = learnable["label"].value_counts()
-    if foreign := sorted(set(table["label"]) - set(counts.index)):
-        where = sorted(table.loc[table["label"].isin(foreign), "split"].unique())
-        raise DataError(f"No training photo of {_names(foreign)}; found in {_names(where)} only. Add or remove some.")
+    if strange := sorted(set(table["label"]) - set(counts.index)):
+        where = sorted(table.loc[table["label"].isin(strange), "split"].unique())
+        raise DataError(f"No training photo of {names(strange)}; found in {names(where)} only. Add or remove some.")
     if len(counts) < 2:
-        raise DataError(f"All photos are of one class, {_names(list(counts.index))}. At least two classes were needed.")
+        raise DataError(f"All photos are of one class, {names(counts.index)}. At least two classes were needed.")
     if single := sorted(counts.index[counts < 2]):
-        raise DataError(f"Class {_names(single)} has one photo only; two were needed. Add photos, or remove the class.")
+        raise DataError(f"Class {names(single)} has one photo only; two were needed. Add photos, or remove the class.")
 
 
-def _from_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    if missing := [column for column in ("path", "label") if column not in frame.columns]:
-        columns = ", ".join(map(str, frame.columns)) or "none"
-        raise DataError(f"The table has no column {_names(missing)}; its columns: {columns}. Rename yours.")
-    table = frame.reset_index(drop=True).copy()
-    if "split" not in table.columns:
-        table["split"] = None
-    if empty := int(table["label"].isna().sum() + table["path"].isna().sum()):
-        raise DataError(f"{empty} rows of the table have no path or no label. Fill or drop them.")
-    if wrong := sorted(set(table["split"].dropna()) - {"train", "valid", "test"}):
-        raise DataError(f"The column split holds {_names(wrong)}; train, valid, test or nothing was needed.")
-    table["label"] = table["label"].astype(str)
-    table["path"] = [str(Path(path).expanduser().absolute()) for path in table["path"]]
-    if absent := [path for path in table["path"] if not os.path.isfile(path)]:
-        raise DataError(f"{len(absent)} of {len(table)} photos are not there: {_names(absent, 3)}. Mend the paths.")
-    return table
+def understood(table: pd.DataFrame) -> list[str]:
+    """What was understood of the photos, in five lines: form, columns, classes, splits, oddities."""
+    source = table.attrs.get("source", {"form": "a table", "columns": "", "oddities": []})
+    many = has_many(table["label"])
+    counts = (table["label"].map(classes_of).explode() if many else table["label"]).value_counts()
+    listed = ", ".join(f"{label} {count:,}" for label, count in counts.head(8).items())
+    more = f", and {len(counts) - 8} classes more, down to {counts.iloc[-1]:,}" if len(counts) > 8 else ""
+    several = ", several a photo" if many else ""
+    splits = table["split"].fillna("no split").value_counts()
+    groups = f"; {table['group'].nunique():,} groups" if "group" in table and table["group"].notna().any() else ""
+    return [
+        f"form:     {source['form']}",
+        f"columns:  {source['columns'] or 'none; classes are folders'}",
+        f"classes:  {len(table):,} photos of {len(counts)} classes{several}: {listed}{more}",
+        f"splits:   {', '.join(f'{name} {count:,}' for name, count in splits.items())}{groups}",
+        f"oddities: {'; '.join(source['oddities']) or 'none'}",
+    ]
 
 
-def _from_folder(folder: Path) -> pd.DataFrame:
-    if not folder.exists():
-        raise DataError(f"There is no folder {folder}. Give a folder that holds one folder of photos per class.")
+# ---- from a word to a place -----------------------------------------------------------------------------------------
+
+
+def _place(photos: str, show: Show) -> Path:
+    """The folder or table file behind a path, an archive or a name."""
+    if photos in DATASETS:
+        return dataset(photos, show=show)
+    if photos.split(":")[0] in FOREIGN:
+        return foreign(photos, show)
+    path = Path(photos).expanduser().absolute()
+    if not path.exists():
+        raise DataError(
+            f"There is no folder or file {path}. Give a folder with one folder of photos per class, or a table."
+        )
+    if path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        return _unpacked(path, show)
+    return path
+
+
+def _unpacked(archive: Path, show: Show) -> Path:
+    """The archive's content in the cache, unpacked there the first time."""
+    stat = archive.stat()
+    known = f"{archive} {stat.st_size} {stat.st_mtime_ns}"
+    stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
+    folder = home() / "unpacked" / f"{stem}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file; a folder that holds one folder of photos per class was needed.")
-    folder = folder.absolute()
-    rows = [row for part, split in _parts(folder) for row in _class_rows(part, split)]
-    if not rows:
+        unpack(archive, folder, max_bytes=UNPACKED_BYTES, max_files=UNPACKED_FILES, show=show)
+        show.say(f"data: {archive} unpacked into {folder}")
+    return folder
+
+
+# ---- from a place to rows -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    table: pd.DataFrame
+    form: str
+    columns: str = ""
+    oddities: list[str] = field(default_factory=list)
+
+
+def _from_place(place: Path, columns: Columns, label_from: str) -> _Found:
+    if place.is_file():
+        if not place.name.lower().endswith(TABLE_ENDINGS):
+            endings = ", ".join((*TABLE_ENDINGS, *ARCHIVE_SUFFIXES))
+            raise DataError(f"{place} is a file; a folder of photos was needed, or one that ends in {endings}.")
+        return _from_table(read_table(place), place.name, place.parent, columns)
+    folder = _entered(place)
+    if label_from:
+        return _from_names(folder, label_from)
+    tables = _tables(folder)
+    if training := [each for each in tables if "train" in each.stem.lower()]:
+        return _from_competition(folder, training, columns)
+    parts = _parts(folder)
+    found = _Found(_class_rows(parts), _form(folder, parts), "", _folder_oddities(folder, parts, tables))
+    if tables and found.table["label"].nunique() < 2:
+        return _from_competition(folder, tables, columns)
+    if found.table.empty:
         raise DataError(_nothing_found(folder))
-    table = pd.DataFrame(rows, columns=["path", "label", "split"])
-    return table.sort_values("path", kind="stable", ignore_index=True)
+    return found
+
+
+def _from_table(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> _Found:
+    if frame.empty:
+        raise DataError(f"{name} has no rows. Give a table with one row a photo.")
+    rows = rows_of(frame, name, folder, columns)
+    return _Found(rows.table, f"a table of {len(frame):,} rows, {name}", rows.words, rows.oddities)
+
+
+def _from_competition(folder: Path, tables: list[Path], columns: Columns) -> _Found:
+    """A table beside the folders of its images, as Kaggle has it."""
+    chosen = min(tables, key=lambda path: (len(path.stem), path.name))
+    found = _from_table(read_table(chosen), chosen.name, folder, columns)
+    found.form = f"a competition's folder: {chosen.name} and the images below {folder}"
+    others = [each.name for each in _tables(folder) if each != chosen]
+    found.oddities += [f"not read: {names(others)}"] if others else []
+    unnamed = sum(1 for _ in photos_below(folder)) - len(found.table)
+    found.oddities += [f"{unnamed:,} photos that {chosen.name} does not name are left alone"] if unnamed else []
+    return found
+
+
+def _from_names(folder: Path, label_from: str) -> _Found:
+    try:
+        pattern = re.compile(label_from)
+    except re.error as error:
+        raise DataError(f"'{label_from}' is no regular expression: {error}. Mend --label-from.") from None
+    if not pattern.groups:
+        raise DataError(f"'{label_from}' has no group; put the label between brackets, as in '([a-z]+)_[0-9]+'.")
+    paths = list(photos_below(folder))
+    if not paths:
+        raise DataError(f"{folder} holds no photos. Give a folder of photos.")
+    hits = [pattern.search(os.path.relpath(path, folder).replace(os.sep, "/")) for path in paths]
+    if missed := [path for path, hit in zip(paths, hits, strict=True) if not hit]:
+        raise DataError(f"'{label_from}' fits {len(missed):,} of {len(paths):,} photos not: {names(missed, 3)}.")
+    label = "label" if "label" in pattern.groupindex else 1
+    labels = [hit[label] for hit in hits if hit]
+    groups = [hit["group"] for hit in hits if hit] if "group" in pattern.groupindex else None
+    table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
+    return _Found(table, f"photos with the label in their name, {folder}", f"labels by '{label_from}'")
+
+
+# ---- class folders --------------------------------------------------------------------------------------------------
+
+
+def _entered(folder: Path) -> Path:
+    """The folder itself, or the only thing it holds where that is a folder: archives often pack one."""
+    inner = [each for each in _entries(folder) if not each.name.startswith((".", "__MACOSX"))]
+    while len(inner) == 1 and inner[0].is_dir() and inner[0].name.lower() not in SPLIT_NAMES:
+        below = _entries(inner[0])
+        if not any(each.is_dir() or each.suffix.lower() in TABLE_ENDINGS for each in below):
+            break
+        folder, inner = inner[0], [each for each in below if not each.name.startswith(".")]
+    return folder
 
 
 def _parts(folder: Path) -> list[tuple[Path, str | None]]:
     """The folders that hold class folders, each with its split."""
-    named = [(each, SPLIT_FOLDERS.get(each.name.lower())) for each in _folders(folder)]
+    named = [(each, SPLIT_NAMES.get(each.name.lower())) for each in _folders(folder)]
     if any(split == "train" for _, split in named):
         return [(each, split) for each, split in named if split]
     return [(folder, None)]
 
 
-def _class_rows(folder: Path, split: str | None) -> Iterator[tuple[str, str, str | None]]:
-    for class_folder in _folders(folder):
-        for here, folders, files in os.walk(class_folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in files:
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in PHOTO_ENDINGS:
-                    yield os.path.join(here, name), class_folder.name, split
+def _class_rows(parts: list[tuple[Path, str | None]]) -> pd.DataFrame:
+    rows = [
+        (path, class_folder.name, split, None)
+        for part, split in parts
+        for class_folder in _folders(part)
+        for path in photos_below(class_folder)
+    ]
+    return pd.DataFrame(rows, columns=["path", "label", "split", "group"])
+
+
+def _form(folder: Path, parts: list[tuple[Path, str | None]]) -> str:
+    if parts[0][1] is None:
+        return f"one folder per class, {folder}"
+    return f"one folder per class in {names(part.name for part, _ in parts)}, {folder}"
+
+
+def _folder_oddities(folder: Path, parts: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
+    found = [f"{names(each.name for each in tables)} is not read; name the file to use its columns"] if tables else []
+    if loose := sum(_is_photo(each) for part, _ in parts for each in _entries(part)):
+        found.append(f"{loose:,} photos outside of class folders are left alone")
+    if empty := [each.name for part, _ in parts for each in _folders(part) if next(photos_below(each), None) is None]:
+        found.append(f"no photos in {names(empty, 3)}")
+    other = [each.name for part, _ in parts for each in _strangers(part)]
+    if other:
+        found.append(f"{len(other):,} files of other kinds are passed over: {names(other, 3)}")
+    return found
+
+
+def _strangers(part: Path) -> Iterator[Path]:
+    for class_folder in _folders(part):
+        for each in _entries(class_folder):
+            if each.is_file() and not each.name.startswith(".") and not _is_photo(each):
+                yield each
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_ENDINGS and not path.name.startswith(".")
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Table files at the top of a folder that may say something of photos."""
+    skipped = ("sample_submission", "submission", "test")
+    found = [each for each in _entries(folder) if each.is_file() and each.name.lower().endswith(TABLE_ENDINGS)]
+    return [each for each in found if not each.stem.lower().startswith((*skipped, "."))]
 
 
 def _folders(folder: Path) -> list[Path]:
+    return [each for each in _entries(folder) if each.is_dir() and not each.name.startswith(".")]
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+        return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
 
 
 def _nothing_found(folder: Path) -> str:
-    loose = sum(each.suffix.lower() in PHOTO_ENDINGS for each in folder.iterdir())
+    loose: Any = sum(1 for _ in photos_below(folder))
     if loose:
-        return f"{folder} holds {loose} photos but no folder per class. Sort them into folders named after the classes."
+        return (
+            f"{folder} holds {loose} photos but no folder per class. Sort them into folders named after the classes, "
+            "or give --label-from REGEX, or a table."
+        )
     return f"{folder} holds no photos in folders. Give a folder that holds one folder of photos per class."
-
-
-def _names(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"'{name}'" for name in names[:limit]) + more

@@ -1,59 +1,265 @@
-"""Photo table -> photo table in which every photo has its split. Knows labels; opens no photo."""
+"""Photo table -> photo table in which every photo has its split. Knows labels and groups; opens no photo.
+
+Ways of splitting (`Recipe.split`), each seeded, each by class as far as its other promise allows:
+
+| way | promise |
+|---|---|
+| `auto` | what is given stays; groups that were asked for by name are heeded; else by class |
+| `provided` | every photo has the split that was given with it; only a missing valid split is set aside |
+| `random` | by class, whatever was given |
+| `group` | no group lies on two sides |
+| `kfold:K`, `group-kfold:K` | K parts of all photos but the test ones; part number `Recipe.fold` is the valid split |
+| `time:COLUMN` | the oldest photos train, the newest test |
+
+Copies of one photo (`twins`, from the audit) always lie on one side, except where the split was given.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .errors import DataError
+from .errors import DataError, unknown
 from .recipe import Recipe
+from .tables import has_many, rarest
 
-__all__ = ["split"]
+__all__ = ["read_split", "settle_split", "split"]
 
 
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The table with `train`, `valid` and `test` filled in, by class, seeded by the recipe's `seed`.
+    """The table with `train`, `valid` and `test` filled in, as `recipe.split` says; see the module.
 
-    A given split stays. Where no photo has one, `test_share` of each class becomes the test split. Where there is no
-    valid split, `valid_share` of each class's training photos becomes it. Every class keeps a training photo.
-    `photos_per_class` first thins out the training photos; the rest of them leaves the table.
+    Where no photo has a split, `test_share` of all becomes the test split; where there is no valid split,
+    `valid_share` of the training photos becomes it. Every class keeps a training photo. `photos_per_class` first thins
+    out the training photos; the rest of them leaves the table.
 
     Raises:
-        DataError: if no class has enough photos to set some aside for validation.
+        DataError: if no photos can be set aside for validation, a column that is asked for is missing, all of a class
+            is in one group, or there are more folds than photos of a class.
 
     >>> from baseline import Recipe
     >>> table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(40)], "label": ["ant", "bee"] * 20, "split": None})
     >>> split(table, Recipe()).groupby("split").size().to_dict()
     {'test': 8, 'train': 28, 'valid': 4}
     """
+    if recipe.split_file:
+        return _checked(read_split(table, Path(recipe.split_file).expanduser()))
     table = table.reset_index(drop=True).copy()
+    if has_many(table["label"], recipe.labels):
+        label = table["label"]
+        parted = split(table.assign(label=rarest(label), row=label.index), recipe.changed(labels="one"))
+        return parted.assign(label=label[parted["row"]].to_numpy()).drop(columns="row")
     rng = np.random.default_rng(recipe.seed)
+    way, _, argument = recipe.split.partition(":")
+    way = settle_split(table, recipe)[0] if way == "auto" else way
+    if way == "provided" and table["split"].isna().all():
+        raise DataError("No photo has a split of its own. Give --split-col COLUMN, split folders, or another --split.")
+    if way in ("random", "group", "time"):
+        table["split"] = None
     whole = table["split"].isna().all()
     table["split"] = table["split"].fillna("train").astype(str)
-    if whole:
-        _set_aside(table, "test", recipe.test_share, rng)
+    units = _units(table, "group" if "group" in way else "twins")
+    if way == "time":
+        _by_time(table, argument, recipe)
+        return _checked(table)
+    if whole and not way.endswith("kfold"):
+        _set_aside(table, units, "test", recipe.test_share, rng)
     if recipe.photos_per_class:
         table = _thinned(table, recipe.photos_per_class, rng)
-    if not (table["split"] == "valid").any():
-        _set_aside(table, "valid", recipe.valid_share, rng)
-    if not (table["split"] == "valid").any():
-        raise DataError("No class has three photos, so none can be set aside for validation. Add photos.")
-    return table
+        units = _units(table, "group" if "group" in way else "twins")
+    if way.endswith("kfold"):
+        _fold(table, units, int(argument), recipe)
+    elif not (table["split"] == "valid").any():
+        _set_aside(table, units, "valid", recipe.valid_share, rng)
+    return _checked(table)
 
 
-def _rows_by_class(table: pd.DataFrame, rng: np.random.Generator) -> list[np.ndarray]:
-    """Row numbers of the training photos, one shuffled array per class, in the classes' alphabetical order."""
-    train = table[table["split"] == "train"]
-    return [rng.permutation(np.asarray(rows)) for _, rows in sorted(train.groupby("label").groups.items())]
+def settle_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
+    """The way of splitting and why: what is given stays; groups asked for by name are heeded; else by class."""
+    if recipe.split_file:
+        return "auto", f"as {recipe.split_file} has it"
+    if recipe.split != "auto":
+        return recipe.split, "as given"
+    if table["split"].notna().any():
+        return "provided", "the photos come with splits"
+    if recipe.group_col:
+        return "group", f"the groups of '{recipe.group_col}' were asked for"
+    return "random", "the photos come without splits"
 
 
-def _set_aside(table: pd.DataFrame, name: str, share: float, rng: np.random.Generator) -> None:
-    """Moves a share of each class's training photos, at least one and never the last, to the split `name`."""
-    for rows in _rows_by_class(table, rng):
-        count = min(max(1, round(len(rows) * share)), len(rows) - 1)
-        table.loc[rows[:count], "split"] = name
+def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The table's photos with the splits that a run's `split.csv` gives them, found by the ends of their paths.
+
+    Raises:
+        DataError: if the file cannot be read, or a photo is missing on either side.
+    """
+    try:
+        given = pd.read_csv(file, dtype=str)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
+    if missing := {"path", "split"} - set(given.columns):
+        raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Give a split.csv that a run wrote.")
+    if wrong := set(given["split"]) - {"train", "valid", "test"}:
+        raise DataError(f"{file} has splits other than train, valid and test: {', '.join(map(str, wrong))}.")
+    splits = _by_path(table, given, file)
+    found = table.assign(split=splits)[splits.notna()].reset_index(drop=True)
+    if len(found) < len(given):
+        raise DataError(f"{len(given) - len(found):,} of {len(given):,} photos in {file} are not among these photos.")
+    return found
+
+
+# ---- units that stay together ---------------------------------------------------------------------------------------
+
+
+def _units(table: pd.DataFrame, column: str) -> np.ndarray:
+    """A number for each photo, the same where photos have to stay on one side."""
+    rows = np.arange(len(table))
+    if column == "group":
+        if "group" not in table or table["group"].isna().all():
+            columns = ", ".join(map(str, table.columns))
+            raise DataError(f"These photos have no groups; what is known of them: {columns}. Give --group-col COLUMN.")
+        alone = table["group"].isna().to_numpy()
+        numbers = table["group"].astype(object).where(~alone, "").factorize(sort=True)[0]
+        return _joined(np.where(alone, numbers.max() + 1 + rows, numbers), table)
+    return _joined(rows, table)
+
+
+def _joined(units: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    """Units that share copies of a photo made one."""
+    twins = table["twins"].to_numpy() if "twins" in table else np.full(len(table), -1)
+    linked = np.flatnonzero(twins >= 0)
+    if not len(linked):
+        return units
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(units.max()) + 1
+    ends = (units[linked], size + twins[linked])
+    links = coo_array((np.ones(len(linked), bool), ends), shape=(size + int(twins.max()) + 1,) * 2)
+    return connected_components(links, directed=False)[1][units]
+
+
+def _classes(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Row numbers among `rows`, one shuffled array per class, in the classes' alphabetical order."""
+    for _, members in sorted(table.loc[rows].groupby("label").groups.items()):
+        yield rng.permutation(np.asarray(members))
+
+
+def _set_aside(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rng: np.random.Generator) -> None:
+    """Moves a share of each class's training photos, at least one and never the last, to the split `name`.
+
+    Whole units move, so that a share is met only about; a unit that would take a class's last training photo stays.
+    """
+    train = np.flatnonzero(table["split"] == "train")
+    members = pd.Series(train).groupby(units[train]).apply(np.asarray).to_dict()
+    label = table["label"].to_numpy()
+    left = table.loc[train, "label"].value_counts().to_dict()
+    goal = {each: max(1, round(count * share)) for each, count in left.items()}
+    moved: set[int] = set()
+
+    def move(unit: int, at_most: float) -> None:
+        taken = dict(zip(*np.unique(label[members[unit]], return_counts=True), strict=True))
+        if unit in moved or any(count >= left[each] or count > at_most * goal[each] for each, count in taken.items()):
+            return
+        moved.add(unit)
+        for each, count in taken.items():
+            left[each] -= int(count)
+            goal[each] -= int(count)
+
+    for rows in _classes(table, train, rng):
+        mine = label[rows[0]]
+        before = goal[mine]
+        for row in rows:
+            if goal[mine] <= 0:
+                break
+            move(int(units[row]), 1.5)
+        if goal[mine] == before > 0:  # every unit is more than the share: the smallest that leaves some, then
+            for unit in sorted({int(units[row]) for row in rows}, key=lambda unit: len(members[unit])):
+                if goal[mine] == before:
+                    move(unit, np.inf)
+    table.loc[np.isin(units, list(moved)) & (table["split"] == "train").to_numpy(), "split"] = name
+
+
+def _fold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
+    """Training and valid photos in `folds` parts, in the column `fold`; part `recipe.fold` becomes the valid split."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    rows = np.flatnonzero(table["split"] != "test")
+    labels = table.loc[rows, "label"]
+    grouped = "group" in recipe.split
+    per_class = table.loc[rows].assign(unit=units[rows]).groupby("label")["unit"].nunique()
+    if (smallest := int(per_class.min())) < folds:
+        what = "groups" if grouped else "photos"
+        raise DataError(
+            f"{folds} folds, but class '{per_class.idxmin()}' has {smallest} {what} only. Give at most {smallest}."
+        )
+    options = {"n_splits": folds, "shuffle": True, "random_state": recipe.seed}
+    plain = not grouped and len(np.unique(units[rows])) == len(rows)
+    parts = (StratifiedKFold if plain else StratifiedGroupKFold)(**options)
+    table["fold"] = -1
+    for number, (_, part) in enumerate(parts.split(rows, labels, units[rows])):
+        table.loc[rows[part], "fold"] = number
+    table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.fold, "valid", "train")
+
+
+def _by_time(table: pd.DataFrame, column: str, recipe: Recipe) -> None:
+    if column not in table.columns:
+        raise DataError(f"{unknown('column', column, map(str, table.columns))} Change --split time:COLUMN.")
+    times = _times(table[column], column)
+    order = np.argsort(times, kind="stable")
+    ranked = times[order]
+    test = len(table) - round(len(table) * recipe.test_share)
+    valid = test - max(1, round(test * recipe.valid_share))
+    edges = [int(np.searchsorted(ranked, ranked[max(0, at)], "left")) for at in (valid, test)]
+    table["split"] = "train"
+    table.loc[order[edges[0] : edges[1]], "split"] = "valid"
+    table.loc[order[edges[1] :], "split"] = "test"
+
+
+def _times(values: pd.Series, column: str) -> np.ndarray:
+    times = pd.to_numeric(values, errors="coerce")
+    if times.isna().mean() > 0.5:
+        times = pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    if (bad := times.isna()).any():
+        example = values[bad].iloc[0]
+        raise DataError(f"{int(bad.sum()):,} values of '{column}' are no times, first '{example}'. Mend them.")
+    return times.to_numpy()
 
 
 def _thinned(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
-    dropped = [row for rows in _rows_by_class(table, rng) for row in rows[per_class:]]
+    train = np.flatnonzero(table["split"] == "train")
+    dropped = [row for rows in _classes(table, train, rng) for row in rows[per_class:]]
     return table.drop(index=dropped).reset_index(drop=True)
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    """Refuses what cannot be trained and validated."""
+    parts = {name: set(table.loc[table["split"] == name, "label"]) for name in ("train", "valid", "test")}
+    if not parts["valid"]:
+        raise DataError(
+            "No photos can be set aside for validation: every class keeps one, and copies stay together. Add photos."
+        )
+    if lost := sorted((parts["valid"] | parts["test"]) - parts["train"]):
+        raise DataError(
+            f"No training photo of '{lost[0]}' is left: all of it lies on the other side of the split, as where a "
+            "class is one group only or one time. Give another --split."
+        )
+    return table
+
+
+def _by_path(table: pd.DataFrame, given: pd.DataFrame, file: Path) -> pd.Series:
+    """The split of each photo: by whole path, else by the longest common end that tells all photos apart."""
+    whole = given.set_index("path")["split"]
+    if not whole.index.is_unique:
+        raise DataError(f"{file} names a photo twice: {whole.index[whole.index.duplicated()][0]}.")
+    if table["path"].isin(whole.index).any():
+        return table["path"].map(whole)
+    for parts in range(1, 12):
+        ends = given["path"].str.split("/").str[-parts:].str.join("/")
+        if ends.is_unique:
+            known = pd.Series(given["split"].to_numpy(), index=ends)
+            return table["path"].str.split("/").str[-parts:].str.join("/").map(known)
+    return table["path"].map(whole)

@@ -38,7 +38,8 @@ class History:
     """What training did, epoch by epoch and stage by stage."""
 
     epochs: pd.DataFrame
-    """One row an epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`."""
+    """One row an epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`; with many
+    labels a photo `valid_f1_score` (micro) instead of the accuracy."""
     sweeps: pd.DataFrame
     """One row a step of each learning-rate search: `stage, lr, loss`."""
     stages: list[dict[str, Any]]
@@ -48,9 +49,10 @@ class History:
 def train(learn: Learner, recipe: Recipe, show: Show | None = None) -> History:
     """Trains the recipe's stages in order and leaves the best weights of all of them in `learn`.
 
-    Best is the highest accuracy on the valid split, the lower loss where two are equal, over all epochs of all
-    stages: a fine-tune that makes things worse never replaces what was better. Each stage is fastai's
-    `fit_one_cycle`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as fastai does it.
+    Best is the highest accuracy (micro F1 with many labels) on the valid split, the lower loss where two are
+    equal, over all epochs of all stages: a fine-tune that makes things worse never replaces what was better. Each
+    stage is fastai's `fit_one_cycle`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as
+    fastai does it.
 
     An interrupt (`KeyboardInterrupt`) leaves the best weights so far in `learn` and goes on to the caller, with the
     history so far as its `history`.
@@ -105,6 +107,7 @@ def estimate_seconds(learn: Learner, recipe: Recipe, test_photos: int) -> float:
     """
     with _random_states_kept():
         batch, _ = learn.dls.valid.one_batch()
+        batch = batch.repeat(-(-2 // len(batch)), 1, 1, 1)  # BatchNorm trains on no batch of one
         batch = batch[:32].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
         model = copy.deepcopy(learn.model)
         forward = _seconds_each(lambda: _forward(learn, model, batch), len(batch))
@@ -215,9 +218,9 @@ class _Best:
         self.score: tuple[float, float] | None = None
         self.weights: dict[str, torch.Tensor] = {}
 
-    def offer(self, accuracy: float, loss: float) -> bool:
+    def offer(self, metric: float, loss: float) -> bool:
         """Keeps the weights as they are now if they are the best so far."""
-        score = (accuracy, -loss if math.isfinite(loss) else -math.inf)
+        score = (metric, -loss if math.isfinite(loss) else -math.inf)
         if self.score is not None and score <= self.score:
             return False
         self.score = score
@@ -258,7 +261,8 @@ class _Watch(Callback):
         self.bar.step(note=f"loss {float(self.recorder.smooth_loss.value):.3f}" if self.training else "")
 
     def after_epoch(self) -> None:
-        train_loss, valid_loss, accuracy = (float(value) for value in self.recorder.log[1:4])
+        train_loss, valid_loss, score = (float(value) for value in self.recorder.log[1:4])
+        metric = self.recorder.metric_names[3]
         row = {
             "stage": self.number,
             "trains": self.stage.trains,
@@ -266,13 +270,13 @@ class _Watch(Callback):
             "lr": float(self.opt.hypers[-1]["lr"]),
             "train_loss": train_loss,
             "valid_loss": valid_loss,
-            "valid_accuracy": accuracy,
+            f"valid_{metric}": score,
             "seconds": round(time.perf_counter() - self.began, 2),
         }
-        self.log.epochs.append({**row, "best": self.best.offer(accuracy, valid_loss)})
+        self.log.epochs.append({**row, "best": self.best.offer(score, valid_loss)})
         self.show.say(
             f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
-            f"accuracy {accuracy:.2%} valid; {row['seconds']:.0f} s"
+            f"{metric} {score:.2%} valid; {row['seconds']:.0f} s"
         )
 
 

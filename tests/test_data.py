@@ -14,7 +14,8 @@ from PIL import Image
 
 import baseline
 from baseline import data
-from baseline.data import fit_photo, open_photo, split_loader
+from baseline.data import split_loader
+from baseline.photos import fit_photo, open_photo
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
@@ -108,9 +109,9 @@ def test_fastais_own_ways_still_work(learn: object, photos: Path) -> None:
 
 def test_labels_may_look_like_columns_of_the_table(tmp_path: Path) -> None:
     rows = []
-    for label in ("path", "label", "loss"):
+    for shade, label in enumerate(("path", "label", "loss")):
         for number in range(6):
-            Image.new("RGB", (16, 16), (40 * number, 9, 9)).save(tmp_path / f"{label}{number}.png")
+            Image.new("RGB", (16, 16), (40 * number, 90 * shade, 9)).save(tmp_path / f"{label}{number}.png")
             rows.append({"path": str(tmp_path / f"{label}{number}.png"), "label": label})
     recipe = baseline.Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-3),))
     done = baseline.make_baseline(pd.DataFrame(rows), recipe, out=tmp_path / "run", show=baseline.Show())

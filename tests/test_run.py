@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
 def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.Baseline) -> None:
     code = (
         "import sys, torch, baseline\n"
-        "from baseline.data import fit_photo, open_photo\n"
+        "from baseline.photos import fit_photo, open_photo\n"
         "import numpy as np\n"
         "model, facts = baseline.load_network(sys.argv[1])\n"
         "square = fit_photo(open_photo(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
@@ -124,14 +124,14 @@ def test_a_damaged_or_newer_model_folder_is_refused(done: baseline.Baseline, tmp
     assert load_file(done.folder / "model" / "model.safetensors")
 
 
-def test_nothing_is_written_but_the_run_folder(photos: Path, tmp_path: Path, small: Recipe) -> None:
+def test_nothing_is_written_but_the_run_folder_and_the_cache(photos: Path, tmp_path: Path, small: Recipe) -> None:
     work, home = tmp_path / "work", Path(os.environ["BASELINE_HOME"])
     work.mkdir()
     os.chdir(work)
     before = listing(photos)
     done = make_baseline(photos, small.changed(stages=(Stage("head", 1),)), show=QUIET)
     assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
-    assert listing(photos) == before and not list(home.iterdir())
+    assert listing(photos) == before and [f.name for f in home.iterdir()] == ["audit-1.sqlite"]
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from baseline import DataError, Recipe, split
+from baseline.splits import settle_split
 
 
 def rows(counts: dict[str, int], given: str | None = None) -> pd.DataFrame:
@@ -51,5 +54,82 @@ def test_photos_per_class_thins_training_photos_only() -> None:
 
 
 def test_too_few_photos_to_set_any_aside_is_refused() -> None:
-    with pytest.raises(DataError, match="none can be set aside"):
+    with pytest.raises(DataError, match="No photos can be set aside"):
         split(rows({"a": 1, "b": 1}, "train"), Recipe())
+
+
+def grouped(groups: dict[str, int], per_group: int = 6) -> pd.DataFrame:
+    listed = [(label, f"{label}{number}") for label, count in groups.items() for number in range(count)]
+    table = pd.DataFrame([row for row in listed for _ in range(per_group)], columns=["label", "group"])
+    return table.assign(path=[f"{n}.jpg" for n in range(len(table))], split=None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_lie_on_one_side_and_every_class_on_all(seed: int) -> None:
+    table = split(grouped({"a": 20, "b": 12, "c": 4}), Recipe(split="group", seed=seed))
+    assert table.groupby("group")["split"].nunique().max() == 1
+    counts = table.groupby(["label", "split"]).size().unstack(fill_value=0)
+    assert (counts > 0).all(axis=None), counts
+    assert 0.1 < counts["test"].sum() / len(table) < 0.3
+
+
+def test_naming_groups_is_asking_for_them_and_known_splits_win() -> None:
+    assert settle_split(grouped({"a": 3, "b": 3}), Recipe(group_col="who"))[0] == "group"
+    assert settle_split(grouped({"a": 3, "b": 3}), Recipe())[0] == "random"
+    assert settle_split(rows({"a": 3, "b": 3}, "train"), Recipe(group_col="who"))[0] == "provided"
+    with pytest.raises(DataError, match="These photos have no groups"):
+        split(rows({"a": 9, "b": 9}), Recipe(split="group"))
+    with pytest.raises(DataError, match=r"No training photo of 'b' is left|No photos can be set aside"):
+        split(grouped({"a": 1, "b": 1}), Recipe(split="group"))
+
+
+@pytest.mark.parametrize("way", ["kfold:4", "group-kfold:4"])
+def test_folds_cover_every_photo_once(way: str) -> None:
+    table = grouped({"a": 8, "b": 8})
+    parts = [split(table, Recipe(split=way, fold=fold)) for fold in range(4)]
+    valid = pd.concat([part[part["split"] == "valid"] for part in parts])
+    assert sorted(valid["path"]) == sorted(table["path"]) and (parts[0]["split"] != "test").all()
+    if "group" in way:
+        assert all(part.groupby("group")["split"].nunique().max() == 1 for part in parts)
+
+
+def test_more_folds_than_photos_of_a_class_are_refused() -> None:
+    with pytest.raises(DataError, match=r"5 folds, but class 'b' has 3 photos only. Give at most 3"):
+        split(rows({"a": 30, "b": 3}), Recipe(split="kfold:5"))
+    with pytest.raises(DataError, match="5 folds, but class 'a' has 4 groups only"):
+        split(grouped({"a": 4, "b": 9}), Recipe(split="group-kfold:5"))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "dates"])
+def test_time_orders_the_splits(kind: str) -> None:
+    table = rows({"a": 50, "b": 50}).sample(frac=1, random_state=0).reset_index(drop=True)
+    number = pd.Series(range(100))
+    dates = pd.Timestamp("2020-01-01") + pd.to_timedelta(number, unit="D")
+    table["taken"] = (number if kind == "numbers" else dates.dt.strftime("%Y-%m-%d")).astype(str)
+    done = split(table, Recipe(split="time:taken"))
+    assert done["split"].tolist() == ["train"] * 72 + ["valid"] * 8 + ["test"] * 20
+    with pytest.raises(DataError, match=r"no column 'takn'. Did you mean 'taken'"):
+        split(table, Recipe(split="time:takn"))
+    with pytest.raises(DataError, match="1 values of 'taken' are no times, first 'soon'"):
+        split(table.assign(taken=["soon", *table["taken"][1:]]), Recipe(split="time:taken"))
+
+
+def test_a_split_file_gives_the_same_split_to_moved_photos(tmp_path: Path) -> None:
+    table = rows({"a": 30, "b": 30}).assign(path=[f"/here/x/{n % 7}/{n}.jpg" for n in range(60)])
+    done = split(table, Recipe(seed=5))
+    done.to_csv(tmp_path / "split.csv", index=False)
+    moved = table.assign(path=table["path"].str.replace("/here", "/there")).sample(frac=1, random_state=1)
+    again = split(moved, Recipe(split_file=str(tmp_path / "split.csv")))
+    theirs = again.assign(path=again["path"].str.replace("/there", "/here")).set_index("path")["split"]
+    assert theirs.to_dict() == done.set_index("path")["split"].to_dict()
+    with pytest.raises(DataError, match=r"1 of 60 photos in .* are not among these photos"):
+        split(moved.iloc[1:], Recipe(split_file=str(tmp_path / "split.csv")))
+    with pytest.raises(DataError, match="cannot be read"):
+        split(moved, Recipe(split_file=str(tmp_path / "nowhere.csv")))
+
+
+def test_many_labels_are_split_by_the_rarest() -> None:
+    table = rows({"a": 40, "a;b": 10, "c": 30, "": 5})
+    done = split(table, Recipe(labels="many"))
+    assert sorted(done["label"]) == sorted(table["label"])
+    assert {"b"} <= {each for label in done.loc[done["split"] == "valid", "label"] for each in label.split(";")}

@@ -32,7 +32,7 @@ def test_the_embedded_body_tells_real_classes_apart() -> None:
     files = sorted(photo.glob("*.jpg"))[:20]
     if not files:
         pytest.skip("no real photos of ants at hand")
-    from baseline.data import fit_photo, open_photo
+    from baseline.photos import fit_photo, open_photo
 
     model = timm.create_model(ARCH)
     model.load_state_dict(state_dict(find_weights(ARCH)))

@@ -1,0 +1,435 @@
+"""A CSV, TSV, Parquet file or DataFrame -> rows of path, label, split, group. Knows columns and names of files.
+
+Columns are taken as named by the caller, else found by name and by content: the image column is the one whose values
+are photos on disk, whole paths or bare ids, with or without an ending. Text is read as text: an id `0012` stays so.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .errors import DataError, unknown
+
+__all__ = [
+    "PHOTO_ENDINGS",
+    "SPLIT_NAMES",
+    "TABLE_ENDINGS",
+    "Columns",
+    "classes_of",
+    "has_many",
+    "names",
+    "photos_below",
+    "rarest",
+    "read_table",
+    "rows_of",
+]
+
+PHOTO_ENDINGS = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+     ".webp"}
+)  # fmt: skip
+"""Names with these endings, in either case, are photos."""
+
+TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What folders and the values of a split column are called, in lower case."""
+
+IMAGE_NAMES = (
+    "path", "image_path", "img_path", "filepath", "file_path", "image", "img", "photo", "picture", "file", "filename",
+    "file_name", "image_name", "img_name", "fname", "image_id", "img_id", "photo_id", "id", "name",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "class", "classes", "class_name", "target", "category", "tag", "tags", "breed", "species",
+    "diagnosis", "y",
+)  # fmt: skip
+GROUP_NAMES = (
+    "group", "group_id", "groups", "patient", "patient_id", "subject", "subject_id", "person", "photographer",
+    "individual", "individual_id", "site", "location", "session", "series", "series_id", "video", "video_id", "track",
+    "track_id", "sequence", "sequence_id",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
+SEPARATOR = ";"
+"""Between the labels of one photo that has several."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column is what; empty where it has to be found."""
+
+    image: str = ""
+    label: str = ""
+    """One column, or several between commas: 0 and 1 in each."""
+    group: str = ""
+    split: str = ""
+    images: str = ""
+    """The folder that names in the image column belong to; the table's own where empty."""
+
+
+@dataclass
+class Rows:
+    """What a table gave."""
+
+    table: pd.DataFrame
+    words: str
+    """Which column was taken for what."""
+    oddities: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The file's rows, every value of a CSV or TSV as text, missing ones empty.
+
+    UTF-8 with and without a byte-order mark and UTF-16 with one are read; the delimiter of a .csv is looked for.
+
+    Raises:
+        DataError: if it cannot be read, is in another encoding, or has no rows.
+    """
+    try:
+        frame = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if frame.empty:
+        raise DataError(f"{path} has a header but no rows. Give a table with one row a photo.")
+    return frame
+
+
+def rows_of(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> Rows:
+    """Rows of `path` (absolute), `label`, `split`, `group` and the frame's other columns.
+
+    Args:
+        frame: a table with one row a photo.
+        name: what to call it in errors.
+        folder: where its photos are looked for, unless `columns.images` says another.
+
+    Raises:
+        DataError: if no column holds images or labels, images are missing, a row comes twice, a photo has two labels,
+            or a label is empty.
+    """
+    frame = frame.rename(columns=str).reset_index(drop=True)
+    for option, given in (("image", columns.image), ("group", columns.group), ("split", columns.split)):
+        _known(frame, given, name, option)
+    folder = Path(columns.images).expanduser().absolute() if columns.images else folder
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} to look for the photos of {name} in. Give --images FOLDER.")
+    finder = _Finder(folder, training="train" in name.lower())
+    image, paths = _images(frame, columns.image, finder, name)
+    group = columns.group or _named(frame, GROUP_NAMES, skip=(image,))
+    split = columns.split or _split_column(frame, skip=(image, group))
+    labels, label_words = _labels(frame, columns.label, (image, group, split), name)
+    rows = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": None})
+    if split:
+        rows["split"] = _splits(frame[split], split, name)
+    if group:
+        values = frame[group].map(_plain)
+        rows["group"] = values.where(values != "", None)
+    rest = [each for each in frame.columns if each not in {*rows.columns, image, group, split}]
+    rows = pd.concat([rows, frame[rest]], axis=1)
+    _refuse_repeats(rows, name)
+    words = [f"images from '{image}'", label_words]
+    words += [f"groups from '{group}'"] if group else []
+    words += [f"splits from '{split}'"] if split else []
+    return Rows(rows, ", ".join(words), finder.oddities())
+
+
+def photos_below(folder: Path) -> Iterator[str]:
+    """Every photo in a folder and the folders below, in order. Hidden ones are passed over, links followed once.
+
+    A folder that a link leads back to is entered once only, so a loop of links ends.
+    """
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        for file in sorted(files):
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in PHOTO_ENDINGS:
+                yield os.path.join(here, file)
+
+
+def names(values: Iterable[Any], limit: int = 5) -> str:
+    """The first few in quotes, and how many more."""
+    listed = [f"'{value}'" for value in values]
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
+
+
+# ---- several labels of one photo ------------------------------------------------------------------------------------
+
+
+def has_many(labels: pd.Series, wish: str = "auto") -> bool:
+    """Whether photos may have several labels: as wished, else where a separator or an empty label is seen."""
+    return wish == "many" or (wish == "auto" and bool(labels.str.contains(SEPARATOR, regex=False).any()))
+
+
+def classes_of(label: str) -> list[str]:
+    """The classes that a label of several stands for.
+
+    >>> classes_of("cat;dog"), classes_of("")
+    (['cat', 'dog'], [])
+    """
+    return [each for each in label.split(SEPARATOR) if each]
+
+
+def rarest(labels: pd.Series) -> pd.Series:
+    """For each photo of several labels its rarest one, by which such photos are split; empty where it has none."""
+    counts = labels.map(classes_of).explode().value_counts()
+    return labels.map(lambda label: min(classes_of(label), key=lambda each: (counts[each], each), default=""))
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except ImportError:
+        raise DataError(f"{path} needs a Parquet reader: pip install 'fastai-baseline[parquet]'.") from None
+    except OSError:
+        raise
+    except Exception as error:  # pyarrow's own kinds
+        raise DataError(f"{path} is no whole Parquet file: {str(error).splitlines()[0][:120]}.") from None
+
+
+def _text(path: Path) -> pd.DataFrame:
+    with path.open("rb") as opened:
+        start = opened.read(4)
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        with path.open(encoding=encoding) as opened:
+            sample = opened.read(1 << 16)
+        return pd.read_csv(
+            path,
+            sep="\t" if path.suffix.lower() == ".tsv" else _delimiter(sample),
+            dtype=str,
+            keep_default_na=False,
+            encoding=encoding,
+            skipinitialspace=True,
+        )
+    except UnicodeError as error:
+        raise DataError(_not_utf8(path, error)) from None
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path} is empty. Give a table with a header and one row a photo.") from None
+    except (pd.errors.ParserError, csv.Error) as error:
+        raise DataError(f"{path} is no table: {' '.join(str(error).split())[:160]}.") from None
+
+
+def _delimiter(sample: str) -> str:
+    """The one of `, ; tab |` that the header has most of; a comma where it has none."""
+    header = sample.splitlines()[0] if sample.strip() else ""
+    return max(",;\t|", key=header.count)
+
+
+def _not_utf8(path: Path, error: UnicodeError) -> str:
+    where = ""
+    if isinstance(error, UnicodeDecodeError) and error.reason != "truncated data":
+        content = path.read_bytes()
+        for number, line in enumerate(content.split(b"\n"), 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as wrong:
+                where = f" (byte 0x{line[wrong.start]:02x} in line {number})"
+                break
+    return f"{path} is not UTF-8{where}, and any other encoding would be a guess. Save it as UTF-8."
+
+
+# ---- which column is what -------------------------------------------------------------------------------------------
+
+
+def _known(frame: pd.DataFrame, column: str, name: str, option: str) -> None:
+    if column and column not in frame.columns:
+        raise DataError(f"In {name}: {unknown('column', column, map(str, frame.columns))} Change --{option}-col.")
+
+
+def _named(frame: pd.DataFrame, wanted: tuple[str, ...], skip: tuple[str, ...] = ()) -> str:
+    lower = {str(column).strip().lower().replace(" ", "_"): str(column) for column in reversed(frame.columns)}
+    return next((lower[each] for each in wanted if each in lower and lower[each] not in skip), "")
+
+
+def _plain(value: Any) -> str:
+    """Text of a value: whole floats without their zero, nothing for what is missing."""
+    if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _images(frame: pd.DataFrame, given: str, finder: _Finder, name: str) -> tuple[str, list[str]]:
+    """The image column, and for each of its values the photo's path."""
+    listed = [_named(frame, (each,)) for each in IMAGE_NAMES]
+    candidates = [given] if given else [*dict.fromkeys(each for each in listed if each), *frame.columns]
+    best = given
+    if not given:
+        shares = {each: finder.share(frame[each].head(50)) for each in dict.fromkeys(candidates)}
+        best = max(shares, key=lambda each: shares[each])
+        if not shares[best]:
+            looks = [each for each in shares if _looks_like_photos(frame[each].head(50))]
+            best = (looks or [each for each in listed if each] or [""])[0]
+        if not best:
+            columns = names(frame.columns, 12)
+            raise DataError(f"{name} has no column that looks like images; its columns: {columns}. Give --image-col.")
+    paths = [finder.find(_plain(value)) for value in frame[best]]
+    missing = [_plain(value) for value, path in zip(frame[best], paths, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(frame):,} images of {name} are not in {finder.folder}: {names(missing, 3)}. "
+            f"They are in its column '{best}'. Give --images FOLDER or --image-col COLUMN, or drop the rows."
+        )
+    return best, [str(path) for path in paths]
+
+
+def _looks_like_photos(values: pd.Series) -> bool:
+    return all(os.path.splitext(_plain(value))[1].lower() in PHOTO_ENDINGS for value in values)
+
+
+def _split_column(frame: pd.DataFrame, skip: tuple[str, ...]) -> str:
+    found = _named(frame, SPLIT_COLUMNS, skip)
+    return found if found and set(frame[found].map(_plain).str.lower()) <= {"", *SPLIT_NAMES} else ""
+
+
+def _splits(values: pd.Series, column: str, name: str) -> pd.Series:
+    plain = values.map(_plain)
+    lower = plain.str.lower()
+    if wrong := sorted(set(plain[~lower.isin(["", *SPLIT_NAMES])])):
+        raise DataError(f"The column '{column}' of {name} holds {names(wrong)}; train, valid, test were needed.")
+    return lower.map(SPLIT_NAMES).astype(object).where(lower != "", None)
+
+
+def _labels(frame: pd.DataFrame, given: str, taken: tuple[str, ...], name: str) -> tuple[pd.Series, str]:
+    """The label of each row, and a word on where it comes from."""
+    chosen = [each.strip() for each in given.split(",")] if given and given not in frame.columns else [given]
+    if given:
+        for column in chosen:
+            _known(frame, column, name, "label")
+    else:
+        chosen = _label_columns(frame, taken, name)
+    if len(chosen) > 1:
+        return _from_flags(frame, chosen, name), f"labels from {len(chosen)} columns of 0 and 1, {names(chosen, 3)}"
+    labels = frame[chosen[0]].map(_plain)
+    if (empty := labels == "").any():
+        first = labels.index[empty][0] + 1
+        raise DataError(
+            f"{int(empty.sum()):,} of {len(frame):,} rows of {name} have no label in '{chosen[0]}', first row {first}. "
+            "Fill or drop them."
+        )
+    several = labels.str.contains(SEPARATOR, regex=False)
+    if several.any():
+        labels = labels.map(lambda text: SEPARATOR.join(sorted({part.strip() for part in text.split(SEPARATOR)})))
+    return labels, f"labels from '{chosen[0]}'"
+
+
+def _label_columns(frame: pd.DataFrame, taken: tuple[str, ...], name: str) -> list[str]:
+    if named := _named(frame, LABEL_NAMES, taken):
+        return [named]
+    rest = [each for each in frame.columns if each not in taken]
+    flags = [each for each in rest if _is_flag(frame[each])]
+    if len(flags) >= 2:
+        return flags
+    if len(rest) == 1:
+        return rest
+    columns = names(frame.columns, 12)
+    raise DataError(f"{name} has no column that looks like labels; its columns: {columns}. Give --label-col COLUMN.")
+
+
+def _is_flag(values: pd.Series) -> bool:
+    return set(values.map(_plain)) <= {"0", "1", "True", "False", "true", "false", "0.0", "1.0"}
+
+
+def _from_flags(frame: pd.DataFrame, columns: list[str], name: str) -> pd.Series:
+    """One class of each row where every row has exactly one; else all of them, joined."""
+    if odd := [each for each in columns if not _is_flag(frame[each])]:
+        raise DataError(f"In {name} the label columns {names(odd)} hold more than 0 and 1. Give --label-col.")
+    flags = frame[columns].map(lambda value: _plain(value).lower() in ("1", "true", "1.0"))
+    order = sorted(columns)
+    return flags[order].apply(lambda row: SEPARATOR.join(c for c, on in zip(order, row, strict=True) if on), axis=1)
+
+
+def _refuse_repeats(rows: pd.DataFrame, name: str) -> None:
+    twice = rows[rows.duplicated("path", keep=False)]
+    if twice.empty:
+        return
+    by_path = twice.groupby("path", sort=False)["label"].nunique()
+    if len(torn := by_path.index[by_path > 1]):
+        path = torn[0]
+        labels = names(sorted(set(twice.loc[twice["path"] == path, "label"])))
+        raise DataError(
+            f"{len(torn)} photos of {name} have two labels or more, first {path}: {labels}. Keep one, or join them "
+            f"with '{SEPARATOR}' if a photo has several."
+        )
+    count = len(twice) - len(by_path)
+    raise DataError(f"{count} rows of {name} repeat a photo, first {twice['path'].iloc[0]}. Drop the repeats.")
+
+
+# ---- which photo is meant -------------------------------------------------------------------------------------------
+
+
+class _Finder:
+    """Photos by the names that tables give them. The folder is listed once, and only if a plain path is not enough."""
+
+    def __init__(self, folder: Path, training: bool) -> None:
+        self.folder, self.training = folder, training
+        self.listed: dict[str, list[str]] | None = None
+        self.without_ending = self.elsewhere = 0
+
+    def share(self, values: pd.Series) -> float:
+        """How many of these values are photos, 0-1."""
+        texts = [_plain(value) for value in values]
+        found = sum(bool(text) and self._look(text)[0] is not None for text in texts)
+        return found / max(1, len(texts))
+
+    def find(self, name: str) -> str | None:
+        """The photo of this name; None where there is none, or more than one that fits equally well."""
+        path, how = self._look(name) if name else (None, "")
+        self.without_ending += how == "stem"
+        self.elsewhere += how != "exact" and path is not None
+        return path
+
+    def oddities(self) -> list[str]:
+        """What had to be guessed, in words."""
+        found = []
+        if self.without_ending:
+            found.append(f"{self.without_ending:,} images are named without their ending")
+        if self.elsewhere:
+            found.append(f"{self.elsewhere:,} images were found in folders below {self.folder}")
+        return found
+
+    def _look(self, name: str) -> tuple[str | None, str]:
+        path = os.path.normpath(os.path.join(self.folder, name))
+        if os.path.isfile(path):
+            return path, "exact"
+        listed = self._list()
+        for key, how in ((name, "below"), (f"/{name}", "stem")):
+            if key in listed and (one := self._only(listed[key])):
+                return one, how
+        return None, ""
+
+    def _list(self) -> dict[str, list[str]]:
+        """Photos by relative path, by file name, and (after a `/`) by both without ending."""
+        if self.listed is None:
+            self.listed = {}
+            for path in photos_below(self.folder):
+                relative = os.path.relpath(path, self.folder)
+                for key in {relative, relative.rsplit(os.sep, 1)[-1]}:
+                    self.listed.setdefault(key, []).append(path)
+                    self.listed.setdefault("/" + os.path.splitext(key)[0], []).append(path)
+        return self.listed
+
+    def _only(self, paths: list[str]) -> str | None:
+        """The one photo, or the one in a training folder where a training table names it."""
+        if len(paths) > 1 and self.training:
+            paths = [each for each in paths if "train" in os.path.relpath(each, self.folder).lower()]
+        return paths[0] if len(paths) == 1 else None

@@ -1,0 +1,271 @@
+"""Tables of every kind give the same photo table as folders do; what cannot be meant is refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+import baseline
+from baseline import Columns, DataError, Show, photo_table
+from baseline.sources import understood
+
+
+@pytest.fixture
+def forest(tmp_path: Path) -> Path:
+    """Six photos in two class folders."""
+    for number, name in enumerate(
+        ("oak/o 1.jpg", "oak/o2.JPG", "oak/ö3.png", "pine/p1.png", "pine/p2.png", "pine/p3.png")
+    ):
+        (tmp_path / "forest" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / "forest" / name, "PNG")
+    return tmp_path / "forest"
+
+
+def rows(forest: Path) -> pd.DataFrame:
+    paths = sorted(path for path in forest.rglob("*") if path.is_file() and path.suffix != ".csv")
+    return pd.DataFrame({"image": [str(p.relative_to(forest)) for p in paths], "label": [p.parent.name for p in paths]})
+
+
+def same(one: pd.DataFrame, two: pd.DataFrame) -> bool:
+    keys = ["path", "label", "split", "group"]
+    return one[keys].astype(str).equals(two[keys].astype(str))
+
+
+def test_csv_tsv_dataframe_and_folders_give_the_same_photo_table(forest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = photo_table(forest)
+    frame = rows(forest)
+    shuffled = frame.sample(frac=1, random_state=1)
+    shuffled.to_csv(forest / "a.csv", index=False)
+    frame.to_csv(forest / "b.tsv", index=False, sep="\t")
+    frame.to_csv(forest / "c.csv", index=False, sep=";", encoding="utf-16")
+    frame.to_csv(forest / "d.csv", index=False, encoding="utf-8-sig")
+    for name in ("a.csv", "b.tsv", "c.csv", "d.csv"):
+        assert same(photo_table(forest / name), folders), name
+    monkeypatch.chdir(forest)
+    assert same(photo_table(frame), folders)
+
+
+def test_parquet_gives_the_same_too(forest: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows(forest).assign(label=[1, 1, 1, 2, 2, 2]).to_parquet(forest / "a.parquet")
+    assert photo_table(forest / "a.parquet")["label"].tolist() == list("111222")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_archives_are_unpacked_once_and_give_the_same(forest: Path, kind: str) -> None:
+    shutil.make_archive(str(forest.parent / "packed"), {"zip": "zip", "tar.gz": "gztar"}[kind], forest.parent, "forest")
+    first, second = (photo_table(forest.parent / f"packed.{kind}") for _ in range(2))
+    folders = photo_table(forest)
+    assert [Path(path).name for path in first["path"]] == [Path(path).name for path in folders["path"]]
+    assert first["label"].tolist() == folders["label"].tolist() and same(first, second)
+
+
+def test_a_kaggle_folder_is_read_by_its_train_csv(forest: Path, tmp_path: Path) -> None:
+    competition = tmp_path / "competition"
+    for part in ("train_images", "test_images"):
+        (competition / part).mkdir(parents=True)
+    frame = rows(forest)
+    for number, name in enumerate(frame["image"]):
+        for part in ("train_images", "test_images"):  # the same ids in both, as competitions have it
+            shutil.copy(forest / name, competition / part / f"{number:04}.png")
+    ids = pd.DataFrame({"image_id": [f"{n:04}" for n in range(6)], "tree": frame["label"]})
+    ids.to_csv(competition / "train.csv", index=False)
+    ids[["image_id"]].assign(tree="oak").to_csv(competition / "sample_submission.csv", index=False)
+    table = photo_table(competition)
+    assert all("train_images" in path for path in table["path"]) and table["label"].tolist() == frame["label"].tolist()
+    said = "\n".join(understood(table))
+    assert "images from 'image_id', labels from 'tree'" in said and "6 images are named without their ending" in said
+    assert "6 photos that train.csv does not name are left alone" in said
+
+
+def test_a_folder_of_loose_photos_with_a_table_is_read_by_the_table(forest: Path, tmp_path: Path) -> None:
+    (tmp_path / "set/images").mkdir(parents=True)
+    frame = rows(forest)
+    for name in frame["image"]:
+        shutil.copy(forest / name, tmp_path / "set/images" / Path(name).name)
+    frame.assign(image=frame["image"].map(lambda n: Path(n).name)).to_csv(tmp_path / "set/labels.csv", index=False)
+    assert photo_table(tmp_path / "set")["label"].value_counts().to_dict() == {"oak": 3, "pine": 3}
+
+
+def test_columns_are_found_by_name_and_content_or_as_named(forest: Path) -> None:
+    frame = rows(forest).rename(columns={"image": "where", "label": "what"})
+    frame["patient"] = list("uuvwwx")
+    frame["subset"] = ["Train", "training", "VAL", "train", "train", "validation"]
+    frame["age"] = range(6)
+    frame["label"] = "nonsense"
+    frame.to_csv(forest / "a.csv", index=False)
+    named = photo_table(forest / "a.csv", columns=Columns(label="what", group="age"))
+    assert named["label"].tolist() == ["oak"] * 3 + ["pine"] * 3 and named["group"].tolist() == list("012345")
+    found = photo_table(forest / "a.csv", columns=Columns(label="what"))
+    assert found["group"].tolist() == list("uuvwwx") and "age" in found
+    assert found["split"].tolist() == ["train", "train", "valid", "train", "train", "valid"]
+
+
+def test_images_may_lie_elsewhere(forest: Path, tmp_path: Path) -> None:
+    rows(forest).to_csv(tmp_path / "a.csv", index=False)
+    assert len(photo_table(tmp_path / "a.csv", columns=Columns(images=str(forest)))) == 6
+    with pytest.raises(DataError, match=r"There is no folder .*nowhere to look"):
+        photo_table(tmp_path / "a.csv", columns=Columns(images=str(tmp_path / "nowhere")))
+
+
+def test_one_hot_columns_are_one_label_and_others_are_many(forest: Path) -> None:
+    frame = rows(forest)[["image"]]
+    frame.assign(oak=[1, 1, 1, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1]).to_csv(forest / "a.csv", index=False)
+    assert photo_table(forest / "a.csv")["label"].tolist() == ["oak"] * 3 + ["pine"] * 3
+    frame.assign(wet=[1, 1, 1, 0, 0, 0], tall=[0, 1, 1, 1, 1, 0]).to_csv(forest / "b.csv", index=False)
+    assert photo_table(forest / "b.csv")["label"].tolist() == ["wet", "tall;wet", "tall;wet", "tall", "tall", ""]
+    frame.assign(tags=["b; a", "a;b", "a", "b", "b", "a"]).to_csv(forest / "c.csv", index=False)
+    assert photo_table(forest / "c.csv")["label"].tolist()[:3] == ["a;b", "a;b", "a"]
+
+
+def test_labels_and_groups_come_from_names_by_a_regular_expression(tmp_path: Path) -> None:
+    for name in ("cat_7_1.png", "cat_7_2.png", "deep/dog_8_1.png", "dog_9_1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    table = photo_table(tmp_path, label_from=r"(?P<label>cat|dog)_(?P<group>\d)")
+    assert table["label"].tolist() == ["cat", "cat", "dog", "dog"] and table["group"].tolist() == list("7789")
+    for pattern, words in (
+        ("(", "no regular expression"),
+        ("cat", "has no group"),
+        ("(cat)", "fits 2 of 4 photos not"),
+    ):
+        with pytest.raises(DataError, match=words):
+            photo_table(tmp_path, label_from=pattern)
+
+
+def broken(forest: Path, kind: str) -> pd.DataFrame:
+    frame = rows(forest)
+    return {
+        "missing": frame.assign(image=frame["image"].replace({"oak/o2.JPG": "oak/gone.jpg"})),
+        "twice": pd.concat([frame, frame.head(1)]),
+        "torn": pd.concat([frame, frame.head(1).assign(label="pine")]),
+        "unlabelled": frame.assign(label=["oak", "", "oak", "pine", "pine", "pine"]),
+        "header": frame.head(0),
+        "no images": frame.assign(image=range(6)).rename(columns={"image": "size"}),
+        "all missing": frame.assign(image="x/" + frame["image"] + ".jpg"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", r"1 of 6 images of a\.csv are not in .*forest: 'oak/gone\.jpg'"),
+        ("twice", r"1 rows of a\.csv repeat a photo, first .*o 1\.jpg"),
+        ("torn", r"1 photos of a\.csv have two labels or more, first .*o 1\.jpg: 'oak', 'pine'"),
+        ("unlabelled", r"1 of 6 rows of a\.csv have no label in 'label', first row 2"),
+        ("header", "has a header but no rows"),
+        ("no images", r"no column that looks like images; its columns: 'size', 'label'"),
+        ("all missing", r"6 of 6 images of a\.csv are not in .*: 'x/oak/o 1\.jpg\.jpg'"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(forest: Path, kind: str, words: str) -> None:
+    broken(forest, kind).to_csv(forest / "a.csv", index=False)
+    with pytest.raises(DataError, match=words):
+        photo_table(forest / "a.csv")
+
+
+def test_a_guess_at_an_encoding_is_refused_and_the_place_named(forest: Path) -> None:
+    (forest / "a.csv").write_bytes("image,label\noak/o 1.jpg,Bäume\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0xe4 in line 2\)"):
+        photo_table(forest / "a.csv")
+    (forest / "b.csv").write_bytes(b"")
+    with pytest.raises(DataError, match="is empty"):
+        photo_table(forest / "b.csv")
+
+
+def test_a_named_column_that_is_not_there_is_refused_with_the_nearest(forest: Path) -> None:
+    rows(forest).to_csv(forest / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"no column 'lable'. Did you mean 'label'"):
+        photo_table(forest / "a.csv", columns=Columns(label="lable"))
+
+
+def test_links_are_followed_once_and_loops_end(forest: Path) -> None:
+    (forest / "oak" / "loop").symlink_to(forest, target_is_directory=True)
+    (forest / "oak" / "again").symlink_to(forest / "oak", target_is_directory=True)
+    assert photo_table(forest).groupby("label").size()["pine"] == 3
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/abs.png"])
+def test_an_archive_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr(name, b"x")
+    with pytest.raises(DataError, match="is refused and nothing of it was kept"):
+        photo_table(tmp_path / "a.zip")
+    with tarfile.open(tmp_path / "b.tar", "w") as packed:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        packed.addfile(link)
+    with pytest.raises(DataError, match="is a link or a device"):
+        photo_table(tmp_path / "b.tar")
+
+
+def test_an_unknown_torchvision_set_is_refused_with_the_nearest() -> None:
+    with pytest.raises(DataError, match="Did you mean 'FashionMNIST'"):
+        photo_table("torchvision:FashonMNIST")
+
+
+def test_torchvision_photos_become_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gzip
+
+    import numpy as np
+
+    from baseline import foreign
+
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("t10k", 20)):
+        images = rng.integers(0, 255, (count, 28, 28), np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for name, values, kind in (("images-idx3", images, 3), ("labels-idx1", labels, 1)):
+            head = bytes([0, 0, 8, kind]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+            with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as out:
+                out.write(head + values.tobytes())
+    monkeypatch.setattr(foreign, "DEBIAN", tmp_path)
+    table = photo_table("torchvision:FashionMNIST")
+    assert table["split"].value_counts().to_dict() == {"train": 40, "test": 20}
+    assert "Ankle boot" in set(table["label"]) and table["label"].nunique() == 10
+
+
+def test_a_hugging_face_folder_becomes_class_folders(forest: Path, tmp_path: Path) -> None:
+    hugging_face = pytest.importorskip("datasets")
+    frame = rows(forest)
+    features = hugging_face.Features(image=hugging_face.Image(), label=hugging_face.ClassLabel(names=["oak", "pine"]))
+    items = {"image": [str(forest / name) for name in frame["image"]], "label": frame["label"].tolist()}
+    hugging_face.Dataset.from_dict(items, features=features).save_to_disk(str(tmp_path / "saved"))
+    table = photo_table(f"hf:{tmp_path / 'saved'}")
+    assert table["label"].value_counts().to_dict() == {"oak": 3, "pine": 3} and set(table["split"]) == {"train"}
+
+
+def test_what_was_understood_is_five_lines(forest: Path) -> None:
+    (forest / "oak" / "notes.txt").write_text("")
+    (forest / "empty").mkdir()
+    lines = understood(photo_table(forest))
+    assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "oddities"]
+    assert "6 photos of 2 classes: oak 3, pine 3" in lines[2]
+    assert "no photos in 'empty'" in lines[4] and "1 files of other kinds" in lines[4]
+
+
+def test_many_labels_go_end_to_end(photos: Path, tmp_path: Path) -> None:
+    paths = sorted(photos.rglob("*.jpg"))
+    tags = [
+        ";".join(["insect", path.parent.name] if number % 3 else [path.parent.name])
+        for number, path in enumerate(paths)
+    ]
+    frame = pd.DataFrame({"image": [str(path) for path in paths], "tags": tags})
+    recipe = baseline.Recipe(image_size=48, stages=(baseline.Stage("head", 8, 1e-2), baseline.Stage(3, 1, 1e-4)))
+    done = baseline.make_baseline(frame, recipe, out=tmp_path / "run", show=Show())
+    assert done.recipe.labels == "many" and set(done.learner.dls.vocab) == {"ants", "bees", "insect"}
+    numbers = done.metrics["test"]["tta"]
+    assert set(numbers["average_precision"]) == {"ants", "bees", "insect"} and 0.6 < numbers["micro_f1"] <= 1
+    assert 0.6 < numbers["mean_average_precision"] <= 1 and "valid_f1_score" in done.history.epochs
+    flags = done.predictions[["p_ants", "p_bees", "p_insect"]] >= 0.5
+    told = [";".join(name[2:] for name in flags.columns if row[name]) for _, row in flags.iterrows()]
+    assert done.predictions["predicted"].tolist() == told
+    assert set(done.learner.predict(str(paths[0]))[0]) <= {"ants", "bees", "insect"}
