@@ -39,7 +39,7 @@ BITS = 10
 """Bits in which the hashes of near-duplicates may differ; fewer among very many photos, where pairs by chance grow."""
 
 BITS_OF_MANY, MANY = 3, 200_000
-MOST_PAIRS = 20_000_000
+MOST_PAIRS = 5_000_000
 CORRELATION = 0.9
 FLAT = 4.0
 """Standard deviation of a thumbnail, of 255, below which a picture is too plain to be compared by its look."""
@@ -399,18 +399,15 @@ def _alike(unique: np.ndarray, seen: _Seen) -> tuple[np.ndarray, np.ndarray, np.
 
     Where there are more than MOST_PAIRS, as with photos that are all alike, ever stricter ones are kept.
     """
-    thumbs = seen.thumb[unique].astype(np.float32).reshape(-1, 64, 3)
-    thumbs = (thumbs - thumbs.mean(1, keepdims=True)).reshape(-1, 192)
-    spread = np.sqrt((thumbs**2).mean(1, keepdims=True))
-    telling = spread[:, 0] >= FLAT
-    unique, thumbs = unique[telling], (thumbs / np.maximum(spread, 1e-6))[telling]
+    unique = unique[np.concatenate([_spread(_centred(seen.thumb[part])) for part in _blocks(unique)]) >= FLAT]
     hashes, most, held = seen.hash[unique], 1 - CORRELATION, 0
     none: list[np.ndarray] = [np.empty(0, kind) for kind in (np.int64, np.int64, np.uint8, np.float32)]
     parts: list[tuple[np.ndarray, ...]] = [tuple(none)]
     for one, two, bits in near_pairs(hashes, BITS if len(unique) <= MANY else BITS_OF_MANY):
-        difference = 1 - (thumbs[one] * thumbs[two]).mean(1)
+        one, two = unique[one], unique[two]
+        difference = _difference(seen.thumb, one, two)
         keep = difference < most
-        parts.append((unique[one[keep]], unique[two[keep]], bits[keep], difference[keep]))
+        parts.append((one[keep], two[keep], bits[keep], difference[keep]))
         held += int(keep.sum())
         if held > MOST_PAIRS:
             most /= 2
@@ -418,6 +415,30 @@ def _alike(unique: np.ndarray, seen: _Seen) -> tuple[np.ndarray, np.ndarray, np.
             held = sum(len(part[0]) for part in parts)
     first, second, bits, difference = (np.concatenate(each) for each in zip(*parts, strict=True))
     return first, second, bits, difference
+
+
+def _difference(thumbs: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """One minus the correlation of each pair's thumbnails, channel by channel, so that a colour cast does not count."""
+    found = []
+    for rows, others in zip(_blocks(one), _blocks(two), strict=True):
+        first, second = _centred(thumbs[rows]), _centred(thumbs[others])
+        found.append(1 - (first * second).mean(1) / np.maximum(_spread(first) * _spread(second), 1e-6))
+    return np.concatenate(found)
+
+
+def _centred(thumbs: np.ndarray) -> np.ndarray:
+    """N x 192 floats, the mean of each channel taken off."""
+    channels = thumbs.reshape(-1, 64, 3).astype(np.float32)
+    return (channels - channels.mean(1, keepdims=True)).reshape(-1, 192)
+
+
+def _spread(centred: np.ndarray) -> np.ndarray:
+    return np.sqrt((centred**2).mean(1))
+
+
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+    """A few ten thousand at a time, which bounds memory; one empty block where there are none."""
+    return [rows[at : at + 32_768] for at in range(0, max(1, len(rows)), 32_768)]
 
 
 def _standing_out(

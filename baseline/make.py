@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import RecipeError, unknown
 from .progress import Show, Terminal
 from .recipe import (
+    COLUMN_KEYS,
     PRESETS,
     Recipe,
     Stage,
@@ -220,6 +221,10 @@ def _chosen(photos: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any]:
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if photos is None and str(recipe).endswith(".json"):
         photos = read_values(Path(str(recipe))).get("photos")
+        split_file = Path(str(recipe)).with_name("split.csv")
+        if photos is None and split_file.exists():  # it was a DataFrame, and this is what is left of it
+            found = dict.fromkeys((*COLUMN_KEYS, "images"), "")
+            photos, chosen = str(split_file), chosen.changed(**found, split_file=str(split_file))
     if photos is None:
         photos = chosen.data or None
     if photos is None:

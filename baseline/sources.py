@@ -44,7 +44,9 @@ from .tables import (
 
 __all__ = ["check_table", "photo_table", "understood"]
 
-UNPACKED_BYTES = 200 * 1024**3
+INFLATION = 100
+"""How many times larger than itself an archive's content may be; photos hardly shrink, bombs shrink a thousandfold."""
+
 UNPACKED_FILES = 20_000_000
 
 
@@ -151,7 +153,8 @@ def _unpacked(archive: Path, show: Show) -> Path:
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
     folder = home() / "unpacked" / f"{stem}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        unpack(archive, folder, max_bytes=UNPACKED_BYTES, max_files=UNPACKED_FILES, show=show)
+        most = max(INFLATION * stat.st_size, 100_000_000)
+        unpack(archive, folder, max_bytes=most, max_files=UNPACKED_FILES, show=show)
         show.say(f"data: {archive} unpacked into {folder}")
     return folder
 

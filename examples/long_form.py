@@ -8,8 +8,9 @@ import sys
 import baseline
 
 recipe = baseline.load_recipe("default").with_preset("quick")
-table, unreadable = baseline.readable(baseline.photo_table(sys.argv[1]))
-table = baseline.split(table, recipe)
+checked = baseline.audit(baseline.photo_table(sys.argv[1]))
+print(checked.findings)
+table = baseline.split(checked.usable, recipe)
 recipe, weights, reasons = baseline.settle(recipe, table)
 with baseline.seeded(recipe.seed):
     dls = baseline.dataloaders(table, recipe)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +66,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(photos: Path, words: list[str],
 
 def test_help_has_examples_everywhere() -> None:
     assert "baseline run cifar10" in call("--help").stdout
-    for command in ("run", "recipes", "copy", "doctor"):
+    for command in ("run", "audit", "recipes", "copy", "doctor"):
         ended = call(command, "--help")
         assert ended.returncode == 0 and f"baseline {command}" in ended.stdout and "Examples" in ended.stdout
 
@@ -101,3 +103,27 @@ def test_doctor_tells_versions_device_data_and_weights() -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert call("--version").stdout.strip() == baseline.__version__
+
+
+def test_a_dry_run_says_five_lines_and_writes_nothing(photos: Path) -> None:
+    ended = call("run", str(photos), "--dry-run")
+    assert [line.split(":")[0] for line in ended.stdout.splitlines()] == [
+        "form", "columns", "classes", "splits", "oddities",
+    ]  # fmt: skip
+    assert ended.returncode == 0 and not list(Path().iterdir())
+
+
+def test_audit_prints_findings_and_strict_is_exit_code_3(photos: Path, tmp_path: Path) -> None:
+    for part, numbers in (("train", range(12)), ("test", range(11, 16))):  # number 11 in both
+        for name in ("ants", "bees"):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "set" / part / name / f"{number:02}.jpg")
+    ended = call("audit", str(tmp_path / "set"), "--out", "found", "--strict", "--json")
+    assert ended.returncode == 3 and "2 pairs of copies lie on two sides" in ended.stderr.splitlines()[-1]
+    findings = json.loads(ended.stdout)["findings"]
+    assert findings[0]["finding"] == "leak" and findings[0]["photos"] == 2
+    assert sorted(path.name for path in Path("found").iterdir()) == ["findings.json", "leaks.png", "pairs.csv"]
+    assert "leak" in call("audit", str(tmp_path / "set")).stdout
+    refused = call("run", str(tmp_path / "set"), "--strict")
+    assert refused.returncode == 3 and not list(Path("runs").iterdir())

@@ -141,8 +141,11 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(photos: Path, tmp_path: 
     one = make_baseline(photos, recipe, out=tmp_path / "one", show=QUIET)
     two = make_baseline(table, recipe, out=tmp_path / "two", show=QUIET)
     assert one.predictions.equals(two.predictions)
+    again = make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", show=QUIET)
+    assert again.predictions.equals(one.predictions)
+    (two.folder / "split.csv").unlink()
     with pytest.raises(RecipeError, match="names no data set and none was given"):
-        make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", show=QUIET)
+        make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", show=QUIET)
 
 
 def test_given_splits_are_kept_and_no_test_split_is_said(photos: Path, tmp_path: Path, small: Recipe) -> None:

@@ -269,3 +269,37 @@ def test_many_labels_go_end_to_end(photos: Path, tmp_path: Path) -> None:
     told = [";".join(name[2:] for name in flags.columns if row[name]) for _, row in flags.iterrows()]
     assert done.predictions["predicted"].tolist() == told
     assert set(done.learner.predict(str(paths[0]))[0]) <= {"ants", "bees", "insect"}
+
+
+def test_a_bomb_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a/1.png", bytes(150_000_000))
+    with pytest.raises(DataError, match="goes beyond the 100,000,000 bytes allowed"):
+        photo_table(tmp_path / "a.zip")
+
+
+def test_every_form_gives_the_same_predictions(photos: Path, tmp_path: Path) -> None:
+    paths = sorted(photos.rglob("*.jpg"))
+    frame = pd.DataFrame({"file": [f"{p.parent.name}/{p.name}" for p in paths], "kind": [p.parent.name for p in paths]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    shutil.make_archive(str(tmp_path / "b"), "zip", photos)
+    (tmp_path / "kaggle/train_images").mkdir(parents=True)
+    for path in paths:
+        shutil.copy(path, tmp_path / "kaggle/train_images" / f"{path.parent.name}{path.name}")
+    ids = frame["file"].str.replace("/", "").str.removesuffix(".jpg")
+    pd.DataFrame({"image_id": ids, "label": frame["kind"]}).to_csv(tmp_path / "kaggle/train.csv", index=False)
+    recipe = baseline.Recipe(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),))
+    in_folder = recipe.changed(images=str(photos))
+    runs = {
+        "folders": (photos, recipe),
+        "csv": (tmp_path / "a.csv", in_folder),
+        "frame": (frame, in_folder),
+        "zip": (tmp_path / "b.zip", recipe),
+        "kaggle": (tmp_path / "kaggle", recipe),
+    }
+    made = {
+        name: baseline.make_baseline(form, chosen, out=tmp_path / f"run-{name}", show=Show()).predictions
+        for name, (form, chosen) in runs.items()
+    }
+    for name, predictions in made.items():
+        pd.testing.assert_frame_equal(predictions.drop(columns="path"), made["folders"].drop(columns="path"), obj=name)

@@ -1,0 +1,91 @@
+"""Time and memory of the audit: by photo, on photos of 256 px, and by row, on generated rows.
+
+    python benchmarks/audit_scale.py photos 10000 FOLDER_OF_PHOTOS
+    python benchmarks/audit_scale.py rows 1000000
+
+`photos` writes that many JPEGs of 256 px (crops of the photos in the folder) and audits them from an empty cache.
+`rows` generates what the audit keeps of a photo, a hundredth of them copies, and does all that follows: pairs,
+findings, the split by groups. No photo is read there.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+import baseline
+from baseline import audits
+
+
+def of_photos(count: int, source: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["BASELINE_HOME"] = f"{folder}/home"
+        _write(count, source, Path(folder) / "photos")
+        table = baseline.photo_table(Path(folder) / "photos")
+        began, before = time.perf_counter(), _peak()
+        checked = baseline.audit(table)
+        print(f"{count:,} photos: {time.perf_counter() - began:.1f} s, {len(checked.pairs):,} pairs of copies")
+        print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} of it in the audit")
+
+
+def _write(count: int, source: Path, folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = sorted(source.rglob("*.jpg"))
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        image = Image.open(paths[number % len(paths)]).convert("RGB").resize((400, 400))
+        left, top = rng.integers(0, 144, 2)
+        image.crop((left, top, left + 256, top + 256)).save(folder / "ab"[number % 2] / f"{number:07}.jpg")
+
+
+def of_rows(count: int) -> None:
+    rng = np.random.default_rng(0)
+    before = _peak()
+    began = time.perf_counter()
+    numbers = np.arange(count)
+    table = pd.DataFrame(
+        {
+            "path": [f"/photos/{number % 1000:03}/{number:07}.jpg" for number in numbers],
+            "label": np.array([f"class {n}" for n in range(1000)], dtype=object)[numbers % 1000],
+            "split": None,
+            "group": np.array([f"g{n}" for n in range(50_000)], dtype=object)[rng.integers(0, 50_000, count)],
+        }
+    )
+    seen = audits._Seen.of(count)
+    seen.width[:] = seen.height[:] = 256
+    seen.mode[:] = "RGB"
+    seen.frames[:] = 1
+    seen.digest[:] = rng.integers(0, 2**63, count)
+    seen.hash[:] = rng.integers(0, 2**63, count)
+    seen.thumb[:] = rng.integers(0, 255, (count, 192), dtype=np.uint8)
+    copies = rng.choice(count, count // 100, replace=False)
+    seen.hash[copies], seen.thumb[copies] = seen.hash[copies - 1], seen.thumb[copies - 1]
+    photos = table.assign(**seen.columns(), twins=-1)
+    pairs = audits._pairs(photos, seen)
+    photos["twins"] = audits._twins(photos, pairs)
+    findings = list(audits._findings(photos, pairs, grouped=False))
+    print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
+    parted = baseline.split(photos, baseline.Recipe(split="group"))
+    shares = parted["split"].value_counts(normalize=True).round(3).to_dict()
+    print(f"split by group: {shares}, {time.perf_counter() - began:.1f} s in all")
+    print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} more than the imports")
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "photos":
+        of_photos(int(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        of_rows(int(sys.argv[2]))
