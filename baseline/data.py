@@ -32,7 +32,7 @@ from .recipe import Augment, Recipe
 from .tables import classes_of, has_many
 from .weights import normalisation
 
-__all__ = ["SliceDL", "Slices", "dataloaders", "split_loader"]
+__all__ = ["SliceDL", "Slices", "dataloaders", "memory_bytes", "split_loader"]
 
 MEMORY_SHARE = 1 / 8
 PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
@@ -64,27 +64,36 @@ class Fit(Transform):
 
 @dataclass(frozen=True)
 class Slices:
-    """Items in memory, from which whole batches are cut: item `i` is `inputs[rows[i]]`, `targets[i]`."""
+    """Items in memory, from which whole batches are cut: item `i` is `inputs[rows[i]]`, `targets[i]`.
+
+    With `views`, `inputs` holds so many tables one below the other, each of one view of all items, and an item is taken
+    from one of them by chance.
+    """
 
     inputs: torch.Tensor
     rows: torch.Tensor
     targets: torch.Tensor
     kind: type[torch.Tensor]
     """What a batch of inputs is made before the batch transforms see it: `TensorImage`, or a plain tensor."""
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inputs[self.rows[item]].as_subclass(self.kind), self._target(item)
+        inputs, targets = self.batch([item])
+        return inputs[0], targets[0]
 
     def batch(self, items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.as_tensor(items)
-        return self.inputs[self.rows[chosen]].as_subclass(self.kind), self._target(chosen)
-
-    def _target(self, items: Any) -> torch.Tensor:
+        rows = self.rows[chosen]
+        if self.views > 1:
+            rows = rows + len(self.rows) * torch.randint(self.views, rows.shape, device=rows.device)
+        inputs = self.inputs[rows]
+        if inputs.dtype == torch.float16:  # kept so to save memory
+            inputs = inputs.float()
         kind = TensorMultiCategory if self.targets.is_floating_point() else TensorCategory
-        return kind(self.targets[items])
+        return inputs.as_subclass(self.kind), kind(self.targets[chosen])
 
 
 class SliceDL(TfmdDL):
@@ -155,6 +164,11 @@ def _rarity(labels: pd.Series) -> np.ndarray:
     return (1 / labels.map(labels.value_counts())).to_numpy(dtype=float)
 
 
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
     """A loader over one split of the table, in its order, not augmented, last batch kept."""
     rows = table[table["split"] == split].reset_index(drop=True)
@@ -212,8 +226,7 @@ def _decoded(table: pd.DataFrame, recipe: Recipe, show: Show) -> _Decoded | None
     """All photos of the table as one uint8 array, N x 3 x size x size; None where it would not fit."""
     paths = list(dict.fromkeys(table["path"]))
     size = recipe.image_size
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if len(paths) * size * size * 3 > memory * MEMORY_SHARE:
+    if len(paths) * size * size * 3 > memory_bytes() * MEMORY_SHARE:
         return None
     pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
 

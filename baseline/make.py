@@ -277,14 +277,14 @@ def _audited(table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show) -> t
     checked = audit(table, grouped="group" in chosen.split, show=show)
     for row in checked.findings.itertuples():
         show.say(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
+    if chosen.audit == "strict" and chosen.leaks != "drop":
+        checked.refuse_leaks()
+    if len(checked.findings):
+        write_audit(folder / "audit", checked)
     if chosen.leaks == "drop":
         kept = checked.without_leaks()
         show.say(f"audit: {len(checked.usable) - len(kept):,} photos with a copy in a later split are dropped")
         return kept, checked.unreadable
-    if chosen.audit == "strict":
-        checked.refuse_leaks()
-    if len(checked.findings):
-        write_audit(folder / "audit", checked)
     return checked.usable, checked.unreadable
 
 

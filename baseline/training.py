@@ -18,10 +18,11 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
+from fastcore.basics import even_mults
 
 from .depthwise import quick_depthwise
 from .errors import RecipeError
-from .features import head_learner
+from .features import FrozenOutputs, layers_of
 from .learners import autocast
 from .progress import Bar, Show
 from .recipe import Recipe, Stage
@@ -65,10 +66,11 @@ def train(learn: Learner, recipe: Recipe, show: Show | None = None) -> History:
     for number, stage in enumerate(recipe.stages, 1):
         if isinstance(stage.trains, int) and stage.trains > groups:
             raise RecipeError(f"Stage {number} trains {stage.trains} layer groups; {recipe.arch} has {groups}.")
-    best, log = _Best(learn), _Log()
+    best, log, frozen = _Best(learn), _Log(), FrozenOutputs(learn, recipe, show)
     try:
         for number, stage in enumerate(recipe.stages, 1):
-            _run(learn, recipe, stage, number, best, log, show)
+            _run(frozen, stage, number, best, log, show)
+            frozen.forget(number)
     except KeyboardInterrupt as interrupt:
         interrupt.history = log.history()  # type: ignore[attr-defined]
         raise
@@ -109,19 +111,12 @@ def estimate_seconds(learn: Learner, recipe: Recipe, test_photos: int) -> float:
         batch, _ = learn.dls.valid.one_batch()
         batch = batch.repeat(-(-2 // len(batch)), 1, 1, 1)  # BatchNorm trains on no batch of one
         batch = batch[:32].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
-        model = copy.deepcopy(learn.model)
-        forward = _seconds_each(lambda: _forward(learn, model, batch), len(batch))
-        with quick_depthwise(model):
-            step = _seconds_each(lambda: _forward(learn, model.train(), batch).square().mean().backward(), len(batch))
-    train, valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
-    seconds = (valid + test_photos) * forward * (1 + len(recipe.tta))
-    for stage in recipe.stages:
-        if _on_features(stage, recipe):
-            seconds += (train * (1 + len(stage.views)) + valid) * forward
-        else:
-            sweep = SWEEP_STEPS * learn.dls.train.bs if stage.lr == "find" else 0
-            seconds += (train * stage.epochs + sweep) * step + valid * stage.epochs * forward
-    return seconds
+        frozen, model = FrozenOutputs(learn, recipe), copy.deepcopy(learn.model)
+        views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.tta)
+        seconds = (len(learn.dls.valid_ds) + test_photos) * views * _forward_seconds(learn, model, batch)
+        return seconds + sum(
+            _stage_seconds(frozen, number, model, batch) for number in range(1, len(recipe.stages) + 1)
+        )
 
 
 @contextmanager
@@ -137,9 +132,10 @@ def seeded(seed: int) -> Iterator[None]:
 # ---- one stage ------------------------------------------------------------------------------------------------------
 
 
-def _run(learn: Learner, recipe: Recipe, stage: Stage, number: int, best: _Best, log: _Log, show: Show) -> None:
+def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Log, show: Show) -> None:
     began = time.perf_counter()
-    trainee = head_learner(learn, stage.views, show) if _on_features(stage, recipe) else learn
+    learn, recipe = frozen.learn, frozen.recipe
+    trainee = frozen.learner(number) if number in frozen.plan else learn
     facts: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs}
     facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
     _freeze(trainee, stage, recipe)
@@ -160,19 +156,24 @@ def _run(learn: Learner, recipe: Recipe, stage: Stage, number: int, best: _Best,
     quick = quick_depthwise(trainee.model)
     with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quick:
         callbacks = [*_callbacks(trainee, learn, stage, recipe), _Watch(number, stage, best, log, bar, show)]
-        trainee.fit_one_cycle(stage.epochs, slice(*rate) if isinstance(rate, tuple) else rate, cbs=callbacks)
+        trainee.fit_one_cycle(stage.epochs, _rates(trainee, rate), cbs=callbacks)
     facts["seconds"] = round(time.perf_counter() - began, 2)
     log.stages.append(facts)
 
 
 def _callbacks(trainee: Learner, learn: Learner, stage: Stage, recipe: Recipe) -> list[Callback]:
-    """Still BatchNorm statistics for a stage that wants them; on features the body does not run at all."""
+    """Still BatchNorm statistics for a stage that wants them."""
     fastais = stage.trains == "head" and recipe.freeze == "fastai"
-    return [] if trainee is not learn or stage.batch_norm == "moving" or fastais else [_StillBatchNorm()]
+    return [] if stage.batch_norm == "moving" or fastais else [_StillBatchNorm(learn.model[0])]
 
 
-def _on_features(stage: Stage, recipe: Recipe) -> bool:
-    return stage.trains == "head" and recipe.freeze == "features"
+def _rates(trainee: Learner, rate: Any) -> Any:
+    """One rate, or a rate for each layer group: from the first to the last that is trained, evenly multiplied."""
+    if not isinstance(rate, tuple):
+        return rate
+    groups = len(trainee.opt.param_lists)
+    frozen = trainee.opt.frozen_idx
+    return [rate[0]] * frozen + list(even_mults(*rate, groups - frozen))
 
 
 def _freeze(trainee: Learner, stage: Stage, recipe: Recipe) -> None:
@@ -239,8 +240,12 @@ class _StillBatchNorm(Callback):
     85.5 % against 81.4 % and 82.0 % with moving statistics (3,000 test photos, TTA).
     """
 
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
     def before_train(self) -> None:
-        for layer in self.learn.model[0].modules():
+        for layer in self.body.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 layer.eval()
 
@@ -331,6 +336,33 @@ def _random_states_kept() -> Iterator[None]:
 
 
 # ---- the estimate ---------------------------------------------------------------------------------------------------
+
+
+def _stage_seconds(frozen: FrozenOutputs, number: int, model: Any, batch: torch.Tensor) -> float:
+    learn, stage = frozen.learn, frozen.recipe.stages[number - 1]
+    train, valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
+    cut, view = frozen.plan.get(number, (0, "plain"))
+    trained = {id(p) for group in learn.splitter(model)[frozen.first_trained(number) :] for p in group}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    layers = layers_of(model)
+    before, rest = torch.nn.Sequential(*layers[:cut]), torch.nn.Sequential(*layers[cut:])
+    photos = train * (2 if view == "both" else 1) + valid
+    seconds = photos * _forward_seconds(learn, before, batch) if cut else 0.0
+    with torch.no_grad(), autocast(learn):
+        inputs = before.eval()(batch).float()
+    with quick_depthwise(rest):
+        rest.train()
+        step = _seconds_each(lambda: _forward(learn, rest, inputs).square().mean().backward(), len(batch))
+    steps = stage.epochs * train * (2 if stage.views else 1)
+    sweep = SWEEP_STEPS * learn.dls.train.bs if stage.lr == "find" else 0
+    return seconds + (steps + sweep) * step + stage.epochs * valid * _forward_seconds(learn, rest, inputs)
+
+
+def _forward_seconds(learn: Learner, model: torch.nn.Module, batch: torch.Tensor) -> float:
+    model.eval()
+    with torch.no_grad():
+        return _seconds_each(lambda: _forward(learn, model, batch), len(batch))
 
 
 def _forward(learn: Learner, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
