@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "weights": {"errors", "progress", "datasets"},
     "data": {"photos", "progress", "recipe", "tables", "weights"},
     "learners": {"errors", "recipe", "weights"},
-    "features": {"progress", "data", "learners"},
+    "features": {"progress", "data", "learners", "recipe"},
     "depthwise": set(),
     "training": {"depthwise", "errors", "progress", "recipe", "features", "learners"},
     "predict": {"progress", "data", "learners", "tables"},
