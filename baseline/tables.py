@@ -411,25 +411,27 @@ class _Finder:
         path = os.path.normpath(os.path.join(self.folder, name))
         if os.path.isfile(path):
             return path, "exact"
-        listed = self._list()
-        for key, how in ((name, "below"), (f"/{name}", "stem")):
-            if key in listed and (one := self._only(listed[key])):
-                return one, how
+        key, listed = name.rsplit("/", 1)[-1], self._list()
+        below = [each for each in listed.get(key, []) if f"/{each}".endswith(f"/{name}")]
+        bare = [each for each in listed.get(f"/{key}", []) if f"/{os.path.splitext(each)[0]}".endswith(f"/{name}")]
+        for paths, how in ((below, "below"), (bare, "stem")):
+            if paths and (one := self._only(paths)):
+                return os.path.join(self.folder, one), how
         return None, ""
 
     def _list(self) -> dict[str, list[str]]:
-        """Photos by relative path, by file name, and (after a `/`) by both without ending."""
+        """Photos, as paths below the folder, by file name, and (after a `/`) by file name without ending."""
         if self.listed is None:
             self.listed = {}
             for path in photos_below(self.folder):
                 relative = os.path.relpath(path, self.folder)
-                for key in {relative, relative.rsplit(os.sep, 1)[-1]}:
-                    self.listed.setdefault(key, []).append(path)
-                    self.listed.setdefault("/" + os.path.splitext(key)[0], []).append(path)
+                file = relative.rsplit("/", 1)[-1]
+                self.listed.setdefault(file, []).append(relative)
+                self.listed.setdefault("/" + os.path.splitext(file)[0], []).append(relative)
         return self.listed
 
     def _only(self, paths: list[str]) -> str | None:
         """The one photo, or the one in a training folder where a training table names it."""
         if len(paths) > 1 and self.training:
-            paths = [each for each in paths if "train" in os.path.relpath(each, self.folder).lower()]
+            paths = [each for each in paths if "train" in each.lower()]
         return paths[0] if len(paths) == 1 else None

@@ -114,6 +114,15 @@ def test_images_may_lie_elsewhere(forest: Path, tmp_path: Path) -> None:
         photo_table(tmp_path / "a.csv", columns=Columns(images=str(tmp_path / "nowhere")))
 
 
+def test_images_are_found_in_folders_below(forest: Path, tmp_path: Path) -> None:
+    frame = rows(forest)
+    frame.to_csv(tmp_path / "a.csv", index=False)  # names begin at a folder below this one
+    assert len(photo_table(tmp_path / "a.csv")) == 6
+    shutil.copytree(forest, tmp_path / "copy")
+    with pytest.raises(DataError, match=r"6 of 6 images of a\.csv are not in"):  # now two of each would fit
+        photo_table(tmp_path / "a.csv")
+
+
 def test_one_hot_columns_are_one_label_and_others_are_many(forest: Path) -> None:
     frame = rows(forest)[["image"]]
     frame.assign(oak=[1, 1, 1, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1]).to_csv(forest / "a.csv", index=False)
