@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -33,7 +34,7 @@ from .progress import Show
 from .sources import check_table
 from .tables import classes_of, has_many
 
-__all__ = ["Audit", "audit", "near_pairs", "readable"]
+__all__ = ["Audit", "audit", "leaking", "near_pairs", "readable"]
 
 BITS = 10
 """Bits in which the hashes of near-duplicates may differ; fewer among very many photos, where pairs by chance grow."""
@@ -72,15 +73,6 @@ class Audit:
         """`path, label, reason` of the photos that cannot be read."""
         bad = self.photos["reason"] != ""
         return self.photos.loc[bad, ["path", "label", "reason"]].reset_index(drop=True)
-
-    def without_leaks(self) -> pd.DataFrame:
-        """`usable` without the training and valid photos that have a copy in test, or in valid for training ones."""
-        order = {"train": 0, "valid": 1, "test": 2}
-        leaks = self.pairs[self.pairs["leak"]]
-        first = leaks["split"].map(order) < leaks["other_split"].map(order)
-        usable = self.usable
-        dropped = set(leaks["path"].where(first, leaks["other"]))
-        return usable.loc[~usable["path"].isin(dropped)].reset_index(drop=True)
 
     def telling_pairs(self) -> dict[str, pd.DataFrame]:
         """Pairs worth looking at, by what they are: `leaks`, `conflicts`, `near_duplicates`; none that is empty."""
@@ -137,6 +129,12 @@ def readable(table: pd.DataFrame, show: Show | None = None) -> tuple[pd.DataFram
     _refuse_hopeless(photos)
     bad = photos["reason"] != ""
     return table[~bad].reset_index(drop=True), photos.loc[bad, ["path", "label", "reason"]].reset_index(drop=True)
+
+
+def leaking(table: pd.DataFrame) -> pd.Series:
+    """Which photos of a table with splits and `twins` have a copy in a later one: training in valid, both in test."""
+    rank = table["split"].map({"train": 0, "valid": 1, "test": 2})
+    return (table["twins"] >= 0) & (rank < rank.groupby(table["twins"]).transform("max"))
 
 
 def near_pairs(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -249,10 +247,10 @@ def _look_all(part: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
 
 def _stamp(path: str) -> tuple[int, int]:
     try:
-        stat = Path(path).stat()
+        found = Path(path).stat()
     except OSError:
         return (-1, -1)
-    return stat.st_size, stat.st_mtime_ns
+    return found.st_size, found.st_mtime_ns
 
 
 def _look(path: str) -> tuple:
@@ -261,6 +259,8 @@ def _look(path: str) -> tuple:
     from PIL import Image
 
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
+            return ("not a file", 0, 0, 0, "", False, 0, b"", b"", b"")
         content = Path(path).read_bytes()
     except OSError as error:
         return (error.strerror or str(error), 0, 0, 0, "", False, 0, b"", b"", b"")

@@ -186,6 +186,8 @@ def run(
         "split_file": split_file and str(split_file), "fold": fold, "balance": balance, "leaks": leaks,
         "audit": "none" if no_audit else "strict" if strict else None,
     }  # fmt: skip
+    if no_audit and strict:
+        raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
     changes = {key: value for key, value in changes.items() if value is not None}
     changes |= {"scratch": True} if scratch else {}
     changes |= {"preset": preset} if preset != "auto" else {}
@@ -381,13 +383,14 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
 
 def _findings(checked: Audit) -> Any:
     """The table of an audit, worst first."""
+    from rich.markup import escape
     from rich.table import Table
 
     if checked.findings.empty:
         return f"{len(checked.photos):,} photos: nothing found."
     table = Table("finding", "photos", "what was found", "what it does", "what answers it")
     for finding, photos, *words in checked.findings.itertuples(index=False):
-        table.add_row(str(finding), f"{photos:,}", *map(str, words))
+        table.add_row(str(finding), f"{photos:,}", *(escape(str(each)) for each in words))
     return table
 
 

@@ -89,6 +89,12 @@ class FrozenOutputs:
             return 0
         return len(self.groups) - (1 if trains == "head" else int(trains))
 
+    def format(self) -> torch.autocast:
+        """The number format of passes through frozen layers."""
+        if next(self.learn.model.parameters()).device.type != "cpu":
+            return autocast(self.learn)
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.frozen_precision == "bfloat16")
+
     def cut(self, number: int) -> int:
         """The number of layers before the first that the stage trains."""
         trained = set().union(*self.groups[self.first_trained(number) :])
@@ -172,7 +178,7 @@ class FrozenOutputs:
             values = torch.where(flip, photos.flip(-1), photos).as_subclass(torch.Tensor)
             values = values.contiguous(memory_format=torch.channels_last)
             for number, (start, end) in enumerate(pairwise([0, *cuts])):
-                with autocast(self.learn):
+                with self.format():
                     for layer in self.layers[start:end]:
                         values = layer(values)
                 if len(kept) <= number:

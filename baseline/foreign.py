@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sized
@@ -13,6 +14,7 @@ from .archives import writing
 from .datasets import home
 from .errors import BaselineError, DataError, unknown
 from .progress import Show
+from .tables import place
 
 __all__ = ["FOREIGN", "foreign"]
 
@@ -40,10 +42,16 @@ def foreign(name: str, show: Show | None = None) -> Path:
     show = show or Show()
     kind, _, which = name.partition(":")
     maker = {"torchvision": _torchvision, "hf": _hugging_face}[kind]
-    safe = "".join(each if each.isalnum() or each in "-." else "_" for each in which)
-    folder = home() / "datasets" / f"{kind}-{safe}"
-    if kind == "hf" and Path(which).exists():
-        folder = folder.with_name(f"{folder.name}-{int(Path(which).stat().st_mtime)}")
+    if kind == "torchvision" and which not in TORCHVISION:
+        raise DataError(unknown("data set of torchvision", which, TORCHVISION))
+    if not which:
+        raise DataError("hf: has no name. Give hf:NAME for one on the hub, or hf:FOLDER.")
+    exact = which
+    if kind == "hf" and (local := place(which)).exists():
+        exact = f"{local} {local.stat().st_mtime_ns}"
+    safe = "".join(each if each.isalnum() or each in "-." else "_" for each in which)[-60:]
+    mark = f"-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if kind == "hf" else ""
+    folder = home() / "datasets" / f"{kind}-{safe}{mark}"
     if not folder.is_dir():
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +70,18 @@ def _export(parts: dict[str, Iterable[tuple[Any, str]]], folder: Path, name: str
         total = len(items) if isinstance(items, Sized) else 0
         with show.bar(f"{name}, {split}", total, "photos") as bar:
             for number, (image, label) in enumerate(items):
-                target = folder / split / label.replace("/", "_") / f"{number:06}.png"
+                target = folder / split / _folder_name(label, name) / f"{number:06}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 image.save(target, compress_level=1)
                 bar.step()
+
+
+def _folder_name(label: str, name: str) -> str:
+    """The label as a folder's name, each label another one."""
+    if not label.strip():
+        raise DataError(f"{name} has a class without a name, which no folder can have.")
+    safe = label.replace("%", "%25").replace("/", "%2F")
+    return f"%2E{safe[1:]}" if safe.startswith(".") else safe
 
 
 # ---- torchvision ----------------------------------------------------------------------------------------------------
@@ -88,8 +104,6 @@ class _Named:
 
 
 def _torchvision(which: str, work: Path, show: Show) -> dict[str, Iterable[tuple[Any, str]]]:
-    if which not in TORCHVISION:
-        raise DataError(unknown("data set of torchvision", which, TORCHVISION))
     import torchvision
 
     maker = getattr(torchvision.datasets, which)
@@ -148,7 +162,7 @@ class _Rows:
     def __iter__(self) -> Iterator[tuple[Any, str]]:
         for row in self.items:
             image, label = row[self.image], row[self.label]
-            if label not in (None, -1):  # -1 is how withheld test labels are written
+            if image is not None and label not in (None, -1):  # -1 is how withheld test labels are written
                 yield image if image.mode in ("L", "RGB", "RGBA", "1", "P") else image.convert("RGB"), self.word(label)
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RecipeError, unknown
+from .errors import LeakError, RecipeError, unknown
 from .progress import Show, Terminal
 from .recipe import (
     COLUMN_KEYS,
@@ -26,6 +26,7 @@ from .recipe import (
     recipe_names,
     settle_arch,
     settle_batch_size,
+    settle_frozen_precision,
     settle_precision,
     settle_preset,
 )
@@ -112,8 +113,10 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
 
     with seeded(chosen.seed):
         with clock.part("audit"):
-            table, unread = _audited(table, chosen, folder, show)
-        table = split(table, chosen)
+            table, unread, checked = _audited(table, chosen, show)
+        table = _without_leaks(split(table, chosen), chosen, show)
+        if checked is not None and len(checked.findings):
+            write_audit(folder / "audit", checked)
         show.say(_described(table))
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
@@ -200,9 +203,10 @@ def settle(
         arch, reasons["arch"] = settle_arch(device, lambda name: obtainable(name, show))
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, int((table["split"] == "train").sum()), device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
+    frozen, reasons["frozen_precision"] = settle_frozen_precision(recipe.frozen_precision, device, _bfloat16_units())
     weights = None if recipe.scratch else find_weights(arch, recipe.weights, show)
     labels = "many" if has_many(table["label"], recipe.labels) else "one"
-    settled = recipe.changed(arch=arch, batch_size=size, precision=precision, labels=labels)
+    settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
     if recipe.scratch:
         settled, reasons["stages"] = _from_scratch(settled)
     for key, why in reasons.items():
@@ -268,24 +272,35 @@ def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show
     return chosen.changed(split=way, labels="many" if has_many(table["label"], chosen.labels) else "one"), table
 
 
-def _audited(table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The photos to go on with, and those that cannot be read; what was found is told and written."""
+def _audited(table: pd.DataFrame, chosen: Recipe, show: Show) -> tuple[pd.DataFrame, pd.DataFrame, Audit | None]:
+    """The photos to go on with, those that cannot be read, and the audit, which is told."""
     from .audits import audit, readable
 
     if chosen.audit == "none":
-        return readable(table, show)
+        return *readable(table, show), None
     checked = audit(table, grouped="group" in chosen.split, show=show)
     for row in checked.findings.itertuples():
         show.say(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
-    if chosen.audit == "strict" and chosen.leaks != "drop":
-        checked.refuse_leaks()
-    if len(checked.findings):
-        write_audit(folder / "audit", checked)
+    return checked.usable, checked.unreadable, checked
+
+
+def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFrame:
+    """The table without photos that have a copy in a later split, or an error, where the recipe wants either."""
+    from .audits import leaking
+
+    if chosen.audit == "none" or (chosen.leaks == "keep" and chosen.audit != "strict"):
+        return table
+    leaks = leaking(table)
     if chosen.leaks == "drop":
-        kept = checked.without_leaks()
-        show.say(f"audit: {len(checked.usable) - len(kept):,} photos with a copy in a later split are dropped")
-        return kept, checked.unreadable
-    return checked.usable, checked.unreadable
+        show.say(f"audit: {int(leaks.sum()):,} photos with a copy in a later split are dropped")
+        return table[~leaks].reset_index(drop=True)
+    if leaks.any():
+        row = table[leaks].iloc[0]
+        raise LeakError(
+            f"{int(leaks.sum()):,} photos have a copy in a later split, first {row['path']} ({row['split']}). "
+            "Give --leaks drop or --split random, or mend the photos."
+        )
+    return table
 
 
 # ---- what is told and written ---------------------------------------------------------------------------------------
@@ -391,6 +406,14 @@ def _device() -> str:
     from fastai.torch_core import default_device
 
     return str(default_device().type)
+
+
+def _bfloat16_units() -> list[str]:
+    """What this CPU computes bfloat16 with."""
+    import torch
+
+    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
+    return [name for name, has in units.items() if has()]
 
 
 def _device_words() -> str:

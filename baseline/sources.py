@@ -38,6 +38,7 @@ from .tables import (
     has_many,
     names,
     photos_below,
+    place,
     read_table,
     rows_of,
 )
@@ -87,6 +88,8 @@ def photo_table(
         found = _from_table(photos, "the DataFrame", Path.cwd(), columns)
     else:
         found = _from_place(_place(str(photos), show), columns, label_from)
+    if columns != Columns() and not found.columns.startswith("images"):
+        raise DataError(f"Columns were named, but the photos come as {found.form}. Name the table, or no columns.")
     table = found.table.sort_values("path", kind="stable", ignore_index=True)
     table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
     check_table(table, labels)
@@ -136,7 +139,7 @@ def _place(photos: str, show: Show) -> Path:
         return dataset(photos, show=show)
     if photos.split(":")[0] in FOREIGN:
         return foreign(photos, show)
-    path = Path(photos).expanduser().absolute()
+    path = place(photos)
     if not path.exists():
         raise DataError(
             f"There is no folder or file {path}. Give a folder with one folder of photos per class, or a table."
@@ -170,13 +173,15 @@ class _Found:
     oddities: list[str] = field(default_factory=list)
 
 
-def _from_place(place: Path, columns: Columns, label_from: str) -> _Found:
-    if place.is_file():
-        if not place.name.lower().endswith(TABLE_ENDINGS):
+def _from_place(where: Path, columns: Columns, label_from: str) -> _Found:
+    if where.is_file():
+        if label_from:
+            raise DataError(f"{where} is a file; --label-from goes with a folder of photos.")
+        if not where.name.lower().endswith(TABLE_ENDINGS):
             endings = ", ".join((*TABLE_ENDINGS, *ARCHIVE_SUFFIXES))
-            raise DataError(f"{place} is a file; a folder of photos was needed, or one that ends in {endings}.")
-        return _from_table(read_table(place), place.name, place.parent, columns)
-    folder = _entered(place)
+            raise DataError(f"{where} is a file; a folder of photos was needed, or one that ends in {endings}.")
+        return _from_table(read_table(where), where.name, where.parent, columns)
+    folder = _entered(where)
     if label_from:
         return _from_names(folder, label_from)
     tables = _tables(folder)
@@ -205,7 +210,7 @@ def _from_competition(folder: Path, tables: list[Path], columns: Columns) -> _Fo
     found.form = f"a competition's folder: {chosen.name} and the images below {folder}"
     others = [each.name for each in _tables(folder) if each != chosen]
     found.oddities += [f"not read: {names(others)}"] if others else []
-    unnamed = sum(1 for _ in photos_below(folder)) - len(found.table)
+    unnamed = len(set(photos_below(folder)) - set(found.table["path"]))
     found.oddities += [f"{unnamed:,} photos that {chosen.name} does not name are left alone"] if unnamed else []
     return found
 
@@ -221,9 +226,9 @@ def _from_names(folder: Path, label_from: str) -> _Found:
     if not paths:
         raise DataError(f"{folder} holds no photos. Give a folder of photos.")
     hits = [pattern.search(os.path.relpath(path, folder).replace(os.sep, "/")) for path in paths]
-    if missed := [path for path, hit in zip(paths, hits, strict=True) if not hit]:
-        raise DataError(f"'{label_from}' fits {len(missed):,} of {len(paths):,} photos not: {names(missed, 3)}.")
     label = "label" if "label" in pattern.groupindex else 1
+    if missed := [path for path, hit in zip(paths, hits, strict=True) if not (hit and hit[label])]:
+        raise DataError(f"'{label_from}' fits {len(missed):,} of {len(paths):,} photos not: {names(missed, 3)}.")
     labels = [hit[label] for hit in hits if hit]
     groups = [hit["group"] for hit in hits if hit] if "group" in pattern.groupindex else None
     table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
@@ -246,10 +251,20 @@ def _entered(folder: Path) -> Path:
 
 def _parts(folder: Path) -> list[tuple[Path, str | None]]:
     """The folders that hold class folders, each with its split."""
-    named = [(each, SPLIT_NAMES.get(each.name.lower())) for each in _folders(folder)]
+    named = [(each, _split_of(each)) for each in _folders(folder)]
     if any(split == "train" for _, split in named):
-        return [(each, split) for each, split in named if split]
+        return [(_entered(each), split) for each, split in named if split]
+    if named and all(split for _, split in named):
+        found = names(each.name for each, _ in named)
+        raise DataError(f"{folder} holds {found} and no training photos. Add a folder train.")
     return [(folder, None)]
+
+
+def _split_of(folder: Path) -> str | None:
+    """The split that a folder of class folders is for, by its name or a part of it, as `test_set` and `seg_train`."""
+    parts = [folder.name.lower(), *re.split(r"[\W_]+", folder.name.lower())]
+    split = next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
+    return split if split and _folders(folder) else None
 
 
 def _class_rows(parts: list[tuple[Path, str | None]]) -> pd.DataFrame:
@@ -270,6 +285,11 @@ def _form(folder: Path, parts: list[tuple[Path, str | None]]) -> str:
 
 def _folder_oddities(folder: Path, parts: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
     found = [f"{names(each.name for each in tables)} is not read; name the file to use its columns"] if tables else []
+    if parts[0][1] is not None:
+        used = {part.relative_to(folder).parts[0] for part, _ in parts}
+        aside = [each.name for each in _folders(folder) if each.name not in used]
+        if aside := [name for name in aside if next(photos_below(folder / name), None)]:
+            found.append(f"photos in {names(aside, 3)} are left alone: no split is named so")
     if loose := sum(_is_photo(each) for part, _ in parts for each in _entries(part)):
         found.append(f"{loose:,} photos outside of class folders are left alone")
     if empty := [each.name for part, _ in parts for each in _folders(part) if next(photos_below(each), None) is None]:

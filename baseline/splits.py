@@ -63,8 +63,8 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     table["split"] = table["split"].fillna("train").astype(str)
     units = _units(table, "group" if "group" in way else "twins")
     if way == "time":
-        _by_time(table, argument, recipe)
-        return _checked(table)
+        _by_time(table, units, argument, recipe)
+        return _checked(_thinned(table, recipe.photos_per_class, rng) if recipe.photos_per_class else table)
     if whole and not way.endswith("kfold"):
         _set_aside(table, units, "test", recipe.test_share, rng)
     if recipe.photos_per_class:
@@ -91,10 +91,12 @@ def settle_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
 
 
 def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The table's photos with the splits that a run's `split.csv` gives them, found by the ends of their paths.
+    """The photos that a run's `split.csv` names, with their splits, found by the ends of their paths.
+
+    Photos that it does not name leave the table, as those did that the run thinned out or could not read.
 
     Raises:
-        DataError: if the file cannot be read, or a photo is missing on either side.
+        DataError: if the file cannot be read, or names photos that are not there or may be several.
     """
     try:
         given = pd.read_csv(file, dtype=str)
@@ -106,6 +108,10 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
         raise DataError(f"{file} has splits other than train, valid and test: {', '.join(map(str, wrong))}.")
     splits = _by_path(table, given, file)
     found = table.assign(split=splits)[splits.notna()].reset_index(drop=True)
+    if len(found) > len(given):
+        raise DataError(
+            f"{file} names {len(given):,} photos, and {len(found):,} of these fit. Give the photos it is of."
+        )
     if len(found) < len(given):
         raise DataError(f"{len(given) - len(found):,} of {len(given):,} photos in {file} are not among these photos.")
     return found
@@ -190,7 +196,7 @@ def _fold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) ->
     rows = np.flatnonzero(table["split"] != "test")
     labels = table.loc[rows, "label"]
     grouped = "group" in recipe.split
-    per_class = table.loc[rows].assign(unit=units[rows]).groupby("label")["unit"].nunique()
+    per_class = table.loc[rows].assign(unit=units[rows]).groupby("label")["unit"].nunique().drop("", errors="ignore")
     if (smallest := int(per_class.min())) < folds:
         what = "groups" if grouped else "photos"
         raise DataError(
@@ -205,10 +211,12 @@ def _fold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) ->
     table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.fold, "valid", "train")
 
 
-def _by_time(table: pd.DataFrame, column: str, recipe: Recipe) -> None:
+def _by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
     if column not in table.columns:
         raise DataError(f"{unknown('column', column, map(str, table.columns))} Change --split time:COLUMN.")
-    times = _times(table[column], column)
+    times = (
+        pd.Series(_times(table[column], column)).groupby(units).transform("max").to_numpy()
+    )  # the newest copy counts
     order = np.argsort(times, kind="stable")
     ranked = times[order]
     test = len(table) - round(len(table) * recipe.test_share)
@@ -220,13 +228,31 @@ def _by_time(table: pd.DataFrame, column: str, recipe: Recipe) -> None:
 
 
 def _times(values: pd.Series, column: str) -> np.ndarray:
-    times = pd.to_numeric(values, errors="coerce")
-    if times.isna().mean() > 0.5:
-        times = pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    if pd.api.types.is_datetime64_any_dtype(values):
+        times = values
+    else:
+        times = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
+        if times.isna().mean() > 0.5:
+            times = _dates(values, column)
     if (bad := times.isna()).any():
         example = values[bad].iloc[0]
         raise DataError(f"{int(bad.sum()):,} values of '{column}' are no times, first '{example}'. Mend them.")
     return times.to_numpy()
+
+
+def _dates(values: pd.Series, column: str) -> pd.Series:
+    """Dates as ISO 8601 writes them, else in the one order of day and month that fits them all."""
+    iso = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
+    if iso.isna().mean() <= 0.5:
+        return iso
+    ways = [pd.to_datetime(values, errors="coerce", utc=True, format=f"%{order}/%Y") for order in ("d/%m", "m/%d")]
+    ways += [pd.to_datetime(values, errors="coerce", utc=True, format="%d.%m.%Y")]
+    whole = [way for way in ways if way.notna().all()]
+    if len(whole) == 2 and not whole[0].equals(whole[1]):
+        raise DataError(
+            f"The dates of '{column}' fit day/month and month/day, as '{values.iloc[0]}'. Write 2020-12-31."
+        )
+    return whole[0] if whole else iso
 
 
 def _thinned(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -242,7 +268,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         raise DataError(
             "No photos can be set aside for validation: every class keeps one, and copies stay together. Add photos."
         )
-    if lost := sorted((parts["valid"] | parts["test"]) - parts["train"]):
+    if lost := sorted((parts["valid"] | parts["test"]) - parts["train"] - {""}):
         raise DataError(
             f"No training photo of '{lost[0]}' is left: all of it lies on the other side of the split, as where a "
             "class is one group only or one time. Give another --split."

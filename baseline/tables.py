@@ -26,6 +26,7 @@ __all__ = [
     "has_many",
     "names",
     "photos_below",
+    "place",
     "rarest",
     "read_table",
     "rows_of",
@@ -59,6 +60,9 @@ GROUP_NAMES = (
     "individual", "individual_id", "site", "location", "session", "series", "series_id", "video", "video_id", "track",
     "track_id", "sequence", "sequence_id",
 )  # fmt: skip
+RESERVED = ("bytes", "fold", "frames", "height", "mode", "reason", "turned", "twins", "width")
+"""Columns that are ours; a table's own of such a name gets an underscore."""
+
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
 SEPARATOR = ";"
 """Between the labels of one photo that has several."""
@@ -117,23 +121,33 @@ def rows_of(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> R
             or a label is empty.
     """
     frame = frame.rename(columns=str).reset_index(drop=True)
+    if len(twice := frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"{name} has two columns '{twice[0]}'. Rename one.")
+    frame = frame.rename(columns={column: f"{column}_" for column in RESERVED})
     for option, given in (("image", columns.image), ("group", columns.group), ("split", columns.split)):
         _known(frame, given, name, option)
-    folder = Path(columns.images).expanduser().absolute() if columns.images else folder
+    folder = place(columns.images) if columns.images else folder
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} to look for the photos of {name} in. Give --images FOLDER.")
     finder = _Finder(folder, training="train" in name.lower())
     image, paths = _images(frame, columns.image, finder, name)
-    group = columns.group or _named(frame, GROUP_NAMES, skip=(image,))
-    split = columns.split or _split_column(frame, skip=(image, group))
-    labels, label_words = _labels(frame, columns.label, (image, group, split), name)
+    named = tuple(_listed(columns.label))
+    group = columns.group or _named(frame, GROUP_NAMES, skip=(image, *named))
+    split = columns.split or _split_column(frame, skip=(image, group, *named))
+    try:
+        labels, label_words = _labels(frame, columns.label, (image, group, split), name)
+    except DataError:
+        if columns.group or columns.label or not group:
+            raise
+        group = ""  # a column that may be a group, where it is all that there is, holds the labels
+        labels, label_words = _labels(frame, "", (image, split), name)
     rows = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": None})
     if split:
         rows["split"] = _splits(frame[split], split, name)
     if group:
-        values = frame[group].map(_plain)
+        values = _texts(frame[group])
         rows["group"] = values.where(values != "", None)
-    rest = [each for each in frame.columns if each not in {*rows.columns, image, group, split}]
+    rest = [each for each in frame.columns if each not in {*rows.columns, image, split}]
     rows = pd.concat([rows, frame[rest]], axis=1)
     _refuse_repeats(rows, name)
     words = [f"images from '{image}'", label_words]
@@ -142,13 +156,35 @@ def rows_of(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> R
     return Rows(rows, ", ".join(words), finder.oddities())
 
 
+def place(words: str) -> Path:
+    """The absolute path of what a user wrote.
+
+    Raises:
+        DataError: for a name that no file can have, or a home folder that is not there.
+    """
+    try:
+        path = Path(words).expanduser().absolute()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{words[:80]!r} cannot be looked at: {why}. Give another path.") from None
+    return path
+
+
 def photos_below(folder: Path) -> Iterator[str]:
     """Every photo in a folder and the folders below, in order. Hidden ones are passed over, links followed once.
 
-    A folder that a link leads back to is entered once only, so a loop of links ends.
+    A folder that a link leads back to is entered once only, and one above `folder` not at all, so a loop of links ends.
+
+    Raises:
+        DataError: for a folder that cannot be read and a name that is no text.
     """
-    seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its rights, or move it away.")
+
+    seen = {str(each) for each in Path(os.path.realpath(folder)).parents}
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:
             folders.clear()
@@ -157,7 +193,10 @@ def photos_below(folder: Path) -> Iterator[str]:
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for file in sorted(files):
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in PHOTO_ENDINGS:
-                yield os.path.join(here, file)
+                path = os.path.join(here, file)
+                if not path.isprintable() and any("\ud800" <= each <= "\udfff" for each in path):
+                    raise DataError(f"The name {path!a} is no text in UTF-8. Rename it.")
+                yield path
 
 
 def names(values: Iterable[Any], limit: int = 5) -> str:
@@ -172,7 +211,8 @@ def names(values: Iterable[Any], limit: int = 5) -> str:
 
 def has_many(labels: pd.Series, wish: str = "auto") -> bool:
     """Whether photos may have several labels: as wished, else where a separator or an empty label is seen."""
-    return wish == "many" or (wish == "auto" and bool(labels.str.contains(SEPARATOR, regex=False).any()))
+    seen = labels.eq("") | labels.str.contains(SEPARATOR, regex=False)
+    return wish == "many" or (wish == "auto" and bool(seen.any()))
 
 
 def classes_of(label: str) -> list[str]:
@@ -218,6 +258,7 @@ def _text(path: Path) -> pd.DataFrame:
             keep_default_na=False,
             encoding=encoding,
             skipinitialspace=True,
+            index_col=False,
         )
     except UnicodeError as error:
         raise DataError(_not_utf8(path, error)) from None
@@ -261,11 +302,20 @@ def _named(frame: pd.DataFrame, wanted: tuple[str, ...], skip: tuple[str, ...] =
 
 def _plain(value: Any) -> str:
     """Text of a value: whole floats without their zero, nothing for what is missing."""
-    if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
+
+
+def _texts(values: pd.Series) -> pd.Series:
+    return values.astype(object).map(_plain)
+
+
+def _listed(columns: str) -> list[str]:
+    """The names between commas, each once."""
+    return list(dict.fromkeys(each.strip() for each in columns.split(",") if each.strip()))
 
 
 def _images(frame: pd.DataFrame, given: str, finder: _Finder, name: str) -> tuple[str, list[str]]:
@@ -276,7 +326,7 @@ def _images(frame: pd.DataFrame, given: str, finder: _Finder, name: str) -> tupl
     if not given:
         shares = {each: finder.share(frame[each].head(50)) for each in dict.fromkeys(candidates)}
         best = max(shares, key=lambda each: shares[each])
-        if not shares[best]:
+        if not shares[best][0]:
             looks = [each for each in shares if _looks_like_photos(frame[each].head(50))]
             best = (looks or [each for each in listed if each] or [""])[0]
         if not best:
@@ -311,15 +361,15 @@ def _splits(values: pd.Series, column: str, name: str) -> pd.Series:
 
 def _labels(frame: pd.DataFrame, given: str, taken: tuple[str, ...], name: str) -> tuple[pd.Series, str]:
     """The label of each row, and a word on where it comes from."""
-    chosen = [each.strip() for each in given.split(",")] if given and given not in frame.columns else [given]
+    chosen = [given] if given in frame.columns else _listed(given)
     if given:
-        for column in chosen:
+        for column in chosen or [given]:
             _known(frame, column, name, "label")
     else:
         chosen = _label_columns(frame, taken, name)
     if len(chosen) > 1:
         return _from_flags(frame, chosen, name), f"labels from {len(chosen)} columns of 0 and 1, {names(chosen, 3)}"
-    labels = frame[chosen[0]].map(_plain)
+    labels = _texts(frame[chosen[0]])
     if (empty := labels == "").any():
         first = labels.index[empty][0] + 1
         raise DataError(
@@ -328,7 +378,9 @@ def _labels(frame: pd.DataFrame, given: str, taken: tuple[str, ...], name: str) 
         )
     several = labels.str.contains(SEPARATOR, regex=False)
     if several.any():
-        labels = labels.map(lambda text: SEPARATOR.join(sorted({part.strip() for part in text.split(SEPARATOR)})))
+        labels = labels.map(
+            lambda text: SEPARATOR.join(sorted({part.strip() for part in text.split(SEPARATOR)} - {""}))
+        )
     return labels, f"labels from '{chosen[0]}'"
 
 
@@ -385,11 +437,11 @@ class _Finder:
         self.listed: dict[str, list[str]] | None = None
         self.without_ending = self.elsewhere = 0
 
-    def share(self, values: pd.Series) -> float:
-        """How many of these values are photos, 0-1."""
-        texts = [_plain(value) for value in values]
-        found = sum(bool(text) and self._look(text)[0] is not None for text in texts)
-        return found / max(1, len(texts))
+    def share(self, values: pd.Series) -> tuple[float, float]:
+        """How many of these values are photos, and how many by their whole names, 0-1: `7` may be any row's number."""
+        looks = [self._look(text) if text else (None, "") for text in map(_plain, values)]
+        found = [how for path, how in looks if path is not None]
+        return len(found) / max(1, len(looks)), sum(how != "stem" for how in found) / max(1, len(looks))
 
     def find(self, name: str) -> str | None:
         """The photo of this name; None where there is none, or more than one that fits equally well."""

@@ -348,9 +348,9 @@ def _stage_seconds(frozen: FrozenOutputs, number: int, model: Any, batch: torch.
     layers = layers_of(model)
     before, rest = torch.nn.Sequential(*layers[:cut]), torch.nn.Sequential(*layers[cut:])
     photos = train * (2 if view == "both" else 1) + valid
-    seconds = photos * _forward_seconds(learn, before, batch) if cut else 0.0
-    with torch.no_grad(), autocast(learn):
+    with torch.no_grad(), frozen.format():
         inputs = before.eval()(batch).float()
+        seconds = photos * _seconds_each(lambda: before(batch), len(batch)) if cut else 0.0
     with quick_depthwise(rest):
         rest.train()
         step = _seconds_each(lambda: _forward(learn, rest, inputs).square().mean().backward(), len(batch))

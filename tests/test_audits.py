@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +56,9 @@ def test_exact_copies_across_splits_are_a_leak_and_strict_refuses_them(rich: Pat
     with pytest.raises(LeakError, match=r"first .*copy\.png \(test\)") as refused:
         checked.refuse_leaks()
     assert refused.value.exit_code == 3
-    kept = checked.without_leaks()
-    assert len(kept) == 12 and not kept["path"].str.endswith("train/ants/0.png").any()
+    parted = split(checked.usable, Recipe())
+    dropped = parted[audits.leaking(parted)]
+    assert len(dropped) == 1 and dropped["path"].iloc[0].endswith("train/ants/0.png")
 
 
 @pytest.mark.parametrize("change", ["jpeg", "brighter", "smaller", "shifted"])
@@ -199,3 +203,26 @@ def test_no_readable_photo_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text("nothing")
     with pytest.raises(DataError, match="None of the 4 photos can be read"):
         audit(photo_table(tmp_path))
+
+
+def test_leaks_are_those_of_the_split_that_is_used(rich: Path, tmp_path: Path) -> None:
+    shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
+    recipe = Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-2),), audit="strict")
+    with pytest.raises(LeakError, match="1 photos have a copy in a later split"):
+        baseline.make_baseline(rich, recipe, out=tmp_path / "one", show=Show())
+    assert not (tmp_path / "one").exists()
+    again = recipe.changed(split="random")
+    assert baseline.make_baseline(rich, again, out=tmp_path / "two", show=Show()).metrics
+    dropped = baseline.make_baseline(rich, recipe.changed(leaks="drop"), out=tmp_path / "three", show=Show())
+    assert sum(dropped.manifest["data"]["photos"].values()) == 12
+    with pytest.raises(baseline.RecipeError, match="needs the audit that is left out"):
+        recipe.changed(leaks="drop", audit="none")
+
+
+def test_a_pipe_and_markup_in_names_do_no_harm(rich: Path) -> None:
+    os.mkfifo(rich / "train/ants/pipe.jpg")
+    (rich / "train/ants/[red]x.jpg").write_text("no photo")
+    ended = subprocess.run(
+        [sys.executable, "-m", "baseline", "audit", str(rich), "-q"], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0 and "[red]x.jpg" in ended.stdout and "not a file" in ended.stdout

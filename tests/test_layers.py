@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "archives": {"errors", "progress"},
     "datasets": {"errors", "progress", "archives"},
     "tables": {"errors"},
-    "foreign": {"archives", "datasets", "errors", "progress"},
+    "foreign": {"archives", "datasets", "errors", "progress", "tables"},
     "sources": {"archives", "datasets", "errors", "foreign", "progress", "tables"},
     "photos": set(),
     "audits": {"datasets", "errors", "photos", "progress", "sources", "tables"},

@@ -133,3 +133,30 @@ def test_many_labels_are_split_by_the_rarest() -> None:
     done = split(table, Recipe(labels="many"))
     assert sorted(done["label"]) == sorted(table["label"])
     assert {"b"} <= {each for label in done.loc[done["split"] == "valid", "label"] for each in label.split(";")}
+
+
+def test_dates_are_read_in_one_order_or_not_at_all() -> None:
+    table = rows({"a": 40, "b": 40})
+    days = pd.Timestamp("2020-01-01") + pd.to_timedelta(pd.Series(range(80)) * 5, unit="D")
+    european = split(table.assign(when=days.dt.strftime("%d/%m/%Y")), Recipe(split="time:when"))
+    assert european["split"].tolist() == sorted(european["split"], key=["train", "valid", "test"].index)
+    with pytest.raises(DataError, match=r"fit day/month and month/day, as '01/01/2020'"):
+        split(table.assign(when=["01/01/2020", "02/03/2020"] * 40), Recipe(split="time:when"))
+    with pytest.raises(DataError, match="5 values of 'when' are no times"):
+        split(table.assign(when=days.where(days.index >= 5)), Recipe(split="time:when"))
+
+
+def test_copies_stay_together_in_time_and_subsets_are_taken() -> None:
+    table = rows({"a": 50, "b": 50}).assign(when=[str(n) for n in range(100)], twins=-1)
+    table.loc[[0, 99], "twins"] = 7
+    done = split(table, Recipe(split="time:when"))
+    assert done.loc[[0, 99], "split"].tolist() == ["test", "test"]
+    assert (split(table, Recipe(split="time:when", photos_per_class=3))["split"] == "train").sum() <= 6
+
+
+def test_a_split_file_that_fits_photos_twice_is_refused(tmp_path: Path) -> None:
+    one = rows({"a": 20, "b": 20}).assign(path=[f"/A/{n}.jpg" for n in range(40)])
+    split(one, Recipe()).assign(path=[f"/old/{n}.jpg" for n in range(40)]).to_csv(tmp_path / "split.csv", index=False)
+    both = pd.concat([one, one.assign(path=one["path"].str.replace("/A", "/B"))], ignore_index=True)
+    with pytest.raises(DataError, match="names 40 photos, and 80 of these fit"):
+        split(both, Recipe(split_file=str(tmp_path / "split.csv")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import zipfile
@@ -312,3 +313,111 @@ def test_every_form_gives_the_same_predictions(photos: Path, tmp_path: Path) -> 
     }
     for name, predictions in made.items():
         pd.testing.assert_frame_equal(predictions.drop(columns="path"), made["folders"].drop(columns="path"), obj=name)
+
+
+def test_split_folders_may_have_longer_names_and_a_layer_more(tmp_path: Path) -> None:
+    for part in ("seg_train/seg_train", "seg_test/seg_test"):
+        for name in ("oak", "pine"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / part / name / f"{number}.png")
+    (tmp_path / "seg_pred").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "seg_pred" / "1.png")
+    table = photo_table(tmp_path)
+    assert table.groupby(["split", "label"]).size().to_dict() == {
+        ("test", "oak"): 2, ("test", "pine"): 2, ("train", "oak"): 2, ("train", "pine"): 2,
+    }  # fmt: skip
+    assert "photos in 'seg_pred' are left alone" in understood(table)[-1]
+    shutil.rmtree(tmp_path / "seg_train")
+    shutil.rmtree(tmp_path / "seg_pred")
+    (tmp_path / "val").symlink_to(tmp_path / "seg_test/seg_test")
+    with pytest.raises(DataError, match="holds 'seg_test', 'val' and no training photos"):
+        photo_table(tmp_path)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    for name in ("bus", "train", "tram"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    assert set(photo_table(tmp_path)["label"]) == {"bus", "train", "tram"}
+
+
+def test_a_row_number_is_not_taken_for_the_photo(tmp_path: Path) -> None:
+    for number in range(1, 7):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.jpg", "PNG")
+    rows = [(number, f"{7 - number}.jpg", "a" if number > 3 else "b") for number in range(1, 7)]
+    pd.DataFrame(rows, columns=["id", "foto", "label"]).to_csv(tmp_path / "a.csv", index=False)
+    table = photo_table(tmp_path / "a.csv")
+    assert {Path(path).name: label for path, label in table[["path", "label"]].to_numpy()}["1.jpg"] == "a"
+    assert table.attrs["source"]["columns"].startswith("images from 'foto'")
+
+
+def test_named_labels_are_not_taken_for_groups_and_ours_are_not_overwritten(forest: Path) -> None:
+    frame = rows(forest).rename(columns={"label": "person"})
+    frame.to_csv(forest / "a.csv", index=False)
+    frame.assign(twins=range(6), width=7).to_csv(forest / "b.csv", index=False)
+    for file, columns in (("a.csv", Columns()), ("b.csv", Columns(label="person"))):
+        table = photo_table(forest / file, columns=columns)
+        assert table["label"].tolist() == ["oak"] * 3 + ["pine"] * 3 and table["group"].isna().all()
+    assert "twins_" in table and "twins" not in table
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [({"label": "label,"}, None), ({"label": ","}, "no column ','"), ({"label": "label,label"}, None)],
+)
+def test_commas_in_named_columns_do_no_harm(forest: Path, columns: dict, words: str | None) -> None:
+    rows(forest).to_csv(forest / "a.csv", index=False)
+    if words is None:
+        assert len(photo_table(forest / "a.csv", columns=Columns(**columns))) == 6
+    else:
+        with pytest.raises(DataError, match=words):
+            photo_table(forest / "a.csv", columns=Columns(**columns))
+
+
+def test_options_that_do_not_apply_are_refused(forest: Path) -> None:
+    rows(forest).to_csv(forest / "a.csv", index=False)
+    with pytest.raises(DataError, match="Columns were named, but the photos come as one folder per class"):
+        photo_table(forest, columns=Columns(group="patient"))
+    with pytest.raises(DataError, match="label-from goes with a folder"):
+        photo_table(forest / "a.csv", label_from="(x)")
+
+
+@pytest.mark.parametrize("path", ["~nosuch/photos", "x" * 300, "hf:", "torchvision:" + "x" * 300])
+def test_names_that_no_file_can_have_are_refused(path: str) -> None:
+    with pytest.raises(DataError):
+        photo_table(path)
+
+
+def test_a_frame_with_odd_values(forest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(forest)
+    frame = rows(forest)
+    labels = pd.Categorical(frame["label"], categories=["oak", "pine", "wasp"])
+    assert set(photo_table(frame.assign(label=labels))["label"]) == {"oak", "pine"}
+    with pytest.raises(DataError, match="two columns 'label'"):
+        photo_table(pd.concat([frame, frame["label"]], axis=1))
+    with pytest.raises(DataError, match="1 of 6 rows of the DataFrame have no label"):
+        photo_table(frame.assign(label=[pd.NaT, *frame["label"][1:]]))
+
+
+def test_a_name_that_is_no_text_is_refused(forest: Path) -> None:
+    Path(os.fsdecode(os.fsencode(forest) + b"/oak/\xfe.jpg")).touch()
+    with pytest.raises(DataError, match=r"udcfe\.jpg' is no text in UTF-8"):
+        photo_table(forest)
+
+
+def test_rows_of_zeros_among_one_hot_columns_are_photos_without_a_label(forest: Path) -> None:
+    frame = rows(forest)[["image"]].assign(oak=[1, 1, 0, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1])
+    frame.to_csv(forest / "a.csv", index=False)
+    assert "2 classes, several a photo" in understood(photo_table(forest / "a.csv"))[2]
+
+
+def test_hugging_face_labels_and_folders_stay_apart(tmp_path: Path) -> None:
+    from baseline.foreign import _folder_name
+
+    labels = ["a/b", "a_b", "a%2Fb", ".net", "..", "ü x"]
+    safe = [_folder_name(label, "x") for label in labels]
+    assert len(set(safe)) == len(labels) and not any("/" in each or each.startswith(".") for each in safe)
+    with pytest.raises(DataError, match="class without a name"):
+        _folder_name(" ", "hf:x")
