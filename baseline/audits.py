@@ -32,7 +32,8 @@ from .errors import DataError, LeakError
 from .photos import opened, upright
 from .progress import Show
 from .sources import check_table
-from .tables import classes_of, has_many
+from .splits import components
+from .tables import each_label
 
 __all__ = ["Audit", "audit", "leaking", "near_pairs", "readable"]
 
@@ -47,6 +48,10 @@ FLAT = 4.0
 
 SMALL, LONG, TINY, UNEVEN = 32, 3.0, 10, 5.0
 """Pixels; long side over short; photos of a class; largest class over smallest: from here on each is told."""
+
+
+FACTS = ("reason", "bytes", "width", "height", "mode", "turned", "frames")
+"""What is told of every photo."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,12 @@ class Audit:
     def usable(self) -> pd.DataFrame:
         """The photo table without the photos that cannot be read, with the column `twins` that `split` looks at."""
         kept = self.photos[self.photos["reason"] == ""].reset_index(drop=True)
-        return kept.drop(columns=["bytes", "width", "height", "mode", "turned", "frames", "reason"])
+        return kept.drop(columns=list(FACTS))
 
     @property
     def unreadable(self) -> pd.DataFrame:
         """`path, label, reason` of the photos that cannot be read."""
-        bad = self.photos["reason"] != ""
-        return self.photos.loc[bad, ["path", "label", "reason"]].reset_index(drop=True)
+        return _unreadable(self.photos)
 
     def telling_pairs(self) -> dict[str, pd.DataFrame]:
         """Pairs worth looking at, by what they are: `leaks`, `conflicts`, `near_duplicates`; none that is empty."""
@@ -127,8 +131,11 @@ def readable(table: pd.DataFrame, show: Show | None = None) -> tuple[pd.DataFram
     table = table.reset_index(drop=True)
     photos = table.assign(reason=_seen(table["path"].tolist(), show).reason)
     _refuse_hopeless(photos)
-    bad = photos["reason"] != ""
-    return table[~bad].reset_index(drop=True), photos.loc[bad, ["path", "label", "reason"]].reset_index(drop=True)
+    return table[photos["reason"] == ""].reset_index(drop=True), _unreadable(photos)
+
+
+def _unreadable(photos: pd.DataFrame) -> pd.DataFrame:
+    return photos.loc[photos["reason"] != "", ["path", "label", "reason"]].reset_index(drop=True)
 
 
 def leaking(table: pd.DataFrame) -> pd.Series:
@@ -215,7 +222,7 @@ class _Seen:
             self.thumb[row] = np.frombuffer(facts[9], np.uint8)
 
     def columns(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("bytes", "width", "height", "mode", "turned", "frames", "reason")}
+        return {key: getattr(self, key) for key in FACTS}
 
 
 def _seen(paths: Sequence[str], show: Show) -> _Seen:
@@ -260,10 +267,10 @@ def _look(path: str) -> tuple:
 
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
-            return ("not a file", 0, 0, 0, "", False, 0, b"", b"", b"")
+            return _unseen("not a file")
         content = Path(path).read_bytes()
     except OSError as error:
-        return (error.strerror or str(error), 0, 0, 0, "", False, 0, b"", b"", b"")
+        return _unseen(error.strerror or str(error))
     size = len(content)
     try:
         image = opened(content)
@@ -278,19 +285,23 @@ def _look(path: str) -> tuple:
         thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
         look = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
     except Image.DecompressionBombError:
-        return (f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels", size, 0, 0, "", False, 0, b"", b"", b"")
+        return _unseen(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels", size)
     except Exception as error:  # PIL's plugins raise nearly every kind there is for damaged files
         why = "not a photo" if type(error).__name__ == "UnidentifiedImageError" else str(error)[:80]
-        return ("empty file" if not size else why or "damaged", size, 0, 0, "", False, 0, b"", b"", b"")
+        return _unseen("empty file" if not size else why or "damaged", size)
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return ("", size, width, height, mode, turned, frames, digest, look, thumb)
+
+
+def _unseen(reason: str, size: int = 0) -> tuple:
+    return (reason, size, 0, 0, "", False, 0, b"", b"", b"")
 
 
 class _Memory:
     """What was seen of photos before, in the cache; where that cannot be used, everything is seen anew."""
 
     VERSION = 1
-    COLUMNS = "reason, bytes, width, height, mode, turned, frames, digest, hash, thumb"
+    COLUMNS = ", ".join((*FACTS, "digest", "hash", "thumb"))
 
     def __init__(self, show: Show) -> None:
         self.base: sqlite3.Connection | None = None
@@ -453,7 +464,7 @@ def _standing_out(
     """
     if not len(one):
         return one, two, bits
-    set_of = _components(one, two, count)
+    set_of = components(one, two, count)
     photos, pairs = np.bincount(set_of, minlength=count), np.bincount(set_of[one], minlength=count)
     dense = (pairs >= 0.25 * photos * (photos - 1)) & (photos <= max(20, count // 20))
     ends = pd.DataFrame({"photo": np.concatenate([one, two]), "difference": np.concatenate([difference] * 2)})
@@ -466,15 +477,6 @@ def _standing_out(
     return one[keep], two[keep], bits[keep]
 
 
-def _components(one: np.ndarray, two: np.ndarray, count: int) -> np.ndarray:
-    """For each of `count` things the number of the set that links between `one` and `two` put it in."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(len(one), bool), (one, two)), shape=(count, count))
-    return connected_components(links, directed=False)[1]
-
-
 def _twins(photos: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     """A number for each set of photos that pairs hold together; -1 for a photo without copies."""
     if pairs.empty:
@@ -483,7 +485,7 @@ def _twins(photos: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     one, two = row[pairs["path"]].to_numpy(), row[pairs["other"]].to_numpy()
     alone = np.ones(len(photos), bool)
     alone[one] = alone[two] = False
-    return np.where(alone, -1, _components(one, two, len(photos)))
+    return np.where(alone, -1, components(one, two, len(photos)))
 
 
 def _findings(photos: pd.DataFrame, pairs: pd.DataFrame, grouped: bool) -> Iterator[tuple[str, int, str, str, str]]:
@@ -524,7 +526,7 @@ def _findings(photos: pd.DataFrame, pairs: pd.DataFrame, grouped: bool) -> Itera
 
 def _class_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
     labels = whole[whole["split"].isna() | (whole["split"] == "train")]["label"]
-    counts = (labels.map(classes_of).explode() if has_many(labels) else labels).value_counts()
+    counts = each_label(labels).value_counts()
     if counts.iloc[0] >= UNEVEN * counts.iloc[-1]:
         words = f"'{counts.index[0]}' has {counts.iloc[0]:,} photos, '{counts.index[-1]}' {counts.iloc[-1]:,}"
         effect = f"always saying '{counts.index[0]}' scores {counts.iloc[0] / counts.sum():.1%}"
@@ -550,17 +552,14 @@ def _look_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, st
         words = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
         effect = "a class that has a mode of its own is told by it; all become RGB"
         yield "modes", int(modes.iloc[1:].sum()), words, effect, "none needed"
-    for column, words, effect in (
-        ("turned", "are turned by their EXIF orientation", "read upright here; other tools may see them lying"),
-        ("frames", "are animations", "of each the first frame is taken"),
+    for finding, hits, words, effect in (
+        (
+            "EXIF-rotated",
+            whole["turned"],
+            "are turned by their EXIF orientation",
+            "read upright here; other tools may see them lying",
+        ),
+        ("animations", whole["frames"] > 1, "are animations", "of each the first frame is taken"),
     ):
-        hits = whole[column] > (1 if column == "frames" else 0)
         if hits.any():
-            share = f"{int(hits.sum()):,} ({hits.mean():.1%}) {words}"
-            yield (
-                ("EXIF-rotated" if column == "turned" else "animations"),
-                int(hits.sum()),
-                share,
-                effect,
-                "none needed",
-            )
+            yield finding, int(hits.sum()), f"{int(hits.sum()):,} ({hits.mean():.1%}) {words}", effect, "none needed"

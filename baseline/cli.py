@@ -82,10 +82,17 @@ Target = Annotated[
 ]
 
 
-def _named(help: str, *names: str, words: tuple[str, ...] = (), panel: str = "Photos and labels") -> Any:
+def _named(help: str, *, words: tuple[str, ...] = (), panel: str = "Photos and labels") -> Any:
     """An option of text that leaves the recipe's value where it is not given."""
     complete = {"autocompletion": _complete(lambda: words)} if words else {}
-    return typer.Option(*names, help=help, show_default=False, rich_help_panel=panel, **complete)
+    return typer.Option(help=help, show_default=False, rich_help_panel=panel, **complete)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given, paths as text: what a recipe changes."""
+    return {
+        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
+    }
 
 
 _SPLITS = "Splits and imbalance"
@@ -177,18 +184,16 @@ def run(
         baseline run runs/mine/manifest.json
     """
     photos, recipe = _target(target)
-    changes = {
-        "arch": arch, "weights": weights and str(weights), "image_size": image_size, "resize": resize,
-        "batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
-        "photos_per_class": photos_per_class, "precision": precision, "workers": workers,
-        "image_col": image_col, "label_col": label_col, "group_col": group_col, "split_col": split_col,
-        "images": images and str(images), "label_from": label_from, "labels": labels, "split": split,
-        "split_file": split_file and str(split_file), "fold": fold, "balance": balance, "leaks": leaks,
-        "audit": "none" if no_audit else "strict" if strict else None,
-    }  # fmt: skip
+    changes = _given(
+        arch=arch, weights=weights, image_size=image_size, resize=resize,
+        batch_size=int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
+        photos_per_class=photos_per_class, precision=precision, workers=workers,
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
+        images=images, label_from=label_from, labels=labels, split=split, split_file=split_file,
+        fold=fold, balance=balance, leaks=leaks, audit="none" if no_audit else "strict" if strict else None,
+    )  # fmt: skip
     if no_audit and strict:
         raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
-    changes = {key: value for key, value in changes.items() if value is not None}
     changes |= {"scratch": True} if scratch else {}
     changes |= {"preset": preset} if preset != "auto" else {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -239,12 +244,12 @@ def audit(
     from .save import as_json as json_text
 
     photos, recipe = _target(target)
-    given = {
-        "image_col": image_col, "label_col": label_col, "group_col": group_col, "split_col": split_col,
-        "images": images and str(images), "label_from": label_from, "labels": labels,
-    }  # fmt: skip
+    given = _given(
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
+        images=images, label_from=label_from, labels=labels,
+    )  # fmt: skip
     show = Show() if quiet else Terminal()
-    chosen, table = understand(photos, recipe, show=show, **{k: v for k, v in given.items() if v is not None})
+    chosen, table = understand(photos, recipe, show=show, **given)
     checked = look(table, grouped="group" in chosen.split, show=show)
     if as_json:
         print(json_text({"findings": checked.findings.to_dict("records")}), end="")

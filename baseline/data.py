@@ -29,7 +29,7 @@ from PIL import Image
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import Augment, Recipe
-from .tables import classes_of, has_many
+from .tables import classes_of, each_label, flags_of
 from .weights import normalisation
 
 __all__ = ["SliceDL", "Slices", "dataloaders", "memory_bytes", "split_loader"]
@@ -154,9 +154,7 @@ def dataloaders(
 
 def classes_in(table: pd.DataFrame, labels: str = "auto") -> list[str]:
     """The table's classes in alphabetical order."""
-    if has_many(table["label"], labels):
-        return sorted(table["label"].map(classes_of).explode().dropna().unique())
-    return sorted(table["label"].unique())
+    return sorted(each_label(table["label"], labels).dropna().unique())
 
 
 def _rarity(labels: pd.Series) -> np.ndarray:
@@ -246,9 +244,7 @@ def _slice(loader: TfmdDL, dls: DataLoaders, rows: pd.DataFrame) -> None:
     index = {name: number for number, name in enumerate(dls.vocab)}
     chosen = torch.tensor([dls.decoded.rows[path] for path in rows["path"]])
     if dls.many:
-        targets = torch.zeros(len(rows), len(index))
-        for row, label in enumerate(rows["label"]):
-            targets[row, [index[each] for each in classes_of(label)]] = 1.0
+        targets = torch.from_numpy(flags_of(rows["label"], dls.vocab)).float()
     else:
         targets = torch.tensor([index[label] for label in rows["label"]])
     vars(loader.dataset)["slices"] = Slices(dls.decoded.pixels, chosen, targets, TensorImage)

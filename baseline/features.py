@@ -152,14 +152,15 @@ class FrozenOutputs:
         total = sum(len(sets[split]) * (2 if views[split] == "both" else 1) for split in missing)
         if not total:
             return
+        cuts = self._cuts(number)
         with self.show.bar("outputs of the frozen layers", total, "photos") as bar:
             for split in missing:
                 loader = split_loader(self.learn.dls, sets[split].items, split)
                 plain = torch.zeros(len(sets[split]), dtype=torch.bool)
                 masks = {"plain": [plain], "both": [plain, ~plain], "either": [torch.rand(len(plain)) < 0.5]}
-                passes = [self._pass(loader, mask, self._cuts(number), bar.step) for mask in masks[views[split]]]
+                passes = [self._pass(loader, mask, cuts, bar.step) for mask in masks[views[split]]]
                 self.targets[split] = passes[0][1]
-                for place, at in enumerate(self._cuts(number)):
+                for place, at in enumerate(cuts):
                     parts = [outputs[place] for outputs, _ in passes]
                     self.kept[split, at, views[split]] = torch.cat(parts) if len(parts) > 1 else parts[0]
 

@@ -16,7 +16,7 @@ from .errors import BaselineError, DataError, unknown
 from .progress import Show
 from .tables import place
 
-__all__ = ["FOREIGN", "foreign"]
+__all__ = ["foreign", "is_foreign"]
 
 FOREIGN = ("torchvision", "hf")
 DEBIAN = Path("/usr/share/datasets")
@@ -27,6 +27,12 @@ TORCHVISION = (
     "FashionMNIST", "Flowers102", "Food101", "GTSRB", "Imagenette", "KMNIST", "MNIST", "OxfordIIITPet", "PCAM",
     "QMNIST", "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN", "StanfordCars", "USPS",
 )  # fmt: skip
+
+
+def is_foreign(photos: str) -> bool:
+    """Whether this names a data set of torchvision or Hugging Face, and no folder."""
+    kind, colon, _ = photos.partition(":")
+    return bool(colon) and kind in FOREIGN
 
 
 def foreign(name: str, show: Show | None = None) -> Path:

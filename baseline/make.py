@@ -395,9 +395,9 @@ def _split_csv(table: pd.DataFrame) -> str:
 def _photos_words(photos: Any) -> str | None:
     """What the manifest needs to find the photos again: a data set's name or a path; a DataFrame has neither."""
     from .datasets import DATASETS
-    from .foreign import FOREIGN
+    from .foreign import is_foreign
 
-    if isinstance(photos, str) and (photos in DATASETS or photos.split(":")[0] in FOREIGN):
+    if isinstance(photos, str) and (photos in DATASETS or is_foreign(photos)):
         return photos
     return str(Path(photos).expanduser().absolute()) if isinstance(photos, str | Path) else None
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from .tables import classes_of
+from .tables import flags_of
 
 __all__ = ["measure", "wilson"]
 
@@ -64,7 +63,7 @@ def _of_many(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score, f1_score
 
     classes = [column.removeprefix("p_") for column in map(str, rows) if column.startswith("p_")]
-    truth, told = (_flags(rows[column], classes) for column in ("label", f"{prefix}predicted"))
+    truth, told = (flags_of(rows[column], classes) for column in ("label", f"{prefix}predicted"))
     found: dict[str, Any] = {
         f"{kind}_f1": float(f1_score(truth, told, average=kind, zero_division=0)) for kind in ("micro", "macro")
     }
@@ -76,9 +75,3 @@ def _of_many(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
         known = [value for value in found["average_precision"].values() if value is not None]
         found["mean_average_precision"] = sum(known) / len(known) if known else None
     return found
-
-
-def _flags(labels: pd.Series, classes: list[str]) -> np.ndarray:
-    """N x classes, 0 or 1."""
-    sets = [set(classes_of(label)) for label in labels]
-    return np.array([[name in each for name in classes] for each in sets], dtype=int)

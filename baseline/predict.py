@@ -27,7 +27,7 @@ from fastai.learner import Learner
 from .data import split_loader
 from .learners import autocast
 from .progress import Show
-from .tables import classes_of
+from .tables import SEPARATOR, flags_of
 
 __all__ = ["predictions", "views_of"]
 
@@ -106,11 +106,11 @@ def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: L
 def _flags_table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
     """The prediction table where a photo has many labels."""
     classes, threshold = list(learn.dls.vocab), learn.loss_func.thresh
-    truth = np.array([[name in classes_of(label) for name in classes] for label in rows["label"]])
+    truth = flags_of(rows["label"], classes)
     table = rows[["path", "label", "split"]].copy()
     for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
         flags = probabilities >= threshold
-        table[f"{prefix}predicted"] = [";".join(np.asarray(classes, dtype=object)[row]) for row in flags]
+        table[f"{prefix}predicted"] = [SEPARATOR.join(np.asarray(classes, dtype=object)[row]) for row in flags]
         table[f"{prefix}confidence"] = np.where(flags, probabilities, 1 - probabilities).min(1)
         right = np.where(truth, probabilities, 1 - probabilities)
         table[f"{prefix}loss"] = -np.log(np.maximum(right, 1e-300)).mean(1)

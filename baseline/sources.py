@@ -27,7 +27,7 @@ import pandas as pd
 from .archives import unpack
 from .datasets import ARCHIVE_SUFFIXES, DATASETS, dataset, home
 from .errors import DataError
-from .foreign import FOREIGN, foreign
+from .foreign import foreign, is_foreign
 from .progress import Show
 from .tables import (
     PHOTO_ENDINGS,
@@ -35,6 +35,7 @@ from .tables import (
     TABLE_ENDINGS,
     Columns,
     classes_of,
+    each_label,
     has_many,
     names,
     photos_below,
@@ -115,7 +116,7 @@ def understood(table: pd.DataFrame) -> list[str]:
     """What was understood of the photos, in five lines: form, columns, classes, splits, oddities."""
     source = table.attrs.get("source", {"form": "a table", "columns": "", "oddities": []})
     many = has_many(table["label"])
-    counts = (table["label"].map(classes_of).explode() if many else table["label"]).value_counts()
+    counts = each_label(table["label"]).value_counts()
     listed = ", ".join(f"{label} {count:,}" for label, count in counts.head(8).items())
     more = f", and {len(counts) - 8} classes more, down to {counts.iloc[-1]:,}" if len(counts) > 8 else ""
     several = ", several a photo" if many else ""
@@ -137,7 +138,7 @@ def _place(photos: str, show: Show) -> Path:
     """The folder or table file behind a path, an archive or a name."""
     if photos in DATASETS:
         return dataset(photos, show=show)
-    if photos.split(":")[0] in FOREIGN:
+    if is_foreign(photos):
         return foreign(photos, show)
     path = place(photos)
     if not path.exists():
@@ -303,7 +304,7 @@ def _folder_oddities(folder: Path, parts: list[tuple[Path, str | None]], tables:
 def _strangers(part: Path) -> Iterator[Path]:
     for class_folder in _folders(part):
         for each in _entries(class_folder):
-            if each.is_file() and not each.name.startswith(".") and not _is_photo(each):
+            if not _is_photo(each) and not each.name.startswith(".") and each.is_file():
                 yield each
 
 

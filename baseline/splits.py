@@ -24,9 +24,9 @@ import pandas as pd
 
 from .errors import DataError, unknown
 from .recipe import Recipe
-from .tables import has_many, rarest
+from .tables import has_many, place, rarest
 
-__all__ = ["read_split", "settle_split", "split"]
+__all__ = ["components", "read_split", "settle_split", "split"]
 
 
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     {'test': 8, 'train': 28, 'valid': 4}
     """
     if recipe.split_file:
-        return _checked(read_split(table, Path(recipe.split_file).expanduser()))
+        return _checked(read_split(table, place(recipe.split_file)))
     table = table.reset_index(drop=True).copy()
     if has_many(table["label"], recipe.labels):
         label = table["label"]
@@ -61,7 +61,8 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         table["split"] = None
     whole = table["split"].isna().all()
     table["split"] = table["split"].fillna("train").astype(str)
-    units = _units(table, "group" if "group" in way else "twins")
+    together = "group" if "group" in way else "twins"
+    units = _units(table, together)
     if way == "time":
         _by_time(table, units, argument, recipe)
         return _checked(_thinned(table, recipe.photos_per_class, rng) if recipe.photos_per_class else table)
@@ -69,7 +70,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         _set_aside(table, units, "test", recipe.test_share, rng)
     if recipe.photos_per_class:
         table = _thinned(table, recipe.photos_per_class, rng)
-        units = _units(table, "group" if "group" in way else "twins")
+        units = _units(table, together)
     if way.endswith("kfold"):
         _fold(table, units, int(argument), recipe)
     elif not (table["split"] == "valid").any():
@@ -139,13 +140,17 @@ def _joined(units: np.ndarray, table: pd.DataFrame) -> np.ndarray:
     linked = np.flatnonzero(twins >= 0)
     if not len(linked):
         return units
+    size = int(units.max()) + 1
+    return components(units[linked], size + twins[linked], size + int(twins.max()) + 1)[units]
+
+
+def components(one: np.ndarray, two: np.ndarray, count: int) -> np.ndarray:
+    """For each of `count` things the number of the set that links between `one` and `two` put it in."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    size = int(units.max()) + 1
-    ends = (units[linked], size + twins[linked])
-    links = coo_array((np.ones(len(linked), bool), ends), shape=(size + int(twins.max()) + 1,) * 2)
-    return connected_components(links, directed=False)[1][units]
+    links = coo_array((np.ones(len(one), bool), (one, two)), shape=(count, count))
+    return connected_components(links, directed=False)[1]
 
 
 def _classes(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -214,9 +219,8 @@ def _fold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) ->
 def _by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
     if column not in table.columns:
         raise DataError(f"{unknown('column', column, map(str, table.columns))} Change --split time:COLUMN.")
-    times = (
-        pd.Series(_times(table[column], column)).groupby(units).transform("max").to_numpy()
-    )  # the newest copy counts
+    own = pd.Series(_times(table[column], column))
+    times = own.groupby(units).transform("max").to_numpy()  # of copies the newest counts
     order = np.argsort(times, kind="stable")
     ranked = times[order]
     test = len(table) - round(len(table) * recipe.test_share)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .errors import DataError, unknown
 
 __all__ = [
     "PHOTO_ENDINGS",
+    "SEPARATOR",
     "SPLIT_NAMES",
     "TABLE_ENDINGS",
     "Columns",
     "classes_of",
+    "each_label",
+    "flags_of",
     "has_many",
     "names",
     "photos_below",
@@ -224,9 +228,20 @@ def classes_of(label: str) -> list[str]:
     return [each for each in label.split(SEPARATOR) if each]
 
 
+def each_label(labels: pd.Series, wish: str = "auto") -> pd.Series:
+    """The labels, and where photos may have several, each of them on a row of its own; missing for a photo of none."""
+    return labels.map(classes_of).explode() if has_many(labels, wish) else labels
+
+
+def flags_of(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+    """Photos x classes: whether the photo has the label."""
+    sets = [set(classes_of(label)) for label in labels]
+    return np.array([[name in each for name in classes] for each in sets], dtype=bool).reshape(-1, len(classes))
+
+
 def rarest(labels: pd.Series) -> pd.Series:
     """For each photo of several labels its rarest one, by which such photos are split; empty where it has none."""
-    counts = labels.map(classes_of).explode().value_counts()
+    counts = each_label(labels, "many").value_counts()
     return labels.map(lambda label: min(classes_of(label), key=lambda each: (counts[each], each), default=""))
 
 
@@ -332,8 +347,9 @@ def _images(frame: pd.DataFrame, given: str, finder: _Finder, name: str) -> tupl
         if not best:
             columns = names(frame.columns, 12)
             raise DataError(f"{name} has no column that looks like images; its columns: {columns}. Give --image-col.")
-    paths = [finder.find(_plain(value)) for value in frame[best]]
-    missing = [_plain(value) for value, path in zip(frame[best], paths, strict=True) if path is None]
+    texts = _texts(frame[best])
+    paths = [finder.find(text) for text in texts]
+    missing = [text for text, path in zip(texts, paths, strict=True) if path is None]
     if missing:
         raise DataError(
             f"{len(missing):,} of {len(frame):,} images of {name} are not in {finder.folder}: {names(missing, 3)}. "
@@ -348,11 +364,11 @@ def _looks_like_photos(values: pd.Series) -> bool:
 
 def _split_column(frame: pd.DataFrame, skip: tuple[str, ...]) -> str:
     found = _named(frame, SPLIT_COLUMNS, skip)
-    return found if found and set(frame[found].map(_plain).str.lower()) <= {"", *SPLIT_NAMES} else ""
+    return found if found and set(_texts(frame[found]).str.lower()) <= {"", *SPLIT_NAMES} else ""
 
 
 def _splits(values: pd.Series, column: str, name: str) -> pd.Series:
-    plain = values.map(_plain)
+    plain = _texts(values)
     lower = plain.str.lower()
     if wrong := sorted(set(plain[~lower.isin(["", *SPLIT_NAMES])])):
         raise DataError(f"The column '{column}' of {name} holds {names(wrong)}; train, valid, test were needed.")

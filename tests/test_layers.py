@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "foreign": {"archives", "datasets", "errors", "progress", "tables"},
     "sources": {"archives", "datasets", "errors", "foreign", "progress", "tables"},
     "photos": set(),
-    "audits": {"datasets", "errors", "photos", "progress", "sources", "tables"},
+    "audits": {"datasets", "errors", "photos", "progress", "sources", "splits", "tables"},
     "splits": {"errors", "recipe", "tables"},
     "weights": {"errors", "progress", "datasets"},
     "data": {"photos", "progress", "recipe", "tables", "weights"},
