@@ -9,6 +9,7 @@ What cannot be kept, or must not (random changes of the photos other than mirror
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import nn
 from .data import SliceDL, Slices, memory_bytes, split_loader
 from .learners import autocast
 from .progress import Show
+from .quick import quick
 from .recipe import Recipe
 
 __all__ = ["FrozenOutputs", "layers_of"]
@@ -169,25 +171,26 @@ class FrozenOutputs:
         self, loader: TfmdDL, mirrored: torch.Tensor, cuts: list[int], step: Callable[[int], None]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Outputs at every cut for each photo of the loader, and the targets."""
-        for layer in self.layers:
-            layer.eval()
+        before = nn.Sequential(*self.layers[: cuts[-1]]).eval()
         kept: list[torch.Tensor] = []
         targets = []
         at = 0
-        for photos, labels in loader:
-            flip = mirrored[at : at + len(photos)].to(photos.device)[:, None, None, None]
-            values = torch.where(flip, photos.flip(-1), photos).as_subclass(torch.Tensor)
-            values = values.contiguous(memory_format=torch.channels_last)
-            for number, (start, end) in enumerate(pairwise([0, *cuts])):
-                with self.format():
-                    for layer in self.layers[start:end]:
-                        values = layer(values)
-                if len(kept) <= number:
-                    kept.append(_room(len(mirrored), values))
-                kept[number][at : at + len(photos)] = values
-            targets.append(labels.as_subclass(torch.Tensor))
-            at += len(photos)
-            step(len(photos))
+        with ExitStack() as stack:
+            for photos, labels in loader:
+                flip = mirrored[at : at + len(photos)].to(photos.device)[:, None, None, None]
+                values = torch.where(flip, photos.flip(-1), photos).as_subclass(torch.Tensor)
+                values = values.contiguous(memory_format=torch.channels_last)
+                if not at:
+                    stack.enter_context(quick(before, values, learns=False))
+                for number, (start, end) in enumerate(pairwise([0, *cuts])):
+                    with self.format():
+                        values = before[start:end](values)
+                    if len(kept) <= number:
+                        kept.append(_room(len(mirrored), values))
+                    kept[number][at : at + len(photos)] = values
+                targets.append(labels.as_subclass(torch.Tensor))
+                at += len(photos)
+                step(len(photos))
         return kept, torch.cat(targets)
 
 

@@ -17,6 +17,7 @@ Where a photo has many labels each class has a probability of its own: `predicte
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from fastai.learner import Learner
 from .data import split_loader
 from .learners import autocast
 from .progress import Show
+from .quick import quick
 from .tables import SEPARATOR, flags_of
 
 __all__ = ["predictions", "views_of"]
@@ -51,12 +53,16 @@ def predictions(
     """
     show = show or Show()
     parts = [name for name in splits if (table["split"] == name).any()]
-    with show.bar("predicting", int(table["split"].isin(parts).sum()), "photos") as bar:
-        tables = []
+    total = int(table["split"].isin(parts).sum())
+    with show.bar("predicting", total, "photos") as bar, ExitStack() as stack:
+        tables: list[pd.DataFrame] = []
         for name in parts:
             rows = table[table["split"] == name].reset_index(drop=True)
-            plain, mean = [], []
+            plain: list[torch.Tensor] = []
+            mean: list[torch.Tensor] = []
             for photos, _ in split_loader(learn.dls, table, name):
+                if not tables and not plain:
+                    stack.enter_context(quick(learn.model.eval(), photos.as_subclass(torch.Tensor), learns=False))
                 by_view = _probabilities(learn, photos, views)
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
@@ -83,7 +89,6 @@ def views_of(photos: torch.Tensor, views: tuple[str, ...]) -> Iterator[torch.Ten
 @torch.inference_mode()
 def _probabilities(learn: Learner, photos: torch.Tensor, views: tuple[str, ...]) -> torch.Tensor:
     """Views x N x classes, float64 so that rows sum to 1 to twelve digits."""
-    learn.model.eval()
     photos = photos.as_subclass(torch.Tensor)
     with autocast(learn):
         outputs = [learn.model(view.contiguous(memory_format=torch.channels_last)) for view in views_of(photos, views)]

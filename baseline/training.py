@@ -20,11 +20,11 @@ from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 from fastcore.basics import even_mults
 
-from .depthwise import quick_depthwise
 from .errors import RecipeError
 from .features import FrozenOutputs, layers_of
 from .learners import autocast
 from .progress import Bar, Show
+from .quick import quick
 from .recipe import Recipe, Stage
 
 __all__ = ["History", "estimate_seconds", "find_lr", "seeded", "train"]
@@ -88,7 +88,7 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     `valley`, held between 1e-6 and 0.1. Weights, optimizer, loaders and random states are as before; no file is
     written. Where the curve shows no valley the rate is 1e-3 and the word says so.
     """
-    with _as_before(learn), learn.no_bar(), learn.no_logging(), quick_depthwise(learn.model):
+    with _as_before(learn), learn.no_bar(), learn.no_logging(), quick(learn.model, _sample(learn)):
         learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_Sweep(num_it=SWEEP_STEPS))
         curve = pd.DataFrame({"lr": learn.recorder.lrs, "loss": [float(loss) for loss in learn.recorder.losses]})
     curve = curve[np.isfinite(curve["loss"])].reset_index(drop=True)
@@ -153,12 +153,18 @@ def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Lo
     plan = f"{_words(stage)}, {stage.epochs} epochs, learning rate {_rate_words(rate)} ({why})"
     show.say(f"stage {number}: training {plan}")
     steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
-    quick = quick_depthwise(trainee.model)
-    with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quick:
+    quicker = quick(trainee.model, _sample(trainee))
+    with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quicker:
         callbacks = [*_callbacks(trainee, learn, stage, recipe), _Watch(number, stage, best, log, bar, show)]
         trainee.fit_one_cycle(stage.epochs, _rates(trainee, rate), cbs=callbacks)
     facts["seconds"] = round(time.perf_counter() - began, 2)
     log.stages.append(facts)
+
+
+def _sample(learn: Learner) -> torch.Tensor:
+    """Some inputs of the network."""
+    with _random_states_kept():
+        return learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
 
 def _callbacks(trainee: Learner, learn: Learner, stage: Stage, recipe: Recipe) -> list[Callback]:
@@ -348,11 +354,11 @@ def _stage_seconds(frozen: FrozenOutputs, number: int, model: Any, batch: torch.
     layers = layers_of(model)
     before, rest = torch.nn.Sequential(*layers[:cut]), torch.nn.Sequential(*layers[cut:])
     photos = train * (2 if view == "both" else 1) + valid
-    with torch.no_grad(), frozen.format():
-        inputs = before.eval()(batch).float()
+    with torch.no_grad(), frozen.format(), quick(before.eval(), batch, learns=False):
+        inputs = before(batch).float()
         seconds = photos * _seconds_each(lambda: before(batch), len(batch)) if cut else 0.0
-    with quick_depthwise(rest):
-        rest.train()
+    with quick(rest, inputs):
+        rest.train(stage.batch_norm == "moving")
         step = _seconds_each(lambda: _forward(learn, rest, inputs).square().mean().backward(), len(batch))
     steps = stage.epochs * train * (2 if stage.views else 1)
     sweep = SWEEP_STEPS * learn.dls.train.bs if stage.lr == "find" else 0
@@ -360,8 +366,7 @@ def _stage_seconds(frozen: FrozenOutputs, number: int, model: Any, batch: torch.
 
 
 def _forward_seconds(learn: Learner, model: torch.nn.Module, batch: torch.Tensor) -> float:
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), quick(model.eval(), batch, learns=False):
         return _seconds_each(lambda: _forward(learn, model, batch), len(batch))
 
 

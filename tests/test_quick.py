@@ -1,0 +1,122 @@
+"""What is computed quicker is the same: outputs, gradients of every parameter, and the model afterwards."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from baseline.learners import network
+from baseline.quick import _memory_kept, _pairs, _quick_depthwise, quick
+
+
+def outputs_and_gradients(model: nn.Module, photos: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    outputs = model(photos)
+    outputs.square().sum().backward()
+    return [outputs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize(
+    "arch", ["tf_efficientnet_lite0", "resnet18", "mobilenet_v2", "squeezenet1_1", "convnext_atto"]
+)
+def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
+    torch.manual_seed(0)
+    model, _ = network(arch, 3, None)
+    for module in model.modules():  # a fresh BatchNorm does nothing that could go wrong
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    model.eval().double()
+    photos = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    theirs = outputs_and_gradients(model, photos)
+    with quick(model, photos):
+        ours = outputs_and_gradients(model, photos)
+    assert len(theirs) == len(ours)
+    for one, two in zip(theirs, ours, strict=True):
+        assert torch.allclose(one, two, rtol=1e-6, atol=1e-8 * float(one.abs().max()) + 1e-12)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_body_with_batch_norm_is_folded_throughout() -> None:
+    model, _ = network("tf_efficientnet_lite0", 3, None)
+    assert len(_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
+
+
+def test_moving_batch_norm_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    twin = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    twin.load_state_dict(model.state_dict())
+    photos = torch.randn(8, 3, 9, 9)
+    with quick(model, photos):
+        assert torch.equal(model(photos), twin(photos))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+    assert model[1].running_mean.abs().sum() > 0
+
+
+def test_weights_that_change_are_heeded() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    photos = torch.randn(2, 3, 9, 9)
+    with torch.no_grad(), quick(model, photos):
+        for parameter in (model[0].weight, model[1].bias, model[1].weight):
+            before = model(photos)
+            parameter.data += 1  # as fastai's optimizers do it, unseen by torch's count of versions
+            assert not torch.allclose(model(photos), before)
+    with torch.no_grad():
+        expected = model(photos)
+        with quick(model, photos):
+            assert torch.allclose(model(photos), expected, atol=1e-5)
+
+
+class Shared(nn.Module):
+    """A convolution whose output is read by more than the BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)
+        self.norm.running_mean.fill_(1.0)
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        inner = self.convolution(photos)
+        return inner + self.norm(inner)
+
+
+def test_a_convolution_that_others_read_is_not_folded() -> None:
+    model = Shared().eval()
+    photos = torch.randn(2, 3, 5, 5)
+    expected = model(photos)
+    with quick(model, photos):
+        assert torch.equal(model(photos), expected)
+
+
+def test_memory_is_handed_back_afterwards() -> None:
+    with _memory_kept():
+        tensors = [torch.zeros(2**24) for _ in range(4)]
+        del tensors
+    assert torch.zeros(2**24).sum() == 0
+
+
+@pytest.mark.parametrize(("channels", "side", "kernel"), [(8, 2, 5), (6, 4, 5), (7, 2, 3), (5, 1, 3), (4, 9, 3)])
+def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    photos = torch.randn(3, channels, side, side, requires_grad=True)
+    found = []
+    for context in (nullcontext(), _quick_depthwise(layer)):
+        with context:
+            output = layer(photos)
+            found.append((output, *torch.autograd.grad(output.sin().sum(), (photos, layer.weight))))
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+    assert "forward" not in vars(layer)
+
+
+def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
+    layer = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
+    with _quick_depthwise(layer):
+        assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
+        assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
