@@ -43,7 +43,7 @@ _HOMES = {
     "predictions": "predict",
     "readable": "audits",
     "recipe_names": "recipe",
-    "seeded": "training",
+    "seeded": "chance",
     "settle": "make",
     "split": "splits",
     "train": "training",

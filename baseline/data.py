@@ -1,8 +1,8 @@
 """Photo table + recipe -> fastai DataLoaders. Knows photos and batches; knows no network but its input.
 
-Photos that fit into an eighth of the machine's memory are decoded and resized once; their batches are slices of one
-array (`SliceDL`). Otherwise fastai reads them from disk, item by item. Both ways use the same `open_photo` and
-`fit_photo`, so both give the same pixels.
+Photos are decoded and resized once, into a file in the cache or, where that takes no more, into at most an eighth of
+the machine's memory; their batches are slices of one array (`SliceDL`). Otherwise fastai reads them from disk, item by
+item. Both ways use the same `open_photo` and `fit_photo`, so both give the same pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
@@ -26,13 +27,14 @@ from fastai.vision.core import PILImage
 from fasttransform import Transform
 from PIL import Image
 
+from .cache import Cache, fingerprint
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import Augment, Recipe
 from .tables import classes_of, each_label, flags_of
 from .weights import normalisation
 
-__all__ = ["SliceDL", "Slices", "dataloaders", "memory_bytes", "split_loader"]
+__all__ = ["SliceDL", "Slices", "dataloaders", "memory_bytes", "shrunk", "split_loader", "targets_of"]
 
 MEMORY_SHARE = 1 / 8
 PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
@@ -167,6 +169,21 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def shrunk(photos: torch.Tensor, size: int) -> torch.Tensor:
+    """The photos, N x C x H x W, as squares of `size` pixels where that is another size; 0 leaves them."""
+    if size in (0, photos.shape[-1]):
+        return photos
+    return F.interpolate(photos.as_subclass(torch.Tensor), (size, size), mode="bilinear", antialias=True)
+
+
+def targets_of(dls: DataLoaders, rows: pd.DataFrame) -> torch.Tensor:
+    """The classes of these rows of the table: numbers, N, int64, or with many labels flags, N x classes, float32."""
+    if dls.many:
+        return torch.from_numpy(flags_of(rows["label"], dls.vocab)).float()
+    index = {name: number for number, name in enumerate(dls.vocab)}
+    return torch.tensor([index[label] for label in rows["label"]])
+
+
 def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
     """A loader over one split of the table, in its order, not augmented, last batch kept."""
     rows = table[table["split"] == split].reset_index(drop=True)
@@ -221,30 +238,47 @@ class _Decoded:
 
 
 def _decoded(table: pd.DataFrame, recipe: Recipe, show: Show) -> _Decoded | None:
-    """All photos of the table as one uint8 array, N x 3 x size x size; None where it would not fit."""
-    paths = list(dict.fromkeys(table["path"]))
-    size = recipe.image_size
-    if len(paths) * size * size * 3 > memory_bytes() * MEMORY_SHARE:
+    """All photos of the table as one uint8 array, N x 3 x size x size; None where there is no room for it."""
+    paths = sorted(set(table["path"]))
+    pixels = _pixels(paths, recipe, show)
+    if pixels is None:
         return None
-    pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    return _Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)})
 
+
+def _pixels(paths: list[str], recipe: Recipe, show: Show) -> np.ndarray | None:
+    """N x size x size x 3, from the cache or decoded now; in a file where the cache takes it, else in memory."""
+    size = recipe.image_size
+    cache = Cache(recipe.cache_gb, show)
+    key = {"what": "photos", "photos": fingerprint(paths), "size": size, "resize": recipe.resize}
+    with cache.alone(key):
+        found = cache.find(key)
+        if found is not None:
+            show.say(f"decoded photos: from the cache ({found.nbytes / 1e9:.1f} GB)")
+            return np.asarray(found)
+        shape = (len(paths), size, size, 3)
+        room = cache.room(key, shape, np.uint8)
+        if room is None and np.prod(shape) > memory_bytes() * MEMORY_SHARE:
+            return None
+        pixels = np.empty(shape, dtype=np.uint8) if room is None else np.asarray(room)
+        _decode(paths, pixels, recipe, show)
+        if room is not None:
+            cache.keep(key, room)
+        return pixels
+
+
+def _decode(paths: list[str], pixels: np.ndarray, recipe: Recipe, show: Show) -> None:
     def decode(number: int) -> None:
-        pixels[number] = np.asarray(fit_photo(open_photo(paths[number], size), size, recipe.resize))
+        pixels[number] = fit_photo(open_photo(paths[number], recipe.image_size), recipe.image_size, recipe.resize)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, show.bar("decoding photos", len(paths), "photos") as bar:
         for _ in pool.map(decode, range(len(paths))):
             bar.step()
-    return _Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)})
 
 
 def _slice(loader: TfmdDL, dls: DataLoaders, rows: pd.DataFrame) -> None:
     """Lets a loader over these rows of the table cut its batches from the decoded photos, where there are any."""
     if dls.decoded is None:
         return
-    index = {name: number for number, name in enumerate(dls.vocab)}
     chosen = torch.tensor([dls.decoded.rows[path] for path in rows["path"]])
-    if dls.many:
-        targets = torch.from_numpy(flags_of(rows["label"], dls.vocab)).float()
-    else:
-        targets = torch.tensor([index[label] for label in rows["label"]])
-    vars(loader.dataset)["slices"] = Slices(dls.decoded.pixels, chosen, targets, TensorImage)
+    vars(loader.dataset)["slices"] = Slices(dls.decoded.pixels, chosen, targets_of(dls, rows), TensorImage)

@@ -2,33 +2,48 @@
 
 A stage that trains the head, or the last layer groups with still BatchNorm statistics, leaves everything before as it
 is; running it again for every epoch is waste. `FrozenOutputs` computes what comes out of the frozen layers once a photo
-and view, in one pass for all the stages that can use it, and keeps it in memory: maps as float16, features as float32.
-What cannot be kept, or must not (random changes of the photos other than mirroring), is trained the usual way.
+and view, in one pass for all the stages that can use it: maps as float16, features as float32. Outputs of pretrained
+layers are kept in the cache, for the next run; others, and where the cache takes no more, in memory. What cannot be
+kept, or must not (random changes of the photos other than mirroring), is trained the usual way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.vision.learner import TimmBody
 from torch import nn
 
-from .data import SliceDL, Slices, memory_bytes, split_loader
+from .cache import Cache, fingerprint
+from .chance import states_kept
+from .data import SliceDL, Slices, memory_bytes, shrunk, split_loader, targets_of
 from .learners import autocast
 from .progress import Show
 from .quick import quick
 from .recipe import Recipe
+from .weights import normalisation
 
 __all__ = ["FrozenOutputs", "layers_of"]
 
 MEMORY_SHARE = 1 / 4
-"""Of the machine's memory, for outputs that are kept."""
+"""Of the machine's memory, for outputs that are kept there."""
+
+
+class View(NamedTuple):
+    """How photos are seen: plain, mirrored by chance (either), or both, one below the other; and how large."""
+
+    kind: str
+    size: int
 
 
 class FrozenOutputs:
@@ -41,19 +56,23 @@ class FrozenOutputs:
         self.learn, self.recipe, self.show = learn, recipe, show or Show()
         self.layers = layers_of(learn.model)
         self.groups = [{id(p) for p in group} for group in learn.splitter(learn.model)]
+        self.cache = Cache(recipe.cache_gb, self.show)
+        self.whole = View("plain", recipe.image_size)
         self.plan = {n: (self.cut(n), self._view(n)) for n in range(1, len(recipe.stages) + 1) if self._useful(n)}
-        self.kept: dict[tuple[str, int, str], torch.Tensor] = {}
+        self.kept: dict[tuple[str, int, View], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
 
-    def learner(self, number: int) -> Learner:
+    def learner(self, number: int) -> Learner | None:
         """A complete fastai Learner over the layers that the stage trains, on the outputs of those before.
 
-        The layers are those of the whole network themselves: what this Learner learns, the network knows.
+        The layers are those of the whole network themselves: what this Learner learns, the network knows. None for a
+        stage that has to be trained the usual way.
         """
+        if number not in self.plan or not self._compute(number):
+            return None
         learn, stage = self.learn, self.recipe.stages[number - 1]
         cut, view = self.plan[number]
-        self._compute(number)
-        train, valid = self.kept["train", cut, view], self.kept["valid", cut, "plain"]
+        train, valid = self.kept["train", cut, view], self.kept["valid", cut, self.whole]
         count, size = len(learn.dls.train_ds), learn.dls.train.bs
         views = len(train) // count
         times = views if stage.views else 1  # each view of a photo in every epoch, instead of one of them by chance
@@ -80,7 +99,7 @@ class FrozenOutputs:
         """Drops what the stage has made wrong, and what no later stage sees."""
         wanted = {(cut, view) for n, (cut, view) in self.plan.items() if n > number}
         for split, cut, view in list(self.kept):
-            seen = any(cut == c and view in (v, "plain") for c, v in wanted)
+            seen = any(cut == c and view in (v, self.whole) for c, v in wanted)
             if not seen or self._needs(cut) > self.first_trained(number):
                 del self.kept[split, cut, view]
 
@@ -110,30 +129,30 @@ class FrozenOutputs:
             return False
         if stage.trains != "head" and not (still and stage.batch_norm == "still"):
             return False
-        views = 2 if self._view(number) == "both" else 1
-        photos = len(self.learn.dls.train_ds) * views + len(self.learn.dls.valid_ds)
-        return photos * self._bytes_each(self.cut(number)) <= MEMORY_SHARE * memory_bytes()
+        cut, dls = self.cut(number), self.learn.dls
+        sets = ((self._view(number), len(dls.train_ds)), (self.whole, len(dls.valid_ds)))
+        needed = sum(_bytes(*self._shape(cut, view, photos)) for view, photos in sets)
+        return needed <= _most_bytes() or (self._pristine(number) and self.cache.could_hold(needed))
 
-    def _view(self, number: int) -> str:
+    def _pristine(self, number: int) -> bool:
+        """Whether the layers before the stage's are still as they were at the start, and so worth a place on disk."""
+        needs = self._needs(self.cut(number))
+        return all(needs <= self.first_trained(n) for n in range(1, number))
+
+    def _view(self, number: int) -> View:
         """Both views, one of the two by chance, or the plain photo: mirrored copies of it are all that can be kept."""
         stage = self.recipe.stages[number - 1]
+        size = stage.image_size or self.recipe.image_size
         if stage.views:
-            return "both"
+            return View("both", size)
         if not self.recipe.augment.flip:
-            return "plain"
-        return "either" if stage.trains == "head" or stage.epochs == 1 else "both"
+            return View("plain", size)
+        return View("either" if stage.trains == "head" or stage.epochs == 1 else "both", size)
 
     def _needs(self, cut: int) -> int:
         """How many layer groups have to stay as they are for the outputs at `cut` to hold."""
         before = {id(p) for layer in self.layers[:cut] for p in layer.parameters()}
         return max((number for number, group in enumerate(self.groups, 1) if group & before), default=0)
-
-    def _bytes_each(self, cut: int) -> int:
-        size = self.recipe.image_size
-        device = next(self.learn.model.parameters()).device
-        with torch.no_grad():
-            output = nn.Sequential(*self.layers[:cut]).eval()(torch.zeros(1, 3, size, size, device=device))
-        return output.numel() * (2 if output.ndim == 4 else 4)
 
     def _cuts(self, number: int) -> list[int]:
         """The stage's own cut, and those before it of later stages that see the same and whose layers stay frozen."""
@@ -145,53 +164,92 @@ class FrozenOutputs:
                 found.add(at)
         return sorted(at for at in found if at <= cut)
 
-    def _compute(self, number: int) -> None:
-        """One pass over the photos for this stage and for the later ones that it can serve."""
+    def _compute(self, number: int) -> bool:
+        """Gets what the stage needs; False where there is no room for it."""
         cut, view = self.plan[number]
-        sets = {"train": self.learn.dls.train_ds, "valid": self.learn.dls.valid_ds}
-        views = {"train": view, "valid": "plain"}
-        missing = [split for split in sets if (split, cut, views[split]) not in self.kept]
-        total = sum(len(sets[split]) * (2 if views[split] == "both" else 1) for split in missing)
-        if not total:
-            return
-        cuts = self._cuts(number)
-        with self.show.bar("outputs of the frozen layers", total, "photos") as bar:
-            for split in missing:
-                loader = split_loader(self.learn.dls, sets[split].items, split)
-                plain = torch.zeros(len(sets[split]), dtype=torch.bool)
-                masks = {"plain": [plain], "both": [plain, ~plain], "either": [torch.rand(len(plain)) < 0.5]}
-                passes = [self._pass(loader, mask, cuts, bar.step) for mask in masks[views[split]]]
-                self.targets[split] = passes[0][1]
-                for place, at in enumerate(cuts):
-                    parts = [outputs[place] for outputs, _ in passes]
-                    self.kept[split, at, views[split]] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return all(
+            (split, cut, seen) in self.kept or self._obtain(split, seen, number)
+            for split, seen in (("train", view), ("valid", self.whole))
+        )
+
+    def _obtain(self, split: str, view: View, number: int) -> bool:
+        """Outputs for this stage and for the later ones that one pass can serve: from the cache, else computed."""
+        rows = self.learn.dls.train_ds.items if split == "train" else self.learn.dls.valid_ds.items
+        self.targets[split] = targets_of(self.learn.dls, rows)
+        cache = self.cache if self._pristine(number) else Cache(0)
+        keys = {cut: self._key(rows, cut, view) for cut in self._cuts(number)}
+        with cache.alone(next(iter(keys.values()))):
+            found = {cut: cache.find(key) for cut, key in keys.items()}
+            missing = {cut: self._shape(cut, view, len(rows)) for cut, array in found.items() if array is None}
+            rooms = {cut: cache.room(keys[cut], *shape) for cut, shape in missing.items()}
+            if any(rooms[cut] is None and _bytes(*shape) > _most_bytes() for cut, shape in missing.items()):
+                return False
+            found |= {cut: np.empty(*shape) if rooms[cut] is None else rooms[cut] for cut, shape in missing.items()}
+            outputs = {cut: _channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
+            if missing:
+                self._pass(rows, split, view, {cut: outputs[cut] for cut in missing})
+            else:
+                self.show.say(f"outputs of the frozen layers, {split}: from the cache")
+            for cut, room in rooms.items():
+                if room is not None:
+                    cache.keep(keys[cut], room)
+        self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
+        return True
+
+    def _key(self, rows: pd.DataFrame, cut: int, view: View) -> dict[str, Any]:
+        """Everything that the outputs depend on."""
+        recipe, layers = self.recipe, nn.Sequential(*self.layers[:cut])
+        digest = hashlib.sha256(repr(layers).encode())
+        for value in layers.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "what": "outputs",
+            "photos": fingerprint(rows["path"]),
+            "layers": digest.hexdigest(),
+            "cut": cut,
+            "view": view,
+            "seed": recipe.seed if view.kind == "either" else None,
+            "decoded": (recipe.image_size, recipe.resize),
+            "normalised": normalisation(recipe.arch),
+            "precision": (recipe.precision, recipe.frozen_precision),
+        }
 
     @torch.no_grad()
-    def _pass(
-        self, loader: TfmdDL, mirrored: torch.Tensor, cuts: list[int], step: Callable[[int], None]
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Outputs at every cut for each photo of the loader, and the targets."""
-        before = nn.Sequential(*self.layers[: cuts[-1]]).eval()
-        kept: list[torch.Tensor] = []
-        targets = []
-        at = 0
-        with ExitStack() as stack:
-            for photos, labels in loader:
-                flip = mirrored[at : at + len(photos)].to(photos.device)[:, None, None, None]
-                values = torch.where(flip, photos.flip(-1), photos).as_subclass(torch.Tensor)
-                values = values.contiguous(memory_format=torch.channels_last)
-                if not at:
-                    stack.enter_context(quick(before, values, learns=False))
-                for number, (start, end) in enumerate(pairwise([0, *cuts])):
-                    with self.format():
-                        values = before[start:end](values)
-                    if len(kept) <= number:
-                        kept.append(_room(len(mirrored), values))
-                    kept[number][at : at + len(photos)] = values
-                targets.append(labels.as_subclass(torch.Tensor))
-                at += len(photos)
-                step(len(photos))
-        return kept, torch.cat(targets)
+    def _pass(self, rows: pd.DataFrame, split: str, view: View, outputs: dict[int, torch.Tensor]) -> None:
+        """Fills in the outputs of these photos at every cut."""
+        plain = torch.zeros(len(rows), dtype=torch.bool)
+        chance = torch.rand(len(rows), generator=torch.Generator().manual_seed(self.recipe.seed)) < 0.5
+        masks = {"plain": [plain], "both": [plain, ~plain], "either": [chance]}[view.kind]
+        before = nn.Sequential(*self.layers[: max(outputs)]).eval()
+        title, total = f"outputs of the frozen layers, {split}", len(rows) * len(masks)
+        with self.show.bar(title, total, "photos") as bar, states_kept(), ExitStack() as stack:
+            at = 0
+            for mirrored in masks:
+                for photos, _ in split_loader(self.learn.dls, rows, split):
+                    chosen = torch.arange(at, at + len(photos))
+                    flip = mirrored[chosen % len(rows)].to(photos.device)[:, None, None, None]
+                    values = shrunk(torch.where(flip, photos.flip(-1), photos).as_subclass(torch.Tensor), view.size)
+                    values = values.contiguous(memory_format=torch.channels_last)
+                    if not at:
+                        stack.enter_context(quick(before, values, learns=False))
+                    for start, cut in pairwise([0, *sorted(outputs)]):
+                        with self.format():
+                            values = before[start:cut](values)
+                        outputs[cut][at : at + len(photos)].copy_(values)
+                    at += len(photos)
+                    bar.step(len(photos))
+
+    def _shape(self, cut: int, view: View, photos: int) -> tuple[tuple[int, ...], type]:
+        """Shape and type of what is kept of so many photos, channels last."""
+        device = next(self.learn.model.parameters()).device
+        count = photos * (2 if view.kind == "both" else 1)
+        with torch.no_grad():
+            inputs = torch.zeros(1, 3, view.size, view.size, device=device)
+            output = nn.Sequential(*self.layers[:cut]).eval()(inputs)
+        if output.ndim != 4:
+            return (count, *output.shape[1:]), np.float32
+        _, channels, height, width = output.shape
+        return (count, height, width, channels), np.float16
 
 
 def layers_of(model: nn.Sequential) -> list[nn.Module]:
@@ -232,12 +290,17 @@ def _same(body: nn.Module, layers: Sequence[nn.Module]) -> bool:
         body.train(training)
 
 
-def _room(count: int, like: torch.Tensor) -> torch.Tensor:
-    """Memory for the outputs of `count` photos, channels last."""
-    if like.ndim != 4:
-        return torch.empty((count, *like.shape[1:]), dtype=torch.float32, device=like.device)
-    _, channels, height, width = like.shape
-    return torch.empty((count, height, width, channels), dtype=torch.float16, device=like.device).permute(0, 3, 1, 2)
+def _bytes(shape: tuple[int, ...], dtype: type) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _most_bytes() -> float:
+    return MEMORY_SHARE * memory_bytes()
+
+
+def _channels_first(outputs: torch.Tensor) -> torch.Tensor:
+    """Maps are kept as N x H x W x C, so that they are channels last in memory, and handed on as N x C x H x W."""
+    return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
 
 
 def _loader(inputs: torch.Tensor, targets: torch.Tensor, views: int, learn: Learner, **options: object) -> SliceDL:

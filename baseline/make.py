@@ -104,12 +104,13 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     clock = _Clock()
     with clock.part("data"):
         chosen, table = _understood(photos, chosen, reasons, show)
+    from .chance import seeded
     from .data import dataloaders
     from .learners import learner
     from .metrics import measure
     from .predict import predictions
     from .splits import split
-    from .training import estimate_seconds, seeded, train
+    from .training import estimate_seconds, train
 
     with seeded(chosen.seed):
         with clock.part("audit"):

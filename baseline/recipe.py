@@ -78,6 +78,9 @@ class Stage:
     """Statistics of the body's BatchNorm: `"still"`, as pretrained, or `"moving"`, as fastai has it."""
     views: tuple[str, ...] = ()
     """What a head stage on computed features sees besides the plain training photos: `"flip"`."""
+    image_size: int = 0
+    """Pixels, side of the square that the stage trains on, at most the recipe's; 0: the recipe's own. Progressive
+    resizing is a smaller stage before a larger one. Valid photos keep the recipe's size."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,9 @@ class Recipe:
     """That of the passes through frozen layers, which need no gradients (see `settle_frozen_precision`)."""
     workers: int = 0
     """Processes that read photos in the background, where they are not kept decoded in memory."""
+    cache_gb: float = 20.0
+    """Decoded photos and outputs of frozen layers are kept in the cache folder for the next run, at most so many
+    10^9 bytes in all, the longest unused removed for new ones; 0 keeps nothing."""
     preset: str = "standard"
     stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -429,6 +435,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
         "workers": (lambda v: _whole(v, 0, 256), "a whole number from 0"),
+        "cache_gb": (lambda v: _number(v, 0, 1e6), "gigabytes, 0 for none"),
         "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
         "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),
         "expected": (lambda v: isinstance(v, Mapping), "a table"),
@@ -444,10 +451,10 @@ def _faults(recipe: Recipe) -> list[str]:
         faults.append("balance goes with one label a photo, and labels is 'many'")
     if _way(recipe.split) and "kfold" in recipe.split and recipe.fold >= int(recipe.split.split(":")[1]):
         faults.append(f"fold is {recipe.fold}, needed: below the {recipe.split.split(':')[1]} folds of split")
-    return faults + _stage_faults(recipe.stages)
+    return faults + _stage_faults(recipe.stages, recipe.image_size)
 
 
-def _stage_faults(stages: Any) -> list[str]:
+def _stage_faults(stages: Any, largest: Any) -> list[str]:
     if not isinstance(stages, tuple) or not stages:
         return [f"stages is {stages!r}, needed: at least one stage"]
     faults = []
@@ -463,6 +470,9 @@ def _stage_faults(stages: Any) -> list[str]:
             faults.append(f"stage {number}: batch_norm is {stage.batch_norm!r}, needed: 'still' or 'moving'")
         if stage.views not in ((), ("flip",)):
             faults.append(f"stage {number}: views is {stage.views!r}, needed: [] or ['flip']")
+        if not (_whole(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
+            needed = f"pixels, from 8 to the recipe's image_size {largest!r}, or 0 for that"
+            faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
         if not _rate(stage.lr):
             faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
     return faults

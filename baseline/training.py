@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 from fastcore.basics import even_mults
 
+from .chance import states_kept
+from .data import shrunk
 from .errors import RecipeError
 from .features import FrozenOutputs, layers_of
 from .learners import autocast
@@ -27,7 +28,7 @@ from .progress import Bar, Show
 from .quick import quick
 from .recipe import Recipe, Stage
 
-__all__ = ["History", "estimate_seconds", "find_lr", "seeded", "train"]
+__all__ = ["History", "estimate_seconds", "find_lr", "train"]
 
 FALLBACK_LR = 1e-3
 LOWEST_LR, HIGHEST_LR = 1e-6, 1e-1
@@ -107,7 +108,7 @@ def estimate_seconds(learn: Learner, recipe: Recipe, test_photos: int) -> float:
 
     Nothing of the Learner changes: the passes run on a copy of its network.
     """
-    with _random_states_kept():
+    with states_kept():
         batch, _ = learn.dls.valid.one_batch()
         batch = batch.repeat(-(-2 // len(batch)), 1, 1, 1)  # BatchNorm trains on no batch of one
         batch = batch[:32].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
@@ -119,23 +120,13 @@ def estimate_seconds(learn: Learner, recipe: Recipe, test_photos: int) -> float:
         )
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """All random states set from `seed` inside, and as they were outside."""
-    with _random_states_kept():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        yield
-
-
 # ---- one stage ------------------------------------------------------------------------------------------------------
 
 
 def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Log, show: Show) -> None:
     began = time.perf_counter()
     learn, recipe = frozen.learn, frozen.recipe
-    trainee = frozen.learner(number) if number in frozen.plan else learn
+    trainee = frozen.learner(number) or learn
     facts: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs}
     facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
     _freeze(trainee, stage, recipe)
@@ -163,14 +154,15 @@ def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Lo
 
 def _sample(learn: Learner) -> torch.Tensor:
     """Some inputs of the network."""
-    with _random_states_kept():
+    with states_kept():
         return learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
 
 def _callbacks(trainee: Learner, learn: Learner, stage: Stage, recipe: Recipe) -> list[Callback]:
-    """Still BatchNorm statistics for a stage that wants them."""
+    """Still BatchNorm statistics and smaller photos for a stage that wants them."""
     fastais = stage.trains == "head" and recipe.freeze == "fastai"
-    return [] if stage.batch_norm == "moving" or fastais else [_StillBatchNorm(learn.model[0])]
+    still = [] if stage.batch_norm == "moving" or fastais else [_StillBatchNorm(learn.model[0])]
+    return still if trainee is not learn or not stage.image_size else [*still, _Smaller(stage.image_size)]
 
 
 def _rates(trainee: Learner, rate: Any) -> Any:
@@ -256,6 +248,18 @@ class _StillBatchNorm(Callback):
                 layer.eval()
 
 
+class _Smaller(Callback):
+    """Training photos are made smaller; valid ones are not, so that all stages are judged alike."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def before_batch(self) -> None:
+        if self.training:
+            self.learn.xb = (shrunk(self.xb[0], self.size),)
+
+
 class _Watch(Callback):
     """Moves the bar, writes the history, and keeps the best weights."""
 
@@ -320,25 +324,11 @@ def _as_before(learn: Learner) -> Iterator[None]:
     """Whatever happens inside to weights, optimizer, loader and random states is undone."""
     weights = {name: value.detach().clone() for name, value in learn.model.state_dict().items()}
     loader_state = learn.dls.train.rng.getstate()
-    with _random_states_kept():
+    with states_kept():
         yield
     learn.dls.train.rng.setstate(loader_state)
     learn.model.load_state_dict(weights)
     learn.opt = None
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torch_cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 # ---- the estimate ---------------------------------------------------------------------------------------------------
@@ -347,22 +337,24 @@ def _random_states_kept() -> Iterator[None]:
 def _stage_seconds(frozen: FrozenOutputs, number: int, model: Any, batch: torch.Tensor) -> float:
     learn, stage = frozen.learn, frozen.recipe.stages[number - 1]
     train, valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
-    cut, view = frozen.plan.get(number, (0, "plain"))
+    cut, view = frozen.plan.get(number, (0, frozen.whole))
+    small = shrunk(batch, stage.image_size).contiguous(memory_format=torch.channels_last)
     trained = {id(p) for group in learn.splitter(model)[frozen.first_trained(number) :] for p in group}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     layers = layers_of(model)
     before, rest = torch.nn.Sequential(*layers[:cut]), torch.nn.Sequential(*layers[cut:])
-    photos = train * (2 if view == "both" else 1) + valid
+    photos = train * (2 if view.kind == "both" else 1)
     with torch.no_grad(), frozen.format(), quick(before.eval(), batch, learns=False):
-        inputs = before(batch).float()
-        seconds = photos * _seconds_each(lambda: before(batch), len(batch)) if cut else 0.0
+        inputs, whole = before(small).float(), before(batch).float()
+        seconds = photos * _seconds_each(lambda: before(small), len(batch)) if cut else 0.0
+        seconds += valid * _seconds_each(lambda: before(batch), len(batch)) if cut else 0.0
     with quick(rest, inputs):
         rest.train(stage.batch_norm == "moving")
         step = _seconds_each(lambda: _forward(learn, rest, inputs).square().mean().backward(), len(batch))
     steps = stage.epochs * train * (2 if stage.views else 1)
     sweep = SWEEP_STEPS * learn.dls.train.bs if stage.lr == "find" else 0
-    return seconds + (steps + sweep) * step + stage.epochs * valid * _forward_seconds(learn, rest, inputs)
+    return seconds + (steps + sweep) * step + stage.epochs * valid * _forward_seconds(learn, rest, whole)
 
 
 def _forward_seconds(learn: Learner, model: torch.nn.Module, batch: torch.Tensor) -> float:

@@ -80,15 +80,21 @@ def test_batches_are_normalised_and_carry_the_right_labels(learn: object, settle
     assert any(isinstance(step, Normalize) for step in learn.dls.valid.after_batch.fs)
 
 
-def test_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, table = settled
-    kept = baseline.dataloaders(table, recipe)
+    alone = recipe.changed(cache_gb=0)
+    ways = [baseline.dataloaders(table, recipe)]
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_decode", None)
+        ways.append(baseline.dataloaders(table, recipe))
+    ways.append(baseline.dataloaders(table, alone))
     monkeypatch.setattr(data, "MEMORY_SHARE", 0)
-    read = baseline.dataloaders(table, recipe)
-    assert kept.decoded is not None and read.decoded is None
+    ways.append(baseline.dataloaders(table, alone))
+    assert [dls.decoded is None for dls in ways] == [False, False, False, True]
     for split in ("train", "valid", "test"):
-        for one, two in zip(split_loader(kept, table, split), split_loader(read, table, split), strict=True):
-            assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+        for batches in zip(*(split_loader(dls, table, split) for dls in ways), strict=True):
+            for photos, labels in batches[1:]:
+                assert torch.equal(photos, batches[0][0]) and torch.equal(labels, batches[0][1])
 
 
 def test_training_batches_are_shuffled_augmented_and_whole(learn: object) -> None:
