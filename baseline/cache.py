@@ -52,7 +52,7 @@ class Cache:
         """The array of that key, checked and mapped into memory; changes to it are never written. None if it is not
         there, or damaged."""
         folder = self._place(key)
-        if not self.most_bytes or not (folder / "facts.json").is_file():
+        if not self.has(key):
             return None
         try:
             facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
@@ -66,6 +66,10 @@ class Cache:
             return None
         self._touch(folder)
         return array
+
+    def has(self, key: Mapping[str, Any]) -> bool:
+        """Whether there is something of that key, without looking at it."""
+        return bool(self.most_bytes) and (self._place(key) / "facts.json").is_file()
 
     @contextmanager
     def alone(self, key: Mapping[str, Any]) -> Iterator[None]:

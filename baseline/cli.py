@@ -133,6 +133,15 @@ def run(
         str | None,
         typer.Option(help="auto, float32, float16 or bfloat16.", autocompletion=_complete(lambda: PRECISIONS)),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time for everything, such as 10m: image size and epochs are fitted to it.", show_default=False
+        ),
+    ] = None,
+    cache_gb: Annotated[
+        float | None, typer.Option(help="Most that is kept of decoded photos and outputs of frozen layers; 0: none.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
     image_col: ImageCol = None,
@@ -175,6 +184,8 @@ def run(
 
         baseline run cifar10 --preset standard --photos-per-class 250
 
+        baseline run photos/ --budget 10m
+
         baseline run photos/ --arch resnet18 --weights resnet18-f37072fd.pth --out runs/mine
 
         baseline run train.csv --images train_images/ --group-col patient
@@ -187,7 +198,7 @@ def run(
     changes = _given(
         arch=arch, weights=weights, image_size=image_size, resize=resize,
         batch_size=int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
-        photos_per_class=photos_per_class, precision=precision, workers=workers,
+        photos_per_class=photos_per_class, precision=precision, workers=workers, budget=budget, cache_gb=cache_gb,
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
         images=images, label_from=label_from, labels=labels, split=split, split_file=split_file,
         fold=fold, balance=balance, leaks=leaks, audit="none" if no_audit else "strict" if strict else None,
@@ -416,7 +427,8 @@ def _results(done: Baseline) -> Any:
     seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
     ended = enumerate(done.manifest["stages"], 1)
     stages = "  ".join(f"stage {number} ({stage['trains']}) {stage['seconds']:.0f}" for number, stage in ended)
-    lines = [(f"seconds: {seconds}"), f"         {stages}", f"results: {done.folder}"]
+    bound = f"bound by {done.manifest['bound']}"
+    lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {done.folder}"]
     if "test" not in done.metrics:
         lines.insert(0, "No test split: the weights were chosen on these valid photos, which flatters the number.")
     return Group(_headline(done), table, *lines)

@@ -8,6 +8,7 @@ item. Both ways use the same `open_photo` and `fit_photo`, so both give the same
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +35,17 @@ from .recipe import Augment, Recipe
 from .tables import classes_of, each_label, flags_of
 from .weights import normalisation
 
-__all__ = ["SliceDL", "Slices", "dataloaders", "memory_bytes", "shrunk", "split_loader", "targets_of"]
+__all__ = [
+    "SliceDL",
+    "Slices",
+    "classes_in",
+    "dataloaders",
+    "decoding_seconds",
+    "memory_bytes",
+    "shrunk",
+    "split_loader",
+    "targets_of",
+]
 
 MEMORY_SHARE = 1 / 8
 PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
@@ -249,8 +260,7 @@ def _decoded(table: pd.DataFrame, recipe: Recipe, show: Show) -> _Decoded | None
 def _pixels(paths: list[str], recipe: Recipe, show: Show) -> np.ndarray | None:
     """N x size x size x 3, from the cache or decoded now; in a file where the cache takes it, else in memory."""
     size = recipe.image_size
-    cache = Cache(recipe.cache_gb, show)
-    key = {"what": "photos", "photos": fingerprint(paths), "size": size, "resize": recipe.resize}
+    cache, key = Cache(recipe.cache_gb, show), _pixels_key(paths, recipe)
     with cache.alone(key):
         found = cache.find(key)
         if found is not None:
@@ -265,6 +275,22 @@ def _pixels(paths: list[str], recipe: Recipe, show: Show) -> np.ndarray | None:
         if room is not None:
             cache.keep(key, room)
         return pixels
+
+
+def _pixels_key(paths: list[str], recipe: Recipe) -> dict[str, Any]:
+    return {"what": "photos", "photos": fingerprint(paths), "size": recipe.image_size, "resize": recipe.resize}
+
+
+def decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 32) -> float:
+    """About how long the table's photos will take to be decoded, from a few of them; nothing if that is done."""
+    paths = sorted(set(table["path"]))
+    if Cache(recipe.cache_gb).has(_pixels_key(paths, recipe)):
+        return 0.0
+    some = paths[:: max(1, len(paths) // tried)]
+    pixels = np.empty((len(some), recipe.image_size, recipe.image_size, 3), dtype=np.uint8)
+    began = time.perf_counter()
+    _decode(some, pixels, recipe, Show())
+    return (time.perf_counter() - began) / len(some) * len(paths)
 
 
 def _decode(paths: list[str], pixels: np.ndarray, recipe: Recipe, show: Show) -> None:

@@ -80,9 +80,14 @@ def _loss(dls: DataLoaders, recipe: Recipe) -> Any:
     return CrossEntropyLossFlat(weight=torch.tensor(shares, dtype=torch.float32, device=default_device()))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
 def autocast(learn: Learner) -> torch.autocast:
     """The number format that the Learner trains in, for a forward pass outside its loop."""
-    device = next(learn.model.parameters()).device.type
+    device = device_of(learn.model).type
     mixed = getattr(learn, "mixed_precision", None)
     bfloat16 = mixed is not None and "bf16" in str(mixed.amp_mode).lower()
     return torch.autocast(device, torch.bfloat16 if bfloat16 else torch.float16, enabled=mixed is not None)

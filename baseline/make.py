@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .clock import bound_by, where_time_went
 from .errors import LeakError, RecipeError, unknown
 from .progress import Show, Terminal
 from .recipe import (
@@ -24,6 +26,7 @@ from .recipe import (
     load_recipe,
     read_values,
     recipe_names,
+    seconds_in,
     settle_arch,
     settle_batch_size,
     settle_frozen_precision,
@@ -106,11 +109,13 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         chosen, table = _understood(photos, chosen, reasons, show)
     from .chance import seeded
     from .data import dataloaders
+    from .features import FrozenOutputs
     from .learners import learner
     from .metrics import measure
+    from .planning import Rates, estimate
     from .predict import predictions
     from .splits import split
-    from .training import estimate_seconds, train
+    from .training import train
 
     with seeded(chosen.seed):
         with clock.part("audit"):
@@ -122,14 +127,22 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
             reasons |= more
+        budget = seconds_in(chosen.budget)
+        if budget:
+            with clock.part("planning"):
+                resizable = "image_size" not in reasons
+                chosen, reasons["budget"] = _fitted(chosen, table, clock.began + budget, resizable, show)
         with clock.part("decoding"):
             dls = dataloaders(table, chosen, path=folder, show=show)
             learn = learner(dls, chosen, weights=weights, path=folder)
         with clock.part("estimate"):
-            seconds = estimate_seconds(learn, chosen, int((table["split"] == "test").sum()))
-            show.say(f"training and evaluation will take about {_minutes(seconds)} on {_device_words()}")
+            rates = Rates(learn.model, learn.splitter, chosen)
+            ready = FrozenOutputs(learn, chosen).ready()
+            expected = estimate(rates, chosen, _counts(table), ready)
+            show.say(f"training and evaluation will take about {_minutes(expected.total)} on {_device_words()}")
+        deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
         with clock.part("training"), _kept_when_interrupted(learn, chosen, folder, show):
-            history = train(learn, chosen, show)
+            history = train(learn, chosen, show, deadline=deadline)
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
             numbers = measure(predicted, chosen.labels)
@@ -139,7 +152,9 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         "photos": _photos_words(photos),
         "metrics": numbers,
         "seconds": clock.seconds,
-        "estimated_seconds": round(seconds, 1),
+        "estimated_seconds": round(expected.total, 1),
+        "time": (where := where_time_went(clock.seconds, history.stages)),
+        "bound": bound_by(where, chosen, _device()),
         "stages": history.stages,
         "data": _fingerprint(table, unread),
         "weights": dataclasses.asdict(weights) if weights else "random",
@@ -193,6 +208,7 @@ def settle(
         RecipeError: if the architecture does not exist or the precision does not go with the device.
         WeightsError: if the pretrained weights cannot be had.
     """
+    from .features import forward_rates
     from .tables import has_many
     from .weights import find_weights, obtainable
 
@@ -204,7 +220,9 @@ def settle(
         arch, reasons["arch"] = settle_arch(device, lambda name: obtainable(name, show))
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, int((table["split"] == "train").sum()), device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
-    frozen, reasons["frozen_precision"] = settle_frozen_precision(recipe.frozen_precision, device, _bfloat16_units())
+    frozen, reasons["frozen_precision"] = settle_frozen_precision(
+        recipe.frozen_precision, device, _bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
+    )
     weights = None if recipe.scratch else find_weights(arch, recipe.weights, show)
     labels = "many" if has_many(table["label"], recipe.labels) else "one"
     settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
@@ -245,18 +263,34 @@ def _changed(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple
         raise RecipeError(unknown("preset", str(preset), PRESETS))
     recipe.changed(**changes)  # finds what is wrong before anything slow begins
     if recipe.presets or preset != "auto":
+        if preset == "auto" and changes.get("budget", recipe.budget):
+            reasons |= {"image_size": "as given"} if "image_size" in changes else {}
+            return _with_all_presets(recipe, changes, seed), reasons
         if preset == "auto":
             preset, reasons["preset"] = settle_preset(_device())
             preset = preset if preset in recipe.presets else "standard"
         recipe = recipe.with_preset(preset)
-    return recipe.changed(**changes, **({} if seed is None else {"seed": seed})), reasons
+    return _with(recipe, changes, seed), reasons
+
+
+def _with(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
+    return recipe.changed(**changes, **({} if seed is None else {"seed": seed}))
+
+
+def _with_all_presets(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
+    """The recipe with the caller's changes, which its presets, for a budget to choose from, leave as they are."""
+    presets = {
+        preset: {key: value for key, value in values.items() if key not in changes}
+        for preset, values in recipe.presets.items()
+    }
+    return _with(recipe, {**changes, "presets": {name: values for name, values in presets.items() if values}}, seed)
 
 
 def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
     """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
     epochs = sum(stage.epochs for stage in recipe.stages)
     why = "random weights: a frozen body would have nothing to give"
-    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving"),)), why
+    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving"),), presets={}), why
 
 
 def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show) -> tuple[Recipe, pd.DataFrame]:
@@ -304,6 +338,36 @@ def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFr
     return table
 
 
+def _fitted(chosen: Recipe, table: pd.DataFrame, end: float, resizable: bool, show: Show) -> tuple[Recipe, str]:
+    """The recipe made to end by then, seconds of `time.perf_counter`, and why it is what it is."""
+    import torch
+    from fastai.torch_core import default_device
+
+    from .data import classes_in, decoding_seconds
+    from .learners import network
+    from .planning import Rates, fitted
+
+    model, splitter = network(chosen.arch, len(classes_in(table, chosen.labels)), None, chosen.head)
+    model = model.to(default_device()).to(memory_format=torch.channels_last)
+    presets = ("standard", *chosen.presets) if chosen.presets else ()
+    bases = [chosen.with_preset(preset) for preset in presets] or [chosen]
+    largest = max(bases, key=lambda base: base.image_size)
+    left = end - time.perf_counter() - _reserve(0) - decoding_seconds(table, largest)
+    plan, why = fitted(Rates(model, splitter, chosen), bases, _counts(table), left, resizable=resizable)
+    show.say(f"budget {chosen.budget}: {why}")
+    return plan.changed(budget="", presets={}), why
+
+
+def _reserve(evaluation: float) -> float:
+    """Seconds before the end of a budget that are kept for evaluation and for writing the results."""
+    return 1.3 * evaluation + 8
+
+
+def _counts(table: pd.DataFrame) -> dict[str, int]:
+    """Photos by split."""
+    return {str(name): int(count) for name, count in table["split"].value_counts().items()}
+
+
 # ---- what is told and written ---------------------------------------------------------------------------------------
 
 
@@ -311,6 +375,7 @@ class _Clock:
     """Seconds by part, in order."""
 
     def __init__(self) -> None:
+        self.began = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -373,7 +438,7 @@ def _write_training(folder: Path, learn: Learner, history: History, recipe: Reci
 
 
 def _described(table: pd.DataFrame) -> str:
-    counts = table["split"].value_counts()
+    counts = _counts(table)
     by_split = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "valid", "test") if name in counts)
     return f"photos: {len(table):,} of {table['label'].nunique()} classes; {by_split}"
 
@@ -382,7 +447,7 @@ def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame) -> dict[str, Any]:
     """Counts, and the sha256 of `split.csv`, so that another run can tell whether it saw the same photos and splits."""
     return {
         "classes": sorted(table["label"].unique()),
-        "photos": {str(name): int(count) for name, count in table["split"].value_counts().items()},
+        "photos": _counts(table),
         "left_out": unread.to_dict("records"),
         "sha256": hashlib.sha256(_split_csv(table).encode()).hexdigest(),
     }

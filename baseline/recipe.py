@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ __all__ = [
     "Stage",
     "load_recipe",
     "recipe_names",
+    "seconds_in",
     "settle_arch",
     "settle_batch_size",
     "settle_frozen_precision",
@@ -34,6 +36,8 @@ EMBEDDED_ARCH = "tf_efficientnet_lite0"
 """The body whose ImageNet weights come with the package, so that it works anywhere without a download."""
 
 HEADS = ("linear", "fastai")
+LEAST_GAIN = 1.1
+"""From how many times the speed on bfloat16 is taken."""
 RESIZES = ("squish", "crop", "pad")
 VIEWS = ("flip", "five_crops")
 PRESETS = ("quick", "standard", "best")
@@ -162,6 +166,8 @@ class Recipe:
     cache_gb: float = 20.0
     """Decoded photos and outputs of frozen layers are kept in the cache folder for the next run, at most so many
     10^9 bytes in all, the longest unused removed for new ones; 0 keeps nothing."""
+    budget: str = ""
+    """Time for the whole run, such as `"10m"` or `"1h30m"`: image size and epochs are fitted to it."""
     preset: str = "standard"
     stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -273,6 +279,17 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
+def seconds_in(text: Any) -> int:
+    """The seconds that a text such as `"1h30m"` means; 0 where it means none.
+
+    >>> seconds_in("1h30m"), seconds_in("90s"), seconds_in("soon")
+    (5400, 90, 0)
+    """
+    parts = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", text) if isinstance(text, str) else None
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    return 3600 * hours + 60 * minutes + seconds
+
+
 # ---- the rules behind "auto" ----------------------------------------------------------------------------------------
 
 
@@ -331,14 +348,20 @@ def settle_precision(precision: str, device: str) -> tuple[str, str]:
     return "float16", "mixed precision halves time and memory on a GPU"
 
 
-def settle_frozen_precision(precision: str, device: str, units: Collection[str]) -> tuple[str, str]:
-    """The number format of passes through frozen layers and why; `units` is what the CPU has for bfloat16.
+def settle_frozen_precision(
+    precision: str, device: str, units: Collection[str], rates: Callable[[], Mapping[str, float]]
+) -> tuple[str, str]:
+    """The number format of passes through frozen layers and why.
 
-    Measured on EfficientNet-Lite0, photos/s forward at 64 / 80 / 96 / 128 px: with AMX 1582 / 1125 / 819 / 415 in
-    bfloat16 against 917 / 786 / 514 / 251 in float32; without any such unit (AMD Zen 3) bfloat16 is 15 times slower.
+    Args:
+        units: what the CPU has for bfloat16; without any it is emulated, 15 times slower (AMD Zen 3).
+        rates: measures photos/s forward in each format; asked only where the answer depends on it. EfficientNet-Lite0
+            at 96 px, float32 against bfloat16: 514 / 819 with AMX, 1370 / 1935 with AVX-512 BF16 (2 threads each).
 
-    >>> settle_frozen_precision("auto", "cpu", ["AMX"])[0], settle_frozen_precision("auto", "cpu", [])[0]
-    ('bfloat16', 'float32')
+    >>> settle_frozen_precision("auto", "cpu", ["AMX"], lambda: {"float32": 500, "bfloat16": 800})[0]
+    'bfloat16'
+    >>> settle_frozen_precision("auto", "cpu", [], dict)[0]
+    'float32'
 
     Raises:
         RecipeError: for bfloat16 on a CPU that has nothing for it.
@@ -349,9 +372,12 @@ def settle_frozen_precision(precision: str, device: str, units: Collection[str])
         raise RecipeError("frozen_precision bfloat16 needs a CPU with AMX or AVX-512 BF16; this one has neither.")
     if precision != "auto":
         return precision, "as given"
-    if "AMX" in units:
-        return "bfloat16", "the CPU has AMX, which is about 1.6 times as fast with it"
-    return "float32", "the CPU has no AMX"
+    if not units:
+        return "float32", "the CPU has neither AMX nor AVX-512 BF16"
+    found = rates()
+    better = "bfloat16" if found["bfloat16"] > LEAST_GAIN * found["float32"] else "float32"
+    words = " against ".join(f"{found[name]:,.0f} photos/s in {name}" for name in ("bfloat16", "float32"))
+    return better, f"measured on this CPU, {' and '.join(units)}: {words}"
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
@@ -435,6 +461,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
         "workers": (lambda v: _whole(v, 0, 256), "a whole number from 0"),
+        "budget": (lambda v: v == "" or seconds_in(v) > 0, "a time such as 90s, 10m or 1h30m"),
         "cache_gb": (lambda v: _number(v, 0, 1e6), "gigabytes, 0 for none"),
         "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
         "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),

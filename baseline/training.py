@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -14,25 +13,23 @@ import fastai.callback.all  # noqa: F401  # gives Learner fit_one_cycle
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 from fastcore.basics import even_mults
 
 from .chance import states_kept
 from .data import shrunk
-from .errors import RecipeError
-from .features import FrozenOutputs, layers_of
-from .learners import autocast
+from .features import FrozenOutputs
+from .planning import SWEEP_STEPS
 from .progress import Bar, Show
 from .quick import quick
 from .recipe import Recipe, Stage
 
-__all__ = ["History", "estimate_seconds", "find_lr", "train"]
+__all__ = ["History", "find_lr", "train"]
 
 FALLBACK_LR = 1e-3
 LOWEST_LR, HIGHEST_LR = 1e-6, 1e-1
-SWEEP_STEPS = 100
 
 
 @dataclass
@@ -48,13 +45,16 @@ class History:
     """One entry a stage: `trains`, `epochs`, `lr` as used, `why`, `seconds`, `features_seconds`, `lr_find_seconds`."""
 
 
-def train(learn: Learner, recipe: Recipe, show: Show | None = None) -> History:
+def train(learn: Learner, recipe: Recipe, show: Show | None = None, *, deadline: float = math.inf) -> History:
     """Trains the recipe's stages in order and leaves the best weights of all of them in `learn`.
 
     Best is the highest accuracy (micro F1 with many labels) on the valid split, the lower loss where two are
     equal, over all epochs of all stages: a fine-tune that makes things worse never replaces what was better. Each
     stage is fastai's `fit_one_cycle`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as
     fastai does it.
+
+    At the `deadline` (seconds of `time.perf_counter`) training ends, in the middle of an epoch if need be, whose
+    weights are then looked at like any others.
 
     An interrupt (`KeyboardInterrupt`) leaves the best weights so far in `learn` and goes on to the caller, with the
     history so far as its `history`.
@@ -63,14 +63,13 @@ def train(learn: Learner, recipe: Recipe, show: Show | None = None) -> History:
         RecipeError: if a stage trains more layer groups than the network has.
     """
     show = show or Show()
-    groups = len(learn.splitter(learn.model))
-    for number, stage in enumerate(recipe.stages, 1):
-        if isinstance(stage.trains, int) and stage.trains > groups:
-            raise RecipeError(f"Stage {number} trains {stage.trains} layer groups; {recipe.arch} has {groups}.")
     best, log, frozen = _Best(learn), _Log(), FrozenOutputs(learn, recipe, show)
     try:
         for number, stage in enumerate(recipe.stages, 1):
-            _run(frozen, stage, number, best, log, show)
+            if log.epochs and time.perf_counter() > deadline:
+                show.say(f"stage {number}: left out, the time is up")
+                continue
+            _run(frozen, stage, number, best, log, show, deadline)
             frozen.forget(number)
     except KeyboardInterrupt as interrupt:
         interrupt.history = log.history()  # type: ignore[attr-defined]
@@ -103,27 +102,10 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     return rate, curve, "found by a search of 100 steps"
 
 
-def estimate_seconds(learn: Learner, recipe: Recipe, test_photos: int) -> float:
-    """About how long training and evaluation will take, from one small batch measured forward and backward.
-
-    Nothing of the Learner changes: the passes run on a copy of its network.
-    """
-    with states_kept():
-        batch, _ = learn.dls.valid.one_batch()
-        batch = batch.repeat(-(-2 // len(batch)), 1, 1, 1)  # BatchNorm trains on no batch of one
-        batch = batch[:32].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
-        frozen, model = FrozenOutputs(learn, recipe), copy.deepcopy(learn.model)
-        views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.tta)
-        seconds = (len(learn.dls.valid_ds) + test_photos) * views * _forward_seconds(learn, model, batch)
-        return seconds + sum(
-            _stage_seconds(frozen, number, model, batch) for number in range(1, len(recipe.stages) + 1)
-        )
-
-
 # ---- one stage ------------------------------------------------------------------------------------------------------
 
 
-def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Log, show: Show) -> None:
+def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Log, show: Show, deadline: float) -> None:
     began = time.perf_counter()
     learn, recipe = frozen.learn, frozen.recipe
     trainee = frozen.learner(number) or learn
@@ -146,9 +128,13 @@ def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Lo
     steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
     quicker = quick(trainee.model, _sample(trainee))
     with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quicker:
-        callbacks = [*_callbacks(trainee, learn, stage, recipe), _Watch(number, stage, best, log, bar, show)]
+        watch, laps = _Watch(number, stage, best, log, bar, show, deadline), _Laps()
+        callbacks = [*_callbacks(trainee, learn, stage, recipe), laps, watch]
         trainee.fit_one_cycle(stage.epochs, _rates(trainee, rate), cbs=callbacks)
     facts["seconds"] = round(time.perf_counter() - began, 2)
+    if watch.late:
+        facts["cut_short"] = "the time was up"
+    facts["laps"] = {name: round(seconds, 2) for name, seconds in laps.seconds.items()}
     log.stages.append(facts)
 
 
@@ -248,6 +234,39 @@ class _StillBatchNorm(Callback):
                 layer.eval()
 
 
+class _Laps(Callback):
+    """Seconds by part of the loop. On a GPU, which is not waited for, parts are told apart only roughly."""
+
+    order = -100  # before all others, whose time then counts as the part's that they follow
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = dict.fromkeys(("loading", "forward", "backward", "step", "validation"), 0.0)
+
+    def before_fit(self) -> None:
+        self.last = time.perf_counter()
+
+    def _lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name if self.training else "validation"] += now - self.last
+        self.last = now
+
+    def before_batch(self) -> None:
+        self._lap("loading")
+
+    def after_loss(self) -> None:
+        self._lap("forward")
+
+    def after_backward(self) -> None:
+        self._lap("backward")
+
+    def after_batch(self) -> None:
+        self._lap("step")
+
+    def after_validate(self) -> None:
+        self._lap("validation")
+
+
 class _Smaller(Callback):
     """Training photos are made smaller; valid ones are not, so that all stages are judged alike."""
 
@@ -265,18 +284,29 @@ class _Watch(Callback):
 
     order = 60  # after the Recorder, whose values it reads
 
-    def __init__(self, number: int, stage: Stage, best: _Best, log: _Log, bar: Bar, show: Show) -> None:
+    def __init__(
+        self, number: int, stage: Stage, best: _Best, log: _Log, bar: Bar, show: Show, deadline: float
+    ) -> None:
         super().__init__()
         self.number, self.stage, self.best, self.log, self.bar, self.show = number, stage, best, log, bar, show
+        self.deadline, self.late = deadline, False
 
     def before_epoch(self) -> None:
         self.began = time.perf_counter()
 
+    def before_batch(self) -> None:
+        if self.training and not self.late and time.perf_counter() > self.deadline:
+            self.late = True
+            self.show.say(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
+            raise CancelTrainException()
+
     def after_batch(self) -> None:
-        self.bar.step(note=f"loss {float(self.recorder.smooth_loss.value):.3f}" if self.training else "")
+        loss = self.training and self.iter % 10 == 0  # on a GPU, to ask for it is to wait for it
+        self.bar.step(note=f"loss {float(self.recorder.smooth_loss.value):.3f}" if loss else "")
 
     def after_epoch(self) -> None:
-        train_loss, valid_loss, score = (float(value) for value in self.recorder.log[1:4])
+        train_loss = float(self.recorder.smooth_loss.value)  # which fastai leaves out of its log of a cancelled epoch
+        valid_loss, score = (float(value) for value in self.recorder.log[-3:-1])
         metric = self.recorder.metric_names[3]
         row = {
             "stage": self.number,
@@ -293,6 +323,8 @@ class _Watch(Callback):
             f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
             f"{metric} {score:.2%} valid; {row['seconds']:.0f} s"
         )
+        if self.late:
+            raise CancelFitException()
 
 
 # ---- the search for a learning rate, without traces -----------------------------------------------------------------
@@ -329,49 +361,3 @@ def _as_before(learn: Learner) -> Iterator[None]:
     learn.dls.train.rng.setstate(loader_state)
     learn.model.load_state_dict(weights)
     learn.opt = None
-
-
-# ---- the estimate ---------------------------------------------------------------------------------------------------
-
-
-def _stage_seconds(frozen: FrozenOutputs, number: int, model: Any, batch: torch.Tensor) -> float:
-    learn, stage = frozen.learn, frozen.recipe.stages[number - 1]
-    train, valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
-    cut, view = frozen.plan.get(number, (0, frozen.whole))
-    small = shrunk(batch, stage.image_size).contiguous(memory_format=torch.channels_last)
-    trained = {id(p) for group in learn.splitter(model)[frozen.first_trained(number) :] for p in group}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
-    layers = layers_of(model)
-    before, rest = torch.nn.Sequential(*layers[:cut]), torch.nn.Sequential(*layers[cut:])
-    photos = train * (2 if view.kind == "both" else 1)
-    with torch.no_grad(), frozen.format(), quick(before.eval(), batch, learns=False):
-        inputs, whole = before(small).float(), before(batch).float()
-        seconds = photos * _seconds_each(lambda: before(small), len(batch)) if cut else 0.0
-        seconds += valid * _seconds_each(lambda: before(batch), len(batch)) if cut else 0.0
-    with quick(rest, inputs):
-        rest.train(stage.batch_norm == "moving")
-        step = _seconds_each(lambda: _forward(learn, rest, inputs).square().mean().backward(), len(batch))
-    steps = stage.epochs * train * (2 if stage.views else 1)
-    sweep = SWEEP_STEPS * learn.dls.train.bs if stage.lr == "find" else 0
-    return seconds + (steps + sweep) * step + stage.epochs * valid * _forward_seconds(learn, rest, whole)
-
-
-def _forward_seconds(learn: Learner, model: torch.nn.Module, batch: torch.Tensor) -> float:
-    with torch.no_grad(), quick(model.eval(), batch, learns=False):
-        return _seconds_each(lambda: _forward(learn, model, batch), len(batch))
-
-
-def _forward(learn: Learner, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    with autocast(learn):
-        return model(batch).float()
-
-
-def _seconds_each(pass_once: Any, photos: int, passes: int = 2) -> float:
-    pass_once()  # the first pass also sets up kernels and memory
-    began = time.perf_counter()
-    for _ in range(passes):
-        pass_once()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / (passes * photos)

@@ -14,6 +14,7 @@ from baseline.recipe import (
     recipes_folder,
     settle_arch,
     settle_batch_size,
+    settle_frozen_precision,
     settle_precision,
     settle_preset,
 )
@@ -81,7 +82,8 @@ def test_a_file_that_is_no_toml_is_refused_with_its_place(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("image_size", "128"), ("image_size", True), ("valid_share", 0), ("tta", ("rotate",)), ("augment", {"spin": 3}),
-     ("seed", -1), ("freeze", "yes"), ("stages", ()), ("precision", "int8"), ("scratch", 1), ("workers", 1.5)],
+     ("seed", -1), ("freeze", "yes"), ("stages", ()), ("precision", "int8"), ("scratch", 1), ("workers", 1.5),
+     ("budget", "soon"), ("budget", 600), ("budget", "0m"), ("cache_gb", -1)],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:
     with pytest.raises(RecipeError, match=field):
@@ -126,6 +128,23 @@ def test_the_architecture_follows_device_and_reach() -> None:
 def test_a_batch_is_never_larger_than_the_photos(photos: int, asked: str | int) -> None:
     size, why = settle_batch_size(asked, photos, "cpu")
     assert 2 <= size <= photos and why
+
+
+def test_a_stage_is_no_larger_than_the_recipe() -> None:
+    with pytest.raises(
+        RecipeError, match="stage 1: image_size is 200, needed: pixels, from 8 to the recipe's image_size 160"
+    ):
+        Recipe(stages=(Stage("head", 1, image_size=200),))
+
+
+def test_bfloat16_is_taken_where_it_was_measured_to_be_faster() -> None:
+    fast, slow = {"float32": 100, "bfloat16": 150}, {"float32": 100, "bfloat16": 105}
+    assert settle_frozen_precision("auto", "cpu", ["AMX"], lambda: fast)[0] == "bfloat16"
+    assert settle_frozen_precision("auto", "cpu", ["AMX"], lambda: slow)[0] == "float32"
+    assert settle_frozen_precision("float32", "cpu", ["AMX"], lambda: fast) == ("float32", "as given")
+    assert settle_frozen_precision("auto", "cpu", [], lambda: fast)[0] == "float32"
+    with pytest.raises(RecipeError, match="this one has neither"):
+        settle_frozen_precision("bfloat16", "cpu", [], lambda: fast)
 
 
 def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:

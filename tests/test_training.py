@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from baseline import RecipeError, Stage, train
 from baseline.chance import seeded
 from baseline.data import split_loader
 from baseline.features import FrozenOutputs, layers_of
-from baseline.training import estimate_seconds, find_lr
+from baseline.training import find_lr
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -39,7 +40,7 @@ def test_the_layers_before_and_after_a_cut_are_the_network(
     quiet = settled[0].changed(augment=still, frozen_precision=precision)
     frozen = frozen_outputs(learn, quiet, Stage(trains, 1))
     rest = frozen.learner(1)
-    outputs = frozen.kept["valid", frozen.plan[1][0], frozen.whole]
+    outputs = frozen.kept["valid", frozen.plan.stages[1][0], frozen.plan.whole]
     assert outputs.dtype == (torch.float32 if trains == "head" else torch.float16)
     loader = split_loader(learn.dls, settled[1], "valid")
     with torch.no_grad():
@@ -59,23 +60,27 @@ def test_mirrored_outputs_are_those_of_mirrored_photos(learn: Any, settled: tupl
     train = settled[1].assign(split="valid")[settled[1]["split"] == "train"]
     photos = torch.cat([photos for photos, _ in split_loader(learn.dls, train, "valid")]).as_subclass(torch.Tensor)
     with torch.no_grad():
-        body = torch.nn.Sequential(*frozen.layers[: frozen.plan[1][0]]).eval()
+        body = torch.nn.Sequential(*frozen.plan.layers[: frozen.plan.stages[1][0]]).eval()
         expected = torch.cat([body(photos), body(photos.flip(-1))])
-    assert torch.allclose(frozen.kept["train", *frozen.plan[1]], expected, atol=1e-4)
+    assert torch.allclose(frozen.kept["train", *frozen.plan.stages[1]], expected, atol=1e-4)
 
 
 def test_one_pass_serves_the_stages_that_see_the_same(learn: Any, settled: tuple) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
     frozen = frozen_outputs(learn, still, Stage("head", 2), Stage(3, 1), Stage(4, 2), Stage("all", 1))
-    assert [view.kind for _, view in frozen.plan.values()] == ["either", "either", "both"] and 4 not in frozen.plan
+    assert [view.kind for _, view in frozen.plan.stages.values()] == [
+        "either",
+        "either",
+        "both",
+    ] and 4 not in frozen.plan.stages
     frozen.learner(1)
     assert {(split, cut) for split, cut, _ in frozen.kept} == {
-        (split, frozen.plan[number][0]) for split in ("train", "valid") for number in (1, 2)
+        (split, frozen.plan.stages[number][0]) for split in ("train", "valid") for number in (1, 2)
     }
     frozen.forget(1)
     kept = dict(frozen.kept)
     frozen.learner(2)
-    assert {key[1] for key in kept} == {frozen.plan[2][0]} and kept.keys() == frozen.kept.keys()
+    assert {key[1] for key in kept} == {frozen.plan.stages[2][0]} and kept.keys() == frozen.kept.keys()
     frozen.forget(2)
     assert not frozen.kept, "stage 3 sees both views, and has to look again"
 
@@ -98,6 +103,64 @@ def test_trained_with_and_without_kept_outputs_is_the_same(
         assert all(p.requires_grad for group in groups for p in group)
     assert np.array_equal(losses[0], losses[1]) and np.array_equal(losses[0], losses[2])
     assert np.allclose(losses[0], losses[3], rtol=5e-3), losses  # the first steps of Adam make much of rounding
+
+
+def test_a_second_run_with_other_rates_looks_at_no_photo(learn: Any, settled: tuple, monkeypatch: Any) -> None:
+    still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
+    frozen = frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1))
+    assert frozen.ready() == []
+    frozen.learner(1)
+    assert frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1)).ready() == [1, 2]
+    monkeypatch.setattr(FrozenOutputs, "_pass", None)
+    fresh = baseline.learner(learn.dls, still)
+    history = train(fresh, still.changed(stages=(Stage("head", 2, 1e-2), Stage(3, 1, 1e-4))))
+    assert len(history.epochs) == 3
+
+
+def test_layers_that_a_stage_has_changed_are_looked_at_again(learn: Any, settled: tuple) -> None:
+    still = settled[0].changed(augment={"flip": False, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
+    frozen = frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1), Stage("head", 1))
+    assert frozen.plan.pristine(1) and frozen.plan.pristine(2) and not frozen.plan.pristine(3)
+    frozen.learner(1)
+    before = frozen.kept["train", *frozen.plan.stages[1]].clone()
+    frozen.forget(2)
+    with torch.no_grad():
+        for parameter in learn.splitter(learn.model)[-2]:
+            parameter.add_(0.1)
+    frozen.learner(3)
+    assert not torch.allclose(frozen.kept["train", *frozen.plan.stages[3]], before)
+
+
+@pytest.mark.parametrize("trains", ["head", 3, "all"])
+def test_a_stage_may_train_on_smaller_photos(learn: Any, settled: tuple, trains: Any) -> None:
+    still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
+    recipe = still.changed(stages=(Stage(trains, 1, 1e-4, image_size=32), Stage(trains, 1, 1e-4)))
+    seen: list[tuple[bool, int]] = []
+    first = next(layer for layer in learn.model.modules() if isinstance(layer, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, inputs: seen.append((learn.model.training, inputs[0].shape[-1])))
+    history = train(learn, recipe)
+    assert {size for _, size in seen} >= {32, 48}
+    if trains == "all":
+        probed = {64}  # by layers_of
+        assert {size for training, size in seen if not training} - probed == {48}, "valid photos keep their size"
+    assert list(history.epochs["stage"]) == [1, 2]
+
+
+def test_at_the_deadline_training_ends_and_the_epoch_is_looked_at(learn: Any, settled: tuple) -> None:
+    recipe = settled[0].changed(batch_size=2, stages=(Stage("all", 50, 1e-4), Stage("all", 1, 1e-4)))
+    began = time.perf_counter()
+    history = train(learn, recipe, deadline=began + 3)
+    assert time.perf_counter() - began < 15
+    assert 1 <= len(history.epochs) < 50 and set(history.epochs["stage"]) == {1}
+    assert history.epochs.iloc[-1][["valid_loss", "valid_accuracy"]].notna().all()
+
+
+def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
+    for stage in done.history.stages:
+        assert stage["laps"]["forward"] > 0 and stage["laps"]["backward"] > 0 and stage["laps"]["validation"] > 0
+        assert sum(stage["laps"].values()) <= stage["seconds"]
+    where = done.manifest["time"]
+    assert list(where.values()) == sorted(where.values(), reverse=True) and "what would help" in done.manifest["bound"]
 
 
 @pytest.mark.parametrize(
@@ -213,13 +276,6 @@ def test_the_history_has_a_row_an_epoch_and_an_entry_a_stage(done: baseline.Base
     assert [stage["trains"] for stage in done.history.stages] == ["head", 3]
     assert set(done.history.sweeps["stage"]) == {1}
     assert done.history.epochs[["train_loss", "valid_loss", "valid_accuracy"]].notna().all().all()
-
-
-def test_the_estimate_changes_nothing(learn: Any, settled: tuple) -> None:
-    before, state = weights_of(learn.model), torch.get_rng_state()
-    assert 0 < estimate_seconds(learn, settled[0], 10) < 600
-    assert not changed(before, learn.model) and learn.opt is None
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_random_states_outside_are_as_before() -> None:
