@@ -68,8 +68,8 @@ class Plan:
         self.layers = layers_of(model)
         self.groups = [{id(p) for p in group} for group in splitter(model)]
         for number, stage in enumerate(recipe.stages, 1):
-            if isinstance(stage.trains, int) and stage.trains > len(self.groups):
-                words = f"{stage.trains} layer groups; {recipe.arch} has {len(self.groups)}"
+            if (trained := stage.groups(len(self.groups))) > len(self.groups):
+                words = f"{trained} layer groups; {recipe.arch} has {len(self.groups)}"
                 raise RecipeError(f"Stage {number} trains {words}.")
         self.whole = View("plain", recipe.image_size)
         numbers = range(1, len(recipe.stages) + 1)
@@ -77,10 +77,7 @@ class Plan:
 
     def first_trained(self, number: int) -> int:
         """The number, from 0, of the first layer group that the stage trains."""
-        trains = self.recipe.stages[number - 1].trains
-        if trains == "all":
-            return 0
-        return len(self.groups) - (1 if trains == "head" else int(trains))
+        return len(self.groups) - self.recipe.stages[number - 1].groups(len(self.groups))
 
     def cut(self, number: int) -> int:
         """The number of layers before the first that the stage trains."""
@@ -122,7 +119,7 @@ class Plan:
         """Whether the stage has a frozen part that gives the same every time, and there is room for what it gives."""
         stage, augment = self.recipe.stages[number - 1], self.recipe.augment
         still = augment.rotate == augment.lighting == augment.warp == 0 and augment.zoom == 1
-        if self.recipe.freeze != "features" or stage.trains == "all" or self.cut(number) == 0:
+        if self.recipe.freeze != "features" or self.cut(number) == 0:
             return False
         if stage.trains != "head" and not (still and stage.batch_norm == "still"):
             return False

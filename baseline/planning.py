@@ -223,7 +223,9 @@ def _plans(base: Recipe, bases: Sequence[Recipe], resizable: bool) -> Iterator[R
 
 
 def _stage_words(stage: Stage) -> str:
-    what = stage.trains if isinstance(stage.trains, str) else f"last {stage.trains} groups"
+    share = isinstance(stage.trains, float)
+    groups = f"last {stage.trains:.0%} of groups" if share else f"last {stage.trains} groups"
+    what = stage.trains if isinstance(stage.trains, str) else groups
     return f"{what} {stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
 
 

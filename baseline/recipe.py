@@ -73,8 +73,9 @@ class Augment:
 class Stage:
     """One call of fastai's `fit_one_cycle`."""
 
-    trains: str | int
-    """`"head"` (body frozen), `"all"`, or the number of last layer groups (the head is one of them)."""
+    trains: str | int | float
+    """`"head"` (body frozen), `"all"`, or the last layer groups (the head is one of them): their number, or their share
+    of all, above 0 and below 1, which goes with any architecture."""
     epochs: int
     lr: str | float | tuple[float, float] = "find"
     """`"find"`, one rate, or (first layers, last layers): fastai's `slice`, evenly multiplied in between."""
@@ -85,6 +86,16 @@ class Stage:
     image_size: int = 0
     """Pixels, side of the square that the stage trains on, at most the recipe's; 0: the recipe's own. Progressive
     resizing is a smaller stage before a larger one. Valid photos keep the recipe's size."""
+
+    def groups(self, of: int) -> int:
+        """How many last layer groups it trains of so many; a share is at least the head and the group before it.
+
+        >>> Stage(0.55, 1).groups(9), Stage(0.55, 1).groups(3), Stage("head", 1).groups(9)
+        (5, 2, 1)
+        """
+        if isinstance(self.trains, str):
+            return {"head": 1, "all": of}[self.trains]
+        return min(of, max(2, round(self.trains * of))) if isinstance(self.trains, float) else self.trains
 
 
 @dataclass(frozen=True)
@@ -489,8 +500,10 @@ def _stage_faults(stages: Any, largest: Any) -> list[str]:
         if not isinstance(stage, Stage):
             faults.append(f"stage {number} is {stage!r}, needed: a table of {', '.join(_fields(Stage))}")
             continue
-        if stage.trains not in ("head", "all") and not _whole(stage.trains, 1, 1000):
-            faults.append(f"stage {number}: trains is {stage.trains!r}, needed: 'head', 'all' or a number of groups")
+        share = isinstance(stage.trains, float) and 0 < stage.trains < 1
+        if stage.trains not in ("head", "all") and not share and not _whole(stage.trains, 1, 1000):
+            needed = "'head', 'all', a number of layer groups, or their share of all"
+            faults.append(f"stage {number}: trains is {stage.trains!r}, needed: {needed}")
         if not _whole(stage.epochs, 1, 100_000):
             faults.append(f"stage {number}: epochs is {stage.epochs!r}, needed: a whole number from 1")
         if stage.batch_norm not in ("still", "moving"):

@@ -109,9 +109,10 @@ def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Lo
     began = time.perf_counter()
     learn, recipe = frozen.learn, frozen.recipe
     trainee = frozen.learner(number) or learn
+    trained = stage.groups(len(frozen.plan.groups))
     facts: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs}
     facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
-    _freeze(trainee, stage, recipe)
+    _freeze(trainee, trained, recipe)
     rate, why = stage.lr, "as given"
     if stage.lr == "find":
         before = time.perf_counter()
@@ -121,9 +122,9 @@ def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Lo
         log.sweeps.append(curve.assign(stage=number))
         rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
         facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
-        _freeze(trainee, stage, recipe)
+        _freeze(trainee, trained, recipe)
     facts.update(lr=rate, why=why)
-    plan = f"{_words(stage)}, {stage.epochs} epochs, learning rate {_rate_words(rate)} ({why})"
+    plan = f"{_words(stage, trained)}, {stage.epochs} epochs, learning rate {_rate_words(rate)} ({why})"
     show.say(f"stage {number}: training {plan}")
     steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
     quicker = quick(trainee.model, _sample(trainee))
@@ -160,8 +161,8 @@ def _rates(trainee: Learner, rate: Any) -> Any:
     return [rate[0]] * frozen + list(even_mults(*rate, groups - frozen))
 
 
-def _freeze(trainee: Learner, stage: Stage, recipe: Recipe) -> None:
-    """A fresh optimizer, with the layer groups before the last `stage.trains` frozen (fastai's `freeze_to`).
+def _freeze(trainee: Learner, last: int, recipe: Recipe) -> None:
+    """A fresh optimizer, with the layer groups before so many last ones frozen (fastai's `freeze_to`).
 
     fastai would keep BatchNorm learning in frozen groups, so that gradients run through the whole body; ours are
     still, unless the recipe asks for fastai's way.
@@ -169,14 +170,12 @@ def _freeze(trainee: Learner, stage: Stage, recipe: Recipe) -> None:
     trainee.train_bn = recipe.freeze == "fastai"
     trainee.create_opt()
     groups = len(trainee.opt.param_lists)
-    last = stage.trains if isinstance(stage.trains, int) else {"head": 1, "all": groups}[stage.trains]
     trainee.freeze_to(groups - min(last, groups))
 
 
-def _words(stage: Stage) -> str:
-    if isinstance(stage.trains, int):
-        return f"the last {stage.trains} layer groups"
-    return {"head": "the head on a frozen body", "all": "all layers"}[stage.trains]
+def _words(stage: Stage, trained: int) -> str:
+    words = {"head": "the head on a frozen body", "all": "all layers"}
+    return words.get(str(stage.trains), f"the last {trained} layer groups")
 
 
 def _rate_words(rate: Any) -> str:

@@ -130,6 +130,13 @@ def test_a_batch_is_never_larger_than_the_photos(photos: int, asked: str | int) 
     assert 2 <= size <= photos and why
 
 
+def test_a_share_of_the_layer_groups_is_above_0_and_below_1() -> None:
+    assert Stage(0.01, 1).groups(9) == 2 and Stage(0.99, 1).groups(3) == 3 and Stage(4, 1).groups(9) == 4
+    for share in (0.0, 1.0, 1.5, -0.5):
+        with pytest.raises(RecipeError, match="or their share of all"):
+            Recipe(stages=(Stage(share, 1),))
+
+
 def test_a_stage_is_no_larger_than_the_recipe() -> None:
     with pytest.raises(
         RecipeError, match="stage 1: image_size is 200, needed: pixels, from 8 to the recipe's image_size 160"

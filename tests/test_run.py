@@ -232,7 +232,7 @@ def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow:
         unblock = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         running = subprocess.Popen(command, stderr=log, preexec_fn=unblock)
         try:
-            for _ in range(600):
+            for _ in range(1800):
                 if "epoch 3/" in (tmp_path / "log").read_text():
                     break
                 time.sleep(0.1)

@@ -1,0 +1,388 @@
+"""baseline beside its peers, on the same photos, splits, body, ImageNet weights and image size.
+
+    python benchmarks/peers.py cifar10 --photos-per-class 250 --image-size 128 --seeds 3
+
+Each peer runs in a process of its own, one after the other, in turn for every seed. Printed are medians over the seeds:
+test accuracy with and without TTA, seconds in all, seconds until the valid accuracy that plain fastai ends with was
+reached (interpolated), peak memory, and ratios to plain fastai. `--out` keeps every run as JSON lines.
+
+| peer | what it is |
+|---|---|
+| baseline-quick, baseline-standard | `make_baseline` with that preset, audit included, nothing cached |
+| fastai | the 2020 article's recipe: freeze, lr_find, three epochs, unfreeze, three at slice(1e-6, 1e-4), tta |
+| fastai-bf16 | the same with fastai's ChannelsLast and bfloat16 autocast on the CPU, which its own callback lacks |
+| pytorch | the loop of PyTorch's transfer-learning tutorial (SGD, StepLR, whole network), 6 epochs, batches of 64 |
+| timm | timm's loader, augmentation, AdamW and cosine schedule, 6 epochs |
+| sklearn | logistic regression on the body's features |
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+EPOCHS = 6
+
+
+class Run:
+    """Time and valid accuracy of one peer, as it goes."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.curve: list[tuple[float, float]] = []
+
+    def saw(self, accuracy: float) -> None:
+        self.curve.append((time.perf_counter() - self.began, float(accuracy)))
+
+
+def photos_of(data: str, photos_per_class: int, image_size: int, seed: int, test_photos: int) -> tuple[Any, Any]:
+    """The photo table with its splits, and the recipe, as all peers get them."""
+    import baseline
+
+    recipe, table = baseline.understand(data, photos_per_class=photos_per_class, show=baseline.Show())
+    recipe = recipe.changed(image_size=image_size, seed=seed, arch="tf_efficientnet_lite0", batch_size=64)
+    table = baseline.split(baseline.audit(table).usable, recipe)
+    if test_photos:
+        test = table["split"] == "test"
+        table = table[~test | table.index.isin(table[test].sample(test_photos, random_state=0).index)]
+    return table.reset_index(drop=True), recipe
+
+
+# ---- the peers ------------------------------------------------------------------------------------------------------
+
+
+def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dict[str, float]:
+    import baseline
+
+    given = table[["path", "label", "split"]]
+    with tempfile.TemporaryDirectory() as folder:
+        done = baseline.make_baseline(
+            given,
+            recipe.name,
+            preset=preset,
+            seed=recipe.seed,
+            arch=recipe.arch,
+            cache_gb=0.0,
+            out=Path(folder) / "run",
+            show=baseline.Show(),
+            **({} if preset == "quick" else {"image_size": recipe.image_size}),
+        )
+    seconds = done.manifest["seconds"]
+    at = sum(seconds[name] for name in ("data", "audit", "weights", "decoding", "estimate"))
+    rows = done.history.epochs
+    for number, stage in enumerate(done.history.stages, 1):
+        epochs = rows[rows["stage"] == number]
+        passed = at + stage["seconds"] - epochs["seconds"].sum()
+        for epoch in epochs.itertuples():
+            passed += epoch.seconds
+            run.curve.append((passed, epoch.valid_accuracy))
+        at += stage["seconds"]
+    return {kind: done.metrics["test"][kind]["accuracy"] for kind in ("plain", "tta")}
+
+
+def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> dict[str, float]:
+    import fastai.callback.all  # noqa: F401  # gives Learner fit_one_cycle, lr_find and tta
+    import torch
+    from fastai.callback.channelslast import ChannelsLast
+    from fastai.callback.core import Callback
+    from fastai.data.transforms import Normalize
+    from fastai.vision.all import (
+        CategoryBlock,
+        ColReader,
+        DataBlock,
+        ImageBlock,
+        Resize,
+        accuracy,
+        aug_transforms,
+        set_seed,
+        vision_learner,
+    )
+
+    from baseline.learners import load_weights
+    from baseline.weights import find_weights, normalisation
+
+    class Autocast(Callback):
+        def before_batch(self) -> None:
+            self.format = torch.autocast("cpu", torch.bfloat16)
+            self.format.__enter__()
+
+        def after_pred(self) -> None:
+            self.format.__exit__(None, None, None)
+            self.learn.pred = self.pred.float()
+
+    class Watch(Callback):
+        order = 60
+
+        def after_epoch(self) -> None:
+            if self.learn.epoch_is_real:
+                run.saw(self.recorder.log[3])
+
+    set_seed(recipe.seed)
+    rows = table[table["split"] != "test"].reset_index(drop=True)
+    block = DataBlock(
+        blocks=(ImageBlock, CategoryBlock),
+        get_x=ColReader("path"),
+        get_y=ColReader("label"),
+        splitter=lambda frame: tuple(frame.index[frame["split"] == name].tolist() for name in ("train", "valid")),
+        item_tfms=Resize(recipe.image_size),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(*normalisation(recipe.arch))],
+    )
+    dls = block.dataloaders(rows, bs=recipe.batch_size)
+    extra = [ChannelsLast(), Autocast()] if bfloat16 else []
+    learn = vision_learner(dls, recipe.arch, pretrained=False, normalize=False, metrics=accuracy, cbs=[*extra, Watch()])
+    load_weights(learn.model[0].model, find_weights(recipe.arch), needed=("",))
+    learn.freeze()
+    learn.epoch_is_real = False
+    with learn.no_bar(), learn.no_logging():
+        rate = learn.lr_find(show_plot=False).valley
+        learn.epoch_is_real = True
+        learn.fit_one_cycle(EPOCHS // 2, rate)
+        learn.unfreeze()
+        learn.fit_one_cycle(EPOCHS - EPOCHS // 2, slice(1e-6, 1e-4))
+        test = dls.test_dl(table[table["split"] == "test"].reset_index(drop=True), with_labels=True)
+        plain, targets = learn.get_preds(dl=test)
+        mean, _ = learn.tta(dl=test)
+    return {name: float((out.argmax(1) == targets).float().mean()) for name, out in (("plain", plain), ("tta", mean))}
+
+
+def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """torch loaders by split, with torchvision's or timm's transforms."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    classes = sorted(table["label"].unique())
+
+    class Photos(Dataset):
+        def __init__(self, rows: pd.DataFrame, transform: Any) -> None:
+            self.paths, self.labels = list(rows["path"]), [classes.index(label) for label in rows["label"]]
+            self.transform = transform
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, item: int) -> tuple[Any, int]:
+            with Image.open(self.paths[item]) as image:
+                return self.transform(image.convert("RGB")), self.labels[item]
+
+    return {
+        split: DataLoader(
+            Photos(table[table["split"] == split], transforms["train" if split == "train" else "eval"]),
+            batch_size,
+            shuffle=split == "train",
+        )
+        for split in ("train", "valid", "test")
+    }
+
+
+def whole_network(recipe: Any, classes: int) -> Any:
+    import timm
+
+    from baseline.learners import load_weights
+    from baseline.weights import find_weights
+
+    model = timm.create_model(recipe.arch, num_classes=classes)
+    load_weights(model, find_weights(recipe.arch), needed=("conv_stem", "bn1", "blocks", "conv_head", "bn2"))
+    return model
+
+
+def hit_share(model: Any, loader: Any) -> float:
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        hits = [(model(photos).argmax(1) == labels).float().sum() for photos, labels in loader]
+    return float(sum(hits) / len(loader.dataset))
+
+
+def fit(model: Any, loaders_: dict[str, Any], optimizer: Any, scheduler: Any, run: Run) -> dict[str, float]:
+    """A plain loop over epochs."""
+    import torch
+
+    for epoch in range(EPOCHS):
+        model.train()
+        for photos, labels in loaders_["train"]:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(photos), labels).backward()
+            optimizer.step()
+        scheduler(epoch + 1)
+        run.saw(hit_share(model, loaders_["valid"]))
+    return {"plain": hit_share(model, loaders_["test"])}
+
+
+def run_pytorch(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
+    import torch
+    from torchvision import transforms
+
+    from baseline.weights import normalisation
+
+    torch.manual_seed(recipe.seed)
+    after = [transforms.ToTensor(), transforms.Normalize(*normalisation(recipe.arch))]
+    size = recipe.image_size
+    both = {
+        "train": transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *after]),
+        "eval": transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *after]),
+    }
+    model = whole_network(recipe, table["label"].nunique())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
+    return fit(model, loaders(table, both, recipe.batch_size), optimizer, lambda _: schedule.step(), run)
+
+
+def run_timm(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
+    import torch
+    from timm.data import create_transform
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import create_scheduler_v2
+
+    from baseline.weights import normalisation
+
+    torch.manual_seed(recipe.seed)
+    mean, std = normalisation(recipe.arch)
+    size = (3, recipe.image_size, recipe.image_size)
+    both = {
+        "train": create_transform(size, is_training=True, mean=mean, std=std, interpolation="bicubic"),
+        "eval": create_transform(size, mean=mean, std=std, interpolation="bicubic"),
+    }
+    model = whole_network(recipe, table["label"].nunique())
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+    schedule, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=EPOCHS, warmup_epochs=1, warmup_lr=1e-5)
+    return fit(model, loaders(table, both, recipe.batch_size), optimizer, schedule.step, run)
+
+
+def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
+    import numpy as np
+    import torch
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from timm.data import create_transform
+
+    from baseline.weights import normalisation
+
+    mean, std = normalisation(recipe.arch)
+    size = (3, recipe.image_size, recipe.image_size)
+    plain = create_transform(size, mean=mean, std=std, interpolation="bicubic", crop_pct=1.0)
+    parts = loaders(table, {"train": plain, "eval": plain}, recipe.batch_size)
+    model = whole_network(recipe, 2).eval()
+    model.reset_classifier(0)
+    seen = {}
+    with torch.inference_mode():
+        for split, loader in parts.items():
+            pairs = [(model(photos).numpy(), labels.numpy()) for photos, labels in loader]
+            seen[split] = tuple(np.concatenate(each) for each in zip(*pairs, strict=True))
+    found = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(*seen["train"])
+    run.saw(found.score(*seen["valid"]))
+    return {"plain": found.score(*seen["test"])}
+
+
+PEERS: dict[str, Callable[..., dict[str, float]]] = {
+    "baseline-quick": lambda *given: run_baseline(*given, preset="quick"),
+    "baseline-standard": lambda *given: run_baseline(*given, preset="standard"),
+    "fastai": lambda *given: run_fastai(*given, bfloat16=False),
+    "fastai-bf16": lambda *given: run_fastai(*given, bfloat16=True),
+    "pytorch": run_pytorch,
+    "timm": run_timm,
+    "sklearn": run_sklearn,
+}
+
+
+# ---- one after the other --------------------------------------------------------------------------------------------
+
+
+def one(peer: str, given: dict[str, Any]) -> None:
+    """A single run, in this process; prints one line of JSON."""
+    table, recipe = photos_of(**given)
+    run = Run()
+    accuracy = PEERS[peer](table, recipe, run)
+    seconds = time.perf_counter() - run.began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"peer": peer, "seed": given["seed"], "test": accuracy, "seconds": round(seconds, 1),
+                      "memory_gb": round(memory, 2), "curve": run.curve}))  # fmt: skip
+
+
+def seconds_to(curve: list[tuple[float, float]], accuracy: float) -> float | None:
+    """When the curve first reaches the accuracy, interpolated between epochs; None if never."""
+    before = (0.0, 0.0)
+    for at, value in curve:
+        if value >= accuracy:
+            share = (accuracy - before[1]) / max(value - before[1], 1e-9)
+            return before[0] + share * (at - before[0])
+        before = (at, value)
+    return None
+
+
+def rows_of(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row a peer: medians over the seeds, and ratios to plain fastai of the same seed."""
+    plain = {run["seed"]: run for run in runs if run["peer"] == "fastai"}
+    for peer in dict.fromkeys(run["peer"] for run in runs):
+        mine = [run for run in runs if run["peer"] == peer]
+        reached, ratios, totals = [], [], []
+        for run in mine:
+            if (other := plain.get(run["seed"])) is not None:
+                goal = other["curve"][-1][1]
+                at, then = seconds_to(run["curve"], goal), seconds_to(other["curve"], goal)
+                totals.append(run["seconds"] / other["seconds"])
+                if at is not None and then is not None:
+                    reached.append(at)
+                    ratios.append(at / then)
+        row = {
+            "peer": peer,
+            "seeds": len(mine),
+            "test": statistics.median(run["test"]["plain"] for run in mine),
+            "test, TTA": statistics.median(run["test"].get("tta", float("nan")) for run in mine),
+            "lowest": min(max(run["test"].values()) for run in mine),
+            "highest": max(max(run["test"].values()) for run in mine),
+            "seconds": statistics.median(run["seconds"] for run in mine),
+            "of fastai's": statistics.median(totals) if totals else float("nan"),
+            "to its accuracy": statistics.median(reached) if len(reached) == len(mine) else float("nan"),
+            "ratio": statistics.median(ratios) if len(ratios) == len(mine) else float("nan"),
+            "memory GB": statistics.median(run["memory_gb"] for run in mine),
+        }
+        yield row
+
+
+def main(
+    data: str,
+    photos_per_class: int = 250,
+    image_size: int = 128,
+    seeds: int = 3,
+    test_photos: Annotated[int, typer.Option(help="A sample of the test split; 0 for all.")] = 0,
+    peers: Annotated[str, typer.Option(help="Names between commas.")] = ",".join(PEERS),
+    out: Annotated[Path | None, typer.Option(help="JSON lines, added to.")] = None,
+    only: Annotated[str, typer.Option(hidden=True)] = "",
+    seed: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Runs the peers in turn and prints a table of medians."""
+    given = {"data": data, "photos_per_class": photos_per_class, "image_size": image_size, "test_photos": test_photos}
+    if only:
+        one(only, {**given, "seed": seed})
+        return
+    runs = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key != "data"]
+    for number in range(seeds):
+        for peer in peers.split(","):
+            if any(run["peer"] == peer and run["seed"] == number for run in runs):
+                continue
+            command = [sys.executable, __file__, data, *options, f"--only={peer}", f"--seed={number}"]
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            runs.append(json.loads(line))
+            print(line, file=sys.stderr, flush=True)
+            if out:
+                with out.open("a") as file:
+                    file.write(line + "\n")
+    print(pd.DataFrame(rows_of(runs)).to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    typer.run(main)
