@@ -77,7 +77,11 @@ class Plan:
 
     def first_trained(self, number: int) -> int:
         """The number, from 0, of the first layer group that the stage trains."""
-        return len(self.groups) - self.recipe.stages[number - 1].groups(len(self.groups))
+        return len(self.groups) - self.trained(number)
+
+    def trained(self, number: int) -> int:
+        """How many last layer groups the stage trains."""
+        return self.recipe.stages[number - 1].groups(len(self.groups))
 
     def cut(self, number: int) -> int:
         """The number of layers before the first that the stage trains."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
+from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastcore.basics import even_mults
 
@@ -63,22 +64,22 @@ def train(learn: Learner, recipe: Recipe, show: Show | None = None, *, deadline:
         RecipeError: if a stage trains more layer groups than the network has.
     """
     show = show or Show()
-    best, log, frozen = _Best(learn), _Log(), FrozenOutputs(learn, recipe, show)
+    run = _Run(FrozenOutputs(learn, recipe, show), _Best(learn), _Log(), show, deadline, learn.dls.train.bs)
     try:
-        for number, stage in enumerate(recipe.stages, 1):
-            if log.epochs and time.perf_counter() > deadline:
+        for number in range(1, len(recipe.stages) + 1):
+            if run.log.epochs and time.perf_counter() > deadline:
                 show.say(f"stage {number}: left out, the time is up")
                 continue
-            _run(frozen, stage, number, best, log, show, deadline)
-            frozen.forget(number)
+            _train_stage(run, number)
+            run.frozen.forget(number)
     except KeyboardInterrupt as interrupt:
-        interrupt.history = log.history()  # type: ignore[attr-defined]
+        interrupt.history = run.log.history()  # type: ignore[attr-defined]
         raise
     finally:
-        best.restore()
+        run.best.restore()
         learn.opt = None
         learn.model.requires_grad_(True).eval()
-    return log.history()
+    return run.log.history()
 
 
 def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
@@ -105,38 +106,84 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
 # ---- one stage ------------------------------------------------------------------------------------------------------
 
 
-def _run(frozen: FrozenOutputs, stage: Stage, number: int, best: _Best, log: _Log, show: Show, deadline: float) -> None:
+@dataclass
+class _Run:
+    """What all stages of one training share."""
+
+    frozen: FrozenOutputs
+    best: _Best
+    log: _Log
+    show: Show
+    deadline: float
+    batch_size: int
+
+
+def _train_stage(run: _Run, number: int) -> None:
     began = time.perf_counter()
-    learn, recipe = frozen.learn, frozen.recipe
-    trainee = frozen.learner(number) or learn
-    trained = stage.groups(len(frozen.plan.groups))
+    learn, recipe = run.frozen.learn, run.frozen.recipe
+    stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
+    trainee = run.frozen.learner(number) or learn
+    size = run.batch_size if trainee is learn else trainee.dls.train.bs
     facts: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs}
     facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
-    _freeze(trainee, trained, recipe)
     rate, why = stage.lr, "as given"
     if stage.lr == "find":
         before = time.perf_counter()
-        show.say(f"stage {number}: searching the learning rate")
-        with trainee.added_cbs(_callbacks(trainee, learn, stage, recipe)):
-            found, curve, why = find_lr(trainee)
-        log.sweeps.append(curve.assign(stage=number))
+        run.show.say(f"stage {number}: searching the learning rate")
+        found, curve, why = _in_memory(run, trainee, number, lambda: _search(run, trainee, number, size))
+        run.log.sweeps.append(curve.assign(stage=number))
         rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
         facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
-        _freeze(trainee, trained, recipe)
     facts.update(lr=rate, why=why)
     plan = f"{_words(stage, trained)}, {stage.epochs} epochs, learning rate {_rate_words(rate)} ({why})"
-    show.say(f"stage {number}: training {plan}")
-    steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
-    quicker = quick(trainee.model, _sample(trainee))
-    with show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quicker:
-        watch, laps = _Watch(number, stage, best, log, bar, show, deadline), _Laps()
-        callbacks = [*_callbacks(trainee, learn, stage, recipe), laps, watch]
-        trainee.fit_one_cycle(stage.epochs, _rates(trainee, rate), cbs=callbacks)
+    run.show.say(f"stage {number}: training {plan}")
+    watch, laps = _in_memory(run, trainee, number, lambda: _fit(run, trainee, number, rate, size))
     facts["seconds"] = round(time.perf_counter() - began, 2)
     if watch.late:
         facts["cut_short"] = "the time was up"
     facts["laps"] = {name: round(seconds, 2) for name, seconds in laps.seconds.items()}
-    log.stages.append(facts)
+    run.log.stages.append(facts)
+
+
+def _search(run: _Run, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
+    _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
+    with trainee.added_cbs(_callbacks(run, trainee, number, size)):
+        return find_lr(trainee)
+
+
+def _fit(run: _Run, trainee: Learner, number: int, rate: Any, size: int) -> tuple[_Watch, _Laps]:
+    """One cycle."""
+    stage = run.frozen.recipe.stages[number - 1]
+    _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
+    steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
+    quicker = quick(trainee.model, _sample(trainee))
+    with run.show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quicker:
+        watch, laps = _Watch(run, number, bar), _Laps()
+        callbacks = [*_callbacks(run, trainee, number, size), laps, watch]
+        trainee.fit_one_cycle(stage.epochs, _rates(trainee, rate), cbs=callbacks)
+    return watch, laps
+
+
+def _in_memory(run: _Run, trainee: Learner, number: int, work: Callable[[], Any]) -> Any:
+    """The work's result; where the device's memory is too small for it, batches are halved and it begins anew."""
+    before = _weights(trainee.model)
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            size = trainee.dls.train.bs
+            if size < 2:
+                raise
+        run.show.say(f"stage {number}: out of memory; batches of {size // 2}, gathered for each step")
+        run.log.epochs = [row for row in run.log.epochs if row["stage"] != number]
+        trainee.model.load_state_dict(before)
+        smaller = trainee.dls.train.new(bs=size // 2)
+        smaller.weights = trainee.dls.train.weights
+        trainee.dls.loaders[0] = smaller
+
+
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _sample(learn: Learner) -> torch.Tensor:
@@ -145,11 +192,18 @@ def _sample(learn: Learner) -> torch.Tensor:
         return learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
 
-def _callbacks(trainee: Learner, learn: Learner, stage: Stage, recipe: Recipe) -> list[Callback]:
-    """Still BatchNorm statistics and smaller photos for a stage that wants them."""
-    fastais = stage.trains == "head" and recipe.freeze == "fastai"
-    still = [] if stage.batch_norm == "moving" or fastais else [_StillBatchNorm(learn.model[0])]
-    return still if trainee is not learn or not stage.image_size else [*still, _Smaller(stage.image_size)]
+def _callbacks(run: _Run, trainee: Learner, number: int, size: int) -> list[Callback]:
+    """What a stage wants done in its loop: still statistics, smaller photos, batches gathered to the size wished."""
+    learn, recipe = run.frozen.learn, run.frozen.recipe
+    stage = recipe.stages[number - 1]
+    found: list[Callback] = []
+    if stage.batch_norm == "still" and not (stage.trains == "head" and recipe.freeze == "fastai"):
+        found.append(_StillBatchNorm(learn.model[0]))
+    if trainee is learn and stage.image_size:
+        found.append(_Smaller(stage.image_size))
+    if trainee.dls.train.bs < size:
+        found.append(GradientAccumulation(size))
+    return found
 
 
 def _rates(trainee: Learner, rate: Any) -> Any:
@@ -208,7 +262,7 @@ class _Best:
         if self.score is not None and score <= self.score:
             return False
         self.score = score
-        self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.weights = _weights(self.model)
         return True
 
     def restore(self) -> None:
@@ -283,12 +337,11 @@ class _Watch(Callback):
 
     order = 60  # after the Recorder, whose values it reads
 
-    def __init__(
-        self, number: int, stage: Stage, best: _Best, log: _Log, bar: Bar, show: Show, deadline: float
-    ) -> None:
+    def __init__(self, run: _Run, number: int, bar: Bar) -> None:
         super().__init__()
-        self.number, self.stage, self.best, self.log, self.bar, self.show = number, stage, best, log, bar, show
-        self.deadline, self.late = deadline, False
+        self.number, self.stage, self.bar = number, run.frozen.recipe.stages[number - 1], bar
+        self.best, self.log, self.show, self.deadline = run.best, run.log, run.show, run.deadline
+        self.late = False
 
     def before_epoch(self) -> None:
         self.began = time.perf_counter()
@@ -353,10 +406,12 @@ class _Sweep(LRFinder):
 @contextmanager
 def _as_before(learn: Learner) -> Iterator[None]:
     """Whatever happens inside to weights, optimizer, loader and random states is undone."""
-    weights = {name: value.detach().clone() for name, value in learn.model.state_dict().items()}
+    weights = _weights(learn.model)
     loader_state = learn.dls.train.rng.getstate()
-    with states_kept():
-        yield
-    learn.dls.train.rng.setstate(loader_state)
-    learn.model.load_state_dict(weights)
-    learn.opt = None
+    try:
+        with states_kept():
+            yield
+    finally:
+        learn.dls.train.rng.setstate(loader_state)
+        learn.model.load_state_dict(weights)
+        learn.opt = None

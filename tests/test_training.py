@@ -155,6 +155,37 @@ def test_at_the_deadline_training_ends_and_the_epoch_is_looked_at(learn: Any, se
     assert history.epochs.iloc[-1][["valid_loss", "valid_accuracy"]].notna().all()
 
 
+class Said(baseline.Show):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_out_of_memory_halves_batches_and_gathers_their_gradients(learn: Any, settled: tuple) -> None:
+    def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if learn.model.training and len(inputs[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learn.model.register_forward_pre_hook(small_device)
+    said = Said()
+    history = train(learn, settled[0].changed(stages=(Stage("all", 2, 1e-4),)), said)
+    told = [line for line in said.lines if "out of memory" in line]
+    assert told == [f"stage 1: out of memory; batches of {n}, gathered for each step" for n in (8, 4)]
+    assert list(history.epochs["epoch"]) == [1, 2]
+
+
+def test_what_no_batch_fits_into_is_an_error(learn: Any, settled: tuple) -> None:
+    def no_device(*_: Any) -> None:
+        if learn.model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learn.model.register_forward_pre_hook(no_device)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
+
+
 def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
     for stage in done.history.stages:
         assert stage["laps"]["forward"] > 0 and stage["laps"]["backward"] > 0 and stage["laps"]["validation"] > 0
