@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
-from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory
+from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory, default_device
 from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Transform
@@ -149,15 +149,16 @@ def dataloaders(
     """
     show = show or Show()
     table = table.reset_index(drop=True)
+    decoded = _decoded(table, recipe, show)
     dls = _block(recipe, classes_in(table, recipe.labels)).dataloaders(
         table[table["split"] != "test"].reset_index(drop=True),
         bs=recipe.batch_size,
-        num_workers=recipe.workers,
+        num_workers=0 if decoded else recipe.workers,
         path=Path(path),
     )
     dls.many = recipe.labels == "many"
     dls.valid_ds.tls[0].types[1] = PHOTO_FORMS  # what learn.predict takes
-    dls.decoded = _decoded(table, recipe, show)
+    dls.decoded = decoded
     for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
         _slice(loader, dls, table[table["split"] == name])
     if recipe.balance == "sampler":
@@ -254,7 +255,16 @@ def _decoded(table: pd.DataFrame, recipe: Recipe, show: Show) -> _Decoded | None
     pixels = _pixels(paths, recipe, show)
     if pixels is None:
         return None
-    return _Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)})
+    whole = _on_gpu_if_small(torch.from_numpy(pixels))
+    return _Decoded(whole.permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)})
+
+
+def _on_gpu_if_small(pixels: torch.Tensor) -> torch.Tensor:
+    """On a GPU where they take at most an eighth of its memory, so that batches are cut and augmented there."""
+    device = default_device()
+    if device.type != "cuda" or pixels.nbytes > torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE:
+        return pixels
+    return pixels.to(device)
 
 
 def _pixels(paths: list[str], recipe: Recipe, show: Show) -> np.ndarray | None:

@@ -62,6 +62,15 @@ def _places() -> Iterator[tuple[str, str]]:
         free = shutil.disk_usage(there).free / 1e9
         can = "" if os.access(there, os.W_OK) else "; cannot be written"
         yield name, f"{folder}, {free:.0f} GB free{can}"
+    yield _kept()
+
+
+def _kept() -> tuple[str, str]:
+    from .datasets import home
+
+    sizes = [file.stat().st_size for file in (home() / "arrays").glob("*/data")]
+    words = f"{len(sizes)} arrays, {sum(sizes) / 1e9:.1f} GB, in {home() / 'arrays'}; may be removed at any time"
+    return "kept from earlier runs", words if sizes else "nothing"
 
 
 def _data_sets() -> Iterator[tuple[str, str]]:

@@ -307,7 +307,7 @@ def seconds_in(text: Any) -> int:
 def settle_preset(device: str) -> tuple[str, str]:
     """The preset and why: `standard` on a GPU, `quick` on a CPU."""
     if device == "cpu":
-        return "quick", "no GPU here; --preset standard trains the whole network longer"
+        return "quick", "no GPU here; --preset standard trains longer"
     return "standard", f"a GPU is here ({device})"
 
 
