@@ -27,7 +27,7 @@ from torch import nn
 
 from .cache import Cache, fingerprint
 from .chance import states_kept
-from .data import SliceDL, Slices, memory_bytes, shrunk, split_loader, targets_of
+from .data import SliceDL, Slices, is_still, memory_bytes, shrunk, split_loader, targets_of
 from .errors import RecipeError
 from .learners import Splitter, device_of, network
 from .progress import Show
@@ -121,8 +121,7 @@ class Plan:
 
     def _useful(self, number: int) -> bool:
         """Whether the stage has a frozen part that gives the same every time, and there is room for what it gives."""
-        stage, augment = self.recipe.stages[number - 1], self.recipe.augment
-        still = augment.rotate == augment.lighting == augment.warp == 0 and augment.zoom == 1
+        stage, still = self.recipe.stages[number - 1], is_still(self.recipe.augment)
         if self.recipe.freeze != "features" or self.cut(number) == 0:
             return False
         if stage.trains != "head" and not (still and stage.batch_norm == "still"):
@@ -265,9 +264,10 @@ class FrozenOutputs:
             for mirrored in masks:
                 for photos, _ in split_loader(self.learn.dls, rows, split):
                     chosen = torch.arange(at, at + len(photos))
-                    flip = mirrored[chosen % len(rows)].to(photos.device)[:, None, None, None]
-                    values = shrunk(torch.where(flip, photos.flip(-1), photos).as_subclass(torch.Tensor), view.size)
-                    values = values.contiguous(memory_format=torch.channels_last)
+                    flip = mirrored[chosen % len(rows)].to(photos.device)
+                    values = photos.as_subclass(torch.Tensor)
+                    values[flip] = values[flip].flip(-1)
+                    values = shrunk(values, view.size).contiguous(memory_format=torch.channels_last)
                     if not at:
                         stack.enter_context(quick(before, values, learns=False))
                     for start, cut in pairwise([0, *sorted(outputs)]):

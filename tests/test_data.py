@@ -103,6 +103,31 @@ def test_training_batches_are_shuffled_augmented_and_whole(learn: object) -> Non
     assert all(len(batch) == learn.dls.train.bs for batch in once)
 
 
+def test_half_of_the_training_photos_are_mirrored_and_nothing_else(settled: tuple) -> None:
+    still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}, batch_size=31)
+    dls = baseline.dataloaders(settled[1], still)
+    rows = settled[1][settled[1]["split"] == "train"]
+    plain = torch.cat([photos for photos, _ in split_loader(dls, rows, "train")]).as_subclass(torch.Tensor)
+    sums, mirrored = plain.flatten(1).sum(1), []
+    for photos, _ in (batch for _ in range(20) for batch in dls.train):
+        for photo in photos.as_subclass(torch.Tensor):
+            own = plain[(sums - photo.sum()).abs().argmin()]
+            assert torch.equal(photo, own) or torch.equal(photo, own.flip(-1))
+            mirrored.append(not torch.equal(photo, own))
+    assert 0.4 < np.mean(mirrored) < 0.6
+
+
+def test_random_changes_leave_valid_photos_alone(learn: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", None)
+    assert len(learn.dls.valid.one_batch()[0])
+    with pytest.raises(TypeError):
+        learn.dls.train.one_batch()
+
+
+def test_batches_are_channels_last(learn: object) -> None:
+    assert learn.dls.valid.one_batch()[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_fastais_own_ways_still_work(learn: object, photos: Path) -> None:
     learn.dls.train.show_batch(max_n=2, show=False)
     name, _, probabilities = learn.predict(photos / "ants" / "00.jpg")
