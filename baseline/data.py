@@ -90,6 +90,19 @@ class OnTraining(Transform):
         return photos
 
 
+class Whole(Transform):
+    """Valid photos that were decoded larger, for random crops of training photos, at the size the network sees."""
+
+    order, split_idx = 30, 1
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def encodes(self, photos: TensorImage):  # type: ignore[no-untyped-def]
+        return shrunk(photos, self.size).as_subclass(TensorImage)
+
+
 class Mirror(Transform):
     """Half of the photos of a training batch, left to right: fastai's flip resamples them, at eight times the cost."""
 
@@ -237,14 +250,14 @@ def _block(recipe: Recipe, classes: list[str]) -> DataBlock:
     many = recipe.labels == "many"
     return DataBlock(
         blocks=(
-            TransformBlock(type_tfms=OpenPhoto(recipe.image_size), batch_tfms=IntToFloatTensor),
+            TransformBlock(type_tfms=OpenPhoto(recipe.decoded_size), batch_tfms=IntToFloatTensor),
             MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes),
         ),
         get_x=ColReader("path"),
         get_y=_classes_of_row if many else ColReader("label"),
         splitter=_by_split,
-        item_tfms=Fit(recipe.image_size, recipe.resize),
-        batch_tfms=[*_augmentation(recipe.augment), Normalize.from_stats(*normalisation(recipe.arch))],
+        item_tfms=Fit(recipe.decoded_size, recipe.resize),
+        batch_tfms=[*_augmentation(recipe), Normalize.from_stats(*normalisation(recipe.arch))],
         dl_type=SliceDL,
     )
 
@@ -257,7 +270,8 @@ def _by_split(table: pd.DataFrame) -> tuple[list[int], list[int]]:
     return tuple(np.flatnonzero(table["split"] == name).tolist() for name in ("train", "valid"))  # type: ignore[return-value]
 
 
-def _augmentation(augment: Augment) -> list[Transform]:
+def _augmentation(recipe: Recipe) -> list[Transform]:
+    augment = recipe.augment
     if is_still(augment):
         return [Mirror()] if augment.flip else []
     changes = aug_transforms(
@@ -268,13 +282,14 @@ def _augmentation(augment: Augment) -> list[Transform]:
         max_warp=augment.warp,
         p_affine=augment.probability,
         p_lighting=augment.probability,
+        **({} if augment.crop == 1 else {"size": recipe.image_size, "min_scale": augment.crop}),
     )
-    return [OnTraining(changes)]
+    return [OnTraining(changes), Whole(recipe.image_size)]
 
 
 def is_still(augment: Augment) -> bool:
     """Whether photos are changed in no other way than mirroring."""
-    return augment.rotate == augment.lighting == augment.warp == 0 and augment.zoom == 1
+    return augment.rotate == augment.lighting == augment.warp == 0 and augment.zoom == augment.crop == 1
 
 
 # ---- photos decoded once --------------------------------------------------------------------------------------------
@@ -306,7 +321,7 @@ def _on_gpu_if_small(pixels: torch.Tensor) -> torch.Tensor:
 
 def _pixels(paths: list[str], recipe: Recipe, show: Show) -> np.ndarray | None:
     """N x size x size x 3, from the cache or decoded now; in a file where the cache takes it, else in memory."""
-    size = recipe.image_size
+    size = recipe.decoded_size
     cache, key = Cache(recipe.cache_gb, show), _pixels_key(paths, recipe)
     with cache.alone(key):
         found = cache.find(key)
@@ -325,7 +340,7 @@ def _pixels(paths: list[str], recipe: Recipe, show: Show) -> np.ndarray | None:
 
 
 def _pixels_key(paths: list[str], recipe: Recipe) -> dict[str, Any]:
-    return {"what": "photos", "photos": fingerprint(paths), "size": recipe.image_size, "resize": recipe.resize}
+    return {"what": "photos", "photos": fingerprint(paths), "size": recipe.decoded_size, "resize": recipe.resize}
 
 
 def decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 32) -> float:
@@ -334,7 +349,7 @@ def decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 32) -> fl
     if Cache(recipe.cache_gb).has(_pixels_key(paths, recipe)):
         return 0.0
     some = paths[:: max(1, len(paths) // tried)]
-    pixels = np.empty((len(some), recipe.image_size, recipe.image_size, 3), dtype=np.uint8)
+    pixels = np.empty((len(some), recipe.decoded_size, recipe.decoded_size, 3), dtype=np.uint8)
     began = time.perf_counter()
     _decode(some, pixels, recipe, Show())
     return (time.perf_counter() - began) / len(some) * len(paths)
@@ -342,7 +357,7 @@ def decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 32) -> fl
 
 def _decode(paths: list[str], pixels: np.ndarray, recipe: Recipe, show: Show) -> None:
     def decode(number: int) -> None:
-        pixels[number] = fit_photo(open_photo(paths[number], recipe.image_size), recipe.image_size, recipe.resize)
+        pixels[number] = fit_photo(open_photo(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.resize)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, show.bar("decoding photos", len(paths), "photos") as bar:
         for _ in pool.map(decode, range(len(paths))):

@@ -245,7 +245,7 @@ class FrozenOutputs:
             "cut": cut,
             "view": view,
             "seed": recipe.seed if view.kind == "either" else None,
-            "decoded": (recipe.image_size, recipe.resize),
+            "decoded": (recipe.decoded_size, recipe.image_size, recipe.resize),
             "normalised": normalisation(recipe.arch),
             "precision": (recipe.precision, recipe.frozen_precision),
         }

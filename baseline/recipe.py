@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
@@ -65,6 +66,9 @@ class Augment:
     """Brightness and contrast change by at most this share."""
     warp: float = 0.2
     """Perspective, as a share of the side."""
+    crop: float = 1.0
+    """Least share of a photo's area that is seen: below 1, photos are decoded larger (see `Recipe.decoded_size`) and a
+    random square of them is taken, one a batch (fastai's `RandomResizedCropGPU`); valid photos are seen whole."""
     probability: float = 0.75
     """How often rotation, zoom and warp, and how often lighting, are applied."""
 
@@ -190,6 +194,15 @@ class Recipe:
         _set(self, stages=_stages(self.stages), augment=_augment(self.augment), tta=_views(self.tta))
         if found := _faults(self):
             raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
+
+    @property
+    def decoded_size(self) -> int:
+        """Pixels, side of the squares that photos are decoded to: what the smallest random crop needs.
+
+        >>> Recipe(image_size=128).decoded_size, Recipe(image_size=128, augment=Augment(crop=0.64)).decoded_size
+        (128, 160)
+        """
+        return math.ceil(self.image_size / self.augment.crop**0.5)
 
     def changed(self, **changes: Any) -> Recipe:
         """A copy with other values; names that do not exist are refused with the nearest one that does."""
@@ -553,5 +566,6 @@ def _rate(value: Any) -> bool:
 def _augment_ok(value: Any) -> bool:
     if not isinstance(value, Augment) or not _flag(value.flip):
         return False
-    bounds = {"rotate": (0, 180), "zoom": (1, 10), "lighting": (0, 1), "warp": (0, 1), "probability": (0, 1)}
+    bounds = {"rotate": (0, 180), "zoom": (1, 10), "lighting": (0, 1), "warp": (0, 1), "probability": (0, 1),
+              "crop": (0.1, 1)}  # fmt: skip
     return all(_number(getattr(value, key), *bound) for key, bound in bounds.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,21 @@ def test_random_changes_leave_valid_photos_alone(learn: object, monkeypatch: pyt
     assert len(learn.dls.valid.one_batch()[0])
     with pytest.raises(TypeError):
         learn.dls.train.one_batch()
+
+
+def test_photos_are_decoded_larger_where_random_crops_are_wanted(settled: tuple, monkeypatch: Any) -> None:
+    recipe = settled[0].changed(augment={"crop": 0.5, "rotate": 5.0})
+    assert recipe.decoded_size == 68
+    for gb in (1, 0):
+        dls = baseline.dataloaders(settled[1], recipe.changed(cache_gb=gb))
+        monkeypatch.setattr(data, "MEMORY_SHARE", 0)
+        assert dls.train.one_batch()[0].shape[-1] == dls.valid.one_batch()[0].shape[-1] == 48
+        loader = split_loader(dls, settled[1], "valid")
+        large = fit_photo(open_photo(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.resize)
+        pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+        assert torch.allclose(next(iter(loader))[0][0].as_subclass(torch.Tensor), data.shrunk(pixels, 48)[0], atol=1e-5)
+    plain = settled[0].changed(augment={"crop": 1.0})
+    assert plain.decoded_size == 48
 
 
 def test_batches_are_channels_last(learn: object) -> None:
