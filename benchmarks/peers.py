@@ -150,6 +150,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
         learn.fit_one_cycle(EPOCHS // 2, rate)
         learn.unfreeze()
         learn.fit_one_cycle(EPOCHS - EPOCHS // 2, slice(1e-6, 1e-4))
+        learn.epoch_is_real = False  # predicting has epochs, too
         test = dls.test_dl(table[table["split"] == "test"].reset_index(drop=True), with_labels=True)
         plain, targets = learn.get_preds(dl=test)
         mean, _ = learn.tta(dl=test)
