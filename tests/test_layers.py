@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "quick": set(),
     "training": {"chance", "data", "planning", "progress", "quick", "recipe", "features", "learners"},
     "predict": {"progress", "data", "learners", "quick", "tables"},
-    "metrics": {"tables"},
+    "metrics": {"errors", "tables"},
     "report": {"photos", "training"},
     "save": {"errors", "learners"},
     "doctor": {"make", "datasets", "recipe", "weights"},
