@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .training import History
     from .weights import Weights
 
-__all__ = ["Baseline", "make_baseline", "settle", "understand", "versions", "write_audit"]
+__all__ = ["Baseline", "make_baseline", "settle", "starting_recipe", "understand", "versions", "write_audit"]
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
@@ -183,6 +183,15 @@ def understand(
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, None, changes)
     return _understood(photos, chosen, reasons, show or Terminal())
+
+
+def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe) -> Recipe:
+    """The recipe that `make_baseline` starts from, before presets and changes.
+
+    >>> starting_recipe("cifar10", "default").name
+    'cifar10'
+    """
+    return _chosen(photos, recipe)[0]
 
 
 def write_audit(folder: Path, checked: Audit) -> list[Path]:

@@ -41,12 +41,14 @@ MAY_IMPORT = {
     "metrics": {"errors", "tables"},
     "report": {"photos", "training"},
     "save": {"errors", "learners"},
+    "compare": {"errors", "metrics", "save"},
+    "experiments": {"errors", "make", "progress", "recipe", "save"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "datasets", "sources", "audits", "splits", "foreign", "tables", "weights",
              "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics", "report",
              "save"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources"},
+            "sources", "compare", "experiments", "metrics"},
 }  # fmt: skip
 
 
