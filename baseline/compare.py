@@ -19,7 +19,7 @@ __all__ = ["Comparison", "comparison", "read_predictions", "runs_in"]
 DEEPEST = 3
 """Folders below the one that is listed in which runs are looked for: `runs/seeds/seed-0` is two deep."""
 
-WORDS = ("title", "expected", "presets")
+WORDS = ("name", "title", "expected", "presets")
 """Of a recipe; they change no number."""
 
 UNTOLD = "not told"
@@ -86,7 +86,8 @@ def comparison(runs: Sequence[str | Path], *, anyway: bool = False) -> Compariso
 def runs_in(folder: str | Path = "runs") -> pd.DataFrame:
     """The runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
 
-    Unfinished ones come first, then the others by date. `state` is `finished`, `unfinished` (it runs still, or was ended), or what is wrong with its manifest.
+    Unfinished ones come first, then the others by date. `state` is `finished`, `unfinished` (it runs still, or was
+    ended), or what is wrong with its manifest.
 
     Raises:
         DataError: if there is no such folder.

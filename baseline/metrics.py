@@ -591,8 +591,9 @@ def _ece_interval(gaps: np.ndarray, draws: np.ndarray) -> tuple[float, float]:
     photos, well and badly calibrated).
     """
     seen, noise, times = np.abs(gaps).sum(), draws - gaps, np.linspace(0, 2, 81)
-    ends = np.array([_percentiles(np.abs(each * gaps + noise).sum(1)) for each in times])
-    able = times[(ends[:, 0] <= seen) & (seen <= ends[:, 1])]
+    shown = np.abs(times[:, None, None] * gaps + noise).sum(2)
+    least, most = np.quantile(shown, [LEVEL / 2, 1 - LEVEL / 2], axis=1)
+    able = times[(least <= seen) & (seen <= most)]
     low, high = (able.min(), able.max()) if len(able) else (0.0, 1.0)
     return float(min(low, 1.0) * seen), float(max(high, 1.0) * seen)
 
