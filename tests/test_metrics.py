@@ -294,10 +294,11 @@ def test_where_no_photo_is_wrong_there_is_no_temperature_to_find() -> None:
 
 
 def test_a_probability_of_0_has_a_temperature_too() -> None:
-    shares = np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 0.8]])
-    table = table_of(shares, np.array([0, 1, 0]), split="valid")
-    assert 0.05 <= temperature(table) <= 20
-    assert np.isfinite(shares_of(calibrated(table, 2.0))).all()
+    table = table_of(*drawn(1, 3, 2), split="valid").assign(label=["c000", "c001", "c001"], p_c000=[1.0, 0, 1])
+    table = table.assign(p_c001=1 - table["p_c000"])  # sure of a class that the third photo is not of
+    assert temperature(table) == pytest.approx(20, rel=1e-3)
+    changed = calibrated(table, 2.0)
+    assert np.isfinite(changed["loss"]).all() and np.allclose(shares_of(changed).sum(1), 1)
 
 
 def test_without_valid_photos_or_probabilities_there_is_no_temperature() -> None:
