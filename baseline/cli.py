@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,9 +27,12 @@ from .recipe import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
     from .audits import Audit
+    from .compare import Comparison
+    from .experiments import Seeds
     from .make import Baseline
     from .progress import Show
 
@@ -144,6 +147,9 @@ def run(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs so many seeds, from --seed on, and tells mean and spread.")
+    ] = None,
     image_col: ImageCol = None,
     label_col: LabelCol = None,
     group_col: GroupCol = None,
@@ -193,6 +199,8 @@ def run(
         baseline run scans.zip --split kfold:5 --fold 2 --balance weights
 
         baseline run runs/mine/manifest.json
+
+        baseline run photos/ --seeds 5
     """
     photos, recipe = _target(target)
     changes = _given(
@@ -218,6 +226,11 @@ def run(
         from .sources import understood
 
         print("\n".join(understood(understand(photos, recipe, show=Show(), **changes)[1])))
+        return
+    if seeds is not None:
+        from .experiments import make_seeds
+
+        _print(_spread(make_seeds(seeds, photos, recipe, out=out, seed=seed, show=show, **changes)))
         return
     _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
 
@@ -270,6 +283,52 @@ def audit(
         show.say(f"written: {path}")
     if strict:
         checked.refuse_leaks()
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders; each is compared with the first.", show_default=False)
+    ],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also runs of different test photos, on those that they share.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="Writes the table as CSV.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(help="Writes it as a page of its own.", show_default=False)] = None,
+) -> None:
+    """Compares finished runs: numbers with intervals, and whether they differ by more than noise.
+
+    Examples:
+
+        baseline compare runs/quick runs/standard
+
+        baseline compare runs/seeds/seed-* --csv seeds.csv --html seeds.html
+    """
+    from .compare import comparison
+    from .save import write
+
+    found = comparison(runs, anyway=anyway)
+    for path, content in ((csv, found.table.to_csv(index=False)), (html, found.as_html())):
+        if path is not None:
+            write(path, content)
+    _print(_compared(found))
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds runs.", metavar="[DIR]")] = Path("runs"),
+) -> None:
+    """Lists runs: what they reached, when, in how many seconds; unfinished ones, too.
+
+    Examples:
+
+        baseline runs
+
+        baseline runs experiments/
+    """
+    from .compare import runs_in
+
+    _print(_listing(runs_in(folder)))
 
 
 def _target(target: str) -> tuple[str | None, str]:
@@ -431,7 +490,81 @@ def _results(done: Baseline) -> Any:
     lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {done.folder}"]
     if "test" not in done.metrics:
         lines.insert(0, "No test split: the weights were chosen on these valid photos, which flatters the number.")
-    return Group(_headline(done), table, *lines)
+    return Group(_headline(done), table, *_meaning(done), *lines)
+
+
+def _meaning(done: Baseline) -> list[str]:
+    """The numbers of the last split in plain words, and what calibration does."""
+    from rich.markup import escape
+
+    from .metrics import sentences
+
+    split, numbers = list(done.metrics.items())[-1]
+    found = done.manifest["calibration"].get(split)
+    return [escape(line) for line in (*sentences(numbers), *([found["words"]] if found else []))]
+
+
+def _spread(found: Seeds) -> Any:
+    """The table of several seeds, and their mean and spread."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table("seed", f"{found.split} accuracy", "plain", "seconds", "results")
+    for run in found.runs:
+        shares = (f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
+        table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", str(run["folder"]))
+    spread = "" if found.sd is None else f", sd {100 * found.sd:.2f} points"
+    words = f"{found.split} accuracy of {len(found.runs)} seeds: mean {found.mean:.2%}{spread}"
+    lines = [f"{words}, {found.least:.2%} to {found.most:.2%}"]
+    if not found.same_photos:
+        lines.append("Each seed drew other test photos: the spread is that of the photos and of training together.")
+    return Group(*lines, table, f"results: {found.folder / 'seeds.json'}")
+
+
+def _compared(found: Comparison) -> Any:
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("run", "photos", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "differs from the first")
+    for row in found.table.astype(object).where(found.table.notna(), None).to_dict("records"):
+        shares = [_with_interval(row, *names) for names in _INTERVALS]
+        loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
+        size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
+        photos = "" if row["photos"] is None else f"{row['photos']:,.0f} {row['split']}"
+        words = (escape(row["run"]), photos, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
+        table.add_row(*words)
+    return Group(table, *[escape(line) for line in found.sentences])
+
+
+_INTERVALS = (
+    ("accuracy", "low", "high"),
+    ("macro_f1", "macro_f1_low", "macro_f1_high"),
+    ("ece", "ece_low", "ece_high"),
+)
+
+
+def _with_interval(row: Mapping[Any, Any], name: str, low: str, high: str) -> str:
+    if row[name] is None:
+        return ""
+    span = "" if row[low] is None else f" ({100 * row[low]:.1f} to {100 * row[high]:.1f})"
+    return f"{row[name]:.2%}{span}"
+
+
+def _listing(found: pd.DataFrame) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if found.empty:
+        return "No runs here."
+    table = Table("run", "accuracy, 95 % interval", "finished", "seconds", "arch")
+    for row in found.astype(object).where(found.notna(), None).to_dict("records"):
+        if row["state"] != "finished":
+            table.add_row(escape(row["run"]), escape(row["state"]))
+            continue
+        number = f"{_with_interval(row, 'accuracy', 'low', 'high')} {row['split']}"
+        table.add_row(escape(row["run"]), number, row["finished"][:16], f"{row['seconds']:.0f}", str(row["arch"]))
+    return table
 
 
 def _headline(done: Baseline) -> str:

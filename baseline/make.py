@@ -33,7 +33,7 @@ from .recipe import (
     settle_precision,
     settle_preset,
 )
-from .save import as_json, run_folder, save_network, write
+from .save import FORMAT, as_json, run_folder, save_network, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .training import History
     from .weights import Weights
 
-__all__ = ["Baseline", "make_baseline", "settle", "understand", "versions", "write_audit"]
+__all__ = ["Baseline", "make_baseline", "settle", "starting_recipe", "understand", "versions", "write_audit"]
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
@@ -111,7 +111,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .data import dataloaders
     from .features import FrozenOutputs
     from .learners import learner
-    from .metrics import measure
+    from .metrics import calibration, measure
     from .planning import Rates, estimate
     from .predict import predictions
     from .splits import split
@@ -146,11 +146,14 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
             numbers = measure(predicted, chosen.labels)
+            calibrated = calibration(predicted) if chosen.labels == "one" else {}
     manifest = {
+        "format": FORMAT,
         "recipe": chosen.as_dict(),
         "reasons": reasons,
         "photos": _photos_words(photos),
         "metrics": numbers,
+        "calibration": calibrated,
         "seconds": clock.seconds,
         "estimated_seconds": round(expected.total, 1),
         "time": (where := where_time_went(clock.seconds, history.stages)),
@@ -180,6 +183,15 @@ def understand(
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, None, changes)
     return _understood(photos, chosen, reasons, show or Terminal())
+
+
+def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe) -> Recipe:
+    """The recipe that `make_baseline` starts from, before presets and changes.
+
+    >>> starting_recipe("cifar10", "default").name
+    'cifar10'
+    """
+    return _chosen(photos, recipe)[0]
 
 
 def write_audit(folder: Path, checked: Audit) -> list[Path]:
@@ -409,7 +421,8 @@ def _write_run(
 ) -> None:
     from . import report
 
-    _write_training(folder, learn, history, Recipe(**manifest["recipe"]))
+    fitted = manifest["calibration"].get("temperature")
+    _write_training(folder, learn, history, Recipe(**manifest["recipe"]), fitted)
     write(folder / "split.csv", _split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
     write(folder / "lr_find.png", report.png(report.lr_find_figure(history)))
@@ -417,7 +430,9 @@ def _write_run(
     write(folder / "manifest.json", as_json(manifest))
 
 
-def _write_training(folder: Path, learn: Learner, history: History, recipe: Recipe) -> None:
+def _write_training(
+    folder: Path, learn: Learner, history: History, recipe: Recipe, temperature: float | None = None
+) -> None:
     from .weights import normalisation
 
     mean, std = normalisation(recipe.arch)
@@ -432,6 +447,7 @@ def _write_training(folder: Path, learn: Learner, history: History, recipe: Reci
         "tta": recipe.tta,
         "labels": recipe.labels,
         "threshold": recipe.threshold,
+        "temperature": temperature,
     }
     write(folder / "history.csv", history.epochs.to_csv(index=False))
     save_network(learn.model, facts, folder / "model")

@@ -4,11 +4,13 @@ The prediction table is a pandas DataFrame with one row a photo and the columns
 
 | column | holds |
 |---|---|
-| `path`, `label`, `split` | as in the photo table |
+| `path`, `label`, `split` | as in the photo table, and `group` where that has groups |
 | `predicted`, `confidence` | the most probable class and its probability, 0-1 |
 | `loss` | minus the logarithm of the probability of `label` |
 | `plain_predicted`, `plain_confidence`, `plain_loss` | the same without test-time augmentation |
 | `p_CLASS` ... | the probability of each class, 0-1, with test-time augmentation; a row sums to 1 |
+
+Probabilities are as the network gives them, uncalibrated: `baseline.calibrated(table, temperature)` calibrates them.
 
 Where a photo has many labels each class has a probability of its own: `predicted` holds all from the threshold on, with
 `;` between, `confidence` is how sure the least sure of these decisions is, and `loss` the mean over the classes.
@@ -53,6 +55,8 @@ def predictions(
     """
     show = show or Show()
     parts = [name for name in splits if (table["split"] == name).any()]
+    if "group" in table and not table["group"].notna().any():
+        table = table.drop(columns="group")
     total = int(table["split"].isin(parts).sum())
     with show.bar("predicting", total, "photos") as bar, ExitStack() as stack:
         tables: list[pd.DataFrame] = []
@@ -99,7 +103,7 @@ def _probabilities(learn: Learner, photos: torch.Tensor, views: tuple[str, ...])
 def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
     classes = list(learn.dls.vocab)
     labels = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
-    table = rows[["path", "label", "split"]].copy()
+    table = rows[_kept(rows)].copy()
     for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
         best = probabilities.argmax(1)
         table[f"{prefix}predicted"] = np.asarray(classes, dtype=object)[best]
@@ -108,11 +112,16 @@ def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: L
     return _with_probabilities(table, mean, classes)
 
 
+def _kept(rows: pd.DataFrame) -> list[str]:
+    """The columns of the photo table that go into the prediction table."""
+    return ["path", "label", "split", *(["group"] if "group" in rows else [])]
+
+
 def _flags_table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
     """The prediction table where a photo has many labels."""
     classes, threshold = list(learn.dls.vocab), learn.loss_func.thresh
     truth = flags_of(rows["label"], classes)
-    table = rows[["path", "label", "split"]].copy()
+    table = rows[_kept(rows)].copy()
     for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
         flags = probabilities >= threshold
         table[f"{prefix}predicted"] = [SEPARATOR.join(np.asarray(classes, dtype=object)[row]) for row in flags]

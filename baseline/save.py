@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ from .errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_network", "read_manifest", "run_folder", "save_network", "write"]
+__all__ = ["load_network", "looks_begun", "read_manifest", "run_folder", "save_network", "write"]
 
 FORMAT = 1
-"""Version of the model folder's layout."""
+"""Version of the layouts of the model folder and of the manifest."""
+
+BEGUN = ("history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
+"""What a run writes before its manifest."""
 
 LEAST_FREE_BYTES = 200_000_000
 
@@ -88,7 +92,8 @@ def save_network(model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
     """The network as `model.safetensors` and what is needed to build and feed it as `model.json`.
 
     Args:
-        facts: `arch, head, classes, image_size, resize, mean, std`, and whatever else should be known of it.
+        facts: `arch, head, classes, image_size, resize, mean, std`, and whatever else should be known of it, such as
+            the `temperature` that its logits are to be divided by for calibrated probabilities (None: not fitted).
     """
     from safetensors.torch import save
 
@@ -127,9 +132,27 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
     """What `manifest.json` of a run folder says.
 
     Raises:
-        OutputError: if there is none or it cannot be read.
+        OutputError: if there is none, it cannot be read, or a newer version wrote it.
     """
-    return _read_json(Path(run) / "manifest.json")
+    run = Path(run)
+    if not run.is_dir():
+        raise OutputError(f"There is no folder {run}. Give the folder of a finished run.")
+    if not (run / "manifest.json").exists():
+        words = "no run that was finished" if looks_begun(run) else "no run folder"
+        raise OutputError(f"{run} is {words}: it has no manifest.json. Give the folder of a finished run.")
+    manifest = _read_json(run / "manifest.json")
+    if not isinstance(manifest, dict) or not {"recipe", "metrics"} <= set(manifest):
+        raise OutputError(f"{run / 'manifest.json'} is no run's manifest. Give the folder of a finished run.")
+    # manifests of the first weeks have no format, and are of the first
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise OutputError(f"{run} has format {manifest['format']}; this version reads {FORMAT}. Update baseline.")
+    return manifest
+
+
+def looks_begun(folder: Path) -> bool:
+    """Whether the folder holds what a run writes before its manifest, or is empty and named as a run is."""
+    named = re.search(r"-\d{8}-\d{6}(-\d+)?$", folder.name) is not None
+    return any((folder / part).exists() for part in BEGUN) or (named and not any(folder.iterdir()))
 
 
 def as_json(values: Any) -> str:

@@ -38,15 +38,17 @@ MAY_IMPORT = {
     "quick": set(),
     "training": {"chance", "data", "planning", "progress", "quick", "recipe", "features", "learners"},
     "predict": {"progress", "data", "learners", "quick", "tables"},
-    "metrics": {"tables"},
+    "metrics": {"errors", "tables"},
     "report": {"photos", "training"},
     "save": {"errors", "learners"},
+    "compare": {"errors", "metrics", "save"},
+    "experiments": {"errors", "make", "progress", "recipe", "save"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "datasets", "sources", "audits", "splits", "foreign", "tables", "weights",
              "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics", "report",
              "save"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources"},
+            "sources", "compare", "experiments", "metrics"},
 }  # fmt: skip
 
 

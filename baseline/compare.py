@@ -1,0 +1,273 @@
+"""Run folders -> a table of runs, and whether they differ by more than noise. Knows run folders; runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BaselineError, DataError
+from .save import looks_begun, read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "comparison", "read_predictions", "runs_in"]
+
+DEEPEST = 3
+"""Folders below the one that is listed in which runs are looked for: `runs/seeds/seed-0` is two deep."""
+
+WORDS = ("name", "title", "expected", "presets")
+"""Of a recipe; they change no number."""
+
+UNTOLD = "not told"
+"""Of what a manifest lacks, as one of another version does."""
+
+TEXTS = ("path", "label", "split", "group", "predicted", "plain_predicted")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other."""
+
+    table: pd.DataFrame
+    """One row a run: `run, split, photos, accuracy, low, high`, then `balanced_accuracy`, `macro_f1` and `ece`, each
+    with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
+    `difference_high`, `p` (McNemar's mid-p), `shared` (photos), `seconds`, `megabytes` (of the model file) and
+    `differs` (what differs from the first run in recipe, weights, device and versions). Missing where not told."""
+    sentences: list[str]
+    """One for each run but the first: how much it differs from the first, and how sure that is."""
+
+    def as_html(self) -> str:
+        """The table and the sentences as one page that needs no other file."""
+        return _page(self)
+
+
+def comparison(runs: Sequence[str | Path], *, anyway: bool = False) -> Comparison:
+    """Compares finished runs, each with the first, on the test photos they share (valid, if they have no test split).
+
+    Args:
+        runs: run folders, two or more.
+        anyway: compare runs of different photos, too, as far as they share any.
+
+    Raises:
+        OutputError: if a folder is no finished run, or a newer version wrote it.
+        DataError: if the photos or their labels are not the same.
+
+    >>> comparison(["runs/quick", "runs/standard"]).sentences                      # doctest: +SKIP
+    ['runs/standard against runs/quick on 10,000 photos: +2.1 points (+1.6 to +2.6): more than noise (p < 0.001)']
+    """
+    import pandas as pd
+
+    if len(runs) < 2:
+        raise DataError(f"{len(runs)} run was given; two or more were needed. Name another run folder.")
+    folders = [Path(run) for run in runs]
+    manifests = [read_manifest(folder) for folder in folders]
+    split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
+    tables = [_rows(folder, split) for folder in folders]
+    if not anyway:
+        _refuse_others(folders, tables, split)
+    rows: list[dict[str, Any]] = []
+    told: list[str] = []
+    for folder, manifest, table in zip(folders, manifests, tables, strict=True):
+        changes = _changes(manifests[0], manifest)
+        differs = "; ".join(f"{key}: {other} (was {one})" for key, (one, other) in changes.items())
+        row = _row(folder, manifest, split) | {"differs": differs}
+        if rows:
+            found, words = _against(table, tables[0], set(changes))
+            row |= found
+            told.append(f"{folder} against {folders[0]} {words}")
+        rows.append(row)
+    return Comparison(pd.DataFrame(rows, columns=list(dict.fromkeys(key for row in rows for key in row))), told)
+
+
+def runs_in(folder: str | Path = "runs") -> pd.DataFrame:
+    """The runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
+
+    Unfinished ones come first, then the others by date. `state` is `finished`, `unfinished` (it runs still, or was
+    ended), or what is wrong with its manifest.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}. Give the folder that holds your runs.")
+    columns = ["run", "state", "finished", "split", "accuracy", "low", "high", "seconds", "arch"]
+    found = pd.DataFrame([_listed(run) for run in _run_folders(folder, DEEPEST)], columns=columns)
+    return found.sort_values(["finished", "run"], ignore_index=True)
+
+
+def read_predictions(run: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The prediction table of a finished run. Text is read as text: a class `007` or `NA` stays so.
+
+    Args:
+        columns: those to read, if they are there; all if not given.
+
+    Raises:
+        DataError: if it is not there or no table.
+    """
+    import pandas as pd
+
+    path = Path(run) / "predictions.csv"
+    wanted = None if columns is None else (lambda name: name in columns)
+    try:
+        return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, usecols=wanted)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Run it again, or leave it out.") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise DataError(f"{path} is no prediction table: {' '.join(str(error).split())[:160]}.") from None
+
+
+# ---- one run --------------------------------------------------------------------------------------------------------
+
+
+def _rows(folder: Path, split: str) -> pd.DataFrame:
+    needed = ("path", "label", "split", "predicted")
+    table = read_predictions(folder, (*needed, "group"))
+    if missing := [name for name in needed if name not in table]:
+        raise DataError(f"{folder / 'predictions.csv'} has no column '{missing[0]}'. Run it again, or leave it out.")
+    return table[table["split"] == split]
+
+
+def _row(folder: Path, manifest: dict[str, Any], split: str) -> dict[str, Any]:
+    """What the manifest says; numbers that it lacks, such as those of older versions, stay out."""
+    numbers = manifest["metrics"].get(split, {})
+    found = numbers.get("tta", {})
+    low, high = found.get("interval", (None, None))
+    row = {
+        "run": str(folder), "split": split, "photos": numbers.get("photos"),
+        "accuracy": found.get("accuracy"), "low": low, "high": high,
+    }  # fmt: skip
+    for name in ("balanced_accuracy", "macro_f1", "ece"):
+        low, high = found.get("intervals", {}).get(name, (None, None))
+        row |= {name: found.get(name), f"{name}_low": low, f"{name}_high": high}
+    file = folder / "model" / "model.safetensors"
+    return row | {
+        "loss": found.get("loss"),
+        "difference": None, "difference_low": None, "difference_high": None, "p": None, "shared": None,
+        "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
+        "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
+    }  # fmt: skip
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": str(folder), "state": "finished", "finished": ""}
+    if not (folder / "manifest.json").exists():
+        return row | {"state": "unfinished"}
+    try:
+        manifest = read_manifest(folder)
+    except BaselineError as error:
+        return row | {"state": str(error)}
+    split = "test" if "test" in manifest["metrics"] else "valid"
+    known = _row(folder, manifest, split)
+    kept = {key: known[key] for key in ("split", "accuracy", "low", "high", "seconds")}
+    return row | kept | {"finished": str(manifest.get("finished", "")), "arch": manifest["recipe"].get("arch")}
+
+
+def _run_folders(folder: Path, deepest: int) -> list[Path]:
+    """Folders that are runs, finished or begun; nothing is looked for inside a run."""
+    if (folder / "manifest.json").exists() or looks_begun(folder):
+        return [folder]
+    below = [each for each in sorted(folder.iterdir()) if each.is_dir() and not each.is_symlink()] if deepest else []
+    return [run for each in below for run in _run_folders(each, deepest - 1)]
+
+
+# ---- two runs -------------------------------------------------------------------------------------------------------
+
+
+def _refuse_others(folders: list[Path], tables: list[pd.DataFrame], split: str) -> None:
+    first = set(tables[0]["path"])
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        if (paths := set(table["path"])) != first:
+            raise DataError(
+                f"{folder} and {folders[0]} were measured on different {split} photos: {len(paths):,} and "
+                f"{len(first):,}, of which they share {len(paths & first):,}. Give --anyway to compare them on these."
+            )
+
+
+def _against(table: pd.DataFrame, first: pd.DataFrame, changes: set[str]) -> tuple[dict[str, Any], str]:
+    """How a run differs from the first: columns of its row, and words."""
+    from .metrics import difference_words, same_or_not
+
+    if not set(table["path"]) & set(first["path"]):
+        return {"shared": 0}, "cannot be tested: they share no photo."
+    found = same_or_not(first, table)
+    low, high = found["interval"]
+    row = {
+        "difference": found["difference"], "difference_low": low, "difference_high": high,
+        "p": found["p"], "shared": found["photos"],
+    }  # fmt: skip
+    words = f"on {found['photos']:,} photos: {difference_words(found)}."
+    if found["beyond_noise"] and changes == {"seed"}:
+        # McNemar compares two networks; how far two networks of one recipe lie apart is the noise of training
+        found["beyond_noise"] = False
+        words = f"on {found['photos']:,} photos: {difference_words(found)}. The p is of these two networks; as they "
+        words += "differ by the seed only, it is what one recipe's trainings lie apart. --seeds tells how much that is."
+    if found["beyond_noise"] and not changes:
+        words += " Nothing that the manifests tell differs: the code did, or the machine."
+    return row, words
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested values under dotted names, lists by number from 1: `stages.1.epochs`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = {str(at): each for at, each in enumerate(value, 1)} if isinstance(value, list) else value
+        if isinstance(inner, dict) and inner and all(isinstance(each, dict) for each in inner.values()):
+            found |= _flat(inner, f"{before}{key}.")
+        elif isinstance(value, dict):
+            found |= _flat(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
+
+
+def _changes(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two manifests and may change numbers: (first's, other's) by name."""
+    one, two = (
+        _flat({key: value for key, value in manifest["recipe"].items() if key not in WORDS})
+        | _flat({key: manifest[key] for key in ("device", "versions") if key in manifest})
+        | {"weights": weights.get("sha256") if isinstance(weights := manifest.get("weights"), dict) else weights}
+        for manifest in (first, other)
+    )
+    keys = dict.fromkeys((*one, *two))
+    return {key: (one.get(key, UNTOLD), two.get(key, UNTOLD)) for key in keys if one.get(key) != two.get(key)}
+
+
+# ---- a page ---------------------------------------------------------------------------------------------------------
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
+    "div{overflow-x:auto}table{border-collapse:collapse}caption{text-align:left}"
+    "th,td{padding:.3rem .6rem;border-bottom:1px solid #bbb;text-align:left;vertical-align:top}"
+    "@media(prefers-color-scheme:dark){body{color:#eee;background:#181818}}"
+)
+
+
+def _page(found: Comparison) -> str:
+    head = "".join(f'<th scope="col">{escape(str(name)).replace("_", " ")}</th>' for name in found.table)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_text(value))}</td>" for value in row) + "</tr>"
+        for row in found.table.itertuples(index=False)
+    )
+    told = "".join(f"<li>{escape(line)}</li>" for line in found.sentences)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Runs compared</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><h1>Runs compared</h1><ul>{told}</ul><div><table>"
+        "<caption>Shares are 0 to 1, intervals 95 %, differences to the first run.</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></body></html>\n"
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10 else f"{value:,.1f}"
+    return str(value)

@@ -1,0 +1,292 @@
+"""Runs beside each other: what differs, how sure that is, and which folders are no runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import baseline
+import baseline.experiments
+from baseline import (
+    DataError,
+    OutputError,
+    RecipeError,
+    Seeds,
+    Show,
+    cli,
+    comparison,
+    make_seeds,
+    runs_in,
+    same_or_not,
+)
+from baseline.compare import read_predictions
+
+
+def call(*words: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "baseline", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
+
+
+def altered(done: baseline.Baseline, folder: Path, predictions: Any = None, manifest: Any = None) -> Path:
+    """A copy of the finished run with other predictions, other words in its manifest, or both."""
+    shutil.copytree(done.folder, folder)
+    if predictions is not None:
+        predictions(done.predictions.copy()).to_csv(folder / "predictions.csv", index=False)
+    if manifest is not None:
+        told = json.loads((folder / "manifest.json").read_text())
+        manifest(told)
+        (folder / "manifest.json").write_text(json.dumps(told))
+    return folder
+
+
+def big(share: float) -> Any:
+    """Predictions of 1,000 test photos, of which this share is right."""
+
+    def rows(table: pd.DataFrame) -> pd.DataFrame:
+        test = table[table["split"] == "test"]
+        many = pd.concat([test] * 100, ignore_index=True)
+        wrong = many["label"].map({"ants": "bees", "bees": "ants"})
+        paths = [f"{at}.jpg" for at in range(len(many))]
+        return many.assign(path=paths, predicted=many["label"].where(many.index < share * len(many), wrong))
+
+    return rows
+
+
+@pytest.fixture(scope="module")
+def ended(photos: Path, tmp_path_factory: pytest.TempPathFactory, done: baseline.Baseline) -> Any:
+    """What the command said of two seeds, on the split of the shared run."""
+    folder = tmp_path_factory.mktemp("seeds")
+    recipe = folder / "short.toml"
+    stage = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
+    recipe.write_text(f'image_size = 48\nsplit_file = "{done.folder / "split.csv"}"\n{stage}')
+    return call("run", recipe, "--data", photos, "--out", folder / "out", "--seed", 3, "--seeds", 2)
+
+
+@pytest.fixture
+def seeds(ended: Any) -> Seeds:
+    assert ended.returncode == 0, ended.stderr
+    return Seeds(**json.loads(Path(ended.stdout.split()[-1]).read_text()))
+
+
+def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: Seeds) -> None:
+    folder = Path(seeds.folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["seed-3", "seed-4", "seeds.json"]
+    accuracies = []
+    for number, run in zip((3, 4), seeds.runs, strict=True):
+        manifest = json.loads((folder / f"seed-{number}" / "manifest.json").read_text())
+        assert run["seed"] == manifest["recipe"]["seed"] == number
+        assert run["accuracy"] == manifest["metrics"]["test"]["tta"]["accuracy"]
+        accuracies.append(run["accuracy"])
+    assert (seeds.mean, seeds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
+    assert (seeds.least, seeds.most) == (min(accuracies), max(accuracies))
+    assert seeds.split == "test" and seeds.same_photos is True
+    assert re.search(r"test accuracy of 2 seeds: mean [\d.]+%, sd [\d.]+ points, [\d.]+% to [\d.]+%", ended.stdout)
+    assert "seed 4, 2 of 2" in ended.stderr and "other test photos" not in ended.stdout
+
+
+def test_other_test_photos_by_seed_are_said(
+    done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def drawn(*_: Any, seed: int, out: Path, **__: Any) -> baseline.Baseline:
+        return dataclasses.replace(done, predictions=done.predictions.assign(path=f"{seed}" + done.predictions["path"]))
+
+    monkeypatch.setattr(baseline.experiments, "make_baseline", drawn)
+    found = make_seeds(2, "photos", out=tmp_path, show=Show())
+    assert not found.same_photos and found.sd == 0
+    cli._print(cli._spread(found))
+    assert "Each seed drew other test photos" in capsys.readouterr().out
+    one = make_seeds(1, "photos", out=tmp_path / "one", show=Show())
+    assert one.sd is None
+    cli._print(cli._spread(one))
+    assert "sd" not in capsys.readouterr().out.splitlines()[0]
+
+
+def test_seeds_are_refused_before_anything_is_trained(seeds: Seeds, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="seed-4 holds a finished run"):
+        make_seeds(2, photos, out=_only(Path(seeds.folder) / "seed-4", tmp_path), seed=3, show=Show())
+    with pytest.raises(OutputError, match="holds a finished run"):
+        make_seeds(1, photos, out=seeds.folder, seed=9, show=Show())
+    with pytest.raises(RecipeError, match="--seeds is 0; 1 or more"):
+        make_seeds(0, photos, show=Show())
+    with pytest.raises(DataError):
+        make_seeds(2, tmp_path / "nowhere", out=tmp_path / "none", show=Show())
+    assert not (tmp_path / "none").exists() and not (tmp_path / "out" / "seed-3").exists()
+
+
+def _only(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder / "out" / run.name)
+    return folder / "out"
+
+
+def test_two_seeds_do_not_differ_beyond_noise(seeds: Seeds) -> None:
+    found = comparison([run["folder"] for run in seeds.runs])
+    assert found.table["differs"].tolist() == ["", "seed: 4 (was 3)"]
+    assert "on 10 photos:" in found.sentences[0] and "no difference beyond noise" in found.sentences[0]
+
+
+def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: Seeds) -> None:
+    found = comparison([done.folder, seeds.runs[0]["folder"]]).table
+    numbers = done.metrics["test"]["tta"]
+    first, other = found.to_dict("records")
+    assert (first["accuracy"], first["low"], first["high"]) == (numbers["accuracy"], *numbers["interval"])
+    for name in ("balanced_accuracy", "macro_f1", "ece"):
+        assert (first[f"{name}_low"], first[f"{name}_high"]) == numbers["intervals"][name]
+    assert first["seconds"] == pytest.approx(sum(done.manifest["seconds"].values()), abs=0.1)
+    assert first["megabytes"] == round((done.folder / "model" / "model.safetensors").stat().st_size / 1e6, 1)
+    told = json.loads((Path(seeds.folder) / "seed-3" / "manifest.json").read_text())["metrics"]["test"]["tta"]
+    assert other["difference"] == pytest.approx(told["accuracy"] - numbers["accuracy"]) and other["shared"] == 10
+    assert "seed: 3 (was 0)" in other["differs"] and "stages.1.epochs: 1 (was 4)" in other["differs"]
+    assert "stages.2.trains: not told (was 3)" in other["differs"] and "title" not in other["differs"]
+
+
+def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, tmp_path: Path) -> None:
+    one = altered(done, tmp_path / "one", big(0.8))
+    other = altered(done, tmp_path / "other", big(0.9), lambda told: told["recipe"].update(image_size=64))
+    found = comparison([one, other])
+    assert "on 1,000 photos: +10.0 points" in found.sentences[0]
+    assert "more than noise (p < 0.001)" in found.sentences[0]
+    tables = (read_predictions(one), read_predictions(other))
+    assert found.table["p"][1] == same_or_not(*tables)["p"]
+    unknown = comparison([one, altered(done, tmp_path / "code", big(0.9))])
+    assert "Nothing that the manifests tell differs" in unknown.sentences[0]
+    seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
+    words = comparison([one, seed]).sentences[0]
+    assert (
+        "no difference beyond noise" in words and "they differ by the seed only" in words and "more than" not in words
+    )
+
+
+def test_other_test_photos_are_refused_unless_anyway(done: baseline.Baseline, tmp_path: Path) -> None:
+    fewer = altered(done, tmp_path / "fewer", lambda table: table.drop(table.index[table["split"] == "test"][0]))
+    with pytest.raises(DataError, match="different test photos: 9 and 10, of which they share 9"):
+        comparison([done.folder, fewer])
+    assert comparison([done.folder, fewer], anyway=True).table["shared"][1] == 9
+    none = altered(done, tmp_path / "none", lambda table: table.assign(path="x" + table["path"]))
+    assert "they share no photo" in comparison([done.folder, none], anyway=True).sentences[0]
+    torn = altered(done, tmp_path / "torn", lambda table: table.assign(label="ants"))
+    with pytest.raises(DataError, match="have another label in the other table"):
+        comparison([done.folder, torn], anyway=True)
+
+
+def test_a_run_without_a_test_split_is_compared_on_valid(done: baseline.Baseline, tmp_path: Path) -> None:
+    valid = altered(done, tmp_path / "valid", manifest=lambda told: told["metrics"].pop("test"))
+    found = comparison([done.folder, valid])
+    assert set(found.table["split"]) == {"valid"} and "on 4 photos" in found.sentences[0]
+
+
+def test_manifests_of_older_runs_are_compared_on_what_they_tell(done: baseline.Baseline, tmp_path: Path) -> None:
+    def older(told: dict[str, Any]) -> None:
+        del told["format"], told["calibration"]
+        for numbers in told["metrics"].values():
+            for kind in ("plain", "tta"):
+                numbers[kind] = {key: numbers[kind][key] for key in ("accuracy", "interval", "wrong", "loss")}
+
+    old = altered(done, tmp_path / "old", manifest=older)
+    row = comparison([done.folder, old]).table.iloc[1]
+    assert row["accuracy"] == done.metrics["test"]["tta"]["accuracy"] and pd.isna(row["macro_f1"])
+    assert call("compare", done.folder, old).returncode == 0
+
+
+def test_compare_prints_and_writes_csv_and_a_page_of_its_own(
+    done: baseline.Baseline, seeds: Seeds, tmp_path: Path
+) -> None:
+    markup = altered(done, tmp_path / "a<b>[/x]")
+    runs = [done.folder, markup, seeds.runs[0]["folder"]]
+    ended = call("compare", *runs, "--csv", tmp_path / "t.csv", "--html", tmp_path / "t.html")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "" and "beyond noise" in ended.stdout and "a<b>[/x]" in ended.stdout.replace("\n", "")
+    read = pd.read_csv(tmp_path / "t.csv")
+    assert len(read) == 3 and read["accuracy"][0] == done.metrics["test"]["tta"]["accuracy"]
+    page = (tmp_path / "t.html").read_text()
+    assert page.count("<tr>") == 4 and page.count('scope="col"') == len(read.columns)
+    assert "a&lt;b&gt;" in page and "a<b>" not in page and "http" not in page and "src=" not in page
+
+
+@pytest.mark.parametrize("command", ["compare", "report-like"])
+def test_folders_that_are_no_finished_runs_get_one_line(command: str, done: baseline.Baseline, tmp_path: Path) -> None:
+    half = altered(done, tmp_path / "half")
+    (half / "manifest.json").unlink()
+    newer = altered(done, tmp_path / "newer", manifest=lambda told: told.update(format=99))
+    torn = altered(done, tmp_path / "torn")
+    (torn / "manifest.json").write_text('{"recipe": ')
+    other = altered(done, tmp_path / "other")
+    (other / "manifest.json").write_text("[1]")
+    gone = altered(done, tmp_path / "gone")
+    (gone / "predictions.csv").unlink()
+    (tmp_path / "empty").mkdir()
+    for folder, message in (
+        (tmp_path / "nowhere", "There is no folder"),
+        (tmp_path / "empty", "is no run folder: it has no manifest.json"),
+        (half, "no run that was finished: it has no manifest.json"),
+        (newer, "has format 99; this version reads 1. Update baseline."),
+        (torn, "is damaged"),
+        (other, "is no run's manifest"),
+        (gone, "predictions.csv cannot be read"),
+    ):
+        if command == "compare":
+            with pytest.raises((OutputError, DataError), match=message) as caught:
+                comparison([done.folder, folder])
+            assert "\n" not in str(caught.value)
+        elif folder != gone:
+            with pytest.raises(OutputError, match=message):
+                baseline.save.read_manifest(folder)
+    with pytest.raises(DataError, match="two or more were needed"):
+        comparison([done.folder])
+
+
+def test_a_folder_that_is_no_run_is_exit_code_2_with_one_line(done: baseline.Baseline, tmp_path: Path) -> None:
+    for words in (("compare", done.folder, tmp_path), ("runs", tmp_path / "nowhere"), ("compare", done.folder)):
+        ended = call(*words)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and ended.stderr.startswith("baseline: ")
+        assert ended.stdout == ""
+
+
+def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds: Seeds, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(seeds.folder, runs / "seeds")
+    altered(done, runs / "late", manifest=lambda told: told.update(finished="2999-01-01T00:00:00+00:00"))
+    half = altered(done, runs / "half")
+    (half / "manifest.json").unlink()
+    altered(done, runs / "newer", manifest=lambda told: told.update(format=99))
+    (runs / "default-20261123-010203").mkdir()
+    (runs / "notes").mkdir()
+    found = runs_in(runs)
+    names = [str(Path(run).relative_to(runs)) for run in found["run"]]
+    assert sorted(names[:3]) == ["default-20261123-010203", "half", "newer"]
+    assert names[3:] == ["seeds/seed-3", "seeds/seed-4", "late"]
+    states = dict(zip(names, found["state"], strict=True))
+    assert states["half"] == states["default-20261123-010203"] == "unfinished" and "format 99" in states["newer"]
+    assert found["accuracy"].iloc[-1] == done.metrics["test"]["tta"]["accuracy"]
+    assert found["arch"].iloc[-1] == "tf_efficientnet_lite0"
+    printed = call("runs", runs).stdout
+    assert "unfinished" in printed and "2999-01-01" in printed and "notes" not in printed
+    (tmp_path / "bare").mkdir()
+    assert call("runs", tmp_path / "bare").stdout == "No runs here.\n"
+
+
+def test_classes_with_names_like_numbers_or_nothing_are_read_as_text(tmp_path: Path) -> None:
+    rows = {
+        "path": ["1.jpg", "2.jpg"],
+        "split": "test",
+        "label": ["007", "NA"],
+        "predicted": ["007", "7"],
+        "p_007": 0.5,
+    }
+    pd.DataFrame(rows).to_csv(tmp_path / "predictions.csv", index=False)
+    read = read_predictions(tmp_path)
+    assert read["label"].tolist() == ["007", "NA"] and read["predicted"].tolist() == ["007", "7"]
+    assert read["p_007"].tolist() == [0.5, 0.5]
+    (tmp_path / "predictions.csv").write_text("")
+    with pytest.raises(DataError, match="is no prediction table"):
+        read_predictions(tmp_path)
