@@ -48,6 +48,7 @@ _HOMES = {
     "split": "splits",
     "train": "training",
     "understand": "make",
+    "write_report": "report",
 }
 
 __all__ = sorted(_HOMES)

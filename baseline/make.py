@@ -114,6 +114,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .metrics import measure
     from .planning import Rates, estimate
     from .predict import predictions
+    from .report import write_report
     from .splits import split
     from .training import train
 
@@ -163,6 +164,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     _write_run(folder, learn, table, history, predicted, manifest)
+    write_report(folder, show)
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
@@ -184,7 +186,7 @@ def understand(
 
 def write_audit(folder: Path, checked: Audit) -> list[Path]:
     """Writes `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs into the folder; says which."""
-    from . import report
+    from . import figures
 
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str | bytes] = {"findings.json": as_json({"findings": checked.findings.to_dict("records")})}
@@ -193,7 +195,7 @@ def write_audit(folder: Path, checked: Audit) -> list[Path]:
     if len(checked.unreadable):
         files["unreadable.csv"] = checked.unreadable.to_csv(index=False)
     for name, pairs in checked.telling_pairs().items():
-        files[f"{name}.png"] = report.png(report.pairs_figure(pairs, name))
+        files[f"{name}.png"] = figures.png(figures.pairs_figure(pairs, name))
     for name, content in files.items():
         write(folder / name, content)
     return [folder / name for name in files]
@@ -407,13 +409,10 @@ def _write_run(
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
 ) -> None:
-    from . import report
-
     _write_training(folder, learn, history, Recipe(**manifest["recipe"]))
     write(folder / "split.csv", _split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
-    write(folder / "lr_find.png", report.png(report.lr_find_figure(history)))
-    write(folder / "training.png", report.png(report.training_figure(history)))
+    write(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
     write(folder / "manifest.json", as_json(manifest))
 
 

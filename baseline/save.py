@@ -22,7 +22,7 @@ from .errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_network", "read_manifest", "run_folder", "save_network", "write"]
+__all__ = ["load_network", "read_json", "read_manifest", "run_folder", "save_network", "write"]
 
 FORMAT = 1
 """Version of the model folder's layout."""
@@ -97,7 +97,7 @@ def save_network(model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
     write(folder / "model.json", as_json({"format": FORMAT, **facts}))
 
 
-def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
     """The network of a model folder (or of a run that holds one) in evaluation mode, and its facts.
 
     Raises:
@@ -111,7 +111,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     folder = Path(folder)
     folder = folder if (folder / "model.json").exists() else folder / "model"
-    facts = _read_json(folder / "model.json")
+    facts = read_json(folder / "model.json")
     if facts.get("format") != FORMAT:
         raise OutputError(f"{folder} has format {facts.get('format')}; this version reads {FORMAT}. Update baseline.")
     model, _ = network(facts["arch"], len(facts["classes"]), None, facts["head"])
@@ -129,7 +129,7 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
     Raises:
         OutputError: if there is none or it cannot be read.
     """
-    return _read_json(Path(run) / "manifest.json")
+    return read_json(Path(run) / "manifest.json")
 
 
 def as_json(values: Any) -> str:
@@ -141,7 +141,12 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run or model folder says.
+
+    Raises:
+        OutputError: if it is not there or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -39,14 +39,16 @@ MAY_IMPORT = {
     "training": {"chance", "data", "planning", "progress", "quick", "recipe", "features", "learners"},
     "predict": {"progress", "data", "learners", "quick", "tables"},
     "metrics": {"tables"},
-    "report": {"photos", "training"},
+    "figures": {"photos"},
+    "gradcam": set(),
+    "report": {"chance", "errors", "figures", "gradcam", "photos", "progress", "save", "tables"},
     "save": {"errors", "learners"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "datasets", "sources", "audits", "splits", "foreign", "tables", "weights",
              "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics", "report",
-             "save"},
+             "figures", "save"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources"},
+            "sources", "report"},
 }  # fmt: skip
 
 
