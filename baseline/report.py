@@ -110,7 +110,9 @@ class _Run:
     def rows(self) -> pd.DataFrame:
         """The predictions of that split, with `right`."""
         rows = self.predictions[self.predictions["split"] == self.split].reset_index(drop=True)
-        return rows.assign(right=rows["predicted"] == rows["label"])
+        return rows.copy().assign(  # a copy, in which a thousand classes are one block again
+            right=rows["predicted"] == rows["label"]
+        )
 
     @cached_property
     def classes(self) -> list[str]:
@@ -167,9 +169,9 @@ def _refuse_newer(folder: Path, version: str) -> None:
         raise OutputError(f"{folder} was written by baseline {version}; this is {__version__}. Update fastai-baseline.")
 
 
-def _table(path: Path, texts: bool = False) -> pd.DataFrame:
+def _table(path: Path, texts: bool = False, rows: int | None = None) -> pd.DataFrame:
     """A table of the run folder; with `texts` every value is text as it stands, so that a class may be called NA."""
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if texts else {}
+    options: dict[str, Any] = {"nrows": rows} | ({"dtype": str, "keep_default_na": False} if texts else {})
     try:
         return pd.read_csv(path, **options)
     except OSError as error:
@@ -180,8 +182,7 @@ def _table(path: Path, texts: bool = False) -> pd.DataFrame:
 
 def _predictions(path: Path) -> pd.DataFrame:
     """The prediction table, checked: its columns, and that its numbers are numbers."""
-    header = _table(path, texts=True) if not path.exists() else pd.read_csv(path, nrows=0)
-    columns = [str(name) for name in header]
+    columns = [str(name) for name in _table(path, rows=0)]
     classes = [name for name in columns if name.startswith("p_")]
     if lacking := [name for name in NEEDED if name not in columns] + ([] if classes else ["p_CLASS"]):
         needed = f"{', '.join(NEEDED)}, and p_CLASS for each class"
@@ -525,7 +526,7 @@ def _examples(run: _Run, photos: _Photos) -> dict[str, Any]:
 
 
 def _predicted(run: _Run, photos: _Photos, row: dict[Any, Any], where: np.ndarray | None) -> _Card:
-    truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", f"{row['confidence']:.1%}"
+    truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", _percent(row["confidence"])
     image = photos.get(row["path"])
     looked = None
     if where is not None and (square := photos.read(row["path"], THUMB)) is not None:
