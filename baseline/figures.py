@@ -162,9 +162,9 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     if len(counts) > MOST_NAMED:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.subplots()
-        for split in counts:
+        for split, dashes in zip(counts, ("-", "--", ":"), strict=False):
             sizes = counts[split].sort_values(ascending=False).to_numpy()
-            axes.plot(np.arange(1, len(sizes) + 1), sizes, color=colours[str(split)], label=str(split))
+            axes.plot(np.arange(1, len(sizes) + 1), sizes, dashes, color=colours[str(split)], label=str(split))
         axes.set(xlabel="classes, largest first", ylabel="photos", ylim=(0, None))
         axes.legend()
         return figure
@@ -202,7 +202,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     for spine in axes.spines.values():
         spine.set_visible(False)
     if not named:
-        axes.set_title("classes in alphabetical order; dark: a larger share of the class", fontsize=10)
+        axes.set_title("classes in the order of the tables; the darker, the larger a share of its class")
         return figure
     names = _names(classes)
     axes.set_xticks(range(count), names, rotation=60 if count > 2 else 0, ha="right" if count > 2 else "center")
@@ -228,7 +228,7 @@ def reliability_figure(bins: pd.DataFrame) -> Figure:
     above.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as sure as right")
     above.plot(bins["confidence"], bins["right"], "o", color=ORANGE, markersize=5, label="mean confidence")
     above.set(ylabel="share right", ylim=(0, 1), xlim=(0, 1))
-    above.legend(loc="upper left", fontsize=9)
+    above.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=9, columnspacing=1.2)
     below.bar(middle, bins["count"], width=0.92 * width, color=GREY)
     below.set(xlabel="confidence", ylabel="predictions")
     for axis in (above.yaxis, above.xaxis):
