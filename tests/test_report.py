@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -268,6 +269,14 @@ def test_two_hundred_classes_are_small_and_readable(done: baseline.Baseline, tmp
     assert "<text" in confused and confused.count("<text") < 60  # a picture of the matrix, not 200 names
     assert all(name in page.said for name in classes)
     assert Image.open(folder / "confusion.png").width < 1200
+
+
+def test_ten_thousand_photos_take_seconds(done: baseline.Baseline, tmp_path: Path) -> None:
+    folder = made_run(done.folder, tmp_path / "large", list("abcdefghij"), done.predictions["path"].tolist(), each=1000)
+    began = time.process_time()  # of this process alone, whatever else the machine does
+    write_report(folder)
+    assert time.process_time() - began < 20
+    assert "8,000 of 10,000 test photos were right" in page_of(folder).said
 
 
 def test_several_labels_a_photo_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
