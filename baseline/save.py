@@ -1,6 +1,7 @@
 """Finished run <-> folder on disk. Knows files; knows nothing of how the numbers came about.
 
-Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole.
+Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole,
+and the report, which is made from such a folder, can be made from it at any time.
 Networks are safetensors and JSON; nothing here pickles or unpickles.
 """
 
