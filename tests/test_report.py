@@ -141,6 +141,7 @@ def test_the_page_is_for_everyone(page: Page) -> None:
     assert levels.count(1) == 1 and levels[0] == 1
     assert all(below <= above + 1 for above, below in pairwise(levels))
     assert page.all("img") and all(image.get("alt") for image in page.all("img"))
+    assert not any(image.get("loading") for image in page.all("img"))  # lazy ones are missing on paper
     drawings = page.all("svg")
     assert len(drawings) >= 6 and all(each.get("role") == "img" and each.get("aria-label") for each in drawings)
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
@@ -505,7 +506,6 @@ def test_a_browser_shows_it_and_asks_for_nothing(
     tab.on("dialog", lambda dialog: complaints.append(dialog.message))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(target.as_uri())
-    tab.evaluate("document.querySelectorAll('img').forEach(each => each.loading = 'eager')")
     assert tab.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
