@@ -58,6 +58,7 @@ _HOMES = {
     "temperature": "metrics",
     "train": "training",
     "understand": "make",
+    "write_report": "report",
 }
 
 __all__ = sorted(_HOMES)

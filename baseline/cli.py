@@ -331,6 +331,23 @@ def runs(
     _print(_listing(runs_in(folder)))
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the page's path.")] = False,
+) -> None:
+    """Writes report.html and its pictures into a run folder, as every run does at its end, and prints the page's path.
+
+    Examples:
+
+        baseline report runs/mine
+    """
+    from .progress import Show, Terminal
+    from .report import write_report
+
+    print(write_report(run, Show() if quiet else Terminal()))
+
+
 def _target(target: str) -> tuple[str | None, str]:
     """What TARGET means: (photos or None, recipe). A recipe's name wins over a folder of that name."""
     if target in recipe_names() or target.endswith((".toml", ".json")):

@@ -114,6 +114,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .metrics import calibration, measure
     from .planning import Rates, estimate
     from .predict import predictions
+    from .report import write_report
     from .splits import split
     from .training import train
 
@@ -166,6 +167,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     _write_run(folder, learn, table, history, predicted, manifest)
+    write_report(folder, show)
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
@@ -196,7 +198,7 @@ def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path
 
 def write_audit(folder: Path, checked: Audit) -> list[Path]:
     """Writes `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs into the folder; says which."""
-    from . import report
+    from . import figures
 
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str | bytes] = {"findings.json": as_json({"findings": checked.findings.to_dict("records")})}
@@ -205,7 +207,7 @@ def write_audit(folder: Path, checked: Audit) -> list[Path]:
     if len(checked.unreadable):
         files["unreadable.csv"] = checked.unreadable.to_csv(index=False)
     for name, pairs in checked.telling_pairs().items():
-        files[f"{name}.png"] = report.png(report.pairs_figure(pairs, name))
+        files[f"{name}.png"] = figures.png(figures.pairs_figure(pairs, name))
     for name, content in files.items():
         write(folder / name, content)
     return [folder / name for name in files]
@@ -419,14 +421,11 @@ def _write_run(
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
 ) -> None:
-    from . import report
-
     fitted = manifest["calibration"].get("temperature")
     _write_training(folder, learn, history, Recipe(**manifest["recipe"]), fitted)
     write(folder / "split.csv", _split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
-    write(folder / "lr_find.png", report.png(report.lr_find_figure(history)))
-    write(folder / "training.png", report.png(report.training_figure(history)))
+    write(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
     write(folder / "manifest.json", as_json(manifest))
 
 

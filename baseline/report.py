@@ -1,112 +1,616 @@
-"""History and findings -> pictures. Knows numbers and photos; knows no models."""
+"""Run folder -> one page that shows and explains it, and its pictures. Knows a run's files; trains nothing.
+
+Everything is read back from the folder (`manifest.json`, `predictions.csv`, `history.csv`, `lr_find.csv`, `split.csv`,
+`audit/`, `model/`), so that the page can be made again later, elsewhere, and says the same. The model runs once, on the
+few photos that are shown with a Grad-CAM. The page holds its pictures, styles and its one small script itself, and asks
+the browser (by its content security policy) to load nothing else.
+"""
 
 from __future__ import annotations
 
+import base64
 import io
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from . import __version__, figures
+from .errors import DataError, OutputError
+from .photos import fit_photo, open_photo
+from .progress import Show
+from .save import load_network, read_json, read_manifest, write
+from .tables import each_label, flags_of, names
+
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    from .training import History
+__all__ = ["write_report"]
 
-__all__ = ["lr_find_figure", "pairs_figure", "png", "training_figure"]
+ERRORS, HITS, RANDOM, SAMPLE = 12, 8, 24, 24
+"""Photos shown: most confident errors and least confident hits (these with Grad-CAM), random ones, training ones."""
+PAIRS = 6
+"""Pairs of copies that are shown of each kind."""
+CONFUSED = 15
+BINS = 10
+THUMB = 144
+"""Pixels of a photo's longer side in the page."""
 
-
-def lr_find_figure(history: History) -> Figure:
-    """Loss against learning rate for every stage that searched, with the rate that was taken; a word where none did."""
-    from matplotlib.figure import Figure
-
-    numbers = sorted(history.sweeps["stage"].unique())
-    figure = Figure(figsize=(6 * max(1, len(numbers)), 4), layout="constrained")
-    if not numbers:
-        figure.text(0.5, 0.5, "No stage searched its learning rate: the recipe gives the rates.", ha="center")
-        return figure
-    for axes, number in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
-        curve, stage = history.sweeps[history.sweeps["stage"] == number], _stage(history, number)
-        axes.plot(curve["lr"], curve["loss"].ewm(alpha=0.1).mean(), color="tab:blue")
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title=f"stage {number}: search")
-        if stage is not None:
-            rate = stage["lr"][-1] if isinstance(stage["lr"], tuple | list) else stage["lr"]
-            axes.axvline(rate, color="tab:orange", linestyle="--", label=f"taken: {rate:.1e}")
-            axes.legend()
-        axes.grid(alpha=0.3)
-    return figure
+NEEDED = ("path", "label", "split", "predicted", "confidence", "loss")
+MANIFEST = ("recipe", "reasons", "metrics", "seconds", "stages", "data", "device", "versions", "finished")
 
 
-def training_figure(history: History) -> Figure:
-    """Losses and validation accuracy epoch by epoch, stages marked, the best epoch ringed."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+def write_report(run: str | Path, show: Show | None = None) -> Path:
+    """Writes `report.html` and its pictures (PNG) into the folder of a finished run, and returns the page's path.
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rows = history.epochs.reset_index(drop=True)
-    steps = rows.index + 1
-    left.plot(steps, rows["train_loss"], marker="o", label="train (augmented)")
-    left.plot(steps, rows["valid_loss"], marker="o", label="valid")
-    left.set(title="loss", xlabel="epoch")
-    metric = next(name for name in map(str, rows) if name.startswith("valid_") and name != "valid_loss")
-    right.plot(steps, rows[metric], marker="o", color="tab:green", label="valid")
-    best = rows[rows["best"]].index[-1:]
-    right.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec="tab:red", label="best, kept")
-    right.set(title=f"{metric.removeprefix('valid_').replace('_', ' ')} on the valid split", xlabel="epoch")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    starts = rows.index[rows["stage"].diff().fillna(1) != 0]
-    for axes in (left, right):
-        for start in starts:
-            axes.axvline(start + 0.5, color="gray", linestyle=":", linewidth=1)
-            words = f" {rows.loc[start, 'trains']}"
-            axes.text(start + 0.5, 1.0, words, transform=axes.get_xaxis_transform(), va="bottom", color="gray")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-        axes.grid(alpha=0.3)
-    return figure
+    Photos that are no longer where they were are shown as grey boxes, and the page says so.
+
+    Raises:
+        OutputError: if the folder holds no finished run, a newer version wrote it, or it cannot be written.
+        DataError: if its prediction table lacks columns or holds what is no number.
+
+    >>> write_report("runs/cifar10-20261122-101500")                               # doctest: +SKIP
+    PosixPath('runs/cifar10-20261122-101500/report.html')
+    """
+    show = show or Show()
+    found = _read(Path(run))
+    with show.bar("writing the report", 5, "parts") as bar:
+        page: dict[str, Any] = {"run": found, "version": __version__}
+        photos = _Photos()
+        for part in (_headline, _training, _data, _quality, _examples):
+            page |= part(found, photos)
+            bar.step()
+        page |= _time_and_again(found) | {"missing": photos.missing, "asked": photos.asked}
+    target = found.folder / "report.html"
+    write(target, _environment().get_template("report.html.j2").render(page))
+    show.say(f"report: {target}")
+    return target
 
 
-def pairs_figure(pairs: pd.DataFrame, title: str, most: int = 18) -> Figure:
-    """The first pairs of an audit side by side, each with labels, splits and distance (bits of the hash)."""
-    from matplotlib.figure import Figure
-
-    shown = pairs.head(most)
-    across = 3
-    down = -(-len(shown) // across)
-    figure = Figure(figsize=(3.9 * across, 2.3 * down + 0.6), layout="constrained")
-    counted = f"{len(pairs):,}" if len(pairs) <= most else f"the first {most} of {len(pairs):,}"
-    figure.suptitle(f"{title.replace('_', ' ')}: {counted} pairs")
-    grid = figure.subplots(down, 2 * across, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for number, row in enumerate(shown.to_dict("records")):
-        for side, prefix in enumerate(("", "other_")):
-            axes = grid[number // across][2 * (number % across) + side]
-            axes.imshow(_small(row["other" if side else "path"]))
-            words = [str(row[f"{prefix}label"])[:24], row[f"{prefix}split"] or "", "" if side else row["kind"]]
-            axes.set_title(" ".join(word for word in words if word), fontsize=8)
-    return figure
+# ---- reading a run --------------------------------------------------------------------------------------------------
 
 
-def _small(path: str) -> Any:
-    """The photo at most 160 px wide and high; a blank where it is gone meanwhile."""
-    from PIL import Image
+@dataclass(frozen=True)
+class _Run:
+    """What a run folder holds."""
 
-    from .photos import open_photo
+    folder: Path
+    manifest: dict[str, Any]
+    predictions: pd.DataFrame
+    epochs: pd.DataFrame
+    sweeps: pd.DataFrame | None
+    """None where the folder has no `lr_find.csv`."""
+    table: pd.DataFrame
+    findings: list[dict[str, Any]]
+    pairs: pd.DataFrame | None
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.manifest["recipe"]
+
+    @property
+    def many(self) -> bool:
+        """Whether a photo may have several labels."""
+        return self.recipe.get("labels") == "many"
+
+    @cached_property
+    def split(self) -> str:
+        """The split that the headline is measured on."""
+        return "test" if "test" in self.manifest["metrics"] else "valid"
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The predictions of that split, with `right`."""
+        rows = self.predictions[self.predictions["split"] == self.split].reset_index(drop=True)
+        return rows.copy().assign(  # a copy, in which a thousand classes are one block again
+            right=rows["predicted"] == rows["label"]
+        )
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return [name.removeprefix("p_") for name in map(str, self.predictions) if name.startswith("p_")]
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Photos x classes, of `rows`."""
+        return self.rows[[f"p_{name}" for name in self.classes]].to_numpy()
+
+
+def _read(folder: Path) -> _Run:
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is no folder. Give the folder of a finished run, such as runs/NAME-DATE-TIME.")
+    if not (folder / "manifest.json").exists():
+        begun = [name for name in ("history.csv", "model", "predictions.csv") if (folder / name).exists()]
+        if begun:
+            raise OutputError(
+                f"{folder} is half-written: it has {names(begun)}, but no manifest.json, which a run writes last. "
+                "Run it again into another folder."
+            )
+        raise OutputError(f"{folder} is no run folder: it has no manifest.json. Give the folder of a finished run.")
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, dict) or (lacking := [key for key in MANIFEST if key not in manifest]):
+        what = names(lacking) if isinstance(manifest, dict) else "any of a run's facts"
+        raise OutputError(f"{folder / 'manifest.json'} lacks {what}. Give the folder of a finished run.")
+    _refuse_newer(folder, manifest["versions"].get("fastai-baseline", ""))
+    findings = folder / "audit" / "findings.json"
+    run = _Run(
+        folder,
+        manifest,
+        _predictions(folder / "predictions.csv"),
+        _table(folder / "history.csv"),
+        _table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
+        _table(folder / "split.csv", texts=True),
+        read_json(findings)["findings"] if findings.exists() else [],
+        _table(folder / "audit" / "pairs.csv", texts=True) if (folder / "audit" / "pairs.csv").exists() else None,
+    )
+    if run.rows.empty:
+        raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
+    told = pd.concat([run.rows["label"], run.rows["predicted"]])
+    if strange := sorted({*each_label(told, run.recipe.get("labels", "one")).dropna()} - {*run.classes}):
+        raise DataError(f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {names(strange)}.")
+    return run
+
+
+def _refuse_newer(folder: Path, version: str) -> None:
+    """A folder written by a later minor version may mean other things by the same names."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(".")[:2] if part.isdecimal()]
+
+    if numbers(version) > numbers(__version__):
+        raise OutputError(f"{folder} was written by baseline {version}; this is {__version__}. Update fastai-baseline.")
+
+
+def _table(path: Path, texts: bool = False, rows: int | None = None) -> pd.DataFrame:
+    """A table of the run folder; with `texts` every value is text as it stands, so that a class may be called NA."""
+    options: dict[str, Any] = {"nrows": rows} | ({"dtype": str, "keep_default_na": False} if texts else {})
     try:
-        image = open_photo(path, 160)
-    except OSError:
-        return Image.new("RGB", (160, 160), "lightgray")
-    image.thumbnail((160, 160))
-    return image
+        return pd.read_csv(path, **options)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
+    except ValueError as error:
+        raise OutputError(f"{path} is no whole table: {' '.join(str(error).split())[:120]}. Run it again.") from None
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
+def _predictions(path: Path) -> pd.DataFrame:
+    """The prediction table, checked: its columns, and that its numbers are numbers."""
+    columns = [str(name) for name in _table(path, rows=0)]
+    classes = [name for name in columns if name.startswith("p_")]
+    if lacking := [name for name in NEEDED if name not in columns] + ([] if classes else ["p_CLASS"]):
+        needed = f"{', '.join(NEEDED)}, and p_CLASS for each class"
+        raise DataError(f"{path} lacks the columns {names(lacking)}; needed: {needed}. Run it again.")
+    numeric = ["confidence", "loss", *classes]
+    kinds = dict.fromkeys(columns, "str") | dict.fromkeys(numeric, "float64")
+    nothing = {name: ["", "nan", "NaN", "NA"] for name in numeric}
+    try:
+        table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=nothing)
+    except ValueError as error:
+        raise DataError(f"{path} is no prediction table: {' '.join(str(error).split())[:120]}. Run it again.") from None
+    for name in numeric:
+        if len(bad := np.flatnonzero(~np.isfinite(table[name].to_numpy()))):
+            raise DataError(f"{path}: '{name}' of row {bad[0] + 1} is no number. Run it again, or mend the table.")
+    return table
+
+
+# ---- photos ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Photos:
+    """Photos by path, small, each read once; and which of them were gone."""
+
+    seen: dict[str, Image.Image | None] = field(default_factory=dict)
+
+    def get(self, path: str) -> Image.Image | None:
+        if path not in self.seen:
+            self.seen[path] = self.read(path, THUMB)
+            if (image := self.seen[path]) is not None:
+                image.thumbnail((THUMB, THUMB))
+        return self.seen[path]
+
+    def read(self, path: str, size: int) -> Image.Image | None:
+        """The photo, at least of so many pixels where it has them; None where it is gone or damaged."""
+        try:
+            return open_photo(path, size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL says of damaged files
+            return None
+
+    @property
+    def missing(self) -> list[str]:
+        return [path for path, image in self.seen.items() if image is None]
+
+    @property
+    def asked(self) -> int:
+        return len(self.seen)
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A photo as the page shows it."""
+
+    image: Image.Image | None
+    words: str
+    """What it is, for those who cannot see it."""
+    lines: list[str]
+    """What stands below it."""
+    path: str
+    wrong: bool = False
+    looked: Image.Image | None = None
+    """The same with its Grad-CAM."""
+    looked_words: str = ""
+
+
+def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    image.convert("RGB").save(buffer, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _stage(history: History, number: int) -> dict | None:
-    return history.stages[number - 1] if number <= len(history.stages) else None
+def _sheet(run: _Run, name: str, cards: Sequence[_Card]) -> None:
+    """The cards as a picture in the run folder; a photo with a Grad-CAM has that one beside it."""
+    pictures = []
+    for card in cards:
+        pictures.append((card.image, "\n".join(card.lines)))
+        if card.looked is not None:
+            pictures.append((card.looked, ""))
+    if pictures:
+        write(run.folder / f"{name}.png", figures.sheet(pictures))
+
+
+def _figure(run: _Run, name: str, figure: Figure, words: str) -> Markup:
+    """The figure for the page, and as a PNG in the run folder."""
+    write(run.folder / f"{name}.png", figures.png(figure))
+    return Markup(figures.svg(figure, name, words))  # matplotlib and `svg` escape what is not theirs
+
+
+# ---- the parts of the page ------------------------------------------------------------------------------------------
+
+
+def _headline(run: _Run, _: _Photos) -> dict[str, Any]:
+    """The number, its interval, and what to hold against it."""
+    kind = "tta" if run.recipe["tta"] else "plain"
+    found = run.manifest["metrics"][run.split][kind]
+    low, high = found["interval"]
+    counts = each_label(run.rows["label"], run.recipe.get("labels", "one")).value_counts()
+    return {
+        "title": run.recipe["title"] or run.recipe["name"],
+        "found": found,
+        "half": (high - low) / 2,
+        "kind": kind,
+        "photos": len(run.rows),
+        "majority": (str(counts.index[0]), int(counts.iloc[0]) / len(run.rows)),
+        "numbers": [
+            (split, way, numbers["photos"], numbers[way])
+            for split, numbers in run.manifest["metrics"].items()
+            for way in (("plain", "tta") if run.recipe["tta"] else ("plain",))
+        ],
+    }
+
+
+def _training(run: _Run, _: _Photos) -> dict[str, Any]:
+    """Recipe and reasons, stages, and the curves."""
+    stages = run.manifest["stages"]
+    reasons = run.manifest["reasons"]
+    hidden = {"stages", "presets", "expected", "title"}
+    kept = {key: value for key, value in run.recipe.items() if key not in hidden and value not in ("", {}, [], None)}
+    settings = [(key, _plain(value), reasons.get(key, "")) for key, value in kept.items()]
+    settings += [(key, "", why) for key, why in reasons.items() if key not in kept]
+    metric = next((name for name in map(str, run.epochs) if name.startswith("valid_") and name != "valid_loss"), "")
+    best = run.epochs[run.epochs["best"]].iloc[-1:]
+    words = f"Losses, {metric.removeprefix('valid_').replace('_', ' ')} and learning rate of {len(run.epochs)} epochs"
+    for row in best.to_dict("records"):
+        words += f"; the best, {row[metric]:.2%} on valid, was epoch {row['epoch']} of stage {row['stage']}"
+    context = {
+        "settings": settings,
+        "stages": [{**stage, "rate": _rate(stage["lr"]), "trained": _trained(stage["trains"])} for stage in stages],
+        "weights": run.manifest.get("weights"),
+        "training": _figure(run, "training", figures.training_figure(run.epochs), words),
+        "search": None,
+    }
+    if run.sweeps is not None:
+        searched = [f"stage {n}: {_rate(stages[n - 1]['lr'])}" for n in sorted(run.sweeps["stage"].unique())]
+        words = f"Loss against learning rate; taken: {', '.join(searched) or 'the rates of the recipe'}"
+        figure = figures.lr_find_figure(run.sweeps, stages)
+        context["search"] = _figure(run, "lr_find", figure, words)
+    return context
+
+
+def _rate(rate: Any) -> str:
+    return f"{rate[0]:.1e} to {rate[1]:.1e}" if isinstance(rate, tuple | list) else f"{rate:.1e}"
+
+
+def _trained(what: Any) -> str:
+    """What a stage trains, in words.
+
+    >>> _trained("head"), _trained(5), _trained(0.55)
+    ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
+    """
+    if isinstance(what, str):
+        return {"head": "the head, body frozen", "all": "all layers"}[what]
+    return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_plain, value))
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _data(run: _Run, photos: _Photos) -> dict[str, Any]:
+    """Counts, what the audit found, some training photos, and pairs of copies."""
+    table = run.table.assign(label=each_label(run.table["label"], run.recipe.get("labels", "one")))
+    counts = pd.crosstab(table["label"], table["split"])
+    counts = counts[[split for split in ("train", "valid", "test") if split in counts]]
+    smallest, largest = counts.sum(axis=1).min(), counts.sum(axis=1).max()
+    words = f"Photos of {len(counts)} classes by split; the smallest class has {smallest:,}, the largest {largest:,}"
+    sample = [_card(photos, row["path"], row["label"], "a training photo of") for row in _sample(run)]
+    _sheet(run, "sample", sample)
+    return {
+        "counts": counts,
+        "totals": run.table["split"].value_counts(),
+        "class_counts": _figure(run, "classes", figures.counts_figure(counts), words),
+        "findings": run.findings,
+        "left_out": run.manifest["data"].get("left_out", []),
+        "sample": sample,
+        "pairs": [] if run.pairs is None else list(_pairs(run.pairs, photos)),
+    }
+
+
+def _sample(run: _Run) -> list[dict[Any, Any]]:
+    """Training photos of as many classes as there is room for, the same number of each."""
+    rows = run.table[run.table["split"] == "train"]
+    labels = rows["label"].unique()
+    chosen = np.sort(np.random.default_rng(0).permutation(labels)[:SAMPLE])
+    each = max(1, min(4, SAMPLE // max(1, len(chosen))))
+    picked = rows[rows["label"].isin(chosen)].groupby("label").sample(frac=1, random_state=0)
+    return picked.groupby("label", sort=True).head(each).sort_values("label", kind="stable").to_dict("records")
+
+
+def _pairs(pairs: pd.DataFrame, photos: _Photos) -> Iterable[tuple[str, int, list[tuple[_Card, _Card]]]]:
+    """By what they are, how many there are and the first of them."""
+    near = pairs[pairs["kind"] == "near"].sort_values("distance", key=lambda bits: bits.astype(int), kind="stable")
+    parts = {
+        "Leaks: copies in two splits": pairs[pairs["leak"] == "True"],
+        "Conflicts: copies with different labels": pairs[pairs["conflict"] == "True"],
+        "Near-duplicates": near,
+    }
+    for title, part in parts.items():
+        if len(part):
+            shown = [
+                (
+                    _card(photos, row["path"], row["label"], "a photo of", row["split"]),
+                    _card(photos, row["other"], row["other_label"], "its copy, labelled", row["other_split"]),
+                )
+                for row in part.head(PAIRS).to_dict("records")
+            ]
+            yield title, len(part), shown
+
+
+def _card(photos: _Photos, path: str, label: str, words: str, split: str = "") -> _Card:
+    lines = [label or "no label", *([split] if split else [])]
+    return _Card(photos.get(path), f"{words} {label or 'no label'}", lines, path)
+
+
+# ---- how good it is -------------------------------------------------------------------------------------------------
+
+
+def _quality(run: _Run, _: _Photos) -> dict[str, Any]:
+    """Confusions, classes one by one, and whether the confidence can be trusted."""
+    matrix = None if run.many else _confusion(run)
+    bins = _bins(*_sure(run))
+    gap = float((bins["count"] * (bins["confidence"] - bins["right"]).abs()).sum() / bins["count"].sum())
+    lean = float((bins["count"] * (bins["confidence"] - bins["right"])).sum() / bins["count"].sum())
+    words = f"Share right against confidence in {BINS} bins; on average they are {gap:.1%} apart"
+    context: dict[str, Any] = {
+        "confusion": None,
+        "confused": [],
+        "large": len(run.classes) > figures.MOST_NAMED,
+        "per_class": _per_class(run, matrix),
+        "bins": bins[bins["count"] > 0].to_dict("records"),
+        "gap": gap,
+        "lean": lean,
+        "reliability": _figure(run, "reliability", figures.reliability_figure(bins), words),
+    }
+    if matrix is not None:
+        context["confused"] = _confused(matrix, run.classes)
+        right = int(np.trace(matrix))
+        words = f"Truth by prediction for {len(run.classes)} classes: {right:,} of {matrix.sum():,} photos are right"
+        if context["confused"]:
+            first = context["confused"][0]
+            words += f"; most often {first['truth']} is taken for {first['told']}, {first['photos']} times"
+        figure = figures.confusion_figure(matrix, run.classes)
+        context["confusion"] = _figure(run, "confusion", figure, words)
+    return context
+
+
+def _confusion(run: _Run) -> np.ndarray:
+    """Truth x prediction, photos: memory for classes x classes, and no more."""
+    number = {name: at for at, name in enumerate(run.classes)}
+    truth, told = (run.rows[column].map(number).to_numpy() for column in ("label", "predicted"))
+    count = len(number)
+    return np.bincount(truth * count + told, minlength=count * count).reshape(count, count)
+
+
+def _confused(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The most frequent confusions, each as photos and as a share of the true class."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
+    pairs = [divmod(int(at), len(classes)) for at in order]
+    return [
+        {
+            "truth": classes[row],
+            "told": classes[column],
+            "photos": int(wrong[row, column]),
+            "share": wrong[row, column] / matrix[row].sum(),
+        }
+        for row, column in pairs
+        if wrong[row, column]
+    ]
+
+
+def _per_class(run: _Run, matrix: np.ndarray | None) -> list[dict[str, Any]]:
+    """For each class photos, precision, recall and F1; None where a share would be of nothing."""
+    if matrix is None:
+        truth, said = (flags_of(run.rows[column], run.classes) for column in ("label", "predicted"))
+        hits, photos, told = (truth & said).sum(0), truth.sum(0), said.sum(0)
+        most = [""] * len(run.classes)
+    else:
+        hits, photos, told = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        wrong = matrix - np.diag(hits)
+        most = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
+    return [
+        {
+            "name": name,
+            "photos": int(photos[at]),
+            "precision": hits[at] / told[at] if told[at] else None,
+            "recall": hits[at] / photos[at] if photos[at] else None,
+            "f1": 2 * hits[at] / (told[at] + photos[at]) if told[at] + photos[at] else None,
+            "taken_for": most[at],
+        }
+        for at, name in enumerate(run.classes)
+    ]
+
+
+def _sure(run: _Run) -> tuple[np.ndarray, np.ndarray]:
+    """How sure each prediction was and whether it was right; with many labels each class of a photo is one."""
+    if not run.many:
+        return run.rows["confidence"].to_numpy(), run.rows["right"].to_numpy()
+    truth, said = (flags_of(run.rows[column], run.classes) for column in ("label", "predicted"))
+    return np.where(said, run.probabilities, 1 - run.probabilities).ravel(), (truth == said).ravel()
+
+
+def _bins(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """Predictions by confidence in bins of equal width; see `figures.reliability_figure`."""
+    at = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    count = np.bincount(at, minlength=BINS)
+    some = np.where(count, count, 1)
+    sums = (np.bincount(at, weights=values, minlength=BINS) for values in (confidence, right))
+    confident, shares = (np.where(count > 0, each / some, np.nan) for each in sums)
+    edges = np.arange(BINS + 1) / BINS
+    return pd.DataFrame(
+        {"low": edges[:-1], "high": edges[1:], "count": count, "confidence": confident, "right": shares}
+    )
+
+
+# ---- single photos --------------------------------------------------------------------------------------------------
+
+
+def _examples(run: _Run, photos: _Photos) -> dict[str, Any]:
+    """Most confident errors and least confident hits with Grad-CAM, and random predictions."""
+    rows = run.rows
+    errors = rows[~rows["right"]].sort_values("confidence", ascending=False, kind="stable").head(ERRORS)
+    hits = rows[rows["right"]].sort_values("confidence", kind="stable").head(HITS)
+    shown = pd.concat([errors, hits])
+    places, why_not = _places(run, shown, photos)
+    cards = [_predicted(run, photos, row, where) for row, where in zip(shown.to_dict("records"), places, strict=True)]
+    chosen = rows.sample(min(RANDOM, len(rows)), random_state=int(run.recipe.get("seed", 0)) % 2**32)
+    parts = {
+        "errors": cards[: len(errors)],
+        "hits": cards[len(errors) :],
+        "random": [_predicted(run, photos, row, None) for row in chosen.to_dict("records")],
+    }
+    for name, part in parts.items():
+        _sheet(run, name, part)
+    return {**parts, "why_not": why_not}
+
+
+def _predicted(run: _Run, photos: _Photos, row: dict[Any, Any], where: np.ndarray | None) -> _Card:
+    truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", _percent(row["confidence"])
+    image = photos.get(row["path"])
+    looked = None
+    if where is not None and (square := photos.read(row["path"], THUMB)) is not None:
+        looked = figures.heated(fit_photo(square, THUMB, run.recipe["resize"]), where, THUMB)
+    words = f"a photo of {truth}, predicted {told} with confidence {sure}"
+    lines = [f"truth: {truth}", f"predicted: {told}", f"confidence: {sure}"]
+    asked = run.classes[_asked(run, row)]
+    return _Card(image, words, lines, row["path"], not row["right"], looked, f"what spoke for {asked} in it")
+
+
+def _asked(run: _Run, row: dict[Any, Any]) -> int:
+    """The class that a Grad-CAM shows the evidence for: the predicted one; of many the one most surely wrong, or,
+    where all are right, the least sure."""
+    if not run.many:
+        return run.classes.index(row["predicted"])
+    values = np.array([row[f"p_{name}"] for name in run.classes])
+    truth, said = (flags_of(pd.Series([row[column]]), run.classes)[0] for column in ("label", "predicted"))
+    sure = np.where(said, values, 1 - values)
+    return int(np.where(truth != said, sure, -1).argmax() if (truth != said).any() else sure.argmin())
+
+
+def _places(run: _Run, shown: pd.DataFrame, photos: _Photos) -> tuple[list[np.ndarray | None], str]:
+    """For each photo where the evidence for its predicted class lies, else None; and why there is none, if so."""
+    nothing: list[np.ndarray | None] = [None] * len(shown)
+    rows = shown.to_dict("records")
+    at_hand = [at for at, row in enumerate(rows) if photos.get(row["path"]) is not None]
+    if not at_hand:
+        return nothing, "the photos are not at hand"
+    if not (run.folder / "model" / "model.json").exists():
+        return nothing, "the run folder holds no model"
+    import torch
+
+    from .chance import states_kept
+    from .gradcam import grad_cam
+
+    with states_kept():  # a network is born with random weights before it gets its own
+        model, facts = load_network(run.folder)
+    size, resize = facts["image_size"], facts["resize"]
+    squares = [fit_photo(open_photo(rows[at]["path"], size), size, resize) for at in at_hand]
+    inputs = torch.from_numpy(np.stack([np.asarray(each) for each in squares])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    found = grad_cam(model, (inputs - mean) / std, [_asked(run, rows[at]) for at in at_hand])
+    if found is None:
+        return nothing, f"not available for {facts['arch']} at {size} pixels: its last layers keep no map of places"
+    for at, where in zip(at_hand, found, strict=True):
+        nothing[at] = where
+    return nothing, ""
+
+
+# ---- time, and how to do it again -----------------------------------------------------------------------------------
+
+
+def _time_and_again(run: _Run) -> dict[str, Any]:
+    seconds = dict(run.manifest.get("time") or run.manifest["seconds"])
+    seconds = {name: value for name, value in seconds.items() if value >= 0.005}
+    words = "Seconds by part: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return {
+        "seconds": seconds,
+        "total": sum(run.manifest["seconds"].values()),
+        "where": _figure(run, "time", figures.time_figure(seconds), words),
+        "command": f"baseline run {shlex.quote(str(run.folder / 'manifest.json'))}",
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("baseline"),
+        autoescape=True,  # class names and paths are anybody's
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, thousands=lambda value: f"{value:,}", uri=_uri, short=_short)
+    return environment
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    """
+    >>> _percent(0.9055, 2)
+    '90.55\\xa0%'
+    """
+    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _short(path: str) -> str:
+    """The last two folders and the name of a path."""
+    return "/".join(Path(path).parts[-3:])

@@ -1,6 +1,7 @@
 """Finished run <-> folder on disk. Knows files; knows nothing of how the numbers came about.
 
-Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole.
+Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole,
+and the report, which is made from such a folder, can be made from it at any time.
 Networks are safetensors and JSON; nothing here pickles or unpickles.
 """
 
@@ -23,7 +24,7 @@ from .errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_network", "looks_begun", "read_manifest", "run_folder", "save_network", "write"]
+__all__ = ["load_network", "looks_begun", "read_json", "read_manifest", "run_folder", "save_network", "write"]
 
 FORMAT = 1
 """Version of the layouts of the model folder and of the manifest."""
@@ -102,7 +103,7 @@ def save_network(model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
     write(folder / "model.json", as_json({"format": FORMAT, **facts}))
 
 
-def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
     """The network of a model folder (or of a run that holds one) in evaluation mode, and its facts.
 
     Raises:
@@ -116,7 +117,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     folder = Path(folder)
     folder = folder if (folder / "model.json").exists() else folder / "model"
-    facts = _read_json(folder / "model.json")
+    facts = read_json(folder / "model.json")
     if facts.get("format") != FORMAT:
         raise OutputError(f"{folder} has format {facts.get('format')}; this version reads {FORMAT}. Update baseline.")
     model, _ = network(facts["arch"], len(facts["classes"]), None, facts["head"])
@@ -140,7 +141,7 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
     if not (run / "manifest.json").exists():
         words = "no run that was finished" if looks_begun(run) else "no run folder"
         raise OutputError(f"{run} is {words}: it has no manifest.json. Give the folder of a finished run.")
-    manifest = _read_json(run / "manifest.json")
+    manifest = read_json(run / "manifest.json")
     if not isinstance(manifest, dict) or not {"recipe", "metrics"} <= set(manifest):
         raise OutputError(f"{run / 'manifest.json'} is no run's manifest. Give the folder of a finished run.")
     # manifests of the first weeks have no format, and are of the first
@@ -164,7 +165,12 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run or model folder says.
+
+    Raises:
+        OutputError: if it is not there or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

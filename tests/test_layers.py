@@ -39,16 +39,18 @@ MAY_IMPORT = {
     "training": {"chance", "data", "planning", "progress", "quick", "recipe", "features", "learners"},
     "predict": {"progress", "data", "learners", "quick", "tables"},
     "metrics": {"errors", "tables"},
-    "report": {"photos", "training"},
+    "figures": {"photos"},
+    "gradcam": set(),
+    "report": {"chance", "errors", "figures", "gradcam", "photos", "progress", "save", "tables"},
     "save": {"errors", "learners"},
     "compare": {"errors", "metrics", "save"},
     "experiments": {"errors", "make", "progress", "recipe", "save"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "datasets", "sources", "audits", "splits", "foreign", "tables", "weights",
              "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics", "report",
-             "save"},
+             "figures", "save"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources", "compare", "experiments", "metrics"},
+            "sources", "report", "compare", "experiments", "metrics"},
 }  # fmt: skip
 
 
