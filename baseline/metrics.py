@@ -16,6 +16,7 @@ from .errors import DataError
 from .tables import classes_of, flags_of, names
 
 __all__ = [
+    "BINS",
     "bins_of",
     "calibrated",
     "calibration",

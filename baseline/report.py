@@ -25,6 +25,7 @@ from PIL import Image
 
 from . import __version__, figures
 from .errors import DataError, OutputError
+from .metrics import BINS, bins_of, sentences
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .save import load_network, read_json, read_manifest, write
@@ -40,7 +41,6 @@ ERRORS, HITS, RANDOM, SAMPLE = 12, 8, 24, 24
 PAIRS = 6
 """Pairs of copies that are shown of each kind."""
 CONFUSED = 15
-BINS = 10
 THUMB = 144
 """Pixels of a photo's longer side in the page."""
 
@@ -125,21 +125,9 @@ class _Run:
 
 
 def _read(folder: Path) -> _Run:
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is no folder. Give the folder of a finished run, such as runs/NAME-DATE-TIME.")
-    if not (folder / "manifest.json").exists():
-        begun = [name for name in ("history.csv", "model", "predictions.csv") if (folder / name).exists()]
-        if begun:
-            raise OutputError(
-                f"{folder} is half-written: it has {names(begun)}, but no manifest.json, which a run writes last. "
-                "Run it again into another folder."
-            )
-        raise OutputError(f"{folder} is no run folder: it has no manifest.json. Give the folder of a finished run.")
     manifest = read_manifest(folder)
-    if not isinstance(manifest, dict) or (lacking := [key for key in MANIFEST if key not in manifest]):
-        what = names(lacking) if isinstance(manifest, dict) else "any of a run's facts"
-        raise OutputError(f"{folder / 'manifest.json'} lacks {what}. Give the folder of a finished run.")
-    _refuse_newer(folder, manifest["versions"].get("fastai-baseline", ""))
+    if lacking := [key for key in MANIFEST if key not in manifest]:
+        raise OutputError(f"{folder / 'manifest.json'} lacks {names(lacking)}. Give the folder of a finished run.")
     findings = folder / "audit" / "findings.json"
     run = _Run(
         folder,
@@ -157,16 +145,6 @@ def _read(folder: Path) -> _Run:
     if strange := sorted({*each_label(told, run.recipe.get("labels", "one")).dropna()} - {*run.classes}):
         raise DataError(f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {names(strange)}.")
     return run
-
-
-def _refuse_newer(folder: Path, version: str) -> None:
-    """A folder written by a later minor version may mean other things by the same names."""
-
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(".")[:2] if part.isdecimal()]
-
-    if numbers(version) > numbers(__version__):
-        raise OutputError(f"{folder} was written by baseline {version}; this is {__version__}. Update fastai-baseline.")
 
 
 def _table(path: Path, texts: bool = False, rows: int | None = None) -> pd.DataFrame:
@@ -279,14 +257,13 @@ def _headline(run: _Run, _: _Photos) -> dict[str, Any]:
     kind = "tta" if run.recipe["tta"] else "plain"
     found = run.manifest["metrics"][run.split][kind]
     low, high = found["interval"]
-    counts = each_label(run.rows["label"], run.recipe.get("labels", "one")).value_counts()
     return {
         "title": run.recipe["title"] or run.recipe["name"],
         "found": found,
         "half": (high - low) / 2,
         "kind": kind,
         "photos": len(run.rows),
-        "majority": (str(counts.index[0]), int(counts.iloc[0]) / len(run.rows)),
+        "sentences": sentences(run.manifest["metrics"][run.split])[1:],  # the first is the headline's own
         "numbers": [
             (split, way, numbers["photos"], numbers[way])
             for split, numbers in run.manifest["metrics"].items()
@@ -492,7 +469,7 @@ def _sure(run: _Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _bins(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
     """Predictions by confidence in bins of equal width; see `figures.reliability_figure`."""
-    at = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    at = bins_of(confidence)
     count = np.bincount(at, minlength=BINS)
     some = np.where(count, count, 1)
     sums = (np.bincount(at, weights=values, minlength=BINS) for values in (confidence, right))

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "metrics": {"errors", "tables"},
     "figures": {"photos"},
     "gradcam": set(),
-    "report": {"chance", "errors", "figures", "gradcam", "photos", "progress", "save", "tables"},
+    "report": {"chance", "errors", "figures", "gradcam", "metrics", "photos", "progress", "save", "tables"},
     "save": {"errors", "learners"},
     "compare": {"errors", "metrics", "save"},
     "experiments": {"errors", "make", "progress", "recipe", "save"},
