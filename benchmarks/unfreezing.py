@@ -20,16 +20,14 @@ import typer
 import baseline
 from baseline import Stage
 
-HEAD = Stage("head", 10, "find", views=("flip",))
+HEAD = Stage("head", 2, "find")
 PLANS = {
-    "head": (Stage("head", 20, "find", views=("flip",)),),
-    "head, last 1/3": (HEAD, Stage(0.33, 3, 3e-4)),
-    "head, last 55 %": (HEAD, Stage(0.55, 3, 3e-4)),
-    "head, last 1/3, last 55 %": (HEAD, Stage(0.33, 2, 3e-4), Stage(0.55, 2, 2e-4)),
-    "head, last 55 %, rates falling tenfold": (HEAD, Stage(0.55, 3, (3e-5, 3e-4))),
-    "head, all": (HEAD, Stage("all", 3, 3e-4)),
-    "head, last 55 %, all": (HEAD, Stage(0.55, 2, 3e-4), Stage("all", 2, (2e-5, 2e-4))),
-    "head, all as fastai (moving BatchNorm)": (HEAD, Stage("all", 3, (1e-5, 1e-3), batch_norm="moving")),
+    "head 10": (Stage("head", 10, "find", views=("flip",)),),
+    "head 2, last 1/3": (HEAD, Stage(0.33, 3, 3e-4)),
+    "head 2, last 55 %": (HEAD, Stage(0.55, 3, 3e-4)),
+    "head 10, last 55 %": (Stage("head", 10, "find", views=("flip",)), Stage(0.55, 3, 3e-4)),
+    "head 2, all": (HEAD, Stage("all", 3, 3e-4)),
+    "head 2, last 55 %, all": (HEAD, Stage(0.55, 2, 3e-4), Stage("all", 2, (2e-5, 2e-4))),
 }
 STILL = {"flip": True, "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "warp": 0.0}
 
