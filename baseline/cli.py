@@ -590,7 +590,7 @@ def _headline(done: Baseline) -> str:
     found = done.metrics[split][kind]
     low, high = found["interval"]
     tta = " with TTA" if done.recipe.tta else ""
-    if "micro_f1" in found:
+    if done.recipe.labels == "many":
         best = done.metrics[split]["tta"]
         return (
             f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "

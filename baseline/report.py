@@ -325,7 +325,8 @@ def _plain(value: Any) -> str:
 
 def _data(run: _Run, photos: _Photos) -> dict[str, Any]:
     """Counts, what the audit found, some training photos, and pairs of copies."""
-    table = run.table.assign(label=each_label(run.table["label"], run.recipe.get("labels", "one")))
+    labels = each_label(run.table["label"], run.recipe.get("labels", "one"))  # a row a label, by the photo's index
+    table = run.table.drop(columns="label").join(labels)
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts[[split for split in ("train", "valid", "test") if split in counts]]
     smallest, largest = counts.sum(axis=1).min(), counts.sum(axis=1).max()
