@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import OutputError, RecipeError
 from .make import make_baseline, starting_recipe
 from .progress import Show, Terminal
-from .save import as_json, write
+from .save import as_json, removed_if_empty, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +75,7 @@ def make_seeds(
     runs, splits, seen = [], set(), set()
     for number in numbers:
         show.say(f"seed {number}, {number - first + 1} of {count}")
-        with _removed_if_empty(folder):
+        with removed_if_empty(folder, new=not folder.exists()):
             done = make_baseline(photos, recipe, out=folder / f"seed-{number}", seed=number, show=show, **changes)
         split = "test" if "test" in done.metrics else "valid"
         splits.add(split)
@@ -107,15 +105,3 @@ def make_seeds(
     )
     write(folder / "seeds.json", as_json(dataclasses.asdict(found)))
     return found
-
-
-@contextmanager
-def _removed_if_empty(folder: Path) -> Iterator[None]:
-    """If what is inside fails before anything was written, the folder goes again, as a single run's does."""
-    new = not folder.exists()
-    try:
-        yield
-    except BaseException:
-        if new and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise

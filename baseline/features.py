@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -29,13 +28,13 @@ from .cache import Cache, fingerprint
 from .chance import states_kept
 from .data import SliceDL, Slices, is_still, memory_bytes, shrunk, split_loader, targets_of
 from .errors import RecipeError
-from .learners import Splitter, device_of, network
+from .learners import Splitter, device_of, network, number_format
 from .progress import Show
 from .quick import quick
 from .recipe import Recipe
 from .weights import normalisation
 
-__all__ = ["FrozenOutputs", "Plan", "forward_rates", "frozen_format", "layers_of"]
+__all__ = ["FrozenOutputs", "Layers", "Plan", "forward_rates", "frozen_format", "layers_of"]
 
 MEMORY_SHARE = 1 / 4
 """Of the machine's memory, for outputs that are kept there."""
@@ -48,25 +47,45 @@ class View(NamedTuple):
     size: int
 
 
+class Layers:
+    """A network as layers that run one after the other, with its layer groups; looked at once for many plans.
+
+    Args:
+        splitter: from the network to its layer groups.
+    """
+
+    def __init__(self, model: nn.Sequential, splitter: Splitter) -> None:
+        self.each = layers_of(model)
+        self.groups = [{id(p) for p in group} for group in splitter(model)]
+        self.device = device_of(model)
+        self.shapes: dict[tuple[int, int], tuple[tuple[int, ...], type]] = {}
+
+    def shape(self, cut: int, size: int) -> tuple[tuple[int, ...], type]:
+        """Shape, channels last, and type of what is kept of one photo at the cut."""
+        if (cut, size) not in self.shapes:
+            with torch.no_grad():
+                inputs = torch.zeros(1, 3, size, size, device=self.device)
+                output = nn.Sequential(*self.each[:cut]).eval()(inputs)
+            _, *rest = output.shape if output.ndim != 4 else output.permute(0, 2, 3, 1).shape
+            self.shapes[cut, size] = tuple(rest), np.float16 if output.ndim == 4 else np.float32
+        return self.shapes[cut, size]
+
+
 class Plan:
     """What each stage of a recipe runs on: whole photos, or kept outputs at a cut, seen in a view.
 
     Stages are named by their number in the recipe, from 1; `stages` has those that run on kept outputs.
 
     Args:
-        splitter: from the network to its layer groups.
         photos: how many there are, by split.
 
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
     """
 
-    def __init__(
-        self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, photos: Mapping[str, int], cache: Cache
-    ) -> None:
-        self.recipe, self.photos, self.cache = recipe, photos, cache
-        self.layers = layers_of(model)
-        self.groups = [{id(p) for p in group} for group in splitter(model)]
+    def __init__(self, network: Layers, recipe: Recipe, photos: Mapping[str, int], cache: Cache) -> None:
+        self.network, self.recipe, self.photos, self.cache = network, recipe, photos, cache
+        self.layers, self.groups = network.each, network.groups
         for number, stage in enumerate(recipe.stages, 1):
             if (trained := stage.groups(len(self.groups))) > len(self.groups):
                 words = f"{trained} layer groups; {recipe.arch} has {len(self.groups)}"
@@ -110,14 +129,8 @@ class Plan:
 
     def shape(self, cut: int, view: View, photos: int) -> tuple[tuple[int, ...], type]:
         """Shape and type of what is kept of so many photos, channels last."""
-        count = photos * (2 if view.kind == "both" else 1)
-        with torch.no_grad():
-            inputs = torch.zeros(1, 3, view.size, view.size, device=device_of(nn.Sequential(*self.layers)))
-            output = nn.Sequential(*self.layers[:cut]).eval()(inputs)
-        if output.ndim != 4:
-            return (count, *output.shape[1:]), np.float32
-        _, channels, height, width = output.shape
-        return (count, height, width, channels), np.float16
+        shape, kind = self.network.shape(cut, view.size)
+        return (photos * (2 if view.kind == "both" else 1), *shape), kind
 
     def _useful(self, number: int) -> bool:
         """Whether the stage has a frozen part that gives the same every time, and there is room for what it gives."""
@@ -149,7 +162,8 @@ class FrozenOutputs:
         self.cache = Cache(recipe.cache_gb, self.show)
         self.rows = {"train": learn.dls.train_ds.items, "valid": learn.dls.valid_ds.items}
         photos = {split: len(rows) for split, rows in self.rows.items()}
-        self.plan = Plan(learn.model, learn.splitter, recipe, photos, self.cache)
+        self.plan = Plan(Layers(learn.model, learn.splitter), recipe, photos, self.cache)
+        self.prints: dict[str, str] = {}
         self.kept: dict[tuple[str, int, View], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
 
@@ -193,7 +207,7 @@ class FrozenOutputs:
         """Stages whose outputs are all in the cache already."""
         plan = self.plan
         wanted = {
-            number: [self._key(self.rows["train"], cut, view), self._key(self.rows["valid"], cut, plan.whole)]
+            number: [self._key("train", cut, view), self._key("valid", cut, plan.whole)]
             for number, (cut, view) in plan.stages.items()
             if plan.pristine(number)
         }
@@ -213,7 +227,7 @@ class FrozenOutputs:
         rows, plan = self.rows[split], self.plan
         self.targets[split] = targets_of(self.learn.dls, rows)
         cache = self.cache if plan.pristine(number) else Cache(0)
-        keys = {cut: self._key(rows, cut, view) for cut in plan.cuts(number)}
+        keys = {cut: self._key(split, cut, view) for cut in plan.cuts(number)}
         with cache.alone(next(iter(keys.values()))):
             found = {cut: cache.find(key) for cut, key in keys.items()}
             missing = {cut: plan.shape(cut, view, len(rows)) for cut, array in found.items() if array is None}
@@ -232,15 +246,17 @@ class FrozenOutputs:
         self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
         return True
 
-    def _key(self, rows: pd.DataFrame, cut: int, view: View) -> dict[str, Any]:
+    def _key(self, split: str, cut: int, view: View) -> dict[str, Any]:
         """Everything that the outputs depend on."""
+        if split not in self.prints:
+            self.prints[split] = fingerprint(self.rows[split]["path"])
         recipe, layers = self.recipe, nn.Sequential(*self.plan.layers[:cut])
         digest = hashlib.sha256(repr(layers).encode())
         for value in layers.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return {
             "what": "outputs",
-            "photos": fingerprint(rows["path"]),
+            "photos": self.prints[split],
             "layers": digest.hexdigest(),
             "cut": cut,
             "view": view,
@@ -281,7 +297,7 @@ class FrozenOutputs:
 def frozen_format(recipe: Recipe, device: str) -> torch.autocast:
     """The number format of passes through frozen layers; on a GPU that of training."""
     name = recipe.frozen_precision if device == "cpu" else recipe.precision
-    return torch.autocast(device, torch.float16 if name == "float16" else torch.bfloat16, enabled=name != "float32")
+    return number_format(name, device)
 
 
 def forward_rates(arch: str, image_size: int) -> dict[str, float]:
@@ -294,7 +310,7 @@ def forward_rates(arch: str, image_size: int) -> dict[str, float]:
         for turn in range(6):
             for name in ("float32", "bfloat16"):
                 began = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+                with number_format(name, "cpu"):
                     body(photos)
                 if turn:  # the first also sets up kernels and memory
                     seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - began)

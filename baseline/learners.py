@@ -30,7 +30,7 @@ from .errors import RecipeError, WeightsError
 from .recipe import Recipe
 from .weights import Weights, check_arch, find_weights, is_torchvision, state_dict
 
-__all__ = ["autocast", "learner", "load_weights", "network"]
+__all__ = ["autocast", "device_of", "learner", "load_weights", "network", "number_format"]
 
 Splitter = Callable[[nn.Sequential], Any]
 """From a network to its layer groups, each a list of parameters, first layers first."""
@@ -87,10 +87,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 def autocast(learn: Learner) -> torch.autocast:
     """The number format that the Learner trains in, for a forward pass outside its loop."""
-    device = device_of(learn.model).type
     mixed = getattr(learn, "mixed_precision", None)
     bfloat16 = mixed is not None and "bf16" in str(mixed.amp_mode).lower()
-    return torch.autocast(device, torch.bfloat16 if bfloat16 else torch.float16, enabled=mixed is not None)
+    name = "float32" if mixed is None else "bfloat16" if bfloat16 else "float16"
+    return number_format(name, device_of(learn.model).type)
+
+
+def number_format(name: str, device: str) -> torch.autocast:
+    """Inside, passes run in the format of that name: `"float16"`, `"bfloat16"`, any other is float32."""
+    return torch.autocast(
+        device, torch.float16 if name == "float16" else torch.bfloat16, enabled=name in ("float16", "bfloat16")
+    )
 
 
 def network(arch: str, classes: int, weights: Weights | None, head: str = "linear") -> tuple[nn.Sequential, Splitter]:

@@ -15,8 +15,8 @@ from torch import nn
 from .cache import Cache
 from .chance import states_kept
 from .errors import RecipeError
-from .features import Plan, frozen_format, layers_of
-from .learners import Splitter, device_of
+from .features import Layers, Plan, frozen_format
+from .learners import Splitter, number_format
 from .quick import quick
 from .recipe import Recipe, Stage
 
@@ -53,8 +53,8 @@ class Rates:
 
     def __init__(self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, photos: int = 32) -> None:
         self.model, self.splitter, self.recipe, self.photos = copy.deepcopy(model), splitter, recipe, photos
-        self.device = device_of(model)
-        self.layers = layers_of(self.model)
+        self.network = Layers(self.model, splitter)
+        self.layers, self.device = self.network.each, self.network.device
         self.known: dict[tuple, float] = {}
 
     def frozen(self, cut: int, size: int) -> float:
@@ -113,9 +113,7 @@ class Rates:
         return photos.contiguous(memory_format=torch.channels_last)
 
     def _format(self) -> torch.autocast:
-        name = self.recipe.precision
-        half = torch.bfloat16 if name == "bfloat16" else torch.float16
-        return torch.autocast(self.device.type, half, enabled=name not in ("auto", "float32"))
+        return number_format(self.recipe.precision, self.device.type)
 
     def _seconds(self, pass_once: Callable[[], object], passes: int = 3) -> float:
         """Of so many passes the median's, a photo; the first, which also sets up kernels and memory, is not counted."""
@@ -137,7 +135,7 @@ def estimate(rates: Rates, recipe: Recipe, photos: Mapping[str, int], ready: Seq
         photos: how many there are, by split.
         ready: numbers of stages, from 1, whose outputs of frozen layers are in the cache already.
     """
-    plan = Plan(rates.model, rates.splitter, recipe, photos, Cache(recipe.cache_gb))
+    plan = Plan(rates.network, recipe, photos, Cache(recipe.cache_gb))
     stages = [_stage_seconds(rates, plan, number, number in ready) for number in range(1, len(recipe.stages) + 1)]
     views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.tta)
     evaluated = photos["valid"] + photos.get("test", 0)
@@ -233,8 +231,7 @@ class _Scaled(Rates):
     """Rates at any size, from those measured at one: in proportion to the pixels."""
 
     def __init__(self, rates: Rates, size: int) -> None:
-        self.rates, self.size = rates, size
-        self.model, self.splitter = rates.model, rates.splitter
+        self.rates, self.size, self.network = rates, size, rates.network
 
     def frozen(self, cut: int, size: int) -> float:
         return self.rates.frozen(cut, self.size) * (size / self.size) ** 2

@@ -24,7 +24,8 @@ from .errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_network", "looks_begun", "read_json", "read_manifest", "run_folder", "save_network", "write"]
+__all__ = ["load_network", "looks_begun", "read_json", "read_manifest", "removed_if_empty", "run_folder",
+           "save_network", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layouts of the model folder and of the manifest."""
@@ -60,10 +61,17 @@ def run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
             f"The disk of {folder} has {free // 10**6} MB free; {LEAST_FREE_BYTES // 10**6} MB were needed. "
             "Make room, or choose another --out."
         )
-    try:
+    with removed_if_empty(folder, new=new):
         yield folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
+    """If what is inside fails before anything was written, a folder that was made for it goes again."""
+    try:
+        yield
     except BaseException:
-        if new and not any(folder.iterdir()):
+        if new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         raise
 

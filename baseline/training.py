@@ -141,7 +141,7 @@ def _train_stage(run: _Run, number: int) -> None:
     facts["seconds"] = round(time.perf_counter() - began, 2)
     if watch.late:
         facts["cut_short"] = "the time was up"
-    facts["laps"] = {name: round(seconds, 2) for name, seconds in laps.seconds.items()}
+    facts["laps"] = {name: round(seconds, 4) for name, seconds in laps.seconds.items()}
     run.log.stages.append(facts)
 
 
