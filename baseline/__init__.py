@@ -55,6 +55,7 @@ _HOMES = {
     "sentences": "metrics",
     "settle": "make",
     "split": "splits",
+    "suspected_labels": "metrics",
     "temperature": "metrics",
     "train": "training",
     "understand": "make",

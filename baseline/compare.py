@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BaselineError, DataError
-from .save import looks_begun, read_manifest
+from .save import looks_begun, read_manifest, read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "comparison", "read_predictions", "runs_in"]
+__all__ = ["Comparison", "comparison", "runs_in"]
 
 DEEPEST = 3
 """Folders below the one that is listed in which runs are looked for: `runs/seeds/seed-0` is two deep."""
@@ -25,9 +25,6 @@ WORDS = ("name", "title", "expected", "presets")
 UNTOLD = "not told"
 """Of what a manifest lacks, as one of another version does."""
 
-TEXTS = ("path", "label", "split", "group", "predicted", "plain_predicted")
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Runs beside each other."""
@@ -35,8 +32,9 @@ class Comparison:
     table: pd.DataFrame
     """One row a run: `run, split, photos, accuracy, low, high`, then `balanced_accuracy`, `macro_f1` and `ece`, each
     with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
-    `difference_high`, `p` (McNemar's mid-p), `shared` (photos), `seconds`, `megabytes` (of the model file) and
-    `differs` (what differs from the first run in recipe, weights, device and versions). Missing where not told."""
+    `difference_high`, `p` (McNemar's mid-p; Holm's where more than two runs are compared), `shared` (photos),
+    `seconds`, `megabytes` (of the model file) and `differs` (what differs from the first run in recipe, weights, device
+    and versions). Missing where not told."""
     sentences: list[str]
     """One for each run but the first: how much it differs from the first, and how sure that is."""
 
@@ -69,17 +67,20 @@ def comparison(runs: Sequence[str | Path], *, anyway: bool = False) -> Compariso
     tables = [_rows(folder, split) for folder in folders]
     if not anyway:
         _refuse_others(folders, tables, split)
+    tests = _tests(tables)
     rows: list[dict[str, Any]] = []
     told: list[str] = []
-    for folder, manifest, table in zip(folders, manifests, tables, strict=True):
+    for folder, manifest, test in zip(folders, manifests, tests, strict=True):
         changes = _changes(manifests[0], manifest)
         differs = "; ".join(f"{key}: {other} (was {one})" for key, (one, other) in changes.items())
         row = _row(folder, manifest, split) | {"differs": differs}
         if rows:
-            found, words = _against(table, tables[0], set(changes))
+            found, words = _against(test, set(changes))
             row |= found
             told.append(f"{folder} against {folders[0]} {words}")
         rows.append(row)
+    if len(tests) > 2:
+        told.append(f"p is held against {len(tests) - 1} comparisons made at once (Holm 1979).")
     return Comparison(pd.DataFrame(rows, columns=list(dict.fromkeys(key for row in rows for key in row))), told)
 
 
@@ -102,35 +103,11 @@ def runs_in(folder: str | Path = "runs") -> pd.DataFrame:
     return found.sort_values(["finished", "run"], ignore_index=True)
 
 
-def read_predictions(run: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The prediction table of a finished run. Text is read as text: a class `007` or `NA` stays so.
-
-    Args:
-        columns: those to read, if they are there; all if not given.
-
-    Raises:
-        DataError: if it is not there or no table.
-    """
-    import pandas as pd
-
-    path = Path(run) / "predictions.csv"
-    wanted = None if columns is None else (lambda name: name in columns)
-    try:
-        return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, usecols=wanted)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Run it again, or leave it out.") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise DataError(f"{path} is no prediction table: {' '.join(str(error).split())[:160]}.") from None
-
-
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
 def _rows(folder: Path, split: str) -> pd.DataFrame:
-    needed = ("path", "label", "split", "predicted")
-    table = read_predictions(folder, (*needed, "group"))
-    if missing := [name for name in needed if name not in table]:
-        raise DataError(f"{folder / 'predictions.csv'} has no column '{missing[0]}'. Run it again, or leave it out.")
+    table = read_predictions(folder, ("path", "label", "split", "predicted"))
     return table[table["split"] == split]
 
 
@@ -190,13 +167,30 @@ def _refuse_others(folders: list[Path], tables: list[pd.DataFrame], split: str) 
             )
 
 
-def _against(table: pd.DataFrame, first: pd.DataFrame, changes: set[str]) -> tuple[dict[str, Any], str]:
-    """How a run differs from the first: columns of its row, and words."""
-    from .metrics import difference_words, same_or_not
+def _tests(tables: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
+    """`same_or_not` of each table and the first; none for the first, and for those that share no photo with it.
 
-    if not set(table["path"]) & set(first["path"]):
+    The more runs are compared, the likelier one of them differs by chance, so p values are Holm's (1979): the smallest
+    times the number of comparisons, the next times one less, and so on, none below the one before.
+    """
+    from .metrics import LEVEL, same_or_not
+
+    first = set(tables[0]["path"])
+    found = [{}, *(same_or_not(tables[0], each) if first & set(each["path"]) else {} for each in tables[1:])]
+    tested = sorted((each for each in found if each), key=lambda each: each["p"])
+    least = 0.0
+    for rank, each in enumerate(tested):
+        least = each["p"] = max(least, min(1.0, each["p"] * (len(tested) - rank)))
+        each["beyond_noise"] &= len(tested) == 1 or least < LEVEL
+    return found
+
+
+def _against(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:
+    """How a run differs from the first: columns of its row, and words."""
+    from .metrics import difference_words
+
+    if not found:
         return {"shared": 0}, "cannot be tested: they share no photo."
-    found = same_or_not(first, table)
     low, high = found["interval"]
     row = {
         "difference": found["difference"], "difference_low": low, "difference_high": high,

@@ -219,17 +219,19 @@ def reliability_figure(bins: pd.DataFrame) -> Figure:
     """How often predictions were right against how sure they were, and how many predictions were so sure.
 
     Args:
-        bins: one row a bin: `low, high, count, confidence, right` (shares 0-1; missing where the bin is empty).
+        bins: one row a bin that has predictions: `from, to, photos, confidence, accuracy`, and `interval` of the latter
+            (all but the photos 0-1).
     """
     figure = Figure(figsize=(5, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    middle, width = (bins["low"] + bins["high"]) / 2, bins["high"] - bins["low"]
-    above.bar(middle, bins["right"], width=0.92 * width, color=BLUE, label="right")
+    middle, width = (bins["from"] + bins["to"]) / 2, bins["to"] - bins["from"]
+    above.bar(middle, bins["accuracy"], width=0.92 * width, color=BLUE, label="right, and its interval")
+    above.vlines(middle, *zip(*bins["interval"], strict=True), color=INK, linewidth=1)
     above.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as sure as right")
-    above.plot(bins["confidence"], bins["right"], "o", color=ORANGE, markersize=5, label="mean confidence")
+    above.plot(bins["confidence"], bins["accuracy"], "o", color=ORANGE, markersize=5, label="mean confidence")
     above.set(ylabel="share right", ylim=(0, 1), xlim=(0, 1))
     above.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=9, columnspacing=1.2)
-    below.bar(middle, bins["count"], width=0.92 * width, color=GREY)
+    below.bar(middle, bins["photos"], width=0.92 * width, color=GREY)
     below.set(xlabel="confidence", ylabel="predictions")
     for axis in (above.yaxis, above.xaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -24,6 +24,7 @@ __all__ = [
     "measure",
     "same_or_not",
     "sentences",
+    "suspected_labels",
     "temperature",
     "wilson",
 ]
@@ -79,9 +80,9 @@ def measure(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, Any
         pairs), `undefined` (why a number is None), and `group_interval` of the accuracy if there are groups. Means
         over the classes leave out those that the split has no photo of (F1: and that were not predicted either).
 
-        With `labels="many"` the accuracy counts photos of which every label is right, and each has also `micro_f1`,
-        `macro_f1`, and, with test-time augmentation, `average_precision` by class (None where the split has no photo
-        of it) and their mean, `mean_average_precision`.
+        With `labels="many"` the accuracy counts photos of which every label is right, and each has also `micro_f1`
+        and `macro_f1`; with test-time augmentation `classes` as above, `mean_average_precision` over those that the
+        split has photos of, and `ece` and `reliability` of each class of a photo as a prediction of its own.
 
     Raises:
         DataError: if a column is missing, a value is, a row does not sum to 1, or a class has no column.
@@ -191,11 +192,14 @@ def difference_words(found: dict[str, Any]) -> str:
     return f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({sure})"
 
 
-def temperature(table: pd.DataFrame) -> float:
+def temperature(table: pd.DataFrame, labels: str = "one") -> float:
     """The number that logits have to be divided by for the table's valid photos to be told with the least log loss.
 
     Above 1 the network is surer than it is right (Guo et al. 2017, arXiv 1706.04599). The logarithms of probabilities
     are logits up to a constant, so the table is enough. 1 where no photo is wrong: the loss would fall without end.
+
+    Args:
+        labels: `"one"` or `"many"` a photo; of many, each has a logit of its own, and they share the temperature.
 
     Raises:
         DataError: if there are no valid photos or no probabilities, or the table cannot be used; see `measure`.
@@ -213,12 +217,10 @@ def temperature(table: pd.DataFrame) -> float:
     if not len(rows) or not classes:
         lacks = "valid photos" if classes else "columns p_CLASS"
         raise DataError(f"The prediction table has no {lacks}, which a temperature is fitted on. Predict on valid.")
-    probabilities = _probabilities(rows, classes)
-    truth = _codes(rows, "label", classes)
-    if (probabilities.argmax(1) == truth).all():
-        return 1.0
-    logits = _logarithms(probabilities)
+    logits, truth = _logits(rows, classes, labels)
     of_truth = logits[np.arange(len(truth)), truth]
+    if (of_truth == logits.max(1)).all():
+        return 1.0
 
     def loss(sharpness: float) -> float:
         return float(np.mean(logsumexp(logits * sharpness, axis=1) - of_truth * sharpness))
@@ -228,10 +230,11 @@ def temperature(table: pd.DataFrame) -> float:
     return float(1 / found.x)
 
 
-def calibrated(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
+def calibrated(table: pd.DataFrame, temperature: float, labels: str = "one") -> pd.DataFrame:
     """The prediction table with probabilities of `softmax(log p / temperature)`, and confidence and loss by these.
 
-    What is predicted stays, and so do the columns without test-time augmentation.
+    With `labels="many"` each probability is that of its own yes or no. What is predicted stays, and so do the columns
+    without test-time augmentation.
 
     >>> table = pd.DataFrame({"label": ["a"], "predicted": ["a"], "p_a": [0.9], "p_b": [0.1]})
     >>> calibrated(table, 2.0)["p_a"].round(2).tolist()  # odds of 9 become odds of 3
@@ -241,35 +244,99 @@ def calibrated(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
 
     _refuse(table, ("label", "predicted"))
     classes = _classes(table)
-    changed = softmax(_logarithms(_probabilities(table, classes)) / temperature, axis=1)
-    each = np.arange(len(table))
+    logits, truth = _logits(table, classes, labels)
+    changed = softmax(logits / temperature, axis=1)
     found = table.copy()
+    loss = -np.log(np.maximum(changed[np.arange(len(truth)), truth], LEAST))
+    if labels == "many":
+        yes = changed[:, 1].reshape(len(table), -1)
+        told = flags_of(table["predicted"], classes)
+        found[[f"p_{name}" for name in classes]] = yes
+        return found.assign(confidence=np.where(told, yes, 1 - yes).min(1), loss=loss.reshape(yes.shape).mean(1))
     found[[f"p_{name}" for name in classes]] = changed
-    found["confidence"] = changed[each, _codes(table, "predicted", classes)]
-    found["loss"] = -np.log(np.maximum(changed[each, _codes(table, "label", classes)], LEAST))
-    return found
+    return found.assign(confidence=changed[np.arange(len(table)), _codes(table, "predicted", classes)], loss=loss)
 
 
-def calibration(table: pd.DataFrame) -> dict[str, Any]:
+def calibration(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
     """The temperature fitted on valid, and `ece` and `loss` of each other split before and after it, with words.
 
     Returns:
         `temperature`, `photos` (that it was fitted on), and by split `ece` and `loss`, each (before, after), and
         `words`. Nothing but the temperature where valid is the only split: on its own photos it would flatter.
     """
-    fitted = temperature(table)
+    fitted = temperature(table, labels)
     found: dict[str, Any] = {"temperature": fitted, "photos": int((table["split"] == "valid").sum())}
     rest = table[table["split"] != "valid"]
     for split, rows in rest.groupby("split", sort=False):
-        before, after = (_ece_and_loss(each) for each in (rows, calibrated(rows, fitted)))
-        found[str(split)] = {"ece": (before[0], after[0]), "loss": (before[1], after[1])}
-        better = "lower" if after[0] < before[0] else "not lower"
-        found[str(split)]["words"] = (
+        each = (rows, calibrated(rows, fitted, labels))
+        before, after = (_ece(*_told(one, labels)) for one in each)
+        loss = tuple(float(one["loss"].mean()) for one in each)
+        better = "lower" if after < before else "not lower"
+        words = (
             f"A temperature of {fitted:.2f}, fitted on {found['photos']:,} valid photos, takes the calibration error "
-            f"on {split} from {before[0]:.2%} to {after[0]:.2%} ({better}), and the log loss from {before[1]:.4f} to "
-            f"{after[1]:.4f}."
+            f"on {split} from {before:.2%} to {after:.2%} ({better}), and the log loss from {loss[0]:.4f} to "
+            f"{loss[1]:.4f}."
         )
+        found[str(split)] = {"ece": (before, after), "loss": loss, "words": words}
     return found
+
+
+def _logits(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits up to a constant, and which of a row's is the true one: photos x classes, or (photos x classes) x 2."""
+    if labels == "one":
+        return np.log(np.maximum(_probabilities(rows, classes), LEAST)), _codes(rows, "label", classes)
+    yes = _flag_probabilities(rows, classes).ravel()
+    both = np.log(np.maximum(np.column_stack([1 - yes, yes]), LEAST))
+    return both, flags_of(rows["label"], classes).ravel().astype(int)
+
+
+def _told(rows: pd.DataFrame, labels: str) -> tuple[np.ndarray, np.ndarray]:
+    """How sure each prediction of the table was, and whether it was right."""
+    if labels == "one":
+        return rows["confidence"].to_numpy(float), _right(rows, "predicted")
+    classes = _classes(rows)
+    truth, told = (flags_of(rows[column], classes) for column in ("label", "predicted"))
+    return _decisions(_flag_probabilities(rows, classes), truth, told)
+
+
+# ---- labels that may be wrong ---------------------------------------------------------------------------------------
+
+
+def suspected_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Photos whose label is probably wrong, the surest first, by confident learning (Northcutt et al. 2021, JAIR 70).
+
+    A photo is suspected where another class is at least as probable as that class is on average for the photos that
+    carry it, and more so than its own by the same measure. The probabilities have to be of photos that the network
+    was not trained on, as those of valid and test are. It finds hard photos, too: look before you change a label.
+
+    Args:
+        table: a prediction table of one label a photo; see `baseline.predict`.
+
+    Returns:
+        Its rows of suspected photos: the columns but for probabilities, `suggested` (class), `suggested_probability`
+        and `label_probability` (cleanlab's self-confidence).
+
+    >>> rows = {"label": list("aaabbb"), "p_a": [0.9, 0.8, 0.1, 0.2, 0.1, 0.1]}
+    >>> table = pd.DataFrame(rows).assign(p_b=lambda rows: 1 - rows["p_a"])
+    >>> suspected_labels(table)[["label", "suggested", "label_probability"]].to_dict("index")
+    {2: {'label': 'a', 'suggested': 'b', 'label_probability': 0.1}}
+    """
+    _refuse(table, ("label",))
+    classes = _classes(table)
+    probabilities, truth = _probabilities(table, classes), _codes(table, "label", classes)
+    photos = np.bincount(truth, minlength=len(classes))
+    each = np.arange(len(truth))
+    own = probabilities[each, truth]
+    usual = np.bincount(truth, weights=own, minlength=len(classes)) / np.maximum(photos, 1)
+    sure = np.where((probabilities >= usual) & (photos > 0), probabilities, 0)
+    suggested = sure.argmax(1)
+    suspected = (sure.max(1) > 0) & (suggested != truth)
+    found = table.drop(columns=[f"p_{name}" for name in classes]).assign(
+        suggested=np.array(classes, dtype=object)[suggested],
+        suggested_probability=probabilities[each, suggested],
+        label_probability=own,
+    )
+    return found[suspected].sort_values("label_probability", kind="stable")
 
 
 # ---- one split ------------------------------------------------------------------------------------------------------
@@ -328,7 +395,7 @@ def _in_full(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) 
         "kappa": _kappa(truth, told),
         **{name: _mean(by_class[name]) for name in ("roc_auc", "average_precision")},
         "intervals": intervals,
-        "reliability": parts.reliability(),
+        "reliability": _reliability(probabilities[np.arange(len(truth)), told], truth == told),
         "classes": {name: _row(by_class, at) for at, name in enumerate(classes)},
         "confused": _confused(truth, told, classes),
         "undefined": _undefined(truth, told, classes),
@@ -337,48 +404,55 @@ def _in_full(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) 
 
 
 def _of_many(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
-    from sklearn.metrics import average_precision_score, f1_score
+    from sklearn.metrics import f1_score
 
     classes = _classes(rows)
     for column in ("label", f"{prefix}predicted"):
         each = rows[[column, *(["path"] if "path" in rows else [])]].assign(**{column: rows[column].map(classes_of)})
         _codes(each.explode(column).dropna(subset=column), column, classes)
-    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(float)
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise DataError("The prediction table holds a probability that is not one of 0 to 1. Mend or drop its row.")
+    probabilities = _flag_probabilities(rows, classes)
     truth, told = (flags_of(rows[column], classes) for column in ("label", f"{prefix}predicted"))
     found: dict[str, Any] = {
         f"{kind}_f1": float(f1_score(truth, told, average=kind, zero_division=0)) for kind in ("micro", "macro")
     }
     if not prefix:
-        found["average_precision"] = {
-            name: float(average_precision_score(truth[:, at], rows[f"p_{name}"])) if truth[:, at].any() else None
-            for at, name in enumerate(classes)
+        by_class = _by_class(probabilities, truth, told)
+        sure, right = _decisions(probabilities, truth, told)
+        found |= {
+            "mean_average_precision": _mean(by_class["average_precision"]),
+            "ece": _ece(sure, right),
+            "reliability": _reliability(sure, right),
+            "classes": {name: _row(by_class, at) for at, name in enumerate(classes)},
         }
-        known = [value for value in found["average_precision"].values() if value is not None]
-        found["mean_average_precision"] = sum(known) / len(known) if known else None
     return found
+
+
+def _decisions(probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each class of each photo as a prediction of its own, yes or no: how sure it was, and whether it was right."""
+    return np.where(told, probabilities, 1 - probabilities).ravel(), (truth == told).ravel()
 
 
 # ---- class by class -------------------------------------------------------------------------------------------------
 
 
 def _by_class(probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of one number a class, NaN where it is undefined; a class never predicted has a precision of 0."""
-    from sklearn.metrics import precision_recall_fscore_support
+    """Columns of one number a class, NaN where it is undefined; a class never predicted has a precision of 0.
 
-    count = probabilities.shape[1]
-    precision, recall, f1, photos = precision_recall_fscore_support(
-        truth, told, labels=np.arange(count), zero_division=0
-    )
-    said = np.bincount(told, minlength=count)
+    Args:
+        truth: N numbers of classes, or with many labels N x C flags; so is `told`.
+    """
+    if truth.ndim == 1:
+        counted = (np.bincount(each, minlength=probabilities.shape[1]) for each in (truth, told, truth[truth == told]))
+    else:
+        counted = (each.sum(0) for each in (truth, told, truth & told))
+    photos, said, hits = counted
     roc_auc, average_precision = _against_rest(probabilities, truth)
     return {
         "photos": photos,
         "predicted": said,
-        "precision": precision,
-        "recall": np.where(photos > 0, recall, np.nan),
-        "f1": np.where(photos + said > 0, f1, np.nan),
+        "precision": hits / np.maximum(said, 1),
+        "recall": np.where(photos > 0, hits / np.maximum(photos, 1), np.nan),
+        "f1": np.where(photos + said > 0, 2 * hits / np.maximum(photos + said, 1), np.nan),
         "roc_auc": roc_auc,
         "average_precision": average_precision,
     }
@@ -391,12 +465,11 @@ def _against_rest(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndar
     1,000 classes of 50,000 photos take ten times as long.
     """
     photos, classes = probabilities.shape
-    order = np.argsort(truth, kind="stable")
-    ends = np.searchsorted(truth[order], np.arange(classes + 1))
+    rows = _rows_by_class(truth, classes)
     auc, precision = np.full(classes, np.nan), np.full(classes, np.nan)
     for at in range(classes):
         column = np.sort(probabilities[:, at])
-        own = np.sort(probabilities[order[ends[at] : ends[at + 1]], at])
+        own = np.sort(probabilities[rows[at], at])
         if not len(own):
             continue
         below, upto = (np.searchsorted(column, own, side) for side in ("left", "right"))
@@ -406,6 +479,14 @@ def _against_rest(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndar
             beaten = below - own_below + (upto - own_upto - below + own_below) / 2
             auc[at] = beaten.mean() / (photos - len(own))
     return auc, precision
+
+
+def _rows_by_class(truth: np.ndarray, classes: int) -> list[np.ndarray]:
+    """The numbers of the photos of each class."""
+    if truth.ndim == 2:
+        return [np.flatnonzero(flags) for flags in truth.T]
+    order = np.argsort(truth, kind="stable")
+    return np.split(order, np.searchsorted(truth[order], np.arange(1, classes)))
 
 
 def _row(by_class: dict[str, np.ndarray], at: int) -> dict[str, Any]:
@@ -528,26 +609,32 @@ class _Parts:
         in_bin, sure, right = (sums[:, 3 * self.classes + BINS * part :][:, :BINS] for part in range(3))
         return (right - sure) / in_bin.sum(1, keepdims=True)
 
-    def reliability(self) -> list[dict[str, Any]]:
-        """Bin by bin: its ends, photos, mean confidence, accuracy and its interval; None where it has no photos."""
-        count = 3 * self.classes
-        in_bin, sure, right = (self.whole()[0, count + BINS * part :][:BINS] for part in range(3))
-        return [
-            {
-                "from": at / BINS,
-                "to": (at + 1) / BINS,
-                "photos": (photos := round(in_bin[at])),
-                "confidence": float(sure[at] / photos) if photos else None,
-                "accuracy": float(right[at] / photos) if photos else None,
-                "interval": wilson(round(right[at]), photos) if photos else None,
-            }
-            for at in range(BINS)
-        ]
-
 
 def bins_of(confidence: np.ndarray) -> np.ndarray:
     """The bin of each confidence, 0 to 14; an end belongs to the bin below it, as in sklearn's `calibration_curve`."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)
+
+
+def _reliability(sure: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """Bin by bin: its ends, predictions, mean confidence, accuracy and its interval; None where it has none."""
+    at = bins_of(sure)
+    photos, sums, hits = (np.bincount(at, weights=each, minlength=BINS) for each in (None, sure, right))
+    return [
+        {
+            "from": bin_ / BINS,
+            "to": (bin_ + 1) / BINS,
+            "photos": (count := int(photos[bin_])),
+            "confidence": float(sums[bin_] / count) if count else None,
+            "accuracy": float(hits[bin_] / count) if count else None,
+            "interval": wilson(round(hits[bin_]), count) if count else None,
+        }
+        for bin_ in range(BINS)
+    ]
+
+
+def _ece(sure: np.ndarray, right: np.ndarray) -> float:
+    gaps = np.bincount(bins_of(sure), weights=right - sure, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(sure))
 
 
 def _draws(features: Any, groups: np.ndarray | None = None, draws: int = DRAWS) -> np.ndarray:
@@ -597,12 +684,6 @@ def _ece_interval(gaps: np.ndarray, draws: np.ndarray) -> tuple[float, float]:
     able = times[(least <= seen) & (seen <= most)]
     low, high = (able.min(), able.max()) if len(able) else (0.0, 1.0)
     return float(min(low, 1.0) * seen), float(max(high, 1.0) * seen)
-
-
-def _ece_and_loss(rows: pd.DataFrame) -> tuple[float, float]:
-    sure, right = rows["confidence"].to_numpy(float), _right(rows, "predicted")
-    gaps = np.bincount(bins_of(sure), weights=right - sure, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(rows)), float(rows["loss"].mean())
 
 
 def _calibration_words(tta: dict[str, Any]) -> str:
@@ -689,6 +770,17 @@ def _probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
     return found
 
 
+def _flag_probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """N x C, float64, where each class is a yes or no of its own."""
+    found = rows[[f"p_{name}" for name in classes]].to_numpy(float)
+    if (wrong := ~((found >= 0) & (found <= 1)).all(1)).any():
+        raise DataError(
+            f"In {int(wrong.sum()):,} of {len(rows):,} rows of the prediction table a probability is not one of 0 to "
+            f"1, first {_place(rows, wrong)}. Mend or drop them."
+        )
+    return found
+
+
 def _codes(rows: pd.DataFrame, column: str, classes: list[str]) -> np.ndarray:
     """The class of each row by its number, N integers."""
     codes = pd.Index(classes).get_indexer(pd.Index(rows[column].map(str)))
@@ -719,10 +811,6 @@ def _place(rows: pd.DataFrame, wrong: Any) -> str:
 
 def _right(rows: pd.DataFrame, column: str) -> np.ndarray:
     return (rows[column] == rows["label"]).to_numpy(bool)
-
-
-def _logarithms(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities, LEAST))
 
 
 def _mean(values: np.ndarray) -> float | None:

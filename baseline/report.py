@@ -25,10 +25,10 @@ from PIL import Image
 
 from . import __version__, figures
 from .errors import DataError, OutputError
-from .metrics import BINS, bins_of, sentences
+from .metrics import BINS, measure, sentences, suspected_labels
 from .photos import fit_photo, open_photo
 from .progress import Show
-from .save import load_network, read_json, read_manifest, write
+from .save import load_network, read_json, read_manifest, read_predictions, write
 from .tables import each_label, flags_of, names
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ __all__ = ["write_report"]
 
 ERRORS, HITS, RANDOM, SAMPLE = 12, 8, 24, 24
 """Photos shown: most confident errors and least confident hits (these with Grad-CAM), random ones, training ones."""
+SUSPECTS = 12
+"""Photos shown whose label may be wrong."""
 PAIRS = 6
 """Pairs of copies that are shown of each kind."""
 CONFUSED = 15
 THUMB = 144
 """Pixels of a photo's longer side in the page."""
 
-NEEDED = ("path", "label", "split", "predicted", "confidence", "loss")
 MANIFEST = ("recipe", "reasons", "metrics", "seconds", "stages", "data", "device", "versions", "finished")
 
 
@@ -115,6 +116,11 @@ class _Run:
         )
 
     @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """What `measure` tells of `rows`: the manifest of an older version may not hold all of it."""
+        return measure(self.rows, self.recipe.get("labels", "one"))[self.split]
+
+    @cached_property
     def classes(self) -> list[str]:
         return [name.removeprefix("p_") for name in map(str, self.predictions) if name.startswith("p_")]
 
@@ -132,7 +138,7 @@ def _read(folder: Path) -> _Run:
     run = _Run(
         folder,
         manifest,
-        _predictions(folder / "predictions.csv"),
+        read_predictions(folder),
         _table(folder / "history.csv"),
         _table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
         _table(folder / "split.csv", texts=True),
@@ -147,35 +153,15 @@ def _read(folder: Path) -> _Run:
     return run
 
 
-def _table(path: Path, texts: bool = False, rows: int | None = None) -> pd.DataFrame:
+def _table(path: Path, texts: bool = False) -> pd.DataFrame:
     """A table of the run folder; with `texts` every value is text as it stands, so that a class may be called NA."""
-    options: dict[str, Any] = {"nrows": rows} | ({"dtype": str, "keep_default_na": False} if texts else {})
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if texts else {}
     try:
         return pd.read_csv(path, **options)
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
     except ValueError as error:
         raise OutputError(f"{path} is no whole table: {' '.join(str(error).split())[:120]}. Run it again.") from None
-
-
-def _predictions(path: Path) -> pd.DataFrame:
-    """The prediction table, checked: its columns, and that its numbers are numbers."""
-    columns = [str(name) for name in _table(path, rows=0)]
-    classes = [name for name in columns if name.startswith("p_")]
-    if lacking := [name for name in NEEDED if name not in columns] + ([] if classes else ["p_CLASS"]):
-        needed = f"{', '.join(NEEDED)}, and p_CLASS for each class"
-        raise DataError(f"{path} lacks the columns {names(lacking)}; needed: {needed}. Run it again.")
-    numeric = ["confidence", "loss", *classes]
-    kinds = dict.fromkeys(columns, "str") | dict.fromkeys(numeric, "float64")
-    nothing = {name: ["", "nan", "NaN", "NA"] for name in numeric}
-    try:
-        table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=nothing)
-    except ValueError as error:
-        raise DataError(f"{path} is no prediction table: {' '.join(str(error).split())[:120]}. Run it again.") from None
-    for name in numeric:
-        if len(bad := np.flatnonzero(~np.isfinite(table[name].to_numpy()))):
-            raise DataError(f"{path}: '{name}' of row {bad[0] + 1} is no number. Run it again, or mend the table.")
-    return table
 
 
 # ---- photos ---------------------------------------------------------------------------------------------------------
@@ -263,7 +249,7 @@ def _headline(run: _Run, _: _Photos) -> dict[str, Any]:
         "half": (high - low) / 2,
         "kind": kind,
         "photos": len(run.rows),
-        "sentences": sentences(run.manifest["metrics"][run.split])[1:],  # the first is the headline's own
+        "sentences": sentences(run.numbers)[1:],  # the first is the headline's own
         "numbers": [
             (split, way, numbers["photos"], numbers[way])
             for split, numbers in run.manifest["metrics"].items()
@@ -384,31 +370,31 @@ def _card(photos: _Photos, path: str, label: str, words: str, split: str = "") -
 
 def _quality(run: _Run, _: _Photos) -> dict[str, Any]:
     """Confusions, classes one by one, and whether the confidence can be trusted."""
-    matrix = None if run.many else _confusion(run)
-    bins = _bins(*_sure(run))
-    gap = float((bins["count"] * (bins["confidence"] - bins["right"]).abs()).sum() / bins["count"].sum())
-    lean = float((bins["count"] * (bins["confidence"] - bins["right"])).sum() / bins["count"].sum())
-    words = f"Share right against confidence in {BINS} bins; on average they are {gap:.1%} apart"
+    tta = run.numbers["tta"]
+    bins = pd.DataFrame(tta["reliability"]).dropna(subset="confidence")
+    words = f"Share right against confidence in {BINS} bins; on average they are {tta['ece']:.1%} apart"
     context: dict[str, Any] = {
         "confusion": None,
-        "confused": [],
+        "confused": tta.get("confused", [])[:CONFUSED],
         "large": len(run.classes) > figures.MOST_NAMED,
-        "per_class": _per_class(run, matrix),
-        "bins": bins[bins["count"] > 0].to_dict("records"),
-        "gap": gap,
-        "lean": lean,
+        "bins": bins.to_dict("records"),
+        "ece": tta["ece"],
+        "lean": float(np.average(bins["confidence"] - bins["accuracy"], weights=bins["photos"])),
+        "temperature": run.manifest.get("calibration", {}).get(run.split, {}).get("words", ""),
         "reliability": _figure(run, "reliability", figures.reliability_figure(bins), words),
     }
+    matrix = None if run.many else _confusion(run)
+    most = [""] * len(run.classes)
     if matrix is not None:
-        context["confused"] = _confused(matrix, run.classes)
         right = int(np.trace(matrix))
         words = f"Truth by prediction for {len(run.classes)} classes: {right:,} of {matrix.sum():,} photos are right"
-        if context["confused"]:
-            first = context["confused"][0]
-            words += f"; most often {first['truth']} is taken for {first['told']}, {first['photos']} times"
-        figure = figures.confusion_figure(matrix, run.classes)
-        context["confusion"] = _figure(run, "confusion", figure, words)
-    return context
+        for first in context["confused"][:1]:
+            words += f"; most often {first['label']} is taken for {first['predicted']}, {first['photos']} times"
+        context["confusion"] = _figure(run, "confusion", figures.confusion_figure(matrix, run.classes), words)
+        wrong = matrix - np.diag(matrix.diagonal())
+        most = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
+    each = zip(tta["classes"].items(), most, strict=True)
+    return context | {"per_class": [{"name": name, "taken_for": what, **row} for (name, row), what in each]}
 
 
 def _confusion(run: _Run) -> np.ndarray:
@@ -417,68 +403,6 @@ def _confusion(run: _Run) -> np.ndarray:
     truth, told = (run.rows[column].map(number).to_numpy() for column in ("label", "predicted"))
     count = len(number)
     return np.bincount(truth * count + told, minlength=count * count).reshape(count, count)
-
-
-def _confused(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The most frequent confusions, each as photos and as a share of the true class."""
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
-    pairs = [divmod(int(at), len(classes)) for at in order]
-    return [
-        {
-            "truth": classes[row],
-            "told": classes[column],
-            "photos": int(wrong[row, column]),
-            "share": wrong[row, column] / matrix[row].sum(),
-        }
-        for row, column in pairs
-        if wrong[row, column]
-    ]
-
-
-def _per_class(run: _Run, matrix: np.ndarray | None) -> list[dict[str, Any]]:
-    """For each class photos, precision, recall and F1; None where a share would be of nothing."""
-    if matrix is None:
-        truth, said = (flags_of(run.rows[column], run.classes) for column in ("label", "predicted"))
-        hits, photos, told = (truth & said).sum(0), truth.sum(0), said.sum(0)
-        most = [""] * len(run.classes)
-    else:
-        hits, photos, told = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-        wrong = matrix - np.diag(hits)
-        most = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
-    return [
-        {
-            "name": name,
-            "photos": int(photos[at]),
-            "precision": hits[at] / told[at] if told[at] else None,
-            "recall": hits[at] / photos[at] if photos[at] else None,
-            "f1": 2 * hits[at] / (told[at] + photos[at]) if told[at] + photos[at] else None,
-            "taken_for": most[at],
-        }
-        for at, name in enumerate(run.classes)
-    ]
-
-
-def _sure(run: _Run) -> tuple[np.ndarray, np.ndarray]:
-    """How sure each prediction was and whether it was right; with many labels each class of a photo is one."""
-    if not run.many:
-        return run.rows["confidence"].to_numpy(), run.rows["right"].to_numpy()
-    truth, said = (flags_of(run.rows[column], run.classes) for column in ("label", "predicted"))
-    return np.where(said, run.probabilities, 1 - run.probabilities).ravel(), (truth == said).ravel()
-
-
-def _bins(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
-    """Predictions by confidence in bins of equal width; see `figures.reliability_figure`."""
-    at = bins_of(confidence)
-    count = np.bincount(at, minlength=BINS)
-    some = np.where(count, count, 1)
-    sums = (np.bincount(at, weights=values, minlength=BINS) for values in (confidence, right))
-    confident, shares = (np.where(count > 0, each / some, np.nan) for each in sums)
-    edges = np.arange(BINS + 1) / BINS
-    return pd.DataFrame(
-        {"low": edges[:-1], "high": edges[1:], "count": count, "confidence": confident, "right": shares}
-    )
 
 
 # ---- single photos --------------------------------------------------------------------------------------------------
@@ -493,14 +417,25 @@ def _examples(run: _Run, photos: _Photos) -> dict[str, Any]:
     places, why_not = _places(run, shown, photos)
     cards = [_predicted(run, photos, row, where) for row, where in zip(shown.to_dict("records"), places, strict=True)]
     chosen = rows.sample(min(RANDOM, len(rows)), random_state=int(run.recipe.get("seed", 0)) % 2**32)
+    suspects = pd.DataFrame() if run.many else suspected_labels(run.predictions)
     parts = {
         "errors": cards[: len(errors)],
         "hits": cards[len(errors) :],
         "random": [_predicted(run, photos, row, None) for row in chosen.to_dict("records")],
+        "suspects": [_suspect(photos, row) for row in suspects.head(SUSPECTS).to_dict("records")],
     }
     for name, part in parts.items():
         _sheet(run, name, part)
-    return {**parts, "why_not": why_not}
+    if len(suspects):
+        write(run.folder / "suspected_labels.csv", suspects.to_csv(index=False))
+    return {**parts, "why_not": why_not, "suspected": len(suspects), "held_out": len(run.predictions)}
+
+
+def _suspect(photos: _Photos, row: dict[Any, Any]) -> _Card:
+    sure = _percent(row["suggested_probability"])
+    lines = [f"label: {row['label']}", f"perhaps: {row['suggested']} ({sure})", row["split"]]
+    words = f"a photo labelled {row['label']}, perhaps of {row['suggested']}"
+    return _Card(photos.get(row["path"]), words, lines, row["path"], wrong=True)
 
 
 def _predicted(run: _Run, photos: _Photos, row: dict[Any, Any], where: np.ndarray | None) -> _Card:

@@ -13,25 +13,30 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError, WeightsError
+from .errors import DataError, OutputError, WeightsError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
-__all__ = ["load_network", "looks_begun", "read_json", "read_manifest", "removed_if_empty", "run_folder",
-           "save_network", "write"]  # fmt: skip
+__all__ = ["load_network", "looks_begun", "read_json", "read_manifest", "read_predictions",
+           "removed_if_empty", "run_folder", "save_network", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layouts of the model folder and of the manifest."""
 
 BEGUN = ("history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
 """What a run writes before its manifest."""
+
+TEXTS = ("path", "label", "split", "predicted", "plain_predicted")
+NUMBERS = ("confidence", "loss", "plain_confidence", "plain_loss")
+"""Columns of a prediction table, beside one `p_CLASS` for each class."""
 
 LEAST_FREE_BYTES = 200_000_000
 
@@ -156,6 +161,48 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
     if manifest.get("format", FORMAT) != FORMAT:
         raise OutputError(f"{run} has format {manifest['format']}; this version reads {FORMAT}. Update baseline.")
     return manifest
+
+
+def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFrame:
+    """The prediction table of a run folder, its numbers checked. Text is read as text: a class `007` or `NA` stays so.
+
+    Args:
+        needed: the columns to read, and `group` with them where there is one; all of a prediction table if not given.
+
+    Raises:
+        DataError: if it is not there or no table, lacks columns, or holds what is no number where one belongs.
+    """
+    import numpy as np
+
+    path = Path(run) / "predictions.csv"
+    columns = [str(name) for name in _read_csv(path, nrows=0)]
+    classes = [name for name in columns if name.startswith("p_")]
+    wanted = needed or (*TEXTS, *NUMBERS)
+    lacking = [name for name in wanted if name not in columns] + ([] if classes or needed else ["p_CLASS"])
+    if lacking:
+        words = ", ".join([*wanted, *([] if needed else ["and p_CLASS for each class"])])
+        raise DataError(f"{path} lacks the columns {', '.join(lacking)}; needed: {words}. Run it again.")
+    read = [name for name in columns if not needed or name in (*needed, "group")]
+    numbers = [name for name in read if name in NUMBERS or name in classes]
+    kinds = dict.fromkeys(read, "str") | dict.fromkeys(numbers, "float64")
+    nothing = {name: ["", "nan", "NaN", "NA"] for name in numbers}
+    table = _read_csv(path, dtype=kinds, keep_default_na=False, na_values=nothing, usecols=read)
+    for name in numbers:
+        if len(bad := np.flatnonzero(~np.isfinite(table[name].to_numpy()))):
+            raise DataError(f"{path}: '{name}' of row {bad[0] + 1} is no number. Run it again, or mend the table.")
+    return table
+
+
+def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, **options)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Run it again, or leave it out.") from None
+    except ValueError as error:
+        words = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} is no prediction table: {words}. Run it again, or leave it out.") from None
 
 
 def looks_begun(folder: Path) -> bool:

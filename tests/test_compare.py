@@ -30,7 +30,7 @@ from baseline import (
     runs_in,
     same_or_not,
 )
-from baseline.compare import read_predictions
+from baseline.save import read_predictions
 
 
 def call(*words: Any) -> subprocess.CompletedProcess[str]:
@@ -167,6 +167,20 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     )
 
 
+def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Path) -> None:
+    one = altered(done, tmp_path / "one", big(0.8))
+    folders = [one]
+    for number, share in enumerate((0.805, 0.8, 0.8, 0.9)):
+        folders.append(altered(done, tmp_path / f"{number}", big(share)))
+    alone = comparison([one, folders[1]])
+    plain = [comparison([one, folder]).table["p"][1] for folder in folders[1:]]
+    together = comparison(folders)
+    assert plain[0] < 0.05 < 3 * plain[0] and "more than noise" in alone.sentences[0]
+    assert together.table["p"][1:].tolist() == pytest.approx([3 * plain[0], 1, 1, 4 * plain[3]])
+    assert "no difference beyond noise" in together.sentences[0] and "more than noise" in together.sentences[3]
+    assert "4 comparisons made at once" in together.sentences[4]
+
+
 def test_other_test_photos_are_refused_unless_anyway(done: baseline.Baseline, tmp_path: Path) -> None:
     fewer = altered(done, tmp_path / "fewer", lambda table: table.drop(table.index[table["split"] == "test"][0]))
     with pytest.raises(DataError, match="different test photos: 9 and 10, of which they share 9"):
@@ -283,7 +297,8 @@ def test_classes_with_names_like_numbers_or_nothing_are_read_as_text(tmp_path: P
         "predicted": ["007", "7"],
         "p_007": 0.5,
     }
-    pd.DataFrame(rows).to_csv(tmp_path / "predictions.csv", index=False)
+    more = {"plain_predicted": "7", **dict.fromkeys(("confidence", "loss", "plain_confidence", "plain_loss"), 0.5)}
+    pd.DataFrame({**rows, **more}).to_csv(tmp_path / "predictions.csv", index=False)
     read = read_predictions(tmp_path)
     assert read["label"].tolist() == ["007", "NA"] and read["predicted"].tolist() == ["007", "7"]
     assert read["p_007"].tolist() == [0.5, 0.5]

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, logit, softmax
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 import baseline
-from baseline import DataError, calibrated, calibration, measure, same_or_not, sentences, temperature
+import baseline.tables
+from baseline import DataError, calibrated, calibration, measure, same_or_not, sentences, suspected_labels, temperature
 from baseline.metrics import _against_rest, _draws, _ece_interval, _paired_interval, _Parts, _percentiles, bins_of
 
 
@@ -257,6 +258,53 @@ def test_many_labels_are_checked_too() -> None:
         measure(table.assign(p_y=1.2), "many")
 
 
+def many_drawn(seed: int, photos: int, told: float = 1.0, split: str = "test") -> pd.DataFrame:
+    """A prediction table of several labels a photo, drawn by their probabilities; their logits are told times `told`."""
+    rng = np.random.default_rng(seed)
+    names = np.array(["ants", "bees", "insect"], dtype=object)
+    logits = rng.normal(size=(photos, 3)) * 1.5
+    flags, shares = expit(logits) > rng.random((photos, 3)), expit(logits * told)
+    labels, predicted = ([";".join(names[row]) for row in each] for each in (flags, shares >= 0.5))
+    loss = -np.log(np.where(flags, shares, 1 - shares)).mean(1)
+    columns = {"path": [f"{split}/{at}.jpg" for at in range(photos)], "split": split, "label": labels}
+    told_of = {"predicted": predicted, "loss": loss, "confidence": np.maximum(shares, 1 - shares).min(1)}
+    plain = {f"plain_{key}": value for key, value in told_of.items()}
+    return pd.DataFrame({**columns, **told_of, **plain, **{f"p_{n}": shares[:, at] for at, n in enumerate(names)}})
+
+
+def test_numbers_of_many_labels_equal_scikit_learns() -> None:
+    table = many_drawn(0, 400)
+    found, names = measure(table, "many")["test"]["tta"], ["ants", "bees", "insect"]
+    truth, told = (baseline.tables.flags_of(table[column], names) for column in ("label", "predicted"))
+    shares = shares_of(table)
+    wanted = sk.precision_recall_fscore_support(truth, told)
+    for name, values in zip(("precision", "recall", "f1", "photos"), wanted, strict=True):
+        assert [found["classes"][each][name] for each in names] == pytest.approx(values)
+    for name, score in (("roc_auc", sk.roc_auc_score), ("average_precision", sk.average_precision_score)):
+        assert [found["classes"][each][name] for each in names] == pytest.approx(score(truth, shares, average=None))
+    assert found["mean_average_precision"] == pytest.approx(sk.average_precision_score(truth, shares))
+    right, sure = calibration_curve((truth == told).ravel(), np.maximum(shares, 1 - shares).ravel(), n_bins=15)
+    bins = [each for each in found["reliability"] if each["photos"]]
+    assert [each["accuracy"] for each in bins] == pytest.approx(right)
+    assert [each["confidence"] for each in bins] == pytest.approx(sure)
+    assert sum(each["photos"] for each in bins) == 1200
+    assert found["ece"] == pytest.approx(np.average(abs(right - sure), weights=[each["photos"] for each in bins]))
+
+
+@pytest.mark.parametrize("told", [0.5, 2.0])
+def test_many_labels_share_a_temperature(told: float) -> None:
+    table = pd.concat([many_drawn(1, 4000, told, "valid"), many_drawn(2, 4000, told)], ignore_index=True)
+    fitted = temperature(table, "many")
+    assert fitted == pytest.approx(told, rel=0.08)
+    found = calibration(table, "many")["test"]
+    changed = calibrated(table, fitted, "many")
+    after = measure(changed, "many")["test"]["tta"]
+    assert found["ece"][1] == pytest.approx(after["ece"]) and found["loss"][1] == pytest.approx(after["loss"])
+    assert found["ece"][1] < 0.4 * found["ece"][0] and found["loss"][1] < found["loss"][0]
+    assert (changed["predicted"] == table["predicted"]).all()
+    assert shares_of(changed) == pytest.approx(expit(logit(shares_of(table)) / fitted))
+
+
 def test_memory_grows_with_photos_times_classes_and_no_faster() -> None:
     table = table_of(*drawn(1, 2000, 500))
     measure(table.head(10))  # what is imported on first use
@@ -319,6 +367,32 @@ def test_the_temperature_goes_into_the_manifest_and_the_model(done: baseline.Bas
     assert json.loads((done.folder / "manifest.json").read_text())["metrics"]["test"]["tta"]["classes"].keys() == {
         "ants", "bees",
     }  # fmt: skip
+
+
+# ---- labels that may be wrong ---------------------------------------------------------------------------------------
+
+
+def test_swapped_labels_are_suspected() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, truth = drawn(5, 2000, 5)
+    probabilities = softmax(6 * np.log(probabilities), axis=1)  # a network that is rarely unsure
+    truth = probabilities.argmax(1)
+    swapped = rng.random(2000) < 0.05
+    table = table_of(probabilities, np.where(swapped, (truth + rng.integers(1, 5, 2000)) % 5, truth))
+    found = suspected_labels(table)
+    hits = swapped[found.index]
+    assert hits.mean() > 0.95 and hits.sum() > 0.7 * swapped.sum()
+    right = np.array([f"c{at:03}" for at in truth])[found.index]
+    assert (found["suggested"][hits] == right[hits]).all()
+    assert found["label_probability"].is_monotonic_increasing and "p_c000" not in found
+    assert (found["label_probability"] == shares_of(table)[found.index, [int(n[1:]) for n in found["label"]]]).all()
+
+
+def test_without_doubt_no_label_is_suspected() -> None:
+    probabilities, _ = drawn(5, 200, 3)
+    assert suspected_labels(table_of(probabilities, probabilities.argmax(1))).empty
+    with pytest.raises(DataError, match="no column 'label'"):
+        suspected_labels(pd.DataFrame({"p_a": [1.0]}))
 
 
 # ---- two tables -----------------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_class_by_class_is_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
     found = report._read(done.folder)
-    rows = report._per_class(found, report._confusion(found))
+    rows = report._quality(found, report._Photos())["per_class"]
     wanted = precision_recall_fscore_support(
         found.rows["label"], found.rows["predicted"], labels=found.classes, zero_division=np.nan
     )
@@ -214,13 +214,6 @@ def test_a_class_without_photos_or_predictions_has_dashes(run: Path) -> None:
     table.to_csv(run / "predictions.csv", index=False)
     write_report(run)
     assert "wasps 0 – – –" in page_of(run).said
-
-
-def test_the_bins_hold_every_prediction_and_their_means() -> None:
-    bins = report._bins(np.array([0.0, 0.05, 0.55, 1.0]), np.array([False, True, True, True]))
-    assert bins["count"].tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
-    assert bins["right"].iloc[[0, 8, 14]].tolist() == [0.5, 1.0, 1.0]
-    assert bins["confidence"].iloc[[0, 8, 14]].tolist() == pytest.approx([0.025, 0.55, 1.0])
 
 
 # ---- what may come --------------------------------------------------------------------------------------------------
@@ -312,6 +305,21 @@ def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
         assert words in said
 
 
+def test_labels_that_may_be_wrong_are_shown_and_written(run: Path, done: baseline.Baseline) -> None:
+    table = done.predictions.copy()
+    sure = table.index[table["predicted"] == table["label"]][0]
+    label = table.loc[sure, "label"]
+    wrong = {"ants": "bees", "bees": "ants"}[label]
+    table.loc[sure, ["label", f"p_{label}", f"p_{wrong}"]] = [wrong, 0.999, 0.001]
+    table.to_csv(run / "predictions.csv", index=False)
+    write_report(run)
+    listed = pd.read_csv(run / "suspected_labels.csv")
+    assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[sure, "path"], wrong, label]
+    said = page_of(run).said
+    assert "Labels that may be wrong" in said and f"label: {wrong} perhaps: {label} (99.9" in said
+    assert (run / "suspects.png").exists()
+
+
 def test_a_run_that_searched_no_rate_says_so(run: Path) -> None:
     (run / "lr_find.csv").write_text("stage,lr,loss\n")
     write_report(run)
@@ -357,18 +365,18 @@ def test_a_prediction_table_that_is_none_is_refused_in_one_line(run: Path) -> No
         with pytest.raises(DataError, match=words):
             write_report(run)
 
-    refused(good.drop(columns=["confidence", "label"]), "lacks the columns 'label', 'confidence'")
-    refused(good.drop(columns=["p_ants", "p_bees"]), "lacks the columns 'p_CLASS'")
+    refused(good.drop(columns=["confidence", "label"]), "lacks the columns label, confidence; needed: path, label")
+    refused(good.drop(columns=["p_ants", "p_bees"]), "lacks the columns p_CLASS")
     refused(good.drop(columns=["p_bees"]), "labels without a column p_LABEL: 'bees'")
     refused(good.assign(loss=["nan", *good["loss"][1:]]), "'loss' of row 1 is no number")
     refused(good.assign(p_ants=[*good["p_ants"][:-1], ""]), rf"'p_ants' of row {len(good)} is no number")
     refused(good.assign(confidence="high"), "is no prediction table")
     refused(good[good["split"] != "test"], "no row of the split 'test'")
     (run / "predictions.csv").write_text("")
-    with pytest.raises(OutputError, match="is no whole table"):
+    with pytest.raises(DataError, match="is no prediction table"):
         write_report(run)
     (run / "predictions.csv").unlink()
-    with pytest.raises(OutputError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         write_report(run)
 
 
@@ -473,7 +481,7 @@ def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monke
 
 def test_errors_and_hits_come_with_an_overlay(run: Path, page: Page) -> None:
     shown = page.text[page.text.index('id="photos"') :]
-    assert shown.count("what spoke for") == shown[: shown.index("Random predictions")].count("<figure")
+    assert shown.count("what spoke for") == re.split("Labels that may|Random pred", shown)[0].count("<figure")
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
