@@ -145,6 +145,9 @@ def run(
     cache_gb: Annotated[
         float | None, typer.Option(help="Most that is kept of decoded photos and outputs of frozen layers; 0: none.")
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Trains through torch.compile, which takes long to begin.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
     seeds: Annotated[
@@ -214,6 +217,7 @@ def run(
     if no_audit and strict:
         raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
     changes |= {"scratch": True} if scratch else {}
+    changes |= {"compile": True} if compile else {}
     changes |= {"preset": preset} if preset != "auto" else {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from .make import make_baseline, understand

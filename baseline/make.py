@@ -29,6 +29,7 @@ from .recipe import (
     seconds_in,
     settle_arch,
     settle_batch_size,
+    settle_epochs,
     settle_frozen_precision,
     settle_precision,
     settle_preset,
@@ -147,7 +148,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
             numbers = measure(predicted, chosen.labels)
-            calibrated = calibration(predicted) if chosen.labels == "one" else {}
+            calibrated = calibration(predicted, chosen.labels)
     manifest = {
         "format": FORMAT,
         "recipe": chosen.as_dict(),
@@ -223,16 +224,21 @@ def settle(
         WeightsError: if the pretrained weights cannot be had.
     """
     from .features import forward_rates
+    from .quick import has_compiler
     from .tables import has_many
     from .weights import find_weights, obtainable
 
     show = show or Show()
+    if recipe.compile and not has_compiler():
+        raise RecipeError("--compile needs what torch.compile builds with: a C++ compiler, and Triton where there is a "
+                          "GPU. Install it (Debian: g++), or leave --compile out.")  # fmt: skip
     device = _device()
     reasons = {}
     arch = recipe.arch
     if arch == "auto":
         arch, reasons["arch"] = settle_arch(device, lambda name: obtainable(name, show))
-    size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, int((table["split"] == "train").sum()), device)
+    photos = int((table["split"] == "train").sum())
+    size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, photos, device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
     frozen, reasons["frozen_precision"] = settle_frozen_precision(
         recipe.frozen_precision, device, _bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
@@ -242,9 +248,14 @@ def settle(
     settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
     if recipe.scratch:
         settled, reasons["stages"] = _from_scratch(settled)
+    stages, why = settle_epochs(settled.stages, photos, size)
+    if why and not recipe.budget:  # which has its own idea of epochs
+        settled, reasons["epochs"] = settled.changed(stages=stages), why
     for key, why in reasons.items():
-        if key == "stages" or getattr(recipe, key) != getattr(settled, key):
-            show.say(f"{key}: {getattr(settled, key) if key != 'stages' else 'all layers'} ({why})")
+        if key in ("stages", "epochs"):
+            show.say(f"{key}: {why}")
+        elif getattr(recipe, key) != getattr(settled, key):
+            show.say(f"{key}: {getattr(settled, key)} ({why})")
     return settled, weights, reasons
 
 
@@ -302,9 +313,9 @@ def _with_all_presets(recipe: Recipe, changes: dict[str, Any], seed: int | None)
 
 def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
     """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
-    epochs = sum(stage.epochs for stage in recipe.stages)
-    why = "random weights: a frozen body would have nothing to give"
-    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving"),), presets={}), why
+    epochs, steps = (sum(getattr(stage, key) for stage in recipe.stages) for key in ("epochs", "steps"))
+    why = "all layers are trained: a frozen body of random weights would have nothing to give"
+    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving", steps=steps),), presets={}), why
 
 
 def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show) -> tuple[Recipe, pd.DataFrame]:

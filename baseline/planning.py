@@ -18,7 +18,7 @@ from .errors import RecipeError
 from .features import Layers, Plan, frozen_format
 from .learners import Splitter, number_format
 from .quick import quick
-from .recipe import Recipe, Stage
+from .recipe import Recipe, Stage, settle_epochs
 
 __all__ = ["Estimate", "Rates", "estimate", "fitted"]
 
@@ -178,7 +178,7 @@ def fitted(
     Raises:
         RecipeError: if even the quickest plan takes longer.
     """
-    plans = sorted((p for base in bases for p in _plans(base, bases, resizable)), key=_promise)
+    plans = sorted((p for base in bases for p in _plans(base, bases, resizable, photos["train"])), key=_promise)
     rough = _Scaled(rates, min(plan.image_size for plan in plans))
     least = float("inf")
     for plan in plans:
@@ -209,12 +209,13 @@ def _promise(plan: Recipe) -> float:
     return tuned * plan.image_size**-0.94 * (last.epochs**-0.22 if last.trains != "head" else 1.0)
 
 
-def _plans(base: Recipe, bases: Sequence[Recipe], resizable: bool) -> Iterator[Recipe]:
+def _plans(base: Recipe, bases: Sequence[Recipe], resizable: bool, photos: int) -> Iterator[Recipe]:
     largest = max(recipe.image_size for recipe in bases)
     sizes = {base.image_size, *(size for size in SIZES if size <= largest)} if resizable else {base.image_size}
-    *first, last = base.stages
-    epochs = EPOCHS if last.trains != "head" else (last.epochs,)
-    for size, count in itertools.product(sorted(sizes), epochs):
+    *first, last = settle_epochs(base.stages, photos, int(base.batch_size))[0]
+    least = dataclasses.replace(last, epochs=1).epochs_of(photos, int(base.batch_size))
+    epochs = {max(count, least) for count in EPOCHS} if last.trains != "head" else {last.epochs}
+    for size, count in itertools.product(sorted(sizes), sorted(epochs)):
         stages = [*first, dataclasses.replace(last, epochs=count)]
         stages = [dataclasses.replace(stage, image_size=min(stage.image_size, size)) for stage in stages]
         yield base.changed(image_size=size, stages=tuple(stages))

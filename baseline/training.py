@@ -24,7 +24,7 @@ from .data import shrunk
 from .features import FrozenOutputs
 from .planning import SWEEP_STEPS
 from .progress import Bar, Show
-from .quick import quick
+from .quick import compiled, quick
 from .recipe import Recipe, Stage
 
 __all__ = ["History", "find_lr", "train"]
@@ -156,7 +156,7 @@ def _fit(run: _Run, trainee: Learner, number: int, rate: Any, size: int) -> tupl
     stage = run.frozen.recipe.stages[number - 1]
     _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
     steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
-    quicker = quick(trainee.model, _sample(trainee))
+    quicker = compiled(trainee.model) if run.frozen.recipe.compile else quick(trainee.model, _sample(trainee))
     with run.show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quicker:
         watch, laps = _Watch(run, number, bar), _Laps()
         callbacks = [*_callbacks(run, trainee, number, size), laps, watch]

@@ -2,6 +2,7 @@
 
 python benchmarks/speed.py passes cifar10          # outputs of frozen layers against the bare body's forward
 python benchmarks/speed.py step                    # a training step: torch's own, and with `quick`
+python benchmarks/speed.py compile                 # `quick` against `torch.compile`
 python benchmarks/speed.py overhead cifar10        # our stage against a bare fastai Learner on the same loaders
 python benchmarks/speed.py decoders trashnet_256   # libraries that decode and resize JPEGs
 python benchmarks/speed.py rows 1000000            # memory with that many generated rows
@@ -107,6 +108,39 @@ def step(arch: str = "tf_efficientnet_lite0", photos: int = 64) -> None:
         seconds = alternating({"torch": lambda steps=steps: steps(nullcontext()), "ours": ours})
         said(part="step", arch=arch, image_size=size, torch=4 * photos / seconds["torch"],
              ours=4 * photos / seconds["ours"], ratio=seconds["torch"] / seconds["ours"])  # fmt: skip
+
+
+@app.command("compile")
+def compile_(arch: str = "tf_efficientnet_lite0", photos: int = 64, size: int = 128, steps: int = 8) -> None:
+    """Training steps with `quick` and with `torch.compile`, photos/s, and the photos after which compiling has paid."""
+    from baseline.learners import network
+    from baseline.quick import compiled, quick
+
+    model = network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
+    inputs = torch.rand(photos, 3, size, size).contiguous(memory_format=torch.channels_last)
+    targets = torch.arange(photos) % 10
+
+    def some() -> None:
+        for _ in range(steps):
+            torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+
+    def ours() -> None:
+        with quick(model, inputs):
+            some()
+
+    def theirs() -> None:
+        with compiled(model):
+            some()
+
+    began = time.perf_counter()
+    with compiled(model):
+        torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+    first = time.perf_counter() - began
+    seconds = alternating({"torch": some, "ours": ours, "compiled": theirs})
+    rates = {name: steps * photos / each for name, each in seconds.items()}
+    saved = 1 / rates["ours"] - 1 / rates["compiled"]
+    said(part="compile", arch=arch, image_size=size, first_step=first, **rates,
+         pays_after_photos=first / saved if saved > 0 else None)  # fmt: skip
 
 
 @app.command()

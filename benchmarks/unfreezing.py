@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -20,22 +20,25 @@ import typer
 import baseline
 from baseline import Stage
 
-HEAD = Stage("head", 2, "find")
-PLANS = {
-    "head 10": (Stage("head", 10, "find", views=("flip",)),),
-    "head 2, last 1/3": (HEAD, Stage(0.33, 3, 3e-4)),
-    "head 2, last 55 %": (HEAD, Stage(0.55, 3, 3e-4)),
-    "head 10, last 55 %": (Stage("head", 10, "find", views=("flip",)), Stage(0.55, 3, 3e-4)),
-    "head 2, all": (HEAD, Stage("all", 3, 3e-4)),
-    "head 2, last 55 %, all": (HEAD, Stage(0.55, 2, 3e-4), Stage("all", 2, (2e-5, 2e-4))),
+FLIP = {"flip": True, "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "warp": 0.0}
+MORE = {"flip": True, "rotate": 10.0, "zoom": 1.1, "lighting": 0.2, "warp": 0.2, "probability": 0.75}
+SHORT = Stage("head", 2, "find")
+LONG = Stage("head", 10, "find", views=("flip",))
+PLANS: dict[str, tuple[tuple[Stage, ...], dict[str, Any]]] = {
+    "head 10": ((LONG,), FLIP),
+    "head 10, all, more augmented": ((LONG, Stage("all", 3, "find")), MORE),
+    "head 2, last 1/3": ((SHORT, Stage(0.33, 3, 3e-4)), FLIP),
+    "head 2, last 55 %": ((SHORT, Stage(0.55, 3, 3e-4)), FLIP),
+    "head 10, last 55 %": ((LONG, Stage(0.55, 3, 3e-4)), FLIP),
+    "head 2, all": ((SHORT, Stage("all", 3, 3e-4)), FLIP),
+    "head 2, last 55 %, all": ((SHORT, Stage(0.55, 2, 3e-4), Stage("all", 2, (2e-5, 2e-4))), FLIP),
 }
-STILL = {"flip": True, "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "warp": 0.0}
 
 
-def one(data: str, stages: tuple[Stage, ...], image_size: int, seed: int) -> dict[str, float]:
+def one(data: str, stages: tuple[Stage, ...], augment: dict[str, Any], image_size: int, seed: int) -> dict[str, float]:
     name, _, how = data.partition(":")
     given = {"split": "group"} if how == "group" else {"photos_per_class": int(how)} if how else {}
-    recipe = baseline.load_recipe("default").changed(stages=stages, presets={}, augment=STILL, image_size=image_size)
+    recipe = baseline.load_recipe("default").changed(stages=stages, presets={}, augment=augment, image_size=image_size)
     with tempfile.TemporaryDirectory() as folder:
         done = baseline.make_baseline(name, recipe, seed=seed, out=f"{folder}/run", show=baseline.Show(), **given)
     split = "test" if "test" in done.metrics else "valid"
@@ -47,14 +50,17 @@ def main(
     data: list[str],
     seeds: int = 3,
     image_size: int = 128,
-    out: Annotated[Path | None, typer.Option(help="JSON lines, added to.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines, added to; what is there is not run again.")] = None,
 ) -> None:
     """Runs every plan on every data set and prints a table."""
-    rows = []
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    have = {(row["data"], row["plan"], row["seed"]) for row in rows}
     for seed in range(seeds):
         for each in data:
-            for plan, stages in PLANS.items():
-                row = {"data": Path(each).stem, "plan": plan, "seed": seed, **one(each, stages, image_size, seed)}
+            for plan, (stages, augment) in PLANS.items():
+                if (each, plan, seed) in have:
+                    continue
+                row = {"data": each, "plan": plan, "seed": seed, **one(each, stages, augment, image_size, seed)}
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 if out:

@@ -69,6 +69,7 @@ def small() -> baseline.Recipe:
     """A recipe that ends in seconds: a head stage and a stage over the last groups, at 48 pixels."""
     return baseline.load_recipe("default").changed(
         image_size=48,
+        augment=baseline.Augment(),
         presets={},
         stages=(baseline.Stage("head", 4, "find", views=("flip",)), baseline.Stage(3, 1, (1e-4, 1e-3))),
     )

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "datasets", "sources", "audits", "splits", "foreign", "tables", "weights",
              "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics", "report",
-             "figures", "save"},
+             "figures", "quick", "save"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
             "sources", "report", "compare", "experiments", "metrics"},
 }  # fmt: skip

@@ -6,10 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import nn
 
+from baseline import RecipeError, settle
 from baseline.learners import network
-from baseline.quick import _memory_kept, _pairs, _quick_depthwise, quick
+from baseline.quick import _memory_kept, _pairs, _quick_depthwise, compiled, has_compiler, quick
 
 
 def outputs_and_gradients(model: nn.Module, photos: torch.Tensor) -> list[torch.Tensor]:
@@ -120,3 +122,26 @@ def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
     with _quick_depthwise(layer):
         assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
         assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler for torch.compile")
+def test_a_compiled_model_computes_the_same_and_is_as_before_afterwards() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    photos = torch.randn(2, 3, 8, 8)
+    theirs, names = outputs_and_gradients(model, photos), list(model.state_dict())
+    with compiled(model):
+        assert model._compiled_call_impl is not None
+        ours = outputs_and_gradients(model, photos)
+    for one, two in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert model._compiled_call_impl is None and list(model.state_dict()) == names
+
+
+def test_without_a_compiler_there_is_a_line_before_anything_is_trained(
+    settled: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    assert not has_compiler()
+    with pytest.raises(RecipeError, match=r"--compile needs .* a C\+\+ compiler"):
+        settle(settled[0].changed(compile=True), settled[1])

@@ -14,6 +14,7 @@ from baseline.recipe import (
     recipes_folder,
     settle_arch,
     settle_batch_size,
+    settle_epochs,
     settle_frozen_precision,
     settle_precision,
     settle_preset,
@@ -128,6 +129,18 @@ def test_the_architecture_follows_device_and_reach() -> None:
 def test_a_batch_is_never_larger_than_the_photos(photos: int, asked: str | int) -> None:
     size, why = settle_batch_size(asked, photos, "cpu")
     assert 2 <= size <= photos and why
+
+
+@pytest.mark.parametrize("photos", [16, 82, 220, 2250, 45_000])
+def test_few_photos_get_the_steps_they_need_and_many_the_epochs_asked_for(photos: int) -> None:
+    batch = int(settle_batch_size("auto", photos, "cpu")[0])
+    stages = load_recipe("default").stages
+    settled, why = settle_epochs(stages, photos, batch)
+    for asked, stage in zip(stages, settled, strict=True):
+        assert stage.epochs * (photos // batch) >= stage.steps > 0 and stage.epochs >= asked.epochs
+        assert stage.epochs == asked.epochs or (stage.epochs - 1) * (photos // batch) < stage.steps
+    assert bool(why) == (settled != stages) == (photos < 2250)
+    assert settle_epochs(settled, photos, batch) == (settled, "")
 
 
 def test_a_share_of_the_layer_groups_is_above_0_and_below_1() -> None:
