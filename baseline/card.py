@@ -100,7 +100,7 @@ def _card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[s
         "most": MOST_CLASSES,
     }
     page |= {
-        "told": sentences(page["numbers"]),
+        "told": sentences(page["numbers"]) if "tta_gain" in page["numbers"] else [],
         "limits": list(_limits(page)),
         "again": _recipe_again(manifest["recipe"]),
         "again_data": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),
@@ -209,7 +209,7 @@ def _limits(page: dict[str, Any]) -> Iterator[str]:
     for finding in page["findings"]:
         dropped = finding["finding"] == "leak" and page["recipe"]["leaks"] == "drop"
         if finding["finding"] in ("leak", "conflict", "unused group") and not dropped:
-            yield f"{finding['words']}: {finding['effect']}."
+            yield f"{finding['words']} ({finding['effect']})."
     if page["recipe"]["seed"] is not None:
         yield f"It is one training with one seed ({page['recipe']['seed']}); another would give another number."
     yield f"It was measured on the {split} photos alone; nothing was measured on photos from elsewhere."
