@@ -47,6 +47,7 @@ _HOMES = {
     "measure": "metrics",
     "photo_table": "sources",
     "predictions": "predict",
+    "push": "hub",
     "readable": "audits",
     "recipe_names": "recipe",
     "runs_in": "compare",
@@ -59,6 +60,7 @@ _HOMES = {
     "temperature": "metrics",
     "train": "training",
     "understand": "make",
+    "write_card": "card",
     "write_report": "report",
 }
 

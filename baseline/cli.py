@@ -340,16 +340,55 @@ def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the page's path.")] = False,
 ) -> None:
-    """Writes report.html and its pictures into a run folder, as every run does at its end, and prints the page's path.
+    """Writes report.html, its pictures and the model card again, as every run does at its end; prints the page's path.
 
     Examples:
 
         baseline report runs/mine
     """
+    from .card import write_card
     from .progress import Show, Terminal
     from .report import write_report
 
-    print(write_report(run, Show() if quiet else Terminal()))
+    show = Show() if quiet else Terminal()
+    page = write_report(run, show)
+    if (run / "model" / "model.json").exists():
+        write_card(run, show)
+    print(page)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made if it is not there.", show_default=False)
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Lists the files with their sizes, shows the card, and stops there.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the address.")] = False,
+) -> None:
+    """Puts the model folder of a run, with its card, on the Hugging Face hub, in one commit.
+
+    The network, how to build it, and the card: no photos, and no paths of this machine.
+
+    Examples:
+
+        baseline push runs/mine me/ants-and-bees --dry-run
+
+        baseline push runs/mine me/ants-and-bees --private
+    """
+    from .hub import push as pushed
+    from .hub import shipment
+    from .progress import Show, Terminal
+
+    if not dry_run:
+        print(pushed(run, repo, private=private, show=Show() if quiet else Terminal()))
+        return
+    ready = shipment(run, repo)
+    _print(_grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
+    print(f"\n{ready.card}", end="")
 
 
 def _target(target: str) -> tuple[str | None, str]:

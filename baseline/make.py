@@ -108,6 +108,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     clock = _Clock()
     with clock.part("data"):
         chosen, table = _understood(photos, chosen, reasons, show)
+    from .card import write_card
     from .chance import seeded
     from .data import dataloaders
     from .features import FrozenOutputs
@@ -168,6 +169,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     _write_run(folder, learn, table, history, predicted, manifest)
+    write_card(folder, show)
     write_report(folder, show)
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 

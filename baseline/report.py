@@ -34,7 +34,7 @@ from .tables import each_label, flags_of, names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["write_report"]
+__all__ = ["rate_words", "trained_words", "write_report"]
 
 ERRORS, HITS, RANDOM, SAMPLE = 12, 8, 24, 24
 """Photos shown: most confident errors and least confident hits (these with Grad-CAM), random ones, training ones."""
@@ -273,27 +273,34 @@ def _training(run: _Run, _: _Photos) -> dict[str, Any]:
         words += f"; the best, {row[metric]:.2%} on valid, was epoch {row['epoch']} of stage {row['stage']}"
     context = {
         "settings": settings,
-        "stages": [{**stage, "rate": _rate(stage["lr"]), "trained": _trained(stage["trains"])} for stage in stages],
+        "stages": [
+            {**stage, "rate": rate_words(stage["lr"]), "trained": trained_words(stage["trains"])} for stage in stages
+        ],
         "weights": run.manifest.get("weights"),
         "training": _figure(run, "training", figures.training_figure(run.epochs), words),
         "search": None,
     }
     if run.sweeps is not None:
-        searched = [f"stage {n}: {_rate(stages[n - 1]['lr'])}" for n in sorted(run.sweeps["stage"].unique())]
+        searched = [f"stage {n}: {rate_words(stages[n - 1]['lr'])}" for n in sorted(run.sweeps["stage"].unique())]
         words = f"Loss against learning rate; taken: {', '.join(searched) or 'the rates of the recipe'}"
         figure = figures.lr_find_figure(run.sweeps, stages)
         context["search"] = _figure(run, "lr_find", figure, words)
     return context
 
 
-def _rate(rate: Any) -> str:
+def rate_words(rate: Any) -> str:
+    """A learning rate, or the first and the last layers' own.
+
+    >>> rate_words(0.01), rate_words([1e-5, 1e-3])
+    ('1.0e-02', '1.0e-05 to 1.0e-03')
+    """
     return f"{rate[0]:.1e} to {rate[1]:.1e}" if isinstance(rate, tuple | list) else f"{rate:.1e}"
 
 
-def _trained(what: Any) -> str:
+def trained_words(what: Any) -> str:
     """What a stage trains, in words.
 
-    >>> _trained("head"), _trained(5), _trained(0.55)
+    >>> trained_words("head"), trained_words(5), trained_words(0.55)
     ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
     """
     if isinstance(what, str):

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["load_network", "looks_begun", "read_json", "read_manifest", "read_predictions",
+__all__ = ["CARD", "load_network", "looks_begun", "read_json", "read_manifest", "read_predictions",
            "removed_if_empty", "run_folder", "save_network", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layouts of the model folder and of the manifest."""
+
+CARD = "README.md"
+"""The model card, in the model folder."""
 
 BEGUN = ("history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
 """What a run writes before its manifest."""

