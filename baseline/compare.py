@@ -19,7 +19,7 @@ __all__ = ["Comparison", "comparison", "read_predictions", "runs_in"]
 DEEPEST = 3
 """Folders below the one that is listed in which runs are looked for: `runs/seeds/seed-0` is two deep."""
 
-WORDS = ("name", "title", "expected", "presets")
+WORDS = ("name", "title", "expected", "presets", "log")
 """Of a recipe; they change no number."""
 
 UNTOLD = "not told"

@@ -47,6 +47,7 @@ BALANCES = ("none", "weights", "sampler")
 LABELS = ("auto", "one", "many")
 LEAKS = ("keep", "drop")
 AUDITS = ("tell", "strict", "none")
+LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 FROZEN_PRECISIONS = ("auto", "float32", "bfloat16")
@@ -183,6 +184,9 @@ class Recipe:
     10^9 bytes in all, the longest unused removed for new ones; 0 keeps nothing."""
     budget: str = ""
     """Time for the whole run, such as `"10m"` or `"1h30m"`: image size and epochs are fitted to it."""
+    log: tuple[str, ...] = ()
+    """Where numbers go while training, besides the run folder's own files: `"csv"`, `"tensorboard"`, `"wandb"`,
+    `"mlflow"`, as a list or as text with commas; see the module `loggers`."""
     preset: str = "standard"
     stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -192,6 +196,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _set(self, stages=_stages(self.stages), augment=_augment(self.augment), tta=_views(self.tta))
+        _set(self, log=_log(self.log))
         if found := _faults(self):
             raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
 
@@ -434,6 +439,13 @@ def _views(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
+def _log(value: Any) -> Any:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(map(_text, names)):
+        return value
+    return tuple(dict.fromkeys(name for name in names if name not in ("", "none")))
+
+
 def _augment(value: Any) -> Any:
     """A table becomes an Augment; what is no table, or has unknown keys, stays for `_faults` to name."""
     if isinstance(value, Mapping) and set(value) <= set(_fields(Augment)):
@@ -486,6 +498,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
         "workers": (lambda v: _whole(v, 0, 256), "a whole number from 0"),
         "budget": (lambda v: v == "" or seconds_in(v) > 0, "a time such as 90s, 10m or 1h30m"),
+        "log": (_log_ok, f"a list from {', '.join(LOGGERS)}, or none"),
         "cache_gb": (lambda v: _number(v, 0, 1e6), "gigabytes, 0 for none"),
         "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
         "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),
@@ -551,6 +564,10 @@ def _flag(value: Any) -> bool:
 
 def _number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _log_ok(value: Any) -> bool:
+    return isinstance(value, tuple) and all(each in LOGGERS for each in value)
 
 
 def _whole(value: Any, low: int, high: int) -> bool:
