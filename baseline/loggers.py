@@ -1,9 +1,9 @@
 """Numbers of a run -> TensorBoard, Weights & Biases, MLflow or a CSV file. Knows names and steps; knows no networks.
 
-They come from `Show.numbers`, to which training tells them, and not from fastai's callbacks, which fit a single `fit`:
-`TensorBoardCallback` opens a writer a fit, begins again at step 0 and writes validation batches as steps of training;
-`WandbCallback` draws a batch before every fit, so that the same seed gives other numbers with it than without; with
-either a full disk ends the training; and for MLflow there is none. A search for a learning rate tells no numbers.
+They come from `Show.numbers`, to which training tells them, and not from fastai's callbacks, which are made for a
+single `fit`. Seen with fastai 2.8.12: `TensorBoardCallback` writes a file a fit, begins each at step 1 and writes
+validation batches as steps of training; `WandbCallback` ends in a TypeError on our Learners before the first batch; an
+error in either ends the training; for MLflow there is none. A search for a learning rate tells no numbers.
 """
 
 from __future__ import annotations
@@ -276,10 +276,10 @@ class _MLflow:
         from mlflow.entities import Metric, Param
 
         self.metric = Metric
-        self.client = mlflow.MlflowClient()
         self.waiting: list[Any] = []
         self.sent = time.monotonic()
         with _quiet(), _impatient():
+            self.client = mlflow.MlflowClient()
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
             known = self.client.get_experiment_by_name(name)
             number = known.experiment_id if known else self.client.create_experiment(name)

@@ -32,10 +32,10 @@ class Listening(Show):
 
 
 @pytest.fixture(scope="module")
-def tracked(photos: Path, small: Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
-    """The run that `done` is, with a CSV log."""
+def tracked(done: baseline.Baseline, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+    """The run that `done` is, as its manifest has it, with a CSV log."""
     out = tmp_path_factory.mktemp("runs") / "tracked"
-    return make_baseline(photos, small, log="csv", out=out, show=QUIET)
+    return make_baseline(None, done.folder / "manifest.json", log="csv", out=out, show=QUIET)
 
 
 def steps_of_epochs(done: baseline.Baseline) -> list[int]:
