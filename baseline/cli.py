@@ -17,6 +17,7 @@ from .recipe import (
     BALANCES,
     LABELS,
     LEAKS,
+    LOGGERS,
     PRECISIONS,
     PRESETS,
     RESIZES,
@@ -148,6 +149,14 @@ def run(
     compile: Annotated[
         bool, typer.Option("--compile", help="Trains through torch.compile, which takes long to begin.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Numbers while training go to {', '.join(LOGGERS)}; several between commas, or none.",
+            show_default=False,
+            autocompletion=_complete(lambda: LOGGERS),
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
     seeds: Annotated[
@@ -204,12 +213,15 @@ def run(
         baseline run runs/mine/manifest.json
 
         baseline run photos/ --seeds 5
+
+        baseline run photos/ --log csv,tensorboard
     """
     photos, recipe = _target(target)
     changes = _given(
         arch=arch, weights=weights, image_size=image_size, resize=resize,
         batch_size=int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
         photos_per_class=photos_per_class, precision=precision, workers=workers, budget=budget, cache_gb=cache_gb,
+        log=",".join(log) if log else None,
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
         images=images, label_from=label_from, labels=labels, split=split, split_file=split_file,
         fold=fold, balance=balance, leaks=leaks, audit="none" if no_audit else "strict" if strict else None,

@@ -36,6 +36,7 @@ def bound_by(where: Mapping[str, float], recipe: Recipe, device: str) -> str:
         "outputs of frozen layers": (
             f"{faster}; they are in the cache now" if recipe.cache_gb else "--cache-gb keeps them for the next run"
         ),
+        "logs": "fewer of --log",
         "loading": "--workers reads photos in the background; --cache-gb keeps them decoded",
         "evaluation": "fewer views in the recipe's tta, or " + faster,
         "validation": "a smaller valid_share in the recipe, or " + faster,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BaselineError, DataError
-from .save import looks_begun, read_manifest, read_predictions
+from .save import flat, looks_begun, read_manifest, read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,11 +19,12 @@ __all__ = ["Comparison", "comparison", "runs_in"]
 DEEPEST = 3
 """Folders below the one that is listed in which runs are looked for: `runs/seeds/seed-0` is two deep."""
 
-WORDS = ("name", "title", "expected", "presets")
+WORDS = ("name", "title", "expected", "presets", "log")
 """Of a recipe; they change no number."""
 
 UNTOLD = "not told"
 """Of what a manifest lacks, as one of another version does."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -207,25 +208,11 @@ def _against(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], 
     return row, words
 
 
-def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested values under dotted names, lists by number from 1: `stages.1.epochs`."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = {str(at): each for at, each in enumerate(value, 1)} if isinstance(value, list) else value
-        if isinstance(inner, dict) and inner and all(isinstance(each, dict) for each in inner.values()):
-            found |= _flat(inner, f"{before}{key}.")
-        elif isinstance(value, dict):
-            found |= _flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found
-
-
 def _changes(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between two manifests and may change numbers: (first's, other's) by name."""
     one, two = (
-        _flat({key: value for key, value in manifest["recipe"].items() if key not in WORDS})
-        | _flat({key: manifest[key] for key in ("device", "versions") if key in manifest})
+        flat({key: value for key, value in manifest["recipe"].items() if key not in WORDS})
+        | flat({key: manifest[key] for key in ("device", "versions") if key in manifest})
         | {"weights": weights.get("sha256") if isinstance(weights := manifest.get("weights"), dict) else weights}
         for manifest in (first, other)
     )

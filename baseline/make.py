@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .clock import bound_by, where_time_went
 from .errors import LeakError, RecipeError, unknown
+from .loggers import check_loggers, logged, plain, told
 from .progress import Show, Terminal
 from .recipe import (
     COLUMN_KEYS,
@@ -99,6 +100,7 @@ def make_baseline(
     show = show or Terminal()
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, seed, changes)
+    check_loggers(chosen.log)
     with run_folder(out, chosen.name) as folder:
         return _make(photos, chosen, reasons, folder, show)
 
@@ -109,7 +111,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     with clock.part("data"):
         chosen, table = _understood(photos, chosen, reasons, show)
     from .card import write_card
-    from .chance import seeded
+    from .chance import seeded, states_kept
     from .data import dataloaders
     from .features import FrozenOutputs
     from .learners import learner
@@ -120,7 +122,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .splits import split
     from .training import train
 
-    with seeded(chosen.seed):
+    with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
             table, unread, checked = _audited(table, chosen, show)
         table = _without_leaks(split(table, chosen), chosen, show)
@@ -135,6 +137,8 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             with clock.part("planning"):
                 resizable = "image_size" not in reasons
                 chosen, reasons["budget"] = _fitted(chosen, table, clock.began + budget, resizable, show)
+        with clock.part("logs") if chosen.log else nullcontext(), states_kept():
+            logs = stack.enter_context(logged(chosen.log, folder, _facts(chosen, photos, table), show))
         with clock.part("decoding"):
             dls = dataloaders(table, chosen, path=folder, show=show)
             learn = learner(dls, chosen, weights=weights, path=folder)
@@ -145,11 +149,12 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             show.say(f"training and evaluation will take about {_minutes(expected.total)} on {_device_words()}")
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
         with clock.part("training"), _kept_when_interrupted(learn, chosen, folder, show):
-            history = train(learn, chosen, show, deadline=deadline)
+            history = train(learn, chosen, logs, deadline=deadline)
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
             numbers = measure(predicted, chosen.labels)
             calibrated = calibration(predicted, chosen.labels)
+            logs.summary(told(numbers))
     manifest = {
         "format": FORMAT,
         "recipe": chosen.as_dict(),
@@ -484,6 +489,13 @@ def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame) -> dict[str, Any]:
 def _split_csv(table: pd.DataFrame) -> str:
     known = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
     return table[["path", "label", "split", *known]].to_csv(index=False)
+
+
+def _facts(chosen: Recipe, photos: Any, table: pd.DataFrame) -> dict[str, Any]:
+    """What loggers are told of a run before it trains: its recipe, its photos and the machine, flat."""
+    recipe = {key: value for key, value in chosen.as_dict().items() if key not in ("log", "presets", "expected")}
+    given = {"given": _photos_words(photos) or "a table", **_counts(table)}
+    return plain({**recipe, "photos": given, "device": _device_words(), "version": versions()["fastai-baseline"]})
 
 
 def _photos_words(photos: Any) -> str | None:

@@ -1,11 +1,12 @@
 """What a long job tells the person who waits: lines, and bars with the time left. Knows no photos and no models.
 
-Rooms are handed a `Show` and call `say` and `bar`; they never print. `Show` itself is silent, `Terminal` draws.
+Rooms are handed a `Show` and call `say`, `bar` and `numbers`; they never print. `Show` itself is silent, `Terminal`
+draws, and the `Logged` of the module `loggers` keeps the numbers, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -34,6 +35,9 @@ class Show:
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
         """A bar of `total` units; `unit="bytes"` shows sizes and speed, any other word shows a count."""
         yield _SilentBar()
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes numbers of training, by name, at a step: training batches since the run began, over all stages."""
 
 
 class Terminal(Show):

@@ -48,6 +48,7 @@ BALANCES = ("none", "weights", "sampler")
 LABELS = ("auto", "one", "many")
 LEAKS = ("keep", "drop")
 AUDITS = ("tell", "strict", "none")
+LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 FROZEN_PRECISIONS = ("auto", "float32", "bfloat16")
@@ -189,8 +190,8 @@ class Recipe:
     frozen_precision: str = "auto"
     """That of the passes through frozen layers, which need no gradients (see `settle_frozen_precision`)."""
     compile: bool = False
-    """Training runs through `torch.compile` instead of our own quicker passes. On the CPU where it was measured it never
-    pays: 47 s of compiling for 111 photos/s, where these reach 134 and plain torch 76 (EfficientNet-Lite0, 128 px)."""
+    """Training runs through `torch.compile` instead of our own quicker passes. On the CPU where that was measured it
+    never pays: 47 s of compiling for 111 photos/s; these reach 134, plain torch 76 (EfficientNet-Lite0, 128 px)."""
     workers: int = 0
     """Processes that read photos in the background, where they are not kept decoded in memory."""
     cache_gb: float = 20.0
@@ -198,6 +199,9 @@ class Recipe:
     10^9 bytes in all, the longest unused removed for new ones; 0 keeps nothing."""
     budget: str = ""
     """Time for the whole run, such as `"10m"` or `"1h30m"`: image size and epochs are fitted to it."""
+    log: tuple[str, ...] = ()
+    """Where numbers go while training, besides the run folder's own files: `"csv"`, `"tensorboard"`, `"wandb"`,
+    `"mlflow"`, as a list or as text with commas; see the module `loggers`."""
     preset: str = "standard"
     stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -207,6 +211,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _set(self, stages=_stages(self.stages), augment=_augment(self.augment), tta=_views(self.tta))
+        _set(self, log=_log(self.log))
         if found := _faults(self):
             raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
 
@@ -465,6 +470,13 @@ def _views(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
+def _log(value: Any) -> Any:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(map(_text, names)):
+        return value
+    return tuple(dict.fromkeys(name for name in names if name not in ("", "none")))
+
+
 def _augment(value: Any) -> Any:
     """A table becomes an Augment; what is no table, or has unknown keys, stays for `_faults` to name."""
     if isinstance(value, Mapping) and set(value) <= set(_fields(Augment)):
@@ -517,6 +529,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
         "workers": (lambda v: _whole(v, 0, 256), "a whole number from 0"),
         "budget": (lambda v: v == "" or seconds_in(v) > 0, "a time such as 90s, 10m or 1h30m"),
+        "log": (_log_ok, f"a list from {', '.join(LOGGERS)}, or none"),
         "cache_gb": (lambda v: _number(v, 0, 1e6), "gigabytes, 0 for none"),
         "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
         "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),
@@ -584,6 +597,10 @@ def _flag(value: Any) -> bool:
 
 def _number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _log_ok(value: Any) -> bool:
+    return isinstance(value, tuple) and all(each in LOGGERS for each in value)
 
 
 def _whole(value: Any, low: int, high: int) -> bool:

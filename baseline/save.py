@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["CARD", "load_network", "looks_begun", "read_json", "read_manifest", "read_predictions",
+__all__ = ["CARD", "flat", "load_network", "looks_begun", "read_json", "read_manifest", "read_predictions",
            "removed_if_empty", "run_folder", "save_network", "write"]  # fmt: skip
 
 FORMAT = 1
@@ -221,6 +221,20 @@ def as_json(values: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested values under dotted names, tables in lists by their number from 1.
+
+    >>> flat({"tta": [], "augment": {"flip": True}, "stages": [{"lr": (1e-4, 1e-3)}]})
+    {'tta': [], 'augment.flip': True, 'stages.1.lr': (0.0001, 0.001)}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+            value = {str(number): each for number, each in enumerate(value, 1)}
+        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -239,6 +239,8 @@ def _rate_words(rate: Any) -> str:
 @dataclass
 class _Log:
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    """Training batches so far."""
     sweeps: list[pd.DataFrame] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
 
@@ -353,8 +355,13 @@ class _Watch(Callback):
             raise CancelTrainException()
 
     def after_batch(self) -> None:
-        loss = self.training and self.iter % 10 == 0  # on a GPU, to ask for it is to wait for it
-        self.bar.step(note=f"loss {float(self.recorder.smooth_loss.value):.3f}" if loss else "")
+        self.log.steps += self.training
+        if not self.training or self.iter % 10:  # on a GPU, to ask for the loss is to wait for it
+            self.bar.step()
+            return
+        loss = float(self.recorder.smooth_loss.value)
+        self.bar.step(note=f"loss {loss:.3f}")
+        self.show.numbers(self.log.steps, {"lr": float(self.opt.hypers[-1]["lr"]), "train_loss": loss})
 
     def after_epoch(self) -> None:
         train_loss = float(self.recorder.smooth_loss.value)  # which fastai leaves out of its log of a cancelled epoch
@@ -371,6 +378,8 @@ class _Watch(Callback):
             "seconds": round(time.perf_counter() - self.began, 2),
         }
         self.log.epochs.append({**row, "best": self.best.offer(score, valid_loss)})
+        told = {name: value for name, value in row.items() if name != "trains"}
+        self.show.numbers(self.log.steps, {**told, "epoch": len(self.log.epochs)})
         self.show.say(
             f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
             f"{metric} {score:.2%} valid; {row['seconds']:.0f} s"

@@ -43,6 +43,7 @@ def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) ->
         (["run", "PHOTOS", "--image-size", "4"], "image_size is 4, needed: pixels"),
         (["run", "PHOTOS", "--batch-size", "many"], "batch_size is 'many'"),
         (["run", "PHOTOS", "--resize", "stretch"], "one of squish, crop, pad"),
+        (["run", "PHOTOS", "--log", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
         (["run", "PHOTOS", "--precision", "bfloat16"], "needs a GPU"),
         (["run", "PHOTOS", "--weights", "none.pth"], "There is no weights file"),
         (["run", "PHOTOS", "--out", "/proc/run"], "cannot be written"),
