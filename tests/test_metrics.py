@@ -259,7 +259,7 @@ def test_many_labels_are_checked_too() -> None:
 
 
 def many_drawn(seed: int, photos: int, told: float = 1.0, split: str = "test") -> pd.DataFrame:
-    """A prediction table of several labels a photo, drawn by their probabilities, told with their logits times `told`."""
+    """Several labels a photo, drawn by their probabilities, which are told with their logits times `told`."""
     rng = np.random.default_rng(seed)
     names = np.array(["ants", "bees", "insect"], dtype=object)
     logits = rng.normal(size=(photos, 3)) * 1.5

@@ -300,7 +300,7 @@ def test_every_form_gives_the_same_predictions(photos: Path, tmp_path: Path) -> 
         shutil.copy(path, tmp_path / "kaggle/train_images" / f"{path.parent.name}{path.name}")
     ids = frame["file"].str.replace("/", "").str.removesuffix(".jpg")
     pd.DataFrame({"image_id": ids, "label": frame["kind"]}).to_csv(tmp_path / "kaggle/train.csv", index=False)
-    recipe = baseline.Recipe(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),))
+    recipe = baseline.Recipe(image_size=32, frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2),))
     in_folder = recipe.changed(images=str(photos))
     runs = {
         "folders": (photos, recipe),
