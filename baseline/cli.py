@@ -403,6 +403,61 @@ def push(
     print(f"\n{ready.card}", end="")
 
 
+@app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of its model.", show_default=False)],
+    sample: Annotated[
+        Path | None, typer.Option(help="The sample submission; looked for below /kaggle/input.", show_default=False)
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The folder or archive of the test photos; beside the sample.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="submission.csv in /kaggle/working, or in the working folder.", show_default=False),
+    ] = None,
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="names, codes, probabilities or one-hot; auto: as the sample has it.",
+            autocompletion=_complete(lambda: _shape_names()),
+        ),
+    ] = "auto",
+    codes: Annotated[
+        str | None, typer.Option(help="What classes are called there: ants=0,bees=1.", show_default=False)
+    ] = None,
+    leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Passes over photos without an id.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Writes a competition's submission.csv as its sample asks, checks it, and tells what was checked.
+
+    Examples:
+
+        baseline submit runs/mine
+
+        baseline submit runs/mine --sample sample_submission.csv --images test/
+
+        baseline submit runs/mine --sample sample_submission.csv --codes ants=0,bees=1 --overwrite
+    """
+    from .progress import Show, Terminal
+    from .submission import submit as submitted
+
+    print(
+        submitted(
+            run, sample, images, out=out, shape=shape, codes=codes, leave_extra=leave_extra, overwrite=overwrite,
+            show=Show() if quiet else Terminal(),
+        )
+    )  # fmt: skip
+
+
+def _shape_names() -> tuple[str, ...]:
+    from .shapes import SHAPES
+
+    return SHAPES
+
+
 def _target(target: str) -> tuple[str | None, str]:
     """What TARGET means: (photos or None, recipe). A recipe's name wins over a folder of that name."""
     if target in recipe_names() or target.endswith((".toml", ".json")):

@@ -25,9 +25,8 @@ from .archives import unpack, writing
 from .errors import BaselineError, DataError, OutputError, unknown
 from .progress import Bar, Show
 
-__all__ = ["DATASETS", "Dataset", "NpmPackage", "Sheets", "dataset", "home"]
+__all__ = ["DATASETS", "Dataset", "NpmPackage", "Sheets", "dataset", "home", "kaggle"]
 
-KAGGLE = Path("/kaggle/input")
 KAGGLE_DEPTH = 4  # /kaggle/input/datasets/OWNER/NAME/cifar10 is the deepest that Kaggle's own mounts need
 ENTRIES = 1_000  # of one folder looked at while searching: competitions hold folders of a million photos
 FOLDERS = 2_000  # looked into while searching
@@ -125,6 +124,17 @@ def home() -> Path:
     return user_cache_path("baseline", appauthor=False)
 
 
+def kaggle(part: str) -> Path:
+    """The folder that a Kaggle kernel has its `"input"` in or its `"working"` folder; not there on other machines.
+
+    `BASELINE_KAGGLE` names another root than `/kaggle`, to try a kernel elsewhere.
+
+    >>> kaggle("input")  # doctest: +SKIP
+    PosixPath('/kaggle/input')
+    """
+    return Path(os.environ.get("BASELINE_KAGGLE") or "/kaggle") / part
+
+
 def dataset(name: str, *, data: Path | None = None, show: Show = _SILENT) -> Path:
     """A folder with the data set's photos as `train/CLASS/*.png` (or jpg) and `test/CLASS/*`. Read it, never write it.
 
@@ -175,10 +185,11 @@ def _cached(known: Dataset, show: Show, tried: list[str]) -> Path | None:
 
 def _on_kaggle(known: Dataset, show: Show, tried: list[str]) -> Path | None:
     """Photos before sheets before archives: the first needs no unpacking."""
-    if not KAGGLE.is_dir():
-        _failed(str(KAGGLE), "not there", show, tried)
+    root = kaggle("input")
+    if not root.is_dir():
+        _failed(str(root), "not there", show, tried)
         return None
-    folders, archives = _search(known, KAGGLE)
+    folders, archives = _search(known, root)
     folders.sort(key=lambda folder: not _has_photos(known, folder))
     for place in (*folders, *archives):
         try:
@@ -187,7 +198,7 @@ def _on_kaggle(known: Dataset, show: Show, tried: list[str]) -> Path | None:
                 return found
         except DataError as fault:
             _failed(str(place), str(fault), show, tried)
-    _failed(str(KAGGLE), f"no {known.title} in it that can be used", show, tried)
+    _failed(str(root), f"no {known.title} in it that can be used", show, tried)
     return None
 
 

@@ -44,7 +44,7 @@ from .tables import (
     rows_of,
 )
 
-__all__ = ["check_table", "photo_table", "understood"]
+__all__ = ["check_table", "photo_table", "understood", "unpacked"]
 
 INFLATION = 100
 """How many times larger than itself an archive's content may be; photos hardly shrink, bombs shrink a thousandfold."""
@@ -146,11 +146,11 @@ def _place(photos: str, show: Show) -> Path:
             f"There is no folder or file {path}. Give a folder with one folder of photos per class, or a table."
         )
     if path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        return _unpacked(path, show)
+        return unpacked(path, show)
     return path
 
 
-def _unpacked(archive: Path, show: Show) -> Path:
+def unpacked(archive: Path, show: Show) -> Path:
     """The archive's content in the cache, unpacked there the first time."""
     stat = archive.stat()
     known = f"{archive} {stat.st_size} {stat.st_mtime_ns}"

@@ -24,16 +24,19 @@ __all__ = [
     "SPLIT_NAMES",
     "TABLE_ENDINGS",
     "Columns",
+    "Finder",
     "classes_of",
     "each_label",
     "flags_of",
     "has_many",
+    "image_column",
     "names",
     "photos_below",
     "place",
     "rarest",
     "read_table",
     "rows_of",
+    "text_form",
 ]
 
 PHOTO_ENDINGS = frozenset(
@@ -133,7 +136,7 @@ def rows_of(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> R
     folder = place(columns.images) if columns.images else folder
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} to look for the photos of {name} in. Give --images FOLDER.")
-    finder = _Finder(folder, training="train" in name.lower())
+    finder = Finder(folder, "train" if "train" in name.lower() else "")
     image, paths = _images(frame, columns.image, finder, name)
     named = tuple(_listed(columns.label))
     group = columns.group or _named(frame, GROUP_NAMES, skip=(image, *named))
@@ -259,16 +262,26 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is no whole Parquet file: {str(error).splitlines()[0][:120]}.") from None
 
 
-def _text(path: Path) -> pd.DataFrame:
+def text_form(path: Path) -> tuple[str, str]:
+    """The encoding of a table of text, and its delimiter: in a .csv the one of `, ; tab |` that its header has most of.
+
+    Raises:
+        OSError, UnicodeError: if its beginning cannot be read.
+    """
     with path.open("rb") as opened:
         start = opened.read(4)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with path.open(encoding=encoding) as text:
+        sample = text.read(1 << 16)
+    return encoding, "\t" if path.suffix.lower() == ".tsv" else _delimiter(sample)
+
+
+def _text(path: Path) -> pd.DataFrame:
     try:
-        with path.open(encoding=encoding) as opened:
-            sample = opened.read(1 << 16)
+        encoding, delimiter = text_form(path)
         return pd.read_csv(
             path,
-            sep="\t" if path.suffix.lower() == ".tsv" else _delimiter(sample),
+            sep=delimiter,
             dtype=str,
             keep_default_na=False,
             encoding=encoding,
@@ -284,7 +297,7 @@ def _text(path: Path) -> pd.DataFrame:
 
 
 def _delimiter(sample: str) -> str:
-    """The one of `, ; tab |` that the header has most of; a comma where it has none."""
+    """The one that the header has most of; a comma where it has none."""
     header = sample.splitlines()[0] if sample.strip() else ""
     return max(",;\t|", key=header.count)
 
@@ -333,20 +346,12 @@ def _listed(columns: str) -> list[str]:
     return list(dict.fromkeys(each.strip() for each in columns.split(",") if each.strip()))
 
 
-def _images(frame: pd.DataFrame, given: str, finder: _Finder, name: str) -> tuple[str, list[str]]:
+def _images(frame: pd.DataFrame, given: str, finder: Finder, name: str) -> tuple[str, list[str]]:
     """The image column, and for each of its values the photo's path."""
-    listed = [_named(frame, (each,)) for each in IMAGE_NAMES]
-    candidates = [given] if given else [*dict.fromkeys(each for each in listed if each), *frame.columns]
-    best = given
-    if not given:
-        shares = {each: finder.share(frame[each].head(50)) for each in dict.fromkeys(candidates)}
-        best = max(shares, key=lambda each: shares[each])
-        if not shares[best][0]:
-            looks = [each for each in shares if _looks_like_photos(frame[each].head(50))]
-            best = (looks or [each for each in listed if each] or [""])[0]
-        if not best:
-            columns = names(frame.columns, 12)
-            raise DataError(f"{name} has no column that looks like images; its columns: {columns}. Give --image-col.")
+    best = given or image_column(frame, finder)
+    if best is None:
+        columns = names(frame.columns, 12)
+        raise DataError(f"{name} has no column that looks like images; its columns: {columns}. Give --image-col.")
     texts = _texts(frame[best])
     paths = [finder.find(text) for text in texts]
     missing = [text for text, path in zip(texts, paths, strict=True) if path is None]
@@ -356,6 +361,17 @@ def _images(frame: pd.DataFrame, given: str, finder: _Finder, name: str) -> tupl
             f"They are in its column '{best}'. Give --images FOLDER or --image-col COLUMN, or drop the rows."
         )
     return best, [str(path) for path in paths]
+
+
+def image_column(frame: pd.DataFrame, finder: Finder) -> str | None:
+    """The column whose values are photos; else one that looks so, or is named so; else none."""
+    listed = [each for each in (_named(frame, (name,)) for name in IMAGE_NAMES) if each]
+    shares = {each: finder.share(frame[each].head(50)) for each in dict.fromkeys([*listed, *frame.columns])}
+    best = max(shares, key=lambda each: shares[each])
+    if shares[best][0]:
+        return best
+    looks = [each for each in shares if _looks_like_photos(frame[each].head(50))]
+    return next(iter([*looks, *listed]), None)
 
 
 def _looks_like_photos(values: pd.Series) -> bool:
@@ -445,11 +461,14 @@ def _refuse_repeats(rows: pd.DataFrame, name: str) -> None:
 # ---- which photo is meant -------------------------------------------------------------------------------------------
 
 
-class _Finder:
-    """Photos by the names that tables give them. The folder is listed once, and only if a plain path is not enough."""
+class Finder:
+    """Photos by the names that tables give them. The folder is listed once, and only if a plain path is not enough.
 
-    def __init__(self, folder: Path, training: bool) -> None:
-        self.folder, self.training = folder, training
+    Where several photos have the name, the one is meant that has the word `part` (`"train"`, `"test"`) in its path.
+    """
+
+    def __init__(self, folder: Path, part: str = "") -> None:
+        self.folder, self.part = folder, part
         self.listed: dict[str, list[str]] | None = None
         self.without_ending = self.elsewhere = 0
 
@@ -499,7 +518,7 @@ class _Finder:
         return self.listed
 
     def _only(self, paths: list[str]) -> str | None:
-        """The one photo, or the one in a training folder where a training table names it."""
-        if len(paths) > 1 and self.training:
-            paths = [each for each in paths if "train" in each.lower()]
+        """The one photo, or the one in a folder of the part that the table names."""
+        if len(paths) > 1 and self.part:
+            paths = [each for each in paths if self.part in each.lower()]
         return paths[0] if len(paths) == 1 else None

