@@ -20,7 +20,7 @@ from .datasets import DATASETS, Dataset
 from .errors import DataError, OutputError
 from .metrics import sentences
 from .progress import Show
-from .report import rate_words, trained_words
+from .recipe import rate_words, trained_words
 from .save import CARD, read_json, read_manifest, write
 from .tables import place
 from .weights import HUB, HUB_CACHE, PACKAGED, Weights, is_torchvision, published

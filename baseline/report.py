@@ -28,13 +28,14 @@ from .errors import DataError, OutputError
 from .metrics import BINS, measure, sentences, suspected_labels
 from .photos import fit_photo, open_photo
 from .progress import Show
+from .recipe import rate_words, trained_words
 from .save import load_network, read_json, read_manifest, read_predictions, write
 from .tables import each_label, flags_of, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["rate_words", "trained_words", "write_report"]
+__all__ = ["write_report"]
 
 ERRORS, HITS, RANDOM, SAMPLE = 12, 8, 24, 24
 """Photos shown: most confident errors and least confident hits (these with Grad-CAM), random ones, training ones."""
@@ -286,26 +287,6 @@ def _training(run: _Run, _: _Photos) -> dict[str, Any]:
         figure = figures.lr_find_figure(run.sweeps, stages)
         context["search"] = _figure(run, "lr_find", figure, words)
     return context
-
-
-def rate_words(rate: Any) -> str:
-    """A learning rate, or the first and the last layers' own.
-
-    >>> rate_words(0.01), rate_words([1e-5, 1e-3])
-    ('1.0e-02', '1.0e-05 to 1.0e-03')
-    """
-    return f"{rate[0]:.1e} to {rate[1]:.1e}" if isinstance(rate, tuple | list) else f"{rate:.1e}"
-
-
-def trained_words(what: Any) -> str:
-    """What a stage trains, in words.
-
-    >>> trained_words("head"), trained_words(5), trained_words(0.55)
-    ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
-    """
-    if isinstance(what, str):
-        return {"head": "the head, body frozen", "all": "all layers"}[what]
-    return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
 
 
 def _plain(value: Any) -> str:
