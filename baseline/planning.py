@@ -170,8 +170,8 @@ def fitted(
     """Of all plans made from these recipes the one that promises most and fits into the seconds, and why.
 
     Plans differ in image size and in the epochs of the last stage, or train a head alone where a recipe begins with
-    one, and are thought to leave an error in proportion to `_promise`. Rates are measured at one size first and taken in
-    proportion to the pixels; the plan that is taken was measured at its own.
+    one. They are thought to leave an error in proportion to `_promise`. Rates are measured at one size first and taken
+    in proportion to the pixels; the plan that is taken was measured at its own.
 
     Args:
         bases: recipes with every "auto" settled, such as a recipe's presets.
