@@ -118,7 +118,7 @@ def _card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[s
 def _header(page: dict[str, Any]) -> dict[str, Any]:
     """What the Hugging Face hub reads: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     arch, source = page["facts"]["arch"], page["source"]
-    library = "torchvision" if is_torchvision(arch) else "timm"
+    library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
     known = {key: page["weights"][key] for key in ("license", "base_model") if page["weights"][key]}
     metrics = _metrics(page)
     result = {

@@ -248,7 +248,7 @@ def _headline(run: _Run, _: _Photos) -> dict[str, Any]:
     found = run.manifest["metrics"][run.split][kind]
     low, high = found["interval"]
     return {
-        "title": run.recipe["title"] or run.recipe["name"],
+        "title": _title(run),
         "found": found,
         "half": (high - low) / 2,
         "kind": kind,
@@ -260,6 +260,13 @@ def _headline(run: _Run, _: _Photos) -> dict[str, Any]:
             for way in (("plain", "tta") if run.recipe["tta"] else ("plain",))
         ],
     }
+
+
+def _title(run: _Run) -> str:
+    """The recipe's, where it is for one data set; else what the photos were called."""
+    if run.recipe.get("data") or not run.manifest.get("photos"):
+        return run.recipe["title"] or run.recipe["name"]
+    return Path(run.manifest["photos"].rpartition(":")[2]).stem
 
 
 def _training(run: _Run, _: _Photos) -> dict[str, Any]:
