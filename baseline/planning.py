@@ -50,11 +50,12 @@ class Rates:
 
     Args:
         model: is copied, and stays as it is.
-        photos: in a batch.
+        photos: in a batch, at most the recipe's.
     """
 
     def __init__(self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, photos: int = 32) -> None:
-        self.model, self.splitter, self.recipe, self.photos = copy.deepcopy(model), splitter, recipe, photos
+        self.model, self.splitter, self.recipe = copy.deepcopy(model), splitter, recipe
+        self.photos = min(photos, int(recipe.batch_size))
         self.network = Layers(self.model, splitter)
         self.layers, self.device = self.network.each, self.network.device
         self.known: dict[tuple, float] = {}
