@@ -20,7 +20,7 @@ from .datasets import DATASETS, Dataset
 from .errors import DataError, OutputError
 from .metrics import sentences
 from .progress import Show
-from .report import rate_words, trained_words
+from .recipe import rate_words, trained_words
 from .save import CARD, read_json, read_manifest, write
 from .tables import place
 from .weights import HUB, HUB_CACHE, PACKAGED, Weights, is_torchvision, published
@@ -118,7 +118,7 @@ def _card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[s
 def _header(page: dict[str, Any]) -> dict[str, Any]:
     """What the Hugging Face hub reads: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     arch, source = page["facts"]["arch"], page["source"]
-    library = "torchvision" if is_torchvision(arch) else "timm"
+    library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
     known = {key: page["weights"][key] for key in ("license", "base_model") if page["weights"][key]}
     metrics = _metrics(page)
     result = {

@@ -145,7 +145,9 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
 
 
 def _trains(what: Any) -> str:
-    return str(what) if str(what) in ("head", "all") else f"last {what}"
+    if str(what) in ("head", "all"):
+        return str(what)
+    return f"last {float(what):.0%}" if 0 < float(what) < 1 else f"last {what}"
 
 
 # ---- what was predicted ---------------------------------------------------------------------------------------------

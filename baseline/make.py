@@ -450,10 +450,11 @@ def _write_run(
 def _write_training(
     folder: Path, learn: Learner, history: History, recipe: Recipe, temperature: float | None = None
 ) -> None:
-    from .weights import normalisation
+    from .weights import is_torchvision, normalisation
 
     mean, std = normalisation(recipe.arch)
     facts = {
+        "library": "torchvision" if is_torchvision(recipe.arch) else "timm",
         "arch": recipe.arch,
         "head": recipe.head,
         "classes": list(learn.dls.vocab),

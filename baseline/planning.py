@@ -18,7 +18,7 @@ from .errors import RecipeError
 from .features import Layers, Plan, frozen_format
 from .learners import Splitter, number_format
 from .quick import quick
-from .recipe import Recipe, Stage, settle_epochs
+from .recipe import Recipe, settle_epochs, trained_words
 
 __all__ = ["Estimate", "Rates", "estimate", "fitted"]
 
@@ -27,6 +27,8 @@ SWEEP_STEPS = 100
 
 SIZES = (64, 80, 96, 112, 128, 160, 192, 224, 256, 288)
 EPOCHS = (1, 2, 3, 4, 6, 8, 12)
+HEAD_EPOCHS = 10
+"""Of a plan that trains a head and no more."""
 SPARE = 1.15
 """A plan is taken to need so many times its estimate."""
 
@@ -48,11 +50,12 @@ class Rates:
 
     Args:
         model: is copied, and stays as it is.
-        photos: in a batch.
+        photos: in a batch, at most the recipe's.
     """
 
     def __init__(self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, photos: int = 32) -> None:
-        self.model, self.splitter, self.recipe, self.photos = copy.deepcopy(model), splitter, recipe, photos
+        self.model, self.splitter, self.recipe = copy.deepcopy(model), splitter, recipe
+        self.photos = min(photos, int(recipe.batch_size))
         self.network = Layers(self.model, splitter)
         self.layers, self.device = self.network.each, self.network.device
         self.known: dict[tuple, float] = {}
@@ -167,9 +170,9 @@ def fitted(
 ) -> tuple[Recipe, str]:
     """Of all plans made from these recipes the one that promises most and fits into the seconds, and why.
 
-    Plans differ in image size and in the epochs of the last stage, and are thought to leave an error in proportion to
-    `_promise`. Rates are measured at one size first and taken in proportion to the pixels; the plan that is taken was
-    measured at its own.
+    Plans differ in image size and in the epochs of the last stage, or train a head alone where a recipe begins with
+    one. They are thought to leave an error in proportion to `_promise`. Rates are measured at one size first and taken
+    in proportion to the pixels; the plan that is taken was measured at its own.
 
     Args:
         bases: recipes with every "auto" settled, such as a recipe's presets.
@@ -178,6 +181,7 @@ def fitted(
     Raises:
         RecipeError: if even the quickest plan takes longer.
     """
+    bases = [*bases, *(_head_alone(base) for base in bases if base.stages[0].trains == "head")]
     plans = sorted((p for base in bases for p in _plans(base, bases, resizable, photos["train"])), key=_promise)
     rough = _Scaled(rates, min(plan.image_size for plan in plans))
     least = float("inf")
@@ -188,8 +192,11 @@ def fitted(
             if needed > seconds:
                 break
         if needed <= seconds:
-            words = f"{plan.image_size} px, {', '.join(_stage_words(stage) for stage in plan.stages)}"
-            return plan, f"{words}; {needed:.0f} of {seconds:.0f} s left, with {SPARE - 1:.0%} to spare"
+            stages = ", then ".join(f"{trained_words(s.trains)} (epochs: {s.epochs})" for s in plan.stages)
+            return (
+                plan,
+                f"{plan.image_size} px, {stages}; {needed:.0f} of {seconds:.0f} s left, with {SPARE - 1:.0%} to spare",
+            )
         least = min(least, needed)
     raise RecipeError(
         f"The budget leaves {max(seconds, 0):.0f} s for training and evaluation; the quickest plan needs about "
@@ -209,6 +216,11 @@ def _promise(plan: Recipe) -> float:
     return tuned * plan.image_size**-0.94 * (last.epochs**-0.22 if last.trains != "head" else 1.0)
 
 
+def _head_alone(base: Recipe) -> Recipe:
+    head = base.stages[0]
+    return base.changed(stages=(dataclasses.replace(head, epochs=max(head.epochs, HEAD_EPOCHS)),))
+
+
 def _plans(base: Recipe, bases: Sequence[Recipe], resizable: bool, photos: int) -> Iterator[Recipe]:
     largest = max(recipe.image_size for recipe in bases)
     sizes = {base.image_size, *(size for size in SIZES if size <= largest)} if resizable else {base.image_size}
@@ -219,13 +231,6 @@ def _plans(base: Recipe, bases: Sequence[Recipe], resizable: bool, photos: int) 
         stages = [*first, dataclasses.replace(last, epochs=count)]
         stages = [dataclasses.replace(stage, image_size=min(stage.image_size, size)) for stage in stages]
         yield base.changed(image_size=size, stages=tuple(stages))
-
-
-def _stage_words(stage: Stage) -> str:
-    share = isinstance(stage.trains, float)
-    groups = f"last {stage.trains:.0%} of groups" if share else f"last {stage.trains} groups"
-    what = stage.trains if isinstance(stage.trains, str) else groups
-    return f"{what} {stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
 
 
 class _Scaled(Rates):

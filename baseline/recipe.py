@@ -24,6 +24,7 @@ __all__ = [
     "Recipe",
     "Stage",
     "load_recipe",
+    "rate_words",
     "recipe_names",
     "seconds_in",
     "settle_arch",
@@ -32,6 +33,7 @@ __all__ = [
     "settle_frozen_precision",
     "settle_precision",
     "settle_preset",
+    "trained_words",
 ]
 
 EMBEDDED_ARCH = "tf_efficientnet_lite0"
@@ -332,6 +334,26 @@ def seconds_in(text: Any) -> int:
     parts = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", text) if isinstance(text, str) else None
     hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
     return 3600 * hours + 60 * minutes + seconds
+
+
+def rate_words(rate: Any) -> str:
+    """A learning rate, or the first and the last layers' own.
+
+    >>> rate_words(0.01), rate_words([1e-5, 1e-3])
+    ('1.0e-02', '1.0e-05 to 1.0e-03')
+    """
+    return f"{rate[0]:.1e} to {rate[1]:.1e}" if isinstance(rate, tuple | list) else f"{rate:.1e}"
+
+
+def trained_words(what: Any) -> str:
+    """What a stage trains, in words.
+
+    >>> trained_words("head"), trained_words(5), trained_words(0.55)
+    ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
+    """
+    if isinstance(what, str):
+        return {"head": "the head, body frozen", "all": "all layers"}[what]
+    return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
 
 
 # ---- the rules behind "auto" ----------------------------------------------------------------------------------------

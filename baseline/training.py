@@ -25,7 +25,7 @@ from .features import FrozenOutputs
 from .planning import SWEEP_STEPS
 from .progress import Bar, Show
 from .quick import compiled, quick
-from .recipe import Recipe, Stage
+from .recipe import Recipe, rate_words, trained_words
 
 __all__ = ["History", "find_lr", "train"]
 
@@ -135,7 +135,8 @@ def _train_stage(run: _Run, number: int) -> None:
         rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
         facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
     facts.update(lr=rate, why=why)
-    plan = f"{_words(stage, trained)}, {stage.epochs} epochs, learning rate {_rate_words(rate)} ({why})"
+    what = trained_words(stage.trains if isinstance(stage.trains, str) else trained)
+    plan = f"{what}, {stage.epochs} epochs, learning rate {rate_words(rate)} ({why})"
     run.show.say(f"stage {number}: training {plan}")
     watch, laps = _in_memory(run, trainee, number, lambda: _fit(run, trainee, number, rate, size))
     facts["seconds"] = round(time.perf_counter() - began, 2)
@@ -225,15 +226,6 @@ def _freeze(trainee: Learner, last: int, recipe: Recipe) -> None:
     trainee.create_opt()
     groups = len(trainee.opt.param_lists)
     trainee.freeze_to(groups - min(last, groups))
-
-
-def _words(stage: Stage, trained: int) -> str:
-    words = {"head": "the head on a frozen body", "all": "all layers"}
-    return words.get(str(stage.trains), f"the last {trained} layer groups")
-
-
-def _rate_words(rate: Any) -> str:
-    return f"{rate[0]:.1e} to {rate[1]:.1e}" if isinstance(rate, tuple) else f"{rate:.1e}"
 
 
 @dataclass

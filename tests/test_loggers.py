@@ -16,7 +16,7 @@ import pytest
 
 import baseline
 from baseline import OutputError, Recipe, RecipeError, Show, make_baseline, make_seeds, train
-from baseline.loggers import Logged, flat, logged, told
+from baseline.loggers import Logged, logged, plain, told
 
 QUIET = Show()
 NAMES = ("valid_accuracy", "valid_loss", "train_loss", "lr", "stage", "seconds")
@@ -245,7 +245,7 @@ def test_a_recipe_names_loggers_as_a_list_or_with_commas() -> None:
 
 
 def test_names_are_flat_and_intervals_have_two_ends(done: baseline.Baseline) -> None:
-    facts = flat(done.recipe.as_dict())
+    facts = plain(done.recipe.as_dict())
     assert facts["stages.1.views"] == "flip" and facts["stages.2.trains"] == 3 and facts["augment.rotate"] == 10.0
     assert all(isinstance(value, bool | int | float | str) for value in facts.values())
     assert told(done.metrics)["valid/tta/macro_f1_low"] <= told(done.metrics)["valid/tta/macro_f1"]

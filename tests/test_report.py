@@ -403,7 +403,25 @@ def test_the_model_sees_only_the_photos_that_are_shown(run: Path, monkeypatch: p
     table = pd.read_csv(run / "predictions.csv", dtype={"path": str, "label": str})
     pd.concat([table] * 50, ignore_index=True).to_csv(run / "predictions.csv", index=False)
     write_report(run)
-    assert 0 < sum(seen) <= report.ERRORS + report.HITS < 500
+    looked = sum(seen)
+    assert 0 < looked <= report.ERRORS + report.HITS < 500
+    write_report(run)
+    assert sum(seen) == looked, "a page made again shows what was found"
+    (run / "gradcam.npz").write_bytes(b"torn")
+    write_report(run)
+    assert sum(seen) == 2 * looked
+    with (run / "model" / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    write_report(run)
+    assert sum(seen) == 3 * looked, "of another network nothing is taken over"
+
+
+def test_a_page_made_again_is_the_same_and_needs_no_torch(run: Path) -> None:
+    write_report(run)
+    before = (run / "report.html").read_text()
+    code = "import sys, baseline; baseline.write_report(sys.argv[1]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True)
+    assert (run / "report.html").read_text() == before
 
 
 def test_the_page_leaves_random_states_as_they_were(run: Path) -> None:
@@ -469,6 +487,7 @@ def test_an_overlay_is_bright_where_the_evidence_is() -> None:
 
 def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(3, 2)).eval()
+    (run / "gradcam.npz").unlink()
     facts = {**load_network(run)[1], "arch": "vit_tiny_patch16_224"}
     assert grad_cam(model, torch.rand(1, 3, 8, 8), [0]) is None
     monkeypatch.setattr(report, "load_network", lambda _: (model, facts))

@@ -43,10 +43,13 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseline) -> None:
     wrong = bool(done.metrics["test"]["tta"]["wrong"])  # a run without an error has no picture of errors
+    doubt = len(baseline.suspected_labels(done.predictions)) > 0
     assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
-        "classes.png", "confusion.png", *["errors.png"] * wrong, "history.csv", "hits.png", "lr_find.csv",
-        "lr_find.png", "manifest.json", "model/model.json", "model/model.safetensors", "predictions.csv",
-        "random.png", "reliability.png", "report.html", "sample.png", "split.csv", "time.png", "training.png",
+        "classes.png", "confusion.png", *["errors.png"] * wrong, "gradcam.npz", "history.csv", "hits.png",
+        "lr_find.csv",
+        "lr_find.png", "manifest.json", "model/README.md", "model/model.json", "model/model.safetensors",
+        "predictions.csv", "random.png", "reliability.png", "report.html", "sample.png", "split.csv",
+        *["suspected_labels.csv", "suspects.png"] * doubt, "time.png", "training.png",
     ]  # fmt: skip
     for picture in ("lr_find.png", "training.png"):
         assert np.asarray(Image.open(done.folder / picture).convert("L")).std() > 5
