@@ -348,7 +348,9 @@ def _in_json(path: Path, classes: Sequence[str]) -> Iterator[Naming]:
 def _in_table(path: Path, classes: Sequence[str]) -> Iterator[Naming]:
     """Columns that have one word for each class, in a table that has a column of classes."""
     frame = _table(path)
-    for labels in [] if frame is None else frame.columns:
+    if frame is None:
+        return
+    for labels in frame.columns:
         if not set(classes) <= set(frame[labels]):
             continue
         rows = frame[frame[labels].isin(classes)]
