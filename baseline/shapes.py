@@ -75,6 +75,7 @@ def asked_shape(
     classes: Sequence[str],
     namings: Callable[[], Iterator[Naming]],
     *,
+    given: Naming | None = None,
     many: bool = False,
     wish: str = "auto",
     name: str = "the sample",
@@ -85,6 +86,7 @@ def asked_shape(
         columns: its columns but the ids, in order, and their values.
         classes: of the run, in its order.
         namings: what else than by their names classes may be called; asked only if names do not fit.
+        given: what they are called, where the caller says so; nothing else is tried then.
         many: whether a photo may have several labels.
         wish: one of `SHAPES`.
 
@@ -100,7 +102,7 @@ def asked_shape(
         raise DataError(unknown("shape", wish, SHAPES))
 
     def tried() -> Iterator[Naming]:
-        return chain([Naming({each: each for each in classes}, OWN)], namings())
+        return iter([given]) if given else chain([Naming({each: each for each in classes}, OWN)], namings())
 
     if not columns:
         raise DataError(f"{name} has ids and no column to fill. Give the sample of the competition.")
@@ -153,7 +155,7 @@ def _class_columns(
 ) -> Shape:
     if wish in ("names", "codes"):
         raise DataError(f"{name} has {len(columns)} columns to fill; shape {wish} needs one. Leave --shape out.")
-    for naming in chain(tried(), _counted(classes, _without_prefix(columns))):
+    for naming in _or_counted(tried, classes, _without_prefix(columns)):
         if called := _columns_called(list(columns), naming):
             break
     else:
@@ -216,15 +218,18 @@ def _one_column(
         raise DataError(f"{name} has one column to fill, '{column}'; shape one-hot needs one for each class.")
     if wish == "probabilities":
         return _single_probability(column, classes, tried, many, name)
-    for naming in chain(tried(), _counted(classes, _tokens(seen, many))):
+    for naming in _or_counted(tried, classes, _tokens(seen, many)):
         cut = _cut(seen, set(naming.called.values()), many) if _allowed(naming, wish) else None
         if cut is not None:
             hint = wish == "auto" and not many and len(classes) == 2 and bool(seen) and seen <= {"0", "1"}
             return _labels(column, naming, *cut, many, ["--shape probabilities writes probabilities"] if hint else [])
-    if wish == "auto" and len(classes) == 2 and not many and all(map(_is_share, seen)):
+    numbers = all(map(_is_share, seen)) and not all(each.isdecimal() for each in seen)
+    if wish == "auto" and len(classes) == 2 and not many and numbers:
         return _single_probability(column, classes, tried, many, name)
-    if wish != "auto":  # at its word
-        naming = next(chain(filter(lambda each: _allowed(each, wish), tried()), _counted(classes, ["0"])))
+    first = next(tried())
+    if wish != "auto" or first.source == GIVEN:  # at its word
+        allowed = (each for each in tried() if each.source == GIVEN or _allowed(each, wish))
+        naming = next(chain(allowed, _counted(classes, ["0"])))
         return _labels(column, naming, "", 1, many, [f"though {name} holds {names(sorted(seen), 2)}"] if seen else [])
     raise DataError(
         f"The column '{column}' of {name} holds {names(sorted(seen - set(classes)), 3)}, and the run's classes are "
@@ -301,6 +306,17 @@ def _counted(classes: Sequence[str], words: Sequence[str]) -> Iterator[Naming]:
     if max(numbers) < len(classes) + first:
         source = "by alphabetical order, A GUESS: nothing here tells it; --codes CLASS=0,CLASS=1,... does"
         yield Naming({each: str(place) for place, each in enumerate(sorted(classes), first)}, source)
+
+
+def _or_counted(
+    tried: Callable[[], Iterator[Naming]], classes: Sequence[str], words: Sequence[str]
+) -> Iterator[Naming]:
+    """The namings that are tried, and then a guess, where the caller says nothing."""
+    for naming in tried():
+        yield naming
+        if naming.source == GIVEN:
+            return
+    yield from _counted(classes, words)
 
 
 def _tokens(seen: set[str], many: bool) -> list[str]:

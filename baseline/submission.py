@@ -125,7 +125,8 @@ def submit(
     wanted = asked_shape(
         {name: list(frame[name]) for name in asked.columns if name != column},
         classes,
-        lambda: _namings(codes, Path(run), asked, classes),
+        lambda: _namings(Path(run), asked, classes),
+        given=None if codes is None else Naming(_given_codes(codes, classes), GIVEN),
         many=many,
         wish=shape,
         name=asked.path.name,
@@ -297,13 +298,8 @@ def _classes(run: Path) -> tuple[list[str], bool]:
     return [str(each) for each in facts["classes"]], facts.get("labels") == "many"
 
 
-def _namings(
-    codes: str | Mapping[str, str] | None, run: Path, asked: _Sample, classes: Sequence[str]
-) -> Iterator[Naming]:
-    """What classes may be called, by `codes` alone where they are given, else by tables and JSON files around."""
-    if codes is not None:
-        yield Naming(_given_codes(codes, classes), GIVEN)
-        return
+def _namings(run: Path, asked: _Sample, classes: Sequence[str]) -> Iterator[Naming]:
+    """What tables and JSON files beside the sample and the training photos call the classes."""
     photos = read_json(run / "manifest.json").get("photos") if (run / "manifest.json").is_file() else None
     folders = [asked.path.parent]
     if photos and Path(photos).is_absolute():

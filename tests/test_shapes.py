@@ -93,8 +93,15 @@ def test_codes_come_from_who_knows_them_and_a_guess_is_called_one() -> None:
     assert in_shape(TABLE, columns) == {"y_0": ["0.1", "0.8"], "y_1": ["0.9", "0.2"]}
     single = asked({"label": ["0.5"]}, CLASSES, turned)
     assert in_shape(TABLE, single) == {"label": ["0.9", "0.2"]}
-    given = asked({"bees": ["0.5"]}, CLASSES, Naming({"ants": "1", "bees": "0"}, GIVEN))
-    assert in_shape(TABLE, given) == {"bees": ["0.9", "0.2"]}
+
+
+def test_what_the_caller_says_is_taken_at_its_word() -> None:
+    turned, others = (Naming(called, GIVEN) for called in ({"ants": "1", "bees": "0"}, {"ants": "7", "bees": "3"}))
+    assert in_shape(TABLE, asked({"bees": ["0.5"]}, given=turned)) == {"bees": ["0.9", "0.2"]}
+    assert in_shape(TABLE, asked({"label": ["0"]}, given=others)) == {"label": ["7", "3"]}
+    assert in_shape(TABLE, asked({"label": ["ants"]}, given=others)) == {"label": ["7", "3"]}
+    with pytest.raises(DataError, match="no class of the run"):
+        asked({"y_0": ["1"], "y_1": ["0"]}, given=others)
 
 
 def test_the_opposite_of_a_class_is_not_what_is_meant() -> None:
