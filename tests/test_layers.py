@@ -42,8 +42,13 @@ MAY_IMPORT = {
     "metrics": {"errors", "tables"},
     "figures": {"photos"},
     "gradcam": set(),
-    "report": {"chance", "errors", "figures", "gradcam", "metrics", "photos", "progress", "recipe", "save", "tables"},
-    "save": {"errors", "learners"},
+    "report": {"chance", "errors", "figures", "gradcam", "metrics", "networks", "photos", "progress", "recipe", "save",
+               "tables"},
+    "networks": {"errors", "learners", "recipe", "save"},
+    "model": {"chance", "data", "errors", "learners", "metrics", "networks", "photos", "predict", "quick", "recipe",
+              "tables"},
+    "save": {"errors"},
+    "bulk": {"errors", "model", "progress", "save", "tables"},
     "card": {"datasets", "errors", "metrics", "progress", "recipe", "save", "tables", "weights"},
     "hub": {"card", "errors", "progress", "save"},
     "compare": {"errors", "metrics", "save"},
@@ -51,9 +56,9 @@ MAY_IMPORT = {
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "loggers", "datasets", "sources", "audits", "splits", "foreign", "tables",
              "weights", "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics",
-             "report", "figures", "quick", "save", "card"},
+             "report", "figures", "quick", "save", "card", "model", "networks", "photos"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources", "report", "compare", "experiments", "metrics", "card", "hub"},
+            "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk"},
 }  # fmt: skip
 
 
