@@ -23,6 +23,7 @@ _HOMES = {
     "DataError": "errors",
     "History": "training",
     "LeakError": "errors",
+    "Model": "model",
     "OutputError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
@@ -31,6 +32,7 @@ _HOMES = {
     "Stage": "recipe",
     "Submission": "submission",
     "Terminal": "progress",
+    "Wanted": "bulk",
     "Weights": "weights",
     "WeightsError": "errors",
     "audit": "audits",
@@ -41,7 +43,8 @@ _HOMES = {
     "dataset": "datasets",
     "find_weights": "weights",
     "learner": "learners",
-    "load_network": "save",
+    "load": "model",
+    "load_network": "networks",
     "load_recipe": "recipe",
     "make_baseline": "make",
     "make_seeds": "experiments",
@@ -63,6 +66,7 @@ _HOMES = {
     "train": "training",
     "understand": "make",
     "write_card": "card",
+    "write_predictions": "bulk",
     "write_report": "report",
 }
 

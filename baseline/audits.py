@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,7 +28,7 @@ import pandas as pd
 
 from .datasets import home
 from .errors import DataError, LeakError
-from .photos import opened, upright
+from .photos import file_bytes, opened, upright, why_unreadable
 from .progress import Show
 from .sources import check_table
 from .splits import components
@@ -266,11 +265,9 @@ def _look(path: str) -> tuple:
     from PIL import Image
 
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
-            return _unseen("not a file")
-        content = Path(path).read_bytes()
+        content = file_bytes(path)
     except OSError as error:
-        return _unseen(error.strerror or str(error))
+        return _unseen(why_unreadable(error))
     size = len(content)
     try:
         image = opened(content)
@@ -284,11 +281,8 @@ def _look(path: str) -> tuple:
             small = small.resize((64, 64), Image.Resampling.BOX)
         thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
         look = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
-    except Image.DecompressionBombError:
-        return _unseen(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels", size)
-    except Exception as error:  # PIL's plugins raise nearly every kind there is for damaged files
-        why = "not a photo" if type(error).__name__ == "UnidentifiedImageError" else str(error)[:80]
-        return _unseen("empty file" if not size else why or "damaged", size)
+    except Exception as error:
+        return _unseen(why_unreadable(error), size)
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return ("", size, width, height, mode, turned, frames, digest, look, thumb)
 

@@ -52,6 +52,7 @@ def main() -> None:
     """Runs the command line; errors of the input become one line and exit code 2, Ctrl-C becomes 130."""
     # said by timm's and fastai's imports, which nobody who runs this command can mend
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of photos, whose rows or findings say more
     try:
         code = app(standalone_mode=False)
     except BaselineError as error:
@@ -75,6 +76,8 @@ def _complete(names: Callable[[], Any]) -> Any:
 
 
 _PRESET_NAMES = ("auto", *PRESETS)
+_FORMATS = ("csv", "jsonl")
+Model = Annotated[Path, typer.Argument(help="A run folder, or its model/ alone.", show_default=False)]
 Target = Annotated[
     str,
     typer.Argument(
@@ -367,6 +370,103 @@ def report(
     if (run / "model" / "model.json").exists():
         write_card(run, show)
     print(page)
+
+
+@app.command()
+def predict(
+    model: Model,
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Photos, folders, patterns, tables with a column of paths, or - for paths on standard input.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A .csv or .jsonl file; standard output if not given.", show_default=False)
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=_complete(lambda: _FORMATS))
+    ] = "csv",
+    top_k: Annotated[int, typer.Option(min=0, help="Tells so many most probable classes.")] = 0,
+    every: Annotated[bool, typer.Option("--all", help="Tells the probability of every class.")] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did.")
+    ] = True,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Below it the prediction is 'unsure'.", show_default=False)
+    ] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces the file of --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Goes on with the file of --out where it stopped.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 64,
+    image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
+) -> None:
+    """Predicts photos with a trained model: a row a photo, with calibrated confidence.
+
+    A photo that cannot be read gets a row that says why, and the rest goes on.
+
+    Examples:
+
+        baseline predict runs/mine holiday.jpg
+
+        baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
+
+        baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
+
+        find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
+    """
+    kind = format if out is None else out.suffix.lower().removeprefix(".")
+    if kind not in _FORMATS:
+        what = f"--format {format} is unknown" if out is None else f"{out} is no .csv or .jsonl file by its name"
+        raise OutputError(f"{what}; needed: csv or jsonl.")
+    if (overwrite or resume) and out is None:
+        raise OutputError("--overwrite and --resume go with a file. Give --out FILE.")
+    if overwrite and resume:
+        raise OutputError("--overwrite begins anew and --resume goes on. Give one of them.")
+    if out is not None and any(Path(word).absolute() == out.absolute() for word in photos):
+        raise OutputError(f"{out} is one of those to predict. Choose another --out.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .bulk import Wanted, named_photos, write_predictions
+    from .progress import Show, Terminal
+
+    paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else ())
+    from .model import load
+
+    show = Show() if quiet else Terminal()
+    bars = Show() if out is None and sys.stdout.isatty() else show
+    wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size)
+    options: dict[str, Any] = {"total": total, "overwrite": overwrite, "resume": resume, "show": bars}
+    try:
+        counts = write_predictions(load(model), paths, sys.stdout.buffer if out is None else out, wanted, **options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except KeyboardInterrupt:
+        if out is not None:
+            show.say(f"interrupted: what was predicted is in {out}; --resume goes on")
+        raise
+    show.say(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+
+
+@app.command()
+def check(model: Model) -> None:
+    """Looks whether a model folder is whole and predicts as when it was saved.
+
+    Its tensors are compared with their sha256 and with the network it names, and the network is run on the few photos
+    that it keeps for this.
+
+    Examples:
+
+        baseline check runs/mine
+    """
+    from .model import TOLERANCE, load
+
+    loaded = load(model)
+    difference = loaded.check()
+    print(f"{loaded.folder}: {loaded.facts['arch']}, {len(loaded.classes):,} classes, tensors whole and in place")
+    print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
 
 @app.command()

@@ -36,11 +36,13 @@ from .tables import classes_of, each_label, flags_of
 from .weights import normalisation
 
 __all__ = [
+    "PHOTO_FORMS",
     "SliceDL",
     "Slices",
     "classes_in",
     "dataloaders",
     "decoding_seconds",
+    "empty_loaders",
     "memory_bytes",
     "shrunk",
     "split_loader",
@@ -49,6 +51,9 @@ __all__ = [
 
 MEMORY_SHARE = 1 / 8
 PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
+"""What `baseline.photos.open_photo` takes."""
+Normal = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation by colour."""
 
 
 class OpenPhoto(Transform):
@@ -192,20 +197,38 @@ def dataloaders(
     show = show or Show()
     table = table.reset_index(drop=True)
     decoded = _decoded(table, recipe, show)
-    dls = _block(recipe, classes_in(table, recipe.labels)).dataloaders(
+    dls = _block(recipe, classes_in(table, recipe.labels), normalisation(recipe.arch)).dataloaders(
         table[table["split"] != "test"].reset_index(drop=True),
         bs=recipe.batch_size,
         num_workers=0 if decoded else recipe.workers,
         path=Path(path),
     )
-    dls.many = recipe.labels == "many"
-    dls.valid_ds.tls[0].types[1] = PHOTO_FORMS  # what learn.predict takes
-    dls.decoded = decoded
+    _marked(dls, recipe, decoded)
     for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
         _slice(loader, dls, table[table["split"] == name])
     if recipe.balance == "sampler":
         dls.train.weights = _rarity(table.loc[table["split"] == "train", "label"])
     return dls
+
+
+def empty_loaders(classes: Sequence[str], recipe: Recipe, normal: Normal) -> DataLoaders:
+    """DataLoaders without photos, whose `test_dl` feeds any photos to a network as `dataloaders` would.
+
+    Args:
+        classes: the vocabulary.
+        normal: mean and standard deviation by colour; see `baseline.weights.normalisation`.
+    """
+    blank = Image.new("RGB", (8, 8))
+    table = pd.DataFrame({"path": [blank, blank], "label": classes[0], "split": ["train", "valid"]})
+    dls = _block(recipe, list(classes), normal).dataloaders(table, bs=64, num_workers=0).new_empty()
+    _marked(dls, recipe, None)
+    return dls
+
+
+def _marked(dls: DataLoaders, recipe: Recipe, decoded: _Decoded | None) -> None:
+    dls.many = recipe.labels == "many"
+    dls.valid_ds.tls[0].types[1] = PHOTO_FORMS  # what learn.predict takes
+    dls.decoded = decoded
 
 
 def classes_in(table: pd.DataFrame, labels: str = "auto") -> list[str]:
@@ -246,7 +269,7 @@ def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
     return loader
 
 
-def _block(recipe: Recipe, classes: list[str]) -> DataBlock:
+def _block(recipe: Recipe, classes: list[str], normal: Normal) -> DataBlock:
     many = recipe.labels == "many"
     return DataBlock(
         blocks=(
@@ -257,7 +280,7 @@ def _block(recipe: Recipe, classes: list[str]) -> DataBlock:
         get_y=_classes_of_row if many else ColReader("label"),
         splitter=_by_split,
         item_tfms=Fit(recipe.decoded_size, recipe.resize),
-        batch_tfms=[*_augmentation(recipe), Normalize.from_stats(*normalisation(recipe.arch))],
+        batch_tfms=[*_augmentation(recipe), Normalize.from_stats(*normal)],
         dl_type=SliceDL,
     )
 

@@ -1,6 +1,7 @@
 """Model folder -> a repository on the Hugging Face hub. Knows files and the hub's client; knows no numbers.
 
-What is pushed is what `shipment` lists, no more: the files of the run's `model/`, in one commit.
+What is pushed is what `shipment` lists, no more: the files of the run's `model/` but its golden inputs, which are
+photos, in one commit.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 
 from .errors import OutputError
 from .progress import Show
-from .save import CARD, read_json, read_manifest
+from .save import CARD, FACTS_FILE, GOLDEN, TENSORS, read_json, read_manifest
 
 __all__ = ["Shipment", "push", "shipment"]
 
-NETWORK = ("model.json", "model.safetensors")
+NETWORK = (FACTS_FILE, TENSORS)
 """What a model folder cannot do without."""
 
 
@@ -88,7 +89,7 @@ def shipment(run: str | Path, repo: str) -> Shipment:
         write_card(run)
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = [path.relative_to(folder) for path in paths]
-    kept = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    kept = [name for name in names if name.name != GOLDEN and not any(part.startswith(".") for part in name.parts)]
     for name in kept:
         _refuse_paths(folder / name, _own_places(run, manifest))
     sizes = {name.as_posix(): (folder / name).stat().st_size for name in kept}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +36,25 @@ from .recipe import (
     settle_precision,
     settle_preset,
 )
-from .save import FORMAT, as_json, run_folder, save_network, write
+from .save import FORMAT, as_json, run_folder, write
 
 if TYPE_CHECKING:
     import pandas as pd
     from fastai.learner import Learner
+    from torch import Tensor
 
     from .audits import Audit
+    from .model import Model
     from .training import History
     from .weights import Weights
 
 __all__ = ["Baseline", "make_baseline", "settle", "starting_recipe", "understand", "versions", "write_audit"]
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
+
+
+GOLDEN_PHOTOS = 4
+"""That the model folder keeps, to be checked by."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,20 @@ class Baseline:
     """With every `"auto"` settled."""
     manifest: dict[str, Any]
     """What `manifest.json` says."""
+
+    @cached_property
+    def model(self) -> Model:
+        """What `baseline.load` makes of the run folder."""
+        from .model import load
+
+        return load(self.folder)
+
+    def predict(self, photos: Any, **options: Any) -> pd.DataFrame:
+        """Predictions for photos: `baseline.Model.predict` of the saved model, with its options.
+
+        >>> done.predict("holiday/")                                               # doctest: +SKIP
+        """
+        return self.model.predict(photos, **options)
 
 
 def make_baseline(
@@ -450,6 +471,7 @@ def _write_run(
 def _write_training(
     folder: Path, learn: Learner, history: History, recipe: Recipe, temperature: float | None = None
 ) -> None:
+    from .networks import save_network
     from .weights import is_torchvision, normalisation
 
     mean, std = normalisation(recipe.arch)
@@ -466,9 +488,27 @@ def _write_training(
         "labels": recipe.labels,
         "threshold": recipe.threshold,
         "temperature": temperature,
+        "crop": recipe.augment.crop,
+        "precision": recipe.precision,
+        "versions": versions(),
     }
     write(folder / "history.csv", history.epochs.to_csv(index=False))
-    save_network(learn.model, facts, folder / "model")
+    save_network(learn.model, facts, folder / "model", _golden(learn, recipe, facts))
+
+
+def _golden(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Tensor] | None:
+    """What the network makes of a valid photo of each of the first few classes; None if they have gone meanwhile."""
+    import numpy as np
+
+    from .model import golden_of
+    from .photos import square
+
+    paths = learn.dls.valid_ds.items.groupby("label").head(1)["path"].head(GOLDEN_PHOTOS)
+    try:
+        photos = np.stack([square(path, recipe.decoded_size, recipe.resize) for path in paths])
+    except OSError:
+        return None
+    return golden_of(learn.model, facts, photos)
 
 
 def _described(table: pd.DataFrame) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["fit_photo", "open_photo", "opened", "upright"]
+__all__ = ["file_bytes", "fit_photo", "open_photo", "opened", "square", "upright", "why_unreadable"]
+
+MOST_BYTES = 2**31
+"""Of a photo's file."""
 
 
 def open_photo(source: Any, size: int = 0) -> Image.Image:
@@ -33,6 +37,41 @@ def fit_photo(image: Image.Image, size: int, resize: str) -> Image.Image:
     if resize == "pad":
         return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
     return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def square(source: Any, size: int, resize: str) -> np.ndarray:
+    """What `open_photo` and `fit_photo` make of a photo, size x size x 3, uint8. Of a file all bytes are read first."""
+    content = file_bytes(source) if isinstance(source, str | Path) else source
+    return np.asarray(fit_photo(open_photo(content, size), size, resize))
+
+
+def file_bytes(path: str | Path) -> bytes:
+    """The content of a photo's file.
+
+    Raises:
+        OSError: if there is none, it is empty, too large, or no regular file: a pipe would wait for ever.
+    """
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("not a file")
+    if found.st_size > MOST_BYTES:
+        raise OSError(f"more than {MOST_BYTES:,} bytes")
+    if not (content := Path(path).read_bytes()):
+        raise OSError("empty file")
+    return content
+
+
+def why_unreadable(error: Exception) -> str:
+    """What was raised when a photo was read, in a few words; PIL's plugins raise nearly every kind there is.
+
+    >>> why_unreadable(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>"))
+    'not a photo'
+    """
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a photo"
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:80] or "damaged"
 
 
 def opened(source: Any) -> Image.Image:

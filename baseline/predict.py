@@ -18,7 +18,7 @@ Where a photo has many labels each class has a probability of its own: `predicte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.learner import Learner
+from torch import nn
 
 from .data import split_loader
 from .learners import autocast
@@ -33,7 +34,7 @@ from .progress import Show
 from .quick import quick
 from .tables import SEPARATOR, flags_of
 
-__all__ = ["predictions", "views_of"]
+__all__ = ["decisions", "predictions", "probabilities", "views_of"]
 
 CROP_SHARE = 0.875
 
@@ -67,7 +68,8 @@ def predictions(
             for photos, _ in split_loader(learn.dls, table, name):
                 if not tables and not plain:
                     stack.enter_context(quick(learn.model.eval(), photos.as_subclass(torch.Tensor), learns=False))
-                by_view = _probabilities(learn, photos, views)
+                inputs = photos.as_subclass(torch.Tensor)
+                by_view = probabilities(learn.model, inputs, views, many=learn.dls.many, numbers=autocast(learn))
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(photos))
@@ -91,13 +93,36 @@ def views_of(photos: torch.Tensor, views: tuple[str, ...]) -> Iterator[torch.Ten
 
 
 @torch.inference_mode()
-def _probabilities(learn: Learner, photos: torch.Tensor, views: tuple[str, ...]) -> torch.Tensor:
-    """Views x N x classes, float64 so that rows sum to 1 to twelve digits."""
-    photos = photos.as_subclass(torch.Tensor)
-    with autocast(learn):
-        outputs = [learn.model(view.contiguous(memory_format=torch.channels_last)) for view in views_of(photos, views)]
+def probabilities(
+    model: nn.Module, photos: torch.Tensor, views: tuple[str, ...], *, many: bool, numbers: torch.autocast
+) -> torch.Tensor:
+    """Views x N x classes, the plain photos first, on the CPU; float64 so that rows sum to 1 to twelve digits.
+
+    Args:
+        photos: what the model takes, N x 3 x H x W.
+        many: each class has a probability of its own.
+        numbers: the number format of the passes.
+    """
+    with numbers:
+        outputs = [model(view.contiguous(memory_format=torch.channels_last)) for view in views_of(photos, views)]
     stacked = torch.stack(outputs).double()
-    return (stacked.sigmoid() if learn.dls.many else stacked.softmax(-1)).cpu()
+    return (stacked.sigmoid() if many else stacked.softmax(-1)).cpu()
+
+
+def decisions(probabilities: np.ndarray, classes: Sequence[str], threshold: float | None = None) -> np.ndarray:
+    """What is predicted for each row of uncalibrated probabilities, N x classes: the most probable class.
+
+    With a threshold, for many labels a photo: all classes from it on, with `;` between.
+
+    >>> decisions(np.array([[0.6, 0.7]]), ["a", "b"]).tolist()
+    ['b']
+    >>> decisions(np.array([[0.6, 0.7]]), ["a", "b"], threshold=0.5).tolist()
+    ['a;b']
+    """
+    names = np.asarray(classes, dtype=object)
+    if threshold is None:
+        return names[probabilities.argmax(1)]
+    return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
 
 
 def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
@@ -106,7 +131,7 @@ def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: L
     table = rows[_kept(rows)].copy()
     for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
         best = probabilities.argmax(1)
-        table[f"{prefix}predicted"] = np.asarray(classes, dtype=object)[best]
+        table[f"{prefix}predicted"] = decisions(probabilities, classes)
         table[f"{prefix}confidence"] = probabilities[np.arange(len(best)), best]
         table[f"{prefix}loss"] = -np.log(np.maximum(probabilities[np.arange(len(best)), labels], 1e-300))
     return _with_probabilities(table, mean, classes)
@@ -124,7 +149,7 @@ def _flags_table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, le
     table = rows[_kept(rows)].copy()
     for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
         flags = probabilities >= threshold
-        table[f"{prefix}predicted"] = [SEPARATOR.join(np.asarray(classes, dtype=object)[row]) for row in flags]
+        table[f"{prefix}predicted"] = decisions(probabilities, classes, threshold)
         table[f"{prefix}confidence"] = np.where(flags, probabilities, 1 - probabilities).min(1)
         right = np.where(truth, probabilities, 1 - probabilities)
         table[f"{prefix}loss"] = -np.log(np.maximum(right, 1e-300)).mean(1)

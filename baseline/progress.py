@@ -33,7 +33,7 @@ class Show:
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
-        """A bar of `total` units; `unit="bytes"` shows sizes and speed, any other word shows a count."""
+        """A bar of `total` units, 0 where unknown; `unit="bytes"` shows sizes and speed, any other word a count."""
         yield _SilentBar()
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -60,7 +60,7 @@ class Terminal(Show):
             yield _SilentBar()
             return
         with _progress(self.console, unit) as progress:
-            yield _RichBar(progress, progress.add_task(title, total=total, note=""))
+            yield _RichBar(progress, progress.add_task(title, total=total or None, note=""))
 
 
 class _RichBar:

@@ -32,7 +32,7 @@ from .metrics import BINS, measure, sentences, suspected_labels
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import rate_words, trained_words
-from .save import load_network, read_json, read_manifest, read_predictions, write
+from .save import read_json, read_manifest, read_predictions, write
 from .tables import each_label, flags_of, names
 
 if TYPE_CHECKING:
@@ -507,6 +507,7 @@ def _evidence(run: _Run, paths: Sequence[str], asked: Sequence[int]) -> tuple[np
 
     from .chance import states_kept
     from .gradcam import grad_cam
+    from .networks import load_network
 
     with states_kept():  # a network is born with random weights before it gets its own
         model, facts = load_network(run.folder)

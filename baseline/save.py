@@ -1,8 +1,7 @@
 """Finished run <-> folder on disk. Knows files; knows nothing of how the numbers came about.
 
 Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole,
-and the report, which is made from such a folder, can be made from it at any time.
-Networks are safetensors and JSON; nothing here pickles or unpickles.
+and the report, which is made from such a folder, can be made from it at any time. The network in it is of `networks`.
 """
 
 from __future__ import annotations
@@ -19,20 +18,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, OutputError, WeightsError
+from .errors import DataError, OutputError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
 
-__all__ = ["CARD", "flat", "load_network", "looks_begun", "read_json", "read_manifest", "read_predictions",
-           "removed_if_empty", "run_folder", "save_network", "write"]  # fmt: skip
+__all__ = ["CARD", "as_json", "flat", "looks_begun", "read_json", "read_manifest", "read_predictions",
+           "removed_if_empty", "run_folder", "write"]  # fmt: skip
 
 FORMAT = 1
-"""Version of the layouts of the model folder and of the manifest."""
+"""Version of the layout of the manifest."""
 
 CARD = "README.md"
 """The model card, in the model folder."""
+
+TENSORS, GOLDEN, FACTS_FILE = "model.safetensors", "golden.safetensors", "model.json"
+"""The other files of the model folder; see `networks`."""
 
 BEGUN = ("history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
 """What a run writes before its manifest."""
@@ -103,46 +104,6 @@ def write(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
         words = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OutputError(f"{path} cannot be written: {words}. Make room, or choose another --out.") from None
-
-
-def save_network(model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
-    """The network as `model.safetensors` and what is needed to build and feed it as `model.json`.
-
-    Args:
-        facts: `arch, head, classes, image_size, resize, mean, std`, and whatever else should be known of it, such as
-            the `temperature` that its logits are to be divided by for calibrated probabilities (None: not fitted).
-    """
-    from safetensors.torch import save
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write(folder / "model.safetensors", save(tensors))
-    write(folder / "model.json", as_json({"format": FORMAT, **facts}))
-
-
-def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
-    """The network of a model folder (or of a run that holds one) in evaluation mode, and its facts.
-
-    Raises:
-        OutputError: if there is no model folder, or a newer version wrote it.
-        WeightsError: if its tensors are not those of the network it names.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from .learners import network
-
-    folder = Path(folder)
-    folder = folder if (folder / "model.json").exists() else folder / "model"
-    facts = read_json(folder / "model.json")
-    if facts.get("format") != FORMAT:
-        raise OutputError(f"{folder} has format {facts.get('format')}; this version reads {FORMAT}. Update baseline.")
-    model, _ = network(facts["arch"], len(facts["classes"]), None, facts["head"])
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{folder / 'model.safetensors'} is damaged or of another network: {first}") from None
-    return model.eval(), facts
 
 
 def read_manifest(run: str | Path) -> dict[str, Any]:

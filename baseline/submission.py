@@ -26,7 +26,6 @@ from .save import read_json, write
 from .shapes import GIVEN, Naming, Shape, asked_shape, in_shape
 from .sources import unpacked
 from .tables import (
-    SEPARATOR,
     TABLE_ENDINGS,
     Finder,
     image_column,
@@ -392,38 +391,16 @@ def _predicted(run: Path, paths: Sequence[str], classes: Sequence[str], show: Sh
 
 def _seen(run: Path, paths: Sequence[str], classes: Sequence[str], show: Show) -> pd.DataFrame:
     """`predicted` and calibrated `p_CLASS` of the photos, in order; NaN where a photo cannot be read."""
-    import torch
+    from .model import load
 
-    from .learners import number_format
-    from .metrics import calibrated
-    from .photos import fit_photo, open_photo
-    from .predict import views_of
-    from .save import load_network
-
-    model, facts = load_network(run)
-    size, many = facts["image_size"], facts.get("labels") == "many"
-    mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    found = np.full((len(paths), len(classes)), np.nan)
-    with show.bar("predicting", len(paths), "photos") as bar, torch.inference_mode(), number_format("float32", "cpu"):
-        for number, path in enumerate(paths):
-            try:
-                pixels = np.asarray(fit_photo(open_photo(path, size), size, facts["resize"]))
-            except Exception:
-                continue
-            photo = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
-            outputs = torch.cat([model(view) for view in views_of(photo, tuple(facts["tta"]))]).double()
-            found[number] = (outputs.sigmoid() if many else outputs.softmax(-1)).mean(0).numpy()
-            bar.step()
-    table = pd.DataFrame(found, columns=[f"p_{each}" for each in classes])
-    whole = table.notna().all(axis=1)
-    if many:
-        flags = found >= facts["threshold"]
-        table["predicted"] = [SEPARATOR.join(np.asarray(classes, dtype=object)[row]) for row in flags]
-    else:
-        table["predicted"] = [classes[place] for place in np.nan_to_num(found).argmax(1)]
-    if facts.get("temperature") and whole.any():
-        table.loc[whole] = calibrated(table[whole].assign(label=classes[0]), facts["temperature"], facts["labels"])
-    return table
+    found, predicted = [np.empty((0, len(classes)))], []
+    with show.bar("predicting", len(paths), "photos") as bar:
+        for block in load(run).blocks(paths):
+            found.append(block.probabilities)
+            predicted += block.predicted
+            bar.step(len(block.photos))
+    table = pd.DataFrame(np.concatenate(found), columns=[f"p_{each}" for each in classes])
+    return table.assign(predicted=predicted)
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

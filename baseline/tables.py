@@ -30,6 +30,7 @@ __all__ = [
     "flags_of",
     "has_many",
     "image_column",
+    "listed_photos",
     "names",
     "photos_below",
     "place",
@@ -113,6 +114,23 @@ def read_table(path: Path) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path} has a header but no rows. Give a table with one row a photo.")
     return frame
+
+
+def listed_photos(path: Path, column: str = "") -> list[str]:
+    """The paths of photos in one column of a table, found by its name where none is given, from the table's folder on.
+
+    They need not be there.
+
+    Raises:
+        DataError: if the table cannot be read or has no such column.
+    """
+    frame = read_table(path).rename(columns=str)
+    _known(frame, column, path.name, "image")
+    only = str(frame.columns[0]) if len(frame.columns) == 1 else ""
+    column = column or _named(frame, IMAGE_NAMES) or only
+    if not column:
+        raise DataError(f"No column of {path} is named as photos are: {names(frame.columns)}. Give --image-col.")
+    return [str(path.parent / value) for value in _texts(frame[column])]
 
 
 def rows_of(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> Rows:

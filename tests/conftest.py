@@ -82,6 +82,32 @@ def done(photos: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
+def tiny(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of 0.5 MB that predicts at once: an untrained network of three classes at 48 pixels."""
+    from baseline.learners import network
+    from baseline.model import golden_of
+    from baseline.networks import save_network
+    from baseline.photos import square
+
+    facts = {
+        "arch": "test_efficientnet", "head": "linear", "classes": ["ants", "bees", "wasps"], "image_size": 48,
+        "resize": "squish", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "tta": ("flip",), "labels": "one",
+        "threshold": 0.5, "temperature": 1.7, "crop": 1.0, "precision": "float32",
+    }  # fmt: skip
+    torch.manual_seed(1)
+    model = network(facts["arch"], 3, None)[0]
+    kept = np.stack([square(path, 48, "squish") for path in sorted(photos.rglob("*.jpg"))])
+    for module in model.modules():
+        module.momentum = 1.0
+    with torch.no_grad():  # BatchNorm takes the photos' own statistics, so that they differ in what is predicted
+        model.train()(torch.from_numpy(kept).permute(0, 3, 1, 2) / 128 - 1)
+        model[1][-1].weight.mul_(0.1)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_network(model.eval(), facts, folder, golden_of(model, facts, kept[:4]))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def settled(photos: Path, small: baseline.Recipe) -> tuple[baseline.Recipe, object]:
     """The small recipe settled on the shared photos, and the photo table with its splits."""
     table = baseline.split(baseline.photo_table(photos), small)

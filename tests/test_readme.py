@@ -24,9 +24,13 @@ def test_the_readmes_short_form_is_its_long_form(photos: Path) -> None:
     short, long = ({} for _ in range(2))
     exec(BLOCKS[0], short)
     exec(BLOCKS[1], long)
+    Path("runs/mine").symlink_to(short["done"].folder.absolute())
+    Path("holiday").symlink_to(photos / "ants")
+    exec(BLOCKS[2], used := {})
+    assert len(used["model"].predict("holiday")) == 24
     assert short["done"].metrics == long["metrics"]
     assert short["done"].predictions.equals(long["predictions"])
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 import baseline
-from baseline import DataError, OutputError, figures, load_network, report, write_report
+from baseline import DataError, OutputError, figures, load_network, networks, report, write_report
 from baseline.gradcam import grad_cam
 
 ODD = ["<b>bold</b>", "quo\"te's", "🐝 bees", "$5 & $x$", "NA", "{{ 7 * 7 }}"]
@@ -399,7 +399,7 @@ def test_the_model_sees_only_the_photos_that_are_shown(run: Path, monkeypatch: p
     model, facts = load_network(run)
     seen: list[int] = []
     model[0].register_forward_hook(lambda _, photos, __: seen.append(len(photos[0])))
-    monkeypatch.setattr(report, "load_network", lambda _: (model, facts))
+    monkeypatch.setattr(networks, "load_network", lambda _: (model, facts))
     table = pd.read_csv(run / "predictions.csv", dtype={"path": str, "label": str})
     pd.concat([table] * 50, ignore_index=True).to_csv(run / "predictions.csv", index=False)
     write_report(run)
@@ -490,7 +490,7 @@ def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monke
     (run / "gradcam.npz").unlink()
     facts = {**load_network(run)[1], "arch": "vit_tiny_patch16_224"}
     assert grad_cam(model, torch.rand(1, 3, 8, 8), [0]) is None
-    monkeypatch.setattr(report, "load_network", lambda _: (model, facts))
+    monkeypatch.setattr(networks, "load_network", lambda _: (model, facts))
     write_report(run)
     assert "Grad-CAM: not available for vit_tiny_patch16_224" in page_of(run).said
     shutil.rmtree(run / "model")

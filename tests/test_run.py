@@ -47,7 +47,8 @@ def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseli
     assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
         "classes.png", "confusion.png", *["errors.png"] * wrong, "gradcam.npz", "history.csv", "hits.png",
         "lr_find.csv",
-        "lr_find.png", "manifest.json", "model/README.md", "model/model.json", "model/model.safetensors",
+        "lr_find.png", "manifest.json", "model/README.md", "model/golden.safetensors", "model/model.json",
+        "model/model.safetensors",
         "predictions.csv", "random.png", "reliability.png", "report.html", "sample.png", "split.csv",
         *["suspected_labels.csv", "suspects.png"] * doubt, "time.png", "training.png",
     ]  # fmt: skip

@@ -1,0 +1,287 @@
+"""Model folder -> a model that predicts. Knows networks, photos and probabilities; needs no training data.
+
+>>> model = load("runs/cifar10-20261122-101500")                                   # doctest: +SKIP
+>>> model.predict("holiday.jpg")[["predicted", "confidence"]]                      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.torch_core import default_device
+
+from .chance import states_kept
+from .data import PHOTO_FORMS, empty_loaders, shrunk
+from .errors import DataError, WeightsError
+from .learners import device_of, learner, number_format
+from .metrics import tempered
+from .networks import load_network, model_folder, read_golden
+from .photos import square, why_unreadable
+from .predict import decisions, probabilities
+from .quick import quick
+from .recipe import Augment, Recipe
+from .tables import photos_below
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
+    from torch import Tensor, nn
+
+__all__ = ["Block", "Model", "golden_of", "load"]
+
+TOLERANCE = 1e-4
+"""By how much a probability of a golden input may differ, in float32."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Predictions of some photos, in their order."""
+
+    photos: list[Any]
+    """As they were given."""
+    errors: list[str]
+    """Why a photo cannot be read; empty where it was."""
+    probabilities: np.ndarray
+    """Photos x classes, float64; of a photo that cannot be read NaN."""
+    predicted: list[str]
+    """A class, or with many labels a photo those predicted, with `;` between."""
+    confidence: np.ndarray
+    """The probability of the predicted class; with many labels that of the least sure decision."""
+
+
+def load(folder: str | Path) -> Model:
+    """The model of a run folder, or of its `model/` alone, ready to predict.
+
+    No training data is needed, nothing is unpickled, and random states stay as they were.
+
+    Raises:
+        OutputError: if there is no model folder, a newer version wrote it, or it says what cannot be.
+        WeightsError: if its tensors are damaged or not those of the network it names.
+
+    >>> load("runs/mine").predict(["a.jpg", "b.jpg"])                              # doctest: +SKIP
+    """
+    with states_kept():
+        network, facts = load_network(folder)
+    return Model(network.to(default_device()), facts, model_folder(folder))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained network and what is needed to use it; made by `load`."""
+
+    network: nn.Sequential
+    """In evaluation mode, on the GPU where there is one."""
+    facts: Mapping[str, Any]
+    """What `model.json` says; see the module `networks`."""
+    folder: Path
+
+    @property
+    def classes(self) -> list[str]:
+        """In the order of the network's outputs."""
+        return self.facts["classes"]
+
+    @property
+    def many(self) -> bool:
+        """Whether a photo may have several labels."""
+        return self.facts["labels"] == "many"
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the network and all facts: models of one identity predict the same."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def learner(self) -> Learner:
+        """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
+        recipe = self._recipe
+        with states_kept():
+            learn = learner(empty_loaders(self.classes, recipe, (self.facts["mean"], self.facts["std"])), recipe)
+        learn.model.load_state_dict(self.network.state_dict())
+        return learn
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        facts = self.facts
+        taken = ("arch", "head", "image_size", "resize", "labels", "threshold")
+        return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
+
+    def predict(self, photos: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
+        """A row a photo: `path` (or `photo`, its number from 0, where it is no file), `predicted`, `confidence`, and
+        the probability of each class as `p_CLASS`.
+
+        Args:
+            photos: one photo or many; each a path, a folder, bytes, a PIL image, or a uint8 array H x W x 3.
+            tta: average over the views of the training's evaluation; without, the plain photo alone.
+            calibrated: divide by the fitted temperature, if there is one. What is predicted is the same without.
+
+        Raises:
+            DataError: if a photo cannot be read; `blocks` goes on.
+
+        >>> model.predict("holiday/")                                              # doctest: +SKIP
+        """
+        given = list(_each(photos))
+        by_path = all(isinstance(each, str | Path) for each in given)
+        names = [str(each) for each in given] if by_path else list(range(len(given)))
+        made = list(self.blocks(given, tta=tta, calibrated=calibrated, batch_size=batch_size,
+                                hurry=len(given) >= batch_size))  # fmt: skip
+        for name, error in zip(names, (error for block in made for error in block.errors), strict=True):
+            if error:
+                raise DataError(f"Photo {name} cannot be read: {error}. Leave it out.")
+        columns = [f"p_{name}" for name in self.classes]
+        found = np.concatenate([block.probabilities for block in made]) if made else np.empty((0, len(columns)))
+        told = {
+            "path" if by_path else "photo": names,
+            "predicted": [each for block in made for each in block.predicted],
+            "confidence": np.concatenate([block.confidence for block in made]) if made else [],
+        }
+        return pd.concat([pd.DataFrame(told), pd.DataFrame(found, columns=columns)], axis=1)
+
+    def blocks(
+        self,
+        photos: Iterable[Any],
+        *,
+        tta: bool = True,
+        calibrated: bool = True,
+        batch_size: int = 64,
+        hurry: bool = True,
+    ) -> Iterator[Block]:
+        """Predictions as they are made, `batch_size` photos at a time, in order; of a photo that cannot be read, why.
+
+        Photos are read in threads while the network works, at most two blocks ahead, so that memory stays the same
+        however many there are. The same photos in the same blocks give the same numbers.
+
+        Args:
+            photos: taken from the iterable as they are needed.
+            hurry: with quicker passes (see `quick`), which pay from a few dozen photos on.
+        """
+        views = tuple(self.facts["tta"]) if tta else ()
+        with ExitStack() as stack:
+            network: nn.Module = self.network
+            for given, squares in self._read(photos, batch_size):
+                whole = [each for each in squares if not isinstance(each, str)]
+                if whole and hurry and network is self.network:
+                    network = copy.deepcopy(self.network)  # so that others may use the model meanwhile
+                    stack.enter_context(quick(network, self._inputs(whole[:2]), learns=False))
+                yield self._block(given, squares, self._seen(network, whole, views), calibrated)
+
+    def check(self) -> float:
+        """The largest difference between what the network makes of the folder's golden inputs now and what it made of
+        them when it was saved, as a probability.
+
+        Raises:
+            OutputError: if the folder keeps no golden inputs.
+            WeightsError: if it is above 1e-4.
+        """
+        photos, expected = read_golden(self.folder, self.facts)
+        found = golden_of(self.network, self.facts, photos.numpy())["probabilities"]
+        difference = float((found - expected).abs().max())
+        if not difference <= TOLERANCE:
+            raise WeightsError(
+                f"{self.folder} does not predict as when it was saved: the probability of a golden input differs by "
+                f"{difference:.2g}, at most {TOLERANCE:g} was allowed. Copy it again, or use the versions it tells."
+            )
+        return difference
+
+    def _read(self, photos: Iterable[Any], batch_size: int) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Photos in blocks, and for each the square that the network sees, or why there is none."""
+        rest = iter(photos)
+        blocks = iter(lambda: list(islice(rest, batch_size)), [])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ahead: deque[tuple[list[Any], list[Future]]] = deque()
+            try:
+                while True:
+                    for block in islice(blocks, 3 - len(ahead)):
+                        ahead.append((block, [pool.submit(self._square, each) for each in block]))
+                    if not ahead:
+                        return
+                    given, futures = ahead.popleft()
+                    yield given, [future.result() for future in futures]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _square(self, photo: Any) -> Any:
+        if not isinstance(photo, PHOTO_FORMS):
+            return f"a path, bytes, an array or a PIL image was needed, not {type(photo).__name__}"
+        size, resize = self._recipe.decoded_size, self.facts["resize"]
+        try:
+            return square(photo, size, resize)
+        except Exception as error:
+            return why_unreadable(error)
+
+    def _inputs(self, squares: list[np.ndarray]) -> Tensor:
+        return _inputs(np.stack(squares), self.facts, device_of(self.network))
+
+    def _seen(self, network: nn.Module, squares: list[np.ndarray], views: tuple[str, ...]) -> np.ndarray:
+        """Uncalibrated probabilities, squares x classes, mean over the plain photo and its views."""
+        if not squares:
+            return np.empty((0, len(self.classes)))
+        numbers = _numbers(self.network, self.facts)
+        return probabilities(network, self._inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
+
+    def _block(self, photos: list[Any], squares: list[Any], seen: np.ndarray, calibrated: bool) -> Block:
+        errors = [each if isinstance(each, str) else "" for each in squares]
+        read = np.array([not error for error in errors], dtype=bool)
+        words = decisions(seen, self.classes, self.facts["threshold"] if self.many else None)
+        temperature = self.facts["temperature"] if calibrated else None
+        told = seen if temperature is None else tempered(seen, temperature, self.facts["labels"])
+        if self.many:
+            sure = np.where(seen >= self.facts["threshold"], told, 1 - told).min(1)
+        else:
+            sure = told[np.arange(len(told)), seen.argmax(1)]
+        predicted = np.full(len(photos), "", dtype=object)
+        confidence = np.full(len(photos), np.nan)
+        found = np.full((len(photos), len(self.classes)), np.nan)
+        predicted[read], confidence[read], found[read] = words, sure, told
+        return Block(photos, errors, found, predicted.tolist(), confidence)
+
+
+def golden_of(network: nn.Module, facts: Mapping[str, Any], photos: np.ndarray) -> dict[str, Tensor]:
+    """What a model folder keeps to be checked by: photos, and their probabilities, plain, float32, made on the CPU.
+
+    Args:
+        photos: N x size x size x 3, uint8, as `baseline.photos.square` makes them.
+    """
+    still = copy.deepcopy(network).cpu().eval()
+    numbers = number_format("float32", "cpu")
+    inputs = _inputs(photos, facts, torch.device("cpu"))
+    found = probabilities(still, inputs, (), many=facts["labels"] == "many", numbers=numbers)[0]
+    return {"photos": torch.from_numpy(photos), "probabilities": found.float().clone()}
+
+
+def _inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device) -> Tensor:
+    """N x 3 x image_size x image_size, float32, normalised as in training."""
+    photos = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (torch.tensor(facts[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
+    return (shrunk(photos, facts["image_size"]) - mean) / std
+
+
+def _numbers(network: nn.Module, facts: Mapping[str, Any]) -> torch.autocast:
+    """The number format of the training's evaluation, where the network is on a GPU; float32 elsewhere."""
+    device = device_of(network).type
+    return number_format(facts["precision"] if device != "cpu" else "float32", device)
+
+
+def _each(photos: Any) -> Iterator[Any]:
+    """Photos one by one; a folder is all photos in it."""
+    one = isinstance(photos, np.ndarray) and photos.ndim < 4 and photos.dtype != object
+    if isinstance(photos, str | Path | bytes) or hasattr(photos, "getexif") or one:
+        photos = [photos]
+    for photo in photos:
+        if isinstance(photo, str | Path) and os.path.isdir(photo):  # noqa: PTH112  # no error for a name too long
+            yield from photos_below(Path(photo))
+        else:
+            yield photo

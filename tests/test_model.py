@@ -1,0 +1,354 @@
+"""What was trained is used: a loaded model predicts as its run did; a folder that is not whole is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import baseline
+from baseline import Augment, BaselineError, DataError, OutputError, WeightsError, load
+from baseline.errors import BaselineError as Root
+from baseline.model import Model
+from baseline.networks import load_network
+from baseline.tables import flags_of
+
+SHARES = ["p_ants", "p_bees"]
+OLD = Path(__file__).parent / "models"
+"""Model folders as older versions wrote them, and what they predicted."""
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model folder, to be changed."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def told(folder: Path, **changes: Any) -> None:
+    """Changes what `model.json` says."""
+    facts = json.loads((folder / "model.json").read_text()) | changes
+    (folder / "model.json").write_text(json.dumps({key: value for key, value in facts.items() if value is not ...}))
+
+
+# ---- it predicts as its run did -------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline) -> None:
+    rows = done.predictions
+    model = load(done.folder)
+    found = model.predict(rows["path"].tolist(), calibrated=False)
+    assert list(found) == ["path", "predicted", "confidence", *SHARES] and list(found["path"]) == list(rows["path"])
+    assert np.abs(found[SHARES].to_numpy() - rows[SHARES].to_numpy()).max() < 1e-5
+    assert list(found["predicted"]) == list(rows["predicted"])
+    plain = model.predict(rows["path"].tolist(), tta=False, calibrated=False)
+    assert np.allclose(plain["confidence"], rows["plain_confidence"], atol=1e-5)
+    tempered = baseline.calibrated(rows, model.facts["temperature"])
+    calibrated = done.predict(rows["path"])
+    assert np.allclose(calibrated[["confidence", *SHARES]], tempered[["confidence", *SHARES]], atol=1e-5)
+    assert model.facts["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
+
+
+def test_photos_may_be_anything(tiny: Path, photos: Path) -> None:
+    model, path = load(tiny), photos / "ants" / "00.jpg"
+    by_path = model.predict(path)
+    assert model.predict(str(path)).equals(by_path) and model.predict([path]).equals(by_path)
+    image, whole = Image.open(path), np.asarray(Image.open(path))
+    others = [path.read_bytes(), image, whole, Image.fromarray(whole)]
+    found = model.predict(others)
+    assert list(found["photo"]) == [0, 1, 2, 3]
+    shares = found[["p_ants", "p_bees", "p_wasps"]].to_numpy()
+    assert np.allclose(shares[:2], by_path.iloc[0, 3:].astype(float)) and np.allclose(shares[2], shares[3])
+    assert len(model.predict(np.stack([others[2]] * 3))) == 3 and len(model.predict(photos)) == 48
+    assert list(model.predict([])) == ["path", *list(found)[1:]]
+    with pytest.raises(DataError, match="Photo 1 cannot be read: a path, bytes, an array or a PIL image was needed"):
+        model.predict([image, 3])
+    with pytest.raises(DataError, match=r"nowhere\.jpg cannot be read: No such file"):
+        model.predict("nowhere.jpg")
+
+
+def test_one_photo_many_photos_and_any_batch_give_the_same(tiny: Path, photos: Path) -> None:
+    model = load(tiny)
+    paths = sorted(map(str, photos.rglob("*.jpg")))
+    whole = model.predict(paths)  # below a batch, and so without the quicker passes
+    for size in (5, 16, 48):
+        again = model.predict(paths, batch_size=size)
+        assert list(again["predicted"]) == list(whole["predicted"])
+        assert np.allclose(again.iloc[:, 2:], whole.iloc[:, 2:], atol=1e-5)
+
+
+def test_a_larger_decoded_photo_is_made_smaller_as_in_the_run(settled: tuple, tmp_path: Path) -> None:
+    recipe, table = settled
+    recipe = recipe.changed(augment=Augment(crop=0.5))
+    torch.manual_seed(0)
+    learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
+    expected = baseline.predictions(learn, table, recipe.tta)
+    facts = {"arch": recipe.arch, "head": recipe.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
+             "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.tta, "labels": "one",
+             "threshold": 0.5, "temperature": None, "precision": "float32"}  # fmt: skip
+    found = Model(learn.model, facts, tmp_path).predict(expected["path"])
+    assert np.abs(found[SHARES].to_numpy() - expected[SHARES].to_numpy()).max() < 1e-5
+
+
+def test_of_many_labels_the_threshold_comes_before_the_temperature(folder: Path, photos: Path) -> None:
+    told(folder, labels="many", threshold=0.4, temperature=4.0)
+    model = load(folder)
+    raw, found = model.predict(photos, calibrated=False), model.predict(photos)
+    shares = [f"p_{name}" for name in model.classes]
+    assert list(raw["predicted"]) == list(found["predicted"])
+    flags = flags_of(found["predicted"], model.classes)
+    assert (flags == (raw[shares].to_numpy() >= 0.4)).all() and 0 < flags.mean() < 1
+    odds = [np.log(table[shares] / (1 - table[shares])) for table in (raw, found)]
+    assert np.allclose(odds[0] / 4, odds[1], atol=1e-6)
+    sure = np.where(flags, found[shares], 1 - found[shares]).min(1)
+    assert np.allclose(found["confidence"], sure)
+
+
+def test_the_learner_is_fastais_and_predicts_the_same(tiny: Path, photos: Path) -> None:
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    model = load(tiny)
+    learn = model.learner
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+    paths = sorted((photos / "ants").iterdir())
+    plain = model.predict(paths, tta=False, calibrated=False)
+    with learn.no_bar():
+        shares, _ = learn.get_preds(dl=learn.dls.test_dl([str(path) for path in paths]))
+        name, number, each = learn.predict(paths[0])
+    assert np.allclose(shares, plain.iloc[:, 3:], atol=1e-5) and np.allclose(
+        each, plain.iloc[0, 3:].astype(float), atol=1e-5
+    )
+    assert name == plain["predicted"][0] == model.classes[int(number)] and list(learn.dls.vocab) == model.classes
+
+
+def test_alone_read_only_without_photos_or_network_in_a_fresh_process(
+    done: baseline.Baseline, photos: Path, tmp_path: Path
+) -> None:
+    alone = Path(shutil.copytree(done.folder / "model", tmp_path / "alone"))
+    shutil.copy(done.predictions["path"][0], tmp_path / "photo.jpg")
+    for file in (*alone.iterdir(), alone):
+        file.chmod(0o555)
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('the network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import baseline\n"
+        "print(baseline.load(sys.argv[1]).predict(sys.argv[2], calibrated=False).to_json(orient='records'))\n"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path / "nobody"), "BASELINE_HOME": str(tmp_path / "none")}
+    command = [sys.executable, "-c", code, str(alone), str(tmp_path / "photo.jpg")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=alone, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    row = done.predictions.iloc[0]
+    assert json.loads(ended.stdout)[0]["p_ants"] == pytest.approx(row["p_ants"], abs=1e-5)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("old", sorted(OLD.iterdir()), ids=lambda path: path.name)
+def test_old_folders_load_for_ever(old: Path) -> None:
+    expected = json.loads((old / "expected.json").read_text())
+    squares = np.arange(2 * 48 * 48 * 3).reshape(2, 48, 48, 3) * 7 % 251
+    found = load(old).predict(squares.astype(np.uint8))
+    assert np.allclose(found.iloc[:, 3:], expected["probabilities"], atol=1e-4)
+    assert list(found["predicted"]) == expected["predicted"]
+
+
+def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, photos: Path) -> None:
+    expected = load(folder).predict(photos, tta=False, calibrated=False)
+    (folder / "golden.safetensors").unlink()
+    told(
+        folder,
+        format=1,
+        **dict.fromkeys(("sha256", "crop", "precision", "tta", "labels", "threshold", "temperature"), ...),
+    )
+    old = load(folder)
+    assert old.predict(photos).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
+    with pytest.raises(OutputError, match="keeps no golden inputs"):
+        old.check()
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def test_check_sees_a_network_that_predicts_otherwise(folder: Path) -> None:
+    assert load(folder).check() < 1e-5
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("weight"))
+    save_file(tensors | {name: tensors[name] + 0.1}, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match="is damaged: its sha256 begins with"):
+        load(folder)
+    sha256 = json.loads((folder / "model.json").read_text())["sha256"]
+    told(folder, sha256={"model.safetensors": "", "golden.safetensors": sha256["golden.safetensors"]})
+    with pytest.raises(WeightsError, match=r"does not predict as when it was saved: .* at most 0\.0001"):
+        load(folder).check()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("exploded"),)
+
+
+def put(name: str, content: bytes) -> Any:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def tensors_changed(change: Any, **facts: Any) -> Any:
+    """Tensors that were changed, with a `model.json` that knows no sha256 of them."""
+
+    def damage(folder: Path) -> None:
+        save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+        told(folder, format=1, **facts)
+
+    return damage
+
+
+def first_as(value: Any) -> Any:
+    return lambda tensors: tensors | {min(tensors): value(tensors[min(tensors)])}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "model.json").unlink(), r"model\.json cannot be read: No such file"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors cannot be read: No such file"),
+        (put("model.json", b""), r"model\.json is damaged"),
+        (put("model.json", b"\xff{}"), r"model\.json is damaged: 'utf-8' codec"),
+        (put("model.json", b"[1]"), "tells nothing of a network"),
+        (put("model.json", b"[" * 100_000), "is damaged: maximum recursion"),
+        (put("model.json", b"{}"), "has format None; this version reads 1 to 2"),
+        (lambda f: told(f, format=3), "has format 3; this version reads 1 to 2. Update baseline"),
+        (lambda f: told(f, format=True), "has format True"),
+        (lambda f: told(f, classes=...), "does not tell classes"),
+        (lambda f: told(f, sha256=...), "does not tell sha256"),
+        (lambda f: told(f, sha256=[]), "does not tell sha256"),
+        (lambda f: told(f, arch="resnet5O"), "There is no architecture 'resnet5O'. Did you mean 'resnet50'"),
+        (lambda f: told(f, arch="hf-hub:timm/resnet18"), "There is no architecture 'hf-hub:timm/resnet18'"),
+        (lambda f: told(f, arch="vgg16"), "is of another network than vgg16|lacks '"),
+        (lambda f: told(f, arch="vit_giant_patch14_dinov2"), "lacks '"),
+        (lambda f: told(f, head="fastai"), "lacks '|is of another network"),
+        (lambda f: told(f, image_size=10**9), "image_size is 1000000000, needed: pixels"),
+        (lambda f: told(f, image_size=48.0), "image_size is 48.0"),
+        (lambda f: told(f, classes=["a", "b"]), r"is of another network than test_efficientnet with 2 classes"),
+        (lambda f: told(f, classes=list("ab") * 2), "none twice"),
+        (lambda f: told(f, classes=[str(n) for n in range(100_001)]), "needed: a list of 1 to 100,000 names"),
+        (lambda f: told(f, classes=["a", "b", "\ud800"]), "classes is"),
+        (lambda f: told(f, mean=[0.5, 0.5]), "mean is .*three numbers"),
+        (lambda f: told(f, std=[0.5, 0.5, 0]), "std is .*three numbers above 0"),
+        (lambda f: told(f, std=[0.5, 0.5, float("nan")]), "is damaged: NaN is no number"),
+        (lambda f: told(f, temperature=0), "temperature is 0, needed"),
+        (lambda f: told(f, tta=["turn"], resize="stretch"), "resize is 'stretch', needed: .*; tta is"),
+        (put("model.safetensors", pickle.dumps(Bomb())), "is a pickle or an archive, and was not opened"),
+        (put("model.safetensors", b""), "is damaged"),
+        (lambda f: os.truncate(f / "model.safetensors", 9999), "is damaged: its sha256 begins"),
+        (tensors_changed(lambda t: {}), "lacks '"),
+        (tensors_changed(lambda t: {key: t[key] for key in list(t)[1:]}), "lacks '"),
+        (tensors_changed(lambda t: t | {"more": torch.ones(1)}), "holds 'more', which"),
+        (tensors_changed(first_as(lambda t: t[..., None].contiguous())), "is of another network"),
+        (tensors_changed(first_as(lambda t: t * float("nan"))), "values that are no numbers, first in"),
+        (
+            tensors_changed(first_as(lambda t: t.to(torch.int64) if t.is_floating_point() else t.float())),
+            "is of another",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused_in_one_line(folder: Path, damage: Any, words: str) -> None:
+    damage(folder)
+    with pytest.raises((OutputError, WeightsError), match=words) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700 and not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(OutputError, match="is no file"):
+        load(folder)
+
+
+def test_golden_inputs_that_are_damaged_are_refused(folder: Path) -> None:
+    (folder / "golden.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(WeightsError, match=r"golden\.safetensors is damaged"):
+        load(folder).check()
+    told(folder, sha256={"model.safetensors": "", "golden.safetensors": ""})
+    save_file({"photos": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, folder / "golden.safetensors")
+    with pytest.raises(WeightsError, match="holds no photos with their probabilities"):
+        load(folder).check()
+
+
+# ---- mutated folders ------------------------------------------------------------------------------------------------
+
+VALUES = [None, True, -1, 0, 1, 3, 1e308, 10**40, "", "a", "../../etc/passwd", "resnet18", [], {}, [[]], [None], "many",
+          ["a"] * 3, [0.5] * 3, [1e300] * 3, {"a": 1}, "\x00", "x" * 10_000, ["flip"], "file:///etc", 0.5]  # fmt: skip
+
+
+def mutated(folder: Path, chance: random.Random) -> None:
+    """One to three changes of the folder's files."""
+    for _ in range(chance.randint(1, 3)):
+        path = folder / chance.choice(["model.json", "model.json", "model.safetensors", "golden.safetensors"])
+        kind = chance.choice(["fact", "fact", "flip", "cut", "header", "grow"])
+        content = bytearray(path.read_bytes())
+        if kind == "fact":
+            try:
+                facts = json.loads((folder / "model.json").read_text())
+                facts[chance.choice([*facts, "format", "sha256"])] = chance.choice(VALUES)
+                (folder / "model.json").write_text(json.dumps(facts))
+            except (ValueError, TypeError, LookupError):
+                pass
+        elif kind == "cut":
+            path.write_bytes(content[: chance.randrange(len(content) + 1)])
+        elif kind == "grow":
+            path.write_bytes(content + bytes(chance.randrange(256) for _ in range(9)))
+        elif content:
+            last = len(content) if kind == "flip" else min(len(content), 400)
+            for _ in range(chance.randint(1, 8)):
+                content[chance.randrange(last)] = chance.randrange(256)
+            path.write_bytes(content)
+
+
+def survived(tiny: Path, work: Path, photo: Path, seed: int) -> str:
+    """What became of a mutated folder: loaded, or the kind of its error."""
+    chance = random.Random(seed)
+    folder = Path(shutil.copytree(tiny, work / "model", dirs_exist_ok=True))
+    if chance.random() < 0.5:  # otherwise nearly all end at the checksum
+        told(folder, format=1)
+    mutated(folder, chance)
+    try:
+        model = load(folder)
+        model.predict(photo)
+        model.check()
+    except BaselineError as error:
+        assert "\n" not in str(error)
+        return type(error).__name__
+    return "loaded"
+
+
+def test_mutated_folders_are_used_or_refused_and_nothing_else(tiny: Path, photos: Path, tmp_path: Path) -> None:
+    photo = photos / "ants" / "00.jpg"
+    seen = [survived(tiny, tmp_path, photo, seed) for seed in range(200)]
+    assert {"OutputError", "WeightsError"} <= set(seen) and not list(Path().iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_folders(tiny: Path, photos: Path, tmp_path: Path) -> None:
+    for seed in range(10_000):
+        survived(tiny, tmp_path, photos / "ants" / "00.jpg", seed)
+    assert not list(Path().iterdir())
+
+
+def test_the_networks_own_loader_gives_every_fact(tiny: Path) -> None:
+    network, facts = load_network(tiny)
+    assert not network.training and facts["crop"] == 1.0 and issubclass(WeightsError, Root)
+    assert set(facts["sha256"]) == {"model.safetensors", "golden.safetensors"}
