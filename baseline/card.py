@@ -21,7 +21,7 @@ from .errors import DataError, OutputError
 from .metrics import sentences
 from .progress import Show
 from .recipe import rate_words, trained_words
-from .save import CARD, read_json, read_manifest, write
+from .save import CARD, judged_split, read_json, read_manifest, write
 from .tables import place
 from .weights import HUB, HUB_CACHE, PACKAGED, Weights, is_torchvision, published
 
@@ -83,7 +83,7 @@ def _card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[s
     import yaml
 
     recipe = OLD_RECIPE | manifest["recipe"]
-    split = "test" if "test" in manifest["metrics"] else "valid"
+    split = judged_split(manifest["metrics"])
     source = _source(manifest.get("photos"), [_line(name) for name in facts["classes"]])
     page = {
         "manifest": OLD_MANIFEST | manifest,

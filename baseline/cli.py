@@ -795,7 +795,9 @@ def _listing(found: pd.DataFrame) -> Any:
 
 
 def _headline(done: Baseline) -> str:
-    split = "test" if "test" in done.metrics else "valid"
+    from .save import judged_split
+
+    split = judged_split(done.metrics)
     kind = "tta" if done.recipe.tta else "plain"
     found = done.metrics[split][kind]
     low, high = found["interval"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BaselineError, DataError
-from .save import flat, looks_begun, read_manifest, read_predictions
+from .save import flat, judged_split, looks_begun, read_manifest, read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +141,7 @@ def _listed(folder: Path) -> dict[str, Any]:
         manifest = read_manifest(folder)
     except BaselineError as error:
         return row | {"state": str(error)}
-    split = "test" if "test" in manifest["metrics"] else "valid"
+    split = judged_split(manifest["metrics"])
     known = _row(folder, manifest, split)
     kept = {key: known[key] for key in ("split", "accuracy", "low", "high", "seconds")}
     return row | kept | {"finished": str(manifest.get("finished", "")), "arch": manifest["recipe"].get("arch")}

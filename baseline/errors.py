@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "WeightsError", "unknown"]
+__all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "WeightsError", "first_line",
+           "unknown"]  # fmt: skip
 
 
 class BaselineError(Exception):
@@ -50,3 +51,13 @@ def unknown(what: str, given: str, known: Iterable[str], limit: int = 12) -> str
     hint = f" Did you mean '{near[0]}'?" if near else ""
     shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
     return f"There is no {what} '{given}'.{hint} Known: {shown}."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line of at most 200 characters; its kind, where it says nothing.
+
+    >>> first_line(ValueError("no such thing.\\nat line 3")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return " ".join((lines[0] if lines else "").split())[:200].rstrip(".") or type(error).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import OutputError, RecipeError
 from .make import make_baseline, starting_recipe
 from .progress import Show, Terminal
-from .save import as_json, removed_if_empty, write
+from .save import as_json, judged_split, removed_if_empty, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def make_seeds(
         show.say(f"seed {number}, {number - first + 1} of {count}")
         with removed_if_empty(folder, new=not folder.exists()):
             done = make_baseline(photos, recipe, out=folder / f"seed-{number}", seed=number, show=show, **changes)
-        split = "test" if "test" in done.metrics else "valid"
+        split = judged_split(done.metrics)
         splits.add(split)
         seen.add(frozenset(done.predictions["path"][done.predictions["split"] == split]))
         runs.append(

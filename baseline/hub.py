@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from .errors import OutputError, first_line
 from .progress import Show
 from .save import CARD, FACTS_FILE, GOLDEN, TENSORS, read_json, read_manifest
 
@@ -163,11 +163,11 @@ def _in_one_line(client: Any, endpoint: str, repo: str) -> Iterator[None]:
     except client.errors.HfHubHTTPError as error:
         raise OutputError(_refusal(error, endpoint, repo)) from None
     except (client.errors.HTTPError, ConnectionError, TimeoutError) as error:
-        raise OutputError(f"{endpoint} cannot be reached: {_first_line(error)}. Look at the network.") from None
+        raise OutputError(f"{endpoint} cannot be reached: {first_line(error)}. Look at the network.") from None
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"Pushing to {repo} failed: {_first_line(error.__cause__ or error)}.") from None
+        raise OutputError(f"Pushing to {repo} failed: {first_line(error.__cause__ or error)}.") from None
 
 
 def _refusal(error: Any, endpoint: str, repo: str) -> str:
@@ -176,9 +176,5 @@ def _refusal(error: Any, endpoint: str, repo: str) -> str:
         return f"{endpoint} does not take the token. Make one that may write, then set HF_TOKEN or run: hf auth login"
     if status == 403:
         return f"{endpoint} does not let this token write to {repo}. Is the owner yours, and may the token write?"
-    said = getattr(error, "server_message", None) or _first_line(error)
+    said = getattr(error, "server_message", None) or first_line(error)
     return f"{endpoint} refuses {repo} ({status}): {' '.join(str(said).split())[:200]}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import OutputError, RecipeError
+from .errors import OutputError, RecipeError, first_line
 from .progress import Bar, Show
 from .save import flat
 
@@ -101,7 +101,7 @@ class Logged(Show):
         try:
             self.loggers[name] = opener(folder, facts)
         except Exception as error:
-            words = f"The log {name} cannot be opened: {_first_line(error)}. Mend that, or leave it out of --log."
+            words = f"The log {name} cannot be opened: {first_line(error)}. Mend that, or leave it out of --log."
             raise OutputError(words) from error
         self.show.say(f"log: {self.loggers[name].words}")
 
@@ -131,7 +131,7 @@ class Logged(Show):
                 work(logger)
             except Exception as error:
                 del self.loggers[name]
-                self.show.say(f"log: {name} has failed and is left out from here on: {_first_line(error)}")
+                self.show.say(f"log: {name} has failed and is left out from here on: {first_line(error)}")
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -246,7 +246,7 @@ class _Wandb:
         try:
             self.run = begin(mode="offline" if why else None)
         except wandb.errors.CommError as error:
-            why = f", as {settings.base_url} did not answer ({_first_line(error)})"
+            why = f", as {settings.base_url} did not answer ({first_line(error)})"
             self.run = begin(mode="offline")
         self.run.define_metric("*", step_metric="step")
         offline = f"offline{why}; send with: wandb sync {Path(self.run.dir).parent}"
@@ -318,10 +318,6 @@ EXTRAS = ("mlflow", "tensorboard", "wandb")
 def _run_name(folder: Path) -> str:
     """The folder's last two parts: `runs/mine-20261123-101500`, `five/seed-0`."""
     return "/".join(folder.absolute().parts[-2:])
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
 
 
 def _has_key(settings: Any) -> bool:

@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from .errors import OutputError, RecipeError, WeightsError
+from .errors import OutputError, RecipeError, WeightsError, first_line
 from .learners import network
-from .recipe import HEADS, PRECISIONS, RESIZES, VIEWS
-from .save import FACTS_FILE, GOLDEN, TENSORS, as_json, write
+from .recipe import HEADS, PRECISIONS, RESIZES, VIEWS, is_number, is_whole
+from .save import FACTS_FILE, GOLDEN, TENSORS, as_json, model_folder, write
 
 __all__ = ["FACTS", "load_network", "model_folder", "read_golden", "save_network"]
 
@@ -41,12 +41,8 @@ _OPTIONAL = {"tta": [], "labels": "one", "threshold": 0.5, "temperature": None, 
 """What first model folders do not tell, and what they meant."""
 
 
-def _number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
 def _three(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_number(each, low, high) for each in value)
+    return isinstance(value, list) and len(value) == 3 and all(is_number(each, low, high) for each in value)
 
 
 def _classes(value: Any) -> bool:
@@ -66,15 +62,15 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arch": (lambda v: isinstance(v, str) and 0 < len(v) < 200, "the name of an architecture"),
     "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
     "classes": (_classes, f"a list of 1 to {MOST_CLASSES:,} names, none twice"),
-    "image_size": (lambda v: isinstance(v, int) and _number(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
+    "image_size": (lambda v: is_whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
     "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
     "mean": (lambda v: _three(v, -1000, 1000), "three numbers, for red, green and blue"),
     "std": (lambda v: _three(v, 1e-6, 1000), "three numbers above 0, for red, green and blue"),
     "tta": (lambda v: isinstance(v, list) and all(each in VIEWS for each in v), f"a list from {', '.join(VIEWS)}"),
     "labels": (lambda v: v in ("one", "many"), "one or many"),
-    "threshold": (lambda v: _number(v, 0.001, 0.999), "a probability above 0 and below 1"),
-    "temperature": (lambda v: v is None or _number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
-    "crop": (lambda v: _number(v, 0.1, 1), "a share from 0.1 to 1"),
+    "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
+    "temperature": (lambda v: v is None or is_number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
+    "crop": (lambda v: is_number(v, 0.1, 1), "a share from 0.1 to 1"),
     "precision": (lambda v: v in PRECISIONS[1:], f"one of {', '.join(PRECISIONS[1:])}"),
 }
 """Of each fact: whether a value will do, and what was needed."""
@@ -119,7 +115,8 @@ def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
     if not any(_takes(each, facts["image_size"]) for each in (sketch.eval(), model.eval())):
         words = f"{facts['arch']} takes no photos of {facts['image_size']} pixels"
         raise OutputError(f"{folder / FACTS_FILE}: {words}. Copy it again from where it is whole.")
-    facts["sha256"] = facts.get("sha256", {}) | {TENSORS: hashlib.sha256(content).hexdigest()}
+    if TENSORS not in facts["sha256"]:  # else `_tensors` has compared it
+        facts["sha256"] = {TENSORS: hashlib.sha256(content).hexdigest()}
     return model, facts
 
 
@@ -143,12 +140,6 @@ def read_golden(folder: Path, facts: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     return photos, probabilities.float()
 
 
-def model_folder(folder: str | Path) -> Path:
-    """The folder itself where it holds a `model.json`, else `model/` in it, as in a run."""
-    folder = Path(folder).expanduser()
-    return folder if (folder / FACTS_FILE).exists() else folder / "model"
-
-
 # ---- reading and checking -------------------------------------------------------------------------------------------
 
 
@@ -170,7 +161,7 @@ def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(_content(path).decode("utf-8"), parse_constant=_refused_constant)
     except (ValueError, RecursionError) as error:
-        raise OutputError(f"{path} is damaged: {_first_line(error)}. Copy it again.") from None
+        raise OutputError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
     if not isinstance(facts, dict):
         raise OutputError(f"{path} tells nothing of a network. Give a run or its model folder.")
     written: Any = facts.get("format")
@@ -208,7 +199,7 @@ def _tensors(path: Path, content: bytes, facts: Mapping[str, Any]) -> dict[str, 
     try:
         tensors = load(content)
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {_first_line(error)}. Copy it again.") from None
+        raise WeightsError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise WeightsError(f"{path} holds values that are no numbers, first in '{bad[0][:80]}'. Copy it again.")
     return tensors
@@ -256,12 +247,8 @@ def _built(path: Path, facts: Mapping[str, Any]) -> nn.Sequential:
     try:
         return network(facts["arch"], len(facts["classes"]), None, facts["head"])[0]
     except Exception as error:
-        raise OutputError(f"{path}: {facts['arch']} cannot be made into a network here: {_first_line(error)}") from None
+        raise OutputError(f"{path}: {facts['arch']} cannot be made into a network here: {first_line(error)}") from None
 
 
 def _like(value: Tensor) -> str:
     return f"{' x '.join(map(str, value.shape)) or 'one value'} {str(value.dtype).removeprefix('torch.')}"
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:160].rstrip(".")

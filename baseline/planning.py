@@ -193,10 +193,8 @@ def fitted(
                 break
         if needed <= seconds:
             stages = ", then ".join(f"{trained_words(s.trains)} (epochs: {s.epochs})" for s in plan.stages)
-            return (
-                plan,
-                f"{plan.image_size} px, {stages}; {needed:.0f} of {seconds:.0f} s left, with {SPARE - 1:.0%} to spare",
-            )
+            spare = f"{needed:.0f} of {seconds:.0f} s left, with {SPARE - 1:.0%} to spare"
+            return plan, f"{plan.image_size} px, {stages}; {spare}"
         least = min(least, needed)
     raise RecipeError(
         f"The budget leaves {max(seconds, 0):.0f} s for training and evaluation; the quickest plan needs about "

@@ -23,6 +23,8 @@ __all__ = [
     "Augment",
     "Recipe",
     "Stage",
+    "is_number",
+    "is_whole",
     "load_recipe",
     "rate_words",
     "recipe_names",
@@ -531,28 +533,28 @@ def _faults(recipe: Recipe) -> list[str]:
         **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "split_file"), (_text, "text")),
         "labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
         "split": (_way, f"one of {', '.join(WAYS)}"),
-        "fold": (lambda v: _whole(v, 0, 999), "a whole number from 0, below the number of folds"),
+        "fold": (lambda v: is_whole(v, 0, 999), "a whole number from 0, below the number of folds"),
         "audit": (lambda v: v in AUDITS, f"one of {', '.join(AUDITS)}"),
         "leaks": (lambda v: v in LEAKS, f"one of {', '.join(LEAKS)}"),
         "balance": (lambda v: v in BALANCES, f"one of {', '.join(BALANCES)}"),
-        "threshold": (lambda v: _number(v, 0.001, 0.999), "a probability above 0 and below 1"),
+        "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
         "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
-        "image_size": (lambda v: _whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
+        "image_size": (lambda v: is_whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
         "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
-        "batch_size": (lambda v: v == "auto" or _whole(v, 2, 65536), "'auto' or a whole number from 2"),
-        "valid_share": (lambda v: _number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
-        "test_share": (lambda v: _number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
-        "photos_per_class": (lambda v: _whole(v, 0, 10**9), "a whole number, 0 for all"),
-        "seed": (lambda v: _whole(v, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
+        "batch_size": (lambda v: v == "auto" or is_whole(v, 2, 65536), "'auto' or a whole number from 2"),
+        "valid_share": (lambda v: is_number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
+        "test_share": (lambda v: is_number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
+        "photos_per_class": (lambda v: is_whole(v, 0, 10**9), "a whole number, 0 for all"),
+        "seed": (lambda v: is_whole(v, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
         "augment": (_augment_ok, f"a table of {', '.join(_fields(Augment))} with usable values"),
         "tta": (lambda v: isinstance(v, tuple) and all(x in VIEWS for x in v), f"a list from {', '.join(VIEWS)}"),
         "freeze": (lambda v: v in ("features", "fastai"), "'features' or 'fastai'"),
         "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
-        "workers": (lambda v: _whole(v, 0, 256), "a whole number from 0"),
+        "workers": (lambda v: is_whole(v, 0, 256), "a whole number from 0"),
         "budget": (lambda v: v == "" or seconds_in(v) > 0, "a time such as 90s, 10m or 1h30m"),
         "log": (_log_ok, f"a list from {', '.join(LOGGERS)}, or none"),
-        "cache_gb": (lambda v: _number(v, 0, 1e6), "gigabytes, 0 for none"),
+        "cache_gb": (lambda v: is_number(v, 0, 1e6), "gigabytes, 0 for none"),
         "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
         "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),
         "expected": (lambda v: isinstance(v, Mapping), "a table"),
@@ -580,18 +582,18 @@ def _stage_faults(stages: Any, largest: Any) -> list[str]:
             faults.append(f"stage {number} is {stage!r}, needed: a table of {', '.join(_fields(Stage))}")
             continue
         share = isinstance(stage.trains, float) and 0 < stage.trains < 1
-        if stage.trains not in ("head", "all") and not share and not _whole(stage.trains, 1, 1000):
+        if stage.trains not in ("head", "all") and not share and not is_whole(stage.trains, 1, 1000):
             needed = "'head', 'all', a number of layer groups, or their share of all"
             faults.append(f"stage {number}: trains is {stage.trains!r}, needed: {needed}")
-        if not _whole(stage.epochs, 1, 100_000):
+        if not is_whole(stage.epochs, 1, 100_000):
             faults.append(f"stage {number}: epochs is {stage.epochs!r}, needed: a whole number from 1")
-        if not _whole(stage.steps, 0, 10**6):
+        if not is_whole(stage.steps, 0, 10**6):
             faults.append(f"stage {number}: steps is {stage.steps!r}, needed: a whole number from 0")
         if stage.batch_norm not in ("still", "moving"):
             faults.append(f"stage {number}: batch_norm is {stage.batch_norm!r}, needed: 'still' or 'moving'")
         if stage.views not in ((), ("flip",)):
             faults.append(f"stage {number}: views is {stage.views!r}, needed: [] or ['flip']")
-        if not (_whole(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
+        if not (is_whole(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
             needed = f"pixels, from 8 to the recipe's image_size {largest!r}, or 0 for that"
             faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
         if not _rate(stage.lr):
@@ -617,7 +619,8 @@ def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _number(value: Any, low: float, high: float) -> bool:
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether it is a number, and no flag, from low to high."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -625,14 +628,15 @@ def _log_ok(value: Any) -> bool:
     return isinstance(value, tuple) and all(each in LOGGERS for each in value)
 
 
-def _whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and _number(value, low, high)
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether it is a whole number from low to high."""
+    return isinstance(value, int) and is_number(value, low, high)
 
 
 def _rate(value: Any) -> bool:
     if isinstance(value, tuple):
-        return len(value) == 2 and all(_number(rate, 1e-12, 100) for rate in value)
-    return value == "find" or _number(value, 1e-12, 100)
+        return len(value) == 2 and all(is_number(rate, 1e-12, 100) for rate in value)
+    return value == "find" or is_number(value, 1e-12, 100)
 
 
 def _augment_ok(value: Any) -> bool:
@@ -640,4 +644,4 @@ def _augment_ok(value: Any) -> bool:
         return False
     bounds = {"rotate": (0, 180), "zoom": (1, 10), "lighting": (0, 1), "warp": (0, 1), "probability": (0, 1),
               "crop": (0.1, 1)}  # fmt: skip
-    return all(_number(getattr(value, key), *bound) for key, bound in bounds.items())
+    return all(is_number(getattr(value, key), *bound) for key, bound in bounds.items())

@@ -32,7 +32,7 @@ from .metrics import BINS, measure, sentences, suspected_labels
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import rate_words, trained_words
-from .save import read_json, read_manifest, read_predictions, write
+from .save import judged_split, read_json, read_manifest, read_predictions, write
 from .tables import each_label, flags_of, names
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Run:
     @cached_property
     def split(self) -> str:
         """The split that the headline is measured on."""
-        return "test" if "test" in self.manifest["metrics"] else "valid"
+        return judged_split(self.manifest["metrics"])
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -23,8 +23,8 @@ from .errors import DataError, OutputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CARD", "as_json", "flat", "looks_begun", "read_json", "read_manifest", "read_predictions",
-           "removed_if_empty", "run_folder", "write"]  # fmt: skip
+__all__ = ["CARD", "as_json", "flat", "judged_split", "looks_begun", "model_folder", "read_json", "read_manifest",
+           "read_predictions", "removed_if_empty", "run_folder", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -106,6 +106,12 @@ def write(path: Path, content: str | bytes) -> None:
         raise OutputError(f"{path} cannot be written: {words}. Make room, or choose another --out.") from None
 
 
+def model_folder(folder: str | Path) -> Path:
+    """The folder itself where it holds a `model.json`, else `model/` in it, as in a run."""
+    folder = Path(folder).expanduser()
+    return folder if (folder / FACTS_FILE).exists() else folder / "model"
+
+
 def read_manifest(run: str | Path) -> dict[str, Any]:
     """What `manifest.json` of a run folder says.
 
@@ -125,6 +131,15 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
     if manifest.get("format", FORMAT) != FORMAT:
         raise OutputError(f"{run} has format {manifest['format']}; this version reads {FORMAT}. Update baseline.")
     return manifest
+
+
+def judged_split(metrics: Mapping[str, Any]) -> str:
+    """The split whose numbers a run is judged by: test, or valid where there is none.
+
+    >>> judged_split({"valid": {}, "test": {}}), judged_split({"valid": {}})
+    ('test', 'valid')
+    """
+    return "test" if "test" in metrics else "valid"
 
 
 def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFrame:

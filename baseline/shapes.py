@@ -132,9 +132,9 @@ def _told(table: pd.DataFrame, shape: Shape, classes: list[str]) -> list[list[st
     if shape.most > 1:
         order = np.argsort(-probable, axis=1, kind="stable")[:, : shape.most]
         return [[classes[place] for place in row] for row in order]
-    best = [classes[place] for place in probable.argmax(1)]
     if not shape.separator and shape.kind != "one-hot":
         return [[label] for label in table["predicted"]]
+    best = [classes[place] for place in probable.argmax(1)]
     several = (classes_of(text) if text not in shape.called else [text] for text in table["predicted"])
     return [row or [first] for row, first in zip(several, best, strict=True)]
 

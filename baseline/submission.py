@@ -22,7 +22,7 @@ import pandas as pd
 from .datasets import ARCHIVE_SUFFIXES, KAGGLE_DEPTH, kaggle
 from .errors import DataError, OutputError
 from .progress import Show, Terminal
-from .save import read_json, write
+from .save import model_folder, read_json, write
 from .shapes import GIVEN, Naming, Shape, asked_shape, in_shape
 from .sources import unpacked
 from .tables import (
@@ -290,7 +290,7 @@ def _training_photos(folder: Path) -> set[str]:
 
 def _classes(run: Path) -> tuple[list[str], bool]:
     """The run's classes, and whether a photo may have several."""
-    folder = run if (run / "model.json").is_file() else run / "model"
+    folder = model_folder(run)
     if not (folder / "model.json").is_file():
         raise OutputError(f"{run} holds no model: there is no {folder / 'model.json'}. Give the folder of a run.")
     facts = read_json(folder / "model.json")

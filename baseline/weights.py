@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .datasets import KAGGLE_DEPTH, home, kaggle
-from .errors import OutputError, RecipeError, WeightsError, unknown
+from .errors import OutputError, RecipeError, WeightsError, first_line, unknown
 from .progress import Show
 
 __all__ = [
@@ -250,7 +250,7 @@ def _download(arch: str, show: Show) -> Weights:
             f"{folder} cannot be written ({error.strerror}). Set BASELINE_HOME to a folder of yours."
         ) from None
     except Exception as error:  # every hub client has its own kinds; all of them mean: not to be had now
-        raise WeightsError(_out_of_reach(arch, f"{type(error).__name__}: {_first_line(error)}")) from None
+        raise WeightsError(_out_of_reach(arch, f"{type(error).__name__}: {first_line(error)}")) from None
     return Weights(arch, file, _checked(file, _hash_in_name(file)), origin)
 
 
@@ -311,7 +311,7 @@ def _read(path: Path) -> dict[str, Any]:
             "Give a file that holds a state dict only."
         ) from None
     except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path} is truncated or damaged ({_first_line(error)}). Get it again.") from None
+        raise WeightsError(f"{path} is truncated or damaged ({first_line(error)}). Get it again.") from None
     for key in ("state_dict", "model"):
         read = read[key] if isinstance(read, dict) and isinstance(read.get(key), dict) else read
     if not isinstance(read, dict) or not any(isinstance(value, torch.Tensor) for value in read.values()):
@@ -335,7 +335,3 @@ def _checked(path: Path, expected: str) -> str:
     if not found.startswith(expected):
         raise WeightsError(f"{path} is damaged: its sha256 begins {found[:8]}, not {expected[:8]}. Get it again.")
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
