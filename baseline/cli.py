@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from .audits import Audit
     from .compare import Comparison
+    from .curve import Curve
     from .experiments import Seeds
+    from .ladder import Ladder
     from .make import Baseline
     from .progress import Show
 
@@ -76,6 +78,8 @@ def _complete(names: Callable[[], Any]) -> Any:
 
 
 _PRESET_NAMES = ("auto", *PRESETS)
+RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch")
+CURVE_NAMES = RUNG_NAMES[1:-2] + RUNG_NAMES[-1:]
 _FORMATS = ("csv", "jsonl")
 Model = Annotated[Path, typer.Argument(help="A run folder, or its model/ alone.", show_default=False)]
 Target = Annotated[
@@ -111,31 +115,41 @@ Images = Annotated[Path | None, _named("The folder of the photos that the table 
 LabelFrom = Annotated[str | None, _named("A regular expression that finds the class in a photo's path.")]
 Labels = Annotated[str | None, _named("auto, one, or many with ; between them.", words=LABELS)]
 
+Data = Annotated[
+    Path | None, typer.Option(help="The photos, for a recipe: a folder, or an archive of a named data set.")
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="quick, standard or best; auto: standard on a GPU, quick on a CPU.",
+        autocompletion=_complete(lambda: _PRESET_NAMES),
+    ),
+]
+Arch = Annotated[str | None, typer.Option(help="A torchvision or timm name, or auto.", show_default=False)]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")]
+PhotosPerClass = Annotated[int | None, typer.Option(help="Train on a seeded subset of so many photos per class.")]
+Seed = Annotated[int | None, typer.Option(help="Of splits and training.")]
+Split = Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)]
+SplitFile = Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Goes on with what was begun in --out: runs that are finished are kept.")
+]
+
 
 @app.command()
 def run(
     target: Target,
-    data: Annotated[
-        Path | None, typer.Option(help="The photos, for a recipe: a folder, or an archive of a named data set.")
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="quick, standard or best; auto: standard on a GPU, quick on a CPU.",
-            autocompletion=_complete(lambda: _PRESET_NAMES),
-        ),
-    ] = "auto",
-    arch: Annotated[str | None, typer.Option(help="A torchvision or timm name, or auto.", show_default=False)] = None,
+    data: Data = None,
+    preset: Preset = "auto",
+    arch: Arch = None,
     weights: Annotated[Path | None, typer.Option(help="A .pth or .safetensors file of pretrained weights.")] = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights.")] = False,
-    image_size: Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")] = None,
+    image_size: ImageSize = None,
     resize: Annotated[
         str | None, typer.Option(help="squish, crop or pad.", autocompletion=_complete(lambda: RESIZES))
     ] = None,
     batch_size: Annotated[str | None, typer.Option(help="Photos per step, or auto.")] = None,
-    photos_per_class: Annotated[
-        int | None, typer.Option(help="Train on a seeded subset of so many photos per class.")
-    ] = None,
+    photos_per_class: PhotosPerClass = None,
     precision: Annotated[
         str | None,
         typer.Option(help="auto, float32, float16 or bfloat16.", autocompletion=_complete(lambda: PRECISIONS)),
@@ -161,7 +175,7 @@ def run(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
+    seed: Seed = None,
     seeds: Annotated[
         int | None, typer.Option(help="Runs so many seeds, from --seed on, and tells mean and spread.")
     ] = None,
@@ -172,8 +186,8 @@ def run(
     images: Images = None,
     label_from: LabelFrom = None,
     labels: Labels = None,
-    split: Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)] = None,
-    split_file: Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)] = None,
+    split: Split = None,
+    split_file: SplitFile = None,
     fold: Annotated[
         int | None, typer.Option(help="Which fold is the valid split, from 0.", rich_help_panel=_SPLITS)
     ] = None,
@@ -252,6 +266,130 @@ def run(
         _print(_spread(make_seeds(seeds, photos, recipe, out=out, seed=seed, show=show, **changes)))
         return
     _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
+
+
+@app.command()
+def ladder(
+    target: Target,
+    data: Data = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Bodies to compare, with commas between; each climbs every rung.")
+    ] = None,
+    rungs: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these, with commas between: " + ", ".join(RUNG_NAMES) + ".",
+            show_default=False,
+            autocompletion=_complete(lambda: RUNG_NAMES),
+        ),
+    ] = None,
+    preset: Preset = "auto",
+    image_size: ImageSize = None,
+    photos_per_class: PhotosPerClass = None,
+    seed: Seed = None,
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    labels: Labels = None,
+    split: Split = None,
+    split_file: SplitFile = None,
+    resume: Resume = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; runs/ladder-NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the table.")] = False,
+) -> None:
+    """Compares a guess, pretrained features, a frozen body, fine-tuning and training from scratch on one split.
+
+    Examples:
+
+        baseline ladder photos/
+
+        baseline ladder cifar10 --photos-per-class 250 --preset quick
+
+        baseline ladder photos/ --arch resnet18,mobilenet_v2 --rungs head,groups,tta
+
+        baseline ladder photos/ --out runs/ladder --resume
+    """
+    photos, recipe, show, changes = _experiment(
+        target, data, preset, quiet, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col, images=images,
+        label_from=label_from, labels=labels, split=split, split_file=split_file,
+    )  # fmt: skip
+    from .ladder import make_ladder
+
+    found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, show=show,
+                        **changes)  # fmt: skip
+    _print(_climbed(found))
+    show.say(f"page: {found.folder / 'ladder.html'}")
+
+
+@app.command()
+def curve(
+    target: Target,
+    data: Data = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Photos a class, with commas between; doubled from 5, and all, if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Choices of photos for each size.")] = 3,
+    rungs: Annotated[
+        str,
+        typer.Option(
+            help="What is trained, with commas between: " + ", ".join(CURVE_NAMES) + ".",
+            autocompletion=_complete(lambda: CURVE_NAMES),
+        ),
+    ] = "logistic,groups",
+    preset: Preset = "auto",
+    arch: Arch = None,
+    image_size: ImageSize = None,
+    photos_per_class: PhotosPerClass = None,
+    seed: Seed = None,
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    labels: Labels = None,
+    split: Split = None,
+    split_file: SplitFile = None,
+    resume: Resume = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; runs/curve-NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Accuracy against the number of training photos, and what twice as many should bring.
+
+    Examples:
+
+        baseline curve photos/
+
+        baseline curve photos/ --rungs logistic --seeds 10
+
+        baseline curve cifar10 --photos-per-class 500 --sizes 10,30,100,300
+
+        baseline curve train.csv --group-col sign --out runs/curve --resume
+    """
+    photos, recipe, show, changes = _experiment(
+        target, data, preset, quiet, arch=arch, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col, images=images,
+        label_from=label_from, labels=labels, split=split, split_file=split_file,
+    )  # fmt: skip
+    from .curve import make_curve
+
+    numbers = _listed(sizes)
+    if wrong := [number for number in numbers if not number.isdecimal()]:
+        raise RecipeError(
+            f"--sizes has '{wrong[0]}'; whole numbers with commas between were needed, such as 10,30,100."
+        )
+    found = make_curve(photos, recipe, sizes=[int(number) for number in numbers], seeds=seeds, rungs=_listed(rungs),
+                       out=out, resume=resume, show=show, **changes)  # fmt: skip
+    _print(_by_size(found))
+    show.say(f"page: {found.folder / 'curve.html'}")
 
 
 @app.command()
@@ -558,6 +696,24 @@ def _shape_names() -> tuple[str, ...]:
     return SHAPES
 
 
+def _experiment(
+    target: str, data: Path | None, preset: str, quiet: bool, **options: Any
+) -> tuple[str | None, str, Show, dict[str, Any]]:
+    """Photos, recipe, where progress goes, and what the recipe changes, of a command that makes several runs."""
+    from .progress import Show, Terminal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    photos, recipe = _target(target)
+    show = Show() if quiet else Terminal()
+    changes = _given(**options) | ({"preset": preset} if preset != "auto" else {})
+    return (_data(data, recipe, show) if data is not None else photos), recipe, show, changes
+
+
+def _listed(words: str | None) -> list[str]:
+    """Names between commas."""
+    return [word.strip() for word in (words or "").split(",") if word.strip()]
+
+
 def _target(target: str) -> tuple[str | None, str]:
     """What TARGET means: (photos or None, recipe). A recipe's name wins over a folder of that name."""
     if target in recipe_names() or target.endswith((".toml", ".json")):
@@ -746,6 +902,47 @@ def _spread(found: Seeds) -> Any:
     if not found.same_photos:
         lines.append("Each seed drew other test photos: the spread is that of the photos and of training together.")
     return Group(*lines, table, f"results: {found.folder / 'seeds.json'}")
+
+
+def _climbed(found: Ladder) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = found.table["arch"].nunique() > 2
+    names = ["rung", *(["body"] if several else []), f"accuracy on {found.split}", "points gained", "over", "p"]
+    for name in (*names, "seconds", "parameters"):
+        table.add_column(name, justify="left" if name in ("rung", "body", "over") else "right", overflow="fold")
+    for row in found.table.to_dict("records"):
+        tested = isinstance(row["against"], str)
+        points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
+        told = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
+                "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"] if tested else ["", "", ""]  # fmt: skip
+        accuracy = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+        costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
+        table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *told, *costs)
+    return Group(table, "", *found.sentences)
+
+
+def _by_size(found: Curve) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("training photos", justify="right")
+    rungs = list(found.fits)
+    for rung in rungs:
+        table.add_column(f"{rung}, accuracy on {found.split}", justify="right")
+    means = found.table.pivot_table(index="photos", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
+    for photos, row in means.iterrows():
+        spans = [
+            f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
+            if row["mean", rung] == row["mean", rung]
+            else ""
+            for rung in rungs
+        ]
+        table.add_row(f"{photos:,}", *spans)
+    return Group(table, "", *found.sentences)
 
 
 def _compared(found: Comparison) -> Any:

@@ -169,21 +169,11 @@ def _refuse_others(folders: list[Path], tables: list[pd.DataFrame], split: str) 
 
 
 def _tests(tables: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
-    """`same_or_not` of each table and the first; none for the first, and for those that share no photo with it.
-
-    The more runs are compared, the likelier one of them differs by chance, so p values are Holm's (1979): the smallest
-    times the number of comparisons, the next times one less, and so on, none below the one before.
-    """
-    from .metrics import LEVEL, same_or_not
+    """`same_or_not` of each table and the first; none for the first, and for those that share no photo with it."""
+    from .metrics import holm, same_or_not
 
     first = set(tables[0]["path"])
-    found = [{}, *(same_or_not(tables[0], each) if first & set(each["path"]) else {} for each in tables[1:])]
-    tested = sorted((each for each in found if each), key=lambda each: each["p"])
-    least = 0.0
-    for rank, each in enumerate(tested):
-        least = each["p"] = max(least, min(1.0, each["p"] * (len(tested) - rank)))
-        each["beyond_noise"] &= len(tested) == 1 or least < LEVEL
-    return found
+    return holm([{}, *(same_or_not(tables[0], each) if first & set(each["path"]) else {} for each in tables[1:])])
 
 
 def _against(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:

@@ -35,7 +35,7 @@ from .quick import quick
 from .recipe import Recipe, Stage
 from .weights import normalisation
 
-__all__ = ["FrozenOutputs", "Layers", "Plan", "embeddings", "forward_rates", "frozen_format", "layers_of"]
+__all__ = ["FrozenOutputs", "Layers", "Plan", "embedded", "embeddings", "forward_rates", "frozen_format", "layers_of"]
 
 MEMORY_SHARE = 1 / 4
 """Of the machine's memory, for outputs that are kept there."""
@@ -167,6 +167,8 @@ class FrozenOutputs:
         self.prints: dict[str, str] = {}
         self.kept: dict[tuple[str, int, View], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
+        self.saved = 0.0
+        """Seconds that outputs found in the cache, for the last stage asked for, had taken to compute."""
 
     def learner(self, number: int) -> Learner | None:
         """A complete fastai Learner over the layers that the stage trains, on the outputs of those before.
@@ -177,6 +179,7 @@ class FrozenOutputs:
         if number not in self.plan.stages:
             return None
         learn, stage, plan = self.learn, self.recipe.stages[number - 1], self.plan
+        self.saved = 0.0
         cut, view = plan.stages[number]
         sets = (("train", view), ("valid", plan.whole))
         if not all((split, cut, seen) in self.kept or self._obtain(split, seen, number) for split, seen in sets):
@@ -237,13 +240,16 @@ class FrozenOutputs:
                 return False
             found |= {cut: np.empty(*shape) if rooms[cut] is None else rooms[cut] for cut, shape in missing.items()}
             outputs = {cut: _channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
+            began = time.perf_counter()
             if missing:
                 self._pass(split, view, {cut: outputs[cut] for cut in missing})
             else:
                 self.show.say(f"outputs of the frozen layers, {split}: from the cache")
+                self.saved += max(map(cache.seconds, keys.values()))
+            spent = time.perf_counter() - began
             for cut, room in rooms.items():
                 if room is not None:
-                    cache.keep(keys[cut], room)
+                    cache.keep(keys[cut], room, spent)
         self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
         return True
 
@@ -311,12 +317,19 @@ def embeddings(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show |
     >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
     (2527, 1280)
     """
+    return embedded(learn, table, recipe, show)[0]
+
+
+def embedded(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show | None = None) -> tuple[np.ndarray, float]:
+    """What `embeddings` gives, and the seconds that it takes to compute, now or before."""
+    began = time.perf_counter()
     frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), show)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
     if 1 not in frozen.plan.stages or not frozen._obtain("all", frozen.plan.whole, 1):
         raise RecipeError(f"The features of {len(table):,} photos by '{recipe.arch}' cannot be kept: they need memory. "
                           "Give fewer photos, or a larger --cache-gb.")  # fmt: skip
-    return frozen.kept["all", frozen.plan.cut(1), frozen.plan.whole].numpy()
+    found = frozen.kept["all", frozen.plan.cut(1), frozen.plan.whole].numpy()
+    return found, time.perf_counter() - began + frozen.saved
 
 
 def frozen_format(recipe: Recipe, device: str) -> torch.autocast:

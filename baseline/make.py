@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .clock import bound_by, where_time_went
+from .clock import bound_by, minutes, where_time_went
 from .errors import LeakError, RecipeError, unknown
 from .loggers import check_loggers, logged, plain, told
 from .progress import Show, Terminal
@@ -48,7 +48,18 @@ if TYPE_CHECKING:
     from .training import History
     from .weights import Weights
 
-__all__ = ["Baseline", "make_baseline", "settle", "starting_recipe", "understand", "versions", "write_audit"]
+__all__ = [
+    "Baseline",
+    "make_baseline",
+    "manifest_of",
+    "parted",
+    "settle",
+    "split_csv",
+    "starting_recipe",
+    "understand",
+    "versions",
+    "write_audit",
+]
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
@@ -140,16 +151,11 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .planning import Rates, estimate
     from .predict import predictions
     from .report import write_report
-    from .splits import split
     from .training import train
 
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
-            table, unread, checked = _audited(table, chosen, show)
-        table = _without_leaks(split(table, chosen), chosen, show)
-        if checked is not None and len(checked.findings):
-            write_audit(folder / "audit", checked)
-        show.say(_described(table))
+            table, unread = _parted(table, chosen, folder, show)
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
             reasons |= more
@@ -167,7 +173,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             rates = Rates(learn.model, learn.splitter, chosen)
             ready = FrozenOutputs(learn, chosen).ready()
             expected = estimate(rates, chosen, _counts(table), ready)
-            show.say(f"training and evaluation will take about {_minutes(expected.total)} on {_device_words()}")
+            show.say(f"training and evaluation will take about {minutes(expected.total)} on {_device_words()}")
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
         with clock.part("training"), _kept_when_interrupted(learn, chosen, folder, show):
             history = train(learn, chosen, logs, deadline=deadline)
@@ -176,28 +182,51 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             numbers = measure(predicted, chosen.labels)
             calibrated = calibration(predicted, chosen.labels)
             logs.summary(told(numbers))
-    manifest = {
-        "format": FORMAT,
-        "recipe": chosen.as_dict(),
+    manifest = manifest_of(chosen, photos, table, unread, weights, numbers, history.stages, clock.seconds)
+    manifest |= {
         "reasons": reasons,
-        "photos": _photos_words(photos),
-        "metrics": numbers,
         "calibration": calibrated,
-        "seconds": clock.seconds,
         "estimated_seconds": round(expected.total, 1),
         "time": (where := where_time_went(clock.seconds, history.stages)),
         "bound": bound_by(where, chosen, _device()),
-        "stages": history.stages,
+    }
+    _write_run(folder, learn, table, history, predicted, manifest)
+    write_card(folder, show)
+    write_report(folder, show)
+    return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
+
+
+def manifest_of(
+    recipe: Recipe,
+    photos: Any,
+    table: pd.DataFrame,
+    unread: pd.DataFrame,
+    weights: Weights | None,
+    metrics: dict[str, Any],
+    stages: list[dict[str, Any]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """What `manifest.json` says of every run, however its predictions were made.
+
+    Args:
+        photos: as they were given to `make_baseline`.
+        table: the photos with their splits.
+        unread: those that were left out, with `path` and `reason`.
+        seconds: by part of the run.
+    """
+    return {
+        "format": FORMAT,
+        "recipe": recipe.as_dict(),
+        "photos": _photos_words(photos),
+        "metrics": metrics,
+        "seconds": seconds,
+        "stages": stages,
         "data": _fingerprint(table, unread),
         "weights": dataclasses.asdict(weights) if weights else "random",
         "device": _device_words(),
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write_run(folder, learn, table, history, predicted, manifest)
-    write_card(folder, show)
-    write_report(folder, show)
-    return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
 def understand(
@@ -214,6 +243,22 @@ def understand(
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, None, changes)
     return _understood(photos, chosen, reasons, show or Terminal())
+
+
+def parted(
+    photos: str | Path | pd.DataFrame | None,
+    recipe: str | Path | Recipe,
+    folder: Path,
+    show: Show,
+    **changes: Any,
+) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
+    """The recipe, the photo table that `make_baseline` trains with, every photo in its split, and what it leaves out.
+
+    What the audit found is written into the folder. A recipe whose `split_file` holds `split_csv` of the table gives
+    the same splits again, without an audit.
+    """
+    chosen, table = understand(photos, recipe, show=show, **changes)
+    return chosen, *_parted(table, chosen, folder, show)
 
 
 def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe) -> Recipe:
@@ -372,6 +417,18 @@ def _audited(table: pd.DataFrame, chosen: Recipe, show: Show) -> tuple[pd.DataFr
     return checked.usable, checked.unreadable, checked
 
 
+def _parted(table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The photos with their splits, and those that cannot be read; what the audit found goes into the folder."""
+    from .splits import split
+
+    table, unread, checked = _audited(table, chosen, show)
+    table = _without_leaks(split(table, chosen), chosen, show)
+    if checked is not None and len(checked.findings):
+        write_audit(folder / "audit", checked)
+    show.say(_described(table))
+    return table, unread
+
+
 def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFrame:
     """The table without photos that have a copy in a later split, or an error, where the recipe wants either."""
     from .audits import leaking
@@ -462,7 +519,7 @@ def _write_run(
 ) -> None:
     fitted = manifest["calibration"].get("temperature")
     _write_training(folder, learn, history, Recipe(**manifest["recipe"]), fitted)
-    write(folder / "split.csv", _split_csv(table))
+    write(folder / "split.csv", split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
     write(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
     write(folder / "manifest.json", as_json(manifest))
@@ -523,11 +580,12 @@ def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame) -> dict[str, Any]:
         "classes": sorted(table["label"].unique()),
         "photos": _counts(table),
         "left_out": unread.to_dict("records"),
-        "sha256": hashlib.sha256(_split_csv(table).encode()).hexdigest(),
+        "sha256": hashlib.sha256(split_csv(table).encode()).hexdigest(),
     }
 
 
-def _split_csv(table: pd.DataFrame) -> str:
+def split_csv(table: pd.DataFrame) -> str:
+    """What `split.csv` of a run folder says: path, label and split of each photo, and groups and folds if known."""
     known = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
     return table[["path", "label", "split", *known]].to_csv(index=False)
 
@@ -580,7 +638,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -17,10 +17,12 @@ from .tables import classes_of, flags_of, names
 
 __all__ = [
     "BINS",
+    "accuracy_of",
     "bins_of",
     "calibrated",
     "calibration",
     "difference_words",
+    "holm",
     "measure",
     "same_or_not",
     "sentences",
@@ -110,6 +112,19 @@ def wilson(hits: int, photos: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, float, float]:
+    """The share of photos that are right, 0-1, and the ends of its 95 % interval.
+
+    The interval is Wilson's, or by bootstrap over whole groups where the table has any.
+
+    >>> accuracy_of(pd.DataFrame({"label": list("aabb"), "predicted": list("aaba")}))[0]
+    0.75
+    """
+    right, groups = _right(table, column), _groups(table)
+    within = wilson(int(right.sum()), len(right)) if groups is None else _paired_interval(right.astype(float), groups)
+    return float(right.mean()), *within
+
+
 def same_or_not(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
     """Whether two prediction tables differ by more than noise on the photos that both hold, by `path`.
 
@@ -153,6 +168,20 @@ def same_or_not(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
         raise DataError(f"{both['path'][both['path'].duplicated()].iloc[0]} is there twice. Drop the repeats.")
     right = (_right(both, "predicted"), _right(both, "predicted_other"))
     return {"split": split, **_paired(*right, _groups(both))}
+
+
+def holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `same_or_not` gave for several pairs, with p values held against one another (Holm 1979); changed in place.
+
+    The more pairs are compared, the likelier one of them differs by chance: the smallest p is taken times the number of
+    comparisons, the next times one less, and so on, none below the one before. Empty ones stay out.
+    """
+    tested = sorted((each for each in found if each), key=lambda each: each["p"])
+    least = 0.0
+    for rank, each in enumerate(tested):
+        least = each["p"] = max(least, min(1.0, each["p"] * (len(tested) - rank)))
+        each["beyond_noise"] &= len(tested) == 1 or least < LEVEL
+    return found
 
 
 def sentences(numbers: dict[str, Any]) -> list[str]:

@@ -43,7 +43,8 @@ class History:
     sweeps: pd.DataFrame
     """One row a step of each learning-rate search: `stage, lr, loss`."""
     stages: list[dict[str, Any]]
-    """One entry a stage: `trains`, `epochs`, `lr` as used, `why`, `seconds`, `features_seconds`, `lr_find_seconds`."""
+    """One entry a stage: `trains`, `epochs`, `parameters` (trained), `lr` as used, `why`, `seconds`, `features_seconds`
+    and `lr_find_seconds` of these, and `cached_seconds`: what the outputs that came from the cache once took."""
 
 
 def train(learn: Learner, recipe: Recipe, show: Show | None = None, *, deadline: float = math.inf) -> History:
@@ -125,7 +126,9 @@ def _train_stage(run: _Run, number: int) -> None:
     trainee = run.frozen.learner(number) or learn
     size = run.batch_size if trainee is learn else trainee.dls.train.bs
     facts: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs}
+    facts["parameters"] = sum(p.numel() for group in learn.splitter(learn.model)[-trained:] for p in group)
     facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
+    facts["cached_seconds"] = round(run.frozen.saved, 2) if trainee is not learn else 0.0
     rate, why = stage.lr, "as given"
     if stage.lr == "find":
         before = time.perf_counter()

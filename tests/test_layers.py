@@ -56,13 +56,18 @@ MAY_IMPORT = {
     "shapes": {"errors", "tables"},
     "submission": {"datasets", "errors", "model", "progress", "save", "shapes", "sources", "tables"},
     "experiments": {"errors", "make", "progress", "recipe", "save"},
+    "probes": set(),
+    "rungs": {"chance", "data", "errors", "features", "learners", "make", "metrics", "predict", "probes", "progress",
+              "recipe", "save", "tables", "weights"},
+    "curve": {"data", "errors", "figures", "make", "pages", "predict", "progress", "recipe", "rungs", "save", "tables"},
+    "ladder": {"clock", "errors", "figures", "make", "metrics", "pages", "progress", "recipe", "rungs", "save"},
     "doctor": {"make", "datasets", "recipe", "weights"},
     "make": {"errors", "progress", "recipe", "loggers", "datasets", "sources", "audits", "splits", "foreign", "tables",
              "weights", "chance", "clock", "data", "features", "learners", "planning", "training", "predict", "metrics",
              "report", "figures", "quick", "save", "card", "model", "networks", "photos"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk", "shapes",
-            "submission"},
+            "sources", "report", "compare", "curve", "experiments", "ladder", "metrics", "card", "hub", "model", "bulk",
+            "shapes", "submission"},
 }  # fmt: skip
 
 
