@@ -49,6 +49,10 @@ MAY_IMPORT = {
               "tables"},
     "save": {"errors"},
     "bulk": {"errors", "model", "progress", "save", "tables"},
+    "deployed": {"data", "predict"},
+    "exports": {"bulk", "deployed", "errors", "metrics", "model", "networks", "photos", "progress"},
+    "imports": {"bulk", "data", "errors", "learners", "model", "networks", "photos", "progress", "recipe", "save", "weights"},
+    "bundles": {"errors", "learners", "model", "progress", "save", "weights"},
     "card": {"datasets", "errors", "metrics", "progress", "recipe", "save", "tables", "weights"},
     "hub": {"card", "errors", "progress", "save"},
     "compare": {"errors", "metrics", "save"},
@@ -61,7 +65,7 @@ MAY_IMPORT = {
              "report", "figures", "quick", "save", "card", "model", "networks", "photos"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
             "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk", "shapes",
-            "submission"},
+            "submission", "exports", "imports", "bundles"},
 }  # fmt: skip
 
 
