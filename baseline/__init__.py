@@ -45,6 +45,7 @@ _HOMES = {
     "comparison": "compare",
     "dataloaders": "data",
     "dataset": "datasets",
+    "embeddings": "features",
     "export": "exports",
     "find_weights": "weights",
     "import_learner": "imports",
