@@ -129,6 +129,7 @@ def export(
     _check_words(to, size, int8, bool(photos), tta)
     _check_packages(to)
     loaded = load(model)
+    loaded.network.cpu()  # where it computes in float32
     path = _place(loaded, to, out, int8, overwrite)
     given, golden = _photos(loaded, [photos] if isinstance(photos, str) else photos, size)
     exporter = _Exporter(loaded, size, tta and to != "learner", to != "learner", show)
@@ -312,7 +313,7 @@ class _Exporter:
                 read = [number for number, error in enumerate(block.errors) if not error]
                 found = self._ran(run, [self._input(some[number]) for number in read])
                 expected = block.probabilities[read]
-                worst = max(worst, float(np.abs(found - expected).max(initial=0)))
+                worst = float(np.maximum(worst, np.abs(found - expected).max(initial=0)))  # also where that is nan
                 same += int((self._decided(found) == self._decided(expected)).all(-1).sum())
                 count += len(read)
                 bar.step(len(some), f"largest difference {worst:.1e}")
@@ -339,7 +340,7 @@ class _Exporter:
 
 
 def _refuse_other(found: Exported, int8: bool) -> None:
-    if int8 and found.agreement < LEAST_AGREEMENT:
+    if int8 and not (found.agreement >= LEAST_AGREEMENT and np.isfinite(found.difference)):
         raise WeightsError(
             f"In int8 {found.photos - found.same:,} of {found.photos:,} photos are predicted otherwise than by the "
             f"model, more than {1 - LEAST_AGREEMENT:.0%}. Leave out --int8, or give photos like those of the training."

@@ -325,5 +325,5 @@ def _compared(learn: Learner, folder: Path, paths: list[str], show: Show) -> tup
             limit = model.facts["threshold"]
             decided = [each >= limit if model.many else each.argmax(keepdims=True) for each in (ours, theirs)]
             same += int((decided[0] == decided[1]).all())
-            worst, count = max(worst, float(np.abs(ours - theirs).max())), count + 1
+            worst, count = float(np.maximum(worst, np.abs(ours - theirs).max())), count + 1
     return count, same, worst

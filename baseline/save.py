@@ -122,13 +122,13 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             folder.rename(old)
         work.rename(folder)
     except OSError as error:
-        if old.exists():
-            old.rename(folder)
         if isinstance(error, OutputError):
             raise
         words = error.strerror or first_line(error)
         raise OutputError(f"{folder} cannot be written: {words}. Make room, or choose another place.") from None
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         for each in (work, old):
             shutil.rmtree(each, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from PIL import Image
 import baseline
 from baseline import OutputError, WeightsError, exports
 from baseline.deployed import Deployed, fitted
-from baseline.photos import fit_photo
+from baseline.photos import fit_photo, open_photo
 
 SHARES = ["p_ants", "p_bees", "p_wasps"]
 
@@ -62,9 +62,8 @@ def test_the_module_predicts_as_the_model(tiny: Path, tmp_path: Path, photos: Pa
         expected = model.predict(paths, tta=tta)[SHARES].to_numpy()
         module = Deployed(model.network, model.facts, model.decoded_size, views, any_size=True)
         with torch.inference_mode():
-            found = np.concatenate(
-                [module(torch.from_numpy(np.asarray(Image.open(p).convert("RGB"))[None].copy())) for p in paths]
-            )
+            pictures = [np.array(open_photo(path, model.decoded_size))[None] for path in paths]
+            found = np.concatenate([module(torch.from_numpy(each)) for each in pictures])
         assert np.abs(found - expected).max() < 1e-5 and found.dtype == np.float32
 
 
