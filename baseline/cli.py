@@ -497,7 +497,8 @@ def export(
         bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did.")
     ] = True,
     int8: Annotated[
-        bool, typer.Option("--int8", help="ONNX in 8 bits: smaller, often quicker, a little different.")
+        bool,
+        typer.Option("--int8", help="ONNX in 8 bits: a third of the size, a little different, not always quicker."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
