@@ -169,7 +169,7 @@ def _check_words(to: str, size: str, int8: bool, photos: bool, tta: bool) -> Non
 def _check_packages(to: str) -> None:
     lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if to == "onnx" and find_spec(name) is None]
     if lacking:
-        raise OutputError(f"ONNX needs the package {' and '.join(lacking)}: pip install 'fastai-baseline[onnx]'.")
+        raise OutputError(f"ONNX needs {', '.join(lacking)}: pip install 'fastai-baseline[onnx]'.")
 
 
 def _place(model: Model, to: str, out: str | Path | None, int8: bool, overwrite: bool) -> Path:
