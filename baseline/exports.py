@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -359,15 +360,11 @@ def _text(value: Any) -> str:
 def _quantised(made: ModelProto, inputs: list[np.ndarray], part: Path) -> ModelProto:
     """The network from its first to its last product in 8 bits; what prepares photos and makes probabilities stays."""
     import onnx
-    from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(quantization.CalibrationDataReader):
-        rest = iter(inputs)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return None if (photo := next(self.rest, None)) is None else {"photos": photo}
-
+    quantization: Any = import_module("onnxruntime.quantization")
+    rest = iter([{"photos": each} for each in inputs])
+    reader = type("Reader", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(rest, None)})()
     with tempfile.TemporaryDirectory() as work:
         before, ready, after = (str(Path(work) / f"{name}.onnx") for name in ("before", "ready", "after"))
         onnx.save(made, before)
@@ -382,7 +379,7 @@ def _quantised(made: ModelProto, inputs: list[np.ndarray], part: Path) -> ModelP
         inside = [node.name for node in graph.node[products[0] : products[-1] + 1]]
         logging.disable(logging.WARNING)  # of tensors that have no channels, and are quantised whole
         try:
-            quantization.quantize_static(ready, after, Reader(), nodes_to_quantize=inside, per_channel=True)
+            quantization.quantize_static(ready, after, reader, nodes_to_quantize=inside, per_channel=True)
         finally:
             logging.disable(logging.NOTSET)
         return onnx.load(after)
@@ -393,8 +390,7 @@ def _quantised(made: ModelProto, inputs: list[np.ndarray], part: Path) -> ModelP
 
 @contextmanager
 def _onnxruntime(path: Path) -> Iterator[Run]:
-    import onnxruntime
-
+    onnxruntime: Any = import_module("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     yield lambda photos: session.run(None, {"photos": photos})[0]
 
