@@ -608,6 +608,146 @@ def check(model: Model) -> None:
 
 
 @app.command()
+def export(
+    model: Model,
+    to: Annotated[
+        str, typer.Option(help="onnx, torch-export or learner.", autocompletion=_complete(lambda: _form_names()))
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; NAME.onnx, .pt2 or .pkl here.", show_default=False)
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Photos, folders, patterns or tables to compare on; else the golden inputs of the model folder. May "
+            "be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            help="any: photos of any size are resized inside; fixed: it takes squares of the model's size only.",
+            autocompletion=_complete(lambda: ("any", "fixed")),
+        ),
+    ] = "any",
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did.")
+    ] = True,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="ONNX in 8 bits: a third of the size, a little different, not always quicker."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Writes a model as ONNX, for torch.export or as a fastai learner, and compares it with the model on photos.
+
+    ONNX and torch-export take uint8 photos, N x H x W x 3, upright RGB, and give calibrated probabilities: what
+    `baseline predict` tells.
+
+    Examples:
+
+        baseline export runs/mine --to onnx --photos photos/test/
+
+        baseline export runs/mine --to onnx --int8 --photos photos/ -o small.onnx
+
+        baseline export runs/mine --to torch-export --size fixed --no-tta
+
+        baseline export runs/mine --to learner
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .exports import export as exported
+    from .progress import Show, Terminal
+
+    if to == "learner":
+        print(
+            "WARNING: a learner is a pickle. Whoever loads one runs whatever code is in it: pass it on only to those "
+            "who trust you, and load none of others. It needs baseline where it is loaded, and gives plain, "
+            "uncalibrated probabilities.",
+            file=sys.stderr,
+        )
+    show = Show() if quiet else Terminal()
+    print(exported(model, to, out, photos=photos or (), size=size, tta=tta, int8=int8, overwrite=overwrite, show=show))
+
+
+def _form_names() -> tuple[str, ...]:
+    from .exports import FORMS
+
+    return tuple(FORMS)
+
+
+@app.command("import")
+def import_(
+    learner: Annotated[Path, typer.Argument(help="What fastai's Learner.export wrote.", show_default=False)],
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open it, which runs whatever code is in it.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new model folder; the file's name here.", show_default=False)
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(help="Photos, folders, patterns or tables to compare the two on.", show_default=False),
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Its architecture, where it does not tell.", show_default=False)] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Makes a model folder of a fastai vision learner: tensors and JSON, for every other command.
+
+    The learner is a pickle, and opening one runs whatever code is in it: only with --trust-pickle.
+
+    Examples:
+
+        baseline import export.pkl --trust-pickle
+
+        baseline import export.pkl --trust-pickle -o mine --photos photos/valid/
+    """
+    from .progress import Show, Terminal
+
+    if trust_pickle:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .imports import import_learner
+
+    show = Show() if quiet else Terminal()
+    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, photos=photos or (), show=show))
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="The new folder.", metavar="DIR", show_default=False)],
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(help="An architecture whose weights go with it; may be given several times.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A run, whose model goes with it to predict there.", show_default=False)
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Wheels of all that is needed, not only of what Kaggle's image lacks.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a bundle that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Collects what a Kaggle kernel without internet needs, to attach as a data set: wheels, weights, a model.
+
+    Examples:
+
+        baseline bundle kaggle-baseline
+
+        baseline bundle kaggle-baseline --arch resnet18 --arch convnext_tiny
+
+        baseline bundle kaggle-baseline --model runs/mine --overwrite
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .bundles import bundle as bundled
+    from .progress import Show, Terminal
+
+    show = Show() if quiet else Terminal()
+    print(bundled(folder, arch or (), model, everything=everything, overwrite=overwrite, show=show))
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     repo: Annotated[

@@ -99,6 +99,11 @@ class Model:
         """Whether a photo may have several labels."""
         return self.facts["labels"] == "many"
 
+    @property
+    def decoded_size(self) -> int:
+        """Pixels, side of the squares that photos are decoded to."""
+        return self._recipe.decoded_size
+
     @cached_property
     def identity(self) -> str:
         """A hash of the network and all facts: models of one identity predict the same."""
@@ -216,9 +221,8 @@ class Model:
     def _square(self, photo: Any) -> Any:
         if not isinstance(photo, PHOTO_FORMS):
             return f"a path, bytes, an array or a PIL image was needed, not {type(photo).__name__}"
-        size, resize = self._recipe.decoded_size, self.facts["resize"]
         try:
-            return square(photo, size, resize)
+            return square(photo, self.decoded_size, self.facts["resize"])
         except Exception as error:
             return why_unreadable(error)
 

@@ -18,13 +18,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, OutputError
+from .errors import DataError, OutputError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CARD", "as_json", "flat", "judged_split", "looks_begun", "model_folder", "read_json", "read_manifest",
-           "read_predictions", "removed_if_empty", "run_folder", "write"]  # fmt: skip
+           "read_predictions", "removed_if_empty", "run_folder", "whole_folder", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -104,6 +104,33 @@ def write(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
         words = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OutputError(f"{path} cannot be written: {words}. Make room, or choose another --out.") from None
+
+
+@contextmanager
+def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which takes its name, and its place, at the end; else nothing stays.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    folder = folder.absolute()
+    work, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
+    try:
+        work.mkdir(parents=True)
+        yield work
+        if overwrite and folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        words = error.strerror or first_line(error)
+        raise OutputError(f"{folder} cannot be written: {words}. Make room, or choose another place.") from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for each in (work, old):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def model_folder(folder: str | Path) -> Path:

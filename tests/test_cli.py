@@ -69,7 +69,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(photos: Path, words: list[str],
 
 def test_help_has_examples_everywhere() -> None:
     assert "baseline run cifar10" in call("--help").stdout
-    commands = ("run", "audit", "predict", "check", "submit", "report", "compare", "runs", "recipes", "copy", "doctor")
+    commands = ("run", "audit", "predict", "check", "export", "import", "bundle", "submit", "report", "compare", "runs",
+                "recipes", "copy", "doctor")  # fmt: skip
     for command in commands:
         ended = call(command, "--help")
         assert ended.returncode == 0 and f"baseline {command}" in ended.stdout and "Examples" in ended.stdout

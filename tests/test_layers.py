@@ -50,6 +50,11 @@ MAY_IMPORT = {
               "tables"},
     "save": {"errors"},
     "bulk": {"errors", "model", "progress", "save", "tables"},
+    "deployed": {"data", "predict"},
+    "exports": {"bulk", "deployed", "errors", "metrics", "model", "networks", "photos", "progress"},
+    "imports": {"bulk", "data", "errors", "learners", "model", "networks", "photos", "progress", "recipe", "save",
+                "weights"},
+    "bundles": {"errors", "learners", "model", "progress", "save", "weights"},
     "card": {"datasets", "errors", "metrics", "progress", "recipe", "save", "tables", "weights"},
     "hub": {"card", "errors", "progress", "save"},
     "compare": {"errors", "metrics", "save"},
@@ -68,6 +73,8 @@ MAY_IMPORT = {
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
             "sources", "report", "compare", "curve", "experiments", "ladder", "metrics", "card", "hub", "model", "bulk",
             "shapes", "submission"},
+            "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk", "shapes",
+            "submission", "exports", "imports", "bundles"},
 }  # fmt: skip
 
 
