@@ -58,6 +58,7 @@ _HOMES = {
     "same_or_not": "metrics",
     "seeded": "chance",
     "sentences": "metrics",
+    "serve": "web",
     "settle": "make",
     "split": "splits",
     "submit": "submission",

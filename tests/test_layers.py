@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "model": {"chance", "data", "errors", "learners", "metrics", "networks", "photos", "predict", "quick", "recipe",
               "tables"},
     "save": {"errors"},
+    "web": {"errors", "figures", "gradcam", "model", "photos", "progress", "save", "tables"},
     "bulk": {"errors", "model", "progress", "save", "tables"},
     "card": {"datasets", "errors", "metrics", "progress", "recipe", "save", "tables", "weights"},
     "hub": {"card", "errors", "progress", "save"},
@@ -61,7 +62,7 @@ MAY_IMPORT = {
              "report", "figures", "quick", "save", "card", "model", "networks", "photos"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
             "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk", "shapes",
-            "submission"},
+            "submission", "web"},
 }  # fmt: skip
 
 
