@@ -532,7 +532,7 @@ def test_in_a_browser_a_dropped_photo_of_an_ant_is_an_ant(server: Any, done: bas
     assert complaints == [] and {each.split("/")[2] for each in asked if each.startswith("http")} == {address[7:]}
 
 
-# ---- and its end, which comes last as it stops the server -------------------------------------------------------------
+# ---- the end, which comes last as it stops the server ----------------------------------------------------------------
 
 
 def test_a_server_loses_nothing_ends_slow_requests_and_stops_at_once(server: Any, files: list[Path]) -> None:
