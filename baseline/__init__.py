@@ -23,6 +23,7 @@ _HOMES = {
     "DataError": "errors",
     "History": "training",
     "LeakError": "errors",
+    "Limits": "web",
     "Model": "model",
     "OutputError": "errors",
     "Recipe": "recipe",

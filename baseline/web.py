@@ -41,7 +41,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import uvicorn
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, UploadFile
@@ -58,6 +57,7 @@ from .errors import OutputError, first_line, unknown
 from .figures import heated
 from .gradcam import grad_cam
 from .model import Block, Model, load
+from .pages import rendered
 from .photos import fit_photo, open_photo, opened, why_unreadable
 from .progress import Show
 from .save import judged_split, read_manifest
@@ -244,7 +244,9 @@ class _Guard:
     def __init__(self, app: ASGIApp, engine: _Engine, hosts: Sequence[str]) -> None:
         self.app, self.limits, self.held = app, engine.limits, 0
         own = socket.gethostname().lower()
-        self.names = {"localhost", own, f"{own}.local", *(name.lower() for name in hosts)}
+        given = {name.lower() for name in hosts}
+        self.names = {"localhost", own, f"{own}.local"} | given
+        self.sites = {name for name in given if name != "localhost" and not _is_address(name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -272,21 +274,31 @@ class _Guard:
             words = f"This server does not answer to the name {host[:200]!r}. Start it with --allow-host and that name."
             return HTTPException(403, words)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and not self._is_own_page(origin, host):
             return HTTPException(403, "Pages of other sites may not use this server.")
         length = headers.get("content-length", "0")
         return self.too_large() if not length.isdecimal() or int(length) > self.limits.bytes else None
 
+    def _is_own_page(self, origin: str, host: str) -> bool:
+        """Behind a proxy, a page may come by a name of ours while the proxy asks by an address."""
+        place = origin.lower().partition("://")[2]
+        return place == host.lower() or _name_in(place) in self.sites
+
     def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
+        name = _name_in(host)
         return name in self.names or name.endswith(".localhost") or _is_address(name)
 
     def too_large(self) -> HTTPException:
         most = self.limits.megabytes
         return HTTPException(413, f"At most {most} MB may be sent at once. Send fewer or smaller photos.")
+
+
+def _name_in(host: str) -> str:
+    """A host without its port; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_address(name: str) -> bool:
@@ -531,21 +543,19 @@ def _from_base64(text: str) -> bytes:
 class _Site:
     """The addresses."""
 
-    def __init__(self, engine: _Engine, headline: str, examples: Sequence[tuple[Path, str]]) -> None:
+    def __init__(self, engine: _Engine, number: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
         self.engine, self.examples = engine, examples
         facts = engine.model.facts
-        environment = Environment(
-            loader=PackageLoader("baseline"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
-        self.page = _fixed("text/html", environment.get_template("serve.html.j2").render(
-            facts=facts, classes=engine.classes, many=engine.model.many, views=facts["tta"] if engine.tta else [],
-            has_maps=engine.has_maps, headline=headline, examples=[label for _, label in examples],
-            limits=engine.limits, version=__version__,
-        ))  # fmt: skip
-        templates = files("baseline") / "templates"
-        self.style = _fixed("text/css", (templates / "serve.css").read_text("utf-8"))
-        self.script = _fixed("text/javascript", (templates / "serve.js").read_text("utf-8"))
+        page = {
+            "facts": facts, "classes": engine.classes, "many": engine.model.many, "has_maps": engine.has_maps,
+            "views": facts["tta"] if engine.tta else [], "number": number, "examples": [label for _, label in examples],
+            "limits": engine.limits, "version": __version__,
+        }  # fmt: skip
+        style, script = (files("baseline") / "templates" / name for name in ("serve.css", "serve.js"))
+        colours = files("baseline") / "templates" / "colours.css"
+        self.page = _fixed("text/html", rendered("serve", page))
+        self.style = _fixed("text/css", colours.read_text("utf-8") + style.read_text("utf-8"))
+        self.script = _fixed("text/javascript", script.read_text("utf-8"))
         self.openapi = _fixed("application/json", json.dumps(_openapi(engine)))
 
     async def predict(self, request: Request) -> Response:
@@ -659,20 +669,20 @@ def _busy(words: str, seconds: int) -> HTTPException:
     return HTTPException(503, f"{words} Try again in {seconds} s.", {"Retry-After": str(seconds)})
 
 
-def _run_facts(folder: Path, examples: bool, show: Show) -> tuple[str, list[tuple[Path, str]]]:
+def _run_facts(folder: Path, examples: bool, show: Show) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
     """The number of the run and some of its photos with their labels; nothing where the folder is a model's alone."""
     if not (folder / "manifest.json").exists():
-        return "", []
+        return {}, []
     try:
         metrics = read_manifest(folder)["metrics"]
         split = judged_split(metrics)
         found = metrics[split]["tta"]
         low, high = found["interval"]
-        words = f"{split} accuracy of the run with TTA {found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-        return words, _examples(folder / "split.csv", split) if examples else []
+        number = {"split": split, "accuracy": float(found["accuracy"]), "interval": (float(low), float(high))}
+        return number, _examples(folder / "split.csv", split) if examples else []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         show.say(f"the page goes without the run's numbers and photos: {first_line(error)}")
-        return "", []
+        return {}, []
 
 
 def _examples(path: Path, split: str) -> list[tuple[Path, str]]:

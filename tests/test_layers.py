@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "model": {"chance", "data", "errors", "learners", "metrics", "networks", "photos", "predict", "quick", "recipe",
               "tables"},
     "save": {"errors"},
-    "web": {"errors", "figures", "gradcam", "model", "photos", "progress", "save", "tables"},
+    "web": {"errors", "figures", "gradcam", "model", "pages", "photos", "progress", "save", "tables"},
     "bulk": {"errors", "model", "progress", "save", "tables"},
     "card": {"datasets", "errors", "metrics", "progress", "recipe", "save", "tables", "weights"},
     "hub": {"card", "errors", "progress", "save"},

@@ -261,7 +261,7 @@ def test_only_own_names_and_own_pages_may_ask(tiny: Path, files: list[Path]) -> 
             assert client.get("/health", headers={"host": host}).status_code == status, host
         for origin, status in {
             "http://localhost": 200, "http://evil.example": 403, "null": 403, "http://localhost.evil.example": 403,
-            "http://localhost:8001": 403,
+            "http://localhost:8001": 403, "https://photos.example": 200, "http://127.0.0.1": 403, "http://[": 403,
         }.items():  # fmt: skip
             answer = client.post("/predict", files=sent(files[0].read_bytes()), headers={"origin": origin})
             assert answer.status_code == status, origin
@@ -329,10 +329,13 @@ def test_a_full_queue_says_when_to_come_again(tiny: Path, files: list[Path], gat
     content = files[0].read_bytes()
     with client_of(tiny, limits=Limits(waiting=2)) as client, ThreadPoolExecutor(2) as pool:
         opened.clear()
-        held = [pool.submit(client.post, "/predict", files=sent(content)) for _ in range(2)]
+        held = [pool.submit(client.post, "/predict", files=sent(content))]
+        until(lambda: client.get("/health").json()["waiting"] == 1)
+        assert client.post("/predict", files=sent(content, content)).status_code == 503  # room for one
+        held.append(pool.submit(client.post, "/predict", files=sent(content)))
         until(lambda: client.get("/health").json()["waiting"] == 2)
         for address in ("/predict", "/gradcam"):
-            refused = client.post(address, files=sent(content))
+            refused = client.post(address, content=b"not even looked at")
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
             assert "waiting already" in refused.json()["error"]
         opened.set()
@@ -418,7 +421,7 @@ def test_a_run_brings_its_number_and_some_photos(done: baseline.Baseline, tmp_pa
         page = client.get("/").text
         labels = re.findall(r'data-label="([^"]*)"', page)
         assert len(labels) == web.EXAMPLES and labels.count("ants") == 4
-        assert f"{done.metrics['test']['tta']['accuracy']:.1%}" in page
+        assert f"{100 * done.metrics['test']['tta']['accuracy']:.1f}\xa0%" in page
         contents = {path.read_bytes() for path in map(Path, done.predictions["path"])}
         assert all(client.get(f"/examples/{number}").content in contents for number in range(len(labels)))
         small = Image.open(io.BytesIO(client.get("/examples/0/small").content))
