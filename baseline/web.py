@@ -146,6 +146,7 @@ def serve(
         show.say(f"serving: {address} (Ctrl-C stops it)")
         if browser:
             webbrowser.open(address)
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every form that is damaged
         # `timeout_graceful_shutdown`: what is being answered may end; what is being sent is cut off
         config = uvicorn.Config(
             app, http=_Protocol, ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,

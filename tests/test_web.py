@@ -358,6 +358,17 @@ def test_time_is_limited_and_what_came_too_late_is_left_out(tiny: Path, files: l
         assert client.get("/health").json()["waiting"] == 0
 
 
+def test_what_is_held_of_all_requests_is_bounded(
+    tiny: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "HELD", 0.5)
+    with client_of(tiny, limits=Limits(megabytes=1)) as client:
+        for _ in range(3):
+            refused = client.post("/predict", files=sent(bytes(700_000)))
+            assert refused.status_code == 503 and "Too much is being sent" in refused.json()["error"]
+            assert client.post("/predict", files=sent(files[0].read_bytes())).status_code == 200
+
+
 # ---- nothing on the disk --------------------------------------------------------------------------------------------
 
 
