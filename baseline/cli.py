@@ -589,6 +589,60 @@ def predict(
 
 
 @app.command()
+def serve(
+    model: Model,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at: 0.0.0.0 lets every machine of the network in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    open: Annotated[bool, typer.Option("--open", help="Opens the page in a browser.")] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did; takes longer.")
+    ] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Shows a few of the run's photos, if they are still there.")
+    ] = True,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which it is reached, such as that of a proxy.", show_default=False),
+    ] = None,
+    max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Of a request.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Of a photo.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Photos in the queue; more get 503 with Retry-After.")] = 256,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="For a request to be sent, and for its answer.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 16,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Says nothing.")] = False,
+) -> None:
+    """Serves a model: a page to drop, paste or take photos, and an HTTP API. Ctrl-C stops it.
+
+    Photos stay in memory and never reach the disk or another machine. Without --host only this machine can use it; with
+    it, so can everyone who reaches the address: there are no passwords.
+
+    Examples:
+
+        baseline serve runs/mine --open
+
+        baseline serve runs/mine/model --port 8080 --tta
+
+        baseline serve runs/mine --host 0.0.0.0 --no-examples
+
+        curl -F photo=@holiday.jpg http://127.0.0.1:8000/predict
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .progress import Show, Terminal
+    from .web import Limits
+    from .web import serve as served
+
+    limits = Limits(max_mb, max_megapixels, waiting=max_waiting, batch=batch_size, seconds=max_seconds)
+    served(
+        model, host=host, port=port, tta=tta, examples=examples, limits=limits, hosts=allow_host or (), browser=open,
+        show=Show() if quiet else Terminal(),
+    )  # fmt: skip
+    sys.stderr.flush()
+    os._exit(0)  # a pass of the network that is under way would be waited for
+
+
+@app.command()
 def check(model: Model) -> None:
     """Looks whether a model folder is whole and predicts as when it was saved.
 

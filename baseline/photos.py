@@ -74,15 +74,15 @@ def why_unreadable(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:80] or "damaged"
 
 
-def opened(source: Any) -> Image.Image:
-    """The picture, its pixels not yet read where it is a file."""
+def opened(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """The picture, its pixels not yet read where it is a file; of these PIL formats alone, if they are given."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
     if not isinstance(source, str | Path | bytes):
         return source
     with warnings.catch_warnings():  # PIL warns of half of what it refuses; the refusal is what counts
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
 
 
 def upright(image: Image.Image) -> Image.Image:

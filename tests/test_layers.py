@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "model": {"chance", "data", "errors", "learners", "metrics", "networks", "photos", "predict", "quick", "recipe",
               "tables"},
     "save": {"errors"},
+    "web": {"errors", "figures", "gradcam", "model", "pages", "photos", "progress", "save", "tables"},
     "bulk": {"errors", "model", "progress", "save", "tables"},
     "deployed": {"data", "predict"},
     "exports": {"bulk", "deployed", "errors", "metrics", "model", "networks", "photos", "progress"},
@@ -75,6 +76,7 @@ MAY_IMPORT = {
             "shapes", "submission"},
             "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk", "shapes",
             "submission", "exports", "imports", "bundles"},
+            "submission", "web"},
 }  # fmt: skip
 
 
