@@ -136,17 +136,32 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .data import dataloaders
     from .features import FrozenOutputs
     from .learners import learner
+    from .mending import belonging, mended, read_fixes
     from .metrics import calibration, measure
     from .planning import Rates, estimate
     from .predict import predictions
     from .report import write_report
     from .splits import split
+    from .tables import place
     from .training import train
 
+    fixes = None
+    if chosen.fixes:
+        chosen = chosen.changed(fixes=[str(place(file)) for file in chosen.fixes])
+        fixes = read_fixes(chosen.fixes, table, chosen.labels)
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
             table, unread, checked = _audited(table, chosen, show)
+        if chosen.keep_if:
+            with clock.part("second model"):
+                table, strangers = belonging(table, chosen, show)
+            write(folder / "not_kept.csv", strangers.to_csv(index=False))
+            reasons["keep_if"] = f"{len(strangers):,} photos were left out: not_kept.csv"
         table = _without_leaks(split(table, chosen), chosen, show)
+        if fixes is not None:
+            table, reasons["fixes"] = mended(table, fixes)
+            show.say(f"fixes: {reasons['fixes']}")
+            write(folder / "fixes.csv", fixes.to_csv(index=False))
         if checked is not None and len(checked.findings):
             write_audit(folder / "audit", checked)
         show.say(_described(table))
@@ -299,7 +314,7 @@ def _chosen(photos: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any]:
         photos = read_values(Path(str(recipe))).get("photos")
         split_file = Path(str(recipe)).with_name("split.csv")
         if photos is None and split_file.exists():  # it was a DataFrame, and this is what is left of it
-            found = dict.fromkeys((*COLUMN_KEYS, "images"), "")
+            found = dict.fromkeys((*COLUMN_KEYS, "images", "keep_if", "keep_model", "fixes"), "")  # which is all done
             photos, chosen = str(split_file), chosen.changed(**found, split_file=str(split_file))
     if photos is None:
         photos = chosen.data or None
