@@ -119,7 +119,7 @@ def clean(
         chosen = chosen.changed(image_size=LEAST_SIZE)
     if has_many(table["label"], chosen.labels):
         raise DataError("Labels are judged where a photo has one, and these photos have several. Give one column.")
-    name = run.name if run else _name(photos, chosen)
+    name = run.resolve().name if run else _name(photos, chosen)
     folder = Path(out).expanduser() if out else unused(Path(f"clean-{name}-{datetime.now():%Y%m%d-%H%M%S}"))
     if (folder / "issues.csv").exists():
         raise OutputError(f"{folder} holds an earlier cleaning. Choose another --out, or remove it.")

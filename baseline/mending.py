@@ -86,7 +86,7 @@ def mended(table: pd.DataFrame, fixes: pd.DataFrame) -> tuple[pd.DataFrame, str]
     if gone := len(fixes) - int(changed.sum() + dropped.sum() + held.sum()):
         told.append(f"{gone:,} photos had left the table before")
     found = table.assign(label=table["label"].mask(changed, new))[~dropped].reset_index(drop=True)
-    check_table(found, "one")
+    _check(found, "one", "After these fixes")
     return found, "; ".join(told)
 
 
@@ -123,11 +123,18 @@ def belonging(table: pd.DataFrame, recipe: Recipe, show: Show) -> tuple[pd.DataF
     found = table[kept].reset_index(drop=True)
     if lost := sorted({*each_label(table["label"]).dropna()} - {*each_label(found["label"]).dropna()}):
         raise DataError(f"{words}; none of {names(lost)} is left. Give a lower --keep-above, or another --keep-model.")
-    check_table(found, recipe.labels)
+    _check(found, recipe.labels, words)
     return found, left.sort_values("probability", kind="stable", ignore_index=True)
 
 
-# ---- reading fixes --------------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check(table: pd.DataFrame, labels: str, why: str) -> None:
+    try:
+        check_table(table, labels)
+    except DataError as error:
+        raise DataError(f"{why}: {error}") from None
 
 
 def _fixes_in(file: Path) -> pd.DataFrame:

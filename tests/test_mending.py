@@ -104,7 +104,7 @@ def test_tables_that_are_no_fixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one label a photo"):
         read_fixes([tmp_path / "other.csv"], photo_rows().assign(label="ant;bee"))
     every = [(path, "wasp", "") for path in photo_rows().query("label == 'wasp' and split != 'test'")["path"]]
-    with pytest.raises(DataError, match="No training photo of 'wasp'"):
+    with pytest.raises(DataError, match="After these fixes: No training photo of 'wasp'"):
         mended(photo_rows(), read_fixes([written(tmp_path, *every)], photo_rows()))
 
 
