@@ -34,7 +34,7 @@ FEW = 30
 """Test photos of a class below which its own numbers are called rough."""
 NAMING_FILES = ("conflict", "unreadable")
 """Findings whose words end, after a colon, in names of files."""
-PLACES = ("images", "weights", "split_file")
+PLACES = ("images", "weights", "split_file", "fixes", "keep_if", "keep_model")
 """What a recipe may hold of one machine's files."""
 NOT_TOLD = ("name", "presets", "expected", "budget", "preset", "cache_gb", "workers", *PLACES)
 """What a recipe holds that is no decision of this training, or is of one machine."""

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .audits import Audit
+    from .cleaning import Cleaning
     from .compare import Comparison
     from .curve import Curve
-    from .experiments import Seeds
+    from .experiments import Fixed, Seeds
     from .ladder import Ladder
     from .make import Baseline
     from .progress import Show
@@ -107,6 +108,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 _SPLITS = "Splits and imbalance"
+_LABELS = "Mended labels, and photos that belong"
 ImageCol = Annotated[str | None, _named("The table's column of photos; looked for if not given.")]
 LabelCol = Annotated[str | None, _named("Its column of classes, or several between commas, each 0 or 1.")]
 GroupCol = Annotated[str | None, _named("Its column of what belongs together; splits heed it.")]
@@ -197,6 +199,29 @@ def run(
     leaks: Annotated[
         str | None, _named("Training photos with a copy in test: keep or drop.", words=LEAKS, panel=_SPLITS)
     ] = None,
+    fixes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Mended labels, as baseline clean writes them: trains without and with them, and compares.",
+            show_default=False,
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished run to compare with; not needed for its manifest.json.",
+            show_default=False,
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    keep_if: Annotated[
+        str | None, _named("Keeps only photos that a second model takes for this class.", panel=_LABELS)
+    ] = None,
+    keep_model: Annotated[Path | None, _named("The folder of that model.", panel=_LABELS)] = None,
+    keep_above: Annotated[
+        float | None, typer.Option(help="From which probability of it on; 0.5.", rich_help_panel=_LABELS)
+    ] = None,
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Only leave out what cannot be read.", rich_help_panel=_SPLITS)
     ] = False,
@@ -232,6 +257,10 @@ def run(
         baseline run photos/ --seeds 5
 
         baseline run photos/ --log csv,tensorboard
+
+        baseline run runs/mine/manifest.json --fixes fixes.csv
+
+        baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
     photos, recipe = _target(target)
     changes = _given(
@@ -241,10 +270,15 @@ def run(
         log=",".join(log) if log else None,
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
         images=images, label_from=label_from, labels=labels, split=split, split_file=split_file,
-        fold=fold, balance=balance, leaks=leaks, audit="none" if no_audit else "strict" if strict else None,
+        fold=fold, balance=balance, leaks=leaks, keep_if=keep_if, keep_model=keep_model, keep_above=keep_above,
+        audit="none" if no_audit else "strict" if strict else None,
     )  # fmt: skip
     if no_audit and strict:
         raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
+    if fixes and seeds is not None:
+        raise RecipeError("--fixes compares two runs, and --seeds makes several. Give one of them.")
+    if before is not None and not fixes:
+        raise RecipeError("--before goes with --fixes. Give both, or compare runs by baseline compare.")
     changes |= {"scratch": True} if scratch else {}
     changes |= {"compile": True} if compile else {}
     changes |= {"preset": preset} if preset != "auto" else {}
@@ -264,6 +298,11 @@ def run(
         from .experiments import make_seeds
 
         _print(_spread(make_seeds(seeds, photos, recipe, out=out, seed=seed, show=show, **changes)))
+        return
+    if fixes:
+        from .experiments import make_fixed
+
+        _print(_fixed(make_fixed(fixes, photos, recipe, before=before, out=out, seed=seed, show=show, **changes)))
         return
     _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
 
@@ -440,6 +479,74 @@ def audit(
         show.say(f"written: {path}")
     if strict:
         checked.refuse_leaks()
+
+
+@app.command()
+def clean(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="The folder of a finished run, or what baseline run takes.",
+            autocompletion=_complete(recipe_names),
+            show_default=False,
+        ),
+    ],
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    splits: Annotated[str, typer.Option(help="Which photos are judged, between commas.")] = "train,valid,test",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Parts that are judged in turn; 5 if not given.", show_default=False)
+    ] = None,
+    oof: Annotated[
+        Path | None,
+        typer.Option(help="A table of out-of-fold probabilities, path and p_CLASS, to judge by.", show_default=False),
+    ] = None,
+    accept: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Writes fixes.csv with the suggestions from this confidence on.", show_default=False
+        ),
+    ] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Photos in the page, at most, of each kind.")] = 500,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels, side of the square the network sees.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of splits and folds.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; clean-NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Finds labels that are probably wrong, and writes a page to mend them on.
+
+    Every photo is judged by a classifier that has not seen it. Open clean.html, decide, download fixes.csv, and give
+    it to `baseline run ... --fixes fixes.csv`.
+
+    Examples:
+
+        baseline clean runs/mine
+
+        baseline clean photos/ --out clean/
+
+        baseline clean cifar10 --splits train,valid --accept 0.9
+    """
+    from .cleaning import clean as cleaned
+    from .progress import Show, Terminal
+
+    is_run = Path(target).name == "manifest.json" or (Path(target).expanduser() / "manifest.json").is_file()
+    photos, recipe = (target, "default") if is_run else _target(target)
+    given = _given(
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
+        images=images, label_from=label_from, image_size=image_size, seed=seed,
+    )  # fmt: skip
+    show = Show() if quiet else Terminal()
+    parts = [name.strip() for name in splits.split(",")]
+    options: dict[str, Any] = {"out": out, "splits": parts, "folds": folds, "oof": oof, "accept": accept}
+    _print(_cleaned(cleaned(photos, recipe, shown=shown, show=show, **options, **given), target))
 
 
 @app.command()
@@ -1137,6 +1244,45 @@ def _by_size(found: Curve) -> Any:
         ]
         table.add_row(f"{photos:,}", *spans)
     return Group(table, "", *found.sentences)
+
+
+def _cleaned(found: Cleaning, target: str) -> Any:
+    """What is suspected, by pair of classes, and what to do next."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    issues = found.issues
+    suspected = issues[issues["is_label_issue"]]
+    table = Table("label", "perhaps", "photos", "surest")
+    pairs = suspected.groupby(["given_label", "predicted_label"], sort=False)["confidence"].agg(["size", "max"])
+    pairs = pairs.sort_values("size", ascending=False, kind="stable").reset_index()
+    for label, perhaps, count, surest in pairs.head(10).itertuples(index=False):
+        table.add_row(escape(label), escape(perhaps), f"{count:,}", f"{surest:.0%}")
+    conflicts, outliers = int((issues["conflict"] != "").sum()), int(issues["is_outlier_issue"].sum())
+    counts = f"{len(suspected):,} of {len(issues):,} labels are suspected ({len(suspected) / len(issues):.1%})"
+    also = f"{conflicts:,} photos have a copy with another label; {outliers:,} are unlike all others."
+    lines = [
+        f"{counts}; {also}",
+        "Not all of them are wrong: photos that are only hard are suspected, too. On CIFAR-10, 70 of 100 suspected "
+        "labels were wrong where 9 % of all are, and few where nearly all are right. Look before you accept.",
+        f"look and decide: {found.folder / 'clean.html'}",
+        f"all photos, ranked: {found.folder / 'issues.csv'}",
+    ]
+    fixes = found.fixes or "fixes.csv"
+    again = found.run / "manifest.json" if found.run else target
+    lines += [f"accepted: {found.fixes}"] if found.fixes else []
+    lines += [f"then: baseline run {again} --fixes {fixes}"]
+    return Group(*([table] if len(pairs) else []), *map(escape, lines))
+
+
+def _fixed(found: Fixed) -> Any:
+    """What a run with fixes reached, and what they changed."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    words = f"fixes: {found.after.manifest['reasons']['fixes']}"
+    return Group(_results(found.after), escape(words), _compared(found.comparison))
 
 
 def _compared(found: Comparison) -> Any:

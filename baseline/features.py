@@ -301,15 +301,18 @@ class FrozenOutputs:
                     bar.step(len(photos))
 
 
-def embeddings(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show | None = None) -> np.ndarray:
+def embeddings(
+    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), show: Show | None = None
+) -> np.ndarray:
     """What the network's body makes of each photo, pooled: photos x features, float32, in the table's order.
 
-    Photos are seen whole and plain. With the weights that the body came with they are kept in the cache for the next
-    time, as the outputs of frozen layers are.
+    Photos are seen whole. With the weights that the body came with they are kept in the cache for the next time, as
+    the outputs of frozen layers are.
 
     Args:
         learn: of `baseline.learner`, over DataLoaders of this table.
         recipe: settled, the one that the Learner was made by.
+        views: `("flip",)` takes the mean of the photo's features and of its mirror image's.
 
     Raises:
         RecipeError: if the machine's memory does not hold them, or the network is one layer that cannot be cut.
@@ -317,18 +320,22 @@ def embeddings(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show |
     >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
     (2527, 1280)
     """
-    return embedded(learn, table, recipe, show)[0]
+    return embedded(learn, table, recipe, views, show)[0]
 
 
-def embedded(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show | None = None) -> tuple[np.ndarray, float]:
+def embedded(
+    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), show: Show | None = None
+) -> tuple[np.ndarray, float]:
     """What `embeddings` gives, and the seconds that it takes to compute, now or before."""
     began = time.perf_counter()
     frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), show)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
-    if 1 not in frozen.plan.stages or not frozen._obtain("all", frozen.plan.whole, 1):
+    view = View("both", recipe.image_size) if views else frozen.plan.whole
+    if 1 not in frozen.plan.stages or not frozen._obtain("all", view, 1):
         raise RecipeError(f"The features of {len(table):,} photos by '{recipe.arch}' cannot be kept: they need memory. "
                           "Give fewer photos, or a larger --cache-gb.")  # fmt: skip
-    found = frozen.kept["all", frozen.plan.cut(1), frozen.plan.whole].numpy()
+    found = frozen.kept["all", frozen.plan.cut(1), view].numpy()
+    found = found.reshape(-1, len(table), found.shape[1]).mean(0) if views else found
     return found, time.perf_counter() - began + frozen.saved
 
 

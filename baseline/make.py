@@ -155,7 +155,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
 
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
-            table, unread = _parted(table, chosen, folder, show)
+            chosen, table, unread = _parted(table, chosen, folder, show, reasons)
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
             reasons |= more
@@ -258,7 +258,7 @@ def parted(
     the same splits again, without an audit.
     """
     chosen, table = understand(photos, recipe, show=show, **changes)
-    return chosen, *_parted(table, chosen, folder, show)
+    return _parted(table, chosen, folder, show, {})
 
 
 def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe) -> Recipe:
@@ -344,7 +344,7 @@ def _chosen(photos: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any]:
         photos = read_values(Path(str(recipe))).get("photos")
         split_file = Path(str(recipe)).with_name("split.csv")
         if photos is None and split_file.exists():  # it was a DataFrame, and this is what is left of it
-            found = dict.fromkeys((*COLUMN_KEYS, "images"), "")
+            found = dict.fromkeys((*COLUMN_KEYS, "images", "keep_if", "keep_model", "fixes"), "")  # which is all done
             photos, chosen = str(split_file), chosen.changed(**found, split_file=str(split_file))
     if photos is None:
         photos = chosen.data or None
@@ -417,16 +417,35 @@ def _audited(table: pd.DataFrame, chosen: Recipe, show: Show) -> tuple[pd.DataFr
     return checked.usable, checked.unreadable, checked
 
 
-def _parted(table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The photos with their splits, and those that cannot be read; what the audit found goes into the folder."""
-    from .splits import split
+def _parted(
+    table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show, reasons: dict[str, str]
+) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
+    """The recipe, the photos with their splits, labels mended, and those that cannot be read.
 
+    What the audit found, what a second model left out and the fixes go into the folder.
+    """
+    from .mending import belonging, mended, read_fixes
+    from .splits import split
+    from .tables import place
+
+    fixes = None
+    if chosen.fixes:
+        chosen = chosen.changed(fixes=[str(place(file)) for file in chosen.fixes])
+        fixes = read_fixes(chosen.fixes, table, chosen.labels)
     table, unread, checked = _audited(table, chosen, show)
+    if chosen.keep_if:
+        table, strangers = belonging(table, chosen, show)
+        write(folder / "not_kept.csv", strangers.to_csv(index=False))
+        reasons["keep_if"] = f"{len(strangers):,} photos were left out: not_kept.csv"
     table = _without_leaks(split(table, chosen), chosen, show)
+    if fixes is not None:
+        table, reasons["fixes"] = mended(table, fixes)
+        show.say(f"fixes: {reasons['fixes']}")
+        write(folder / "fixes.csv", fixes.to_csv(index=False))
     if checked is not None and len(checked.findings):
         write_audit(folder / "audit", checked)
     show.say(_described(table))
-    return table, unread
+    return chosen, table, unread
 
 
 def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFrame:

@@ -24,6 +24,7 @@ __all__ = [
     "difference_words",
     "holm",
     "measure",
+    "probabilities_of",
     "same_or_not",
     "sentences",
     "suspected_labels",
@@ -326,7 +327,7 @@ def calibration(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
 def _logits(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits up to a constant, and which of a row's is the true one: photos x classes, or (photos x classes) x 2."""
     if labels == "one":
-        return _logs(_probabilities(rows, classes), labels), _codes(rows, "label", classes)
+        return _logs(probabilities_of(rows, classes), labels), _codes(rows, "label", classes)
     both = _logs(_flag_probabilities(rows, classes), labels)
     return both, flags_of(rows["label"], classes).ravel().astype(int)
 
@@ -371,7 +372,7 @@ def suspected_labels(table: pd.DataFrame) -> pd.DataFrame:
     """
     _refuse(table, ("label",))
     classes = _classes(table)
-    probabilities, truth = _probabilities(table, classes), _codes(table, "label", classes)
+    probabilities, truth = probabilities_of(table, classes), _codes(table, "label", classes)
     photos = np.bincount(truth, minlength=len(classes))
     each = np.arange(len(truth))
     own = probabilities[each, truth]
@@ -425,7 +426,7 @@ def _in_full(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) 
     """What only the whole row of probabilities tells, and what is told class by class; N x C, one label a photo."""
     from sklearn.metrics import f1_score
 
-    probabilities = _probabilities(rows, classes)
+    probabilities = probabilities_of(rows, classes)
     truth, told = _codes(rows, "label", classes), _codes(rows, "predicted", classes)
     by_class = _by_class(probabilities, truth, told)
     parts = _Parts(rows, probabilities, truth, told)
@@ -801,8 +802,12 @@ def _classes(table: pd.DataFrame) -> list[str]:
     return [column.removeprefix("p_") for column in map(str, table) if column.startswith("p_")]
 
 
-def _probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """N x C, float64."""
+def probabilities_of(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """The columns `p_CLASS` of a prediction table, N x C, float64.
+
+    Raises:
+        DataError: if a row holds a NaN or what is below 0, or does not sum to 1.
+    """
     found = rows[[f"p_{name}" for name in classes]].to_numpy(float)
     sums = found.sum(1)
     for wrong, words in (

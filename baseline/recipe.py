@@ -158,6 +158,15 @@ class Recipe:
     are an error: `"strict"`; photos that cannot be read are left out and no more: `"none"`."""
     leaks: str = "keep"
     """Training photos with a copy in test, and valid ones: `"keep"` (and say so) or `"drop"`."""
+    fixes: tuple[str, ...] = ()
+    """Tables of mended labels, applied in order to all photos but those that the number is measured on; see the module
+    `mending`."""
+    keep_if: str = ""
+    """Only photos that a second model takes for this class of its own are used; the others leave every split."""
+    keep_model: str = ""
+    """The folder of that model."""
+    keep_above: float = 0.5
+    """From which calibrated probability of that class on."""
     balance: str = "none"
     """What is done about rare classes: `"weights"` in the loss, `"sampler"` draws them as often, or `"none"`."""
     threshold: float = 0.5
@@ -215,7 +224,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _set(self, stages=_stages(self.stages), augment=_augment(self.augment), tta=_views(self.tta))
-        _set(self, log=_log(self.log))
+        _set(self, log=_log(self.log), fixes=_files(self.fixes))
         if found := _faults(self):
             raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
 
@@ -494,6 +503,10 @@ def _views(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
+def _files(value: Any) -> Any:
+    return tuple(filter(None, [value])) if isinstance(value, str | Path) else _views(value)
+
+
 def _log(value: Any) -> Any:
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(map(_text, names)):
@@ -536,6 +549,9 @@ def _faults(recipe: Recipe) -> list[str]:
         "fold": (lambda v: is_whole(v, 0, 999), "a whole number from 0, below the number of folds"),
         "audit": (lambda v: v in AUDITS, f"one of {', '.join(AUDITS)}"),
         "leaks": (lambda v: v in LEAKS, f"one of {', '.join(LEAKS)}"),
+        "fixes": (lambda v: isinstance(v, tuple) and all(map(_text, v)), "a list of paths"),
+        **dict.fromkeys(("keep_if", "keep_model"), (_text, "text")),
+        "keep_above": (lambda v: is_number(v, 0, 1), "a probability from 0 to 1"),
         "balance": (lambda v: v in BALANCES, f"one of {', '.join(BALANCES)}"),
         "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
         "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
@@ -566,6 +582,9 @@ def _faults(recipe: Recipe) -> list[str]:
     ]
     if recipe.audit == "none" and recipe.leaks == "drop":
         faults.append("leaks is 'drop', which needs the audit that is left out")
+    if bool(recipe.keep_if) != bool(recipe.keep_model):
+        lacking = "keep_model" if recipe.keep_if else "keep_if"
+        faults.append(f"keep_if and keep_model go together, and {lacking} is not given")
     if recipe.labels == "many" and recipe.balance != "none":
         faults.append("balance goes with one label a photo, and labels is 'many'")
     if _way(recipe.split) and "kfold" in recipe.split and recipe.fold >= int(recipe.split.split(":")[1]):

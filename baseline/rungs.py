@@ -132,7 +132,8 @@ class Body:
         kept = {"frozen_precision": read_manifest(done[0])["recipe"]["frozen_precision"]} if done else {}
         recipe, weights, _ = settle(self.wished.changed(presets={}, **kept), self.table, self.show)
         split_file = str(self.split_file.absolute())
-        return recipe.changed(split="auto", split_file=split_file, audit="none", photos_per_class=0), weights
+        done_once = {"split": "auto", "audit": "none", "photos_per_class": 0, "keep_if": "", "keep_model": ""}
+        return recipe.changed(split_file=split_file, **done_once), weights
 
     @property
     def recipe(self) -> Recipe:
@@ -149,7 +150,7 @@ class Body:
         recipe, weights = self.settled
         with seeded(recipe.seed):
             learn = learner(dataloaders(self.table, recipe, path=self.folder, show=self.show), recipe, weights=weights)
-            return embedded(learn, self.table, recipe, self.show)
+            return embedded(learn, self.table, recipe, show=self.show)
 
     def planned(self, rung: str) -> Recipe:
         """The recipe of a rung."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CARD", "as_json", "flat", "judged_split", "looks_begun", "model_folder", "read_json", "read_manifest",
-           "read_predictions", "removed_if_empty", "run_folder", "whole_folder", "write"]  # fmt: skip
+           "read_predictions", "removed_if_empty", "run_folder", "unused", "whole_folder", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -55,7 +55,7 @@ def run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
         OutputError: if it cannot be written, holds a finished run already, or the disk is nearly full.
     """
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(out).expanduser() if out else _unused(Path("runs") / f"{name}-{stamp}")
+    folder = Path(out).expanduser() if out else unused(Path("runs") / f"{name}-{stamp}")
     if (folder / "manifest.json").exists():
         raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
     new = not folder.exists()
@@ -254,7 +254,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} is damaged: {error}.") from None
 
 
-def _unused(folder: Path) -> Path:
+def unused(folder: Path) -> Path:
     """`folder`, or with -2, -3 ... behind it where that is taken."""
     tried, number = folder, 1
     while tried.exists():

@@ -36,6 +36,7 @@ __all__ = [
     "place",
     "rarest",
     "read_table",
+    "rows_by_path",
     "rows_of",
     "text_form",
 ]
@@ -540,3 +541,29 @@ class Finder:
         if len(paths) > 1 and self.part:
             paths = [each for each in paths if self.part in each.lower()]
         return paths[0] if len(paths) == 1 else None
+
+
+def rows_by_path(paths: pd.Series, named: pd.Series, file: str) -> np.ndarray:
+    """For each path the row of the same photo among those that a file names, -1 where there is none: by whole path,
+    else by the shortest common end that tells all photos apart, so that photos may have moved.
+
+    Raises:
+        DataError: if the file names a photo twice.
+
+    >>> rows_by_path(pd.Series(["/new/a/1.jpg", "/new/b/1.jpg"]), pd.Series(["/old/b/1.jpg"]), "split.csv").tolist()
+    [-1, 0]
+    """
+    if named.duplicated().any():
+        raise DataError(f"{file} names a photo twice: {named[named.duplicated()].iloc[0]}.")
+    if paths.isin(named).any():
+        return pd.Index(named).get_indexer(pd.Index(paths))
+    found = np.full(len(paths), -1)
+    for parts in range(1, 12):
+        wanted, ends = (each.str.split("/").str[-parts:].str.join("/") for each in (named, paths))
+        if wanted.is_unique:
+            rows = pd.Index(wanted).get_indexer(pd.Index(ends))
+            hits = rows[rows >= 0]
+            if len(hits) and pd.Series(hits).is_unique:
+                return rows
+            found = rows if (found < 0).all() else found
+    return found

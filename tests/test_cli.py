@@ -70,7 +70,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(photos: Path, words: list[str],
 
 def test_help_has_examples_everywhere() -> None:
     assert "baseline run cifar10" in call("--help").stdout
-    commands = "run ladder curve audit predict serve check export import bundle submit report compare runs recipes copy doctor"
+    commands = (
+        "run ladder curve audit predict serve check export import bundle submit report compare runs recipes copy doctor"
+    )
     for command in commands.split():
         ended = call(command, "--help")
         assert ended.returncode == 0 and f"baseline {command}" in ended.stdout and "Examples" in ended.stdout

@@ -331,11 +331,14 @@ def test_embeddings_are_what_the_body_makes_of_whole_photos_and_come_from_the_ca
     recipe, table = settled
     recipe = recipe.changed(frozen_precision="float32")
     table = table.sample(frac=1, random_state=1)  # their order is the table's, whatever the splits
-    found = embeddings(learn, table, recipe)
+    found, averaged = embeddings(learn, table, recipe), embeddings(learn, table, recipe, ("flip",))
     pooled = torch.nn.Sequential(learn.model[0], *learn.model[1][:2]).eval()
     with torch.no_grad():
         for row in (0, len(table) - 1):
-            one = learn.dls.test_dl([table["path"].iloc[row]]).one_batch()[0]
-            assert torch.allclose(torch.from_numpy(found[row]), pooled(one.as_subclass(torch.Tensor))[0], atol=1e-4)
+            one = learn.dls.test_dl([table["path"].iloc[row]]).one_batch()[0].as_subclass(torch.Tensor)
+            plain, mirrored = pooled(one)[0], pooled(one.flip(-1))[0]
+            assert torch.allclose(torch.from_numpy(found[row]), plain, atol=1e-4)
+            assert torch.allclose(torch.from_numpy(averaged[row]), (plain + mirrored) / 2, atol=1e-4)
     monkeypatch.setattr(FrozenOutputs, "_pass", None)
     assert np.array_equal(embeddings(learn, table, recipe), found)
+    assert np.array_equal(embeddings(learn, table, recipe, ("flip",)), averaged)
