@@ -65,7 +65,6 @@ MAY_IMPORT = {
                  "progress", "recipe", "save", "splits", "tables"},
     "shapes": {"errors", "tables"},
     "submission": {"datasets", "errors", "model", "progress", "save", "shapes", "sources", "tables"},
-    "experiments": {"errors", "make", "progress", "recipe", "save"},
     "probes": set(),
     "rungs": {"chance", "data", "errors", "features", "learners", "make", "metrics", "predict", "probes", "progress",
               "recipe", "save", "tables", "weights"},
@@ -78,11 +77,7 @@ MAY_IMPORT = {
              "report", "figures", "quick", "save", "card", "mending", "model", "networks", "photos"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
             "sources", "report", "compare", "curve", "experiments", "ladder", "metrics", "card", "hub", "model", "bulk",
-            "shapes", "submission"},
-            "sources", "report", "compare", "experiments", "metrics", "card", "hub", "model", "bulk", "shapes",
-            "submission", "exports", "imports", "bundles"},
-            "submission", "web"},
-            "submission", "cleaning"},
+            "shapes", "submission", "exports", "imports", "bundles", "web", "cleaning"},
 }  # fmt: skip
 
 
