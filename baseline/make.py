@@ -343,7 +343,9 @@ def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
     """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
     epochs, steps = (sum(getattr(stage, key) for stage in recipe.stages) for key in ("epochs", "steps"))
     why = "all layers are trained: a frozen body of random weights would have nothing to give"
-    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving", steps=steps),), presets={}), why
+    last = recipe.stages[-1]
+    stage = Stage("all", epochs, "find", "moving", steps=steps, optimizer=last.optimizer, schedule=last.schedule)
+    return recipe.changed(stages=(stage,), presets={}), why
 
 
 def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show) -> tuple[Recipe, pd.DataFrame]:

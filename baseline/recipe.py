@@ -23,6 +23,7 @@ __all__ = [
     "Augment",
     "Recipe",
     "Stage",
+    "course_words",
     "is_number",
     "is_whole",
     "load_recipe",
@@ -52,6 +53,18 @@ BALANCES = ("none", "weights", "sampler")
 LABELS = ("auto", "one", "many")
 LEAKS = ("keep", "drop")
 AUDITS = ("tell", "strict", "none")
+OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "adam": ("Adam", {}),
+    "sgd": ("SGD", {"mom": 0.9}),
+    "rmsprop": ("RMSProp", {}),
+    "radam": ("RAdam", {}),
+    "qhadam": ("QHAdam", {}),
+    "larc": ("Larc", {}),
+    "lamb": ("Lamb", {}),
+    "ranger": ("ranger", {}),
+}
+"""What a stage may name: fastai's own name and what is set. Weight decay is decoupled: its Adam is AdamW."""
+SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
 LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -81,7 +94,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of fastai's `fit_one_cycle`."""
+    """One call of fastai's `fit_one_cycle`, or of its like."""
 
     trains: str | int | float
     """`"head"` (body frozen), `"all"`, or the last layer groups (the head is one of them): their number, or their share
@@ -98,6 +111,12 @@ class Stage:
     resizing is a smaller stage before a larger one. Valid photos keep the recipe's size."""
     steps: int = 0
     """At least so many steps are made: where photos are few, epochs are added."""
+    optimizer: str = "adam"
+    """`"adam"`, `"sgd"` (momentum 0.9), `"rmsprop"`, `"radam"`, `"qhadam"`, `"larc"`, `"lamb"` or `"ranger"`, each
+    fastai's, with its settings. One cycle moves the momentum, too."""
+    schedule: str = "one_cycle"
+    """How the rate goes: `"one_cycle"`, up and down; `"flat_cos"`, held for three quarters and then down along a
+    cosine; `"plateau"`, a tenth after each epoch in which the valid loss did not fall; `"constant"`."""
 
     def epochs_of(self, photos: int, batch_size: int) -> int:
         """Its epochs, or, with so few training photos, those that its `steps` take.
@@ -358,6 +377,17 @@ def trained_words(what: Any) -> str:
     return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
 
 
+def course_words(stage: Mapping[str, Any]) -> str:
+    """Optimizer and schedule, each only where it is not the usual one.
+
+    >>> course_words({"optimizer": "sgd", "schedule": "plateau"}), course_words({"optimizer": "adam"})
+    ('optimizer sgd, schedule plateau', '')
+    """
+    usual = {f.name: f.default for f in dataclasses.fields(Stage)}
+    found = {key: stage.get(key, usual[key]) for key in ("optimizer", "schedule")}
+    return ", ".join(f"{key} {value}" for key, value in found.items() if value != usual[key])
+
+
 # ---- the rules behind "auto" ----------------------------------------------------------------------------------------
 
 
@@ -596,6 +626,9 @@ def _stage_faults(stages: Any, largest: Any) -> list[str]:
         if not (is_whole(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
             needed = f"pixels, from 8 to the recipe's image_size {largest!r}, or 0 for that"
             faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
+        for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if (value := getattr(stage, key)) not in tuple(known):
+                faults.append(f"stage {number}: {key} is {value!r}, needed: one of {', '.join(known)}")
         if not _rate(stage.lr):
             faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
     return faults

@@ -157,6 +157,17 @@ def test_a_stage_is_no_larger_than_the_recipe() -> None:
         Recipe(stages=(Stage("head", 1, image_size=200),))
 
 
+def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[[stage]]\ntrains = "head"\nepochs = 1\noptimizer = "sdg"\nschedule = "onecycle"\n')
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert "stage 1: optimizer is 'sdg', needed: one of adam, sgd" in str(caught.value)
+    assert "schedule is 'onecycle', needed: one of one_cycle, flat_cos, plateau, constant" in str(caught.value)
+    with pytest.raises(RecipeError, match="optimizer is 3"):
+        Recipe(stages=(Stage("head", 1, optimizer=3),))  # type: ignore[arg-type]
+
+
 def test_bfloat16_is_taken_where_it_was_measured_to_be_faster() -> None:
     fast, slow = {"float32": 100, "bfloat16": 150}, {"float32": 100, "bfloat16": 105}
     assert settle_frozen_precision("auto", "cpu", ["AMX"], lambda: fast)[0] == "bfloat16"
