@@ -166,6 +166,8 @@ class Recipe:
     """A regular expression that finds the class in a photo's path: loose photos with the label in their name."""
     labels: str = "auto"
     """Classes of a photo: `"one"`, or `"many"` (none or more, `;` between them); `"auto"`: many where a `;` is seen."""
+    positive: str = ""
+    """A class to tell from all others, which become one, `not` and its name; empty for the classes as they are."""
     split: str = "auto"
     """How photos are parted: see the module `splits`."""
     split_file: str = ""
@@ -182,7 +184,8 @@ class Recipe:
     threshold: float = 0.5
     """Probability from which on one of many labels is predicted."""
     arch: str = "auto"
-    """A torchvision or timm name, or `"auto"` (see `settle_arch`)."""
+    """A torchvision or timm name, or `"auto"`; with `" or "` between, the first whose weights are within reach, as in
+    `"resnet18 or auto"` (see `settle_arch`)."""
     scratch: bool = False
     """Start from random weights instead of pretrained ones."""
     weights: str = ""
@@ -398,14 +401,27 @@ def settle_preset(device: str) -> tuple[str, str]:
     return "standard", f"a GPU is here ({device})"
 
 
-def settle_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
-    """The architecture and why: resnet50 on a GPU that can get its weights, else the embedded body.
+def settle_arch(arch: str, device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
+    """The architecture and why: of several, with `" or "` between, the first that is obtainable, or the last.
 
-    >>> settle_arch("cpu", lambda arch: True)[0]
+    `"auto"` is resnet50 on a GPU that can get its weights, else the embedded body.
+
+    >>> settle_arch("auto", "cpu", lambda name: True)[0]
     'tf_efficientnet_lite0'
+    >>> settle_arch("resnet18 or auto", "cpu", lambda name: False)[1]
+    'the weights of resnet18 are out of reach; no GPU here; these are installed with the package'
     """
+    *first, last = arch.split(" or ")
+    for name in first:
+        if obtainable(name):
+            return name, f"the first of '{arch}' whose weights are within reach"
+    found, why = _auto_arch(device, obtainable) if last == "auto" else (last, "as given")
+    return found, "; ".join([*(f"the weights of {name} are out of reach" for name in first), why])
+
+
+def _auto_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
     if device == "cpu":
-        return EMBEDDED_ARCH, "no GPU here; its weights are installed with the package"
+        return EMBEDDED_ARCH, "no GPU here; these are installed with the package"
     if obtainable("resnet50"):
         return "resnet50", "a GPU is here and the weights are within reach"
     return EMBEDDED_ARCH, "the weights of resnet50 are out of reach; these are installed with the package"
@@ -560,7 +576,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "arch": (lambda v: _text(v) and bool(v), "the name of an architecture or 'auto'"),
         **dict.fromkeys(("scratch", "compile"), (_flag, "true or false")),
         "weights": (_text, "a path"),
-        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "split_file"), (_text, "text")),
+        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "positive", "split_file"), (_text, "text")),
         "labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
         "split": (_way, f"one of {', '.join(WAYS)}"),
         "fold": (lambda v: is_whole(v, 0, 999), "a whole number from 0, below the number of folds"),
