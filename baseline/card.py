@@ -20,7 +20,7 @@ from .datasets import DATASETS, Dataset
 from .errors import DataError, OutputError
 from .metrics import sentences
 from .progress import Show
-from .recipe import rate_words, trained_words
+from .recipe import course_words, rate_words, trained_words
 from .save import CARD, judged_split, read_json, read_manifest, write
 from .tables import place
 from .weights import HUB, HUB_CACHE, PACKAGED, Weights, is_torchvision, published
@@ -263,6 +263,7 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=lambda share: "–" if share is None else f"{share:.2%}",
         thousands=lambda value: f"{value:,}",
+        course=course_words,
         rate=rate_words,
         trained=trained_words,
         as_is=Markup,

@@ -115,6 +115,7 @@ GroupCol = Annotated[str | None, _named("Its column of what belongs together; sp
 SplitCol = Annotated[str | None, _named("Its column of train, valid and test.")]
 Images = Annotated[Path | None, _named("The folder of the photos that the table names.")]
 LabelFrom = Annotated[str | None, _named("A regular expression that finds the class in a photo's path.")]
+Positive = Annotated[str | None, _named("A class to tell from all others, which become one.")]
 Labels = Annotated[str | None, _named("auto, one, or many with ; between them.", words=LABELS)]
 
 Data = Annotated[
@@ -127,7 +128,9 @@ Preset = Annotated[
         autocompletion=_complete(lambda: _PRESET_NAMES),
     ),
 ]
-Arch = Annotated[str | None, typer.Option(help="A torchvision or timm name, or auto.", show_default=False)]
+Arch = Annotated[
+    str | None, typer.Option(help="A torchvision or timm name, or auto; 'NAME or auto'.", show_default=False)
+]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")]
 PhotosPerClass = Annotated[int | None, typer.Option(help="Train on a seeded subset of so many photos per class.")]
 Seed = Annotated[int | None, typer.Option(help="Of splits and training.")]
@@ -187,6 +190,7 @@ def run(
     split_col: SplitCol = None,
     images: Images = None,
     label_from: LabelFrom = None,
+    positive: Positive = None,
     labels: Labels = None,
     split: Split = None,
     split_file: SplitFile = None,
@@ -269,7 +273,7 @@ def run(
         photos_per_class=photos_per_class, precision=precision, workers=workers, budget=budget, cache_gb=cache_gb,
         log=",".join(log) if log else None,
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
-        images=images, label_from=label_from, labels=labels, split=split, split_file=split_file,
+        images=images, label_from=label_from, positive=positive, labels=labels, split=split, split_file=split_file,
         fold=fold, balance=balance, leaks=leaks, keep_if=keep_if, keep_model=keep_model, keep_above=keep_above,
         audit="none" if no_audit else "strict" if strict else None,
     )  # fmt: skip
@@ -440,6 +444,7 @@ def audit(
     split_col: SplitCol = None,
     images: Images = None,
     label_from: LabelFrom = None,
+    positive: Positive = None,
     labels: Labels = None,
     out: Annotated[
         Path | None, typer.Option(help="A folder for findings.json, tables and pictures of pairs.", show_default=False)
@@ -466,7 +471,7 @@ def audit(
     photos, recipe = _target(target)
     given = _given(
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
-        images=images, label_from=label_from, labels=labels,
+        images=images, label_from=label_from, positive=positive, labels=labels,
     )  # fmt: skip
     show = Show() if quiet else Terminal()
     chosen, table = understand(photos, recipe, show=show, **given)

@@ -307,16 +307,21 @@ def settle(
                           "GPU. Install it (Debian: g++), or leave --compile out.")  # fmt: skip
     device = _device()
     reasons = {}
-    arch = recipe.arch
-    if arch == "auto":
-        arch, reasons["arch"] = settle_arch(device, lambda name: obtainable(name, show))
+    wanted = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # whose file it must be
+    looked: list[str] = []
+
+    def within_reach(name: str) -> bool:
+        looked.append(name)
+        return recipe.scratch or obtainable(name, show)
+
+    arch, reasons["arch"] = settle_arch(wanted, device, within_reach)
     photos = int((table["split"] == "train").sum())
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, photos, device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
     frozen, reasons["frozen_precision"] = settle_frozen_precision(
         recipe.frozen_precision, device, _bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
     )
-    weights = None if recipe.scratch else find_weights(arch, recipe.weights, show)
+    weights = None if recipe.scratch else find_weights(arch, recipe.weights, Show() if arch in looked else show)
     labels = "many" if has_many(table["label"], recipe.labels) else "one"
     settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
     if recipe.scratch:
@@ -388,7 +393,9 @@ def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
     """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
     epochs, steps = (sum(getattr(stage, key) for stage in recipe.stages) for key in ("epochs", "steps"))
     why = "all layers are trained: a frozen body of random weights would have nothing to give"
-    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving", steps=steps),), presets={}), why
+    last = recipe.stages[-1]
+    stage = Stage("all", epochs, "find", "moving", steps=steps, optimizer=last.optimizer, schedule=last.schedule)
+    return recipe.changed(stages=(stage,), presets={}), why
 
 
 def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show) -> tuple[Recipe, pd.DataFrame]:
@@ -398,7 +405,8 @@ def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show
     from .tables import Columns, has_many
 
     columns = Columns(chosen.image_col, chosen.label_col, chosen.group_col, chosen.split_col, chosen.images)
-    table = photo_table(photos, columns=columns, label_from=chosen.label_from, labels=chosen.labels, show=show)
+    forms = {"label_from": chosen.label_from, "labels": chosen.labels, "positive": chosen.positive}
+    table = photo_table(photos, columns=columns, **forms, show=show)
     for line in understood(table):
         show.say(line)
     way, reasons["split"] = settle_split(table, chosen)

@@ -23,6 +23,7 @@ __all__ = [
     "Augment",
     "Recipe",
     "Stage",
+    "course_words",
     "is_number",
     "is_whole",
     "load_recipe",
@@ -52,6 +53,18 @@ BALANCES = ("none", "weights", "sampler")
 LABELS = ("auto", "one", "many")
 LEAKS = ("keep", "drop")
 AUDITS = ("tell", "strict", "none")
+OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "adam": ("Adam", {}),
+    "sgd": ("SGD", {"mom": 0.9}),
+    "rmsprop": ("RMSProp", {}),
+    "radam": ("RAdam", {}),
+    "qhadam": ("QHAdam", {}),
+    "larc": ("Larc", {}),
+    "lamb": ("Lamb", {}),
+    "ranger": ("ranger", {}),
+}
+"""What a stage may name: fastai's own name and what is set. Weight decay is decoupled: its Adam is AdamW."""
+SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
 LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -81,7 +94,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of fastai's `fit_one_cycle`."""
+    """One call of fastai's `fit_one_cycle`, or of its like."""
 
     trains: str | int | float
     """`"head"` (body frozen), `"all"`, or the last layer groups (the head is one of them): their number, or their share
@@ -98,6 +111,12 @@ class Stage:
     resizing is a smaller stage before a larger one. Valid photos keep the recipe's size."""
     steps: int = 0
     """At least so many steps are made: where photos are few, epochs are added."""
+    optimizer: str = "adam"
+    """`"adam"`, `"sgd"` (momentum 0.9), `"rmsprop"`, `"radam"`, `"qhadam"`, `"larc"`, `"lamb"` or `"ranger"`, each
+    fastai's, with its settings. One cycle moves the momentum, too."""
+    schedule: str = "one_cycle"
+    """How the rate goes: `"one_cycle"`, up and down; `"flat_cos"`, held for three quarters and then down along a
+    cosine; `"plateau"`, a tenth after each epoch in which the valid loss did not fall; `"constant"`."""
 
     def epochs_of(self, photos: int, batch_size: int) -> int:
         """Its epochs, or, with so few training photos, those that its `steps` take.
@@ -147,6 +166,8 @@ class Recipe:
     """A regular expression that finds the class in a photo's path: loose photos with the label in their name."""
     labels: str = "auto"
     """Classes of a photo: `"one"`, or `"many"` (none or more, `;` between them); `"auto"`: many where a `;` is seen."""
+    positive: str = ""
+    """A class to tell from all others, which become one, `not` and its name; empty for the classes as they are."""
     split: str = "auto"
     """How photos are parted: see the module `splits`."""
     split_file: str = ""
@@ -172,7 +193,8 @@ class Recipe:
     threshold: float = 0.5
     """Probability from which on one of many labels is predicted."""
     arch: str = "auto"
-    """A torchvision or timm name, or `"auto"` (see `settle_arch`)."""
+    """A torchvision or timm name, or `"auto"`; with `" or "` between, the first whose weights are within reach, as in
+    `"resnet18 or auto"` (see `settle_arch`)."""
     scratch: bool = False
     """Start from random weights instead of pretrained ones."""
     weights: str = ""
@@ -367,6 +389,17 @@ def trained_words(what: Any) -> str:
     return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
 
 
+def course_words(stage: Mapping[str, Any]) -> str:
+    """Optimizer and schedule, each only where it is not the usual one.
+
+    >>> course_words({"optimizer": "sgd", "schedule": "plateau"}), course_words({"optimizer": "adam"})
+    ('optimizer sgd, schedule plateau', '')
+    """
+    usual = {f.name: f.default for f in dataclasses.fields(Stage)}
+    found = {key: stage.get(key, usual[key]) for key in ("optimizer", "schedule")}
+    return ", ".join(f"{key} {value}" for key, value in found.items() if value != usual[key])
+
+
 # ---- the rules behind "auto" ----------------------------------------------------------------------------------------
 
 
@@ -377,14 +410,27 @@ def settle_preset(device: str) -> tuple[str, str]:
     return "standard", f"a GPU is here ({device})"
 
 
-def settle_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
-    """The architecture and why: resnet50 on a GPU that can get its weights, else the embedded body.
+def settle_arch(arch: str, device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
+    """The architecture and why: of several, with `" or "` between, the first that is obtainable, or the last.
 
-    >>> settle_arch("cpu", lambda arch: True)[0]
+    `"auto"` is resnet50 on a GPU that can get its weights, else the embedded body.
+
+    >>> settle_arch("auto", "cpu", lambda name: True)[0]
     'tf_efficientnet_lite0'
+    >>> settle_arch("resnet18 or auto", "cpu", lambda name: False)[1]
+    'the weights of resnet18 are out of reach; no GPU here; these are installed with the package'
     """
+    *first, last = arch.split(" or ")
+    for name in first:
+        if obtainable(name):
+            return name, f"the first of '{arch}' whose weights are within reach"
+    found, why = _auto_arch(device, obtainable) if last == "auto" else (last, "as given")
+    return found, "; ".join([*(f"the weights of {name} are out of reach" for name in first), why])
+
+
+def _auto_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
     if device == "cpu":
-        return EMBEDDED_ARCH, "no GPU here; its weights are installed with the package"
+        return EMBEDDED_ARCH, "no GPU here; these are installed with the package"
     if obtainable("resnet50"):
         return "resnet50", "a GPU is here and the weights are within reach"
     return EMBEDDED_ARCH, "the weights of resnet50 are out of reach; these are installed with the package"
@@ -543,7 +589,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "arch": (lambda v: _text(v) and bool(v), "the name of an architecture or 'auto'"),
         **dict.fromkeys(("scratch", "compile"), (_flag, "true or false")),
         "weights": (_text, "a path"),
-        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "split_file"), (_text, "text")),
+        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "positive", "split_file"), (_text, "text")),
         "labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
         "split": (_way, f"one of {', '.join(WAYS)}"),
         "fold": (lambda v: is_whole(v, 0, 999), "a whole number from 0, below the number of folds"),
@@ -615,6 +661,9 @@ def _stage_faults(stages: Any, largest: Any) -> list[str]:
         if not (is_whole(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
             needed = f"pixels, from 8 to the recipe's image_size {largest!r}, or 0 for that"
             faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
+        for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if (value := getattr(stage, key)) not in tuple(known):
+                faults.append(f"stage {number}: {key} is {value!r}, needed: one of {', '.join(known)}")
         if not _rate(stage.lr):
             faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
     return faults

@@ -30,7 +30,7 @@ from .metrics import BINS, measure, sentences, suspected_labels
 from .pages import percent, rendered
 from .photos import fit_photo, open_photo
 from .progress import Show
-from .recipe import rate_words, trained_words
+from .recipe import course_words, rate_words, trained_words
 from .save import judged_split, read_json, read_manifest, read_predictions, write
 from .tables import each_label, flags_of, names
 
@@ -280,7 +280,13 @@ def _training(run: _Run, _: Photos) -> dict[str, Any]:
     context = {
         "settings": settings,
         "stages": [
-            {**stage, "rate": rate_words(stage["lr"]), "trained": trained_words(stage["trains"])} for stage in stages
+            {
+                **stage,
+                "rate": rate_words(stage["lr"]),
+                "trained": trained_words(stage["trains"]),
+                "course": course_words(stage),
+            }
+            for stage in stages
         ],
         "weights": run.manifest.get("weights"),
         "training": _figure(run, "training", figures.training_figure(run.epochs), words),

@@ -34,6 +34,7 @@ from .tables import (
     SPLIT_NAMES,
     TABLE_ENDINGS,
     Columns,
+    against_rest,
     classes_of,
     each_label,
     has_many,
@@ -58,6 +59,7 @@ def photo_table(
     columns: Columns | None = None,
     label_from: str = "",
     labels: str = "auto",
+    positive: str = "",
     show: Show | None = None,
 ) -> pd.DataFrame:
     """The photo table (see the module) of photos in any of these forms.
@@ -76,6 +78,7 @@ def photo_table(
         label_from: a regular expression, searched in each photo's path below the folder; its group named `label`, or
             its first, is the class, and one named `group` the group.
         labels: whether a photo has `"one"` label or `"many"`; `"auto"`: many where `;` is seen in one.
+        positive: a class to tell from all others, which become one.
 
     Raises:
         DataError: if there are no photos, one class only, a class with a single photo, a class in valid or test that
@@ -92,6 +95,12 @@ def photo_table(
     if columns != Columns() and not found.columns.startswith("images"):
         raise DataError(f"Columns were named, but the photos come as {found.form}. Name the table, or no columns.")
     table = found.table.sort_values("path", kind="stable", ignore_index=True)
+    if positive:
+        if has_many(table["label"], labels):
+            raise DataError(f"Photos with several labels are not told into '{positive}' and the rest. Leave it out.")
+        others = table.loc[table["label"] != positive, "label"].nunique()
+        found.oddities += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
+        table["label"] = against_rest(table["label"], positive)
     table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
     check_table(table, labels)
     return table

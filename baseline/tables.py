@@ -232,6 +232,20 @@ def names(values: Iterable[Any], limit: int = 5) -> str:
     return ", ".join(listed[:limit]) + more
 
 
+def against_rest(labels: pd.Series, positive: str) -> pd.Series:
+    """The labels as two classes: `positive`, and `not POSITIVE` for all others.
+
+    >>> list(against_rest(pd.Series(["glass", "plastic", "metal"]), "plastic"))
+    ['not plastic', 'plastic', 'not plastic']
+
+    Raises:
+        DataError: if no label is `positive`.
+    """
+    if not labels.eq(positive).any():
+        raise DataError(unknown("class", positive, set(labels)))
+    return labels.where(labels == positive, f"not {positive}")
+
+
 # ---- several labels of one photo ------------------------------------------------------------------------------------
 
 
