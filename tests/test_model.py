@@ -57,6 +57,7 @@ def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline)
     tempered = baseline.calibrated(rows, model.facts["temperature"])
     calibrated = done.predict(rows["path"])
     assert np.allclose(calibrated[["confidence", *SHARES]], tempered[["confidence", *SHARES]], atol=1e-5)
+    assert model.facts["weights_license"] == "apache-2.0"
     assert model.facts["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
 
 
@@ -174,6 +175,7 @@ def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, photos: P
     )
     old = load(folder)
     assert old.predict(photos).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
+    assert old.facts["weights_license"] == "unknown"
     with pytest.raises(OutputError, match="keeps no golden inputs"):
         old.check()
 
@@ -247,6 +249,7 @@ def first_as(value: Any) -> Any:
         (lambda f: told(f, std=[0.5, 0.5, 0]), "std is .*three numbers above 0"),
         (lambda f: told(f, std=[0.5, 0.5, float("nan")]), "is damaged: NaN is no number"),
         (lambda f: told(f, temperature=0), "temperature is 0, needed"),
+        (lambda f: told(f, weights_license=["mit"]), "weights_license is .*, needed: a licence's name, or null"),
         (lambda f: told(f, tta=["turn"], resize="stretch"), "resize is 'stretch', needed: .*; tta is"),
         (put("model.safetensors", pickle.dumps(Bomb())), "is a pickle or an archive, and was not opened"),
         (put("model.safetensors", b""), "is damaged"),
