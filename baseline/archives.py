@@ -115,8 +115,8 @@ class Members:
     def __init__(self, archive: Path, wanted: Callable[[str], bool], show: Show = _SILENT) -> None:
         """Raises DataError for what `unpack` refuses, and for damage, in words."""
         self.archive = archive
-        found = _Index(archive, wanted)
-        with show.bar(f"looking into {archive.name}", archive.stat().st_size, "bytes") as bar, _damage(archive):
+        with _readable(archive), show.bar(f"looking into {archive.name}", archive.stat().st_size, "bytes") as bar:
+            found = _Index(archive, wanted)
             self.zipped = _magic(archive).startswith(b"PK")
             (_unzip if self.zipped else _untar)(archive, found, bar)
         self.names = found.wanted_names
@@ -125,7 +125,7 @@ class Members:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Member]:
-        with _damage(self.archive):
+        with _readable(self.archive):
             yield from (self._in_zip if self.zipped else self._in_tar)()
 
     def _in_zip(self) -> Iterator[Member]:
@@ -319,6 +319,18 @@ def _damage(archive: Path) -> Iterator[None]:
         if fault.errno is None:
             raise DataError(_damaged(archive, fault)) from fault
         raise
+
+
+@contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    """Says as a DataError, too, what the system refused."""
+    try:
+        with _damage(archive):
+            yield
+    except BaselineError:
+        raise
+    except OSError as fault:
+        raise DataError(f"{archive} cannot be read: {fault.strerror}. Change its rights, or fetch it anew.") from None
 
 
 def _damaged(archive: Path, fault: Exception) -> str:

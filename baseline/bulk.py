@@ -116,7 +116,8 @@ def write_predictions(
     Args:
         photos: their paths or members of archives, taken from the iterable as they are needed.
         out: a file, or a binary stream.
-        processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder.
+        processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder. As
+            ever with several processes, a script that asks for them begins with `if __name__ == "__main__":`.
         total: how many photos there are, for the bar; 0 where that is not known.
 
     Raises:
@@ -311,7 +312,7 @@ def _job_of(path: Path) -> Path:
 
 def _begun(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> None:
     """Refuses what is there and may not be gone on with; else what the rows will be of lies beside them."""
-    beside, there = _job_of(path), [each for each in {path, written} if each.exists()]
+    beside, there = _job_of(path), [each for each in dict.fromkeys((path, written)) if each.exists()]
     if there:
         if odd := [each for each in there if not each.is_file()]:
             raise OutputError(f"{odd[0]} is no file that can be written. Choose another --out.")

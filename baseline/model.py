@@ -288,7 +288,7 @@ def _inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device)
     """N x 3 x image_size x image_size, float32, normalised as in training."""
     photos = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(facts[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return (shrunk(photos, facts["image_size"]) - mean) / std
+    return shrunk(photos, facts["image_size"]).sub_(mean).div_(std)
 
 
 def _each(photos: Any) -> Iterator[Any]:

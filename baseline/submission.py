@@ -101,7 +101,7 @@ def submit(
 
     Args:
         run: the folder of a finished run, or of its model.
-        sample: the competition's sample submission; looked for below `/kaggle/input` if not given.
+        sample: the competition's sample submission, or a zip of it; looked for below `/kaggle/input` if not given.
         images: the folder or archive of the test photos; beside the sample if not given. Ids may lack the ending, and
             name photos in folders below; where a photo of the name is in train and in test, that in test is meant.
         out: `submission.csv` in `/kaggle/working`, or where that is not, the working folder, if not given.

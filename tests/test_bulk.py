@@ -388,10 +388,13 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
     assert pd.read_parquet("out.parquet").equals(pd.read_parquet(io.BytesIO(before)))
 
 
-def test_parquet_without_pyarrow_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
         Wanted("parquet")
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match=r"Parquet goes into a file. Give --out FILE\.parquet"):
+        write_predictions(model, [], io.BytesIO(), Wanted("parquet"))
 
 
 def test_two_processes_write_the_file_of_one(model: Model, paths: list[str], tmp_path: Path) -> None:
@@ -497,6 +500,10 @@ def test_photos_in_archives_are_predicted_where_they_are(
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
     several, total = named_photos([str(tmp_path / "*"), paths[0]])
     assert total == len(list(several)) == 50
+    gone, _ = named_photos([str(archive)])
+    archive.unlink()
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        write_predictions(model, gone, "gone.csv", wanted)
 
 
 def test_a_photo_that_is_damaged_in_a_zip_has_a_row_that_says_so(
