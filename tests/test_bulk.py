@@ -309,6 +309,16 @@ def test_another_job_cannot_go_on_with_the_file(model: Model, done: baseline.Bas
     assert Path("out.csv").read_bytes() == before
 
 
+def test_rows_are_in_the_file_while_the_job_goes_on(model: Model, paths: list[str]) -> None:
+    def watched() -> Iterator[str]:
+        for number, each in enumerate(paths):
+            written = Path("out.csv").read_bytes().count(b"\n") - 1 if number > 20 else number
+            assert written >= number - 4 * 4  # three blocks are read ahead
+            yield each
+
+    write_predictions(model, watched(), "out.csv", Wanted(batch_size=4))
+
+
 def test_two_jobs_cannot_write_one_file(model: Model, paths: list[str]) -> None:
     def meanwhile() -> object:
         yield paths[0]
@@ -576,6 +586,7 @@ def test_words_name_photos_in_many_ways(photos: Path, tmp_path: Path) -> None:
     packed(tmp_path / "list.zip", [("list.csv", b"path")])
     for word, words in (
         ("nowhere.jpg", "There is no photo, folder or table"),
+        (str(tmp_path / "non?"), "no file fits it as a pattern"),
         (str(tmp_path / "none"), "holds no photos"),
         (str(tmp_path / "two.csv"), "Give --image-col"),
         (str(tmp_path / "photos.zip"), "is damaged, cut short, or no tar or zip archive"),
