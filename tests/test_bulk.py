@@ -337,7 +337,7 @@ def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(bulk, "ROW_GROUP_BYTES", 1000)
-    mixed = [*paths[:9], 'nowhere,\n"odd".jpg', *paths[9:30]]
+    mixed = [*paths[:9], *(f'nowhere,\n"odd" {number}.jpg' for number in range(40)), *paths[9:30]]
     options: dict[str, Any] = {"top_k": 2, "every": True, "min_confidence": 0.4, "batch_size": 4}
 
     def seen() -> Iterator[str]:
