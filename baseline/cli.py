@@ -81,7 +81,7 @@ def _complete(names: Callable[[], Any]) -> Any:
 _PRESET_NAMES = ("auto", *PRESETS)
 RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch")
 CURVE_NAMES = RUNG_NAMES[1:-2] + RUNG_NAMES[-1:]
-_FORMATS = ("csv", "jsonl")
+_FORMATS = ("csv", "jsonl", "parquet")
 Model = Annotated[Path, typer.Argument(help="A run folder, or its model/ alone.", show_default=False)]
 Target = Annotated[
     str,
@@ -628,12 +628,16 @@ def predict(
     photos: Annotated[
         list[str],
         typer.Argument(
-            help="Photos, folders, patterns, tables with a column of paths, or - for paths on standard input.",
+            help="Photos, folders, zip or tar archives, patterns, tables with a column of paths, or - for paths on "
+            "standard input.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="A .csv or .jsonl file; standard output if not given.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output if not given.", show_default=False
+        ),
     ] = None,
     format: Annotated[
         str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=_complete(lambda: _FORMATS))
@@ -649,6 +653,16 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces the file of --out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Goes on with the file of --out where it stopped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 64,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, or auto: the quicker here, by measurement. As the run was evaluated if not given: "
+            "float32 on a CPU.",
+            autocompletion=_complete(lambda: ("auto", "float32", "bfloat16")),
+            show_default=False,
+        ),
+    ] = "",
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="Each has a GPU, or its share of the CPU.")] = 1,
     image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
 ) -> None:
@@ -664,12 +678,15 @@ def predict(
 
         baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
 
+        baseline predict runs/mine photos.zip --out predictions.parquet --processes 4
+
         find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
     """
     kind = format if out is None else out.suffix.lower().removeprefix(".")
-    if kind not in _FORMATS:
-        what = f"--format {format} is unknown" if out is None else f"{out} is no .csv or .jsonl file by its name"
-        raise OutputError(f"{what}; needed: csv or jsonl.")
+    known = _FORMATS if out is not None else tuple(each for each in _FORMATS if each != "parquet")
+    if kind not in known:
+        what = f"{format} does not go to standard output" if out is None else f"{out} is no such file by its name"
+        raise OutputError(f"{what}; needed: {', '.join(known)}.")
     if (overwrite or resume) and out is None:
         raise OutputError("--overwrite and --resume go with a file. Give --out FILE.")
     if overwrite and resume:
@@ -680,13 +697,15 @@ def predict(
     from .bulk import Wanted, named_photos, write_predictions
     from .progress import Show, Terminal
 
-    paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else ())
-    from .model import load
-
     show = Show() if quiet else Terminal()
     bars = Show() if out is None and sys.stdout.isatty() else show
-    wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size)
-    options: dict[str, Any] = {"total": total, "overwrite": overwrite, "resume": resume, "show": bars}
+    wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size, precision)
+    paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else (), show)
+    from .model import load
+
+    options: dict[str, Any] = {
+        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "show": bars,
+    }  # fmt: skip
     try:
         counts = write_predictions(load(model), paths, sys.stdout.buffer if out is None else out, wanted, **options)
         sys.stdout.flush()
@@ -695,7 +714,7 @@ def predict(
         raise typer.Exit(141) from None
     except KeyboardInterrupt:
         if out is not None:
-            show.say(f"interrupted: what was predicted is in {out}; --resume goes on")
+            show.say(f"interrupted: what was predicted is kept, and --resume goes on with {out}")
         raise
     show.say(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
 

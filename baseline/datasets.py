@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.request import Request, urlopen
 
-from .archives import unpack, writing
+from .archives import is_archive, unpack, writing
 from .errors import BaselineError, DataError, OutputError, unknown
 from .progress import Bar, Show
 
@@ -33,7 +33,6 @@ FOLDERS = 2_000  # looked into while searching
 CONNECT_SECONDS = 10.0
 NPM_SECONDS = 900.0
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
-ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".zip")
 MARKER = "complete.json"
 _SILENT = Show()
 
@@ -384,9 +383,7 @@ def _search(known: Dataset, root: Path) -> tuple[list[Path], list[Path]]:
 def _archives(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                folder / e.name for e in islice(entries, ENTRIES) if e.name.lower().endswith(ARCHIVE_SUFFIXES)
-            )
+            return sorted(folder / e.name for e in islice(entries, ENTRIES) if is_archive(e.name))
     except OSError:
         return []
 

@@ -309,8 +309,9 @@ class _Exporter:
         with self.show.bar("comparing", len(photos), "photos") as bar:
             for begin in range(0, len(photos), BATCH):
                 some = photos[begin : begin + BATCH]
-                options = {"tta": self.tta, "calibrated": self.calibrated}
-                (block,) = self.model.blocks(some, batch_size=BATCH, hurry=False, **options)
+                (block,) = self.model.blocks(
+                    some, batch_size=BATCH, hurry=False, tta=self.tta, calibrated=self.calibrated
+                )
                 read = [number for number, error in enumerate(block.errors) if not error]
                 found = self._ran(run, [self._input(some[number]) for number in read])
                 expected = block.probabilities[read]

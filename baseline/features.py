@@ -35,7 +35,17 @@ from .quick import quick
 from .recipe import Recipe, Stage
 from .weights import normalisation
 
-__all__ = ["FrozenOutputs", "Layers", "Plan", "embedded", "embeddings", "forward_rates", "frozen_format", "layers_of"]
+__all__ = [
+    "FrozenOutputs",
+    "Layers",
+    "Plan",
+    "bfloat16_units",
+    "embedded",
+    "embeddings",
+    "forward_rates",
+    "frozen_format",
+    "layers_of",
+]
 
 MEMORY_SHARE = 1 / 4
 """Of the machine's memory, for outputs that are kept there."""
@@ -343,6 +353,12 @@ def frozen_format(recipe: Recipe, device: str) -> torch.autocast:
     """The number format of passes through frozen layers; on a GPU that of training."""
     name = recipe.frozen_precision if device == "cpu" else recipe.precision
     return number_format(name, device)
+
+
+def bfloat16_units() -> list[str]:
+    """What this CPU computes bfloat16 with."""
+    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
+    return [name for name, has in units.items() if has()]
 
 
 def forward_rates(arch: str, image_size: int) -> dict[str, float]:

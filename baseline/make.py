@@ -175,7 +175,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             expected = estimate(rates, chosen, _counts(table), ready)
             show.say(f"training and evaluation will take about {minutes(expected.total)} on {_device_words()}")
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
-        with clock.part("training"), _kept_when_interrupted(learn, chosen, folder, show):
+        with clock.part("training"), _kept_when_interrupted(learn, chosen, weights, folder, show):
             history = train(learn, chosen, logs, deadline=deadline)
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
@@ -190,7 +190,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         "time": (where := where_time_went(clock.seconds, history.stages)),
         "bound": bound_by(where, chosen, _device()),
     }
-    _write_run(folder, learn, table, history, predicted, manifest)
+    _write_run(folder, learn, weights, table, history, predicted, manifest)
     write_card(folder, show)
     write_report(folder, show)
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
@@ -296,7 +296,7 @@ def settle(
         RecipeError: if the architecture does not exist or the precision does not go with the device.
         WeightsError: if the pretrained weights cannot be had.
     """
-    from .features import forward_rates
+    from .features import bfloat16_units, forward_rates
     from .quick import has_compiler
     from .tables import has_many
     from .weights import find_weights, obtainable
@@ -319,7 +319,7 @@ def settle(
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, photos, device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
     frozen, reasons["frozen_precision"] = settle_frozen_precision(
-        recipe.frozen_precision, device, _bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
+        recipe.frozen_precision, device, bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
     )
     weights = None if recipe.scratch else find_weights(arch, recipe.weights, Show() if arch in looked else show)
     labels = "many" if has_many(table["label"], recipe.labels) else "one"
@@ -523,14 +523,16 @@ class _Clock:
 
 
 @contextmanager
-def _kept_when_interrupted(learn: Learner, recipe: Recipe, folder: Path, show: Show) -> Iterator[None]:
+def _kept_when_interrupted(
+    learn: Learner, recipe: Recipe, weights: Weights | None, folder: Path, show: Show
+) -> Iterator[None]:
     """On Ctrl-C writes the epochs so far and the best weights so far, then lets the interrupt go on."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         history = getattr(interrupt, "history", None)
         if history is not None and len(history.epochs):
-            _write_training(folder, learn, history, recipe)
+            _write_training(folder, learn, history, recipe, weights)
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
         raise
@@ -539,13 +541,14 @@ def _kept_when_interrupted(learn: Learner, recipe: Recipe, folder: Path, show: S
 def _write_run(
     folder: Path,
     learn: Learner,
+    weights: Weights | None,
     table: pd.DataFrame,
     history: History,
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
 ) -> None:
     fitted = manifest["calibration"].get("temperature")
-    _write_training(folder, learn, history, Recipe(**manifest["recipe"]), fitted)
+    _write_training(folder, learn, history, Recipe(**manifest["recipe"]), weights, fitted)
     write(folder / "split.csv", split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
     write(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
@@ -553,10 +556,15 @@ def _write_run(
 
 
 def _write_training(
-    folder: Path, learn: Learner, history: History, recipe: Recipe, temperature: float | None = None
+    folder: Path,
+    learn: Learner,
+    history: History,
+    recipe: Recipe,
+    weights: Weights | None,
+    temperature: float | None = None,
 ) -> None:
     from .networks import save_network
-    from .weights import is_torchvision, normalisation
+    from .weights import is_torchvision, normalisation, published
 
     mean, std = normalisation(recipe.arch)
     facts = {
@@ -574,6 +582,7 @@ def _write_training(
         "temperature": temperature,
         "crop": recipe.augment.crop,
         "precision": recipe.precision,
+        "weights_license": published(weights).get("license", "unknown") if weights else None,
         "versions": versions(),
     }
     write(folder / "history.csv", history.epochs.to_csv(index=False))
@@ -638,14 +647,6 @@ def _device() -> str:
     from fastai.torch_core import default_device
 
     return str(default_device().type)
-
-
-def _bfloat16_units() -> list[str]:
-    """What this CPU computes bfloat16 with."""
-    import torch
-
-    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
-    return [name for name, has in units.items() if has()]
 
 
 def _device_words() -> str:

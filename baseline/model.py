@@ -28,13 +28,14 @@ from fastai.torch_core import default_device
 from .chance import states_kept
 from .data import PHOTO_FORMS, empty_loaders, shrunk
 from .errors import DataError, WeightsError
+from .features import bfloat16_units, forward_rates
 from .learners import device_of, learner, number_format
 from .metrics import tempered
 from .networks import load_network, model_folder, read_golden
 from .photos import square, why_unreadable
 from .predict import decisions, probabilities
 from .quick import quick
-from .recipe import Augment, Recipe
+from .recipe import Augment, Recipe, settle_frozen_precision
 from .tables import photos_below
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Model:
         calibrated: bool = True,
         batch_size: int = 64,
         hurry: bool = True,
+        precision: str = "",
     ) -> Iterator[Block]:
         """Predictions as they are made, `batch_size` photos at a time, in order; of a photo that cannot be read, why.
 
@@ -170,9 +172,12 @@ class Model:
         however many there are. The same photos in the same blocks give the same numbers.
 
         Args:
-            photos: taken from the iterable as they are needed.
+            photos: taken from the iterable as they are needed: what `predict` takes, or functions that return it,
+                which are called in the reading threads.
             hurry: with quicker passes (see `quick`), which pay from a few dozen photos on.
+            precision: the number format of the passes; see `settled_precision`.
         """
+        numbers = number_format(self.settled_precision(precision)[0], device_of(self.network).type)
         views = tuple(self.facts["tta"]) if tta else ()
         with ExitStack() as stack:
             network: nn.Module = self.network
@@ -181,7 +186,22 @@ class Model:
                 if whole and hurry and network is self.network:
                     network = copy.deepcopy(self.network)  # so that others may use the model meanwhile
                     stack.enter_context(quick(network, self.inputs(whole[:2]), learns=False))
-                yield self._block(given, squares, self._seen(network, whole, views), calibrated)
+                yield self._block(given, squares, self._seen(network, whole, views, numbers), calibrated)
+
+    def settled_precision(self, wish: str = "") -> tuple[str, str]:
+        """The number format of passes and why: that of the run's evaluation, which on a CPU is float32, if nothing is
+        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU the quicker of the two, by measurement.
+
+        Raises:
+            RecipeError: for bfloat16 on a CPU that has nothing for it.
+        """
+        device = device_of(self.network).type
+        if device != "cpu":
+            return (self.facts["precision"], "as evaluated") if wish in ("", "auto") else (wish, "as given")
+        return settle_frozen_precision(
+            wish or "float32", device, bfloat16_units(),
+            lambda: forward_rates(self.facts["arch"], self.facts["image_size"]),
+        )  # fmt: skip
 
     @contextmanager
     def ready(self, *, tta: bool = True, calibrated: bool = True) -> Iterator[Callable[[Sequence[np.ndarray]], Block]]:
@@ -193,9 +213,12 @@ class Model:
         """
         views = tuple(self.facts["tta"]) if tta else ()
         network = copy.deepcopy(self.network)  # so that others may use the model meanwhile
+        numbers = number_format(self.settled_precision()[0], device_of(self.network).type)
         noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.shape), dtype=np.uint8)]
         with quick(network, self.inputs(noise), learns=False):
-            yield lambda squares: self._block([*squares], [*squares], self._seen(network, squares, views), calibrated)
+            yield lambda squares: self._block(
+                [*squares], [*squares], self._seen(network, squares, views, numbers), calibrated
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -246,18 +269,20 @@ class Model:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _square(self, photo: Any) -> Any:
-        if not isinstance(photo, PHOTO_FORMS):
-            return f"a path, bytes, an array or a PIL image was needed, not {type(photo).__name__}"
         try:
-            return self.square(photo)
+            content = photo() if callable(photo) else photo
+            if not isinstance(content, PHOTO_FORMS):
+                return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
+            return self.square(content)
         except Exception as error:
             return why_unreadable(error)
 
-    def _seen(self, network: nn.Module, squares: Sequence[np.ndarray], views: tuple[str, ...]) -> np.ndarray:
+    def _seen(
+        self, network: nn.Module, squares: Sequence[np.ndarray], views: tuple[str, ...], numbers: torch.autocast
+    ) -> np.ndarray:
         """Uncalibrated probabilities, squares x classes, mean over the plain photo and its views."""
         if len(squares) == 0:
             return np.empty((0, len(self.classes)))
-        numbers = _numbers(self.network, self.facts)
         return probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
 
     def _block(self, photos: list[Any], squares: list[Any], seen: np.ndarray, calibrated: bool) -> Block:
@@ -294,13 +319,7 @@ def _inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device)
     """N x 3 x image_size x image_size, float32, normalised as in training."""
     photos = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(facts[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return (shrunk(photos, facts["image_size"]) - mean) / std
-
-
-def _numbers(network: nn.Module, facts: Mapping[str, Any]) -> torch.autocast:
-    """The number format of the training's evaluation, where the network is on a GPU; float32 elsewhere."""
-    device = device_of(network).type
-    return number_format(facts["precision"] if device != "cpu" else "float32", device)
+    return shrunk(photos, facts["image_size"]).sub_(mean).div_(std)
 
 
 def _each(photos: Any) -> Iterator[Any]:

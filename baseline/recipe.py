@@ -508,7 +508,7 @@ def settle_frozen_precision(
     if device != "cpu":
         return "float32", "on a GPU the format is that of training"
     if precision == "bfloat16" and not units:
-        raise RecipeError("frozen_precision bfloat16 needs a CPU with AMX or AVX-512 BF16; this one has neither.")
+        raise RecipeError("bfloat16 needs a CPU with AMX or AVX-512 BF16; this one has neither. Use float32 or auto.")
     if precision != "auto":
         return precision, "as given"
     if not units:

@@ -24,8 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from .archives import unpack
-from .datasets import ARCHIVE_SUFFIXES, DATASETS, dataset, home
+from .archives import ARCHIVE_SUFFIXES, UNPACKED_FILES, is_archive, most_bytes, unpack
+from .datasets import DATASETS, dataset, home
 from .errors import DataError
 from .foreign import foreign, is_foreign
 from .progress import Show
@@ -46,11 +46,6 @@ from .tables import (
 )
 
 __all__ = ["check_table", "photo_table", "understood", "unpacked"]
-
-INFLATION = 100
-"""How many times larger than itself an archive's content may be; photos hardly shrink, bombs shrink a thousandfold."""
-
-UNPACKED_FILES = 20_000_000
 
 
 def photo_table(
@@ -154,7 +149,7 @@ def _place(photos: str, show: Show) -> Path:
         raise DataError(
             f"There is no folder or file {path}. Give a folder with one folder of photos per class, or a table."
         )
-    if path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if path.is_file() and is_archive(path):
         return unpacked(path, show)
     return path
 
@@ -166,8 +161,7 @@ def unpacked(archive: Path, show: Show) -> Path:
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
     folder = home() / "unpacked" / f"{stem}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        most = max(INFLATION * stat.st_size, 100_000_000)
-        unpack(archive, folder, max_bytes=most, max_files=UNPACKED_FILES, show=show)
+        unpack(archive, folder, max_bytes=most_bytes(archive), max_files=UNPACKED_FILES, show=show)
         show.say(f"data: {archive} unpacked into {folder}")
     return folder
 

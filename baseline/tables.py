@@ -30,6 +30,7 @@ __all__ = [
     "flags_of",
     "has_many",
     "image_column",
+    "is_photo",
     "listed_photos",
     "names",
     "photos_below",
@@ -218,11 +219,21 @@ def photos_below(folder: Path) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for file in sorted(files):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in PHOTO_ENDINGS:
+            if is_photo(file):
                 path = os.path.join(here, file)
                 if not path.isprintable() and any("\ud800" <= each <= "\udfff" for each in path):
                     raise DataError(f"The name {path!a} is no text in UTF-8. Rename it.")
                 yield path
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name, with folders or without, is that of a photo: by its ending; hidden ones are passed over.
+
+    >>> is_photo("ants/01.JPG"), is_photo("__MACOSX/._01.jpg"), is_photo("labels.csv")
+    (True, False, False)
+    """
+    hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
+    return not hidden and os.path.splitext(name)[1].lower() in PHOTO_ENDINGS
 
 
 def names(values: Iterable[Any], limit: int = 5) -> str:
