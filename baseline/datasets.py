@@ -677,7 +677,7 @@ def _moves(known: Dataset, elsewhere: Elsewhere, folder: Path) -> Iterator[tuple
             if line and not line.startswith("#"):
                 name = line.split()[0]
                 label, photo = name.rpartition("_")[0], folder / elsewhere.photos.format(name)
-                if label not in known.classes or not photo.is_file():  # a name that leads out is of no class
+                if label not in known.classes or "/" in name or not photo.is_file():  # with / it could lead out
                     raise DataError(f"{words} names {name}, which is no photo of {known.title}, or is not there.")
                 yield photo, Path(split, label, photo.name)
 

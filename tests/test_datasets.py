@@ -696,12 +696,16 @@ def test_an_archive_whose_lists_name_what_is_not_there_or_leads_out_is_refused(
     _, known = archive_of("pets", tmp_path)
     monkeypatch.setitem(DATASETS, "pets", known)
     top = tmp_path / "oxford-iiit-pet"
-    (tmp_path / "mine_1.jpg").write_bytes(b"precious")
-    for line in ("pug_99 1 1 1", "../../../../../mine_1 1 1 1"):
+    mine = cache / "mine.jpg"
+    (top / "images" / "pug_").mkdir()
+    (top / "images" / "pug_" / "1.jpg").write_bytes(b"")
+    cache.mkdir(parents=True)
+    mine.write_bytes(b"precious")  # CACHE/.pets.tmp-X/unpacked/oxford-iiit-pet/images/pug_/../../../../../mine.jpg
+    for line in ("pug_99 1 1 1", "pug_/../../../../../mine 1 1 1"):
         (top / "annotations/test.txt").write_text(f"{line}\n")
         with pytest.raises(DataError, match=r"annotations/test\.txt names"):
             dataset("pets", data=tgz(tmp_path / "bad.tgz", top, top.name))
-    assert (tmp_path / "mine_1.jpg").exists() and not list(cache.glob("pets*"))
+    assert mine.read_bytes() == b"precious" and not list(cache.glob("pets*"))
 
 
 # -- unpacking -------------------------------------------------------------------------------------------------------
