@@ -408,7 +408,7 @@ class _Engine:
         return max(1, math.ceil(self.waiting * self.pace))
 
     def full(self) -> HTTPException:
-        return _busy(f"{self.waiting} photos are waiting already.", self.delay)
+        return _busy(f"The queue is full: {self.waiting} of {self.limits.waiting} places.", self.delay)
 
     async def predict(self, content: bytes) -> tuple[Block, int]:
         """A block, and which of it this photo is."""

@@ -327,17 +327,18 @@ def test_what_waits_goes_through_the_network_together(tiny: Path, model: Model, 
 def test_a_full_queue_says_when_to_come_again(tiny: Path, files: list[Path], gate: Any) -> None:
     opened, _ = gate
     content = files[0].read_bytes()
-    with client_of(tiny, limits=Limits(waiting=2)) as client, ThreadPoolExecutor(2) as pool:
+    with client_of(tiny, limits=Limits(waiting=2, seconds=8)) as client, ThreadPoolExecutor(2) as pool:
         opened.clear()
         held = [pool.submit(client.post, "/predict", files=sent(content))]
         until(lambda: client.get("/health").json()["waiting"] == 1)
-        assert client.post("/predict", files=sent(content, content)).status_code == 503  # room for one
+        refused = client.post("/predict", files=sent(content, content))  # there is room for one
+        assert refused.status_code == 503 and "1 of 2 places" in refused.json()["error"]
         held.append(pool.submit(client.post, "/predict", files=sent(content)))
         until(lambda: client.get("/health").json()["waiting"] == 2)
         for address in ("/predict", "/gradcam"):
             refused = client.post(address, content=b"not even looked at")
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
-            assert "waiting already" in refused.json()["error"]
+            assert "2 of 2 places" in refused.json()["error"]
         opened.set()
         assert [each.result().status_code for each in held] == [200, 200]
         assert client.post("/predict", files=sent(content)).status_code == 200
