@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import json
 import os
 import pkgutil
 import re
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, shortened
-from test_kaggle import notebook
 
 import baseline
 
@@ -91,16 +89,3 @@ def test_the_examples_of_recipes_run(
     assert "accuracy" in printed or "photos are wrong" in printed
     for picture in re.findall(r"\S+\.png", printed):
         assert Path(picture).is_file()
-
-
-@pytest.mark.parametrize("name", ["ants_bees", "own_model"])
-def test_a_notebook_is_its_script_and_shows_what_came_of_it(name: str) -> None:
-    kept = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())
-    plain = notebook((ROOT / "examples" / f"{name}.py").read_text())
-    assert [(cell["cell_type"], "".join(cell["source"])) for cell in kept["cells"]] == [
-        (cell["cell_type"], "".join(cell["source"])) for cell in plain["cells"]
-    ]
-    outputs = [each for cell in kept["cells"] for each in cell.get("outputs", [])]
-    assert not [each for each in outputs if each["output_type"] == "error"]
-    assert sum("image/png" in each.get("data", {}) for each in outputs) == 2
-    assert "accuracy" in "".join(text for each in outputs for text in each.get("text", []))

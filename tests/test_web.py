@@ -290,10 +290,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, lis
     opened, sizes, seen = threading.Event(), [], Model._seen
     opened.set()
 
-    def held(self: Model, network: Any, squares: Any, views: Any) -> Any:
+    def held(self: Model, network: Any, squares: Any, *more: Any) -> Any:
         sizes.append(len(squares))
         assert opened.wait(20)
-        return seen(self, network, squares, views)
+        return seen(self, network, squares, *more)
 
     monkeypatch.setattr(Model, "_seen", held)
     yield opened, sizes
@@ -501,11 +501,9 @@ DROP = """([text, name]) => {
 }"""
 
 
-def test_in_a_browser_a_dropped_photo_of_an_ant_is_an_ant(server: Any, done: baseline.Baseline, tmp_path: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
+def test_in_a_browser_a_dropped_photo_of_an_ant_is_an_ant(
+    server: Any, done: baseline.Baseline, tmp_path: Path, browser: Any
+) -> None:
     words = tmp_path / "<i>words<b>.jpg"
     words.write_text("words")
     address = f"http://127.0.0.1:{server[1]}"
@@ -514,35 +512,31 @@ def test_in_a_browser_a_dropped_photo_of_an_ant_is_an_ant(server: Any, done: bas
     ant = Path(told["path"][(table["label"] == "ants") & (told["predicted"] == "ants")].iloc[0])
     bee = Path(told["path"][told["predicted"] == "bees"].iloc[0])
     text = base64.b64encode(ant.read_bytes()).decode()
-    with api.sync_playwright() as playwright:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        asked: list[str] = []
-        complaints: list[str] = []
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.on("pageerror", lambda error: complaints.append(str(error)))
-            tab.goto(address)
-            tab.evaluate(DROP, [text, "ant.jpg"])
-            tab.wait_for_selector(".bars li")
-            assert tab.locator(".bars b").all_inner_texts() == ["ants", "bees"]
-            assert tab.locator(".answer").inner_text().startswith("ants")
-            tab.click(".look")
-            tab.wait_for_selector("figcaption:not(:empty)")
-            assert tab.locator(".card img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-            tab.set_input_files("#choose", [bee, words])
-            tab.wait_for_selector(".wrong")
-            tab.wait_for_selector(".waits", state="detached")
-            assert "no photo" in tab.locator(".wrong .answer").inner_text()
-            assert tab.locator(".wrong .name").inner_text() == words.name
-            assert tab.locator(".card").nth(1).locator(".answer").inner_text().startswith("bees")
-            tab.locator("#examples button").first.click()
-            tab.wait_for_selector(".card >> nth=3")
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
-            tab.click("#clear")
-            assert tab.locator(".card").count() == 0
-        browser.close()
+    asked: list[str] = []
+    complaints: list[str] = []
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(address)
+        tab.evaluate(DROP, [text, "ant.jpg"])
+        tab.wait_for_selector(".bars li")
+        assert tab.locator(".bars b").all_inner_texts() == ["ants", "bees"]
+        assert tab.locator(".answer").inner_text().startswith("ants")
+        tab.click(".look")
+        tab.wait_for_selector("figcaption:not(:empty)")
+        assert tab.locator(".card img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        tab.set_input_files("#choose", [bee, words])
+        tab.wait_for_selector(".wrong")
+        tab.wait_for_selector(".waits", state="detached")
+        assert "no photo" in tab.locator(".wrong .answer").inner_text()
+        assert tab.locator(".wrong .name").inner_text() == words.name
+        assert tab.locator(".card").nth(1).locator(".answer").inner_text().startswith("bees")
+        tab.locator("#examples button").first.click()
+        tab.wait_for_selector(".card >> nth=3")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+        tab.click("#clear")
+        assert tab.locator(".card").count() == 0
     assert complaints == [] and {each.split("/")[2] for each in asked if each.startswith("http")} == {address[7:]}
 
 
