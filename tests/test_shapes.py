@@ -128,3 +128,38 @@ def test_the_opposite_of_a_class_is_not_what_is_meant() -> None:
 def test_a_sample_of_other_classes_is_refused(columns: Any, more: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         asked(columns, **more)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"label": ["0", "1"]}, "--shape probabilities writes probabilities"),
+        ({"ants": ["1"], "bees": ["0"]}, "holds 0 and 1, which says nothing of what is judged"),
+    ],
+)
+def test_what_a_sample_of_0_and_1_leaves_open_is_told_and_nothing_else_is(columns: Any, words: str) -> None:
+    def told(*given: Any, **options: Any) -> bool:
+        return words in " ".join(asked(*given, **options).words)
+
+    assert told(columns)
+    assert not told(columns, wish="codes" if len(columns) == 1 else "probabilities")
+    assert not told({name: ["0.5"] for name in columns})
+    if "label" in columns:
+        assert not told(columns, ["0", "1"], many=True) and not told(columns, ["ants", "bees", "wasps"])
+        assert not told({"label": [""]}) and not told({"label": ["ants"]})
+
+
+def test_codes_begin_at_1_only_where_the_sample_shows_it() -> None:
+    assert in_shape(TABLE, asked({"label": ["1"]})) == {"label": ["0", "1"]}
+    assert in_shape(TABLE, asked({"label": ["1", "2"]})) == {"label": ["1", "2"]}
+    with pytest.raises(DataError, match="holds '0', '2'"):
+        asked({"label": ["0", "2"]})
+
+
+def test_many_words_for_classes_are_told_in_part() -> None:
+    classes = [f"class {number}" for number in range(8)]
+    words = asked({"label": ["0"]}, classes).words
+    assert "class 5 = 5, and 2 more" in words[1] and "more" not in asked({"label": ["0"]}, classes[:6]).words[1]
+    one_hot = {"ants": ["1"], "bees": ["0"]}
+    assert asked(one_hot, wish="one-hot").words[0].startswith("0 or 1 in 2 columns")
+    assert asked(one_hot, wish="probabilities").words[0].startswith("probabilities in 2 columns")
