@@ -27,7 +27,7 @@ from .save import as_json, read_json, write
 from .tables import TABLE_ENDINGS, listed_photos, photos_below, place
 
 if TYPE_CHECKING:
-    from .model import Block, Model
+    from .model import Block, Ensemble, Model
 
 __all__ = ["Counts", "Wanted", "named_photos", "write_predictions"]
 
@@ -84,7 +84,7 @@ class Counts:
 
 
 def write_predictions(
-    model: Model,
+    model: Model | Ensemble,
     photos: Iterable[str],
     out: str | Path | IO[bytes],
     wanted: Wanted | None = None,
@@ -339,7 +339,7 @@ def _records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
 
 
 def _predicted(
-    model: Model, photos: Iterable[str], file: IO[bytes], rows: _Rows, counts: Counts, total: int, show: Show
+    model: Model | Ensemble, photos: Iterable[str], file: IO[bytes], rows: _Rows, counts: Counts, total: int, show: Show
 ) -> Counts:
     wanted, began = rows.wanted, time.perf_counter()
     with show.bar("predicting", total, "photos") as bar:

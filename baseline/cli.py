@@ -23,6 +23,7 @@ from .recipe import (
     RESIZES,
     WAYS,
     load_recipe,
+    read_values,
     recipe_names,
     recipes_folder,
 )
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from .audits import Audit
     from .compare import Comparison
-    from .experiments import Seeds
+    from .experiments import Folds, Seeds
     from .make import Baseline
     from .progress import Show
 
@@ -77,7 +78,15 @@ def _complete(names: Callable[[], Any]) -> Any:
 
 _PRESET_NAMES = ("auto", *PRESETS)
 _FORMATS = ("csv", "jsonl")
-Model = Annotated[Path, typer.Argument(help="A run folder, or its model/ alone.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(help="A run folder, its model/ alone, or a folder of folds or seeds.", show_default=False)
+]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ensemble", help="More runs, between commas, whose probabilities are averaged with it.", show_default=False
+    ),
+]
 Target = Annotated[
     str,
     typer.Argument(
@@ -175,7 +184,10 @@ def run(
     split: Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)] = None,
     split_file: Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)] = None,
     fold: Annotated[
-        int | None, typer.Option(help="Which fold is the valid split, from 0.", rich_help_panel=_SPLITS)
+        int | None,
+        typer.Option(
+            help="Runs this fold alone, from 0; without it, all.", show_default=False, rich_help_panel=_SPLITS
+        ),
     ] = None,
     balance: Annotated[
         str | None, _named("For rare classes: none, weights (in the loss) or sampler.", words=BALANCES, panel=_SPLITS)
@@ -191,6 +203,9 @@ def run(
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tells what was understood of the photos, and stops there.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Makes the folds or seeds that are not finished in --out.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
@@ -211,7 +226,11 @@ def run(
 
         baseline run train.csv --images train_images/ --group-col patient
 
-        baseline run scans.zip --split kfold:5 --fold 2 --balance weights
+        baseline run scans.zip --split kfold:5 --out runs/scans
+
+        baseline run scans.zip --split kfold:5 --out runs/scans --resume
+
+        baseline run scans.zip --split group-kfold:5 --fold 2 --balance weights
 
         baseline run runs/mine/manifest.json
 
@@ -241,17 +260,29 @@ def run(
     show = Show() if quiet else Terminal()
     if data is not None:
         photos = _data(data, recipe, show)
+    from .experiments import described_folds, make_folds, make_seeds
+
+    folds = fold is None and _names_folds(recipe, split)
     if dry_run:
         from .sources import understood
 
-        print("\n".join(understood(understand(photos, recipe, show=Show(), **changes)[1])))
+        chosen, table = understand(photos, recipe, show=Show(), **changes | ({} if seed is None else {"seed": seed}))
+        print("\n".join([*understood(table), *([described_folds(table, chosen)] if "kfold" in chosen.split else [])]))
+        return
+    if seeds is not None and folds:
+        raise RecipeError(
+            "--seeds and folds are several runs each. Give --fold K for the seeds of one fold, or --seed."
+        )
+    if resume and not (folds or seeds is not None):
+        raise RecipeError("--resume goes on with --seeds or folds, and this is one run. Leave it out.")
+    options: dict[str, Any] = {"out": out, "seed": seed, "show": show}
+    if folds:
+        _print(_folded(make_folds(photos, recipe, resume=resume, **options, **changes)))
         return
     if seeds is not None:
-        from .experiments import make_seeds
-
-        _print(_spread(make_seeds(seeds, photos, recipe, out=out, seed=seed, show=show, **changes)))
+        _print(_spread(make_seeds(seeds, photos, recipe, resume=resume, **options, **changes)))
         return
-    _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
+    _print(_results(make_baseline(photos, recipe, **options, **changes)))
 
 
 @app.command()
@@ -312,6 +343,10 @@ def compare(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Also runs of different test photos, on those that they share.")
     ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(help="Some of the runs, between commas: their average is judged, too.", show_default=False),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Writes the table as CSV.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Writes it as a page of its own.", show_default=False)] = None,
 ) -> None:
@@ -322,11 +357,13 @@ def compare(
         baseline compare runs/quick runs/standard
 
         baseline compare runs/seeds/seed-* --csv seeds.csv --html seeds.html
+
+        baseline compare runs/one runs/two --ensemble runs/one,runs/two
     """
     from .compare import comparison
     from .save import write
 
-    found = comparison(runs, anyway=anyway)
+    found = comparison(runs, anyway=anyway, averages=[_paths([each]) for each in ensemble or []])
     for path, content in ((csv, found.table.to_csv(index=False)), (html, found.as_html())):
         if path is not None:
             write(path, content)
@@ -400,6 +437,7 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Goes on with the file of --out where it stopped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 64,
     image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
+    ensemble: Others = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
 ) -> None:
     """Predicts photos with a trained model: a row a photo, with calibrated confidence.
@@ -413,6 +451,8 @@ def predict(
         baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
 
         baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
+
+        baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
 
         find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
     """
@@ -436,9 +476,10 @@ def predict(
     show = Show() if quiet else Terminal()
     bars = Show() if out is None and sys.stdout.isatty() else show
     wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size)
+    loaded = load([model, *_paths(ensemble)])
     options: dict[str, Any] = {"total": total, "overwrite": overwrite, "resume": resume, "show": bars}
     try:
-        counts = write_predictions(load(model), paths, sys.stdout.buffer if out is None else out, wanted, **options)
+        counts = write_predictions(loaded, paths, sys.stdout.buffer if out is None else out, wanted, **options)
         sys.stdout.flush()
     except BrokenPipeError:  # who read it has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -463,10 +504,10 @@ def check(model: Model) -> None:
     """
     from .model import TOLERANCE, load
 
-    loaded = load(model)
-    difference = loaded.check()
-    print(f"{loaded.folder}: {loaded.facts['arch']}, {len(loaded.classes):,} classes, tensors whole and in place")
-    print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
+    for member in load(model).members:
+        difference = member.check()
+        print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, tensors whole and in place")
+        print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
 
 @app.command()
@@ -505,7 +546,7 @@ def push(
 
 @app.command()
 def submit(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of its model.", show_default=False)],
+    run: Model,
     sample: Annotated[
         Path | None, typer.Option(help="The sample submission; looked for below /kaggle/input.", show_default=False)
     ] = None,
@@ -528,6 +569,7 @@ def submit(
         str | None, typer.Option(help="What classes are called there: ants=0,bees=1.", show_default=False)
     ] = None,
     leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Passes over photos without an id.")] = False,
+    ensemble: Others = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
@@ -546,8 +588,8 @@ def submit(
 
     print(
         submitted(
-            run, sample, images, out=out, shape=shape, codes=codes, leave_extra=leave_extra, overwrite=overwrite,
-            show=Show() if quiet else Terminal(),
+            [run, *_paths(ensemble)], sample, images, out=out, shape=shape, codes=codes, leave_extra=leave_extra,
+            overwrite=overwrite, show=Show() if quiet else Terminal(),
         )
     )  # fmt: skip
 
@@ -556,6 +598,20 @@ def _shape_names() -> tuple[str, ...]:
     from .shapes import SHAPES
 
     return SHAPES
+
+
+def _paths(words: list[str] | None) -> list[Path]:
+    """The paths in options of several between commas; a path that has commas stays whole."""
+    parts = [[word] if Path(word).exists() else word.split(",") for word in words or []]
+    return [Path(part.strip()) for some in parts for part in some if part.strip()]
+
+
+def _names_folds(recipe: str, split: str | None) -> bool:
+    """Whether all folds are meant: by the option, or by a recipe that does not name one of them, as a manifest does."""
+    if split is not None:
+        return "kfold" in split
+    mine = recipe.endswith(".toml") and "kfold" in load_recipe(recipe).split
+    return mine and "fold" not in read_values(Path(recipe))
 
 
 def _target(target: str) -> tuple[str | None, str]:
@@ -746,6 +802,42 @@ def _spread(found: Seeds) -> Any:
     if not found.same_photos:
         lines.append("Each seed drew other test photos: the spread is that of the photos and of training together.")
     return Group(*lines, table, f"results: {found.folder / 'seeds.json'}")
+
+
+def _folded(found: Folds) -> Any:
+    """The table of all folds, what they say of all photos, and their average on test."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from .metrics import difference_words, sentences
+
+    tested = "test" in found.metrics
+    table = Table("fold", "photos", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
+    for run in found.runs:
+        shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
+        words = (str(run["fold"]), f"{run['photos']:,}", *shares, f"{run['seconds']:.0f}", str(run["folder"]))
+        table.add_row(*words)
+    lines = [
+        f"out-of-fold accuracy of {len(found.runs)} folds: {_told(found.metrics['oof'])}",
+        f"accuracy of a fold: mean {found.mean:.2%}, sd {100 * found.sd:.2f} points, "
+        f"{found.least:.2%} to {found.most:.2%}",
+    ]
+    meaning = sentences(found.metrics["oof"])
+    meaning.append("Each fold's weights were chosen on its own valid photos, which flatters these numbers a little.")
+    if tested and found.against_best:
+        lines.insert(0, f"test accuracy of the folds' average: {_told(found.metrics['test'])}")
+        meaning.append(f"On test, the average differs from the best fold by {difference_words(found.against_best)}.")
+    ends = [f"results: {found.folder / 'folds.json'}", f"all together: baseline predict {found.folder} PHOTOS"]
+    return Group(*lines, table, *meaning, *ends)
+
+
+def _told(numbers: Mapping[str, Any]) -> str:
+    """An accuracy with its interval, that over groups where there are any."""
+    found = numbers["tta"]
+    low, high = found.get("group_interval", found["interval"])
+    of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['photos']:,} photos"
+    micro = f"; micro F1 {found['micro_f1']:.2%}" if "mean_average_precision" in found else ""
+    return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
 
 
 def _compared(found: Comparison) -> Any:

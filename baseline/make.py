@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from .training import History
     from .weights import Weights
 
-__all__ = ["Baseline", "make_baseline", "settle", "starting_recipe", "understand", "versions", "write_audit"]
+__all__ = ["Baseline", "asked_for", "make_baseline", "settle", "starting_recipe", "understand", "versions",
+           "write_audit"]  # fmt: skip
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
@@ -78,9 +79,9 @@ class Baseline:
     @cached_property
     def model(self) -> Model:
         """What `baseline.load` makes of the run folder."""
-        from .model import load
+        from .model import load_model
 
-        return load(self.folder)
+        return load_model(self.folder)
 
     def predict(self, photos: Any, **options: Any) -> pd.DataFrame:
         """Predictions for photos: `baseline.Model.predict` of the saved model, with its options.
@@ -131,6 +132,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     clock = _Clock()
     with clock.part("data"):
         chosen, table = _understood(photos, chosen, reasons, show)
+        asked = asked_for(chosen, table)
     from .card import write_card
     from .chance import seeded, states_kept
     from .data import dataloaders
@@ -179,6 +181,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     manifest = {
         "format": FORMAT,
         "recipe": chosen.as_dict(),
+        "asked": asked,
         "reasons": reasons,
         "photos": _photos_words(photos),
         "metrics": numbers,
@@ -223,6 +226,15 @@ def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path
     'cifar10'
     """
     return _chosen(photos, recipe)[0]
+
+
+def asked_for(recipe: Recipe, table: pd.DataFrame) -> dict[str, Any]:
+    """What a run was asked for: a recipe as `understand` gives it, and the sha256 of paths, labels, splits and groups.
+
+    The manifest keeps it, so that another run can tell whether it would be the same one.
+    """
+    told = table[[column for column in ("path", "label", "split", "group") if column in table]]
+    return {"recipe": recipe.as_dict(), "photos": hashlib.sha256(told.to_csv(index=False).encode()).hexdigest()}
 
 
 def write_audit(folder: Path, checked: Audit) -> list[Path]:
