@@ -158,7 +158,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
         (out / lost).unlink()
     with pytest.raises(OutputError, match=r"holds 2 finished folds, but no folds\.json"):
         load(out)
-    with pytest.raises(OutputError, match="fold-0 holds a finished run.*give --resume"):
+    with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
         make_folds(given, short, out=out, show=QUIET)
     with pytest.raises(OutputError, match="fold-0 was made with other image_size, seed"):
         make_folds(given, short, out=out, resume=True, image_size=40, seed=1, show=QUIET)
@@ -280,7 +280,12 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
     mean = np.mean([table[shares] for table in single], axis=0)
     sizes: list[int] = []
     square = baseline.model.square
-    monkeypatch.setattr(baseline.model, "square", lambda photo, size, resize: sizes.append(size) or square(photo, size, resize))  # fmt: skip
+
+    def counted(photo: Any, size: int, resize: str) -> np.ndarray:
+        sizes.append(size)
+        return square(photo, size, resize)
+
+    monkeypatch.setattr(baseline.model, "square", counted)
     together = load(runs)
     found = together.predict(paths)
     assert sorted(sizes) == [48] * 48 + [64] * 48
