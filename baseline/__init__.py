@@ -44,6 +44,7 @@ _HOMES = {
     "comparison": "compare",
     "dataloaders": "data",
     "dataset": "datasets",
+    "embeddings": "features",
     "find_weights": "weights",
     "learner": "learners",
     "load": "model",

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -31,10 +32,10 @@ from .errors import RecipeError
 from .learners import Splitter, device_of, network, number_format
 from .progress import Show
 from .quick import quick
-from .recipe import Recipe
+from .recipe import Recipe, Stage
 from .weights import normalisation
 
-__all__ = ["FrozenOutputs", "Layers", "Plan", "forward_rates", "frozen_format", "layers_of"]
+__all__ = ["FrozenOutputs", "Layers", "Plan", "embeddings", "forward_rates", "frozen_format", "layers_of"]
 
 MEMORY_SHARE = 1 / 4
 """Of the machine's memory, for outputs that are kept there."""
@@ -292,6 +293,30 @@ class FrozenOutputs:
                         outputs[cut][at : at + len(photos)].copy_(values)
                     at += len(photos)
                     bar.step(len(photos))
+
+
+def embeddings(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show | None = None) -> np.ndarray:
+    """What the network's body makes of each photo, pooled: photos x features, float32, in the table's order.
+
+    Photos are seen whole and plain. With the weights that the body came with they are kept in the cache for the next
+    time, as the outputs of frozen layers are.
+
+    Args:
+        learn: of `baseline.learner`, over DataLoaders of this table.
+        recipe: settled, the one that the Learner was made by.
+
+    Raises:
+        RecipeError: if the machine's memory does not hold them, or the network is one layer that cannot be cut.
+
+    >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
+    (2527, 1280)
+    """
+    frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), show)
+    frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
+    if 1 not in frozen.plan.stages or not frozen._obtain("all", frozen.plan.whole, 1):
+        raise RecipeError(f"The features of {len(table):,} photos by '{recipe.arch}' cannot be kept: they need memory. "
+                          "Give fewer photos, or a larger --cache-gb.")  # fmt: skip
+    return frozen.kept["all", frozen.plan.cut(1), frozen.plan.whole].numpy()
 
 
 def frozen_format(recipe: Recipe, device: str) -> torch.autocast:

@@ -8,7 +8,6 @@ styles and its one small script itself, and asks the browser (by its content sec
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -22,13 +21,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from . import __version__, figures
 from .errors import DataError, OutputError
 from .metrics import BINS, measure, sentences, suspected_labels
+from .pages import percent, rendered
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import rate_words, trained_words
@@ -75,7 +74,7 @@ def write_report(run: str | Path, show: Show | None = None) -> Path:
             bar.step()
         page |= _time_and_again(found) | {"missing": photos.missing, "asked": photos.asked}
     target = found.folder / "report.html"
-    write(target, _environment().get_template("report.html.j2").render(page))
+    write(target, rendered("report", page))
     show.say(f"report: {target}")
     return target
 
@@ -214,12 +213,6 @@ class _Card:
     looked: Image.Image | None = None
     """The same with its Grad-CAM."""
     looked_words: str = ""
-
-
-def _uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _sheet(run: _Run, name: str, cards: Sequence[_Card]) -> None:
@@ -430,14 +423,14 @@ def _examples(run: _Run, photos: _Photos) -> dict[str, Any]:
 
 
 def _suspect(photos: _Photos, row: dict[Any, Any]) -> _Card:
-    sure = _percent(row["suggested_probability"])
+    sure = percent(row["suggested_probability"])
     lines = [f"label: {row['label']}", f"perhaps: {row['suggested']} ({sure})", row["split"]]
     words = f"a photo labelled {row['label']}, perhaps of {row['suggested']}"
     return _Card(photos.get(row["path"]), words, lines, row["path"], wrong=True)
 
 
 def _predicted(run: _Run, photos: _Photos, row: dict[Any, Any], where: np.ndarray | None) -> _Card:
-    truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", _percent(row["confidence"])
+    truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", percent(row["confidence"])
     image = photos.get(row["path"])
     looked = None
     if where is not None and (square := photos.read(row["path"], THUMB)) is not None:
@@ -531,28 +524,3 @@ def _time_and_again(run: _Run) -> dict[str, Any]:
         "where": _figure(run, "time", figures.time_figure(seconds), words),
         "command": f"baseline run {shlex.quote(str(run.folder / 'manifest.json'))}",
     }
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("baseline"),
-        autoescape=True,  # class names and paths are anybody's
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, thousands=lambda value: f"{value:,}", uri=_uri, short=_short)
-    return environment
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    """
-    >>> _percent(0.9055, 2)
-    '90.55\\xa0%'
-    """
-    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def _short(path: str) -> str:
-    """The last two folders and the name of a path."""
-    return "/".join(Path(path).parts[-3:])

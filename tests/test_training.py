@@ -15,7 +15,7 @@ import baseline
 from baseline import RecipeError, Stage, train
 from baseline.chance import seeded
 from baseline.data import split_loader
-from baseline.features import FrozenOutputs, layers_of
+from baseline.features import FrozenOutputs, embeddings, layers_of
 from baseline.training import find_lr
 
 
@@ -323,3 +323,19 @@ def test_the_learner_on_kept_outputs_is_fastais_and_shares_the_layers(learn: Any
     assert {id(p) for p in trainee.model.parameters()} == {id(p) for p in learn.model[1].parameters()}
     trainee.fit_one_cycle(1, 1e-3)
     assert trainee.recorder.values
+
+
+def test_embeddings_are_what_the_body_makes_of_whole_photos_and_come_from_the_cache_next_time(
+    settled: tuple[baseline.Recipe, Any], learn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, table = settled
+    recipe = recipe.changed(frozen_precision="float32")
+    table = table.sample(frac=1, random_state=1)  # their order is the table's, whatever the splits
+    found = embeddings(learn, table, recipe)
+    pooled = torch.nn.Sequential(learn.model[0], *learn.model[1][:2]).eval()
+    with torch.no_grad():
+        for row in (0, len(table) - 1):
+            one = learn.dls.test_dl([table["path"].iloc[row]]).one_batch()[0]
+            assert torch.allclose(torch.from_numpy(found[row]), pooled(one.as_subclass(torch.Tensor))[0], atol=1e-4)
+    monkeypatch.setattr(FrozenOutputs, "_pass", None)
+    assert np.array_equal(embeddings(learn, table, recipe), found)
