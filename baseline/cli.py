@@ -807,6 +807,7 @@ def _spread(found: Seeds) -> Any:
 def _folded(found: Folds) -> Any:
     """The table of all folds, what they say of all photos, and their average on test."""
     from rich.console import Group
+    from rich.markup import escape
     from rich.table import Table
 
     from .metrics import difference_words, sentences
@@ -815,7 +816,7 @@ def _folded(found: Folds) -> Any:
     table = Table("fold", "photos", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
     for run in found.runs:
         shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
-        words = (str(run["fold"]), f"{run['photos']:,}", *shares, f"{run['seconds']:.0f}", str(run["folder"]))
+        words = (str(run["fold"]), f"{run['photos']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
         table.add_row(*words)
     lines = [
         f"out-of-fold accuracy of {len(found.runs)} folds: {_told(found.metrics['oof'])}",
@@ -828,7 +829,7 @@ def _folded(found: Folds) -> Any:
         lines.insert(0, f"test accuracy of the folds' average: {_told(found.metrics['test'])}")
         meaning.append(f"On test, the average differs from the best fold by {difference_words(found.against_best)}.")
     ends = [f"results: {found.folder / 'folds.json'}", f"all together: baseline predict {found.folder} PHOTOS"]
-    return Group(*lines, table, *meaning, *ends)
+    return Group(*lines, table, *map(escape, (*meaning, *ends)))
 
 
 def _told(numbers: Mapping[str, Any]) -> str:

@@ -211,7 +211,7 @@ def _fold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) ->
     plain = not grouped and len(np.unique(units[rows])) == len(rows)
     parts = (StratifiedKFold if plain else StratifiedGroupKFold)(**options)
     table["fold"] = -1
-    for number, (_, part) in enumerate(parts.split(rows, labels, units[rows])):
+    for number, (_, part) in enumerate(parts.split(rows, labels, None if plain else units[rows])):
         table.loc[rows[part], "fold"] = number
     table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.fold, "valid", "train")
 

@@ -37,6 +37,7 @@ from baseline import (
     submit,
     write_predictions,
 )
+from baseline.experiments import described_folds
 from baseline.metrics import wilson
 from baseline.save import read_predictions
 
@@ -202,19 +203,16 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_
     ("words", "message"),
     [
         (["--seeds", 2], "--seeds and folds are several runs each. Give --fold K"),
-        (["--resume"], "--resume goes on in a folder of folds. Give it with --out."),
         (["--split", "random", "--resume"], "this is one run"),
-        (["--split", "kfold:16", "--out", "OUT"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
-        (["--split", "kfold:16", "--dry-run"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
-        (["--split", "kfold:1", "--out", "OUT"], "split is 'kfold:1', needed: one of"),
+        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
     ],
 )
 def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
-    words: list[Any], message: str, given: Path, short: Path, tmp_path: Path
+    words: list[Any], message: str, given: Path, short: Path
 ) -> None:
-    ended = call("run", short, "--data", given, "-q", *[tmp_path / "out" if word == "OUT" else word for word in words])
+    ended = call("run", short, "--data", given, "-q", *words)
     assert ended.returncode == 2 and message in ended.stderr and len(ended.stderr.splitlines()) == 1, ended.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(Path.cwd().iterdir())
 
 
 def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
@@ -225,10 +223,20 @@ def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Pa
     one.write_text(short.read_text().replace("image_size", "fold = 2\nimage_size"))
     assert not cli._names_folds(str(one), None) and not cli._names_folds("manifest.json", None)
     assert not cli._names_folds(str(short), "random")
-    for wrong, words in (({"fold": 1}, "fold names one fold"), ({"split": "group"}, "kfold:K or group-kfold:K was"),
-                         ({"split_file": "split.csv"}, "Give one of them")):  # fmt: skip
+    table = baseline.photo_table(given)
+    with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 photos only"):
+        described_folds(table, baseline.Recipe(split="kfold:16"))
+    with pytest.raises(OutputError, match=r"--resume goes on in a folder of folds\. Give it"):
+        make_folds(given, short, resume=True, show=QUIET)
+    for wrong, words in (
+        ({"fold": 1}, "fold names one fold"),
+        ({"split": "group"}, "kfold:K or group-kfold:K was"),
+        ({"split": "kfold:1"}, "needed: one of"),
+        ({"split_file": "split.csv"}, "Give one of them"),
+    ):
         with pytest.raises(RecipeError, match=words):
             make_folds(given, short, out=tmp_path / "none", show=QUIET, **wrong)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
@@ -329,7 +337,9 @@ def test_models_that_have_no_average_are_refused(models: Any, tiny: Path) -> Non
     assert load([tiny]).members[0].folder == tiny
 
 
-def test_a_job_of_several_models_goes_on_with_the_same_ones_only(models: Any, photos: Path, tmp_path: Path) -> None:
+def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
+    models: Any, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     one, two, three = models(), models(image_size=64), models(temperature=None)
     paths = sorted(map(str, photos.rglob("*.jpg")))
     wanted = Wanted(every=True, batch_size=16)
@@ -343,8 +353,13 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(models: Any, ph
             write_predictions(load(other), paths, cut, wanted, resume=True)
     ended = call("predict", one, photos, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16)
     assert ended.returncode == 0 and cut.read_bytes() == whole.read_bytes(), ended.stderr
-    checked = call("check", one)
-    assert checked.returncode == 0 and checked.stdout.count("tensors whole and in place") == 1
+    (tmp_path / "seeds.json").write_text(json.dumps({"runs": [{"folder": f"far/seed-{at}"} for at in (3, 10)]}))
+    for at, model in ((3, one), (10, two)):
+        shutil.copytree(model, tmp_path / f"seed-{at}" / "model")
+    cli.check(tmp_path)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        str(tmp_path / "seed-3" / "model"), "golden inputs", str(tmp_path / "seed-10" / "model"), "golden inputs",
+    ]  # fmt: skip
 
 
 def test_a_submission_is_of_all_folds(folds: Folds, given: Path, tmp_path: Path) -> None:
@@ -357,9 +372,8 @@ def test_a_submission_is_of_all_folds(folds: Folds, given: Path, tmp_path: Path)
     pd.DataFrame({"id": [f"{at:03}" for at in range(18)], "ants": 0.5, "bees": 0.5}).to_csv(sample, index=False)
     made = submit(folds.folder, sample, test, out=tmp_path / "all.csv", show=QUIET)
     assert np.allclose(pd.read_csv(made.path)[["ants", "bees"]], rows[SHARES], atol=1e-5)
-    words = ["submit", folds.runs[0]["folder"], "--ensemble", ",".join(run["folder"] for run in folds.runs[1:])]
-    ended = call(*words, "--sample", sample, "--images", test, "--out", tmp_path / "named.csv", "-q")
-    assert ended.returncode == 0, ended.stderr
+    first, *others = [run["folder"] for run in folds.runs]
+    cli.submit(Path(first), sample, test, tmp_path / "named.csv", ensemble=[",".join(others)], quiet=True)
     assert (tmp_path / "named.csv").read_text() == made.path.read_text()
 
 
@@ -379,8 +393,7 @@ def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: F
     assert row["difference"] == pytest.approx(row["accuracy"] - max(accuracies))
     assert f"against the best of these, {best}, on 18 photos" in found.sentences[2]
     assert found.sentences[-1].startswith("p is held against 3 comparisons")
-    ended = call("compare", *runs, "--ensemble", ",".join(runs[:2]), "--csv", tmp_path / "found.csv")
-    assert ended.returncode == 0, ended.stderr
+    cli.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
     two = averaged(tables(folds, "test")[:2], temperatures(folds)[:2])
     told = pd.read_csv(tmp_path / "found.csv").iloc[-1]
     assert told["loss"] == pytest.approx(two["loss"].mean()) and told["differs"] == "average of 2 runs"
