@@ -1,4 +1,4 @@
-"""An archive -> a folder, safely and whole or not at all. Knows tar and zip; knows no photos."""
+"""An archive -> a folder, safely and whole or not at all; or its files, read in place. Knows tar and zip, no photos."""
 
 from __future__ import annotations
 
@@ -13,17 +13,43 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import BaselineError, DataError, OutputError
 from .progress import Bar, Show
 
-__all__ = ["unpack", "writing"]
+__all__ = ["ARCHIVE_SUFFIXES", "UNPACKED_FILES", "Member", "Members", "is_archive", "most_bytes", "unpack", "writing"]
+
+ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".txz", ".tar.xz", ".tbz2", ".tar.bz2", ".tar", ".zip")
+
+INFLATION = 100
+"""How many times larger than itself an archive's content may be; photos hardly shrink, bombs shrink a thousandfold."""
+
+UNPACKED_FILES = 20_000_000
+
+MOST_MEMBER_BYTES = 2**31
+"""Of a member that is read in place, as of a photo's file."""
 
 _SILENT = Show()
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether it is called like one.
+
+    >>> is_archive("photos.tar.gz"), is_archive("photo.jpg")
+    (True, False)
+    """
+    return str(path).lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def most_bytes(archive: Path) -> int:
+    """How many bytes an archive of that size may hold, and not be taken for a bomb."""
+    return max(INFLATION * archive.stat().st_size, 100_000_000)
 
 
 def unpack(
@@ -61,19 +87,92 @@ def unpack(
             shutil.rmtree(work, ignore_errors=True)
 
 
-class _Sink:
-    """Where members go: every name, number and byte passes here. No links are made, so no path can lead out."""
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive; called, it gives its bytes."""
 
-    def __init__(self, folder: Path, archive: str, max_bytes: int, max_files: int) -> None:
-        self.folder, self.archive, self.max_bytes, self.max_files = folder, archive, max_bytes, max_files
+    path: str
+    """That of the archive, and the member's name behind it."""
+    read: Callable[[], bytes]
+
+    def __call__(self) -> bytes:
+        return self.read()
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class Members:
+    """The files in a tar or zip that are wanted by their names, in its own order, read where they are.
+
+    All names, sizes and checksums of the packing are looked at first: what `unpack` refuses is refused here, before
+    anything is read. A zip's files are read when they are called, from any thread; a tar's one after the other.
+
+    >>> for photo in Members(Path("photos.zip"), lambda name: name.endswith(".jpg")):  # doctest: +SKIP
+    ...     print(photo, len(photo()))
+    """
+
+    def __init__(self, archive: Path, wanted: Callable[[str], bool], show: Show = _SILENT) -> None:
+        """Raises DataError for what `unpack` refuses, and for damage, in words."""
+        self.archive = archive
+        with _readable(archive), show.bar(f"looking into {archive.name}", archive.stat().st_size, "bytes") as bar:
+            found = _Index(archive, wanted)
+            self.zipped = _magic(archive).startswith(b"PK")
+            (_unzip if self.zipped else _untar)(archive, found, bar)
+        self.names = found.wanted_names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Member]:
+        with _readable(self.archive):
+            yield from (self._in_zip if self.zipped else self._in_tar)()
+
+    def _in_zip(self) -> Iterator[Member]:
+        opened = zipfile.ZipFile(self.archive)  # open as long as a member may be called
+        for name in self.names:
+            yield Member(self._path(name), partial(_content, opened, name))
+
+    def _in_tar(self) -> Iterator[Member]:
+        left = set(self.names)
+        with self.archive.open("rb") as raw, _decompressed(raw) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+            for member in tar:
+                if member.name in left and (stream := tar.extractfile(member)):
+                    large = member.size > MOST_MEMBER_BYTES
+                    content = partial(_refused, member.size) if large else partial(bytes, stream.read())
+                    yield Member(self._path(member.name), content)
+
+    def _path(self, name: str) -> str:
+        return f"{self.archive}/{name.removeprefix('./')}"
+
+
+def _content(opened: zipfile.ZipFile, name: str) -> bytes:
+    size = opened.getinfo(name).file_size
+    return _refused(size) if size > MOST_MEMBER_BYTES else opened.read(name)
+
+
+def _refused(size: int) -> bytes:
+    raise OSError(f"more than {MOST_MEMBER_BYTES:,} bytes")
+
+
+class _Checks:
+    """Every name, number and size of a member passes here."""
+
+    def __init__(self, archive: str, max_bytes: int, max_files: int) -> None:
+        self.archive, self.max_bytes, self.max_files = archive, max_bytes, max_files
         self.bytes = self.files = 0
-        folder.mkdir()
 
     def refuse(self, name: str, why: str) -> DataError:
         return DataError(f"{self.archive} is refused and nothing of it was kept: its member {name!r} {why}.")
 
-    def path(self, name: str) -> Path:
-        """Counts the member and checks its name."""
+    def add_folder(self, name: str) -> None:
+        self.check(name)
+
+    def add_file(self, name: str, size: int, stream: IO[bytes]) -> None:
+        raise NotImplementedError
+
+    def check(self, name: str, size: int = 0) -> None:
+        """Counts the member and checks its name and what its header claims to be its size."""
         self.files += 1
         if self.files > self.max_files:
             raise self.refuse(name, f"is one more than the {self.max_files:,} allowed")
@@ -81,17 +180,47 @@ class _Sink:
             raise self.refuse(name, "has an absolute name or a backslash")
         if ".." in name.split("/"):
             raise self.refuse(name, "leads out of the folder")
-        return self.folder / name
+        if self.bytes + size > self.max_bytes:
+            raise self.refuse(name, f"goes beyond the {self.max_bytes:,} bytes allowed")
+
+
+class _Index(_Checks):
+    """Keeps the names that are wanted. No more is read of a member later on than it claims here, so sizes are taken
+    at their word."""
+
+    def __init__(self, archive: Path, wanted: Callable[[str], bool]) -> None:
+        super().__init__(archive.name, most_bytes(archive), UNPACKED_FILES)
+        self.wanted = wanted
+        self.seen: set[str] = set()
+        self.wanted_names: list[str] = []
+
+    def add_file(self, name: str, size: int, stream: IO[bytes]) -> None:
+        self.check(name, size)
+        if name in self.seen:
+            raise self.refuse(name, "comes twice")
+        self.bytes += size
+        self.seen.add(name)
+        if self.wanted(name):
+            self.wanted_names.append(name)
+
+
+class _Sink(_Checks):
+    """Where members go to be unpacked. No links are made, so no path can lead out."""
+
+    def __init__(self, folder: Path, archive: str, max_bytes: int, max_files: int) -> None:
+        super().__init__(archive, max_bytes, max_files)
+        self.folder = folder
+        folder.mkdir()
 
     def add_folder(self, name: str) -> None:
-        self._make(self.path(name), name)
+        self.check(name)
+        self._make(self.folder / name, name)
 
     def add_file(self, name: str, size: int, stream: IO[bytes]) -> None:
         """Writes it. `size` is what the header claims, good for refusing early and not believed beyond that."""
-        path = self.path(name)
+        self.check(name, size)
+        path = self.folder / name
         self._make(path.parent, name)
-        if self.bytes + size > self.max_bytes:
-            raise self.refuse(name, f"goes beyond the {self.max_bytes:,} bytes allowed")
         try:
             with path.open("xb") as out:
                 while chunk := stream.read(1 << 18):
@@ -125,7 +254,7 @@ class _Counted:
         return data
 
 
-def _untar(archive: Path, sink: _Sink, bar: Bar) -> None:
+def _untar(archive: Path, sink: _Checks, bar: Bar) -> None:
     """Streams: each byte is read once, in order, up to the end, so that gzip's and xz's own checksums are checked."""
     limit = sink.max_bytes + 4096 * (sink.max_files + 16)  # headers and padding of a member are below 4 KiB
     with archive.open("rb") as raw, _decompressed(raw) as plain:
@@ -144,7 +273,7 @@ def _untar(archive: Path, sink: _Sink, bar: Bar) -> None:
                     raise tarfile.ReadError("something follows its end")
 
 
-def _unzip(archive: Path, sink: _Sink, bar: Bar) -> None:
+def _unzip(archive: Path, sink: _Checks, bar: Bar) -> None:
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -190,6 +319,18 @@ def _damage(archive: Path) -> Iterator[None]:
         if fault.errno is None:
             raise DataError(_damaged(archive, fault)) from fault
         raise
+
+
+@contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    """Says as a DataError, too, what the system refused."""
+    try:
+        with _damage(archive):
+            yield
+    except BaselineError:
+        raise
+    except OSError as fault:
+        raise DataError(f"{archive} cannot be read: {fault.strerror}. Change its rights, or fetch it anew.") from None
 
 
 def _damaged(archive: Path, fault: Exception) -> str:

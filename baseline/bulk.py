@@ -1,7 +1,8 @@
 """Model + photos by the thousand -> rows in a file, as they are made. Knows that file; knows no networks.
 
 Rows stand in the order of the photos, and each is written whole or, by a job that was killed, cut off when it goes on.
-Beside `predictions.csv` lies `predictions.csv.job.json`: which model and which options the rows are of.
+Beside `predictions.csv` lies `predictions.csv.job.json`: which model and which options the rows are of. The rows of
+`predictions.parquet` are kept in `predictions.parquet.rows.csv` until all are there.
 """
 
 from __future__ import annotations
@@ -13,25 +14,30 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from glob import glob
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DataError, OutputError
+from .archives import Members, is_archive
+from .errors import DataError, OutputError, first_line
 from .progress import Show
 from .save import as_json, read_json, write
-from .tables import TABLE_ENDINGS, listed_photos, photos_below, place
+from .tables import TABLE_ENDINGS, is_photo, listed_photos, photos_below, place
 
 if TYPE_CHECKING:
     from .model import Block, Ensemble, Model
 
-__all__ = ["Counts", "Wanted", "named_photos", "write_predictions"]
+__all__ = ["FORMATS", "Counts", "Wanted", "named_photos", "write_predictions"]
 
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2")
+FORMATS = ("csv", "jsonl", "parquet")
+ROW_GROUP_BYTES = 2**23
+"""Of rows as CSV that become a group of rows of Parquet, and are in memory at once."""
+
 UNSURE = "unsure"
 
 
@@ -40,7 +46,7 @@ class Wanted:
     """What is to be predicted and told."""
 
     format: str = "csv"
-    """`"csv"` or `"jsonl"`: a JSON object a line."""
+    """`"csv"`, `"jsonl"`: a JSON object a line, or `"parquet"`, for a file only."""
     tta: bool = True
     """Average over the views of the training's evaluation."""
     top_k: int = 0
@@ -50,16 +56,21 @@ class Wanted:
     min_confidence: float = 0.0
     """Below it `predicted` is "unsure"."""
     batch_size: int = 64
+    precision: str = ""
+    """`"float32"`, `"bfloat16"` or `"auto"`; as the run was evaluated where empty. See `Model.settled_precision`."""
 
     def __post_init__(self) -> None:
         good = {
-            "format": self.format in ("csv", "jsonl"),
+            "format": self.format in FORMATS,
+            "precision": self.precision in ("", "auto", "float32", "bfloat16"),
             "top_k": self.top_k >= 0,
             "min_confidence": 0 <= self.min_confidence <= 1,
             "batch_size": 1 <= self.batch_size <= 65536,
         }
         if wrong := [name for name, each in good.items() if not each]:
             raise OutputError(f"{wrong[0]} is {getattr(self, wrong[0])!r}. See baseline predict --help.")
+        if self.format == "parquet" and find_spec("pyarrow") is None:
+            raise OutputError("Writing Parquet needs pyarrow: pip install 'fastai-baseline[parquet]', or give a .csv.")
 
 
 @dataclass
@@ -85,59 +96,87 @@ class Counts:
 
 def write_predictions(
     model: Model | Ensemble,
-    photos: Iterable[str],
+    photos: Iterable[Any],
     out: str | Path | IO[bytes],
     wanted: Wanted | None = None,
     *,
     total: int = 0,
+    processes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
     show: Show | None = None,
 ) -> Counts:
     """Writes a row a photo: `path, predicted, confidence, error`, and as wanted `class_1, probability_1` and so on, and
-    `p_CLASS` for each class; shares have six decimals. A photo that cannot be read has a row that says why.
+    `p_CLASS` for each class; shares have six decimals. A photo that cannot be read has a row that says why. In Parquet,
+    which gets its name when all rows are there, what is empty is null.
 
     A job that was killed goes on with `resume` where it stopped, in whole batches, so that its file is in the end that
     of a job that was left alone. Memory stays the same however many photos there are.
 
     Args:
-        photos: their paths, taken from the iterable as they are needed.
+        photos: their paths or members of archives, taken from the iterable as they are needed.
         out: a file, or a binary stream.
+        processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder. As
+            ever with several processes, a script that asks for them begins with `if __name__ == "__main__":`.
         total: how many photos there are, for the bar; 0 where that is not known.
 
     Raises:
         OutputError: if the file exists and neither `overwrite` nor `resume` is given, cannot be written, is being
             written by another job, or holds rows of another model, other options or other photos.
+        RecipeError: for bfloat16 on a CPU that has nothing for it.
 
     >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", Wanted(top_k=3))  # doctest: +SKIP
     """
     wanted = wanted or Wanted()
     show = show or Show()
+    path = Path(out).expanduser() if isinstance(out, str | Path) else None
+    wanted = _settled(model, wanted, path if resume else None, show)
     rows = _Rows(model.classes, wanted)
+
+    def predicted(rest: Iterable[Any], file: IO[bytes], counts: Counts) -> Counts:
+        return _predicted(_blocks(model, rest, wanted, processes), file, rows, counts, total, show)
+
     if not isinstance(out, str | Path):
+        if wanted.format == "parquet":
+            raise OutputError("Parquet goes into a file. Give --out FILE.parquet.")
         out.write(rows.header)
-        return _predicted(model, photos, out, rows, Counts(), total, show)
-    job = {"format": 1, "model": model.identity, **asdict(wanted)}
-    path = Path(out).expanduser()
-    with _opened(path, job, overwrite=overwrite, resume=resume) as file:
-        counts, rest = _continued(path, file, rows, iter(photos))
-        return _predicted(model, rest, file, rows, counts, total, show)
+        return predicted(photos, out, Counts())
+    assert path is not None
+    written = path.with_name(f"{path.name}.rows.csv") if wanted.format == "parquet" else path
+    _begun(path, written, {"model": model.identity, **asdict(wanted)}, overwrite=overwrite, resume=resume)
+    if path.exists() and not written.exists():
+        return _finished(path, iter(photos))
+    with _opened(written) as file:
+        counts, rest = _continued(written, file, rows, iter(photos))
+        counts = predicted(rest, file, counts)
+        if written != path:
+            file.flush()
+            _as_parquet(written, path, rows.header)
+    return counts
 
 
-def named_photos(words: Sequence[str], column: str = "", lines: Iterable[bytes] = ()) -> tuple[Iterable[str], int]:
+def named_photos(
+    words: Sequence[str], column: str = "", lines: Iterable[bytes] = (), show: Show | None = None
+) -> tuple[Iterable[Any], int]:
     """The paths that a user's words name, in their order, and how many; 0 where that is not known.
 
     Args:
-        words: photos, folders (with all below), patterns such as `'shots/*.jpg'`, tables with a column of paths, which
-            are looked for beside the table, or `-` for `lines`.
+        words: photos, folders (with all below), zip and tar archives, patterns such as `'shots/*.jpg'`, tables with a
+            column of paths, which are looked for beside the table, or `-` for `lines`.
         column: the column of paths in tables; looked for where empty.
 
     Raises:
-        DataError: for a word that names nothing, and for a table without such a column.
+        DataError: for a word that names nothing, a table without such a column, and an archive that is damaged, leads
+            out of its folder or is a bomb.
     """
-    parts: list[Iterable[str]] = [_lines(lines) if word == "-" else _named(word, column) for word in words]
-    known = all(isinstance(part, list) for part in parts)
-    return chain.from_iterable(parts), sum(map(len, parts)) if known else 0  # type: ignore[arg-type]
+    show = show or Show()
+    parts: list[Iterable[Any]] = []
+    total = 0
+    for word in words:
+        found = [] if word == "-" else _named(word, column, show)
+        parts += found or [_lines(lines)]
+        total += sum(map(len, found))
+    return chain.from_iterable(parts), 0 if "-" in words else total
 
 
 def _lines(lines: Iterable[bytes]) -> Iterator[str]:
@@ -146,22 +185,28 @@ def _lines(lines: Iterable[bytes]) -> Iterator[str]:
             yield os.fsdecode(path)
 
 
-def _named(word: str, column: str) -> list[str]:
+def _named(word: str, column: str, show: Show) -> list[list[str] | Members]:
     place(word)
     path = Path(word).expanduser()
     if path.is_dir():
         if not (found := list(photos_below(path))):
             raise DataError(f"{path} holds no photos. Give a folder of photos.")
-        return found
+        return [found]
     if not path.exists():
         fitting = sorted(glob(str(path), recursive=True))  # noqa: PTH207  # that of a Path takes no absolute pattern
         found = [each for each in fitting if Path(each).is_file()]
         if not found:
             raise DataError(f"There is no photo, folder or table {word}, and no file fits it as a pattern.")
-        return found
-    if path.suffix.lower() in ARCHIVES:
-        raise DataError(f"{path} is an archive. Unpack it, and give the folder.")
-    return listed_photos(path, column) if path.suffix.lower() in TABLE_ENDINGS else [str(path)]
+        return [_packed(each, show) if is_archive(each) else [each] for each in found]
+    if is_archive(path):
+        return [_packed(path, show)]
+    return [listed_photos(path, column) if path.suffix.lower() in TABLE_ENDINGS else [str(path)]]
+
+
+def _packed(archive: str | Path, show: Show) -> Members:
+    if not len(found := Members(Path(archive), is_photo, show)):
+        raise DataError(f"{archive} holds no photos. Give an archive of photos.")
+    return found
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -173,7 +218,7 @@ class _Rows:
     def __init__(self, classes: Sequence[str], wanted: Wanted) -> None:
         self.classes, self.wanted = classes, wanted
         self.top = min(wanted.top_k, len(classes))
-        self.csv = wanted.format == "csv"
+        self.csv = wanted.format != "jsonl"
 
     @property
     def header(self) -> bytes:
@@ -191,7 +236,7 @@ class _Rows:
         counts.unsure += int((block.confidence < self.wanted.min_confidence).sum())
         predicted = [name if each else UNSURE for name, each in zip(block.predicted, sure, strict=True)]
         made = self._csv_row if self.csv else self._line
-        rows = zip(block.photos, predicted, block.confidence, block.errors, block.probabilities, strict=True)
+        rows = zip(map(str, block.photos), predicted, block.confidence, block.errors, block.probabilities, strict=True)
         return _csv(made(*row) for row in rows) if self.csv else b"".join(made(*row) for row in rows)
 
     def _best(self, shares: np.ndarray) -> list[int]:
@@ -241,21 +286,49 @@ def _text(path: str) -> str:
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _opened(path: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> Iterator[IO[bytes]]:
-    """The file, to read what is in it and to append, for this job alone."""
-    beside = path.with_name(f"{path.name}.job.json")
-    if path.exists():
-        if not path.is_file():
-            raise OutputError(f"{path} is no file that can be written. Choose another --out.")
+def _settled(model: Model | Ensemble, wanted: Wanted, begun: Path | None, show: Show) -> Wanted:
+    """With the number format that the passes will have; a job that goes on keeps its own where it was measured."""
+    before = read_json(beside) if begun is not None and (beside := _job_of(begun)).exists() else None
+    if wanted.precision == "auto" and isinstance(before, dict) and before.get("precision") in ("float32", "bfloat16"):
+        return replace(wanted, precision=before["precision"])
+    name, why = model.settled_precision(wanted.precision)
+    if wanted.precision == "auto":
+        show.say(f"precision: {name} ({why})")
+    return replace(wanted, precision=name)
+
+
+def _blocks(model: Model | Ensemble, photos: Iterable[Any], wanted: Wanted, processes: int) -> Iterator[Block]:
+    options: dict[str, Any] = {"tta": wanted.tta, "batch_size": wanted.batch_size, "precision": wanted.precision}
+    if processes < 2:
+        return model.blocks(photos, **options)
+    from .spread import spread_blocks
+
+    return spread_blocks(model.folders, model.identity, photos, processes, **options)
+
+
+def _job_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.job.json")
+
+
+def _begun(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> None:
+    """Refuses what is there and may not be gone on with; else what the rows will be of lies beside them."""
+    beside, there = _job_of(path), [each for each in dict.fromkeys((path, written)) if each.exists()]
+    if there:
+        if odd := [each for each in there if not each.is_file()]:
+            raise OutputError(f"{odd[0]} is no file that can be written. Choose another --out.")
         if not (overwrite or resume):
-            raise OutputError(f"{path} exists. Give --resume to go on with it, --overwrite, or another --out.")
+            raise OutputError(f"{there[0]} exists. Give --resume to go on with it, --overwrite, or another --out.")
         if resume:
             _refuse_other(path, beside, job)
-        else:
-            path.unlink()
-    if not path.exists():
-        write(beside, as_json(job))
+            return
+        for each in there:
+            each.unlink()
+    write(beside, as_json(job))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, to read what is in it and to append, for this job alone."""
     try:
         with path.open("a+b") as file:
             _lock(file, path)
@@ -298,7 +371,7 @@ def _continued(path: Path, file: IO[bytes], rows: _Rows, photos: Iterator[str]) 
     end, done, waiting = kept, 0, []
     for record in _records(file, quoted=rows.csv):
         photo = next(photos, None)
-        if photo is None or _path_in(record, rows) != _text(photo):
+        if photo is None or _path_in(record, rows) != _text(str(photo)):
             words = f"row {done + 1} of {path} is not of photo {photo}" if photo else f"{path} has rows of more photos"
             raise OutputError(f"{words}: it was begun with other photos. Give the same, or --overwrite.")
         end, done = end + len(record), done + 1
@@ -338,15 +411,76 @@ def _records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
             record = b""
 
 
-def _predicted(
-    model: Model | Ensemble, photos: Iterable[str], file: IO[bytes], rows: _Rows, counts: Counts, total: int, show: Show
-) -> Counts:
-    wanted, began = rows.wanted, time.perf_counter()
+def _predicted(blocks: Iterable[Block], file: IO[bytes], rows: _Rows, counts: Counts, total: int, show: Show) -> Counts:
+    began = time.perf_counter()
     with show.bar("predicting", total, "photos") as bar:
         bar.step(counts.before)
-        for block in model.blocks(photos, tta=wanted.tta, batch_size=wanted.batch_size):
+        for block in blocks:
             file.write(rows.of(block, counts))
             file.flush()
             counts.seconds = time.perf_counter() - began
             bar.step(len(block.photos), f"{counts.photos / counts.seconds:,.0f} photos/s")
     return counts
+
+
+# ---- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def _as_parquet(written: Path, path: Path, header: bytes) -> None:
+    """Turns the rows into a file of groups of rows, one after the other, and removes them when it has its name."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+    from pyarrow import parquet
+
+    columns = next(csv.reader(io.StringIO(header.decode(), newline="")))
+    kinds = {name: pa.string() if _is_text(name) else pa.float64() for name in columns}
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            with parquet.ParquetWriter(file, pa.schema(list(kinds.items())), compression="zstd") as writer:
+                for batch in _batches(arrow, written, kinds, len(header)):
+                    writer.write_batch(batch)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    written.unlink()
+
+
+def _is_text(column: str) -> bool:
+    return column in ("path", "predicted", "error") or column.startswith("class_")
+
+
+def _batches(arrow: Any, written: Path, kinds: dict[str, Any], header: int) -> Iterator[Any]:
+    if written.stat().st_size == header:
+        return
+    yield from arrow.open_csv(
+        written,
+        read_options=arrow.ReadOptions(block_size=ROW_GROUP_BYTES),
+        parse_options=arrow.ParseOptions(newlines_in_values=True),
+        convert_options=arrow.ConvertOptions(
+            column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )
+
+
+def _finished(path: Path, photos: Iterator[Any]) -> Counts:
+    """How many rows a finished file of Parquet has, if they are of these photos and of no fewer."""
+    from pyarrow import ArrowException, parquet
+
+    done = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(columns=["path"]):
+            for each in batch.column(0).to_pylist():
+                photo = next(photos, None)
+                if photo is None or _text(str(photo)) != each:
+                    raise OutputError(f"Row {done + 1} of {path} is of another photo. Give the same, or --overwrite.")
+                done += 1
+    except (ArrowException, KeyError, OSError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{path} is no whole Parquet file: {first_line(error)}. Give --overwrite.") from None
+    if next(photos, None) is not None:
+        raise OutputError(f"{path} is finished, with {done:,} rows, and there are more photos now. Give --overwrite.")
+    return Counts(before=done)

@@ -104,10 +104,18 @@ class Cache:
             self._say_once(f"{self.folder} took no {_words(size)}: {error.strerror}")
             return None
 
-    def keep(self, key: Mapping[str, Any], array: np.ndarray) -> None:
-        """Gives a filled array of `room` its name, so that it is found from now on."""
+    def seconds(self, key: Mapping[str, Any]) -> float:
+        """How long what is kept of that key took to make; 0 where that is not known."""
+        try:
+            return float(json.loads((self._place(key) / "facts.json").read_text(encoding="utf-8")).get("seconds", 0))
+        except (OSError, ValueError, TypeError, AttributeError):
+            return 0.0
+
+    def keep(self, key: Mapping[str, Any], array: np.ndarray, seconds: float = 0.0) -> None:
+        """Gives a filled array of `room`, which took so many seconds, its name, so that it is found from now on."""
         part, folder = self._part(key), self._place(key)
-        facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": _checksums(array), "key": key}
+        facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": _checksums(array), "key": key,
+                 "seconds": round(seconds, 2)}  # fmt: skip
         try:
             (part / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from .datasets import DATASETS, Dataset
 from .errors import DataError, OutputError
 from .metrics import sentences
 from .progress import Show
-from .recipe import rate_words, trained_words
+from .recipe import course_words, rate_words, trained_words
 from .save import CARD, judged_split, read_json, read_manifest, write
 from .tables import place
 from .weights import HUB, HUB_CACHE, PACKAGED, Weights, is_torchvision, published
@@ -34,7 +34,7 @@ FEW = 30
 """Test photos of a class below which its own numbers are called rough."""
 NAMING_FILES = ("conflict", "unreadable")
 """Findings whose words end, after a colon, in names of files."""
-PLACES = ("images", "weights", "split_file")
+PLACES = ("images", "weights", "split_file", "fixes", "keep_if", "keep_model")
 """What a recipe may hold of one machine's files."""
 NOT_TOLD = ("name", "presets", "expected", "budget", "preset", "cache_gb", "workers", *PLACES)
 """What a recipe holds that is no decision of this training, or is of one machine."""
@@ -263,6 +263,7 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=lambda share: "–" if share is None else f"{share:.2%}",
         thousands=lambda value: f"{value:,}",
+        course=course_words,
         rate=rate_words,
         trained=trained_words,
         as_is=Markup,

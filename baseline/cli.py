@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .audits import Audit
+    from .cleaning import Cleaning
     from .compare import Comparison
-    from .experiments import Folds, Seeds
+    from .curve import Curve
+    from .experiments import Fixed, Folds, Seeds
+    from .ladder import Ladder
     from .make import Baseline
     from .progress import Show
 
@@ -77,7 +80,9 @@ def _complete(names: Callable[[], Any]) -> Any:
 
 
 _PRESET_NAMES = ("auto", *PRESETS)
-_FORMATS = ("csv", "jsonl")
+RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch")
+CURVE_NAMES = RUNG_NAMES[1:-2] + RUNG_NAMES[-1:]
+_FORMATS = ("csv", "jsonl", "parquet")
 Model = Annotated[
     Path, typer.Argument(help="A run folder, its model/ alone, or a folder of folds or seeds.", show_default=False)
 ]
@@ -112,39 +117,53 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 _SPLITS = "Splits and imbalance"
+_LABELS = "Mended labels, and photos that belong"
 ImageCol = Annotated[str | None, _named("The table's column of photos; looked for if not given.")]
 LabelCol = Annotated[str | None, _named("Its column of classes, or several between commas, each 0 or 1.")]
 GroupCol = Annotated[str | None, _named("Its column of what belongs together; splits heed it.")]
 SplitCol = Annotated[str | None, _named("Its column of train, valid and test.")]
 Images = Annotated[Path | None, _named("The folder of the photos that the table names.")]
 LabelFrom = Annotated[str | None, _named("A regular expression that finds the class in a photo's path.")]
+Positive = Annotated[str | None, _named("A class to tell from all others, which become one.")]
 Labels = Annotated[str | None, _named("auto, one, or many with ; between them.", words=LABELS)]
+
+Data = Annotated[
+    Path | None, typer.Option(help="The photos, for a recipe: a folder, or an archive of a named data set.")
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="quick, standard or best; auto: standard on a GPU, quick on a CPU.",
+        autocompletion=_complete(lambda: _PRESET_NAMES),
+    ),
+]
+Arch = Annotated[
+    str | None, typer.Option(help="A torchvision or timm name, or auto; 'NAME or auto'.", show_default=False)
+]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")]
+PhotosPerClass = Annotated[int | None, typer.Option(help="Train on a seeded subset of so many photos per class.")]
+Seed = Annotated[int | None, typer.Option(help="Of splits and training.")]
+Split = Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)]
+SplitFile = Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Goes on with what was begun in --out: runs that are finished are kept.")
+]
 
 
 @app.command()
 def run(
     target: Target,
-    data: Annotated[
-        Path | None, typer.Option(help="The photos, for a recipe: a folder, or an archive of a named data set.")
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="quick, standard or best; auto: standard on a GPU, quick on a CPU.",
-            autocompletion=_complete(lambda: _PRESET_NAMES),
-        ),
-    ] = "auto",
-    arch: Annotated[str | None, typer.Option(help="A torchvision or timm name, or auto.", show_default=False)] = None,
+    data: Data = None,
+    preset: Preset = "auto",
+    arch: Arch = None,
     weights: Annotated[Path | None, typer.Option(help="A .pth or .safetensors file of pretrained weights.")] = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from random weights.")] = False,
-    image_size: Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")] = None,
+    image_size: ImageSize = None,
     resize: Annotated[
         str | None, typer.Option(help="squish, crop or pad.", autocompletion=_complete(lambda: RESIZES))
     ] = None,
     batch_size: Annotated[str | None, typer.Option(help="Photos per step, or auto.")] = None,
-    photos_per_class: Annotated[
-        int | None, typer.Option(help="Train on a seeded subset of so many photos per class.")
-    ] = None,
+    photos_per_class: PhotosPerClass = None,
     precision: Annotated[
         str | None,
         typer.Option(help="auto, float32, float16 or bfloat16.", autocompletion=_complete(lambda: PRECISIONS)),
@@ -170,7 +189,7 @@ def run(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read photos in the background.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of splits and training.")] = None,
+    seed: Seed = None,
     seeds: Annotated[
         int | None, typer.Option(help="Runs so many seeds, from --seed on, and tells mean and spread.")
     ] = None,
@@ -180,9 +199,10 @@ def run(
     split_col: SplitCol = None,
     images: Images = None,
     label_from: LabelFrom = None,
+    positive: Positive = None,
     labels: Labels = None,
-    split: Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)] = None,
-    split_file: Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)] = None,
+    split: Split = None,
+    split_file: SplitFile = None,
     fold: Annotated[
         int | None,
         typer.Option(
@@ -195,6 +215,29 @@ def run(
     leaks: Annotated[
         str | None, _named("Training photos with a copy in test: keep or drop.", words=LEAKS, panel=_SPLITS)
     ] = None,
+    fixes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Mended labels, as baseline clean writes them: trains without and with them, and compares.",
+            show_default=False,
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished run to compare with; not needed for its manifest.json.",
+            show_default=False,
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    keep_if: Annotated[
+        str | None, _named("Keeps only photos that a second model takes for this class.", panel=_LABELS)
+    ] = None,
+    keep_model: Annotated[Path | None, _named("The folder of that model.", panel=_LABELS)] = None,
+    keep_above: Annotated[
+        float | None, typer.Option(help="From which probability of it on; 0.5.", rich_help_panel=_LABELS)
+    ] = None,
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Only leave out what cannot be read.", rich_help_panel=_SPLITS)
     ] = False,
@@ -204,9 +247,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tells what was understood of the photos, and stops there.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Makes the folds or seeds that are not finished in --out.")
-    ] = False,
+    resume: Resume = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
     ] = None,
@@ -237,6 +278,10 @@ def run(
         baseline run photos/ --seeds 5
 
         baseline run photos/ --log csv,tensorboard
+
+        baseline run runs/mine/manifest.json --fixes fixes.csv
+
+        baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
     photos, recipe = _target(target)
     changes = _given(
@@ -245,11 +290,22 @@ def run(
         photos_per_class=photos_per_class, precision=precision, workers=workers, budget=budget, cache_gb=cache_gb,
         log=",".join(log) if log else None,
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
-        images=images, label_from=label_from, labels=labels, split=split, split_file=split_file,
-        fold=fold, balance=balance, leaks=leaks, audit="none" if no_audit else "strict" if strict else None,
+        images=images, label_from=label_from, positive=positive, labels=labels, split=split, split_file=split_file,
+        fold=fold, balance=balance, leaks=leaks, keep_if=keep_if, keep_model=keep_model, keep_above=keep_above,
+        audit="none" if no_audit else "strict" if strict else None,
     )  # fmt: skip
     if no_audit and strict:
         raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
+    if fixes and seeds is not None:
+        raise RecipeError("--fixes compares two runs, and --seeds makes several. Give one of them.")
+    folds = fold is None and _names_folds(recipe, split)
+    if folds and (fixes or seeds is not None):
+        words = "--seeds" if seeds is not None else "--fixes"
+        raise RecipeError(f"{words} and folds are several runs each. Give --fold K for one fold, or leave {words} out.")
+    if resume and not (folds or seeds is not None):
+        raise RecipeError("--resume goes on with --seeds or folds, and this is neither. Leave it out.")
+    if before is not None and not fixes:
+        raise RecipeError("--before goes with --fixes. Give both, or compare runs by baseline compare.")
     changes |= {"scratch": True} if scratch else {}
     changes |= {"compile": True} if compile else {}
     changes |= {"preset": preset} if preset != "auto" else {}
@@ -260,29 +316,154 @@ def run(
     show = Show() if quiet else Terminal()
     if data is not None:
         photos = _data(data, recipe, show)
-    from .experiments import described_folds, make_folds, make_seeds
-
-    folds = fold is None and _names_folds(recipe, split)
     if dry_run:
+        from .experiments import described_folds
         from .sources import understood
 
         chosen, table = understand(photos, recipe, show=Show(), **changes | ({} if seed is None else {"seed": seed}))
         print("\n".join([*understood(table), *([described_folds(table, chosen)] if "kfold" in chosen.split else [])]))
         return
-    if seeds is not None and folds:
-        raise RecipeError(
-            "--seeds and folds are several runs each. Give --fold K for the seeds of one fold, or --seed."
-        )
-    if resume and not (folds or seeds is not None):
-        raise RecipeError("--resume goes on with --seeds or folds, and this is one run. Leave it out.")
     options: dict[str, Any] = {"out": out, "seed": seed, "show": show}
     if folds:
+        from .experiments import make_folds
+
         _print(_folded(make_folds(photos, recipe, resume=resume, **options, **changes)))
         return
     if seeds is not None:
+        from .experiments import make_seeds
+
         _print(_spread(make_seeds(seeds, photos, recipe, resume=resume, **options, **changes)))
         return
+    if fixes:
+        from .experiments import make_fixed
+
+        _print(_fixed(make_fixed(fixes, photos, recipe, before=before, **options, **changes)))
+        return
     _print(_results(make_baseline(photos, recipe, **options, **changes)))
+
+
+@app.command()
+def ladder(
+    target: Target,
+    data: Data = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Bodies to compare, with commas between; each climbs every rung.")
+    ] = None,
+    rungs: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these, with commas between: " + ", ".join(RUNG_NAMES) + ".",
+            show_default=False,
+            autocompletion=_complete(lambda: RUNG_NAMES),
+        ),
+    ] = None,
+    preset: Preset = "auto",
+    image_size: ImageSize = None,
+    photos_per_class: PhotosPerClass = None,
+    seed: Seed = None,
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    labels: Labels = None,
+    split: Split = None,
+    split_file: SplitFile = None,
+    resume: Resume = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; runs/ladder-NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the table.")] = False,
+) -> None:
+    """Compares a guess, pretrained features, a frozen body, fine-tuning and training from scratch on one split.
+
+    Examples:
+
+        baseline ladder photos/
+
+        baseline ladder cifar10 --photos-per-class 250 --preset quick
+
+        baseline ladder photos/ --arch resnet18,mobilenet_v2 --rungs head,groups,tta
+
+        baseline ladder photos/ --out runs/ladder --resume
+    """
+    photos, recipe, show, changes = _experiment(
+        target, data, preset, quiet, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col, images=images,
+        label_from=label_from, labels=labels, split=split, split_file=split_file,
+    )  # fmt: skip
+    from .ladder import make_ladder
+
+    found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, show=show,
+                        **changes)  # fmt: skip
+    _print(_climbed(found))
+    show.say(f"page: {found.folder / 'ladder.html'}")
+
+
+@app.command()
+def curve(
+    target: Target,
+    data: Data = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Photos a class, with commas between; doubled from 5, and all, if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Choices of photos for each size.")] = 3,
+    rungs: Annotated[
+        str,
+        typer.Option(
+            help="What is trained, with commas between: " + ", ".join(CURVE_NAMES) + ".",
+            autocompletion=_complete(lambda: CURVE_NAMES),
+        ),
+    ] = "logistic,groups",
+    preset: Preset = "auto",
+    arch: Arch = None,
+    image_size: ImageSize = None,
+    photos_per_class: PhotosPerClass = None,
+    seed: Seed = None,
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    labels: Labels = None,
+    split: Split = None,
+    split_file: SplitFile = None,
+    resume: Resume = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; runs/curve-NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Accuracy against the number of training photos, and what twice as many should bring.
+
+    Examples:
+
+        baseline curve photos/
+
+        baseline curve photos/ --rungs logistic --seeds 10
+
+        baseline curve cifar10 --photos-per-class 500 --sizes 10,30,100,300
+
+        baseline curve train.csv --group-col sign --out runs/curve --resume
+    """
+    photos, recipe, show, changes = _experiment(
+        target, data, preset, quiet, arch=arch, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col, images=images,
+        label_from=label_from, labels=labels, split=split, split_file=split_file,
+    )  # fmt: skip
+    from .curve import make_curve
+
+    numbers = _listed(sizes)
+    if wrong := [number for number in numbers if not number.isdecimal()]:
+        raise RecipeError(
+            f"--sizes has '{wrong[0]}'; whole numbers with commas between were needed, such as 10,30,100."
+        )
+    found = make_curve(photos, recipe, sizes=[int(number) for number in numbers], seeds=seeds, rungs=_listed(rungs),
+                       out=out, resume=resume, show=show, **changes)  # fmt: skip
+    _print(_by_size(found))
+    show.say(f"page: {found.folder / 'curve.html'}")
 
 
 @app.command()
@@ -294,6 +475,7 @@ def audit(
     split_col: SplitCol = None,
     images: Images = None,
     label_from: LabelFrom = None,
+    positive: Positive = None,
     labels: Labels = None,
     out: Annotated[
         Path | None, typer.Option(help="A folder for findings.json, tables and pictures of pairs.", show_default=False)
@@ -320,7 +502,7 @@ def audit(
     photos, recipe = _target(target)
     given = _given(
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
-        images=images, label_from=label_from, labels=labels,
+        images=images, label_from=label_from, positive=positive, labels=labels,
     )  # fmt: skip
     show = Show() if quiet else Terminal()
     chosen, table = understand(photos, recipe, show=show, **given)
@@ -333,6 +515,74 @@ def audit(
         show.say(f"written: {path}")
     if strict:
         checked.refuse_leaks()
+
+
+@app.command()
+def clean(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="The folder of a finished run, or what baseline run takes.",
+            autocompletion=_complete(recipe_names),
+            show_default=False,
+        ),
+    ],
+    image_col: ImageCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    images: Images = None,
+    label_from: LabelFrom = None,
+    splits: Annotated[str, typer.Option(help="Which photos are judged, between commas.")] = "train,valid,test",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Parts that are judged in turn; 5 if not given.", show_default=False)
+    ] = None,
+    oof: Annotated[
+        Path | None,
+        typer.Option(help="A table of out-of-fold probabilities, path and p_CLASS, to judge by.", show_default=False),
+    ] = None,
+    accept: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Writes fixes.csv with the suggestions from this confidence on.", show_default=False
+        ),
+    ] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Photos in the page, at most, of each kind.")] = 500,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels, side of the square the network sees.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of splits and folds.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; clean-NAME-DATE-TIME if not given.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Finds labels that are probably wrong, and writes a page to mend them on.
+
+    Every photo is judged by a classifier that has not seen it. Open clean.html, decide, download fixes.csv, and give
+    it to `baseline run ... --fixes fixes.csv`.
+
+    Examples:
+
+        baseline clean runs/mine
+
+        baseline clean photos/ --out clean/
+
+        baseline clean cifar10 --splits train,valid --accept 0.9
+    """
+    from .cleaning import clean as cleaned
+    from .progress import Show, Terminal
+
+    is_run = Path(target).name == "manifest.json" or (Path(target).expanduser() / "manifest.json").is_file()
+    photos, recipe = (target, "default") if is_run else _target(target)
+    given = _given(
+        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
+        images=images, label_from=label_from, image_size=image_size, seed=seed,
+    )  # fmt: skip
+    show = Show() if quiet else Terminal()
+    parts = [name.strip() for name in splits.split(",")]
+    options: dict[str, Any] = {"out": out, "splits": parts, "folds": folds, "oof": oof, "accept": accept}
+    _print(_cleaned(cleaned(photos, recipe, shown=shown, show=show, **options, **given), target))
 
 
 @app.command()
@@ -415,12 +665,16 @@ def predict(
     photos: Annotated[
         list[str],
         typer.Argument(
-            help="Photos, folders, patterns, tables with a column of paths, or - for paths on standard input.",
+            help="Photos, folders, zip or tar archives, patterns, tables with a column of paths, or - for paths on "
+            "standard input.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="A .csv or .jsonl file; standard output if not given.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output if not given.", show_default=False
+        ),
     ] = None,
     format: Annotated[
         str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=_complete(lambda: _FORMATS))
@@ -436,6 +690,16 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces the file of --out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Goes on with the file of --out where it stopped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 64,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, or auto: the quicker here, by measurement. As the run was evaluated if not given: "
+            "float32 on a CPU.",
+            autocompletion=_complete(lambda: ("auto", "float32", "bfloat16")),
+            show_default=False,
+        ),
+    ] = "",
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="Each has a GPU, or its share of the CPU.")] = 1,
     image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
     ensemble: Others = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
@@ -454,12 +718,15 @@ def predict(
 
         baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
 
+        baseline predict runs/mine photos.zip --out predictions.parquet --processes 4
+
         find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
     """
     kind = format if out is None else out.suffix.lower().removeprefix(".")
-    if kind not in _FORMATS:
-        what = f"--format {format} is unknown" if out is None else f"{out} is no .csv or .jsonl file by its name"
-        raise OutputError(f"{what}; needed: csv or jsonl.")
+    known = _FORMATS if out is not None else tuple(each for each in _FORMATS if each != "parquet")
+    if kind not in known:
+        what = f"{format} does not go to standard output" if out is None else f"{out} is no such file by its name"
+        raise OutputError(f"{what}; needed: {', '.join(known)}.")
     if (overwrite or resume) and out is None:
         raise OutputError("--overwrite and --resume go with a file. Give --out FILE.")
     if overwrite and resume:
@@ -470,14 +737,16 @@ def predict(
     from .bulk import Wanted, named_photos, write_predictions
     from .progress import Show, Terminal
 
-    paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else ())
-    from .model import load
-
     show = Show() if quiet else Terminal()
     bars = Show() if out is None and sys.stdout.isatty() else show
-    wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size)
+    wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size, precision)
+    paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else (), show)
+    from .model import load
+
     loaded = load([model, *_paths(ensemble)])
-    options: dict[str, Any] = {"total": total, "overwrite": overwrite, "resume": resume, "show": bars}
+    options: dict[str, Any] = {
+        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "show": bars,
+    }  # fmt: skip
     try:
         counts = write_predictions(loaded, paths, sys.stdout.buffer if out is None else out, wanted, **options)
         sys.stdout.flush()
@@ -486,9 +755,63 @@ def predict(
         raise typer.Exit(141) from None
     except KeyboardInterrupt:
         if out is not None:
-            show.say(f"interrupted: what was predicted is in {out}; --resume goes on")
+            show.say(f"interrupted: what was predicted is kept, and --resume goes on with {out}")
         raise
     show.say(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at: 0.0.0.0 lets every machine of the network in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    open: Annotated[bool, typer.Option("--open", help="Opens the page in a browser.")] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did; takes longer.")
+    ] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Shows a few of the run's photos, if they are still there.")
+    ] = True,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which it is reached, such as that of a proxy.", show_default=False),
+    ] = None,
+    max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Of a request.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Of a photo.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Photos in the queue; more get 503 with Retry-After.")] = 256,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="For a request to be sent, and for its answer.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 16,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Says nothing.")] = False,
+) -> None:
+    """Serves a model: a page to drop, paste or take photos, and an HTTP API. Ctrl-C stops it.
+
+    Photos stay in memory and never reach the disk or another machine. Without --host only this machine can use it; with
+    it, so can everyone who reaches the address: there are no passwords.
+
+    Examples:
+
+        baseline serve runs/mine --open
+
+        baseline serve runs/mine/model --port 8080 --tta
+
+        baseline serve runs/mine --host 0.0.0.0 --no-examples
+
+        curl -F photo=@holiday.jpg http://127.0.0.1:8000/predict
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .progress import Show, Terminal
+    from .web import Limits
+    from .web import serve as served
+
+    limits = Limits(max_mb, max_megapixels, waiting=max_waiting, batch=batch_size, seconds=max_seconds)
+    served(
+        model, host=host, port=port, tta=tta, examples=examples, limits=limits, hosts=allow_host or (), browser=open,
+        show=Show() if quiet else Terminal(),
+    )  # fmt: skip
+    sys.stderr.flush()
+    os._exit(0)  # a pass of the network that is under way would be waited for
 
 
 @app.command()
@@ -508,6 +831,146 @@ def check(model: Model) -> None:
         difference = member.check()
         print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, tensors whole and in place")
         print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
+
+
+@app.command()
+def export(
+    model: Model,
+    to: Annotated[
+        str, typer.Option(help="onnx, torch-export or learner.", autocompletion=_complete(lambda: _form_names()))
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; NAME.onnx, .pt2 or .pkl here.", show_default=False)
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Photos, folders, patterns or tables to compare on; else the golden inputs of the model folder. May "
+            "be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            help="any: photos of any size are resized inside; fixed: it takes squares of the model's size only.",
+            autocompletion=_complete(lambda: ("any", "fixed")),
+        ),
+    ] = "any",
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did.")
+    ] = True,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="ONNX in 8 bits: a third of the size, a little different, not always quicker."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Writes a model as ONNX, for torch.export or as a fastai learner, and compares it with the model on photos.
+
+    ONNX and torch-export take uint8 photos, N x H x W x 3, upright RGB, and give calibrated probabilities: what
+    `baseline predict` tells.
+
+    Examples:
+
+        baseline export runs/mine --to onnx --photos photos/test/
+
+        baseline export runs/mine --to onnx --int8 --photos photos/ -o small.onnx
+
+        baseline export runs/mine --to torch-export --size fixed --no-tta
+
+        baseline export runs/mine --to learner
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .exports import export as exported
+    from .progress import Show, Terminal
+
+    if to == "learner":
+        print(
+            "WARNING: a learner is a pickle. Whoever loads one runs whatever code is in it: pass it on only to those "
+            "who trust you, and load none of others. It needs baseline where it is loaded, and gives plain, "
+            "uncalibrated probabilities.",
+            file=sys.stderr,
+        )
+    show = Show() if quiet else Terminal()
+    print(exported(model, to, out, photos=photos or (), size=size, tta=tta, int8=int8, overwrite=overwrite, show=show))
+
+
+def _form_names() -> tuple[str, ...]:
+    from .exports import FORMS
+
+    return tuple(FORMS)
+
+
+@app.command("import")
+def import_(
+    learner: Annotated[Path, typer.Argument(help="What fastai's Learner.export wrote.", show_default=False)],
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open it, which runs whatever code is in it.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new model folder; the file's name here.", show_default=False)
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(help="Photos, folders, patterns or tables to compare the two on.", show_default=False),
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Its architecture, where it does not tell.", show_default=False)] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Makes a model folder of a fastai vision learner: tensors and JSON, for every other command.
+
+    The learner is a pickle, and opening one runs whatever code is in it: only with --trust-pickle.
+
+    Examples:
+
+        baseline import export.pkl --trust-pickle
+
+        baseline import export.pkl --trust-pickle -o mine --photos photos/valid/
+    """
+    from .progress import Show, Terminal
+
+    if trust_pickle:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .imports import import_learner
+
+    show = Show() if quiet else Terminal()
+    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, photos=photos or (), show=show))
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="The new folder.", metavar="DIR", show_default=False)],
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(help="An architecture whose weights go with it; may be given several times.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A run, whose model goes with it to predict there.", show_default=False)
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Wheels of all that is needed, not only of what Kaggle's image lacks.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a bundle that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Collects what a Kaggle kernel without internet needs, to attach as a data set: wheels, weights, a model.
+
+    Examples:
+
+        baseline bundle kaggle-baseline
+
+        baseline bundle kaggle-baseline --arch resnet18 --arch convnext_tiny
+
+        baseline bundle kaggle-baseline --model runs/mine --overwrite
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .bundles import bundle as bundled
+    from .progress import Show, Terminal
+
+    show = Show() if quiet else Terminal()
+    print(bundled(folder, arch or (), model, everything=everything, overwrite=overwrite, show=show))
 
 
 @app.command()
@@ -612,6 +1075,24 @@ def _names_folds(recipe: str, split: str | None) -> bool:
         return "kfold" in split
     mine = recipe.endswith(".toml") and "kfold" in load_recipe(recipe).split
     return mine and "fold" not in read_values(Path(recipe))
+
+
+def _experiment(
+    target: str, data: Path | None, preset: str, quiet: bool, **options: Any
+) -> tuple[str | None, str, Show, dict[str, Any]]:
+    """Photos, recipe, where progress goes, and what the recipe changes, of a command that makes several runs."""
+    from .progress import Show, Terminal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    photos, recipe = _target(target)
+    show = Show() if quiet else Terminal()
+    changes = _given(**options) | ({"preset": preset} if preset != "auto" else {})
+    return (_data(data, recipe, show) if data is not None else photos), recipe, show, changes
+
+
+def _listed(words: str | None) -> list[str]:
+    """Names between commas."""
+    return [word.strip() for word in (words or "").split(",") if word.strip()]
 
 
 def _target(target: str) -> tuple[str | None, str]:
@@ -839,6 +1320,86 @@ def _told(numbers: Mapping[str, Any]) -> str:
     of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['photos']:,} photos"
     micro = f"; micro F1 {found['micro_f1']:.2%}" if "mean_average_precision" in found else ""
     return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
+
+
+def _climbed(found: Ladder) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = found.table["arch"].nunique() > 2
+    names = ["rung", *(["body"] if several else []), f"accuracy on {found.split}", "points gained", "over", "p"]
+    for name in (*names, "seconds", "parameters"):
+        table.add_column(name, justify="left" if name in ("rung", "body", "over") else "right", overflow="fold")
+    for row in found.table.to_dict("records"):
+        tested = isinstance(row["against"], str)
+        points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
+        told = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
+                "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"] if tested else ["", "", ""]  # fmt: skip
+        accuracy = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+        costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
+        table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *told, *costs)
+    return Group(table, "", *found.sentences)
+
+
+def _by_size(found: Curve) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("training photos", justify="right")
+    rungs = list(found.fits)
+    for rung in rungs:
+        table.add_column(f"{rung}, accuracy on {found.split}", justify="right")
+    means = found.table.pivot_table(index="photos", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
+    for photos, row in means.iterrows():
+        spans = [
+            f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
+            if row["mean", rung] == row["mean", rung]
+            else ""
+            for rung in rungs
+        ]
+        table.add_row(f"{photos:,}", *spans)
+    return Group(table, "", *found.sentences)
+
+
+def _cleaned(found: Cleaning, target: str) -> Any:
+    """What is suspected, by pair of classes, and what to do next."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    issues = found.issues
+    suspected = issues[issues["is_label_issue"]]
+    table = Table("label", "perhaps", "photos", "surest")
+    pairs = suspected.groupby(["given_label", "predicted_label"], sort=False)["confidence"].agg(["size", "max"])
+    pairs = pairs.sort_values("size", ascending=False, kind="stable").reset_index()
+    for label, perhaps, count, surest in pairs.head(10).itertuples(index=False):
+        table.add_row(escape(label), escape(perhaps), f"{count:,}", f"{surest:.0%}")
+    conflicts, outliers = int((issues["conflict"] != "").sum()), int(issues["is_outlier_issue"].sum())
+    counts = f"{len(suspected):,} of {len(issues):,} labels are suspected ({len(suspected) / len(issues):.1%})"
+    also = f"{conflicts:,} photos have a copy with another label; {outliers:,} are unlike all others."
+    lines = [
+        f"{counts}; {also}",
+        "Not all of them are wrong: photos that are only hard are suspected, too. On CIFAR-10, 70 of 100 suspected "
+        "labels were wrong where 9 % of all are, and few where nearly all are right. Look before you accept.",
+        f"look and decide: {found.folder / 'clean.html'}",
+        f"all photos, ranked: {found.folder / 'issues.csv'}",
+    ]
+    fixes = found.fixes or "fixes.csv"
+    again = found.run / "manifest.json" if found.run else target
+    lines += [f"accepted: {found.fixes}"] if found.fixes else []
+    lines += [f"then: baseline run {again} --fixes {fixes}"]
+    return Group(*([table] if len(pairs) else []), *map(escape, lines))
+
+
+def _fixed(found: Fixed) -> Any:
+    """What a run with fixes reached, and what they changed."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    words = f"fixes: {found.after.manifest['reasons']['fixes']}"
+    return Group(_results(found.after), escape(words), _compared(found.comparison))
 
 
 def _compared(found: Comparison) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .recipe import Recipe
 
-__all__ = ["bound_by", "where_time_went"]
+__all__ = ["bound_by", "minutes", "where_time_went"]
 
 
 def where_time_went(seconds: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -43,3 +43,12 @@ def bound_by(where: Mapping[str, float], recipe: Recipe, device: str) -> str:
     }
     share = where[most] / max(sum(where.values()), 1e-9)
     return f"{most}, {share:.0%} of the time; what would help: {helps.get(most, faster)}"
+
+
+def minutes(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> minutes(45.2), minutes(400)
+    ('45 s', '7 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

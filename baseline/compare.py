@@ -191,20 +191,10 @@ def _refuse_others(folders: list[Path], tables: list[pd.DataFrame], split: str) 
 
 
 def _tests(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict[str, Any]]:
-    """`same_or_not` of each pair of tables; nothing for those that share no photo.
+    """`same_or_not` of each pair of tables; nothing for those that share no photo."""
+    from .metrics import holm, same_or_not
 
-    The more runs are compared, the likelier one of them differs by chance, so p values are Holm's (1979): the smallest
-    times the number of comparisons, the next times one less, and so on, none below the one before.
-    """
-    from .metrics import LEVEL, same_or_not
-
-    found = [same_or_not(one, other) if set(one["path"]) & set(other["path"]) else {} for one, other in pairs]
-    tested = sorted((each for each in found if each), key=lambda each: each["p"])
-    least = 0.0
-    for rank, each in enumerate(tested):
-        least = each["p"] = max(least, min(1.0, each["p"] * (len(tested) - rank)))
-        each["beyond_noise"] &= len(tested) == 1 or least < LEVEL
-    return found
+    return holm([same_or_not(one, two) if set(one["path"]) & set(two["path"]) else {} for one, two in pairs])
 
 
 def _against(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:

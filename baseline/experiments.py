@@ -1,6 +1,6 @@
-"""Experiments that are several runs: seeds, folds. Knows `make_baseline` and its folders; does none of its work.
+"""Experiments that are several runs: seeds, folds, before and after fixes. Knows `make_baseline` and run folders.
 
-Each run has a folder of its own. What is told of them all is made from these folders, so that it does not matter
+Each run has a folder of its own. What is told of seeds or folds is made from these folders, so that it does not matter
 whether a run was made now or before an interrupt.
 """
 
@@ -15,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .compare import Comparison, comparison
 from .errors import OutputError, RecipeError
-from .make import asked_for, make_baseline, starting_recipe, understand
+from .make import Baseline, asked_for, make_baseline, starting_recipe, understand
+from .mending import read_fixes
 from .progress import Show, Terminal
 from .recipe import Recipe, seconds_in
 from .save import (
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from .model import Ensemble, Model
 
-__all__ = ["Folds", "Seeds", "described_folds", "make_folds", "make_seeds"]
+__all__ = ["Fixed", "Folds", "Seeds", "described_folds", "make_fixed", "make_folds", "make_seeds"]
 
 UNHEEDED = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
 """Of a recipe; they change no number, and may be others when an experiment goes on."""
@@ -218,6 +220,63 @@ def described_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     apart = f"; {test:,} test photos stay apart" if test else ""
     sizes = ", ".join(f"{count:,}" for count in counts)
     return f"folds: {recipe.split}, valid photos {sizes}{apart}; before the audit, which keeps copies on one side"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A run before fixes of labels and one after them."""
+
+    before: Path
+    """The run folder."""
+    after: Baseline
+    comparison: Comparison
+    """Of both, on the test photos, which fixes do not touch (valid, if there is no test split)."""
+
+
+def make_fixed(
+    fixes: Sequence[str | Path],
+    photos: str | Path | pd.DataFrame | None = None,
+    recipe: str | Path | Recipe = "default",
+    *,
+    before: str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    show: Show | None = None,
+    **changes: Any,
+) -> Fixed:
+    """Trains without and with fixes of labels, and compares both on the same photos.
+
+    The run before them is `before`, or, where the recipe is a finished run's `manifest.json`, that run; then only the
+    run after them is trained, into `out`, with that run's splits. Otherwise both are, into `out/before` and
+    `out/after`. The other arguments and errors are those of `make_baseline`; fixes are added to those of the recipe.
+
+    Raises:
+        DataError: if the fixes do not fit the photos (see `baseline.read_fixes`); before anything is trained.
+
+    >>> make_fixed(["fixes.csv"], recipe="runs/mine/manifest.json").comparison.sentences    # doctest: +SKIP
+    """
+    show = show or Terminal()
+    if before is None and Path(str(recipe)).name == "manifest.json":
+        before = Path(str(recipe)).parent
+    chosen, table = understand(photos, recipe, show=Show(), **changes)
+    every = [*chosen.fixes, *(str(Path(file).expanduser().absolute()) for file in fixes)]
+    every = list(dict.fromkeys(every))
+    read_fixes(every, table, chosen.labels)
+    if before is not None:
+        read_manifest(before)
+        changes = {"split_file": str(Path(before).absolute() / "split.csv"), **changes}
+        after = make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes, fixes=every)
+        return Fixed(Path(before), after, comparison([before, after.folder]))
+    folder = Path(out).expanduser() if out else Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "after" / "manifest.json").exists():
+        raise OutputError(f"{folder / 'after'} holds a finished run. Choose another --out, or remove it.")
+    show.say("before the fixes")
+    with removed_if_empty(folder, new=not folder.exists()):
+        first = make_baseline(photos, recipe, out=folder / "before", seed=seed, show=show, **changes)
+    before = first.folder
+    del first  # its network and decoded photos, before the next run needs the room
+    show.say("after the fixes")
+    return make_fixed(fixes, photos, before / "manifest.json", out=folder / "after", show=show)
 
 
 # ---- several runs ---------------------------------------------------------------------------------------------------

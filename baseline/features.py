@@ -35,7 +35,17 @@ from .quick import quick
 from .recipe import Recipe, Stage
 from .weights import normalisation
 
-__all__ = ["FrozenOutputs", "Layers", "Plan", "embeddings", "forward_rates", "frozen_format", "layers_of"]
+__all__ = [
+    "FrozenOutputs",
+    "Layers",
+    "Plan",
+    "bfloat16_units",
+    "embedded",
+    "embeddings",
+    "forward_rates",
+    "frozen_format",
+    "layers_of",
+]
 
 MEMORY_SHARE = 1 / 4
 """Of the machine's memory, for outputs that are kept there."""
@@ -167,6 +177,8 @@ class FrozenOutputs:
         self.prints: dict[str, str] = {}
         self.kept: dict[tuple[str, int, View], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
+        self.saved = 0.0
+        """Seconds that outputs found in the cache, for the last stage asked for, had taken to compute."""
 
     def learner(self, number: int) -> Learner | None:
         """A complete fastai Learner over the layers that the stage trains, on the outputs of those before.
@@ -177,6 +189,7 @@ class FrozenOutputs:
         if number not in self.plan.stages:
             return None
         learn, stage, plan = self.learn, self.recipe.stages[number - 1], self.plan
+        self.saved = 0.0
         cut, view = plan.stages[number]
         sets = (("train", view), ("valid", plan.whole))
         if not all((split, cut, seen) in self.kept or self._obtain(split, seen, number) for split, seen in sets):
@@ -237,13 +250,16 @@ class FrozenOutputs:
                 return False
             found |= {cut: np.empty(*shape) if rooms[cut] is None else rooms[cut] for cut, shape in missing.items()}
             outputs = {cut: _channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
+            began = time.perf_counter()
             if missing:
                 self._pass(split, view, {cut: outputs[cut] for cut in missing})
             else:
                 self.show.say(f"outputs of the frozen layers, {split}: from the cache")
+                self.saved += max(map(cache.seconds, keys.values()))
+            spent = time.perf_counter() - began
             for cut, room in rooms.items():
                 if room is not None:
-                    cache.keep(keys[cut], room)
+                    cache.keep(keys[cut], room, spent)
         self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
         return True
 
@@ -295,15 +311,18 @@ class FrozenOutputs:
                     bar.step(len(photos))
 
 
-def embeddings(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show | None = None) -> np.ndarray:
+def embeddings(
+    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), show: Show | None = None
+) -> np.ndarray:
     """What the network's body makes of each photo, pooled: photos x features, float32, in the table's order.
 
-    Photos are seen whole and plain. With the weights that the body came with they are kept in the cache for the next
-    time, as the outputs of frozen layers are.
+    Photos are seen whole. With the weights that the body came with they are kept in the cache for the next time, as
+    the outputs of frozen layers are.
 
     Args:
         learn: of `baseline.learner`, over DataLoaders of this table.
         recipe: settled, the one that the Learner was made by.
+        views: `("flip",)` takes the mean of the photo's features and of its mirror image's.
 
     Raises:
         RecipeError: if the machine's memory does not hold them, or the network is one layer that cannot be cut.
@@ -311,18 +330,35 @@ def embeddings(learn: Learner, table: pd.DataFrame, recipe: Recipe, show: Show |
     >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
     (2527, 1280)
     """
+    return embedded(learn, table, recipe, views, show)[0]
+
+
+def embedded(
+    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), show: Show | None = None
+) -> tuple[np.ndarray, float]:
+    """What `embeddings` gives, and the seconds that it takes to compute, now or before."""
+    began = time.perf_counter()
     frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), show)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
-    if 1 not in frozen.plan.stages or not frozen._obtain("all", frozen.plan.whole, 1):
+    view = View("both", recipe.image_size) if views else frozen.plan.whole
+    if 1 not in frozen.plan.stages or not frozen._obtain("all", view, 1):
         raise RecipeError(f"The features of {len(table):,} photos by '{recipe.arch}' cannot be kept: they need memory. "
                           "Give fewer photos, or a larger --cache-gb.")  # fmt: skip
-    return frozen.kept["all", frozen.plan.cut(1), frozen.plan.whole].numpy()
+    found = frozen.kept["all", frozen.plan.cut(1), view].numpy()
+    found = found.reshape(-1, len(table), found.shape[1]).mean(0) if views else found
+    return found, time.perf_counter() - began + frozen.saved
 
 
 def frozen_format(recipe: Recipe, device: str) -> torch.autocast:
     """The number format of passes through frozen layers; on a GPU that of training."""
     name = recipe.frozen_precision if device == "cpu" else recipe.precision
     return number_format(name, device)
+
+
+def bfloat16_units() -> list[str]:
+    """What this CPU computes bfloat16 with."""
+    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
+    return [name for name, has in units.items() if has()]
 
 
 def forward_rates(arch: str, image_size: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from .photos import open_photo
@@ -28,7 +28,9 @@ from .photos import open_photo
 __all__ = [
     "confusion_figure",
     "counts_figure",
+    "curve_figure",
     "heated",
+    "ladder_figure",
     "lr_find_figure",
     "pairs_figure",
     "png",
@@ -251,6 +253,62 @@ def time_figure(seconds: dict[str, float]) -> Figure:
     axes.margins(x=0.12)
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="seconds")
+    return figure
+
+
+@_drawn
+def ladder_figure(rungs: pd.DataFrame) -> Figure:
+    """Accuracy of each rung with its interval, the lowest rung below, and the seconds it took.
+
+    Args:
+        rungs: see `baseline.Ladder.table`.
+    """
+    rows = rungs.iloc[::-1].reset_index(drop=True)
+    archs = [name for name in dict.fromkeys(rungs["arch"]) if name]
+    colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
+    figure = Figure(figsize=(8, 1.1 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for at, row in enumerate(rows.to_dict("records")):
+        colour = colours.get(row["arch"], GREY)
+        axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
+        axes.plot(row["accuracy"], at, "o", color=colour)
+        words = f"{row['accuracy']:.1%}, {row['seconds']:,.0f} s"
+        axes.annotate(words, (row["high"], at), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    for name in archs if len(archs) > 1 else ():
+        axes.plot([], [], "o", color=colours[name], label=name)
+    axes.set_yticks(range(len(rows)), rows["words"])
+    axes.margins(y=0.06)
+    axes.set_xlim(None, axes.get_xlim()[1] + 0.2 * np.ptp(axes.get_xlim()))
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set(xlabel="accuracy, 95 % interval")
+    if len(archs) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return figure
+
+
+@_drawn
+def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: dict[str, str]) -> Figure:
+    """Accuracy by training photos: each training a dot, means joined, the fitted law dashed and to twice the photos.
+
+    Args:
+        trainings: see `baseline.Curve.table`.
+        lines: by rung, photos and accuracies of its law, 2 x points.
+        words: what each rung is called.
+    """
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for rung, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
+        rows = trainings[trainings["rung"] == rung]
+        means = rows.groupby("photos")["accuracy"].mean()
+        axes.plot(rows["photos"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
+        axes.plot(means.index, means, "-o", color=colour, markersize=5, label=words[rung])
+        axes.plot(*lines[rung], "--", color=colour, linewidth=1.2)
+    axes.set(xscale="log", xlabel="training photos", ylabel="accuracy")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.plot([], [], "--", color=GREY, linewidth=1.2, label="power law, to twice the photos")
+    axes.legend(loc="lower right")
     return figure
 
 

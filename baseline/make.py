@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .clock import bound_by, where_time_went
+from .clock import bound_by, minutes, where_time_went
 from .errors import LeakError, RecipeError, unknown
 from .loggers import check_loggers, logged, plain, told
 from .progress import Show, Terminal
@@ -48,8 +48,19 @@ if TYPE_CHECKING:
     from .training import History
     from .weights import Weights
 
-__all__ = ["Baseline", "asked_for", "make_baseline", "settle", "starting_recipe", "understand", "versions",
-           "write_audit"]  # fmt: skip
+__all__ = [
+    "Baseline",
+    "asked_for",
+    "make_baseline",
+    "manifest_of",
+    "parted",
+    "settle",
+    "split_csv",
+    "starting_recipe",
+    "understand",
+    "versions",
+    "write_audit",
+]
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
@@ -142,16 +153,11 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .planning import Rates, estimate
     from .predict import predictions
     from .report import write_report
-    from .splits import split
     from .training import train
 
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
-            table, unread, checked = _audited(table, chosen, show)
-        table = _without_leaks(split(table, chosen), chosen, show)
-        if checked is not None and len(checked.findings):
-            write_audit(folder / "audit", checked)
-        show.say(_described(table))
+            chosen, table, unread = _parted(table, chosen, folder, show, reasons)
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
             reasons |= more
@@ -169,38 +175,61 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             rates = Rates(learn.model, learn.splitter, chosen)
             ready = FrozenOutputs(learn, chosen).ready()
             expected = estimate(rates, chosen, _counts(table), ready)
-            show.say(f"training and evaluation will take about {_minutes(expected.total)} on {_device_words()}")
+            show.say(f"training and evaluation will take about {minutes(expected.total)} on {_device_words()}")
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
-        with clock.part("training"), _kept_when_interrupted(learn, chosen, folder, show):
+        with clock.part("training"), _kept_when_interrupted(learn, chosen, weights, folder, show):
             history = train(learn, chosen, logs, deadline=deadline)
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
             numbers = measure(predicted, chosen.labels)
             calibrated = calibration(predicted, chosen.labels)
             logs.summary(told(numbers))
-    manifest = {
-        "format": FORMAT,
-        "recipe": chosen.as_dict(),
+    manifest = manifest_of(chosen, photos, table, unread, weights, numbers, history.stages, clock.seconds)
+    manifest |= {
         "asked": asked,
         "reasons": reasons,
-        "photos": _photos_words(photos),
-        "metrics": numbers,
         "calibration": calibrated,
-        "seconds": clock.seconds,
         "estimated_seconds": round(expected.total, 1),
         "time": (where := where_time_went(clock.seconds, history.stages)),
         "bound": bound_by(where, chosen, _device()),
-        "stages": history.stages,
+    }
+    _write_run(folder, learn, weights, table, history, predicted, manifest)
+    write_card(folder, show)
+    write_report(folder, show)
+    return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
+
+
+def manifest_of(
+    recipe: Recipe,
+    photos: Any,
+    table: pd.DataFrame,
+    unread: pd.DataFrame,
+    weights: Weights | None,
+    metrics: dict[str, Any],
+    stages: list[dict[str, Any]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """What `manifest.json` says of every run, however its predictions were made.
+
+    Args:
+        photos: as they were given to `make_baseline`.
+        table: the photos with their splits.
+        unread: those that were left out, with `path` and `reason`.
+        seconds: by part of the run.
+    """
+    return {
+        "format": FORMAT,
+        "recipe": recipe.as_dict(),
+        "photos": _photos_words(photos),
+        "metrics": metrics,
+        "seconds": seconds,
+        "stages": stages,
         "data": _fingerprint(table, unread),
         "weights": dataclasses.asdict(weights) if weights else "random",
         "device": _device_words(),
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write_run(folder, learn, table, history, predicted, manifest)
-    write_card(folder, show)
-    write_report(folder, show)
-    return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
 def understand(
@@ -217,6 +246,22 @@ def understand(
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, None, changes)
     return _understood(photos, chosen, reasons, show or Terminal())
+
+
+def parted(
+    photos: str | Path | pd.DataFrame | None,
+    recipe: str | Path | Recipe,
+    folder: Path,
+    show: Show,
+    **changes: Any,
+) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
+    """The recipe, the photo table that `make_baseline` trains with, every photo in its split, and what it leaves out.
+
+    What the audit found is written into the folder. A recipe whose `split_file` holds `split_csv` of the table gives
+    the same splits again, without an audit.
+    """
+    chosen, table = understand(photos, recipe, show=show, **changes)
+    return _parted(table, chosen, folder, show, {})
 
 
 def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe) -> Recipe:
@@ -263,7 +308,7 @@ def settle(
         RecipeError: if the architecture does not exist or the precision does not go with the device.
         WeightsError: if the pretrained weights cannot be had.
     """
-    from .features import forward_rates
+    from .features import bfloat16_units, forward_rates
     from .quick import has_compiler
     from .tables import has_many
     from .weights import find_weights, obtainable
@@ -274,16 +319,21 @@ def settle(
                           "GPU. Install it (Debian: g++), or leave --compile out.")  # fmt: skip
     device = _device()
     reasons = {}
-    arch = recipe.arch
-    if arch == "auto":
-        arch, reasons["arch"] = settle_arch(device, lambda name: obtainable(name, show))
+    wanted = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # whose file it must be
+    looked: list[str] = []
+
+    def within_reach(name: str) -> bool:
+        looked.append(name)
+        return recipe.scratch or obtainable(name, show)
+
+    arch, reasons["arch"] = settle_arch(wanted, device, within_reach)
     photos = int((table["split"] == "train").sum())
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, photos, device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
     frozen, reasons["frozen_precision"] = settle_frozen_precision(
-        recipe.frozen_precision, device, _bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
+        recipe.frozen_precision, device, bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
     )
-    weights = None if recipe.scratch else find_weights(arch, recipe.weights, show)
+    weights = None if recipe.scratch else find_weights(arch, recipe.weights, Show() if arch in looked else show)
     labels = "many" if has_many(table["label"], recipe.labels) else "one"
     settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
     if recipe.scratch:
@@ -311,7 +361,7 @@ def _chosen(photos: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any]:
         photos = read_values(Path(str(recipe))).get("photos")
         split_file = Path(str(recipe)).with_name("split.csv")
         if photos is None and split_file.exists():  # it was a DataFrame, and this is what is left of it
-            found = dict.fromkeys((*COLUMN_KEYS, "images"), "")
+            found = dict.fromkeys((*COLUMN_KEYS, "images", "keep_if", "keep_model", "fixes"), "")  # which is all done
             photos, chosen = str(split_file), chosen.changed(**found, split_file=str(split_file))
     if photos is None:
         photos = chosen.data or None
@@ -355,7 +405,9 @@ def _from_scratch(recipe: Recipe) -> tuple[Recipe, str]:
     """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
     epochs, steps = (sum(getattr(stage, key) for stage in recipe.stages) for key in ("epochs", "steps"))
     why = "all layers are trained: a frozen body of random weights would have nothing to give"
-    return recipe.changed(stages=(Stage("all", epochs, "find", batch_norm="moving", steps=steps),), presets={}), why
+    last = recipe.stages[-1]
+    stage = Stage("all", epochs, "find", "moving", steps=steps, optimizer=last.optimizer, schedule=last.schedule)
+    return recipe.changed(stages=(stage,), presets={}), why
 
 
 def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show) -> tuple[Recipe, pd.DataFrame]:
@@ -365,7 +417,8 @@ def _understood(photos: Any, chosen: Recipe, reasons: dict[str, str], show: Show
     from .tables import Columns, has_many
 
     columns = Columns(chosen.image_col, chosen.label_col, chosen.group_col, chosen.split_col, chosen.images)
-    table = photo_table(photos, columns=columns, label_from=chosen.label_from, labels=chosen.labels, show=show)
+    forms = {"label_from": chosen.label_from, "labels": chosen.labels, "positive": chosen.positive}
+    table = photo_table(photos, columns=columns, **forms, show=show)
     for line in understood(table):
         show.say(line)
     way, reasons["split"] = settle_split(table, chosen)
@@ -382,6 +435,37 @@ def _audited(table: pd.DataFrame, chosen: Recipe, show: Show) -> tuple[pd.DataFr
     for row in checked.findings.itertuples():
         show.say(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
     return checked.usable, checked.unreadable, checked
+
+
+def _parted(
+    table: pd.DataFrame, chosen: Recipe, folder: Path, show: Show, reasons: dict[str, str]
+) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
+    """The recipe, the photos with their splits, labels mended, and those that cannot be read.
+
+    What the audit found, what a second model left out and the fixes go into the folder.
+    """
+    from .mending import belonging, mended, read_fixes
+    from .splits import split
+    from .tables import place
+
+    fixes = None
+    if chosen.fixes:
+        chosen = chosen.changed(fixes=[str(place(file)) for file in chosen.fixes])
+        fixes = read_fixes(chosen.fixes, table, chosen.labels)
+    table, unread, checked = _audited(table, chosen, show)
+    if chosen.keep_if:
+        table, strangers = belonging(table, chosen, show)
+        write(folder / "not_kept.csv", strangers.to_csv(index=False))
+        reasons["keep_if"] = f"{len(strangers):,} photos were left out: not_kept.csv"
+    table = _without_leaks(split(table, chosen), chosen, show)
+    if fixes is not None:
+        table, reasons["fixes"] = mended(table, fixes)
+        show.say(f"fixes: {reasons['fixes']}")
+        write(folder / "fixes.csv", fixes.to_csv(index=False))
+    if checked is not None and len(checked.findings):
+        write_audit(folder / "audit", checked)
+    show.say(_described(table))
+    return chosen, table, unread
 
 
 def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFrame:
@@ -451,14 +535,16 @@ class _Clock:
 
 
 @contextmanager
-def _kept_when_interrupted(learn: Learner, recipe: Recipe, folder: Path, show: Show) -> Iterator[None]:
+def _kept_when_interrupted(
+    learn: Learner, recipe: Recipe, weights: Weights | None, folder: Path, show: Show
+) -> Iterator[None]:
     """On Ctrl-C writes the epochs so far and the best weights so far, then lets the interrupt go on."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         history = getattr(interrupt, "history", None)
         if history is not None and len(history.epochs):
-            _write_training(folder, learn, history, recipe)
+            _write_training(folder, learn, history, recipe, weights)
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
         raise
@@ -467,24 +553,30 @@ def _kept_when_interrupted(learn: Learner, recipe: Recipe, folder: Path, show: S
 def _write_run(
     folder: Path,
     learn: Learner,
+    weights: Weights | None,
     table: pd.DataFrame,
     history: History,
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
 ) -> None:
     fitted = manifest["calibration"].get("temperature")
-    _write_training(folder, learn, history, Recipe(**manifest["recipe"]), fitted)
-    write(folder / "split.csv", _split_csv(table))
+    _write_training(folder, learn, history, Recipe(**manifest["recipe"]), weights, fitted)
+    write(folder / "split.csv", split_csv(table))
     write(folder / "predictions.csv", predicted.to_csv(index=False))
     write(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
     write(folder / "manifest.json", as_json(manifest))
 
 
 def _write_training(
-    folder: Path, learn: Learner, history: History, recipe: Recipe, temperature: float | None = None
+    folder: Path,
+    learn: Learner,
+    history: History,
+    recipe: Recipe,
+    weights: Weights | None,
+    temperature: float | None = None,
 ) -> None:
     from .networks import save_network
-    from .weights import is_torchvision, normalisation
+    from .weights import is_torchvision, normalisation, published
 
     mean, std = normalisation(recipe.arch)
     facts = {
@@ -502,6 +594,7 @@ def _write_training(
         "temperature": temperature,
         "crop": recipe.augment.crop,
         "precision": recipe.precision,
+        "weights_license": published(weights).get("license", "unknown") if weights else None,
         "versions": versions(),
     }
     write(folder / "history.csv", history.epochs.to_csv(index=False))
@@ -535,11 +628,12 @@ def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame) -> dict[str, Any]:
         "classes": sorted(table["label"].unique()),
         "photos": _counts(table),
         "left_out": unread.to_dict("records"),
-        "sha256": hashlib.sha256(_split_csv(table).encode()).hexdigest(),
+        "sha256": hashlib.sha256(split_csv(table).encode()).hexdigest(),
     }
 
 
-def _split_csv(table: pd.DataFrame) -> str:
+def split_csv(table: pd.DataFrame) -> str:
+    """What `split.csv` of a run folder says: path, label and split of each photo, and groups and folds if known."""
     known = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
     return table[["path", "label", "split", *known]].to_csv(index=False)
 
@@ -567,14 +661,6 @@ def _device() -> str:
     return str(default_device().type)
 
 
-def _bfloat16_units() -> list[str]:
-    """What this CPU computes bfloat16 with."""
-    import torch
-
-    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
-    return [name for name, has in units.items() if has()]
-
-
 def _device_words() -> str:
     import torch
 
@@ -592,7 +678,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

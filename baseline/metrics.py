@@ -17,13 +17,16 @@ from .tables import classes_of, decisions, flags_of, names
 
 __all__ = [
     "BINS",
+    "accuracy_of",
     "averaged",
     "bins_of",
     "blend",
     "calibrated",
     "calibration",
     "difference_words",
+    "holm",
     "measure",
+    "probabilities_of",
     "same_or_not",
     "sentences",
     "suspected_labels",
@@ -114,6 +117,19 @@ def wilson(hits: int, photos: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, float, float]:
+    """The share of photos that are right, 0-1, and the ends of its 95 % interval.
+
+    The interval is Wilson's, or by bootstrap over whole groups where the table has any.
+
+    >>> accuracy_of(pd.DataFrame({"label": list("aabb"), "predicted": list("aaba")}))[0]
+    0.75
+    """
+    right, groups = _right(table, column), _groups(table)
+    within = wilson(int(right.sum()), len(right)) if groups is None else _paired_interval(right.astype(float), groups)
+    return float(right.mean()), *within
+
+
 def same_or_not(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
     """Whether two prediction tables differ by more than noise on the photos that both hold, by `path`.
 
@@ -149,6 +165,20 @@ def same_or_not(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
     _refuse_torn(both)
     right = (_right(both, "predicted"), _right(both, "predicted_other"))
     return {"split": split, **_paired(*right, _groups(both))}
+
+
+def holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `same_or_not` gave for several pairs, with p values held against one another (Holm 1979); changed in place.
+
+    The more pairs are compared, the likelier one of them differs by chance: the smallest p is taken times the number of
+    comparisons, the next times one less, and so on, none below the one before. Empty ones stay out.
+    """
+    tested = sorted((each for each in found if each), key=lambda each: each["p"])
+    least = 0.0
+    for rank, each in enumerate(tested):
+        least = each["p"] = max(least, min(1.0, each["p"] * (len(tested) - rank)))
+        each["beyond_noise"] &= len(tested) == 1 or least < LEVEL
+    return found
 
 
 def sentences(numbers: dict[str, Any]) -> list[str]:
@@ -323,7 +353,7 @@ def averaged(
         rows = first.merge(table[["path", "label"]], on="path", suffixes=("", "_other"))
         _refuse_torn(rows[rows["path"].isin(paths)])
         rows = table.set_index("path").loc[paths].reset_index()
-        parts.append((_flag_probabilities if labels == "many" else _probabilities)(rows, classes))
+        parts.append((_flag_probabilities if labels == "many" else probabilities_of)(rows, classes))
     mean, least = blend(parts, temperatures, labels, threshold)
     kept = ["path", "label", "split", *(["group"] if "group" in first else [])]
     found = first.loc[paths.index, kept].reset_index(drop=True)
@@ -359,7 +389,7 @@ def calibration(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
 def _logits(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits up to a constant, and which of a row's is the true one: photos x classes, or (photos x classes) x 2."""
     if labels == "one":
-        return _logs(_probabilities(rows, classes), labels), _codes(rows, "label", classes)
+        return _logs(probabilities_of(rows, classes), labels), _codes(rows, "label", classes)
     both = _logs(_flag_probabilities(rows, classes), labels)
     return both, flags_of(rows["label"], classes).ravel().astype(int)
 
@@ -404,7 +434,7 @@ def suspected_labels(table: pd.DataFrame) -> pd.DataFrame:
     """
     _refuse(table, ("label",))
     classes = _classes(table)
-    probabilities, truth = _probabilities(table, classes), _codes(table, "label", classes)
+    probabilities, truth = probabilities_of(table, classes), _codes(table, "label", classes)
     photos = np.bincount(truth, minlength=len(classes))
     each = np.arange(len(truth))
     own = probabilities[each, truth]
@@ -460,7 +490,7 @@ def _in_full(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) 
     """What only the whole row of probabilities tells, and what is told class by class; N x C, one label a photo."""
     from sklearn.metrics import f1_score
 
-    probabilities = _probabilities(rows, classes)
+    probabilities = probabilities_of(rows, classes)
     truth, told = _codes(rows, "label", classes), _codes(rows, "predicted", classes)
     by_class = _by_class(probabilities, truth, told)
     parts = _Parts(rows, probabilities, truth, told)
@@ -849,8 +879,12 @@ def _classes(table: pd.DataFrame) -> list[str]:
     return [column.removeprefix("p_") for column in map(str, table) if column.startswith("p_")]
 
 
-def _probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """N x C, float64."""
+def probabilities_of(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """The columns `p_CLASS` of a prediction table, N x C, float64.
+
+    Raises:
+        DataError: if a row holds a NaN or what is below 0, or does not sum to 1.
+    """
     found = rows[[f"p_{name}" for name in classes]].to_numpy(float)
     sums = found.sum(1)
     for wrong, words in (

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,13 +31,14 @@ from PIL import Image
 from .chance import states_kept
 from .data import PHOTO_FORMS, empty_loaders, shrunk
 from .errors import DataError, OutputError, WeightsError
+from .features import bfloat16_units, forward_rates
 from .learners import device_of, learner, number_format
 from .metrics import blend
 from .networks import load_network, model_folder, read_golden
 from .photos import square, why_unreadable
 from .predict import probabilities
 from .quick import quick
-from .recipe import Augment, Recipe
+from .recipe import Augment, Recipe, settle_frozen_precision
 from .save import member_folders
 from .tables import decisions, names, photos_below
 
@@ -89,7 +90,11 @@ def load(folder: str | Path | Sequence[str | Path]) -> Model | Ensemble:
 
 
 def load_model(folder: str | Path) -> Model:
-    """The one model of a run folder, or of its `model/` alone; errors are those of `load`."""
+    """The one model of a run folder, or of its `model/` alone; errors are those of `load`, and one for a folder of
+    several."""
+    first, *others = member_folders(folder)
+    if others:
+        raise OutputError(f"{folder} holds {len(others) + 1} models, and one was needed. Give one, such as {first}.")
     with states_kept():
         network, facts = load_network(folder)
     return Model(network.to(default_device()), facts, model_folder(folder))
@@ -112,6 +117,11 @@ class _Predicts:
     def many(self) -> bool:
         """Whether a photo may have several labels."""
         return self.members[0].facts["labels"] == "many"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Those of the members."""
+        return [member.folder for member in self.members]
 
     def predict(self, photos: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
         """A row a photo: `path` (or `photo`, its number from 0, where it is no file), `predicted`, `confidence`, and
@@ -152,6 +162,7 @@ class _Predicts:
         calibrated: bool = True,
         batch_size: int = 64,
         hurry: bool = True,
+        precision: str = "",
     ) -> Iterator[Block]:
         """Predictions as they are made, `batch_size` photos at a time, in order; of a photo that cannot be read, why.
 
@@ -159,12 +170,15 @@ class _Predicts:
         however many there are. The same photos in the same blocks give the same numbers.
 
         Args:
-            photos: taken from the iterable as they are needed.
+            photos: taken from the iterable as they are needed: what `predict` takes, or functions that return it,
+                which are called in the reading threads.
             hurry: with quicker passes (see `quick`), which pay from a few dozen photos on.
+            precision: the number format of the passes; see `settled_precision`.
         """
         forms = list(dict.fromkeys(member._form for member in self.members))
         with ExitStack() as stack:
             networks: list[nn.Module] = [member.network for member in self.members]
+            formats = [member._numbers(precision) for member in self.members]
             hurried = not hurry
             for given, squares in _read(photos, batch_size, forms):
                 whole = [each for each in squares if not isinstance(each, str)]
@@ -176,10 +190,30 @@ class _Predicts:
                         for member, some in zip(self.members, fitting, strict=True)
                     ]
                 seen = [
-                    member._seen(network, some, tta)
-                    for member, network, some in zip(self.members, networks, fitting, strict=True)
+                    member._seen(network, some, tta, numbers)
+                    for member, network, some, numbers in zip(self.members, networks, fitting, formats, strict=True)
                 ]
                 yield self._block(given, squares, seen, calibrated)
+
+    def settled_precision(self, wish: str = "") -> tuple[str, str]:
+        """The number format of passes and why: that of the run's evaluation, which on a CPU is float32, if nothing is
+        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU the quicker of the two, by measurement (of
+        several models, with the first). Empty where several were evaluated in formats that differ.
+
+        Raises:
+            RecipeError: for bfloat16 on a CPU that has nothing for it.
+        """
+        first = self.members[0]
+        device = device_of(first.network).type
+        if device != "cpu":
+            if wish not in ("", "auto"):
+                return wish, "as given"
+            formats = {member.facts["precision"] for member in self.members}
+            return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
+        return settle_frozen_precision(
+            wish or "float32", device, bfloat16_units(),
+            lambda: forward_rates(first.facts["arch"], first.facts["image_size"]),
+        )  # fmt: skip
 
     def _block(self, photos: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool) -> Block:
         facts = [member.facts for member in self.members]
@@ -213,6 +247,11 @@ class Model(_Predicts):
         """The model itself."""
         return (self,)
 
+    @property
+    def decoded_size(self) -> int:
+        """Pixels, side of the squares that photos are decoded to."""
+        return self._recipe.decoded_size
+
     @cached_property
     def identity(self) -> str:
         """A hash of the network and all facts: models of one identity predict the same."""
@@ -233,10 +272,33 @@ class Model(_Predicts):
         taken = ("arch", "head", "image_size", "resize", "labels", "threshold")
         return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
 
+    @contextmanager
+    def ready(self, *, tta: bool = True, calibrated: bool = True) -> Iterator[Callable[[Sequence[np.ndarray]], Block]]:
+        """Inside, a function that predicts squares (see `square`), with quicker passes prepared once for many calls.
+
+        >>> with model.ready(tta=False) as predicted:                              # doctest: +SKIP
+        ...     predicted([model.square("a.jpg"), model.square("b.jpg")]).predicted
+        ['ants', 'bees']
+        """
+        numbers = self._numbers()
+        noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.shape), dtype=np.uint8)]
+        with self._quick(noise) as network:
+            yield lambda squares: self._block(
+                [*squares], [*squares], [self._seen(network, squares, tta, numbers)], calibrated
+            )
+
     @property
-    def _form(self) -> tuple[int, str]:
-        """Of the squares that it takes: pixels, and how a photo becomes one."""
-        return self._recipe.decoded_size, self.facts["resize"]
+    def shape(self) -> tuple[int, int, int]:
+        """That of a `square`."""
+        return (self.decoded_size, self.decoded_size, 3)
+
+    def square(self, photo: Any) -> np.ndarray:
+        """The square that is left of a photo for the network, uint8; what cannot be read raises whatever PIL raises."""
+        return square(photo, self.decoded_size, self.facts["resize"])
+
+    def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
+        """What the network takes: N x 3 x image_size x image_size, normalised, on its device."""
+        return _inputs(np.stack(squares), self.facts, device_of(self.network))
 
     def check(self) -> float:
         """The largest difference between what the network makes of the folder's golden inputs now and what it made of
@@ -256,22 +318,29 @@ class Model(_Predicts):
             )
         return difference
 
+    @property
+    def _form(self) -> tuple[int, str]:
+        """Of a `square`: pixels, and how a photo becomes one."""
+        return self.decoded_size, self.facts["resize"]
+
     @contextmanager
     def _quick(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
         """A copy of the network with quicker passes, so that others may use the model meanwhile."""
         network = copy.deepcopy(self.network)
-        with quick(network, self._inputs(squares), learns=False):
+        with quick(network, self.inputs(squares), learns=False):
             yield network
 
-    def _inputs(self, squares: list[np.ndarray]) -> Tensor:
-        return _inputs(np.stack(squares), self.facts, device_of(self.network))
+    def _numbers(self, precision: str = "") -> torch.autocast:
+        return number_format(self.settled_precision(precision)[0], device_of(self.network).type)
 
-    def _seen(self, network: nn.Module, squares: list[np.ndarray], tta: bool) -> np.ndarray:
+    def _seen(
+        self, network: nn.Module, squares: Sequence[np.ndarray], tta: bool, numbers: torch.autocast
+    ) -> np.ndarray:
         """Uncalibrated probabilities, squares x classes, mean over the plain photo and its views."""
-        if not squares:
+        if len(squares) == 0:
             return np.empty((0, len(self.classes)))
-        views, numbers = tuple(self.facts["tta"]) if tta else (), _numbers(self.network, self.facts)
-        return probabilities(network, self._inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
+        views = tuple(self.facts["tta"]) if tta else ()
+        return probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
 
 
 class Ensemble(_Predicts):
@@ -356,12 +425,13 @@ def _read(
 
 
 def _squares(photo: Any, forms: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
-    if not isinstance(photo, PHOTO_FORMS):
-        return f"a path, bytes, an array or a PIL image was needed, not {type(photo).__name__}"
     try:
-        if isinstance(photo, Image.Image) and len(forms) > 1:
-            photo = photo.copy()  # else a file not yet read would be read in the size of the first form
-        return [square(photo, *form) for form in forms]
+        content = photo() if callable(photo) else photo
+        if not isinstance(content, PHOTO_FORMS):
+            return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
+        if isinstance(content, Image.Image) and len(forms) > 1:
+            content = content.copy()  # else a file not yet read would be read in the size of the first form
+        return [square(content, *form) for form in forms]
     except Exception as error:
         return why_unreadable(error)
 
@@ -370,13 +440,7 @@ def _inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device)
     """N x 3 x image_size x image_size, float32, normalised as in training."""
     photos = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(facts[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return (shrunk(photos, facts["image_size"]) - mean) / std
-
-
-def _numbers(network: nn.Module, facts: Mapping[str, Any]) -> torch.autocast:
-    """The number format of the training's evaluation, where the network is on a GPU; float32 elsewhere."""
-    device = device_of(network).type
-    return number_format(facts["precision"] if device != "cpu" else "float32", device)
+    return shrunk(photos, facts["image_size"]).sub_(mean).div_(std)
 
 
 def _each(photos: Any) -> Iterator[Any]:

@@ -37,7 +37,8 @@ FORMAT = 2
 MOST_CLASSES = 100_000
 MOST_BYTES = {TENSORS: 20 * 10**9, GOLDEN: 10**9, FACTS_FILE: 50 * 10**6}
 
-_OPTIONAL = {"tta": [], "labels": "one", "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32"}
+_OPTIONAL = {"tta": [], "labels": "one", "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32",
+             "weights_license": "unknown"}  # fmt: skip
 """What first model folders do not tell, and what they meant."""
 
 
@@ -72,6 +73,7 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda v: v is None or is_number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
     "crop": (lambda v: is_number(v, 0.1, 1), "a share from 0.1 to 1"),
     "precision": (lambda v: v in PRECISIONS[1:], f"one of {', '.join(PRECISIONS[1:])}"),
+    "weights_license": (lambda v: v is None or (isinstance(v, str) and len(v) < 200), "a licence's name, or null"),
 }
 """Of each fact: whether a value will do, and what was needed."""
 

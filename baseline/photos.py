@@ -16,6 +16,9 @@ __all__ = ["file_bytes", "fit_photo", "open_photo", "opened", "square", "upright
 MOST_BYTES = 2**31
 """Of a photo's file."""
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "ICO", "PCX", "TGA")
+"""What is tried on a file, whatever it is called. PIL's others are no photos, and one has Ghostscript run them."""
+
 
 def open_photo(source: Any, size: int = 0) -> Image.Image:
     """A photo as upright RGB: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
@@ -74,15 +77,15 @@ def why_unreadable(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:80] or "damaged"
 
 
-def opened(source: Any) -> Image.Image:
-    """The picture, its pixels not yet read where it is a file."""
+def opened(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """The picture, its pixels not yet read where it is a file; of these PIL formats alone, or of `FORMATS`."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
     if not isinstance(source, str | Path | bytes):
         return source
     with warnings.catch_warnings():  # PIL warns of half of what it refuses; the refusal is what counts
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats or FORMATS)
 
 
 def upright(image: Image.Image) -> Image.Image:

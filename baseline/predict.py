@@ -18,7 +18,7 @@ Where a photo has many labels each class has a probability of its own: `predicte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -34,7 +34,7 @@ from .progress import Show
 from .quick import quick
 from .tables import decisions, flags_of
 
-__all__ = ["predictions", "probabilities", "views_of"]
+__all__ = ["prediction_table", "predictions", "probabilities", "views_of"]
 
 CROP_SHARE = 0.875
 
@@ -73,8 +73,9 @@ def predictions(
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(photos))
-            made = _flags_table if learn.dls.many else _table
-            tables.append(made(rows, torch.cat(plain), torch.cat(mean), learn))
+            threshold = learn.loss_func.thresh if learn.dls.many else None
+            each = (torch.cat(plain).numpy(), torch.cat(mean).numpy())
+            tables.append(prediction_table(rows, *each, classes=list(learn.dls.vocab), threshold=threshold))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -109,37 +110,37 @@ def probabilities(
     return (stacked.sigmoid() if many else stacked.softmax(-1)).cpu()
 
 
-def _table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
-    classes = list(learn.dls.vocab)
-    labels = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
-    table = rows[_kept(rows)].copy()
-    for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
-        best = probabilities.argmax(1)
-        table[f"{prefix}predicted"] = decisions(probabilities, classes)
-        table[f"{prefix}confidence"] = probabilities[np.arange(len(best)), best]
-        table[f"{prefix}loss"] = -np.log(np.maximum(probabilities[np.arange(len(best)), labels], 1e-300))
-    return _with_probabilities(table, mean, classes)
+def prediction_table(
+    rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str], threshold: float | None = None
+) -> pd.DataFrame:
+    """The prediction table (see the module) of photos and their probabilities, photos x classes.
 
+    Args:
+        rows: of the photo table, with labels.
+        plain, mean: without and with test-time augmentation.
+        threshold: for many labels a photo; see `decisions`.
 
-def _kept(rows: pd.DataFrame) -> list[str]:
-    """The columns of the photo table that go into the prediction table."""
-    return ["path", "label", "split", *(["group"] if "group" in rows else [])]
-
-
-def _flags_table(rows: pd.DataFrame, plain: torch.Tensor, mean: torch.Tensor, learn: Learner) -> pd.DataFrame:
-    """The prediction table where a photo has many labels."""
-    classes, threshold = list(learn.dls.vocab), learn.loss_func.thresh
-    truth = flags_of(rows["label"], classes)
-    table = rows[_kept(rows)].copy()
-    for prefix, probabilities in (("", mean.numpy()), ("plain_", plain.numpy())):
-        flags = probabilities >= threshold
+    >>> rows = pd.DataFrame({"path": ["1.jpg"], "label": ["ant"], "split": ["test"]})
+    >>> sure = np.array([[0.75, 0.25]])
+    >>> prediction_table(rows, sure, sure, ["ant", "bee"])[["predicted", "confidence"]].to_dict("list")
+    {'predicted': ['ant'], 'confidence': [0.75]}
+    """
+    table = rows[["path", "label", "split", *(["group"] if "group" in rows else [])]].copy()
+    truth = flags_of(rows["label"], classes) if threshold is not None else _codes(rows["label"], classes)
+    for prefix, probabilities in (("", mean), ("plain_", plain)):
         table[f"{prefix}predicted"] = decisions(probabilities, classes, threshold)
-        table[f"{prefix}confidence"] = np.where(flags, probabilities, 1 - probabilities).min(1)
-        right = np.where(truth, probabilities, 1 - probabilities)
+        if threshold is None:
+            each = np.arange(len(probabilities))
+            table[f"{prefix}confidence"] = probabilities.max(1)
+            right = probabilities[each, truth][:, None]
+        else:
+            sure = np.where(probabilities >= threshold, probabilities, 1 - probabilities)
+            table[f"{prefix}confidence"] = sure.min(1)
+            right = np.where(truth, probabilities, 1 - probabilities)
         table[f"{prefix}loss"] = -np.log(np.maximum(right, 1e-300)).mean(1)
-    return _with_probabilities(table, mean, classes)
-
-
-def _with_probabilities(table: pd.DataFrame, mean: torch.Tensor, classes: list[str]) -> pd.DataFrame:
-    columns = pd.DataFrame(mean.numpy(), columns=[f"p_{name}" for name in classes], index=table.index)
+    columns = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes], index=table.index)
     return pd.concat([table, columns], axis=1)
+
+
+def _codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+    return labels.map({name: number for number, name in enumerate(classes)}).to_numpy()

@@ -23,6 +23,7 @@ __all__ = [
     "Augment",
     "Recipe",
     "Stage",
+    "course_words",
     "is_number",
     "is_whole",
     "load_recipe",
@@ -52,6 +53,18 @@ BALANCES = ("none", "weights", "sampler")
 LABELS = ("auto", "one", "many")
 LEAKS = ("keep", "drop")
 AUDITS = ("tell", "strict", "none")
+OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "adam": ("Adam", {}),
+    "sgd": ("SGD", {"mom": 0.9}),
+    "rmsprop": ("RMSProp", {}),
+    "radam": ("RAdam", {}),
+    "qhadam": ("QHAdam", {}),
+    "larc": ("Larc", {}),
+    "lamb": ("Lamb", {}),
+    "ranger": ("ranger", {}),
+}
+"""What a stage may name: fastai's own name and what is set. Weight decay is decoupled: its Adam is AdamW."""
+SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
 LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -81,7 +94,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of fastai's `fit_one_cycle`."""
+    """One call of fastai's `fit_one_cycle`, or of its like."""
 
     trains: str | int | float
     """`"head"` (body frozen), `"all"`, or the last layer groups (the head is one of them): their number, or their share
@@ -98,6 +111,12 @@ class Stage:
     resizing is a smaller stage before a larger one. Valid photos keep the recipe's size."""
     steps: int = 0
     """At least so many steps are made: where photos are few, epochs are added."""
+    optimizer: str = "adam"
+    """`"adam"`, `"sgd"` (momentum 0.9), `"rmsprop"`, `"radam"`, `"qhadam"`, `"larc"`, `"lamb"` or `"ranger"`, each
+    fastai's, with its settings. One cycle moves the momentum, too."""
+    schedule: str = "one_cycle"
+    """How the rate goes: `"one_cycle"`, up and down; `"flat_cos"`, held for three quarters and then down along a
+    cosine; `"plateau"`, a tenth after each epoch in which the valid loss did not fall; `"constant"`."""
 
     def epochs_of(self, photos: int, batch_size: int) -> int:
         """Its epochs, or, with so few training photos, those that its `steps` take.
@@ -147,6 +166,8 @@ class Recipe:
     """A regular expression that finds the class in a photo's path: loose photos with the label in their name."""
     labels: str = "auto"
     """Classes of a photo: `"one"`, or `"many"` (none or more, `;` between them); `"auto"`: many where a `;` is seen."""
+    positive: str = ""
+    """A class to tell from all others, which become one, `not` and its name; empty for the classes as they are."""
     split: str = "auto"
     """How photos are parted: see the module `splits`."""
     split_file: str = ""
@@ -158,12 +179,22 @@ class Recipe:
     are an error: `"strict"`; photos that cannot be read are left out and no more: `"none"`."""
     leaks: str = "keep"
     """Training photos with a copy in test, and valid ones: `"keep"` (and say so) or `"drop"`."""
+    fixes: tuple[str, ...] = ()
+    """Tables of mended labels, applied in order to all photos but those that the number is measured on; see the module
+    `mending`."""
+    keep_if: str = ""
+    """Only photos that a second model takes for this class of its own are used; the others leave every split."""
+    keep_model: str = ""
+    """The folder of that model."""
+    keep_above: float = 0.5
+    """From which calibrated probability of that class on."""
     balance: str = "none"
     """What is done about rare classes: `"weights"` in the loss, `"sampler"` draws them as often, or `"none"`."""
     threshold: float = 0.5
     """Probability from which on one of many labels is predicted."""
     arch: str = "auto"
-    """A torchvision or timm name, or `"auto"` (see `settle_arch`)."""
+    """A torchvision or timm name, or `"auto"`; with `" or "` between, the first whose weights are within reach, as in
+    `"resnet18 or auto"` (see `settle_arch`)."""
     scratch: bool = False
     """Start from random weights instead of pretrained ones."""
     weights: str = ""
@@ -215,7 +246,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _set(self, stages=_stages(self.stages), augment=_augment(self.augment), tta=_views(self.tta))
-        _set(self, log=_log(self.log))
+        _set(self, log=_log(self.log), fixes=_files(self.fixes))
         if found := _faults(self):
             raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
 
@@ -358,6 +389,17 @@ def trained_words(what: Any) -> str:
     return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
 
 
+def course_words(stage: Mapping[str, Any]) -> str:
+    """Optimizer and schedule, each only where it is not the usual one.
+
+    >>> course_words({"optimizer": "sgd", "schedule": "plateau"}), course_words({"optimizer": "adam"})
+    ('optimizer sgd, schedule plateau', '')
+    """
+    usual = {f.name: f.default for f in dataclasses.fields(Stage)}
+    found = {key: stage.get(key, usual[key]) for key in ("optimizer", "schedule")}
+    return ", ".join(f"{key} {value}" for key, value in found.items() if value != usual[key])
+
+
 # ---- the rules behind "auto" ----------------------------------------------------------------------------------------
 
 
@@ -368,14 +410,27 @@ def settle_preset(device: str) -> tuple[str, str]:
     return "standard", f"a GPU is here ({device})"
 
 
-def settle_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
-    """The architecture and why: resnet50 on a GPU that can get its weights, else the embedded body.
+def settle_arch(arch: str, device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
+    """The architecture and why: of several, with `" or "` between, the first that is obtainable, or the last.
 
-    >>> settle_arch("cpu", lambda arch: True)[0]
+    `"auto"` is resnet50 on a GPU that can get its weights, else the embedded body.
+
+    >>> settle_arch("auto", "cpu", lambda name: True)[0]
     'tf_efficientnet_lite0'
+    >>> settle_arch("resnet18 or auto", "cpu", lambda name: False)[1]
+    'the weights of resnet18 are out of reach; no GPU here; these are installed with the package'
     """
+    *first, last = arch.split(" or ")
+    for name in first:
+        if obtainable(name):
+            return name, f"the first of '{arch}' whose weights are within reach"
+    found, why = _auto_arch(device, obtainable) if last == "auto" else (last, "as given")
+    return found, "; ".join([*(f"the weights of {name} are out of reach" for name in first), why])
+
+
+def _auto_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
     if device == "cpu":
-        return EMBEDDED_ARCH, "no GPU here; its weights are installed with the package"
+        return EMBEDDED_ARCH, "no GPU here; these are installed with the package"
     if obtainable("resnet50"):
         return "resnet50", "a GPU is here and the weights are within reach"
     return EMBEDDED_ARCH, "the weights of resnet50 are out of reach; these are installed with the package"
@@ -453,7 +508,7 @@ def settle_frozen_precision(
     if device != "cpu":
         return "float32", "on a GPU the format is that of training"
     if precision == "bfloat16" and not units:
-        raise RecipeError("frozen_precision bfloat16 needs a CPU with AMX or AVX-512 BF16; this one has neither.")
+        raise RecipeError("bfloat16 needs a CPU with AMX or AVX-512 BF16; this one has neither. Use float32 or auto.")
     if precision != "auto":
         return precision, "as given"
     if not units:
@@ -494,6 +549,10 @@ def _views(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
+def _files(value: Any) -> Any:
+    return tuple(filter(None, [value])) if isinstance(value, str | Path) else _views(value)
+
+
 def _log(value: Any) -> Any:
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(map(_text, names)):
@@ -530,12 +589,15 @@ def _faults(recipe: Recipe) -> list[str]:
         "arch": (lambda v: _text(v) and bool(v), "the name of an architecture or 'auto'"),
         **dict.fromkeys(("scratch", "compile"), (_flag, "true or false")),
         "weights": (_text, "a path"),
-        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "split_file"), (_text, "text")),
+        **dict.fromkeys((*COLUMN_KEYS, "images", "label_from", "positive", "split_file"), (_text, "text")),
         "labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
         "split": (_way, f"one of {', '.join(WAYS)}"),
         "fold": (lambda v: is_whole(v, 0, 999), "a whole number from 0, below the number of folds"),
         "audit": (lambda v: v in AUDITS, f"one of {', '.join(AUDITS)}"),
         "leaks": (lambda v: v in LEAKS, f"one of {', '.join(LEAKS)}"),
+        "fixes": (lambda v: isinstance(v, tuple) and all(map(_text, v)), "a list of paths"),
+        **dict.fromkeys(("keep_if", "keep_model"), (_text, "text")),
+        "keep_above": (lambda v: is_number(v, 0, 1), "a probability from 0 to 1"),
         "balance": (lambda v: v in BALANCES, f"one of {', '.join(BALANCES)}"),
         "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
         "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
@@ -566,6 +628,9 @@ def _faults(recipe: Recipe) -> list[str]:
     ]
     if recipe.audit == "none" and recipe.leaks == "drop":
         faults.append("leaks is 'drop', which needs the audit that is left out")
+    if bool(recipe.keep_if) != bool(recipe.keep_model):
+        lacking = "keep_model" if recipe.keep_if else "keep_if"
+        faults.append(f"keep_if and keep_model go together, and {lacking} is not given")
     if recipe.labels == "many" and recipe.balance != "none":
         faults.append("balance goes with one label a photo, and labels is 'many'")
     if _way(recipe.split) and "kfold" in recipe.split and recipe.fold >= int(recipe.split.split(":")[1]):
@@ -596,6 +661,9 @@ def _stage_faults(stages: Any, largest: Any) -> list[str]:
         if not (is_whole(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
             needed = f"pixels, from 8 to the recipe's image_size {largest!r}, or 0 for that"
             faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
+        for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if (value := getattr(stage, key)) not in tuple(known):
+                faults.append(f"stage {number}: {key} is {value!r}, needed: one of {', '.join(known)}")
         if not _rate(stage.lr):
             faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
     return faults

@@ -30,14 +30,14 @@ from .metrics import BINS, measure, sentences, suspected_labels
 from .pages import percent, rendered
 from .photos import fit_photo, open_photo
 from .progress import Show
-from .recipe import rate_words, trained_words
+from .recipe import course_words, rate_words, trained_words
 from .save import judged_split, read_json, read_manifest, read_predictions, write
 from .tables import each_label, flags_of, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["write_report"]
+__all__ = ["Photos", "write_report"]
 
 ERRORS, HITS, RANDOM, SAMPLE = 12, 8, 24, 24
 """Photos shown: most confident errors and least confident hits (these with Grad-CAM), random ones, training ones."""
@@ -68,7 +68,7 @@ def write_report(run: str | Path, show: Show | None = None) -> Path:
     found = _read(Path(run))
     with show.bar("writing the report", 5, "parts") as bar:
         page: dict[str, Any] = {"run": found, "version": __version__}
-        photos = _Photos()
+        photos = Photos()
         for part in (_headline, _training, _data, _quality, _examples):
             page |= part(found, photos)
             bar.step()
@@ -171,16 +171,18 @@ def _table(path: Path, texts: bool = False) -> pd.DataFrame:
 
 
 @dataclass
-class _Photos:
+class Photos:
     """Photos by path, small, each read once; and which of them were gone."""
 
+    side: int = THUMB
+    """Pixels, longer side."""
     seen: dict[str, Image.Image | None] = field(default_factory=dict)
 
     def get(self, path: str) -> Image.Image | None:
         if path not in self.seen:
-            self.seen[path] = self.read(path, THUMB)
+            self.seen[path] = self.read(path, self.side)
             if (image := self.seen[path]) is not None:
-                image.thumbnail((THUMB, THUMB))
+                image.thumbnail((self.side, self.side))
         return self.seen[path]
 
     def read(self, path: str, size: int) -> Image.Image | None:
@@ -235,7 +237,7 @@ def _figure(run: _Run, name: str, figure: Figure, words: str) -> Markup:
 # ---- the parts of the page ------------------------------------------------------------------------------------------
 
 
-def _headline(run: _Run, _: _Photos) -> dict[str, Any]:
+def _headline(run: _Run, _: Photos) -> dict[str, Any]:
     """The number, its interval, and what to hold against it."""
     kind = "tta" if run.recipe["tta"] else "plain"
     found = run.manifest["metrics"][run.split][kind]
@@ -262,7 +264,7 @@ def _title(run: _Run) -> str:
     return Path(run.manifest["photos"].rpartition(":")[2]).stem
 
 
-def _training(run: _Run, _: _Photos) -> dict[str, Any]:
+def _training(run: _Run, _: Photos) -> dict[str, Any]:
     """Recipe and reasons, stages, and the curves."""
     stages = run.manifest["stages"]
     reasons = run.manifest["reasons"]
@@ -278,7 +280,13 @@ def _training(run: _Run, _: _Photos) -> dict[str, Any]:
     context = {
         "settings": settings,
         "stages": [
-            {**stage, "rate": rate_words(stage["lr"]), "trained": trained_words(stage["trains"])} for stage in stages
+            {
+                **stage,
+                "rate": rate_words(stage["lr"]),
+                "trained": trained_words(stage["trains"]),
+                "course": course_words(stage),
+            }
+            for stage in stages
         ],
         "weights": run.manifest.get("weights"),
         "training": _figure(run, "training", figures.training_figure(run.epochs), words),
@@ -300,7 +308,7 @@ def _plain(value: Any) -> str:
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _data(run: _Run, photos: _Photos) -> dict[str, Any]:
+def _data(run: _Run, photos: Photos) -> dict[str, Any]:
     """Counts, what the audit found, some training photos, and pairs of copies."""
     labels = each_label(run.table["label"], run.recipe.get("labels", "one"))  # a row a label, by the photo's index
     table = run.table.drop(columns="label").join(labels)
@@ -331,7 +339,7 @@ def _sample(run: _Run) -> list[dict[Any, Any]]:
     return picked.groupby("label", sort=True).head(each).sort_values("label", kind="stable").to_dict("records")
 
 
-def _pairs(pairs: pd.DataFrame, photos: _Photos) -> Iterable[tuple[str, int, list[tuple[_Card, _Card]]]]:
+def _pairs(pairs: pd.DataFrame, photos: Photos) -> Iterable[tuple[str, int, list[tuple[_Card, _Card]]]]:
     """By what they are, how many there are and the first of them."""
     near = pairs[pairs["kind"] == "near"].sort_values("distance", key=lambda bits: bits.astype(int), kind="stable")
     parts = {
@@ -351,7 +359,7 @@ def _pairs(pairs: pd.DataFrame, photos: _Photos) -> Iterable[tuple[str, int, lis
             yield title, len(part), shown
 
 
-def _card(photos: _Photos, path: str, label: str, words: str, split: str = "") -> _Card:
+def _card(photos: Photos, path: str, label: str, words: str, split: str = "") -> _Card:
     lines = [label or "no label", *([split] if split else [])]
     return _Card(photos.get(path), f"{words} {label or 'no label'}", lines, path)
 
@@ -359,7 +367,7 @@ def _card(photos: _Photos, path: str, label: str, words: str, split: str = "") -
 # ---- how good it is -------------------------------------------------------------------------------------------------
 
 
-def _quality(run: _Run, _: _Photos) -> dict[str, Any]:
+def _quality(run: _Run, _: Photos) -> dict[str, Any]:
     """Confusions, classes one by one, and whether the confidence can be trusted."""
     tta = run.numbers["tta"]
     bins = pd.DataFrame(tta["reliability"]).dropna(subset="confidence")
@@ -399,7 +407,7 @@ def _confusion(run: _Run) -> np.ndarray:
 # ---- single photos --------------------------------------------------------------------------------------------------
 
 
-def _examples(run: _Run, photos: _Photos) -> dict[str, Any]:
+def _examples(run: _Run, photos: Photos) -> dict[str, Any]:
     """Most confident errors and least confident hits with Grad-CAM, and random predictions."""
     rows = run.rows
     errors = rows[~rows["right"]].sort_values("confidence", ascending=False, kind="stable").head(ERRORS)
@@ -422,14 +430,14 @@ def _examples(run: _Run, photos: _Photos) -> dict[str, Any]:
     return {**parts, "why_not": why_not, "suspected": len(suspects), "held_out": len(run.predictions)}
 
 
-def _suspect(photos: _Photos, row: dict[Any, Any]) -> _Card:
+def _suspect(photos: Photos, row: dict[Any, Any]) -> _Card:
     sure = percent(row["suggested_probability"])
     lines = [f"label: {row['label']}", f"perhaps: {row['suggested']} ({sure})", row["split"]]
     words = f"a photo labelled {row['label']}, perhaps of {row['suggested']}"
     return _Card(photos.get(row["path"]), words, lines, row["path"], wrong=True)
 
 
-def _predicted(run: _Run, photos: _Photos, row: dict[Any, Any], where: np.ndarray | None) -> _Card:
+def _predicted(run: _Run, photos: Photos, row: dict[Any, Any], where: np.ndarray | None) -> _Card:
     truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", percent(row["confidence"])
     image = photos.get(row["path"])
     looked = None
@@ -452,7 +460,7 @@ def _asked(run: _Run, row: dict[Any, Any]) -> int:
     return int(np.where(truth != said, sure, -1).argmax() if (truth != said).any() else sure.argmin())
 
 
-def _places(run: _Run, shown: pd.DataFrame, photos: _Photos) -> tuple[list[np.ndarray | None], str]:
+def _places(run: _Run, shown: pd.DataFrame, photos: Photos) -> tuple[list[np.ndarray | None], str]:
     """For each photo where the evidence for its predicted class lies, else None; and why there is none, if so.
 
     What was found is kept in `gradcam.npz`, so that a page made again needs no network, and in a tenth of the memory.

@@ -18,13 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, OutputError
+from .errors import DataError, OutputError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CARD", "EXPERIMENTS", "as_json", "flat", "judged_split", "looks_begun", "member_folders", "model_folder",
-           "read_json", "read_manifest", "read_predictions", "removed_if_empty", "run_folder", "write"]  # fmt: skip
+           "read_json", "read_manifest", "read_predictions", "removed_if_empty", "run_folder", "unused", "whole_folder",
+           "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -58,7 +59,7 @@ def run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
         OutputError: if it cannot be written, holds a finished run already, or the disk is nearly full.
     """
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(out).expanduser() if out else _unused(Path("runs") / f"{name}-{stamp}")
+    folder = Path(out).expanduser() if out else unused(Path("runs") / f"{name}-{stamp}")
     if (folder / "manifest.json").exists():
         raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
     new = not folder.exists()
@@ -107,6 +108,33 @@ def write(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
         words = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OutputError(f"{path} cannot be written: {words}. Make room, or choose another --out.") from None
+
+
+@contextmanager
+def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which takes its name, and its place, at the end; else nothing stays.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    folder = folder.absolute()
+    work, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
+    try:
+        work.mkdir(parents=True)
+        yield work
+        if overwrite and folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        words = error.strerror or first_line(error)
+        raise OutputError(f"{folder} cannot be written: {words}. Make room, or choose another place.") from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for each in (work, old):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -264,7 +292,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} is damaged: {error}.") from None
 
 
-def _unused(folder: Path) -> Path:
+def unused(folder: Path) -> Path:
     """`folder`, or with -2, -3 ... behind it where that is taken."""
     tried, number = folder, 1
     while tried.exists():

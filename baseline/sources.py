@@ -24,8 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from .archives import unpack
-from .datasets import ARCHIVE_SUFFIXES, DATASETS, dataset, home
+from .archives import ARCHIVE_SUFFIXES, UNPACKED_FILES, is_archive, most_bytes, unpack
+from .datasets import DATASETS, dataset, home
 from .errors import DataError
 from .foreign import foreign, is_foreign
 from .progress import Show
@@ -34,6 +34,7 @@ from .tables import (
     SPLIT_NAMES,
     TABLE_ENDINGS,
     Columns,
+    against_rest,
     classes_of,
     each_label,
     has_many,
@@ -46,11 +47,6 @@ from .tables import (
 
 __all__ = ["check_table", "photo_table", "understood", "unpacked"]
 
-INFLATION = 100
-"""How many times larger than itself an archive's content may be; photos hardly shrink, bombs shrink a thousandfold."""
-
-UNPACKED_FILES = 20_000_000
-
 
 def photo_table(
     photos: str | Path | pd.DataFrame,
@@ -58,6 +54,7 @@ def photo_table(
     columns: Columns | None = None,
     label_from: str = "",
     labels: str = "auto",
+    positive: str = "",
     show: Show | None = None,
 ) -> pd.DataFrame:
     """The photo table (see the module) of photos in any of these forms.
@@ -76,6 +73,7 @@ def photo_table(
         label_from: a regular expression, searched in each photo's path below the folder; its group named `label`, or
             its first, is the class, and one named `group` the group.
         labels: whether a photo has `"one"` label or `"many"`; `"auto"`: many where `;` is seen in one.
+        positive: a class to tell from all others, which become one.
 
     Raises:
         DataError: if there are no photos, one class only, a class with a single photo, a class in valid or test that
@@ -92,6 +90,12 @@ def photo_table(
     if columns != Columns() and not found.columns.startswith("images"):
         raise DataError(f"Columns were named, but the photos come as {found.form}. Name the table, or no columns.")
     table = found.table.sort_values("path", kind="stable", ignore_index=True)
+    if positive:
+        if has_many(table["label"], labels):
+            raise DataError(f"Photos with several labels are not told into '{positive}' and the rest. Leave it out.")
+        others = table.loc[table["label"] != positive, "label"].nunique()
+        found.oddities += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
+        table["label"] = against_rest(table["label"], positive)
     table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
     check_table(table, labels)
     return table
@@ -145,7 +149,7 @@ def _place(photos: str, show: Show) -> Path:
         raise DataError(
             f"There is no folder or file {path}. Give a folder with one folder of photos per class, or a table."
         )
-    if path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if path.is_file() and is_archive(path):
         return unpacked(path, show)
     return path
 
@@ -157,8 +161,7 @@ def unpacked(archive: Path, show: Show) -> Path:
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
     folder = home() / "unpacked" / f"{stem}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        most = max(INFLATION * stat.st_size, 100_000_000)
-        unpack(archive, folder, max_bytes=most, max_files=UNPACKED_FILES, show=show)
+        unpack(archive, folder, max_bytes=most_bytes(archive), max_files=UNPACKED_FILES, show=show)
         show.say(f"data: {archive} unpacked into {folder}")
     return folder
 

@@ -24,9 +24,9 @@ import pandas as pd
 
 from .errors import DataError, unknown
 from .recipe import Recipe
-from .tables import has_many, place, rarest
+from .tables import has_many, place, rarest, rows_by_path
 
-__all__ = ["components", "read_split", "settle_split", "split"]
+__all__ = ["components", "fold_numbers", "read_split", "settle_split", "split", "units_of"]
 
 
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     whole = table["split"].isna().all()
     table["split"] = table["split"].fillna("train").astype(str)
     together = "group" if "group" in way else "twins"
-    units = _units(table, together)
+    units = units_of(table, together)
     if way == "time":
         _by_time(table, units, argument, recipe)
         return _checked(_thinned(table, recipe.photos_per_class, rng) if recipe.photos_per_class else table)
@@ -70,7 +70,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         _set_aside(table, units, "test", recipe.test_share, rng)
     if recipe.photos_per_class:
         table = _thinned(table, recipe.photos_per_class, rng)
-        units = _units(table, together)
+        units = units_of(table, together)
     if way.endswith("kfold"):
         _fold(table, units, int(argument), recipe)
     elif not (table["split"] == "valid").any():
@@ -107,8 +107,9 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
         raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Give a split.csv that a run wrote.")
     if wrong := set(given["split"]) - {"train", "valid", "test"}:
         raise DataError(f"{file} has splits other than train, valid and test: {', '.join(map(str, wrong))}.")
-    splits = _by_path(table, given, file)
-    found = table.assign(split=splits)[splits.notna()].reset_index(drop=True)
+    rows = rows_by_path(table["path"], given["path"], str(file))
+    known = rows >= 0
+    found = table[known].assign(split=given["split"].to_numpy()[rows[known]]).reset_index(drop=True)
     if len(found) > len(given):
         raise DataError(
             f"{file} names {len(given):,} photos, and {len(found):,} of these fit. Give the photos it is of."
@@ -121,8 +122,15 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
 # ---- units that stay together ---------------------------------------------------------------------------------------
 
 
-def _units(table: pd.DataFrame, column: str) -> np.ndarray:
-    """A number for each photo, the same where photos have to stay on one side."""
+def units_of(table: pd.DataFrame, column: str) -> np.ndarray:
+    """A number for each photo, the same where photos have to stay on one side: copies, and with `"group"` groups.
+
+    Args:
+        column: `"group"` or `"twins"`.
+
+    Raises:
+        DataError: if groups are asked for and there are none.
+    """
     rows = np.arange(len(table))
     if column == "group":
         if "group" not in table or table["group"].isna().all():
@@ -196,24 +204,37 @@ def _set_aside(table: pd.DataFrame, units: np.ndarray, name: str, share: float, 
 
 def _fold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
     """Training and valid photos in `folds` parts, in the column `fold`; part `recipe.fold` becomes the valid split."""
+    rows = np.flatnonzero(table["split"] != "test")
+    grouped = "group" in recipe.split
+    table["fold"] = -1
+    table.loc[rows, "fold"] = fold_numbers(table.loc[rows, "label"], units[rows], folds, recipe.seed, grouped=grouped)
+    table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.fold, "valid", "train")
+
+
+def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *, grouped: bool = False) -> np.ndarray:
+    """For each photo the part, from 0, that it lies in: by class, and no unit in two parts.
+
+    Args:
+        units: of `units_of`: the same number where photos have to stay on one side.
+        grouped: units are groups, not copies; for the words of the error.
+
+    Raises:
+        DataError: if there are more folds than units of a class.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    rows = np.flatnonzero(table["split"] != "test")
-    labels = table.loc[rows, "label"]
-    grouped = "group" in recipe.split
-    per_class = table.loc[rows].assign(unit=units[rows]).groupby("label")["unit"].nunique().drop("", errors="ignore")
+    per_class = pd.Series(units).groupby(labels.to_numpy()).nunique().drop("", errors="ignore")
     if (smallest := int(per_class.min())) < folds:
         what = "groups" if grouped else "photos"
         raise DataError(
             f"{folds} folds, but class '{per_class.idxmin()}' has {smallest} {what} only. Give at most {smallest}."
         )
-    options = {"n_splits": folds, "shuffle": True, "random_state": recipe.seed}
-    plain = not grouped and len(np.unique(units[rows])) == len(rows)
-    parts = (StratifiedKFold if plain else StratifiedGroupKFold)(**options)
-    table["fold"] = -1
-    for number, (_, part) in enumerate(parts.split(rows, labels, None if plain else units[rows])):
-        table.loc[rows[part], "fold"] = number
-    table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.fold, "valid", "train")
+    plain = not grouped and len(np.unique(units)) == len(units)
+    parts = (StratifiedKFold if plain else StratifiedGroupKFold)(n_splits=folds, shuffle=True, random_state=seed)
+    numbers = np.empty(len(units), int)
+    for number, (_, part) in enumerate(parts.split(units, labels, None if plain else units)):
+        numbers[part] = number
+    return numbers
 
 
 def _by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
@@ -278,18 +299,3 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
             "class is one group only or one time. Give another --split."
         )
     return table
-
-
-def _by_path(table: pd.DataFrame, given: pd.DataFrame, file: Path) -> pd.Series:
-    """The split of each photo: by whole path, else by the longest common end that tells all photos apart."""
-    whole = given.set_index("path")["split"]
-    if not whole.index.is_unique:
-        raise DataError(f"{file} names a photo twice: {whole.index[whole.index.duplicated()][0]}.")
-    if table["path"].isin(whole.index).any():
-        return table["path"].map(whole)
-    for parts in range(1, 12):
-        ends = given["path"].str.split("/").str[-parts:].str.join("/")
-        if ends.is_unique:
-            known = pd.Series(given["split"].to_numpy(), index=ends)
-            return table["path"].str.split("/").str[-parts:].str.join("/").map(known)
-    return table["path"].map(whole)

@@ -12,14 +12,15 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .datasets import ARCHIVE_SUFFIXES, KAGGLE_DEPTH, kaggle
+from .archives import is_archive, unpack
+from .datasets import KAGGLE_DEPTH, kaggle
 from .errors import DataError, OutputError
 from .progress import Show, Terminal
 from .save import member_folders, model_folder, read_json, write
@@ -40,6 +41,11 @@ __all__ = ["Submission", "submit"]
 
 SAMPLES = ("sample_submission", "samplesubmission", "sample-submission")
 """How the names of sample submissions begin, in lower case."""
+
+SAMPLE_ENDINGS = (".csv", ".csv.zip")
+
+LARGEST_SAMPLE = 2**31
+"""Bytes of a sample submission out of a zip."""
 
 LARGEST_LIST = 10_000_000
 """Bytes of a JSON file that may say what classes are called."""
@@ -95,7 +101,7 @@ def submit(
 
     Args:
         run: the folder of a finished run, or of its model; several are averaged, as `baseline.load` does.
-        sample: the competition's sample submission; looked for below `/kaggle/input` if not given.
+        sample: the competition's sample submission, or a zip of it; looked for below `/kaggle/input` if not given.
         images: the folder or archive of the test photos; beside the sample if not given. Ids may lack the ending, and
             name photos in folders below; where a photo of the name is in train and in test, that in test is meant.
         out: `submission.csv` in `/kaggle/working`, or where that is not, the working folder, if not given.
@@ -173,7 +179,8 @@ def _samples_below(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_DEPTH:
             folders.clear()
-        yield from (Path(folder) / each for each in files if _is_sample(each) and each.lower().endswith(".csv"))
+        names = {each for each in files if _is_sample(each) and each.lower().endswith(SAMPLE_ENDINGS)}
+        yield from (Path(folder) / each for each in names if each.removesuffix(".zip") not in names - {each})
 
 
 def _is_sample(name: str) -> bool:
@@ -181,6 +188,8 @@ def _is_sample(name: str) -> bool:
 
 
 def _read(path: Path) -> _Sample:
+    if path.suffix.lower() == ".zip":
+        return _read_zipped(path)
     if not path.name.lower().endswith((".csv", ".tsv", ".txt")):
         raise DataError(f"{path} is no CSV file by its name. Give the competition's sample submission.")
     with warnings.catch_warnings():
@@ -193,6 +202,18 @@ def _read(path: Path) -> _Sample:
     if len(set(columns)) < len(columns):
         raise DataError(f"{path} has two columns of one name. Rename one.")
     return _Sample(path, columns, rows, delimiter)
+
+
+def _read_zipped(path: Path) -> _Sample:
+    """The one table in a zip, as Kaggle packs them."""
+    with tempfile.TemporaryDirectory() as work:
+        unpack(path, inside := Path(work) / "sample", max_bytes=LARGEST_SAMPLE)
+        tables = [each for each in sorted(inside.rglob("*.[ct]sv")) if not each.name.startswith(".")]
+        if len(tables) != 1:
+            raise DataError(
+                f"{path} holds {len(tables)} tables; one sample submission was needed. Give the file itself."
+            )
+        return replace(_read(tables[0]), path=path)
 
 
 def _csv_rows(path: Path, encoding: str, delimiter: str) -> list[list[str]]:
@@ -209,10 +230,10 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> list[list[str]]:
 def _photo_folder(given: str | Path | None, asked: _Sample, show: Show) -> Path:
     where = place(str(given)) if given is not None else asked.path.parent
     if given is None and next(photos_below(where), None) is None:
-        archives = [each for each in sorted(where.iterdir()) if each.name.lower().endswith(ARCHIVE_SUFFIXES)]
+        archives = [each for each in sorted(where.iterdir()) if is_archive(each)]
         tests = [each for each in archives if "test" in each.name.lower()]
         where = tests[0] if len(tests) == 1 else where
-    if where.is_file() and where.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if where.is_file() and is_archive(where):
         return unpacked(where, show)
     if not where.is_dir():
         raise DataError(f"There is no folder {where} to look for test photos in. Give --images FOLDER.")

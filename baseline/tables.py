@@ -31,12 +31,14 @@ __all__ = [
     "flags_of",
     "has_many",
     "image_column",
+    "is_photo",
     "listed_photos",
     "names",
     "photos_below",
     "place",
     "rarest",
     "read_table",
+    "rows_by_path",
     "rows_of",
     "text_form",
 ]
@@ -218,11 +220,21 @@ def photos_below(folder: Path) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for file in sorted(files):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in PHOTO_ENDINGS:
+            if is_photo(file):
                 path = os.path.join(here, file)
                 if not path.isprintable() and any("\ud800" <= each <= "\udfff" for each in path):
                     raise DataError(f"The name {path!a} is no text in UTF-8. Rename it.")
                 yield path
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name, with folders or without, is that of a photo: by its ending; hidden ones are passed over.
+
+    >>> is_photo("ants/01.JPG"), is_photo("__MACOSX/._01.jpg"), is_photo("labels.csv")
+    (True, False, False)
+    """
+    hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
+    return not hidden and os.path.splitext(name)[1].lower() in PHOTO_ENDINGS
 
 
 def names(values: Iterable[Any], limit: int = 5) -> str:
@@ -230,6 +242,20 @@ def names(values: Iterable[Any], limit: int = 5) -> str:
     listed = [f"'{value}'" for value in values]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def against_rest(labels: pd.Series, positive: str) -> pd.Series:
+    """The labels as two classes: `positive`, and `not POSITIVE` for all others.
+
+    >>> list(against_rest(pd.Series(["glass", "plastic", "metal"]), "plastic"))
+    ['not plastic', 'plastic', 'not plastic']
+
+    Raises:
+        DataError: if no label is `positive`.
+    """
+    if not labels.eq(positive).any():
+        raise DataError(unknown("class", positive, set(labels)))
+    return labels.where(labels == positive, f"not {positive}")
 
 
 # ---- several labels of one photo ------------------------------------------------------------------------------------
@@ -557,3 +583,29 @@ class Finder:
         if len(paths) > 1 and self.part:
             paths = [each for each in paths if self.part in each.lower()]
         return paths[0] if len(paths) == 1 else None
+
+
+def rows_by_path(paths: pd.Series, named: pd.Series, file: str) -> np.ndarray:
+    """For each path the row of the same photo among those that a file names, -1 where there is none: by whole path,
+    else by the shortest common end that tells all photos apart, so that photos may have moved.
+
+    Raises:
+        DataError: if the file names a photo twice.
+
+    >>> rows_by_path(pd.Series(["/new/a/1.jpg", "/new/b/1.jpg"]), pd.Series(["/old/b/1.jpg"]), "split.csv").tolist()
+    [-1, 0]
+    """
+    if named.duplicated().any():
+        raise DataError(f"{file} names a photo twice: {named[named.duplicated()].iloc[0]}.")
+    if paths.isin(named).any():
+        return pd.Index(named).get_indexer(pd.Index(paths))
+    found = np.full(len(paths), -1)
+    for parts in range(1, 12):
+        wanted, ends = (each.str.split("/").str[-parts:].str.join("/") for each in (named, paths))
+        if wanted.is_unique:
+            rows = pd.Index(wanted).get_indexer(pd.Index(ends))
+            hits = rows[rows >= 0]
+            if len(hits) and pd.Series(hits).is_unique:
+                return rows
+            found = rows if (found < 0).all() else found
+    return found

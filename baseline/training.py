@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import fastai.callback.all  # noqa: F401  # gives Learner fit_one_cycle
+import fastai.callback.all  # noqa: F401  # gives Learner fit_one_cycle and fit_flat_cos
 import numpy as np
 import pandas as pd
 import torch
+from fastai import optimizer as optimizers
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
+from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastcore.basics import even_mults
@@ -25,7 +28,7 @@ from .features import FrozenOutputs
 from .planning import SWEEP_STEPS
 from .progress import Bar, Show
 from .quick import compiled, quick
-from .recipe import Recipe, rate_words, trained_words
+from .recipe import OPTIMIZERS, Recipe, course_words, rate_words, trained_words
 
 __all__ = ["History", "find_lr", "train"]
 
@@ -43,7 +46,9 @@ class History:
     sweeps: pd.DataFrame
     """One row a step of each learning-rate search: `stage, lr, loss`."""
     stages: list[dict[str, Any]]
-    """One entry a stage: `trains`, `epochs`, `lr` as used, `why`, `seconds`, `features_seconds`, `lr_find_seconds`."""
+    """One entry a stage: `trains`, `epochs`, `optimizer`, `schedule`, `parameters` (trained), `lr` as used, `why`,
+    `seconds`, `features_seconds` and `lr_find_seconds` of these, and `cached_seconds`: what the outputs that came from
+    the cache once took."""
 
 
 def train(learn: Learner, recipe: Recipe, show: Show | None = None, *, deadline: float = math.inf) -> History:
@@ -51,8 +56,8 @@ def train(learn: Learner, recipe: Recipe, show: Show | None = None, *, deadline:
 
     Best is the highest accuracy (micro F1 with many labels) on the valid split, the lower loss where two are
     equal, over all epochs of all stages: a fine-tune that makes things worse never replaces what was better. Each
-    stage is fastai's `fit_one_cycle`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as
-    fastai does it.
+    stage is fastai's `fit_one_cycle`, or what else its `schedule` names, with its `optimizer`, which becomes the
+    Learner's `opt_func`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as fastai does it.
 
     At the `deadline` (seconds of `time.perf_counter`) training ends, in the middle of an epoch if need be, whose
     weights are then looked at like any others.
@@ -122,10 +127,13 @@ def _train_stage(run: _Run, number: int) -> None:
     began = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
+    learn.opt_func = _optimizer(stage.optimizer)
     trainee = run.frozen.learner(number) or learn
     size = run.batch_size if trainee is learn else trainee.dls.train.bs
-    facts: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs}
+    facts: dict[str, Any] = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
+    facts["parameters"] = sum(p.numel() for group in learn.splitter(learn.model)[-trained:] for p in group)
     facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
+    facts["cached_seconds"] = round(run.frozen.saved, 2) if trainee is not learn else 0.0
     rate, why = stage.lr, "as given"
     if stage.lr == "find":
         before = time.perf_counter()
@@ -136,8 +144,8 @@ def _train_stage(run: _Run, number: int) -> None:
         facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
     facts.update(lr=rate, why=why)
     what = trained_words(stage.trains if isinstance(stage.trains, str) else trained)
-    plan = f"{what}, {stage.epochs} epochs, learning rate {rate_words(rate)} ({why})"
-    run.show.say(f"stage {number}: training {plan}")
+    words = [what, f"{stage.epochs} epochs", course_words(facts), f"learning rate {rate_words(rate)} ({why})"]
+    run.show.say(f"stage {number}: training {', '.join(filter(None, words))}")
     watch, laps = _in_memory(run, trainee, number, lambda: _fit(run, trainee, number, rate, size))
     facts["seconds"] = round(time.perf_counter() - began, 2)
     if watch.late:
@@ -153,7 +161,7 @@ def _search(run: _Run, trainee: Learner, number: int, size: int) -> tuple[float,
 
 
 def _fit(run: _Run, trainee: Learner, number: int, rate: Any, size: int) -> tuple[_Watch, _Laps]:
-    """One cycle."""
+    """One cycle, or what else the stage's schedule is."""
     stage = run.frozen.recipe.stages[number - 1]
     _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
     steps = stage.epochs * (len(trainee.dls.train) + len(trainee.dls.valid))
@@ -161,8 +169,15 @@ def _fit(run: _Run, trainee: Learner, number: int, rate: Any, size: int) -> tupl
     with run.show.bar(f"stage {number}", steps, "batches") as bar, trainee.no_bar(), trainee.no_logging(), quicker:
         watch, laps = _Watch(run, number, bar), _Laps()
         callbacks = [*_callbacks(run, trainee, number, size), laps, watch]
-        trainee.fit_one_cycle(stage.epochs, _rates(trainee, rate), cbs=callbacks)
+        callbacks += [_Plateau()] if stage.schedule == "plateau" else []
+        fit = {"one_cycle": trainee.fit_one_cycle, "flat_cos": trainee.fit_flat_cos}.get(stage.schedule, trainee.fit)
+        fit(stage.epochs, _rates(trainee, rate), cbs=callbacks)
     return watch, laps
+
+
+def _optimizer(name: str) -> Callable[..., Any]:
+    known, settings = OPTIMIZERS[name]
+    return partial(getattr(optimizers, known), **settings)
 
 
 def _in_memory(run: _Run, trainee: Learner, number: int, work: Callable[[], Any]) -> Any:
@@ -279,6 +294,14 @@ class _StillBatchNorm(Callback):
         for layer in self.body.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 layer.eval()
+
+
+class _Plateau(ReduceLROnPlateau):
+    """fastai's, which prints; the rate of each epoch is in the history."""
+
+    def after_epoch(self) -> None:
+        with redirect_stdout(None):
+            super().after_epoch()
 
 
 class _Laps(Callback):

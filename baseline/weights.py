@@ -25,6 +25,7 @@ __all__ = [
     "check_arch",
     "find_weights",
     "is_torchvision",
+    "kaggle_name",
     "normalisation",
     "obtainable",
     "offline_weights",
@@ -233,11 +234,26 @@ def _hugging_face_cached(arch: str) -> Path | None:
 
 def _kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
     """Files under /kaggle/input with the weights' own name, or named after the architecture."""
-    wanted, root = {*names, f"{arch}.pth", f"{arch}.safetensors"}, kaggle("input")
+    wanted, root = {*names, *_own_names(arch)}, kaggle("input")
     for folder, folders, files in os.walk(root):
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_DEPTH:
             folders.clear()
         yield from ((Path(folder) / name, folder) for name in sorted(files) if name in wanted)
+
+
+def _own_names(arch: str) -> tuple[str, str]:
+    return f"{arch}.pth", f"{arch}.safetensors"
+
+
+def kaggle_name(weights: Weights) -> str:
+    """The name by which `find_weights` finds a copy of the file under /kaggle/input: its published one, else its own.
+
+    >>> kaggle_name(find_weights("tf_efficientnet_lite0"))
+    'tf_efficientnet_lite0.pth'
+    """
+    if weights.path.name in (url.rsplit("/", 1)[-1] for url in _urls(weights.arch)):
+        return weights.path.name
+    return _own_names(weights.arch)[weights.path.suffix == ".safetensors"]
 
 
 def _download(arch: str, show: Show) -> Weights:

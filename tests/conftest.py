@@ -6,9 +6,12 @@ suite draws its own, and the header of the test run says which.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import baseline
+from baseline.recipe import EMBEDDED_ARCH
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("BASELINE_TEST_PHOTOS", ROOT.parent / "shared" / "data"))
@@ -62,6 +66,41 @@ def draw(name: str, number: int) -> Image.Image:
         shape = (x, y, x + 10, y + 10) if name == "ants" else (0, y, 128, y + 5)
         pen.ellipse(shape, fill=(60, 20, 10)) if name == "ants" else pen.rectangle(shape, fill=(230, 190, 20))
     return image
+
+
+@pytest.fixture(scope="session")
+def rubbish(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 16 photos, one of them plastic: real rubbish where it is at hand."""
+    folder = tmp_path_factory.mktemp("rubbish")
+    for name, other in (("glass", "ants"), ("paper", "bees"), ("plastic", "ants")):
+        (folder / name).mkdir()
+        real = sorted((REAL / "trashnet_256" / name).glob("*.jpg")) or sorted((photos / other).iterdir())
+        for file in real[:16]:
+            shutil.copy(file, folder / name / file.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grouped(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of the shared photos, three to a photographer."""
+    table = tmp_path_factory.mktemp("grouped") / "photos.csv"
+    rows = [
+        f"{path},{path.parent.name},{path.parent.name}-{int(path.stem) // 3}" for path in sorted(photos.rglob("*.jpg"))
+    ]
+    table.write_text("\n".join(["path,label,photographer", *rows]) + "\n")
+    return table
+
+
+def shortened(name: str) -> dict[str, Any]:
+    """What to change so that a named recipe ends in seconds: 48 px, the embedded body, an epoch a stage, no search
+    over layers that are slow."""
+    recipe = baseline.load_recipe(name)
+    preset = "quick" if "quick" in recipe.presets else "standard"
+    stages = tuple(
+        dataclasses.replace(stage, epochs=1, steps=0, lr=stage.lr if stage.trains == "head" else 1e-3)
+        for stage in recipe.with_preset(preset).stages
+    )
+    return {"preset": preset, "stages": stages, "image_size": 48, "arch": EMBEDDED_ARCH}
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +159,17 @@ def learn(settled: tuple[baseline.Recipe, object], tmp_path: Path) -> object:
     recipe, table = settled
     torch.manual_seed(0)
     return baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; tests that want it are skipped where it is not installed."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with api.sync_playwright() as playwright:
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield opened
+        opened.close()

@@ -5,14 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +28,11 @@ from PIL import Image
 from test_cli import call
 
 import baseline
-from baseline import DataError, OutputError, Wanted, load, write_predictions
+from baseline import DataError, OutputError, RecipeError, Wanted, bulk, load, write_predictions
+from baseline import model as model_module
 from baseline.bulk import named_photos
 from baseline.model import Model
+from baseline.spread import spread_blocks
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +105,121 @@ def test_photos_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: 
     assert [float(rows[at]["confidence"]) for at in (0, -1)] == pytest.approx(alone.tolist(), abs=1e-5)
 
 
-def test_mutated_photos_are_predicted_or_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
-    chance, made = random.Random(0), []
-    forms = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]
-    for number in range(300):
+def in_many_forms(path: str) -> list[bytes]:
+    """A photo in the formats, modes and compressions that PIL writes."""
+    photo = Image.open(path).convert("RGB").resize((90, 60))
+    turned = Image.Exif()
+    turned[0x0112], turned[0x010E] = 6, "a photo"
+    clear = photo.convert("RGBA")
+    clear.putalpha(100)
+    grey = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 256)
+    more = {"save_all": True, "append_images": [photo.rotate(20), photo.rotate(40)]}
+    wanted: list[tuple[Image.Image, str, dict]] = [
+        (photo, "JPEG", {"exif": turned, "icc_profile": bytes(600)}), (photo, "JPEG", {"progressive": True}),
+        (photo.convert("CMYK"), "JPEG", {}), (photo.convert("L"), "JPEG", {"restart_marker_blocks": 4}),
+        (photo, "PNG", {"exif": turned}), (clear, "PNG", {}), (grey, "PNG", {}), (photo, "PNG", more),
+        (photo.quantize(16), "PNG", {"transparency": 3}), (photo.convert("1"), "PNG", {}),
+        (photo, "GIF", {}), (photo, "GIF", more), (photo, "WEBP", {"exif": turned}), (photo, "WEBP", more),
+        (clear, "WEBP", {"lossless": True}), (photo, "BMP", {}), (photo.quantize(16), "BMP", {}), (clear, "BMP", {}),
+        (photo, "TIFF", {}), (photo, "TIFF", {"compression": "tiff_lzw"}), (grey, "TIFF", {"compression": "packbits"}),
+        (photo, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
+        (photo.convert("F"), "TIFF", {}), (photo, "TIFF", more), (photo, "PPM", {}), (photo, "AVIF", {}),
+        (photo, "JPEG2000", {}), (photo, "MPO", more), (photo, "TGA", {"compression": "tga_rle"}), (photo, "ICO", {}),
+    ]  # fmt: skip
+    made = []
+    for image, form, options in wanted:
         content = io.BytesIO()
-        Image.open(paths[number % 48]).resize((60, 40)).save(content, forms[number % 6])
-        data = bytearray(content.getvalue())
-        for _ in range(chance.randint(1, 20)):
-            data[chance.randrange(min(len(data), chance.choice([64, 10**6])))] = chance.randrange(256)
+        image.save(content, form, **options)
+        made.append(content.getvalue())
+    return made
+
+
+def mutated(content: bytes, other: bytes, chance: random.Random) -> bytes:
+    """The photo with bits turned, its header edited, parts swapped, out, doubled or from another, or cut short."""
+    data = bytearray(content)
+    for _ in range(chance.choice([1, 1, 1, 2, 4])):
+        at = chance.randrange(len(data) or 1)
+        size = chance.randint(1, chance.choice([2, 20, 200]))
+        kind = chance.choice(["bits", "bytes", "header", "number", "swap", "out", "double", "other", "cut"])
+        if kind == "bits":
+            for _ in range(chance.randint(1, chance.choice([1, 30]))):
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        elif kind == "bytes":
+            data[at : at + size] = chance.randbytes(size)
+        elif kind == "header":
+            data[chance.randrange(min(len(data), 64))] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
+        elif kind == "number":
+            many = chance.choice([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 10_000, chance.randrange(2**32)])
+            place = chance.randrange(min(len(data), 400))
+            data[place : place + 4] = many.to_bytes(4, chance.choice(["big", "little"]))
+        elif kind == "swap":
+            there = chance.randrange(len(data))
+            data[at : at + size], data[there : there + size] = data[there : there + size], data[at : at + size]
+        elif kind == "out":
+            del data[at : at + size]
+        elif kind == "double":
+            data[at:at] = data[at : at + size]
+        elif kind == "other":
+            data[at:] = other[chance.randrange(len(other)) :]
+        else:
+            del data[at:]
+        if not data:
+            break
+    return bytes(data)
+
+
+def mutants(paths: list[str], count: int) -> Iterator[bytes]:
+    chance = random.Random(0)
+    whole = [content for path in paths[:4] for content in in_many_forms(path)]
+    for _ in range(count):
+        yield mutated(chance.choice(whole), chance.choice(whole), chance)
+
+
+def test_a_photo_in_any_form_is_read(model: Model, paths: list[str]) -> None:
+    [block] = model.blocks(in_many_forms(paths[0]))
+    assert set(block.errors) == {""} and len(block.photos) == 31
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_photos_are_predicted_or_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
+    made = []
+    for number, content in enumerate(mutants(paths, 300)):
         made.append(str(tmp_path / str(number)))
-        Path(made[-1]).write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        Path(made[-1]).write_bytes(content)
     counts = write_predictions(model, made, "out.csv")
     assert counts.photos == 300 > counts.unreadable > 0 and [row["path"] for row in rows_of("out.csv")] == made
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ten_thousand_mutated_photos(model: Model, paths: list[str], tmp_path: Path, capfd: Any) -> None:
+    read, slowest = 0, (0.0, 0)
+    for number, content in enumerate(mutants(paths, 10_000)):
+        began = time.perf_counter()
+        [block] = model.blocks([content], hurry=False)
+        slowest = max(slowest, (time.perf_counter() - began, number))
+        read += not block.errors[0]
+        assert bool(block.errors[0]) == bool(np.isnan(block.confidence[0])) and "\n" not in block.errors[0]
+        assert block.errors[0] or block.probabilities[0].sum() == pytest.approx(1)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    with capfd.disabled():
+        print(
+            f"{read:,} of 10,000 were read; number {slowest[1]} took longest, {slowest[0]:.2f} s; {most:,} MB at most"
+        )
+    assert slowest[0] < 20 and 2_000 < read < 8_000
+    assert not list(Path().iterdir()) and not list(tmp_path.iterdir())
+
+
+def test_a_program_in_place_of_a_photo_is_not_run(model: Model, tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "gs"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    script.chmod(0o755)
+    (tmp_path / "photo.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+        [block] = model.blocks([tmp_path / "photo.jpg"])
+    assert block.errors == ["not a photo"] and not (tmp_path / "ran").exists()
 
 
 # ---- going on after a kill ------------------------------------------------------------------------------------------
@@ -154,11 +265,11 @@ def killed(tiny: Path, listed: Path, out: Path, kills: int, seed: int) -> int:
     return done
 
 
-def test_kill_9_loses_and_repeats_nothing(tiny: Path, paths: list[str], tmp_path: Path) -> None:
+def test_kill_9_loses_and_repeats_nothing(model: Model, tiny: Path, paths: list[str], tmp_path: Path) -> None:
     listed = tmp_path / "paths.txt"
     listed.write_text("".join(f"{path}\n" for path in paths * 8))
-    assert killed(tiny, listed, tmp_path / "whole.csv", 0, 0) == 0
-    assert killed(tiny, listed, tmp_path / "killed.csv", 3, 0) > 0
+    write_predictions(model, paths * 8, tmp_path / "whole.csv", Wanted(batch_size=8))
+    assert killed(tiny, listed, tmp_path / "killed.csv", 2, 0) > 0
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert [row["path"] for row in rows_of(tmp_path / "killed.csv")] == paths * 8
 
@@ -198,6 +309,16 @@ def test_another_job_cannot_go_on_with_the_file(model: Model, done: baseline.Bas
     assert Path("out.csv").read_bytes() == before
 
 
+def test_rows_are_in_the_file_while_the_job_goes_on(model: Model, paths: list[str]) -> None:
+    def watched() -> Iterator[str]:
+        for number, each in enumerate(paths):
+            written = Path("out.csv").read_bytes().count(b"\n") - 1 if number > 20 else number
+            assert written >= number - 4 * 4  # three blocks are read ahead
+            yield each
+
+    write_predictions(model, watched(), "out.csv", Wanted(batch_size=4))
+
+
 def test_two_jobs_cannot_write_one_file(model: Model, paths: list[str]) -> None:
     def meanwhile() -> object:
         yield paths[0]
@@ -206,6 +327,238 @@ def test_two_jobs_cannot_write_one_file(model: Model, paths: list[str]) -> None:
         yield paths[1]
 
     assert write_predictions(model, meanwhile(), "out.csv").photos == 2
+
+
+# ---- Parquet, several processes, number formats ---------------------------------------------------------------------
+
+
+def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
+    model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(bulk, "ROW_GROUP_BYTES", 1000)
+    mixed = [*paths[:9], *(f'nowhere,\n"odd" {number}.jpg' for number in range(40)), *paths[9:30]]
+    options: dict[str, Any] = {"top_k": 2, "every": True, "min_confidence": 0.4, "batch_size": 4}
+
+    def seen() -> Iterator[str]:
+        for number, each in enumerate(mixed):
+            assert not Path("out.parquet").exists() and (not number or Path("out.parquet.rows.csv").exists())
+            yield each
+
+    write_predictions(model, mixed, "out.csv", Wanted(**options))
+    write_predictions(model, seen(), "out.parquet", Wanted("parquet", **options))
+    expected = pd.read_csv("out.csv", dtype={"error": "str"})
+    found = pd.read_parquet("out.parquet")
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    assert found["confidence"].dtype == "float64" and found.loc[9, "predicted":"confidence"].isna().all()
+    assert parquet.ParquetFile("out.parquet").num_row_groups > 3
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "out.csv", "out.csv.job.json", "out.parquet", "out.parquet.job.json",
+    ]  # fmt: skip
+    write_predictions(model, [], "none.parquet", Wanted("parquet"))
+    assert list(pd.read_parquet("none.parquet")) == ["path", "predicted", "confidence", "error"]
+
+
+def test_a_job_that_writes_parquet_goes_on_and_ends_once(
+    model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    wanted, again = Wanted("parquet", batch_size=4), {"resume": True}
+
+    def stopped(rest: list[str]) -> Iterator[str]:
+        yield from rest
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(model, stopped(paths[:22]), "out.parquet", wanted)
+    with pytest.raises(OutputError, match=r"out\.parquet\.rows\.csv exists. Give --resume"):
+        write_predictions(model, paths, "out.parquet", wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "_batches", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
+        with pytest.raises(ZeroDivisionError):
+            write_predictions(model, paths, "out.parquet", wanted, **again)
+    assert not Path("out.parquet").exists() and not list(Path().glob(".*"))
+    counts = write_predictions(model, paths, "out.parquet", wanted, **again)
+    assert counts.before == 48 and list(pd.read_parquet("out.parquet")["path"]) == paths
+    before = Path("out.parquet").read_bytes()
+    counts = write_predictions(model, iter(paths), "out.parquet", wanted, **again)
+    assert (counts.before, counts.photos) == (48, 0)
+    for photos, words in (
+        (paths[1:], r"Row 1 of out\.parquet is of another photo"),
+        (paths[:-1], r"Row 48 of out\.parquet is of another photo"),
+        ([*paths, "more.jpg"], "is finished, with 48 rows, and there are more photos"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            write_predictions(model, photos, "out.parquet", wanted, **again)
+    assert Path("out.parquet").read_bytes() == before
+    Path("out.parquet").write_bytes(before[:-9])
+    with pytest.raises(OutputError, match="is no whole Parquet file"):
+        write_predictions(model, paths, "out.parquet", wanted, **again)
+    write_predictions(model, paths, "out.parquet", wanted, overwrite=True)
+    assert pd.read_parquet("out.parquet").equals(pd.read_parquet(io.BytesIO(before)))
+
+
+def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "find_spec", lambda name: None)
+    with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
+        Wanted("parquet")
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match=r"Parquet goes into a file. Give --out FILE\.parquet"):
+        write_predictions(model, [], io.BytesIO(), Wanted("parquet"))
+
+
+def test_two_processes_write_the_file_of_one(model: Model, paths: list[str], tmp_path: Path) -> None:
+    whole = packed(tmp_path / "photos.zip", [(f"{n}.jpg", Path(path).read_bytes()) for n, path in enumerate(paths[:9])])
+    spoiled(whole, b"3.jpg")
+    mixed = [*paths, "nowhere.jpg", *paths[:20], *named_photos([str(whole)])[0]]
+    wanted = Wanted(top_k=1, batch_size=8)
+    write_predictions(model, mixed, "one.csv", wanted)
+    shutil.copy("one.csv.job.json", "two.csv.job.json")
+    Path("two.csv").write_bytes(Path("one.csv").read_bytes()[:999])
+    counts = write_predictions(model, iter(mixed), "two.csv", wanted, processes=2, resume=True)
+    assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
+    assert (counts.before + counts.photos, counts.unreadable) == (len(mixed), 2) and 0 < counts.before < 24
+    assert not multiprocessing.active_children()
+
+
+def test_what_ends_a_process_is_told(model: Model, tiny: Path, paths: list[str], tmp_path: Path) -> None:
+    def deadly() -> Iterator[str]:
+        yield from paths[:8]
+        for child in multiprocessing.active_children():
+            child.kill()
+        yield from paths * 9
+
+    with pytest.raises(OutputError, match="A process that predicts ended by itself, exit code -9"):
+        write_predictions(model, deadly(), "out.csv", Wanted(batch_size=4), processes=2)
+    assert not multiprocessing.active_children()
+    with pytest.raises(OutputError, match="was changed while its model predicted"):
+        list(spread_blocks(tiny, "another", paths, 1, batch_size=4))
+
+
+def test_the_number_format_is_the_one_that_was_asked_for(
+    model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {name: next(model.blocks(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")}
+    assert np.array_equal(seen[""], seen["float32"])
+    assert 1e-5 < np.abs(seen["bfloat16"] - seen["float32"]).max() < 0.05
+    rates = {"float32": 100.0, "bfloat16": 200.0}
+    monkeypatch.setattr(model_module, "forward_rates", lambda *_: dict(rates))
+    monkeypatch.setattr(model_module, "bfloat16_units", lambda: ["AMX"])
+    auto = Wanted(precision="auto", batch_size=4)
+    write_predictions(model, paths[:6], "out.csv", auto)
+    rates["bfloat16"] = 1.0  # the same job does not change its mind
+    write_predictions(model, paths[:6], "out.csv", replace(auto, precision="bfloat16"), resume=True)
+    write_predictions(model, paths, "out.csv", auto, resume=True)
+    write_predictions(model, paths, "all.csv", Wanted(precision="bfloat16", batch_size=4))
+    assert Path("out.csv").read_bytes() == Path("all.csv").read_bytes()
+    with pytest.raises(OutputError, match="begun with another precision"):
+        write_predictions(model, paths, "out.csv", Wanted(batch_size=4), resume=True)
+    assert model.settled_precision("auto")[0] == "float32"
+    monkeypatch.setattr(model_module, "bfloat16_units", list)
+    with pytest.raises(RecipeError, match="bfloat16 needs a CPU with AMX or AVX-512 BF16"):
+        write_predictions(model, paths, "new.csv", Wanted(precision="bfloat16"))
+    assert not Path("new.csv").exists()
+
+
+# ---- archives -------------------------------------------------------------------------------------------------------
+
+
+def packed(archive: Path, members: list[tuple[str, bytes]]) -> Path:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+            for name, content in members:
+                opened.writestr(name, content)
+        return archive
+    mode: Any = f"w:{archive.suffix[1:].replace('tgz', 'gz').replace('tar', '')}"
+    with tarfile.open(archive, mode) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return archive
+
+
+def spoiled(archive: Path, name: bytes) -> None:
+    """Changes some bytes of what a zip holds behind a member's name."""
+    content = bytearray(archive.read_bytes())
+    start = content.index(name) + 200
+    content[start : start + 50] = bytes(50)
+    archive.write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tgz", "tar.xz"])
+def test_photos_in_archives_are_predicted_where_they_are(
+    model: Model, photos: Path, paths: list[str], tmp_path: Path, ending: str
+) -> None:
+    inner = [path.relative_to(photos).as_posix() for path in map(Path, paths)]
+    others = [("labels.csv", b"x"), (".hidden/a.jpg", b"x"), ("__MACOSX/._a.jpg", b"x"), ("bad.jpg", b"no photo")]
+    whole = [(f"./{name}", Path(path).read_bytes()) for name, path in zip(inner, paths, strict=True)]
+    archive = packed(tmp_path / f"some photos.{ending}", [*others, *whole])
+    found, total = named_photos([str(archive)])
+    assert total == 49
+    wanted = Wanted(batch_size=8, top_k=1)
+    write_predictions(model, found, "out.csv", wanted)
+    write_predictions(model, ["bad.jpg", *paths], "files.csv", wanted)
+    rows, expected = rows_of("out.csv"), rows_of("files.csv")
+    assert [row["path"] for row in rows] == [f"{archive}/{name}" for name in ("bad.jpg", *inner)]
+    assert rows[0]["error"] == "not a photo"
+    assert [{**row, "path": ""} for row in rows[1:]] == [{**row, "path": ""} for row in expected[1:]]
+    once = Path("out.csv").read_bytes()
+    Path("out.csv").write_bytes(once[: len(once) // 2])
+    counts = write_predictions(model, named_photos([str(archive)])[0], "out.csv", wanted, resume=True)
+    assert Path("out.csv").read_bytes() == once and 0 < counts.before < 49
+    assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
+    several, total = named_photos([str(tmp_path / "*"), paths[0]])
+    assert total == len(list(several)) == 50
+    gone, _ = named_photos([str(archive)])
+    archive.unlink()
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        write_predictions(model, gone, "gone.csv", wanted)
+
+
+def test_a_photo_that_is_damaged_in_a_zip_has_a_row_that_says_so(
+    model: Model, paths: list[str], tmp_path: Path
+) -> None:
+    archive = packed(tmp_path / "p.zip", [(f"{number}.jpg", Path(paths[number]).read_bytes()) for number in range(3)])
+    spoiled(archive, b"1.jpg")
+    write_predictions(model, named_photos([str(archive)])[0], "out.csv")
+    assert [bool(row["error"]) for row in rows_of("out.csv")] == [False, True, False]
+
+
+LINK = tarfile.TarInfo("a.jpg")
+LINK.type, LINK.linkname = tarfile.SYMTYPE, "/etc/passwd"
+
+
+@pytest.mark.parametrize(
+    ("ending", "members", "words"),
+    [
+        ("zip", [("../out.jpg", b"x")], "leads out of the folder"),
+        ("tgz", [("a/../../out.jpg", b"x")], "leads out of the folder"),
+        ("tar", [("/etc/out.jpg", b"x")], "has an absolute name"),
+        ("zip", [("a.jpg", b"x"), ("a.jpg", b"y")], "comes twice"),
+        ("tar.xz", [("a.jpg", b"x"), ("a.jpg", b"y")], "comes twice"),
+        ("zip", [("a.jpg", bytes(200_000_000))], "goes beyond the 100,000,000 bytes allowed"),
+        ("tgz", [("a.txt", bytes(200_000_000)), ("b.jpg", b"x")], "goes beyond the 100,000,000 bytes allowed"),
+        ("tar", [(LINK, b"")], "is a link or a device"),
+        ("cut.zip", [("a.jpg", b"x" * 999)], "is damaged, cut short"),
+        ("cut.tar.xz", [("a.jpg", random.Random(0).randbytes(999))], "is damaged, cut short"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_is_refused_gets_one_line_and_no_row(
+    tmp_path: Path, ending: str, members: Any, words: str
+) -> None:
+    archive = tmp_path / f"bad.{ending}"
+    if members[0][0] is LINK:
+        with tarfile.open(archive, "w") as tar:
+            tar.addfile(LINK)
+    else:
+        packed(archive, members)
+    if "cut" in ending:
+        archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(DataError, match=words) as caught:
+        named_photos([str(archive)])
+    assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
 # ---- what is to be predicted ----------------------------------------------------------------------------------------
@@ -230,11 +583,14 @@ def test_words_name_photos_in_many_ways(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "two.csv").write_text("x,y\n1,2\n")
     (tmp_path / "photos.zip").write_bytes(b"")
+    packed(tmp_path / "list.zip", [("list.csv", b"path")])
     for word, words in (
         ("nowhere.jpg", "There is no photo, folder or table"),
+        (str(tmp_path / "non?"), "no file fits it as a pattern"),
         (str(tmp_path / "none"), "holds no photos"),
         (str(tmp_path / "two.csv"), "Give --image-col"),
-        (str(tmp_path / "photos.zip"), "is an archive. Unpack it"),
+        (str(tmp_path / "photos.zip"), "is damaged, cut short, or no tar or zip archive"),
+        (str(tmp_path / "list.zip"), "holds no photos. Give an archive"),
         ("nul\0", "There is no photo"),
         ("long" * 100, "cannot be looked at"),
     ):
@@ -253,6 +609,13 @@ def test_predict_is_a_command(tiny: Path, photos: Path, paths: list[str]) -> Non
     ended = subprocess.run(command, input=fed, capture_output=True)
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.stderr == b"" and [line["path"] for line in lines] == [paths[0], "nowhere.jpg", "\ufffd"]
+    pack = packed(Path("p.zip"), [("a.jpg", Path(paths[0]).read_bytes())])
+    ended = call("predict", str(tiny), str(pack), "-o", "two.parquet", "--processes", "2", "--precision", "float32")
+    assert ended.returncode == 0 and ended.stderr.startswith("predicted: 1 photos in"), ended.stderr
+    assert pd.read_parquet("two.parquet")["path"].tolist() == ["p.zip/a.jpg"]
+    packed(pack, [("../a.jpg", b"")])
+    ended = call("predict", str(tiny), str(pack), "-o", "three.csv")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and not Path("three.csv").exists()
     ended = call("predict", str(tiny), paths[0], "--out", "deep/out.csv", "--no-tta")
     assert ended.returncode == 0 and ended.stdout == "" and len(rows_of("deep/out.csv")) == 1
     assert sorted(path.name for path in Path("deep").iterdir()) == ["out.csv", "out.csv.job.json"]
@@ -266,8 +629,11 @@ def test_predict_is_a_command(tiny: Path, photos: Path, paths: list[str]) -> Non
         (["TINY"], "Missing argument 'photos'"),
         (["TINY", "nowhere.jpg"], "There is no photo, folder or table nowhere.jpg"),
         (["nowhere", "PHOTOS"], "cannot be read: No such file"),
-        (["TINY", "PHOTOS", "--out", "out.txt"], "out.txt is no .csv or .jsonl file by its name"),
-        (["TINY", "PHOTOS", "--format", "xml"], "--format xml is unknown; needed: csv or jsonl"),
+        (["TINY", "PHOTOS", "--out", "out.txt"], "out.txt is no such file by its name; needed: csv, jsonl, parquet"),
+        (["TINY", "PHOTOS", "--format", "xml"], "xml does not go to standard output; needed: csv, jsonl"),
+        (["TINY", "PHOTOS", "--precision", "float16"], "precision is 'float16'"),
+        (["TINY", "PHOTOS", "--processes", "0"], "Invalid value for '--processes'"),
+        (["TINY", "list.csv.zip", "--out", "o.csv"], "There is no photo, folder or table list.csv.zip"),
         (["TINY", "PHOTOS", "--resume"], "go with a file. Give --out FILE"),
         (["TINY", "PHOTOS", "--resume", "--overwrite", "--out", "o.csv"], "Give one of them"),
         (["TINY", "list.csv", "--out", "list.csv", "--overwrite"], "is one of those to predict"),

@@ -51,6 +51,7 @@ def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) ->
         (["run", "PHOTOS", "--epoch", "3"], "No such option: --epoch"),
         (["run"], "Missing argument 'target'"),
         (["train"], "No such command 'train'"),
+        (["serve", "nowhere", "--port", "0"], "cannot be read"),
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
         (["submit", "nowhere", "--sample", "PHOTOS"], "There is no file"),
         (["run", "nothing.toml"], "cannot be read"),
@@ -69,8 +70,10 @@ def test_bad_input_gets_one_line_and_exit_code_2(photos: Path, words: list[str],
 
 def test_help_has_examples_everywhere() -> None:
     assert "baseline run cifar10" in call("--help").stdout
-    commands = ("run", "audit", "predict", "check", "submit", "report", "compare", "runs", "recipes", "copy", "doctor")
-    for command in commands:
+    commands = (
+        "run ladder curve audit predict serve check export import bundle submit report compare runs recipes copy doctor"
+    )
+    for command in commands.split():
         ended = call(command, "--help")
         assert ended.returncode == 0 and f"baseline {command}" in ended.stdout and "Examples" in ended.stdout
 

@@ -643,6 +643,71 @@ def test_the_downloads_record_is_still_where_fastai_keeps_it(tmp_path: Path, mon
     assert (file, part) == (tmp_path / "work" / "cifar10.tgz", tmp_path / "cifar10.tgz.part")
 
 
+# -- photos that lie elsewhere ---------------------------------------------------------------------------------------
+
+
+def archive_of(name: str, folder: Path) -> tuple[Path, Dataset]:
+    """fast.ai's archive of the name with 2 training photos a class and 1 test photo, and the data set of so many."""
+    known = DATASETS[name]
+    top = folder / {"pets": "oxford-iiit-pet", "imagenette": "imagenette2-160"}[name]
+    lines: dict[str, list[str]] = {"trainval.txt": ["# comment"], "test.txt": []}
+    for number, label in enumerate(known.classes):
+        for i in range(3):
+            if name == "pets":
+                path = top / "images" / f"{label}_{i + 1}.jpg"
+                lines["trainval.txt" if i < 2 else "test.txt"].append(f"{label}_{i + 1} {number + 1} 1 1")
+            else:
+                path = top / ("train" if i < 2 else "val") / known.elsewhere.classes[number] / f"{number}_{i}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rows(1, i)[0]).save(path, format="JPEG")
+    for file, words in lines.items() if name == "pets" else ():
+        (top / "annotations" / "trimaps").mkdir(parents=True, exist_ok=True)
+        (top / "annotations" / file).write_text("\n".join(words) + "\n")
+    classes = len(known.classes)
+    small = dataclasses.replace(known, train=2 * classes, test=classes, space=1_000_000)
+    return tgz(folder / f"{top.name}.tgz", top, top.name), small
+
+
+@pytest.mark.parametrize(("name", "size"), [("pets", 811706944), ("imagenette", 99003388)])
+def test_fast_ais_archives_become_train_and_test_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, name: str, size: int
+) -> None:
+    archive, known = archive_of(name, tmp_path)
+    monkeypatch.setitem(DATASETS, name, known)
+    asked: list[object] = []
+
+    def download(url: str, file: Path, part: Path, *checks: object) -> None:
+        asked.extend((url, *checks))
+        shutil.copy(archive, file)
+
+    monkeypatch.setattr(datasets, "_download", download)
+    found = dataset(name)
+    assert found == cache / name and str(asked[0]).endswith(f"/{archive.name}") and asked[1] == size
+    for split, each in (("train", 2), ("test", 1)):
+        counts = {folder.name: len(list(folder.iterdir())) for folder in (found / split).iterdir()}
+        assert counts == dict.fromkeys(known.classes, each)
+    assert dataset(name, data=archive).name.startswith(f"{name}-")
+    assert not list(cache.glob(f".{name}.tmp-*"))
+
+
+def test_an_archive_whose_lists_name_what_is_not_there_or_leads_out_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    _, known = archive_of("pets", tmp_path)
+    monkeypatch.setitem(DATASETS, "pets", known)
+    top = tmp_path / "oxford-iiit-pet"
+    mine = cache / "mine.jpg"
+    (top / "images" / "pug_").mkdir()
+    (top / "images" / "pug_" / "1.jpg").write_bytes(b"")
+    cache.mkdir(parents=True)
+    mine.write_bytes(b"precious")  # CACHE/.pets.tmp-X/unpacked/oxford-iiit-pet/images/pug_/../../../../../mine.jpg
+    for line in ("pug_99 1 1 1", "pug_/../../../../../mine 1 1 1"):
+        (top / "annotations/test.txt").write_text(f"{line}\n")
+        with pytest.raises(DataError, match=r"annotations/test\.txt names"):
+            dataset("pets", data=tgz(tmp_path / "bad.tgz", top, top.name))
+    assert mine.read_bytes() == b"precious" and not list(cache.glob("pets*"))
+
+
 # -- unpacking -------------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ from baseline import (
 )
 from baseline.experiments import described_folds
 from baseline.metrics import wilson
+from baseline.model import load_model
 from baseline.save import read_predictions
 
 QUIET = Show()
@@ -142,6 +143,8 @@ def test_test_photos_get_the_average_of_the_folds_and_so_does_what_is_loaded(
     best = max(parts, key=lambda part: (part["predicted"] == part["label"]).mean())
     assert folds.against_best["difference"] == same_or_not(best, rows)["difference"]
     together = load(folds.folder)
+    with pytest.raises(OutputError, match="holds 3 models, and one was needed. Give one, such as"):
+        load_model(folds.folder)
     assert isinstance(together, Ensemble) and len(together.members) == 3 and together.check() < 1e-5
     found = together.predict(rows["path"].tolist())
     assert list(found) == ["path", "predicted", "confidence", *SHARES]
@@ -203,7 +206,7 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_
     ("words", "message"),
     [
         (["--seeds", 2], "--seeds and folds are several runs each. Give --fold K"),
-        (["--split", "random", "--resume"], "this is one run"),
+        (["--split", "random", "--resume"], "this is neither"),
         (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
     ],
 )
@@ -351,7 +354,8 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     for other in (one, [one, three], [two, one]):
         with pytest.raises(OutputError, match="was begun with another model"):
             write_predictions(load(other), paths, cut, wanted, resume=True)
-    ended = call("predict", one, photos, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16)
+    ended = call("predict", one, photos, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
+                 "--processes", 2)  # fmt: skip
     assert ended.returncode == 0 and cut.read_bytes() == whole.read_bytes(), ended.stderr
     (tmp_path / "seeds.json").write_text(json.dumps({"runs": [{"folder": f"far/seed-{at}"} for at in (3, 10)]}))
     for at, model in ((3, one), (10, two)):

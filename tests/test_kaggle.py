@@ -11,13 +11,20 @@ import os
 import re
 import shutil
 import site
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import baseline
+import baseline.make
+
+SAMPLE = "input/insects/sample_submission.csv"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KERNEL, NOTEBOOK = EXAMPLES / "kaggle_kernel.py", EXAMPLES / "kaggle_kernel.ipynb"
 
@@ -49,15 +56,12 @@ def test_the_notebook_is_the_script() -> None:
     assert len(notebook(KERNEL.read_text())["cells"]) == 6
 
 
-def test_the_kernel_ends_with_a_valid_submission_from_read_only_inputs_with_the_internet_off(
-    photos: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("hatchling")
-    competition, wheels = tmp_path / "kaggle/input/insects", tmp_path / "kaggle/input/wheels"
-    for folder in (competition / "train_images", competition / "test_images", wheels, tmp_path / "kaggle/working"):
+@pytest.fixture
+def kaggle(photos: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder like `/kaggle`: a competition of ants and bees below `input`, which nobody can write, and `working`."""
+    root, competition = tmp_path / "kaggle", tmp_path / "kaggle/input/insects"
+    for folder in (competition / "train_images", competition / "test_images", root / "input/wheels", root / "working"):
         folder.mkdir(parents=True)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
-    subprocess.run(build, cwd=EXAMPLES.parent, check=True, capture_output=True)
     train, test = ["id,label"], ["id,label"]
     for number in range(24):
         for name in ("ants", "bees"):
@@ -66,25 +70,78 @@ def test_the_kernel_ends_with_a_valid_submission_from_read_only_inputs_with_the_
             lines.append(f"{number:03}_{name[0]},{name if number < 20 else ''}")
     (competition / "train.csv").write_text("\n".join(train) + "\n")
     (competition / "sample_submission.csv").write_text("\n".join(test) + "\n")
-    python = environment(tmp_path / "venv")
-    inputs = [path for path in (tmp_path / "kaggle/input").rglob("*") if path.is_dir()]
-    for folder in inputs:
-        folder.chmod(0o555)
-    settings = {"BASELINE_KAGGLE": str(tmp_path / "kaggle"), "BASELINE_HOME": str(tmp_path / "home")}
+    with read_only(root / "input/insects"):
+        yield root
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Root may write in spite of it; what is inside is therefore compared, too."""
+    inside = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    before = sorted(map(str, folder.rglob("*")))
+    for each in inside:
+        each.chmod(0o555)
+    yield
+    for each in inside:
+        each.chmod(0o755)
+    assert sorted(map(str, folder.rglob("*"))) == before
+
+
+def check_submission(kaggle: Path) -> None:
+    with (kaggle / "working/submission.csv").open() as file, (kaggle / SAMPLE).open() as sample:
+        found, asked = list(csv.reader(file)), list(csv.reader(sample))
+    assert found[0] == asked[0] and [row[0] for row in found] == [row[0] for row in asked] and len(found) == 9
+    assert {row[1] for row in found[1:]} <= {"ants", "bees"}
+
+
+def test_the_kernels_cells_end_with_a_valid_submission(
+    kaggle: Path, small: baseline.Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """All cells but the installing one, on a recipe that ends in seconds."""
+
+    def made(photos: Path, *, preset: str, out: Path) -> baseline.Baseline:
+        assert preset in baseline.recipe.PRESETS
+        return baseline.make.make_baseline(photos, small, out=out, show=baseline.Show())
+
+    def refused(*_: Any) -> None:
+        raise OSError("the internet is off")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(baseline, "make_baseline", made, raising=False)
+    monkeypatch.setenv("BASELINE_KAGGLE", str(kaggle))
+    install, *cells = ["".join(cell["source"]) for cell in notebook(KERNEL.read_text())["cells"]
+                       if cell["cell_type"] == "code"]  # fmt: skip
+    assert '"pip", "install"' in install and "--no-index" in install
+    exec("\n".join(cells), {"root": kaggle, "__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert "8 rows; columns, ids and their order as in the sample" in printed and "95 % interval" in printed
+    check_submission(kaggle)
+
+
+@pytest.mark.slow
+def test_the_kernel_runs_from_wheels_in_an_environment_without_internet(kaggle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    wheel(kaggle / "input/wheels")
+    settings = {"BASELINE_KAGGLE": str(kaggle), "BASELINE_HOME": str(tmp_path / "home")}
     settings |= {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", *settings)}
-    ended = subprocess.run([python, KERNEL], env=settings, capture_output=True, text=True, cwd=tmp_path)
-    for folder in inputs:
-        folder.chmod(0o755)
+    python = environment(tmp_path / "venv")
+    with read_only(kaggle / "input/wheels"):
+        ended = subprocess.run([python, KERNEL], env=settings, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    with (tmp_path / "kaggle/working/submission.csv").open() as file:
-        found = list(csv.reader(file))
-    assert [row[0] for row in found] == [line.split(",")[0] for line in test]
-    assert {row[1] for row in found[1:]} <= {"ants", "bees"} and "8 rows" in ended.stdout
+    assert "8 rows" in ended.stdout
+    check_submission(kaggle)
+
+
+def wheel(folder: Path) -> Path:
+    """The wheel of this checkout, built into the folder."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=EXAMPLES.parent, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
 
 
 def environment(folder: Path) -> Path:
     """A Python with every package of this one but baseline, which the kernel has to install, and no internet."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     packages = next(folder.glob("lib/python*/site-packages"))
     for path in (path for place in map(Path, site.getsitepackages()) if place.is_dir() for path in place.iterdir()):
         if "baseline" not in path.name and not (packages / path.name).exists():

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_kaggle import environment, wheel
 
 import baseline
 from baseline import Augment, BaselineError, DataError, OutputError, WeightsError, load
@@ -57,6 +59,7 @@ def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline)
     tempered = baseline.calibrated(rows, model.facts["temperature"])
     calibrated = done.predict(rows["path"])
     assert np.allclose(calibrated[["confidence", *SHARES]], tempered[["confidence", *SHARES]], atol=1e-5)
+    assert model.facts["weights_license"] == "apache-2.0"
     assert model.facts["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
 
 
@@ -155,6 +158,54 @@ def test_alone_read_only_without_photos_or_network_in_a_fresh_process(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, to become somebody else")
+def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_somebody_else_without_photos_and_network(
+    small: baseline.Recipe, photos: Path
+) -> None:
+    """Under user 65534, with the network off, from a folder that nobody can write, after the photos were deleted."""
+    pytest.importorskip("hatchling")
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are root's alone
+        work = Path(place)
+        work.chmod(0o755)
+        shutil.copytree(photos, work / "photos")
+        done = baseline.make_baseline(work / "photos", small, out=work / "run", show=baseline.Show())
+        Path(work / "shown").mkdir()
+        shown = [shutil.copy(path, work / "shown" / f"{n:02}.jpg") for n, path in enumerate(done.predictions["path"])]
+        shutil.rmtree(work / "photos")
+        python = environment(work / "venv")
+        install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel(work / "wheels")]
+        subprocess.run(install, check=True, env={"PATH": os.environ["PATH"], "HOME": str(work / "none")})
+        folder = Path(shutil.copytree(done.folder / "model", work / "model"))
+        subprocess.run(["chmod", "-R", "a-w,a+rX", folder, work / "shown"], check=True)
+        code = (
+            "import os, sys, socket, baseline\n"
+            "assert os.getuid() == 65534 and 'venv' in baseline.__file__, baseline.__file__\n"
+            "try: socket.create_connection(('127.0.0.1', 9), 1)\n"
+            "except OSError as error: assert 'unreachable' in str(error), error\n"
+            "found = baseline.load(sys.argv[1]).predict(sys.argv[2:], calibrated=False)\n"
+            "print(found.to_json(orient='records', double_precision=15))\n"
+        )
+        alone = [
+            "unshare",
+            "--net",
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            python,
+            "-W",
+            "ignore",
+        ]
+        ended = subprocess.run([*alone, "-c", code, folder, *shown], capture_output=True, text=True, cwd="/",
+                               env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"})  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        found = np.array([[row[name] for name in SHARES] for row in json.loads(ended.stdout)])
+        difference = np.abs(found - done.predictions[SHARES].to_numpy()).max()
+        print(f"largest difference of {len(found)} x {len(SHARES)} probabilities: {difference:.1e}")
+        assert difference < 1e-5
+
+
 @pytest.mark.parametrize("old", sorted(OLD.iterdir()), ids=lambda path: path.name)
 def test_old_folders_load_for_ever(old: Path) -> None:
     expected = json.loads((old / "expected.json").read_text())
@@ -174,6 +225,7 @@ def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, photos: P
     )
     old = load(folder)
     assert old.predict(photos).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
+    assert old.facts["weights_license"] == "unknown"
     with pytest.raises(OutputError, match="keeps no golden inputs"):
         old.check()
 
@@ -247,6 +299,7 @@ def first_as(value: Any) -> Any:
         (lambda f: told(f, std=[0.5, 0.5, 0]), "std is .*three numbers above 0"),
         (lambda f: told(f, std=[0.5, 0.5, float("nan")]), "is damaged: NaN is no number"),
         (lambda f: told(f, temperature=0), "temperature is 0, needed"),
+        (lambda f: told(f, weights_license=["mit"]), "weights_license is .*, needed: a licence's name, or null"),
         (lambda f: told(f, tta=["turn"], resize="stretch"), "resize is 'stretch', needed: .*; tta is"),
         (put("model.safetensors", pickle.dumps(Bomb())), "is a pickle or an archive, and was not opened"),
         (put("model.safetensors", b""), "is damaged"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shortened
 
 import baseline
 
@@ -46,14 +48,44 @@ def test_docstring_examples_run(module: str) -> None:
     assert results.failed == 0
 
 
+ORIGINS = ("alpaca", "ants_bees", "debris", "skylines", "try_your_own")
 EXAMPLES = sorted(
-    path for path in (ROOT / "examples").glob("*.py") if path.name != "kaggle_kernel.py"
+    path for path in (ROOT / "examples").glob("*.py") if path.stem not in ("kaggle_kernel", *ORIGINS)
 )  # test_kaggle.py
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(example: Path, photos: Path) -> None:
     command = [sys.executable, str(example), str(photos), str(photos / "ants" / "00.jpg")]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    settings = {**os.environ, "PHOTOS": str(photos)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=settings)
     assert ended.returncode == 0, ended.stderr
     assert "accuracy" in ended.stdout
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_the_examples_of_recipes_run(
+    name: str,
+    photos: Path,
+    rubbish: Path,
+    grouped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """As they are, but at 48 px, with the embedded body, and an epoch a stage."""
+    make = baseline.make_baseline
+
+    def small(given: object, recipe: str, **changes: object) -> baseline.Baseline:
+        return make(given, recipe, show=baseline.Show(), **{**shortened(recipe), **changes})
+
+    monkeypatch.setattr(baseline, "make_baseline", small)
+    given = {"debris": rubbish, "skylines": grouped}.get(name, photos)
+    monkeypatch.setenv("PHOTOS", str(given))
+    monkeypatch.setattr(
+        sys, "argv", [name, str(given), *([str(photos / "ants/00.jpg")] if name == "try_your_own" else [])]
+    )
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed or "photos are wrong" in printed
+    for picture in re.findall(r"\S+\.png", printed):
+        assert Path(picture).is_file()

@@ -5,11 +5,32 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+import torchvision
+from conftest import shortened
 
-from baseline import Recipe, RecipeError, Stage, load_recipe, recipe_names
+from baseline import (
+    Recipe,
+    RecipeError,
+    Show,
+    Stage,
+    dataloaders,
+    learner,
+    load_recipe,
+    make_baseline,
+    photo_table,
+    recipe_names,
+    settle,
+    split,
+    train,
+    understand,
+)
 from baseline.datasets import DATASETS
+from baseline.foreign import is_foreign
 from baseline.recipe import (
+    EMBEDDED_ARCH,
     recipe_from,
     recipes_folder,
     settle_arch,
@@ -27,7 +48,7 @@ def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name and recipe.title
-        assert not recipe.data or recipe.data in DATASETS
+        assert not recipe.data or recipe.data in DATASETS or is_foreign(recipe.data)
         for preset in ("standard", *recipe.presets):
             assert recipe.with_preset(preset).presets == {}
 
@@ -119,9 +140,22 @@ def test_the_preset_follows_the_device() -> None:
 
 
 def test_the_architecture_follows_device_and_reach() -> None:
-    assert settle_arch("cpu", lambda _: True)[0] == "tf_efficientnet_lite0"
-    assert settle_arch("cuda", lambda _: True)[0] == "resnet50"
-    assert settle_arch("cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
+    assert settle_arch("auto", "cpu", lambda _: True)[0] == "tf_efficientnet_lite0"
+    assert settle_arch("auto", "cuda", lambda _: True)[0] == "resnet50"
+    assert settle_arch("auto", "cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
+
+
+def test_of_several_architectures_the_first_within_reach_is_taken_and_the_reason_told() -> None:
+    wish = "resnet18 or mobilenet_v2 or auto"
+    assert settle_arch(wish, "cpu", lambda _: True)[0] == "resnet18"
+    found, why = settle_arch(wish, "cpu", lambda name: name == "mobilenet_v2")
+    assert found == "mobilenet_v2" and why == f"the first of '{wish}' whose weights are within reach"
+    found, why = settle_arch(wish, "cpu", lambda _: False)
+    assert found == "tf_efficientnet_lite0"
+    assert why.startswith(
+        "the weights of resnet18 are out of reach; the weights of mobilenet_v2 are out of reach; no GPU"
+    )
+    assert settle_arch("resnet18", "cpu", lambda _: False) == ("resnet18", "as given"), "an error later, in words"
 
 
 @pytest.mark.parametrize("photos", [2, 3, 15, 16, 17, 100, 255, 256, 5_000, 10**6])
@@ -157,6 +191,17 @@ def test_a_stage_is_no_larger_than_the_recipe() -> None:
         Recipe(stages=(Stage("head", 1, image_size=200),))
 
 
+def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[[stage]]\ntrains = "head"\nepochs = 1\noptimizer = "sdg"\nschedule = "onecycle"\n')
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert "stage 1: optimizer is 'sdg', needed: one of adam, sgd" in str(caught.value)
+    assert "schedule is 'onecycle', needed: one of one_cycle, flat_cos, plateau, constant" in str(caught.value)
+    with pytest.raises(RecipeError, match="optimizer is 3"):
+        Recipe(stages=(Stage("head", 1, optimizer=3),))  # type: ignore[arg-type]
+
+
 def test_bfloat16_is_taken_where_it_was_measured_to_be_faster() -> None:
     fast, slow = {"float32": 100, "bfloat16": 150}, {"float32": 100, "bfloat16": 105}
     assert settle_frozen_precision("auto", "cpu", ["AMX"], lambda: fast)[0] == "bfloat16"
@@ -171,3 +216,65 @@ def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
     with pytest.raises(RecipeError, match="needs a GPU"):
         settle_precision("bfloat16", "cpu")
     assert settle_precision("auto", "cuda")[0] == "float16"
+
+
+# ---- each recipe, run -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: Path) -> None:
+    changes = shortened(name)
+    recipe = load_recipe(name).with_preset(changes.pop("preset")).changed(**changes)
+    table = split(photo_table(grouped if recipe.split == "group" else rubbish, positive=recipe.positive), recipe)
+    recipe, weights, _ = settle(recipe, table)
+    learn = learner(dataloaders(table, recipe, path=tmp_path), recipe, weights=weights, path=tmp_path)
+    history = train(learn, recipe)
+    assert [stage["optimizer"] for stage in history.stages] == [stage.optimizer for stage in recipe.stages]
+    assert len(history.epochs) == len(recipe.stages) and history.epochs["train_loss"].notna().all()
+
+
+def test_skylines_keeps_groups_together_and_says_how_it_was_trained(grouped: Path, tmp_path: Path) -> None:
+    done = make_baseline(grouped, "skylines", out=tmp_path / "run", show=Show(), **shortened("skylines"))
+    parts = pd.read_csv(tmp_path / "run" / "split.csv")
+    assert (parts.groupby("group")["split"].nunique() == 1).all() and parts["group"].nunique() == 16
+    kept = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    for stage in (*kept["stages"], *kept["recipe"]["stages"]):
+        assert (stage["optimizer"], stage["schedule"]) == ("sgd", "plateau")
+    assert done.recipe == Recipe(**kept["recipe"])
+    for file in ("model/README.md", "report.html"):
+        assert (tmp_path / "run" / file).read_text().count("optimizer sgd, schedule plateau") == 2
+
+
+def test_debris_tells_plastic_from_the_rest_and_can_be_run_again(rubbish: Path, tmp_path: Path) -> None:
+    done = make_baseline(rubbish, "debris", out=tmp_path / "run", show=Show(), **shortened("debris"))
+    assert list(done.learner.dls.vocab) == ["not plastic", "plastic"]
+    counts = pd.read_csv(tmp_path / "run" / "split.csv")["label"].value_counts()
+    assert counts.to_dict() == {"not plastic": 32, "plastic": 16}
+    assert list(understand(None, tmp_path / "run" / "manifest.json", show=Show())[1]["label"].unique()) == list(
+        counts.index
+    )
+    every = understand(rubbish, "debris", show=Show(), positive="")[1]
+    assert sorted(every["label"].unique()) == ["glass", "paper", "plastic"]
+
+
+def test_a_recipes_body_is_the_one_whose_weights_are_at_hand_and_the_choice_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("BASELINE_KAGGLE", str(tmp_path / "kaggle"))
+    recipe = load_recipe("alpaca").changed(image_size=48)
+    table = split(photo_table(photos), recipe)
+    found, weights, reasons = settle(recipe, table)
+    assert found.arch == weights.arch == EMBEDDED_ARCH
+    assert reasons["arch"].startswith("the weights of mobilenet_v2 are out of reach; ")
+    (tmp_path / "kaggle/input/weights").mkdir(parents=True)
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "kaggle/input/weights/mobilenet_v2.pth")
+    found, weights, reasons = settle(recipe, table)
+    assert found.arch == weights.arch == "mobilenet_v2" and "within reach" in reasons["arch"]
+    assert settle(recipe.changed(scratch=True, arch="resnet18 or auto"), table)[0].arch == "resnet18"
+    mine = recipe.changed(arch="resnet18 or auto", weights=str(tmp_path / "kaggle/input/weights/mobilenet_v2.pth"))
+    assert settle(mine, table)[0].arch == "resnet18", "a file of weights is for the body that the recipe names first"
+    with pytest.raises(RecipeError, match="no architecture 'resnet81'"):
+        settle(recipe.changed(arch="resnet81 or auto"), table)

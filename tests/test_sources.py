@@ -105,3 +105,16 @@ def test_too_few_photos_left_after_the_unreadable_ones_is_refused(tmp_path: Path
     (tmp_path / "b/2.png").write_text("nothing")
     with pytest.raises(DataError, match="Class 'b' has one photo only"):
         readable(photo_table(tmp_path))
+
+
+def test_one_class_is_told_from_all_others(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{label}/{n}.png" for label in ("glass", "metal", "plastic") for n in range(3)))
+    table = photo_table(tmp_path, positive="plastic")
+    assert table.groupby("label").size().to_dict() == {"not plastic": 6, "plastic": 3}
+    assert table.attrs["source"]["oddities"] == ["2 classes are one, 'not plastic'"]
+    again = photo_table(table, positive="plastic")
+    assert list(again["label"]) == list(table["label"]) and not again.attrs["source"]["oddities"]
+    with pytest.raises(DataError, match=r"no class 'plastik'\. Did you mean 'plastic'"):
+        photo_table(tmp_path, positive="plastik")
+    with pytest.raises(DataError, match="several labels are not told into 'glass' and the rest"):
+        photo_table(table.assign(label="glass;metal"), positive="glass")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,6 +227,57 @@ def test_a_file_that_is_not_as_it_should_be_is_not_left_behind(
         )
         with pytest.raises(OutputError, match=words):
             submit(done.folder, sample)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_sample_in_a_zip_is_read_as_if_it_lay_beside(
+    done: baseline.Baseline, competition: Competition, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    sample = competition({"id": STEMS, "label": [""] * 8})
+    truth = expected(done, sample.parent / "test")["predicted"].tolist()
+    archive = sample.with_name("sample_submission.csv.zip")
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.write(sample, sample.name)
+        opened.writestr("__MACOSX/._sample_submission.csv", b"x")
+    shutil.copytree(sample.parent, "input/c")
+    monkeypatch.setenv("BASELINE_KAGGLE", str(Path.cwd()))
+    assert (
+        submit(done.folder, out="both.csv")
+        .told["sample"]
+        .startswith(str(Path("input/c/sample_submission.csv:").absolute()))
+    )
+    sample.unlink()
+    Path("input/c/sample_submission.csv").unlink()
+    made = submit(done.folder, archive if given else None, out="zipped.csv")
+    assert [row[1] for row in rows(made.path)[1:]] == truth and "sample_submission.csv.zip: 8 rows" in made.told[
+        "sample"
+    ]
+    assert Path("both.csv").read_bytes() == Path("zipped.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"a.csv": "id,label\n0012,\n", "b.csv": "id,label\n"}, "holds 2 tables; one sample submission was needed"),
+        ({"readme.txt": "x"}, "holds 0 tables"),
+        ({"../a.csv": "id,label\n0012,\n"}, "leads out of the folder"),
+        ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip have no photo"),
+        ({"a.csv": "id,label\n0012,ants\n"}, r"7 photos have no id in sample_submission\.csv\.zip"),
+        (None, "is damaged, cut short"),
+    ],
+)
+def test_a_zip_that_holds_no_fitting_sample_is_refused(
+    done: baseline.Baseline, competition: Competition, members: dict[str, str] | None, words: str
+) -> None:
+    archive = competition("").with_name("sample_submission.csv.zip")
+    archive.write_bytes(b"PK\3\4 and no more")
+    if members is not None:
+        with zipfile.ZipFile(archive, "w") as opened:
+            for name, text in members.items():
+                opened.writestr(name, text)
+    with pytest.raises(DataError, match=words):
+        submit(done.folder, archive)
     assert not list(Path().iterdir())
 
 

@@ -7,15 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fastai.optimizer
 import numpy as np
 import pytest
 import torch
+from fastai.learner import Learner
 
 import baseline
 from baseline import RecipeError, Stage, train
 from baseline.chance import seeded
 from baseline.data import split_loader
 from baseline.features import FrozenOutputs, embeddings, layers_of
+from baseline.recipe import OPTIMIZERS
 from baseline.training import find_lr
 
 
@@ -309,6 +312,60 @@ def test_the_history_has_a_row_an_epoch_and_an_entry_a_stage(done: baseline.Base
     assert done.history.epochs[["train_loss", "valid_loss", "valid_accuracy"]].notna().all().all()
 
 
+def rates(learn: Any, recipe: baseline.Recipe, schedule: str) -> np.ndarray:
+    """The learning rate at the end of each of eight epochs, as a share of the stage's."""
+    stage = Stage("head", 8, 1e-2, schedule=schedule)
+    return train(learn, recipe.changed(stages=(stage,))).epochs["lr"].to_numpy() / 1e-2
+
+
+def test_the_rate_goes_as_the_schedule_says(learn: Any, settled: tuple) -> None:
+    cycle, flat, still = (rates(learn, settled[0], schedule) for schedule in ("one_cycle", "flat_cos", "constant"))
+    assert (np.diff(cycle[:3]) > 0).all() and cycle[2] > 0.9 and (np.diff(cycle[2:]) < 0).all() and cycle[-1] < 0.05
+    assert np.allclose(flat[:6], 1) and (np.diff(flat[5:]) < 0).all() and 0.1 < flat[6] < 0.9 and flat[-1] < 0.2
+    assert np.array_equal(still, np.ones(8))
+
+
+@pytest.mark.parametrize("freeze", ["features", "fastai"])
+def test_on_a_plateau_the_rate_falls_where_the_valid_loss_did_not(
+    learn: Any, settled: tuple, freeze: str, capsys: pytest.CaptureFixture
+) -> None:
+    stage = Stage("head", 12, 0.3, schedule="plateau")  # a rate so high that the loss comes to rest soon
+    epochs = train(learn, settled[0].changed(stages=(stage,), freeze=freeze)).epochs
+    losses, expected, rate = epochs["valid_loss"], [], 0.3
+    for number in range(len(epochs)):
+        expected.append(rate)
+        rate /= 10 if number and losses[number] >= losses[:number].min() else 1
+    assert np.allclose(epochs["lr"], expected) and len(set(expected)) > 2, epochs
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_stage_is_trained_and_its_rate_searched_by_the_optimizer_named(
+    learn: Any, settled: tuple, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    create = Learner.create_opt
+    monkeypatch.setattr(Learner, "create_opt", lambda self: (create(self), made.append(self.opt))[0])
+    said = Said()
+    recipe = settled[0].changed(stages=(Stage("head", 6, "find", optimizer=name),))
+    history = train(learn, recipe, said)
+    known = getattr(fastai.optimizer, OPTIMIZERS[name][0])([torch.zeros(1)], lr=1, **OPTIMIZERS[name][1])
+    steps = [[getattr(cb, "func", cb).__name__ for cb in opt.cbs] for opt in (known, *made)]
+    assert len(steps) == 3 and steps.count(steps[0]) == 3, "the search, and the training"
+    assert all(isinstance(opt, fastai.optimizer.Lookahead) == (name == "ranger") for opt in made)
+    assert history.epochs["train_loss"].min() < history.epochs["train_loss"].iloc[0]
+    assert history.stages[0]["optimizer"] == name
+    assert (f"optimizer {name}" in said.lines[-7]) == (name != "adam"), said.lines
+
+
+def test_optimizers_differ_and_each_stage_has_its_own(learn: Any, settled: tuple) -> None:
+    recipe = settled[0].changed(stages=(Stage("head", 1, 1e-3, optimizer="sgd"), Stage("all", 1, 1e-4)))
+    history = train(learn, recipe)
+    assert [stage["optimizer"] for stage in history.stages] == ["sgd", "adam"]
+    learn.create_opt()
+    assert "adam_step" in [getattr(cb, "func", cb).__name__ for cb in learn.opt.cbs], "goes on as the last stage did"
+
+
 def test_random_states_outside_are_as_before() -> None:
     state = torch.get_rng_state(), random.getstate()
     with seeded(5):
@@ -331,11 +388,14 @@ def test_embeddings_are_what_the_body_makes_of_whole_photos_and_come_from_the_ca
     recipe, table = settled
     recipe = recipe.changed(frozen_precision="float32")
     table = table.sample(frac=1, random_state=1)  # their order is the table's, whatever the splits
-    found = embeddings(learn, table, recipe)
+    found, averaged = embeddings(learn, table, recipe), embeddings(learn, table, recipe, ("flip",))
     pooled = torch.nn.Sequential(learn.model[0], *learn.model[1][:2]).eval()
     with torch.no_grad():
         for row in (0, len(table) - 1):
-            one = learn.dls.test_dl([table["path"].iloc[row]]).one_batch()[0]
-            assert torch.allclose(torch.from_numpy(found[row]), pooled(one.as_subclass(torch.Tensor))[0], atol=1e-4)
+            one = learn.dls.test_dl([table["path"].iloc[row]]).one_batch()[0].as_subclass(torch.Tensor)
+            plain, mirrored = pooled(one)[0], pooled(one.flip(-1))[0]
+            assert torch.allclose(torch.from_numpy(found[row]), plain, atol=1e-4)
+            assert torch.allclose(torch.from_numpy(averaged[row]), (plain + mirrored) / 2, atol=1e-4)
     monkeypatch.setattr(FrozenOutputs, "_pass", None)
     assert np.array_equal(embeddings(learn, table, recipe), found)
+    assert np.array_equal(embeddings(learn, table, recipe, ("flip",)), averaged)

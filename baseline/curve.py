@@ -1,0 +1,428 @@
+"""Photos -> accuracy by the number of training photos, and what more of them should bring.
+
+The same test photos judge every size. Knows rungs and their run folders; trains nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import DataError, RecipeError, unknown
+from .make import split_csv, starting_recipe
+from .progress import Show, Terminal
+from .rungs import PROBES, RUNGS, Body, bodies_of, kept_when_interrupted, told_on
+from .save import as_json, run_folder, write
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .recipe import Recipe
+
+__all__ = ["Curve", "Power", "fitted_power", "make_curve"]
+
+SMALLEST = 5
+"""Photos a class; from there on doubled."""
+LEAST_SIZES = 3
+LEAST_GROUPS = 16
+LEAST_CHOICES = 5
+WORDS = "Accuracy by training photos"
+DRAWS = 500
+"""Bootstrap samples behind an extrapolation."""
+EXPONENTS = np.linspace(0.05, 1.5, 59)
+FLOORS = np.linspace(0.0, 0.98, 50)
+"""Of the power law: exponents, and shares of the lowest error that no number of photos removes."""
+MISFIT = 0.03
+"""So much of an error a power law is taken to be wrong by, whatever the number of photos."""
+RUNG_NAMES = tuple(name for name in RUNGS if name not in ("majority", "tta"))
+
+
+@dataclass(frozen=True)
+class Power:
+    """Error = floor + scale x photos ** -exponent, fitted, and fitted again to each of `DRAWS` bootstrap samples."""
+
+    floor: np.ndarray
+    scale: np.ndarray
+    exponent: np.ndarray
+    """Each of 1 + DRAWS values, of which the first is of the measured errors themselves."""
+    noise: float
+    """Standard deviation of one training's error about the law."""
+
+    def error(self, photos: float) -> np.ndarray:
+        """The error expected with so many photos, by sample: 1 + DRAWS."""
+        return self.floor + self.scale * photos**-self.exponent
+
+    def measured(self, photos: float, trainings: int = 1) -> tuple[float, float]:
+        """The 95 % interval of an error that so many trainings on so many photos would measure on the same test."""
+        draws = self.error(photos)[1:]
+        noise = np.random.default_rng(1).normal(0, self.noise / math.sqrt(trainings), len(draws))
+        return _span(draws + noise)
+
+    def gain(self, photos: float, more: float) -> tuple[float, float]:
+        """The 95 % interval of how much lower the expected error is with more photos."""
+        return _span((self.error(photos) - self.error(more))[1:])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy by the number of training photos."""
+
+    folder: Path
+    """Holds `curve.csv`, `curve.json`, `curve.png`, `curve.html`, `split.csv` and the run folders."""
+    split: str
+    table: pd.DataFrame
+    """One row a training: `rung, size` (photos a class), `seed` (of the choice of photos), `photos` (for training),
+    `accuracy` (0-1, on the plain photo) and `run` (its folder; empty where no network was trained)."""
+    fits: dict[str, dict[str, Any]]
+    """By rung: `floor, scale, exponent`; `doubled`: photos, expected accuracy and the interval of the gain; `checked`:
+    the accuracy of all photos, foretold from at most half of them, as an interval, and measured."""
+    redundancy: dict[str, Any]
+    """Where photos have groups: accuracies with a share of every group's photos, and with all photos of a share of the
+    groups."""
+    sentences: list[str]
+
+
+def make_curve(
+    photos: str | Path | pd.DataFrame | None = None,
+    recipe: str | Path | Recipe = "default",
+    *,
+    sizes: Sequence[int] = (),
+    seeds: int = 3,
+    rungs: Sequence[str] = ("logistic", "groups"),
+    out: str | Path | None = None,
+    resume: bool = False,
+    show: Show | None = None,
+    **changes: Any,
+) -> Curve:
+    """Trains on more and more of the photos, and tells what twice as many should bring.
+
+    Training and valid photos are thinned alike, class by class; those of one seed hold the smaller sets of it. With all
+    photos there is nothing to choose, and the seed is that of the training alone.
+
+    Args:
+        photos, recipe, changes: as `make_baseline` takes them.
+        sizes: training photos a class; 5, 10, 20 ... and all if not given.
+        seeds: choices of photos for each size.
+        rungs: what is trained; names from `baseline ladder` but for `majority` and `tta`.
+        out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
+        resume: keep the trainings that an interrupted curve in `out` has finished.
+
+    Raises:
+        RecipeError: for unknown rungs, fewer than three sizes, or a recipe with a budget.
+        DataError: if the photos are too few for three sizes.
+        OutputError: if `out` was begun and `resume` was not asked for, or with other photos or another recipe.
+
+    >>> make_curve("photos/").sentences[0]                                         # doctest: +SKIP
+    'logistic regression on pretrained features: twice the photos (4,044) should bring 0.4 to 1.9 points.'
+    """
+    if strange := [name for name in rungs if name not in RUNG_NAMES]:
+        raise RecipeError(unknown("rung", strange[0], RUNG_NAMES))
+    if sizes and (len(set(sizes)) < LEAST_SIZES or min(sizes) < 1):
+        raise RecipeError(f"--sizes are {', '.join(map(str, sizes))}; {LEAST_SIZES} different ones, 1 or more photos a "
+                          "class each, were needed for a curve.")  # fmt: skip
+    if seeds < 1:
+        raise RecipeError(f"--seeds is {seeds}; 1 or more were needed.")
+    show = show or Terminal()
+    chosen = starting_recipe(photos, recipe)
+    with run_folder(out, f"curve-{chosen.name}") as folder:
+        body = bodies_of(photos, chosen, (), folder, show, changes, resume=resume)[0]
+        with kept_when_interrupted(folder, show):
+            planned = _sizes(body.table, body.wished.labels, sizes)
+            found = _Plan(body, planned, seeds, tuple(rungs), folder, show).curve()
+        _write(found)
+    return found
+
+
+def fitted_power(photos: np.ndarray, hits: np.ndarray, *, same_test: bool = False) -> Power:
+    """The power law of the error, with samples of how else it might be.
+
+    A sample draws test photos, and trainings of each number of photos, with replacement: test photos are the same for
+    all trainings, so that their luck is shared.
+
+    Args:
+        photos: training photos of each training, N.
+        hits: which test photos each training has right, N x test photos, bool.
+        same_test: what is foretold will be measured on these very test photos, so that they are not drawn.
+
+    >>> rng = np.random.default_rng(0)
+    >>> photos = np.repeat([50, 100, 200, 400, 800], 3)
+    >>> hits = rng.random((15, 2000)) > (0.05 + 2 * photos**-0.5)[:, None]
+    >>> low, high = fitted_power(photos, hits).measured(1600)
+    >>> low < 0.05 + 2 * 1600**-0.5 < high
+    True
+    """
+    rng = np.random.default_rng(0)
+    numbers = np.unique(photos)
+    rows = [np.flatnonzero(photos == number) for number in numbers]
+    errors = np.empty((1 + DRAWS, len(numbers)))
+    for draw in range(1 + DRAWS):
+        weights = np.ones(hits.shape[1])
+        if draw and not same_test:
+            weights = rng.multinomial(hits.shape[1], np.full(hits.shape[1], 1 / hits.shape[1])).astype(float)
+        each = 1 - hits @ weights / weights.sum()
+        picked = [row if not draw else rng.choice(row, len(row)) for row in rows]
+        errors[draw] = [each[row].mean() for row in picked]
+    spread = np.array([(1 - hits[row].mean(1)).std(ddof=1) if len(row) > 1 else np.nan for row in rows])
+    noise = float(np.sqrt(np.nanmean(spread**2))) if np.isfinite(spread).any() else 0.0
+    counts = np.array([len(row) for row in rows])
+    sampling = errors[0] * (1 - errors[0]) / hits.shape[1]
+    doubt = noise**2 / counts + sampling + (MISFIT * errors[0]) ** 2 + 1e-9
+    if not np.isfinite(spread).any():
+        noise = float(np.sqrt(sampling[-1]))
+    # what the law is wrong by is drawn, too
+    errors[1:] *= 1 + rng.normal(0, MISFIT, errors[1:].shape)
+    floor, scale, exponent = _least_squares(numbers, errors, 1 / doubt)
+    return Power(floor, scale, exponent, noise)
+
+
+def _least_squares(numbers: np.ndarray, errors: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Floor, scale and exponent of each row of errors, samples x numbers: the best of all of a grid."""
+    lowest = errors.min(1)
+    best = np.full(len(errors), np.inf)
+    found = np.zeros((3, len(errors)))
+    for exponent in EXPONENTS:
+        shape = numbers.astype(float) ** -exponent
+        for share in FLOORS:
+            floor = share * lowest
+            above = errors - floor[:, None]
+            scale = np.maximum((above * shape * weights).sum(1) / (shape**2 * weights).sum(), 0)
+            loss = ((above - scale[:, None] * shape) ** 2 * weights).sum(1)
+            better = loss < best
+            best[better] = loss[better]
+            found[:, better] = np.stack([floor, scale, np.full(len(floor), exponent)])[:, better]
+    return tuple(found)
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    body: Body
+    sizes: list[int]
+    """Photos a class; the last one takes all."""
+    seeds: int
+    rungs: tuple[str, ...]
+    folder: Path
+    show: Show
+
+    @property
+    def split(self) -> str:
+        return "test" if (self.body.table["split"] == "test").any() else "valid"
+
+    def curve(self) -> Curve:
+        import pandas as pd
+
+        every = [
+            (rung, size, seed)
+            for rung in self.rungs
+            for size in self.sizes
+            for seed in range(self.seeds)
+            if not (rung in PROBES and size == self.sizes[-1] and seed)  # the same photos, and no chance in it
+        ]
+        rows: list[dict[str, Any]] = []
+        hits: list[np.ndarray] = []
+        for number, (rung, size, seed) in enumerate(every, 1):
+            self.show.say(f"{number} of {len(every)}: {RUNGS[rung]}, {size} photos a class, choice {seed + 1}")
+            chosen = self._chosen(size, seed)
+            right, run = self._trained(rung, chosen, size, seed)
+            hits.append(right)
+            photos = int((chosen["split"] == "train").sum())
+            rows.append({"rung": rung, "size": size, "seed": seed, "photos": photos, "accuracy": float(right.mean()),
+                         "run": run})  # fmt: skip
+        table = pd.DataFrame(rows)
+        fits = {rung: _fit(table[table["rung"] == rung], np.array(hits)) for rung in self.rungs}
+        redundancy = self._redundancy()
+        told = [f"{RUNGS[rung]}: {line}" for rung in self.rungs for line in fits[rung]["words"]]
+        return Curve(self.folder, self.split, table, fits, redundancy, told + redundancy.get("words", []))
+
+    def _chosen(self, size: int, seed: int) -> pd.DataFrame:
+        """The photo table with so many training photos a class, and as small a share of the valid ones.
+
+        Valid photos stay whole where they are the judges.
+        """
+        from .tables import rarest
+
+        table = self.body.table
+        label = rarest(table["label"]) if self.body.recipe.labels == "many" else table["label"]
+        chance = np.random.default_rng(seed).random(len(table))
+        rank = table.assign(chance=chance).groupby([label, "split"])["chance"].rank(method="first")
+        share = size / self.sizes[-1]
+        kept = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
+        valid = table["split"] == "valid"
+        count = valid.groupby(label).transform("sum")
+        kept |= valid & ((rank <= np.ceil(count * share)) | (self.split == "valid"))
+        return table[kept]
+
+    def _trained(self, rung: str, chosen: pd.DataFrame, size: int, seed: int) -> tuple[np.ndarray, str]:
+        """Which of the judging photos are right, in the order of their paths, and the run folder."""
+        if rung in PROBES:
+            return self._probed(rung, chosen), ""
+        name = f"photos-{size}-{seed + 1}"
+        split_file = self.folder / "splits" / f"{name}.csv"
+        write(split_file, split_csv(chosen))
+        # batches and steps follow from how many photos there are
+        wished = self.body.recipe.changed(batch_size=self.body.wished.batch_size, seed=self.body.recipe.seed + seed)
+        body = dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished)
+        run = self.folder / rung / name
+        body.run(rung, run)
+        told = told_on(run, self.split, augmented=False).sort_values("path")
+        return (told["predicted"] == told["label"]).to_numpy(), str(run)
+
+    def _probed(self, rung: str, chosen: pd.DataFrame) -> np.ndarray:
+        from .data import classes_in
+        from .tables import decisions
+
+        table, recipe = self.body.table, self.body.recipe
+        rows = {name: chosen.index[chosen["split"] == name].to_numpy() for name in ("train", "valid")}
+        judges = table[table["split"] == self.split].sort_values("path")
+        found = self.body.probe(rung, rows["train"], rows["valid"], judges.index.to_numpy())
+        threshold = recipe.threshold if recipe.labels == "many" else None
+        return decisions(found.told, classes_in(table, recipe.labels), threshold) == judges["label"].to_numpy()
+
+    def _redundancy(self) -> dict[str, Any]:
+        """By logistic regression: a share of every group's photos against all photos of that share of the groups."""
+        table = self.body.table
+        train = table[table["split"] == "train"]
+        if "group" not in table or train["group"].nunique() < LEAST_GROUPS or len(train) < 2 * train["group"].nunique():
+            return {}
+        self.show.say("groups: fewer photos of each, or fewer of them")
+        whole = float(self._probed("logistic", table).mean())
+        rows = []
+        for share in (1 / 2, 1 / 4, 1 / 8):
+            found: dict[str, list[float]] = {"of_each": [], "of_them": []}
+            for seed in range(max(self.seeds, LEAST_CHOICES)):
+                chance = np.random.default_rng(seed).random(len(table))
+                for name, kept in (
+                    ("of_each", _of_each(train, chance, share)),
+                    ("of_them", _of_them(train, seed, share)),
+                ):
+                    chosen = table[table["split"].ne("train") | table.index.isin(kept)]
+                    found[name].append(float(self._probed("logistic", chosen).mean()))
+            rows.append({"share": share, **{name: float(np.mean(values)) for name, values in found.items()}})
+        facts = {"groups": int(train["group"].nunique()), "photos": len(train), "all": whole, "shares": rows}
+        return facts | {"words": _redundancy_words(facts)}
+
+
+def _of_each(train: pd.DataFrame, chance: np.ndarray, share: float) -> pd.Index:
+    """Rows of a share of the photos of every group, one at least."""
+    rank = train.assign(chance=chance[train.index]).groupby("group")["chance"].rank(method="first")
+    count = train.groupby("group")["path"].transform("size")
+    return train.index[rank <= np.maximum(1, np.round(count * share))]
+
+
+def _of_them(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
+    """Rows of all photos of a share of the groups of each class, one at least."""
+    rng = np.random.default_rng(seed)
+    kept: set[Any] = set()
+    for _, rows in train.groupby("label"):
+        groups = rows["group"].unique()
+        kept |= set(rng.permutation(groups)[: max(1, round(len(groups) * share))])
+    return train.index[train["group"].isin(kept)]
+
+
+def _redundancy_words(facts: dict[str, Any]) -> list[str]:
+    half = facts["shares"][0]
+    lost = {name: 100 * (facts["all"] - half[name]) for name in ("of_each", "of_them")}
+    told = [
+        f"{facts['photos']:,} training photos are of {facts['groups']:,} groups: with half of each group's photos "
+        f"{lost['of_each']:.1f} points are lost, with half of the groups {lost['of_them']:.1f}."
+    ]
+    if lost["of_each"] < lost["of_them"] / 3:
+        told.append("More photos of the same groups would add little; photos of new ones would.")
+    return told
+
+
+# ---- extrapolating --------------------------------------------------------------------------------------------------
+
+
+def _sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
+    """Photos a class: those wished, or doubled from 5; and all."""
+    from .tables import rarest
+
+    label = rarest(table["label"]) if labels == "many" else table["label"]
+    most = int(label[table["split"] == "train"].value_counts().max())
+    # the last is at most 3/4 of all
+    doubled = [size for size in (SMALLEST * 2**n for n in range(40)) if size <= 0.75 * most]
+    found = sorted({size for size in wished if size < most}) if wished else doubled
+    if len(found) + 1 < LEAST_SIZES:
+        words = ", ".join(map(str, [*found, most]))
+        raise DataError(
+            f"The largest class has {most} training photos, and the sizes are {words}; {LEAST_SIZES} were needed for a "
+            "curve. Give more photos, or other --sizes."
+        )
+    return [*found, most]
+
+
+def _fit(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
+    """The power law of one rung, what twice the photos should bring, and whether half of them would have foretold all.
+
+    Args:
+        hits: of all trainings, by the table's index.
+    """
+    power = fitted_power(table["photos"].to_numpy(), hits[table.index])
+    most = int(table["photos"].max())
+    low, high = power.gain(most, 2 * most)
+    doubled = {
+        "photos": 2 * most,
+        "accuracy": float(1 - power.error(2 * most)[0]),
+        "gain": (low, high),
+    }
+    words = [f"twice the photos ({2 * most:,}) should bring {100 * low:.1f} to {100 * high:.1f} points."]
+    fit = {name: float(getattr(power, name)[0]) for name in ("floor", "scale", "exponent")}
+    found: dict[str, Any] = {**fit, "noise": power.noise, "doubled": doubled}
+    half = table[table["photos"] <= most / 2]
+    if half["photos"].nunique() >= LEAST_SIZES:
+        earlier = fitted_power(half["photos"].to_numpy(), hits[half.index], same_test=True)
+        trainings = int((table["photos"] == most).sum())
+        high, low = (1 - end for end in earlier.measured(most, trainings))
+        measured = float(table.loc[table["photos"] == most, "accuracy"].mean())
+        photo = 1 / hits.shape[1]  # no accuracy is told more finely
+        inside = low - photo <= measured <= high + photo
+        found["checked"] = {"from": int(half["photos"].max()), "foretold": (low, high), "measured": measured,
+                            "inside": inside}  # fmt: skip
+        words.append(
+            f"from at most {found['checked']['from']:,} photos, {low:.1%} to {high:.1%} was foretold for all {most:,}; "
+            f"measured {measured:.1%}, {'inside' if inside else 'outside: take the line above with care'}."
+        )
+    return found | {"words": words}
+
+
+def _write(found: Curve) -> None:
+    from markupsafe import Markup
+
+    from . import figures
+    from .pages import rendered
+
+    lines = {rung: _line(found, rung) for rung in found.fits}
+    figure = figures.curve_figure(found.table, lines, {rung: RUNGS[rung] for rung in found.fits})
+    told = {"split": found.split, "sentences": found.sentences, "fits": found.fits, "redundancy": found.redundancy}
+    sizes = found.table.groupby(["rung", "photos"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
+    page = {
+        "found": found,
+        "drawing": Markup(figures.svg(figure, "curve", WORDS)),
+        "rungs": RUNGS,
+        "rows": sizes.reset_index().to_dict("records"),
+    }
+    write(found.folder / "curve.csv", found.table.to_csv(index=False))
+    write(found.folder / "curve.json", as_json(told))
+    write(found.folder / "curve.png", figures.png(figure))
+    write(found.folder / "curve.html", rendered("curve", page))
+
+
+def _line(found: Curve, rung: str) -> np.ndarray:
+    """The law as photos and accuracies, 2 x points, to twice the photos that there are."""
+    fit = found.fits[rung]
+    photos = np.geomspace(found.table["photos"].min(), fit["doubled"]["photos"], 60)
+    return np.stack([photos, 1 - (fit["floor"] + fit["scale"] * photos ** -fit["exponent"])])

@@ -1,0 +1,57 @@
+"""Seconds per photo of a model in torch, ONNX and ONNX in 8 bits, on this CPU, by turns, medians.
+
+python benchmarks/exported.py runs/mine PHOTOS
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnxruntime
+import torch
+
+import baseline
+from baseline.bulk import named_photos
+from baseline.deployed import Deployed
+from baseline.photos import square
+
+TURNS = 15
+
+
+def main(run: str, photos: str) -> None:
+    model = baseline.load(run)
+    paths = list(named_photos([photos])[0])
+    squares = np.stack([square(path, model.decoded_size, model.facts["resize"]) for path in paths[:32]])
+    module = Deployed(model.network, model.facts, model.decoded_size, (), any_size=False).to(
+        memory_format=torch.channels_last
+    )
+    runs: dict[str, Callable[[np.ndarray], object]] = {"torch": lambda each: module(torch.from_numpy(each))}
+    with tempfile.TemporaryDirectory() as work, torch.inference_mode():
+        for name, int8 in (("onnx", False), ("onnx int8", True)):
+            done = baseline.export(
+                run, "onnx", Path(work) / f"{name}.onnx", photos=photos, size="fixed", tta=False, int8=int8
+            )
+            print(f"{name}: {done}")
+            session = onnxruntime.InferenceSession(done.path)
+            runs[name] = lambda each, session=session: session.run(None, {"photos": each})
+        for batch in (1, 32):
+            seconds: dict[str, list[float]] = {name: [] for name in runs}
+            for turn in range(TURNS + 3):
+                for name, call in runs.items():
+                    began = time.perf_counter()
+                    call(squares[:batch])
+                    if turn >= 3:
+                        seconds[name].append((time.perf_counter() - began) / batch)
+            print(
+                f"batches of {batch}: " + ", ".join(f"{name} {1000 * median(s):.1f} ms" for name, s in seconds.items())
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,16 @@
+"""Is it an alpaca? A small body at 160 px, and the photos that it is least sure of.
+
+python examples/alpaca.py photos/        # a folder for each of two classes
+"""
+
+import sys
+
+import baseline
+
+done = baseline.make_baseline(sys.argv[1], "alpaca")
+print(f"body: {done.recipe.arch} ({done.manifest['reasons']['arch']})")
+split, numbers = list(done.metrics.items())[-1]
+low, high = numbers["tta"]["interval"]
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
+print(done.predictions.nsmallest(5, "confidence")[["path", "label", "predicted", "confidence"]].to_string(index=False))
+print(f"pictures: {done.folder / 'confusion.png'} and {done.folder / 'reliability.png'}")

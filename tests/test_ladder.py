@@ -1,0 +1,200 @@
+"""The ladder: rungs on one split, each what it says, judged as the numbers of its run folder are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import baseline
+from baseline import OutputError, RecipeError, Show, make_ladder
+from baseline.cli import CURVE_NAMES, RUNG_NAMES
+from baseline.curve import RUNG_NAMES as CURVES
+from baseline.probes import logistic, nearest
+from baseline.rungs import RUNGS, Body
+from baseline.save import read_manifest, read_predictions
+
+QUIET = Show()
+SOME = ("majority", "logistic", "groups", "tta")
+
+
+@pytest.fixture(scope="module")
+def still(small: baseline.Recipe) -> baseline.Recipe:
+    """A recipe whose numbers repeat, whatever a timing of number formats finds."""
+    return small.changed(frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2), small.stages[1]))
+
+
+@pytest.fixture(scope="module")
+def ladder(photos: Path, still: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Ladder:
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BASELINE_HOME", str(home))
+        return make_ladder(photos, still, rungs=SOME, out=tmp_path_factory.mktemp("runs") / "ladder", show=QUIET)
+
+
+def judged(run: Path, column: str) -> pd.Series:
+    table = read_predictions(run)
+    test = table[table["split"] == "test"]
+    return pd.Series((test[column] == test["label"]).to_numpy(), index=test["path"])
+
+
+def test_each_rung_is_judged_by_what_its_run_folder_holds(ladder: baseline.Ladder) -> None:
+    table = ladder.table.set_index("rung")
+    assert list(table.index) == list(SOME) and ladder.split == "test"
+    for rung, column in zip(SOME, ("predicted", "predicted", "plain_predicted", "predicted"), strict=True):
+        run = Path(table.loc[rung, "run"])
+        assert run == ladder.folder / ("groups" if rung == "tta" else rung)
+        assert table.loc[rung, "accuracy"] == judged(run, column).mean()
+        assert table.loc[rung, "low"] <= table.loc[rung, "accuracy"] <= table.loc[rung, "high"]
+    paths = {tuple(sorted(judged(Path(run), "predicted").index)) for run in table["run"]}
+    assert len(paths) == 1, "rungs are judged on different photos"
+    assert table["against"].fillna("").tolist() == ["", "majority", "logistic", "groups"]
+    gained = (
+        judged(ladder.folder / "logistic", "predicted").mean() - judged(ladder.folder / "majority", "predicted").mean()
+    )
+    assert table.loc["logistic", "difference"] == pytest.approx(gained)
+    assert (table["parameters"] > 0).tolist() == [False, True, True, True]
+    assert (table["seconds"].iloc[1:] > 0).all()
+
+
+def test_the_most_frequent_class_is_that_of_the_training_photos(ladder: baseline.Ladder) -> None:
+    table = pd.read_csv(ladder.folder / "split.csv")
+    most = table.loc[table["split"] == "train", "label"].value_counts().index[0]
+    assert set(read_predictions(ladder.folder / "majority")["predicted"]) == {most}
+    share = (table.loc[table["split"] == "test", "label"] == most).mean()
+    assert ladder.table["accuracy"][0] == pytest.approx(share)
+
+
+def test_its_files_say_the_same_and_the_page_needs_no_other(ladder: baseline.Ladder) -> None:
+    written = pd.read_csv(ladder.folder / "ladder.csv").fillna({"arch": ""})
+    told = ["arch", "rung", "words", "accuracy", "low", "high", "difference", "p", "seconds", "parameters", "run"]
+    pd.testing.assert_frame_equal(written[told], ladder.table[told], check_dtype=False)
+    both = json.loads((ladder.folder / "ladder.json").read_text())
+    assert both["sentences"] == ladder.sentences and len(both["rungs"]) == len(SOME)
+    page = (ladder.folder / "ladder.html").read_text()
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page) and "default-src 'none'" in page
+    for row in ladder.table.itertuples():
+        assert row.words in page and f"{100 * row.accuracy:.1f}\N{NO-BREAK SPACE}%" in page
+    assert (ladder.folder / "ladder.png").stat().st_size > 5000
+
+
+def test_rungs_without_a_network_compare_with_those_that_have_one(ladder: baseline.Ladder) -> None:
+    found = baseline.comparison([ladder.folder / "logistic", ladder.folder / "groups"])
+    assert found.table["shared"].iloc[1] == ladder.table["photos"][0]
+    assert "stages" not in found.table["differs"][1] or "trains" in found.table["differs"][1]
+
+
+def test_sentences_take_the_cheapest_that_is_not_beaten(ladder: baseline.Ladder) -> None:
+    rows = ladder.table
+    best = rows.loc[rows["accuracy"].idxmax()]
+    words = re.match(r"Take (.*): ([\d.]+)%", ladder.sentences[0])
+    assert words is not None
+    taken = rows[rows["words"] == words[1]].iloc[0]
+    assert float(words[2]) == pytest.approx(100 * taken["accuracy"], abs=0.05)
+    found = baseline.same_or_not(*(_table(row, ladder) for row in (taken, best)))
+    assert not found["beyond_noise"]
+    for cheaper in rows[rows["seconds"] < taken["seconds"]].to_dict("records"):
+        assert baseline.same_or_not(_table(cheaper, ladder), _table(best, ladder))["beyond_noise"]
+
+
+def _table(row: Any, ladder: baseline.Ladder) -> pd.DataFrame:
+    table = read_predictions(Path(row["run"]))
+    return table if row["rung"] == "tta" else table.assign(predicted=table["plain_predicted"])
+
+
+def test_every_rung_trains_what_it_says(
+    photos: Path, still: baseline.Recipe, settled: tuple[Any, pd.DataFrame], tmp_path: Path
+) -> None:
+    (tmp_path / "split.csv").write_text("")
+    body = Body(photos, settled[1], pd.DataFrame(), tmp_path / "split.csv", tmp_path, still, QUIET)
+    plans = {rung: body.planned(rung) for rung in RUNGS}
+    trains = {rung: [stage.trains for stage in plan.stages] for rung, plan in plans.items()}
+    assert trains["head"] == ["head"] and plans["head"].stages[0].epochs >= 10
+    assert trains["fastai"] == ["head"] and plans["fastai"].freeze == plans["fastai"].head == "fastai"
+    assert plans["fastai"].stages[0].batch_norm == "moving"
+    assert trains["groups"] == ["head", 3] and trains["all"] == ["head", "all"]
+    low, high = plans["all"].stages[1].lr
+    assert low == high / 10 and high == still.stages[1].lr[1]
+    assert trains["scratch"] == ["all"] and plans["scratch"].scratch and plans["scratch"].weights == ""
+    assert not any(plan.scratch for rung, plan in plans.items() if rung != "scratch")
+    assert {plan.split_file for plan in plans.values()} == {str(tmp_path / "split.csv")}
+    assert {(plan.arch, plan.image_size, plan.seed) for plan in plans.values()} == {(body.recipe.arch, 48, still.seed)}
+
+
+def test_an_interrupted_ladder_goes_on(
+    photos: Path, still: baseline.Recipe, ladder: baseline.Ladder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    lines: list[str] = []
+
+    class Said(Show):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    out = tmp_path / "ladder"
+    with monkeypatch.context() as patch:
+        patch.setattr("baseline.rungs.make_baseline", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_ladder(photos, still, rungs=SOME, out=out, show=Said())
+    assert f"--out {out} --resume" in lines[-1]
+    kept = (out / "logistic" / "manifest.json").stat().st_mtime_ns
+    with pytest.raises(OutputError, match="--resume"):
+        make_ladder(photos, still, rungs=SOME, out=out, show=QUIET)
+    found = make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET)
+    assert (out / "logistic" / "manifest.json").stat().st_mtime_ns == kept
+    same = ["rung", "accuracy", "low", "high", "difference", "p", "parameters"]
+    pd.testing.assert_frame_equal(found.table[same], ladder.table[same])
+    with pytest.raises(OutputError, match=r"another recipe: .*image_size 48"):
+        make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, image_size=64)
+    with pytest.raises(OutputError, match="other photos"):
+        make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, seed=5)
+    assert read_manifest(out / "groups")["recipe"]["image_size"] == 48
+
+
+def test_outputs_from_the_cache_count_as_if_computed(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    both = [
+        make_ladder(photos, still, rungs=("logistic", "groups"), out=tmp_path / name, show=QUIET) for name in ("a", "b")
+    ]
+    first, again = (read_manifest(found.folder / "groups")["stages"] for found in both)
+    assert [stage["cached_seconds"] for stage in first] == [0, 0]
+    assert sum(stage["cached_seconds"] for stage in again) > 0
+    spent = [sum(stage["features_seconds"] + stage["cached_seconds"] for stage in each) for each in (first, again)]
+    assert 0.2 < spent[1] / spent[0] < 5
+
+
+def test_wishes_that_cannot_be_are_refused_before_anything_is_made(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'heads'.*head"):
+        make_ladder(photos, rungs=("heads",), out=tmp_path / "no", show=QUIET)
+    with pytest.raises(RecipeError, match="budget"):
+        make_ladder(photos, budget="5m", out=tmp_path / "no", show=QUIET)
+    with pytest.raises(RecipeError, match="resnet999"):
+        make_ladder(photos, archs=("resnet999",), out=tmp_path / "no", rungs=("majority",), show=QUIET)
+
+
+def test_the_command_line_names_the_rungs_that_there_are() -> None:
+    assert tuple(RUNGS) == RUNG_NAMES and CURVES == CURVE_NAMES
+
+
+def test_probes_tell_many_labels_class_by_class() -> None:
+    rng = np.random.default_rng(0)
+    flags = (rng.random((300, 3)) < [0.5, 0.3, 0.2]).astype(float)
+    features = np.hstack([flags, rng.normal(size=(300, 5))]) + rng.normal(0, 0.3, (300, 8))
+    parts = (features[:200], flags[:200], features[200:250], flags[200:250], features[250:])
+    told, strength = logistic(*parts, many=True)
+    assert ((told > 0.5) == flags[250:]).mean() > 0.85 and strength > 1e-4
+    near, count = nearest(*parts)
+    assert near.shape == told.shape and count > 1 and ((near > 0.5) == flags[250:]).mean() > 0.75
+
+
+def test_a_class_without_training_photos_has_no_probability() -> None:
+    flags = np.eye(3)[[0, 0, 0, 1, 1, 1]]
+    features = np.eye(3)[[0, 0, 0, 1, 1, 1]]
+    told, _ = logistic(features, flags, features, flags, features)
+    assert told[:, 2].tolist() == [0] * 6 and np.allclose(told.sum(1), 1)
