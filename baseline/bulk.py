@@ -30,7 +30,7 @@ from .save import as_json, read_json, write
 from .tables import TABLE_ENDINGS, is_photo, listed_photos, photos_below, place
 
 if TYPE_CHECKING:
-    from .model import Block, Model
+    from .model import Block, Ensemble, Model
 
 __all__ = ["FORMATS", "Counts", "Wanted", "named_photos", "write_predictions"]
 
@@ -95,7 +95,7 @@ class Counts:
 
 
 def write_predictions(
-    model: Model,
+    model: Model | Ensemble,
     photos: Iterable[Any],
     out: str | Path | IO[bytes],
     wanted: Wanted | None = None,
@@ -286,7 +286,7 @@ def _text(path: str) -> str:
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-def _settled(model: Model, wanted: Wanted, begun: Path | None, show: Show) -> Wanted:
+def _settled(model: Model | Ensemble, wanted: Wanted, begun: Path | None, show: Show) -> Wanted:
     """With the number format that the passes will have; a job that goes on keeps its own where it was measured."""
     before = read_json(beside) if begun is not None and (beside := _job_of(begun)).exists() else None
     if wanted.precision == "auto" and isinstance(before, dict) and before.get("precision") in ("float32", "bfloat16"):
@@ -297,13 +297,13 @@ def _settled(model: Model, wanted: Wanted, begun: Path | None, show: Show) -> Wa
     return replace(wanted, precision=name)
 
 
-def _blocks(model: Model, photos: Iterable[Any], wanted: Wanted, processes: int) -> Iterator[Block]:
+def _blocks(model: Model | Ensemble, photos: Iterable[Any], wanted: Wanted, processes: int) -> Iterator[Block]:
     options: dict[str, Any] = {"tta": wanted.tta, "batch_size": wanted.batch_size, "precision": wanted.precision}
     if processes < 2:
         return model.blocks(photos, **options)
     from .spread import spread_blocks
 
-    return spread_blocks(model.folder, model.identity, photos, processes, **options)
+    return spread_blocks(model.folders, model.identity, photos, processes, **options)
 
 
 def _job_of(path: Path) -> Path:

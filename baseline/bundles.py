@@ -133,13 +133,13 @@ def _readme(work: Path, lines: tuple[str, str], everything: bool) -> str:
 
 
 def _keep_model(model: str | Path, target: Path, show: Show) -> None:
-    from .model import load
+    from .model import load_model
 
-    source = load(model).folder
+    source = load_model(model).folder
     for name in (FACTS_FILE, TENSORS, CARD):
         if (source / name).is_file():
             write(target / name, (source / name).read_bytes())
-    load(target)
+    load_model(target)
     show.say(f"model: {source}, without its golden inputs")
 
 

@@ -23,6 +23,7 @@ from .recipe import (
     RESIZES,
     WAYS,
     load_recipe,
+    read_values,
     recipe_names,
     recipes_folder,
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .cleaning import Cleaning
     from .compare import Comparison
     from .curve import Curve
-    from .experiments import Fixed, Seeds
+    from .experiments import Fixed, Folds, Seeds
     from .ladder import Ladder
     from .make import Baseline
     from .progress import Show
@@ -82,7 +83,15 @@ _PRESET_NAMES = ("auto", *PRESETS)
 RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch")
 CURVE_NAMES = RUNG_NAMES[1:-2] + RUNG_NAMES[-1:]
 _FORMATS = ("csv", "jsonl", "parquet")
-Model = Annotated[Path, typer.Argument(help="A run folder, or its model/ alone.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(help="A run folder, its model/ alone, or a folder of folds or seeds.", show_default=False)
+]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ensemble", help="More runs, between commas, whose probabilities are averaged with it.", show_default=False
+    ),
+]
 Target = Annotated[
     str,
     typer.Argument(
@@ -195,7 +204,10 @@ def run(
     split: Split = None,
     split_file: SplitFile = None,
     fold: Annotated[
-        int | None, typer.Option(help="Which fold is the valid split, from 0.", rich_help_panel=_SPLITS)
+        int | None,
+        typer.Option(
+            help="Runs this fold alone, from 0; without it, all.", show_default=False, rich_help_panel=_SPLITS
+        ),
     ] = None,
     balance: Annotated[
         str | None, _named("For rare classes: none, weights (in the loss) or sampler.", words=BALANCES, panel=_SPLITS)
@@ -235,6 +247,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tells what was understood of the photos, and stops there.")
     ] = False,
+    resume: Resume = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
     ] = None,
@@ -254,7 +267,11 @@ def run(
 
         baseline run train.csv --images train_images/ --group-col patient
 
-        baseline run scans.zip --split kfold:5 --fold 2 --balance weights
+        baseline run scans.zip --split kfold:5 --out runs/scans
+
+        baseline run scans.zip --split kfold:5 --out runs/scans --resume
+
+        baseline run scans.zip --split group-kfold:5 --fold 2 --balance weights
 
         baseline run runs/mine/manifest.json
 
@@ -281,6 +298,12 @@ def run(
         raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
     if fixes and seeds is not None:
         raise RecipeError("--fixes compares two runs, and --seeds makes several. Give one of them.")
+    folds = fold is None and _names_folds(recipe, split)
+    if folds and (fixes or seeds is not None):
+        words = "--seeds" if seeds is not None else "--fixes"
+        raise RecipeError(f"{words} and folds are several runs each. Give --fold K for one fold, or leave {words} out.")
+    if resume and not (folds or seeds is not None):
+        raise RecipeError("--resume goes on with --seeds or folds, and this is neither. Leave it out.")
     if before is not None and not fixes:
         raise RecipeError("--before goes with --fixes. Give both, or compare runs by baseline compare.")
     changes |= {"scratch": True} if scratch else {}
@@ -294,21 +317,29 @@ def run(
     if data is not None:
         photos = _data(data, recipe, show)
     if dry_run:
+        from .experiments import described_folds
         from .sources import understood
 
-        print("\n".join(understood(understand(photos, recipe, show=Show(), **changes)[1])))
+        chosen, table = understand(photos, recipe, show=Show(), **changes | ({} if seed is None else {"seed": seed}))
+        print("\n".join([*understood(table), *([described_folds(table, chosen)] if "kfold" in chosen.split else [])]))
+        return
+    options: dict[str, Any] = {"out": out, "seed": seed, "show": show}
+    if folds:
+        from .experiments import make_folds
+
+        _print(_folded(make_folds(photos, recipe, resume=resume, **options, **changes)))
         return
     if seeds is not None:
         from .experiments import make_seeds
 
-        _print(_spread(make_seeds(seeds, photos, recipe, out=out, seed=seed, show=show, **changes)))
+        _print(_spread(make_seeds(seeds, photos, recipe, resume=resume, **options, **changes)))
         return
     if fixes:
         from .experiments import make_fixed
 
-        _print(_fixed(make_fixed(fixes, photos, recipe, before=before, out=out, seed=seed, show=show, **changes)))
+        _print(_fixed(make_fixed(fixes, photos, recipe, before=before, **options, **changes)))
         return
-    _print(_results(make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes)))
+    _print(_results(make_baseline(photos, recipe, **options, **changes)))
 
 
 @app.command()
@@ -562,6 +593,10 @@ def compare(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Also runs of different test photos, on those that they share.")
     ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(help="Some of the runs, between commas: their average is judged, too.", show_default=False),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Writes the table as CSV.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Writes it as a page of its own.", show_default=False)] = None,
 ) -> None:
@@ -572,11 +607,13 @@ def compare(
         baseline compare runs/quick runs/standard
 
         baseline compare runs/seeds/seed-* --csv seeds.csv --html seeds.html
+
+        baseline compare runs/one runs/two --ensemble runs/one,runs/two
     """
     from .compare import comparison
     from .save import write
 
-    found = comparison(runs, anyway=anyway)
+    found = comparison(runs, anyway=anyway, averages=[_paths([each]) for each in ensemble or []])
     for path, content in ((csv, found.table.to_csv(index=False)), (html, found.as_html())):
         if path is not None:
             write(path, content)
@@ -664,6 +701,7 @@ def predict(
     ] = "",
     processes: Annotated[int, typer.Option(min=1, max=1024, help="Each has a GPU, or its share of the CPU.")] = 1,
     image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
+    ensemble: Others = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
 ) -> None:
     """Predicts photos with a trained model: a row a photo, with calibrated confidence.
@@ -677,6 +715,8 @@ def predict(
         baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
 
         baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
+
+        baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
 
         baseline predict runs/mine photos.zip --out predictions.parquet --processes 4
 
@@ -703,11 +743,12 @@ def predict(
     paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else (), show)
     from .model import load
 
+    loaded = load([model, *_paths(ensemble)])
     options: dict[str, Any] = {
         "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "show": bars,
     }  # fmt: skip
     try:
-        counts = write_predictions(load(model), paths, sys.stdout.buffer if out is None else out, wanted, **options)
+        counts = write_predictions(loaded, paths, sys.stdout.buffer if out is None else out, wanted, **options)
         sys.stdout.flush()
     except BrokenPipeError:  # who read it has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -786,10 +827,10 @@ def check(model: Model) -> None:
     """
     from .model import TOLERANCE, load
 
-    loaded = load(model)
-    difference = loaded.check()
-    print(f"{loaded.folder}: {loaded.facts['arch']}, {len(loaded.classes):,} classes, tensors whole and in place")
-    print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
+    for member in load(model).members:
+        difference = member.check()
+        print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, tensors whole and in place")
+        print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
 
 @app.command()
@@ -968,7 +1009,7 @@ def push(
 
 @app.command()
 def submit(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of its model.", show_default=False)],
+    run: Model,
     sample: Annotated[
         Path | None, typer.Option(help="The sample submission; looked for below /kaggle/input.", show_default=False)
     ] = None,
@@ -991,6 +1032,7 @@ def submit(
         str | None, typer.Option(help="What classes are called there: ants=0,bees=1.", show_default=False)
     ] = None,
     leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Passes over photos without an id.")] = False,
+    ensemble: Others = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
@@ -1009,8 +1051,8 @@ def submit(
 
     print(
         submitted(
-            run, sample, images, out=out, shape=shape, codes=codes, leave_extra=leave_extra, overwrite=overwrite,
-            show=Show() if quiet else Terminal(),
+            [run, *_paths(ensemble)], sample, images, out=out, shape=shape, codes=codes, leave_extra=leave_extra,
+            overwrite=overwrite, show=Show() if quiet else Terminal(),
         )
     )  # fmt: skip
 
@@ -1019,6 +1061,20 @@ def _shape_names() -> tuple[str, ...]:
     from .shapes import SHAPES
 
     return SHAPES
+
+
+def _paths(words: list[str] | None) -> list[Path]:
+    """The paths in options of several between commas; a path that has commas stays whole."""
+    parts = [[word] if Path(word).exists() else word.split(",") for word in words or []]
+    return [Path(part.strip()) for some in parts for part in some if part.strip()]
+
+
+def _names_folds(recipe: str, split: str | None) -> bool:
+    """Whether all folds are meant: by the option, or by a recipe that does not name one of them, as a manifest does."""
+    if split is not None:
+        return "kfold" in split
+    mine = recipe.endswith(".toml") and "kfold" in load_recipe(recipe).split
+    return mine and "fold" not in read_values(Path(recipe))
 
 
 def _experiment(
@@ -1227,6 +1283,43 @@ def _spread(found: Seeds) -> Any:
     if not found.same_photos:
         lines.append("Each seed drew other test photos: the spread is that of the photos and of training together.")
     return Group(*lines, table, f"results: {found.folder / 'seeds.json'}")
+
+
+def _folded(found: Folds) -> Any:
+    """The table of all folds, what they say of all photos, and their average on test."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .metrics import difference_words, sentences
+
+    tested = "test" in found.metrics
+    table = Table("fold", "photos", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
+    for run in found.runs:
+        shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
+        words = (str(run["fold"]), f"{run['photos']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
+        table.add_row(*words)
+    lines = [
+        f"out-of-fold accuracy of {len(found.runs)} folds: {_told(found.metrics['oof'])}",
+        f"accuracy of a fold: mean {found.mean:.2%}, sd {100 * found.sd:.2f} points, "
+        f"{found.least:.2%} to {found.most:.2%}",
+    ]
+    meaning = sentences(found.metrics["oof"])
+    meaning.append("Each fold's weights were chosen on its own valid photos, which flatters these numbers a little.")
+    if tested and found.against_best:
+        lines.insert(0, f"test accuracy of the folds' average: {_told(found.metrics['test'])}")
+        meaning.append(f"On test, the average differs from the best fold by {difference_words(found.against_best)}.")
+    ends = [f"results: {found.folder / 'folds.json'}", f"all together: baseline predict {found.folder} PHOTOS"]
+    return Group(*lines, table, *map(escape, (*meaning, *ends)))
+
+
+def _told(numbers: Mapping[str, Any]) -> str:
+    """An accuracy with its interval, that over groups where there are any."""
+    found = numbers["tta"]
+    low, high = found.get("group_interval", found["interval"])
+    of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['photos']:,} photos"
+    micro = f"; micro F1 {found['micro_f1']:.2%}" if "mean_average_precision" in found else ""
+    return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
 
 
 def _climbed(found: Ladder) -> Any:

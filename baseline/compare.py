@@ -22,6 +22,8 @@ DEEPEST = 3
 WORDS = ("name", "title", "expected", "presets", "log")
 """Of a recipe; they change no number."""
 
+DIFFERENCE = ("difference", "difference_low", "difference_high", "p", "shared")
+
 UNTOLD = "not told"
 """Of what a manifest lacks, as one of another version does."""
 
@@ -35,21 +37,27 @@ class Comparison:
     with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
     `difference_high`, `p` (McNemar's mid-p; Holm's where more than two runs are compared), `shared` (photos),
     `seconds`, `megabytes` (of the model file) and `differs` (what differs from the first run in recipe, weights, device
-    and versions). Missing where not told."""
+    and versions). Missing where not told. An average has the sums of its runs' seconds and megabytes, and differences
+    to the best of them."""
     sentences: list[str]
-    """One for each run but the first: how much it differs from the first, and how sure that is."""
+    """One for each run but the first: how much it differs from the first, and how sure that is; of an average, from
+    the best of its runs."""
 
     def as_html(self) -> str:
         """The table and the sentences as one page that needs no other file."""
         return _page(self)
 
 
-def comparison(runs: Sequence[str | Path], *, anyway: bool = False) -> Comparison:
+def comparison(
+    runs: Sequence[str | Path], *, anyway: bool = False, averages: Sequence[Sequence[str | Path]] = ()
+) -> Comparison:
     """Compares finished runs, each with the first, on the test photos they share (valid, if they have no test split).
 
     Args:
         runs: run folders, two or more.
         anyway: compare runs of different photos, too, as far as they share any.
+        averages: each a list of some of the runs, of whose calibrated probabilities the mean is judged, too, as
+            `baseline.load` of these runs would predict.
 
     Raises:
         OutputError: if a folder is no finished run, or a newer version wrote it.
@@ -64,14 +72,21 @@ def comparison(runs: Sequence[str | Path], *, anyway: bool = False) -> Compariso
         raise DataError(f"{len(runs)} run was given; two or more were needed. Name another run folder.")
     folders = [Path(run) for run in runs]
     manifests = [read_manifest(folder) for folder in folders]
+    chosen = [_members(folders, average) for average in averages]
     split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
     tables = [_rows(folder, split) for folder in folders]
     if not anyway:
         _refuse_others(folders, tables, split)
-    tests = _tests(tables)
+    together = [_average([folders[at] for at in some], [manifests[at] for at in some], split) for some in chosen]
+    bests = [max(some, key=lambda at: (tables[at]["predicted"] == tables[at]["label"]).mean()) for some in chosen]
+    tests = _tests(
+        [(tables[0], each) for each in tables[1:]]
+        + [(tables[best], table) for best, table in zip(bests, together, strict=True)]
+    )
     rows: list[dict[str, Any]] = []
     told: list[str] = []
-    for folder, manifest, test in zip(folders, manifests, tests, strict=True):
+    singles = len(folders) - 1
+    for folder, manifest, test in zip(folders, manifests, [{}, *tests[:singles]], strict=True):
         changes = _changes(manifests[0], manifest)
         differs = "; ".join(f"{key}: {other} (was {one})" for key, (one, other) in changes.items())
         row = _row(folder, manifest, split) | {"differs": differs}
@@ -80,8 +95,13 @@ def comparison(runs: Sequence[str | Path], *, anyway: bool = False) -> Compariso
             row |= found
             told.append(f"{folder} against {folders[0]} {words}")
         rows.append(row)
-    if len(tests) > 2:
-        told.append(f"p is held against {len(tests) - 1} comparisons made at once (Holm 1979).")
+    for some, best, table, test in zip(chosen, bests, together, tests[singles:], strict=True):
+        found, words = _against(test, {"average"})
+        row = _averaged_row([rows[at] for at in some], table, manifests[some[0]], split) | found
+        told.append(f"the {row['run']} against the best of these, {folders[best]}, {words}")
+        rows.append(row)
+    if len(tests) > 1:
+        told.append(f"p is held against {len(tests)} comparisons made at once (Holm 1979).")
     return Comparison(pd.DataFrame(rows, columns=list(dict.fromkeys(key for row in rows for key in row))), told)
 
 
@@ -113,24 +133,26 @@ def _rows(folder: Path, split: str) -> pd.DataFrame:
 
 
 def _row(folder: Path, manifest: dict[str, Any], split: str) -> dict[str, Any]:
-    """What the manifest says; numbers that it lacks, such as those of older versions, stay out."""
-    numbers = manifest["metrics"].get(split, {})
+    """What the manifest says."""
+    file = folder / "model" / "model.safetensors"
+    return {
+        "run": str(folder),
+        "split": split,
+        **_row_of(manifest["metrics"].get(split, {})),
+        "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
+        "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
+    }
+
+
+def _row_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """What `measure` told of a split, as columns; numbers that older versions did not tell stay out."""
     found = numbers.get("tta", {})
     low, high = found.get("interval", (None, None))
-    row = {
-        "run": str(folder), "split": split, "photos": numbers.get("photos"),
-        "accuracy": found.get("accuracy"), "low": low, "high": high,
-    }  # fmt: skip
+    row = {"photos": numbers.get("photos"), "accuracy": found.get("accuracy"), "low": low, "high": high}
     for name in ("balanced_accuracy", "macro_f1", "ece"):
         low, high = found.get("intervals", {}).get(name, (None, None))
         row |= {name: found.get(name), f"{name}_low": low, f"{name}_high": high}
-    file = folder / "model" / "model.safetensors"
-    return row | {
-        "loss": found.get("loss"),
-        "difference": None, "difference_low": None, "difference_high": None, "p": None, "shared": None,
-        "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
-        "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
-    }  # fmt: skip
+    return row | {"loss": found.get("loss")} | dict.fromkeys(DIFFERENCE)
 
 
 def _listed(folder: Path) -> dict[str, Any]:
@@ -168,12 +190,11 @@ def _refuse_others(folders: list[Path], tables: list[pd.DataFrame], split: str) 
             )
 
 
-def _tests(tables: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
-    """`same_or_not` of each table and the first; none for the first, and for those that share no photo with it."""
+def _tests(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict[str, Any]]:
+    """`same_or_not` of each pair of tables; nothing for those that share no photo."""
     from .metrics import holm, same_or_not
 
-    first = set(tables[0]["path"])
-    return holm([{}, *(same_or_not(tables[0], each) if first & set(each["path"]) else {} for each in tables[1:])])
+    return holm([same_or_not(one, two) if set(one["path"]) & set(two["path"]) else {} for one, two in pairs])
 
 
 def _against(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:
@@ -183,10 +204,7 @@ def _against(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], 
     if not found:
         return {"shared": 0}, "cannot be tested: they share no photo."
     low, high = found["interval"]
-    row = {
-        "difference": found["difference"], "difference_low": low, "difference_high": high,
-        "p": found["p"], "shared": found["photos"],
-    }  # fmt: skip
+    row = dict(zip(DIFFERENCE, (found["difference"], low, high, found["p"], found["photos"]), strict=True))
     words = f"on {found['photos']:,} photos: {difference_words(found)}."
     if found["beyond_noise"] and changes == {"seed"}:
         # McNemar compares two networks; how far two networks of one recipe lie apart is the noise of training
@@ -210,6 +228,49 @@ def _changes(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[An
     return {key: (one.get(key, UNTOLD), two.get(key, UNTOLD)) for key in keys if one.get(key) != two.get(key)}
 
 
+# ---- runs averaged --------------------------------------------------------------------------------------------------
+
+
+def _members(folders: Sequence[Path], average: Sequence[str | Path]) -> list[int]:
+    """Which of the compared runs are meant, by number."""
+    if missing := [each for each in average if Path(each) not in folders]:
+        raise DataError(f"{missing[0]} is to be averaged, and is not among the runs that are compared. Add it to them.")
+    found = [folders.index(Path(each)) for each in average]
+    if len(set(found)) < max(2, len(found)):
+        given = ", ".join(map(str, average))
+        raise DataError(f"An average is of two or more different runs; given: {given}. Name each once.")
+    return found
+
+
+def _average(folders: Sequence[Path], manifests: Sequence[dict[str, Any]], split: str) -> pd.DataFrame:
+    from .metrics import averaged
+
+    recipes = [manifest["recipe"] for manifest in manifests]
+    kinds = [("many", recipe["threshold"]) if recipe.get("labels") == "many" else ("one", 0.5) for recipe in recipes]
+    for folder, kind in zip(folders, kinds, strict=True):
+        if kind != kinds[0]:
+            raise DataError(f"{folder} and {folders[0]} differ in labels or threshold, and have no average.")
+    tables = [table[table["split"] == split] for table in map(read_predictions, folders)]
+    temperatures = [manifest.get("calibration", {}).get("temperature") for manifest in manifests]
+    return averaged(tables, temperatures, *kinds[0])
+
+
+def _averaged_row(
+    rows: Sequence[dict[str, Any]], table: pd.DataFrame, manifest: dict[str, Any], split: str
+) -> dict[str, Any]:
+    """The row of the average of the runs of these rows."""
+    from .metrics import measure
+
+    sums = {key: [row[key] for row in rows] for key in ("seconds", "megabytes")}
+    return {
+        "run": f"average of {' and '.join(row['run'] for row in rows)}",
+        "split": split,
+        **_row_of(measure(table, manifest["recipe"].get("labels", "one"))[split]),
+        **{key: None if None in each else round(sum(each), 1) for key, each in sums.items()},
+        "differs": f"average of {len(rows)} runs",
+    }
+
+
 # ---- a page ---------------------------------------------------------------------------------------------------------
 
 STYLE = (
@@ -231,7 +292,8 @@ def _page(found: Comparison) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Runs compared</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>Runs compared</h1><ul>{told}</ul><div><table>"
-        "<caption>Shares are 0 to 1, intervals 95 %, differences to the first run.</caption>"
+        "<caption>Shares are 0 to 1, intervals 95 %, differences to the first run, of an average to the best of its "
+        "runs.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></body></html>\n"
     )
 

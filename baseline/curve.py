@@ -282,7 +282,7 @@ class _Plan:
 
     def _probed(self, rung: str, chosen: pd.DataFrame) -> np.ndarray:
         from .data import classes_in
-        from .predict import decisions
+        from .tables import decisions
 
         table, recipe = self.body.table, self.body.recipe
         rows = {name: chosen.index[chosen["split"] == name].to_numpy() for name in ("train", "valid")}

@@ -1,10 +1,15 @@
-"""Experiments that are several runs: seeds, before and after fixes. Knows `make_baseline`; does none of its work."""
+"""Experiments that are several runs: seeds, folds, before and after fixes. Knows `make_baseline` and run folders.
+
+Each run has a folder of its own. What is told of seeds or folds is made from these folders, so that it does not matter
+whether a run was made now or before an interrupt.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,17 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 from .compare import Comparison, comparison
 from .errors import OutputError, RecipeError
-from .make import Baseline, make_baseline, starting_recipe, understand
+from .make import Baseline, asked_for, make_baseline, starting_recipe, understand
 from .mending import read_fixes
 from .progress import Show, Terminal
-from .save import as_json, judged_split, read_manifest, removed_if_empty, write
+from .recipe import Recipe, seconds_in
+from .save import (
+    EXPERIMENTS,
+    as_json,
+    flat,
+    judged_split,
+    read_manifest,
+    read_predictions,
+    removed_if_empty,
+    write,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .recipe import Recipe
+    from .model import Ensemble, Model
 
-__all__ = ["Fixed", "Seeds", "make_fixed", "make_seeds"]
+__all__ = ["Fixed", "Folds", "Seeds", "described_folds", "make_fixed", "make_folds", "make_seeds"]
+
+UNHEEDED = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
+"""Of a recipe; they change no number, and may be others when an experiment goes on."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,38 @@ class Seeds:
     """Whether all were measured on the same photos; if not, the spread holds that of the photos, too."""
 
 
+@dataclass(frozen=True)
+class Folds:
+    """Runs of which each has another part of the photos as its valid split, and what they are together."""
+
+    folder: Path
+    """Holds `fold-K`, a run folder each; `oof.csv`, the prediction table of all photos, each by the network that did
+    not train on it, with a column `fold`; `folds.json`; and, where there is a test split, `predictions.csv`, the table
+    of the folds' average on it, as `baseline.averaged` makes it."""
+    way: str
+    """The split: `"kfold:5"`, `"group-kfold:5"`."""
+    runs: list[dict[str, Any]]
+    """Each run's `fold`, `folder`, `photos` (of its valid split), `accuracy` on them (0-1, with test-time
+    augmentation), `plain` (without), `test` (accuracy there; None without a test split), `seconds`."""
+    mean: float
+    """Of the accuracies on valid, 0-1."""
+    sd: float
+    """Their standard deviation, n - 1 below the line."""
+    least: float
+    most: float
+    metrics: dict[str, dict[str, Any]]
+    """What `baseline.measure` tells of a split: `"oof"`, out of fold, and `"test"` of the average, if there is one."""
+    against_best: dict[str, Any] | None
+    """What `baseline.same_or_not` tells of the fold that is best on test and the average; None without a test split."""
+
+    @property
+    def model(self) -> Model | Ensemble:
+        """What `baseline.load` makes of the folder: all folds together."""
+        from .model import load
+
+        return load(self.folder)
+
+
 def make_seeds(
     count: int,
     photos: str | Path | pd.DataFrame | None = None,
@@ -51,63 +101,125 @@ def make_seeds(
     *,
     out: str | Path | None = None,
     seed: int | None = None,
+    resume: bool = False,
     show: Show | None = None,
     **changes: Any,
 ) -> Seeds:
     """Runs `make_baseline` with `count` seeds, from `seed` on, into `out/seed-K`, and tells mean and spread.
 
-    The other arguments and errors are those of `make_baseline`. What was finished before an interrupt stays.
+    The other arguments and errors are those of `make_baseline`; a budget is that of all runs together, and the first
+    one's plan is that of all. What was finished before an interrupt stays.
+
+    Args:
+        resume: go on in `out`: runs that are finished there are taken as they are, the rest is made.
 
     Raises:
         RecipeError: if `count` is not 1 or more.
-        OutputError: if one of the run folders holds a finished run already; before anything is trained.
+        OutputError: before anything is trained, if one of the run folders holds a finished run already, or, with
+            `resume`, one of another recipe or of other photos.
 
     >>> found = make_seeds(5, "photos/")                                           # doctest: +SKIP
     >>> found.mean, found.sd                                                       # doctest: +SKIP
     """
     if count < 1:
         raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
-    show = show or Terminal()
     chosen = starting_recipe(photos, recipe)
     first = chosen.seed if seed is None else seed
-    folder = Path(out).expanduser() if out else Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    numbers = range(first, first + count)
-    for path in (folder / "seeds.json", *(folder / f"seed-{number}" / "manifest.json" for number in numbers)):
-        if path.exists():
-            raise OutputError(f"{path.parent} holds a finished run. Choose another --out, or remove it.")
-    runs, splits, seen = [], set(), set()
-    for number in numbers:
-        show.say(f"seed {number}, {number - first + 1} of {count}")
-        with removed_if_empty(folder, new=not folder.exists()):
-            done = make_baseline(photos, recipe, out=folder / f"seed-{number}", seed=number, show=show, **changes)
-        split = judged_split(done.metrics)
-        splits.add(split)
-        seen.add(frozenset(done.predictions["path"][done.predictions["split"] == split]))
-        runs.append(
-            {
-                "seed": number,
-                "folder": str(done.folder),
-                "accuracy": done.metrics[split]["tta"]["accuracy"],
-                "plain": done.metrics[split]["plain"]["accuracy"],
-                "seconds": round(sum(done.manifest["seconds"].values()), 1),
-            }
-        )
-        # settled by timing, which may fall out otherwise the next time: the seed is to be the only difference
-        changes = {"frozen_precision": done.recipe.frozen_precision, **changes}
-        del done  # its network and decoded photos, before the next run needs the room
-    accuracies = [run["accuracy"] for run in runs]
+    series = _Series("seed", photos, recipe, changes, out, show or Terminal())
+    series.make([{"seed": number} for number in range(first, first + count)], resume=resume)
+    split = judged_split(series.manifests[0]["metrics"])
+    runs, seen = [], set()
+    for run, manifest in zip(series.folders, series.manifests, strict=True):
+        rows = read_predictions(run, ("path", "split"))
+        seen.add(frozenset(rows["path"][rows["split"] == split]))
+        runs.append({"seed": int(run.name.rpartition("-")[2]), **_row(run, manifest, split)})
     found = Seeds(
-        folder=folder,
-        split=min(splits),
+        folder=series.folder,
+        split=split,
         runs=runs,
-        mean=statistics.fmean(accuracies),
-        sd=statistics.stdev(accuracies) if count > 1 else None,
-        least=min(accuracies),
-        most=max(accuracies),
+        **_spread(runs),
         same_photos=len(seen) == 1,
     )
-    write(folder / "seeds.json", as_json(dataclasses.asdict(found)))
+    write(series.folder / EXPERIMENTS["seed"], as_json(dataclasses.asdict(found)))
     return found
+
+
+def make_folds(
+    photos: str | Path | pd.DataFrame | None = None,
+    recipe: str | Path | Recipe = "default",
+    *,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    show: Show | None = None,
+    **changes: Any,
+) -> Folds:
+    """Runs `make_baseline` for each fold into `out/fold-K`, and tells what they say of all photos.
+
+    Every photo is predicted by the network that did not train on it. Photos that are given as the test split are in no
+    fold; they get the average of the folds' calibrated probabilities, as all photos do that `baseline.load(out)`
+    predicts.
+
+    Args:
+        resume: go on in `out`; see `make_seeds`, which has the other arguments and errors, too.
+        **changes: as for `make_baseline`; `split`, here or in the recipe, is `"kfold:K"` or `"group-kfold:K"`.
+
+    Raises:
+        DataError: if there are more folds than photos (or groups) of a class; before anything is trained.
+        RecipeError: if `split` names no folds, or one fold alone is asked for.
+
+    >>> found = make_folds("photos/", split="kfold:5")                             # doctest: +SKIP
+    >>> found.metrics["oof"]["tta"]["accuracy"], found.sd                          # doctest: +SKIP
+    >>> baseline.load(found.folder).predict("holiday/")                            # doctest: +SKIP
+    """
+    if "fold" in changes:
+        raise RecipeError("fold names one fold, and make_folds runs all. Leave it out, or take make_baseline.")
+    given = {key: changes[key] for key in ("split", "split_file") if key in changes}
+    asked = starting_recipe(photos, recipe).changed(fold=0, **given)
+    if "kfold" not in asked.split:
+        raise RecipeError(f"split is '{asked.split}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
+    if asked.split_file:
+        raise RecipeError(f"{asked.split_file} says what is valid, and so does {asked.split}. Give one of them.")
+    changes |= {} if seed is None else {"seed": seed}
+    series = _Series("fold", photos, recipe, changes, out, show or Terminal())
+    series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume)
+    runs = []
+    for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
+        metrics = manifest["metrics"]
+        test = metrics["test"]["tta"]["accuracy"] if "test" in metrics else None
+        row = _row(run, manifest, "valid")
+        runs.append({"fold": number, "photos": metrics["valid"]["photos"], **row, "test": test})
+    tables = [read_predictions(run) for run in series.folders]
+    together = _on_test(series, tables) if "test" in series.manifests[0]["metrics"] else {}
+    against_best = together.pop("against_best", None)
+    found = Folds(
+        folder=series.folder,
+        way=asked.split,
+        runs=runs,
+        **_spread(runs),
+        metrics={"oof": _out_of_fold(series, tables), **together},
+        against_best=against_best,
+    )
+    write(series.folder / EXPERIMENTS["fold"], as_json(dataclasses.asdict(found)))
+    return found
+
+
+def described_folds(table: pd.DataFrame, recipe: Recipe) -> str:
+    """The folds that a recipe makes of the photos, in words, as far as no copies have to stay together.
+
+    >>> import pandas as pd
+    >>> rows = {"path": [f"{n}.jpg" for n in range(10)], "label": ["ant", "bee"] * 5, "split": None}
+    >>> described_folds(pd.DataFrame(rows), Recipe(split="kfold:4"))
+    'folds: kfold:4, valid photos 3, 3, 2, 2; before the audit, which keeps copies on one side'
+    """
+    from .splits import split
+
+    parted = split(table, recipe)
+    counts = parted.loc[parted["fold"] >= 0, "fold"].value_counts().sort_index()
+    test = int((parted["split"] == "test").sum())
+    apart = f"; {test:,} test photos stay apart" if test else ""
+    sizes = ", ".join(f"{count:,}" for count in counts)
+    return f"folds: {recipe.split}, valid photos {sizes}{apart}; before the audit, which keeps copies on one side"
 
 
 @dataclass(frozen=True)
@@ -165,3 +277,164 @@ def make_fixed(
     del first  # its network and decoded photos, before the next run needs the room
     show.say("after the fixes")
     return make_fixed(fixes, photos, before / "manifest.json", out=folder / "after", show=show)
+
+
+# ---- several runs ---------------------------------------------------------------------------------------------------
+
+
+class _Series:
+    """Runs of one recipe on the same photos that differ in one thing, each in a folder of its own."""
+
+    def __init__(
+        self,
+        kind: str,
+        photos: Any,
+        recipe: str | Path | Recipe,
+        changes: Mapping[str, Any],
+        out: str | Path | None,
+        show: Show,
+    ) -> None:
+        self.kind, self.photos, self.recipe, self.changes, self.show = kind, photos, recipe, dict(changes), show
+        name = starting_recipe(photos, recipe).name
+        self.folder = Path(out).expanduser() if out else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.given = out is not None
+        self.folders: list[Path] = []
+        self.manifests: list[dict[str, Any]] = []
+
+    def make(self, plans: Sequence[dict[str, int]], *, resume: bool) -> None:
+        """Makes each run, or, with `resume`, takes it as it is where it is finished."""
+        self.folders = [self.folder / f"{self.kind}-{plan[self.kind]}" for plan in plans]
+        self._refuse(resume)
+        self.changes |= self._share_of_budget(len(plans))
+        if resume and any(_finished(run) for run in self.folders):
+            self._refuse_others(plans)
+        try:
+            for plan, run in zip(plans, self.folders, strict=True):
+                self._run(plan, run, f"{self.kind} {plan[self.kind]}, {len(self.manifests) + 1} of {len(plans)}")
+        except KeyboardInterrupt:
+            self.show.say(
+                f"interrupted: {sum(map(_finished, self.folders))} of {len(plans)} {self.kind}s are finished; the same "
+                f"command with --out {self.folder} --resume makes the rest"
+            )
+            raise
+
+    def _run(self, plan: dict[str, int], run: Path, words: str) -> None:
+        if _finished(run):
+            self.show.say(f"{words}: finished before")
+            manifest = read_manifest(run)
+        else:
+            self.show.say(words)
+            with removed_if_empty(self.folder, new=not self.folder.exists()):
+                # of what it returns no more is kept: its network and photos go before the next run needs the room
+                manifest = make_baseline(
+                    self.photos, self.recipe, out=run, show=self.show, **{**self.changes, **plan}
+                ).manifest
+        if not self.manifests:
+            self.changes |= self._settled(manifest)
+        self.manifests.append(manifest)
+
+    def _settled(self, first: dict[str, Any]) -> dict[str, Any]:
+        """What the first run found by timing, which may fall out otherwise the next time: one thing is to differ."""
+        settled = Recipe(**first["recipe"])
+        if not self.changes.get("budget"):
+            return {"frozen_precision": settled.frozen_precision}
+        names = {each.name for each in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
+        return {name: getattr(settled, name) for name in names}
+
+    def _share_of_budget(self, count: int) -> dict[str, str]:
+        budget = self.changes.get("budget", starting_recipe(self.photos, self.recipe).budget)
+        return {"budget": f"{max(1, seconds_in(budget) // count)}s"} if seconds_in(budget) else {}
+
+    def _refuse(self, resume: bool) -> None:
+        if resume and not self.given:
+            raise OutputError(f"--resume goes on in a folder of {self.kind}s. Give it with --out.")
+        if _finished(self.folder):
+            raise OutputError(f"{self.folder} holds a finished run. Choose another --out, or remove it.")
+        done = [run for run in self.folders if _finished(run)]
+        done += [self.folder] if (self.folder / EXPERIMENTS[self.kind]).exists() else []
+        if done and not resume:
+            raise OutputError(
+                f"{done[0]} holds a finished run. Choose another --out, remove it, or give --resume to make the rest."
+            )
+
+    def _refuse_others(self, plans: Sequence[dict[str, int]]) -> None:
+        """Refuses to go on with runs that were asked for something else."""
+        changes = {**self.changes, **plans[0]}
+        recipe, table = understand(self.photos, self.recipe, show=Show(), **changes)
+        for plan, run in zip(plans, self.folders, strict=True):
+            if not _finished(run):
+                continue
+            manifest = read_manifest(run)
+            wanted, begun = asked_for(recipe.changed(**plan), table), manifest.get("asked")
+            if begun is None:
+                raise OutputError(f"{run} does not tell what it was asked for; an older version made it. Remove it.")
+            other = ["photos"] if begun["photos"] != wanted["photos"] else _differing(begun["recipe"], wanted["recipe"])
+            if other:
+                raise OutputError(
+                    f"{run} was made with other {', '.join(other)}. Give the same as then, or choose another --out."
+                )
+            if run == self.folders[0]:
+                recipe = recipe.changed(**self._settled(manifest))
+
+
+def _differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two recipes and may change numbers."""
+    one, two = (
+        flat({key: value for key, value in json.loads(as_json(each)).items() if key not in UNHEEDED})
+        for each in (begun, wanted)
+    )
+    found = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
+    return [key for key in found if key != "frozen_precision" or two[key] != "auto"]
+
+
+def _finished(run: Path) -> bool:
+    return (run / "manifest.json").exists()
+
+
+def _row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:
+    numbers = manifest["metrics"][split]
+    return {
+        "folder": str(run),
+        "accuracy": numbers["tta"]["accuracy"],
+        "plain": numbers["plain"]["accuracy"],
+        "seconds": round(sum(manifest["seconds"].values()), 1),
+    }
+
+
+def _spread(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values = [run["accuracy"] for run in runs]
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "least": min(values), "most": max(values)}
+
+
+# ---- what folds are together ----------------------------------------------------------------------------------------
+
+
+def _out_of_fold(series: _Series, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """Writes the predictions of each fold's valid photos as one table, and measures it."""
+    import pandas as pd
+
+    from .metrics import measure
+
+    parts = [table[table["split"] == "valid"].assign(fold=fold) for fold, table in enumerate(tables)]
+    rows = pd.concat(parts, ignore_index=True)
+    if (twice := rows["path"].duplicated()).any():
+        raise OutputError(
+            f"{rows['path'][twice].iloc[0]} is in two folds of {series.folder}: other photos could be read when the "
+            "one was made than when the other was. Choose another --out."
+        )
+    write(series.folder / "oof.csv", rows.to_csv(index=False))
+    return measure(rows, series.manifests[0]["recipe"]["labels"])["valid"]
+
+
+def _on_test(series: _Series, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """Writes what the folds' average predicts of the test photos, measures it, and compares it with the best fold."""
+    from .metrics import averaged, measure, same_or_not
+
+    recipe = series.manifests[0]["recipe"]
+    rows = [table[table["split"] == "test"] for table in tables]
+    temperatures = [manifest["calibration"].get("temperature") for manifest in series.manifests]
+    together = averaged(rows, temperatures, recipe["labels"], recipe["threshold"])
+    write(series.folder / "predictions.csv", together.to_csv(index=False))
+    best = max(rows, key=lambda each: (each["predicted"] == each["label"]).mean())
+    return {"test": measure(together, recipe["labels"])["test"], "against_best": same_or_not(best, together)}

@@ -35,7 +35,7 @@ from .bulk import named_photos
 from .deployed import Deployed
 from .errors import OutputError, WeightsError, first_line, unknown
 from .metrics import tempered
-from .model import TOLERANCE, Model, load
+from .model import TOLERANCE, Model, load_model
 from .networks import read_golden
 from .photos import file_bytes, open_photo, square
 from .progress import Show
@@ -129,7 +129,7 @@ def export(
     show = show or Show()
     _check_words(to, size, int8, bool(photos), tta)
     _check_packages(to)
-    loaded = load(model)
+    loaded = load_model(model)
     loaded.network.cpu()  # where it computes in float32
     path = _place(loaded, to, out, int8, overwrite)
     given, golden = _photos(loaded, [photos] if isinstance(photos, str) else photos, size)

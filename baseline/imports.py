@@ -23,7 +23,7 @@ from .bulk import named_photos
 from .data import Fit
 from .errors import OutputError, RecipeError, WeightsError, first_line
 from .learners import network
-from .model import TOLERANCE, golden_of, load
+from .model import TOLERANCE, golden_of, load_model
 from .networks import FACTS, save_network
 from .photos import open_photo, square
 from .progress import Show
@@ -122,7 +122,7 @@ def import_learner(
         )
     with whole_folder(folder) as work:
         save_network(model, facts | {"imported": {"from": path.name, "differs": differs}}, work, golden)
-        load(work).check()
+        load_model(work).check()
     compared = _compared(learn, folder, paths, show) if paths else (0, 0, 0.0)
     return Imported(folder, facts["arch"], len(facts["classes"]), difference, differs, *compared)
 
@@ -312,7 +312,7 @@ def _golden(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[s
 @torch.inference_mode()
 def _compared(learn: Learner, folder: Path, paths: list[str], show: Show) -> tuple[int, int, float]:
     """Photos, those predicted the same, and the largest difference, from the files on, each in its own way."""
-    model, same, worst, count = load(folder), 0, 0.0, 0
+    model, same, worst, count = load_model(folder), 0, 0.0, 0
     with show.bar("comparing", len(paths), "photos") as bar:
         for path in paths:
             (block,) = model.blocks([path], hurry=False)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Baseline",
+    "asked_for",
     "make_baseline",
     "manifest_of",
     "parted",
@@ -89,9 +90,9 @@ class Baseline:
     @cached_property
     def model(self) -> Model:
         """What `baseline.load` makes of the run folder."""
-        from .model import load
+        from .model import load_model
 
-        return load(self.folder)
+        return load_model(self.folder)
 
     def predict(self, photos: Any, **options: Any) -> pd.DataFrame:
         """Predictions for photos: `baseline.Model.predict` of the saved model, with its options.
@@ -142,6 +143,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     clock = _Clock()
     with clock.part("data"):
         chosen, table = _understood(photos, chosen, reasons, show)
+        asked = asked_for(chosen, table)
     from .card import write_card
     from .chance import seeded, states_kept
     from .data import dataloaders
@@ -184,6 +186,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             logs.summary(told(numbers))
     manifest = manifest_of(chosen, photos, table, unread, weights, numbers, history.stages, clock.seconds)
     manifest |= {
+        "asked": asked,
         "reasons": reasons,
         "calibration": calibrated,
         "estimated_seconds": round(expected.total, 1),
@@ -268,6 +271,15 @@ def starting_recipe(photos: str | Path | pd.DataFrame | None, recipe: str | Path
     'cifar10'
     """
     return _chosen(photos, recipe)[0]
+
+
+def asked_for(recipe: Recipe, table: pd.DataFrame) -> dict[str, Any]:
+    """What a run was asked for: a recipe as `understand` gives it, and the sha256 of paths, labels, splits and groups.
+
+    The manifest keeps it, so that another run can tell whether it would be the same one.
+    """
+    told = table[[column for column in ("path", "label", "split", "group") if column in table]]
+    return {"recipe": recipe.as_dict(), "photos": hashlib.sha256(told.to_csv(index=False).encode()).hexdigest()}
 
 
 def write_audit(folder: Path, checked: Audit) -> list[Path]:

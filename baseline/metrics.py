@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 from .errors import DataError
-from .tables import classes_of, flags_of, names
+from .tables import classes_of, decisions, flags_of, names
 
 __all__ = [
     "BINS",
     "accuracy_of",
+    "averaged",
     "bins_of",
+    "blend",
     "calibrated",
     "calibration",
     "difference_words",
@@ -58,7 +60,8 @@ LEAST = 1e-300
 SUM_WITHIN = 1e-3
 """So far may a row's sum be from 1: tables of others are often rounded."""
 
-NEEDED = ("split", "label", "predicted", "loss", "plain_predicted", "plain_loss")
+NEEDED = ("split", "label", "predicted", "loss")
+PLAIN = ("plain_predicted", "plain_loss")
 
 
 def measure(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, Any]]:
@@ -69,7 +72,8 @@ def measure(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, Any
     are drawn with a fixed seed, so that the same table gives the same numbers.
 
     Args:
-        table: a prediction table; see `baseline.predict`. Without columns `p_CLASS` only the accuracies are told.
+        table: a prediction table; see `baseline.predict`. Without columns `p_CLASS` only the accuracies are told;
+            without `plain_predicted` and `plain_loss`, as `averaged` gives it, neither `"plain"` nor `tta_gain`.
 
     Returns:
         By split (`"valid"`, `"test"`): `photos`; `groups`, if it has any; `majority`, the most frequent class of the
@@ -96,7 +100,7 @@ def measure(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, Any
     >>> measure(table)["test"]["plain"]["accuracy"]
     0.75
     """
-    _refuse(table, NEEDED)
+    _refuse(table, (*NEEDED, *(PLAIN if set(PLAIN) & set(table) else ())))
     classes = _classes(table)
     return {str(split): _of_split(rows, classes, labels) for split, rows in table.groupby("split", sort=False)}
 
@@ -158,15 +162,7 @@ def same_or_not(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
             break
     else:
         raise DataError("The two tables share no photo of test or valid. Compare runs on the same photos.")
-    torn = both[both["label"].map(str) != both["label_other"].map(str)]
-    if len(torn):
-        first = torn.iloc[0]
-        raise DataError(
-            f"{len(torn):,} photos have another label in the other table, first {first['path']}: '{first['label']}' "
-            f"and '{first['label_other']}'. Compare runs on the same labels."
-        )
-    if both["path"].duplicated().any():
-        raise DataError(f"{both['path'][both['path'].duplicated()].iloc[0]} is there twice. Drop the repeats.")
+    _refuse_torn(both)
     right = (_right(both, "predicted"), _right(both, "predicted_other"))
     return {"split": split, **_paired(*right, _groups(both))}
 
@@ -207,8 +203,8 @@ def sentences(numbers: dict[str, Any]) -> list[str]:
     if "majority" in numbers:
         most = numbers["majority"]
         told.append(f"Always saying '{most['label']}', the most frequent class, would score {most['accuracy']:.1%}.")
-    gain = numbers["tta_gain"]
-    if gain["only_one"] or gain["only_other"]:
+    gain = numbers.get("tta_gain")
+    if gain and (gain["only_one"] or gain["only_other"]):
         told.append(f"Test-time augmentation changes accuracy by {difference_words(gain)}.")
     if "ece" in tta:
         told.append(_calibration_words(tta))
@@ -298,6 +294,72 @@ def tempered(probabilities: np.ndarray, temperature: float, labels: str = "one")
 
     changed = softmax(_logs(probabilities, labels) / temperature, axis=1)
     return changed[:, 1].reshape(probabilities.shape) if labels == "many" else changed
+
+
+def blend(
+    parts: Sequence[np.ndarray], temperatures: Sequence[float | None], labels: str = "one", threshold: float = 0.5
+) -> tuple[np.ndarray, float | None]:
+    """The mean of what several networks make of the same photos, each calibrated by its own temperature.
+
+    Args:
+        parts: uncalibrated probabilities, photos x classes, of each network.
+        temperatures: theirs; None leaves as it is.
+        threshold: with many labels a photo, that of uncalibrated probabilities.
+
+    Returns:
+        Photos x classes; and with many labels the threshold for these: the mean of the calibrated ones.
+
+    >>> mean, _ = blend([np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]])], [2.0, None])
+    >>> mean.round(3).tolist()  # of 0.75 and 0.3
+    [[0.525, 0.475]]
+    """
+
+    def cooled(shares: np.ndarray, temperature: float | None) -> np.ndarray:
+        return shares if temperature is None else tempered(shares, temperature, labels)
+
+    mean = np.mean([cooled(*each) for each in zip(parts, temperatures, strict=True)], axis=0)
+    if labels == "one":
+        return mean, None
+    return mean, float(np.mean([cooled(np.array([[threshold]]), each) for each in temperatures]))
+
+
+def averaged(
+    tables: Sequence[pd.DataFrame],
+    temperatures: Sequence[float | None],
+    labels: str = "one",
+    threshold: float = 0.5,
+) -> pd.DataFrame:
+    """The prediction table of several networks together, as `blend` has it, of the photos that all their tables hold.
+
+    Its columns are `path`, `label`, `split`, `group` where the first has it, `predicted`, `confidence`, `loss`, and
+    `p_CLASS` for each class; its rows are in the order of the first.
+
+    Raises:
+        DataError: if they share no photo, or differ in their classes or a photo's label.
+
+    >>> rows = {"path": ["1.jpg"], "label": ["a"], "split": ["test"]}
+    >>> two = [pd.DataFrame({**rows, "p_a": [p], "p_b": [1 - p]}) for p in (0.9, 0.3)]
+    >>> averaged(two, [None, None])[["predicted", "confidence"]].to_dict("records")
+    [{'predicted': 'a', 'confidence': 0.6}]
+    """
+    first, classes = tables[0], _classes(tables[0])
+    paths = first["path"][np.logical_and.reduce([first["path"].isin(each["path"]) for each in tables])]
+    if not len(paths):
+        raise DataError("The tables share no photo. Average runs of the same photos.")
+    parts = []
+    for table in tables:
+        if set(_classes(table)) != set(classes):
+            raise DataError(f"Runs of other classes have no average: {names(classes)} and {names(_classes(table))}.")
+        rows = first.merge(table[["path", "label"]], on="path", suffixes=("", "_other"))
+        _refuse_torn(rows[rows["path"].isin(paths)])
+        rows = table.set_index("path").loc[paths].reset_index()
+        parts.append((_flag_probabilities if labels == "many" else probabilities_of)(rows, classes))
+    mean, least = blend(parts, temperatures, labels, threshold)
+    kept = ["path", "label", "split", *(["group"] if "group" in first else [])]
+    found = first.loc[paths.index, kept].reset_index(drop=True)
+    found = found.assign(predicted=decisions(mean, classes, least), confidence=0.0, loss=0.0)
+    shares = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes])
+    return calibrated(pd.concat([found, shares], axis=1), 1.0, labels)  # which tells confidence and loss
 
 
 def calibration(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
@@ -398,10 +460,12 @@ def _of_split(rows: pd.DataFrame, classes: list[str], labels: str) -> dict[str, 
         found["groups"] = int(groups.max()) + 1
     if labels == "one":
         found["majority"] = _majority(rows["label"])
-    found |= {name: _numbers(rows, prefix, labels) for name, prefix in (("plain", "plain_"), ("tta", ""))}
+    kinds = {"plain": "plain_", "tta": ""} if "plain_predicted" in rows else {"tta": ""}
+    found |= {name: _numbers(rows, prefix, labels) for name, prefix in kinds.items()}
     if classes and labels == "one":
         found["tta"] |= _in_full(rows, classes, groups)
-    found["tta_gain"] = _paired(_right(rows, "plain_predicted"), _right(rows, "predicted"), groups)
+    if "plain" in kinds:
+        found["tta_gain"] = _paired(_right(rows, "plain_predicted"), _right(rows, "predicted"), groups)
     return found
 
 
@@ -796,6 +860,19 @@ def _refuse(table: pd.DataFrame, needed: Sequence[str]) -> None:
                 f"The column '{name}' of the prediction table has no value in {int(empty.sum()):,} of {len(table):,} "
                 f"rows, first {_place(table, empty)}. Fill or drop them."
             )
+
+
+def _refuse_torn(both: pd.DataFrame) -> None:
+    """An error if a photo has another label in the other table, or is there twice."""
+    torn = both[both["label"].map(str) != both["label_other"].map(str)]
+    if len(torn):
+        first = torn.iloc[0]
+        raise DataError(
+            f"{len(torn):,} photos have another label in the other table, first {first['path']}: '{first['label']}' "
+            f"and '{first['label_other']}'. Compare runs on the same labels."
+        )
+    if both["path"].duplicated().any():
+        raise DataError(f"{both['path'][both['path'].duplicated()].iloc[0]} is there twice. Drop the repeats.")
 
 
 def _classes(table: pd.DataFrame) -> list[str]:

@@ -1,4 +1,6 @@
-"""Model folder -> a model that predicts. Knows networks, photos and probabilities; needs no training data.
+"""Model folders -> a model that predicts, one or several together. Knows networks, photos and probabilities.
+
+No training data is needed.
 
 >>> model = load("runs/cifar10-20261122-101500")                                   # doctest: +SKIP
 >>> model.predict("holiday.jpg")[["predicted", "confidence"]]                      # doctest: +SKIP
@@ -24,25 +26,27 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import default_device
+from PIL import Image
 
 from .chance import states_kept
 from .data import PHOTO_FORMS, empty_loaders, shrunk
-from .errors import DataError, WeightsError
+from .errors import DataError, OutputError, WeightsError
 from .features import bfloat16_units, forward_rates
 from .learners import device_of, learner, number_format
-from .metrics import tempered
+from .metrics import blend
 from .networks import load_network, model_folder, read_golden
 from .photos import square, why_unreadable
-from .predict import decisions, probabilities
+from .predict import probabilities
 from .quick import quick
 from .recipe import Augment, Recipe, settle_frozen_precision
-from .tables import photos_below
+from .save import member_folders
+from .tables import decisions, names, photos_below
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
     from torch import Tensor, nn
 
-__all__ = ["Block", "Model", "golden_of", "load"]
+__all__ = ["Block", "Ensemble", "Model", "golden_of", "load", "load_model"]
 
 TOLERANCE = 1e-4
 """By how much a probability of a golden input may differ, in float32."""
@@ -64,66 +68,60 @@ class Block:
     """The probability of the predicted class; with many labels that of the least sure decision."""
 
 
-def load(folder: str | Path) -> Model:
-    """The model of a run folder, or of its `model/` alone, ready to predict.
+def load(folder: str | Path | Sequence[str | Path]) -> Model | Ensemble:
+    """The model of a run folder, or of its `model/` alone, ready to predict; of several, all of them together.
 
     No training data is needed, nothing is unpickled, and random states stay as they were.
 
+    Args:
+        folder: a run; a folder of folds or seeds, which means all its runs; or a list of such.
+
     Raises:
-        OutputError: if there is no model folder, a newer version wrote it, or it says what cannot be.
+        OutputError: if there is no model folder, a newer version wrote it, it says what cannot be, or several are not
+            of the same classes.
         WeightsError: if its tensors are damaged or not those of the network it names.
 
     >>> load("runs/mine").predict(["a.jpg", "b.jpg"])                              # doctest: +SKIP
+    >>> load(["runs/mine", "runs/other"]).predict("a.jpg")                         # doctest: +SKIP
     """
+    given = [folder] if isinstance(folder, str | Path) else folder
+    models = [load_model(each) for one in given for each in member_folders(one)]
+    return models[0] if len(models) == 1 else Ensemble(models)
+
+
+def load_model(folder: str | Path) -> Model:
+    """The one model of a run folder, or of its `model/` alone; errors are those of `load`, and one for a folder of
+    several."""
+    first, *others = member_folders(folder)
+    if others:
+        raise OutputError(f"{folder} holds {len(others) + 1} models, and one was needed. Give one, such as {first}.")
     with states_kept():
         network, facts = load_network(folder)
     return Model(network.to(default_device()), facts, model_folder(folder))
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A trained network and what is needed to use it; made by `load`."""
+class _Predicts:
+    """What one model and several together do alike."""
 
-    network: nn.Sequential
-    """In evaluation mode, on the GPU where there is one."""
-    facts: Mapping[str, Any]
-    """What `model.json` says; see the module `networks`."""
-    folder: Path
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """The models whose probabilities are averaged; of one model, itself."""
+        raise NotImplementedError
 
     @property
     def classes(self) -> list[str]:
-        """In the order of the network's outputs."""
-        return self.facts["classes"]
+        """In the order of the networks' outputs."""
+        return self.members[0].facts["classes"]
 
     @property
     def many(self) -> bool:
         """Whether a photo may have several labels."""
-        return self.facts["labels"] == "many"
+        return self.members[0].facts["labels"] == "many"
 
     @property
-    def decoded_size(self) -> int:
-        """Pixels, side of the squares that photos are decoded to."""
-        return self._recipe.decoded_size
-
-    @cached_property
-    def identity(self) -> str:
-        """A hash of the network and all facts: models of one identity predict the same."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
-
-    @cached_property
-    def learner(self) -> Learner:
-        """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
-        recipe = self._recipe
-        with states_kept():
-            learn = learner(empty_loaders(self.classes, recipe, (self.facts["mean"], self.facts["std"])), recipe)
-        learn.model.load_state_dict(self.network.state_dict())
-        return learn
-
-    @cached_property
-    def _recipe(self) -> Recipe:
-        facts = self.facts
-        taken = ("arch", "head", "image_size", "resize", "labels", "threshold")
-        return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
+    def folders(self) -> list[Path]:
+        """Those of the members."""
+        return [member.folder for member in self.members]
 
     def predict(self, photos: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
         """A row a photo: `path` (or `photo`, its number from 0, where it is no file), `predicted`, `confidence`, and
@@ -177,31 +175,102 @@ class Model:
             hurry: with quicker passes (see `quick`), which pay from a few dozen photos on.
             precision: the number format of the passes; see `settled_precision`.
         """
-        numbers = number_format(self.settled_precision(precision)[0], device_of(self.network).type)
-        views = tuple(self.facts["tta"]) if tta else ()
+        forms = list(dict.fromkeys(member._form for member in self.members))
         with ExitStack() as stack:
-            network: nn.Module = self.network
-            for given, squares in self._read(photos, batch_size):
+            networks: list[nn.Module] = [member.network for member in self.members]
+            formats = [member._numbers(precision) for member in self.members]
+            hurried = not hurry
+            for given, squares in _read(photos, batch_size, forms):
                 whole = [each for each in squares if not isinstance(each, str)]
-                if whole and hurry and network is self.network:
-                    network = copy.deepcopy(self.network)  # so that others may use the model meanwhile
-                    stack.enter_context(quick(network, self.inputs(whole[:2]), learns=False))
-                yield self._block(given, squares, self._seen(network, whole, views, numbers), calibrated)
+                fitting = [[each[forms.index(member._form)] for each in whole] for member in self.members]
+                if whole and not hurried:
+                    hurried = True
+                    networks = [
+                        stack.enter_context(member._quick(some[:2]))
+                        for member, some in zip(self.members, fitting, strict=True)
+                    ]
+                seen = [
+                    member._seen(network, some, tta, numbers)
+                    for member, network, some, numbers in zip(self.members, networks, fitting, formats, strict=True)
+                ]
+                yield self._block(given, squares, seen, calibrated)
 
     def settled_precision(self, wish: str = "") -> tuple[str, str]:
         """The number format of passes and why: that of the run's evaluation, which on a CPU is float32, if nothing is
-        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU the quicker of the two, by measurement.
+        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU the quicker of the two, by measurement (of
+        several models, with the first). Empty where several were evaluated in formats that differ.
 
         Raises:
             RecipeError: for bfloat16 on a CPU that has nothing for it.
         """
-        device = device_of(self.network).type
+        first = self.members[0]
+        device = device_of(first.network).type
         if device != "cpu":
-            return (self.facts["precision"], "as evaluated") if wish in ("", "auto") else (wish, "as given")
+            if wish not in ("", "auto"):
+                return wish, "as given"
+            formats = {member.facts["precision"] for member in self.members}
+            return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
         return settle_frozen_precision(
             wish or "float32", device, bfloat16_units(),
-            lambda: forward_rates(self.facts["arch"], self.facts["image_size"]),
+            lambda: forward_rates(first.facts["arch"], first.facts["image_size"]),
         )  # fmt: skip
+
+    def _block(self, photos: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool) -> Block:
+        facts = [member.facts for member in self.members]
+        labels = facts[0]["labels"]
+        errors = [each if isinstance(each, str) else "" for each in squares]
+        read = np.array([not error for error in errors], dtype=bool)
+        mean, threshold = blend(seen, [each["temperature"] for each in facts], labels, facts[0]["threshold"])
+        told = mean if calibrated else np.mean(seen, axis=0)
+        sure = told[np.arange(len(told)), mean.argmax(1)]
+        if threshold is not None:
+            sure = np.where(mean >= threshold, told, 1 - told).min(1)
+        predicted = np.full(len(photos), "", dtype=object)
+        confidence = np.full(len(photos), np.nan)
+        found = np.full((len(photos), len(self.classes)), np.nan)
+        predicted[read], confidence[read], found[read] = decisions(mean, self.classes, threshold), sure, told
+        return Block(photos, errors, found, predicted.tolist(), confidence)
+
+
+@dataclass(frozen=True, eq=False)
+class Model(_Predicts):
+    """A trained network and what is needed to use it; made by `load`."""
+
+    network: nn.Sequential
+    """In evaluation mode, on the GPU where there is one."""
+    facts: Mapping[str, Any]
+    """What `model.json` says; see the module `networks`."""
+    folder: Path
+
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """The model itself."""
+        return (self,)
+
+    @property
+    def decoded_size(self) -> int:
+        """Pixels, side of the squares that photos are decoded to."""
+        return self._recipe.decoded_size
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the network and all facts: models of one identity predict the same."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def learner(self) -> Learner:
+        """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
+        recipe = self._recipe
+        with states_kept():
+            learn = learner(empty_loaders(self.classes, recipe, (self.facts["mean"], self.facts["std"])), recipe)
+        learn.model.load_state_dict(self.network.state_dict())
+        return learn
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        facts = self.facts
+        taken = ("arch", "head", "image_size", "resize", "labels", "threshold")
+        return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
 
     @contextmanager
     def ready(self, *, tta: bool = True, calibrated: bool = True) -> Iterator[Callable[[Sequence[np.ndarray]], Block]]:
@@ -211,13 +280,11 @@ class Model:
         ...     predicted([model.square("a.jpg"), model.square("b.jpg")]).predicted
         ['ants', 'bees']
         """
-        views = tuple(self.facts["tta"]) if tta else ()
-        network = copy.deepcopy(self.network)  # so that others may use the model meanwhile
-        numbers = number_format(self.settled_precision()[0], device_of(self.network).type)
+        numbers = self._numbers()
         noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.shape), dtype=np.uint8)]
-        with quick(network, self.inputs(noise), learns=False):
+        with self._quick(noise) as network:
             yield lambda squares: self._block(
-                [*squares], [*squares], self._seen(network, squares, views, numbers), calibrated
+                [*squares], [*squares], [self._seen(network, squares, tta, numbers)], calibrated
             )
 
     @property
@@ -251,55 +318,77 @@ class Model:
             )
         return difference
 
-    def _read(self, photos: Iterable[Any], batch_size: int) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Photos in blocks, and for each the square that the network sees, or why there is none."""
-        rest = iter(photos)
-        blocks = iter(lambda: list(islice(rest, batch_size)), [])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ahead: deque[tuple[list[Any], list[Future]]] = deque()
-            try:
-                while True:
-                    for block in islice(blocks, 3 - len(ahead)):
-                        ahead.append((block, [pool.submit(self._square, each) for each in block]))
-                    if not ahead:
-                        return
-                    given, futures = ahead.popleft()
-                    yield given, [future.result() for future in futures]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+    @property
+    def _form(self) -> tuple[int, str]:
+        """Of a `square`: pixels, and how a photo becomes one."""
+        return self.decoded_size, self.facts["resize"]
 
-    def _square(self, photo: Any) -> Any:
-        try:
-            content = photo() if callable(photo) else photo
-            if not isinstance(content, PHOTO_FORMS):
-                return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
-            return self.square(content)
-        except Exception as error:
-            return why_unreadable(error)
+    @contextmanager
+    def _quick(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
+        """A copy of the network with quicker passes, so that others may use the model meanwhile."""
+        network = copy.deepcopy(self.network)
+        with quick(network, self.inputs(squares), learns=False):
+            yield network
+
+    def _numbers(self, precision: str = "") -> torch.autocast:
+        return number_format(self.settled_precision(precision)[0], device_of(self.network).type)
 
     def _seen(
-        self, network: nn.Module, squares: Sequence[np.ndarray], views: tuple[str, ...], numbers: torch.autocast
+        self, network: nn.Module, squares: Sequence[np.ndarray], tta: bool, numbers: torch.autocast
     ) -> np.ndarray:
         """Uncalibrated probabilities, squares x classes, mean over the plain photo and its views."""
         if len(squares) == 0:
             return np.empty((0, len(self.classes)))
+        views = tuple(self.facts["tta"]) if tta else ()
         return probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
 
-    def _block(self, photos: list[Any], squares: list[Any], seen: np.ndarray, calibrated: bool) -> Block:
-        errors = [each if isinstance(each, str) else "" for each in squares]
-        read = np.array([not error for error in errors], dtype=bool)
-        words = decisions(seen, self.classes, self.facts["threshold"] if self.many else None)
-        temperature = self.facts["temperature"] if calibrated else None
-        told = seen if temperature is None else tempered(seen, temperature, self.facts["labels"])
-        if self.many:
-            sure = np.where(seen >= self.facts["threshold"], told, 1 - told).min(1)
-        else:
-            sure = told[np.arange(len(told)), seen.argmax(1)]
-        predicted = np.full(len(photos), "", dtype=object)
-        confidence = np.full(len(photos), np.nan)
-        found = np.full((len(photos), len(self.classes)), np.nan)
-        predicted[read], confidence[read], found[read] = words, sure, told
-        return Block(photos, errors, found, predicted.tolist(), confidence)
+
+class Ensemble(_Predicts):
+    """Several models that predict together, by the mean of their calibrated probabilities; made by `load`.
+
+    They may differ in architecture, image size and views. A photo is decoded once for all models that take it in the
+    same size and form.
+
+    Raises:
+        OutputError: if they have not the same classes in the same order, some take several labels a photo and some
+            one, their thresholds differ, or one is there twice.
+    """
+
+    def __init__(self, members: Sequence[Model]) -> None:
+        if not members:
+            raise OutputError("No model was given to predict with. Give the folder of a run.")
+        _refuse_unlike(members)
+        self._members = tuple(members)
+
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """The models, in the order in which they were given."""
+        return self._members
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all members' identities, in their order."""
+        return hashlib.sha256(" ".join(member.identity for member in self.members).encode()).hexdigest()
+
+    def check(self) -> float:
+        """The largest difference of any member; see `Model.check`."""
+        return max(member.check() for member in self.members)
+
+
+def _refuse_unlike(members: Sequence[Model]) -> None:
+    first = members[0]
+    seen: dict[str, Path] = {}
+    for member in members:
+        both = f"{member.folder} and {first.folder}"
+        if member.classes != first.classes:
+            other = names(sorted(set(member.classes) ^ set(first.classes))) or "their order"
+            raise OutputError(f"{both} have not the same classes: they differ in {other}. Give runs of the same.")
+        for name in ("labels", *(["threshold"] if first.many else [])):
+            if (one := member.facts[name]) != (two := first.facts[name]):
+                raise OutputError(f"{both} differ in {name}, {one} and {two}, and have no average.")
+        if member.identity in seen:
+            raise OutputError(f"{member.folder} is there twice, also as {seen[member.identity]}. Leave one out.")
+        seen[member.identity] = member.folder
 
 
 def golden_of(network: nn.Module, facts: Mapping[str, Any], photos: np.ndarray) -> dict[str, Tensor]:
@@ -313,6 +402,38 @@ def golden_of(network: nn.Module, facts: Mapping[str, Any], photos: np.ndarray) 
     inputs = _inputs(photos, facts, torch.device("cpu"))
     found = probabilities(still, inputs, (), many=facts["labels"] == "many", numbers=numbers)[0]
     return {"photos": torch.from_numpy(photos), "probabilities": found.float().clone()}
+
+
+def _read(
+    photos: Iterable[Any], batch_size: int, forms: Sequence[tuple[int, str]]
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Photos in blocks, and for each its squares, one a form (pixels, resize), or why there are none."""
+    rest = iter(photos)
+    blocks = iter(lambda: list(islice(rest, batch_size)), [])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ahead: deque[tuple[list[Any], list[Future]]] = deque()
+        try:
+            while True:
+                for block in islice(blocks, 3 - len(ahead)):
+                    ahead.append((block, [pool.submit(_squares, each, forms) for each in block]))
+                if not ahead:
+                    return
+                given, futures = ahead.popleft()
+                yield given, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _squares(photo: Any, forms: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
+    try:
+        content = photo() if callable(photo) else photo
+        if not isinstance(content, PHOTO_FORMS):
+            return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
+        if isinstance(content, Image.Image) and len(forms) > 1:
+            content = content.copy()  # else a file not yet read would be read in the size of the first form
+        return [square(content, *form) for form in forms]
+    except Exception as error:
+        return why_unreadable(error)
 
 
 def _inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device) -> Tensor:

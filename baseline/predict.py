@@ -32,9 +32,9 @@ from .data import split_loader
 from .learners import autocast
 from .progress import Show
 from .quick import quick
-from .tables import SEPARATOR, flags_of
+from .tables import decisions, flags_of
 
-__all__ = ["decisions", "prediction_table", "predictions", "probabilities", "views_of"]
+__all__ = ["prediction_table", "predictions", "probabilities", "views_of"]
 
 CROP_SHARE = 0.875
 
@@ -108,22 +108,6 @@ def probabilities(
         outputs = [model(view.contiguous(memory_format=torch.channels_last)) for view in views_of(photos, views)]
     stacked = torch.stack(outputs).double()
     return (stacked.sigmoid() if many else stacked.softmax(-1)).cpu()
-
-
-def decisions(probabilities: np.ndarray, classes: Sequence[str], threshold: float | None = None) -> np.ndarray:
-    """What is predicted for each row of uncalibrated probabilities, N x classes: the most probable class.
-
-    With a threshold, for many labels a photo: all classes from it on, with `;` between.
-
-    >>> decisions(np.array([[0.6, 0.7]]), ["a", "b"]).tolist()
-    ['b']
-    >>> decisions(np.array([[0.6, 0.7]]), ["a", "b"], threshold=0.5).tolist()
-    ['a;b']
-    """
-    names = np.asarray(classes, dtype=object)
-    if threshold is None:
-        return names[probabilities.argmax(1)]
-    return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
 
 
 def prediction_table(

@@ -23,8 +23,9 @@ from .errors import DataError, OutputError, first_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CARD", "as_json", "flat", "judged_split", "looks_begun", "model_folder", "read_json", "read_manifest",
-           "read_predictions", "removed_if_empty", "run_folder", "unused", "whole_folder", "write"]  # fmt: skip
+__all__ = ["CARD", "EXPERIMENTS", "as_json", "flat", "judged_split", "looks_begun", "member_folders", "model_folder",
+           "read_json", "read_manifest", "read_predictions", "removed_if_empty", "run_folder", "unused", "whole_folder",
+           "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -34,6 +35,9 @@ CARD = "README.md"
 
 TENSORS, GOLDEN, FACTS_FILE = "model.safetensors", "golden.safetensors", "model.json"
 """The other files of the model folder; see `networks`."""
+
+EXPERIMENTS = {"fold": "folds.json", "seed": "seeds.json"}
+"""What is written last into a folder of several runs, by the beginning of their folders' names."""
 
 BEGUN = ("history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
 """What a run writes before its manifest."""
@@ -137,6 +141,40 @@ def model_folder(folder: str | Path) -> Path:
     """The folder itself where it holds a `model.json`, else `model/` in it, as in a run."""
     folder = Path(folder).expanduser()
     return folder if (folder / FACTS_FILE).exists() else folder / "model"
+
+
+def member_folders(folder: str | Path) -> list[Path]:
+    """The folder itself, or, of a folder of folds or seeds, those of its runs.
+
+    Raises:
+        OutputError: if not all of its runs are finished, or one has gone.
+    """
+    folder = Path(folder).expanduser()
+    if (model_folder(folder) / FACTS_FILE).exists():
+        return [folder]
+    for kind, summary in EXPERIMENTS.items():
+        if (folder / summary).exists():
+            names = _names_in(folder / summary, kind)
+            if gone := [name for name in names if not (model_folder(folder / name) / FACTS_FILE).exists()]:
+                raise OutputError(f"{folder / gone[0]}, which {summary} names, holds no model. Copy it there again.")
+            return [folder / name for name in names]
+        if done := list(folder.glob(f"{kind}-*/manifest.json")):
+            raise OutputError(
+                f"{folder} holds {len(done)} finished {kind}s, but no {summary}: not all have ended. Give the same "
+                "command with --resume, or name their folders."
+            )
+    return [folder]
+
+
+def _names_in(summary: Path, kind: str) -> list[str]:
+    """The names of the runs' folders, wherever the whole folder lies now."""
+    told = read_json(summary)
+    runs = told.get("runs") if isinstance(told, dict) else None
+    listed = runs if isinstance(runs, list) else []
+    found = [Path(str(run.get("folder"))).name if isinstance(run, dict) else "" for run in listed]
+    if not found or not all(re.fullmatch(rf"{kind}-\d{{1,10}}", name) for name in found):
+        raise OutputError(f"{summary} names no {kind}s. Give the folder of a finished run.")
+    return found
 
 
 def read_manifest(run: str | Path) -> dict[str, Any]:

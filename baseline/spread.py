@@ -1,4 +1,4 @@
-"""Model folder + photos -> blocks of predictions, in order, made by several processes. Knows processes; knows no files.
+"""Model folders + photos -> blocks of predictions, in order, by several processes. Knows processes; knows no files.
 
 Each process has the model of the folder on a GPU of its own, or on its share of the CPU, and block `i` goes to process
 `i` modulo their number, so that the same photos meet the same blocks as in one process.
@@ -12,7 +12,7 @@ import queue
 import signal
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice, repeat
@@ -23,7 +23,7 @@ from .errors import BaselineError, OutputError
 from .photos import why_unreadable
 
 if TYPE_CHECKING:
-    from .model import Block, Model
+    from .model import Block, Ensemble, Model
 
 __all__ = ["spread_blocks"]
 
@@ -35,24 +35,24 @@ PATIENCE = 1.0
 
 
 def spread_blocks(
-    folder: Path, identity: str, photos: Iterable[Any], processes: int, *, batch_size: int, **options: Any
+    folders: Sequence[Path], identity: str, photos: Iterable[Any], processes: int, *, batch_size: int, **options: Any
 ) -> Iterator[Block]:
-    """What `Model.blocks` of the folder's model gives for the photos, in their order, made by so many processes.
+    """What `Model.blocks` of the folders' models gives for the photos, in their order, made by so many processes.
 
     Args:
-        identity: that of the model which the folder has to hold; see `Model.identity`.
+        identity: that of the model which the folders have to hold; see `Model.identity`.
         photos: taken from the iterable as they are needed, at most four blocks a process ahead.
         options: for `Model.blocks`.
 
     Raises:
-        OutputError: if the folder holds another model by now, or a process was killed.
+        OutputError: if a folder holds another model by now, or a process was killed.
 
-    >>> list(spread_blocks(model.folder, model.identity, paths, 2, batch_size=64))     # doctest: +SKIP
+    >>> list(spread_blocks(model.folders, model.identity, paths, 2, batch_size=64))     # doctest: +SKIP
     """
     rest = iter(photos)
     blocks = iter(lambda: list(islice(rest, batch_size)), [])
     options["batch_size"] = batch_size
-    with _workers(folder, identity, processes, options) as workers:
+    with _workers(folders, identity, processes, options) as workers:
         waiting: deque[list[Any]] = deque()
         ended: list[Any] = []
         next_fed, next_done = cycle(workers), cycle(workers)
@@ -111,14 +111,16 @@ def _sent(photo: Any) -> Any:
 
 
 @contextmanager
-def _workers(folder: Path, identity: str, processes: int, options: dict[str, Any]) -> Iterator[list[_Worker]]:
+def _workers(
+    folders: Sequence[Path], identity: str, processes: int, options: dict[str, Any]
+) -> Iterator[list[_Worker]]:
     """Processes that wait for blocks; what is not done in the end is dropped with them."""
     context = multiprocessing.get_context("spawn")
     made: list[_Worker] = []
     try:
         for number in range(processes):
             tasks, results = context.Queue(), context.Queue()
-            share = _Share(folder, identity, number, processes, options, tasks, results, [*warnings.filters])
+            share = _Share([*folders], identity, number, processes, options, tasks, results, [*warnings.filters])
             process = context.Process(target=_work, args=(share,), daemon=True)
             process.start()
             made.append(_Worker(process, tasks, results))
@@ -134,7 +136,7 @@ def _workers(folder: Path, identity: str, processes: int, options: dict[str, Any
 class _Share(NamedTuple):
     """What a process has to know."""
 
-    folder: Path
+    folders: list[Path]
     identity: str
     number: int
     processes: int
@@ -156,7 +158,7 @@ def _work(share: _Share) -> None:
         share.results.put(error)
 
 
-def _model(share: _Share) -> Model:
+def _model(share: _Share) -> Model | Ensemble:
     import torch
 
     from .model import load
@@ -165,9 +167,10 @@ def _model(share: _Share) -> Model:
         torch.cuda.set_device(share.number % torch.cuda.device_count())
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // share.processes))
-    model = load(share.folder)
+    model = load(share.folders)
     if model.identity != share.identity:
-        raise OutputError(f"{share.folder} was changed while its model predicted. Leave it as it is.")
+        words = ", ".join(map(str, share.folders))
+        raise OutputError(f"{words} was changed while its model predicted. Leave it as it is.")
     return model
 
 

@@ -23,7 +23,7 @@ from .archives import is_archive, unpack
 from .datasets import KAGGLE_DEPTH, kaggle
 from .errors import DataError, OutputError
 from .progress import Show, Terminal
-from .save import model_folder, read_json, write
+from .save import member_folders, model_folder, read_json, write
 from .shapes import GIVEN, Naming, Shape, asked_shape, in_shape
 from .sources import unpacked
 from .tables import (
@@ -83,7 +83,7 @@ class _Sample:
 
 
 def submit(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     sample: str | Path | None = None,
     images: str | Path | None = None,
     *,
@@ -100,7 +100,7 @@ def submit(
     others, and is told. The file is written under another name, read back, checked, and only then renamed.
 
     Args:
-        run: the folder of a finished run, or of its model.
+        run: the folder of a finished run, or of its model; several are averaged, as `baseline.load` does.
         sample: the competition's sample submission, or a zip of it; looked for below `/kaggle/input` if not given.
         images: the folder or archive of the test photos; beside the sample if not given. Ids may lack the ending, and
             name photos in folders below; where a photo of the name is in train and in test, that in test is meant.
@@ -123,20 +123,22 @@ def submit(
     show = show or Terminal()
     asked = _read(_sample_path(sample))
     target = _target(out, asked, overwrite)
-    classes, many = _classes(Path(run))
+    given = [run] if isinstance(run, str | Path) else run
+    runs = [folder for each in given for folder in member_folders(each)]
+    classes, many = _classes(runs[0])
     where = _photo_folder(images, asked, show)
     column, paths = _photos(asked, where, given=images is not None)
     frame = asked.frame
     wanted = asked_shape(
         {name: list(frame[name]) for name in asked.columns if name != column},
         classes,
-        lambda: _namings(Path(run), asked, classes),
+        lambda: _namings(runs, asked, classes),
         given=None if codes is None else Naming(_given_codes(codes, classes), GIVEN),
         many=many,
         wish=shape,
         name=asked.path.name,
     )
-    left = _extra(paths, where if images is not None else _common(paths), Path(run), asked)
+    left = _extra(paths, where if images is not None else _common(paths), runs, asked)
     if left and not leave_extra:
         raise DataError(
             f"{len(left):,} photos have no id in {asked.path.name}: {names(left, 3)}. Give --images FOLDER with the "
@@ -147,7 +149,7 @@ def submit(
         "photos": f"{len(paths):,} below {where}" + (f"; {len(left):,} without an id are passed over" if left else ""),
         "shape": "; ".join(wanted.words),
     }
-    table, unread = _predicted(Path(run), paths, classes, show)
+    table, unread = _predicted(runs, paths, classes, show)
     written = _as_text(asked, {column: list(frame[column]), **in_shape(table, wanted)})
     checks = _put(target, written, lambda path: _checked(path, asked, column, wanted, many))
     if unread:
@@ -267,11 +269,11 @@ def _common(paths: Sequence[str]) -> Path:
     return Path(os.path.commonpath([Path(path).parent for path in paths]))
 
 
-def _extra(paths: Sequence[str], folder: Path, run: Path, asked: _Sample) -> list[str]:
+def _extra(paths: Sequence[str], folder: Path, runs: Sequence[Path], asked: _Sample) -> list[str]:
     """Photos in the folder of the test photos that have no id, and are no training photos either."""
     extra = set(map(os.path.normpath, photos_below(folder))) - set(paths)
     if extra:
-        known = _trained_on(run)
+        known = set().union(*map(_trained_on, runs))
         extra = {path for path in extra if _tail(path) not in known}
     if extra:
         extra -= _training_photos(asked.path.parent)
@@ -318,12 +320,13 @@ def _classes(run: Path) -> tuple[list[str], bool]:
     return [str(each) for each in facts["classes"]], facts.get("labels") == "many"
 
 
-def _namings(run: Path, asked: _Sample, classes: Sequence[str]) -> Iterator[Naming]:
+def _namings(runs: Sequence[Path], asked: _Sample, classes: Sequence[str]) -> Iterator[Naming]:
     """What tables and JSON files beside the sample and the training photos call the classes."""
-    photos = read_json(run / "manifest.json").get("photos") if (run / "manifest.json").is_file() else None
     folders = [asked.path.parent]
-    if photos and Path(photos).is_absolute():
-        folders.append(Path(photos) if Path(photos).is_dir() else Path(photos).parent)
+    for manifest in [run / "manifest.json" for run in runs if (run / "manifest.json").is_file()]:
+        photos = read_json(manifest).get("photos")
+        if photos and Path(photos).is_absolute():
+            folders.append(Path(photos) if Path(photos).is_dir() else Path(photos).parent)
     for folder in dict.fromkeys(each for each in folders if each.is_dir()):
         for path in sorted(folder.glob("*.json")):
             yield from _in_json(path, classes)
@@ -392,14 +395,16 @@ def _table(path: Path) -> pd.DataFrame | None:
 # ---- predictions ----------------------------------------------------------------------------------------------------
 
 
-def _predicted(run: Path, paths: Sequence[str], classes: Sequence[str], show: Show) -> tuple[pd.DataFrame, list[str]]:
+def _predicted(
+    runs: Sequence[Path], paths: Sequence[str], classes: Sequence[str], show: Show
+) -> tuple[pd.DataFrame, list[str]]:
     """`predicted` and `p_CLASS` of the photos, in order, and those that could not be read and got the mean.
 
     Raises:
         DataError: if none can be read.
     """
     columns = [f"p_{each}" for each in classes]
-    table = _seen(run, paths, classes, show)
+    table = _seen(runs, paths, classes, show)
     bad = table[columns].isna().any(axis=1).to_numpy()
     if bad.all():
         raise DataError(f"None of {len(paths):,} test photos can be read, first {paths[0]}. Give photos.")
@@ -410,13 +415,13 @@ def _predicted(run: Path, paths: Sequence[str], classes: Sequence[str], show: Sh
     return table, [path for path, failed in zip(paths, bad, strict=True) if failed]
 
 
-def _seen(run: Path, paths: Sequence[str], classes: Sequence[str], show: Show) -> pd.DataFrame:
+def _seen(runs: Sequence[Path], paths: Sequence[str], classes: Sequence[str], show: Show) -> pd.DataFrame:
     """`predicted` and calibrated `p_CLASS` of the photos, in order; NaN where a photo cannot be read."""
     from .model import load
 
     found, predicted = [np.empty((0, len(classes)))], []
     with show.bar("predicting", len(paths), "photos") as bar:
-        for block in load(run).blocks(paths):
+        for block in load(runs).blocks(paths):
             found.append(block.probabilities)
             predicted += block.predicted
             bar.step(len(block.photos))

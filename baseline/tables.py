@@ -26,6 +26,7 @@ __all__ = [
     "Columns",
     "Finder",
     "classes_of",
+    "decisions",
     "each_label",
     "flags_of",
     "has_many",
@@ -258,6 +259,22 @@ def against_rest(labels: pd.Series, positive: str) -> pd.Series:
 
 
 # ---- several labels of one photo ------------------------------------------------------------------------------------
+
+
+def decisions(probabilities: np.ndarray, classes: Sequence[str], threshold: float | None = None) -> np.ndarray:
+    """What is predicted for each row of uncalibrated probabilities, N x classes: the most probable class.
+
+    With a threshold, for many labels a photo: all classes from it on, with `;` between.
+
+    >>> decisions(np.array([[0.6, 0.7]]), ["a", "b"]).tolist()
+    ['b']
+    >>> decisions(np.array([[0.6, 0.7]]), ["a", "b"], threshold=0.5).tolist()
+    ['a;b']
+    """
+    names = np.asarray(classes, dtype=object)
+    if threshold is None:
+        return names[probabilities.argmax(1)]
+    return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
 
 
 def has_many(labels: pd.Series, wish: str = "auto") -> bool:

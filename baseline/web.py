@@ -56,7 +56,7 @@ from . import __version__
 from .errors import OutputError, first_line, unknown
 from .figures import heated
 from .gradcam import grad_cam
-from .model import Block, Model, load
+from .model import Block, Model, load_model
 from .pages import rendered
 from .photos import fit_photo, open_photo, opened, why_unreadable
 from .progress import Show
@@ -173,7 +173,7 @@ def application(
     """
     show = show or Show()
     limits = limits or Limits()
-    loaded = model if isinstance(model, Model) else load(model)
+    loaded = model if isinstance(model, Model) else load_model(model)
     folder = loaded.folder if isinstance(model, Model) else Path(model).expanduser()
     engine = _Engine(loaded, tta, limits)
     site = _Site(engine, *_run_facts(folder, examples, show))

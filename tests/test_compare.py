@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -99,7 +98,9 @@ def test_other_test_photos_by_seed_are_said(
     done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def drawn(*_: Any, seed: int, out: Path, **__: Any) -> baseline.Baseline:
-        return dataclasses.replace(done, predictions=done.predictions.assign(path=f"{seed}" + done.predictions["path"]))
+        out.mkdir(parents=True)
+        done.predictions.assign(path=f"{seed}" + done.predictions["path"]).to_csv(out / "predictions.csv", index=False)
+        return done
 
     monkeypatch.setattr(baseline.experiments, "make_baseline", drawn)
     found = make_seeds(2, "photos", out=tmp_path, show=Show())
