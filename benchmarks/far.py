@@ -1,4 +1,4 @@
-"""Whether predictions by Ray's workers, one of which is killed on the way, are those of one process; and how long it takes.
+"""Whether predictions by Ray's workers, one of which is killed on the way, are those of one process; and their rate.
 
     OMP_NUM_THREADS=1 python benchmarks/far.py runs/mine PHOTOS --photos 60000 --workers 2 --out far/
 
