@@ -247,16 +247,16 @@ def assert_same_runs(one: Path, other: Path) -> None:
 def test_folds_by_ray_are_those_of_one_process_though_a_worker_is_killed(
     two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path
 ) -> None:
-    one = make_folds(photos, short, out=tmp_path / "one", split="kfold:5", show=QUIET)
-    show = Killing("fold 1, 2 of 5")
-    other = make_folds(photos, short, out=tmp_path / "other", split="kfold:5", on="ray", show=show)
+    one = make_folds(photos, short, out=tmp_path / "one", split="kfold:3", show=QUIET)
+    show = Killing("fold 1, 2 of 3")
+    other = make_folds(photos, short, out=tmp_path / "other", split="kfold:3", on="ray", show=show)
     assert_same_runs(one.folder, other.folder)
     assert (one.folder / "oof.csv").read_text() == (other.folder / "oof.csv").read_text()
     assert (one.metrics, one.mean, one.sd) == (other.metrics, other.mean, other.sd)
-    begun = [line for line in show.said if line.startswith("fold 1, 2 of 5: begun on")]
+    begun = [line for line in show.said if line.startswith("fold 1, 2 of 3: begun on")]
     assert show.times == 0 and len(begun) == 2 and begun[0] != begun[1], show.said
     assert (
-        sum(": done in " in line for line in show.said) == 5
+        sum(": done in " in line for line in show.said) == 3
         and "Ray: at most 2 at once, threads of each: 1" in show.said
     )
 
