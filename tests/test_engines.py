@@ -228,7 +228,7 @@ def at_work() -> list[int]:
 def numbers_of(run: Path) -> tuple[pd.DataFrame, dict[str, Any], str]:
     """All that a run says, but for times."""
     manifest = json.loads((run / "manifest.json").read_text())
-    kept = {name: manifest[name] for name in ("metrics", "calibration", "recipe", "data", "device", "versions")}
+    kept = {name: manifest.get(name) for name in ("metrics", "calibration", "recipe", "data", "device", "versions")}
     return read_predictions(run), kept, (run / "split.csv").read_text()
 
 
@@ -263,7 +263,8 @@ def test_folds_by_ray_are_those_of_one_process_though_a_worker_is_killed(
 
 @pytest.mark.slow
 def test_a_ladder_by_ray_is_that_of_one_process(two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path) -> None:
-    rungs = ("logistic", "head", "groups", "tta")
+    rungs = ("logistic", "groups", "tta")
+    short = short.changed(stages=(*short.stages, baseline.Stage(3, 1, 1e-4)))
     one = make_ladder(photos, short, rungs=rungs, out=tmp_path / "one", show=QUIET)
     other = make_ladder(photos, short, rungs=rungs, out=tmp_path / "other", on="ray", show=QUIET)
     assert_same_runs(one.folder, other.folder)
@@ -273,7 +274,7 @@ def test_a_ladder_by_ray_is_that_of_one_process(two: Any, photos: Path, short: b
 
 @pytest.mark.slow
 def test_a_curve_by_ray_is_that_of_one_process(two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rungs": ("logistic", "head"), "sizes": (4, 8), "seeds": 2, "show": QUIET}
+    options: dict[str, Any] = {"rungs": ("logistic", "head"), "sizes": (4, 6, 8), "seeds": 1, "show": QUIET}
     one = baseline.make_curve(photos, short, out=tmp_path / "one", **options)
     other = baseline.make_curve(photos, short, out=tmp_path / "other", on="ray", **options)
     pd.testing.assert_frame_equal(one.table.drop(columns="run"), other.table.drop(columns="run"), check_exact=True)
