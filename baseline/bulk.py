@@ -150,9 +150,10 @@ def write_predictions(
     wanted = _settled(model, wanted, path if resume else None, show)
     rows = _Rows(model.classes, wanted)
     if not isinstance(out, str | Path):
-        if wanted.format == "parquet" or workers.far:
-            what = "Parquet" if wanted.format == "parquet" else "What workers predict"
-            raise OutputError(f"{what} goes into a file. Give --out FILE.")
+        if wanted.format == "parquet":
+            raise OutputError("Parquet goes into a file. Give --out FILE.parquet.")
+        if workers.far:
+            raise OutputError("What --on predicts goes into a file. Give --out FILE.")
         out.write(rows.header)
         return _written(map(rows.of, _blocks(model, photos, wanted, processes)), out, Counts(), total, show)
     assert path is not None
