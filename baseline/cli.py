@@ -248,6 +248,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tells what was understood of the photos, and stops there.")
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1024, help="Train in so many, each on a GPU, or its share of the CPU.", show_default=False
+        ),
+    ] = 1,
     resume: Resume = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
@@ -280,12 +286,20 @@ def run(
 
         baseline run runs/mine --resume
 
+        baseline run photos/ --processes 2
+
         baseline run photos/ --log csv,tensorboard
 
         baseline run runs/mine/manifest.json --fixes fixes.csv
 
         baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        if seeds is not None or fixes or (fold is None and split and "kfold" in split):
+            raise RecipeError("--processes goes with a single run. Leave it out, or --seeds, folds and --fixes.")
+        from .processes import begin
+
+        raise typer.Exit(begin(processes, sys.argv[1:]))
     if resume and out is None and (Path(target) / UNFINISHED).exists():
         _go_on(Path(target), quiet)
         return
@@ -345,7 +359,7 @@ def run(
 
         _print(_fixed(make_fixed(fixes, photos, recipe, before=before, **options, **changes)))
         return
-    _print(_results(make_baseline(photos, recipe, **options, **changes)))
+    _tell(make_baseline(photos, recipe, **options, **changes))
 
 
 @app.command()
@@ -1113,7 +1127,12 @@ def _go_on(run: Path, quiet: bool) -> None:
     from .make import go_on
     from .progress import Show, Terminal
 
-    _print(_results(go_on(run, show=Show() if quiet else Terminal())))
+    _tell(go_on(run, show=Show() if quiet else Terminal()))
+
+
+def _tell(done: Baseline) -> None:
+    if done.manifest:  # of several processes the first tells
+        _print(_results(done))
 
 
 def _target(target: str) -> tuple[str | None, str]:
