@@ -299,7 +299,10 @@ def run(
             raise RecipeError("--processes goes with a single run. Leave it out, or --seeds, folds and --fixes.")
         from .processes import begin
 
-        raise typer.Exit(begin(processes, sys.argv[1:]))
+        code, words = begin(processes, sys.argv[1:])
+        if words:
+            typer.echo(words, err=True)
+        raise typer.Exit(code)
     if resume and out is None and (Path(target) / UNFINISHED).exists():
         _go_on(Path(target), quiet)
         return

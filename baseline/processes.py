@@ -114,10 +114,10 @@ def averaged(tensors: Sequence[torch.Tensor]) -> None:
         at += each.numel()
 
 
-def begin(processes: int, words: Sequence[str]) -> int:
+def begin(processes: int, words: Sequence[str]) -> tuple[int, str]:
     """Runs `python -m baseline` with these words in so many processes; the exit code of the first that fails, else 0.
 
-    Only the first one's output is shown; if another fails first, its last line is. Then the rest are ended.
+    Only the first one's output is shown; if another fails first, its last line is given back. The rest are ended.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -138,12 +138,13 @@ def begin(processes: int, words: Sequence[str]) -> int:
             if failed and failed[0] is not running[0]:
                 silent.seek(0)
                 lines = silent.read().decode(errors="replace").strip().splitlines()
-                print(lines[-1] if lines else f"baseline: a process ended with {failed[0].returncode}", file=sys.stderr)
-            return abs(failed[0].returncode) if failed else 0
+                last = lines[-1] if lines else f"baseline: a process ended with {failed[0].returncode}"
+                return abs(failed[0].returncode), last
+            return (abs(failed[0].returncode) if failed else 0), ""
         except KeyboardInterrupt:  # which all of them got, too
             for process in running:
                 process.wait()
-            return 130
+            return 130, ""
         finally:
             for process in running:
                 process.terminate()

@@ -82,7 +82,7 @@ MAY_IMPORT = {
              "networks", "photos"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
             "sources", "report", "compare", "curve", "experiments", "ladder", "metrics", "card", "hub", "model", "bulk",
-            "shapes", "submission", "exports", "imports", "bundles", "web", "cleaning"},
+            "shapes", "submission", "exports", "imports", "bundles", "web", "cleaning", "processes"},
 }  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def test_two_processes_reach_what_one_does_on_the_same_photos(pair: Path) -> Non
 
 def test_processes_that_fail_say_why_once_and_end_together(photos: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 7"))
-    assert begin(2, ["run", str(tmp_path / "plan.toml"), "--data", str(photos), "--out", str(tmp_path / "run")]) == 2
+    assert begin(2, ["run", str(tmp_path / "plan.toml"), "--data", str(photos), "--out", str(tmp_path / "run")])[0] == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
     assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6."]
 
