@@ -5,16 +5,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 import baseline
-from baseline import OutputError, make_baseline
+from baseline import DataError, OutputError, make_baseline
+from baseline.datasets import home
+from baseline.photos import file_bytes
 from baseline.save import looks_begun, named_folder, occupied, run_folder
 
 QUIET = baseline.Show()
@@ -99,3 +109,254 @@ def test_where_a_disk_knows_no_locks_runs_go_on(tmp_path: Path, monkeypatch: pyt
     with run_folder(tmp_path / "run", "any") as folder:
         (folder / "history.csv").touch()
     assert [each.name for each in folder.iterdir()] == ["history.csv"]
+
+
+# ---- damaged caches (arrays: test_cache.py; weights: test_weights.py; data sets: test_datasets.py) -------------------
+
+
+class Said(baseline.Show):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, words: str) -> None:
+        self.lines.append(words)
+
+
+def damaged(file: Path, damage: str) -> None:
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+        return
+    middle = len(content) // 2
+    kinds = {"empty": b"", "cut": content[:middle], "replaced": b"something else\n" * 400,
+             "bit": content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]}  # fmt: skip
+    file.write_bytes(kinds[damage])
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "replaced", "folder"])
+def test_what_was_seen_of_photos_is_seen_anew_when_damaged(damage: str, photos: Path) -> None:
+    table = baseline.photo_table(photos)
+    first = baseline.audit(table).usable
+    (base,) = home().glob("audit-*.sqlite")
+    damaged(base, damage)
+    said = Said()
+    assert baseline.audit(table, show=said).usable.equals(first)
+    assert len(said.lines) == 1 or (damage in ("bit", "empty") and not said.lines), said.lines
+    if damage != "folder":
+        again = Said()
+        assert baseline.audit(table, show=again).usable.equals(first) and not again.lines
+
+
+def test_a_flipped_bit_in_any_row_of_what_was_seen_is_noticed(photos: Path) -> None:
+    table = baseline.photo_table(photos)
+    first = baseline.audit(table).usable
+    (base,) = home().glob("audit-*.sqlite")
+    with closing(sqlite3.connect(base)) as opened, opened:
+        opened.execute("UPDATE photos SET width = width + 1024, hash = zeroblob(8)")
+    assert baseline.audit(table).usable.equals(first)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "file", "nothing"])
+def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, photos: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
+    before = [file_bytes(path) for path in baseline.photo_table(archive)["path"]]
+    (folder,) = (each for each in (home() / "unpacked").iterdir() if each.is_dir())
+    victim = next(folder.rglob("*.jpg"))
+    if damage in ("cut", "empty"):
+        damaged(victim, damage)
+    elif damage == "gone":
+        victim.unlink()
+    elif damage == "file":
+        shutil.rmtree(folder)
+        folder.touch()
+    said = Said()
+    assert [file_bytes(path) for path in baseline.photo_table(archive, show=said)["path"]] == before
+    assert any("is not as it was unpacked" in line for line in said.lines) == (damage != "nothing")
+
+
+# ---- disks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 6 MB, of which all but 5 are full."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount") or "mount"
+    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no disk can be mounted here")
+    (disk / "other").write_bytes(bytes(10**6))
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture(scope="session")
+def head(small: baseline.Recipe) -> baseline.Recipe:
+    """The shortest training, in a number format that is not chosen by timing."""
+    return small.changed(stages=(baseline.Stage("head", 1, 1e-3),), tta=(), frozen_precision="float32")
+
+
+@pytest.fixture(scope="session")
+def roomy(photos: Path, head: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+    """A run that nothing disturbed."""
+    return make_baseline(photos, head, out=tmp_path_factory.mktemp("roomy") / "run", show=QUIET)
+
+
+def test_a_disk_with_too_little_room_is_refused_before_any_work(small_disk: Path, photos: Path) -> None:
+    with pytest.raises(OutputError, match=r"has 5 MB free; 200 MB were needed. Make room"):
+        make_baseline(photos, out=small_disk / "run", show=QUIET)
+    assert not (small_disk / "run").exists()
+
+
+def test_a_disk_that_fills_up_in_the_end_is_said_in_words_and_leaves_no_half_file(
+    small_disk: Path, photos: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baseline.save.LEAST_FREE_BYTES", 0)
+    with pytest.raises(OutputError, match=r"(No space left|disk is full).* Make room"):
+        make_baseline(photos, head, out=small_disk / "run", show=QUIET)
+    left = [each.name for each in (small_disk / "run").rglob("*") if each.is_file()]
+    assert left == ["history.csv"], "what is whole stays, and nothing else"
+
+
+def test_caches_on_a_full_disk_cost_time_and_nothing_else(
+    small_disk: Path,
+    roomy: baseline.Baseline,
+    photos: Path,
+    head: baseline.Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (small_disk / "more").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
+    monkeypatch.setenv("BASELINE_HOME", str(small_disk / "home"))
+    said = Said()
+    full = make_baseline(photos, head, out=tmp_path / "full", show=said)
+    assert full.predictions.equals(roomy.predictions)
+    assert any("not kept for the next time" in line for line in said.lines), said.lines
+    assert any("nothing more is kept there" in line for line in said.lines), said.lines
+
+
+READ_ONLY = """
+import os, sys
+import baseline
+from baseline import Augment, Stage
+recipe = baseline.load_recipe("default").changed(
+    image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=())
+done = baseline.make_baseline(sys.argv[1], recipe, out=sys.argv[2], show=baseline.Show())
+assert done.metrics["test"]["photos"], done.metrics
+for folder in (".", os.environ["BASELINE_HOME"], os.environ["TMPDIR"], sys.argv[1]):
+    try:
+        open(os.path.join(folder, "new"), "w")
+    except OSError:
+        continue
+    raise AssertionError(folder)
+"""
+
+
+def test_a_run_needs_to_write_nothing_but_its_folder(photos: Path, tmp_path: Path) -> None:
+    """All else is read-only: photos, caches, the working, home and temporary folders, and the package itself."""
+    places = ["HOME", "BASELINE_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TMPDIR", "here", "photos", "out"]
+    folders = {name: tmp_path / name for name in places}
+    shutil.copytree(photos, folders["photos"])
+    for folder in folders.values():
+        folder.mkdir(exist_ok=True)
+    closed = " && ".join(f"mount -t tmpfs -o ro,mode=555 none {folders[name]}" for name in places[:-2])
+    closed += f" && mount --bind {folders['photos']} {folders['photos']}"
+    closed += f" && mount -o remount,bind,ro {folders['photos']}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", closed], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    command = [sys.executable, "-B", "-c", READ_ONLY, str(folders["photos"]), str(folders["out"] / "run")]
+    script = f'{closed} && cd {folders["here"]} && exec "$@"'
+    environment = {**os.environ, **{name: str(folders[name]) for name in places[:5]}}
+    environment["PYTHONPATH"] = str(Path(baseline.__file__).parents[1])
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert (folders["out"] / "run" / "report.html").exists()
+
+
+# ---- clocks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_changes_no_number(
+    roomy: baseline.Baseline, photos: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real, real_ns = iter(range(10**9)), time.time, time.time_ns
+
+    def jump() -> int:  # back and ahead by years, further each time that somebody looks
+        number = next(asked)
+        return number * 86400 * (-1) ** number
+
+    monkeypatch.setattr(time, "time", lambda: real() + jump())
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump() * 10**9)
+    began = time.monotonic()
+    done = make_baseline(photos, head, show=QUIET)
+    took = time.monotonic() - began
+    assert done.predictions.equals(roomy.predictions) and next(asked) > 0
+    seconds = [*done.manifest["seconds"].values(), *done.manifest["time"].values(), *done.history.epochs["seconds"]]
+    assert all(0 <= each <= took for each in seconds), seconds
+
+
+def test_the_same_moment_again_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("baseline.save.datetime", Still)
+    made = []
+    for _ in range(3):
+        with run_folder(None, "mine") as folder:
+            (folder / "history.csv").touch()
+        made.append(folder.name)
+    assert made == ["mine-20260102-030405", "mine-20260102-030405-2", "mine-20260102-030405-3"]
+
+
+# ---- few classes, few photos, odd names -----------------------------------------------------------------------------
+
+
+def test_three_photos_in_all_are_refused_in_one_line(photos: Path, tmp_path: Path) -> None:
+    for name, count in (("ants", 2), ("bees", 1)):
+        (tmp_path / "three" / name).mkdir(parents=True)
+        for file in sorted((photos / name).iterdir())[:count]:
+            shutil.copy(file, tmp_path / "three" / name)
+    with pytest.raises(DataError) as told:
+        make_baseline(tmp_path / "three", show=QUIET)
+    assert "\n" not in str(told.value) and "photo" in str(told.value), told.value
+
+
+def test_a_single_class_is_refused_in_one_line(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "ants", tmp_path / "one" / "ants")
+    with pytest.raises(DataError, match="class") as told:
+        make_baseline(tmp_path / "one", show=QUIET)
+    assert "\n" not in str(told.value)
+
+
+NAMES = ["a/b", "🐜 emoji", "n" * 200, "-dash", "..", "Ant", "ant", "<script>alert(1)</script>", "&amp \"'", "=1+1"]
+
+
+def test_odd_class_names_stay_what_they_are_in_every_file(photos: Path, tmp_path: Path, head: baseline.Recipe) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    table = pd.DataFrame([{"path": str(file), "label": NAMES[at % len(NAMES)]} for at, file in enumerate(files)])
+    for number, name in enumerate(NAMES):  # photos enough in each split
+        place = tmp_path / f"{number}.jpg"
+        Image.open(files[number]).rotate(90, expand=True).save(place)
+        table.loc[len(table)] = {"path": str(place), "label": name}
+    table.to_csv(tmp_path / "photos.csv", index=False)
+    done = make_baseline(tmp_path / "photos.csv", head, out=tmp_path / "run", show=QUIET)
+    assert set(done.model.classes) == set(NAMES) == set(done.manifest["data"]["classes"])
+    assert set(pd.read_csv(tmp_path / "run" / "split.csv", dtype=str, keep_default_na=False)["label"]) == set(NAMES)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
+    told = done.predict(files[:2])
+    assert [name for name in told.columns if name.startswith("p_")] == [f"p_{name}" for name in done.model.classes]
+    outside = [each.name for each in tmp_path.iterdir() if each.suffix != ".jpg"]
+    assert sorted(outside) == ["photos.csv", "run"], "no name became a path"
