@@ -32,6 +32,7 @@ from .foreign import foreign, is_foreign
 from .progress import Show
 from .tables import (
     PHOTO_ENDINGS,
+    ROW_BYTES,
     SPLIT_NAMES,
     TABLE_ENDINGS,
     Columns,
@@ -198,7 +199,7 @@ def _from_place(where: Path, columns: Columns, label_from: str) -> _Found:
         if not where.name.lower().endswith(TABLE_ENDINGS):
             endings = ", ".join((*TABLE_ENDINGS, *ARCHIVE_SUFFIXES))
             raise DataError(f"{where} is a file; a folder of photos was needed, or one that ends in {endings}.")
-        return _from_table(read_table(where), where.name, where.parent, columns)
+        return _from_table(read_table(where, ROW_BYTES), where.name, where.parent, columns)
     folder = _entered(where)
     if label_from:
         return _from_names(folder, label_from)
@@ -224,7 +225,7 @@ def _from_table(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) 
 def _from_competition(folder: Path, tables: list[Path], columns: Columns) -> _Found:
     """A table beside the folders of its images, as Kaggle has it."""
     chosen = min(tables, key=lambda path: (len(path.stem), path.name))
-    found = _from_table(read_table(chosen), chosen.name, folder, columns)
+    found = _from_table(read_table(chosen, ROW_BYTES), chosen.name, folder, columns)
     found.form = f"a competition's folder: {chosen.name} and the images below {folder}"
     others = [each.name for each in _tables(folder) if each != chosen]
     found.oddities += [f"not read: {names(others)}"] if others else []

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -24,6 +25,7 @@ from PIL import Image
 import baseline
 from baseline import DataError, OutputError, make_baseline
 from baseline.datasets import home
+from baseline.memory import free_memory
 from baseline.photos import file_bytes
 from baseline.save import looks_begun, named_folder, occupied, run_folder
 
@@ -360,3 +362,65 @@ def test_odd_class_names_stay_what_they_are_in_every_file(photos: Path, tmp_path
     assert [name for name in told.columns if name.startswith("p_")] == [f"p_{name}" for name in done.model.classes]
     outside = [each.name for each in tmp_path.iterdir() if each.suffix != ".jpg"]
     assert sorted(outside) == ["photos.csv", "run"], "no name became a path"
+
+
+# ---- more rows than memory ------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_ten_million_rows_is_refused_before_it_takes_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large.csv"
+    row = b"0000001.jpg,ants\n"
+    with file.open("wb") as opened:
+        opened.write(b"path,label\n" + row * 10_000)
+        opened.truncate(len(row) * 10_000_000)  # a file with a hole: the size is what is looked at
+    monkeypatch.setattr("baseline.tables.free_memory", lambda: 8 * 10**9)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        DataError, match=r"about 9,99\d,\d{3} rows, which take 10\.4 GB of memory, and 8\.0 GB are free"
+    ):
+        baseline.photo_table(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
+
+
+def test_a_row_takes_no_more_memory_than_is_counted(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import baseline.sources
+from baseline.tables import ROW_BYTES, TEXT_COPIES, Columns, read_table, rows_of
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+file = folder / "photos.csv"
+with file.open("w") as opened:
+    opened.write("path,label,patient\\n")
+    opened.writelines(f"{number:07}.jpg,class_{number % 10},p{number // 7}\\n" for number in range(count))
+baseline.tables.os.path.isfile = lambda path: True
+before = peak()
+rows = rows_of(read_table(file, ROW_BYTES), file.name, folder, Columns()).table
+assert len(rows) == count
+print((peak() - before) / (count * ROW_BYTES + TEXT_COPIES * file.stat().st_size))
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not tell a process's peak")
+    command = [sys.executable, "-c", code, tmp_path, "100000"]
+    share = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 0.4 < share < 1.1, share
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 3_000_000), ("2500000", 1_700_000), ("900000", 100_000)])
+def test_memory_is_the_machine_s_or_the_container_s(tmp_path: Path, limit: str, free: int) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 2930 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/some/job\n")
+    group = tmp_path / "sys/fs/cgroup/some/job"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text("1000000\n")
+    (group / "memory.stat").write_text("anon 800000\ninactive_file 200000\n")
+    assert free_memory(tmp_path) == (free if limit != "max" else 2930 * 1024)
+
+
+def test_where_the_system_does_not_tell_its_memory_nothing_is_refused(tmp_path: Path) -> None:
+    assert free_memory(tmp_path) is None
