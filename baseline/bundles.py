@@ -19,6 +19,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def bundle(
         raise OutputError(f"{folder} exists. Give --overwrite, or another folder.")
     if folder.exists() and not (folder / LIST).is_file():
         raise OutputError(f"{folder} is no bundle, and is not replaced. Give another folder.")
-    if find_spec("pip") is None:
+    if PathFinder.find_spec("pip") is None:  # importlib.util's would have setuptools give up its distutils here
         raise OutputError("Collecting wheels needs pip, which this Python lacks. Install it: python -m ensurepip")
     with whole_folder(folder, overwrite=overwrite) as work:
         if model is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["seeded", "states_kept"]
+__all__ = ["restore", "seeded", "states", "states_kept"]
 
 
 @contextmanager
@@ -22,16 +23,32 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def states() -> dict[str, Any]:
+    """All random states as they are now, for `restore`."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.array(keys)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(found: Mapping[str, Any]) -> None:
+    """Sets all random states to what `states` gave."""
+    random.setstate(found["python"])
+    kind, keys, *rest = found["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))
+    torch.set_rng_state(found["torch"])
+    if found["cuda"]:
+        torch.cuda.set_rng_state_all(found["cuda"])
+
+
 @contextmanager
 def states_kept() -> Iterator[None]:
     """Whatever happens inside, all random states are outside as they were before."""
-    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    before = states()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torch_cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        restore(before)

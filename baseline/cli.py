@@ -27,6 +27,7 @@ from .recipe import (
     recipe_names,
     recipes_folder,
 )
+from .save import UNFINISHED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +147,7 @@ Seed = Annotated[int | None, typer.Option(help="Of splits and training.")]
 Split = Annotated[str | None, _named(f"{', '.join(WAYS)}.", words=WAYS, panel=_SPLITS)]
 SplitFile = Annotated[Path | None, _named("A run's split.csv, to split as it did.", panel=_SPLITS)]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Goes on with what was begun in --out: runs that are finished are kept.")
+    bool, typer.Option("--resume", help="Goes on with what was begun in --out; what is finished there is kept.")
 ]
 
 
@@ -277,12 +278,17 @@ def run(
 
         baseline run photos/ --seeds 5
 
+        baseline run runs/mine --resume
+
         baseline run photos/ --log csv,tensorboard
 
         baseline run runs/mine/manifest.json --fixes fixes.csv
 
         baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
+    if resume and out is None and (Path(target) / UNFINISHED).exists():
+        _go_on(Path(target), quiet)
+        return
     photos, recipe = _target(target)
     changes = _given(
         arch=arch, weights=weights, image_size=image_size, resize=resize,
@@ -303,7 +309,7 @@ def run(
         words = "--seeds" if seeds is not None else "--fixes"
         raise RecipeError(f"{words} and folds are several runs each. Give --fold K for one fold, or leave {words} out.")
     if resume and not (folds or seeds is not None):
-        raise RecipeError("--resume goes on with --seeds or folds, and this is neither. Leave it out.")
+        _unfinished(out)
     if before is not None and not fixes:
         raise RecipeError("--before goes with --fixes. Give both, or compare runs by baseline compare.")
     changes |= {"scratch": True} if scratch else {}
@@ -1093,6 +1099,21 @@ def _experiment(
 def _listed(words: str | None) -> list[str]:
     """Names between commas."""
     return [word.strip() for word in (words or "").split(",") if word.strip()]
+
+
+def _unfinished(out: Path | None) -> None:
+    """Sees that there is a run to go on with."""
+    if out is None or not (out.expanduser() / UNFINISHED).exists():
+        where = f"{out} holds none" if out else "its folder is needed: --out RUN, or baseline run RUN --resume"
+        raise OutputError(f"--resume goes on with an unfinished run, and {where}. Without it a run begins anew.")
+
+
+def _go_on(run: Path, quiet: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from .make import go_on
+    from .progress import Show, Terminal
+
+    _print(_results(go_on(run, show=Show() if quiet else Terminal())))
 
 
 def _target(target: str) -> tuple[str | None, str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "WeightsError", "first_line",
-           "unknown"]  # fmt: skip
+__all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "TrainingError", "WeightsError",
+           "first_line", "unknown"]  # fmt: skip
 
 
 class BaselineError(Exception):
@@ -34,6 +34,10 @@ class LeakError(DataError):
 
 class WeightsError(BaselineError, ValueError):
     """Pretrained weights are missing, damaged, or not of this architecture."""
+
+
+class TrainingError(BaselineError, RuntimeError):
+    """Training cannot go on: its loss is no number, memory is too small for a single photo, or a reader dies."""
 
 
 class OutputError(BaselineError, OSError):

@@ -7,7 +7,6 @@ whether a run was made now or before an interrupt.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,8 @@ from .recipe import Recipe, seconds_in
 from .save import (
     EXPERIMENTS,
     as_json,
-    flat,
+    differing,
+    is_finished,
     judged_split,
     named_folder,
     occupied,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from .model import Ensemble, Model
 
 __all__ = ["Fixed", "Folds", "Seeds", "described_folds", "make_fixed", "make_folds", "make_seeds"]
-
-UNHEEDED = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
-"""Of a recipe; they change no number, and may be others when an experiment goes on."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +268,7 @@ def make_fixed(
         after = make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes, fixes=every)
         return Fixed(Path(before), after, comparison([before, after.folder]))
     with occupied(named_folder(out, chosen.name), named=out is not None) as folder:
-        if _finished(folder / "after"):
+        if is_finished(folder / "after"):
             raise OutputError(f"{folder / 'after'} holds a finished run. Choose another --out, or remove it.")
         show.say("before the fixes")
         # of what it returns no more is kept: its network and photos go before the next run needs the room
@@ -313,20 +310,21 @@ class _Series:
         self.folders = [self.folder / f"{self.kind}-{plan[self.kind]}" for plan in plans]
         self._refuse(resume)
         self.changes |= self._share_of_budget(len(plans))
-        if resume and any(_finished(run) for run in self.folders):
+        if resume and any(is_finished(run) for run in self.folders):
             self._refuse_others(plans)
         try:
             for plan, run in zip(plans, self.folders, strict=True):
                 self._run(plan, run, f"{self.kind} {plan[self.kind]}, {len(self.manifests) + 1} of {len(plans)}")
         except KeyboardInterrupt:
+            done = sum(map(is_finished, self.folders))
             self.show.say(
-                f"interrupted: {sum(map(_finished, self.folders))} of {len(plans)} {self.kind}s are finished; the same "
-                f"command with --out {self.folder} --resume makes the rest"
+                f"interrupted: {done} of {len(plans)} {self.kind}s are finished; the same command with "
+                f"--out {self.folder} --resume makes the rest"
             )
             raise
 
     def _run(self, plan: dict[str, int], run: Path, words: str) -> None:
-        if _finished(run):
+        if is_finished(run):
             self.show.say(f"{words}: finished before")
             manifest = read_manifest(run)
         else:
@@ -354,9 +352,9 @@ class _Series:
     def _refuse(self, resume: bool) -> None:
         if resume and not self.given:
             raise OutputError(f"--resume goes on in a folder of {self.kind}s. Give it with --out.")
-        if _finished(self.folder):
+        if is_finished(self.folder):
             raise OutputError(f"{self.folder} holds a finished run. Choose another --out, or remove it.")
-        done = [run for run in self.folders if _finished(run)]
+        done = [run for run in self.folders if is_finished(run)]
         done += [self.folder] if (self.folder / EXPERIMENTS[self.kind]).exists() else []
         if done and not resume:
             raise OutputError(
@@ -368,33 +366,23 @@ class _Series:
         changes = {**self.changes, **plans[0]}
         recipe, table = understand(self.photos, self.recipe, show=Show(), **changes)
         for plan, run in zip(plans, self.folders, strict=True):
-            if not _finished(run):
+            if not is_finished(run):
                 continue
             manifest = read_manifest(run)
             wanted, begun = asked_for(recipe.changed(**plan), table), manifest.get("asked")
             if begun is None:
                 raise OutputError(f"{run} does not tell what it was asked for; an older version made it. Remove it.")
-            other = ["photos"] if begun["photos"] != wanted["photos"] else _differing(begun["recipe"], wanted["recipe"])
+            other = (
+                ["photos"]
+                if begun["photos"] != wanted["photos"]
+                else list(differing(begun["recipe"], wanted["recipe"]))
+            )
             if other:
                 raise OutputError(
                     f"{run} was made with other {', '.join(other)}. Give the same as then, or choose another --out."
                 )
             if run == self.folders[0]:
                 recipe = recipe.changed(**self._settled(manifest))
-
-
-def _differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two recipes and may change numbers."""
-    one, two = (
-        flat({key: value for key, value in json.loads(as_json(each)).items() if key not in UNHEEDED})
-        for each in (begun, wanted)
-    )
-    found = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
-    return [key for key in found if key != "frozen_precision" or two[key] != "auto"]
-
-
-def _finished(run: Path) -> bool:
-    return (run / "manifest.json").exists()
 
 
 def _row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:

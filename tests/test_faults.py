@@ -221,7 +221,8 @@ def test_a_disk_that_fills_up_in_the_end_is_said_in_words_and_leaves_no_half_fil
     with pytest.raises(OutputError, match=r"(No space left|disk is full).* Make room"):
         make_baseline(photos, head, out=small_disk / "run", show=QUIET)
     left = [each.name for each in (small_disk / "run").rglob("*") if each.is_file()]
-    assert left == ["history.csv"], "what is whole stays, and nothing else"
+    assert "history.csv" in left and not {"manifest.json", "model.json", "report.html"} & set(left)
+    assert not [name for name in left if name.endswith(".part")], "what is whole stays, and nothing else"
 
 
 def test_caches_on_a_full_disk_cost_time_and_nothing_else(
@@ -258,6 +259,7 @@ for folder in (".", os.environ["BASELINE_HOME"], os.environ["TMPDIR"], sys.argv[
 """
 
 
+@pytest.mark.slow
 def test_a_run_needs_to_write_nothing_but_its_folder(photos: Path, tmp_path: Path) -> None:
     """All else is read-only: photos, caches, the working, home and temporary folders, and the package itself."""
     places = ["HOME", "BASELINE_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TMPDIR", "here", "photos", "out"]

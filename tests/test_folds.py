@@ -206,7 +206,7 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_
     ("words", "message"),
     [
         (["--seeds", 2], "--seeds and folds are several runs each. Give --fold K"),
-        (["--split", "random", "--resume"], "this is neither"),
+        (["--split", "random", "--resume"], "its folder is needed: --out RUN"),
         (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
     ],
 )

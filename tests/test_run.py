@@ -248,5 +248,5 @@ def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow:
             running.kill()
     assert "interrupted: the best weights of" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
-    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["history.csv", "model"]
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["history.csv", "model", "unfinished"]
     assert load_network(tmp_path / "run")[1]["classes"] == ["ants", "bees"]

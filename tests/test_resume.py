@@ -1,0 +1,415 @@
+"""A run that dies goes on, and ends with the numbers of one that did not; what goes wrong in its loop is helped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import baseline
+from baseline import (
+    OutputError,
+    Recipe,
+    RecipeError,
+    Show,
+    Stage,
+    TrainingError,
+    checkpoints,
+    cli,
+    make_baseline,
+    train,
+)
+from baseline.chance import seeded
+from baseline.checkpoints import Checkpoints, packed, unpacked
+
+QUIET = Show()
+
+
+class Said(Show):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is written at the end of every epoch."""
+    monkeypatch.setattr(checkpoints, "EVERY", 0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
+
+
+STILL = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
+PLANS: dict[str, Any] = {
+    "kept outputs": (STILL, (Stage("head", 2), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
+    "whole photos": ({}, (Stage(3, 2, "find", "moving", optimizer="sgd"), Stage("head", 1, 1e-3))),
+    "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau"),
+                     Stage(3, 2, 1e-4, optimizer="ranger", schedule="flat_cos"))),
+    "smaller": ({}, (Stage(3, 2, 1e-3, image_size=32, optimizer="lamb", schedule="constant"),
+                     Stage("head", 2, 1e-3))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_from_every_state_training_ends_the_same(
+    plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    augment, stages = PLANS[plan]
+    recipe = settled[0].changed(stages=stages, augment={**vars(settled[0].augment), **augment})
+    keep, copies = Checkpoints.keep, []
+
+    def kept(self: Checkpoints, *args: Any) -> None:
+        keep(self, *args)
+        if self.run.name == "whole":  # as a run that is killed now would leave it
+            copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
+
+    monkeypatch.setattr(Checkpoints, "keep", kept)
+    theirs = trained(recipe, settled[1], tmp_path / "whole")
+    assert len(copies) == sum(stage.epochs for stage in stages) + len(stages)
+    for run in copies:
+        same(theirs, trained(recipe, settled[1], run))
+
+
+def trained(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[baseline.History, dict[str, torch.Tensor]]:
+    with seeded(0):
+        learn = baseline.learner(baseline.dataloaders(table, recipe, path=run), recipe, path=run)
+        return train(learn, recipe, kept=Checkpoints(run)), learn.model.state_dict()
+
+
+def same(one: Any, two: Any) -> None:
+    for first, second in zip(one[0].epochs.items(), two[0].epochs.items(), strict=True):
+        if first[0] != "seconds":
+            pd.testing.assert_series_equal(first[1], second[1], check_exact=True)
+    pd.testing.assert_frame_equal(one[0].sweeps, two[0].sweeps, check_exact=True)
+    assert all(torch.equal(value, two[1][name]) for name, value in one[1].items())
+    for first, second in zip(one[0].stages, two[0].stages, strict=True):
+        assert [first[key] for key in ("trains", "lr", "why", "epochs")] == [
+            second[key] for key in ("trains", "lr", "why", "epochs")
+        ]
+
+
+def test_what_was_begun_otherwise_is_refused_with_the_difference(
+    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "run"
+    quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
+        said = Said()
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline(own, quick, out=run, show=said)
+    assert f"to go on: baseline run {run} --resume" in str(said)
+    before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
+    for words, changes in (
+        (r"tta was \['flip'\] and is \[\]\. Give the same as then", {"tta": ()}),
+        (r"stages.1.epochs was 2 and is 3; stages.2.trains was 3 and is 'all'",
+         {"stages": (Stage("head", 3, 1e-3), Stage("all", 1, 1e-4))}),
+    ):  # fmt: skip
+        with pytest.raises(OutputError, match=words):
+            make_baseline(own, quick.changed(**changes), out=run, show=QUIET)
+    with pytest.raises(OutputError, match="seed was 0 and is 1"):
+        make_baseline(own, quick, out=run, show=QUIET, seed=1)
+    first = own / "ants" / "00.jpg"
+    stat, content = first.stat(), first.read_bytes()
+    first.write_bytes(content)
+    with pytest.raises(OutputError, match=r"1 were written anew, such as .*00\.jpg"):
+        make_baseline(own, quick, out=run, show=QUIET)
+    first.rename(tmp_path / "away.jpg")
+    with pytest.raises(OutputError, match=r"1 photos have gone, such as .*00\.jpg"):
+        make_baseline(own, quick, out=run, show=QUIET)
+    (tmp_path / "away.jpg").rename(first)
+    os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert {path: path.read_bytes() for path in (run / "unfinished").iterdir()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["baseline", "run", str(run), "--resume"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    assert "going on in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
+    assert sorted(path.name for path in run.iterdir()).count("unfinished") == 0
+    with pytest.raises(OutputError, match="holds a finished run"):
+        baseline.go_on(run)
+    with pytest.raises(OutputError, match="holds no unfinished run"):
+        baseline.go_on(tmp_path)
+
+
+def interrupted_in(epoch: int) -> Any:
+    """A callback's `before_train` that is Ctrl-C in the so many-th epoch of all."""
+    seen = iter(range(1, epoch))
+
+    def before_train(_: Any) -> None:
+        if next(seen, None) is None:
+            raise KeyboardInterrupt
+
+    return before_train
+
+
+def test_resume_needs_something_to_go_on_with(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for words, needed in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
+        monkeypatch.setattr(sys, "argv", ["baseline", "run", str(photos), *words, "--resume"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2 and needed in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_table_in_memory_has_to_be_given_again(
+    photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline.training._Watch, "before_train", interrupted_in(1), raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        make_baseline(baseline.photo_table(photos), small, out=tmp_path / "run", show=QUIET)
+    with pytest.raises(OutputError, match=r"begun with a table in memory\. Call make_baseline with it and out="):
+        baseline.go_on(tmp_path / "run")
+
+
+def test_a_damaged_state_is_refused_and_a_half_written_one_is_none(settled: tuple, often: None, tmp_path: Path) -> None:
+    trained(settled[0], settled[1], tmp_path)
+    kept = Checkpoints(tmp_path)
+    (now,) = kept.folder.glob("now-*.safetensors")
+    content = now.read_bytes()
+    (kept.folder / ".state.json.part").write_text("{")
+    assert kept.state() is not None
+    for damaged in (content[:-1], content[:5000] + b"\x01" + content[5001:], b""):
+        now.write_bytes(damaged)
+        with pytest.raises(OutputError, match=r"now-.* is damaged\. Remove .*unfinished, and the run begins anew"):
+            Checkpoints(tmp_path).state()
+    now.write_bytes(content)
+    (kept.folder / "state.json").unlink()
+    assert Checkpoints(tmp_path).state() is None
+
+
+def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
+    settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, said = checkpoints.write, Said()
+
+    def full(path: Path, content: Any) -> None:
+        if "now-" in path.name and list(path.parent.glob("state.json")):
+            (path.parent / f".{path.name}.part").symlink_to("/dev/full")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3),))
+    with seeded(0):
+        learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
+        history = train(learn, recipe, said, kept=Checkpoints(tmp_path))
+    assert len(history.epochs) == 3
+    assert sum("cannot be kept" in line and "the disk is full" in line for line in said.lines) == 1
+    state, _ = Checkpoints(tmp_path).state()
+    assert state["point"]["epoch"] == 1
+
+
+def test_what_is_kept_comes_back_as_it_was() -> None:
+    chance = random.Random(3)
+    chance.gauss(0, 1)
+    value = {
+        "a": (1, [2.5, float("inf"), None], {"tensor": "no tensor"}),
+        "b": {3: torch.arange(3), "tuple": {}},
+        "c": chance.getstate(),
+        "d": np.float64(0.1),
+        "e": {"tuple": [1]},
+    }
+    told, tensors = packed(value)
+    back = unpacked(json.loads(json.dumps(told)), tensors)
+    assert torch.equal(back["b"].pop(3), value["b"].pop(3)) and back == value
+    random.Random().setstate(back["c"])
+
+
+# ---- guards ---------------------------------------------------------------------------------------------------------
+
+
+class Spoilt:
+    """A loss that goes wrong in some training batches, by their number from 1."""
+
+    def __init__(self, loss: Any, batches: set[int], factor: float) -> None:
+        self.loss, self.batches, self.factor, self.seen = loss, batches, factor, 0
+
+    def __call__(self, outputs: torch.Tensor, *targets: torch.Tensor) -> torch.Tensor:
+        loss = self.loss(outputs, *targets)
+        self.seen += outputs.requires_grad
+        return loss * self.factor if outputs.requires_grad and self.seen in self.batches else loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loss, name)
+
+
+def spoilt(settled: tuple, folder: Path, batches: set[int], factor: float, *stages: Stage) -> tuple[Any, Said]:
+    recipe, said = settled[0].changed(stages=stages), Said()
+    with seeded(0):
+        learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=folder), recipe, path=folder)
+        learn.loss_func = Spoilt(learn.loss_func, batches, factor)
+        return train(learn, recipe, said), said
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e9])
+def test_a_loss_that_goes_wrong_is_gone_back_from_at_half_the_rate(
+    settled: tuple, tmp_path: Path, factor: float
+) -> None:
+    steps = len(settled[1][settled[1]["split"] == "train"]) // settled[0].batch_size
+    history, said = spoilt(settled, tmp_path, {2 * steps + 1}, factor, Stage(3, 4, (1e-4, 1e-3)))
+    assert history.epochs["epoch"].tolist() == [1, 2, 3, 4]
+    assert np.isfinite(history.epochs["train_loss"]).all()
+    (stage,) = history.stages
+    assert stage["lr"] == (5e-5, 5e-4) and "in epoch 3" in stage["halved"]
+    assert "back to epoch 2, at half the rate" in str(said)
+    assert history.epochs["lr"].iloc[2] < 0.51 * 1e-3
+
+
+def test_a_loss_that_goes_wrong_twice_ends_training_with_the_best_so_far(settled: tuple, tmp_path: Path) -> None:
+    stages = (Stage("head", 2, 1e-3, batch_norm="moving"), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
+    history, said = spoilt(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
+    assert history.epochs["stage"].max() <= 2 and "given_up" in history.stages[-1]
+    assert "again; training ends with the best weights so far" in str(said)
+    with pytest.raises(TrainingError, match=r"Training diverges in stage 1: the loss is no number in epoch 1, at half"):
+        spoilt(settled, tmp_path, set(range(1, 1000)), float("nan"), *stages)
+
+
+def test_a_stage_that_no_longer_gets_better_ends(settled: tuple, tmp_path: Path) -> None:
+    recipe, said = settled[0].changed(stages=(Stage("head", 50, 1e-6), Stage("head", 2, 1e-3)), patience=3), Said()
+    with seeded(0):
+        learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
+        learn.loss_func = Spoilt(learn.loss_func, set(), 1)
+        history = train(learn, recipe.changed(stages=(Stage("head", 50, 1e-1), Stage("head", 2, 1e-3))), said)
+    first = history.epochs[history.epochs["stage"] == 1]
+    scores = list(zip(first["valid_accuracy"], -first["valid_loss"], strict=True))
+    assert len(first) < 50 and len(first) - 1 - scores.index(max(scores)) == 3
+    assert history.stages[0]["cut_short"] == "3 epochs were no better" and history.epochs["stage"].iloc[-1] == 2
+    with pytest.raises(RecipeError, match="patience is -1, needed: epochs, a whole number"):
+        recipe.changed(patience=-1)
+
+
+def test_a_reader_that_dies_is_replaced_once_and_then_named(
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, table = settled[0].changed(workers=1, cache_gb=0, stages=(Stage(3, 2, 1e-3),)), settled[1]
+    monkeypatch.setattr(baseline.data, "MEMORY_SHARE", 0)
+    fit, deaths = baseline.data.fit_photo, tmp_path / "deaths"
+    deaths.write_text("")
+    pid = os.getpid()
+
+    def deadly(*given: Any) -> Any:
+        if os.getpid() != pid and len(deaths.read_text()) < most:
+            deaths.write_text(deaths.read_text() + "x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fit(*given)
+
+    most, found = 0, []
+    monkeypatch.setattr(baseline.data, "fit_photo", deadly)
+    for most in (0, 1):
+        said = Said()
+        with seeded(0):
+            learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
+            found.append((train(learn, recipe, said), learn.model.state_dict()))
+        assert ("it is replaced, once" in str(said)) == (most == 1)
+    same(*found)
+    most = 9
+    with seeded(0), pytest.raises(TrainingError, match=r"Readers of photos die: .*exited unexpectedly.*--workers"):
+        learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
+        train(learn, recipe, QUIET)
+
+
+# ---- kill -9 --------------------------------------------------------------------------------------------------------
+
+
+RUN = """
+import sys
+from baseline import checkpoints, cli
+checkpoints.EVERY = checkpoints.SHARE = 0
+sys.argv = ["baseline", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def begin(*words: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, "run", *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def killed(words: list[Any], run: Path, kills: int, seed: int, longest: float) -> list[str]:
+    """Runs the command until it ends, killed so many times at random moments; what it was doing then."""
+    chance, moments = random.Random(seed), []
+    while True:
+        running = begin(*words)
+        if len(moments) == kills:
+            _, errors = running.communicate()
+            assert running.returncode == 0, errors
+            return moments
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(chance.uniform(0.3, 1) * longest)
+        running.send_signal(signal.SIGKILL)
+        errors = running.communicate()[1]
+        assert running.returncode in (0, -signal.SIGKILL), errors
+        if baseline.save.is_finished(run):  # too late: again
+            shutil.rmtree(run)
+            continue
+        moments.append(errors.strip().splitlines()[-1] if errors.strip() else "starting")
+
+
+LINES = """
+data = ""
+image_size = 48
+[[stage]]
+trains = "head"
+epochs = 6
+lr = 1e-3
+[[stage]]
+trains = 4
+epochs = {epochs}
+lr = 3e-4
+"""
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    names = ("predictions.csv", "split.csv", "lr_find.csv", "model/model.safetensors")
+    found: dict[str, Any] = {name: (run / name).read_bytes() for name in names}
+    history = pd.read_csv(run / "history.csv").drop(columns="seconds")
+    return found | {"history": history.to_csv(), "metrics": baseline.save.read_manifest(run)["metrics"]}
+
+
+def killed_as_undisturbed(photos: Path, folder: Path, kills: int, epochs: int) -> list[str]:
+    (folder / "plan.toml").write_text(LINES.format(epochs=epochs))
+    words = [folder / "plan.toml", "--data", photos, "--out"]
+    began = time.perf_counter()
+    whole = begin(*words, folder / "whole")
+    assert whole.communicate() and whole.returncode == 0
+    longest = time.perf_counter() - began
+    moments = killed([*words, folder / "killed"], folder / "killed", kills, 0, longest)
+    assert numbers(folder / "killed") == numbers(folder / "whole")
+    assert sorted(path.name for path in (folder / "killed").iterdir()) == sorted(
+        path.name for path in (folder / "whole").iterdir()
+    )
+    return moments
+
+
+def test_kill_9_three_times(photos: Path, tmp_path: Path) -> None:
+    assert len(killed_as_undisturbed(photos, tmp_path, 3, 3)) == 3
+
+
+@pytest.mark.slow
+def test_kill_9_twenty_times(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = []
+    for number in range(20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (moment,) = killed_as_undisturbed(photos, folder, 1, 10)
+        rows.append(f"{number + 1}: {moment}")
+    with capsys.disabled():
+        print("\n" + "\n".join(rows))
