@@ -141,24 +141,24 @@ def damaged(file: Path, damage: str) -> None:
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "replaced", "folder"])
 def test_what_was_seen_of_photos_is_seen_anew_when_damaged(damage: str, photos: Path) -> None:
     table = baseline.photo_table(photos)
-    first = baseline.audit(table).usable
+    first = baseline.audit(table).photos
     (base,) = home().glob("audit-*.sqlite")
     damaged(base, damage)
     said = Said()
-    assert baseline.audit(table, show=said).usable.equals(first)
+    assert baseline.audit(table, show=said).photos.equals(first)
     assert len(said.lines) == 1 or (damage in ("bit", "empty") and not said.lines), said.lines
     if damage != "folder":
         again = Said()
-        assert baseline.audit(table, show=again).usable.equals(first) and not again.lines
+        assert baseline.audit(table, show=again).photos.equals(first) and not again.lines
 
 
 def test_a_flipped_bit_in_any_row_of_what_was_seen_is_noticed(photos: Path) -> None:
     table = baseline.photo_table(photos)
-    first = baseline.audit(table).usable
+    first = baseline.audit(table).photos
     (base,) = home().glob("audit-*.sqlite")
     with closing(sqlite3.connect(base)) as opened, opened:
         opened.execute("UPDATE photos SET width = width + 1024, hash = zeroblob(8)")
-    assert baseline.audit(table).usable.equals(first)
+    assert baseline.audit(table).photos.equals(first)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "file", "nothing"])
