@@ -2,7 +2,8 @@
 
 Rows stand in the order of the photos, and each is written whole or, by a job that was killed, cut off when it goes on.
 Beside `predictions.csv` lies `predictions.csv.job.json`: which model and which options the rows are of. The rows of
-`predictions.parquet` are kept in `predictions.parquet.rows.csv` until all are there.
+`predictions.parquet` are kept in `predictions.parquet.rows.csv` until all are there. In `predictions.csv.shards` lies
+what workers have made before its turn.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from glob import glob
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from .archives import Members, is_archive
+from .engines import engine
 from .errors import DataError, OutputError, first_line
 from .progress import Show
 from .save import as_json, read_json, write
+from .shards import cleared, in_shards
+from .spread import loaded, sent, spread_blocks
 from .tables import TABLE_ENDINGS, is_photo, listed_photos, photos_below, place
 
 if TYPE_CHECKING:
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Counts", "Wanted", "named_photos", "write_predictions"]
 
 FORMATS = ("csv", "jsonl", "parquet")
+SHARD_BATCHES = 16
+"""That a worker is given at once, and that are lost with it."""
 ROW_GROUP_BYTES = 2**23
 """Of rows as CSV that become a group of rows of Parquet, and are in memory at once."""
 
@@ -84,6 +91,11 @@ class Counts:
     """Photos that were done when it went on."""
     seconds: float = 0.0
 
+    def add(self, more: Counts) -> None:
+        """Counts other photos, too."""
+        for name in ("photos", "unreadable", "unsure", "before"):
+            setattr(self, name, getattr(self, name) + getattr(more, name))
+
     def __str__(self) -> str:
         parts = [
             f"{self.photos:,} photos in {self.seconds:.1f} s ({self.photos / max(self.seconds, 1e-9):,.0f} photos/s)"
@@ -104,6 +116,7 @@ def write_predictions(
     processes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
+    on: str = "",
     show: Show | None = None,
 ) -> Counts:
     """Writes a row a photo: `path, predicted, confidence, error`, and as wanted `class_1, probability_1` and so on, and
@@ -119,39 +132,50 @@ def write_predictions(
         processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder. As
             ever with several processes, a script that asks for them begins with `if __name__ == "__main__":`.
         total: how many photos there are, for the bar; 0 where that is not known.
+        on: `"ray"` or a cluster (see `make_seeds`): workers predict, `processes` at once, or one for each CPU or GPU if
+            that is 1. They make shards in a folder beside the file, each of which gets its name when it is whole; a
+            killed worker costs its shard, which is made again. The file is that of one process with as many threads.
 
     Raises:
         OutputError: if the file exists and neither `overwrite` nor `resume` is given, cannot be written, is being
             written by another job, or holds rows of another model, other options or other photos.
-        RecipeError: for bfloat16 on a CPU that has nothing for it.
+        RecipeError: for bfloat16 on a CPU that has nothing for it, or if `on` is nothing that predicts.
 
     >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", Wanted(top_k=3))  # doctest: +SKIP
     """
     wanted = wanted or Wanted()
     show = show or Show()
     path = Path(out).expanduser() if isinstance(out, str | Path) else None
+    workers = engine(on, show)
     wanted = _settled(model, wanted, path if resume else None, show)
     rows = _Rows(model.classes, wanted)
-
-    def predicted(rest: Iterable[Any], file: IO[bytes], counts: Counts) -> Counts:
-        return _predicted(_blocks(model, rest, wanted, processes), file, rows, counts, total, show)
-
     if not isinstance(out, str | Path):
-        if wanted.format == "parquet":
-            raise OutputError("Parquet goes into a file. Give --out FILE.parquet.")
+        if wanted.format == "parquet" or workers.far:
+            what = "Parquet" if wanted.format == "parquet" else "What workers predict"
+            raise OutputError(f"{what} goes into a file. Give --out FILE.")
         out.write(rows.header)
-        return predicted(photos, out, Counts())
+        return _written(map(rows.of, _blocks(model, photos, wanted, processes)), out, Counts(), total, show)
     assert path is not None
     written = path.with_name(f"{path.name}.rows.csv") if wanted.format == "parquet" else path
     _begun(path, written, {"model": model.identity, **asdict(wanted)}, overwrite=overwrite, resume=resume)
     if path.exists() and not written.exists():
         return _finished(path, iter(photos))
-    with _opened(written) as file:
-        counts, rest = _continued(written, file, rows, iter(photos))
-        counts = predicted(rest, file, counts)
+    shards, size = path.with_name(f"{path.name}.shards"), wanted.batch_size * (SHARD_BATCHES if workers.far else 1)
+    if not resume:
+        cleared(shards)
+    with _opened(written) as file, workers:
+        counts, rest = _continued(written, file, rows, iter(photos), size)
+        pieces: Iterable[tuple[bytes, Counts]] = map(rows.of, _blocks(model, rest, wanted, processes))
+        if workers.far:
+            made = partial(_shard, tuple(model.folders), model.identity, wanted)
+            named = ((str(photo), sent(photo)) for photo in rest)
+            count = processes if processes > 1 else 0
+            pieces = in_shards(named, size, made, partial(_kept, rows), shards, workers, counts.before, count)
+        _written(pieces, file, counts, total, show)
         if written != path:
             file.flush()
             _as_parquet(written, path, rows.header)
+        cleared(shards)
     return counts
 
 
@@ -228,16 +252,15 @@ class _Rows:
         every = [f"p_{name}" for name in self.classes] if self.wanted.every else []
         return _csv([["path", "predicted", "confidence", "error", *top, *every]])
 
-    def of(self, block: Block, counts: Counts) -> bytes:
-        """The block's rows; what is unsure and unreadable is counted."""
+    def of(self, block: Block) -> tuple[bytes, Counts]:
+        """The block's rows, and what is in them."""
         sure = block.confidence >= self.wanted.min_confidence
-        counts.photos += len(block.photos)
-        counts.unreadable += sum(map(bool, block.errors))
-        counts.unsure += int((block.confidence < self.wanted.min_confidence).sum())
+        unsure = int((block.confidence < self.wanted.min_confidence).sum())
+        counts = Counts(len(block.photos), sum(map(bool, block.errors)), unsure)
         predicted = [name if each else UNSURE for name, each in zip(block.predicted, sure, strict=True)]
         made = self._csv_row if self.csv else self._line
         rows = zip(map(str, block.photos), predicted, block.confidence, block.errors, block.probabilities, strict=True)
-        return _csv(made(*row) for row in rows) if self.csv else b"".join(made(*row) for row in rows)
+        return (_csv(made(*row) for row in rows) if self.csv else b"".join(made(*row) for row in rows)), counts
 
     def _best(self, shares: np.ndarray) -> list[int]:
         return np.argsort(-shares, kind="stable")[: self.top].tolist() if self.top else []
@@ -298,12 +321,34 @@ def _settled(model: Model | Ensemble, wanted: Wanted, begun: Path | None, show: 
 
 
 def _blocks(model: Model | Ensemble, photos: Iterable[Any], wanted: Wanted, processes: int) -> Iterator[Block]:
-    options: dict[str, Any] = {"tta": wanted.tta, "batch_size": wanted.batch_size, "precision": wanted.precision}
     if processes < 2:
-        return model.blocks(photos, **options)
-    from .spread import spread_blocks
+        return model.blocks(photos, **_options(wanted))
+    return spread_blocks(model.folders, model.identity, photos, processes, **_options(wanted))
 
-    return spread_blocks(model.folders, model.identity, photos, processes, **options)
+
+def _options(wanted: Wanted) -> dict[str, Any]:
+    return {"tta": wanted.tta, "batch_size": wanted.batch_size, "precision": wanted.precision}
+
+
+_loaded = lru_cache(maxsize=1)(loaded)
+
+
+def _shard(folders: tuple[Path, ...], identity: str, wanted: Wanted, part: list[Any]) -> tuple[bytes, Counts]:
+    """In a worker, which loads the model once: the rows of names and photos, and what is in them."""
+    model, names, counts = _loaded(folders, identity), (name for name, _ in part), Counts()
+    rows, content = _Rows(model.classes, wanted), []
+    for block in model.blocks([photo for _, photo in part], **_options(wanted)):
+        some, more = rows.of(replace(block, photos=list(islice(names, len(block.photos)))))
+        content.append(some)
+        counts.add(more)
+    return b"".join(content), counts
+
+
+def _kept(rows: _Rows, content: bytes, part: list[Any]) -> Counts | None:
+    """What a shard that lies there counts, if its rows are of these names."""
+    records = _records(io.BytesIO(content), quoted=rows.csv)
+    same = [_path_in(record, rows) for record in records] == [_text(name) for name, _ in part]
+    return Counts(before=len(part)) if same else None
 
 
 def _job_of(path: Path) -> Path:
@@ -359,8 +404,11 @@ def _lock(file: IO[bytes], path: Path) -> None:
         pass  # a system or disk without locks
 
 
-def _continued(path: Path, file: IO[bytes], rows: _Rows, photos: Iterator[str]) -> tuple[Counts, Iterator[str]]:
-    """Cuts the file to its whole batches, all of it where it is complete; how many photos those are, and the rest."""
+def _continued(
+    path: Path, file: IO[bytes], rows: _Rows, photos: Iterator[Any], size: int
+) -> tuple[Counts, Iterator[Any]]:
+    """Cuts the file to whole parts of so many rows, all of it where it is complete; how many photos those are, and the
+    rest."""
     file.seek(0)
     kept = len(rows.header)
     if file.read(kept) != rows.header:
@@ -376,7 +424,7 @@ def _continued(path: Path, file: IO[bytes], rows: _Rows, photos: Iterator[str]) 
             raise OutputError(f"{words}: it was begun with other photos. Give the same, or --overwrite.")
         end, done = end + len(record), done + 1
         waiting.append(photo)
-        if done % rows.wanted.batch_size == 0:
+        if done % size == 0:
             kept, waiting = end, []
     following = next(photos, None)
     if following is None:
@@ -411,15 +459,17 @@ def _records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
             record = b""
 
 
-def _predicted(blocks: Iterable[Block], file: IO[bytes], rows: _Rows, counts: Counts, total: int, show: Show) -> Counts:
+def _written(pieces: Iterable[tuple[bytes, Counts]], file: IO[bytes], counts: Counts, total: int, show: Show) -> Counts:
+    """Writes rows as they are made, and counts them."""
     began = time.perf_counter()
     with show.bar("predicting", total, "photos") as bar:
         bar.step(counts.before)
-        for block in blocks:
-            file.write(rows.of(block, counts))
+        for content, more in pieces:
+            file.write(content)
             file.flush()
+            counts.add(more)
             counts.seconds = time.perf_counter() - began
-            bar.step(len(block.photos), f"{counts.photos / counts.seconds:,.0f} photos/s")
+            bar.step(more.photos + more.before, f"{counts.photos / counts.seconds:,.0f} photos/s")
     return counts
 
 

@@ -150,6 +150,16 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Goes on with what was begun in --out; what is finished there is kept.")
 ]
 
+On = Annotated[
+    str,
+    typer.Option(
+        help="ray: several at once, by a Ray that is started for them; ray://HOST:10001, ray:HOST:6379 or ray:auto: by "
+        "a cluster.",
+        show_default=False,
+        autocompletion=_complete(lambda: ("ray", "ray:auto")),
+    ),
+]
+
 
 @app.command()
 def run(
@@ -255,6 +265,7 @@ def run(
         ),
     ] = 1,
     resume: Resume = False,
+    on: On = "",
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-DATE-TIME if not given.", show_default=False)
     ] = None,
@@ -283,6 +294,8 @@ def run(
         baseline run runs/mine/manifest.json
 
         baseline run photos/ --seeds 5
+
+        baseline run photos/ --seeds 5 --on ray
 
         baseline run runs/mine --resume
 
@@ -327,6 +340,8 @@ def run(
         raise RecipeError(f"{words} and folds are several runs each. Give --fold K for one fold, or leave {words} out.")
     if resume and not (folds or seeds is not None):
         _unfinished(out)
+    if on and not (folds or seeds is not None):
+        raise RecipeError("--on goes with --seeds or folds, and this is one run. Leave it out.")
     if before is not None and not fixes:
         raise RecipeError("--before goes with --fixes. Give both, or compare runs by baseline compare.")
     changes |= {"scratch": True} if scratch else {}
@@ -350,12 +365,12 @@ def run(
     if folds:
         from .experiments import make_folds
 
-        _print(_folded(make_folds(photos, recipe, resume=resume, **options, **changes)))
+        _print(_folded(make_folds(photos, recipe, resume=resume, on=on, **options, **changes)))
         return
     if seeds is not None:
         from .experiments import make_seeds
 
-        _print(_spread(make_seeds(seeds, photos, recipe, resume=resume, **options, **changes)))
+        _print(_spread(make_seeds(seeds, photos, recipe, resume=resume, on=on, **options, **changes)))
         return
     if fixes:
         from .experiments import make_fixed
@@ -394,6 +409,7 @@ def ladder(
     split: Split = None,
     split_file: SplitFile = None,
     resume: Resume = False,
+    on: On = "",
     out: Annotated[
         Path | None, typer.Option(help="The folder; runs/ladder-NAME-DATE-TIME if not given.", show_default=False)
     ] = None,
@@ -410,6 +426,8 @@ def ladder(
         baseline ladder photos/ --arch resnet18,mobilenet_v2 --rungs head,groups,tta
 
         baseline ladder photos/ --out runs/ladder --resume
+
+        baseline ladder photos/ --arch resnet18,mobilenet_v2 --on ray
     """
     photos, recipe, show, changes = _experiment(
         target, data, preset, quiet, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
@@ -418,8 +436,8 @@ def ladder(
     )  # fmt: skip
     from .ladder import make_ladder
 
-    found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, show=show,
-                        **changes)  # fmt: skip
+    found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, on=on,
+                        show=show, **changes)  # fmt: skip
     _print(_climbed(found))
     show.say(f"page: {found.folder / 'ladder.html'}")
 
@@ -454,6 +472,7 @@ def curve(
     split: Split = None,
     split_file: SplitFile = None,
     resume: Resume = False,
+    on: On = "",
     out: Annotated[
         Path | None, typer.Option(help="The folder; runs/curve-NAME-DATE-TIME if not given.", show_default=False)
     ] = None,
@@ -470,6 +489,8 @@ def curve(
         baseline curve cifar10 --photos-per-class 500 --sizes 10,30,100,300
 
         baseline curve train.csv --group-col sign --out runs/curve --resume
+
+        baseline curve photos/ --rungs groups --seeds 5 --on ray://head:10001
     """
     photos, recipe, show, changes = _experiment(
         target, data, preset, quiet, arch=arch, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
@@ -484,7 +505,7 @@ def curve(
             f"--sizes has '{wrong[0]}'; whole numbers with commas between were needed, such as 10,30,100."
         )
     found = make_curve(photos, recipe, sizes=[int(number) for number in numbers], seeds=seeds, rungs=_listed(rungs),
-                       out=out, resume=resume, show=show, **changes)  # fmt: skip
+                       out=out, resume=resume, on=on, show=show, **changes)  # fmt: skip
     _print(_by_size(found))
     show.say(f"page: {found.folder / 'curve.html'}")
 
@@ -723,6 +744,7 @@ def predict(
         ),
     ] = "",
     processes: Annotated[int, typer.Option(min=1, max=1024, help="Each has a GPU, or its share of the CPU.")] = 1,
+    on: On = "",
     image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
     ensemble: Others = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
@@ -743,8 +765,12 @@ def predict(
 
         baseline predict runs/mine photos.zip --out predictions.parquet --processes 4
 
+        baseline predict runs/mine photos/ --out predictions.csv --on ray://head:10001
+
         find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
     """
+    if on and out is None:
+        raise OutputError("What --on predicts goes into a file. Give --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")
     known = _FORMATS if out is not None else tuple(each for each in _FORMATS if each != "parquet")
     if kind not in known:
@@ -757,10 +783,13 @@ def predict(
     if out is not None and any(Path(word).absolute() == out.absolute() for word in photos):
         raise OutputError(f"{out} is one of those to predict. Choose another --out.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from .bulk import Wanted, named_photos, write_predictions
+    from .engines import engine
     from .progress import Show, Terminal
 
     show = Show() if quiet else Terminal()
+    engine(on, show)  # finds what is wrong before torch is loaded
+    from .bulk import Wanted, named_photos, write_predictions
+
     bars = Show() if out is None and sys.stdout.isatty() else show
     wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size, precision)
     paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else (), show)
@@ -768,7 +797,7 @@ def predict(
 
     loaded = load([model, *_paths(ensemble)])
     options: dict[str, Any] = {
-        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "show": bars,
+        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "on": on, "show": bars,
     }  # fmt: skip
     try:
         counts = write_predictions(loaded, paths, sys.stdout.buffer if out is None else out, wanted, **options)

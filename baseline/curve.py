@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .engines import Engine, Job, engine
 from .errors import DataError, RecipeError, unknown
 from .make import split_csv, starting_recipe
 from .progress import Show, Terminal
@@ -97,6 +98,7 @@ def make_curve(
     rungs: Sequence[str] = ("logistic", "groups"),
     out: str | Path | None = None,
     resume: bool = False,
+    on: str = "",
     show: Show | None = None,
     **changes: Any,
 ) -> Curve:
@@ -112,9 +114,12 @@ def make_curve(
         rungs: what is trained; names from `baseline ladder` but for `majority` and `tta`.
         out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
+        on: what trains; see `make_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and
+            are done here meanwhile.
 
     Raises:
-        RecipeError: for unknown rungs, fewer than three sizes, or a recipe with a budget.
+        RecipeError: for unknown rungs, fewer than three sizes, a recipe with a budget, or if `on` is nothing that makes
+            runs.
         DataError: if the photos are too few for three sizes.
         OutputError: if `out` was begun and `resume` was not asked for, or with other photos or another recipe.
 
@@ -129,12 +134,12 @@ def make_curve(
     if seeds < 1:
         raise RecipeError(f"--seeds is {seeds}; 1 or more were needed.")
     show = show or Terminal()
-    chosen = starting_recipe(photos, recipe)
-    with run_folder(out, f"curve-{chosen.name}") as folder:
+    chosen, workers = starting_recipe(photos, recipe), engine(on, show)
+    with run_folder(out, f"curve-{chosen.name}") as folder, workers:
         body = bodies_of(photos, chosen, (), folder, show, changes, resume=resume)[0]
         with kept_when_interrupted(folder, show):
             planned = _sizes(body.table, body.wished.labels, sizes)
-            found = _Plan(body, planned, seeds, tuple(rungs), folder, show).curve()
+            found = _Plan(body, planned, seeds, tuple(rungs), folder, show).curve(workers)
         _write(found)
     return found
 
@@ -221,7 +226,7 @@ class _Plan:
     def split(self) -> str:
         return "test" if (self.body.table["split"] == "test").any() else "valid"
 
-    def curve(self) -> Curve:
+    def curve(self, workers: Engine) -> Curve:
         import pandas as pd
 
         every = [
@@ -231,14 +236,20 @@ class _Plan:
             for seed in range(self.seeds)
             if not (rung in PROBES and size == self.sizes[-1] and seed)  # the same photos, and no chance in it
         ]
+        words = {
+            each: f"{number} of {len(every)}: {RUNGS[each[0]]}, {each[1]} photos a class, choice {each[2] + 1}"
+            for number, each in enumerate(every, 1)
+        }
+        jobs = (self._job(words[each], *each) for each in every)
+        count = sum(rung not in PROBES for rung, _, _ in every)
+        probed = {job.words: right for job, right in workers.each(jobs, count)}
         rows: list[dict[str, Any]] = []
         hits: list[np.ndarray] = []
-        for number, (rung, size, seed) in enumerate(every, 1):
-            self.show.say(f"{number} of {len(every)}: {RUNGS[rung]}, {size} photos a class, choice {seed + 1}")
-            chosen = self._chosen(size, seed)
-            right, run = self._trained(rung, chosen, size, seed)
+        for rung, size, seed in every:
+            run = "" if rung in PROBES else str(self._run(rung, size, seed))
+            right = self._right(run) if run else probed[words[rung, size, seed]]
             hits.append(right)
-            photos = int((chosen["split"] == "train").sum())
+            photos = int((self._chosen(size, seed)["split"] == "train").sum())
             rows.append({"rung": rung, "size": size, "seed": seed, "photos": photos, "accuracy": float(right.mean()),
                          "run": run})  # fmt: skip
         table = pd.DataFrame(rows)
@@ -265,20 +276,24 @@ class _Plan:
         kept |= valid & ((rank <= np.ceil(count * share)) | (self.split == "valid"))
         return table[kept]
 
-    def _trained(self, rung: str, chosen: pd.DataFrame, size: int, seed: int) -> tuple[np.ndarray, str]:
-        """Which of the judging photos are right, in the order of their paths, and the run folder."""
+    def _job(self, words: str, rung: str, size: int, seed: int) -> Job:
+        """What trains a network into its run folder, or gives which of the judging photos a probe has right."""
         if rung in PROBES:
-            return self._probed(rung, chosen), ""
-        name = f"photos-{size}-{seed + 1}"
-        split_file = self.folder / "splits" / f"{name}.csv"
+            return Job(words, lambda show: self._probed(rung, self._chosen(size, seed)), here=True)
+        chosen, run = self._chosen(size, seed), self._run(rung, size, seed)
+        split_file = self.folder / "splits" / f"{run.name}.csv"
         write(split_file, split_csv(chosen))
         # batches and steps follow from how many photos there are
         wished = self.body.recipe.changed(batch_size=self.body.wished.batch_size, seed=self.body.recipe.seed + seed)
-        body = dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished)
-        run = self.folder / rung / name
-        body.run(rung, run)
-        told = told_on(run, self.split, augmented=False).sort_values("path")
-        return (told["predicted"] == told["label"]).to_numpy(), str(run)
+        return dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished).job(words, rung, run)
+
+    def _run(self, rung: str, size: int, seed: int) -> Path:
+        return self.folder / rung / f"photos-{size}-{seed + 1}"
+
+    def _right(self, run: str) -> np.ndarray:
+        """Which of the judging photos a run has right, in the order of their paths."""
+        told = told_on(Path(run), self.split, augmented=False).sort_values("path")
+        return (told["predicted"] == told["label"]).to_numpy()
 
     def _probed(self, rung: str, chosen: pd.DataFrame) -> np.ndarray:
         from .data import classes_in

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .compare import Comparison, comparison
+from .engines import Engine, Job, engine, training
 from .errors import OutputError, RecipeError
-from .make import Baseline, asked_for, make_baseline, starting_recipe, understand
+from .make import Baseline, asked_for, make_baseline, settle, starting_recipe, understand
 from .mending import read_fixes
 from .progress import Show, Terminal
 from .recipe import Recipe, seconds_in
@@ -100,6 +101,7 @@ def make_seeds(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
+    on: str = "",
     show: Show | None = None,
     **changes: Any,
 ) -> Seeds:
@@ -110,9 +112,11 @@ def make_seeds(
 
     Args:
         resume: go on in `out`: runs that are finished there are taken as they are, the rest is made.
+        on: what makes the runs: this process, one after the other, or `"ray"`, several at once; see `--on` in
+            `baseline run --help` and the README. With as many threads a run the numbers are the same.
 
     Raises:
-        RecipeError: if `count` is not 1 or more.
+        RecipeError: if `count` is not 1 or more, or `on` is nothing that makes runs.
         OutputError: before anything is trained, if one of the run folders holds a finished run already, or, with
             `resume`, one of another recipe or of other photos.
 
@@ -125,7 +129,7 @@ def make_seeds(
     first = chosen.seed if seed is None else seed
     series = _Series("seed", photos, recipe, changes, out, show or Terminal())
     with series.alone():
-        series.make([{"seed": number} for number in range(first, first + count)], resume=resume)
+        series.make([{"seed": number} for number in range(first, first + count)], resume=resume, on=on)
         split = judged_split(series.manifests[0]["metrics"])
         runs, seen = [], set()
         for run, manifest in zip(series.folders, series.manifests, strict=True):
@@ -150,6 +154,7 @@ def make_folds(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
+    on: str = "",
     show: Show | None = None,
     **changes: Any,
 ) -> Folds:
@@ -160,7 +165,7 @@ def make_folds(
     predicts.
 
     Args:
-        resume: go on in `out`; see `make_seeds`, which has the other arguments and errors, too.
+        resume, on: see `make_seeds`, which has the other arguments and errors, too.
         **changes: as for `make_baseline`; `split`, here or in the recipe, is `"kfold:K"` or `"group-kfold:K"`.
 
     Raises:
@@ -182,7 +187,7 @@ def make_folds(
     changes |= {} if seed is None else {"seed": seed}
     series = _Series("fold", photos, recipe, changes, out, show or Terminal())
     with series.alone():
-        series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume)
+        series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume, on=on)
         runs = []
         for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
             metrics = manifest["metrics"]
@@ -305,16 +310,21 @@ class _Series:
         with occupied(self.folder, named=self.given) as self.folder:
             yield
 
-    def make(self, plans: Sequence[dict[str, int]], *, resume: bool) -> None:
+    def make(self, plans: Sequence[dict[str, int]], *, resume: bool, on: str) -> None:
         """Makes each run, or, with `resume`, takes it as it is where it is finished."""
+        workers = engine(on, self.show)
         self.folders = [self.folder / f"{self.kind}-{plan[self.kind]}" for plan in plans]
         self._refuse(resume)
         self.changes |= self._share_of_budget(len(plans))
         if resume and any(is_finished(run) for run in self.folders):
             self._refuse_others(plans)
+        rest = [(number, plan) for number, plan in enumerate(plans) if not is_finished(self.folders[number])]
+        for number, plan in enumerate(plans):
+            if (number, plan) not in rest:
+                self.show.say(f"{self._words(number, plan)}: finished before")
         try:
-            for plan, run in zip(plans, self.folders, strict=True):
-                self._run(plan, run, f"{self.kind} {plan[self.kind]}, {len(self.manifests) + 1} of {len(plans)}")
+            with workers:
+                self._make(rest, workers)
         except KeyboardInterrupt:
             done = sum(map(is_finished, self.folders))
             self.show.say(
@@ -322,20 +332,35 @@ class _Series:
                 f"--out {self.folder} --resume makes the rest"
             )
             raise
+        self.manifests = [read_manifest(run) for run in self.folders]
 
-    def _run(self, plan: dict[str, int], run: Path, words: str) -> None:
-        if is_finished(run):
-            self.show.say(f"{words}: finished before")
-            manifest = read_manifest(run)
-        else:
-            self.show.say(words)
-            # of what it returns no more is kept: its network and photos go before the next run needs the room
-            manifest = make_baseline(
-                self.photos, self.recipe, out=run, show=self.show, **{**self.changes, **plan}
-            ).manifest
-        if not self.manifests:
-            self.changes |= self._settled(manifest)
-        self.manifests.append(manifest)
+    def _make(self, rest: Sequence[tuple[int, dict[str, int]]], workers: Engine) -> None:
+        done = next((run for run in self.folders if is_finished(run)), None)
+        if done is None and workers.far and not self.changes.get("budget"):
+            self.changes |= self._measured()  # so that no run has to be the first
+        elif done is None:
+            workers.all([self._job(*rest[0])], 1)
+            done, rest = self.folders[0], rest[1:]
+        if done is not None:
+            self.changes |= self._settled(read_manifest(done))
+        workers.all([self._job(*each) for each in rest], len(rest))
+
+    def _job(self, number: int, plan: dict[str, int]) -> Job:
+        changes = {**self.changes, **plan}
+        return training(self._words(number, plan), self.photos, self.recipe, self.folders[number], **changes)
+
+    def _words(self, number: int, plan: dict[str, int]) -> str:
+        return f"{self.kind} {plan[self.kind]}, {number + 1} of {len(self.folders)}"
+
+    def _measured(self) -> dict[str, Any]:
+        """What a first run would find by timing, or one that was begun has found."""
+        from .checkpoints import Checkpoints
+
+        recipe, table = understand(self.photos, self.recipe, show=Show(), **self.changes)
+        begun = [kept.begun()["recipe"] for kept in map(Checkpoints, self.folders) if kept.exist]
+        if begun and recipe.frozen_precision == "auto":
+            return {"frozen_precision": begun[0]["frozen_precision"]}
+        return {"frozen_precision": settle(recipe, table.assign(split="train"))[0].frozen_precision}
 
     def _settled(self, first: dict[str, Any]) -> dict[str, Any]:
         """What the first run found by timing, which may fall out otherwise the next time: one thing is to differ."""

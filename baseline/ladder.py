@@ -5,12 +5,13 @@ Knows rungs and their run folders; trains nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .clock import minutes
+from .engines import Engine, Job, engine
 from .errors import RecipeError, unknown
 from .make import starting_recipe
 from .progress import Show, Terminal
@@ -50,6 +51,7 @@ def make_ladder(
     rungs: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
+    on: str = "",
     show: Show | None = None,
     **changes: Any,
 ) -> Ladder:
@@ -61,9 +63,11 @@ def make_ladder(
         rungs: some of `RUNGS`, to climb only these.
         out: the folder; `runs/ladder-NAME-DATE-TIME` if not given.
         resume: keep the rungs that an interrupted ladder in `out` has finished.
+        on: what trains the rungs; see `make_seeds`. Those without a network of their own are arithmetic on what is in
+            memory, and are done here meanwhile.
 
     Raises:
-        RecipeError: for a rung that does not exist, or a recipe with a budget.
+        RecipeError: for a rung that does not exist, a recipe with a budget, or if `on` is nothing that makes runs.
         OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other photos or another recipe.
 
     >>> make_ladder("photos/").sentences[0]                                        # doctest: +SKIP
@@ -72,12 +76,12 @@ def make_ladder(
     if strange := [name for name in rungs if name not in RUNGS]:
         raise RecipeError(unknown("rung", strange[0], RUNGS))
     show = show or Terminal()
-    chosen = starting_recipe(photos, recipe)
-    with run_folder(out, f"ladder-{chosen.name}") as folder:
+    chosen, workers = starting_recipe(photos, recipe), engine(on, show)
+    with run_folder(out, f"ladder-{chosen.name}") as folder, workers:
         bodies = bodies_of(photos, chosen, archs, folder, show, changes, resume=resume)
         wanted = [name for name in RUNGS if name in rungs or not rungs]
         with kept_when_interrupted(folder, show):
-            found = _judged(list(_climbed(bodies, wanted, show)), folder)
+            found = _judged(_climbed(bodies, wanted, workers), folder)
         _write(found)
     return found
 
@@ -85,26 +89,35 @@ def make_ladder(
 # ---- climbing -------------------------------------------------------------------------------------------------------
 
 
-def _climbed(bodies: Sequence[Body], rungs: Sequence[str], show: Show) -> Iterator[tuple[Body, str, Path]]:
-    """Body, rung and run folder of each rung, as it is finished."""
+def _climbed(bodies: Sequence[Body], rungs: Sequence[str], workers: Engine) -> list[tuple[Body, str, Path]]:
+    """Body, rung and run folder of each rung, when all are finished."""
     each = [
         (body, rung)
         for number, body in enumerate(bodies)
         for rung in rungs
         if not (rung == "majority" and number) and not (rung == "tta" and not body.wished.tta)
     ]
-    trained: dict[Body, list[str]] = {body: [] for body in bodies}
-    for number, (body, rung) in enumerate(each, 1):
-        show.say(f"rung {number} of {len(each)}: {RUNGS[rung]}, {body.recipe.arch}")
-        if rung == "tta":
-            if trained[body]:
-                yield body, rung, body.folder / max(trained[body], key=lambda name: _valid(body.folder / name))
-            continue
-        run = body.folder / rung
-        body.run(rung, run)
-        if rung not in (*PROBES, "scratch"):
-            trained[body].append(rung)
-        yield body, rung, run
+    jobs = [
+        _job(f"rung {number} of {len(each)}: {RUNGS[rung]}, {body.recipe.arch}", body, rung)
+        for number, (body, rung) in enumerate(each, 1)
+    ]
+    workers.all(jobs, sum(not job.here for job in jobs))
+    trained = {
+        body: [rung for own, rung in each if own is body and rung not in (*PROBES, "scratch", "tta")] for body in bodies
+    }
+    found = []
+    for body, rung in each:
+        if rung == "tta" and trained[body]:
+            found.append((body, rung, body.folder / max(trained[body], key=lambda name: _valid(body.folder / name))))
+        elif rung != "tta":
+            found.append((body, rung, body.folder / rung))
+    return found
+
+
+def _job(words: str, body: Body, rung: str) -> Job:
+    if rung == "tta":  # of a rung that was evaluated with it, too
+        return Job(words, lambda show: None, here=True)
+    return body.job(words, rung, body.folder / rung)
 
 
 def _valid(run: Path) -> float:

@@ -12,14 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .engines import Job, training
 from .errors import OutputError, RecipeError
-from .make import make_baseline, manifest_of, parted, settle, split_csv
+from .make import manifest_of, parted, settle, split_csv
 from .progress import Show
 from .recipe import Recipe, Stage, settle_epochs
 from .save import as_json, flat, read_manifest, read_predictions, write
@@ -197,8 +198,8 @@ class Body:
             why, parameters = f"C {strength:g}", (features.shape[1] + 1) * flags.shape[1]
         return Probe(told, why, round(seconds + time.perf_counter() - began, 2), parameters)
 
-    def run(self, rung: str, folder: Path) -> None:
-        """Makes the rung's run folder, unless it is there already.
+    def job(self, words: str, rung: str, folder: Path) -> Job:
+        """What makes the rung's run folder, unless it is there already.
 
         Raises:
             OutputError: if it is there, made by another recipe.
@@ -206,11 +207,10 @@ class Body:
         planned = self.planned(rung)
         if (folder / "manifest.json").exists():
             _refuse_other(folder, planned)
-            self.show.say(f"{folder}: kept from before")
-        elif rung in PROBES:
-            _probe(self, rung, folder, planned)
-        else:
-            make_baseline(self.photos, planned, out=folder, show=self.show)
+            return Job(words, partial(_kept, folder), here=True)
+        if rung in PROBES:
+            return Job(words, lambda show: _probe(self, rung, folder, planned), here=True)
+        return training(words, self.photos, planned, folder)
 
 
 def told_on(run: Path, split: str, augmented: bool) -> pd.DataFrame:
@@ -218,6 +218,10 @@ def told_on(run: Path, split: str, augmented: bool) -> pd.DataFrame:
     table = read_predictions(run, ("path", "label", "split", "predicted", "plain_predicted"))
     table = table[table["split"] == split]
     return table if augmented else table.assign(predicted=table["plain_predicted"])
+
+
+def _kept(run: Path, show: Show) -> None:
+    show.say(f"{run}: kept from before")
 
 
 def _refuse_other(run: Path, planned: Recipe) -> None:

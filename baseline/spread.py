@@ -25,7 +25,7 @@ from .photos import why_unreadable
 if TYPE_CHECKING:
     from .model import Block, Ensemble, Model
 
-__all__ = ["spread_blocks"]
+__all__ = ["loaded", "sent", "spread_blocks"]
 
 AHEAD = 4
 """Blocks that a process is given ahead; it reads up to three before it gives back the first."""
@@ -58,7 +58,7 @@ def spread_blocks(
         next_fed, next_done = cycle(workers), cycle(workers)
         for block in chain(blocks, repeat(None, AHEAD * processes)):
             if block is not None:
-                next(next_fed).tasks.put([_sent(each) for each in block])
+                next(next_fed).tasks.put([sent(each) for each in block])
                 waiting.append(block)
             elif not ended:
                 ended = [worker.tasks.put(None) for worker in workers]
@@ -101,7 +101,8 @@ class _Sent:
         return self.content
 
 
-def _sent(photo: Any) -> Any:
+def sent(photo: Any) -> Any:
+    """The photo as another process can take it: one out of an archive is read."""
     if not callable(photo):
         return photo
     try:
@@ -152,24 +153,33 @@ def _work(share: _Share) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
     warnings.filters[:] = share.filters  # type: ignore[index]
     try:
-        for block in _model(share).blocks(_given(share.tasks), **share.options):
+        _take_share(share)
+        for block in loaded(share.folders, share.identity).blocks(_given(share.tasks), **share.options):
             share.results.put(replace(block, photos=[]))
     except BaselineError as error:
         share.results.put(error)
 
 
-def _model(share: _Share) -> Model | Ensemble:
+def _take_share(share: _Share) -> None:
     import torch
-
-    from .model import load
 
     if torch.cuda.is_available():
         torch.cuda.set_device(share.number % torch.cuda.device_count())
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // share.processes))
-    model = load(share.folders)
-    if model.identity != share.identity:
-        words = ", ".join(map(str, share.folders))
+
+
+def loaded(folders: Sequence[Path], identity: str) -> Model | Ensemble:
+    """The model of the folders, in a process that was told its identity.
+
+    Raises:
+        OutputError: if it is another one by now.
+    """
+    from .model import load
+
+    model = load(folders)
+    if model.identity != identity:
+        words = ", ".join(map(str, folders))
         raise OutputError(f"{words} was changed while its model predicted. Leave it as it is.")
     return model
 

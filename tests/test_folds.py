@@ -254,7 +254,7 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
         shutil.copytree(done.folder, out)
         return done
 
-    monkeypatch.setattr(baseline.experiments, "make_baseline", made)
+    monkeypatch.setattr(baseline.make, "make_baseline", made)
     show = Listening()
     with pytest.raises(KeyboardInterrupt):
         make_seeds(3, "photos", out=tmp_path / "out", budget="3m", show=show)

@@ -140,7 +140,7 @@ def test_an_interrupted_ladder_goes_on(
 
     out = tmp_path / "ladder"
     with monkeypatch.context() as patch:
-        patch.setattr("baseline.rungs.make_baseline", interrupted)
+        patch.setattr("baseline.make.make_baseline", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_ladder(photos, still, rungs=SOME, out=out, show=Said())
     assert f"--out {out} --resume" in lines[-1]
