@@ -42,7 +42,11 @@ def folders(photos: Path, **words: Any) -> Any:
     return ImageDataLoaders.from_folder(photos, **(options | words))
 
 
-@pytest.mark.parametrize("arch", [resnet18, squeezenet1_1, "mobilenetv3_small_050", "resnet18"], ids=str)
+@pytest.mark.parametrize(
+    "arch",
+    [resnet18, squeezenet1_1, "mobilenetv3_small_050", "resnet18"],
+    ids=lambda arch: getattr(arch, "__name__", f"name-{arch}"),
+)
 def test_a_vision_learner_becomes_a_folder_that_predicts_the_same(photos: Path, arch: Any) -> None:
     stats = Normalize.from_stats((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     dls = folders(photos, item_tfms=Resize(64, ResizeMethod.Squish), batch_tfms=[*aug_transforms(size=48), stats])
