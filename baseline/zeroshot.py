@@ -170,6 +170,10 @@ def _weights(clip: Clip, show: Show) -> Weights:
 
     if not (published := open_clip.get_pretrained_cfg(clip.arch, clip.weights)):
         return given_weights(clip.arch, Path(clip.weights))
+    origin = f"open_clip's {clip.weights}"
+    if (cached := _hugging_face_cached(published.get("hf_hub", ""))) is not None:
+        show.say(f"weights: {clip.arch}:{clip.weights} from the Hugging Face cache")
+        return dataclasses.replace(given_weights(clip.arch, cached), origin=origin)
     show.say(f"weights: {clip.arch}:{clip.weights} from open_clip's cache, or downloaded")
     try:
         path = open_clip.download_pretrained(published)
@@ -178,7 +182,21 @@ def _weights(clip: Clip, show: Show) -> Weights:
             f"The weights {clip.weights} of {clip.arch} are in no cache here and cannot be downloaded: {_why(error)}. "
             f"Give a file of them: --clip {clip.arch}:FILE."
         ) from None
-    return dataclasses.replace(given_weights(clip.arch, Path(path)), origin=f"open_clip's {clip.weights}")
+    return dataclasses.replace(given_weights(clip.arch, Path(path)), origin=origin)
+
+
+def _hugging_face_cached(place: str) -> Path | None:
+    """The file of `ORGANISATION/NAME/FILE`, without FILE open_clip's usual one, where it was downloaded before.
+
+    Without a network open_clip itself would ask for a minute before it looks there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, _, file = place.rpartition("/")
+    names = (str(Path(file).with_suffix(".safetensors")), file) if file else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    found = (try_to_load_from_cache(repository, name) for name in names if repository)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def _published(clip: Clip) -> dict[str, Any]:

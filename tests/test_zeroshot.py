@@ -147,6 +147,7 @@ def test_batches_and_workers_change_no_number(photos: Path, weights: Path, monke
 def test_photos_are_prepared_as_the_published_weights_want_it(
     open_clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import huggingface_hub
     from open_clip.pretrained import _PRETRAINED
 
     published = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.5, 0.25), "interpolation": "bilinear", "resize_mode": "squash"}
@@ -155,7 +156,17 @@ def test_photos_are_prepared_as_the_published_weights_want_it(
     seen = reader(Clip("tiny-clip", str(tmp_path / "w.safetensors"), PROMPT)).preprocess(Image.new("RGB", (90, 60)))
     assert seen.shape == (3, 48, 48)
     np.testing.assert_allclose(seen[:, 0, 0], [-1, -0.8, -1.2], rtol=1e-6)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with monkeypatch.context() as patch:  # what a download would have left there
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        patch.setattr(open_clip, "download_pretrained", None)
+        cached = tmp_path / "models--nobody--none"
+        (cached / "snapshots/0a").mkdir(parents=True)
+        (cached / "refs").mkdir()
+        (cached / "refs/main").write_text("0a")
+        (tmp_path / "w.safetensors").rename(cached / "snapshots/0a/open_clip_model.safetensors")
+        found = reader(Clip("tiny-clip", "mine", PROMPT))
+    assert found.weights.origin == "open_clip's mine" and found.preprocess(Image.new("RGB", (9, 6)))[2, 0, 0] < -1.1
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"mine of tiny-clip are in no cache here .* --clip tiny-clip:FILE"):
         reader(Clip("tiny-clip", "mine", PROMPT))
 
