@@ -127,9 +127,9 @@ def make_seeds(
         raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
     chosen = starting_recipe(photos, recipe)
     first = chosen.seed if seed is None else seed
-    series = _Series("seed", photos, recipe, changes, out, show or Terminal())
+    series = _Series("seed", photos, recipe, changes, out, show or Terminal(), on)
     with series.alone():
-        series.make([{"seed": number} for number in range(first, first + count)], resume=resume, on=on)
+        series.make([{"seed": number} for number in range(first, first + count)], resume=resume)
         split = judged_split(series.manifests[0]["metrics"])
         runs, seen = [], set()
         for run, manifest in zip(series.folders, series.manifests, strict=True):
@@ -185,9 +185,9 @@ def make_folds(
     if asked.split_file:
         raise RecipeError(f"{asked.split_file} says what is valid, and so does {asked.split}. Give one of them.")
     changes |= {} if seed is None else {"seed": seed}
-    series = _Series("fold", photos, recipe, changes, out, show or Terminal())
+    series = _Series("fold", photos, recipe, changes, out, show or Terminal(), on)
     with series.alone():
-        series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume, on=on)
+        series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume)
         runs = []
         for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
             metrics = manifest["metrics"]
@@ -296,7 +296,9 @@ class _Series:
         changes: Mapping[str, Any],
         out: str | Path | None,
         show: Show,
+        on: str,
     ) -> None:
+        self.workers = engine(on, show)
         self.kind, self.photos, self.recipe, self.changes, self.show = kind, photos, recipe, dict(changes), show
         name = starting_recipe(photos, recipe).name
         self.folder = named_folder(out, name)
@@ -310,9 +312,8 @@ class _Series:
         with occupied(self.folder, named=self.given) as self.folder:
             yield
 
-    def make(self, plans: Sequence[dict[str, int]], *, resume: bool, on: str) -> None:
+    def make(self, plans: Sequence[dict[str, int]], *, resume: bool) -> None:
         """Makes each run, or, with `resume`, takes it as it is where it is finished."""
-        workers = engine(on, self.show)
         self.folders = [self.folder / f"{self.kind}-{plan[self.kind]}" for plan in plans]
         self._refuse(resume)
         self.changes |= self._share_of_budget(len(plans))
@@ -323,7 +324,7 @@ class _Series:
             if (number, plan) not in rest:
                 self.show.say(f"{self._words(number, plan)}: finished before")
         try:
-            with workers:
+            with self.workers as workers:
                 self._make(rest, workers)
         except KeyboardInterrupt:
             done = sum(map(is_finished, self.folders))

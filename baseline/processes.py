@@ -11,13 +11,15 @@ is no sequence of layers any more, which frozen outputs need. Gradients are aver
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +30,9 @@ __all__ = ["averaged", "begin", "count", "from_first", "gathered", "joined", "ra
 
 PATIENCE = timedelta(days=1)
 """How long one process waits for the others; what has died is seen by who began them."""
+
+GRACE = 30
+"""Seconds that a process has to end in, once it is told to."""
 
 T = TypeVar("T")
 
@@ -65,6 +70,7 @@ def joined() -> Iterator[None]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     # fastai, which reads them, would wait for the others wherever it detaches a tensor, in steps of the first only, too
     told = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK") if name in os.environ}
@@ -73,6 +79,13 @@ def joined() -> Iterator[None]:
     finally:
         os.environ |= told
         dist.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, which may be waiting for one that is no more, with the one that began it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -126,6 +139,7 @@ def begin(processes: int, words: Sequence[str]) -> tuple[int, str]:
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes),
              "OMP_NUM_THREADS": threads}  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryFile() as silent:
         try:
             for each in range(processes):
@@ -141,15 +155,20 @@ def begin(processes: int, words: Sequence[str]) -> tuple[int, str]:
                 last = lines[-1] if lines else f"baseline: a process ended with {failed[0].returncode}"
                 return abs(failed[0].returncode), last
             return (abs(failed[0].returncode) if failed else 0), ""
-        except KeyboardInterrupt:  # which all of them got, too
+        except KeyboardInterrupt:  # which all of them got, too, and write what they have
             for process in running:
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
             return 130, ""
         finally:
             for process in running:
                 process.terminate()
             for process in running:
-                process.wait()
+                try:
+                    process.wait(GRACE)
+                except subprocess.TimeoutExpired:  # it waits for one that has gone
+                    process.kill()
+                    process.wait()
 
 
 def _failed(running: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:

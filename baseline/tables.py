@@ -77,7 +77,7 @@ RESERVED = ("bytes", "fold", "frames", "height", "mode", "reason", "turned", "tw
 """Columns that are ours; a table's own of such a name gets an underscore."""
 
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
-READ_BYTES, ROW_BYTES = 250, 1000
+READ_BYTES, ROW_BYTES = 250, 1100
 """Of memory that a row of a table takes when it is read, and when it becomes rows of photos; beside its text, which
 takes `TEXT_COPIES` times what it has on disk (300,000 rows of 34 and 434 bytes: 213 and 1,116; 988 and 1,701)."""
 TEXT_COPIES = 2.5

@@ -380,7 +380,7 @@ def test_a_table_of_ten_million_rows_is_refused_before_it_takes_the_memory(
     monkeypatch.setattr("baseline.tables.free_memory", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
-        DataError, match=r"about 9,99\d,\d{3} rows, which take 10\.4 GB of memory, and 8\.0 GB are free"
+        DataError, match=r"about 9,99\d,\d{3} rows, which take 11\.4 GB of memory, and 8\.0 GB are free"
     ):
         baseline.photo_table(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"

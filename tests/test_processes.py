@@ -145,7 +145,8 @@ def test_processes_that_fail_say_why_once_and_end_together(photos: Path, tmp_pat
     assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6."]
 
 
-def test_one_that_is_killed_ends_the_others(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["one of them", "who began them"])
+def test_one_that_is_killed_ends_the_others(photos: Path, tmp_path: Path, which: str) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 1000"))
     words = ["run", str(tmp_path / "plan.toml"), "--data", str(photos), "--out", str(tmp_path / "run")]
     running = subprocess.Popen([sys.executable, "-m", "baseline", *words, "--processes", "2"], stderr=subprocess.PIPE,
@@ -157,15 +158,16 @@ def test_one_that_is_killed_ends_the_others(photos: Path, tmp_path: Path) -> Non
     if not children.exists():
         running.kill()
         pytest.skip("no list of children here")
-    first, second = map(int, children.read_text().split())
-    os.kill(second, signal.SIGKILL)
+    workers = [*map(int, children.read_text().split())]
+    os.kill(workers.pop() if which == "one of them" else running.pid, signal.SIGKILL)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == signal.SIGKILL and "a process ended with -9" in errors
-    for _ in range(50):
-        if not Path(f"/proc/{first}").exists():
+    if which == "one of them":
+        assert running.returncode == signal.SIGKILL and "a process ended with -9" in errors
+    for _ in range(100):
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
             break
         time.sleep(0.1)
-    assert not Path(f"/proc/{first}").exists()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_what_goes_with_one_process_only_is_refused(

@@ -147,7 +147,7 @@ def test_the_table_has_every_package_that_this_one_names() -> None:
 def test_every_dependency_has_a_lower_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for each in chain(project["dependencies"], *project["optional-dependencies"].values()):
-        assert re.fullmatch(r"[\w-]+>=\d[\w.]*(,<\d[\w.]*)?", each), each
+        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=\d[\w.]*(,<\d[\w.]*)?", each), each
 
 
 def test_the_tests_that_security_md_names_are_there() -> None:
