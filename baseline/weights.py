@@ -137,7 +137,8 @@ def given_weights(arch: str, path: Path) -> Weights:
         raise WeightsError(f"There is no weights file {path}. Give the path of a .pth or .safetensors file.")
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise WeightsError(f"{path} is no weights file by its name; a .pth or .safetensors file was needed.")
-    return Weights(arch, path.resolve(), _checked(path, _hash_in_name(path)), "the file given")
+    # not resolved: in Hugging Face's cache it is a link to a file whose name has no ending
+    return Weights(arch, path.absolute(), _checked(path, _hash_in_name(path)), "the file given")
 
 
 def published(weights: Weights) -> dict[str, str]:

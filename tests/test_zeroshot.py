@@ -163,7 +163,8 @@ def test_photos_are_prepared_as_the_published_weights_want_it(
         (cached / "snapshots/0a").mkdir(parents=True)
         (cached / "refs").mkdir()
         (cached / "refs/main").write_text("0a")
-        (tmp_path / "w.safetensors").rename(cached / "snapshots/0a/open_clip_model.safetensors")
+        (tmp_path / "w.safetensors").rename(cached / "blob")
+        (cached / "snapshots/0a/open_clip_model.safetensors").symlink_to(cached / "blob")
         found = reader(Clip("tiny-clip", "mine", PROMPT))
     assert found.weights.origin == "open_clip's mine" and found.preprocess(Image.new("RGB", (9, 6)))[2, 0, 0] < -1.1
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
