@@ -81,8 +81,8 @@ def _complete(names: Callable[[], Any]) -> Any:
 
 
 _PRESET_NAMES = ("auto", *PRESETS)
-RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch")
-CURVE_NAMES = RUNG_NAMES[1:-2] + RUNG_NAMES[-1:]
+RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
+CURVE_NAMES = tuple(name for name in RUNG_NAMES if name not in ("majority", "tta", "zeroshot"))
 _FORMATS = ("csv", "jsonl", "parquet")
 Model = Annotated[
     Path, typer.Argument(help="A run folder, its model/ alone, or a folder of folds or seeds.", show_default=False)
@@ -395,6 +395,18 @@ def ladder(
             autocompletion=_complete(lambda: RUNG_NAMES),
         ),
     ] = None,
+    clip: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME:FILE",
+            help="CLIP's model and weights for the rung zeroshot (extra clip), or NAME:TAG for published ones; "
+            "ViT-B-32:laion2b_s34b_b79k if not given.",
+            show_default=False,
+        ),
+    ] = "",
+    prompt: Annotated[
+        str, typer.Option(help="What CLIP is asked; 'a photo of a {class}' if not given.", show_default=False)
+    ] = "",
     preset: Preset = "auto",
     image_size: ImageSize = None,
     photos_per_class: PhotosPerClass = None,
@@ -428,6 +440,8 @@ def ladder(
         baseline ladder photos/ --out runs/ladder --resume
 
         baseline ladder photos/ --arch resnet18,mobilenet_v2 --on ray
+
+        baseline ladder photos/ --rungs logistic,groups,zeroshot --clip ViT-B-32:open_clip_model.safetensors
     """
     photos, recipe, show, changes = _experiment(
         target, data, preset, quiet, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
@@ -437,7 +451,7 @@ def ladder(
     from .ladder import make_ladder
 
     found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, on=on,
-                        show=show, **changes)  # fmt: skip
+                        clip=clip, prompt=prompt, show=show, **changes)  # fmt: skip
     _print(_climbed(found))
     show.say(f"page: {found.folder / 'ladder.html'}")
 
