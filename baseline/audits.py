@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -292,25 +293,41 @@ def _unseen(reason: str, size: int = 0) -> tuple:
 
 
 class _Memory:
-    """What was seen of photos before, in the cache; where that cannot be used, everything is seen anew."""
+    """What was seen of photos before, in the cache, each row with its checksum; what is damaged is seen anew."""
 
-    VERSION = 1
-    COLUMNS = ", ".join((*FACTS, "digest", "hash", "thumb"))
+    VERSION = 2
+    COLUMNS = ", ".join((*FACTS, "digest", "hash", "thumb", "crc"))
 
     def __init__(self, show: Show) -> None:
         self.base: sqlite3.Connection | None = None
-        try:
-            home().mkdir(parents=True, exist_ok=True)
-            self.base = sqlite3.connect(home() / f"audit-{self.VERSION}.sqlite", timeout=30)
-            columns = f"path TEXT PRIMARY KEY, size INTEGER, time INTEGER, {self.COLUMNS}"
-            self.base.execute(f"CREATE TABLE IF NOT EXISTS photos ({columns}) WITHOUT ROWID")
-        except (OSError, sqlite3.Error) as error:
-            self._give_up(error, show)
         self.show = show
+        self.file = home() / f"audit-{self.VERSION}.sqlite"
+        try:
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
 
-    def _give_up(self, error: Exception, show: Show) -> None:
-        self.base = None
-        show.say(f"what is seen of the photos is not kept for the next time: {home()}: {error}")
+    def _open(self) -> None:
+        home().mkdir(parents=True, exist_ok=True)
+        self.base = sqlite3.connect(self.file, timeout=30)
+        columns = f"path TEXT PRIMARY KEY, size INTEGER, time INTEGER, {self.COLUMNS}"
+        self.base.execute(f"CREATE TABLE IF NOT EXISTS photos ({columns}) WITHOUT ROWID")
+
+    def _give_up(self, error: Exception) -> None:
+        """Goes on without the cache; one that is damaged is removed and begun again."""
+        base, self.base = self.base, None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if base is not None and code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            base.close()
+            try:
+                self.file.unlink()
+                self._open()
+            except (OSError, sqlite3.Error) as again:
+                error, self.base = again, None
+            else:
+                self.show.say(f"cache: {self.file} is damaged ({error}); photos are looked at again")
+                return
+        self.show.say(f"what is seen of the photos is not kept for the next time: {home()}: {error}")
 
     def recall(self, path: str, stamp: tuple[int, int]) -> tuple | None:
         if self.base is None:
@@ -321,30 +338,35 @@ class _Memory:
                 (_text(path), *stamp),
             ).fetchone()
         except sqlite3.Error as error:
-            self._give_up(error, self.show)
+            self._give_up(error)
             return None
-        return found
+        return found[:-1] if found and found[-1] == _checksum(path, stamp, found[:-1]) else None
 
     def keep(self, path: str, stamp: tuple[int, int], facts: tuple) -> None:
         if self.base is None or stamp[0] < 0:
             return
         try:
-            marks = ", ".join("?" * (3 + len(facts)))
-            self.base.execute(f"INSERT OR REPLACE INTO photos VALUES ({marks})", (_text(path), *stamp, *facts))
+            row = (_text(path), *stamp, *facts, _checksum(path, stamp, facts))
+            self.base.execute(f"INSERT OR REPLACE INTO photos VALUES ({', '.join('?' * len(row))})", row)
         except sqlite3.Error as error:
-            self._give_up(error, self.show)
+            self._give_up(error)
 
     def save(self) -> None:
         if self.base is not None:
             try:
                 self.base.commit()
             except sqlite3.Error as error:
-                self._give_up(error, self.show)
+                self._give_up(error)
 
     def close(self) -> None:
         self.save()
         if self.base is not None:
             self.base.close()
+
+
+def _checksum(path: str, stamp: tuple[int, int], facts: tuple) -> int:
+    told = (_text(path), *stamp, *(int(each) if isinstance(each, bool) else each for each in facts))
+    return zlib.crc32(repr(told).encode())
 
 
 def _text(path: str) -> str | bytes:

@@ -24,13 +24,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def states() -> dict[str, Any]:
-    """All random states as they are now, for `restore`."""
+    """All random states as they are now, as plain numbers, for `restore`."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.array(keys)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [each.tolist() for each in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
     }
 
 
@@ -38,10 +38,10 @@ def restore(found: Mapping[str, Any]) -> None:
     """Sets all random states to what `states` gave."""
     random.setstate(found["python"])
     kind, keys, *rest = found["numpy"]
-    np.random.set_state((kind, keys.numpy(), *rest))
-    torch.set_rng_state(found["torch"])
-    if found["cuda"]:
-        torch.cuda.set_rng_state_all(found["cuda"])
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(found["torch"], dtype=torch.uint8))
+    for device, state in enumerate(found["cuda"]):
+        torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), device)
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def _complete(names: Callable[[], Any]) -> Any:
 
 
 _PRESET_NAMES = ("auto", *PRESETS)
-RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch")
-CURVE_NAMES = RUNG_NAMES[1:-2] + RUNG_NAMES[-1:]
+RUNG_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
+CURVE_NAMES = tuple(name for name in RUNG_NAMES if name not in ("majority", "tta", "zeroshot"))
 _FORMATS = ("csv", "jsonl", "parquet")
 Model = Annotated[
     Path, typer.Argument(help="A run folder, its model/ alone, or a folder of folds or seeds.", show_default=False)
@@ -258,6 +258,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tells what was understood of the photos, and stops there.")
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1024, help="Train in so many, each on a GPU, or its share of the CPU.", show_default=False
+        ),
+    ] = 1,
     resume: Resume = False,
     on: On = "",
     out: Annotated[
@@ -293,12 +299,23 @@ def run(
 
         baseline run runs/mine --resume
 
+        baseline run photos/ --processes 2
+
         baseline run photos/ --log csv,tensorboard
 
         baseline run runs/mine/manifest.json --fixes fixes.csv
 
         baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        if seeds is not None or fixes or (fold is None and split and "kfold" in split):
+            raise RecipeError("--processes goes with a single run. Leave it out, or --seeds, folds and --fixes.")
+        from .processes import begin
+
+        code, words = begin(processes, sys.argv[1:])
+        if words:
+            typer.echo(words, err=True)
+        raise typer.Exit(code)
     if resume and out is None and (Path(target) / UNFINISHED).exists():
         _go_on(Path(target), quiet)
         return
@@ -360,7 +377,7 @@ def run(
 
         _print(_fixed(make_fixed(fixes, photos, recipe, before=before, **options, **changes)))
         return
-    _print(_results(make_baseline(photos, recipe, **options, **changes)))
+    _tell(make_baseline(photos, recipe, **options, **changes))
 
 
 @app.command()
@@ -378,6 +395,18 @@ def ladder(
             autocompletion=_complete(lambda: RUNG_NAMES),
         ),
     ] = None,
+    clip: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME:FILE",
+            help="CLIP's model and weights for the rung zeroshot (extra clip), or NAME:TAG for published ones; "
+            "ViT-B-32:laion2b_s34b_b79k if not given.",
+            show_default=False,
+        ),
+    ] = "",
+    prompt: Annotated[
+        str, typer.Option(help="What CLIP is asked; 'a photo of a {class}' if not given.", show_default=False)
+    ] = "",
     preset: Preset = "auto",
     image_size: ImageSize = None,
     photos_per_class: PhotosPerClass = None,
@@ -411,6 +440,8 @@ def ladder(
         baseline ladder photos/ --out runs/ladder --resume
 
         baseline ladder photos/ --arch resnet18,mobilenet_v2 --on ray
+
+        baseline ladder photos/ --rungs logistic,groups,zeroshot --clip ViT-B-32:open_clip_model.safetensors
     """
     photos, recipe, show, changes = _experiment(
         target, data, preset, quiet, image_size=image_size, photos_per_class=photos_per_class, seed=seed,
@@ -420,7 +451,7 @@ def ladder(
     from .ladder import make_ladder
 
     found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, on=on,
-                        show=show, **changes)  # fmt: skip
+                        clip=clip, prompt=prompt, show=show, **changes)  # fmt: skip
     _print(_climbed(found))
     show.say(f"page: {found.folder / 'ladder.html'}")
 
@@ -1142,7 +1173,12 @@ def _go_on(run: Path, quiet: bool) -> None:
     from .make import go_on
     from .progress import Show, Terminal
 
-    _print(_results(go_on(run, show=Show() if quiet else Terminal())))
+    _tell(go_on(run, show=Show() if quiet else Terminal()))
+
+
+def _tell(done: Baseline) -> None:
+    if done.manifest:  # of several processes the first tells
+        _print(_results(done))
 
 
 def _target(target: str) -> tuple[str | None, str]:

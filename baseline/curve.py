@@ -18,7 +18,7 @@ from .engines import Engine, Job, engine
 from .errors import DataError, RecipeError, unknown
 from .make import split_csv, starting_recipe
 from .progress import Show, Terminal
-from .rungs import PROBES, RUNGS, Body, bodies_of, kept_when_interrupted, told_on
+from .rungs import BODILESS, PROBES, RUNGS, Body, bodies_of, kept_when_interrupted, told_on
 from .save import as_json, run_folder, write
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ FLOORS = np.linspace(0.0, 0.98, 50)
 """Of the power law: exponents, and shares of the lowest error that no number of photos removes."""
 MISFIT = 0.03
 """So much of an error a power law is taken to be wrong by, whatever the number of photos."""
-RUNG_NAMES = tuple(name for name in RUNGS if name not in ("majority", "tta"))
+RUNG_NAMES = tuple(name for name in RUNGS if name not in (*BODILESS, "tta"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def make_curve(
         photos, recipe, changes: as `make_baseline` takes them.
         sizes: training photos a class; 5, 10, 20 ... and all if not given.
         seeds: choices of photos for each size.
-        rungs: what is trained; names from `baseline ladder` but for `majority` and `tta`.
+        rungs: what is trained; names from `baseline ladder` but for `majority`, `tta` and `zeroshot`.
         out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
         on: what trains; see `make_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and

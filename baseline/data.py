@@ -29,6 +29,7 @@ from fasttransform import Transform
 from PIL import Image
 
 from .cache import Cache, fingerprint
+from .errors import RecipeError
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import Augment, Recipe
@@ -44,6 +45,7 @@ __all__ = [
     "decoding_seconds",
     "empty_loaders",
     "memory_bytes",
+    "shared",
     "shrunk",
     "split_loader",
     "targets_of",
@@ -164,12 +166,24 @@ class SliceDL(TfmdDL):
     """
 
     weights: np.ndarray | None = None
+    n: int
+    share: tuple[int, int] | None = None
+    """Which part of each batch this loader is to give, and of how many; see `shared`."""
 
     def get_idxs(self) -> list[int]:
+        if self.share is None:
+            return self._all_idxs()
+        at, parts = self.share
+        own, self.n = self.n, len(self.dataset)
+        every, self.n = self._all_idxs(), own
+        batch = self.bs * parts
+        return [i for start in range(0, own * parts, batch) for i in every[start : start + batch][at::parts]]
+
+    def _all_idxs(self) -> list[int]:
         if self.weights is None or not self.shuffle:
             return super().get_idxs()
         share = self.weights / self.weights.sum()
-        return np.random.choice(self.n, self.n, p=share).tolist()  # type: ignore[attr-defined]
+        return np.random.choice(self.n, self.n, p=share).tolist()
 
     def create_batches(self, samps: Iterator[int]) -> Iterator[Any]:
         slices = self.dataset if isinstance(self.dataset, Slices) else vars(self.dataset).get("slices")
@@ -259,6 +273,25 @@ def targets_of(dls: DataLoaders, rows: pd.DataFrame) -> torch.Tensor:
         return torch.from_numpy(flags_of(rows["label"], dls.vocab)).float()
     index = {name: number for number, name in enumerate(dls.vocab)}
     return torch.tensor([index[label] for label in rows["label"]])
+
+
+def shared(loader: SliceDL, at: int, parts: int) -> SliceDL:
+    """A training loader that gives the part `at`, from 0, of each of the other's batches: no photo twice, none lost.
+
+    All parts draw the same order, if the loaders' random states are the same.
+
+    Raises:
+        RecipeError: if batches cannot be parted evenly.
+    """
+    if loader.bs % parts:
+        raise RecipeError(f"Batches of {loader.bs} cannot be parted among {parts} processes. Give --batch-size "
+                          f"{loader.bs // parts * parts or parts}.")  # fmt: skip
+    state = loader.rng.getstate()
+    part = loader.new(bs=loader.bs // parts)
+    part.weights, part.share = loader.weights, (at, parts)
+    part.n = len(loader) * part.bs
+    part.rng.setstate(state)
+    return part
 
 
 def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:

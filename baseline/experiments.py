@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,10 @@ from .save import (
     differing,
     is_finished,
     judged_split,
+    named_folder,
+    occupied,
     read_manifest,
     read_predictions,
-    removed_if_empty,
     write,
 )
 
@@ -126,23 +127,24 @@ def make_seeds(
         raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
     chosen = starting_recipe(photos, recipe)
     first = chosen.seed if seed is None else seed
-    series = _Series("seed", photos, recipe, changes, out, show or Terminal())
-    series.make([{"seed": number} for number in range(first, first + count)], resume=resume, on=on)
-    split = judged_split(series.manifests[0]["metrics"])
-    runs, seen = [], set()
-    for run, manifest in zip(series.folders, series.manifests, strict=True):
-        rows = read_predictions(run, ("path", "split"))
-        seen.add(frozenset(rows["path"][rows["split"] == split]))
-        runs.append({"seed": int(run.name.rpartition("-")[2]), **_row(run, manifest, split)})
-    found = Seeds(
-        folder=series.folder,
-        split=split,
-        runs=runs,
-        **_spread(runs),
-        same_photos=len(seen) == 1,
-    )
-    write(series.folder / EXPERIMENTS["seed"], as_json(dataclasses.asdict(found)))
-    return found
+    series = _Series("seed", photos, recipe, changes, out, show or Terminal(), on)
+    with series.alone():
+        series.make([{"seed": number} for number in range(first, first + count)], resume=resume)
+        split = judged_split(series.manifests[0]["metrics"])
+        runs, seen = [], set()
+        for run, manifest in zip(series.folders, series.manifests, strict=True):
+            rows = read_predictions(run, ("path", "split"))
+            seen.add(frozenset(rows["path"][rows["split"] == split]))
+            runs.append({"seed": int(run.name.rpartition("-")[2]), **_row(run, manifest, split)})
+        found = Seeds(
+            folder=series.folder,
+            split=split,
+            runs=runs,
+            **_spread(runs),
+            same_photos=len(seen) == 1,
+        )
+        write(series.folder / EXPERIMENTS["seed"], as_json(dataclasses.asdict(found)))
+        return found
 
 
 def make_folds(
@@ -183,27 +185,28 @@ def make_folds(
     if asked.split_file:
         raise RecipeError(f"{asked.split_file} says what is valid, and so does {asked.split}. Give one of them.")
     changes |= {} if seed is None else {"seed": seed}
-    series = _Series("fold", photos, recipe, changes, out, show or Terminal())
-    series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume, on=on)
-    runs = []
-    for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
-        metrics = manifest["metrics"]
-        test = metrics["test"]["tta"]["accuracy"] if "test" in metrics else None
-        row = _row(run, manifest, "valid")
-        runs.append({"fold": number, "photos": metrics["valid"]["photos"], **row, "test": test})
-    tables = [read_predictions(run) for run in series.folders]
-    together = _on_test(series, tables) if "test" in series.manifests[0]["metrics"] else {}
-    against_best = together.pop("against_best", None)
-    found = Folds(
-        folder=series.folder,
-        way=asked.split,
-        runs=runs,
-        **_spread(runs),
-        metrics={"oof": _out_of_fold(series, tables), **together},
-        against_best=against_best,
-    )
-    write(series.folder / EXPERIMENTS["fold"], as_json(dataclasses.asdict(found)))
-    return found
+    series = _Series("fold", photos, recipe, changes, out, show or Terminal(), on)
+    with series.alone():
+        series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume)
+        runs = []
+        for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
+            metrics = manifest["metrics"]
+            test = metrics["test"]["tta"]["accuracy"] if "test" in metrics else None
+            row = _row(run, manifest, "valid")
+            runs.append({"fold": number, "photos": metrics["valid"]["photos"], **row, "test": test})
+        tables = [read_predictions(run) for run in series.folders]
+        together = _on_test(series, tables) if "test" in series.manifests[0]["metrics"] else {}
+        against_best = together.pop("against_best", None)
+        found = Folds(
+            folder=series.folder,
+            way=asked.split,
+            runs=runs,
+            **_spread(runs),
+            metrics={"oof": _out_of_fold(series, tables), **together},
+            against_best=against_best,
+        )
+        write(series.folder / EXPERIMENTS["fold"], as_json(dataclasses.asdict(found)))
+        return found
 
 
 def described_folds(table: pd.DataFrame, recipe: Recipe) -> str:
@@ -269,16 +272,14 @@ def make_fixed(
         changes = {"split_file": str(Path(before).absolute() / "split.csv"), **changes}
         after = make_baseline(photos, recipe, out=out, seed=seed, show=show, **changes, fixes=every)
         return Fixed(Path(before), after, comparison([before, after.folder]))
-    folder = Path(out).expanduser() if out else Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if is_finished(folder / "after"):
-        raise OutputError(f"{folder / 'after'} holds a finished run. Choose another --out, or remove it.")
-    show.say("before the fixes")
-    with removed_if_empty(folder, new=not folder.exists()):
-        first = make_baseline(photos, recipe, out=folder / "before", seed=seed, show=show, **changes)
-    before = first.folder
-    del first  # its network and decoded photos, before the next run needs the room
-    show.say("after the fixes")
-    return make_fixed(fixes, photos, before / "manifest.json", out=folder / "after", show=show)
+    with occupied(named_folder(out, chosen.name), named=out is not None) as folder:
+        if is_finished(folder / "after"):
+            raise OutputError(f"{folder / 'after'} holds a finished run. Choose another --out, or remove it.")
+        show.say("before the fixes")
+        # of what it returns no more is kept: its network and photos go before the next run needs the room
+        before = make_baseline(photos, recipe, out=folder / "before", seed=seed, show=show, **changes).folder
+        show.say("after the fixes")
+        return make_fixed(fixes, photos, before / "manifest.json", out=folder / "after", show=show)
 
 
 # ---- several runs ---------------------------------------------------------------------------------------------------
@@ -295,17 +296,24 @@ class _Series:
         changes: Mapping[str, Any],
         out: str | Path | None,
         show: Show,
+        on: str,
     ) -> None:
+        self.workers = engine(on, show)
         self.kind, self.photos, self.recipe, self.changes, self.show = kind, photos, recipe, dict(changes), show
         name = starting_recipe(photos, recipe).name
-        self.folder = Path(out).expanduser() if out else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.folder = named_folder(out, name)
         self.given = out is not None
         self.folders: list[Path] = []
         self.manifests: list[dict[str, Any]] = []
 
-    def make(self, plans: Sequence[dict[str, int]], *, resume: bool, on: str) -> None:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, the folder is there and no other run's."""
+        with occupied(self.folder, named=self.given) as self.folder:
+            yield
+
+    def make(self, plans: Sequence[dict[str, int]], *, resume: bool) -> None:
         """Makes each run, or, with `resume`, takes it as it is where it is finished."""
-        workers = engine(on, self.show)
         self.folders = [self.folder / f"{self.kind}-{plan[self.kind]}" for plan in plans]
         self._refuse(resume)
         self.changes |= self._share_of_budget(len(plans))
@@ -316,7 +324,7 @@ class _Series:
             if (number, plan) not in rest:
                 self.show.say(f"{self._words(number, plan)}: finished before")
         try:
-            with removed_if_empty(self.folder, new=not self.folder.exists()), workers:
+            with self.workers as workers:
                 self._make(rest, workers)
         except KeyboardInterrupt:
             done = sum(map(is_finished, self.folders))

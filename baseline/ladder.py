@@ -15,8 +15,9 @@ from .engines import Engine, Job, engine
 from .errors import RecipeError, unknown
 from .make import starting_recipe
 from .progress import Show, Terminal
-from .rungs import PROBES, RUNGS, Body, bodies_of, kept_when_interrupted, told_on
+from .rungs import BODILESS, PROBES, RUNGS, Body, bodies_of, kept_when_interrupted, told_on
 from .save import as_json, judged_split, read_manifest, run_folder, write
+from .zeroshot import clip_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,8 @@ def make_ladder(
     out: str | Path | None = None,
     resume: bool = False,
     on: str = "",
+    clip: str = "",
+    prompt: str = "",
     show: Show | None = None,
     **changes: Any,
 ) -> Ladder:
@@ -60,14 +63,18 @@ def make_ladder(
     Args:
         photos, recipe, changes: as `make_baseline` takes them; its stages are what the rungs `groups` and `all` do.
         archs: bodies to compare, each with all rungs; the recipe's own if not given.
-        rungs: some of `RUNGS`, to climb only these.
+        rungs: some of `RUNGS`, to climb only these; all but `zeroshot` if not given.
         out: the folder; `runs/ladder-NAME-DATE-TIME` if not given.
         resume: keep the rungs that an interrupted ladder in `out` has finished.
         on: what trains the rungs; see `make_seeds`. Those without a network of their own are arithmetic on what is in
             memory, and are done here meanwhile.
+        clip, prompt: for the rung `zeroshot`, which is climbed where it is asked for or `clip` is given; see
+            `baseline.zeroshot.clip_of`. Needs the extra `clip`.
 
     Raises:
-        RecipeError: for a rung that does not exist, a recipe with a budget, or if `on` is nothing that makes runs.
+        RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, or for
+            a rung `zeroshot` without the extra, with many labels a photo, or with a model that open_clip does not know.
+        WeightsError: if the weights of `clip` cannot be had or do not fit.
         OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other photos or another recipe.
 
     >>> make_ladder("photos/").sentences[0]                                        # doctest: +SKIP
@@ -76,10 +83,13 @@ def make_ladder(
     if strange := [name for name in rungs if name not in RUNGS]:
         raise RecipeError(unknown("rung", strange[0], RUNGS))
     show = show or Terminal()
+    wanted = [name for name in RUNGS if name in rungs or (bool(clip) if name == "zeroshot" else not rungs)]
+    if prompt and "zeroshot" not in wanted:
+        raise RecipeError("The prompt is for the rung zeroshot. Add it to --rungs, or give --clip.")
+    asked = clip_of(clip, prompt) if "zeroshot" in wanted else None
     chosen, workers = starting_recipe(photos, recipe), engine(on, show)
     with run_folder(out, f"ladder-{chosen.name}") as folder, workers:
-        bodies = bodies_of(photos, chosen, archs, folder, show, changes, resume=resume)
-        wanted = [name for name in RUNGS if name in rungs or not rungs]
+        bodies = bodies_of(photos, chosen, archs, folder, show, changes, resume=resume, clip=asked)
         with kept_when_interrupted(folder, show):
             found = _judged(_climbed(bodies, wanted, workers), folder)
         _write(found)
@@ -95,11 +105,12 @@ def _climbed(bodies: Sequence[Body], rungs: Sequence[str], workers: Engine) -> l
         (body, rung)
         for number, body in enumerate(bodies)
         for rung in rungs
-        if not (rung == "majority" and number) and not (rung == "tta" and not body.wished.tta)
+        if not (rung in BODILESS and number) and not (rung == "tta" and not body.wished.tta)
     ]
     jobs = [
-        _job(f"rung {number} of {len(each)}: {RUNGS[rung]}, {body.recipe.arch}", body, rung)
-        for number, (body, rung) in enumerate(each, 1)
+        _job(f"rung {number} of {len(each)}: {RUNGS[rung]}, {body.planned(rung).arch}", body, rung)
+        # zero-shot first: that its weights do not fit is better told before hours of training
+        for number, (body, rung) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
     ]
     workers.all(jobs, sum(not job.here for job in jobs))
     trained = {
@@ -144,9 +155,9 @@ def _judged(climbed: Sequence[tuple[Body, str, Path]], folder: Path) -> Ladder:
         less, more = test.get("interval", (None, None))
         rows.append(
             {
-                "arch": body.recipe.arch if rung != "majority" else "",
+                "arch": body.recipe.arch if rung not in BODILESS else "",
                 "rung": rung,
-                "words": f"{RUNGS[run.name]}, {RUNGS[rung]}" if rung == "tta" else RUNGS[rung],
+                "words": _named(body, rung, run),
                 "photos": len(told),
                 "accuracy": accuracy,
                 "low": low,
@@ -165,16 +176,23 @@ def _judged(climbed: Sequence[tuple[Body, str, Path]], folder: Path) -> Ladder:
     return Ladder(folder, split, pd.DataFrame(rows), _sentences(rows, tables, below, split))
 
 
-def _below(climbed: Sequence[tuple[Body, str, Path]], number: int) -> int | None:
-    """The number of the rung that one is tested against: the one below it, of the same body, but for two.
+def _named(body: Body, rung: str, run: Path) -> str:
+    if rung == "zeroshot":
+        return f"{RUNGS[rung]}, {body.planned(rung).arch}"
+    return f"{RUNGS[run.name]}, {RUNGS[rung]}" if rung == "tta" else RUNGS[rung]
 
-    Test-time augmentation is tested against the same network without it, random weights against a fine-tuned body.
+
+def _below(climbed: Sequence[tuple[Body, str, Path]], number: int) -> int | None:
+    """The number of the rung that one is tested against: the one below it, of the same body, but for three.
+
+    Test-time augmentation is tested against the same network without it, random weights and zero-shot classification
+    against a fine-tuned body.
     """
     body, rung, run = climbed[number]
     own = [at for at in range(number) if climbed[at][0] is body]
     if rung == "tta":
         return next(at for at in own if climbed[at][2] == run)
-    if rung == "scratch" and (tuned := [at for at in own if climbed[at][1] in ("groups", "all")]):
+    if rung in ("scratch", "zeroshot") and (tuned := [at for at in own if climbed[at][1] in ("groups", "all")]):
         return tuned[-1]
     if own:
         return own[-1]
@@ -202,7 +220,8 @@ def _sentences(
     taken = next(at for at in order if at == best or not gain(at, best)[1])
     row = rows[taken]
     span = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
-    found = [f"Take {named[taken]}: {span} on {split}, trained in {minutes(row['seconds'])}."]
+    how = "trained" if row["parameters"] else "without training,"
+    found = [f"Take {named[taken]}: {span} on {split}, {how} in {minutes(row['seconds'])}."]
     cheaper = [at for at in order[: order.index(taken)] if rows[at]["seconds"] < row["seconds"]]
     if cheaper:
         next_best = max(cheaper, key=lambda at: rows[at]["accuracy"])
@@ -211,11 +230,14 @@ def _sentences(
     if taken != best:
         words = f"{gain(taken, best)[0]}, no difference beyond noise, for {costs(taken, best)}"
         found.append(f"The highest number is that of {named[best]}: {words}.")
+    asides = {"tta": "Test-time augmentation brings", "scratch": "Random weights instead bring",
+              "zeroshot": "Zero-shot classification instead brings"}  # fmt: skip
     for at, row in enumerate(rows):
-        if row["rung"] in ("tta", "scratch") and (lower := below[at]) is not None:
+        if row["rung"] in asides and (lower := below[at]) is not None:
             words, beyond = gain(lower, at)
-            what = "Test-time augmentation brings" if row["rung"] == "tta" else "Random weights instead bring"
-            found.append(f"{what} {words} over {named[lower]}{'' if beyond else ': nothing beyond noise'}.")
+            found.append(
+                f"{asides[row['rung']]} {words} over {named[lower]}{'' if beyond else ': nothing beyond noise'}."
+            )
     return found
 
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .clock import bound_by, minutes, where_time_went
 from .errors import LeakError, OutputError, RecipeError, unknown
 from .loggers import check_loggers, logged, plain, told
+from .processes import count, from_first, joined, rank
 from .progress import Show, Terminal
 from .recipe import (
     COLUMN_KEYS,
@@ -117,6 +119,10 @@ def make_baseline(
     A run that was interrupted, or killed, goes on when it is called again in the same way with its folder as `out`, and
     ends with the numbers that it would have had (on a CPU to the last digit); `go_on(folder)` is short for that.
 
+    In a process of several (`torchrun`, `accelerate launch`, `baseline run --processes`) it trains with the others:
+    each sees its part of every batch, and of the photos that are predicted. The first one writes and tells; in the
+    others the result has no metrics and no manifest.
+
     Args:
         photos: what `photo_table` takes: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar, the name of
             a data set such as `"cifar10"`; or None to use the recipe's own data set. The name of a data set brings
@@ -139,8 +145,15 @@ def make_baseline(
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, seed, changes)
     check_loggers(chosen.log)
-    with run_folder(out, chosen.name) as folder:
-        return _make(photos, chosen, reasons, folder, show)
+    with joined(), ExitStack() as stack:
+        if count() > 1 and seconds_in(chosen.budget):
+            raise RecipeError("A budget goes with one process. Leave out --budget, or --processes.")
+        if rank() == 0:
+            folder = from_first(lambda: stack.enter_context(run_folder(out, chosen.name)))
+            return _make(photos, chosen, reasons, folder, folder, show)
+        whole = from_first(lambda: Path())
+        own = Path(stack.enter_context(TemporaryDirectory()))
+        return _make(photos, chosen, reasons, own, whole, Show())
 
 
 def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
@@ -164,8 +177,13 @@ def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
     return make_baseline(begun["photos"], Recipe(**begun["asked"]["recipe"]), out=run, show=show)
 
 
-def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, show: Show) -> Baseline:
-    """The road, from photos to the run folder."""
+def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, whole: Path, show: Show) -> Baseline:
+    """The road, from photos to the run folder.
+
+    Args:
+        folder: where this process writes; for all but the first of several a place that will go.
+        whole: the run folder.
+    """
     clock = _Clock()
     with clock.part("data"):
         chosen, table = _understood(photos, chosen, reasons, show)
@@ -182,17 +200,18 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
     from .report import write_report
     from .training import train
 
-    kept = Checkpoints(folder)
+    kept = Checkpoints(whole)
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
             chosen, table, unread = _parted(table, chosen, folder, show, reasons)
-        begun = kept.gone_on_with(asked, table) if kept.exist else None
+        begun = from_first(lambda: kept.gone_on_with(asked, table) if kept.exist else None)
         if begun:
             show.say(f"going on with what was begun in {folder}")
             clock.began -= begun["spent"]
             chosen = chosen.changed(frozen_precision=begun["recipe"]["frozen_precision"])
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
+            chosen = chosen.changed(frozen_precision=from_first(lambda: chosen.frozen_precision))  # which is timed
             reasons |= more
         budget = seconds_in(chosen.budget)
         if begun:
@@ -202,7 +221,9 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
                 resizable = "image_size" not in reasons
                 chosen, reasons["budget"] = _fitted(chosen, table, clock.began + budget, resizable, show)
         with clock.part("logs") if chosen.log else nullcontext(), states_kept():
-            logs = stack.enter_context(logged(chosen.log, folder, _facts(chosen, photos, table), show))
+            logs = stack.enter_context(
+                logged(chosen.log if rank() == 0 else (), folder, _facts(chosen, photos, table), show)
+            )
         with clock.part("decoding"):
             dls = dataloaders(table, chosen, path=folder, show=show)
             learn = learner(dls, chosen, weights=weights, path=folder)
@@ -212,7 +233,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
             expected = estimate(rates, chosen, _counts(table), ready)
             show.say(f"training and evaluation will take about {minutes(expected.total)} on {_device_words()}")
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
-        if not begun:
+        if not begun and rank() == 0:
             facts = {"photos": _photos_words(photos), "asked": asked, "recipe": chosen.as_dict(), "reasons": reasons}
             kept.begin(facts, table)
         with clock.part("training"), _kept_when_interrupted(learn, chosen, weights, folder, show):
@@ -220,6 +241,8 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, sh
         clock.seconds["training"] += begun["spent"] if begun else 0
         with clock.part("evaluation"):
             predicted = predictions(learn, table, chosen.tta, show=show)
+            if rank():
+                return Baseline(learn, {}, predicted, history, whole, chosen, {})
             numbers = measure(predicted, chosen.labels)
             calibrated = calibration(predicted, chosen.labels)
             logs.summary(told(numbers))

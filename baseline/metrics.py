@@ -339,7 +339,7 @@ def averaged(
 
     >>> rows = {"path": ["1.jpg"], "label": ["a"], "split": ["test"]}
     >>> two = [pd.DataFrame({**rows, "p_a": [p], "p_b": [1 - p]}) for p in (0.9, 0.3)]
-    >>> averaged(two, [None, None])[["predicted", "confidence"]].to_dict("records")
+    >>> averaged(two, [None, None])[["predicted", "confidence"]].round(6).to_dict("records")
     [{'predicted': 'a', 'confidence': 0.6}]
     """
     first, classes = tables[0], _classes(tables[0])

@@ -30,6 +30,7 @@ from torch import nn
 
 from .data import split_loader
 from .learners import autocast
+from .processes import count, gathered, rank
 from .progress import Show
 from .quick import quick
 from .tables import decisions, flags_of
@@ -48,6 +49,8 @@ def predictions(
 ) -> pd.DataFrame:
     """The prediction table (see the module) of the given splits, each photo read once and seen in every view.
 
+    Several processes see a part each, and all get the whole table.
+
     Probabilities are the mean over the plain photo and its `views`; the views are fixed, so that the same network
     gives the same numbers every time, unlike fastai's `tta`, which draws training augmentations.
 
@@ -65,7 +68,7 @@ def predictions(
             rows = table[table["split"] == name].reset_index(drop=True)
             plain: list[torch.Tensor] = []
             mean: list[torch.Tensor] = []
-            for photos, _ in split_loader(learn.dls, table, name):
+            for photos, _ in split_loader(learn.dls, rows.iloc[rank() :: count()], name):
                 if not tables and not plain:
                     stack.enter_context(quick(learn.model.eval(), photos.as_subclass(torch.Tensor), learns=False))
                 inputs = photos.as_subclass(torch.Tensor)
@@ -74,9 +77,18 @@ def predictions(
                 mean.append(by_view.mean(0))
                 bar.step(len(photos))
             threshold = learn.loss_func.thresh if learn.dls.many else None
-            each = (torch.cat(plain).numpy(), torch.cat(mean).numpy())
-            tables.append(prediction_table(rows, *each, classes=list(learn.dls.vocab), threshold=threshold))
+            each = tuple(_woven(gathered(torch.cat(part).numpy() if part else None)) for part in (plain, mean))
+            tables.append(prediction_table(rows, each[0], each[1], classes=list(learn.dls.vocab), threshold=threshold))
     return pd.concat(tables, ignore_index=True)
+
+
+def _woven(parts: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Rows of each process, every so many-th, in their order again."""
+    each = [part for part in parts if part is not None]
+    whole = np.empty((sum(map(len, each)), each[0].shape[1]))
+    for at, part in enumerate(each):
+        whole[at :: len(parts)] = part
+    return whole
 
 
 def views_of(photos: torch.Tensor, views: tuple[str, ...]) -> Iterator[torch.Tensor]:

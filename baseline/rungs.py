@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .weights import Weights
+    from .zeroshot import Clip
 
-__all__ = ["PROBES", "RUNGS", "Body", "Probe", "bodies_of", "kept_when_interrupted", "told_on"]
+__all__ = ["BODILESS", "PROBES", "RUNGS", "Body", "Probe", "bodies_of", "kept_when_interrupted", "told_on"]
 
 RUNGS = {
     "majority": "the most frequent class",
@@ -42,11 +43,15 @@ RUNGS = {
     "all": "all layers fine-tuned, slice rates",
     "tta": "with test-time augmentation",
     "scratch": "all layers from random weights",
+    "zeroshot": "zero-shot classification by CLIP",
 }
-"""From the lowest to the highest, and the one that shows what pretraining is worth."""
+"""From the lowest to the highest, the one that shows what pretraining is worth, and one that sees no training photo."""
 
-PROBES = ("majority", "neighbours", "logistic")
-"""Rungs without a network of their own."""
+PROBES = ("majority", "neighbours", "logistic", "zeroshot")
+"""Rungs that train no network."""
+
+BODILESS = ("majority", "zeroshot")
+"""Rungs that are the same for every body."""
 
 HEAD = Stage("head", 10, steps=350)
 """For a head that nothing follows; before a fine-tune, two epochs are better (see benchmarks/README.md)."""
@@ -65,8 +70,12 @@ def bodies_of(
     changes: dict[str, Any],
     *,
     resume: bool,
+    clip: Clip | None = None,
 ) -> list[Body]:
     """The bodies to climb with, on photos that were audited and split once; the split is written into the folder.
+
+    Args:
+        clip: for the rung `zeroshot`.
 
     Raises:
         RecipeError: if the recipe has a budget.
@@ -83,7 +92,7 @@ def bodies_of(
         raise OutputError(f"{folder} was begun with other photos or another split. Choose another --out.")
     write(split_file, split_csv(table))
     return [
-        Body(photos, table, unread, split_file, folder / arch if len(archs) > 1 else folder, wished, show)
+        Body(photos, table, unread, split_file, folder / arch if len(archs) > 1 else folder, wished, show, clip)
         for arch, wished in ((arch, chosen.changed(arch=arch)) for arch in archs or (chosen.arch,))
     ]
 
@@ -109,6 +118,8 @@ class Probe:
     seconds: float
     parameters: int
     """Trained."""
+    weights: Weights | None
+    """Of the network whose features they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +135,8 @@ class Body:
     """For the run folders of its rungs."""
     wished: Recipe
     show: Show
+    clip: Clip | None = None
+    """For the rung `zeroshot`."""
 
     @cached_property
     def settled(self) -> tuple[Recipe, Weights | None]:
@@ -169,6 +182,8 @@ class Body:
             "all": {"stages": (*before, whole)},
             "scratch": {"stages": (SCRATCH,), "scratch": True, "weights": ""},
         }
+        if rung == "zeroshot" and self.clip:
+            every[rung] = {"arch": self.clip.arch, "weights": self.clip.weights}
         changed = recipe.changed(**every.get(rung, {}))
         photos = int((self.table["split"] == "train").sum())
         return changed.changed(stages=settle_epochs(changed.stages, photos, int(changed.batch_size))[0])
@@ -183,10 +198,13 @@ class Body:
         from .probes import logistic, majority, nearest
         from .tables import flags_of
 
-        many = self.recipe.labels == "many"
-        flags = flags_of(self.table["label"], classes_in(self.table, self.recipe.labels)).astype(float)
+        many, classes = self.recipe.labels == "many", classes_in(self.table, self.recipe.labels)
+        if rung == "zeroshot":
+            return self._zero_shot(classes, self.table["path"].iloc[asked].tolist())
+        weights = self.settled[1]
+        flags = flags_of(self.table["label"], classes).astype(float)
         if rung == "majority":
-            return Probe(majority(flags[train], len(asked)), "", 0.0, 0)
+            return Probe(majority(flags[train], len(asked)), "", 0.0, 0, weights)
         features, seconds = self.features
         began = time.perf_counter()
         known = (features[train], flags[train], features[valid], flags[valid], features[asked])
@@ -196,17 +214,32 @@ class Body:
         else:
             told, strength = logistic(*known, many=many)
             why, parameters = f"C {strength:g}", (features.shape[1] + 1) * flags.shape[1]
-        return Probe(told, why, round(seconds + time.perf_counter() - began, 2), parameters)
+        return Probe(told, why, round(seconds + time.perf_counter() - began, 2), parameters, weights)
+
+    def _zero_shot(self, classes: Sequence[str], paths: Sequence[str]) -> Probe:
+        from .zeroshot import prompts_of, reader
+
+        assert self.clip
+        reads = reader(self.clip, self.show)
+        began = time.perf_counter()
+        prompts = prompts_of(classes, self.clip.prompt)
+        told = reads.probabilities(paths, prompts, workers=self.recipe.workers, show=self.show)
+        return Probe(told, self.clip.words, round(time.perf_counter() - began, 2), 0, reads.weights)
 
     def job(self, words: str, rung: str, folder: Path) -> Job:
         """What makes the rung's run folder, unless it is there already.
 
         Raises:
-            OutputError: if it is there, made by another recipe.
+            OutputError: if it is there, made by another recipe or prompt.
+            RecipeError: for zero-shot classification of photos with many labels.
         """
         planned = self.planned(rung)
+        if rung == "zeroshot" and planned.labels == "many":
+            raise RecipeError("The rung zeroshot takes one label a photo, and these have many. Leave it out.")
         if (folder / "manifest.json").exists():
             _refuse_other(folder, planned)
+            if self.clip and rung == "zeroshot":
+                _refuse_other_prompt(folder, self.clip)
             return Job(words, partial(_kept, folder), here=True)
         if rung in PROBES:
             return Job(words, lambda show: _probe(self, rung, folder, planned), here=True)
@@ -233,6 +266,11 @@ def _refuse_other(run: Path, planned: Recipe) -> None:
         raise OutputError(f"{run} was made by another recipe: {words}. Choose another --out.")
 
 
+def _refuse_other_prompt(run: Path, clip: Clip) -> None:
+    if (then := read_manifest(run)["stages"][0]["why"]) != clip.words:
+        raise OutputError(f"{run} was made by {then} (now {clip.words}). Choose another --out.")
+
+
 def _probe(body: Body, rung: str, run: Path, recipe: Recipe) -> None:
     """A run folder of what is predicted without a network of its own."""
     from .data import classes_in
@@ -248,7 +286,7 @@ def _probe(body: Body, rung: str, run: Path, recipe: Recipe) -> None:
     predicted = prediction_table(rows, found.told, found.told, classes_in(table, recipe.labels), threshold)
     stage = {"trains": RUNGS[rung], "why": found.why, "seconds": found.seconds, "parameters": found.parameters}
     numbers = measure(predicted, recipe.labels)
-    manifest = manifest_of(recipe, body.photos, table, body.unread, body.settled[1], numbers, [stage],
+    manifest = manifest_of(recipe, body.photos, table, body.unread, found.weights, numbers, [stage],
                            {"training": found.seconds})  # fmt: skip
     write(run / "split.csv", split_csv(table))
     write(run / "predictions.csv", predicted.to_csv(index=False))

@@ -11,9 +11,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CARD", "EXPERIMENTS", "UNFINISHED", "as_json", "differing", "flat", "is_finished", "judged_split",
-           "looks_begun", "member_folders", "model_folder", "read_json", "read_manifest", "read_predictions",
-           "removed_if_empty", "run_folder", "unused", "whole_folder", "write"]  # fmt: skip
+           "looks_begun", "member_folders", "model_folder", "named_folder", "occupied", "read_json", "read_manifest",
+           "read_predictions", "run_folder", "unused", "whole_folder", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -54,45 +53,81 @@ LEAST_FREE_BYTES = 200_000_000
 UNHEEDED = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
 """Of a recipe; they change no number, and may be others when a run or an experiment goes on."""
 
+LOCK = ".lock"
+"""In a folder that a run is writing to. What counts is the lock on it, which the system lets go when the run ends."""
+
+
+def named_folder(out: str | Path | None, name: str) -> Path:
+    """`out`, else `runs/NAME-DATE-TIME` in the working folder: one that is not there yet, whatever the clock says."""
+    return Path(out).expanduser() if out else unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
 
 @contextmanager
 def run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
-    """The folder that a run's results go to, made and tried: `out`, else `runs/NAME-DATE-TIME` in the working folder.
+    """The folder that a run's results go to, made, tried, and this run's alone: `out`, else a new one in `runs`.
 
     If the run fails before anything was written there, the folder is removed again.
 
     Raises:
-        OutputError: if it cannot be written, holds a finished run already, or the disk is nearly full.
+        OutputError: if it cannot be written, holds a finished run already, another run is writing to it, or the disk
+            is nearly full.
     """
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(out).expanduser() if out else unused(Path("runs") / f"{name}-{stamp}")
-    if is_finished(folder):
-        raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
-    if free < LEAST_FREE_BYTES:
-        raise OutputError(
-            f"The disk of {folder} has {free // 10**6} MB free; {LEAST_FREE_BYTES // 10**6} MB were needed. "
-            "Make room, or choose another --out."
-        )
-    with removed_if_empty(folder, new=new):
+    with occupied(named_folder(out, name), named=out is not None) as folder:
+        if is_finished(folder):
+            raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
+        if (free := shutil.disk_usage(folder).free) < LEAST_FREE_BYTES:
+            raise OutputError(
+                f"The disk of {folder} has {free // 10**6} MB free; {LEAST_FREE_BYTES // 10**6} MB were needed. "
+                "Make room, or choose another --out."
+            )
         yield folder
 
 
 @contextmanager
-def removed_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
-    """If what is inside fails before anything was written, a folder that was made for it goes again."""
+def occupied(folder: Path, *, named: bool = True) -> Iterator[Path]:
+    """Inside, the folder is there and no other run's. A folder made for it goes again if nothing was written there.
+
+    The lock is the system's, on a file in the folder: it goes with the process that holds it, however that ends. Where
+    a disk knows no locks there is none.
+
+    Args:
+        named: the user named it; if not, and a run that began at the same moment has it, another name is taken.
+
+    Raises:
+        OutputError: if it cannot be written, or another run is writing to it.
+    """
+    from filelock import FileLock, Timeout
+
+    new = not (named and folder.exists())
     try:
-        yield
-    except BaseException:
-        if new and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+        folder = _made(folder, named=named)
+        lock = FileLock(folder / LOCK, fallback_to_soft=False)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"Another run is writing to {folder}. Wait for it, or choose another --out.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has gone, and tries anew
+        lock.release()
+        if new:
+            with suppress(OSError):
+                folder.rmdir()  # which it does if it is empty
+
+
+def _made(folder: Path, *, named: bool) -> Path:
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=named)
+            return folder
+        except FileExistsError:
+            if named:
+                raise
+            folder = unused(folder)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -258,7 +293,8 @@ def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
 def looks_begun(folder: Path) -> bool:
     """Whether the folder holds what a run writes before its manifest, or is empty and named as a run is."""
     named = re.search(r"-\d{8}-\d{6}(-\d+)?$", folder.name) is not None
-    return any((folder / part).exists() for part in BEGUN) or (named and not any(folder.iterdir()))
+    written = any(each.name != LOCK for each in folder.iterdir())
+    return any((folder / part).exists() for part in BEGUN) or (named and not written)
 
 
 def as_json(values: Any) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,14 @@ from typing import Any
 
 import pandas as pd
 
-from .archives import ARCHIVE_SUFFIXES, UNPACKED_FILES, is_archive, most_bytes, unpack
+from .archives import ARCHIVE_SUFFIXES, UNPACKED_FILES, is_archive, most_bytes, unpack, writing
 from .datasets import DATASETS, dataset, home
 from .errors import DataError
 from .foreign import foreign, is_foreign
 from .progress import Show
 from .tables import (
     PHOTO_ENDINGS,
+    ROW_BYTES,
     SPLIT_NAMES,
     TABLE_ENDINGS,
     Columns,
@@ -155,15 +157,28 @@ def _place(photos: str, show: Show) -> Path:
 
 
 def unpacked(archive: Path, show: Show) -> Path:
-    """The archive's content in the cache, unpacked there the first time."""
+    """The archive's content in the cache, unpacked there the first time, and again if files have gone or are cut."""
     stat = archive.stat()
     known = f"{archive} {stat.st_size} {stat.st_mtime_ns}"
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
     folder = home() / "unpacked" / f"{stem}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
-    if not folder.is_dir():
-        unpack(archive, folder, max_bytes=most_bytes(archive), max_files=UNPACKED_FILES, show=show)
-        show.say(f"data: {archive} unpacked into {folder}")
+    beside = folder.with_name(f"{folder.name}.size")
+    if folder.is_dir() and beside.is_file() and beside.read_bytes() == _size(folder):
+        return folder
+    if folder.exists():
+        show.say(f"data: {folder} is not as it was unpacked; it is removed, and unpacked again")
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    unpack(archive, folder, max_bytes=most_bytes(archive), max_files=UNPACKED_FILES, show=show)
+    with writing(beside):
+        beside.write_bytes(_size(folder))
+    show.say(f"data: {archive} unpacked into {folder}")
     return folder
+
+
+def _size(folder: Path) -> bytes:
+    """How many files there are, and of how many bytes."""
+    sizes = [os.lstat(os.path.join(here, file)).st_size for here, _, files in os.walk(folder) for file in files]
+    return f"{len(sizes)} files, {sum(sizes)} bytes\n".encode()
 
 
 # ---- from a place to rows -------------------------------------------------------------------------------------------
@@ -184,7 +199,7 @@ def _from_place(where: Path, columns: Columns, label_from: str) -> _Found:
         if not where.name.lower().endswith(TABLE_ENDINGS):
             endings = ", ".join((*TABLE_ENDINGS, *ARCHIVE_SUFFIXES))
             raise DataError(f"{where} is a file; a folder of photos was needed, or one that ends in {endings}.")
-        return _from_table(read_table(where), where.name, where.parent, columns)
+        return _from_table(read_table(where, ROW_BYTES), where.name, where.parent, columns)
     folder = _entered(where)
     if label_from:
         return _from_names(folder, label_from)
@@ -210,7 +225,7 @@ def _from_table(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) 
 def _from_competition(folder: Path, tables: list[Path], columns: Columns) -> _Found:
     """A table beside the folders of its images, as Kaggle has it."""
     chosen = min(tables, key=lambda path: (len(path.stem), path.name))
-    found = _from_table(read_table(chosen), chosen.name, folder, columns)
+    found = _from_table(read_table(chosen, ROW_BYTES), chosen.name, folder, columns)
     found.form = f"a competition's folder: {chosen.name} and the images below {folder}"
     others = [each.name for each in _tables(folder) if each != chosen]
     found.oddities += [f"not read: {names(others)}"] if others else []

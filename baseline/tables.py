@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from .errors import DataError, unknown
+from .memory import free_memory
 
 __all__ = [
     "PHOTO_ENDINGS",
+    "ROW_BYTES",
     "SEPARATOR",
     "SPLIT_NAMES",
     "TABLE_ENDINGS",
@@ -75,6 +77,11 @@ RESERVED = ("bytes", "fold", "frames", "height", "mode", "reason", "turned", "tw
 """Columns that are ours; a table's own of such a name gets an underscore."""
 
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
+READ_BYTES, ROW_BYTES = 250, 1100
+"""Of memory that a row of a table takes when it is read, and when it becomes rows of photos; beside its text, which
+takes `TEXT_COPIES` times what it has on disk (300,000 rows of 34 and 434 bytes: 213 and 1,116; 988 and 1,701)."""
+TEXT_COPIES = 2.5
+
 SEPARATOR = ";"
 """Between the labels of one photo that has several."""
 
@@ -102,15 +109,19 @@ class Rows:
     oddities: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, row_bytes: int = READ_BYTES) -> pd.DataFrame:
     """The file's rows, every value of a CSV or TSV as text, missing ones empty.
 
     UTF-8 with and without a byte-order mark and UTF-16 with one are read; the delimiter of a .csv is looked for.
 
+    Args:
+        row_bytes: what a row of a CSV or TSV takes of memory at most, beside its text, in all that will be made of it.
+
     Raises:
-        DataError: if it cannot be read, is in another encoding, or has no rows.
+        DataError: if it cannot be read, is in another encoding, has no rows, or needs more memory than there is.
     """
     try:
+        _refuse_too_large(path, row_bytes)
         frame = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -355,6 +366,22 @@ def _text(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is empty. Give a table with a header and one row a photo.") from None
     except (pd.errors.ParserError, csv.Error) as error:
         raise DataError(f"{path} is no table: {' '.join(str(error).split())[:160]}.") from None
+
+
+def _refuse_too_large(path: Path, row_bytes: int) -> None:
+    """An error where there is less memory than the table will take, before it takes it."""
+    if path.suffix.lower() == ".parquet" or (free := free_memory()) is None:
+        return
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        sample = file.read(1 << 16)
+    rows = size * max(1, sample.count(b"\n")) // max(1, len(sample))
+    needed = rows * row_bytes + int(TEXT_COPIES * size)
+    if needed > free:
+        raise DataError(
+            f"{path} has about {rows:,} rows, which take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            "free. Give a part of it, or a machine with more."
+        )
 
 
 def _delimiter(sample: str) -> str:

@@ -25,10 +25,11 @@ from fastcore.foundation import L
 
 from .chance import restore, states, states_kept
 from .checkpoints import Checkpoints
-from .data import shrunk
+from .data import shared, shrunk
 from .errors import TrainingError, first_line
 from .features import FrozenOutputs
 from .planning import SWEEP_STEPS
+from .processes import averaged, count, from_first, gathered, rank
 from .progress import Bar, Show
 from .quick import compiled, quick
 from .recipe import OPTIMIZERS, Recipe, course_words, rate_words, trained_words
@@ -37,6 +38,7 @@ __all__ = ["History", "find_lr", "train"]
 
 FALLBACK_LR = 1e-3
 LOWEST_LR, HIGHEST_LR = 1e-6, 1e-1
+OTHER_CHANCE = 1_000_003
 HIGHEST_LOSS = 10
 """Times the loss of a guess, from which on training has diverged."""
 
@@ -92,17 +94,18 @@ def train(
         OutputError: if what `kept` has is damaged.
     """
     show = show or Show()
+    if rank():
+        torch.manual_seed(recipe.seed + OTHER_CHANCE * rank())  # or all would mirror the same photos of their parts
     run = _Run(FrozenOutputs(learn, recipe, show), _Best(learn), _Log(), show, deadline, learn.dls.train.bs, kept)
     try:
-        first = run.go_on()
-        for number in range(first, len(recipe.stages) + 1):
+        for at in range(run.go_on(), len(recipe.stages) + 1):
             if run.log.epochs and time.perf_counter() > deadline:
-                show.say(f"stage {number}: left out, the time is up")
+                show.say(f"stage {at}: left out, the time is up")
                 continue
-            if "given_up" in _train_stage(run, number):
+            if "given_up" in _train_stage(run, at):
                 break
-            run.frozen.forget(number)
-            run.stage_ends(number)
+            run.frozen.forget(at)
+            run.stage_ends(at)
     except KeyboardInterrupt as interrupt:
         interrupt.history = run.log.history()  # type: ignore[attr-defined]
         raise
@@ -154,6 +157,7 @@ class _Run:
     def go_on(self) -> int:
         """The number of the stage to begin with; what was kept is taken up."""
         found = self.kept.state() if self.kept else None
+        gathered(None)  # none goes on, and drops what was kept, before all have read it
         if found is None:
             return 1
         state, best = found
@@ -163,7 +167,7 @@ class _Run:
         self.point = point = _Point(**state["point"])
         learn.model.load_state_dict(point.weights)
         _set_loader(learn.dls.train, point.loaders[0])
-        restore(point.random)
+        restore(point.random[rank() % len(point.random)])
         for step, values in self.log.told:
             self.show.numbers(step, values)
         at = f" after epoch {point.epoch} of {self.frozen.recipe.stages[point.stage - 1].epochs}" if point.epoch else ""
@@ -178,13 +182,19 @@ class _Run:
         self.point = None
         self.keep(
             _Point(
-                number + 1, 0, {"seconds": 0}, weights, None, states(), (_loader_state(self.frozen.learn.dls.train),)
+                number + 1,
+                0,
+                {"seconds": 0},
+                weights,
+                None,
+                gathered(states()),
+                (_loader_state(self.frozen.learn.dls.train),),
             )
         )
 
     def keep(self, point: _Point) -> None:
         """Writes the state, if it is time to."""
-        if self.kept is None or not self.kept.due():
+        if self.kept is None or rank() or not self.kept.due():
             return
         told = {"steps": self.log.steps, "point": vars(point), "log": vars(self.log), "score": self.best.score}
         spent = sum(facts["seconds"] for facts in [*self.log.stages, point.facts])
@@ -205,7 +215,8 @@ class _Point:
     weights: dict[str, torch.Tensor]
     """Of the whole network."""
     optimizer: dict[str, Any] | None
-    random: dict[str, Any]
+    random: list[dict[str, Any]]
+    """States of each process."""
     loaders: tuple[Any, ...]
     """States of the training loaders of the whole network's Learner and, within a stage, of the stage's."""
     batch_size: int = 0
@@ -236,7 +247,8 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
         if stage.lr == "find":
             before = time.perf_counter()
             run.show.say(f"stage {number}: searching the learning rate")
-            found, curve, why = _safely(run, trainee, number, facts, lambda: _search(run, trainee, number, size))
+            search = partial(_safely, run, trainee, number, facts, lambda: _search(run, trainee, number, size))
+            found, curve, why = from_first(search)
             run.log.sweeps += curve.assign(stage=number).to_dict("records")
             rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
             facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
@@ -245,6 +257,9 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
         words = [what, f"{stage.epochs} epochs", course_words(facts), f"learning rate {rate_words(rate)} ({why})"]
         run.show.say(f"stage {number}: training {', '.join(filter(None, words))}")
     before, laps = facts["seconds"], _Laps(facts.get("laps", {}))
+    whole = trainee.dls.train
+    if count() > 1:
+        trainee.dls.loaders[0], size = shared(whole, rank(), count()), size // count()
     try:
         _safely(run, trainee, number, facts, lambda: _fit(run, trainee, number, facts, laps, size))
     except _Wrong as wrong:
@@ -255,6 +270,10 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
                 "Give a lower lr in the recipe, and look at the photos."
             ) from None
         run.show.say(f"stage {number}: {wrong} again; training ends with the best weights so far")
+    finally:
+        if count() > 1:
+            whole.rng.setstate(trainee.dls.train.rng.getstate())
+            trainee.dls.loaders[0] = whole
     facts["seconds"] = round(before + time.perf_counter() - began, 2)
     facts["laps"] = {name: round(seconds, 4) for name, seconds in laps.seconds.items()}
     run.log.stages.append(facts)
@@ -282,6 +301,7 @@ def _fit(run: _Run, trainee: Learner, number: int, facts: dict[str, Any], laps: 
             _Watch(run, number, facts, bar),
             _Road(run, number, facts, laps),
         ]
+        callbacks += [_Together()] if count() > 1 else []
         callbacks += [_Plateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": trainee.fit_one_cycle, "flat_cos": trainee.fit_flat_cos}.get(stage.schedule, trainee.fit)
         fit(stage.epochs, _rates(trainee, facts["lr"]), cbs=callbacks)
@@ -311,8 +331,10 @@ def _safely(run: _Run, trainee: Learner, number: int, facts: dict[str, Any], wor
             return work()
         except torch.OutOfMemoryError:
             size = trainee.dls.train.bs
-            if size < 2:
+            if size < 2 or count() > 1:
                 words = "Memory is too small for a single photo. Give a smaller --image-size or another --arch."
+                if count() > 1:  # the others would wait for this one
+                    words = f"Memory is too small for {size} photos in each process. Give a smaller --batch-size."
                 raise TrainingError(words) from None
             run.show.say(f"stage {number}: out of memory; batches of {size // 2}, gathered for each step")
             _smaller_batches(trainee, size // 2)
@@ -326,7 +348,7 @@ def _safely(run: _Run, trainee: Learner, number: int, facts: dict[str, Any], wor
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            if died:
+            if died or count() > 1:
                 raise TrainingError(
                     f"Readers of photos die: {first_line(error)}. Give fewer --workers; they may lack memory."
                 ) from None
@@ -440,6 +462,16 @@ class _Gathered(GradientAccumulation):
         self.opt.zero_grad()
 
 
+class _Together(Callback):
+    """All processes learn from the whole batch, of which each has seen its part, and are judged by the same network."""
+
+    def after_backward(self) -> None:
+        averaged([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def before_validate(self) -> None:
+        averaged([value for value in self.model.buffers() if value.is_floating_point()])
+
+
 class _StillBatchNorm(Callback):
     """The body's BatchNorm normalises with the statistics it was pretrained with; scale and shift still learn.
 
@@ -519,9 +551,9 @@ class _Road(Callback):
             facts={**self.facts, "seconds": spent, "laps": dict(self.laps.seconds)},
             weights=weights,
             optimizer=optimizer,
-            random=states(),
+            random=gathered(states()),
             loaders=(_loader_state(train), _loader_state(own)),
-            batch_size=own.bs,
+            batch_size=own.bs * count(),
             smooth=(smooth.count, smooth.val.detach().clone()),
             scaler=scaler.state_dict() if scaler is not None else None,
         )
@@ -537,7 +569,7 @@ class _Road(Callback):
             self.opt.load_state_dict({**found, "hypers": L(found["hypers"])})
         _set_loader(learn.dls.train, point.loaders[0])
         _set_loader(self.dls.train, point.loaders[1])
-        restore(point.random)
+        restore(point.random[rank() % len(point.random)])
         smooth = self.recorder.smooth_loss
         smooth.count, smooth.val = point.smooth[0], point.smooth[1].to(first.device)
         if point.scaler and getattr(self, "scaler", None) is not None:
@@ -653,7 +685,9 @@ class _Watch(Callback):
         self.show.numbers(self.log.steps, {"lr": float(self.opt.hypers[-1]["lr"]), "train_loss": loss})
 
     def _loss(self) -> float:
-        loss = float(self.recorder.smooth_loss.value)
+        mean = self.recorder.smooth_loss.value.detach().clone().reshape(1)
+        averaged([mean])
+        loss = float(mean)
         if not math.isfinite(loss):
             raise _Wrong(f"the loss is no number in epoch {self.epoch + 1}")
         if loss > self.most:

@@ -24,6 +24,7 @@ __all__ = [
     "Weights",
     "check_arch",
     "find_weights",
+    "given_weights",
     "is_torchvision",
     "kaggle_name",
     "normalisation",
@@ -118,12 +119,26 @@ def find_weights(arch: str, path: str | Path = "", show: Show | None = None) -> 
     show = show or Show()
     check_arch(arch)
     if path:
-        return _given(arch, Path(path))
+        return given_weights(arch, Path(path))
     for file, origin in offline_weights(arch):
         found = Weights(arch, file, _checked(file, _expected_hash(arch, file, origin)), origin)
         show.say(f"weights: {arch} from {origin}")
         return found
     return _download(arch, show)
+
+
+def given_weights(arch: str, path: Path) -> Weights:
+    """A file of one's own as the weights of an architecture; a hash in its name is checked.
+
+    Raises:
+        WeightsError: if there is no such file, it is no weights file by its name, or not what its hash says.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}. Give the path of a .pth or .safetensors file.")
+    if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
+        raise WeightsError(f"{path} is no weights file by its name; a .pth or .safetensors file was needed.")
+    # not resolved: in Hugging Face's cache it is a link to a file whose name has no ending
+    return Weights(arch, path.absolute(), _checked(path, _hash_in_name(path)), "the file given")
 
 
 def published(weights: Weights) -> dict[str, str]:
@@ -169,14 +184,6 @@ def state_dict(weights: Weights) -> dict[str, Any]:
 
 
 # ---- where to look --------------------------------------------------------------------------------------------------
-
-
-def _given(arch: str, path: Path) -> Weights:
-    if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}. Give the path of a .pth or .safetensors file.")
-    if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
-        raise WeightsError(f"{path} is no weights file by its name; a .pth or .safetensors file was needed.")
-    return Weights(arch, path.resolve(), _checked(path, _hash_in_name(path)), "the file given")
 
 
 def offline_weights(arch: str) -> Iterator[tuple[Path, str]]:

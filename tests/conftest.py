@@ -28,6 +28,8 @@ REAL_WEIGHTS = REAL.parent / "weights"
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what a test runs shares the processors with the others' tests
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_report_header() -> str:

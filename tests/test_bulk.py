@@ -403,7 +403,7 @@ def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch:
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
         Wanted("parquet")
     monkeypatch.undo()
-    with pytest.raises(OutputError, match=r"Parquet goes into a file. Give --out FILE\.parquet"):
+    with pytest.raises(OutputError, match=r"Parquet goes into a file. Give --out FILE"):
         write_predictions(model, [], io.BytesIO(), Wanted("parquet"))
 
 

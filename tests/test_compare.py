@@ -100,9 +100,10 @@ def test_other_test_photos_by_seed_are_said(
     def drawn(*_: Any, seed: int, out: Path, **__: Any) -> baseline.Baseline:
         out.mkdir(parents=True)
         done.predictions.assign(path=f"{seed}" + done.predictions["path"]).to_csv(out / "predictions.csv", index=False)
+        shutil.copy(done.folder / "manifest.json", out)
         return done
 
-    monkeypatch.setattr(baseline.experiments, "make_baseline", drawn)
+    monkeypatch.setattr(baseline.make, "make_baseline", drawn)
     found = make_seeds(2, "photos", out=tmp_path, show=Show())
     assert not found.same_photos and found.sd == 0
     cli._print(cli._spread(found))

@@ -339,31 +339,32 @@ cli.main()
 
 def begin(*words: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, "run", *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUN, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 
-def killed(words: list[Any], run: Path, kills: int, seed: int, longest: float) -> list[str]:
+def killed(words: list[Any], run: Path, kills: int, chance: random.Random, longest: float) -> list[str]:
     """Runs the command until it ends, killed so many times at random moments; what it was doing then."""
-    chance, moments = random.Random(seed), []
+    moments: list[str] = []
     while True:
-        running = begin(*words)
+        began, running = time.perf_counter(), begin(*words, run)
         if len(moments) == kills:
             _, errors = running.communicate()
             assert running.returncode == 0, errors
             return moments
         with suppress(subprocess.TimeoutExpired):
-            running.wait(chance.uniform(0.3, 1) * longest)
+            running.wait(chance.uniform(0.1, 1) * longest)
         running.send_signal(signal.SIGKILL)
         errors = running.communicate()[1]
         assert running.returncode in (0, -signal.SIGKILL), errors
         if baseline.save.is_finished(run):  # too late: again
             shutil.rmtree(run)
             continue
-        moments.append(errors.strip().splitlines()[-1] if errors.strip() else "starting")
+        last = errors.strip().splitlines()[-1].strip() if errors.strip() else "starting"
+        moments.append(f"{time.perf_counter() - began:.1f} s: {last}")
 
 
-LINES = """
+PLAN = """
 data = ""
 image_size = 48
 [[stage]]
@@ -372,7 +373,7 @@ epochs = 6
 lr = 1e-3
 [[stage]]
 trains = 4
-epochs = {epochs}
+epochs = 6
 lr = 3e-4
 """
 
@@ -384,32 +385,35 @@ def numbers(run: Path) -> dict[str, Any]:
     return found | {"history": history.to_csv(), "metrics": baseline.save.read_manifest(run)["metrics"]}
 
 
-def killed_as_undisturbed(photos: Path, folder: Path, kills: int, epochs: int) -> list[str]:
-    (folder / "plan.toml").write_text(LINES.format(epochs=epochs))
-    words = [folder / "plan.toml", "--data", photos, "--out"]
+@pytest.fixture
+def undisturbed(photos: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
+    """A run's command, but for its folder, the folder of one that nobody disturbed, and its seconds."""
+    (tmp_path / "plan.toml").write_text(PLAN)
+    words = ["run", tmp_path / "plan.toml", "--data", photos, "--out"]
     began = time.perf_counter()
-    whole = begin(*words, folder / "whole")
-    assert whole.communicate() and whole.returncode == 0
-    longest = time.perf_counter() - began
-    moments = killed([*words, folder / "killed"], folder / "killed", kills, 0, longest)
-    assert numbers(folder / "killed") == numbers(folder / "whole")
-    assert sorted(path.name for path in (folder / "killed").iterdir()) == sorted(
-        path.name for path in (folder / "whole").iterdir()
-    )
-    return moments
+    whole = begin(*words, tmp_path / "whole")
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    return words, tmp_path / "whole", time.perf_counter() - began
 
 
-def test_kill_9_three_times(photos: Path, tmp_path: Path) -> None:
-    assert len(killed_as_undisturbed(photos, tmp_path, 3, 3)) == 3
+def ended_alike(run: Path, whole: Path) -> bool:
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (run, whole)]
+    return numbers(run) == numbers(whole) and names[0] == names[1]
+
+
+def test_kill_9_three_times(undisturbed: tuple, tmp_path: Path) -> None:
+    words, whole, longest = undisturbed
+    assert len(killed(words, tmp_path / "run", 3, random.Random(0), longest)) == 3
+    assert ended_alike(tmp_path / "run", whole)
 
 
 @pytest.mark.slow
-def test_kill_9_twenty_times(photos: Path, tmp_path: Path, capsys: Any) -> None:
-    rows = []
-    for number in range(20):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        (moment,) = killed_as_undisturbed(photos, folder, 1, 10)
-        rows.append(f"{number + 1}: {moment}")
-    with capsys.disabled():
-        print("\n" + "\n".join(rows))
+def test_kill_9_of_twenty_runs(undisturbed: tuple, tmp_path: Path, capsys: Any) -> None:
+    words, whole, longest = undisturbed
+    chance = random.Random(0)
+    for number in range(1, 21):
+        (moment,) = killed(words, tmp_path / f"run-{number}", 1, chance, longest)
+        assert ended_alike(tmp_path / f"run-{number}", whole)
+        with capsys.disabled():
+            print(f"\n{number} killed after {moment}", end="", flush=True)

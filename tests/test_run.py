@@ -137,7 +137,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(photos: Path, tmp_p
     before = listing(photos)
     done = make_baseline(photos, small.changed(stages=(Stage("head", 1),)), show=QUIET)
     assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
-    assert listing(photos) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-1.sqlite"}
+    assert listing(photos) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-2.sqlite"}
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 

