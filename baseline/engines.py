@@ -200,7 +200,7 @@ class _Ray(Engine):
             return ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of what this will mean one day
-        begun = {} if self.address else {"include_dashboard": False}
+        begun: dict[str, Any] = {} if self.address else {"include_dashboard": False}
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
