@@ -6,6 +6,7 @@ when its worker was killed. Nothing is sent to Ray's makers, and its dashboard i
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -204,7 +205,7 @@ class _Ray(Engine):
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(self.address or "local", log_to_driver=False, logging_level="ERROR", **begun)
+            ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **begun)
         except Exception as error:
             where = f"at {self.address} cannot be joined" if self.address else "did not start"
             raise OutputError(f"Ray {where}: {first_line(error)}. Mend it, or leave --on out.") from None
