@@ -165,7 +165,7 @@ def test_what_workers_predict_is_the_file_of_one_process_also_after_an_interrupt
         Path("alone.csv").read_bytes().splitlines(keepends=True)[: 3 * 2 * SHARD_BATCHES + 1]
     )
     with Path("far.csv").open("ab") as file:  # as if killed while a shard was taken over
-        file.write(Path("alone.csv").read_bytes().splitlines(keepends=True)[3 * 2 * SHARD_BATCHES + 1])
+        file.writelines(Path("alone.csv").read_bytes().splitlines(keepends=True)[3 * 2 * SHARD_BATCHES + 1 :][:3])
     assert [path.name for path in Path("far.csv.shards").iterdir()] == ["000000000128"]
     monkeypatch.setattr("baseline.bulk.engine", lambda on, show: Backwards() if on else Engine(show))
     counts = write_predictions(model, paths, "far.csv", wanted, on="ray", resume=True)

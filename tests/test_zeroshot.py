@@ -110,7 +110,7 @@ def test_its_run_folder_holds_what_open_clip_computes(open_clip: Any, weights: P
 def test_it_is_a_rung_trained_on_nothing(ladder: baseline.Ladder) -> None:
     row = ladder.table.set_index("rung").loc["zeroshot"]
     assert ladder.table["rung"].tolist() == ["majority", "logistic", "zeroshot"]
-    assert row["parameters"] == 0 and row["seconds"] > 0 and row["against"] == "logistic" and row["arch"] == ""
+    assert row["parameters"] == 0 and 0 <= row["seconds"] < 60 and row["against"] == "logistic" and row["arch"] == ""
     assert row["words"] == "zero-shot classification by CLIP, tiny-clip"
     assert any(line.startswith("Zero-shot classification instead brings ") for line in ladder.sentences)
     assert row["words"] in (ladder.folder / "ladder.html").read_text()
