@@ -9,6 +9,7 @@ import os
 import pkgutil
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, shortened
 from test_kaggle import notebook
+from typer.main import get_command
 
 import baseline
+from baseline.cli import app
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(baseline.__path__) if not module.name.startswith("_"))
@@ -42,6 +45,46 @@ def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:
     assert "baseline run cifar10" in commands[0] and "pytest" in commands[1]
     assert "grep -m1 '^python3 -m venv .*pytest' README.md" in (ROOT / ".ci" / "run").read_text()
     assert commands[1].startswith("python3 -m venv ")
+
+
+PAGES = sorted(
+    path for folder in (".", "docs", "recipes", "benchmarks", "examples") for path in (ROOT / folder).glob("*.md")
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def commands(page: Path) -> list[str]:
+    """What a page tells to type, from its bash blocks and its tables' first columns."""
+    text = page.read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    spans = re.findall(r"(?<!`)`(baseline [a-z][^`]*)`", text)
+    return [line.split("| ")[-1] for line in (*blocks.splitlines(), *spans) if re.match(r"(.*\| )?baseline ", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
+    group = get_command(app)
+    for line in commands(page):
+        _, name, *words = shlex.split(line.replace("...", ""), comments=True)
+        assert name in group.commands, line
+        known = {"--help"}.union(*(each.opts for each in group.commands[name].params))
+        unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
+        assert not unknown, line
 
 
 @pytest.mark.parametrize("module", MODULES)
