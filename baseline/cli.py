@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,15 +30,6 @@ from .recipe import (
 from .save import UNFINISHED
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.table import Table
-
-    from .audits import Audit
-    from .cleaning import Cleaning
-    from .compare import Comparison
-    from .curve import Curve
-    from .experiments import Fixed, Folds, Seeds
-    from .ladder import Ladder
     from .make import Baseline
     from .progress import Show
 
@@ -364,18 +355,21 @@ def run(
     options: dict[str, Any] = {"out": out, "seed": seed, "show": show}
     if folds:
         from .experiments import make_folds
+        from .printing import folded
 
-        _print(_folded(make_folds(photos, recipe, resume=resume, on=on, **options, **changes)))
+        _print(folded(make_folds(photos, recipe, resume=resume, on=on, **options, **changes)))
         return
     if seeds is not None:
         from .experiments import make_seeds
+        from .printing import spread
 
-        _print(_spread(make_seeds(seeds, photos, recipe, resume=resume, on=on, **options, **changes)))
+        _print(spread(make_seeds(seeds, photos, recipe, resume=resume, on=on, **options, **changes)))
         return
     if fixes:
         from .experiments import make_fixed
+        from .printing import fixed
 
-        _print(_fixed(make_fixed(fixes, photos, recipe, before=before, **options, **changes)))
+        _print(fixed(make_fixed(fixes, photos, recipe, before=before, **options, **changes)))
         return
     _tell(make_baseline(photos, recipe, **options, **changes))
 
@@ -449,10 +443,11 @@ def ladder(
         label_from=label_from, labels=labels, split=split, split_file=split_file,
     )  # fmt: skip
     from .ladder import make_ladder
+    from .printing import climbed
 
     found = make_ladder(photos, recipe, archs=_listed(arch), rungs=_listed(rungs), out=out, resume=resume, on=on,
                         clip=clip, prompt=prompt, show=show, **changes)  # fmt: skip
-    _print(_climbed(found))
+    _print(climbed(found))
     show.say(f"page: {found.folder / 'ladder.html'}")
 
 
@@ -512,6 +507,7 @@ def curve(
         label_from=label_from, labels=labels, split=split, split_file=split_file,
     )  # fmt: skip
     from .curve import make_curve
+    from .printing import by_size
 
     numbers = _listed(sizes)
     if wrong := [number for number in numbers if not number.isdecimal()]:
@@ -520,7 +516,7 @@ def curve(
         )
     found = make_curve(photos, recipe, sizes=[int(number) for number in numbers], seeds=seeds, rungs=_listed(rungs),
                        out=out, resume=resume, on=on, show=show, **changes)  # fmt: skip
-    _print(_by_size(found))
+    _print(by_size(found))
     show.say(f"page: {found.folder / 'curve.html'}")
 
 
@@ -554,6 +550,7 @@ def audit(
     """
     from .audits import audit as look
     from .make import understand, write_audit
+    from .printing import findings
     from .progress import Show, Terminal
     from .save import as_json as json_text
 
@@ -568,7 +565,7 @@ def audit(
     if as_json:
         print(json_text({"findings": checked.findings.to_dict("records")}), end="")
     else:
-        _print(_findings(checked))
+        _print(findings(checked))
     for path in write_audit(out, checked) if out else []:
         show.say(f"written: {path}")
     if strict:
@@ -629,6 +626,7 @@ def clean(
         baseline clean cifar10 --splits train,valid --accept 0.9
     """
     from .cleaning import clean as cleaned
+    from .printing import cleaned as told
     from .progress import Show, Terminal
 
     is_run = Path(target).name == "manifest.json" or (Path(target).expanduser() / "manifest.json").is_file()
@@ -640,7 +638,7 @@ def clean(
     show = Show() if quiet else Terminal()
     parts = [name.strip() for name in splits.split(",")]
     options: dict[str, Any] = {"out": out, "splits": parts, "folds": folds, "oof": oof, "accept": accept}
-    _print(_cleaned(cleaned(photos, recipe, shown=shown, show=show, **options, **given), target))
+    _print(told(cleaned(photos, recipe, shown=shown, show=show, **options, **given), target))
 
 
 @app.command()
@@ -669,13 +667,14 @@ def compare(
         baseline compare runs/one runs/two --ensemble runs/one,runs/two
     """
     from .compare import comparison
+    from .printing import compared
     from .save import write
 
     found = comparison(runs, anyway=anyway, averages=[_paths([each]) for each in ensemble or []])
     for path, content in ((csv, found.table.to_csv(index=False)), (html, found.as_html())):
         if path is not None:
             write(path, content)
-    _print(_compared(found))
+    _print(compared(found))
 
 
 @app.command()
@@ -691,8 +690,9 @@ def runs(
         baseline runs experiments/
     """
     from .compare import runs_in
+    from .printing import listing
 
-    _print(_listing(runs_in(folder)))
+    _print(listing(runs_in(folder)))
 
 
 @app.command()
@@ -1063,13 +1063,14 @@ def push(
     """
     from .hub import push as pushed
     from .hub import shipment
+    from .printing import grid
     from .progress import Show, Terminal
 
     if not dry_run:
         print(pushed(run, repo, private=private, show=Show() if quiet else Terminal()))
         return
     ready = shipment(run, repo)
-    _print(_grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
+    _print(grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
     print(f"\n{ready.card}", end="")
 
 
@@ -1178,7 +1179,9 @@ def _go_on(run: Path, quiet: bool) -> None:
 
 def _tell(done: Baseline) -> None:
     if done.manifest:  # of several processes the first tells
-        _print(_results(done))
+        from .printing import results
+
+        _print(results(done))
 
 
 def _target(target: str) -> tuple[str | None, str]:
@@ -1256,10 +1259,11 @@ def doctor() -> None:
         baseline doctor
     """
     from .doctor import findings
+    from .printing import grid
 
     with _patience("looking around"):
         found = list(findings())
-    _print(_grid(found))
+    _print(grid(found))
 
 
 def _version(value: bool) -> None:
@@ -1295,257 +1299,3 @@ def _patience(words: str) -> Any:
     from rich.console import Console
 
     return Console(stderr=True).status(words)
-
-
-def _grid(rows: list[tuple[str, str]]) -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for name, words in rows:
-        table.add_row(name, words)
-    return table
-
-
-def _findings(checked: Audit) -> Any:
-    """The table of an audit, worst first."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    if checked.findings.empty:
-        return f"{len(checked.photos):,} photos: nothing found."
-    table = Table("finding", "photos", "what was found", "what it does", "what answers it")
-    for finding, photos, *words in checked.findings.itertuples(index=False):
-        table.add_row(str(finding), f"{photos:,}", *(escape(str(each)) for each in words))
-    return table
-
-
-def _results(done: Baseline) -> Any:
-    """The table at the end: accuracy by split, seconds by part, and where everything is."""
-    from rich.console import Group
-    from rich.table import Table
-
-    table = Table("split", "photos", "accuracy", "95 % interval", "wrong")
-    for split, numbers in done.metrics.items():
-        for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.tta)}")):
-            if kind == "plain" or done.recipe.tta:
-                found = numbers[kind]
-                low, high = found["interval"]
-                span = f"{low:.2%} to {high:.2%}"
-                counts = (f"{numbers['photos']:,}", f"{found['accuracy']:.2%}", span, f"{found['wrong']:,}")
-                table.add_row(split + words, *counts)
-    seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
-    ended = enumerate(done.manifest["stages"], 1)
-    stages = "  ".join(f"stage {number} ({stage['trains']}) {stage['seconds']:.0f}" for number, stage in ended)
-    bound = f"bound by {done.manifest['bound']}"
-    lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {done.folder}"]
-    if "test" not in done.metrics:
-        lines.insert(0, "No test split: the weights were chosen on these valid photos, which flatters the number.")
-    return Group(_headline(done), table, *_meaning(done), *lines)
-
-
-def _meaning(done: Baseline) -> list[str]:
-    """The numbers of the last split in plain words, and what calibration does."""
-    from rich.markup import escape
-
-    from .metrics import sentences
-
-    split, numbers = list(done.metrics.items())[-1]
-    found = done.manifest["calibration"].get(split)
-    return [escape(line) for line in (*sentences(numbers), *([found["words"]] if found else []))]
-
-
-def _spread(found: Seeds) -> Any:
-    """The table of several seeds, and their mean and spread."""
-    from rich.console import Group
-    from rich.table import Table
-
-    table = Table("seed", f"{found.split} accuracy", "plain", "seconds", "results")
-    for run in found.runs:
-        shares = (f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
-        table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", str(run["folder"]))
-    spread = "" if found.sd is None else f", sd {100 * found.sd:.2f} points"
-    words = f"{found.split} accuracy of {len(found.runs)} seeds: mean {found.mean:.2%}{spread}"
-    lines = [f"{words}, {found.least:.2%} to {found.most:.2%}"]
-    if not found.same_photos:
-        lines.append("Each seed drew other test photos: the spread is that of the photos and of training together.")
-    return Group(*lines, table, f"results: {found.folder / 'seeds.json'}")
-
-
-def _folded(found: Folds) -> Any:
-    """The table of all folds, what they say of all photos, and their average on test."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-
-    from .metrics import difference_words, sentences
-
-    tested = "test" in found.metrics
-    table = Table("fold", "photos", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
-    for run in found.runs:
-        shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
-        words = (str(run["fold"]), f"{run['photos']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
-        table.add_row(*words)
-    lines = [
-        f"out-of-fold accuracy of {len(found.runs)} folds: {_told(found.metrics['oof'])}",
-        f"accuracy of a fold: mean {found.mean:.2%}, sd {100 * found.sd:.2f} points, "
-        f"{found.least:.2%} to {found.most:.2%}",
-    ]
-    meaning = sentences(found.metrics["oof"])
-    meaning.append("Each fold's weights were chosen on its own valid photos, which flatters these numbers a little.")
-    if tested and found.against_best:
-        lines.insert(0, f"test accuracy of the folds' average: {_told(found.metrics['test'])}")
-        meaning.append(f"On test, the average differs from the best fold by {difference_words(found.against_best)}.")
-    ends = [f"results: {found.folder / 'folds.json'}", f"all together: baseline predict {found.folder} PHOTOS"]
-    return Group(*lines, table, *map(escape, (*meaning, *ends)))
-
-
-def _told(numbers: Mapping[str, Any]) -> str:
-    """An accuracy with its interval, that over groups where there are any."""
-    found = numbers["tta"]
-    low, high = found.get("group_interval", found["interval"])
-    of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['photos']:,} photos"
-    micro = f"; micro F1 {found['micro_f1']:.2%}" if "mean_average_precision" in found else ""
-    return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
-
-
-def _climbed(found: Ladder) -> Any:
-    from rich.console import Group
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    several = found.table["arch"].nunique() > 2
-    names = ["rung", *(["body"] if several else []), f"accuracy on {found.split}", "points gained", "over", "p"]
-    for name in (*names, "seconds", "parameters"):
-        table.add_column(name, justify="left" if name in ("rung", "body", "over") else "right", overflow="fold")
-    for row in found.table.to_dict("records"):
-        tested = isinstance(row["against"], str)
-        points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
-        told = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
-                "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"] if tested else ["", "", ""]  # fmt: skip
-        accuracy = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
-        costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
-        table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *told, *costs)
-    return Group(table, "", *found.sentences)
-
-
-def _by_size(found: Curve) -> Any:
-    from rich.console import Group
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("training photos", justify="right")
-    rungs = list(found.fits)
-    for rung in rungs:
-        table.add_column(f"{rung}, accuracy on {found.split}", justify="right")
-    means = found.table.pivot_table(index="photos", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
-    for photos, row in means.iterrows():
-        spans = [
-            f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
-            if row["mean", rung] == row["mean", rung]
-            else ""
-            for rung in rungs
-        ]
-        table.add_row(f"{photos:,}", *spans)
-    return Group(table, "", *found.sentences)
-
-
-def _cleaned(found: Cleaning, target: str) -> Any:
-    """What is suspected, by pair of classes, and what to do next."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-
-    issues = found.issues
-    suspected = issues[issues["is_label_issue"]]
-    table = Table("label", "perhaps", "photos", "surest")
-    pairs = suspected.groupby(["given_label", "predicted_label"], sort=False)["confidence"].agg(["size", "max"])
-    pairs = pairs.sort_values("size", ascending=False, kind="stable").reset_index()
-    for label, perhaps, count, surest in pairs.head(10).itertuples(index=False):
-        table.add_row(escape(label), escape(perhaps), f"{count:,}", f"{surest:.0%}")
-    conflicts, outliers = int((issues["conflict"] != "").sum()), int(issues["is_outlier_issue"].sum())
-    counts = f"{len(suspected):,} of {len(issues):,} labels are suspected ({len(suspected) / len(issues):.1%})"
-    also = f"{conflicts:,} photos have a copy with another label; {outliers:,} are unlike all others."
-    lines = [
-        f"{counts}; {also}",
-        "Not all of them are wrong: photos that are only hard are suspected, too. On CIFAR-10, 70 of 100 suspected "
-        "labels were wrong where 9 % of all are, and few where nearly all are right. Look before you accept.",
-        f"look and decide: {found.folder / 'clean.html'}",
-        f"all photos, ranked: {found.folder / 'issues.csv'}",
-    ]
-    fixes = found.fixes or "fixes.csv"
-    again = found.run / "manifest.json" if found.run else target
-    lines += [f"accepted: {found.fixes}"] if found.fixes else []
-    lines += [f"then: baseline run {again} --fixes {fixes}"]
-    return Group(*([table] if len(pairs) else []), *map(escape, lines))
-
-
-def _fixed(found: Fixed) -> Any:
-    """What a run with fixes reached, and what they changed."""
-    from rich.console import Group
-    from rich.markup import escape
-
-    words = f"fixes: {found.after.manifest['reasons']['fixes']}"
-    return Group(_results(found.after), escape(words), _compared(found.comparison))
-
-
-def _compared(found: Comparison) -> Any:
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("run", "photos", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "differs from the first")
-    for row in found.table.astype(object).where(found.table.notna(), None).to_dict("records"):
-        shares = [_with_interval(row, *names) for names in _INTERVALS]
-        loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
-        size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        photos = "" if row["photos"] is None else f"{row['photos']:,.0f} {row['split']}"
-        words = (escape(row["run"]), photos, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
-        table.add_row(*words)
-    return Group(table, *[escape(line) for line in found.sentences])
-
-
-_INTERVALS = (
-    ("accuracy", "low", "high"),
-    ("macro_f1", "macro_f1_low", "macro_f1_high"),
-    ("ece", "ece_low", "ece_high"),
-)
-
-
-def _with_interval(row: Mapping[Any, Any], name: str, low: str, high: str) -> str:
-    if row[name] is None:
-        return ""
-    span = "" if row[low] is None else f" ({100 * row[low]:.1f} to {100 * row[high]:.1f})"
-    return f"{row[name]:.2%}{span}"
-
-
-def _listing(found: pd.DataFrame) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    if found.empty:
-        return "No runs here."
-    table = Table("run", "accuracy, 95 % interval", "finished", "seconds", "arch")
-    for row in found.astype(object).where(found.notna(), None).to_dict("records"):
-        if row["state"] != "finished":
-            table.add_row(escape(row["run"]), escape(row["state"]))
-            continue
-        number = f"{_with_interval(row, 'accuracy', 'low', 'high')} {row['split']}"
-        table.add_row(escape(row["run"]), number, row["finished"][:16], f"{row['seconds']:.0f}", str(row["arch"]))
-    return table
-
-
-def _headline(done: Baseline) -> str:
-    from .save import judged_split
-
-    split = judged_split(done.metrics)
-    kind = "tta" if done.recipe.tta else "plain"
-    found = done.metrics[split][kind]
-    low, high = found["interval"]
-    tta = " with TTA" if done.recipe.tta else ""
-    if done.recipe.labels == "many":
-        best = done.metrics[split]["tta"]
-        return (
-            f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "
-            f"{best['mean_average_precision']:.2%}; below, photos of which every label is right"
-        )
-    return f"{split} accuracy{tta}: {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

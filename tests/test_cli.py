@@ -22,12 +22,12 @@ def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 2\n')
-    ended = call("run", str(recipe), "--data", str(photos), "--out", str(tmp_path / "run"))
+    ended = call("run", str(recipe), "--data", str(photos), "--out", str(tmp_path / "[b]run"))
     assert ended.returncode == 0, ended.stderr
     assert "test accuracy with TTA:" in ended.stdout and "95 % interval" in ended.stdout
-    assert str(tmp_path / "run") in ended.stdout
+    assert str(tmp_path / "[b]run") in ended.stdout
     assert "will take about" in ended.stderr and "epoch 2/2" in ended.stderr and "\x1b" not in ended.stderr
-    quiet = call("run", str(tmp_path / "run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet")
+    quiet = call("run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet")
     assert quiet.stderr == "" and quiet.stdout.splitlines()[0] == ended.stdout.splitlines()[0]
 
 

@@ -87,8 +87,9 @@ MAY_IMPORT = {
              "weights", "chance", "checkpoints", "clock", "data", "features", "learners", "planning", "processes",
              "training", "predict", "metrics", "report", "figures", "quick", "save", "card", "mending", "model",
              "networks", "photos"},
-    "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits",
-            "sources", "report", "compare", "curve", "engines", "experiments", "ladder", "metrics", "card", "hub",
+    "printing": {"audits", "cleaning", "compare", "curve", "experiments", "ladder", "make", "metrics", "save"},
+    "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits", "printing",
+            "sources", "report", "compare", "curve", "engines", "experiments", "ladder", "card", "hub",
             "model", "bulk", "shapes", "submission", "exports", "imports", "bundles", "web", "cleaning", "processes"},
 }  # fmt: skip
 
