@@ -38,7 +38,7 @@ EVERY = 10.0
 SHARE = 20
 """Times as long as it takes to write a state, at least, is trained before the next is written."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; another one is not gone on with."""
 
 
@@ -67,7 +67,7 @@ class Checkpoints:
         """Writes what a run begins with; of an earlier one in the folder nothing stays.
 
         Args:
-            facts: `photos`, as they were given, `asked` and `reasons`, and the settled `recipe`; all as JSON has it.
+            facts: `photos`, as they were given, `asked` and `reasons`, the settled `recipe`, and `device`; as JSON has it.
             table: the photos with their splits.
         """
         self.end()

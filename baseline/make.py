@@ -207,6 +207,9 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, wh
         begun = from_first(lambda: kept.gone_on_with(asked, table) if kept.exist else None)
         if begun:
             show.say(f"going on with what was begun in {folder}")
+            if (before := begun["device"]) != _device_words():
+                show.say(f"it was begun on {before}, and this is {_device_words()}: its numbers will be others than those "
+                         "of an undisturbed run")  # fmt: skip
             clock.began -= begun["spent"]
             chosen = chosen.changed(frozen_precision=begun["recipe"]["frozen_precision"])
         with clock.part("weights"):
@@ -235,7 +238,7 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, wh
         deadline = clock.began + budget - _reserve(expected.evaluation) if budget else math.inf
         if not begun and rank() == 0:
             facts = {"photos": _photos_words(photos), "asked": asked, "recipe": chosen.as_dict(), "reasons": reasons}
-            kept.begin(facts, table)
+            kept.begin({**facts, "device": _device_words()}, table)
         with clock.part("training"), _kept_when_interrupted(learn, chosen, weights, folder, show):
             history = train(learn, chosen, logs, deadline=deadline, kept=kept)
         clock.seconds["training"] += begun["spent"] if begun else 0
@@ -743,9 +746,10 @@ def _device() -> str:
 def _device_words() -> str:
     import torch
 
+    several = f"{count()} x " if count() > 1 else ""
     if _device() == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return several + torch.cuda.get_device_name()
+    return f"{several}{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

@@ -136,6 +136,7 @@ def test_two_processes_reach_what_one_does_on_the_same_photos(pair: Path) -> Non
     steps = {line.split(",")[0] for line in (pair / "two" / "log.csv").read_text().splitlines()[1:]}
     assert len(steps) > 2 and not (pair / "two" / "unfinished").exists()
     assert baseline.load(pair / "two").check() < 1e-5
+    assert [each["device"].startswith("2 x ") for each in (one, two)] == [False, True]
 
 
 def test_processes_that_fail_say_why_once_and_end_together(photos: Path, tmp_path: Path, capfd: Any) -> None:

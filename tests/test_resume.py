@@ -137,12 +137,15 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
     (tmp_path / "away.jpg").rename(first)
     os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert {path: path.read_bytes() for path in (run / "unfinished").iterdir()} == before
+    begun = json.loads((run / "unfinished" / "begun.json").read_text())
+    (run / "unfinished" / "begun.json").write_text(json.dumps(begun | {"device": "2 x Tesla T4"}))
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["baseline", "run", str(run), "--resume"])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code
     assert "going on in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
+    assert f"it was begun on 2 x Tesla T4, and this is {begun['device']}: its numbers will be others" in errors
     assert sorted(path.name for path in run.iterdir()).count("unfinished") == 0
     with pytest.raises(OutputError, match="holds a finished run"):
         baseline.go_on(run)
@@ -350,7 +353,7 @@ def killed(words: list[Any], run: Path, kills: int, chance: random.Random, longe
         began, running = time.perf_counter(), begin(*words, run)
         if len(moments) == kills:
             _, errors = running.communicate()
-            assert running.returncode == 0, errors
+            assert running.returncode == 0 and "it was begun on" not in errors, errors
             return moments
         with suppress(subprocess.TimeoutExpired):
             running.wait(chance.uniform(0.1, 1) * longest)
