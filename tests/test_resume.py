@@ -164,6 +164,27 @@ def interrupted_in(epoch: int) -> Any:
     return before_train
 
 
+def test_a_budget_is_that_of_all_beginnings_together(
+    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    plan = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4)), budget="5m")
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline(photos, plan, out=run, show=QUIET)
+    begun, state = (json.loads((run / "unfinished" / f"{name}.json").read_text()) for name in ("begun", "state"))
+    copy = shutil.copytree(run, tmp_path / "late")
+    (copy / "unfinished" / "state.json").write_text(json.dumps(state | {"spent": 290}))
+    epochs = []
+    for each in (run, copy):
+        done = make_baseline(photos, plan, out=each, show=QUIET)
+        manifest = baseline.save.read_manifest(each)
+        assert (manifest["recipe"], manifest["reasons"]) == (begun["recipe"], begun["reasons"])
+        epochs.append(len(done.history.epochs))
+    assert epochs[0] > epochs[1] and done.manifest["seconds"]["training"] > 290
+
+
 def test_resume_needs_something_to_go_on_with(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for words, needed in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
         monkeypatch.setattr(sys, "argv", ["baseline", "run", str(photos), *words, "--resume"])
