@@ -26,7 +26,7 @@ from pathlib import Path
 from . import __version__
 from .errors import OutputError, WeightsError
 from .progress import Show
-from .save import CARD, FACTS_FILE, TENSORS, as_json, whole_folder, write
+from .save import CARD, FACTS_FILE, TENSORS, as_json, sha256_of, whole_folder, write
 
 __all__ = ["Bundle", "bundle"]
 
@@ -103,7 +103,7 @@ def bundle(
         write(work / CARD, _readme(work, lines, everything))
         files = {path.relative_to(work).as_posix(): path for path in sorted(work.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
-        hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        hashes = {name: sha256_of(path) for name, path in files.items()}
         write(work / LIST, as_json({"format": 1, "made_by": f"{PROJECT} {__version__}", "sha256": hashes}))
     return Bundle(folder, sizes, lines)
 

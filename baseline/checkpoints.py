@@ -13,7 +13,6 @@ Nothing here pickles. A state is believed if its files have the checksums that i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ import torch
 from safetensors.torch import load, save
 
 from .errors import OutputError, first_line
-from .save import UNFINISHED, as_json, differing, read_json, write
+from .save import UNFINISHED, as_json, differing, read_json, sha256_of, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +66,7 @@ class Checkpoints:
         """Writes what a run begins with; of an earlier one in the folder nothing stays.
 
         Args:
-            facts: `photos`, as they were given, `asked` and `reasons`, the settled `recipe`, and `device`; as JSON has it.
+            facts: `photos`, as they were given, `asked`, `reasons`, the settled `recipe`, `device`; as JSON has it.
             table: the photos with their splits.
         """
         self.end()
@@ -128,7 +127,7 @@ class Checkpoints:
             now = self._tensors(f"now-{step}", tensors)
             if best is not self._best[0]:
                 self._best = (best, self._tensors(f"best-{step}", dict(best)))
-            files = {name: _sha256(self.folder / name) for name in (now, self._best[1])}
+            files = {name: sha256_of(self.folder / name) for name in (now, self._best[1])}
             facts = {"spent": spent, "now": now, "best": self._best[1], "sha256": files, "state": told}
             write(self._told, as_json(facts))
             for path in self.folder.glob("*.safetensors"):
@@ -155,7 +154,7 @@ class Checkpoints:
         told = read_json(self._told)
         for name, sha256 in told["sha256"].items():
             path = self.folder / Path(name).name
-            if not path.exists() or _sha256(path) != sha256:
+            if not path.exists() or sha256_of(path) != sha256:
                 raise OutputError(f"{path} is damaged. Remove {self.folder}, and the run begins anew.")
         now, best = (load((self.folder / Path(told[key]).name).read_bytes()) for key in ("now", "best"))
         self._best = (best, Path(told["best"]).name)
@@ -225,11 +224,6 @@ def unpacked(told: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if kind == "dict":
             return {key: unpacked(each, tensors) for key, each in value}
     return {key: unpacked(each, tensors) for key, each in told.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(table: pd.DataFrame) -> pd.DataFrame:

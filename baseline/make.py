@@ -208,8 +208,8 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, wh
         if begun:
             show.say(f"going on with what was begun in {folder}")
             if (before := begun["device"]) != _device_words():
-                show.say(f"it was begun on {before}, and this is {_device_words()}: its numbers will be others than those "
-                         "of an undisturbed run")  # fmt: skip
+                words = f"it was begun on {before}, and this is {_device_words()}"
+                show.say(f"{words}: its numbers will be others than those of an undisturbed run")
             clock.began -= begun["spent"]
             chosen = chosen.changed(frozen_precision=begun["recipe"]["frozen_precision"])
         with clock.part("weights"):

@@ -8,7 +8,6 @@ styles and its one small script itself, and asks the browser (by its content sec
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shlex
@@ -31,7 +30,7 @@ from .pages import percent, rendered
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import course_words, rate_words, trained_words
-from .save import judged_split, read_json, read_manifest, read_predictions, write
+from .save import judged_split, read_json, read_manifest, read_predictions, sha256_of, write
 from .tables import each_label, flags_of, names
 
 if TYPE_CHECKING:
@@ -473,7 +472,7 @@ def _places(run: _Run, shown: pd.DataFrame, photos: Photos) -> tuple[list[np.nda
     if not (run.folder / "model" / "model.json").exists():
         return nothing, "the run folder holds no model"
     paths, asked = [rows[at]["path"] for at in at_hand], [_asked(run, rows[at]) for at in at_hand]
-    key = json.dumps([_digest(run.folder / "model" / "model.safetensors"), paths, asked])
+    key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, asked])
     found = _kept_places(run.folder / "gradcam.npz", key)
     if found is None:
         found, facts = _evidence(run, paths, asked)
@@ -486,11 +485,6 @@ def _places(run: _Run, shown: pd.DataFrame, photos: Photos) -> tuple[list[np.nda
     for at, where in zip(at_hand, found, strict=True):
         nothing[at] = where
     return nothing, ""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _kept_places(path: Path, key: str) -> np.ndarray | None:

@@ -7,6 +7,7 @@ and the report, which is made from such a folder, can be made from it at any tim
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CARD", "EXPERIMENTS", "UNFINISHED", "as_json", "differing", "flat", "is_finished", "judged_split",
            "looks_begun", "member_folders", "model_folder", "named_folder", "occupied", "read_json", "read_manifest",
-           "read_predictions", "run_folder", "unused", "whole_folder", "write"]  # fmt: skip
+           "read_predictions", "run_folder", "sha256_of", "unused", "whole_folder", "write"]  # fmt: skip
 
 FORMAT = 1
 """Version of the layout of the manifest."""
@@ -337,6 +338,12 @@ def differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
 def is_finished(run: Path) -> bool:
     """Whether the folder holds a run that came to its end."""
     return (run / "manifest.json").exists() and not (run / UNFINISHED).exists()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
