@@ -113,7 +113,7 @@ def make_seeds(
     Args:
         resume: go on in `out`: runs that are finished there are taken as they are, the rest is made.
         on: what makes the runs: this process, one after the other, or `"ray"`, several at once; see `--on` in
-            `baseline run --help` and the README. With as many threads a run the numbers are the same.
+            `baseline run --help` and docs/training.md. With as many threads a run the numbers are the same.
 
     Raises:
         RecipeError: if `count` is not 1 or more, or `on` is nothing that makes runs.
