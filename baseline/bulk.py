@@ -147,7 +147,7 @@ def write_predictions(
     show = show or Show()
     path = Path(out).expanduser() if isinstance(out, str | Path) else None
     workers = engine(on, show)
-    wanted = _settled(model, wanted, path if resume else None, show)
+    wanted = _settled(model, wanted, show)
     rows = _Rows(model.classes, wanted)
     if not isinstance(out, str | Path):
         if wanted.format == "parquet":
@@ -310,11 +310,8 @@ def _text(path: str) -> str:
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-def _settled(model: Model | Ensemble, wanted: Wanted, begun: Path | None, show: Show) -> Wanted:
-    """With the number format that the passes will have; a job that goes on keeps its own where it was measured."""
-    before = read_json(beside) if begun is not None and (beside := _job_of(begun)).exists() else None
-    if wanted.precision == "auto" and isinstance(before, dict) and before.get("precision") in ("float32", "bfloat16"):
-        return replace(wanted, precision=before["precision"])
+def _settled(model: Model | Ensemble, wanted: Wanted, show: Show) -> Wanted:
+    """With the number format that the passes will have."""
     name, why = model.settled_precision(wanted.precision)
     if wanted.precision == "auto":
         show.say(f"precision: {name} ({why})")

@@ -751,8 +751,8 @@ def predict(
     precision: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16, or auto: the quicker here, by measurement. As the run was evaluated if not given: "
-            "float32 on a CPU.",
+            help="float32, bfloat16, or auto: bfloat16 where the CPU has units for it. As the run was evaluated if not "
+            "given: float32 on a CPU.",
             autocompletion=_complete(lambda: ("auto", "float32", "bfloat16")),
             show_default=False,
         ),

@@ -333,9 +333,10 @@ def _facts() -> dict[str, str]:
     """What numbers depend on."""
     from fastai.torch_core import default_device
 
+    from .features import bfloat16_units
     from .make import versions
 
-    return {**versions(), "device": default_device().type}
+    return {**versions(), "device": default_device().type, "bfloat16": " and ".join(bfloat16_units()) or "no units"}
 
 
 def _work(job: Job, asker: _Asker, lines: Any) -> Any:

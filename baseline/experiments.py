@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .compare import Comparison, comparison
 from .engines import Engine, Job, engine, training
 from .errors import OutputError, RecipeError
-from .make import Baseline, asked_for, make_baseline, settle, starting_recipe, understand
+from .make import Baseline, asked_for, make_baseline, starting_recipe, understand
 from .mending import read_fixes
 from .progress import Show, Terminal
 from .recipe import Recipe, seconds_in
@@ -336,14 +336,12 @@ class _Series:
         self.manifests = [read_manifest(run) for run in self.folders]
 
     def _make(self, rest: Sequence[tuple[int, dict[str, int]]], workers: Engine) -> None:
-        done = next((run for run in self.folders if is_finished(run)), None)
-        if done is None and workers.far and not self.changes.get("budget"):
-            self.changes |= self._measured()  # so that no run has to be the first
-        elif done is None:
-            workers.all([self._job(*rest[0])], 1)
-            done, rest = self.folders[0], rest[1:]
-        if done is not None:
-            self.changes |= self._settled(read_manifest(done))
+        if self.changes.get("budget"):
+            done = next((run for run in self.folders if is_finished(run)), None)
+            if done is None:
+                workers.all([self._job(*rest[0])], 1)
+                done, rest = self.folders[0], rest[1:]
+            self.changes |= self._planned(read_manifest(done))
         workers.all([self._job(*each) for each in rest], len(rest))
 
     def _job(self, number: int, plan: dict[str, int]) -> Job:
@@ -353,21 +351,11 @@ class _Series:
     def _words(self, number: int, plan: dict[str, int]) -> str:
         return f"{self.kind} {plan[self.kind]}, {number + 1} of {len(self.folders)}"
 
-    def _measured(self) -> dict[str, Any]:
-        """What a first run would find by timing, or one that was begun has found."""
-        from .checkpoints import Checkpoints
-
-        recipe, table = understand(self.photos, self.recipe, show=Show(), **self.changes)
-        begun = [kept.begun()["recipe"] for kept in map(Checkpoints, self.folders) if kept.exist]
-        if begun and recipe.frozen_precision == "auto":
-            return {"frozen_precision": begun[0]["frozen_precision"]}
-        return {"frozen_precision": settle(recipe, table.assign(split="train"))[0].frozen_precision}
-
-    def _settled(self, first: dict[str, Any]) -> dict[str, Any]:
-        """What the first run found by timing, which may fall out otherwise the next time: one thing is to differ."""
-        settled = Recipe(**first["recipe"])
+    def _planned(self, first: dict[str, Any]) -> dict[str, Any]:
+        """The plan that the first run fitted to its time, and another might not: one thing is to differ."""
         if not self.changes.get("budget"):
-            return {"frozen_precision": settled.frozen_precision}
+            return {}
+        settled = Recipe(**first["recipe"])
         names = {each.name for each in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
         return {name: getattr(settled, name) for name in names}
 
@@ -408,7 +396,7 @@ class _Series:
                     f"{run} was made with other {', '.join(other)}. Give the same as then, or choose another --out."
                 )
             if run == self.folders[0]:
-                recipe = recipe.changed(**self._settled(manifest))
+                recipe = recipe.changed(**self._planned(manifest))
 
 
 def _row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:

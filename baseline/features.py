@@ -29,7 +29,7 @@ from .cache import Cache, fingerprint
 from .chance import states_kept
 from .data import SliceDL, Slices, is_still, memory_bytes, shrunk, split_loader, targets_of
 from .errors import RecipeError
-from .learners import Splitter, device_of, network, number_format
+from .learners import Splitter, device_of, number_format
 from .progress import Show
 from .quick import quick
 from .recipe import Recipe, Stage
@@ -42,7 +42,6 @@ __all__ = [
     "bfloat16_units",
     "embedded",
     "embeddings",
-    "forward_rates",
     "frozen_format",
     "layers_of",
 ]
@@ -359,23 +358,6 @@ def bfloat16_units() -> list[str]:
     """What this CPU computes bfloat16 with."""
     units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
     return [name for name, has in units.items() if has()]
-
-
-def forward_rates(arch: str, image_size: int) -> dict[str, float]:
-    """Photos/s that an architecture takes forward on this CPU, by number format: the best of five passes each."""
-    with states_kept():
-        body = network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
-        photos = torch.rand(32, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
-    seconds: dict[str, float] = {}
-    with torch.no_grad(), quick(body, photos, learns=False):
-        for turn in range(6):
-            for name in ("float32", "bfloat16"):
-                began = time.perf_counter()
-                with number_format(name, "cpu"):
-                    body(photos)
-                if turn:  # the first also sets up kernels and memory
-                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - began)
-    return {name: len(photos) / each for name, each in seconds.items()}
 
 
 def layers_of(model: nn.Sequential) -> list[nn.Module]:

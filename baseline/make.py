@@ -211,10 +211,8 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, wh
                 words = f"it was begun on {before}, and this is {_device_words()}"
                 show.say(f"{words}: its numbers will be others than those of an undisturbed run")
             clock.began -= begun["spent"]
-            chosen = chosen.changed(frozen_precision=begun["recipe"]["frozen_precision"])
         with clock.part("weights"):
             chosen, weights, more = settle(chosen, table, show)
-            chosen = chosen.changed(frozen_precision=from_first(lambda: chosen.frozen_precision))  # which is timed
             reasons |= more
         budget = seconds_in(chosen.budget)
         if begun:
@@ -374,7 +372,7 @@ def settle(
         RecipeError: if the architecture does not exist or the precision does not go with the device.
         WeightsError: if the pretrained weights cannot be had.
     """
-    from .features import bfloat16_units, forward_rates
+    from .features import bfloat16_units
     from .quick import has_compiler
     from .tables import has_many
     from .weights import find_weights, obtainable
@@ -396,9 +394,7 @@ def settle(
     photos = int((table["split"] == "train").sum())
     size, reasons["batch_size"] = settle_batch_size(recipe.batch_size, photos, device)
     precision, reasons["precision"] = settle_precision(recipe.precision, device)
-    frozen, reasons["frozen_precision"] = settle_frozen_precision(
-        recipe.frozen_precision, device, bfloat16_units(), lambda: forward_rates(arch, recipe.image_size)
-    )
+    frozen, reasons["frozen_precision"] = settle_frozen_precision(recipe.frozen_precision, device, bfloat16_units())
     weights = None if recipe.scratch else find_weights(arch, recipe.weights, Show() if arch in looked else show)
     labels = "many" if has_many(table["label"], recipe.labels) else "one"
     settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)

@@ -31,7 +31,7 @@ from PIL import Image
 from .chance import states_kept
 from .data import PHOTO_FORMS, empty_loaders, shrunk
 from .errors import DataError, OutputError, WeightsError
-from .features import bfloat16_units, forward_rates
+from .features import bfloat16_units
 from .learners import device_of, learner, number_format
 from .metrics import blend
 from .networks import load_network, model_folder, read_golden
@@ -197,23 +197,19 @@ class _Predicts:
 
     def settled_precision(self, wish: str = "") -> tuple[str, str]:
         """The number format of passes and why: that of the run's evaluation, which on a CPU is float32, if nothing is
-        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU the quicker of the two, by measurement (of
-        several models, with the first). Empty where several were evaluated in formats that differ.
+        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU that has units for it, bfloat16.
+        Empty where several were evaluated in formats that differ.
 
         Raises:
             RecipeError: for bfloat16 on a CPU that has nothing for it.
         """
-        first = self.members[0]
-        device = device_of(first.network).type
+        device = device_of(self.members[0].network).type
         if device != "cpu":
             if wish not in ("", "auto"):
                 return wish, "as given"
             formats = {member.facts["precision"] for member in self.members}
             return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
-        return settle_frozen_precision(
-            wish or "float32", device, bfloat16_units(),
-            lambda: forward_rates(first.facts["arch"], first.facts["image_size"]),
-        )  # fmt: skip
+        return settle_frozen_precision(wish or "float32", device, bfloat16_units())
 
     def _block(self, photos: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool) -> Block:
         facts = [member.facts for member in self.members]

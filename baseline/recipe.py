@@ -43,8 +43,6 @@ EMBEDDED_ARCH = "tf_efficientnet_lite0"
 """The body whose ImageNet weights come with the package, so that it works anywhere without a download."""
 
 HEADS = ("linear", "fastai")
-LEAST_GAIN = 1.1
-"""From how many times the speed on bfloat16 is taken."""
 RESIZES = ("squish", "crop", "pad")
 VIEWS = ("flip", "five_crops")
 PRESETS = ("quick", "standard", "best")
@@ -489,19 +487,16 @@ def settle_precision(precision: str, device: str) -> tuple[str, str]:
     return "float16", "mixed precision halves time and memory on a GPU"
 
 
-def settle_frozen_precision(
-    precision: str, device: str, units: Collection[str], rates: Callable[[], Mapping[str, float]]
-) -> tuple[str, str]:
+def settle_frozen_precision(precision: str, device: str, units: Collection[str]) -> tuple[str, str]:
     """The number format of passes through frozen layers and why.
 
     Args:
-        units: what the CPU has for bfloat16; without any it is emulated, 15 times slower (AMD Zen 3).
-        rates: measures photos/s forward in each format; asked only where the answer depends on it. EfficientNet-Lite0
-            at 96 px, float32 against bfloat16: 514 / 819 with AMX, 1370 / 1935 with AVX-512 BF16 (2 threads each).
+        units: what the CPU has for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine architectures at 48
+            to 224 px, `benchmarks/README.md`); without, it is emulated, 15 times slower (AMD Zen 3).
 
-    >>> settle_frozen_precision("auto", "cpu", ["AMX"], lambda: {"float32": 500, "bfloat16": 800})[0]
-    'bfloat16'
-    >>> settle_frozen_precision("auto", "cpu", [], dict)[0]
+    >>> settle_frozen_precision("auto", "cpu", ["AMX"])
+    ('bfloat16', 'the CPU has AMX, which is quicker')
+    >>> settle_frozen_precision("auto", "cpu", [])[0]
     'float32'
 
     Raises:
@@ -515,10 +510,7 @@ def settle_frozen_precision(
         return precision, "as given"
     if not units:
         return "float32", "the CPU has neither AMX nor AVX-512 BF16"
-    found = rates()
-    better = "bfloat16" if found["bfloat16"] > LEAST_GAIN * found["float32"] else "float32"
-    words = " against ".join(f"{found[name]:,.0f} photos/s in {name}" for name in ("bfloat16", "float32"))
-    return better, f"measured on this CPU, {' and '.join(units)}: {words}"
+    return "bfloat16", f"the CPU has {' and '.join(units)}, which is quicker"
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

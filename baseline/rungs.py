@@ -141,10 +141,7 @@ class Body:
     @cached_property
     def settled(self) -> tuple[Recipe, Weights | None]:
         """The recipe of all rungs, but for what each of them trains, and the weights."""
-        # the number format may fall out otherwise when it is timed again: that of a rung that is done holds for all
-        done = [run for run in (self.folder / name for name in RUNGS) if (run / "manifest.json").exists()]
-        kept = {"frozen_precision": read_manifest(done[0])["recipe"]["frozen_precision"]} if done else {}
-        recipe, weights, _ = settle(self.wished.changed(presets={}, **kept), self.table, self.show)
+        recipe, weights, _ = settle(self.wished.changed(presets={}), self.table, self.show)
         split_file = str(self.split_file.absolute())
         done_once = {"split": "auto", "audit": "none", "photos_per_class": 0, "keep_if": "", "keep_model": ""}
         return recipe.changed(split_file=split_file, **done_once), weights

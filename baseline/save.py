@@ -331,8 +331,7 @@ def differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
         flat({key: value for key, value in json.loads(as_json(each)).items() if key not in UNHEEDED})
         for each in (begun, wanted)
     )
-    found = {key: (one.get(key), two.get(key)) for key in (*one, *two) if one.get(key) != two.get(key)}
-    return {key: pair for key, pair in found.items() if (key, pair[1]) != ("frozen_precision", "auto")}
+    return {key: (one.get(key), two.get(key)) for key in (*one, *two) if one.get(key) != two.get(key)}
 
 
 def is_finished(run: Path) -> bool:

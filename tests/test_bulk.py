@@ -441,20 +441,17 @@ def test_the_number_format_is_the_one_that_was_asked_for(
     seen = {name: next(model.blocks(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")}
     assert np.array_equal(seen[""], seen["float32"])
     assert 1e-5 < np.abs(seen["bfloat16"] - seen["float32"]).max() < 0.05
-    rates = {"float32": 100.0, "bfloat16": 200.0}
-    monkeypatch.setattr(model_module, "forward_rates", lambda *_: dict(rates))
     monkeypatch.setattr(model_module, "bfloat16_units", lambda: ["AMX"])
     auto = Wanted(precision="auto", batch_size=4)
     write_predictions(model, paths[:6], "out.csv", auto)
-    rates["bfloat16"] = 1.0  # the same job does not change its mind
     write_predictions(model, paths[:6], "out.csv", replace(auto, precision="bfloat16"), resume=True)
     write_predictions(model, paths, "out.csv", auto, resume=True)
     write_predictions(model, paths, "all.csv", Wanted(precision="bfloat16", batch_size=4))
     assert Path("out.csv").read_bytes() == Path("all.csv").read_bytes()
     with pytest.raises(OutputError, match="begun with another precision"):
         write_predictions(model, paths, "out.csv", Wanted(batch_size=4), resume=True)
-    assert model.settled_precision("auto")[0] == "float32"
     monkeypatch.setattr(model_module, "bfloat16_units", list)
+    assert model.settled_precision("auto")[0] == "float32"
     with pytest.raises(RecipeError, match="bfloat16 needs a CPU with AMX or AVX-512 BF16"):
         write_predictions(model, paths, "new.csv", Wanted(precision="bfloat16"))
     assert not Path("new.csv").exists()

@@ -29,6 +29,7 @@ from baseline import (
     runs_in,
     same_or_not,
 )
+from baseline.printing import spread
 from baseline.save import read_predictions
 
 
@@ -106,11 +107,11 @@ def test_other_test_photos_by_seed_are_said(
     monkeypatch.setattr(baseline.make, "make_baseline", drawn)
     found = make_seeds(2, "photos", out=tmp_path, show=Show())
     assert not found.same_photos and found.sd == 0
-    cli._print(cli._spread(found))
+    cli._print(spread(found))
     assert "Each seed drew other test photos" in capsys.readouterr().out
     one = make_seeds(1, "photos", out=tmp_path / "one", show=Show())
     assert one.sd is None
-    cli._print(cli._spread(one))
+    cli._print(spread(one))
     assert "sd" not in capsys.readouterr().out.splitlines()[0]
 
 

@@ -40,6 +40,7 @@ from baseline import (
 from baseline.experiments import described_folds
 from baseline.metrics import wilson
 from baseline.model import load_model
+from baseline.printing import _told
 from baseline.save import read_predictions
 
 QUIET = Show()
@@ -197,7 +198,7 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_
     rows = pd.read_csv(found.folder / "oof.csv")
     assert rows.groupby("group")["fold"].nunique().max() == 1 and len(rows) == 48
     oof = found.metrics["oof"]
-    assert oof["groups"] == 12 and "group_interval" in oof["tta"] and "12 groups" in cli._told(oof)
+    assert oof["groups"] == 12 and "group_interval" in oof["tta"] and "12 groups" in _told(oof)
     assert found.against_best is None and not (found.folder / "predictions.csv").exists() and len(found.runs) == 2
     assert len(found.model.members) == 2
 

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "gallery": {"pages", "progress", "report", "save"},
     "cleaning": {"audits", "chance", "data", "errors", "features", "gallery", "learners", "make", "mending", "metrics",
                  "progress", "recipe", "save", "splits", "tables"},
-    "engines": {"clock", "errors", "make", "progress"},
+    "engines": {"clock", "errors", "features", "make", "progress"},
     "shapes": {"errors", "tables"},
     "probes": set(),
     "zeroshot": {"errors", "photos", "progress", "weights"},

@@ -202,14 +202,13 @@ def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp
         Recipe(stages=(Stage("head", 1, optimizer=3),))  # type: ignore[arg-type]
 
 
-def test_bfloat16_is_taken_where_it_was_measured_to_be_faster() -> None:
-    fast, slow = {"float32": 100, "bfloat16": 150}, {"float32": 100, "bfloat16": 105}
-    assert settle_frozen_precision("auto", "cpu", ["AMX"], lambda: fast)[0] == "bfloat16"
-    assert settle_frozen_precision("auto", "cpu", ["AMX"], lambda: slow)[0] == "float32"
-    assert settle_frozen_precision("float32", "cpu", ["AMX"], lambda: fast) == ("float32", "as given")
-    assert settle_frozen_precision("auto", "cpu", [], lambda: fast)[0] == "float32"
+def test_bfloat16_is_taken_where_the_cpu_has_units_for_it() -> None:
+    assert settle_frozen_precision("auto", "cpu", ["AMX"])[0] == "bfloat16"
+    assert settle_frozen_precision("float32", "cpu", ["AMX"]) == ("float32", "as given")
+    assert settle_frozen_precision("auto", "cpu", [])[0] == "float32"
+    assert settle_frozen_precision("auto", "cuda", ["AMX"])[0] == "float32"
     with pytest.raises(RecipeError, match="this one has neither"):
-        settle_frozen_precision("bfloat16", "cpu", [], lambda: fast)
+        settle_frozen_precision("bfloat16", "cpu", [])
 
 
 def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
