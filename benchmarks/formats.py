@@ -1,0 +1,54 @@
+"""Photos/s that networks take forward on this CPU in float32 and in bfloat16: the best of five passes of 32 photos.
+
+python benchmarks/formats.py --threads 1
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Annotated
+
+import torch
+import typer
+
+from baseline.features import bfloat16_units, number_format
+from baseline.learners import network
+from baseline.quick import quick
+
+ARCHS = "tf_efficientnet_lite0,efficientnet_b0,mobilenet_v2,squeezenet1_1,resnet18,resnet50,densenet121,convnext_tiny"
+
+
+@torch.no_grad()
+def rates(arch: str, size: int) -> dict[str, float]:
+    body = network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
+    photos = torch.rand(32, 3, size, size).contiguous(memory_format=torch.channels_last)
+    seconds: dict[str, float] = {}
+    with quick(body, photos, learns=False):
+        for turn in range(6):
+            for name in ("float32", "bfloat16"):
+                began = time.perf_counter()
+                with number_format(name, "cpu"):
+                    body(photos)
+                if turn:  # the first also sets up kernels and memory
+                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - began)
+    return {name: len(photos) / each for name, each in seconds.items()}
+
+
+def main(
+    archs: Annotated[str, typer.Option(help="With commas between.")] = ARCHS,
+    sizes: Annotated[str, typer.Option(help="Pixels, with commas between.")] = "48,96,128,224",
+    threads: int = 1,
+) -> None:
+    """Prints a line for each network and size."""
+    torch.set_num_threads(threads)
+    print(f"{' and '.join(bfloat16_units()) or 'no units for bfloat16'}, {threads} threads")
+    for arch in archs.split(","):
+        for size in map(int, sizes.split(",")):
+            found = rates(arch, size)
+            ratio = found["bfloat16"] / found["float32"]
+            print(f"{arch:24}{size:4} px {found['float32']:8.0f} {found['bfloat16']:8.0f} {ratio:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
