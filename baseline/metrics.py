@@ -6,6 +6,7 @@ the recall of a class without photos, is None, and `undefined` says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ LEVEL = 0.05
 """Of what is called more than noise."""
 
 LOWEST, HIGHEST = 0.05, 20.0
+PRIOR = 0.3
+"""Standard deviation of the logarithm of temperatures before any photo is seen (`benchmarks/temperatures.py`)."""
 """Ends of the temperatures that are tried."""
 
 LEAST = 1e-300
@@ -223,7 +226,8 @@ def temperature(table: pd.DataFrame, labels: str = "one") -> float:
     """The number that logits have to be divided by for the table's valid photos to be told with the least log loss.
 
     Above 1 the network is surer than it is right (Guo et al. 2017, arXiv 1706.04599). The logarithms of probabilities
-    are logits up to a constant, so the table is enough. 1 where no photo is wrong: the loss would fall without end.
+    are logits up to a constant, so the table is enough. A few photos say little of it, and where none is wrong the loss
+    would fall without end: the logarithm has a normal prior around 0 (`PRIOR`), so that few photos leave it near 1.
 
     Args:
         labels: `"one"` or `"many"` a photo; of many, each has a logit of its own, and they share the temperature.
@@ -231,9 +235,11 @@ def temperature(table: pd.DataFrame, labels: str = "one") -> float:
     Raises:
         DataError: if there are no valid photos or no probabilities, or the table cannot be used; see `measure`.
 
-    >>> rows = {"split": "valid", "label": list("aaab"), "p_a": [0.95] * 4, "p_b": [0.05] * 4}
-    >>> round(temperature(pd.DataFrame(rows)), 2)  # it says 0.95 and is right for 0.75: log 19 / log 3
-    2.68
+    >>> rows = {"split": "valid", "label": list("aaab") * 1000, "p_a": 0.95, "p_b": 0.05}
+    >>> round(temperature(pd.DataFrame(rows)), 2)  # it says 0.95 and is right for 0.75: log 19 / log 3 is 2.68
+    2.65
+    >>> round(temperature(pd.DataFrame(rows).head(4)), 2)
+    1.17
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
@@ -246,15 +252,14 @@ def temperature(table: pd.DataFrame, labels: str = "one") -> float:
         raise DataError(f"The prediction table has no {lacks}, which a temperature is fitted on. Predict on valid.")
     logits, truth = _logits(rows, classes, labels)
     of_truth = logits[np.arange(len(truth)), truth]
-    if (of_truth == logits.max(1)).all():
-        return 1.0
 
-    def loss(sharpness: float) -> float:
-        return float(np.mean(logsumexp(logits * sharpness, axis=1) - of_truth * sharpness))
+    def loss(log: float) -> float:
+        sharpness = math.exp(-log)
+        lost = np.sum(logsumexp(logits * sharpness, axis=1) - of_truth * sharpness)
+        return float(lost + (log / PRIOR) ** 2 / 2)
 
-    # by 1 / T the loss is convex, so that the one minimum is found
-    found = minimize_scalar(loss, bounds=(1 / HIGHEST, 1 / LOWEST), method="bounded", options={"xatol": 1e-6})
-    return float(1 / found.x)
+    bounds = (math.log(LOWEST), math.log(HIGHEST))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
 def calibrated(table: pd.DataFrame, temperature: float, labels: str = "one") -> pd.DataFrame:
@@ -376,7 +381,7 @@ def calibration(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
         each = (rows, calibrated(rows, fitted, labels))
         before, after = (_ece(*_told(one, labels)) for one in each)
         loss = tuple(float(one["loss"].mean()) for one in each)
-        better = "lower" if after < before else "not lower"
+        better = "lower" if round(after, 4) < round(before, 4) else "not lower"
         words = (
             f"A temperature of {fitted:.2f}, fitted on {found['photos']:,} valid photos, takes the calibration error "
             f"on {split} from {before:.2%} to {after:.2%} ({better}), and the log loss from {loss[0]:.4f} to "

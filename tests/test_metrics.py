@@ -337,8 +337,12 @@ def test_the_temperature_is_what_the_logits_were_multiplied_by(told: float) -> N
     assert (changed["confidence"] == shares_of(changed).max(1)).all()
 
 
-def test_where_no_photo_is_wrong_there_is_no_temperature_to_find() -> None:
-    assert temperature(table_of(np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([0, 1]), split="valid")) == 1.0
+def test_few_photos_move_the_temperature_little() -> None:
+    right = table_of(np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([0, 1]), split="valid")
+    assert 0.9 < temperature(right) < 1  # none is wrong
+    whole = table_of(*drawn(1, 8000, told=2.0), split="valid")
+    found = {photos: temperature(whole.head(photos)) for photos in (4, 40, 8000)}
+    assert 1 < found[4] < 1.4 < found[40] < found[8000] == pytest.approx(2, rel=0.08)
 
 
 def test_a_probability_of_0_has_a_temperature_too() -> None:
