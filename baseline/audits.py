@@ -387,7 +387,7 @@ def _refuse_hopeless(photos: pd.DataFrame) -> None:
         first = bad.iloc[0]
         raise DataError(f"None of the {len(bad)} photos can be read; the first: {first['path']} ({first['reason']}).")
     if len(bad):
-        check_table(photos[photos["reason"] == ""])
+        check_table(photos[photos["reason"] == ""], judged=False)
 
 
 def _pairs(photos: pd.DataFrame, seen: _Seen) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from .metrics import probabilities_of
 from .progress import Show, Terminal
 from .recipe import Recipe, Stage, load_recipe
 from .save import read_manifest, run_folder, unused, write
+from .sources import check_table
 from .splits import fold_numbers, split, units_of
 from .tables import has_many, names, place, read_table, rows_by_path
 
@@ -119,6 +120,7 @@ def clean(
         chosen = chosen.changed(image_size=LEAST_SIZE)
     if has_many(table["label"], chosen.labels):
         raise DataError("Labels are judged where a photo has one, and these photos have several. Give one column.")
+    check_table(table, chosen.labels)
     name = run.resolve().name if run else _name(photos, chosen)
     folder = Path(out).expanduser() if out else unused(Path(f"clean-{name}-{datetime.now():%Y%m%d-%H%M%S}"))
     if (folder / "issues.csv").exists():

@@ -507,6 +507,7 @@ def _parted(
     What the audit found, what a second model left out and the fixes go into the folder.
     """
     from .mending import belonging, mended, read_fixes
+    from .sources import check_table
     from .splits import split
     from .tables import place
 
@@ -514,7 +515,9 @@ def _parted(
     if chosen.fixes:
         chosen = chosen.changed(fixes=[str(place(file)) for file in chosen.fixes])
         fixes = read_fixes(chosen.fixes, table, chosen.labels)
+    check_table(table, chosen.labels)
     table, unread, checked = _audited(table, chosen, show)
+    check_table(table, chosen.labels)  # of those that can be read
     if chosen.keep_if:
         table, strangers = belonging(table, chosen, show)
         write(folder / "not_kept.csv", strangers.to_csv(index=False))

@@ -78,8 +78,8 @@ def photo_table(
         positive: a class to tell from all others, which become one.
 
     Raises:
-        DataError: if there are no photos, one class only, a class with a single photo, a class in valid or test that
-            train lacks, or a table that cannot be understood.
+        DataError: if there are no photos, one class only, a class in valid or test that train lacks, or a table that
+            cannot be understood. A class with a single photo is an oddity here, and refused before training.
 
     >>> table = photo_table("photos/")                                            # doctest: +SKIP
     >>> table.groupby("label").size()                                             # doctest: +SKIP
@@ -98,24 +98,43 @@ def photo_table(
         others = table.loc[table["label"] != positive, "label"].nunique()
         found.oddities += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
         table["label"] = against_rest(table["label"], positive)
+    check_table(table, labels, judged=False)
+    counts = _learnable(table, labels)["label"].value_counts()
+    found.oddities += [_single_words(single)] if (single := sorted(counts.index[counts < 2])) else []
+    alike = [sorted(each) for _, each in counts.index.to_series().groupby(counts.index.str.casefold()) if len(each) > 1]
+    found.oddities += [f"{names(each)} differ in case only" for each in alike[:3]]
     table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
-    check_table(table, labels)
     return table
 
 
-def check_table(table: pd.DataFrame, labels: str = "auto") -> None:
-    """Refuses a photo table that no classifier can be trained and judged on; see `photo_table` for what is refused."""
-    if has_many(table["label"], labels):
-        table = table.assign(label=table["label"].map(classes_of)).explode("label").dropna(subset="label")
-    learnable = table[table["split"].isna() | (table["split"] == "train")]
-    counts = learnable["label"].value_counts()
+def _learnable(table: pd.DataFrame, labels: str) -> pd.DataFrame:
+    """What may be trained on, a row for each label of a photo."""
+    return _each_of(table[table["split"].isna() | (table["split"] == "train")], labels)
+
+
+def _each_of(table: pd.DataFrame, labels: str) -> pd.DataFrame:
+    if not has_many(table["label"], labels):
+        return table
+    return table.assign(label=table["label"].map(classes_of)).explode("label").dropna(subset="label")
+
+
+def _single_words(classes: list[str]) -> str:
+    which = f"class {names(classes)} has" if len(classes) == 1 else f"classes {names(classes)} have"
+    return f"{which} one photo only; two were needed to train"
+
+
+def check_table(table: pd.DataFrame, labels: str = "auto", *, judged: bool = True) -> None:
+    """Refuses a photo table that no classifier can be trained on and, if it is to be `judged`, told apart on others."""
+    table = _each_of(table, labels)
+    counts = _learnable(table, "one")["label"].value_counts()
     if strange := sorted(set(table["label"]) - set(counts.index)):
         where = sorted(table.loc[table["label"].isin(strange), "split"].unique())
         raise DataError(f"No training photo of {names(strange)}; found in {names(where)} only. Add or remove some.")
     if len(counts) < 2:
         raise DataError(f"All photos are of one class, {names(counts.index)}. At least two classes were needed.")
-    if single := sorted(counts.index[counts < 2]):
-        raise DataError(f"Class {names(single)} has one photo only; two were needed. Add photos, or remove the class.")
+    if judged and (single := sorted(counts.index[counts < 2])):
+        words = _single_words(single)
+        raise DataError(f"{words[0].upper()}{words[1:]}. Add photos, or remove what has one.")
 
 
 def understood(table: pd.DataFrame) -> list[str]:
@@ -247,7 +266,11 @@ def _from_names(folder: Path, label_from: str) -> _Found:
     hits = [pattern.search(os.path.relpath(path, folder).replace(os.sep, "/")) for path in paths]
     label = "label" if "label" in pattern.groupindex else 1
     if missed := [path for path, hit in zip(paths, hits, strict=True) if not (hit and hit[label])]:
-        raise DataError(f"'{label_from}' fits {len(missed):,} of {len(paths):,} photos not: {names(missed, 3)}.")
+        below = [os.path.relpath(path, folder).replace(os.sep, "/") for path in missed]
+        raise DataError(
+            f"'{label_from}' does not fit {len(missed):,} of {len(paths):,} photos, by their paths below {folder}: "
+            f"{names(below, 3)}. Mend --label-from."
+        )
     labels = [hit[label] for hit in hits if hit]
     groups = [hit["group"] for hit in hits if hit] if "group" in pattern.groupindex else None
     table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})

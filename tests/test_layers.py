@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "compare": {"errors", "metrics", "save"},
     "gallery": {"pages", "progress", "report", "save"},
     "cleaning": {"audits", "chance", "data", "errors", "features", "gallery", "learners", "make", "mending", "metrics",
-                 "progress", "recipe", "save", "splits", "tables"},
+                 "progress", "recipe", "save", "sources", "splits", "tables"},
     "engines": {"clock", "errors", "features", "make", "progress"},
     "shapes": {"errors", "tables"},
     "probes": set(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import baseline
 from baseline import DataError, photo_table, readable
 
 
@@ -45,7 +46,6 @@ def test_hidden_files_other_endings_and_nested_folders(tmp_path: Path) -> None:
         ([], "holds no photos"),
         (["1.png", "2.png"], "holds 2 photos but no folder per class"),
         (["a/1.png", "a/2.png"], "one class, 'a'"),
-        (["a/1.png", "a/2.png", "b/1.png"], "Class 'b' has one photo only"),
         (
             ["train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png", "val/c/1.png"],
             "No training photo of 'c'",
@@ -103,8 +103,23 @@ def test_no_readable_photo_at_all_is_refused(tmp_path: Path) -> None:
 def test_too_few_photos_left_after_the_unreadable_ones_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png")
     (tmp_path / "b/2.png").write_text("nothing")
-    with pytest.raises(DataError, match="Class 'b' has one photo only"):
-        readable(photo_table(tmp_path))
+    table = photo_table(tmp_path)
+    assert table.attrs["source"]["oddities"] == []
+    with pytest.raises(DataError, match=r"Class 'b' has one photo only; two were needed to train\. Add photos"):
+        baseline.make_baseline(table, out=tmp_path / "run", show=baseline.Show())
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_what_cannot_be_trained_with_can_be_looked_at(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.png", "a/2.png", "b/1.png", "B/1.png", "ant/1.png", "ant/2.png", "Ant/1.png", "Ant/2.png")
+    table = photo_table(tmp_path)
+    assert table.attrs["source"]["oddities"] == [
+        "classes 'B', 'b' have one photo only; two were needed to train",
+        "'Ant', 'ant' differ in case only", "'B', 'b' differ in case only",
+    ]  # fmt: skip
+    assert "tiny classes" in set(baseline.audit(table).findings["finding"])
+    with pytest.raises(DataError, match=r"Classes 'B', 'b' have one photo only"):
+        baseline.make_baseline(table, out=tmp_path / "run", show=baseline.Show())
 
 
 def test_one_class_is_told_from_all_others(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_labels_and_groups_come_from_names_by_a_regular_expression(tmp_path: Pat
     for pattern, words in (
         ("(", "no regular expression"),
         ("cat", "has no group"),
-        ("(cat)", "fits 2 of 4 photos not"),
+        ("(cat)", "does not fit 2 of 4 photos, by their paths below .*: '[^/]*'"),
     ):
         with pytest.raises(DataError, match=words):
             photo_table(tmp_path, label_from=pattern)
