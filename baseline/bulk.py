@@ -158,13 +158,18 @@ def write_predictions(
         return _written(map(rows.of, _blocks(model, photos, wanted, processes)), out, Counts(), total, show)
     assert path is not None
     written = path.with_name(f"{path.name}.rows.csv") if wanted.format == "parquet" else path
-    _begun(path, written, {"model": model.identity, **asdict(wanted)}, overwrite=overwrite, resume=resume)
-    if path.exists() and not written.exists():
+    job = {"model": model.identity, **asdict(wanted)}
+    goes_on = _goes_on(path, written, job, overwrite=overwrite, resume=resume)
+    if goes_on and not written.exists():
         return _finished(path, iter(photos))
     shards, size = path.with_name(f"{path.name}.shards"), wanted.batch_size * (SHARD_BATCHES if workers.far else 1)
-    if not resume:
-        cleared(shards)
     with _opened(written) as file, workers:
+        if not goes_on:
+            file.truncate(0)
+            for each in {path} - {written}:
+                each.unlink(missing_ok=True)
+            write(_job_of(path), as_json(job))
+            cleared(shards)
         counts, rest = _continued(written, file, rows, iter(photos), size)
         pieces: Iterable[tuple[bytes, Counts]] = map(rows.of, _blocks(model, rest, wanted, processes))
         if workers.far:
@@ -353,26 +358,23 @@ def _job_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.job.json")
 
 
-def _begun(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> None:
-    """Refuses what is there and may not be gone on with; else what the rows will be of lies beside them."""
-    beside, there = _job_of(path), [each for each in dict.fromkeys((path, written)) if each.exists()]
-    if there:
-        if odd := [each for each in there if not each.is_file()]:
-            raise OutputError(f"{odd[0]} is no file that can be written. Choose another --out.")
-        if not (overwrite or resume):
-            raise OutputError(f"{there[0]} exists. Give --resume to go on with it, --overwrite, or another --out.")
-        if resume:
-            _refuse_other(path, beside, job)
-            return
-        for each in there:
-            each.unlink()
-    write(beside, as_json(job))
+def _goes_on(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
+    """Whether what is there is gone on with; refuses what is there and may neither be gone on with nor replaced."""
+    there = [each for each in dict.fromkeys((path, written)) if each.exists()]
+    if odd := [each for each in there if not each.is_file()]:
+        raise OutputError(f"{odd[0]} is no file that can be written. Choose another --out.")
+    if there and not (overwrite or resume):
+        raise OutputError(f"{there[0]} exists. Give --resume to go on with it, --overwrite, or another --out.")
+    if there and resume:
+        _refuse_other(path, _job_of(path), job)
+    return bool(there) and resume
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The file, to read what is in it and to append, for this job alone."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             _lock(file, path)
             yield file

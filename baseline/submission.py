@@ -253,7 +253,7 @@ def _photos(asked: _Sample, where: Path, given: bool) -> tuple[str, list[str]]:
     if len(twice := ids[ids.duplicated()].unique()):
         raise DataError(f"{len(twice):,} ids of {name} come more than once: {names(twice, 3)}. Give each one row.")
     found = [finder.find(each.strip()) for each in ids]
-    tests = [path for path in found if path and "test" in os.path.relpath(path, where).lower()]
+    tests = [path for path in found if path and "test" in os.path.relpath(Path(path).parent, where).lower()]
     if tests and not given:
         known = set(tests)
         found = [path if path in known else None for path in found]

@@ -322,11 +322,15 @@ def test_rows_are_in_the_file_while_the_job_goes_on(model: Model, paths: list[st
 def test_two_jobs_cannot_write_one_file(model: Model, paths: list[str]) -> None:
     def meanwhile() -> object:
         yield paths[0]
-        with pytest.raises(OutputError, match="is being written by another job"):
-            write_predictions(model, paths, "out.csv", resume=True)
+        job = Path("out.csv.job.json").read_bytes()
+        for given, other in (({"resume": True}, None), ({"overwrite": True}, Wanted(top_k=2))):
+            with pytest.raises(OutputError, match="is being written by another job"):
+                write_predictions(model, paths, "out.csv", other, **given)
+        assert Path("out.csv.job.json").read_bytes() == job
         yield paths[1]
 
     assert write_predictions(model, meanwhile(), "out.csv").photos == 2
+    assert [row["path"] for row in rows_of(Path("out.csv"))] == paths[:2]
 
 
 # ---- Parquet, several processes, number formats ---------------------------------------------------------------------

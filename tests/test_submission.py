@@ -203,6 +203,12 @@ def test_a_training_photo_does_not_stand_in_for_a_test_photo(
         submit(done.folder, sample)
 
 
+def test_only_a_folder_makes_test_photos_of_its_photos(done: baseline.Baseline, competition: Competition) -> None:
+    sample = competition({"id": [*STEMS[1:], "testarossa"], "species": ["bees"] * 8}, test="images")
+    (sample.parent / "images" / f"{STEMS[0]}.jpg").rename(sample.parent / "images" / "testarossa.jpg")
+    assert len(rows(submit(done.folder, sample).path)) == 9
+
+
 def test_what_is_there_is_kept_unless_it_may_be_overwritten(done: baseline.Baseline, competition: Competition) -> None:
     sample = competition({"id": STEMS, "label": [""] * 8})
     Path("submission.csv").write_text("mine")
