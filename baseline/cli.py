@@ -50,7 +50,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of photos, whose rows or findings say more
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="baseline")
     except BaselineError as error:
         code = _refused(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -58,7 +58,9 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's errors of usage have it, whichever click is below
             raise
-        code = _refused(f"{error.format_message()} See baseline --help.")
+        context, words = getattr(error, "ctx", None), error.format_message()
+        where = context.command_path if context else "baseline"
+        code = _refused(f"{words} See {where} --help.") if words else 2  # without words, it was help that was shown
     raise SystemExit(code or 0)
 
 

@@ -224,7 +224,8 @@ def _changes(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[An
         | {"weights": weights.get("sha256") if isinstance(weights := manifest.get("weights"), dict) else weights}
         for manifest in (first, other)
     )
-    keys = dict.fromkeys((*one, *two))
+    split_alike = first["data"]["sha256"] == other["data"]["sha256"]
+    keys = [key for key in dict.fromkeys((*one, *two)) if not (split_alike and key in ("split", "split_file"))]
     return {key: (one.get(key, UNTOLD), two.get(key, UNTOLD)) for key in keys if one.get(key) != two.get(key)}
 
 

@@ -808,7 +808,8 @@ def _calibration_words(tta: dict[str, Any]) -> str:
     told = [each for each in tta["reliability"] if each["photos"]]
     surer = sum(each["photos"] * (each["confidence"] - each["accuracy"]) for each in told)
     way = "it is surer than it is right" if surer > 0 else "it is right more often than it is sure"
-    return f"Confidence and accuracy are {tta['ece']:.1%} apart (expected calibration error); on the whole {way}."
+    points = f"{100 * tta['ece']:.1f} points"
+    return f"Confidence and accuracy are {points} apart (expected calibration error); on the whole {way}."
 
 
 # ---- two predictions of the same photos -----------------------------------------------------------------------------

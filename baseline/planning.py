@@ -197,8 +197,8 @@ def fitted(
             return plan, f"{plan.image_size} px, {stages}; {spare}"
         least = min(least, needed)
     raise RecipeError(
-        f"The budget leaves {max(seconds, 0):.0f} s for training and evaluation; the quickest plan needs about "
-        f"{least:.0f} s here. Give a longer --budget, or --photos-per-class."
+        f"The budget leaves {max(seconds, 0):.1f} s for training and evaluation; the quickest plan needs about "
+        f"{least:.1f} s here. Give a longer --budget, or --photos-per-class."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .metrics import difference_words, sentences
+from .recipe import trained_words
 from .save import judged_split
 
 if TYPE_CHECKING:
@@ -54,7 +56,9 @@ def results(done: Baseline) -> RenderableType:
                 table.add_row(split + words, *counts)
     seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
     ended = enumerate(done.manifest["stages"], 1)
-    stages = "  ".join(f"stage {number} ({stage['trains']}) {stage['seconds']:.0f}" for number, stage in ended)
+    stages = "  ".join(
+        f"stage {number} {stage['seconds']:.0f} ({trained_words(stage['trains'])})" for number, stage in ended
+    )
     bound = f"bound by {done.manifest['bound']}"
     lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {escape(str(done.folder))}"]
     if "test" not in done.metrics:
@@ -101,7 +105,10 @@ def folded(found: Folds) -> RenderableType:
     if tested and found.against_best:
         lines.insert(0, f"test accuracy of the folds' average: {_told(found.metrics['test'])}")
         meaning.append(f"On test, the average differs from the best fold by {difference_words(found.against_best)}.")
-    ends = [f"results: {found.folder / 'folds.json'}", f"all together: baseline predict {found.folder} PHOTOS"]
+    ends = [
+        f"results: {found.folder / 'folds.json'}",
+        f"all together: baseline predict {quote(str(found.folder))} PHOTOS",
+    ]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
 
 
@@ -171,7 +178,7 @@ def cleaned(found: Cleaning, target: str) -> RenderableType:
     fixes = found.fixes or "fixes.csv"
     again = found.run / "manifest.json" if found.run else target
     lines += [f"accepted: {found.fixes}"] if found.fixes else []
-    lines += [f"then: baseline run {again} --fixes {fixes}"]
+    lines += [f"then: baseline run {quote(str(again))} --fixes {quote(str(fixes))}"]
     return Group(*([table] if len(pairs) else []), *map(escape, lines))
 
 

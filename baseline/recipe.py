@@ -453,7 +453,9 @@ def settle_batch_size(batch_size: str | int, photos: int, device: str) -> tuple[
     size = 16
     while size * 2 <= top and size * 16 <= photos:
         size *= 2
-    return min(size, photos), f"about an eighth of {photos} training photos, 16 to {top}"
+    if size >= photos:
+        return photos, f"all {photos} training photos at once"
+    return size, f"about an eighth of {photos} training photos, 16 to {top}"
 
 
 def settle_epochs(stages: tuple[Stage, ...], photos: int, batch_size: int) -> tuple[tuple[Stage, ...], str]:

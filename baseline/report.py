@@ -370,7 +370,7 @@ def _quality(run: _Run, _: Photos) -> dict[str, Any]:
     """Confusions, classes one by one, and whether the confidence can be trusted."""
     tta = run.numbers["tta"]
     bins = pd.DataFrame(tta["reliability"]).dropna(subset="confidence")
-    words = f"Share right against confidence in {BINS} bins; on average they are {tta['ece']:.1%} apart"
+    words = f"Share right against confidence in {BINS} bins; on average they are {100 * tta['ece']:.1f} points apart"
     context: dict[str, Any] = {
         "confusion": None,
         "confused": tta.get("confused", [])[:CONFUSED],

@@ -134,8 +134,9 @@ def units_of(table: pd.DataFrame, column: str) -> np.ndarray:
     rows = np.arange(len(table))
     if column == "group":
         if "group" not in table or table["group"].isna().all():
-            columns = ", ".join(map(str, table.columns))
-            raise DataError(f"These photos have no groups; what is known of them: {columns}. Give --group-col COLUMN.")
+            raise DataError(
+                "These photos have no groups: nothing tells which belong together. Give --group-col COLUMN."
+            )
         alone = table["group"].isna().to_numpy()
         numbers = table["group"].astype(object).where(~alone, "").factorize(sort=True)[0]
         return _joined(np.where(alone, numbers.max() + 1 + rows, numbers), table)

@@ -176,7 +176,7 @@ def _sample_path(given: str | Path | None) -> Path:
 
 
 def _samples_below(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, followlinks=True):  # no deeper than so, links in circles neither
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_DEPTH:
             folders.clear()
         names = {each for each in files if _is_sample(each) and each.lower().endswith(SAMPLE_ENDINGS)}

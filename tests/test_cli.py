@@ -48,7 +48,7 @@ def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) ->
         (["run", "PHOTOS", "--weights", "none.pth"], "There is no weights file"),
         (["run", "PHOTOS", "--out", "/proc/run"], "cannot be written"),
         (["run", "PHOTOS", "--image-size", "a"], "should be a valid integer"),
-        (["run", "PHOTOS", "--epoch", "3"], "No such option: --epoch"),
+        (["run", "PHOTOS", "--epoch", "3"], "See baseline run --help."),
         (["run"], "Missing argument 'target'"),
         (["train"], "No such command 'train'"),
         (["serve", "nowhere", "--port", "0"], "cannot be read"),

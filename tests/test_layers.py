@@ -87,7 +87,7 @@ MAY_IMPORT = {
              "weights", "chance", "checkpoints", "clock", "data", "features", "learners", "planning", "processes",
              "training", "predict", "metrics", "report", "figures", "quick", "save", "card", "mending", "model",
              "networks", "photos"},
-    "printing": {"audits", "cleaning", "compare", "curve", "experiments", "ladder", "make", "metrics", "save"},
+    "printing": {"audits", "cleaning", "compare", "curve", "experiments", "ladder", "make", "metrics", "recipe", "save"},
     "cli": {"errors", "progress", "recipe", "datasets", "make", "save", "doctor", "audits", "printing",
             "sources", "report", "compare", "curve", "engines", "experiments", "ladder", "card", "hub",
             "model", "bulk", "shapes", "submission", "exports", "imports", "bundles", "web", "cleaning", "processes"},
