@@ -57,7 +57,7 @@ def results(done: Baseline) -> RenderableType:
     seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
     ended = enumerate(done.manifest["stages"], 1)
     stages = "  ".join(
-        f"stage {number} {stage['seconds']:.0f} ({trained_words(stage['trains'])})" for number, stage in ended
+        f"stage {number}: {stage['seconds']:.0f} ({trained_words(stage['trains'])})" for number, stage in ended
     )
     bound = f"bound by {done.manifest['bound']}"
     lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {escape(str(done.folder))}"]
