@@ -261,9 +261,11 @@ class _Plan:
     def _chosen(self, size: int, seed: int) -> pd.DataFrame:
         """The photo table with so many training photos a class, and as small a share of the valid ones.
 
-        Valid photos stay whole where they are the judges.
+        Valid photos stay whole where they are the judges. Of several labels the rarest counts; every class keeps one.
         """
-        from .tables import rarest
+        import pandas as pd
+
+        from .tables import each_label, rarest
 
         table = self.body.table
         label = rarest(table["label"]) if self.body.recipe.labels == "many" else table["label"]
@@ -271,6 +273,8 @@ class _Plan:
         rank = table.assign(chance=chance).groupby([label, "split"])["chance"].rank(method="first")
         share = size / self.sizes[-1]
         kept = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
+        every = each_label(table.loc[table["split"] == "train", "label"], self.body.recipe.labels)
+        kept[pd.Series(chance[every.index], every.index).groupby(every.to_numpy()).idxmin()] = True
         valid = table["split"] == "valid"
         count = valid.groupby(label).transform("sum")
         kept |= valid & ((rank <= np.ceil(count * share)) | (self.split == "valid"))

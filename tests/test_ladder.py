@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import baseline
-from baseline import OutputError, RecipeError, Show, make_ladder
+from baseline import OutputError, RecipeError, Show, make_curve, make_ladder
 from baseline.cli import CURVE_NAMES, RUNG_NAMES
 from baseline.curve import RUNG_NAMES as CURVES
 from baseline.probes import logistic, nearest
@@ -191,6 +191,28 @@ def test_probes_tell_many_labels_class_by_class() -> None:
     assert ((told > 0.5) == flags[250:]).mean() > 0.85 and strength > 1e-4
     near, count = nearest(*parts)
     assert near.shape == told.shape and count > 1 and ((near > 0.5) == flags[250:]).mean() > 0.75
+
+
+def test_photos_of_many_labels_climb_and_curve(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    table = baseline.photo_table(photos)[["path", "label"]]
+    table["label"] += [";odd" if number % 5 == 0 else ";big;red" if number % 7 == 0 else "" for number in range(48)]
+    lines: list[str] = []
+
+    class Said(Show):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    found = make_ladder(table, still, rungs=("majority", "logistic", "head"), out=tmp_path / "ladder", show=Said())
+    assert "photos: 48 of 5 classes" in "".join(lines)
+    assert read_manifest(found.folder / "head")["data"]["classes"] == ["ants", "bees", "big", "odd", "red"]
+    table["split"] = table["path"].map(pd.read_csv(found.folder / "split.csv").set_index("path")["split"])
+    curve = make_curve(table, still, rungs=("logistic", "head"), sizes=(1, 3, 6), seeds=1, out=tmp_path / "c",
+                       show=QUIET)  # fmt: skip
+    heads = curve.table[curve.table["rung"] == "head"]
+    assert heads["size"].tolist()[:3] == [1, 3, 6] and heads["photos"].is_monotonic_increasing
+    for run in heads["run"]:
+        train = pd.read_csv(Path(run) / "split.csv").query("split == 'train'")["label"]
+        assert set(train.str.split(";").explode()) == {"ants", "bees", "big", "odd", "red"}
 
 
 def test_a_class_without_training_photos_has_no_probability() -> None:
