@@ -199,7 +199,9 @@ class Body:
         if rung == "zeroshot":
             return self._zero_shot(classes, self.table["path"].iloc[asked].tolist())
         weights = self.settled[1]
-        flags = flags_of(self.table["label"], classes).astype(float)
+        label = self.table["label"]
+        # of one label a ; is a part of its name
+        flags = (flags_of(label, classes) if many else label.to_numpy()[:, None] == np.array(classes)).astype(float)
         if rung == "majority":
             return Probe(majority(flags[train], len(asked)), "", 0.0, 0, weights)
         features, seconds = self.features

@@ -215,6 +215,20 @@ def test_photos_of_many_labels_climb_and_curve(photos: Path, still: baseline.Rec
         assert set(train.str.split(";").explode()) == {"ants", "bees", "big", "odd", "red"}
 
 
+def test_a_name_of_one_label_may_hold_what_parts_several(
+    photos: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path: Path
+) -> None:
+    table = baseline.photo_table(photos)[["path", "label"]]
+    for names in ({"ants": "ants", "bees": "bees;wasps"}, {"ants": "a;b", "bees": "b"}):
+        renamed = table.assign(label=table["label"].map(names))
+        found = make_ladder(renamed, still.changed(labels="one"), rungs=("majority", "neighbours", "logistic"),
+                            out=tmp_path / names["ants"], show=QUIET)  # fmt: skip
+        same = found.table.set_index("rung")["accuracy"]
+        assert same[["majority", "logistic"]].tolist() == ladder.table["accuracy"][:2].tolist()
+        told, before = (read_predictions(each.folder / "logistic") for each in (found, ladder))
+        assert told["predicted"].tolist() == before["predicted"].map(names).tolist()
+
+
 def test_a_class_without_training_photos_has_no_probability() -> None:
     flags = np.eye(3)[[0, 0, 0, 1, 1, 1]]
     features = np.eye(3)[[0, 0, 0, 1, 1, 1]]
