@@ -81,7 +81,7 @@ def bodies_of(
         RecipeError: if the recipe has a budget.
         OutputError: if the folder was begun before and `resume` was not asked for, or with other photos.
     """
-    split_file = folder / "split.csv"
+    archs, split_file = list(dict.fromkeys(archs)), folder / "split.csv"
     begun = split_file.exists()
     if begun and not resume:
         raise OutputError(f"{folder} was begun before. Give --resume to go on with it, or choose another --out.")

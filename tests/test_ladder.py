@@ -15,7 +15,9 @@ import baseline
 from baseline import OutputError, RecipeError, Show, make_curve, make_ladder
 from baseline.cli import CURVE_NAMES, RUNG_NAMES
 from baseline.curve import RUNG_NAMES as CURVES
+from baseline.ladder import _below, _sentences
 from baseline.probes import logistic, nearest
+from baseline.recipe import EMBEDDED_ARCH
 from baseline.rungs import RUNGS, Body
 from baseline.save import read_manifest, read_predictions
 
@@ -99,7 +101,39 @@ def test_sentences_take_the_cheapest_that_is_not_beaten(ladder: baseline.Ladder)
     found = baseline.same_or_not(*(_table(row, ladder) for row in (taken, best)))
     assert not found["beyond_noise"]
     for cheaper in rows[rows["seconds"] < taken["seconds"]].to_dict("records"):
-        assert baseline.same_or_not(_table(cheaper, ladder), _table(best, ladder))["beyond_noise"]
+        if not baseline.same_or_not(_table(cheaper, ladder), _table(best, ladder))["beyond_noise"]:
+            assert taken["seconds"] - cheaper["seconds"] <= 1 and taken["accuracy"] >= cheaper["accuracy"]
+
+
+def test_a_moment_more_or_less_decides_nothing(ladder: baseline.Ladder) -> None:
+    rows = ladder.table.to_dict("records")
+    tables = [_table(row, ladder) for row in rows]
+    low, high = sorted((0, 1, 2), key=lambda at: rows[at]["accuracy"])[::2]
+    assert rows[low]["accuracy"] < rows[high]["accuracy"]
+    same = [table.assign(predicted=tables[high]["predicted"].to_numpy()) for table in tables]  # nothing beyond noise
+
+    def taken(*seconds: float) -> str:
+        timed = [rows[at] | {"seconds": each} for at, each in zip((low, high), seconds, strict=True)]
+        return _sentences(timed, [same[low], same[high]], [None, 0], "test")[0]
+
+    for short, long in ((1.8, 1.9), (100.0, 109.0)):
+        assert all(f"Take {rows[high]['words']}: " in each for each in (taken(short, long), taken(long, short)))
+    assert f"Take {rows[low]['words']}: " in taken(1.8, 2.9) and f"Take {rows[high]['words']}: " in taken(2.9, 1.8)
+    assert f"Take {rows[low]['words']}: " in taken(100, 111)
+
+
+def test_augmented_views_are_below_no_other_rung(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    body = Body(photos, pd.DataFrame(), pd.DataFrame(), tmp_path, tmp_path, still, QUIET)
+    climbed = [
+        (body, rung, tmp_path / run) for rung, run in (("head", "head"), ("tta", "head"), ("scratch", "scratch"))
+    ]
+    assert [_below(climbed, at) for at in range(3)] == [None, 0, 0]
+
+
+def test_a_body_named_twice_is_climbed_once(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    found = make_ladder(photos, still, archs=(EMBEDDED_ARCH,) * 2, rungs=("majority", "logistic"), out=tmp_path / "l",
+                        show=QUIET)  # fmt: skip
+    assert found.table["run"].tolist() == [str(tmp_path / "l" / rung) for rung in ("majority", "logistic")]
 
 
 def _table(row: Any, ladder: baseline.Ladder) -> pd.DataFrame:
@@ -172,6 +206,12 @@ def test_outputs_from_the_cache_count_as_if_computed(photos: Path, still: baseli
 def test_wishes_that_cannot_be_are_refused_before_anything_is_made(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'heads'.*head"):
         make_ladder(photos, rungs=("heads",), out=tmp_path / "no", show=QUIET)
+    for rungs in (("tta",), ("majority", "tta", "scratch")):
+        with pytest.raises(RecipeError, match=r"rung tta is of a trained one.*head, fastai, groups, all"):
+            make_ladder(photos, rungs=rungs, out=tmp_path / "no", show=QUIET)
+    assert not (tmp_path / "no").exists()
+    with pytest.raises(RecipeError, match="tta has no views"):
+        make_ladder(photos, tta=(), rungs=("head", "tta"), out=tmp_path / "no views", show=QUIET)
     with pytest.raises(RecipeError, match="budget"):
         make_ladder(photos, budget="5m", out=tmp_path / "no", show=QUIET)
     with pytest.raises(RecipeError, match="resnet999"):
