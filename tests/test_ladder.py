@@ -15,7 +15,7 @@ import baseline
 from baseline import OutputError, RecipeError, Show, make_curve, make_ladder
 from baseline.cli import CURVE_NAMES, RUNG_NAMES
 from baseline.curve import RUNG_NAMES as CURVES
-from baseline.ladder import _below, _sentences
+from baseline.ladder import _below, _sentences, _write
 from baseline.probes import logistic, nearest
 from baseline.recipe import EMBEDDED_ARCH
 from baseline.rungs import RUNGS, Body
@@ -231,6 +231,41 @@ def test_probes_tell_many_labels_class_by_class() -> None:
     assert ((told > 0.5) == flags[250:]).mean() > 0.85 and strength > 1e-4
     near, count = nearest(*parts)
     assert near.shape == told.shape and count > 1 and ((near > 0.5) == flags[250:]).mean() > 0.75
+
+
+@pytest.fixture(scope="module")
+def pages(photos: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path_factory: Any) -> tuple[Path, ...]:
+    """Of the ladder, of a curve, and of a ladder whose rungs are all right, of two bodies, with long names."""
+    out = tmp_path_factory.mktemp("pages")
+    make_curve(photos, still, rungs=("logistic",), sizes=(2, 4, 8), seeds=1, out=out / "curve", show=QUIET)
+    sure = ladder.table.assign(accuracy=1.0, low=0.7, high=1.0, seconds=12345.6)
+    both = pd.concat(
+        [sure, sure.iloc[1:].assign(arch="mobilenetv4_conv_small", words=RUNGS["all"] + ", " + RUNGS["tta"])]
+    )
+    (out / "sure").mkdir()
+    _write(baseline.Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
+    return ladder.folder / "ladder.html", out / "curve" / "curve.html", out / "sure" / "ladder.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_whole_charts(pages: tuple[Path, ...], browser: Any, width: int, scheme: str) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    for page in pages:
+        tab.goto(page.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        places = "each => each.getBoundingClientRect().toJSON()"
+        chart = tab.locator("figure.chart svg").evaluate(places)
+        assert chart["left"] >= 0 and chart["right"] <= width, "the chart has to be pushed aside to be seen"
+        words = tab.locator("figure.chart svg text")
+        assert words.count() > 8
+        for at in range(words.count()):
+            text, place = words.nth(at).text_content(), words.nth(at).evaluate(places)
+            assert chart["left"] - 1 <= place["left"] and place["right"] <= chart["right"] + 1, text
+            assert chart["top"] - 1 <= place["top"] and place["bottom"] <= chart["bottom"] + 1, text
+            assert place["height"] >= 10, f"{text} is {place['height']} px high"
+            assert not re.fullmatch(r"1[0-9][1-9]%|1[1-9]0%|-.*%", text), "no accuracy is that"
+    tab.close()
 
 
 def test_photos_of_many_labels_climb_and_curve(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
