@@ -624,7 +624,8 @@ def _kept_when_interrupted(
             _write_training(folder, learn, history, recipe, weights)
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
-        show.say(f"to go on: baseline run {folder} --resume")
+        if not show.several:
+            show.say(f"to go on: baseline run {folder} --resume")
         raise
 
 
