@@ -172,16 +172,16 @@ def test_an_interrupted_ladder_goes_on(
         def say(self, line: str) -> None:
             lines.append(line)
 
-    out = tmp_path / "ladder"
+    out = tmp_path / "a ladder"
     with monkeypatch.context() as patch:
         patch.setattr("baseline.make.make_baseline", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_ladder(photos, still, rungs=SOME, out=out, show=Said())
-    assert f"--out {out} --resume" in lines[-1]
+    assert f"--out '{out}' --resume" in lines[-1]
     kept = (out / "logistic" / "manifest.json").stat().st_mtime_ns
     with pytest.raises(OutputError, match="--resume"):
         make_ladder(photos, still, rungs=SOME, out=out, show=QUIET)
-    found = make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET)
+    found = make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, workers=1, cache_gb=2.5)
     assert (out / "logistic" / "manifest.json").stat().st_mtime_ns == kept
     same = ["rung", "accuracy", "low", "high", "difference", "p", "parameters"]
     pd.testing.assert_frame_equal(found.table[same], ladder.table[same])
@@ -190,6 +190,26 @@ def test_an_interrupted_ladder_goes_on(
     with pytest.raises(OutputError, match="other photos"):
         make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, seed=5)
     assert read_manifest(out / "groups")["recipe"]["image_size"] == 48
+
+
+@pytest.mark.parametrize("make", [make_ladder, make_curve])
+def test_one_way_to_go_on_is_told(make: Any, photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    class Said(Show):
+        def say(self, line: str) -> None:
+            lines.append(line)
+            if "epoch 2/" in line:
+                raise KeyboardInterrupt
+
+    show, out = Said(), tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        make(photos, still, rungs=("head",), out=out, show=show)
+    assert any(line.startswith("interrupted: the best weights of ") for line in lines)
+    assert [line for line in lines if "--resume" in line] == [lines[-1]] and f"--out {out} --resume" in lines[-1]
+    with pytest.raises(KeyboardInterrupt):
+        baseline.make_baseline(photos, still, out=tmp_path / "one", show=show)
+    assert lines[-1] == f"to go on: baseline run {tmp_path / 'one'} --resume"
 
 
 def test_outputs_from_the_cache_count_as_if_computed(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
