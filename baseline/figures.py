@@ -259,7 +259,7 @@ def time_figure(seconds: dict[str, float]) -> Figure:
 
 @_drawn
 def ladder_figure(rungs: pd.DataFrame) -> Figure:
-    """Accuracy of each rung with its interval and the seconds it took, the highest rung on top and its name above it.
+    """Accuracy of each rung, in the order of the table, with its interval and the seconds it took; its name above it.
 
     As wide as a phone is.
 
