@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,11 @@ class _Plan:
     def split(self) -> str:
         return "test" if (self.body.table["split"] == "test").any() else "valid"
 
+    @cached_property
+    def label(self) -> pd.Series:
+        """Of each photo the one that it counts for: its rarest where it has several."""
+        return _counted(self.body.table, self.body.recipe.labels)
+
     def curve(self, workers: Engine) -> Curve:
         import pandas as pd
 
@@ -261,16 +267,19 @@ class _Plan:
     def _chosen(self, size: int, seed: int) -> pd.DataFrame:
         """The photo table with so many training photos a class, and as small a share of the valid ones.
 
-        Valid photos stay whole where they are the judges.
+        Valid photos stay whole where they are the judges. Of several labels the rarest counts; every class keeps one.
         """
-        from .tables import rarest
+        import pandas as pd
 
-        table = self.body.table
-        label = rarest(table["label"]) if self.body.recipe.labels == "many" else table["label"]
+        from .tables import each_label
+
+        table, label = self.body.table, self.label
         chance = np.random.default_rng(seed).random(len(table))
         rank = table.assign(chance=chance).groupby([label, "split"])["chance"].rank(method="first")
         share = size / self.sizes[-1]
         kept = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
+        every = each_label(table.loc[table["split"] == "train", "label"], self.body.recipe.labels)
+        kept[pd.Series(chance[every.index], every.index).groupby(every.to_numpy()).idxmin()] = True
         valid = table["split"] == "valid"
         count = valid.groupby(label).transform("sum")
         kept |= valid & ((rank <= np.ceil(count * share)) | (self.split == "valid"))
@@ -307,10 +316,18 @@ class _Plan:
         return decisions(found.told, classes_in(table, recipe.labels), threshold) == judges["label"].to_numpy()
 
     def _redundancy(self) -> dict[str, Any]:
-        """By logistic regression: a share of every group's photos against all photos of that share of the groups."""
+        """By logistic regression: a share of every group's photos against all photos of that share of the groups.
+
+        A photo without a group is one of its own, as where photos are split.
+        """
+        from .splits import units_of
+
         table = self.body.table
-        train = table[table["split"] == "train"]
-        if "group" not in table or train["group"].nunique() < LEAST_GROUPS or len(train) < 2 * train["group"].nunique():
+        train = table[table["split"] == "train"].assign(label=self.label)
+        if "group" not in train or train["group"].isna().all():
+            return {}
+        train["group"] = units_of(train, "group")
+        if train["group"].nunique() < LEAST_GROUPS or len(train) < 2 * train["group"].nunique():
             return {}
         self.show.say("groups: fewer photos of each, or fewer of them")
         whole = float(self._probed("logistic", table).mean())
@@ -362,12 +379,15 @@ def _redundancy_words(facts: dict[str, Any]) -> list[str]:
 # ---- extrapolating --------------------------------------------------------------------------------------------------
 
 
-def _sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
-    """Photos a class: those wished, or doubled from 5; and all."""
+def _counted(table: pd.DataFrame, labels: str) -> pd.Series:
     from .tables import rarest
 
-    label = rarest(table["label"]) if labels == "many" else table["label"]
-    most = int(label[table["split"] == "train"].value_counts().max())
+    return rarest(table["label"]) if labels == "many" else table["label"]
+
+
+def _sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
+    """Photos a class: those wished, or doubled from 5; and all."""
+    most = int(_counted(table, labels)[table["split"] == "train"].value_counts().max())
     # the last is at most 3/4 of all
     doubled = [size for size in (SMALLEST * 2**n for n in range(40)) if size <= 0.75 * most]
     found = sorted({size for size in wished if size < most}) if wished else doubled

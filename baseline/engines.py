@@ -58,8 +58,12 @@ def training(words: str, photos: Any, recipe: Any, folder: Path, **changes: Any)
 def _train(photos: Any, recipe: Any, folder: Path, changes: dict[str, Any], show: Show) -> None:
     from .make import make_baseline
 
-    # of what it returns nothing is kept: its network and photos go before the next run needs the room
-    make_baseline(photos, recipe, out=folder, show=show, **changes)
+    show.several = True
+    try:
+        # of what it returns nothing is kept: its network and photos go before the next run needs the room
+        make_baseline(photos, recipe, out=folder, show=show, **changes)
+    finally:
+        show.several = False
 
 
 def engine(on: str, show: Show) -> Engine:

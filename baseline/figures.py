@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from textwrap import wrap
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from .photos import open_photo
@@ -258,32 +259,46 @@ def time_figure(seconds: dict[str, float]) -> Figure:
 
 @_drawn
 def ladder_figure(rungs: pd.DataFrame) -> Figure:
-    """Accuracy of each rung with its interval, the lowest rung below, and the seconds it took.
+    """Accuracy of each rung, in the order of the table, with its interval and the seconds it took; its name above it.
+
+    As wide as a phone is.
 
     Args:
         rungs: see `baseline.Ladder.table`.
     """
-    rows = rungs.iloc[::-1].reset_index(drop=True)
+    rows = rungs.iloc[::-1].to_dict("records")
     archs = [name for name in dict.fromkeys(rungs["arch"]) if name]
     colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
-    figure = Figure(figsize=(8, 1.1 + 0.36 * len(rows)), layout="constrained")
+    names = ["\n".join(wrap(name, 46, break_on_hyphens=False)) for name in _names([row["words"] for row in rows], 90)]
+    more = [0.4 * name.count("\n") for name in names]
+    places = np.cumsum([1 + below for below in (0, *more[:-1])])
+    figure = Figure(figsize=(5, 0.9 + 0.46 * places[-1] + 0.2 * (len(archs) > 1)), layout="constrained")
     axes = figure.subplots()
-    for at, row in enumerate(rows.to_dict("records")):
+    for at, name, row in zip(places, names, rows, strict=True):
         colour = colours.get(row["arch"], GREY)
         axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
         axes.plot(row["accuracy"], at, "o", color=colour)
-        words = f"{row['accuracy']:.1%}, {row['seconds']:,.0f} s"
-        axes.annotate(words, (row["high"], at), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        beside: dict[str, Any] = {
+            "xycoords": axes.get_yaxis_transform(),
+            "textcoords": "offset points",
+            "annotation_clip": False,
+        }
+        axes.annotate(name, (0, at), (4, 6), va="bottom", fontsize=10, **beside).set_in_layout(False)
+        axes.annotate(
+            f"{row['accuracy']:.1%}, {row['seconds']:,.0f} s", (1, at), (6, 0), va="center", fontsize=10, **beside
+        )
     for name in archs if len(archs) > 1 else ():
         axes.plot([], [], "o", color=colours[name], label=name)
-    axes.set_yticks(range(len(rows)), rows["words"])
-    axes.margins(y=0.06)
-    axes.set_xlim(None, axes.get_xlim()[1] + 0.2 * np.ptp(axes.get_xlim()))
-    axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, min(high, 1 + 0.02 * (high - low)))  # half a dot
+    axes.set_ylim(places[0] - 0.4, places[-1] + 0.6 + more[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
+    axes.set_xticks([tick for tick in axes.get_xticks() if max(low, 0) <= tick <= min(high, 1)])
+    axes.set_yticks([])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.set(xlabel="accuracy, 95 % interval")
     if len(archs) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
@@ -291,12 +306,14 @@ def ladder_figure(rungs: pd.DataFrame) -> Figure:
 def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: dict[str, str]) -> Figure:
     """Accuracy by training photos: each training a dot, means joined, the fitted law dashed and to twice the photos.
 
+    As wide as a phone is.
+
     Args:
         trainings: see `baseline.Curve.table`.
         lines: by rung, photos and accuracies of its law, 2 x points.
         words: what each rung is called.
     """
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for rung, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
         rows = trainings[trainings["rung"] == rung]
@@ -305,10 +322,13 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: d
         axes.plot(means.index, means, "-o", color=colour, markersize=5, label=words[rung])
         axes.plot(*lines[rung], "--", color=colour, linewidth=1.2)
     axes.set(xscale="log", xlabel="training photos", ylabel="accuracy")
+    least, most = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 50 * least else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.plot([], [], "--", color=GREY, linewidth=1.2, label="power law, to twice the photos")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

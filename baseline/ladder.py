@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ladder", "make_ladder"]
 
+VIEWED = tuple(name for name in RUNGS if name not in (*PROBES, "scratch", "tta"))
+"""Rungs that test-time augmentation may be of."""
+
+AS_LONG = 0.1, 1.0
+"""By so large a share, or by so many seconds, the same training takes longer another time."""
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -72,8 +78,9 @@ def make_ladder(
             `baseline.zeroshot.clip_of`. Needs the extra `clip`.
 
     Raises:
-        RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, or for
-            a rung `zeroshot` without the extra, with many labels a photo, or with a model that open_clip does not know.
+        RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, for a
+            rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with many
+            labels a photo, or with a model that open_clip does not know.
         WeightsError: if the weights of `clip` cannot be had or do not fit.
         OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other photos or another recipe.
 
@@ -86,10 +93,16 @@ def make_ladder(
     wanted = [name for name in RUNGS if name in rungs or (bool(clip) if name == "zeroshot" else not rungs)]
     if prompt and "zeroshot" not in wanted:
         raise RecipeError("The prompt is for the rung zeroshot. Add it to --rungs, or give --clip.")
+    if "tta" in wanted and not set(wanted) & set(VIEWED):
+        raise RecipeError(f"The rung tta is of a trained one, and there is none. Add one of {', '.join(VIEWED)}.")
     asked = clip_of(clip, prompt) if "zeroshot" in wanted else None
     chosen, workers = starting_recipe(photos, recipe), engine(on, show)
     with run_folder(out, f"ladder-{chosen.name}") as folder, workers:
         bodies = bodies_of(photos, chosen, archs, folder, show, changes, resume=resume, clip=asked)
+        if "tta" in rungs and not bodies[0].wished.tta:
+            raise RecipeError(
+                "The rung tta is asked for, and the recipe's tta has no views. Give some, or leave it out."
+            )
         with kept_when_interrupted(folder, show):
             found = _judged(_climbed(bodies, wanted, workers), folder)
         _write(found)
@@ -113,15 +126,11 @@ def _climbed(bodies: Sequence[Body], rungs: Sequence[str], workers: Engine) -> l
         for number, (body, rung) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
     ]
     workers.all(jobs, sum(not job.here for job in jobs))
-    trained = {
-        body: [rung for own, rung in each if own is body and rung not in (*PROBES, "scratch", "tta")] for body in bodies
-    }
+    trained = {body: [rung for own, rung in each if own is body and rung in VIEWED] for body in bodies}
     found = []
     for body, rung in each:
-        if rung == "tta" and trained[body]:
-            found.append((body, rung, body.folder / max(trained[body], key=lambda name: _valid(body.folder / name))))
-        elif rung != "tta":
-            found.append((body, rung, body.folder / rung))
+        viewed = max(trained[body], key=lambda name: _valid(body.folder / name)) if rung == "tta" else rung
+        found.append((body, rung, body.folder / viewed))
     return found
 
 
@@ -189,7 +198,7 @@ def _below(climbed: Sequence[tuple[Body, str, Path]], number: int) -> int | None
     against a fine-tuned body.
     """
     body, rung, run = climbed[number]
-    own = [at for at in range(number) if climbed[at][0] is body]
+    own = [at for at in range(number) if climbed[at][0] is body and climbed[at][1] != "tta"]
     if rung == "tta":
         return next(at for at in own if climbed[at][2] == run)
     if rung in ("scratch", "zeroshot") and (tuned := [at for at in own if climbed[at][1] in ("groups", "all")]):
@@ -202,7 +211,10 @@ def _below(climbed: Sequence[tuple[Body, str, Path]], number: int) -> int | None
 def _sentences(
     rows: Sequence[Mapping[str, Any]], tables: Sequence[pd.DataFrame], below: Sequence[int | None], split: str
 ) -> list[str]:
-    """The cheapest rung that the best one does not beat beyond noise, what it gains, and what the rest would bring."""
+    """The cheapest rung that the best one does not beat beyond noise, what it gains, and what the rest would bring.
+
+    Of those that take about as long as the cheapest it is the one with the highest accuracy.
+    """
     from .metrics import same_or_not
 
     def gain(one: int, other: int) -> tuple[str, bool]:
@@ -217,7 +229,10 @@ def _sentences(
     named = [f"{row['words']} ({row['arch']})" if several and row["arch"] else row["words"] for row in rows]
     order = sorted(range(len(rows)), key=lambda at: (rows[at]["seconds"], at))
     best = max(order, key=lambda at: rows[at]["accuracy"])
-    taken = next(at for at in order if at == best or not gain(at, best)[1])
+    equal = [at for at in order if at == best or not gain(at, best)[1]]
+    least = rows[equal[0]]["seconds"]
+    near = [at for at in equal if rows[at]["seconds"] - least <= max(AS_LONG[0] * least, AS_LONG[1])]
+    taken = max(near, key=lambda at: rows[at]["accuracy"])
     row = rows[taken]
     span = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
     how = "trained" if row["parameters"] else "without training,"

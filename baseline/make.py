@@ -288,7 +288,7 @@ def manifest_of(
         "metrics": metrics,
         "seconds": seconds,
         "stages": stages,
-        "data": _fingerprint(table, unread),
+        "data": _fingerprint(table, unread, recipe.labels),
         "weights": dataclasses.asdict(weights) if weights else "random",
         "device": _device_words(),
         "versions": versions(),
@@ -529,7 +529,7 @@ def _parted(
         write(folder / "fixes.csv", fixes.to_csv(index=False))
     if checked is not None and len(checked.findings):
         write_audit(folder / "audit", checked)
-    show.say(_described(table))
+    show.say(_described(table, chosen.labels))
     return chosen, table, unread
 
 
@@ -627,7 +627,8 @@ def _kept_when_interrupted(
             _write_training(folder, learn, history, recipe, weights)
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
-        show.say(f"to go on: baseline run {folder} --resume")
+        if not show.several:
+            show.say(f"to go on: baseline run {folder} --resume")
         raise
 
 
@@ -697,16 +698,20 @@ def _golden(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> dict[str, 
     return golden_of(learn.model, facts, photos)
 
 
-def _described(table: pd.DataFrame) -> str:
+def _described(table: pd.DataFrame, labels: str) -> str:
+    from .data import classes_in
+
     counts = _counts(table)
     by_split = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "valid", "test") if name in counts)
-    return f"photos: {len(table):,} of {table['label'].nunique()} classes; {by_split}"
+    return f"photos: {len(table):,} of {len(classes_in(table, labels))} classes; {by_split}"
 
 
-def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame) -> dict[str, Any]:
+def _fingerprint(table: pd.DataFrame, unread: pd.DataFrame, labels: str) -> dict[str, Any]:
     """Counts, and the sha256 of `split.csv`, so that another run can tell whether it saw the same photos and splits."""
+    from .data import classes_in
+
     return {
-        "classes": sorted(table["label"].unique()),
+        "classes": classes_in(table, labels),
         "photos": _counts(table),
         "left_out": unread.to_dict("records"),
         "sha256": hashlib.sha256(split_csv(table).encode()).hexdigest(),

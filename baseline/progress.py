@@ -28,6 +28,9 @@ class _SilentBar:
 class Show:
     """Says nothing. Pass `show=Show()` to `make_baseline` to silence it."""
 
+    several = False
+    """It shows one run of several: how to go on when it is interrupted is told by whoever makes them."""
+
     def say(self, line: str) -> None:
         """Tells one finished fact, on a line of its own."""
 

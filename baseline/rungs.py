@@ -7,7 +7,7 @@ that `baseline compare` takes it and, where a network was trained, `baseline rep
 from __future__ import annotations
 
 import dataclasses
-import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from .errors import OutputError, RecipeError
 from .make import manifest_of, parted, settle, split_csv
 from .progress import Show
 from .recipe import Recipe, Stage, settle_epochs
-from .save import as_json, flat, read_manifest, read_predictions, write
+from .save import as_json, differing, read_manifest, read_predictions, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ def bodies_of(
         RecipeError: if the recipe has a budget.
         OutputError: if the folder was begun before and `resume` was not asked for, or with other photos.
     """
-    split_file = folder / "split.csv"
+    archs, split_file = list(dict.fromkeys(archs)), folder / "split.csv"
     begun = split_file.exists()
     if begun and not resume:
         raise OutputError(f"{folder} was begun before. Give --resume to go on with it, or choose another --out.")
@@ -103,7 +103,7 @@ def kept_when_interrupted(folder: Path, show: Show) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        show.say(f"interrupted: what is finished is kept; --out {folder} --resume does the rest")
+        show.say(f"interrupted: what is finished is kept; --out {shlex.quote(str(folder))} --resume does the rest")
         raise
 
 
@@ -199,7 +199,9 @@ class Body:
         if rung == "zeroshot":
             return self._zero_shot(classes, self.table["path"].iloc[asked].tolist())
         weights = self.settled[1]
-        flags = flags_of(self.table["label"], classes).astype(float)
+        label = self.table["label"]
+        # of one label a ; is a part of its name
+        flags = (flags_of(label, classes) if many else label.to_numpy()[:, None] == np.array(classes)).astype(float)
         if rung == "majority":
             return Probe(majority(flags[train], len(asked)), "", 0.0, 0, weights)
         features, seconds = self.features
@@ -256,10 +258,8 @@ def _kept(run: Path, show: Show) -> None:
 
 def _refuse_other(run: Path, planned: Recipe) -> None:
     """An error if a finished rung was made by another recipe than the one planned now."""
-    then, now = (flat(json.loads(as_json(recipe))) for recipe in (read_manifest(run)["recipe"], planned.as_dict()))
-    changed = [key for key in (*now, *(key for key in then if key not in now)) if then.get(key) != now.get(key)]
-    if changed := [key for key in changed if key not in ("name", "title", "log") and not key.startswith("expected")]:
-        words = ", ".join(f"{key} {then.get(key)} (now {now.get(key)})" for key in changed[:3])
+    if found := differing(read_manifest(run)["recipe"], planned.as_dict()):
+        words = ", ".join(f"{key} {then} (now {now})" for key, (then, now) in list(found.items())[:3])
         raise OutputError(f"{run} was made by another recipe: {words}. Choose another --out.")
 
 

@@ -16,7 +16,9 @@ Copies of one photo (`twins`, from the audit) always lie on one side, except whe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,12 @@ import pandas as pd
 
 from .errors import DataError, unknown
 from .recipe import Recipe
-from .tables import has_many, place, rarest, rows_by_path
+from .tables import classes_of, each_label, has_many, place, rarest, rows_by_path
 
 __all__ = ["components", "fold_numbers", "read_split", "settle_split", "split", "units_of"]
+
+SEVERAL = "labels as given"
+"""The column of all labels of a photo, while photos of several are split by their rarest one."""
 
 
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -46,12 +51,18 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     {'test': 8, 'train': 28, 'valid': 4}
     """
     if recipe.split_file:
-        return _checked(read_split(table, place(recipe.split_file)))
+        found = read_split(table, place(recipe.split_file))
+    elif has_many(label := table["label"], recipe.labels):
+        found = _parted(table.assign(label=rarest(label), **{SEVERAL: label}), recipe)
+        found = found.assign(label=found[SEVERAL]).drop(columns=SEVERAL)
+    else:
+        found = _parted(table, recipe)
+    return _checked(found, recipe.labels)
+
+
+def _parted(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """`split` without a split file, by one label a photo; where it had others, the column `SEVERAL` has them all."""
     table = table.reset_index(drop=True).copy()
-    if has_many(table["label"], recipe.labels):
-        label = table["label"]
-        parted = split(table.assign(label=rarest(label), row=label.index), recipe.changed(labels="one"))
-        return parted.assign(label=label[parted["row"]].to_numpy()).drop(columns="row")
     rng = np.random.default_rng(recipe.seed)
     way, _, argument = recipe.split.partition(":")
     way = settle_split(table, recipe)[0] if way == "auto" else way
@@ -65,7 +76,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     units = units_of(table, together)
     if way == "time":
         _by_time(table, units, argument, recipe)
-        return _checked(_thinned(table, recipe.photos_per_class, rng) if recipe.photos_per_class else table)
+        return _thinned(table, recipe.photos_per_class, rng) if recipe.photos_per_class else table
     if whole and not way.endswith("kfold"):
         _set_aside(table, units, "test", recipe.test_share, rng)
     if recipe.photos_per_class:
@@ -75,7 +86,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         _fold(table, units, int(argument), recipe)
     elif not (table["split"] == "valid").any():
         _set_aside(table, units, "valid", recipe.valid_share, rng)
-    return _checked(table)
+    return table
 
 
 def settle_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
@@ -168,22 +179,34 @@ def _classes(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) ->
         yield rng.permutation(np.asarray(members))
 
 
+def _others(table: pd.DataFrame) -> list[list[str]]:
+    """For each photo the classes of which a training photo has to stay beside that of its label: all of several."""
+    return table[SEVERAL].map(classes_of).tolist() if SEVERAL in table else [[]] * len(table)
+
+
 def _set_aside(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rng: np.random.Generator) -> None:
     """Moves a share of each class's training photos, at least one and never the last, to the split `name`.
 
-    Whole units move, so that a share is met only about; a unit that would take a class's last training photo stays.
+    Whole units move, so that a share is met only about; a unit that would take a class's last training photo stays,
+    and of several labels each counts.
     """
     train = np.flatnonzero(table["split"] == "train")
     members = pd.Series(train).groupby(units[train]).apply(np.asarray).to_dict()
     label = table["label"].to_numpy()
     left = table.loc[train, "label"].value_counts().to_dict()
     goal = {each: max(1, round(count * share)) for each, count in left.items()}
+    others = _others(table)
+    others_left = Counter(chain.from_iterable(others[row] for row in train))
     moved: set[int] = set()
 
     def move(unit: int, at_most: float) -> None:
         taken = dict(zip(*np.unique(label[members[unit]], return_counts=True), strict=True))
         if unit in moved or any(count >= left[each] or count > at_most * goal[each] for each, count in taken.items()):
             return
+        gone = Counter(chain.from_iterable(others[row] for row in members[unit]))
+        if any(count >= others_left[each] for each, count in gone.items()):
+            return
+        others_left.subtract(gone)
         moved.add(unit)
         for each, count in taken.items():
             left[each] -= int(count)
@@ -284,17 +307,25 @@ def _dates(values: pd.Series, column: str) -> pd.Series:
 def _thinned(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
     train = np.flatnonzero(table["split"] == "train")
     dropped = [row for rows in _classes(table, train, rng) for row in rows[per_class:]]
-    return table.drop(index=dropped).reset_index(drop=True)
+    others = _others(table)
+    there = set(chain.from_iterable(others[row] for row in set(train) - set(dropped)))
+    back = []
+    for row in dropped:
+        if not there.issuperset(others[row]):
+            there.update(others[row])
+            back.append(row)
+    return table.drop(index=list(set(dropped) - set(back))).reset_index(drop=True)
 
 
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     """Refuses what cannot be trained and validated."""
-    parts = {name: set(table.loc[table["split"] == name, "label"]) for name in ("train", "valid", "test")}
-    if not parts["valid"]:
+    if not (table["split"] == "valid").any():
         raise DataError(
             "No photos can be set aside for validation: every class keeps one, and copies stay together. Add photos."
         )
-    if lost := sorted((parts["valid"] | parts["test"]) - parts["train"] - {""}):
+    each = each_label(table["label"], labels)
+    trains = (table["split"] == "train")[each.index].to_numpy()
+    if lost := sorted(set(each[~trains].dropna()) - set(each[trains])):
         raise DataError(
             f"No training photo of '{lost[0]}' is left: all of it lies on the other side of the split, as where a "
             "class is one group only or one time. Give another --split."

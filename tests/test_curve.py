@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,6 +97,31 @@ def test_a_share_of_each_group_and_a_share_of_the_groups() -> None:
     assert "1.0 points are lost, with half of the groups 10.0" in _redundancy_words(facts)[0]
     assert len(_redundancy_words(facts)) == 2
     assert len(_redundancy_words(facts | {"shares": [{"share": 0.5, "of_each": 0.8, "of_them": 0.8}]})) == 1
+
+
+def test_a_photo_without_a_group_is_one_of_its_own(
+    photos: Path, small: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[Any, list[pd.Series]] = {_of_each: [], _of_them: []}
+
+    def noted(how: Any, train: pd.DataFrame, chance: Any, share: float) -> pd.Index:
+        rows = how(train, chance, share)
+        kept[how].append(train.loc[rows, "path"])
+        return rows
+
+    monkeypatch.setattr("baseline.curve.LEAST_GROUPS", 4)
+    monkeypatch.setattr("baseline.curve._of_each", partial(noted, _of_each))
+    monkeypatch.setattr("baseline.curve._of_them", partial(noted, _of_them))
+    table = baseline.photo_table(photos)[["path", "label"]]
+    numbers = table["path"].str.extract(r"(\d+)\.jpg")[0].astype(int)
+    table["group"] = (table["label"] + "-" + (numbers // 6).astype(str)).where(numbers < 18)
+    found = make_curve(table, small, sizes=[2, 4, 8], seeds=1, rungs=["logistic"], split="random", out=tmp_path / "c",
+                       show=QUIET)  # fmt: skip
+    train = pd.read_csv(found.folder / "split.csv").query("split == 'train'")
+    alone = train.loc[train["group"].isna(), "path"]
+    assert len(alone) > 4 and found.redundancy["groups"] == train["group"].nunique() + len(alone)
+    assert all(set(alone) <= set(paths) for paths in kept[_of_each])
+    assert all(0 < paths.isin(alone).sum() < len(alone) for paths in kept[_of_them][:5]), "half of them"
 
 
 def test_what_cannot_be_a_curve_is_refused(

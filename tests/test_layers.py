@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "rungs": {"chance", "data", "engines", "errors", "features", "learners", "make", "metrics", "predict", "probes",
               "progress", "recipe", "save", "tables", "weights", "zeroshot"},
     "curve": {"data", "engines", "errors", "figures", "make", "pages", "predict", "progress", "recipe", "rungs", "save",
-              "tables"},
+              "splits", "tables"},
     "ladder": {"clock", "engines", "errors", "figures", "make", "metrics", "pages", "progress", "recipe", "rungs",
                "save", "zeroshot"},
     "experiments": {"checkpoints", "compare", "engines", "errors", "make", "mending", "metrics", "model", "progress",

@@ -135,6 +135,23 @@ def test_many_labels_are_split_by_the_rarest() -> None:
     assert {"b"} <= {each for label in done.loc[done["split"] == "valid", "label"] for each in label.split(";")}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_of_many_labels_no_class_loses_its_last_training_photo(seed: int, tmp_path: Path) -> None:
+    table = rows({"a;c": 6, "b;c": 6, "a": 2, "b": 2, "c;e": 9, "e": 9, "": 5})
+    table.loc[[0, 6], "label"] = "a;c;z", "b;c;z"  # z is never alone, nor always the rarest
+    for recipe in (Recipe(seed=seed, labels="many"), Recipe(seed=seed, photos_per_class=2, test_share=0.4)):
+        done = split(table, recipe)
+        train = {each for label in done.loc[done["split"] == "train", "label"] for each in label.split(";") if each}
+        assert train == {*"abcez"} and set(done["split"]) == {"train", "valid", "test"} and "row" not in done
+        done.to_csv(tmp_path / "split.csv", index=False)
+        again = split(table, recipe.changed(split_file=str(tmp_path / "split.csv"), photos_per_class=0))
+        assert again[["path", "label", "split"]].equals(done[["path", "label", "split"]])
+    given = rows({"a;b": 4, "c": 4}, "train")
+    with pytest.raises(DataError, match="No training photo of 'd' is left"):
+        split(pd.concat([given, rows({"a;d": 1, "c": 2}, "test")], ignore_index=True), Recipe())
+    assert len(split(pd.concat([given, rows({"b;c": 1, "a": 2}, "test")], ignore_index=True), Recipe())) == 11
+
+
 def test_dates_are_read_in_one_order_or_not_at_all() -> None:
     table = rows({"a": 40, "b": 40})
     days = pd.Timestamp("2020-01-01") + pd.to_timedelta(pd.Series(range(80)) * 5, unit="D")
