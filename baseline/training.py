@@ -74,7 +74,8 @@ def train(
     Learner's `opt_func`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as fastai does it.
 
     At the `deadline` (seconds of `time.perf_counter`) training ends, in the middle of an epoch if need be, whose
-    weights are then looked at like any others. With a `patience`, a stage ends where it no longer gets better.
+    weights are then looked at like any others; a run whose time is up before its first step makes that one. With a
+    `patience`, a stage ends where it no longer gets better.
 
     What goes wrong is gone back from, to the end of the last epoch: a loss that is no number, or has risen far above
     chance, halves the rate, once a stage; a device whose memory is too small halves the batches and gathers them for
@@ -669,11 +670,12 @@ class _Watch(Callback):
         self.began = time.perf_counter()
 
     def before_batch(self) -> None:
-        if self.training and not self.late and time.perf_counter() > self.deadline:
+        begun = self.recorder.smooth_loss.count  # without a step there is no loss to tell of
+        if self.training and not self.late and (begun or self.log.epochs) and time.perf_counter() > self.deadline:
             self.late = True
             self.facts["cut_short"] = "the time was up"
             self.show.say(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
-            raise CancelTrainException()
+            raise CancelTrainException() if begun else CancelFitException()
 
     def after_batch(self) -> None:
         self.log.steps += self.training

@@ -166,6 +166,31 @@ class Said(baseline.Show):
         self.lines.append(line)
 
 
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_stage_whose_time_is_up_before_its_first_step_is_no_divergence(
+    learn: Any, settled: tuple, monkeypatch: Any, late: int
+) -> None:
+    class Busy(Said):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if line.startswith(f"stage {late}: training"):
+                monkeypatch.setattr(time, "perf_counter", lambda: real() + 1000)
+
+    real, said = time.perf_counter, Busy()
+    stages = (Stage("head", 2, 1e-3), Stage("all", 2, 1e-4), Stage("all", 1, 1e-4))
+    history = train(learn, settled[0].changed(stages=stages), said, deadline=real() + 500)
+    assert [tuple(row) for row in history.epochs[["stage", "epoch"]].values] == (
+        [(1, 1)] if late == 1 else [(1, 1), (1, 2)]
+    )
+    assert history.epochs[["train_loss", "valid_loss", "valid_accuracy"]].notna().all().all()
+    assert history.stages[-1]["cut_short"] == "the time was up" and len(history.stages) == late
+    assert not {"halved", "given_up"} & set(history.stages[-1])
+    assert [line for line in said.lines if "time is up" in line] == [
+        f"stage {late}: the time is up after {'25%' if late == 1 else '0%'} of its training",
+        *(f"stage {number}: left out, the time is up" for number in range(late + 1, 4)),
+    ]
+
+
 def test_out_of_memory_halves_batches_and_gathers_their_gradients(learn: Any, settled: tuple) -> None:
     def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if learn.model.training and len(inputs[0]) > 4:
