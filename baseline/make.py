@@ -156,8 +156,11 @@ def make_baseline(
         return _make(photos, chosen, reasons, own, whole, Show())
 
 
-def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
+def go_on(run: str | Path, *, show: Show | None = None, **changes: Any) -> Baseline:
     """Goes on with an unfinished run, by what its folder tells of it; see `make_baseline`.
+
+    Args:
+        **changes: fields of `Recipe` that change no number and may be others now: `log`, `cache_gb`, `workers`.
 
     Raises:
         OutputError: if the folder holds no unfinished run, or one of a DataFrame, which has to be given again.
@@ -174,7 +177,7 @@ def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
     begun = kept.begun()
     if begun["photos"] is None:
         raise OutputError(f"{run} was begun with a table in memory. Call make_baseline with it and out={str(run)!r}.")
-    return make_baseline(begun["photos"], Recipe(**begun["asked"]["recipe"]), out=run, show=show)
+    return make_baseline(begun["photos"], Recipe(**begun["asked"]["recipe"]), out=run, show=show, **changes)
 
 
 def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, whole: Path, show: Show) -> Baseline:
@@ -550,14 +553,14 @@ def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFr
 
 
 def _as_begun(begun: dict[str, Any], chosen: Recipe) -> Recipe:
-    """The recipe that the unfinished run was trained by.
+    """The recipe that the unfinished run was trained by, with what may be others now as it is asked for now.
 
     Raises:
-        OutputError: if this machine settles on another one.
+        OutputError: if this machine settles on another one, or another version began it.
     """
     from .checkpoints import difference
 
-    settled = Recipe(**begun["recipe"])
+    settled = Recipe(**begun["recipe"]).changed(log=chosen.log, cache_gb=chosen.cache_gb, workers=chosen.workers)
     if not chosen.budget and (found := differing(settled.as_dict(), chosen.as_dict())):
         raise OutputError(f"The unfinished run was settled otherwise: {difference(found)}. Go on where it was begun, "
                           "choose another --out, or remove it.")  # fmt: skip

@@ -153,6 +153,35 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
         baseline.go_on(tmp_path)
 
 
+def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
+    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3),), cache_gb=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline(photos, plan, out=run, show=QUIET)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    done = make_baseline(photos, plan.changed(log="csv", cache_gb=0, workers=1), out=run, show=QUIET)
+    words = ["--resume", "--quiet", "--log", "csv", "--cache-gb", "0", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words, "--seed", "7"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "seed was 0 and is 7" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    for each in (run, copy):
+        recipe = baseline.save.read_manifest(each)["recipe"]
+        assert (recipe["log"], recipe["cache_gb"], recipe["workers"]) == (["csv"], 0, 1)
+        assert (each / "log.csv").exists()
+    assert (
+        baseline.save.read_predictions(copy).equals(baseline.save.read_predictions(run))
+        and len(done.history.epochs) == 3
+    )
+
+
 def interrupted_in(epoch: int) -> Any:
     """A callback's `before_train` that is Ctrl-C in the so many-th epoch of all."""
     seen = iter(range(1, epoch))
