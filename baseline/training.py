@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from .chance import restore, states, states_kept
 from .checkpoints import Checkpoints
 from .data import shared, shrunk
-from .errors import TrainingError, first_line
+from .errors import OutputError, TrainingError, first_line
 from .features import FrozenOutputs
 from .planning import SWEEP_STEPS
 from .processes import averaged, count, from_first, gathered, rank
@@ -92,7 +92,7 @@ def train(
         RecipeError: if a stage trains more layer groups than the network has.
         TrainingError: if the loss goes wrong before any epoch has ended, the device's memory is too small for batches
             of a single photo, or readers of photos die again.
-        OutputError: if what `kept` has is damaged.
+        OutputError: if what `kept` has is damaged, or fits outputs of frozen layers for which there is no room now.
     """
     show = show or Show()
     if rank():
@@ -233,7 +233,7 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
     learn.opt_func = _optimizer(stage.optimizer)
-    trainee = run.frozen.learner(number) or learn
+    trainee = _trainee(run, number)
     size = run.batch_size if trainee is learn else trainee.dls.train.bs
     if run.point is not None and run.point.epoch:
         facts = dict(run.point.facts)
@@ -279,6 +279,25 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
     facts["laps"] = {name: round(seconds, 4) for name, seconds in laps.seconds.items()}
     run.log.stages.append(facts)
     return facts
+
+
+def _trainee(run: _Run, number: int) -> Learner:
+    """The layers after the frozen ones, on their outputs, where there is room for these, else the whole network.
+
+    Raises:
+        OutputError: if the stage goes on, was on such outputs, and there is no room for them now.
+    """
+    learn = run.frozen.learn
+    kept = len(run.point.optimizer["state"]) if run.point is not None and run.point.optimizer is not None else 0
+    if kept == sum(len(group) for group in learn.splitter(learn.model)):
+        return learn
+    found = run.frozen.learner(number)
+    if found is None and kept:
+        raise OutputError(
+            "What was kept of the run fits outputs of frozen layers, for which there is no room now. Make room on the "
+            f"cache's disk, give a larger --cache-gb, or remove {run.kept and run.kept.folder}, and the run begins anew."
+        )
+    return found or learn
 
 
 def _search(run: _Run, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:

@@ -285,6 +285,27 @@ def test_what_is_kept_comes_back_as_it_was() -> None:
     random.Random().setstate(back["c"])
 
 
+@pytest.mark.parametrize("room", ["then", "now"])
+def test_outputs_of_frozen_layers_that_found_room_only_then_or_only_now(
+    settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    still = {**vars(settled[0].augment), **STILL}
+    recipe = settled[0].changed(stages=(Stage(3, 3, 1e-4),), cache_gb=0, augment=still)
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
+        patch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4 if room == "then" else 0)
+        with pytest.raises(KeyboardInterrupt):
+            trained(recipe, settled[1], tmp_path / "run")
+    monkeypatch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4 if room == "now" else 0)
+    if room == "then":
+        with pytest.raises(
+            OutputError, match=r"no room now\. .* or remove .*run/unfinished, and the run begins anew\.$"
+        ):
+            trained(recipe, settled[1], tmp_path / "run")
+        monkeypatch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4)
+    assert trained(recipe, settled[1], tmp_path / "run")[0].epochs["epoch"].tolist() == [1, 2, 3]
+
+
 # ---- guards ---------------------------------------------------------------------------------------------------------
 
 
