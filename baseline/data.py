@@ -281,11 +281,13 @@ def shared(loader: SliceDL, at: int, parts: int) -> SliceDL:
     All parts draw the same order, if the loaders' random states are the same.
 
     Raises:
-        RecipeError: if batches cannot be parted evenly.
+        RecipeError: if batches cannot be parted evenly, or a part is a single photo, of which BatchNorm learns nothing.
     """
-    if loader.bs % parts:
-        raise RecipeError(f"Batches of {loader.bs} cannot be parted among {parts} processes. Give --batch-size "
-                          f"{loader.bs // parts * parts or parts}.")  # fmt: skip
+    if loader.bs % parts or loader.bs < 2 * parts:
+        size = max(2, loader.bs // parts) * parts
+        words = "Give" if size > len(loader.dataset) else f"Give --batch-size {size}, or"
+        why = f"cannot be parted among {parts} processes" + (", two photos each at least" if size > loader.bs else "")
+        raise RecipeError(f"Batches of {loader.bs} {why}. {words} fewer --processes.")
     state = loader.rng.getstate()
     part = loader.new(bs=loader.bs // parts)
     part.weights, part.share = loader.weights, (at, parts)
