@@ -37,7 +37,7 @@ class WeightsError(BaselineError, ValueError):
 
 
 class TrainingError(BaselineError, RuntimeError):
-    """Training cannot go on: its loss is no number, memory is too small for a single photo, or a reader dies."""
+    """Training cannot go on: its loss is no number, memory is too small for two photos, or a reader dies."""
 
 
 class OutputError(BaselineError, OSError):

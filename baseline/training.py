@@ -91,7 +91,7 @@ def train(
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
         TrainingError: if the loss goes wrong before any epoch has ended, the device's memory is too small for batches
-            of a single photo, or readers of photos die again.
+            of two photos, or readers of photos die again.
         OutputError: if what `kept` has is damaged, or fits outputs of frozen layers for which there is no room now.
     """
     show = show or Show()
@@ -351,13 +351,14 @@ def _safely(run: _Run, trainee: Learner, number: int, facts: dict[str, Any], wor
             return work()
         except torch.OutOfMemoryError:
             size = trainee.dls.train.bs
-            if size < 2 or count() > 1:
-                words = "Memory is too small for a single photo. Give a smaller --image-size or another --arch."
+            if size <= 2 or count() > 1:  # of a single photo BatchNorm learns nothing
+                words = "Memory is too small for two photos at a time. Give a smaller --image-size or another --arch."
                 if count() > 1:  # the others would wait for this one
                     words = f"Memory is too small for {size} photos in each process. Give a smaller --batch-size."
                 raise TrainingError(words) from None
-            run.show.say(f"stage {number}: out of memory; batches of {size // 2}, gathered for each step")
-            _smaller_batches(trainee, size // 2)
+            size = max(2, size // 2)
+            run.show.say(f"stage {number}: out of memory; batches of {size}, gathered for each step")
+            _smaller_batches(trainee, size)
         except _Wrong as wrong:
             if "halved" in facts:
                 raise

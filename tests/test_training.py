@@ -204,14 +204,28 @@ def test_out_of_memory_halves_batches_and_gathers_their_gradients(learn: Any, se
     assert list(history.epochs["epoch"]) == [1, 2]
 
 
-def test_what_no_batch_fits_into_is_an_error(learn: Any, settled: tuple) -> None:
-    def no_device(*_: Any) -> None:
-        if learn.model.training:
+@pytest.mark.parametrize("fit", [0, 1])
+def test_what_no_batch_of_two_fits_into_is_an_error(learn: Any, settled: tuple, fit: int) -> None:
+    def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if learn.model.training and len(inputs[0]) > fit:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    learn.model.register_forward_pre_hook(no_device)
-    with pytest.raises(TrainingError, match="too small for a single photo"):
+    learn.model.register_forward_pre_hook(small_device)
+    with pytest.raises(TrainingError, match="too small for two photos at a time"):
         train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_batches_are_halved_down_to_two_photos(settled: tuple, tmp_path: Path, size: int) -> None:
+    def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if learn.model.training and len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recipe, said = settled[0].changed(stages=(Stage("all", 1, 1e-4),), batch_size=size), Said()
+    learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
+    learn.model.register_forward_pre_hook(small_device)
+    assert list(train(learn, recipe, said).epochs["epoch"]) == [1]
+    assert [line for line in said.lines if "batches of 2, gathered" in line]
 
 
 def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
