@@ -299,7 +299,7 @@ def run(
         baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        if seeds is not None or fixes or (fold is None and split and "kfold" in split):
+        if seeds is not None or fixes or (fold is None and _names_folds(target, split)):
             raise RecipeError("--processes goes with a single run. Leave it out, or --seeds, folds and --fixes.")
         from .processes import begin
 

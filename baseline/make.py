@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import math
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -441,7 +442,10 @@ def _changed(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple
     preset = changes.pop("preset", "auto")
     if preset not in ("auto", *PRESETS):
         raise RecipeError(unknown("preset", str(preset), PRESETS))
-    recipe.changed(**changes)  # finds what is wrong before anything slow begins
+    wished = recipe.changed(**changes)  # finds what is wrong before anything slow begins
+    if "fold" in changes and "kfold" not in wished.split:
+        words = f"fold is {wished.fold}, and split '{wished.split}' names no folds"
+        raise RecipeError(f"{words}. Give --split kfold:K or group-kfold:K, too, or leave --fold out.")
     if recipe.presets or preset != "auto":
         if preset == "auto" and changes.get("budget", recipe.budget):
             reasons |= {"image_size": "as given"} if "image_size" in changes else {}
@@ -627,7 +631,7 @@ def _kept_when_interrupted(
             _write_training(folder, learn, history, recipe, weights)
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
-        show.say(f"to go on: baseline run {folder} --resume")
+        show.say(f"to go on: baseline run {shlex.quote(str(folder))} --resume")
         raise
 
 

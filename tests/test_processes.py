@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,12 @@ def test_what_goes_with_one_process_only_is_refused(
         capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+    for several in (
+        partial(baseline.make_seeds, 2),
+        partial(baseline.make_folds, split="kfold:2"),
+        partial(baseline.make_fixed, ["fixes.csv"]),
+    ):
+        with pytest.raises(RecipeError, match=r"Several processes go with a single run, .*\. Start one process\."):
+            several(photos, small, show=baseline.Show())
+    assert not list(Path.cwd().iterdir())

@@ -108,14 +108,14 @@ def same(one: Any, two: Any) -> None:
 def test_what_was_begun_otherwise_is_refused_with_the_difference(
     photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "run"
+    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "my run"
     quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
         said = Said()
         with pytest.raises(KeyboardInterrupt):
             make_baseline(own, quick, out=run, show=said)
-    assert f"to go on: baseline run {run} --resume" in str(said)
+    assert f"to go on: baseline run '{run}' --resume" in str(said)
     before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
     for words, changes in (
         (r"tta was \['flip'\] and is \[\]\. Give the same as then", {"tta": ()}),
