@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "audits": {"datasets", "errors", "photos", "progress", "sources", "splits", "tables"},
     "splits": {"errors", "recipe", "tables"},
     "weights": {"errors", "progress", "datasets"},
-    "cache": {"datasets", "progress"},
+    "cache": {"datasets", "errors", "progress"},
     "chance": set(),
     "checkpoints": {"errors", "save"},
     "processes": set(),
