@@ -182,6 +182,55 @@ def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
     )
 
 
+def test_a_run_of_another_version_is_refused_in_words(
+    photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(1), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
+    file = tmp_path / "run" / "unfinished" / "begun.json"
+    begun = json.loads(file.read_text())
+    for recipe in (begun["recipe"], begun["asked"]["recipe"]):
+        recipe["mixup"] = 0.2
+    file.write_text(json.dumps(begun))
+    with pytest.raises(OutputError, match=r"run was begun by another version of baseline\. Remove it, or give another"):
+        baseline.go_on(tmp_path / "run", show=QUIET)
+    with pytest.raises(OutputError, match=r"was begun with something else: mixup was 0\.2 and is None"):
+        make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
+
+
+def test_a_run_goes_on_and_is_made_again_from_another_folder(
+    photos: Path, small: Recipe, tiny: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, away, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
+    away.mkdir()
+    shutil.copytree(photos, here / "photos")
+    shutil.copytree(tiny, here / "second")
+    weights = baseline.weights.find_weights(baseline.recipe.EMBEDDED_ARCH).path
+    shutil.copy(weights, here / weights.name)
+    files = sorted(path for path in photos.rglob("*.jpg"))
+    rows = [f"{path.name},{path.parent.name},{'valid' if at % 4 else 'train'}" for at, path in enumerate(files)]
+    for name in ("ants", "bees"):
+        for path in (here / "photos" / name).iterdir():
+            path.rename(here / "photos" / f"{name}-{path.name}")
+    rows = [f"{path.parent.name}-{row}" for path, row in zip(files, rows, strict=True)]
+    (here / "table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    shutil.copy(here / "table.csv", here / "split.csv")
+    monkeypatch.chdir(here)
+    given = {"images": "photos", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
+             "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.EMBEDDED_ARCH}  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline("table.csv", quick, out="run", show=QUIET, **given)
+    monkeypatch.chdir(away)
+    done = baseline.go_on("../here/run", show=QUIET)
+    assert done.recipe.images == str(here / "photos") and done.recipe.weights == str(here / weights.name)
+    again = make_baseline(None, here / "run" / "manifest.json", out="again", show=QUIET)
+    assert again.predictions.equals(done.predictions)
+
+
 def interrupted_in(epoch: int) -> Any:
     """A callback's `before_train` that is Ctrl-C in the so many-th epoch of all."""
     seen = iter(range(1, epoch))
