@@ -295,7 +295,8 @@ def _trainee(run: _Run, number: int) -> Learner:
     if found is None and kept:
         raise OutputError(
             "What was kept of the run fits outputs of frozen layers, for which there is no room now. Make room on the "
-            f"cache's disk, give a larger --cache-gb, or remove {run.kept and run.kept.folder}, and the run begins anew."
+            "cache's disk, give a larger --cache-gb, or remove "
+            f"{run.kept and run.kept.folder}, and the run begins anew."
         )
     return found or learn
 
