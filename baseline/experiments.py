@@ -359,7 +359,11 @@ class _Series:
         """The plan that the first run fitted to its time, and another might not: one thing is to differ."""
         if not self.changes.get("budget"):
             return {}
-        settled = Recipe(**first["recipe"])
+        try:
+            settled = Recipe(**first["recipe"])
+        except TypeError:  # it has a field that this version does not know
+            words = f"{self.folder} was begun by another version of baseline"
+            raise OutputError(f"{words}. Remove it, or give another --out.") from None
         names = {each.name for each in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
         return {name: getattr(settled, name) for name in names}
 
@@ -383,13 +387,16 @@ class _Series:
         """Refuses to go on with runs that were asked for something else."""
         changes = {**self.changes, **plans[0]}
         recipe, table = understand(self.photos, self.recipe, show=Show(), **changes)
+        planned = recipe.changed(**self._planned(next(read_manifest(run) for run in self.folders if is_finished(run))))
         for plan, run in zip(plans, self.folders, strict=True):
             if not is_finished(run):
                 continue
-            manifest = read_manifest(run)
-            wanted, begun = asked_for(recipe.changed(**plan), table), manifest.get("asked")
+            begun = read_manifest(run).get("asked")
             if begun is None:
                 raise OutputError(f"{run} does not tell what it was asked for; an older version made it. Remove it.")
+            # the run that made the plan, which may have been removed, was asked for the budget, the others for the plan
+            meant = recipe if begun["recipe"].get("budget") else planned
+            wanted = asked_for(meant.changed(**plan), table)
             other = (
                 ["photos"]
                 if begun["photos"] != wanted["photos"]
@@ -399,8 +406,6 @@ class _Series:
                 raise OutputError(
                     f"{run} was made with other {', '.join(other)}. Give the same as then, or choose another --out."
                 )
-            if run == self.folders[0]:
-                recipe = recipe.changed(**self._planned(manifest))
 
 
 def _one_process() -> None:

@@ -268,6 +268,27 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
     assert words in show.said[-1]
 
 
+def test_a_plan_outlives_the_run_that_made_it(photos: Path, small: baseline.Recipe, tmp_path: Path) -> None:
+    plan, out = small.changed(stages=(baseline.Stage("head", 2, 1e-3),)), tmp_path / "out"
+    made = make_seeds(2, photos, plan, out=out, budget="20m", show=QUIET)
+    recipes = [json.loads((Path(run["folder"]) / "manifest.json").read_text())["recipe"] for run in made.runs]
+    (out / "seeds.json").unlink()
+    with pytest.raises(OutputError, match=r"seed-0 was made with other budget\. Give the same"):
+        make_seeds(2, photos, plan, out=out, budget="30m", resume=True, show=QUIET)
+    shutil.rmtree(out / "seed-0")
+    again = make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET)
+    assert again.runs[1] == made.runs[1]
+    assert json.loads((out / "seed-0" / "manifest.json").read_text())["recipe"] == recipes[0]
+    shutil.rmtree(out / "seed-1")
+    assert len(make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET).runs) == 2
+    told = json.loads((out / "seed-0" / "manifest.json").read_text())
+    told["recipe"]["mixup"] = 0.2
+    (out / "seed-0" / "manifest.json").write_text(json.dumps(told))
+    shutil.rmtree(out / "seed-1")
+    with pytest.raises(OutputError, match="out was begun by another version of baseline"):
+        make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET)
+
+
 # ---- models together ------------------------------------------------------------------------------------------------
 
 
