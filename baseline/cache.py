@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from .datasets import home
+from .errors import gone
 from .progress import Show
 
 __all__ = ["Cache", "fingerprint"]
@@ -188,10 +189,17 @@ class Cache:
 
 
 def fingerprint(paths: Iterable[str]) -> str:
-    """A hash of paths, sizes and times of change of these files, in their order."""
+    """A hash of paths, sizes and times of change of these files, in their order.
+
+    Raises:
+        DataError: if one has gone.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        found = Path(path).stat()
+        try:
+            found = Path(path).stat()
+        except FileNotFoundError as error:
+            raise gone(error) from None
         digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save
 
-from .errors import OutputError, first_line
+from .errors import OutputError, first_line, gone
 from .save import UNFINISHED, as_json, differing, read_json, sha256_of, write
 
 if TYPE_CHECKING:
@@ -228,7 +228,10 @@ def unpacked(told: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def _listed(table: pd.DataFrame) -> pd.DataFrame:
     """What must not change in a run's photos, as text."""
-    stats = [Path(path).stat() for path in table["path"]]
+    try:
+        stats = [Path(path).stat() for path in table["path"]]
+    except FileNotFoundError as error:
+        raise gone(error) from None
     found = table[["path", "label", "split"]].astype(str)
     return found.assign(bytes=[str(each.st_size) for each in stats], changed=[str(each.st_mtime_ns) for each in stats])
 

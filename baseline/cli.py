@@ -301,7 +301,7 @@ def run(
         baseline run photos/ --keep-if skyline --keep-model runs/skyline-or-not
     """
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        if seeds is not None or fixes or (fold is None and split and "kfold" in split):
+        if seeds is not None or fixes or (fold is None and _names_folds(target, split)):
             raise RecipeError("--processes goes with a single run. Leave it out, or --seeds, folds and --fixes.")
         from .processes import begin
 
@@ -309,10 +309,6 @@ def run(
         if words:
             typer.echo(words, err=True)
         raise typer.Exit(code)
-    if resume and out is None and (Path(target) / UNFINISHED).exists():
-        _go_on(Path(target), quiet)
-        return
-    photos, recipe = _target(target)
     changes = _given(
         arch=arch, weights=weights, image_size=image_size, resize=resize,
         batch_size=int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
@@ -323,6 +319,13 @@ def run(
         fold=fold, balance=balance, leaks=leaks, keep_if=keep_if, keep_model=keep_model, keep_above=keep_above,
         audit="none" if no_audit else "strict" if strict else None,
     )  # fmt: skip
+    changes |= {"scratch": True} if scratch else {}
+    changes |= {"compile": True} if compile else {}
+    changes |= {"preset": preset} if preset != "auto" else {}
+    if resume and out is None and (Path(target) / UNFINISHED).exists():
+        _go_on(Path(target), quiet, **changes, **_given(seed=seed))
+        return
+    photos, recipe = _target(target)
     if no_audit and strict:
         raise RecipeError("--strict needs the audit that --no-audit leaves out. Give one of them.")
     if fixes and seeds is not None:
@@ -337,9 +340,6 @@ def run(
         raise RecipeError("--on goes with --seeds or folds, and this is one run. Leave it out.")
     if before is not None and not fixes:
         raise RecipeError("--before goes with --fixes. Give both, or compare runs by baseline compare.")
-    changes |= {"scratch": True} if scratch else {}
-    changes |= {"compile": True} if compile else {}
-    changes |= {"preset": preset} if preset != "auto" else {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from .make import make_baseline, understand
     from .progress import Show, Terminal
@@ -1171,12 +1171,12 @@ def _unfinished(out: Path | None) -> None:
         raise OutputError(f"--resume goes on with an unfinished run, and {where}. Without it a run begins anew.")
 
 
-def _go_on(run: Path, quiet: bool) -> None:
+def _go_on(run: Path, quiet: bool, **changes: Any) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from .make import go_on
     from .progress import Show, Terminal
 
-    _tell(go_on(run, show=Show() if quiet else Terminal()))
+    _tell(go_on(run, show=Show() if quiet else Terminal(), **changes))
 
 
 def _tell(done: Baseline) -> None:

@@ -29,7 +29,7 @@ from fasttransform import Transform
 from PIL import Image
 
 from .cache import Cache, fingerprint
-from .errors import RecipeError
+from .errors import RecipeError, gone
 from .photos import fit_photo, open_photo
 from .progress import Show
 from .recipe import Augment, Recipe
@@ -66,7 +66,10 @@ class OpenPhoto(Transform):
         self.size = size
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        return PILImage(open_photo(source, self.size))
+        try:
+            return PILImage(open_photo(source, self.size))
+        except FileNotFoundError as error:
+            raise gone(error) from None
 
 
 class Fit(Transform):
@@ -281,11 +284,13 @@ def shared(loader: SliceDL, at: int, parts: int) -> SliceDL:
     All parts draw the same order, if the loaders' random states are the same.
 
     Raises:
-        RecipeError: if batches cannot be parted evenly.
+        RecipeError: if batches cannot be parted evenly, or a part is a single photo, of which BatchNorm learns nothing.
     """
-    if loader.bs % parts:
-        raise RecipeError(f"Batches of {loader.bs} cannot be parted among {parts} processes. Give --batch-size "
-                          f"{loader.bs // parts * parts or parts}.")  # fmt: skip
+    if loader.bs % parts or loader.bs < 2 * parts:
+        size = max(2, loader.bs // parts) * parts
+        words = "Give" if size > len(loader.dataset) else f"Give --batch-size {size}, or"
+        why = f"cannot be parted among {parts} processes" + (", two photos each at least" if size > loader.bs else "")
+        raise RecipeError(f"Batches of {loader.bs} {why}. {words} fewer --processes.")
     state = loader.rng.getstate()
     part = loader.new(bs=loader.bs // parts)
     part.weights, part.share = loader.weights, (at, parts)
@@ -413,7 +418,11 @@ def decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 32) -> fl
 
 def _decode(paths: list[str], pixels: np.ndarray, recipe: Recipe, show: Show) -> None:
     def decode(number: int) -> None:
-        pixels[number] = fit_photo(open_photo(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.resize)
+        try:
+            photo = open_photo(paths[number], recipe.decoded_size)
+        except FileNotFoundError as error:
+            raise gone(error) from None
+        pixels[number] = fit_photo(photo, recipe.decoded_size, recipe.resize)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, show.bar("decoding photos", len(paths), "photos") as bar:
         for _ in pool.map(decode, range(len(paths))):

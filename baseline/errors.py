@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "TrainingError", "WeightsError",
-           "first_line", "unknown"]  # fmt: skip
+           "first_line", "gone", "unknown"]  # fmt: skip
 
 
 class BaselineError(Exception):
@@ -37,7 +37,7 @@ class WeightsError(BaselineError, ValueError):
 
 
 class TrainingError(BaselineError, RuntimeError):
-    """Training cannot go on: its loss is no number, memory is too small for a single photo, or a reader dies."""
+    """Training cannot go on: its loss is no number, memory is too small for two photos, or a reader dies."""
 
 
 class OutputError(BaselineError, OSError):
@@ -55,6 +55,15 @@ def unknown(what: str, given: str, known: Iterable[str], limit: int = 12) -> str
     hint = f" Did you mean '{near[0]}'?" if near else ""
     shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
     return f"There is no {what} '{given}'.{hint} Known: {shown}."
+
+
+def gone(error: OSError) -> DataError:
+    """For a photo that was there when the run began.
+
+    >>> str(gone(FileNotFoundError(2, "No such file", "a.jpg")))
+    'a.jpg has gone meanwhile. Put it back, or begin again without it.'
+    """
+    return DataError(f"{error.filename} has gone meanwhile. Put it back, or begin again without it.")
 
 
 def first_line(error: BaseException) -> str:

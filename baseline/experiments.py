@@ -7,6 +7,7 @@ whether a run was made now or before an interrupt.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from .engines import Engine, Job, engine, training
 from .errors import OutputError, RecipeError
 from .make import Baseline, asked_for, make_baseline, starting_recipe, understand
 from .mending import read_fixes
+from .processes import named
 from .progress import Show, Terminal
 from .recipe import Recipe, seconds_in
 from .save import (
@@ -260,6 +262,7 @@ def make_fixed(
 
     >>> make_fixed(["fixes.csv"], recipe="runs/mine/manifest.json").comparison.sentences    # doctest: +SKIP
     """
+    _one_process()
     show = show or Terminal()
     if before is None and Path(str(recipe)).name == "manifest.json":
         before = Path(str(recipe)).parent
@@ -298,6 +301,7 @@ class _Series:
         show: Show,
         on: str,
     ) -> None:
+        _one_process()
         self.workers = engine(on, show)
         self.kind, self.photos, self.recipe, self.changes, self.show = kind, photos, recipe, dict(changes), show
         name = starting_recipe(photos, recipe).name
@@ -330,7 +334,7 @@ class _Series:
             done = sum(map(is_finished, self.folders))
             self.show.say(
                 f"interrupted: {done} of {len(plans)} {self.kind}s are finished; the same command with "
-                f"--out {self.folder} --resume makes the rest"
+                f"--out {shlex.quote(str(self.folder))} --resume makes the rest"
             )
             raise
         self.manifests = [read_manifest(run) for run in self.folders]
@@ -355,7 +359,11 @@ class _Series:
         """The plan that the first run fitted to its time, and another might not: one thing is to differ."""
         if not self.changes.get("budget"):
             return {}
-        settled = Recipe(**first["recipe"])
+        try:
+            settled = Recipe(**first["recipe"])
+        except TypeError:  # it has a field that this version does not know
+            words = f"{self.folder} was begun by another version of baseline"
+            raise OutputError(f"{words}. Remove it, or give another --out.") from None
         names = {each.name for each in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
         return {name: getattr(settled, name) for name in names}
 
@@ -379,13 +387,16 @@ class _Series:
         """Refuses to go on with runs that were asked for something else."""
         changes = {**self.changes, **plans[0]}
         recipe, table = understand(self.photos, self.recipe, show=Show(), **changes)
+        planned = recipe.changed(**self._planned(next(read_manifest(run) for run in self.folders if is_finished(run))))
         for plan, run in zip(plans, self.folders, strict=True):
             if not is_finished(run):
                 continue
-            manifest = read_manifest(run)
-            wanted, begun = asked_for(recipe.changed(**plan), table), manifest.get("asked")
+            begun = read_manifest(run).get("asked")
             if begun is None:
                 raise OutputError(f"{run} does not tell what it was asked for; an older version made it. Remove it.")
+            # the run that made the plan, which may have been removed, was asked for the budget, the others for the plan
+            meant = recipe if begun["recipe"].get("budget") else planned
+            wanted = asked_for(meant.changed(**plan), table)
             other = (
                 ["photos"]
                 if begun["photos"] != wanted["photos"]
@@ -395,8 +406,12 @@ class _Series:
                 raise OutputError(
                     f"{run} was made with other {', '.join(other)}. Give the same as then, or choose another --out."
                 )
-            if run == self.folders[0]:
-                recipe = recipe.changed(**self._planned(manifest))
+
+
+def _one_process() -> None:
+    """Sees that this process is no one of several, which would all write the same folders."""
+    if named() > 1:
+        raise RecipeError("Several processes go with a single run, and these are several runs. Start one process.")
 
 
 def _row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:

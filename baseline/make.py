@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import math
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -67,6 +68,10 @@ __all__ = [
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
 
+PARTING = {*COLUMN_KEYS, "images", "label_from", "labels", "positive", "split", "split_file", "fold", "seed",
+           "valid_share", "test_share", "photos_per_class", "audit", "leaks", "fixes", "keep_if", "keep_model",
+           "keep_above"}  # fmt: skip
+"""Of a recipe; what decides which photos there are, and in which split."""
 
 GOLDEN_PHOTOS = 4
 """That the model folder keeps, to be checked by."""
@@ -142,6 +147,7 @@ def make_baseline(
     0.9634
     """
     show = show or Terminal()
+    again = Path(str(recipe)) if photos is None and str(recipe).endswith(".json") else None
     chosen, photos = _chosen(photos, recipe)
     chosen, reasons = _changed(chosen, seed, changes)
     check_loggers(chosen.log)
@@ -150,17 +156,21 @@ def make_baseline(
             raise RecipeError("A budget goes with one process. Leave out --budget, or --processes.")
         if rank() == 0:
             folder = from_first(lambda: stack.enter_context(run_folder(out, chosen.name)))
-            return _make(photos, chosen, reasons, folder, folder, show)
+            return _make(photos, chosen, reasons, folder, folder, show, again)
         whole = from_first(lambda: Path())
         own = Path(stack.enter_context(TemporaryDirectory()))
         return _make(photos, chosen, reasons, own, whole, Show())
 
 
-def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
+def go_on(run: str | Path, *, show: Show | None = None, **changes: Any) -> Baseline:
     """Goes on with an unfinished run, by what its folder tells of it; see `make_baseline`.
 
+    Args:
+        **changes: fields of `Recipe` that change no number and may be others now: `log`, `cache_gb`, `workers`.
+
     Raises:
-        OutputError: if the folder holds no unfinished run, or one of a DataFrame, which has to be given again.
+        OutputError: if the folder holds no unfinished run, or one of another version, or of a DataFrame, which has to
+            be given again.
 
     >>> go_on("runs/mine")                                                         # doctest: +SKIP
     """
@@ -174,15 +184,30 @@ def go_on(run: str | Path, *, show: Show | None = None) -> Baseline:
     begun = kept.begun()
     if begun["photos"] is None:
         raise OutputError(f"{run} was begun with a table in memory. Call make_baseline with it and out={str(run)!r}.")
-    return make_baseline(begun["photos"], Recipe(**begun["asked"]["recipe"]), out=run, show=show)
+    try:
+        asked = Recipe(**begun["asked"]["recipe"])
+    except TypeError:  # it has a field that this version does not know
+        raise OutputError(
+            f"{run} was begun by another version of baseline. Remove it, or give another --out."
+        ) from None
+    return make_baseline(begun["photos"], asked, out=run, show=show, **changes)
 
 
-def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, whole: Path, show: Show) -> Baseline:
+def _make(
+    photos: Any,
+    chosen: Recipe,
+    reasons: dict[str, str],
+    folder: Path,
+    whole: Path,
+    show: Show,
+    again: Path | None = None,
+) -> Baseline:
     """The road, from photos to the run folder.
 
     Args:
         folder: where this process writes; for all but the first of several a place that will go.
         whole: the run folder.
+        again: the manifest of the run that this one repeats.
     """
     clock = _Clock()
     with clock.part("data"):
@@ -204,6 +229,10 @@ def _make(photos: Any, chosen: Recipe, reasons: dict[str, str], folder: Path, wh
     with seeded(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
             chosen, table, unread = _parted(table, chosen, folder, show, reasons)
+            if again is not None and _parts_otherwise(again, chosen, table):
+                option = f"--split-file {shlex.quote(str(again.with_name('split.csv')))}"
+                words = f"other photos or splits than in {again.parent}"
+                show.say(f"{words}; {option} takes those, where all are there still")
         begun = from_first(lambda: kept.gone_on_with(asked, table) if kept.exist else None)
         if begun:
             show.say(f"going on with what was begun in {folder}")
@@ -438,7 +467,10 @@ def _changed(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple
     preset = changes.pop("preset", "auto")
     if preset not in ("auto", *PRESETS):
         raise RecipeError(unknown("preset", str(preset), PRESETS))
-    recipe.changed(**changes)  # finds what is wrong before anything slow begins
+    wished = recipe.changed(**changes)  # finds what is wrong before anything slow begins
+    if "fold" in changes and "kfold" not in wished.split:
+        words = f"fold is {wished.fold}, and split '{wished.split}' names no folds"
+        raise RecipeError(f"{words}. Give --split kfold:K or group-kfold:K, too, or leave --fold out.")
     if recipe.presets or preset != "auto":
         if preset == "auto" and changes.get("budget", recipe.budget):
             reasons |= {"image_size": "as given"} if "image_size" in changes else {}
@@ -451,7 +483,12 @@ def _changed(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple
 
 
 def _with(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
-    return recipe.changed(**changes, **({} if seed is None else {"seed": seed}))
+    """The recipe changed, and its files absolute: a run goes on, or is made again, in any working folder."""
+    from .tables import place
+
+    recipe = recipe.changed(**changes, **({} if seed is None else {"seed": seed}))
+    named = {key: getattr(recipe, key) for key in ("images", "split_file", "keep_model", "weights")}
+    return recipe.changed(**{key: str(place(words)) for key, words in named.items() if words})
 
 
 def _with_all_presets(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
@@ -533,6 +570,15 @@ def _parted(
     return chosen, table, unread
 
 
+def _parts_otherwise(manifest: Path, chosen: Recipe, table: pd.DataFrame) -> bool:
+    """Whether the photos of a run's manifest have other splits now, though the recipe leaves them as they were."""
+    before = read_values(manifest)
+    hashed = before["data"].get("sha256") if "recipe" in before and isinstance(before.get("data"), dict) else None
+    if hashed is None or {key.partition(".")[0] for key in differing(before["recipe"], chosen.as_dict())} & PARTING:
+        return False
+    return bool(hashed != hashlib.sha256(split_csv(table).encode()).hexdigest())
+
+
 def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFrame:
     """The table without photos that have a copy in a later split, or an error, where the recipe wants either."""
     from .audits import leaking
@@ -553,14 +599,14 @@ def _without_leaks(table: pd.DataFrame, chosen: Recipe, show: Show) -> pd.DataFr
 
 
 def _as_begun(begun: dict[str, Any], chosen: Recipe) -> Recipe:
-    """The recipe that the unfinished run was trained by.
+    """The recipe that the unfinished run was trained by, with what may be others now as it is asked for now.
 
     Raises:
-        OutputError: if this machine settles on another one.
+        OutputError: if this machine settles on another one, or another version began it.
     """
     from .checkpoints import difference
 
-    settled = Recipe(**begun["recipe"])
+    settled = Recipe(**begun["recipe"]).changed(log=chosen.log, cache_gb=chosen.cache_gb, workers=chosen.workers)
     if not chosen.budget and (found := differing(settled.as_dict(), chosen.as_dict())):
         raise OutputError(f"The unfinished run was settled otherwise: {difference(found)}. Go on where it was begun, "
                           "choose another --out, or remove it.")  # fmt: skip
@@ -628,7 +674,7 @@ def _kept_when_interrupted(
             ended = len(history.epochs)
             show.say(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
         if not show.several:
-            show.say(f"to go on: baseline run {folder} --resume")
+            show.say(f"to go on: baseline run {shlex.quote(str(folder))} --resume")
         raise
 
 

@@ -68,7 +68,8 @@ def predictions(
             rows = table[table["split"] == name].reset_index(drop=True)
             plain: list[torch.Tensor] = []
             mean: list[torch.Tensor] = []
-            for photos, _ in split_loader(learn.dls, rows.iloc[rank() :: count()], name):
+            own = rows.iloc[rank() :: count()]  # none, where there are more processes than photos
+            for photos, _ in split_loader(learn.dls, own, name) if len(own) else ():
                 if not tables and not plain:
                     stack.enter_context(quick(learn.model.eval(), photos.as_subclass(torch.Tensor), learns=False))
                 inputs = photos.as_subclass(torch.Tensor)

@@ -26,13 +26,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["averaged", "begin", "count", "from_first", "gathered", "joined", "rank"]
+__all__ = ["averaged", "begin", "count", "from_first", "gathered", "joined", "named", "rank"]
 
 PATIENCE = timedelta(days=1)
 """How long one process waits for the others; what has died is seen by who began them."""
 
 GRACE = 30
 """Seconds that a process has to end in, once it is told to."""
+
+SAME = 3
+"""Seconds in which the first process says what another has ended with, if it is the same."""
 
 T = TypeVar("T")
 
@@ -53,6 +56,11 @@ def rank() -> int:
     return dist.get_rank() if dist else 0
 
 
+def named() -> int:
+    """How many processes the environment names, whether they are joined yet or not."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def _group() -> Any:
     """torch.distributed, where this process is joined with others; it need not be imported to know that it is not."""
     dist = sys.modules.get("torch.distributed")
@@ -62,7 +70,7 @@ def _group() -> Any:
 @contextmanager
 def joined() -> Iterator[None]:
     """Inside, this process is joined with the others that the environment names, each on a GPU of its own."""
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or _group():
+    if named() < 2 or _group():
         yield
         return
     import torch
@@ -130,7 +138,8 @@ def averaged(tensors: Sequence[torch.Tensor]) -> None:
 def begin(processes: int, words: Sequence[str]) -> tuple[int, str]:
     """Runs `python -m baseline` with these words in so many processes; the exit code of the first that fails, else 0.
 
-    Only the first one's output is shown; if another fails first, its last line is given back. The rest are ended.
+    Only the first one's output is shown; if another fails first, and not the first with the same, its last line is
+    given back. The rest are ended.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -150,6 +159,10 @@ def begin(processes: int, words: Sequence[str]) -> tuple[int, str]:
                 time.sleep(0.05)
             failed = _failed(running)
             if failed and failed[0] is not running[0]:
+                if failed[0].returncode > 1:  # an error in words, which the first may be about to say, too
+                    with suppress(subprocess.TimeoutExpired):
+                        if running[0].wait(SAME) == failed[0].returncode:
+                            return failed[0].returncode, ""
                 silent.seek(0)
                 lines = silent.read().decode(errors="replace").strip().splitlines()
                 last = lines[-1] if lines else f"baseline: a process ended with {failed[0].returncode}"

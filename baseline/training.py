@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from .chance import restore, states, states_kept
 from .checkpoints import Checkpoints
 from .data import shared, shrunk
-from .errors import TrainingError, first_line
+from .errors import OutputError, TrainingError, first_line
 from .features import FrozenOutputs
 from .planning import SWEEP_STEPS
 from .processes import averaged, count, from_first, gathered, rank
@@ -74,7 +74,8 @@ def train(
     Learner's `opt_func`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as fastai does it.
 
     At the `deadline` (seconds of `time.perf_counter`) training ends, in the middle of an epoch if need be, whose
-    weights are then looked at like any others. With a `patience`, a stage ends where it no longer gets better.
+    weights are then looked at like any others; a run whose time is up before its first step makes that one. With a
+    `patience`, a stage ends where it no longer gets better.
 
     What goes wrong is gone back from, to the end of the last epoch: a loss that is no number, or has risen far above
     chance, halves the rate, once a stage; a device whose memory is too small halves the batches and gathers them for
@@ -90,8 +91,8 @@ def train(
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
         TrainingError: if the loss goes wrong before any epoch has ended, the device's memory is too small for batches
-            of a single photo, or readers of photos die again.
-        OutputError: if what `kept` has is damaged.
+            of two photos, or readers of photos die again.
+        OutputError: if what `kept` has is damaged, or fits outputs of frozen layers for which there is no room now.
     """
     show = show or Show()
     if rank():
@@ -232,7 +233,7 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
     learn.opt_func = _optimizer(stage.optimizer)
-    trainee = run.frozen.learner(number) or learn
+    trainee = _trainee(run, number)
     size = run.batch_size if trainee is learn else trainee.dls.train.bs
     if run.point is not None and run.point.epoch:
         facts = dict(run.point.facts)
@@ -278,6 +279,26 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
     facts["laps"] = {name: round(seconds, 4) for name, seconds in laps.seconds.items()}
     run.log.stages.append(facts)
     return facts
+
+
+def _trainee(run: _Run, number: int) -> Learner:
+    """The layers after the frozen ones, on their outputs, where there is room for these, else the whole network.
+
+    Raises:
+        OutputError: if the stage goes on, was on such outputs, and there is no room for them now.
+    """
+    learn = run.frozen.learn
+    kept = len(run.point.optimizer["state"]) if run.point is not None and run.point.optimizer is not None else 0
+    if kept == sum(len(group) for group in learn.splitter(learn.model)):
+        return learn
+    found = run.frozen.learner(number)
+    if found is None and kept:
+        raise OutputError(
+            "What was kept of the run fits outputs of frozen layers, for which there is no room now. Make room on the "
+            "cache's disk, give a larger --cache-gb, or remove "
+            f"{run.kept and run.kept.folder}, and the run begins anew."
+        )
+    return found or learn
 
 
 def _search(run: _Run, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
@@ -331,13 +352,14 @@ def _safely(run: _Run, trainee: Learner, number: int, facts: dict[str, Any], wor
             return work()
         except torch.OutOfMemoryError:
             size = trainee.dls.train.bs
-            if size < 2 or count() > 1:
-                words = "Memory is too small for a single photo. Give a smaller --image-size or another --arch."
+            if size <= 2 or count() > 1:  # of a single photo BatchNorm learns nothing
+                words = "Memory is too small for two photos at a time. Give a smaller --image-size or another --arch."
                 if count() > 1:  # the others would wait for this one
                     words = f"Memory is too small for {size} photos in each process. Give a smaller --batch-size."
                 raise TrainingError(words) from None
-            run.show.say(f"stage {number}: out of memory; batches of {size // 2}, gathered for each step")
-            _smaller_batches(trainee, size // 2)
+            size = max(2, size // 2)
+            run.show.say(f"stage {number}: out of memory; batches of {size}, gathered for each step")
+            _smaller_batches(trainee, size)
         except _Wrong as wrong:
             if "halved" in facts:
                 raise
@@ -669,11 +691,12 @@ class _Watch(Callback):
         self.began = time.perf_counter()
 
     def before_batch(self) -> None:
-        if self.training and not self.late and time.perf_counter() > self.deadline:
+        begun = self.recorder.smooth_loss.count  # without a step there is no loss to tell of
+        if self.training and not self.late and (begun or self.log.epochs) and time.perf_counter() > self.deadline:
             self.late = True
             self.facts["cut_short"] = "the time was up"
             self.show.say(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
-            raise CancelTrainException()
+            raise CancelTrainException() if begun else CancelFitException()
 
     def after_batch(self) -> None:
         self.log.steps += self.training

@@ -287,6 +287,31 @@ def test_a_run_needs_to_write_nothing_but_its_folder(photos: Path, tmp_path: Pat
     assert (folders["out"] / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize("when", ["decoded", "outputs", "begun", "read"])
+def test_a_photo_that_goes_before_anything_is_kept_is_named(
+    photos: Path, head: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    own = shutil.copytree(photos, tmp_path / "own")
+    line = {"decoded": "photos: ", "outputs": "going away", "begun": "training and", "read": "stage 1: training"}[when]
+    if when == "outputs":
+        real = baseline.data._decode
+        monkeypatch.setattr(baseline.data, "_decode", lambda *given: (real(*given), going.say(line)))
+    if when == "read":
+        monkeypatch.setattr(baseline.data, "MEMORY_SHARE", 0)
+        head = head.changed(cache_gb=0, freeze="fastai")
+
+    class Going(Said):
+        def say(self, words: str) -> None:
+            super().say(words)
+            if words.startswith(line):
+                shutil.rmtree(own / "ants")
+
+    going = Going()
+    with pytest.raises(DataError, match=r"own/ants/\d\d\.jpg has gone meanwhile\. Put it back, or begin again"):
+        make_baseline(own, head, out=tmp_path / "run", show=going)
+    assert not (own / "ants").exists() and not (tmp_path / "run" / "manifest.json").exists()
+
+
 # ---- clocks ---------------------------------------------------------------------------------------------------------
 
 

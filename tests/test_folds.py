@@ -207,6 +207,8 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_
     ("words", "message"),
     [
         (["--seeds", 2], "--seeds and folds are several runs each. Give --fold K"),
+        (["--processes", 2], "--processes goes with a single run"),
+        (["--split", "random", "--fold", 2], "fold is 2, and split 'random' names no folds. Give --split kfold:K"),
         (["--split", "random", "--resume"], "its folder is needed: --out RUN"),
         (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
     ],
@@ -258,12 +260,33 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
     monkeypatch.setattr(baseline.make, "make_baseline", made)
     show = Listening()
     with pytest.raises(KeyboardInterrupt):
-        make_seeds(3, "photos", out=tmp_path / "out", budget="3m", show=show)
+        make_seeds(3, "photos", out=tmp_path / "my out", budget="3m", show=show)
     assert calls[0]["budget"] == "60s" and calls[0]["seed"] == 0
     assert calls[1]["budget"] == "" and calls[1]["image_size"] == 48 and calls[1]["stages"] == done.recipe.stages
     assert calls[1]["seed"] == 1 and "presets" not in calls[1]
-    words = f"2 of 3 seeds are finished; the same command with --out {tmp_path / 'out'} --resume makes the rest"
+    words = f"2 of 3 seeds are finished; the same command with --out '{tmp_path / 'my out'}' --resume makes the rest"
     assert words in show.said[-1]
+
+
+def test_a_plan_outlives_the_run_that_made_it(photos: Path, small: baseline.Recipe, tmp_path: Path) -> None:
+    plan, out = small.changed(stages=(baseline.Stage("head", 2, 1e-3),)), tmp_path / "out"
+    made = make_seeds(2, photos, plan, out=out, budget="20m", show=QUIET)
+    recipes = [json.loads((Path(run["folder"]) / "manifest.json").read_text())["recipe"] for run in made.runs]
+    (out / "seeds.json").unlink()
+    with pytest.raises(OutputError, match=r"seed-0 was made with other budget\. Give the same"):
+        make_seeds(2, photos, plan, out=out, budget="30m", resume=True, show=QUIET)
+    shutil.rmtree(out / "seed-0")
+    again = make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET)
+    assert again.runs[1] == made.runs[1]
+    assert json.loads((out / "seed-0" / "manifest.json").read_text())["recipe"] == recipes[0]
+    shutil.rmtree(out / "seed-1")
+    assert len(make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET).runs) == 2
+    told = json.loads((out / "seed-0" / "manifest.json").read_text())
+    told["recipe"]["mixup"] = 0.2
+    (out / "seed-0" / "manifest.json").write_text(json.dumps(told))
+    shutil.rmtree(out / "seed-1")
+    with pytest.raises(OutputError, match="out was begun by another version of baseline"):
+        make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET)
 
 
 # ---- models together ------------------------------------------------------------------------------------------------

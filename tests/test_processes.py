@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def test_the_parts_of_a_loader_are_its_batches_with_no_photo_twice_and_none_lost
     assert sum(len(photos) for photos, _ in shares[0]) == len(whole) * 8 // parts
     with pytest.raises(RecipeError, match=r"Batches of 8 cannot be parted among 3 processes\. Give --batch-size 6"):
         shared(loader(), 0, 3)
+    at_least = (
+        r"Batches of 8 cannot be parted among {} processes, two photos each at least\. Give {}fewer --processes\."
+    )
+    for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
+        with pytest.raises(RecipeError, match=at_least.format(more, words)):
+            shared(loader(), 0, more)
 
 
 def test_one_process_is_its_own_first() -> None:
@@ -143,7 +150,34 @@ def test_processes_that_fail_say_why_once_and_end_together(photos: Path, tmp_pat
     (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 7"))
     assert begin(2, ["run", str(tmp_path / "plan.toml"), "--data", str(photos), "--out", str(tmp_path / "run")])[0] == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
-    assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6."]
+    assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6, or "
+                      "fewer --processes."]  # fmt: skip
+
+
+def test_what_all_processes_say_is_said_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os, time; time.sleep(1 - int(os.environ.get('RANK', 1)))\n")
+    paths = (str(tmp_path), str(Path(baseline.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # the first process is the last to say it
+    assert begin(2, ["run", str(photos), "--batch-size", "many", "--out", str(tmp_path / "run")]) == (2, "")
+    assert capfd.readouterr().err.count("batch_size is 'many'") == 1
+
+
+def test_more_processes_than_photos_of_a_split_predict_them_all(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 6"))
+    files = [
+        file
+        for number in range(9)
+        for file in (photos / "ants" / f"{number:02}.jpg", photos / "bees" / f"{number:02}.jpg")
+    ]
+    splits = ["train"] * 14 + ["valid", "valid", "test", "test"]
+    rows = [f"{file},{file.parent.name},{split}" for file, split in zip(files, splits, strict=True)]
+    (tmp_path / "photos.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    words = ["run", str(tmp_path / "plan.toml"), "--data", str(tmp_path / "photos.csv"), "--out", str(tmp_path / "run")]
+    assert begin(3, words) == (0, "")
+    table = baseline.save.read_predictions(tmp_path / "run")
+    assert sorted(table["path"]) == sorted(map(str, files[14:]))
 
 
 @pytest.mark.parametrize("which", ["one of them", "who began them"])
@@ -182,3 +216,12 @@ def test_what_goes_with_one_process_only_is_refused(
         capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+    for several in (
+        partial(baseline.make_seeds, 2),
+        partial(baseline.make_folds, split="kfold:2"),
+        partial(baseline.make_fixed, ["fixes.csv"]),
+    ):
+        with pytest.raises(RecipeError, match=r"Several processes go with a single run, .*\. Start one process\."):
+            several(photos, small, show=baseline.Show())
+    assert not list(Path.cwd().iterdir())

@@ -108,14 +108,14 @@ def same(one: Any, two: Any) -> None:
 def test_what_was_begun_otherwise_is_refused_with_the_difference(
     photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "run"
+    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "my run"
     quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
         said = Said()
         with pytest.raises(KeyboardInterrupt):
             make_baseline(own, quick, out=run, show=said)
-    assert f"to go on: baseline run {run} --resume" in str(said)
+    assert f"to go on: baseline run '{run}' --resume" in str(said)
     before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
     for words, changes in (
         (r"tta was \['flip'\] and is \[\]\. Give the same as then", {"tta": ()}),
@@ -151,6 +151,84 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
         baseline.go_on(run)
     with pytest.raises(OutputError, match="holds no unfinished run"):
         baseline.go_on(tmp_path)
+
+
+def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
+    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3),), cache_gb=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline(photos, plan, out=run, show=QUIET)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    done = make_baseline(photos, plan.changed(log="csv", cache_gb=0, workers=1), out=run, show=QUIET)
+    words = ["--resume", "--quiet", "--log", "csv", "--cache-gb", "0", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words, "--seed", "7"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "seed was 0 and is 7" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    for each in (run, copy):
+        recipe = baseline.save.read_manifest(each)["recipe"]
+        assert (recipe["log"], recipe["cache_gb"], recipe["workers"]) == (["csv"], 0, 1)
+        assert (each / "log.csv").exists()
+    assert (
+        baseline.save.read_predictions(copy).equals(baseline.save.read_predictions(run))
+        and len(done.history.epochs) == 3
+    )
+
+
+def test_a_run_of_another_version_is_refused_in_words(
+    photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(1), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
+    file = tmp_path / "run" / "unfinished" / "begun.json"
+    begun = json.loads(file.read_text())
+    for recipe in (begun["recipe"], begun["asked"]["recipe"]):
+        recipe["mixup"] = 0.2
+    file.write_text(json.dumps(begun))
+    with pytest.raises(OutputError, match=r"run was begun by another version of baseline\. Remove it, or give another"):
+        baseline.go_on(tmp_path / "run", show=QUIET)
+    with pytest.raises(OutputError, match=r"was begun with something else: mixup was 0\.2 and is None"):
+        make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
+
+
+def test_a_run_goes_on_and_is_made_again_from_another_folder(
+    photos: Path, small: Recipe, tiny: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, away, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
+    away.mkdir()
+    shutil.copytree(photos, here / "photos")
+    shutil.copytree(tiny, here / "second")
+    weights = baseline.weights.find_weights(baseline.recipe.EMBEDDED_ARCH).path
+    shutil.copy(weights, here / weights.name)
+    files = sorted(path for path in photos.rglob("*.jpg"))
+    rows = [f"{path.name},{path.parent.name},{'valid' if at % 4 else 'train'}" for at, path in enumerate(files)]
+    for name in ("ants", "bees"):
+        for path in (here / "photos" / name).iterdir():
+            path.rename(here / "photos" / f"{name}-{path.name}")
+    rows = [f"{path.parent.name}-{row}" for path, row in zip(files, rows, strict=True)]
+    (here / "table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    shutil.copy(here / "table.csv", here / "split.csv")
+    monkeypatch.chdir(here)
+    given = {"images": "photos", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
+             "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.EMBEDDED_ARCH}  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            make_baseline("table.csv", quick, out="run", show=QUIET, **given)
+    monkeypatch.chdir(away)
+    done = baseline.go_on("../here/run", show=QUIET)
+    assert done.recipe.images == str(here / "photos") and done.recipe.weights == str(here / weights.name)
+    again = make_baseline(None, here / "run" / "manifest.json", out="again", show=QUIET)
+    assert again.predictions.equals(done.predictions)
 
 
 def interrupted_in(epoch: int) -> Any:
@@ -254,6 +332,27 @@ def test_what_is_kept_comes_back_as_it_was() -> None:
     back = unpacked(json.loads(json.dumps(told)), tensors)
     assert torch.equal(back["b"].pop(3), value["b"].pop(3)) and back == value
     random.Random().setstate(back["c"])
+
+
+@pytest.mark.parametrize("room", ["then", "now"])
+def test_outputs_of_frozen_layers_that_found_room_only_then_or_only_now(
+    settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    still = {**vars(settled[0].augment), **STILL}
+    recipe = settled[0].changed(stages=(Stage(3, 3, 1e-4),), cache_gb=0, augment=still)
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
+        patch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4 if room == "then" else 0)
+        with pytest.raises(KeyboardInterrupt):
+            trained(recipe, settled[1], tmp_path / "run")
+    monkeypatch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4 if room == "now" else 0)
+    if room == "then":
+        with pytest.raises(
+            OutputError, match=r"no room now\. .* or remove .*run/unfinished, and the run begins anew\.$"
+        ):
+            trained(recipe, settled[1], tmp_path / "run")
+        monkeypatch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4)
+    assert trained(recipe, settled[1], tmp_path / "run")[0].epochs["epoch"].tolist() == [1, 2, 3]
 
 
 # ---- guards ---------------------------------------------------------------------------------------------------------

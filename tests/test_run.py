@@ -98,6 +98,28 @@ def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     assert not other.predictions["loss"].equals(done.predictions["loss"])
 
 
+def test_a_run_again_says_that_photos_have_come_or_gone(photos: Path, tmp_path: Path, small: Recipe) -> None:
+    class Said(baseline.Show):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "my run"
+    make_baseline(own, small.changed(stages=(baseline.Stage("head", 1, 1e-3),)), out=run, show=baseline.Show())
+    option = f"--split-file '{run / 'split.csv'}'"
+    words = f"other photos or splits than in {run}; {option} takes those, where all are there still"
+    found = []
+    for name, changes in (("same", {}), ("fewer", {}), ("seed", {"seed": 1}), ("given", {"photos": own})):
+        if name == "fewer":
+            (own / "ants" / "00.jpg").unlink()
+        said = Said()
+        make_baseline(**{"photos": None, **changes}, recipe=run / "manifest.json", out=tmp_path / name, show=said)
+        found.append(words in said.lines)
+    assert found == [False, True, False, False]
+
+
 def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.Baseline) -> None:
     code = (
         "import sys, torch, baseline\n"

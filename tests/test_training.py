@@ -166,6 +166,31 @@ class Said(baseline.Show):
         self.lines.append(line)
 
 
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_stage_whose_time_is_up_before_its_first_step_is_no_divergence(
+    learn: Any, settled: tuple, monkeypatch: Any, late: int
+) -> None:
+    class Busy(Said):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if line.startswith(f"stage {late}: training"):
+                monkeypatch.setattr(time, "perf_counter", lambda: real() + 1000)
+
+    real, said = time.perf_counter, Busy()
+    stages = (Stage("head", 2, 1e-3), Stage("all", 2, 1e-4), Stage("all", 1, 1e-4))
+    history = train(learn, settled[0].changed(stages=stages), said, deadline=real() + 500)
+    assert [tuple(row) for row in history.epochs[["stage", "epoch"]].values] == (
+        [(1, 1)] if late == 1 else [(1, 1), (1, 2)]
+    )
+    assert history.epochs[["train_loss", "valid_loss", "valid_accuracy"]].notna().all().all()
+    assert history.stages[-1]["cut_short"] == "the time was up" and len(history.stages) == late
+    assert not {"halved", "given_up"} & set(history.stages[-1])
+    assert [line for line in said.lines if "time is up" in line] == [
+        f"stage {late}: the time is up after {'25%' if late == 1 else '0%'} of its training",
+        *(f"stage {number}: left out, the time is up" for number in range(late + 1, 4)),
+    ]
+
+
 def test_out_of_memory_halves_batches_and_gathers_their_gradients(learn: Any, settled: tuple) -> None:
     def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if learn.model.training and len(inputs[0]) > 4:
@@ -179,14 +204,28 @@ def test_out_of_memory_halves_batches_and_gathers_their_gradients(learn: Any, se
     assert list(history.epochs["epoch"]) == [1, 2]
 
 
-def test_what_no_batch_fits_into_is_an_error(learn: Any, settled: tuple) -> None:
-    def no_device(*_: Any) -> None:
-        if learn.model.training:
+@pytest.mark.parametrize("fit", [0, 1])
+def test_what_no_batch_of_two_fits_into_is_an_error(learn: Any, settled: tuple, fit: int) -> None:
+    def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if learn.model.training and len(inputs[0]) > fit:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    learn.model.register_forward_pre_hook(no_device)
-    with pytest.raises(TrainingError, match="too small for a single photo"):
+    learn.model.register_forward_pre_hook(small_device)
+    with pytest.raises(TrainingError, match="too small for two photos at a time"):
         train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_batches_are_halved_down_to_two_photos(settled: tuple, tmp_path: Path, size: int) -> None:
+    def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if learn.model.training and len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recipe, said = settled[0].changed(stages=(Stage("all", 1, 1e-4),), batch_size=size), Said()
+    learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
+    learn.model.register_forward_pre_hook(small_device)
+    assert list(train(learn, recipe, said).epochs["epoch"]) == [1]
+    assert [line for line in said.lines if "batches of 2, gathered" in line]
 
 
 def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
