@@ -5,14 +5,15 @@
 | `begun.json` | what the run was asked for, and the recipe as it was settled |
 | `photos.csv` | each photo with its label, split, size and time of change |
 | `state.json` | where training stands; names the next two and their sha256, and is renamed into place after them |
-| `now-STEP.safetensors` | the weights as they are, the optimizer's and the random states |
-| `best-STEP.safetensors` | the best weights so far |
+| `now-HASH.safetensors` | the weights as they are, the optimizer's and the random states |
+| `best-HASH.safetensors` | the best weights so far |
 
 Nothing here pickles. A state is believed if its files have the checksums that it tells.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -55,7 +56,8 @@ class Checkpoints:
         """Why states are not kept any more, in words; empty while they are."""
         self._last = time.perf_counter()
         self._took = 0.0
-        self._best: tuple[Any, str] = (None, "")
+        self._best: tuple[Any, str, str] = (None, "", "")
+        """The weights that were written last, their file and its sha256."""
 
     @property
     def exist(self) -> bool:
@@ -121,13 +123,12 @@ class Checkpoints:
             spent: seconds of training so far.
         """
         began = time.perf_counter()
-        step = int(state["steps"])
         told, tensors = packed(state)
         try:
-            now = self._tensors(f"now-{step}", tensors)
+            now, sha256 = self._tensors("now", tensors)
             if best is not self._best[0]:
-                self._best = (best, self._tensors(f"best-{step}", dict(best)))
-            files = {name: sha256_of(self.folder / name) for name in (now, self._best[1])}
+                self._best = (best, *self._tensors("best", dict(best)))
+            files = {now: sha256, self._best[1]: self._best[2]}
             facts = {"spent": spent, "now": now, "best": self._best[1], "sha256": files, "state": told}
             write(self._told, as_json(facts))
             for path in self.folder.glob("*.safetensors"):
@@ -138,10 +139,13 @@ class Checkpoints:
         self._last = time.perf_counter()
         self._took = self._last - began
 
-    def _tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
-        file = f"{name}.safetensors"
-        write(self.folder / file, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
-        return file
+    def _tensors(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+        """Writes them; the file's name, which no other content has, as the last state holds until the next is whole;
+        and its sha256."""
+        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        sha256 = hashlib.sha256(content).hexdigest()
+        write(self.folder / (file := f"{kind}-{sha256[:16]}.safetensors"), content)
+        return file, sha256
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """The last state and the best weights; None if none was written yet.
@@ -157,7 +161,7 @@ class Checkpoints:
             if not path.exists() or sha256_of(path) != sha256:
                 raise OutputError(f"{path} is damaged. Remove {self.folder}, and the run begins anew.")
         now, best = (load((self.folder / Path(told[key]).name).read_bytes()) for key in ("now", "best"))
-        self._best = (best, Path(told["best"]).name)
+        self._best = (best, Path(told["best"]).name, told["sha256"][told["best"]])
         return unpacked(told["state"], now), best
 
     def end(self) -> None:

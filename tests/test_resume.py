@@ -297,6 +297,23 @@ def test_a_damaged_state_is_refused_and_a_half_written_one_is_none(settled: tupl
     assert Checkpoints(tmp_path).state() is None
 
 
+def test_until_a_state_is_whole_the_last_one_is(
+    settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run that is killed when all but the last file of a state is written would leave it."""
+    put, copies = checkpoints.write, []
+
+    def written(path: Path, content: Any) -> None:
+        if path.name == "state.json" and path.exists():
+            copies.append(shutil.copytree(path.parent, tmp_path / f"{len(copies)}" / "unfinished").parent)
+        put(path, content)
+
+    monkeypatch.setattr(checkpoints, "write", written)
+    trained(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
+    assert len(copies) == 5
+    assert all(Checkpoints(run).state() for run in copies)
+
+
 def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
