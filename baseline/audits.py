@@ -31,7 +31,7 @@ from .datasets import home
 from .errors import DataError, LeakError
 from .photos import file_bytes, opened, upright, why_unreadable
 from .progress import Show
-from .sources import check_table
+from .sources import trained_on
 from .splits import components
 from .tables import each_label
 
@@ -387,7 +387,7 @@ def _refuse_hopeless(photos: pd.DataFrame) -> None:
         first = bad.iloc[0]
         raise DataError(f"None of the {len(bad)} photos can be read; the first: {first['path']} ({first['reason']}).")
     if len(bad):
-        check_table(photos[photos["reason"] == ""], judged=False)
+        trained_on(photos[photos["reason"] == ""])
 
 
 def _pairs(photos: pd.DataFrame, seen: _Seen) -> pd.DataFrame:

@@ -166,8 +166,8 @@ def write_predictions(
     with _opened(written) as file, workers:
         if not goes_on:
             file.truncate(0)
-            for each in {path} - {written}:
-                each.unlink(missing_ok=True)
+            if path != written:
+                path.unlink(missing_ok=True)
             write(_job_of(path), as_json(job))
             cleared(shards)
         counts, rest = _continued(written, file, rows, iter(photos), size)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load, save
 
 from .errors import OutputError, first_line, gone
-from .save import UNFINISHED, as_json, differing, read_json, sha256_of, write
+from .save import UNFINISHED, as_json, differing, read_json, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ class Checkpoints:
         """
         facts = read_json(self.folder / "begun.json")
         if facts.get("format") != FORMAT:
-            raise OutputError(f"{self.run} was begun by another version of baseline. Remove it, or give another --out.")
+            raise another_version(self.run)
         return facts
 
     def gone_on_with(self, asked: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
@@ -156,11 +156,14 @@ class Checkpoints:
         if not self._told.exists():
             return None
         told = read_json(self._told)
-        for name, sha256 in told["sha256"].items():
+        found = []
+        for name in (told["now"], told["best"]):
             path = self.folder / Path(name).name
-            if not path.exists() or sha256_of(path) != sha256:
+            content = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(content).hexdigest() != told["sha256"][name]:
                 raise OutputError(f"{path} is damaged. Remove {self.folder}, and the run begins anew.")
-        now, best = (load((self.folder / Path(told[key]).name).read_bytes()) for key in ("now", "best"))
+            found.append(load(content))
+        now, best = found
         self._best = (best, Path(told["best"]).name, told["sha256"][told["best"]])
         return unpacked(told["state"], now), best
 
@@ -170,6 +173,11 @@ class Checkpoints:
             going = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
             self.folder.rename(going)
             shutil.rmtree(going, ignore_errors=True)
+
+
+def another_version(run: Path) -> OutputError:
+    """For what this version of the package cannot go on with."""
+    return OutputError(f"{run} was begun by another version of baseline. Remove it, or give another --out.")
 
 
 def difference(found: Mapping[str, tuple[Any, Any]]) -> str:

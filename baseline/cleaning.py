@@ -127,6 +127,8 @@ def clean(
         raise OutputError(f"{folder} holds an earlier cleaning. Choose another --out, or remove it.")
     with run_folder(folder, name) as folder, seeded(chosen.seed):
         checked = audit(table, grouped=True, show=show)
+        if len(checked.unreadable):
+            check_table(checked.usable, chosen.labels)
         usable = checked.usable if run else split(checked.usable, chosen)
         rows = usable[usable["split"].isin(splits)].reset_index(drop=True)
         parts = _parts(rows, folds, chosen.seed)

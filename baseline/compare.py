@@ -224,8 +224,9 @@ def _changes(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[An
         | {"weights": weights.get("sha256") if isinstance(weights := manifest.get("weights"), dict) else weights}
         for manifest in (first, other)
     )
-    split_alike = first["data"]["sha256"] == other["data"]["sha256"]
-    keys = [key for key in dict.fromkeys((*one, *two)) if not (split_alike and key in ("split", "split_file"))]
+    splits = {manifest.get("data", {}).get("sha256", UNTOLD) for manifest in (first, other)}
+    alike = ("split", "split_file") if len(splits) == 1 and UNTOLD not in splits else ()
+    keys = [key for key in dict.fromkeys((*one, *two)) if key not in alike]
     return {key: (one.get(key, UNTOLD), two.get(key, UNTOLD)) for key in keys if one.get(key) != two.get(key)}
 
 

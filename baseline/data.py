@@ -58,6 +58,13 @@ Normal = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation by colour."""
 
 
+def _opened(source: Any, size: int) -> Image.Image:
+    try:
+        return open_photo(source, size)
+    except FileNotFoundError as error:
+        raise gone(error) from None
+
+
 class OpenPhoto(Transform):
     """`open_photo` as fastai's type transform."""
 
@@ -66,10 +73,7 @@ class OpenPhoto(Transform):
         self.size = size
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        try:
-            return PILImage(open_photo(source, self.size))
-        except FileNotFoundError as error:
-            raise gone(error) from None
+        return PILImage(_opened(source, self.size))
 
 
 class Fit(Transform):
@@ -418,11 +422,7 @@ def decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 32) -> fl
 
 def _decode(paths: list[str], pixels: np.ndarray, recipe: Recipe, show: Show) -> None:
     def decode(number: int) -> None:
-        try:
-            photo = open_photo(paths[number], recipe.decoded_size)
-        except FileNotFoundError as error:
-            raise gone(error) from None
-        pixels[number] = fit_photo(photo, recipe.decoded_size, recipe.resize)
+        pixels[number] = fit_photo(_opened(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.resize)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, show.bar("decoding photos", len(paths), "photos") as bar:
         for _ in pool.map(decode, range(len(paths))):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .compare import Comparison, comparison
 from .engines import Engine, Job, engine, training
 from .errors import OutputError, RecipeError
-from .make import Baseline, asked_for, make_baseline, starting_recipe, understand
+from .make import Baseline, asked_for, make_baseline, recipe_of, starting_recipe, understand
 from .mending import read_fixes
 from .processes import named
 from .progress import Show, Terminal
@@ -359,11 +359,7 @@ class _Series:
         """The plan that the first run fitted to its time, and another might not: one thing is to differ."""
         if not self.changes.get("budget"):
             return {}
-        try:
-            settled = Recipe(**first["recipe"])
-        except TypeError:  # it has a field that this version does not know
-            words = f"{self.folder} was begun by another version of baseline"
-            raise OutputError(f"{words}. Remove it, or give another --out.") from None
+        settled = recipe_of(self.folder, first)
         names = {each.name for each in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
         return {name: getattr(settled, name) for name in names}
 

@@ -9,7 +9,7 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,6 +58,7 @@ __all__ = [
     "make_baseline",
     "manifest_of",
     "parted",
+    "recipe_of",
     "settle",
     "split_csv",
     "starting_recipe",
@@ -184,13 +185,21 @@ def go_on(run: str | Path, *, show: Show | None = None, **changes: Any) -> Basel
     begun = kept.begun()
     if begun["photos"] is None:
         raise OutputError(f"{run} was begun with a table in memory. Call make_baseline with it and out={str(run)!r}.")
+    return make_baseline(begun["photos"], recipe_of(run, begun["asked"]), out=run, show=show, **changes)
+
+
+def recipe_of(run: Path, facts: Mapping[str, Any]) -> Recipe:
+    """The recipe that a run's folder tells of.
+
+    Raises:
+        OutputError: if it has a field that this version does not know.
+    """
+    from .checkpoints import another_version
+
     try:
-        asked = Recipe(**begun["asked"]["recipe"])
-    except TypeError:  # it has a field that this version does not know
-        raise OutputError(
-            f"{run} was begun by another version of baseline. Remove it, or give another --out."
-        ) from None
-    return make_baseline(begun["photos"], asked, out=run, show=show, **changes)
+        return Recipe(**facts["recipe"])
+    except TypeError:
+        raise another_version(run) from None
 
 
 def _make(
@@ -554,7 +563,8 @@ def _parted(
         fixes = read_fixes(chosen.fixes, table, chosen.labels)
     check_table(table, chosen.labels)
     table, unread, checked = _audited(table, chosen, show)
-    check_table(table, chosen.labels)  # of those that can be read
+    if len(unread):
+        check_table(table, chosen.labels)
     if chosen.keep_if:
         table, strangers = belonging(table, chosen, show)
         write(folder / "not_kept.csv", strangers.to_csv(index=False))
@@ -602,7 +612,7 @@ def _as_begun(begun: dict[str, Any], chosen: Recipe) -> Recipe:
     """The recipe that the unfinished run was trained by, with what may be others now as it is asked for now.
 
     Raises:
-        OutputError: if this machine settles on another one, or another version began it.
+        OutputError: if this machine settles on another one.
     """
     from .checkpoints import difference
 

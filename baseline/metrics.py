@@ -53,9 +53,10 @@ LEVEL = 0.05
 """Of what is called more than noise."""
 
 LOWEST, HIGHEST = 0.05, 20.0
+"""Ends of the temperatures that are tried."""
+
 PRIOR = 0.3
 """Standard deviation of the logarithm of temperatures before any photo is seen (`benchmarks/temperatures.py`)."""
-"""Ends of the temperatures that are tried."""
 
 LEAST = 1e-300
 """Taken for a probability of 0, which has no logarithm."""

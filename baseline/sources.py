@@ -47,7 +47,7 @@ from .tables import (
     rows_of,
 )
 
-__all__ = ["check_table", "photo_table", "understood", "unpacked"]
+__all__ = ["check_table", "photo_table", "trained_on", "understood", "unpacked"]
 
 
 def photo_table(
@@ -98,8 +98,7 @@ def photo_table(
         others = table.loc[table["label"] != positive, "label"].nunique()
         found.oddities += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
         table["label"] = against_rest(table["label"], positive)
-    check_table(table, labels, judged=False)
-    counts = _learnable(table, labels)["label"].value_counts()
+    counts = trained_on(table, labels)
     found.oddities += [_single_words(single)] if (single := sorted(counts.index[counts < 2])) else []
     alike = [sorted(each) for _, each in counts.index.to_series().groupby(counts.index.str.casefold()) if len(each) > 1]
     found.oddities += [f"{names(each)} differ in case only" for each in alike[:3]]
@@ -107,34 +106,35 @@ def photo_table(
     return table
 
 
-def _learnable(table: pd.DataFrame, labels: str) -> pd.DataFrame:
-    """What may be trained on, a row for each label of a photo."""
-    return _each_of(table[table["split"].isna() | (table["split"] == "train")], labels)
+def trained_on(table: pd.DataFrame, labels: str = "auto") -> pd.Series:
+    """How many photos of each class may be trained on; refuses a table that no classifier can be trained on.
 
-
-def _each_of(table: pd.DataFrame, labels: str) -> pd.DataFrame:
-    if not has_many(table["label"], labels):
-        return table
-    return table.assign(label=table["label"].map(classes_of)).explode("label").dropna(subset="label")
-
-
-def _single_words(classes: list[str]) -> str:
-    which = f"class {names(classes)} has" if len(classes) == 1 else f"classes {names(classes)} have"
-    return f"{which} one photo only; two were needed to train"
-
-
-def check_table(table: pd.DataFrame, labels: str = "auto", *, judged: bool = True) -> None:
-    """Refuses a photo table that no classifier can be trained on and, if it is to be `judged`, told apart on others."""
-    table = _each_of(table, labels)
-    counts = _learnable(table, "one")["label"].value_counts()
+    Raises:
+        DataError: if there is one class only, or a class in valid or test that train lacks.
+    """
+    if has_many(table["label"], labels):
+        table = table.assign(label=table["label"].map(classes_of)).explode("label").dropna(subset="label")
+    learnable = table[table["split"].isna() | (table["split"] == "train")]
+    counts = learnable["label"].value_counts()
     if strange := sorted(set(table["label"]) - set(counts.index)):
         where = sorted(table.loc[table["label"].isin(strange), "split"].unique())
         raise DataError(f"No training photo of {names(strange)}; found in {names(where)} only. Add or remove some.")
     if len(counts) < 2:
         raise DataError(f"All photos are of one class, {names(counts.index)}. At least two classes were needed.")
-    if judged and (single := sorted(counts.index[counts < 2])):
+    return counts
+
+
+def check_table(table: pd.DataFrame, labels: str = "auto") -> None:
+    """Refuses what `trained_on` does, and a class with one photo, which cannot be trained and judged on."""
+    counts = trained_on(table, labels)
+    if single := sorted(counts.index[counts < 2]):
         words = _single_words(single)
         raise DataError(f"{words[0].upper()}{words[1:]}. Add photos, or remove what has one.")
+
+
+def _single_words(classes: list[str]) -> str:
+    which = f"class {names(classes)} has" if len(classes) == 1 else f"classes {names(classes)} have"
+    return f"{which} one photo only; two were needed to train"
 
 
 def understood(table: pd.DataFrame) -> list[str]:

@@ -203,10 +203,10 @@ def _published(clip: Clip) -> dict[str, Any]:
     """How photos were prepared for the weights: as for those of the tag, or as for all tags of the model, if alike."""
     import open_clip
 
-    tags = [clip.weights] if clip.weights in open_clip.list_pretrained_tags_by_model(clip.arch) else ()
+    tags = open_clip.list_pretrained_tags_by_model(clip.arch)
     every = [
         {key: value for key, value in open_clip.get_pretrained_cfg(clip.arch, tag).items() if key in PREPARED}
-        for tag in tags or open_clip.list_pretrained_tags_by_model(clip.arch)
+        for tag in ([clip.weights] if clip.weights in tags else tags)
     ]
     return every[0] if every and all(each == every[0] for each in every) else {}
 
