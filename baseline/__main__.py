@@ -1,5 +1,5 @@
 """`python -m baseline`: the command line."""
 
-from .cli import main
+from baseline.cli.app import main
 
 main()

@@ -7,9 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
-__all__ = ["BaselineError", "DataError", "LeakError", "OutputError", "RecipeError", "TrainingError", "WeightsError",
-           "first_line", "gone", "unknown"]  # fmt: skip
+__all__ = [
+    "BaselineError",
+    "DataError",
+    "LeakError",
+    "OutputError",
+    "RecipeError",
+    "TrainingError",
+    "WeightsError",
+    "first_line",
+    "gone",
+    "names",
+    "unknown",
+]
 
 
 class BaselineError(Exception):
@@ -74,3 +87,15 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return " ".join((lines[0] if lines else "").split())[:200].rstrip(".") or type(error).__name__
+
+
+def another_version(run: Path) -> OutputError:
+    """For what this version of the package cannot go on with."""
+    return OutputError(f"{run} was begun by another version of baseline. Remove it, or give another --out.")
+
+
+def names(values: Iterable[Any], limit: int = 5) -> str:
+    """The first few in quotes, and how many more."""
+    listed = [f"'{value}'" for value in values]
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-__all__ = ["Bar", "Show", "Terminal"]
+__all__ = ["Bar", "Show", "Terminal", "minutes"]
 
 
 class Bar(Protocol):
@@ -83,3 +83,12 @@ def _progress(console: Any, unit: str) -> Any:
     left = p.TimeRemainingColumn()
     note = p.TextColumn("{task.fields[note]}")
     return p.Progress(*columns, p.TextColumn("left"), left, note, console=console, transient=True)
+
+
+def minutes(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> minutes(45.2), minutes(400)
+    ('45 s', '7 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -22,7 +22,8 @@ import pandas as pd
 from PIL import Image
 
 import baseline
-from baseline import audits
+from baseline.data.audit import duplicates, scan
+from baseline.data.audit import findings as audit_findings
 
 
 def of_photos(count: int, source: Path) -> None:
@@ -60,7 +61,7 @@ def of_rows(count: int) -> None:
             "group": np.array([f"g{n}" for n in range(50_000)], dtype=object)[rng.integers(0, 50_000, count)],
         }
     )
-    seen = audits._Seen.of(count)
+    seen = scan._Seen.of(count)
     seen.width[:] = seen.height[:] = 256
     seen.mode[:] = "RGB"
     seen.frames[:] = 1
@@ -70,9 +71,9 @@ def of_rows(count: int) -> None:
     copies = rng.choice(count, count // 100, replace=False)
     seen.hash[copies], seen.thumb[copies] = seen.hash[copies - 1], seen.thumb[copies - 1]
     photos = table.assign(**seen.columns(), twins=-1)
-    pairs = audits._pairs(photos, seen)
-    photos["twins"] = audits._twins(photos, pairs)
-    findings = list(audits._findings(photos, pairs, grouped=False))
+    pairs = duplicates._pairs(photos, seen)
+    photos["twins"] = duplicates._twins(photos, pairs)
+    findings = list(audit_findings._findings(photos, pairs, grouped=False))
     print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
     parted = baseline.split(photos, baseline.Recipe(split="group"))
     shares = parted["split"].value_counts(normalize=True).round(3).to_dict()

@@ -29,8 +29,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 import baseline
-from baseline.cleaning import neighbours, outlier_scores
-from baseline.splits import fold_numbers
+from baseline.data.split import fold_numbers
+from baseline.experiments.label_review import neighbours, outlier_scores
 
 PIECE = 10_000
 ACCEPT = (0.5, 0.7, 0.9)

@@ -17,9 +17,9 @@ import onnxruntime
 import torch
 
 import baseline
-from baseline.bulk import named_photos
-from baseline.deployed import Deployed
-from baseline.photos import square
+from baseline.data.image import square
+from baseline.data.sources.listing import named_photos
+from baseline.deploy.export_module import Deployed
 
 TURNS = 15
 

@@ -12,9 +12,10 @@ from typing import Annotated
 import torch
 import typer
 
-from baseline.features import bfloat16_units, number_format
-from baseline.learners import network
-from baseline.quick import quick
+from baseline.system import bfloat16_units
+from baseline.vision.cpu_speedups import quick
+from baseline.vision.learner import number_format
+from baseline.vision.network import network
 
 ARCHS = "tf_efficientnet_lite0,efficientnet_b0,mobilenet_v2,squeezenet1_1,resnet18,resnet50,densenet121,convnext_tiny"
 

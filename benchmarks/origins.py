@@ -19,7 +19,7 @@ import typer
 
 import baseline
 from baseline import Stage
-from baseline.save import judged_split
+from baseline.runs.folder import judged_split
 
 FROZEN = (Stage("head", 10, "find"),)
 RUNS: dict[str, tuple[str, str, dict[str, Any], str]] = {

@@ -109,8 +109,8 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
         vision_learner,
     )
 
-    from baseline.learners import load_weights
-    from baseline.weights import find_weights, normalisation
+    from baseline.vision.network import load_weights
+    from baseline.vision.weights import find_weights, normalisation
 
     class Autocast(Callback):
         def before_batch(self) -> None:
@@ -189,8 +189,8 @@ def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) ->
 def whole_network(recipe: Any, classes: int) -> Any:
     import timm
 
-    from baseline.learners import load_weights
-    from baseline.weights import find_weights
+    from baseline.vision.network import load_weights
+    from baseline.vision.weights import find_weights
 
     model = timm.create_model(recipe.arch, num_classes=classes)
     load_weights(model, find_weights(recipe.arch), needed=("conv_stem", "bn1", "blocks", "conv_head", "bn2"))
@@ -225,7 +225,7 @@ def run_pytorch(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     import torch
     from torchvision import transforms
 
-    from baseline.weights import normalisation
+    from baseline.vision.weights import normalisation
 
     torch.manual_seed(recipe.seed)
     after = [transforms.ToTensor(), transforms.Normalize(*normalisation(recipe.arch))]
@@ -246,7 +246,7 @@ def run_timm(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
-    from baseline.weights import normalisation
+    from baseline.vision.weights import normalisation
 
     torch.manual_seed(recipe.seed)
     mean, std = normalisation(recipe.arch)
@@ -269,7 +269,7 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
     from timm.data import create_transform
 
-    from baseline.weights import normalisation
+    from baseline.vision.weights import normalisation
 
     mean, std = normalisation(recipe.arch)
     size = (3, recipe.image_size, recipe.image_size)

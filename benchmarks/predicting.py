@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from baseline import Wanted, load, write_predictions
-from baseline.learners import number_format
-from baseline.model import Model
-from baseline.predict import probabilities
-from baseline.quick import quick
-from baseline.tables import photos_below
+from baseline.data.sources.folders import photos_below
+from baseline.evaluation.predict import probabilities
+from baseline.inference.model import Model
+from baseline.vision.cpu_speedups import quick
+from baseline.vision.learner import number_format
 
 
 def chosen(folder: str, count: int) -> list[str]:

@@ -60,8 +60,8 @@ def learner_of(data: str, image_size: int, per_class: int, **changes: Any) -> tu
 @app.command()
 def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
     """Outputs of the frozen body, photos/s, against the bare body on batches that lie ready."""
-    from baseline.data import split_loader
-    from baseline.features import FrozenOutputs, frozen_format
+    from baseline.training.frozen import FrozenOutputs, frozen_format
+    from baseline.vision.dataloaders import split_loader
 
     learn, recipe, table = learner_of(data, image_size, per_class, stages=(Stage("head", 1, 1e-3),))
     body = learn.model[0].eval()
@@ -89,8 +89,8 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
 @app.command()
 def step(arch: str = "tf_efficientnet_lite0", photos: int = 64) -> None:
     """Training steps with still BatchNorm, photos/s."""
-    from baseline.learners import network
-    from baseline.quick import quick
+    from baseline.vision.cpu_speedups import quick
+    from baseline.vision.network import network
 
     model = network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
     for size in (64, 96, 128, 160):
@@ -113,8 +113,8 @@ def step(arch: str = "tf_efficientnet_lite0", photos: int = 64) -> None:
 @app.command("compile")
 def compile_(arch: str = "tf_efficientnet_lite0", photos: int = 64, size: int = 128, steps: int = 8) -> None:
     """Training steps with `quick` and with `torch.compile`, photos/s, and the photos after which compiling has paid."""
-    from baseline.learners import network
-    from baseline.quick import compiled, quick
+    from baseline.vision.cpu_speedups import compiled, quick
+    from baseline.vision.network import network
 
     model = network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
     inputs = torch.rand(photos, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ def compile_(arch: str = "tf_efficientnet_lite0", photos: int = 64, size: int = 
 @app.command()
 def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
     """An "all" stage that keeps nothing against fastai's own fit_one_cycle, same loaders; and without `quick`."""
-    from baseline import training
+    from baseline.vision import cpu_speedups
 
     learn, recipe, _ = learner_of(data, image_size, per_class)
     recipe = recipe.changed(stages=(Stage("all", 1, 1e-4, batch_norm="moving"),))
@@ -157,11 +157,11 @@ def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
             learn.fit_one_cycle(1, 1e-4)
 
     def plain() -> None:
-        kept, training.quick = training.quick, lambda *_, **__: nullcontext()
+        kept, cpu_speedups.quick = cpu_speedups.quick, lambda *_, **__: nullcontext()
         try:
             baseline.train(learn, recipe)
         finally:
-            training.quick = kept
+            cpu_speedups.quick = kept
 
     ways = {"fastai": bare, "ours without quick": plain, "ours": lambda: baseline.train(learn, recipe)}
     seconds = alternating(ways, turns=7)
@@ -173,7 +173,7 @@ def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
 @app.command()
 def decoders(data: str, image_size: int = 128, photos: int = 500) -> None:
     """JPEG to a square of uint8, photos/s on one thread, by library; those that are not installed are left out."""
-    from baseline.photos import fit_photo, open_photo
+    from baseline.data.image import fit_photo, open_photo
 
     table = baseline.photo_table(data)
     paths = [path for path in table["path"] if path.lower().endswith((".jpg", ".jpeg"))][:photos]
@@ -236,9 +236,9 @@ def rows(count: int, image_size: int = 64, batches: int = 200) -> None:
     table["label"] = np.where(numbers % 2, "odd", "even")
     table["split"] = np.where(numbers % 10 == 0, "valid", "train")
     recipe = baseline.Recipe(arch="tf_efficientnet_lite0", image_size=image_size, batch_size=64, cache_gb=0.0)
-    from baseline import data
+    from baseline.vision import decoded
 
-    data.MEMORY_SHARE = 0.0  # as if these were a million files
+    decoded.MEMORY_SHARE = 0.0  # as if these were a million files
     began = anonymous()
     dls = baseline.dataloaders(table, recipe, path=folder)
     learn = baseline.learner(dls, recipe, path=folder)

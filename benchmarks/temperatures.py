@@ -16,8 +16,8 @@ import numpy as np
 import typer
 
 import baseline
-from baseline import metrics
-from baseline.save import judged_split, read_manifest, read_predictions
+from baseline.evaluation import calibration
+from baseline.runs.folder import judged_split, read_manifest, read_predictions
 
 DRAWS = 200
 MOST = 3000
@@ -26,7 +26,7 @@ MOST = 3000
 
 def main(runs: list[Path]) -> None:
     """Prints a table for each run."""
-    chance, prior = np.random.default_rng(0), metrics.PRIOR
+    chance, prior = np.random.default_rng(0), calibration.PRIOR
     for run in runs:
         split = judged_split(read_manifest(run)["metrics"])
         table = read_predictions(run)
@@ -42,7 +42,7 @@ def main(runs: list[Path]) -> None:
                     rows = chance.permutation(len(bent))
                     some, rest = bent.iloc[rows[:count]], bent.iloc[rows[count : count + MOST]]
                     found = [1.0]
-                    for metrics.PRIOR in (math.inf, prior):
+                    for calibration.PRIOR in (math.inf, prior):
                         found.append(baseline.temperature(some))
                     lost.append([baseline.calibrated(rest, each)["loss"].mean() for each in found])
                 plain, likeliest, ours = np.mean(lost, axis=0)

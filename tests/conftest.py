@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import baseline
-from baseline.recipe import EMBEDDED_ARCH
+from baseline.recipe.auto import EMBEDDED_ARCH
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("BASELINE_TEST_PHOTOS", ROOT.parent / "shared" / "data"))
@@ -125,10 +125,10 @@ def done(photos: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def tiny(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 0.5 MB that predicts at once: an untrained network of three classes at 48 pixels."""
-    from baseline.learners import network
-    from baseline.model import golden_of
-    from baseline.networks import save_network
-    from baseline.photos import square
+    from baseline.data.image import square
+    from baseline.inference.model import golden_of
+    from baseline.inference.model_folder import save_network
+    from baseline.vision.network import network
 
     facts = {
         "arch": "test_efficientnet", "head": "linear", "classes": ["ants", "bees", "wasps"], "image_size": 48,

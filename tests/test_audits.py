@@ -15,8 +15,10 @@ from conftest import REAL, draw
 from PIL import Image, ImageEnhance
 
 import baseline
-from baseline import DataError, LeakError, Recipe, Show, audit, audits, photo_table, split
-from baseline.datasets import home
+from baseline import DataError, LeakError, Recipe, Show, audit, photo_table, split
+from baseline.data.audit import duplicates, scan
+from baseline.data.audit import findings as audit_findings
+from baseline.files import home
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_exact_copies_across_splits_are_a_leak_and_strict_refuses_them(rich: Pat
         checked.refuse_leaks()
     assert refused.value.exit_code == 3
     parted = split(checked.usable, Recipe())
-    dropped = parted[audits.leaking(parted)]
+    dropped = parted[audit_findings.leaking(parted)]
     assert len(dropped) == 1 and dropped["path"].iloc[0].endswith("train/ants/0.png")
 
 
@@ -82,11 +84,11 @@ def test_photos_that_are_all_alike_are_not_called_copies(own: int) -> None:
     shared = blobs(rng.integers(0, 255, (6, 6)).astype(float))
     images = [shared + blobs(rng.normal(0, own, (6, 6))) for _ in range(400)]
     images.append(images[200] + rng.normal(0, 1, (48, 48)))
-    seen = audits._Seen.of(len(images))
+    seen = scan._Seen.of(len(images))
     for row, values in enumerate(images):
         seen.put(row, look(Image.fromarray(values.clip(0, 255).astype(np.uint8)), row))
-    alike = audits._alike(np.arange(len(images)), seen)
-    first, second, _ = audits._standing_out(*alike, len(images))
+    alike = duplicates._alike(np.arange(len(images)), seen)
+    first, second, _ = duplicates._standing_out(*alike, len(images))
     assert len(alike[0]) > 100 and (200, 400) in set(zip(first.tolist(), second.tolist(), strict=True))
     assert len(first) < 0.1 * len(images)
 
@@ -98,7 +100,7 @@ def blobs(values: np.ndarray) -> np.ndarray:
 def look(image: Image.Image, row: int) -> tuple:
     path = Path(f"{row}.png")
     image.save(path)
-    return audits._look(str(path))
+    return scan._look(str(path))
 
 
 def test_all_pairs_of_near_hashes_are_found_once() -> None:
@@ -112,7 +114,7 @@ def test_all_pairs_of_near_hashes_are_found_once() -> None:
     for bits in (0, 3, 10):
         given = [
             tuple(sorted(pair))
-            for one, two, _ in audits.near_pairs(hashes, bits)
+            for one, two, _ in duplicates.near_pairs(hashes, bits)
             for pair in zip(one.tolist(), two.tolist(), strict=True)
         ]
         distance = np.bitwise_count(hashes[:, None] ^ hashes[None])
@@ -149,8 +151,8 @@ def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(photos: Path
 def test_a_second_audit_reads_only_what_is_new(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = audit(photo_table(rich))
     read = []
-    look = audits._look
-    monkeypatch.setattr(audits, "_look", lambda path: read.append(path) or look(path))
+    look = scan._look
+    monkeypatch.setattr(scan, "_look", lambda path: read.append(path) or look(path))
     picture("ants", 9).save(rich / "train/ants/1.png")
     again = audit(photo_table(rich))
     assert [Path(path).name for path in read] == ["1.png"] and len(again.photos) == len(first.photos)

@@ -28,11 +28,11 @@ from PIL import Image
 from test_cli import call
 
 import baseline
-from baseline import DataError, OutputError, RecipeError, Wanted, bulk, load, write_predictions
-from baseline import model as model_module
-from baseline.bulk import named_photos
-from baseline.model import Model
-from baseline.spread import spread_blocks
+from baseline import DataError, OutputError, RecipeError, Wanted, load, system, write_predictions
+from baseline.data.sources.listing import named_photos
+from baseline.inference import batch, output
+from baseline.inference.model import Model
+from baseline.inference.workers import spread_blocks
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +340,7 @@ def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
     model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(bulk, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(output, "ROW_GROUP_BYTES", 1000)
     mixed = [*paths[:9], *(f'nowhere,\n"odd" {number}.jpg' for number in range(40)), *paths[9:30]]
     options: dict[str, Any] = {"top_k": 2, "every": True, "min_confidence": 0.4, "batch_size": 4}
 
@@ -378,7 +378,7 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
     with pytest.raises(OutputError, match=r"out\.parquet\.rows\.csv exists. Give --resume"):
         write_predictions(model, paths, "out.parquet", wanted)
     with monkeypatch.context() as patch:
-        patch.setattr(bulk, "_batches", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
+        patch.setattr(output, "_batches", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
         with pytest.raises(ZeroDivisionError):
             write_predictions(model, paths, "out.parquet", wanted, **again)
     assert not Path("out.parquet").exists() and not list(Path().glob(".*"))
@@ -403,7 +403,7 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
 
 
 def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "find_spec", lambda name: None)
+    monkeypatch.setattr(batch, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
         Wanted("parquet")
     monkeypatch.undo()
@@ -445,7 +445,7 @@ def test_the_number_format_is_the_one_that_was_asked_for(
     seen = {name: next(model.blocks(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")}
     assert np.array_equal(seen[""], seen["float32"])
     assert 1e-5 < np.abs(seen["bfloat16"] - seen["float32"]).max() < 0.05
-    monkeypatch.setattr(model_module, "bfloat16_units", lambda: ["AMX"])
+    monkeypatch.setattr(system, "bfloat16_units", lambda: ["AMX"])
     auto = Wanted(precision="auto", batch_size=4)
     write_predictions(model, paths[:6], "out.csv", auto)
     write_predictions(model, paths[:6], "out.csv", replace(auto, precision="bfloat16"), resume=True)
@@ -454,7 +454,7 @@ def test_the_number_format_is_the_one_that_was_asked_for(
     assert Path("out.csv").read_bytes() == Path("all.csv").read_bytes()
     with pytest.raises(OutputError, match="begun with another precision"):
         write_predictions(model, paths, "out.csv", Wanted(batch_size=4), resume=True)
-    monkeypatch.setattr(model_module, "bfloat16_units", list)
+    monkeypatch.setattr(system, "bfloat16_units", list)
     assert model.settled_precision("auto")[0] == "float32"
     with pytest.raises(RecipeError, match="bfloat16 needs a CPU with AMX or AVX-512 BF16"):
         write_predictions(model, paths, "new.csv", Wanted(precision="bfloat16"))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import baseline
-from baseline.cache import Cache, fingerprint
+from baseline.vision.cache import Cache, fingerprint
 
 KEY = {"what": "things", "number": 1}
 
@@ -70,7 +70,7 @@ def test_what_is_damaged_is_removed_and_never_used(tmp_path: Path, damage: str) 
 
 def test_what_a_killed_run_left_is_not_found_and_gives_way(tmp_path: Path) -> None:
     code = (
-        "import os, signal, numpy as np; from pathlib import Path; from baseline.cache import Cache\n"
+        "import os, signal, numpy as np; from pathlib import Path; from baseline.vision.cache import Cache\n"
         f"cache, key = Cache(1, folder=Path({str(tmp_path)!r})), {KEY!r}\n"
         "with cache.alone(key):\n"
         "    cache.room(key, (10, 1000), np.int32)[:5] = 7\n"
@@ -119,7 +119,7 @@ def test_a_full_disk_is_said_once_and_nothing_is_left(tmp_path: Path, monkeypatc
 
 
 def test_little_free_space_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baseline.cache.LEAST_FREE_BYTES", 10**18)
+    monkeypatch.setattr("baseline.vision.cache.LEAST_FREE_BYTES", 10**18)
     assert Cache(1, folder=tmp_path).room(KEY, (10,), np.int8) is None
 
 

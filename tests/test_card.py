@@ -18,8 +18,9 @@ from markdown_it import MarkdownIt
 from test_report import made_run
 
 import baseline
-from baseline import OutputError, Weights, card, write_card
-from baseline.weights import published
+from baseline import OutputError, Weights, write_card
+from baseline.report import model_card
+from baseline.vision.weights import published
 
 ODD = ["a|b", "- dash", "one\ntwo", "---", "'q' \"w\": #1", "🐝 👨\u200d👩\u200d👧", "<script>x</script>", "`code`"]
 ODD += ["$x$ [l](u)", "\\ end\\", "https://a.b/c", "&amp; <!-- x", "*a* _b_ ~c~"]
@@ -231,8 +232,8 @@ def test_its_recipe_is_the_runs_recipe(done: baseline.Baseline, tmp_path: Path) 
     assert block is not None
     (tmp_path / "recipe.json").write_text(block[1])
     again = baseline.load_recipe(tmp_path / "recipe.json").as_dict()
-    assert {key: again[key] for key in again if key not in card.NOT_TOLD} == {
-        key: value for key, value in done.recipe.as_dict().items() if key not in card.NOT_TOLD
+    assert {key: again[key] for key in again if key not in model_card.NOT_TOLD} == {
+        key: value for key, value in done.recipe.as_dict().items() if key not in model_card.NOT_TOLD
     }
 
 
@@ -240,7 +241,7 @@ def test_a_card_taken_over_by_hand_stays(run: Path) -> None:
     target = run / "model" / "README.md"
     target.write_text("# mine\n")
     assert write_card(run) == target and target.read_text() == "# mine\n"
-    target.write_text(f"{card.MARK}\nold")
+    target.write_text(f"{model_card.MARK}\nold")
     assert "# ants, bees" in write_card(run).read_text()
 
 

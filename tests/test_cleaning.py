@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 import baseline
 from baseline import DataError, OutputError, clean, label_issues, out_of_fold, read_fixes
-from baseline.cleaning import _parts, neighbours
-from baseline.gallery import write_gallery
+from baseline.experiments.label_review import _parts, neighbours
+from baseline.report.review_page import write_gallery
 
 pytest.importorskip("cleanlab", reason="cleanlab is not installed")
 SWAPPED = ("00", "05", "10")
@@ -153,8 +153,10 @@ def test_probabilities_of_others_are_taken_in_any_order_and_checked(found: basel
 
 
 def test_no_label_of_its_own_part_moves_a_photos_probability(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baseline.cleaning.STRENGTHS", (0.01,))  # the choice of these two looks at all labels
-    monkeypatch.setattr("baseline.cleaning.WEIGHTS", (0.35,))
+    monkeypatch.setattr(
+        "baseline.experiments.label_review.STRENGTHS", (0.01,)
+    )  # the choice of these two looks at all labels
+    monkeypatch.setattr("baseline.experiments.label_review.WEIGHTS", (0.35,))
     rng = np.random.default_rng(1)
     labels, parts = pd.Series(["a", "b", "c"] * 30), np.arange(90) // 3 % 5
     features = rng.normal(size=(90, 8)) + 3 * np.eye(8)[pd.factorize(labels)[0]]

@@ -81,7 +81,7 @@ def test_help_has_examples_everywhere() -> None:
 def test_completion_knows_recipes_and_presets() -> None:
     def completed(line: str) -> str:
         words = {"_BASELINE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()))}
-        command = "from baseline.cli import app; app(prog_name='baseline')"
+        command = "from baseline.cli.app import app; app(prog_name='baseline')"
         environment = {**os.environ, **words}
         return subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=environment).stdout
 

@@ -16,21 +16,11 @@ import pandas as pd
 import pytest
 
 import baseline
-import baseline.experiments
-from baseline import (
-    DataError,
-    OutputError,
-    RecipeError,
-    Seeds,
-    Show,
-    cli,
-    comparison,
-    make_seeds,
-    runs_in,
-    same_or_not,
-)
-from baseline.printing import spread
-from baseline.save import read_predictions
+import baseline.experiments.repeats
+from baseline import DataError, OutputError, RecipeError, Seeds, Show, comparison, make_seeds, runs_in, same_or_not
+from baseline.cli import options
+from baseline.cli.printing import spread
+from baseline.runs.folder import read_predictions
 
 
 def call(*words: Any) -> subprocess.CompletedProcess[str]:
@@ -107,11 +97,11 @@ def test_other_test_photos_by_seed_are_said(
     monkeypatch.setattr(baseline.make, "make_baseline", drawn)
     found = make_seeds(2, "photos", out=tmp_path, show=Show())
     assert not found.same_photos and found.sd == 0
-    cli._print(spread(found))
+    options._print(spread(found))
     assert "Each seed drew other test photos" in capsys.readouterr().out
     one = make_seeds(1, "photos", out=tmp_path / "one", show=Show())
     assert one.sd is None
-    cli._print(spread(one))
+    options._print(spread(one))
     assert "sd" not in capsys.readouterr().out.splitlines()[0]
 
 
@@ -257,7 +247,7 @@ def test_folders_that_are_no_finished_runs_get_one_line(command: str, done: base
             assert "\n" not in str(caught.value)
         elif folder != gone:
             with pytest.raises(OutputError, match=message):
-                baseline.save.read_manifest(folder)
+                baseline.runs.folder.read_manifest(folder)
     with pytest.raises(DataError, match="two or more were needed"):
         comparison([done.folder])
 

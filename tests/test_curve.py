@@ -15,7 +15,8 @@ import pytest
 
 import baseline
 from baseline import DataError, OutputError, RecipeError, Show, make_curve
-from baseline.curve import _of_each, _of_them, _redundancy_words, fitted_power
+from baseline.experiments.learning_curve import _of_each, _of_them, _redundancy_words
+from baseline.experiments.power_law import fitted_power
 
 QUIET = Show()
 
@@ -43,7 +44,7 @@ def test_smaller_sets_are_within_larger_ones_and_all_are_judged_alike(curve: bas
     whole = pd.read_csv(curve.folder / "split.csv").groupby("split")["path"].apply(set)
     assert splits[-1]["train"] == whole["train"] and splits[-1]["valid"] == whole["valid"]
     for run, row in zip(runs, curve.table[curve.table["rung"] == "head"].itertuples(), strict=True):
-        told = baseline.save.read_predictions(Path(run))
+        told = baseline.runs.folder.read_predictions(Path(run))
         test = told[told["split"] == "test"]
         assert row.accuracy == pytest.approx((test["plain_predicted"] == test["label"]).mean())
 
@@ -109,9 +110,9 @@ def test_a_photo_without_a_group_is_one_of_its_own(
         kept[how].append(train.loc[rows, "path"])
         return rows
 
-    monkeypatch.setattr("baseline.curve.LEAST_GROUPS", 4)
-    monkeypatch.setattr("baseline.curve._of_each", partial(noted, _of_each))
-    monkeypatch.setattr("baseline.curve._of_them", partial(noted, _of_them))
+    monkeypatch.setattr("baseline.experiments.learning_curve.LEAST_GROUPS", 4)
+    monkeypatch.setattr("baseline.experiments.learning_curve._of_each", partial(noted, _of_each))
+    monkeypatch.setattr("baseline.experiments.learning_curve._of_them", partial(noted, _of_them))
     table = baseline.photo_table(photos)[["path", "label"]]
     numbers = table["path"].str.extract(r"(\d+)\.jpg")[0].astype(int)
     table["group"] = (table["label"] + "-" + (numbers // 6).astype(str)).where(numbers < 18)

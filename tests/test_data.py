@@ -14,9 +14,9 @@ from fastai.data.transforms import Normalize
 from PIL import Image
 
 import baseline
-from baseline import data
-from baseline.data import split_loader
-from baseline.photos import fit_photo, open_photo
+from baseline.data.image import fit_photo, open_photo
+from baseline.vision import augment, decoded
+from baseline.vision.dataloaders import split_loader
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
@@ -86,10 +86,10 @@ def test_cache_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch:
     alone = recipe.changed(cache_gb=0)
     ways = [baseline.dataloaders(table, recipe)]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode", None)
+        patch.setattr(decoded, "_decode", None)
         ways.append(baseline.dataloaders(table, recipe))
     ways.append(baseline.dataloaders(table, alone))
-    monkeypatch.setattr(data, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(decoded, "MEMORY_SHARE", 0)
     ways.append(baseline.dataloaders(table, alone))
     assert [dls.decoded is None for dls in ways] == [False, False, False, True]
     for split in ("train", "valid", "test"):
@@ -130,12 +130,14 @@ def test_photos_are_decoded_larger_where_random_crops_are_wanted(settled: tuple,
     assert recipe.decoded_size == 68
     for gb in (1, 0):
         dls = baseline.dataloaders(settled[1], recipe.changed(cache_gb=gb))
-        monkeypatch.setattr(data, "MEMORY_SHARE", 0)
+        monkeypatch.setattr(decoded, "MEMORY_SHARE", 0)
         assert dls.train.one_batch()[0].shape[-1] == dls.valid.one_batch()[0].shape[-1] == 48
         loader = split_loader(dls, settled[1], "valid")
         large = fit_photo(open_photo(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.resize)
         pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
-        assert torch.allclose(next(iter(loader))[0][0].as_subclass(torch.Tensor), data.shrunk(pixels, 48)[0], atol=1e-5)
+        assert torch.allclose(
+            next(iter(loader))[0][0].as_subclass(torch.Tensor), augment.shrunk(pixels, 48)[0], atol=1e-5
+        )
     plain = settled[0].changed(augment={"crop": 1.0})
     assert plain.decoded_size == 48
 

@@ -25,10 +25,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from baseline import archives, datasets
-from baseline.archives import unpack
-from baseline.datasets import DATASETS, Dataset, NpmPackage, Sheets, dataset, home
+from baseline.data.sources import archives, datasets
+from baseline.data.sources.archives import unpack
+from baseline.data.sources.datasets import DATASETS, Dataset, NpmPackage, Sheets, dataset
 from baseline.errors import DataError, OutputError
+from baseline.files import home
 from baseline.progress import Show
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "images.tar.xz"
@@ -166,7 +167,8 @@ def test_home_is_the_environments_else_the_users_and_is_not_created(
 
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
-    code = "import sys, baseline.datasets; print({'torch','fastai','pandas','numpy','PIL'} & set(sys.modules))"
+    heavy = {"torch", "fastai", "pandas", "numpy", "PIL"}
+    code = f"import sys, baseline.data.sources.datasets; print({heavy} & set(sys.modules))"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -21,11 +21,13 @@ import pytest
 from test_cli import call
 
 import baseline
-from baseline import OutputError, RecipeError, Show, engines, make_folds, make_ladder, make_seeds, write_predictions
-from baseline.bulk import SHARD_BATCHES, Wanted
-from baseline.engines import Engine, Job, engine
-from baseline.save import read_predictions
-from baseline.shards import cleared, in_shards
+from baseline import OutputError, RecipeError, Show, make_folds, make_ladder, make_seeds, write_predictions
+from baseline.inference.batch import SHARD_BATCHES
+from baseline.inference.output import Wanted
+from baseline.inference.shards import cleared, in_shards
+from baseline.parallel import executor
+from baseline.parallel.executor import Engine, Job, engine
+from baseline.runs.folder import read_predictions
 
 QUIET = Show()
 
@@ -61,13 +63,13 @@ def test_words_that_name_no_engine_are_refused(words: str) -> None:
 
 
 def test_a_missing_ray_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(executor, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"needs the package ray: pip install 'fastai-baseline\[ray\]'"):
         engine("ray", QUIET)
 
 
 def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    monkeypatch.setattr(executor, "find_spec", lambda name: True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound, but nobody listens
@@ -158,7 +160,7 @@ def test_what_workers_predict_is_the_file_of_one_process_also_after_an_interrupt
     wanted = Wanted(batch_size=2, every=True)
     assert len(paths) > 4 * SHARD_BATCHES * 2
     write_predictions(model, paths, "alone.csv", wanted)
-    monkeypatch.setattr("baseline.bulk.engine", lambda on, show: Backwards(4) if on else Engine(show))
+    monkeypatch.setattr("baseline.parallel.executor.engine", lambda on, show: Backwards(4) if on else Engine(show))
     with pytest.raises(KeyboardInterrupt):
         write_predictions(model, paths, "far.csv", wanted, on="ray")
     assert Path("far.csv").read_bytes() == b"".join(
@@ -167,12 +169,12 @@ def test_what_workers_predict_is_the_file_of_one_process_also_after_an_interrupt
     with Path("far.csv").open("ab") as file:  # as if killed while a shard was taken over
         file.writelines(Path("alone.csv").read_bytes().splitlines(keepends=True)[3 * 2 * SHARD_BATCHES + 1 :][:3])
     assert [path.name for path in Path("far.csv.shards").iterdir()] == ["000000000128"]
-    monkeypatch.setattr("baseline.bulk.engine", lambda on, show: Backwards() if on else Engine(show))
+    monkeypatch.setattr("baseline.parallel.executor.engine", lambda on, show: Backwards() if on else Engine(show))
     counts = write_predictions(model, paths, "far.csv", wanted, on="ray", resume=True)
     assert (counts.before, counts.photos, counts.unreadable) == (96 + 19, 32, 1)
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and not Path("far.csv.shards").exists()
     with pytest.raises(KeyboardInterrupt):
-        monkeypatch.setattr("baseline.bulk.engine", lambda on, show: Backwards(4) if on else Engine(show))
+        monkeypatch.setattr("baseline.parallel.executor.engine", lambda on, show: Backwards(4) if on else Engine(show))
         write_predictions(model, paths, "far.csv", wanted, on="ray", overwrite=True)
     write_predictions(model, paths, "far.csv", wanted, resume=True)
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and not Path("far.csv.shards").exists()

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 import baseline
-from baseline import OutputError, WeightsError, exports
-from baseline.deployed import Deployed, fitted
-from baseline.photos import fit_photo, open_photo
+from baseline import OutputError, WeightsError
+from baseline.data.image import fit_photo, open_photo
+from baseline.deploy import export as exporting
+from baseline.deploy import export_module
+from baseline.deploy.export_module import Deployed, fitted
 
 SHARES = ["p_ants", "p_bees", "p_wasps"]
 
@@ -86,11 +88,11 @@ def test_onnx_gives_what_predict_gives(tiny: Path, photos: Path, tmp_path: Path)
 
 def test_onnx_in_8_bits_is_judged_on_other_photos(tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(exports, "LEAST_AGREEMENT", 0.5)  # it is untrained
+    monkeypatch.setattr(exporting, "LEAST_AGREEMENT", 0.5)  # it is untrained
     done = baseline.export(tiny, "onnx", photos=str(photos), int8=True, tta=False, size="fixed")
     assert done.photos == 36 and done.agreement > 0.7 and 1e-5 < done.difference < 0.5
     assert done.path.name.endswith("-int8.onnx")
-    monkeypatch.setattr(exports, "LEAST_AGREEMENT", 1.01)
+    monkeypatch.setattr(exporting, "LEAST_AGREEMENT", 1.01)
     with pytest.raises(WeightsError, match="of 36 photos are predicted otherwise"):
         baseline.export(tiny, "onnx", "second.onnx", photos=str(photos), int8=True, tta=False, size="fixed")
     assert [path.name for path in Path().iterdir()] == [done.path.name]
@@ -116,7 +118,7 @@ def test_what_predicts_otherwise_is_not_kept(tiny: Path, monkeypatch: pytest.Mon
     def wrong(network: Any, facts: Any, *words: Any, **more: Any) -> Deployed:
         return Deployed(network, {**facts, "temperature": 1.0}, *words, **more)
 
-    monkeypatch.setattr(exports, "Deployed", wrong)
+    monkeypatch.setattr(export_module, "Deployed", wrong)
     with pytest.raises(WeightsError, match=r"a probability differs by 0\.\d+, at most 0\.0001"):
         baseline.export(tiny, "torch-export", size="fixed", tta=False)
     assert not list(Path().iterdir())
@@ -152,6 +154,6 @@ def test_models_that_are_not_whole_and_packages_that_lack_are_told(
     (folder / "golden.safetensors").unlink()
     with pytest.raises(OutputError, match=r"keeps no golden inputs.* Give --photos"):
         baseline.export(folder, "torch-export")
-    monkeypatch.setattr(exports, "find_spec", lambda name: None)
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'fastai-baseline\[onnx\]'"):
         baseline.export(tiny, "onnx")

@@ -24,17 +24,17 @@ from PIL import Image
 
 import baseline
 from baseline import DataError, OutputError, make_baseline
-from baseline.datasets import home
-from baseline.memory import free_memory
-from baseline.photos import file_bytes
-from baseline.save import looks_begun, named_folder, occupied, run_folder
+from baseline.data.image import file_bytes
+from baseline.files import home
+from baseline.runs.folder import looks_begun, named_folder, occupied, run_folder
+from baseline.system import free_memory
 
 QUIET = baseline.Show()
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from baseline.save import occupied
+from baseline.runs.folder import occupied
 with occupied(Path(sys.argv[1])) as folder:
     (folder / "history.csv").touch()
     print("held", flush=True)
@@ -217,7 +217,7 @@ def test_a_disk_with_too_little_room_is_refused_before_any_work(small_disk: Path
 def test_a_disk_that_fills_up_in_the_end_is_said_in_words_and_leaves_no_half_file(
     small_disk: Path, photos: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baseline.save.LEAST_FREE_BYTES", 0)
+    monkeypatch.setattr("baseline.runs.folder.LEAST_FREE_BYTES", 0)
     with pytest.raises(OutputError, match=r"(No space left|disk is full).* Make room"):
         make_baseline(photos, head, out=small_disk / "run", show=QUIET)
     left = [each.name for each in (small_disk / "run").rglob("*") if each.is_file()]
@@ -294,10 +294,10 @@ def test_a_photo_that_goes_before_anything_is_kept_is_named(
     own = shutil.copytree(photos, tmp_path / "own")
     line = {"decoded": "photos: ", "outputs": "going away", "begun": "training and", "read": "stage 1: training"}[when]
     if when == "outputs":
-        real = baseline.data._decode
-        monkeypatch.setattr(baseline.data, "_decode", lambda *given: (real(*given), going.say(line)))
+        real = baseline.vision.decoded._decode
+        monkeypatch.setattr(baseline.vision.dataloaders, "_decode", lambda *given: (real(*given), going.say(line)))
     if when == "read":
-        monkeypatch.setattr(baseline.data, "MEMORY_SHARE", 0)
+        monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
         head = head.changed(cache_gb=0, freeze="fastai")
 
     class Going(Said):
@@ -340,7 +340,7 @@ def test_the_same_moment_again_has_another_name(monkeypatch: pytest.MonkeyPatch)
         def now(cls, tz: object = None) -> datetime:
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("baseline.save.datetime", Still)
+    monkeypatch.setattr("baseline.runs.folder.datetime", Still)
     made = []
     for _ in range(3):
         with run_folder(None, "mine") as folder:
@@ -402,7 +402,7 @@ def test_a_table_of_ten_million_rows_is_refused_before_it_takes_the_memory(
     with file.open("wb") as opened:
         opened.write(b"path,label\n" + row * 10_000)
         opened.truncate(len(row) * 10_000_000)  # a file with a hole: the size is what is looked at
-    monkeypatch.setattr("baseline.tables.free_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("baseline.system.free_memory", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         DataError, match=r"about 9,99\d,\d{3} rows, which take 11\.4 GB of memory, and 8\.0 GB are free"
@@ -415,15 +415,16 @@ def test_a_row_takes_no_more_memory_than_is_counted(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-import baseline.sources
-from baseline.tables import ROW_BYTES, TEXT_COPIES, Columns, read_table, rows_of
+import baseline.data.table
+from baseline.data.sources.reading import ROW_BYTES, TEXT_COPIES, read_table
+from baseline.data.sources.tables import Columns, rows_of
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 file = folder / "photos.csv"
 with file.open("w") as opened:
     opened.write("path,label,patient\\n")
     opened.writelines(f"{number:07}.jpg,class_{number % 10},p{number // 7}\\n" for number in range(count))
-baseline.tables.os.path.isfile = lambda path: True
+baseline.data.sources.tables.os.path.isfile = lambda path: True
 before = peak()
 rows = rows_of(read_table(file, ROW_BYTES), file.name, folder, Columns()).table
 assert len(rows) == count

@@ -28,7 +28,6 @@ from baseline import (
     Wanted,
     averaged,
     calibrated,
-    cli,
     comparison,
     load,
     make_folds,
@@ -37,11 +36,13 @@ from baseline import (
     submit,
     write_predictions,
 )
-from baseline.experiments import described_folds
-from baseline.metrics import wilson
-from baseline.model import load_model
-from baseline.printing import _told
-from baseline.save import read_predictions
+from baseline.cli import results, use
+from baseline.cli import train as train_module
+from baseline.cli.printing import _told
+from baseline.evaluation.intervals import wilson
+from baseline.experiments.repeats import described_folds
+from baseline.inference.model import load_model
+from baseline.runs.folder import read_predictions
 
 QUIET = Show()
 SHARES = ["p_ants", "p_bees"]
@@ -224,11 +225,11 @@ def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
 def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
     ended = call("run", short, "--data", given, "--dry-run")
     assert "folds: kfold:3, valid photos 10, 10, 10; 18 test photos stay apart" in ended.stdout
-    assert cli._names_folds(str(short), None) and cli._names_folds("default", "group-kfold:5")
+    assert train_module._names_folds(str(short), None) and train_module._names_folds("default", "group-kfold:5")
     one = tmp_path / "one.toml"
     one.write_text(short.read_text().replace("image_size", "fold = 2\nimage_size"))
-    assert not cli._names_folds(str(one), None) and not cli._names_folds("manifest.json", None)
-    assert not cli._names_folds(str(short), "random")
+    assert not train_module._names_folds(str(one), None) and not train_module._names_folds("manifest.json", None)
+    assert not train_module._names_folds(str(short), "random")
     table = baseline.photo_table(given)
     with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 photos only"):
         described_folds(table, baseline.Recipe(split="kfold:16"))
@@ -314,13 +315,13 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
     shares = [f"p_{name}" for name in load(runs[0]).classes]
     mean = np.mean([table[shares] for table in single], axis=0)
     sizes: list[int] = []
-    square = baseline.model.square
+    square = baseline.data.image.square
 
     def counted(photo: Any, size: int, resize: str) -> np.ndarray:
         sizes.append(size)
         return square(photo, size, resize)
 
-    monkeypatch.setattr(baseline.model, "square", counted)
+    monkeypatch.setattr(baseline.inference.model, "square", counted)
     together = load(runs)
     found = together.predict(paths)
     assert sorted(sizes) == [48] * 48 + [64] * 48
@@ -384,7 +385,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     (tmp_path / "seeds.json").write_text(json.dumps({"runs": [{"folder": f"far/seed-{at}"} for at in (3, 10)]}))
     for at, model in ((3, one), (10, three)):
         shutil.copytree(model, tmp_path / f"seed-{at}" / "model")
-    cli.check(tmp_path)
+    use.check(tmp_path)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         str(tmp_path / "seed-3" / "model"), "golden inputs", str(tmp_path / "seed-10" / "model"), "golden inputs",
     ]  # fmt: skip
@@ -401,7 +402,7 @@ def test_a_submission_is_of_all_folds(folds: Folds, given: Path, tmp_path: Path)
     made = submit(folds.folder, sample, test, out=tmp_path / "all.csv", show=QUIET)
     assert np.allclose(pd.read_csv(made.path)[["ants", "bees"]], rows[SHARES], atol=1e-5)
     first, *others = [run["folder"] for run in folds.runs]
-    cli.submit(Path(first), sample, test, tmp_path / "named.csv", ensemble=[",".join(others)], quiet=True)
+    use.submit(Path(first), sample, test, tmp_path / "named.csv", ensemble=[",".join(others)], quiet=True)
     assert (tmp_path / "named.csv").read_text() == made.path.read_text()
 
 
@@ -421,7 +422,7 @@ def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: F
     assert row["difference"] == pytest.approx(row["accuracy"] - max(accuracies))
     assert f"against the best of these, {best}, on 18 photos" in found.sentences[2]
     assert found.sentences[-1].startswith("p is held against 3 comparisons")
-    cli.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
+    results.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
     two = averaged(tables(folds, "test")[:2], temperatures(folds)[:2])
     told = pd.read_csv(tmp_path / "found.csv").iloc[-1]
     assert told["loss"] == pytest.approx(two["loss"].mean()) and told["differs"] == "average of 2 runs"

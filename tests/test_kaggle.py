@@ -100,7 +100,7 @@ def test_the_kernels_cells_end_with_a_valid_submission(
     """All cells but the installing one, on a recipe that ends in seconds."""
 
     def made(photos: Path, *, preset: str, out: Path) -> baseline.Baseline:
-        assert preset in baseline.recipe.PRESETS
+        assert preset in baseline.recipe.schema.PRESETS
         return baseline.make.make_baseline(photos, small, out=out, show=baseline.Show())
 
     def refused(*_: Any) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 import baseline
 from baseline import OutputError, RecipeError, Show, make_curve, make_ladder
-from baseline.cli import CURVE_NAMES, RUNG_NAMES
-from baseline.curve import RUNG_NAMES as CURVES
-from baseline.ladder import _below, _sentences, _write
-from baseline.probes import logistic, nearest
-from baseline.recipe import EMBEDDED_ARCH
-from baseline.rungs import RUNGS, Body
-from baseline.save import read_manifest, read_predictions
+from baseline.cli.options import CURVE_NAMES, RUNG_NAMES
+from baseline.experiments.ladder import _below, _sentences, _write
+from baseline.experiments.learning_curve import RUNG_NAMES as CURVES
+from baseline.experiments.probes import logistic, nearest
+from baseline.experiments.variants import RUNGS, Body
+from baseline.recipe.auto import EMBEDDED_ARCH
+from baseline.runs.folder import read_manifest, read_predictions
 
 QUIET = Show()
 SOME = ("majority", "logistic", "groups", "tta")

@@ -16,7 +16,8 @@ import pytest
 
 import baseline
 from baseline import OutputError, Recipe, RecipeError, Show, make_baseline, make_seeds, train
-from baseline.loggers import Logged, logged, plain, told
+from baseline.recipe.diff import plain
+from baseline.training.loggers import Logged, logged, told
 
 QUIET = Show()
 NAMES = ("valid_accuracy", "valid_loss", "train_loss", "lr", "stage", "seconds")

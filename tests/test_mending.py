@@ -12,7 +12,7 @@ import pytest
 
 import baseline
 from baseline import DataError, Recipe, RecipeError, mended, read_fixes
-from baseline.mending import belonging
+from baseline.inference.filter import belonging
 
 
 def photo_rows() -> pd.DataFrame:

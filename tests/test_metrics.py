@@ -16,9 +16,11 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 import baseline
-import baseline.tables
+import baseline.data.sources.tables
 from baseline import DataError, calibrated, calibration, measure, same_or_not, sentences, suspected_labels, temperature
-from baseline.metrics import _against_rest, _draws, _ece_interval, _paired_interval, _Parts, _percentiles, bins_of
+from baseline.evaluation.calibration import _ece_interval, bins_of
+from baseline.evaluation.intervals import _draws, _paired_interval, _percentiles
+from baseline.evaluation.metrics import _against_rest, _Parts
 
 
 def table_of(probabilities: np.ndarray, truth: np.ndarray, split: str = "test", **more: Any) -> pd.DataFrame:
@@ -275,7 +277,7 @@ def many_drawn(seed: int, photos: int, told: float = 1.0, split: str = "test") -
 def test_numbers_of_many_labels_equal_scikit_learns() -> None:
     table = many_drawn(0, 400)
     found, names = measure(table, "many")["test"]["tta"], ["ants", "bees", "insect"]
-    truth, told = (baseline.tables.flags_of(table[column], names) for column in ("label", "predicted"))
+    truth, told = (baseline.data.labels.flags_of(table[column], names) for column in ("label", "predicted"))
     shares = shares_of(table)
     wanted = sk.precision_recall_fscore_support(truth, told)
     for name, values in zip(("precision", "recall", "f1", "photos"), wanted, strict=True):

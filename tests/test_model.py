@@ -22,10 +22,10 @@ from test_kaggle import environment, wheel
 
 import baseline
 from baseline import Augment, BaselineError, DataError, OutputError, WeightsError, load
+from baseline.data.labels import flags_of
 from baseline.errors import BaselineError as Root
-from baseline.model import Model
-from baseline.networks import load_network
-from baseline.tables import flags_of
+from baseline.inference.model import Model
+from baseline.inference.model_folder import load_network
 
 SHARES = ["p_ants", "p_bees"]
 OLD = Path(__file__).parent / "models"

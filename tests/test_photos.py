@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from baseline.photos import open_photo
+from baseline.data.image import open_photo
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -11,8 +11,8 @@ import torch
 
 import baseline
 from baseline import RecipeError, Stage
-from baseline.clock import bound_by, where_time_went
-from baseline.planning import Rates, _promise, estimate, fitted
+from baseline.runs.timing import bound_by, where_time_went
+from baseline.training.budget import Rates, _promise, estimate, fitted
 
 PHOTOS = {"train": 1000, "valid": 100, "test": 200}
 

@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import baseline
 from baseline import measure, predictions
-from baseline.metrics import wilson
-from baseline.predict import views_of
+from baseline.evaluation.intervals import wilson
+from baseline.evaluation.predict import views_of
 
 
 def test_plain_predictions_are_fastais_own(learn: Any, settled: tuple) -> None:

@@ -17,10 +17,10 @@ import torch
 
 import baseline
 from baseline import Recipe, RecipeError, Stage
-from baseline.chance import seeded
-from baseline.data import shared
-from baseline.processes import averaged, begin, count, from_first, gathered, rank
-from baseline.save import read_manifest
+from baseline.parallel.distributed import averaged, begin, count, from_first, gathered, rank
+from baseline.runs.folder import read_manifest
+from baseline.vision.dataloaders import shared
+from baseline.vision.rng import seeded
 
 PLAN = """
 image_size = 48
@@ -138,7 +138,7 @@ def test_two_processes_reach_what_one_does_on_the_same_photos(pair: Path) -> Non
     }
     low, high = one["metrics"]["test"]["tta"]["interval"]
     assert low <= two["metrics"]["test"]["tta"]["accuracy"] <= high
-    rows = [baseline.save.read_predictions(pair / name) for name in ("one", "two")]
+    rows = [baseline.runs.folder.read_predictions(pair / name) for name in ("one", "two")]
     assert rows[0]["path"].tolist() == rows[1]["path"].tolist()
     steps = {line.split(",")[0] for line in (pair / "two" / "log.csv").read_text().splitlines()[1:]}
     assert len(steps) > 2 and not (pair / "two" / "unfinished").exists()
@@ -176,7 +176,7 @@ def test_more_processes_than_photos_of_a_split_predict_them_all(photos: Path, tm
     (tmp_path / "photos.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     words = ["run", str(tmp_path / "plan.toml"), "--data", str(tmp_path / "photos.csv"), "--out", str(tmp_path / "run")]
     assert begin(3, words) == (0, "")
-    table = baseline.save.read_predictions(tmp_path / "run")
+    table = baseline.runs.folder.read_predictions(tmp_path / "run")
     assert sorted(table["path"]) == sorted(map(str, files[14:]))
 
 

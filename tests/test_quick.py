@@ -10,8 +10,9 @@ import torch._inductor.config
 from torch import nn
 
 from baseline import RecipeError, settle
-from baseline.learners import network
-from baseline.quick import _memory_kept, _pairs, _quick_depthwise, compiled, has_compiler, quick
+from baseline.system import has_compiler
+from baseline.vision.cpu_speedups import _memory_kept, _pairs, _quick_depthwise, compiled, quick
+from baseline.vision.network import network
 
 
 def outputs_and_gradients(model: nn.Module, photos: torch.Tensor) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from test_kaggle import notebook
 from typer.main import get_command
 
 import baseline
-from baseline.cli import app
+from baseline.cli.app import app
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(baseline.__path__) if not module.name.startswith("_"))

@@ -27,12 +27,10 @@ from baseline import (
     train,
     understand,
 )
-from baseline.datasets import DATASETS
-from baseline.foreign import is_foreign
-from baseline.recipe import (
+from baseline.data.sources.datasets import DATASETS
+from baseline.data.sources.external import is_foreign
+from baseline.recipe.auto import (
     EMBEDDED_ARCH,
-    recipe_from,
-    recipes_folder,
     settle_arch,
     settle_batch_size,
     settle_epochs,
@@ -40,6 +38,7 @@ from baseline.recipe import (
     settle_precision,
     settle_preset,
 )
+from baseline.recipe.load import recipe_from, recipes_folder
 
 
 def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:

@@ -22,8 +22,11 @@ from PIL import Image
 from torch import nn
 
 import baseline
-from baseline import DataError, OutputError, figures, load_network, networks, report, write_report
-from baseline.gradcam import grad_cam
+from baseline import DataError, OutputError, load_network, write_report
+from baseline.evaluation.gradcam import grad_cam
+from baseline.inference import model_folder
+from baseline.report import figures
+from baseline.report import page as page_module
 
 ODD = ["<b>bold</b>", "quo\"te's", "🐝 bees", "$5 & $x$", "NA", "{{ 7 * 7 }}"]
 LOADS = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "background"}
@@ -197,8 +200,8 @@ def test_the_page_says_what_the_manifest_says(done: baseline.Baseline, page: Pag
 def test_class_by_class_is_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = report._read(done.folder)
-    rows = report._quality(found, report.Photos())["per_class"]
+    found = page_module._read(done.folder)
+    rows = page_module._quality(found, figures.Photos())["per_class"]
     wanted = precision_recall_fscore_support(
         found.rows["label"], found.rows["predicted"], labels=found.classes, zero_division=np.nan
     )
@@ -397,12 +400,12 @@ def test_the_model_sees_only_the_photos_that_are_shown(run: Path, monkeypatch: p
     model, facts = load_network(run)
     seen: list[int] = []
     model[0].register_forward_hook(lambda _, photos, __: seen.append(len(photos[0])))
-    monkeypatch.setattr(networks, "load_network", lambda _: (model, facts))
+    monkeypatch.setattr(model_folder, "load_network", lambda _: (model, facts))
     table = pd.read_csv(run / "predictions.csv", dtype={"path": str, "label": str})
     pd.concat([table] * 50, ignore_index=True).to_csv(run / "predictions.csv", index=False)
     write_report(run)
     looked = sum(seen)
-    assert 0 < looked <= report.ERRORS + report.HITS < 500
+    assert 0 < looked <= page_module.ERRORS + page_module.HITS < 500
     write_report(run)
     assert sum(seen) == looked, "a page made again shows what was found"
     (run / "gradcam.npz").write_bytes(b"torn")
@@ -488,7 +491,7 @@ def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monke
     (run / "gradcam.npz").unlink()
     facts = {**load_network(run)[1], "arch": "vit_tiny_patch16_224"}
     assert grad_cam(model, torch.rand(1, 3, 8, 8), [0]) is None
-    monkeypatch.setattr(networks, "load_network", lambda _: (model, facts))
+    monkeypatch.setattr(model_folder, "load_network", lambda _: (model, facts))
     write_report(run)
     assert "Grad-CAM: not available for vit_tiny_patch16_224" in page_of(run).said
     shutil.rmtree(run / "model")

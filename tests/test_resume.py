@@ -20,20 +20,11 @@ import pytest
 import torch
 
 import baseline
-from baseline import (
-    OutputError,
-    Recipe,
-    RecipeError,
-    Show,
-    Stage,
-    TrainingError,
-    checkpoints,
-    cli,
-    make_baseline,
-    train,
-)
-from baseline.chance import seeded
-from baseline.checkpoints import Checkpoints, packed, unpacked
+from baseline import OutputError, Recipe, RecipeError, Show, Stage, TrainingError, files, make_baseline, train
+from baseline.cli import app
+from baseline.training import checkpoint
+from baseline.training.checkpoint import Checkpoints, packed, unpacked
+from baseline.vision.rng import seeded
 
 QUIET = Show()
 
@@ -52,8 +43,8 @@ class Said(Show):
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state is written at the end of every epoch."""
-    monkeypatch.setattr(checkpoints, "EVERY", 0)
-    monkeypatch.setattr(checkpoints, "SHARE", 0)
+    monkeypatch.setattr(checkpoint, "EVERY", 0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
 
 
 STILL = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
@@ -111,7 +102,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
     own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "my run"
     quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
+        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(3), raising=False)
         said = Said()
         with pytest.raises(KeyboardInterrupt):
             make_baseline(own, quick, out=run, show=said)
@@ -142,7 +133,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["baseline", "run", str(run), "--resume"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         assert not ended.value.code
     assert "going on in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
     assert f"it was begun on 2 x Tesla T4, and this is {begun['device']}: its numbers will be others" in errors
@@ -158,7 +149,7 @@ def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
 ) -> None:
     run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3),), cache_gb=1)
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
             make_baseline(photos, plan, out=run, show=QUIET)
     copy = shutil.copytree(run, tmp_path / "copy")
@@ -166,18 +157,18 @@ def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
     words = ["--resume", "--quiet", "--log", "csv", "--cache-gb", "0", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words, "--seed", "7"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2 and "seed was 0 and is 7" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert not ended.value.code
     for each in (run, copy):
-        recipe = baseline.save.read_manifest(each)["recipe"]
+        recipe = baseline.runs.folder.read_manifest(each)["recipe"]
         assert (recipe["log"], recipe["cache_gb"], recipe["workers"]) == (["csv"], 0, 1)
         assert (each / "log.csv").exists()
     assert (
-        baseline.save.read_predictions(copy).equals(baseline.save.read_predictions(run))
+        baseline.runs.folder.read_predictions(copy).equals(baseline.runs.folder.read_predictions(run))
         and len(done.history.epochs) == 3
     )
 
@@ -186,7 +177,7 @@ def test_a_run_of_another_version_is_refused_in_words(
     photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(1), raising=False)
+        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(1), raising=False)
         with pytest.raises(KeyboardInterrupt):
             make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
     file = tmp_path / "run" / "unfinished" / "begun.json"
@@ -207,7 +198,7 @@ def test_a_run_goes_on_and_is_made_again_from_another_folder(
     away.mkdir()
     shutil.copytree(photos, here / "photos")
     shutil.copytree(tiny, here / "second")
-    weights = baseline.weights.find_weights(baseline.recipe.EMBEDDED_ARCH).path
+    weights = baseline.vision.weights.find_weights(baseline.recipe.auto.EMBEDDED_ARCH).path
     shutil.copy(weights, here / weights.name)
     files = sorted(path for path in photos.rglob("*.jpg"))
     rows = [f"{path.name},{path.parent.name},{'valid' if at % 4 else 'train'}" for at, path in enumerate(files)]
@@ -219,9 +210,9 @@ def test_a_run_goes_on_and_is_made_again_from_another_folder(
     shutil.copy(here / "table.csv", here / "split.csv")
     monkeypatch.chdir(here)
     given = {"images": "photos", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
-             "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.EMBEDDED_ARCH}  # fmt: skip
+             "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.auto.EMBEDDED_ARCH}  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
             make_baseline("table.csv", quick, out="run", show=QUIET, **given)
     monkeypatch.chdir(away)
@@ -248,7 +239,7 @@ def test_a_budget_is_that_of_all_beginnings_together(
     run = tmp_path / "run"
     plan = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4)), budget="5m")
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(2), raising=False)
+        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
             make_baseline(photos, plan, out=run, show=QUIET)
     begun, state = (json.loads((run / "unfinished" / f"{name}.json").read_text()) for name in ("begun", "state"))
@@ -257,7 +248,7 @@ def test_a_budget_is_that_of_all_beginnings_together(
     epochs = []
     for each in (run, copy):
         done = make_baseline(photos, plan, out=each, show=QUIET)
-        manifest = baseline.save.read_manifest(each)
+        manifest = baseline.runs.folder.read_manifest(each)
         assert (manifest["recipe"], manifest["reasons"]) == (begun["recipe"], begun["reasons"])
         epochs.append(len(done.history.epochs))
     assert epochs[0] > epochs[1] and done.manifest["seconds"]["training"] > 290
@@ -267,14 +258,14 @@ def test_resume_needs_something_to_go_on_with(photos: Path, monkeypatch: pytest.
     for words, needed in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
         monkeypatch.setattr(sys, "argv", ["baseline", "run", str(photos), *words, "--resume"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         assert ended.value.code == 2 and needed in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_table_in_memory_has_to_be_given_again(
     photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline.training._Watch, "before_train", interrupted_in(1), raising=False)
+    monkeypatch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(1), raising=False)
     with pytest.raises(KeyboardInterrupt):
         make_baseline(baseline.photo_table(photos), small, out=tmp_path / "run", show=QUIET)
     with pytest.raises(OutputError, match=r"begun with a table in memory\. Call make_baseline with it and out="):
@@ -301,14 +292,14 @@ def test_until_a_state_is_whole_the_last_one_is(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a run that is killed when all but the last file of a state is written would leave it."""
-    put, copies = checkpoints.write, []
+    put, copies = files.write, []
 
     def written(path: Path, content: Any) -> None:
         if path.name == "state.json" and path.exists():
             copies.append(shutil.copytree(path.parent, tmp_path / f"{len(copies)}" / "unfinished").parent)
         put(path, content)
 
-    monkeypatch.setattr(checkpoints, "write", written)
+    monkeypatch.setattr(files, "write", written)
     trained(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
     assert len(copies) == 5
     assert all(Checkpoints(run).state() for run in copies)
@@ -317,14 +308,14 @@ def test_until_a_state_is_whole_the_last_one_is(
 def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, said = checkpoints.write, Said()
+    write, said = files.write, Said()
 
     def full(path: Path, content: Any) -> None:
         if "now-" in path.name and list(path.parent.glob("state.json")):
             (path.parent / f".{path.name}.part").symlink_to("/dev/full")
         write(path, content)
 
-    monkeypatch.setattr(checkpoints, "write", full)
+    monkeypatch.setattr(files, "write", full)
     recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3),))
     with seeded(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
@@ -358,17 +349,17 @@ def test_outputs_of_frozen_layers_that_found_room_only_then_or_only_now(
     still = {**vars(settled[0].augment), **STILL}
     recipe = settled[0].changed(stages=(Stage(3, 3, 1e-4),), cache_gb=0, augment=still)
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training._Watch, "before_train", interrupted_in(3), raising=False)
-        patch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4 if room == "then" else 0)
+        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(3), raising=False)
+        patch.setattr(baseline.training.frozen, "MEMORY_SHARE", 1 / 4 if room == "then" else 0)
         with pytest.raises(KeyboardInterrupt):
             trained(recipe, settled[1], tmp_path / "run")
-    monkeypatch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4 if room == "now" else 0)
+    monkeypatch.setattr(baseline.training.frozen, "MEMORY_SHARE", 1 / 4 if room == "now" else 0)
     if room == "then":
         with pytest.raises(
             OutputError, match=r"no room now\. .* or remove .*run/unfinished, and the run begins anew\.$"
         ):
             trained(recipe, settled[1], tmp_path / "run")
-        monkeypatch.setattr(baseline.features, "MEMORY_SHARE", 1 / 4)
+        monkeypatch.setattr(baseline.training.frozen, "MEMORY_SHARE", 1 / 4)
     assert trained(recipe, settled[1], tmp_path / "run")[0].epochs["epoch"].tolist() == [1, 2, 3]
 
 
@@ -439,8 +430,8 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
     settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, table = settled[0].changed(workers=1, cache_gb=0, stages=(Stage(3, 2, 1e-3),)), settled[1]
-    monkeypatch.setattr(baseline.data, "MEMORY_SHARE", 0)
-    fit, deaths = baseline.data.fit_photo, tmp_path / "deaths"
+    monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
+    fit, deaths = baseline.data.image.fit_photo, tmp_path / "deaths"
     deaths.write_text("")
     pid = os.getpid()
 
@@ -451,7 +442,7 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
         return fit(*given)
 
     most, found = 0, []
-    monkeypatch.setattr(baseline.data, "fit_photo", deadly)
+    monkeypatch.setattr(baseline.vision.dataloaders, "fit_photo", deadly)
     for most in (0, 1):
         said = Said()
         with seeded(0):
@@ -471,9 +462,9 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
 RUN = """
 import sys
 from baseline import checkpoints, cli
-checkpoints.EVERY = checkpoints.SHARE = 0
+checkpoint.EVERY = checkpoint.SHARE = 0
 sys.argv = ["baseline", *sys.argv[1:]]
-cli.main()
+app.main()
 """
 
 
@@ -497,7 +488,7 @@ def killed(words: list[Any], run: Path, kills: int, chance: random.Random, longe
         running.send_signal(signal.SIGKILL)
         errors = running.communicate()[1]
         assert running.returncode in (0, -signal.SIGKILL), errors
-        if baseline.save.is_finished(run):  # too late: again
+        if baseline.runs.folder.is_finished(run):  # too late: again
             shutil.rmtree(run)
             continue
         last = errors.strip().splitlines()[-1].strip() if errors.strip() else "starting"
@@ -522,7 +513,7 @@ def numbers(run: Path) -> dict[str, Any]:
     names = ("predictions.csv", "split.csv", "lr_find.csv", "model/model.safetensors")
     found: dict[str, Any] = {name: (run / name).read_bytes() for name in names}
     history = pd.read_csv(run / "history.csv").drop(columns="seconds")
-    return found | {"history": history.to_csv(), "metrics": baseline.save.read_manifest(run)["metrics"]}
+    return found | {"history": history.to_csv(), "metrics": baseline.runs.folder.read_manifest(run)["metrics"]}
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from baseline import (
     Show,
     Stage,
     WeightsError,
+    files,
     load_network,
     make_baseline,
-    save,
 )
 
 QUIET = Show()
@@ -123,7 +123,7 @@ def test_a_run_again_says_that_photos_have_come_or_gone(photos: Path, tmp_path: 
 def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.Baseline) -> None:
     code = (
         "import sys, torch, baseline\n"
-        "from baseline.photos import fit_photo, open_photo\n"
+        "from baseline.data.image import fit_photo, open_photo\n"
         "import numpy as np\n"
         "model, facts = baseline.load_network(sys.argv[1])\n"
         "square = fit_photo(open_photo(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
@@ -236,7 +236,7 @@ def test_a_full_disk_is_said_in_words_and_leaves_no_half_file(tmp_path: Path) ->
     target = tmp_path / "history.csv"
     (tmp_path / ".history.csv.part").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="the disk is full"):
-        save.write(target, "x" * 100_000)
+        files.write(target, "x" * 100_000)
     assert not target.exists() and not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from baseline import DataError
-from baseline.shapes import GIVEN, Naming, Shape, asked_shape, in_shape
+from baseline.deploy.kaggle.submission_format import GIVEN, Naming, Shape, asked_shape, in_shape
 
 CLASSES = ["ants", "bees"]
 TABLE = pd.DataFrame({"predicted": ["ants", "bees"], "p_ants": [0.9, 0.2], "p_bees": [0.1, 0.8]})

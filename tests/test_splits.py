@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from baseline import DataError, Recipe, split
-from baseline.splits import settle_split
+from baseline.data.split import settle_split
 
 
 def rows(counts: dict[str, int], given: str | None = None) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from conftest import REAL
 from test_cli import call
 
 import baseline
-from baseline import DataError, OutputError, submission, submit
+from baseline import DataError, OutputError, submit
+from baseline.deploy.kaggle import submission_format
 
 Competition = Callable[..., Path]
 STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
@@ -229,7 +230,7 @@ def test_a_file_that_is_not_as_it_should_be_is_not_left_behind(
     sample = competition({"id": STEMS, "ants": ["0.5"] * 8, "bees": ["0.5"] * 8})
     for value, words in (("nan", "numbers leave 0 to 1"), ("0.6", "sum is 0.2 from 1"), ("", "values are missing")):
         monkeypatch.setattr(
-            submission, "in_shape", lambda *_, value=value: dict.fromkeys(("ants", "bees"), [value] * 8)
+            submission_format, "in_shape", lambda *_, value=value: dict.fromkeys(("ants", "bees"), [value] * 8)
         )
         with pytest.raises(OutputError, match=words):
             submit(done.folder, sample)

@@ -45,7 +45,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 import baseline
 from baseline import Augment, Stage
-from baseline.cli import main
+from baseline.cli.app import main
 photos, out = sys.argv[1:3]
 def command(*words):
     sys.argv = ["baseline", *words]

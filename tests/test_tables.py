@@ -14,7 +14,7 @@ from PIL import Image
 
 import baseline
 from baseline import Columns, DataError, Show, photo_table
-from baseline.sources import understood
+from baseline.data.table import understood
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_torchvision_photos_become_class_folders(tmp_path: Path, monkeypatch: py
 
     import numpy as np
 
-    from baseline import foreign
+    from baseline.data.sources import external
 
     folder = tmp_path / "fashion-mnist"
     folder.mkdir()
@@ -237,7 +237,7 @@ def test_torchvision_photos_become_class_folders(tmp_path: Path, monkeypatch: py
             head = bytes([0, 0, 8, kind]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
             with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as out:
                 out.write(head + values.tobytes())
-    monkeypatch.setattr(foreign, "DEBIAN", tmp_path)
+    monkeypatch.setattr(external, "DEBIAN", tmp_path)
     table = photo_table("torchvision:FashionMNIST")
     assert table["split"].value_counts().to_dict() == {"train": 40, "test": 20}
     assert "Ankle boot" in set(table["label"]) and table["label"].nunique() == 10
@@ -416,7 +416,7 @@ def test_rows_of_zeros_among_one_hot_columns_are_photos_without_a_label(forest: 
 
 
 def test_hugging_face_labels_and_folders_stay_apart(tmp_path: Path) -> None:
-    from baseline.foreign import _folder_name
+    from baseline.data.sources.external import _folder_name
 
     labels = ["a/b", "a_b", "a%2Fb", ".net", "..", "ü x"]
     safe = [_folder_name(label, "x") for label in labels]

@@ -14,12 +14,13 @@ import torch
 from fastai.learner import Learner
 
 import baseline
-from baseline import RecipeError, Stage, TrainingError, train, training
-from baseline.chance import seeded
-from baseline.data import split_loader
-from baseline.features import FrozenOutputs, embeddings, layers_of
-from baseline.recipe import OPTIMIZERS
-from baseline.training import find_lr
+from baseline import RecipeError, Stage, TrainingError, train
+from baseline.recipe.schema import OPTIMIZERS
+from baseline.training import callbacks
+from baseline.training.frozen import FrozenOutputs, embeddings, layers_of
+from baseline.training.lr_find import find_lr
+from baseline.vision.dataloaders import split_loader
+from baseline.vision.rng import seeded
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -96,7 +97,7 @@ def test_trained_with_and_without_kept_outputs_is_the_same(
     quiet = settled[0].changed(augment=augment, batch_size=whole, frozen_precision="float32")
     losses = []
     for share, gb in ((0.25, 1), (0.25, 1), (0.25, 0), (0, 0)):  # on disk, from there, in memory, not at all
-        monkeypatch.setattr("baseline.features.MEMORY_SHARE", share)
+        monkeypatch.setattr("baseline.training.frozen.MEMORY_SHARE", share)
         quiet = quiet.changed(cache_gb=gb)
         with seeded(3):
             fresh = baseline.learner(baseline.dataloaders(settled[1], quiet, path=learn.path), quiet)
@@ -240,7 +241,7 @@ def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
     "arch", ["tf_efficientnet_lite0", "resnet18", "mobilenet_v2", "resnet10t.c3_in1k", "convnext_atto"]
 )
 def test_networks_are_told_into_layers_that_compute_the_same(arch: str, learn: Any, settled: tuple) -> None:
-    model, _ = baseline.learners.network(arch, 2, None)
+    model, _ = baseline.vision.network.network(arch, 2, None)
     layers = layers_of(model.eval())
     photos = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -248,7 +249,7 @@ def test_networks_are_told_into_layers_that_compute_the_same(arch: str, learn: A
 
 
 def test_a_network_that_is_no_sequence_is_one_layer_and_trains_uncut() -> None:
-    model, _ = baseline.learners.network("vit_tiny_patch16_224", 2, None)
+    model, _ = baseline.vision.network.network("vit_tiny_patch16_224", 2, None)
     assert layers_of(model)[0] is model[0]
 
 
@@ -368,7 +369,7 @@ def test_the_rate_goes_as_the_schedule_says(learn: Any, settled: tuple) -> None:
 def test_on_a_plateau_the_rate_falls_where_the_valid_loss_did_not(
     learn: Any, settled: tuple, freeze: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "HIGHEST_LOSS", float("inf"))
+    monkeypatch.setattr(callbacks, "HIGHEST_LOSS", float("inf"))
     stage = Stage("head", 12, 0.3, schedule="plateau")  # a rate so high that the loss comes to rest soon
     epochs = train(learn, settled[0].changed(stages=(stage,), freeze=freeze)).epochs
     losses, expected, rate = epochs["valid_loss"], [], 0.3

@@ -29,8 +29,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import baseline
-from baseline import Model, OutputError, WeightsError, web
-from baseline.web import Limits, application
+from baseline import Model, OutputError, WeightsError
+from baseline.deploy.server import predictor, security
+from baseline.deploy.server.app import application
+from baseline.deploy.server.predictor import Limits
 
 ODD = ["<b>ants</b>", 'be"es', "</script><script>alert(1)</script>"]
 
@@ -362,7 +364,7 @@ def test_time_is_limited_and_what_came_too_late_is_left_out(tiny: Path, files: l
 def test_what_is_held_of_all_requests_is_bounded(
     tiny: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "HELD", 0.5)
+    monkeypatch.setattr(security, "HELD", 0.5)
     with client_of(tiny, limits=Limits(megabytes=1)) as client:
         for _ in range(3):
             refused = client.post("/predict", files=sent(bytes(700_000)))
@@ -432,12 +434,12 @@ def test_a_run_brings_its_number_and_some_photos(done: baseline.Baseline, tmp_pa
     with client_of(run) as client:
         page = client.get("/").text
         labels = re.findall(r'data-label="([^"]*)"', page)
-        assert len(labels) == web.EXAMPLES and labels.count("ants") == 4
+        assert len(labels) == predictor.EXAMPLES and labels.count("ants") == 4
         assert f"{100 * done.metrics['test']['tta']['accuracy']:.1f}\xa0%" in page
         contents = {path.read_bytes() for path in map(Path, done.predictions["path"])}
         assert all(client.get(f"/examples/{number}").content in contents for number in range(len(labels)))
         small = Image.open(io.BytesIO(client.get("/examples/0/small").content))
-        assert max(small.size) <= web.SMALL
+        assert max(small.size) <= predictor.SMALL
         assert client.get(f"/examples/{len(labels)}").status_code == 404
         assert client.get("/examples/../manifest.json").status_code == 404
     for model, options in ((run, {"examples": False}), (run / "model", {})):
@@ -453,8 +455,8 @@ def test_a_run_brings_its_number_and_some_photos(done: baseline.Baseline, tmp_pa
 START = """
 import sys
 from baseline import Terminal, web
-web.IDLE_SECONDS = 1
-web.serve(sys.argv[1], port=0, limits=web.Limits(seconds=1.5, waiting=400), show=Terminal())
+app.IDLE_SECONDS = 1
+app.serve(sys.argv[1], port=0, limits=predictor.Limits(seconds=1.5, waiting=400), show=Terminal())
 """
 
 

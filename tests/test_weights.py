@@ -13,9 +13,10 @@ import torch
 import torchvision
 from conftest import REAL_WEIGHTS
 
-from baseline import RecipeError, WeightsError, find_weights, weights
-from baseline.learners import network
-from baseline.weights import normalisation, state_dict
+from baseline import RecipeError, WeightsError, find_weights
+from baseline.vision import weights
+from baseline.vision.network import network
+from baseline.vision.weights import normalisation, state_dict
 
 ARCH = "tf_efficientnet_lite0"
 
@@ -32,7 +33,7 @@ def test_the_embedded_body_tells_real_classes_apart() -> None:
     files = sorted(photo.glob("*.jpg"))[:20]
     if not files:
         pytest.skip("no real photos of ants at hand")
-    from baseline.photos import fit_photo, open_photo
+    from baseline.data.image import fit_photo, open_photo
 
     model = timm.create_model(ARCH)
     model.load_state_dict(state_dict(find_weights(ARCH)))

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 import baseline
 from baseline import DataError, OutputError, RecipeError, Show, WeightsError, make_ladder
-from baseline.save import read_manifest, read_predictions
-from baseline.zeroshot import CLIP, Clip, clip_of, prompts_of, reader
+from baseline.experiments.zeroshot import CLIP, Clip, clip_of, prompts_of, reader
+from baseline.runs.folder import read_manifest, read_predictions
 
 QUIET = Show()
 PROMPT = "a drawing of {class} insects"
@@ -28,7 +28,7 @@ PROMPT = "a drawing of {class} insects"
 def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['open_clip'] = None\n"
-        "from baseline.cli import main; sys.argv = ['baseline', 'ladder', 'photos', '--rungs', 'zeroshot']; main()"
+        "from baseline.cli.app import main; sys.argv = ['baseline', 'ladder', 'photos', '--rungs', 'zeroshot']; main()"
     )
     (tmp_path / "photos").mkdir()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -137,7 +137,7 @@ def test_batches_and_workers_change_no_number(photos: Path, weights: Path, monke
     reads = reader(Clip("tiny-clip", str(weights), PROMPT))
     paths, prompts = [str(path) for path in sorted(photos.rglob("*.jpg"))[:11]], ["ant", "bee", "wasp", "fly", "moth"]
     whole = reads.probabilities(paths, prompts)
-    monkeypatch.setattr("baseline.zeroshot.BATCH", 4)
+    monkeypatch.setattr("baseline.experiments.zeroshot.BATCH", 4)
     np.testing.assert_allclose(reads.probabilities(paths, prompts, workers=1), whole, atol=1e-6)
     assert whole.shape == (11, 5) and np.allclose(whole.sum(1), 1, atol=1e-12)
     order = [3, 0, 4, 1, 2]

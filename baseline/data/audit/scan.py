@@ -1,0 +1,218 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from baseline.data.image import file_bytes, opened, upright, why_unreadable
+from baseline.files import home
+
+if TYPE_CHECKING:
+    from baseline.progress import Show
+
+
+FACTS = ("reason", "bytes", "width", "height", "mode", "turned", "frames")
+"""What is told of every photo."""
+
+
+@dataclass
+class _Seen:
+    """Of every photo, in order."""
+
+    reason: np.ndarray
+    bytes: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    mode: np.ndarray
+    turned: np.ndarray
+    frames: np.ndarray
+    digest: np.ndarray
+    """A hash of the file."""
+    hash: np.ndarray
+    """The perceptual hash."""
+    thumb: np.ndarray
+    """N x 192, uint8: 8 x 8 RGB."""
+
+    @classmethod
+    def of(cls, count: int) -> _Seen:
+        text, whole = np.full(count, "", dtype=object), np.zeros(count, np.int32)
+        flags, hashes = np.zeros(count, bool), np.zeros(count, np.uint64)
+        return cls(
+            text, np.zeros(count, np.int64), whole, whole.copy(), text.copy(), flags, whole.copy(), hashes,
+            hashes.copy(), np.zeros((count, 192), np.uint8),
+        )  # fmt: skip
+
+    def put(self, row: int, facts: tuple) -> None:
+        self.reason[row], self.bytes[row], self.width[row], self.height[row], self.mode[row] = facts[:5]
+        self.turned[row], self.frames[row] = facts[5:7]
+        if not facts[0]:
+            self.digest[row] = np.frombuffer(facts[7], np.uint64)[0]
+            self.hash[row] = np.frombuffer(facts[8], np.uint64)[0]
+            self.thumb[row] = np.frombuffer(facts[9], np.uint8)
+
+    def columns(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in FACTS}
+
+
+def _seen(paths: Sequence[str], show: Show) -> _Seen:
+    seen = _Seen.of(len(paths))
+    with closing(_Memory(show)) as memory, show.bar("looking at every photo", len(paths), "photos") as bar:
+        unknown = []
+        for row, path in enumerate(paths):
+            stamp = _stamp(path)
+            if facts := memory.recall(path, stamp):
+                seen.put(row, facts)
+                bar.step()
+            else:
+                unknown.append((row, path, stamp))
+        parts = [unknown[at : at + 64] for at in range(0, len(unknown), 64)]  # one by one, handing over costs too much
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for at in range(0, len(parts), 64):
+                for part, looks in zip(parts[at : at + 64], pool.map(_look_all, parts[at : at + 64]), strict=True):
+                    for (row, path, stamp), facts in zip(part, looks, strict=True):
+                        seen.put(row, facts)
+                        memory.keep(path, stamp, facts)
+                    bar.step(len(part))
+                memory.save()
+    return seen
+
+
+def _look_all(part: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
+    return [_look(path) for _, path, _ in part]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return (-1, -1)
+    return found.st_size, found.st_mtime_ns
+
+
+def _look(path: str) -> tuple:
+    """Reason, bytes, width, height, mode, turned, frames; then digest, hash and thumbnail of what can be read."""
+    import imagehash
+    from PIL import Image
+
+    try:
+        content = file_bytes(path)
+    except OSError as error:
+        return _unseen(why_unreadable(error))
+    size = len(content)
+    try:
+        image = opened(content)
+        width, height = image.size
+        mode = image.mode
+        turned = image.getexif().get(0x0112, 1) not in (0, 1)
+        frames = getattr(image, "n_frames", 1)
+        image.draft("RGB", (64, 64))  # a JPEG is still read to its end, so that a truncated one is found
+        small = upright(image)
+        if min(small.size) > 128:
+            small = small.resize((64, 64), Image.Resampling.BOX)
+        thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
+        look = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
+    except Exception as error:
+        return _unseen(why_unreadable(error), size)
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return ("", size, width, height, mode, turned, frames, digest, look, thumb)
+
+
+def _unseen(reason: str, size: int = 0) -> tuple:
+    return (reason, size, 0, 0, "", False, 0, b"", b"", b"")
+
+
+class _Memory:
+    """What was seen of photos before, in the cache, each row with its checksum; what is damaged is seen anew."""
+
+    VERSION = 2
+    COLUMNS = ", ".join((*FACTS, "digest", "hash", "thumb", "crc"))
+
+    def __init__(self, show: Show) -> None:
+        self.base: sqlite3.Connection | None = None
+        self.show = show
+        self.file = home() / f"audit-{self.VERSION}.sqlite"
+        try:
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def _open(self) -> None:
+        home().mkdir(parents=True, exist_ok=True)
+        self.base = sqlite3.connect(self.file, timeout=30)
+        columns = f"path TEXT PRIMARY KEY, size INTEGER, time INTEGER, {self.COLUMNS}"
+        self.base.execute(f"CREATE TABLE IF NOT EXISTS photos ({columns}) WITHOUT ROWID")
+
+    def _give_up(self, error: Exception) -> None:
+        """Goes on without the cache; one that is damaged is removed and begun again."""
+        base, self.base = self.base, None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if base is not None and code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            base.close()
+            try:
+                self.file.unlink()
+                self._open()
+            except (OSError, sqlite3.Error) as again:
+                error, self.base = again, None
+            else:
+                self.show.say(f"cache: {self.file} is damaged ({error}); photos are looked at again")
+                return
+        self.show.say(f"what is seen of the photos is not kept for the next time: {home()}: {error}")
+
+    def recall(self, path: str, stamp: tuple[int, int]) -> tuple | None:
+        if self.base is None:
+            return None
+        try:
+            found = self.base.execute(
+                f"SELECT {self.COLUMNS} FROM photos WHERE path = ? AND size = ? AND time = ?",
+                (_text(path), *stamp),
+            ).fetchone()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return None
+        return found[:-1] if found and found[-1] == _checksum(path, stamp, found[:-1]) else None
+
+    def keep(self, path: str, stamp: tuple[int, int], facts: tuple) -> None:
+        if self.base is None or stamp[0] < 0:
+            return
+        try:
+            row = (_text(path), *stamp, *facts, _checksum(path, stamp, facts))
+            self.base.execute(f"INSERT OR REPLACE INTO photos VALUES ({', '.join('?' * len(row))})", row)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def save(self) -> None:
+        if self.base is not None:
+            try:
+                self.base.commit()
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        self.save()
+        if self.base is not None:
+            self.base.close()
+
+
+def _checksum(path: str, stamp: tuple[int, int], facts: tuple) -> int:
+    told = (_text(path), *stamp, *(int(each) if isinstance(each, bool) else each for each in facts))
+    return zlib.crc32(repr(told).encode())
+
+
+def _text(path: str) -> str | bytes:
+    """Names that are no valid text, which SQLite refuses, as their bytes."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return os.fsencode(path)

@@ -1,0 +1,177 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from fastai.learner import Learner
+
+from baseline.parallel.distributed import gathered, rank
+from baseline.vision.network import _weights
+from baseline.vision.rng import restore, states
+
+if TYPE_CHECKING:
+    from baseline.progress import Show
+    from baseline.training.checkpoint import Checkpoints
+    from baseline.training.frozen import FrozenOutputs
+
+__all__ = ["History"]
+
+
+@dataclass
+class History:
+    """What training did, epoch by epoch and stage by stage."""
+
+    epochs: pd.DataFrame
+    """One row an epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`; with many
+    labels a photo `valid_f1_score` (micro) instead of the accuracy."""
+    sweeps: pd.DataFrame
+    """One row a step of each learning-rate search: `stage, lr, loss`."""
+    stages: list[dict[str, Any]]
+    """One entry a stage: `trains`, `epochs`, `optimizer`, `schedule`, `parameters` (trained), `lr` as used, `why`,
+    `seconds`, `features_seconds` and `lr_find_seconds` of these, and `cached_seconds`: what the outputs that came from
+    the cache once took."""
+
+
+@dataclass
+class _Run:
+    """What all stages of one training share."""
+
+    frozen: FrozenOutputs
+    best: _Best
+    log: _Log
+    show: Show
+    deadline: float
+    batch_size: int
+    kept: Checkpoints | None
+    point: _Point | None = None
+    """Where training can go back to, or, after an interrupt, has to go on from."""
+
+    def go_on(self) -> int:
+        """The number of the stage to begin with; what was kept is taken up."""
+        found = self.kept.state() if self.kept else None
+        gathered(None)  # none goes on, and drops what was kept, before all have read it
+        if found is None:
+            return 1
+        state, best = found
+        learn = self.frozen.learn
+        self.log = _Log(**state["log"])
+        self.best.score, self.best.weights = state["score"], best
+        self.point = point = _Point(**state["point"])
+        learn.model.load_state_dict(point.weights)
+        _set_loader(learn.dls.train, point.loaders[0])
+        restore(point.random[rank() % len(point.random)])
+        for step, values in self.log.told:
+            self.show.numbers(step, values)
+        at = f" after epoch {point.epoch} of {self.frozen.recipe.stages[point.stage - 1].epochs}" if point.epoch else ""
+        stages = len(self.frozen.recipe.stages)
+        where = f"in stage {point.stage}{at}" if point.stage <= stages else "after the last stage"
+        self.show.say(f"going on {where}, with the best weights of {len(self.log.epochs)} epochs")
+        return point.stage
+
+    def stage_ends(self, number: int) -> None:
+        """The next stage begins with the weights and random states of now."""
+        weights = self.best.weights if self.log.epochs[-1]["best"] else _weights(self.frozen.learn.model)
+        self.point = None
+        self.keep(
+            _Point(
+                number + 1,
+                0,
+                {"seconds": 0},
+                weights,
+                None,
+                gathered(states()),
+                (_loader_state(self.frozen.learn.dls.train),),
+            )
+        )
+
+    def keep(self, point: _Point) -> None:
+        """Writes the state, if it is time to."""
+        if self.kept is None or rank() or not self.kept.due():
+            return
+        told = {"steps": self.log.steps, "point": vars(point), "log": vars(self.log), "score": self.best.score}
+        spent = sum(facts["seconds"] for facts in [*self.log.stages, point.facts])
+        self.kept.keep(told, self.best.weights, spent)
+        if self.kept.trouble:
+            self.show.say(f"what has been trained cannot be kept ({self.kept.trouble}); training goes on without")
+
+
+@dataclass
+class _Point:
+    """A place that training can go on from: the beginning of a stage, or the end of one of its epochs."""
+
+    stage: int
+    epoch: int
+    """Epochs of the stage that have ended."""
+    facts: dict[str, Any]
+    """What the history will tell of the stage, as far as it is known."""
+    weights: dict[str, torch.Tensor]
+    """Of the whole network."""
+    optimizer: dict[str, Any] | None
+    random: list[dict[str, Any]]
+    """States of each process."""
+    loaders: tuple[Any, ...]
+    """States of the training loaders of the whole network's Learner and, within a stage, of the stage's."""
+    batch_size: int = 0
+    smooth: tuple[int, torch.Tensor] = (0, torch.zeros(()))
+    """Steps and value of fastai's smoothed loss."""
+    scaler: dict[str, Any] | None = None
+    """Of float16 training."""
+
+
+@dataclass
+class _Log:
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    """Training batches so far."""
+    sweeps: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    told: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """The numbers of each epoch and the step at which loggers were told of it."""
+
+    def history(self) -> History:
+        return History(
+            pd.DataFrame(self.epochs), pd.DataFrame(self.sweeps, columns=["stage", "lr", "loss"]), self.stages
+        )
+
+
+def _score(metric: float, loss: float) -> tuple[float, float]:
+    """What epochs are compared by: the metric, then the loss."""
+    return metric, -loss if math.isfinite(loss) else -math.inf
+
+
+class _Best:
+    """A copy of the whole network's weights from its best epoch."""
+
+    def __init__(self, learn: Learner) -> None:
+        self.model = learn.model
+        self.score: tuple[float, float] | None = None
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def offer(self, metric: float, loss: float) -> bool:
+        """Keeps the weights as they are now if they are the best so far."""
+        score = _score(metric, loss)
+        if self.score is not None and score <= self.score:
+            return False
+        self.score = score
+        self.weights = _weights(self.model)
+        return True
+
+    def restore(self) -> None:
+        if self.weights:
+            self.model.load_state_dict(self.weights)
+
+
+def _loader_state(loader: Any) -> tuple[Any, bool]:
+    """Its own random state, and whether it has looked at an item to learn its types, which may have taken chance."""
+    return loader.rng.getstate(), "_types" in vars(loader)
+
+
+def _set_loader(loader: Any, state: tuple[Any, bool]) -> None:
+    if state[1] and "_types" not in vars(loader):
+        loader._one_pass()
+    loader.rng.setstate(state[0])
