@@ -19,9 +19,9 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "first_line",
-    "gone",
-    "names",
-    "unknown",
+    "missing_image",
+    "quoted_list",
+    "unknown_name",
 ]
 
 
@@ -36,11 +36,11 @@ class RecipeError(BaselineError, ValueError):
 
 
 class DataError(BaselineError, ValueError):
-    """The photos, their labels or their splits cannot be used as they are."""
+    """The images, their labels or their splits cannot be used as they are."""
 
 
 class LeakError(DataError):
-    """Photos of one split have copies in another, and that was to be an error."""
+    """Images of one split have copies in another, and that was to be an error."""
 
     exit_code = 3
 
@@ -50,17 +50,17 @@ class WeightsError(BaselineError, ValueError):
 
 
 class TrainingError(BaselineError, RuntimeError):
-    """Training cannot go on: its loss is no number, memory is too small for two photos, or a reader dies."""
+    """Training cannot go on: its loss is no number, memory is too small for two images, or a reader dies."""
 
 
 class OutputError(BaselineError, OSError):
     """Results cannot be written, or a finished run cannot be read back."""
 
 
-def unknown(what: str, given: str, known: Iterable[str], limit: int = 12) -> str:
+def unknown_name(what: str, given: str, known: Iterable[str], limit: int = 12) -> str:
     """The sentence for a name that does not exist, with the nearest one that does.
 
-    >>> unknown("recipe", "cifra10", ["cifar10", "default"])
+    >>> unknown_name("recipe", "cifra10", ["cifar10", "default"])
     "There is no recipe 'cifra10'. Did you mean 'cifar10'? Known: cifar10, default."
     """
     names = sorted(known)
@@ -70,10 +70,10 @@ def unknown(what: str, given: str, known: Iterable[str], limit: int = 12) -> str
     return f"There is no {what} '{given}'.{hint} Known: {shown}."
 
 
-def gone(error: OSError) -> DataError:
-    """For a photo that was there when the run began.
+def missing_image(error: OSError) -> DataError:
+    """For an image that was there when the run began.
 
-    >>> str(gone(FileNotFoundError(2, "No such file", "a.jpg")))
+    >>> str(missing_image(FileNotFoundError(2, "No such file", "a.jpg")))
     'a.jpg has gone meanwhile. Put it back, or begin again without it.'
     """
     return DataError(f"{error.filename} has gone meanwhile. Put it back, or begin again without it.")
@@ -89,12 +89,12 @@ def first_line(error: BaseException) -> str:
     return " ".join((lines[0] if lines else "").split())[:200].rstrip(".") or type(error).__name__
 
 
-def another_version(run: Path) -> OutputError:
+def incompatible_version(run: Path) -> OutputError:
     """For what this version of the package cannot go on with."""
     return OutputError(f"{run} was begun by another version of baseline. Remove it, or give another --out.")
 
 
-def names(values: Iterable[Any], limit: int = 5) -> str:
+def quoted_list(values: Iterable[Any], limit: int = 5) -> str:
     """The first few in quotes, and how many more."""
     listed = [f"'{value}'" for value in values]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""

@@ -15,39 +15,39 @@ from typing import Any
 from baseline.errors import DataError, OutputError, first_line
 
 __all__ = [
-    "CARD",
-    "UNFINISHED",
-    "as_json",
-    "home",
-    "kaggle",
-    "place",
+    "CARD_FILE",
+    "UNFINISHED_DIR",
+    "atomic_folder",
+    "cache_home",
+    "kaggle_dir",
     "read_json",
+    "resolve_path",
     "sha256_of",
-    "unused",
-    "whole_folder",
-    "write",
+    "to_json",
+    "unique_path",
+    "write_atomic",
 ]
 
 
-KAGGLE_DEPTH = 4  # /kaggle/input/datasets/OWNER/NAME/cifar10 is the deepest that Kaggle's own mounts need
+KAGGLE_SEARCH_DEPTH = 4  # /kaggle/input/datasets/OWNER/NAME/cifar10 is the deepest that Kaggle's own mounts need
 
 
-CARD = "README.md"
+CARD_FILE = "README.md"
 """The model card, in the model folder."""
 
 
-TENSORS, GOLDEN, FACTS_FILE = "model.safetensors", "golden.safetensors", "model.json"
+TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensors", "model.json"
 """The other files of the model folder; see `networks`."""
 
 
-UNFINISHED = "unfinished"
+UNFINISHED_DIR = "unfinished"
 """The folder, in a run folder, of what a run needs to go on; see `checkpoints`."""
 
 
-def home() -> Path:
+def cache_home() -> Path:
     """The cache's root: the environment's BASELINE_HOME, else the user's cache folder. It is not created here.
 
-    >>> home()  # doctest: +SKIP
+    >>> cache_home()  # doctest: +SKIP
     PosixPath('/home/me/.cache/baseline')
     """
     given = os.environ.get("BASELINE_HOME")
@@ -58,18 +58,18 @@ def home() -> Path:
     return user_cache_path("baseline", appauthor=False)
 
 
-def kaggle(part: str) -> Path:
+def kaggle_dir(part: str) -> Path:
     """The folder that a Kaggle kernel has its `"input"` in or its `"working"` folder; not there on other machines.
 
     `BASELINE_KAGGLE` names another root than `/kaggle`, to try a kernel elsewhere.
 
-    >>> kaggle("input")  # doctest: +SKIP
+    >>> kaggle_dir("input")  # doctest: +SKIP
     PosixPath('/kaggle/input')
     """
     return Path(os.environ.get("BASELINE_KAGGLE") or "/kaggle") / part
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all.
 
     Raises:
@@ -91,7 +91,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder beside `folder` to write to, which takes its name, and its place, at the end; else nothing stays.
 
     Raises:
@@ -117,12 +117,12 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(each, ignore_errors=True)
 
 
-def as_json(values: Any) -> str:
+def to_json(values: Any) -> str:
     """Readable JSON text; paths become text, tuples lists."""
-    return json.dumps(values, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    return json.dumps(values, indent=2, ensure_ascii=False, default=_to_plain) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -146,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} is damaged: {error}.") from None
 
 
-def unused(folder: Path) -> Path:
+def unique_path(folder: Path) -> Path:
     """`folder`, or with -2, -3 ... behind it where that is taken."""
     tried, number = folder, 1
     while tried.exists():
@@ -155,7 +155,7 @@ def unused(folder: Path) -> Path:
     return tried
 
 
-def place(words: str) -> Path:
+def resolve_path(words: str) -> Path:
     """The absolute path of what a user wrote.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What a long job tells the person who waits: lines, and bars with the time left. Knows no photos and no models.
+"""What a long job tells the person who waits: lines, and bars with the time left. Knows no images and no models.
 
-Rooms are handed a `Show` and call `say`, `bar` and `numbers`; they never print. `Show` itself is silent, `Terminal`
-draws, and the `Logged` of the module `loggers` keeps the numbers, too.
+Rooms are handed a `Progress` and call `say`, `bar` and `numbers`; they never print. `Progress` itself is silent, `ConsoleProgress`
+draws, and the `LoggingProgress` of the module `loggers` keeps the numbers, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-__all__ = ["Bar", "Show", "Terminal", "minutes"]
+__all__ = ["Bar", "ConsoleProgress", "Progress", "format_duration"]
 
 
 class Bar(Protocol):
@@ -25,13 +25,13 @@ class _SilentBar:
         pass
 
 
-class Show:
+class Progress:
     """Says nothing. Pass `show=Show()` to `make_baseline` to silence it."""
 
     several = False
     """It shows one run of several: how to go on when it is interrupted is told by whoever makes them."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Tells one finished fact, on a line of its own."""
 
     @contextmanager
@@ -43,7 +43,7 @@ class Show:
         """Takes numbers of training, by name, at a step: training batches since the run began, over all stages."""
 
 
-class Terminal(Show):
+class ConsoleProgress(Progress):
     """Lines and bars on standard error by rich: plain lines without bars where that is no terminal or a notebook.
 
     `NO_COLOR` and `TERM=dumb` are honoured by rich itself. Standard output stays free for results.
@@ -54,7 +54,7 @@ class Terminal(Show):
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.console.print(line, markup=False)
 
     @contextmanager
@@ -62,11 +62,11 @@ class Terminal(Show):
         if not (self.console.is_terminal or self.console.is_jupyter):
             yield _SilentBar()
             return
-        with _progress(self.console, unit) as progress:
-            yield _RichBar(progress, progress.add_task(title, total=total or None, note=""))
+        with _rich_progress(self.console, unit) as progress:
+            yield _ConsoleBar(progress, progress.add_task(title, total=total or None, note=""))
 
 
-class _RichBar:
+class _ConsoleBar:
     def __init__(self, progress: Any, task: Any) -> None:
         self.progress, self.task = progress, task
 
@@ -75,7 +75,7 @@ class _RichBar:
         self.progress.update(self.task, advance=n, **fields)
 
 
-def _progress(console: Any, unit: str) -> Any:
+def _rich_progress(console: Any, unit: str) -> Any:
     from rich import progress as p
 
     amount = [p.DownloadColumn(), p.TransferSpeedColumn()] if unit == "bytes" else [p.MofNCompleteColumn()]
@@ -85,10 +85,10 @@ def _progress(console: Any, unit: str) -> Any:
     return p.Progress(*columns, p.TextColumn("left"), left, note, console=console, transient=True)
 
 
-def minutes(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> minutes(45.2), minutes(400)
+    >>> format_duration(45.2), format_duration(400)
     ('45 s', '7 min')
     """
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["bfloat16_units", "free_memory", "has_compiler", "memory_bytes", "versions"]
+__all__ = ["bfloat16_instructions", "free_memory_bytes", "has_compiler", "package_versions", "total_memory_bytes"]
 
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
@@ -18,7 +18,7 @@ PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy"
 ROOT = Path("/")
 
 
-def free_memory(root: Path = ROOT) -> int | None:
+def free_memory_bytes(root: Path = ROOT) -> int | None:
     """Bytes that can be taken without swapping, of the machine or of what a container is allowed, whichever is less.
 
     None where the system does not say so, as everywhere but on Linux.
@@ -26,11 +26,11 @@ def free_memory(root: Path = ROOT) -> int | None:
     Args:
         root: where `proc` and `sys` lie.
     """
-    found = [each for each in (_of_machine(root), _of_container(root)) if each is not None]
+    found = [each for each in (_free_on_machine(root), _free_in_container(root)) if each is not None]
     return min(found, default=None)
 
 
-def _of_machine(root: Path) -> int | None:
+def _free_on_machine(root: Path) -> int | None:
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
@@ -38,7 +38,7 @@ def _of_machine(root: Path) -> int | None:
         return None
 
 
-def _of_container(root: Path) -> int | None:
+def _free_in_container(root: Path) -> int | None:
     """Of control groups, version 2: the limit less what is in use, of which caches of files give way."""
     try:
         name = (root / "proc/self/cgroup").read_text(encoding="utf-8").rpartition("::/")[2].strip()
@@ -51,24 +51,24 @@ def _of_container(root: Path) -> int | None:
         return None
 
 
-def memory_bytes() -> int:
+def total_memory_bytes() -> int:
     """The machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def bfloat16_units() -> list[str]:
+def bfloat16_instructions() -> list[str]:
     """What this CPU computes bfloat16 with."""
     units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
     return [name for name, has in units.items() if has()]
 
 
-def _device() -> str:
+def device_type() -> str:
     from fastai.torch_core import default_device
 
     return str(default_device().type)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:

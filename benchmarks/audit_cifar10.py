@@ -2,9 +2,9 @@
 
     python benchmarks/audit_cifar10.py cifar10_train_test_duplicates.csv
 
-The list is that of Barz and Denzler (Do We Train on Test Data?, 2020): one training photo for each of 286 test photos,
+The list is that of Barz and Denzler (Do We Train on Test Data?, 2020): one training image for each of 286 test images,
 judged by eye as a near-duplicate (1: the same shot, perhaps processed) or very similar (2: another shot). It was
-made from the nearest neighbours of a network's features and names one partner a test photo, so a pair that it lacks may
+made from the nearest neighbours of a network's features and names one partner a test image, so a pair that it lacks may
 be true. Needs the columns test_path, train_path (`test/CLASS/NUMBER.*`) and judgment.
 """
 
@@ -22,9 +22,9 @@ import baseline
 
 def main(listed: Path) -> None:
     truth = pd.read_csv(listed)
-    table = baseline.photo_table("cifar10", show=baseline.Terminal())
+    table = baseline.image_table("cifar10", progress=baseline.ConsoleProgress())
     began = time.perf_counter()
-    leaks = baseline.audit(table, show=baseline.Terminal()).pairs.query("leak")
+    leaks = baseline.audit(table, progress=baseline.ConsoleProgress()).pairs.query("leak")
     seconds = time.perf_counter() - began
     ends = leaks[["path", "other"]].map(lambda path: "/".join(Path(path).with_suffix("").parts[-3:]))
     test = ends["path"].where(leaks["split"] == "test", ends["other"])
@@ -34,12 +34,12 @@ def main(listed: Path) -> None:
     for judgment, words in ((None, "all of the list"), (1, "judged near-duplicate"), (2, "judged very similar")):
         rows = names if judgment is None else names[truth["judgment"] == judgment]
         pairs = set(rows.itertuples(index=False, name=None))
-        photos = set(rows["test_path"]) & set(test)
-        recall = len(photos) / rows["test_path"].nunique()
-        print(f"{words}: recall {recall:.3f} by test photo, {len(found & pairs) / len(pairs):.3f} by pair")
-    listed_photos = set(test) & set(names["test_path"])
-    precision = len(listed_photos) / test.nunique()
-    print(f"found: {len(found)} pairs of {test.nunique()} test photos; {precision:.3f} of these photos are listed")
+        images = set(rows["test_path"]) & set(test)
+        recall = len(images) / rows["test_path"].nunique()
+        print(f"{words}: recall {recall:.3f} by test image, {len(found & pairs) / len(pairs):.3f} by pair")
+    listed_images = set(test) & set(names["test_path"])
+    precision = len(listed_images) / test.nunique()
+    print(f"found: {len(found)} pairs of {test.nunique()} test images; {precision:.3f} of these images are listed")
     print(f"audit: {seconds:.1f} s; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

@@ -1,11 +1,11 @@
-"""Time and memory of the audit: by photo, on photos of 256 px, and by row, on generated rows.
+"""Time and memory of the audit: by image, on images of 256 px, and by row, on generated rows.
 
-    python benchmarks/audit_scale.py photos 10000 FOLDER_OF_PHOTOS
+    python benchmarks/audit_scale.py images 10000 FOLDER_OF_IMAGES
     python benchmarks/audit_scale.py rows 1000000
 
-`photos` writes that many JPEGs of 256 px (crops of the photos in the folder) and audits them from an empty cache.
-`rows` generates what the audit keeps of a photo, a hundredth of them copies, and does all that follows: pairs,
-findings, the split by groups. No photo is read there.
+`images` writes that many JPEGs of 256 px (crops of the images in the folder) and audits them from an empty cache.
+`rows` generates what the audit keeps of an image, a hundredth of them copies, and does all that follows: pairs,
+findings, the split by groups. No image is read there.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from baseline.data.audit import duplicates, scan
 from baseline.data.audit import findings as audit_findings
 
 
-def of_photos(count: int, source: Path) -> None:
+def of_images(count: int, source: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BASELINE_HOME"] = f"{folder}/home"
-        _write(count, source, Path(folder) / "photos")
-        table = baseline.photo_table(Path(folder) / "photos")
+        _write(count, source, Path(folder) / "images")
+        table = baseline.image_table(Path(folder) / "images")
         began, before = time.perf_counter(), _peak()
         checked = baseline.audit(table)
-        print(f"{count:,} photos: {time.perf_counter() - began:.1f} s, {len(checked.pairs):,} pairs of copies")
+        print(f"{count:,} images: {time.perf_counter() - began:.1f} s, {len(checked.pairs):,} pairs of copies")
         print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} of it in the audit")
 
 
@@ -55,13 +55,13 @@ def of_rows(count: int) -> None:
     numbers = np.arange(count)
     table = pd.DataFrame(
         {
-            "path": [f"/photos/{number % 1000:03}/{number:07}.jpg" for number in numbers],
+            "path": [f"/images/{number % 1000:03}/{number:07}.jpg" for number in numbers],
             "label": np.array([f"class {n}" for n in range(1000)], dtype=object)[numbers % 1000],
             "split": None,
             "group": np.array([f"g{n}" for n in range(50_000)], dtype=object)[rng.integers(0, 50_000, count)],
         }
     )
-    seen = scan._Seen.of(count)
+    seen = scan.ScanResult.of(count)
     seen.width[:] = seen.height[:] = 256
     seen.mode[:] = "RGB"
     seen.frames[:] = 1
@@ -70,12 +70,12 @@ def of_rows(count: int) -> None:
     seen.thumb[:] = rng.integers(0, 255, (count, 192), dtype=np.uint8)
     copies = rng.choice(count, count // 100, replace=False)
     seen.hash[copies], seen.thumb[copies] = seen.hash[copies - 1], seen.thumb[copies - 1]
-    photos = table.assign(**seen.columns(), twins=-1)
-    pairs = duplicates._pairs(photos, seen)
-    photos["twins"] = duplicates._twins(photos, pairs)
-    findings = list(audit_findings._findings(photos, pairs, grouped=False))
+    images = table.assign(**seen.columns(), twins=-1)
+    pairs = duplicates.find_pairs(images, seen)
+    images["twins"] = duplicates.duplicate_ids(images, pairs)
+    findings = list(audit_findings.collect_findings(images, pairs, grouped=False))
     print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
-    parted = baseline.split(photos, baseline.Recipe(split="group"))
+    parted = baseline.split(images, baseline.Recipe(split="group"))
     shares = parted["split"].value_counts(normalize=True).round(3).to_dict()
     print(f"split by group: {shares}, {time.perf_counter() - began:.1f} s in all")
     print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} more than the imports")
@@ -86,7 +86,7 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "photos":
-        of_photos(int(sys.argv[2]), Path(sys.argv[3]))
+    if sys.argv[1] == "images":
+        of_images(int(sys.argv[2]), Path(sys.argv[3]))
     else:
         of_rows(int(sys.argv[2]))

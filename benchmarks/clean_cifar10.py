@@ -3,15 +3,15 @@
     python benchmarks/clean_cifar10.py LABELS --features cifar10-128.npz
     python benchmarks/clean_cifar10.py LABELS --features cifar10-128.npz --train 500
 
-LABELS holds `cifar10n_train_labels.csv` (CIFAR-10N, Wei et al. 2022: labels that people gave the training photos; 9 %
+LABELS holds `cifar10n_train_labels.csv` (CIFAR-10N, Wei et al. 2022: labels that people gave the training images; 9 %
 of `aggre` are wrong and 40 % of `worse`) and `cifar10_test_label_errors_cleanlab.csv` (Northcutt et al. 2021: test
 labels that were called into question, with people's votes).
 
-For each set of labels: AUROC of `label_quality` for "the label is wrong" among training photos, precision and recall of
-`is_label_issue`, and the accuracy on the test photos of logistic regression on the same features, trained on the labels
+For each set of labels: AUROC of `label_quality` for "the label is wrong" among training images, precision and recall of
+`is_label_issue`, and the accuracy on the test images of logistic regression on the same features, trained on the labels
 as given, as fixed by `--accept`, without the suspected ones, and on the true ones. On the original labels: how many of
 the confirmed wrong test labels are among the first. With `--train N` the quick preset is trained before and after fixes
-on N photos a class.
+on N images a class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 
 import baseline
 from baseline.data.split import fold_numbers
-from baseline.experiments.label_review import neighbours, outlier_scores
+from baseline.experiments.label_review import find_neighbors, outlier_scores
 
 PIECE = 10_000
 ACCEPT = (0.5, 0.7, 0.9)
@@ -39,10 +39,10 @@ ACCEPT = (0.5, 0.7, 0.9)
 def features_of(table: pd.DataFrame, size: int) -> np.ndarray:
     """As `baseline clean` makes them, in pieces that are kept in the cache one by one."""
     recipe = baseline.load_recipe("cifar10").changed(image_size=size, stages=(baseline.Stage("head", 1),), presets={})
-    show = baseline.Terminal()
+    show = baseline.ConsoleProgress()
     table = table.assign(split=["valid", *["train"] * (len(table) - 1)])
-    recipe, weights, _ = baseline.settle(recipe, table, show)
-    learn = baseline.learner(baseline.dataloaders(table, recipe, show=show), recipe, weights=weights)
+    recipe, weights, _ = baseline.resolve(recipe, table, show)
+    learn = baseline.learner(baseline.dataloaders(table, recipe, progress=show), recipe, weights=weights)
     pieces = [table.iloc[at : at + PIECE] for at in range(0, len(table), PIECE)]
     return np.concatenate([baseline.embeddings(learn, piece, recipe, ("flip",), show) for piece in pieces])
 
@@ -70,7 +70,7 @@ def found_errors(issues: pd.DataFrame, truth: pd.Series) -> dict[str, Any]:
     }
     for least in ACCEPT:
         taken = hit & (issues["confidence"] >= least)
-        told[f"accept {least}"] = {"photos": int(taken.sum()), "suggestion right": float(right[taken].mean())}
+        told[f"accept {least}"] = {"images": int(taken.sum()), "suggestion right": float(right[taken].mean())}
     return told
 
 
@@ -90,11 +90,11 @@ def main(
     labels: Path,
     features: Annotated[Path | None, typer.Option(help="Kept in this .npz, and taken from it.")] = None,
     size: int = 128,
-    train: Annotated[int, typer.Option(help="Also trains the quick preset on so many photos a class.")] = 0,
+    train: Annotated[int, typer.Option(help="Also trains the quick preset on so many images a class.")] = 0,
     sets: str = "aggre,worse,label",
 ) -> None:
     """Prints one JSON line a result."""
-    table = baseline.photo_table("cifar10", show=baseline.Terminal())
+    table = baseline.image_table("cifar10", progress=baseline.ConsoleProgress())
     if features is not None and features.exists():
         values = np.load(features)["features"]
     else:
@@ -107,15 +107,15 @@ def main(
     by_path = table.set_index("path")["label"]
     parts = fold_numbers(truth, np.arange(len(table)), 5, 0)
     began = time.perf_counter()
-    near = neighbours(values, parts)
+    near = find_neighbors(values, parts)
     print(json.dumps({"neighbours, s": round(time.perf_counter() - began)}), flush=True)
     inputs = ((values - values.mean(0)) / values.std(0)).astype(np.float32)
     for name in sets.split(","):
         given = truth if name == "label" else name_of(table["path"]).map(noisy[name]).fillna(truth)
         rows = table.assign(label=given)
         began = time.perf_counter()
-        probabilities = baseline.out_of_fold(values, given, parts, near)
-        issues = baseline.label_issues(rows, probabilities, outlier_scores(near))
+        probabilities = baseline.predict_out_of_fold(values, given, parts, near)
+        issues = baseline.find_label_issues(rows, probabilities, outlier_scores(near))
         told: dict[str, Any] = {"labels": name, "seconds": round(time.perf_counter() - began)}
         if name == "label":
             print(json.dumps(told | confirmed_among_first(issues, labels / "cifar10_test_label_errors_cleanlab.csv")))
@@ -136,13 +136,13 @@ def main(
 
 
 def run(rows: pd.DataFrame, issues: pd.DataFrame, train: int, name: str, least: float = 0.5) -> None:
-    """The quick preset before and after fixes, both judged on the test photos."""
+    """The quick preset before and after fixes, both judged on the test images."""
     taken = issues[issues["is_label_issue"] & (issues["confidence"] >= least) & (issues["split"] != "test")]
     fixes = taken[["path", "given_label", "predicted_label"]].set_axis(["path", "label", "new_label"], axis=1)
     with tempfile.TemporaryDirectory() as folder:
         fixes.to_csv(f"{folder}/fixes.csv", index=False)
-        recipe = baseline.load_recipe("cifar10").changed(data="", photos_per_class=train)
-        found = baseline.make_fixed(
+        recipe = baseline.load_recipe("cifar10").changed(data="", images_per_class=train)
+        found = baseline.compare_fixes(
             [f"{folder}/fixes.csv"], rows[["path", "label", "split"]], recipe, out=f"{folder}/run", preset="quick"
         )
         print(json.dumps({"labels": name, "quick": found.comparison.sentences}), flush=True)

@@ -1,6 +1,6 @@
-"""Seconds per photo of a model in torch, ONNX and ONNX in 8 bits, on this CPU, by turns, medians.
+"""Seconds per image of a model in torch, ONNX and ONNX in 8 bits, on this CPU, by turns, medians.
 
-python benchmarks/exported.py runs/mine PHOTOS
+python benchmarks/exported.py runs/mine IMAGES
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import onnxruntime
 import torch
 
 import baseline
-from baseline.data.image import square
-from baseline.data.sources.listing import named_photos
-from baseline.deploy.export_module import Deployed
+from baseline.data.image import load_square
+from baseline.data.sources.image_list import list_images
+from baseline.deploy.export_module import ExportModule
 
 TURNS = 15
 
 
-def main(run: str, photos: str) -> None:
+def main(run: str, images: str) -> None:
     model = baseline.load(run)
-    paths = list(named_photos([photos])[0])
-    squares = np.stack([square(path, model.decoded_size, model.facts["resize"]) for path in paths[:32]])
-    module = Deployed(model.network, model.facts, model.decoded_size, (), any_size=False).to(
+    paths = list(list_images([images])[0])
+    squares = np.stack([load_square(path, model.decoded_size, model.facts["resize"]) for path in paths[:32]])
+    module = ExportModule(model.network, model.facts, model.decoded_size, (), any_size=False).to(
         memory_format=torch.channels_last
     )
     runs: dict[str, Callable[[np.ndarray], object]] = {"torch": lambda each: module(torch.from_numpy(each))}
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
         for name, int8 in (("onnx", False), ("onnx int8", True)):
             done = baseline.export(
-                run, "onnx", Path(work) / f"{name}.onnx", photos=photos, size="fixed", tta=False, int8=int8
+                run, "onnx", Path(work) / f"{name}.onnx", images=images, size="fixed", tta=False, int8=int8
             )
             print(f"{name}: {done}")
             session = onnxruntime.InferenceSession(done.path)
-            runs[name] = lambda each, session=session: session.run(None, {"photos": each})
+            runs[name] = lambda each, session=session: session.run(None, {"images": each})
         for batch in (1, 32):
             seconds: dict[str, list[float]] = {name: [] for name in runs}
             for turn in range(TURNS + 3):

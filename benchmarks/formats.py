@@ -1,4 +1,4 @@
-"""Photos/s that networks take forward on this CPU in float32 and in bfloat16: the best of five passes of 32 photos.
+"""Images/s that networks take forward on this CPU in float32 and in bfloat16: the best of five passes of 32 images.
 
 python benchmarks/formats.py --threads 1
 """
@@ -12,28 +12,28 @@ from typing import Annotated
 import torch
 import typer
 
-from baseline.system import bfloat16_units
-from baseline.vision.cpu_speedups import quick
-from baseline.vision.learner import number_format
-from baseline.vision.network import network
+from baseline.system import bfloat16_instructions
+from baseline.vision.cpu_speedups import optimize_for_cpu
+from baseline.vision.learner import mixed_precision
+from baseline.vision.network import build_network
 
 ARCHS = "tf_efficientnet_lite0,efficientnet_b0,mobilenet_v2,squeezenet1_1,resnet18,resnet50,densenet121,convnext_tiny"
 
 
 @torch.no_grad()
 def rates(arch: str, size: int) -> dict[str, float]:
-    body = network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
-    photos = torch.rand(32, 3, size, size).contiguous(memory_format=torch.channels_last)
+    body = build_network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
+    images = torch.rand(32, 3, size, size).contiguous(memory_format=torch.channels_last)
     seconds: dict[str, float] = {}
-    with quick(body, photos, learns=False):
+    with optimize_for_cpu(body, images, learns=False):
         for turn in range(6):
             for name in ("float32", "bfloat16"):
                 began = time.perf_counter()
-                with number_format(name, "cpu"):
-                    body(photos)
+                with mixed_precision(name, "cpu"):
+                    body(images)
                 if turn:  # the first also sets up kernels and memory
                     seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - began)
-    return {name: len(photos) / each for name, each in seconds.items()}
+    return {name: len(images) / each for name, each in seconds.items()}
 
 
 def main(
@@ -43,7 +43,7 @@ def main(
 ) -> None:
     """Prints a line for each network and size."""
     torch.set_num_threads(threads)
-    print(f"{' and '.join(bfloat16_units()) or 'no units for bfloat16'}, {threads} threads")
+    print(f"{' and '.join(bfloat16_instructions()) or 'no units for bfloat16'}, {threads} threads")
     for arch in archs.split(","):
         for size in map(int, sizes.split(",")):
             found = rates(arch, size)

@@ -29,7 +29,7 @@ def main(table: Path, picture: Path) -> None:
         found[split] = done.metrics["test"]
         low, high = found[split]["tta"]["interval"]
         print(
-            f"{split}: {found[split]['tta']['accuracy']:.1%} ({low:.1%} to {high:.1%}), {found[split]['photos']} photos"
+            f"{split}: {found[split]['tta']['accuracy']:.1%} ({low:.1%} to {high:.1%}), {found[split]['images']} images"
         )
     drawn(found).savefig(picture, dpi=110)
 
@@ -50,7 +50,7 @@ def drawn(found: dict[str, dict]) -> Figure:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel(
-        f"accuracy on {found['random']['photos']} and {found['group']['photos']} test photos, same training"
+        f"accuracy on {found['random']['images']} and {found['group']['images']} test images, same training"
     )
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,6 +1,6 @@
-"""baseline beside its peers, on the same photos, splits, body, ImageNet weights and image size.
+"""baseline beside its peers, on the same images, splits, body, ImageNet weights and image size.
 
-    python benchmarks/peers.py cifar10 --photos-per-class 250 --image-size 128 --seeds 3
+    python benchmarks/peers.py cifar10 --images-per-class 250 --image-size 128 --seeds 3
 
 Each peer runs in a process of its own, one after the other, in turn for every seed. Printed are medians over the seeds:
 test accuracy with and without TTA, seconds in all, seconds until the valid accuracy that plain fastai ends with was
@@ -46,16 +46,16 @@ class Run:
         self.curve.append((time.perf_counter() - self.began, float(accuracy)))
 
 
-def photos_of(data: str, photos_per_class: int, image_size: int, seed: int, test_photos: int) -> tuple[Any, Any]:
-    """The photo table with its splits, and the recipe, as all peers get them."""
+def images_of(data: str, images_per_class: int, image_size: int, seed: int, test_images: int) -> tuple[Any, Any]:
+    """The image table with its splits, and the recipe, as all peers get them."""
     import baseline
 
-    recipe, table = baseline.understand(data, photos_per_class=photos_per_class, show=baseline.Show())
+    recipe, table = baseline.load_images(data, images_per_class=images_per_class, progress=baseline.Progress())
     recipe = recipe.changed(image_size=image_size, seed=seed, arch="tf_efficientnet_lite0", batch_size=64)
     table = baseline.split(baseline.audit(table).usable, recipe)
-    if test_photos:
+    if test_images:
         test = table["split"] == "test"
-        table = table[~test | table.index.isin(table[test].sample(test_photos, random_state=0).index)]
+        table = table[~test | table.index.isin(table[test].sample(test_images, random_state=0).index)]
     return table.reset_index(drop=True), recipe
 
 
@@ -75,7 +75,7 @@ def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dic
             arch=recipe.arch,
             cache_gb=0.0,
             out=Path(folder) / "run",
-            show=baseline.Show(),
+            progress=baseline.Progress(),
             **({} if preset == "quick" else {"image_size": recipe.image_size}),
         )
     seconds = done.manifest["seconds"]
@@ -109,7 +109,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
         vision_learner,
     )
 
-    from baseline.vision.network import load_weights
+    from baseline.vision.network import copy_weights
     from baseline.vision.weights import find_weights, normalisation
 
     class Autocast(Callback):
@@ -141,7 +141,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
     dls = block.dataloaders(rows, bs=recipe.batch_size)
     extra = [ChannelsLast(), Autocast()] if bfloat16 else []
     learn = vision_learner(dls, recipe.arch, pretrained=False, normalize=False, metrics=accuracy, cbs=[*extra, Watch()])
-    load_weights(learn.model[0].model, find_weights(recipe.arch), needed=("",))
+    copy_weights(learn.model[0].model, find_weights(recipe.arch), needed=("",))
     learn.freeze()
     learn.epoch_is_real = False
     with learn.no_bar(), learn.no_logging():
@@ -164,7 +164,7 @@ def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) ->
 
     classes = sorted(table["label"].unique())
 
-    class Photos(Dataset):
+    class Images(Dataset):
         def __init__(self, rows: pd.DataFrame, transform: Any) -> None:
             self.paths, self.labels = list(rows["path"]), [classes.index(label) for label in rows["label"]]
             self.transform = transform
@@ -178,7 +178,7 @@ def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) ->
 
     return {
         split: DataLoader(
-            Photos(table[table["split"] == split], transforms["train" if split == "train" else "eval"]),
+            Images(table[table["split"] == split], transforms["train" if split == "train" else "eval"]),
             batch_size,
             shuffle=split == "train",
         )
@@ -189,11 +189,11 @@ def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) ->
 def whole_network(recipe: Any, classes: int) -> Any:
     import timm
 
-    from baseline.vision.network import load_weights
+    from baseline.vision.network import copy_weights
     from baseline.vision.weights import find_weights
 
     model = timm.create_model(recipe.arch, num_classes=classes)
-    load_weights(model, find_weights(recipe.arch), needed=("conv_stem", "bn1", "blocks", "conv_head", "bn2"))
+    copy_weights(model, find_weights(recipe.arch), needed=("conv_stem", "bn1", "blocks", "conv_head", "bn2"))
     return model
 
 
@@ -202,7 +202,7 @@ def hit_share(model: Any, loader: Any) -> float:
 
     model.eval()
     with torch.inference_mode():
-        hits = [(model(photos).argmax(1) == labels).float().sum() for photos, labels in loader]
+        hits = [(model(images).argmax(1) == labels).float().sum() for images, labels in loader]
     return float(sum(hits) / len(loader.dataset))
 
 
@@ -212,9 +212,9 @@ def fit(model: Any, loaders_: dict[str, Any], optimizer: Any, scheduler: Any, ru
 
     for epoch in range(EPOCHS):
         model.train()
-        for photos, labels in loaders_["train"]:
+        for images, labels in loaders_["train"]:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(photos), labels).backward()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
         scheduler(epoch + 1)
         run.saw(hit_share(model, loaders_["valid"]))
@@ -280,7 +280,7 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     seen = {}
     with torch.inference_mode():
         for split, loader in parts.items():
-            pairs = [(model(photos).numpy(), labels.numpy()) for photos, labels in loader]
+            pairs = [(model(images).numpy(), labels.numpy()) for images, labels in loader]
             seen[split] = tuple(np.concatenate(each) for each in zip(*pairs, strict=True))
     found = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(*seen["train"])
     run.saw(found.score(*seen["valid"]))
@@ -303,7 +303,7 @@ PEERS: dict[str, Callable[..., dict[str, float]]] = {
 
 def one(peer: str, given: dict[str, Any]) -> None:
     """A single run, in this process; prints one line of JSON."""
-    table, recipe = photos_of(**given)
+    table, recipe = images_of(**given)
     run = Run()
     accuracy = PEERS[peer](table, recipe, run)
     seconds = time.perf_counter() - run.began
@@ -355,17 +355,17 @@ def rows_of(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def main(
     data: str,
-    photos_per_class: int = 250,
+    images_per_class: int = 250,
     image_size: int = 128,
     seeds: int = 3,
-    test_photos: Annotated[int, typer.Option(help="A sample of the test split; 0 for all.")] = 0,
+    test_images: Annotated[int, typer.Option(help="A sample of the test split; 0 for all.")] = 0,
     peers: Annotated[str, typer.Option(help="Names between commas.")] = ",".join(PEERS),
     out: Annotated[Path | None, typer.Option(help="JSON lines, added to.")] = None,
     only: Annotated[str, typer.Option(hidden=True)] = "",
     seed: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Runs the peers in turn and prints a table of medians."""
-    given = {"data": data, "photos_per_class": photos_per_class, "image_size": image_size, "test_photos": test_photos}
+    given = {"data": data, "images_per_class": images_per_class, "image_size": image_size, "test_images": test_images}
     if only:
         one(only, {**given, "seed": seed})
         return

@@ -1,7 +1,7 @@
 """How fast `baseline predict` is beside the bare model, and what bounds it; and whether its memory stays flat.
 
-    python benchmarks/predicting.py rate runs/mine PHOTOS --photos 6000 --turns 3
-    python benchmarks/predicting.py memory runs/mine PHOTOS --photos 60000
+    python benchmarks/predicting.py rate runs/mine IMAGES --images 6000 --turns 3
+    python benchmarks/predicting.py memory runs/mine IMAGES --images 60000
 
 `rate` takes turns: the bare network on one batch that lies ready in memory, with the same views, batch size and number
 format, then `write_predictions` over files on disk, then the files alone. `memory` samples the resident memory of
@@ -24,50 +24,50 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from baseline import Wanted, load, write_predictions
-from baseline.data.sources.folders import photos_below
-from baseline.evaluation.predict import probabilities
+from baseline import PredictOptions, load, write_predictions
+from baseline.data.sources.folders import images_below
+from baseline.evaluation.predict import predict_probabilities
 from baseline.inference.model import Model
-from baseline.vision.cpu_speedups import quick
-from baseline.vision.learner import number_format
+from baseline.vision.cpu_speedups import optimize_for_cpu
+from baseline.vision.learner import mixed_precision
 
 
 def chosen(folder: str, count: int) -> list[str]:
-    """So many photos below a folder, drawn without regard to their place on disk, again from the first if too few."""
-    found = list(photos_below(Path(folder)))
+    """So many images below a folder, drawn without regard to their place on disk, again from the first if too few."""
+    found = list(images_below(Path(folder)))
     random.Random(0).shuffle(found)
     return list(islice(cycle(found), count))
 
 
 def bare(model: Model, batch: torch.Tensor, count: int, views: tuple[str, ...], precision: str) -> float:
-    """Photos/s of the network alone."""
-    numbers = number_format(precision, "cpu")
-    with quick(model.network, batch, learns=False):
-        probabilities(model.network, batch, views, many=model.many, numbers=numbers)
+    """Images/s of the network alone."""
+    numbers = mixed_precision(precision, "cpu")
+    with optimize_for_cpu(model.network, batch, learns=False):
+        predict_probabilities(model.network, batch, views, many=model.many, numbers=numbers)
         began = time.perf_counter()
         for _ in range(count // len(batch)):
-            probabilities(model.network, batch, views, many=model.many, numbers=numbers)
+            predict_probabilities(model.network, batch, views, many=model.many, numbers=numbers)
         return count // len(batch) * len(batch) / (time.perf_counter() - began)
 
 
 def rate(given: argparse.Namespace) -> None:
-    model, paths = load(given.model), chosen(given.photos_in, given.photos)
+    model, paths = load(given.model), chosen(given.images_in, given.images)
     views = () if given.no_tta else tuple(model.facts["tta"])
-    wanted = Wanted(tta=not given.no_tta, precision=given.precision)
+    wanted = PredictOptions(tta=not given.no_tta, precision=given.precision)
     squares = [model._square(path) for path in paths[:64]]
     batch = model._inputs([each for each in squares if isinstance(each, np.ndarray)])
     found: dict[str, list[float]] = {"bare": [], "predict": [], "share": [], "reading, one thread": []}
     for _ in range(given.turns):
-        before = bare(model, batch, given.photos // 4, views, given.precision)
+        before = bare(model, batch, given.images // 4, views, given.precision)
         with tempfile.TemporaryDirectory() as work:
             done = write_predictions(model, paths, Path(work) / "out.csv", wanted)
-        after = bare(model, batch, given.photos // 4, views, given.precision)
+        after = bare(model, batch, given.images // 4, views, given.precision)
         began = time.perf_counter()
         for path in paths[:500]:
             model._square(path)
         found["reading, one thread"].append(500 / (time.perf_counter() - began))
         found["bare"].append((before + after) / 2)
-        found["predict"].append(done.photos / done.seconds)
+        found["predict"].append(done.images / done.seconds)
         found["share"].append(found["predict"][-1] / found["bare"][-1])
         print({name: round(values[-1], 3) for name, values in found.items()}, flush=True)
     medians = ", ".join(f"{name} {statistics.median(values):,.3f}" for name, values in found.items())
@@ -77,7 +77,7 @@ def rate(given: argparse.Namespace) -> None:
 def memory(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         listed, out = Path(work) / "paths.txt", Path(work) / "out.csv"
-        listed.write_text("".join(f"{path}\n" for path in chosen(given.photos_in, given.photos)))
+        listed.write_text("".join(f"{path}\n" for path in chosen(given.images_in, given.images)))
         words = ["predict", given.model, "-", "--out", str(out), "--precision", given.precision]
         command = [sys.executable, "-m", "baseline", *words, *(["--no-tta"] if given.no_tta else [])]
         began, shares = time.perf_counter(), [0.1, 0.25, 0.5, 0.75, 0.98]
@@ -85,7 +85,7 @@ def memory(given: argparse.Namespace) -> None:
             job = subprocess.Popen(command, stdin=file)
         while job.poll() is None:
             rows = out.read_bytes().count(b"\n") if out.exists() else 0
-            if shares and rows >= shares[0] * given.photos:
+            if shares and rows >= shares[0] * given.images:
                 seen = Path(f"/proc/{job.pid}/status").read_text().split()
                 resident, peak = (int(seen[seen.index(name) + 1]) // 1024 for name in ("VmRSS:", "VmHWM:"))
                 at = time.perf_counter() - began
@@ -98,8 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["rate", "memory"])
     parser.add_argument("model")
-    parser.add_argument("photos_in", metavar="PHOTOS")
-    parser.add_argument("--photos", type=int, default=6000)
+    parser.add_argument("images_in", metavar="IMAGES")
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--no-tta", action="store_true")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])

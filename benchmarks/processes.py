@@ -1,8 +1,8 @@
-"""One process against several on the same photos: accuracy, and seconds of training, alternating.
+"""One process against several on the same images: accuracy, and seconds of training, alternating.
 
-    python benchmarks/processes.py cifar10 --photos-per-class 250 --times 3
+    python benchmarks/processes.py cifar10 --images-per-class 250 --times 3
 
-All have the same processors; one process uses them as threads. What follows the photos is handed to `baseline run`.
+All have the same processors; one process uses them as threads. What follows the images is handed to `baseline run`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos")
+    parser.add_argument("images")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--times", type=int, default=3)
     known, words = parser.parse_known_args()
     found: dict[int, list[dict]] = {1: [], known.processes: []}
     with tempfile.TemporaryDirectory() as folder:
-        run(known.photos, [*words, "--quiet"], 1, Path(folder) / "warm")  # fills the caches
+        run(known.images, [*words, "--quiet"], 1, Path(folder) / "warm")  # fills the caches
         for turn in range(known.times):
             for processes, manifests in found.items():
                 manifests.append(
-                    run(known.photos, [*words, "--quiet"], processes, Path(folder) / f"{processes}-{turn}")
+                    run(known.images, [*words, "--quiet"], processes, Path(folder) / f"{processes}-{turn}")
                 )
     for processes, manifests in found.items():
         for split, numbers in manifests[0]["metrics"].items():
@@ -48,8 +48,8 @@ def stages(manifests: list[dict]) -> list[float]:
     return [statistics.median(seconds) for seconds in each]
 
 
-def run(photos: str, words: list[str], processes: int, out: Path) -> dict:
-    command = [sys.executable, "-m", "baseline", "run", photos, *words, "--out", str(out)]
+def run(images: str, words: list[str], processes: int, out: Path) -> dict:
+    command = [sys.executable, "-m", "baseline", "run", images, *words, "--out", str(out)]
     subprocess.run([*command, *(["--processes", str(processes)] if processes > 1 else [])], check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     return json.loads((out / "manifest.json").read_text())

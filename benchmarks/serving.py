@@ -1,6 +1,6 @@
 """How quickly a served model answers, beside the bare model in a process of its own. Prints lines of JSON.
 
-python benchmarks/serving.py runs/mine photos/     # starting, one photo at a time, 50 clients at once
+python benchmarks/serving.py runs/mine images/     # starting, one image at a time, 50 clients at once
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def __call__(self, name: str, content: bytes) -> dict[str, Any]:
-        head = f'--x\r\nContent-Disposition: form-data; name="photo"; filename="{name}"\r\n\r\n'.encode()
+        head = f'--x\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
         self.connection.request("POST", "/predict", head + content + b"\r\n--x--\r\n", kind)
         return json.loads(self.connection.getresponse().read())["predictions"][0]
@@ -64,8 +64,8 @@ def percentiles(milliseconds: list[float]) -> tuple[float, float]:
     return statistics.median(milliseconds), statistics.quantiles(milliseconds, n=20)[-1]
 
 
-def main(run: Path, photos: Path, turns: int = 300, clients: int = 50, each: int = 10, starts: int = 3) -> None:
-    contents = [path.read_bytes() for path in sorted(photos.rglob("*.jpg"))[:100]]
+def main(run: Path, images: Path, turns: int = 300, clients: int = 50, each: int = 10, starts: int = 3) -> None:
+    contents = [path.read_bytes() for path in sorted(images.rglob("*.jpg"))[:100]]
     said(part="start", seconds=[round(seconds, 1) for seconds in map(started, [run] * starts)])
     model = baseline.load(run)
 
@@ -103,7 +103,7 @@ def main(run: Path, photos: Path, turns: int = 300, clients: int = 50, each: int
         seconds = time.perf_counter() - began
         median, p95 = percentiles([each for _, waited in ended for each in waited])
         said(part="clients", clients=clients, sent=clients * each, answered=sum(right for right, _ in ended),
-             photos_per_second=clients * each / seconds, median_ms=median, p95_ms=p95)  # fmt: skip
+             images_per_second=clients * each / seconds, median_ms=median, p95_ms=p95)  # fmt: skip
 
 
 def started(run: Path) -> float:

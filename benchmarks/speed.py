@@ -47,11 +47,11 @@ def said(**facts: Any) -> None:
 
 
 def learner_of(data: str, image_size: int, per_class: int, **changes: Any) -> tuple[Any, Any, Any]:
-    recipe, table = baseline.understand(data, photos_per_class=per_class, show=baseline.Show())
+    recipe, table = baseline.load_images(data, images_per_class=per_class, progress=baseline.Progress())
     recipe = recipe.changed(image_size=image_size, augment=STILL, cache_gb=0.0, presets={}, **changes)
     table = baseline.split(table, recipe)
     table = table[table["split"] != "test"].reset_index(drop=True)
-    recipe = baseline.settle(recipe, table)[0]
+    recipe = baseline.resolve(recipe, table)[0]
     folder = tempfile.mkdtemp()
     dls = baseline.dataloaders(table, recipe, path=folder)
     return baseline.learner(dls, recipe, path=folder), recipe, table
@@ -59,8 +59,8 @@ def learner_of(data: str, image_size: int, per_class: int, **changes: Any) -> tu
 
 @app.command()
 def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
-    """Outputs of the frozen body, photos/s, against the bare body on batches that lie ready."""
-    from baseline.training.frozen import FrozenOutputs, frozen_format
+    """Outputs of the frozen body, images/s, against the bare body on batches that lie ready."""
+    from baseline.training.frozen import FrozenOutputs, frozen_precision
     from baseline.vision.dataloaders import split_loader
 
     learn, recipe, table = learner_of(data, image_size, per_class, stages=(Stage("head", 1, 1e-3),))
@@ -71,7 +71,7 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
 
     @torch.no_grad()
     def bare() -> None:
-        with frozen_format(recipe, "cpu"):
+        with frozen_precision(recipe, "cpu"):
             for batch in batches:
                 body(batch)
 
@@ -87,15 +87,15 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
 
 
 @app.command()
-def step(arch: str = "tf_efficientnet_lite0", photos: int = 64) -> None:
-    """Training steps with still BatchNorm, photos/s."""
-    from baseline.vision.cpu_speedups import quick
-    from baseline.vision.network import network
+def step(arch: str = "tf_efficientnet_lite0", images: int = 64) -> None:
+    """Training steps with still BatchNorm, images/s."""
+    from baseline.vision.cpu_speedups import optimize_for_cpu
+    from baseline.vision.network import build_network
 
-    model = network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
+    model = build_network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
     for size in (64, 96, 128, 160):
-        inputs = torch.rand(photos, 3, size, size).contiguous(memory_format=torch.channels_last)
-        targets = torch.arange(photos) % 10
+        inputs = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last)
+        targets = torch.arange(images) % 10
 
         def steps(context: Any, inputs: Any = inputs, targets: Any = targets) -> None:
             with context:
@@ -103,44 +103,44 @@ def step(arch: str = "tf_efficientnet_lite0", photos: int = 64) -> None:
                     torch.nn.functional.cross_entropy(model(inputs), targets).backward()
 
         def ours(inputs: Any = inputs, steps: Any = steps) -> None:
-            steps(quick(model, inputs))
+            steps(optimize_for_cpu(model, inputs))
 
         seconds = alternating({"torch": lambda steps=steps: steps(nullcontext()), "ours": ours})
-        said(part="step", arch=arch, image_size=size, torch=4 * photos / seconds["torch"],
-             ours=4 * photos / seconds["ours"], ratio=seconds["torch"] / seconds["ours"])  # fmt: skip
+        said(part="step", arch=arch, image_size=size, torch=4 * images / seconds["torch"],
+             ours=4 * images / seconds["ours"], ratio=seconds["torch"] / seconds["ours"])  # fmt: skip
 
 
 @app.command("compile")
-def compile_(arch: str = "tf_efficientnet_lite0", photos: int = 64, size: int = 128, steps: int = 8) -> None:
-    """Training steps with `quick` and with `torch.compile`, photos/s, and the photos after which compiling has paid."""
-    from baseline.vision.cpu_speedups import compiled, quick
-    from baseline.vision.network import network
+def compile_(arch: str = "tf_efficientnet_lite0", images: int = 64, size: int = 128, steps: int = 8) -> None:
+    """Training steps with `quick` and with `torch.compile`, images/s, and the images after which compiling has paid."""
+    from baseline.vision.cpu_speedups import compile_model, optimize_for_cpu
+    from baseline.vision.network import build_network
 
-    model = network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
-    inputs = torch.rand(photos, 3, size, size).contiguous(memory_format=torch.channels_last)
-    targets = torch.arange(photos) % 10
+    model = build_network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
+    inputs = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last)
+    targets = torch.arange(images) % 10
 
     def some() -> None:
         for _ in range(steps):
             torch.nn.functional.cross_entropy(model(inputs), targets).backward()
 
     def ours() -> None:
-        with quick(model, inputs):
+        with optimize_for_cpu(model, inputs):
             some()
 
     def theirs() -> None:
-        with compiled(model):
+        with compile_model(model):
             some()
 
     began = time.perf_counter()
-    with compiled(model):
+    with compile_model(model):
         torch.nn.functional.cross_entropy(model(inputs), targets).backward()
     first = time.perf_counter() - began
     seconds = alternating({"torch": some, "ours": ours, "compiled": theirs})
-    rates = {name: steps * photos / each for name, each in seconds.items()}
+    rates = {name: steps * images / each for name, each in seconds.items()}
     saved = 1 / rates["ours"] - 1 / rates["compiled"]
     said(part="compile", arch=arch, image_size=size, first_step=first, **rates,
-         pays_after_photos=first / saved if saved > 0 else None)  # fmt: skip
+         pays_after_images=first / saved if saved > 0 else None)  # fmt: skip
 
 
 @app.command()
@@ -157,26 +157,26 @@ def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
             learn.fit_one_cycle(1, 1e-4)
 
     def plain() -> None:
-        kept, cpu_speedups.quick = cpu_speedups.quick, lambda *_, **__: nullcontext()
+        kept, cpu_speedups.optimize_for_cpu = cpu_speedups.optimize_for_cpu, lambda *_, **__: nullcontext()
         try:
             baseline.train(learn, recipe)
         finally:
-            cpu_speedups.quick = kept
+            cpu_speedups.optimize_for_cpu = kept
 
     ways = {"fastai": bare, "ours without quick": plain, "ours": lambda: baseline.train(learn, recipe)}
     seconds = alternating(ways, turns=7)
-    said(part="overhead", image_size=image_size, photos=len(learn.dls.train_ds), seconds=seconds["fastai"],
+    said(part="overhead", image_size=image_size, images=len(learn.dls.train_ds), seconds=seconds["fastai"],
          without_quick=seconds["ours without quick"] / seconds["fastai"] - 1,
          ours=seconds["ours"] / seconds["fastai"] - 1)  # fmt: skip
 
 
 @app.command()
-def decoders(data: str, image_size: int = 128, photos: int = 500) -> None:
-    """JPEG to a square of uint8, photos/s on one thread, by library; those that are not installed are left out."""
-    from baseline.data.image import fit_photo, open_photo
+def decoders(data: str, image_size: int = 128, images: int = 500) -> None:
+    """JPEG to a square of uint8, images/s on one thread, by library; those that are not installed are left out."""
+    from baseline.data.image import load_image, resize_image
 
-    table = baseline.photo_table(data)
-    paths = [path for path in table["path"] if path.lower().endswith((".jpg", ".jpeg"))][:photos]
+    table = baseline.image_table(data)
+    paths = [path for path in table["path"] if path.lower().endswith((".jpg", ".jpeg"))][:images]
     torch.set_num_threads(1)
 
     def with_torchvision(path: str) -> Any:
@@ -200,8 +200,8 @@ def decoders(data: str, image_size: int = 128, photos: int = 500) -> None:
         return Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BICUBIC)
 
     ways: dict[str, Callable[[str], Any]] = {
-        "pillow, reduced scale (ours)": lambda path: fit_photo(open_photo(path, image_size), image_size, "squish"),
-        "pillow": lambda path: fit_photo(open_photo(path), image_size, "squish"),
+        "pillow, reduced scale (ours)": lambda path: resize_image(load_image(path, image_size), image_size, "squish"),
+        "pillow": lambda path: resize_image(load_image(path), image_size, "squish"),
         "torchvision": with_torchvision,
         "opencv": with_opencv,
         "simplejpeg": with_simplejpeg,

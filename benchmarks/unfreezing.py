@@ -3,7 +3,7 @@
     python benchmarks/unfreezing.py trashnet_256 hymenoptera_256 gtsrb_speed_tracks/metadata.csv:group cifar10:250
 
 Printed is, by data set and plan, the accuracy with TTA (0-1; on test, or on valid where there is no test split) and the
-seconds of training, medians over `--seeds`. `NAME:group` splits by groups; `NAME:N` takes N training photos a class.
+seconds of training, medians over `--seeds`. `NAME:group` splits by groups; `NAME:N` takes N training images a class.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ PLANS: dict[str, tuple[tuple[Stage, ...], dict[str, Any]]] = {
 
 def one(data: str, stages: tuple[Stage, ...], augment: dict[str, Any], image_size: int, seed: int) -> dict[str, float]:
     name, _, how = data.partition(":")
-    given = {"split": "group"} if how == "group" else {"photos_per_class": int(how)} if how else {}
+    given = {"split": "group"} if how == "group" else {"images_per_class": int(how)} if how else {}
     recipe = baseline.load_recipe("default").changed(stages=stages, presets={}, augment=augment, image_size=image_size)
     with tempfile.TemporaryDirectory() as folder:
-        done = baseline.make_baseline(name, recipe, seed=seed, out=f"{folder}/run", show=baseline.Show(), **given)
+        done = baseline.make_baseline(
+            name, recipe, seed=seed, out=f"{folder}/run", progress=baseline.Progress(), **given
+        )
     split = "test" if "test" in done.metrics else "valid"
     seconds = done.manifest["seconds"]["training"] - sum(s["features_seconds"] for s in done.manifest["stages"])
     return {"accuracy": done.metrics[split]["tta"]["accuracy"], "seconds": seconds}

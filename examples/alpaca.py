@@ -1,6 +1,6 @@
-"""Is it an alpaca? A small body at 160 px, and the photos that it is least sure of.
+"""Is it an alpaca? A small body at 160 px, and the images that it is least sure of.
 
-python examples/alpaca.py photos/        # a folder for each of two classes
+python examples/alpaca.py images/        # a folder for each of two classes
 """
 
 import sys

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Ants and bees
 #
-# PyTorch's transfer-learning tutorial fine-tunes a ResNet-18 on 245 photos of ants and bees, in about 200 lines. The
-# recipe `ants_bees` is that work in one call. Set `PHOTOS` to the folder of the photos: one folder for each class,
+# PyTorch's transfer-learning tutorial fine-tunes a ResNet-18 on 245 images of ants and bees, in about 200 lines. The
+# recipe `ants_bees` is that work in one call. Set `IMAGES` to the folder of the images: one folder for each class,
 # below `train` and `val`.
 
 # %%
@@ -12,8 +12,8 @@ import PIL.Image
 
 import baseline
 
-photos = os.environ.get("PHOTOS", "hymenoptera_data")
-done = baseline.make_baseline(photos, "ants_bees")
+images = os.environ.get("IMAGES", "hymenoptera_data")
+done = baseline.make_baseline(images, "ants_bees")
 
 # %% [markdown]
 # The number, how far it can be trusted, and what it means:
@@ -22,7 +22,7 @@ done = baseline.make_baseline(photos, "ants_bees")
 split, numbers = list(done.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
 print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
-print(*baseline.sentences(numbers), sep="\n")
+print(*baseline.explain(numbers), sep="\n")
 
 # %% [markdown]
 # Losses and the learning rate, epoch by epoch:
@@ -31,8 +31,8 @@ print(*baseline.sentences(numbers), sep="\n")
 PIL.Image.open(done.folder / "training.png")
 
 # %% [markdown]
-# What is taken for what. `errors.png` beside it shows the photos, the most confident errors first, and where the
-# network looked: some labels are wrong, and some photos show neither ant nor bee. All of it is in `report.html`.
+# What is taken for what. `errors.png` beside it shows the images, the most confident errors first, and where the
+# network looked: some labels are wrong, and some images show neither ant nor bee. All of it is in `report.html`.
 
 # %%
 PIL.Image.open(done.folder / "confusion.png")

@@ -1,21 +1,21 @@
-"""Plastic or not, among photos of rubbish: the same recipe with a frozen body, and fine-tuned.
+"""Plastic or not, among images of rubbish: the same recipe with a frozen body, and fine-tuned.
 
-python examples/debris.py photos/        # a folder for each class, one of them plastic
+python examples/debris.py images/        # a folder for each class, one of them plastic
 """
 
 import sys
 
 import baseline
 
-photos = sys.argv[1]
-tuned = baseline.make_baseline(photos, "debris")
-frozen = baseline.make_baseline(photos, "debris", stages=[baseline.Stage("head", 10, "find")])
+images = sys.argv[1]
+tuned = baseline.make_baseline(images, "debris")
+frozen = baseline.make_baseline(images, "debris", stages=[baseline.Stage("head", 10, "find")])
 for words, done in (("frozen", frozen), ("fine-tuned", tuned)):
     found = done.metrics["test"]["tta"]
     low, high = found["interval"]
     print(f"{words}: accuracy {found['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
     plastic = found["classes"]["plastic"]
     print(f"  of the plastic {plastic['recall']:.0%} is found; of what is called plastic {plastic['precision']:.0%} is")
-differ = baseline.same_or_not(frozen.predictions, tuned.predictions)
+differ = baseline.paired_test(frozen.predictions, tuned.predictions)
 print(f"they differ by {'more than' if differ['beyond_noise'] else 'no more than'} noise (p = {differ['p']:.3f})")
 print(f"pictures: {tuned.folder / 'confusion.png'} and {tuned.folder / 'errors.png'}")

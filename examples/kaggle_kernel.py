@@ -17,7 +17,7 @@ install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--n
 subprocess.run([*install, *sorted(wheels.glob("*.whl"))], check=True)
 
 # %% [markdown]
-# The folder of the competition is the one that the sample submission lies in: `train.csv` and its photos, or a folder
+# The folder of the competition is the one that the sample submission lies in: `train.csv` and its images, or a folder
 # for each class, are found there.
 
 # %%

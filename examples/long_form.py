@@ -1,6 +1,6 @@
 """What `make_baseline` does, room by room, for whoever wants to change a step.
 
-python examples/long_form.py photos/
+python examples/long_form.py images/
 """
 
 import sys
@@ -8,17 +8,17 @@ import sys
 import baseline
 
 recipe = baseline.load_recipe("default").with_preset("quick")
-checked = baseline.audit(baseline.photo_table(sys.argv[1]))
+checked = baseline.audit(baseline.image_table(sys.argv[1]))
 print(checked.findings)
 table = baseline.split(checked.usable, recipe)
-recipe, weights, reasons = baseline.settle(recipe, table)
-with baseline.seeded(recipe.seed):
+recipe, weights, reasons = baseline.resolve(recipe, table)
+with baseline.seed_everything(recipe.seed):
     dls = baseline.dataloaders(table, recipe)
     learn = baseline.learner(dls, recipe, weights=weights)
-    history = baseline.train(learn, recipe, baseline.Terminal())
-    predictions = baseline.predictions(learn, table, recipe.tta)
+    history = baseline.train(learn, recipe, baseline.ConsoleProgress())
+    predictions = baseline.predict(learn, table, recipe.tta)
 print(history.epochs)
-print(baseline.measure(predictions))
+print(baseline.evaluate(predictions))
 
 # learn is a complete fastai Learner: go on with it as you like
 learn.freeze_to(-2)

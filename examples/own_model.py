@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From the long form to a model of your own
 #
-# `make_baseline` is short for a few calls, and each of them can be exchanged. Here the photos, their splits, the loop
-# and the judging stay, and the network becomes one's own. Set `PHOTOS` to a folder with one folder for each class.
+# `make_baseline` is short for a few calls, and each of them can be exchanged. Here the images, their splits, the loop
+# and the judging stay, and the network becomes one's own. Set `IMAGES` to a folder with one folder for each class.
 
 # %%
 import os
@@ -16,8 +16,8 @@ from torch import nn
 import baseline
 
 recipe = baseline.load_recipe("default").with_preset("quick")
-table = baseline.split(baseline.photo_table(os.environ.get("PHOTOS", "photos")), recipe)
-recipe, weights, reasons = baseline.settle(recipe, table)
+table = baseline.split(baseline.image_table(os.environ.get("IMAGES", "images")), recipe)
+recipe, weights, reasons = baseline.resolve(recipe, table)
 dls = baseline.dataloaders(table, recipe)
 table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
 
@@ -26,10 +26,10 @@ table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
 
 # %%
 frozen = recipe.changed(stages=(baseline.Stage("head", 10, "find"),))
-with baseline.seeded(0):
+with baseline.seed_everything(0):
     learn = baseline.learner(dls, frozen, weights=weights)
     history = baseline.train(learn, frozen)
-to_beat = baseline.predictions(learn, table)
+to_beat = baseline.predict(learn, table)
 history.epochs[["epoch", "lr", "train_loss", "valid_loss", "valid_accuracy"]]
 
 # %% [markdown]
@@ -43,7 +43,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 mine = recipe.changed(stages=(baseline.Stage("all", 12, "find", "moving", optimizer="ranger", schedule="flat_cos"),))
-with baseline.seeded(0):
+with baseline.seed_everything(0):
     body = nn.Sequential(block(3, 32), block(32, 64), block(64, 128), block(128, 256))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(dls.vocab)))
     learn = Learner(
@@ -54,17 +54,17 @@ with baseline.seeded(0):
         splitter=lambda model: [params(model[0]), params(model[1])],
     )
     history = baseline.train(learn, mine)
-own = baseline.predictions(learn, table)
+own = baseline.predict(learn, table)
 history.epochs.plot("epoch", ["train_loss", "valid_loss"])
 
 # %% [markdown]
-# Both were judged on the same photos, so that they can be compared in pairs.
+# Both were judged on the same images, so that they can be compared in pairs.
 
 # %%
 for words, predicted in (("head of a pretrained body", to_beat), ("network of my own", own)):
-    found = baseline.measure(predicted)["test"]["tta"]
+    found = baseline.evaluate(predicted)["test"]["tta"]
     low, high = found["interval"]
     print(f"{words}: test accuracy {found['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
-differ = baseline.same_or_not(to_beat, own)
+differ = baseline.paired_test(to_beat, own)
 low, high = differ["interval"]
 print(f"difference {differ['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {differ['p']:.2g}")

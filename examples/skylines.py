@@ -1,6 +1,6 @@
-"""What a random split hides, where several photos are of one thing: skylines by one photographer, frames of one sign.
+"""What a random split hides, where several images are of one thing: skylines by one photographer, frames of one sign.
 
-python examples/skylines.py photos.csv        # columns: path, label, and group, photographer, patient or the like
+python examples/skylines.py images.csv        # columns: path, label, and group, photographer, patient or the like
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Photos and one finished run that many tests share.
+"""Images and one finished run that many tests share.
 
-Real photos come from BASELINE_TEST_PHOTOS, else from ../shared/data beside the checkout. Where neither is there, the
+Real images come from BASELINE_TEST_PHOTOS, else from ../shared/data beside the checkout. Where neither is there, the
 suite draws its own, and the header of the test run says which.
 """
 
@@ -34,7 +34,7 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     real = (REAL / "hymenoptera_256").is_dir()
-    return f"baseline from {Path(baseline.__file__).parent}; photos: {REAL if real else 'drawn by the suite'}"
+    return f"baseline from {Path(baseline.__file__).parent}; images: {REAL if real else 'drawn by the suite'}"
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +45,9 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two classes, 24 photos each: real ants and bees where they are at hand."""
-    folder = tmp_path_factory.mktemp("photos")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes, 24 images each: real ants and bees where they are at hand."""
+    folder = tmp_path_factory.mktemp("images")
     for name in ("ants", "bees"):
         (folder / name).mkdir()
         real = sorted((REAL / "hymenoptera_256" / "train" / name).glob("*.jpg"))[:24]
@@ -71,23 +71,23 @@ def draw(name: str, number: int) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def rubbish(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 16 photos, one of them plastic: real rubbish where it is at hand."""
+def rubbish(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 16 images, one of them plastic: real rubbish where it is at hand."""
     folder = tmp_path_factory.mktemp("rubbish")
     for name, other in (("glass", "ants"), ("paper", "bees"), ("plastic", "ants")):
         (folder / name).mkdir()
-        real = sorted((REAL / "trashnet_256" / name).glob("*.jpg")) or sorted((photos / other).iterdir())
+        real = sorted((REAL / "trashnet_256" / name).glob("*.jpg")) or sorted((images / other).iterdir())
         for file in real[:16]:
             shutil.copy(file, folder / name / file.name)
     return folder
 
 
 @pytest.fixture(scope="session")
-def grouped(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of the shared photos, three to a photographer."""
-    table = tmp_path_factory.mktemp("grouped") / "photos.csv"
+def grouped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of the shared images, three to a photographer."""
+    table = tmp_path_factory.mktemp("grouped") / "images.csv"
     rows = [
-        f"{path},{path.parent.name},{path.parent.name}-{int(path.stem) // 3}" for path in sorted(photos.rglob("*.jpg"))
+        f"{path},{path.parent.name},{path.parent.name}-{int(path.stem) // 3}" for path in sorted(images.rglob("*.jpg"))
     ]
     table.write_text("\n".join(["path,label,photographer", *rows]) + "\n")
     return table
@@ -117,18 +117,20 @@ def small() -> baseline.Recipe:
 
 
 @pytest.fixture(scope="session")
-def done(photos: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+def done(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
     """One finished run."""
-    return baseline.make_baseline(photos, small, out=tmp_path_factory.mktemp("runs") / "done", show=baseline.Show())
+    return baseline.make_baseline(
+        images, small, out=tmp_path_factory.mktemp("runs") / "done", progress=baseline.Progress()
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 0.5 MB that predicts at once: an untrained network of three classes at 48 pixels."""
-    from baseline.data.image import square
-    from baseline.inference.model import golden_of
+    from baseline.data.image import load_square
+    from baseline.inference.model import golden_outputs
     from baseline.inference.model_folder import save_network
-    from baseline.vision.network import network
+    from baseline.vision.network import build_network
 
     facts = {
         "arch": "test_efficientnet", "head": "linear", "classes": ["ants", "bees", "wasps"], "image_size": 48,
@@ -136,28 +138,28 @@ def tiny(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "threshold": 0.5, "temperature": 1.7, "crop": 1.0, "precision": "float32",
     }  # fmt: skip
     torch.manual_seed(1)
-    model = network(facts["arch"], 3, None)[0]
-    kept = np.stack([square(path, 48, "squish") for path in sorted(photos.rglob("*.jpg"))])
+    model = build_network(facts["arch"], 3, None)[0]
+    kept = np.stack([load_square(path, 48, "squish") for path in sorted(images.rglob("*.jpg"))])
     for module in model.modules():
         module.momentum = 1.0
-    with torch.no_grad():  # BatchNorm takes the photos' own statistics, so that they differ in what is predicted
+    with torch.no_grad():  # BatchNorm takes the images' own statistics, so that they differ in what is predicted
         model.train()(torch.from_numpy(kept).permute(0, 3, 1, 2) / 128 - 1)
         model[1][-1].weight.mul_(0.1)
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    save_network(model.eval(), facts, folder, golden_of(model, facts, kept[:4]))
+    save_network(model.eval(), facts, folder, golden_outputs(model, facts, kept[:4]))
     return folder
 
 
 @pytest.fixture(scope="session")
-def settled(photos: Path, small: baseline.Recipe) -> tuple[baseline.Recipe, object]:
-    """The small recipe settled on the shared photos, and the photo table with its splits."""
-    table = baseline.split(baseline.photo_table(photos), small)
-    return baseline.settle(small, table)[0], table
+def settled(images: Path, small: baseline.Recipe) -> tuple[baseline.Recipe, object]:
+    """The small recipe settled on the shared images, and the image table with its splits."""
+    table = baseline.split(baseline.image_table(images), small)
+    return baseline.resolve(small, table)[0], table
 
 
 @pytest.fixture
 def learn(settled: tuple[baseline.Recipe, object], tmp_path: Path) -> object:
-    """A fresh Learner on the shared photos."""
+    """A fresh Learner on the shared images."""
     recipe, table = settled
     torch.manual_seed(0)
     return baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)

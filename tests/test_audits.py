@@ -1,4 +1,4 @@
-"""What is wrong with photos is found, told with what it does and what answers it, and nothing on disk is touched."""
+"""What is wrong with images is found, told with what it does and what answers it, and nothing on disk is touched."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from conftest import REAL, draw
 from PIL import Image, ImageEnhance
 
 import baseline
-from baseline import DataError, LeakError, Recipe, Show, audit, photo_table, split
+from baseline import DataError, LeakError, Progress, Recipe, audit, image_table, split
 from baseline.data.audit import duplicates, scan
 from baseline.data.audit import findings as audit_findings
-from baseline.files import home
+from baseline.files import cache_home
 
 
 @pytest.fixture
@@ -34,31 +34,31 @@ def rich(tmp_path: Path) -> Path:
 
 
 def picture(name: str, number: int) -> Image.Image:
-    """A blurred pattern of its own, as photos have: large shapes in many colours."""
+    """A blurred pattern of its own, as images have: large shapes in many colours."""
     rng = np.random.default_rng(100 * (name == "bees") + number)
     small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
     return Image.blend(small.resize((128, 96), Image.Resampling.BICUBIC), draw(name, number), 0.2)
 
 
 def found(folder: Path, **options: bool) -> dict[str, pd.Series]:
-    findings = audit(photo_table(folder), **options).findings
+    findings = audit(image_table(folder), **options).findings
     return {row["finding"]: row for _, row in findings.iterrows()}
 
 
-def test_clean_photos_have_no_copies(rich: Path) -> None:
+def test_clean_images_have_no_copies(rich: Path) -> None:
     assert set(found(rich)) == {"tiny classes"}
 
 
 def test_exact_copies_across_splits_are_a_leak_and_strict_refuses_them(rich: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
-    checked = audit(photo_table(rich))
+    checked = audit(image_table(rich))
     assert checked.pairs[["kind", "leak", "conflict"]].to_numpy().tolist() == [["exact", True, False]]
     assert "1 pairs of copies lie in two splits; 1 of test (20.0%)" in checked.findings["words"][0]
     with pytest.raises(LeakError, match=r"first .*copy\.png \(test\)") as refused:
         checked.refuse_leaks()
     assert refused.value.exit_code == 3
     parted = split(checked.usable, Recipe())
-    dropped = parted[audit_findings.leaking(parted)]
+    dropped = parted[audit_findings.find_leaks(parted)]
     assert len(dropped) == 1 and dropped["path"].iloc[0].endswith("train/ants/0.png")
 
 
@@ -72,23 +72,23 @@ def test_changed_copies_are_near_duplicates(rich: Path, change: str) -> None:
         "shifted": image.crop((3, 2, 128, 96)),
     }[change]
     changed.save(rich / "train/ants/other.jpg", quality=60)
-    checked = audit(photo_table(rich))
+    checked = audit(image_table(rich))
     assert checked.pairs[["kind", "leak", "conflict"]].to_numpy().tolist() == [["near", False, True]]
     assert "conflict" in checked.findings["finding"].tolist()
 
 
 @pytest.mark.parametrize("own", [12, 20, 30])
-def test_photos_that_are_all_alike_are_not_called_copies(own: int) -> None:
+def test_images_that_are_all_alike_are_not_called_copies(own: int) -> None:
     """X-rays, digits, garments: likeness that all share is no copy, whether it joins all or some; a copy stands out."""
     rng = np.random.default_rng(0)
     shared = blobs(rng.integers(0, 255, (6, 6)).astype(float))
     images = [shared + blobs(rng.normal(0, own, (6, 6))) for _ in range(400)]
     images.append(images[200] + rng.normal(0, 1, (48, 48)))
-    seen = scan._Seen.of(len(images))
+    seen = scan.ScanResult.of(len(images))
     for row, values in enumerate(images):
         seen.put(row, look(Image.fromarray(values.clip(0, 255).astype(np.uint8)), row))
-    alike = duplicates._alike(np.arange(len(images)), seen)
-    first, second, _ = duplicates._standing_out(*alike, len(images))
+    alike = duplicates._similar_pairs(np.arange(len(images)), seen)
+    first, second, _ = duplicates._distinctive(*alike, len(images))
     assert len(alike[0]) > 100 and (200, 400) in set(zip(first.tolist(), second.tolist(), strict=True))
     assert len(first) < 0.1 * len(images)
 
@@ -100,7 +100,7 @@ def blobs(values: np.ndarray) -> np.ndarray:
 def look(image: Image.Image, row: int) -> tuple:
     path = Path(f"{row}.png")
     image.save(path)
-    return scan._look(str(path))
+    return scan._scan_image(str(path))
 
 
 def test_all_pairs_of_near_hashes_are_found_once() -> None:
@@ -122,9 +122,9 @@ def test_all_pairs_of_near_hashes_are_found_once() -> None:
         assert len(given) == len(set(given)) and set(given) == wanted
 
 
-def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(photos: Path, tmp_path: Path) -> None:
+def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hostile \n ü"
-    shutil.copytree(photos, folder)
+    shutil.copytree(images, folder)
     whole = Image.open(folder / "ants/00.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -135,40 +135,40 @@ def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(photos: Path
     Image.new("I;16", (40, 40), 900).save(folder / "bees/deep.png")
     Image.new("RGB", (1, 1)).save(folder / "bees/one.png")
     Image.new("RGB", (400, 20), "red").save(folder / "bees/long.png")
-    (folder / "bees/text.jpg").write_text("no photo")
+    (folder / "bees/text.jpg").write_text("no image")
     (folder / "bees/half.jpg").write_bytes((folder / "bees/00.jpg").read_bytes()[:900])
     shutil.copy(folder / "bees/01.jpg", folder / "ants/torn.jpg")
     before = sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
     recipe = Recipe(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),))
-    done = baseline.make_baseline(folder, recipe, out=tmp_path / "run", show=Show())
-    assert {"conflict", "unreadable", "exact duplicates", "near duplicates", "small photos", "long photos", "modes",
-            "EXIF-rotated", "animations"} <= set(audit(photo_table(folder)).findings["finding"])  # fmt: skip
+    done = baseline.make_baseline(folder, recipe, out=tmp_path / "run", progress=Progress())
+    assert {"conflict", "unreadable", "exact duplicates", "near duplicates", "small images", "long images", "modes",
+            "EXIF-rotated", "animations"} <= set(audit(image_table(folder)).findings["finding"])  # fmt: skip
     assert done.manifest["data"]["left_out"] and len(done.manifest["data"]["left_out"]) == 2
     assert (tmp_path / "run/audit/findings.json").exists() and (tmp_path / "run/audit/conflicts.png").exists()
     assert before == sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
 
 
 def test_a_second_audit_reads_only_what_is_new(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = audit(photo_table(rich))
+    first = audit(image_table(rich))
     read = []
-    look = scan._look
-    monkeypatch.setattr(scan, "_look", lambda path: read.append(path) or look(path))
+    look = scan._scan_image
+    monkeypatch.setattr(scan, "_scan_image", lambda path: read.append(path) or look(path))
     picture("ants", 9).save(rich / "train/ants/1.png")
-    again = audit(photo_table(rich))
-    assert [Path(path).name for path in read] == ["1.png"] and len(again.photos) == len(first.photos)
+    again = audit(image_table(rich))
+    assert [Path(path).name for path in read] == ["1.png"] and len(again.images) == len(first.images)
 
 
 def test_a_cache_that_cannot_be_used_is_said_and_done_without(rich: Path) -> None:
-    (home() / "audit-2.sqlite").mkdir(parents=True)
+    (cache_home() / "audit-2.sqlite").mkdir(parents=True)
     said = []
-    show = type("Listening", (Show,), {"say": lambda self, line: said.append(line)})()
-    assert len(audit(photo_table(rich), show=show).photos) == 12
+    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
+    assert len(audit(image_table(rich), progress=show).images) == 12
     assert any("is not kept for the next time" in line for line in said)
-    assert (home() / "audit-2.sqlite").is_dir()
+    assert (cache_home() / "audit-2.sqlite").is_dir()
 
 
 def test_a_group_that_is_not_used_is_told(rich: Path) -> None:
-    table = photo_table(rich).assign(group=list("aabbccddeeff"))
+    table = image_table(rich).assign(group=list("aabbccddeeff"))
     assert "unused group" in set(audit(table).findings["finding"])
     assert "unused group" not in set(audit(table, grouped=True).findings["finding"])
 
@@ -179,15 +179,15 @@ def test_copies_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
             (tmp_path / name).mkdir(exist_ok=True)
             for copy in range(3):
                 picture(name, number).save(tmp_path / name / f"{number}-{copy}.png", compress_level=copy)
-    table = split(audit(photo_table(tmp_path)).usable, Recipe(valid_share=0.2))
+    table = split(audit(image_table(tmp_path)).usable, Recipe(valid_share=0.2))
     assert table["twins"].nunique() == 24 and table.groupby("twins")["split"].nunique().max() == 1
     assert set(table["split"]) == {"train", "valid", "test"}
 
 
 def test_the_three_known_conflicts_of_trashnet_are_named() -> None:
     if not (REAL / "trashnet_256").is_dir():
-        pytest.skip("the real photos are not at hand")
-    conflicts = audit(photo_table(REAL / "trashnet_256")).pairs.query("conflict and kind == 'exact'")
+        pytest.skip("the real images are not at hand")
+    conflicts = audit(image_table(REAL / "trashnet_256")).pairs.query("conflict and kind == 'exact'")
     names = [(Path(one).name, Path(two).name) for one, two in conflicts[["path", "other"]].to_numpy()]
     assert names == [
         ("glass115.jpg", "metal91.jpg"),
@@ -196,31 +196,31 @@ def test_the_three_known_conflicts_of_trashnet_are_named() -> None:
     ]
 
 
-def test_no_readable_photo_is_refused(tmp_path: Path) -> None:
+def test_no_readable_image_is_refused(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("nothing")
-    with pytest.raises(DataError, match="None of the 4 photos can be read"):
-        audit(photo_table(tmp_path))
+    with pytest.raises(DataError, match="None of the 4 images can be read"):
+        audit(image_table(tmp_path))
 
 
 def test_leaks_are_those_of_the_split_that_is_used(rich: Path, tmp_path: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
     recipe = Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-2),), audit="strict")
-    with pytest.raises(LeakError, match="1 photos have a copy in a later split"):
-        baseline.make_baseline(rich, recipe, out=tmp_path / "one", show=Show())
+    with pytest.raises(LeakError, match="1 images have a copy in a later split"):
+        baseline.make_baseline(rich, recipe, out=tmp_path / "one", progress=Progress())
     assert not (tmp_path / "one").exists()
     again = recipe.changed(split="random")
-    assert baseline.make_baseline(rich, again, out=tmp_path / "two", show=Show()).metrics
-    dropped = baseline.make_baseline(rich, recipe.changed(leaks="drop"), out=tmp_path / "three", show=Show())
-    assert sum(dropped.manifest["data"]["photos"].values()) == 12
+    assert baseline.make_baseline(rich, again, out=tmp_path / "two", progress=Progress()).metrics
+    dropped = baseline.make_baseline(rich, recipe.changed(leaks="drop"), out=tmp_path / "three", progress=Progress())
+    assert sum(dropped.manifest["data"]["images"].values()) == 12
     with pytest.raises(baseline.RecipeError, match="needs the audit that is left out"):
         recipe.changed(leaks="drop", audit="none")
 
 
 def test_a_pipe_and_markup_in_names_do_no_harm(rich: Path) -> None:
     os.mkfifo(rich / "train/ants/pipe.jpg")
-    (rich / "train/ants/[red]x.jpg").write_text("no photo")
+    (rich / "train/ants/[red]x.jpg").write_text("no image")
     ended = subprocess.run(
         [sys.executable, "-m", "baseline", "audit", str(rich), "-q"], capture_output=True, text=True, timeout=60
     )

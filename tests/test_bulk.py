@@ -28,11 +28,11 @@ from PIL import Image
 from test_cli import call
 
 import baseline
-from baseline import DataError, OutputError, RecipeError, Wanted, load, system, write_predictions
-from baseline.data.sources.listing import named_photos
+from baseline import DataError, OutputError, PredictOptions, RecipeError, load, system, write_predictions
+from baseline.data.sources.image_list import list_images
 from baseline.inference import batch, output
 from baseline.inference.model import Model
-from baseline.inference.workers import spread_blocks
+from baseline.inference.workers import predict_in_workers
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def model(tiny: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def paths(photos: Path) -> list[str]:
-    return sorted(str(path) for path in photos.rglob("*.jpg"))
+def paths(images: Path) -> list[str]:
+    return sorted(str(path) for path in images.rglob("*.jpg"))
 
 
 def rows_of(path: str | Path) -> list[dict[str, str]]:
@@ -53,7 +53,7 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 
 
 def test_rows_are_what_the_model_predicts_in_order(model: Model, paths: list[str]) -> None:
-    counts = write_predictions(model, iter(paths), "out.csv", Wanted(top_k=2, every=True, batch_size=7))
+    counts = write_predictions(model, iter(paths), "out.csv", PredictOptions(top_k=2, every=True, batch_size=7))
     written, expected = pd.read_csv("out.csv"), model.predict(paths)
     top = ["class_1", "probability_1", "class_2", "probability_2"]
     shares = ["p_ants", "p_bees", "p_wasps"]
@@ -64,11 +64,11 @@ def test_rows_are_what_the_model_predicts_in_order(model: Model, paths: list[str
         written["probability_1"] == written["confidence"]
     ).all()
     assert (written["probability_2"] == np.sort(written[shares], axis=1)[:, -2]).all()
-    assert (counts.photos, counts.unreadable, counts.before) == (48, 0, 0)
+    assert (counts.images, counts.unreadable, counts.before) == (48, 0, 0)
 
 
 def test_json_lines_say_the_same(model: Model, paths: list[str]) -> None:
-    plain = Wanted(format="jsonl", tta=False, top_k=9, every=True)
+    plain = PredictOptions(format="jsonl", tta=False, top_k=9, every=True)
     write_predictions(model, [*paths, "nowhere.jpg"], "out.jsonl", plain)
     *rows, last = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     expected = model.predict(paths, tta=False)
@@ -80,12 +80,12 @@ def test_json_lines_say_the_same(model: Model, paths: list[str]) -> None:
 
 def test_what_is_unsure_is_called_so(model: Model, paths: list[str]) -> None:
     sure = model.predict(paths)["confidence"]
-    counts = write_predictions(model, paths, "out.csv", Wanted(min_confidence=float(sure.median())))
+    counts = write_predictions(model, paths, "out.csv", PredictOptions(min_confidence=float(sure.median())))
     unsure = [row["predicted"] == "unsure" for row in rows_of("out.csv")]
     assert unsure == (sure < sure.median()).tolist() and counts.unsure == sum(unsure) > 0
 
 
-def test_photos_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
     whole = Path(paths[0]).read_bytes()
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").write_bytes(b"")
@@ -95,10 +95,10 @@ def test_photos_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: 
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     bad = ["text.jpg", "empty.jpg", "half.jpg", "folder.jpg", "pipe.jpg", "huge.png", "nowhere.jpg", "nul\0.jpg"]
     mixed = [paths[0], *[str(tmp_path / name) for name in bad], paths[1]]
-    counts = write_predictions(model, mixed, "out.csv", Wanted(batch_size=3))
+    counts = write_predictions(model, mixed, "out.csv", PredictOptions(batch_size=3))
     rows = rows_of("out.csv")
-    assert [row["path"] for row in rows] == mixed and counts.unreadable == len(bad) and counts.photos == len(mixed)
-    words = ["not a photo", "empty file", "truncated", "not a file", "not a file", "more than", "No such file", "null"]
+    assert [row["path"] for row in rows] == mixed and counts.unreadable == len(bad) and counts.images == len(mixed)
+    words = ["not an image", "empty file", "truncated", "not a file", "not a file", "more than", "No such file", "null"]
     for row, word in zip(rows[1:-1], words, strict=True):
         assert word in row["error"] and row["predicted"] == row["confidence"] == "", row
     alone = model.predict([paths[0], paths[1]])["confidence"]
@@ -106,25 +106,25 @@ def test_photos_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: 
 
 
 def in_many_forms(path: str) -> list[bytes]:
-    """A photo in the formats, modes and compressions that PIL writes."""
-    photo = Image.open(path).convert("RGB").resize((90, 60))
+    """A picture in the formats, modes and compressions that PIL writes."""
+    picture = Image.open(path).convert("RGB").resize((90, 60))
     turned = Image.Exif()
-    turned[0x0112], turned[0x010E] = 6, "a photo"
-    clear = photo.convert("RGBA")
+    turned[0x0112], turned[0x010E] = 6, "a picture"
+    clear = picture.convert("RGBA")
     clear.putalpha(100)
-    grey = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 256)
-    more = {"save_all": True, "append_images": [photo.rotate(20), photo.rotate(40)]}
+    grey = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256)
+    more = {"save_all": True, "append_images": [picture.rotate(20), picture.rotate(40)]}
     wanted: list[tuple[Image.Image, str, dict]] = [
-        (photo, "JPEG", {"exif": turned, "icc_profile": bytes(600)}), (photo, "JPEG", {"progressive": True}),
-        (photo.convert("CMYK"), "JPEG", {}), (photo.convert("L"), "JPEG", {"restart_marker_blocks": 4}),
-        (photo, "PNG", {"exif": turned}), (clear, "PNG", {}), (grey, "PNG", {}), (photo, "PNG", more),
-        (photo.quantize(16), "PNG", {"transparency": 3}), (photo.convert("1"), "PNG", {}),
-        (photo, "GIF", {}), (photo, "GIF", more), (photo, "WEBP", {"exif": turned}), (photo, "WEBP", more),
-        (clear, "WEBP", {"lossless": True}), (photo, "BMP", {}), (photo.quantize(16), "BMP", {}), (clear, "BMP", {}),
-        (photo, "TIFF", {}), (photo, "TIFF", {"compression": "tiff_lzw"}), (grey, "TIFF", {"compression": "packbits"}),
-        (photo, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
-        (photo.convert("F"), "TIFF", {}), (photo, "TIFF", more), (photo, "PPM", {}), (photo, "AVIF", {}),
-        (photo, "JPEG2000", {}), (photo, "MPO", more), (photo, "TGA", {"compression": "tga_rle"}), (photo, "ICO", {}),
+        (picture, "JPEG", {"exif": turned, "icc_profile": bytes(600)}), (picture, "JPEG", {"progressive": True}),
+        (picture.convert("CMYK"), "JPEG", {}), (picture.convert("L"), "JPEG", {"restart_marker_blocks": 4}),
+        (picture, "PNG", {"exif": turned}), (clear, "PNG", {}), (grey, "PNG", {}), (picture, "PNG", more),
+        (picture.quantize(16), "PNG", {"transparency": 3}), (picture.convert("1"), "PNG", {}),
+        (picture, "GIF", {}), (picture, "GIF", more), (picture, "WEBP", {"exif": turned}), (picture, "WEBP", more),
+        (clear, "WEBP", {"lossless": True}), (picture, "BMP", {}), (picture.quantize(16), "BMP", {}), (clear, "BMP", {}),
+        (picture, "TIFF", {}), (picture, "TIFF", {"compression": "tiff_lzw"}), (grey, "TIFF", {"compression": "packbits"}),
+        (picture, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
+        (picture.convert("F"), "TIFF", {}), (picture, "TIFF", more), (picture, "PPM", {}), (picture, "AVIF", {}),
+        (picture, "JPEG2000", {}), (picture, "MPO", more), (picture, "TGA", {"compression": "tga_rle"}), (picture, "ICO", {}),
     ]  # fmt: skip
     made = []
     for image, form, options in wanted:
@@ -135,7 +135,7 @@ def in_many_forms(path: str) -> list[bytes]:
 
 
 def mutated(content: bytes, other: bytes, chance: random.Random) -> bytes:
-    """The photo with bits turned, its header edited, parts swapped, out, doubled or from another, or cut short."""
+    """The image with bits turned, its header edited, parts swapped, out, doubled or from another, or cut short."""
     data = bytearray(content)
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
         at = chance.randrange(len(data) or 1)
@@ -175,24 +175,24 @@ def mutants(paths: list[str], count: int) -> Iterator[bytes]:
         yield mutated(chance.choice(whole), chance.choice(whole), chance)
 
 
-def test_a_photo_in_any_form_is_read(model: Model, paths: list[str]) -> None:
+def test_a_image_in_any_form_is_read(model: Model, paths: list[str]) -> None:
     [block] = model.blocks(in_many_forms(paths[0]))
-    assert set(block.errors) == {""} and len(block.photos) == 31
+    assert set(block.errors) == {""} and len(block.images) == 31
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mutated_photos_are_predicted_or_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
+def test_mutated_images_are_predicted_or_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
     made = []
     for number, content in enumerate(mutants(paths, 300)):
         made.append(str(tmp_path / str(number)))
         Path(made[-1]).write_bytes(content)
     counts = write_predictions(model, made, "out.csv")
-    assert counts.photos == 300 > counts.unreadable > 0 and [row["path"] for row in rows_of("out.csv")] == made
+    assert counts.images == 300 > counts.unreadable > 0 and [row["path"] for row in rows_of("out.csv")] == made
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_ten_thousand_mutated_photos(model: Model, paths: list[str], tmp_path: Path, capfd: Any) -> None:
+def test_ten_thousand_mutated_images(model: Model, paths: list[str], tmp_path: Path, capfd: Any) -> None:
     read, slowest = 0, (0.0, 0)
     for number, content in enumerate(mutants(paths, 10_000)):
         began = time.perf_counter()
@@ -210,16 +210,16 @@ def test_ten_thousand_mutated_photos(model: Model, paths: list[str], tmp_path: P
     assert not list(Path().iterdir()) and not list(tmp_path.iterdir())
 
 
-def test_a_program_in_place_of_a_photo_is_not_run(model: Model, tmp_path: Path) -> None:
+def test_a_program_in_place_of_a_image_is_not_run(model: Model, tmp_path: Path) -> None:
     script = tmp_path / "bin" / "gs"
     script.parent.mkdir()
     script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
     script.chmod(0o755)
-    (tmp_path / "photo.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (tmp_path / "image.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-        [block] = model.blocks([tmp_path / "photo.jpg"])
-    assert block.errors == ["not a photo"] and not (tmp_path / "ran").exists()
+        [block] = model.blocks([tmp_path / "image.jpg"])
+    assert block.errors == ["not an image"] and not (tmp_path / "ran").exists()
 
 
 # ---- going on after a kill ------------------------------------------------------------------------------------------
@@ -232,13 +232,13 @@ def test_a_file_cut_anywhere_becomes_the_undisturbed_one(
     odd = tmp_path / 'comma, "quote"\nand newline.jpg'
     shutil.copy(paths[0], odd)
     mixed = [*paths[:9], str(odd), "nowhere,\n.jpg", *paths[9:19]]
-    wanted, out = Wanted(format=kind, top_k=1, batch_size=4), Path(f"out.{kind}")
+    wanted, out = PredictOptions(format=kind, top_k=1, batch_size=4), Path(f"out.{kind}")
     write_predictions(model, mixed, out, wanted)
     whole, chance = out.read_bytes(), random.Random(1)
     for size in [0, 1, len(whole) - 1, len(whole), *[chance.randrange(len(whole)) for _ in range(30)]]:
         out.write_bytes(whole[:size])
         counts = write_predictions(model, iter(mixed), out, wanted, resume=True)
-        assert out.read_bytes() == whole and counts.before + counts.photos == len(mixed), size
+        assert out.read_bytes() == whole and counts.before + counts.images == len(mixed), size
     assert counts.before % 4 == 0
     out.unlink()
     assert write_predictions(model, mixed, out, wanted, resume=True).before == 0 and out.read_bytes() == whole
@@ -275,7 +275,7 @@ def test_kill_9_loses_and_repeats_nothing(tiny: Path, paths: list[str], tmp_path
 
 
 @pytest.mark.slow
-def test_twenty_kills_of_twenty_thousand_photos(tiny: Path, paths: list[str], tmp_path: Path) -> None:
+def test_twenty_kills_of_twenty_thousand_images(tiny: Path, paths: list[str], tmp_path: Path) -> None:
     listed = tmp_path / "paths.txt"
     listed.write_text("".join(f"{path}\n" for path in (paths * 417)[:20_000]))
     killed(tiny, listed, tmp_path / "whole.csv", 0, 0)
@@ -284,19 +284,19 @@ def test_twenty_kills_of_twenty_thousand_photos(tiny: Path, paths: list[str], tm
 
 
 def test_another_job_cannot_go_on_with_the_file(model: Model, done: baseline.Baseline, paths: list[str]) -> None:
-    wanted = Wanted(batch_size=4)
+    wanted = PredictOptions(batch_size=4)
     write_predictions(model, paths[:8], "out.csv", wanted)
     before = Path("out.csv").read_bytes()
     with pytest.raises(OutputError, match=r"out\.csv exists. Give --resume to go on"):
         write_predictions(model, paths, "out.csv", wanted)
-    for words, one, photos, other in (
-        ("begun with another tta, top_k", model, paths, Wanted(tta=False, top_k=1, batch_size=4)),
+    for words, one, images, other in (
+        ("begun with another tta, top_k", model, paths, PredictOptions(tta=False, top_k=1, batch_size=4)),
         ("begun with another model", done.model, paths, wanted),
-        (r"row 1 of out\.csv is not of photo .*: it was begun with other photos", model, paths[1:], wanted),
-        (r"out\.csv has rows of more photos", model, paths[:7], wanted),
+        (r"row 1 of out\.csv is not of image .*: it was begun with other images", model, paths[1:], wanted),
+        (r"out\.csv has rows of more images", model, paths[:7], wanted),
     ):
         with pytest.raises(OutputError, match=words):
-            write_predictions(one, photos, "out.csv", other, resume=True)
+            write_predictions(one, images, "out.csv", other, resume=True)
     assert Path("out.csv").read_bytes() == before
     Path("out.csv").write_text("mine\n")
     with pytest.raises(OutputError, match="does not begin as this job's file would"):
@@ -316,20 +316,20 @@ def test_rows_are_in_the_file_while_the_job_goes_on(model: Model, paths: list[st
             assert written >= number - 4 * 4  # three blocks are read ahead
             yield each
 
-    write_predictions(model, watched(), "out.csv", Wanted(batch_size=4))
+    write_predictions(model, watched(), "out.csv", PredictOptions(batch_size=4))
 
 
 def test_two_jobs_cannot_write_one_file(model: Model, paths: list[str]) -> None:
     def meanwhile() -> object:
         yield paths[0]
         job = Path("out.csv.job.json").read_bytes()
-        for given, other in (({"resume": True}, None), ({"overwrite": True}, Wanted(top_k=2))):
+        for given, other in (({"resume": True}, None), ({"overwrite": True}, PredictOptions(top_k=2))):
             with pytest.raises(OutputError, match="is being written by another job"):
                 write_predictions(model, paths, "out.csv", other, **given)
         assert Path("out.csv.job.json").read_bytes() == job
         yield paths[1]
 
-    assert write_predictions(model, meanwhile(), "out.csv").photos == 2
+    assert write_predictions(model, meanwhile(), "out.csv").images == 2
     assert [row["path"] for row in rows_of(Path("out.csv"))] == paths[:2]
 
 
@@ -349,8 +349,8 @@ def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
             assert not Path("out.parquet").exists() and (not number or Path("out.parquet.rows.csv").exists())
             yield each
 
-    write_predictions(model, mixed, "out.csv", Wanted(**options))
-    write_predictions(model, seen(), "out.parquet", Wanted("parquet", **options))
+    write_predictions(model, mixed, "out.csv", PredictOptions(**options))
+    write_predictions(model, seen(), "out.parquet", PredictOptions("parquet", **options))
     expected = pd.read_csv("out.csv", dtype={"error": "str"})
     found = pd.read_parquet("out.parquet")
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
@@ -359,7 +359,7 @@ def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
     assert sorted(path.name for path in Path().iterdir()) == [
         "out.csv", "out.csv.job.json", "out.parquet", "out.parquet.job.json",
     ]  # fmt: skip
-    write_predictions(model, [], "none.parquet", Wanted("parquet"))
+    write_predictions(model, [], "none.parquet", PredictOptions("parquet"))
     assert list(pd.read_parquet("none.parquet")) == ["path", "predicted", "confidence", "error"]
 
 
@@ -367,7 +367,7 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
     model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow")
-    wanted, again = Wanted("parquet", batch_size=4), {"resume": True}
+    wanted, again = PredictOptions("parquet", batch_size=4), {"resume": True}
 
     def stopped(rest: list[str]) -> Iterator[str]:
         yield from rest
@@ -378,7 +378,7 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
     with pytest.raises(OutputError, match=r"out\.parquet\.rows\.csv exists. Give --resume"):
         write_predictions(model, paths, "out.parquet", wanted)
     with monkeypatch.context() as patch:
-        patch.setattr(output, "_batches", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
+        patch.setattr(output, "_row_groups", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
         with pytest.raises(ZeroDivisionError):
             write_predictions(model, paths, "out.parquet", wanted, **again)
     assert not Path("out.parquet").exists() and not list(Path().glob(".*"))
@@ -386,14 +386,14 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
     assert counts.before == 48 and list(pd.read_parquet("out.parquet")["path"]) == paths
     before = Path("out.parquet").read_bytes()
     counts = write_predictions(model, iter(paths), "out.parquet", wanted, **again)
-    assert (counts.before, counts.photos) == (48, 0)
-    for photos, words in (
-        (paths[1:], r"Row 1 of out\.parquet is of another photo"),
-        (paths[:-1], r"Row 48 of out\.parquet is of another photo"),
-        ([*paths, "more.jpg"], "is finished, with 48 rows, and there are more photos"),
+    assert (counts.before, counts.images) == (48, 0)
+    for images, words in (
+        (paths[1:], r"Row 1 of out\.parquet is of another image"),
+        (paths[:-1], r"Row 48 of out\.parquet is of another image"),
+        ([*paths, "more.jpg"], "is finished, with 48 rows, and there are more images"),
     ):
         with pytest.raises(OutputError, match=words):
-            write_predictions(model, photos, "out.parquet", wanted, **again)
+            write_predictions(model, images, "out.parquet", wanted, **again)
     assert Path("out.parquet").read_bytes() == before
     Path("out.parquet").write_bytes(before[:-9])
     with pytest.raises(OutputError, match="is no whole Parquet file"):
@@ -405,23 +405,23 @@ def test_a_job_that_writes_parquet_goes_on_and_ends_once(
 def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
-        Wanted("parquet")
+        PredictOptions("parquet")
     monkeypatch.undo()
     with pytest.raises(OutputError, match=r"Parquet goes into a file. Give --out FILE"):
-        write_predictions(model, [], io.BytesIO(), Wanted("parquet"))
+        write_predictions(model, [], io.BytesIO(), PredictOptions("parquet"))
 
 
 def test_two_processes_write_the_file_of_one(model: Model, paths: list[str], tmp_path: Path) -> None:
-    whole = packed(tmp_path / "photos.zip", [(f"{n}.jpg", Path(path).read_bytes()) for n, path in enumerate(paths[:9])])
+    whole = packed(tmp_path / "images.zip", [(f"{n}.jpg", Path(path).read_bytes()) for n, path in enumerate(paths[:9])])
     spoiled(whole, b"3.jpg")
-    mixed = [*paths, "nowhere.jpg", *paths[:20], *named_photos([str(whole)])[0]]
-    wanted = Wanted(top_k=1, batch_size=8)
+    mixed = [*paths, "nowhere.jpg", *paths[:20], *list_images([str(whole)])[0]]
+    wanted = PredictOptions(top_k=1, batch_size=8)
     write_predictions(model, mixed, "one.csv", wanted)
     shutil.copy("one.csv.job.json", "two.csv.job.json")
     Path("two.csv").write_bytes(Path("one.csv").read_bytes()[:999])
     counts = write_predictions(model, iter(mixed), "two.csv", wanted, processes=2, resume=True)
     assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
-    assert (counts.before + counts.photos, counts.unreadable) == (len(mixed), 2) and 0 < counts.before < 24
+    assert (counts.before + counts.images, counts.unreadable) == (len(mixed), 2) and 0 < counts.before < 24
     assert not multiprocessing.active_children()
 
 
@@ -433,10 +433,10 @@ def test_what_ends_a_process_is_told(model: Model, tiny: Path, paths: list[str],
         yield from paths * 9
 
     with pytest.raises(OutputError, match="A process that predicts ended by itself, exit code -9"):
-        write_predictions(model, deadly(), "out.csv", Wanted(batch_size=4), processes=2)
+        write_predictions(model, deadly(), "out.csv", PredictOptions(batch_size=4), processes=2)
     assert not multiprocessing.active_children()
     with pytest.raises(OutputError, match="was changed while its model predicted"):
-        list(spread_blocks([tiny], "another", paths, 1, batch_size=4))
+        list(predict_in_workers([tiny], "another", paths, 1, batch_size=4))
 
 
 def test_the_number_format_is_the_one_that_was_asked_for(
@@ -445,19 +445,19 @@ def test_the_number_format_is_the_one_that_was_asked_for(
     seen = {name: next(model.blocks(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")}
     assert np.array_equal(seen[""], seen["float32"])
     assert 1e-5 < np.abs(seen["bfloat16"] - seen["float32"]).max() < 0.05
-    monkeypatch.setattr(system, "bfloat16_units", lambda: ["AMX"])
-    auto = Wanted(precision="auto", batch_size=4)
+    monkeypatch.setattr(system, "bfloat16_instructions", lambda: ["AMX"])
+    auto = PredictOptions(precision="auto", batch_size=4)
     write_predictions(model, paths[:6], "out.csv", auto)
     write_predictions(model, paths[:6], "out.csv", replace(auto, precision="bfloat16"), resume=True)
     write_predictions(model, paths, "out.csv", auto, resume=True)
-    write_predictions(model, paths, "all.csv", Wanted(precision="bfloat16", batch_size=4))
+    write_predictions(model, paths, "all.csv", PredictOptions(precision="bfloat16", batch_size=4))
     assert Path("out.csv").read_bytes() == Path("all.csv").read_bytes()
     with pytest.raises(OutputError, match="begun with another precision"):
-        write_predictions(model, paths, "out.csv", Wanted(batch_size=4), resume=True)
-    monkeypatch.setattr(system, "bfloat16_units", list)
+        write_predictions(model, paths, "out.csv", PredictOptions(batch_size=4), resume=True)
+    monkeypatch.setattr(system, "bfloat16_instructions", list)
     assert model.settled_precision("auto")[0] == "float32"
     with pytest.raises(RecipeError, match="bfloat16 needs a CPU with AMX or AVX-512 BF16"):
-        write_predictions(model, paths, "new.csv", Wanted(precision="bfloat16"))
+        write_predictions(model, paths, "new.csv", PredictOptions(precision="bfloat16"))
     assert not Path("new.csv").exists()
 
 
@@ -488,41 +488,41 @@ def spoiled(archive: Path, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tgz", "tar.xz"])
-def test_photos_in_archives_are_predicted_where_they_are(
-    model: Model, photos: Path, paths: list[str], tmp_path: Path, ending: str
+def test_images_in_archives_are_predicted_where_they_are(
+    model: Model, images: Path, paths: list[str], tmp_path: Path, ending: str
 ) -> None:
-    inner = [path.relative_to(photos).as_posix() for path in map(Path, paths)]
-    others = [("labels.csv", b"x"), (".hidden/a.jpg", b"x"), ("__MACOSX/._a.jpg", b"x"), ("bad.jpg", b"no photo")]
+    inner = [path.relative_to(images).as_posix() for path in map(Path, paths)]
+    others = [("labels.csv", b"x"), (".hidden/a.jpg", b"x"), ("__MACOSX/._a.jpg", b"x"), ("bad.jpg", b"no image")]
     whole = [(f"./{name}", Path(path).read_bytes()) for name, path in zip(inner, paths, strict=True)]
-    archive = packed(tmp_path / f"some photos.{ending}", [*others, *whole])
-    found, total = named_photos([str(archive)])
+    archive = packed(tmp_path / f"some images.{ending}", [*others, *whole])
+    found, total = list_images([str(archive)])
     assert total == 49
-    wanted = Wanted(batch_size=8, top_k=1)
+    wanted = PredictOptions(batch_size=8, top_k=1)
     write_predictions(model, found, "out.csv", wanted)
     write_predictions(model, ["bad.jpg", *paths], "files.csv", wanted)
     rows, expected = rows_of("out.csv"), rows_of("files.csv")
     assert [row["path"] for row in rows] == [f"{archive}/{name}" for name in ("bad.jpg", *inner)]
-    assert rows[0]["error"] == "not a photo"
+    assert rows[0]["error"] == "not an image"
     assert [{**row, "path": ""} for row in rows[1:]] == [{**row, "path": ""} for row in expected[1:]]
     once = Path("out.csv").read_bytes()
     Path("out.csv").write_bytes(once[: len(once) // 2])
-    counts = write_predictions(model, named_photos([str(archive)])[0], "out.csv", wanted, resume=True)
+    counts = write_predictions(model, list_images([str(archive)])[0], "out.csv", wanted, resume=True)
     assert Path("out.csv").read_bytes() == once and 0 < counts.before < 49
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
-    several, total = named_photos([str(tmp_path / "*"), paths[0]])
+    several, total = list_images([str(tmp_path / "*"), paths[0]])
     assert total == len(list(several)) == 50
-    gone, _ = named_photos([str(archive)])
+    gone, _ = list_images([str(archive)])
     archive.unlink()
     with pytest.raises(DataError, match="cannot be read: No such file"):
         write_predictions(model, gone, "gone.csv", wanted)
 
 
-def test_a_photo_that_is_damaged_in_a_zip_has_a_row_that_says_so(
+def test_a_image_that_is_damaged_in_a_zip_has_a_row_that_says_so(
     model: Model, paths: list[str], tmp_path: Path
 ) -> None:
     archive = packed(tmp_path / "p.zip", [(f"{number}.jpg", Path(paths[number]).read_bytes()) for number in range(3)])
     spoiled(archive, b"1.jpg")
-    write_predictions(model, named_photos([str(archive)])[0], "out.csv")
+    write_predictions(model, list_images([str(archive)])[0], "out.csv")
     assert [bool(row["error"]) for row in rows_of("out.csv")] == [False, True, False]
 
 
@@ -558,24 +558,24 @@ def test_an_archive_that_is_refused_gets_one_line_and_no_row(
     if "cut" in ending:
         archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(DataError, match=words) as caught:
-        named_photos([str(archive)])
+        list_images([str(archive)])
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
 # ---- what is to be predicted ----------------------------------------------------------------------------------------
 
 
-def test_words_name_photos_in_many_ways(photos: Path, tmp_path: Path) -> None:
+def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
     def paths(*words: str, **options: object) -> list[str]:
-        found, total = named_photos(words, **options)  # type: ignore[arg-type]
+        found, total = list_images(words, **options)  # type: ignore[arg-type]
         found = list(found)
         assert total in (0, len(found)) and (total or "-" in words)
         return found
 
-    ants = [str(photos / "ants" / f"{number:02}.jpg") for number in range(24)]
-    assert paths(str(photos / "ants")) == ants and paths(str(photos))[:24] == ants
+    ants = [str(images / "ants" / f"{number:02}.jpg") for number in range(24)]
+    assert paths(str(images / "ants")) == ants and paths(str(images))[:24] == ants
     assert paths(ants[1], ants[0]) == [ants[1], ants[0]]
-    assert paths(str(photos / "ants" / "0?.jpg")) == ants[:10] and len(paths(str(photos / "**" / "01.jpg"))) == 2
+    assert paths(str(images / "ants" / "0?.jpg")) == ants[:10] and len(paths(str(images / "**" / "01.jpg"))) == 2
     (tmp_path / "list.csv").write_text("id,file,extra\n1,a.jpg,x\n2,deep/b.jpg,y\n")
     listed = [str(tmp_path / "a.jpg"), str(tmp_path / "deep" / "b.jpg")]
     assert paths(str(tmp_path / "list.csv")) == listed
@@ -583,28 +583,28 @@ def test_words_name_photos_in_many_ways(photos: Path, tmp_path: Path) -> None:
     assert paths("-", ants[0], lines=[b"a b.jpg\r\n", b"\n", b"\xff.jpg"]) == ["a b.jpg", "\udcff.jpg", ants[0]]
     (tmp_path / "none").mkdir()
     (tmp_path / "two.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "photos.zip").write_bytes(b"")
+    (tmp_path / "images.zip").write_bytes(b"")
     packed(tmp_path / "list.zip", [("list.csv", b"path")])
     for word, words in (
-        ("nowhere.jpg", "There is no photo, folder or table"),
+        ("nowhere.jpg", "There is no image, folder or table"),
         (str(tmp_path / "non?"), "no file fits it as a pattern"),
-        (str(tmp_path / "none"), "holds no photos"),
+        (str(tmp_path / "none"), "holds no images"),
         (str(tmp_path / "two.csv"), "Give --image-col"),
-        (str(tmp_path / "photos.zip"), "is damaged, cut short, or no tar or zip archive"),
-        (str(tmp_path / "list.zip"), "holds no photos. Give an archive"),
-        ("nul\0", "There is no photo"),
+        (str(tmp_path / "images.zip"), "is damaged, cut short, or no tar or zip archive"),
+        (str(tmp_path / "list.zip"), "holds no images. Give an archive"),
+        ("nul\0", "There is no image"),
         ("long" * 100, "cannot be looked at"),
     ):
         with pytest.raises(DataError, match=words):
             paths(word)
 
 
-def test_predict_is_a_command(tiny: Path, photos: Path, paths: list[str]) -> None:
-    printed = call("predict", str(tiny), str(photos / "ants"))
+def test_predict_is_a_command(tiny: Path, images: Path, paths: list[str]) -> None:
+    printed = call("predict", str(tiny), str(images / "ants"))
     assert printed.returncode == 0, printed.stderr
     rows = list(csv.DictReader(io.StringIO(printed.stdout)))
     assert [row["path"] for row in rows] == paths[:24]
-    assert "predicted: 24 photos in" in printed.stderr and "photos/s)" in printed.stderr
+    assert "predicted: 24 images in" in printed.stderr and "images/s)" in printed.stderr
     fed = f"{paths[0]}\nnowhere.jpg\n".encode() + b"\xff\n"
     command = [sys.executable, "-m", "baseline", "predict", str(tiny), "-", "--format", "jsonl", "--top-k", "1", "-q"]
     ended = subprocess.run(command, input=fed, capture_output=True)
@@ -612,7 +612,7 @@ def test_predict_is_a_command(tiny: Path, photos: Path, paths: list[str]) -> Non
     assert ended.stderr == b"" and [line["path"] for line in lines] == [paths[0], "nowhere.jpg", "\ufffd"]
     pack = packed(Path("p.zip"), [("a.jpg", Path(paths[0]).read_bytes())])
     ended = call("predict", str(tiny), str(pack), "-o", "two.parquet", "--processes", "2", "--precision", "float32")
-    assert ended.returncode == 0 and ended.stderr.startswith("predicted: 1 photos in"), ended.stderr
+    assert ended.returncode == 0 and ended.stderr.startswith("predicted: 1 images in"), ended.stderr
     assert pd.read_parquet("two.parquet")["path"].tolist() == ["p.zip/a.jpg"]
     packed(pack, [("../a.jpg", b"")])
     ended = call("predict", str(tiny), str(pack), "-o", "three.csv")
@@ -627,27 +627,27 @@ def test_predict_is_a_command(tiny: Path, photos: Path, paths: list[str]) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["TINY"], "Missing argument 'photos'"),
-        (["TINY", "nowhere.jpg"], "There is no photo, folder or table nowhere.jpg"),
-        (["nowhere", "PHOTOS"], "cannot be read: No such file"),
-        (["TINY", "PHOTOS", "--out", "out.txt"], "out.txt is no such file by its name; needed: csv, jsonl, parquet"),
-        (["TINY", "PHOTOS", "--format", "xml"], "xml does not go to standard output; needed: csv, jsonl"),
-        (["TINY", "PHOTOS", "--precision", "float16"], "precision is 'float16'"),
-        (["TINY", "PHOTOS", "--processes", "0"], "Invalid value for '--processes'"),
-        (["TINY", "list.csv.zip", "--out", "o.csv"], "There is no photo, folder or table list.csv.zip"),
-        (["TINY", "PHOTOS", "--resume"], "go with a file. Give --out FILE"),
-        (["TINY", "PHOTOS", "--resume", "--overwrite", "--out", "o.csv"], "Give one of them"),
+        (["TINY"], "Missing argument 'images'"),
+        (["TINY", "nowhere.jpg"], "There is no image, folder or table nowhere.jpg"),
+        (["nowhere", "IMAGES"], "cannot be read: No such file"),
+        (["TINY", "IMAGES", "--out", "out.txt"], "out.txt is no such file by its name; needed: csv, jsonl, parquet"),
+        (["TINY", "IMAGES", "--format", "xml"], "xml does not go to standard output; needed: csv, jsonl"),
+        (["TINY", "IMAGES", "--precision", "float16"], "precision is 'float16'"),
+        (["TINY", "IMAGES", "--processes", "0"], "Invalid value for '--processes'"),
+        (["TINY", "list.csv.zip", "--out", "o.csv"], "There is no image, folder or table list.csv.zip"),
+        (["TINY", "IMAGES", "--resume"], "go with a file. Give --out FILE"),
+        (["TINY", "IMAGES", "--resume", "--overwrite", "--out", "o.csv"], "Give one of them"),
         (["TINY", "list.csv", "--out", "list.csv", "--overwrite"], "is one of those to predict"),
-        (["TINY", "PHOTOS", "--out", "list.csv"], "list.csv exists. Give --resume"),
-        (["TINY", "PHOTOS", "--out", "folder.csv", "--overwrite"], "is no file that can be written"),
-        (["TINY", "PHOTOS", "--out", "/proc/none/out.csv"], "cannot be written"),
-        (["TINY", "PHOTOS", "--min-confidence", "2"], "Invalid value for '--min-confidence'"),
+        (["TINY", "IMAGES", "--out", "list.csv"], "list.csv exists. Give --resume"),
+        (["TINY", "IMAGES", "--out", "folder.csv", "--overwrite"], "is no file that can be written"),
+        (["TINY", "IMAGES", "--out", "/proc/none/out.csv"], "cannot be written"),
+        (["TINY", "IMAGES", "--min-confidence", "2"], "Invalid value for '--min-confidence'"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(tiny: Path, photos: Path, words: list[str], message: str) -> None:
+def test_bad_input_gets_one_line_and_exit_code_2(tiny: Path, images: Path, words: list[str], message: str) -> None:
     Path("list.csv").write_text("path\na.jpg\n")
     Path("folder.csv").mkdir()
-    known = {"TINY": str(tiny), "PHOTOS": str(photos)}
+    known = {"TINY": str(tiny), "IMAGES": str(images)}
     ended = call("predict", *[known.get(word, word) for word in words])
     assert ended.returncode == 2 and message in ended.stderr, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("baseline: ") and "Traceback" not in ended.stderr

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 
 import baseline
-from baseline.vision.cache import Cache, fingerprint
+from baseline.vision.cache import ArrayCache, file_fingerprint
 
 KEY = {"what": "things", "number": 1}
 
 
-class Said(baseline.Show):
+class Said(baseline.Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
 
-def filled(cache: Cache, key: dict, count: int = 10, value: int = 7) -> None:
+def filled(cache: ArrayCache, key: dict, count: int = 10, value: int = 7) -> None:
     room = cache.room(key, (count, 1000), np.int32)
     assert room is not None
     room[:] = value
@@ -34,16 +34,16 @@ def filled(cache: Cache, key: dict, count: int = 10, value: int = 7) -> None:
 
 
 def test_what_was_kept_is_found_by_its_key_only(tmp_path: Path) -> None:
-    cache = Cache(1, folder=tmp_path / "c")
+    cache = ArrayCache(1, folder=tmp_path / "c")
     assert cache.find(KEY) is None
     filled(cache, KEY)
-    found = Cache(1, folder=tmp_path / "c").find(KEY)
+    found = ArrayCache(1, folder=tmp_path / "c").find(KEY)
     assert found is not None and found.shape == (10, 1000) and found.dtype == np.int32 and (found == 7).all()
     assert cache.find({**KEY, "number": 2}) is None
 
 
 def test_changes_to_what_was_found_stay_in_memory(tmp_path: Path) -> None:
-    cache = Cache(1, folder=tmp_path)
+    cache = ArrayCache(1, folder=tmp_path)
     filled(cache, KEY)
     cache.find(KEY)[:] = 0
     assert (cache.find(KEY) == 7).all()
@@ -52,7 +52,7 @@ def test_changes_to_what_was_found_stay_in_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["byte", "short", "facts", "empty"])
 def test_what_is_damaged_is_removed_and_never_used(tmp_path: Path, damage: str) -> None:
     said = Said()
-    cache = Cache(1, said, tmp_path)
+    cache = ArrayCache(1, said, tmp_path)
     filled(cache, KEY)
     folder = cache._place(KEY)
     data = (folder / "data").read_bytes()
@@ -70,14 +70,14 @@ def test_what_is_damaged_is_removed_and_never_used(tmp_path: Path, damage: str) 
 
 def test_what_a_killed_run_left_is_not_found_and_gives_way(tmp_path: Path) -> None:
     code = (
-        "import os, signal, numpy as np; from pathlib import Path; from baseline.vision.cache import Cache\n"
+        "import os, signal, numpy as np; from pathlib import Path; from baseline.vision.cache import ArrayCache\n"
         f"cache, key = Cache(1, folder=Path({str(tmp_path)!r})), {KEY!r}\n"
         "with cache.alone(key):\n"
         "    cache.room(key, (10, 1000), np.int32)[:5] = 7\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    cache = Cache(1, folder=tmp_path)
+    cache = ArrayCache(1, folder=tmp_path)
     assert list(tmp_path.glob("*.part")) and cache.find(KEY) is None
     with cache.alone(KEY):
         filled(cache, KEY)
@@ -85,7 +85,7 @@ def test_what_a_killed_run_left_is_not_found_and_gives_way(tmp_path: Path) -> No
 
 
 def test_the_longest_unused_gives_way_to_what_is_new(tmp_path: Path) -> None:
-    cache = Cache(0.00013, folder=tmp_path)  # three entries of 40 kB
+    cache = ArrayCache(0.00013, folder=tmp_path)  # three entries of 40 kB
     keys = [{"what": "things", "number": number} for number in range(4)]
     for age, key in enumerate(keys[:3]):
         filled(cache, key)
@@ -97,7 +97,7 @@ def test_the_longest_unused_gives_way_to_what_is_new(tmp_path: Path) -> None:
 
 def test_what_is_larger_than_the_limit_leaves_the_others_alone(tmp_path: Path) -> None:
     said = Said()
-    cache = Cache(0.0001, said, tmp_path)
+    cache = ArrayCache(0.0001, said, tmp_path)
     filled(cache, KEY)
     assert cache.room({"what": "large"}, (10**6,), np.float32) is None
     assert not cache.could_hold(10**6) and cache.could_hold(10**5)
@@ -111,7 +111,7 @@ def test_a_full_disk_is_said_once_and_nothing_is_left(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     said = Said()
-    cache = Cache(1, said, tmp_path)
+    cache = ArrayCache(1, said, tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert cache.room(KEY, (10,), np.int8) is None and cache.room(KEY, (10,), np.int8) is None
     assert len(said.lines) == 1 and "No space left" in said.lines[0]
@@ -119,31 +119,31 @@ def test_a_full_disk_is_said_once_and_nothing_is_left(tmp_path: Path, monkeypatc
 
 
 def test_little_free_space_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baseline.vision.cache.LEAST_FREE_BYTES", 10**18)
-    assert Cache(1, folder=tmp_path).room(KEY, (10,), np.int8) is None
+    monkeypatch.setattr("baseline.vision.cache.MIN_FREE_BYTES", 10**18)
+    assert ArrayCache(1, folder=tmp_path).room(KEY, (10,), np.int8) is None
 
 
 def test_a_cache_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = Said()
-    cache = Cache(1, said, tmp_path / "file" / "arrays")
+    cache = ArrayCache(1, said, tmp_path / "file" / "arrays")
     with cache.alone(KEY):
         assert cache.find(KEY) is None and cache.room(KEY, (10,), np.int8) is None
     assert len(said.lines) == 1
 
 
 def test_nothing_is_kept_where_nothing_is_wished(tmp_path: Path) -> None:
-    cache = Cache(0, folder=tmp_path / "c")
+    cache = ArrayCache(0, folder=tmp_path / "c")
     with cache.alone(KEY):
         assert cache.room(KEY, (10,), np.int8) is None
     assert not (tmp_path / "c").exists()
 
 
 def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
-    first, said, order = Cache(1, folder=tmp_path), Said(), []
+    first, said, order = ArrayCache(1, folder=tmp_path), Said(), []
 
     def second() -> None:
-        cache = Cache(1, said, tmp_path)
+        cache = ArrayCache(1, said, tmp_path)
         with cache.alone(KEY):
             order.append("second")
             assert (cache.find(KEY) == 7).all()
@@ -158,12 +158,12 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     assert order == ["first", "second"] and "another run" in said.lines[0]
 
 
-def test_a_photo_that_changes_changes_the_fingerprint(tmp_path: Path) -> None:
+def test_a_image_that_changes_changes_the_fingerprint(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(name)
     paths = [str(tmp_path / name) for name in "ab"]
-    before = fingerprint(paths)
-    assert before == fingerprint(paths) != fingerprint(paths[::-1])
+    before = file_fingerprint(paths)
+    assert before == file_fingerprint(paths) != file_fingerprint(paths[::-1])
     (tmp_path / "a").write_text("c")
     os.utime(tmp_path / "a", ns=(1, 1))
-    assert fingerprint(paths) != before
+    assert file_fingerprint(paths) != before

@@ -20,7 +20,7 @@ from test_report import made_run
 import baseline
 from baseline import OutputError, Weights, write_card
 from baseline.report import model_card
-from baseline.vision.weights import published
+from baseline.vision.weights import published_info
 
 ODD = ["a|b", "- dash", "one\ntwo", "---", "'q' \"w\": #1", "🐝 👨\u200d👩\u200d👧", "<script>x</script>", "`code`"]
 ODD += ["$x$ [l](u)", "\\ end\\", "https://a.b/c", "&amp; <!-- x", "*a* _b_ ~c~"]
@@ -96,11 +96,11 @@ def test_the_card_says_what_the_manifest_says(done: baseline.Baseline) -> None:
     text, best = text_of(done.folder).replace("\\", ""), done.metrics["test"]["tta"]
     low, high = best["interval"]
     assert f"**{best['accuracy']:.2%}**, 95% interval {low:.2%} to {high:.2%}" in text
-    for sentence in baseline.sentences(done.metrics["test"]):
+    for sentence in baseline.explain(done.metrics["test"]):
         assert sentence in text
     assert done.manifest["calibration"]["test"]["words"] in text
-    assert "34 train, 4 valid, 10 test photos; split: random." in text
-    assert "It answers with one of its 2 classes, whatever a photo shows." in text
+    assert "34 train, 4 valid, 10 test images; split: random." in text
+    assert "It answers with one of its 2 classes, whatever an image shows." in text
     assert done.manifest["data"]["sha256"] in text and done.manifest["weights"]["sha256"] in text
     for name, version in done.manifest["versions"].items():
         assert f"{name} {version}" in text
@@ -112,7 +112,7 @@ def test_the_card_says_what_the_manifest_says(done: baseline.Baseline) -> None:
 
 def test_what_is_not_in_the_manifest_is_left_out(run: Path, done: baseline.Baseline) -> None:
     recipe = {key: done.manifest["recipe"][key] for key in ("tta", "arch")}
-    kept = ("photos", "plain", "tta")
+    kept = ("images", "plain", "tta")
     metrics = {split: {key: numbers[key] for key in kept} for split, numbers in done.metrics.items()}
     (run / "manifest.json").write_text(json.dumps({"recipe": recipe, "metrics": metrics}, default=str))
     text = write_card(run).read_text()
@@ -127,12 +127,12 @@ def test_a_run_without_a_test_split_says_that_valid_flatters(run: Path, done: ba
     assert "There was no test split" in text and "There was no test split" not in text_of(done.folder)
 
 
-def test_several_labels_a_photo_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
+def test_several_labels_a_image_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
     table["label"] = ["ants;bees" if n % 3 == 0 else label for n, label in enumerate(table["label"])]
     facts = json.loads((run / "model" / "model.json").read_text()) | {"labels": "many"}
     (run / "model" / "model.json").write_text(json.dumps(facts))
-    numbers = baseline.measure(table, "many")
+    numbers = baseline.evaluate(table, "many")
     text = changed(run, metrics=numbers, calibration={})
     found = {each["name"]: each["value"] for each in header_of(text)["model-index"][0]["results"][0]["metrics"]}
     assert found["Micro F1"] == round(numbers["test"]["tta"]["micro_f1"], 4)
@@ -142,19 +142,19 @@ def test_several_labels_a_photo_have_their_own_numbers(run: Path, done: baseline
 
 def test_data_sets_and_weights_of_the_hub_are_named_as_it_names_them(run: Path, done: baseline.Baseline) -> None:
     weights = {"arch": "resnet18d", "path": "/x/y.safetensors", "sha256": "0" * 64}
-    hub = header_of(changed(run, photos="cifar10", weights={**weights, "origin": "the Hugging Face cache"}))
+    hub = header_of(changed(run, images="cifar10", weights={**weights, "origin": "the Hugging Face cache"}))
     assert hub["datasets"] == ["uoft-cs/cifar10"] and hub["base_model"].startswith("timm/resnet18d.")
     assert hub["model-index"][0]["results"][0]["dataset"]["name"] == "CIFAR-10"
-    own = changed(run, photos="hf:me/mine", weights={**weights, "origin": "the file given"})
+    own = changed(run, images="hf:me/mine", weights={**weights, "origin": "the file given"})
     assert header_of(own)["datasets"] == ["me/mine"] and "--data hf:me/mine`" in own
     assert not {"license", "base_model"} & set(header_of(own))
-    assert header_of(changed(run, photos="hf:/home/me/mine", weights="random")).get("datasets") is None
+    assert header_of(changed(run, images="hf:/home/me/mine", weights="random")).get("datasets") is None
     assert "Began with random weights." in text_of(run)
 
 
 def test_published_says_nothing_of_torchvisions_weights_and_own_files() -> None:
     for arch, origin in (("resnet18", "the Hugging Face cache"), ("tf_efficientnet_lite0", "the file given")):
-        assert published(Weights(arch, Path("x"), "0", origin)) == {}
+        assert published_info(Weights(arch, Path("x"), "0", origin)) == {}
 
 
 def test_what_the_audit_found_is_told_without_names_of_files(run: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_the_audit_found_is_told_without_names_of_files(run: Path) -> None:
         ("conflict", 2, "1 pairs of copies have different labels; 1 are identical files: me.jpg = you.jpg", "a limit"),
         ("unreadable", 1, "1 cannot be read: secret.jpg (empty)", "left out"),
     ]
-    names = ("finding", "photos", "words", "effect")
+    names = ("finding", "images", "words", "effect")
     (run / "audit").mkdir(exist_ok=True)
     found = {"findings": [{**dict(zip(names, row, strict=True)), "answer": ""} for row in rows]}
     (run / "audit" / "findings.json").write_text(json.dumps(found))
@@ -176,9 +176,9 @@ def test_what_the_audit_found_is_told_without_names_of_files(run: Path) -> None:
 
 
 def test_the_card_names_no_place_of_this_machine(run: Path, done: baseline.Baseline) -> None:
-    recipe = done.manifest["recipe"] | {"images": "/home/joe/x", "weights": "/home/joe/w.pth", "data": "/home/joe/d"}
+    recipe = done.manifest["recipe"] | {"image_dir": "/home/joe/x", "weights": "/home/joe/w.pth", "data": "/home/joe/d"}
     weights = done.manifest["weights"] | {"path": "/home/joe/w.pth", "origin": "/home/joe/cache"}
-    text = changed(run, recipe=json.loads(json.dumps(recipe, default=str)), weights=weights, photos="/home/joe/photos")
+    text = changed(run, recipe=json.loads(json.dumps(recipe, default=str)), weights=weights, images="/home/joe/images")
     for place in ("joe", str(done.folder), str(done.folder.parent), str(Path.home()) + "/", "/tmp", "/home"):
         assert place not in text, place
     assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
@@ -192,13 +192,13 @@ def test_odd_class_names_are_text_and_nothing_else(done: baseline.Baseline, tmp_
     facts = json.loads((done.folder / "model" / "model.json").read_text()) | {"classes": classes}
     (folder / "model" / "model.json").write_text(json.dumps(facts))
     rows = pd.read_csv(folder / "predictions.csv", keep_default_na=False, lineterminator="\n")
-    text = changed(folder, metrics=baseline.measure(rows.assign(split="test")), calibration={})
+    text = changed(folder, metrics=baseline.evaluate(rows.assign(split="test")), calibration={})
     shown = [" ".join(name.split()) for name in classes]
     by_class = next(table for table in tables_of(text) if table[0][0] == "class")
     assert [row[0] for row in by_class[1:]] == shown
     assert all(len(row) == len(table[0]) for table in tables_of(text) for row in table)
     name = header_of(text)["model-index"][0]["results"][0]["dataset"]["name"]
-    assert name == (", ".join(shown) if len(classes) <= 5 else f"{len(classes)} classes of photos")
+    assert name == (", ".join(shown) if len(classes) <= 5 else f"{len(classes)} classes of images")
     html = MarkdownIt("commonmark").enable("table").render(text.split("\n---\n", 1)[1])
     assert "<script" not in html and "href" not in html and html.count("<h1>") == 1
 
@@ -218,12 +218,12 @@ def test_what_it_says_of_loading_is_what_works(done: baseline.Baseline, tmp_path
     assert code is not None
     Path(shutil.copytree(done.folder / "model", tmp_path / "model"))
     wanted = done.predictions.iloc[0]
-    shutil.copy(wanted["path"], tmp_path / "model" / "photo.jpg")
+    shutil.copy(wanted["path"], tmp_path / "model" / "image.jpg")
     script = code[1] + "\nprint(table.to_json(orient='records'))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path / "model")
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)[0]
-    sure = baseline.calibrated(done.predictions, done.manifest["calibration"]["temperature"])["confidence"].iloc[0]
+    sure = baseline.calibrate(done.predictions, done.manifest["calibration"]["temperature"])["confidence"].iloc[0]
     assert found["predicted"] == wanted["predicted"] and found["confidence"] == pytest.approx(sure, abs=1e-5)
 
 
@@ -232,8 +232,8 @@ def test_its_recipe_is_the_runs_recipe(done: baseline.Baseline, tmp_path: Path) 
     assert block is not None
     (tmp_path / "recipe.json").write_text(block[1])
     again = baseline.load_recipe(tmp_path / "recipe.json").as_dict()
-    assert {key: again[key] for key in again if key not in model_card.NOT_TOLD} == {
-        key: value for key, value in done.recipe.as_dict().items() if key not in model_card.NOT_TOLD
+    assert {key: again[key] for key in again if key not in model_card.OMITTED_FIELDS} == {
+        key: value for key, value in done.recipe.as_dict().items() if key not in model_card.OMITTED_FIELDS
     }
 
 
@@ -241,7 +241,7 @@ def test_a_card_taken_over_by_hand_stays(run: Path) -> None:
     target = run / "model" / "README.md"
     target.write_text("# mine\n")
     assert write_card(run) == target and target.read_text() == "# mine\n"
-    target.write_text(f"{model_card.MARK}\nold")
+    target.write_text(f"{model_card.MARKER}\nold")
     assert "# ants, bees" in write_card(run).read_text()
 
 

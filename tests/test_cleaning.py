@@ -15,21 +15,21 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import baseline
-from baseline import DataError, OutputError, clean, label_issues, out_of_fold, read_fixes
-from baseline.experiments.label_review import _parts, neighbours
-from baseline.report.review_page import write_gallery
+from baseline import DataError, OutputError, clean, find_label_issues, predict_out_of_fold, read_fixes
+from baseline.experiments.label_review import _fold_ids, find_neighbors
+from baseline.report.review_page import write_review_page
 
 pytest.importorskip("cleanlab", reason="cleanlab is not installed")
 SWAPPED = ("00", "05", "10")
 
 
 @pytest.fixture(scope="module")
-def swapped(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shared photos with three of each class in the other folder, a copy among the others, and a picture of
+def swapped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared images with three of each class in the other folder, a copy among the others, and a picture of
     nothing."""
     folder = tmp_path_factory.mktemp("swapped")
     for name, other in (("ants", "bees"), ("bees", "ants")):
-        for path in (photos / name).glob("*.jpg"):
+        for path in (images / name).glob("*.jpg"):
             target = folder / (other if path.stem in SWAPPED else name) / f"{name}-{path.name}"
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
@@ -39,9 +39,9 @@ def swapped(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> baseline.Cleaning:
+def found(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> baseline.LabelReview:
     out = tmp_path_factory.mktemp("clean") / "out"
-    return clean(swapped, out=out, accept=0.6, show=baseline.Show())
+    return clean(swapped, out=out, accept=0.6, progress=baseline.Progress())
 
 
 def is_swapped(issues: pd.DataFrame) -> pd.Series:
@@ -49,7 +49,7 @@ def is_swapped(issues: pd.DataFrame) -> pd.Series:
     return issues["given_label"].to_numpy() != names.str.split("-").str[0].where(names.str.contains("-"), "ants")
 
 
-def test_swapped_labels_come_first(found: baseline.Cleaning) -> None:
+def test_swapped_labels_come_first(found: baseline.LabelReview) -> None:
     issues = found.issues
     wrong = is_swapped(issues) & ~issues["path"].str.endswith("nothing.png")
     assert wrong.sum() == 7  # six and the copy
@@ -61,7 +61,7 @@ def test_swapped_labels_come_first(found: baseline.Cleaning) -> None:
     assert set(issues["split"]) == {"train", "valid", "test"}
 
 
-def test_copies_with_different_labels_and_photos_unlike_all_others_are_told(found: baseline.Cleaning) -> None:
+def test_copies_with_different_labels_and_images_unlike_all_others_are_told(found: baseline.LabelReview) -> None:
     by_name = found.issues.assign(name=found.issues["path"].map(lambda path: Path(path).name)).set_index("name")
     assert Path(by_name.loc["copy.jpg", "conflict"]).name == "ants-03.jpg"
     assert Path(by_name.loc["ants-03.jpg", "conflict"]).name == "copy.jpg"
@@ -69,69 +69,71 @@ def test_copies_with_different_labels_and_photos_unlike_all_others_are_told(foun
     assert by_name["outlier_score"].idxmin() == "nothing.png" and by_name.loc["nothing.png", "is_outlier_issue"]
 
 
-def test_accepted_suggestions_are_fixes_that_fit(found: baseline.Cleaning, swapped: Path) -> None:
-    table = baseline.photo_table(swapped)
+def test_accepted_suggestions_are_fixes_that_fit(found: baseline.LabelReview, swapped: Path) -> None:
+    table = baseline.image_table(swapped)
     fixes = read_fixes([found.fixes], table)
     taken = found.issues[found.issues["is_label_issue"] & (found.issues["confidence"] >= 0.6)]
     assert len(fixes) == len(taken) >= 4
     assert fixes.set_index("path")["new_label"].to_dict() == taken.set_index("path")["predicted_label"].to_dict()
 
 
-def test_a_runs_photos_splits_and_labels_are_taken(done: baseline.Baseline, tmp_path: Path) -> None:
-    found = clean(done.folder, out=tmp_path / "out", splits=("train", "valid"), show=baseline.Show())
+def test_a_runs_images_splits_and_labels_are_taken(done: baseline.Baseline, tmp_path: Path) -> None:
+    found = clean(done.folder, out=tmp_path / "out", splits=("train", "valid"), progress=baseline.Progress())
     table = pd.read_csv(done.folder / "split.csv").query("split != 'test'")
     merged = found.issues.merge(table, on="path", suffixes=("", "_run"))
     assert len(merged) == len(found.issues) == len(table)
     assert (merged["split"] == merged["split_run"]).all() and (merged["given_label"] == merged["label"]).all()
     assert found.run == done.folder and found.fixes is None
     with pytest.raises(OutputError, match="holds an earlier cleaning"):
-        clean(done.folder, out=tmp_path / "out", show=baseline.Show())
+        clean(done.folder, out=tmp_path / "out", progress=baseline.Progress())
     with pytest.raises(OutputError, match="holds a finished run"):
-        clean(done.folder, out=done.folder, show=baseline.Show())
+        clean(done.folder, out=done.folder, progress=baseline.Progress())
 
 
-def test_a_run_without_its_photos_is_refused(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_a_run_without_its_images_is_refused(done: baseline.Baseline, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     shutil.copy(done.folder / "manifest.json", tmp_path / "run")
     table = pd.read_csv(done.folder / "split.csv")
     table["path"] = "/nowhere" + table["path"]
     table.to_csv(tmp_path / "run" / "split.csv", index=False)
-    with pytest.raises(DataError, match=f"{len(table)} of {len(table)} photos of .* are not there any more: '/nowhere"):
-        clean(tmp_path / "run", out=tmp_path / "out", show=baseline.Show())
+    with pytest.raises(DataError, match=f"{len(table)} of {len(table)} images of .* are not there any more: '/nowhere"):
+        clean(tmp_path / "run", out=tmp_path / "out", progress=baseline.Progress())
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_judged_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(words: str, given: Any = photos, **options: Any) -> None:
+def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(words: str, given: Any = images, **options: Any) -> None:
         with pytest.raises((DataError, baseline.RecipeError), match=words):
-            clean(given, out=tmp_path / "out", show=baseline.Show(), **options)
+            clean(given, out=tmp_path / "out", progress=baseline.Progress(), **options)
         assert not (tmp_path / "out").exists()
 
     refused("There is no split 'dev'", splits=("dev",))
-    refused("30 folds, but class 'ants' has 24 photos only. Give at most 24", folds=30)
-    table = baseline.photo_table(photos)
-    refused("these photos have several", given=table.assign(label=["ants;bees", *table["label"][1:]]))
-    refused("All photos are of one class", given=table[table["label"] == "ants"])
+    refused("30 folds, but class 'ants' has 24 images only. Give at most 24", folds=30)
+    table = baseline.image_table(images)
+    refused("these images have several", given=table.assign(label=["ants;bees", *table["label"][1:]]))
+    refused("All images are of one class", given=table[table["label"] == "ants"])
     rows = pd.concat([table[table["label"] == "ants"], table[table["label"] == "bees"].head(1)])
-    refused("'bees' has one photo only", given=rows)
+    refused("'bees' has one image only", given=rows)
     groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), twins=-1)
     with pytest.raises(DataError, match="Class 'ants' has one group only"):
-        _parts(groups, None, 0)
+        _fold_ids(groups, None, 0)
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     refused(r"pip install 'fastai-baseline\[clean\]'")
 
 
 def test_parts_heed_groups_and_have_as_many_folds_as_the_smallest_class_allows() -> None:
     rows = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 3, "twins": [*range(5), *[-1] * 18]})
-    assert np.unique(_parts(rows, None, 0)).tolist() == [0, 1, 2]
+    assert np.unique(_fold_ids(rows, None, 0)).tolist() == [0, 1, 2]
     rows = pd.DataFrame({"label": ["a", "b"] * 20, "group": [f"g{n // 4}" for n in range(40)], "twins": -1})
-    parts = _parts(rows, 5, 0)
+    parts = _fold_ids(rows, 5, 0)
     assert (rows.assign(part=parts).groupby("group")["part"].nunique() == 1).all()
-    near = neighbours(np.random.default_rng(0).normal(size=(40, 4)), parts)
+    near = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), parts)
     assert (parts[near.rows] != parts[:, None]).all()
 
 
-def test_probabilities_of_others_are_taken_in_any_order_and_checked(found: baseline.Cleaning, tmp_path: Path) -> None:
+def test_probabilities_of_others_are_taken_in_any_order_and_checked(
+    found: baseline.LabelReview, tmp_path: Path
+) -> None:
     rows = found.issues[["path", "split", "given_label"]].rename(columns={"given_label": "label"})
     rng = np.random.default_rng(0)
     p = rng.uniform(0.6, 0.9, len(rows))
@@ -141,30 +143,30 @@ def test_probabilities_of_others_are_taken_in_any_order_and_checked(found: basel
     table.sample(frac=1, random_state=0).to_csv(tmp_path / "oof.csv", index=False)
     by_path = found.issues.sort_values("path")["path"].iloc[0]
     folder = Path(by_path).parents[1]
-    told = clean(folder, out=tmp_path / "out", oof=tmp_path / "oof.csv", show=baseline.Show())
+    told = clean(folder, out=tmp_path / "out", oof=tmp_path / "oof.csv", progress=baseline.Progress())
     assert set(told.issues["path"].head(3)) == set(rows["path"].head(3)) and told.issues["is_label_issue"].head(3).all()
     table.iloc[1:].to_csv(tmp_path / "oof.csv", index=False)
-    with pytest.raises(DataError, match=r"oof.csv lacks 1 of 50 photos"):
-        clean(folder, out=tmp_path / "two", oof=tmp_path / "oof.csv", show=baseline.Show())
+    with pytest.raises(DataError, match=r"oof.csv lacks 1 of 50 images"):
+        clean(folder, out=tmp_path / "two", oof=tmp_path / "oof.csv", progress=baseline.Progress())
     with pytest.raises(DataError, match="do not sum to 1"):
-        label_issues(rows, table[["p_ants"]].assign(p_bees=0.5))
+        find_label_issues(rows, table[["p_ants"]].assign(p_bees=0.5))
     with pytest.raises(DataError, match="No column p_CLASS for 'bees'"):
-        label_issues(rows, table[["p_ants"]].assign(p_ants=0.5, p_wasps=0.5))
+        find_label_issues(rows, table[["p_ants"]].assign(p_ants=0.5, p_wasps=0.5))
 
 
-def test_no_label_of_its_own_part_moves_a_photos_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_label_of_its_own_part_moves_a_images_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "baseline.experiments.label_review.STRENGTHS", (0.01,)
+        "baseline.experiments.label_review.PENALTIES", (0.01,)
     )  # the choice of these two looks at all labels
-    monkeypatch.setattr("baseline.experiments.label_review.WEIGHTS", (0.35,))
+    monkeypatch.setattr("baseline.experiments.label_review.VOTE_WEIGHTS", (0.35,))
     rng = np.random.default_rng(1)
     labels, parts = pd.Series(["a", "b", "c"] * 30), np.arange(90) // 3 % 5
     features = rng.normal(size=(90, 8)) + 3 * np.eye(8)[pd.factorize(labels)[0]]
-    one = out_of_fold(features, labels, parts)
+    one = predict_out_of_fold(features, labels, parts)
     own = np.flatnonzero(parts == 2)[:1]
     other = labels.copy()
     other.iloc[own] = "b"
-    two = out_of_fold(features, other, parts)
+    two = predict_out_of_fold(features, other, parts)
     assert np.abs(one.to_numpy()[own] - two.to_numpy()[own]).max() < 1e-9
     assert np.abs(one - two).to_numpy().max() > 1e-4  # others are judged by it
     assert (one.sum(axis=1) - 1).abs().max() < 1e-9
@@ -184,12 +186,12 @@ ODD = """"><script>alert(1)</script>, 'Ärger'"""
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_labels_are_mended_by_click_and_key(
-    found: baseline.Cleaning, tmp_path: Path, browser: Any, width: int, scheme: str
+    found: baseline.LabelReview, tmp_path: Path, browser: Any, width: int, scheme: str
 ) -> None:
     issues = found.issues.copy()
     issues["given_label"] = issues["given_label"].replace("ants", ODD)
     issues["predicted_label"] = issues["predicted_label"].replace("ants", ODD)
-    page = write_gallery(tmp_path / "clean.html", issues, ODD)
+    page = write_review_page(tmp_path / "clean.html", issues, ODD)
     complaints: list[str] = []
     asked: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
@@ -219,7 +221,7 @@ def test_in_a_browser_labels_are_mended_by_click_and_key(
     tab.keyboard.press("a")
     tab.keyboard.press("ArrowLeft")
     tab.keyboard.press("a")  # taken back: the fifth stays as it is
-    assert tab.text_content("#status") == "4 of {} decided: 2 labels changed, 1 photo dropped.".format(
+    assert tab.text_content("#status") == "4 of {} decided: 2 labels changed, 1 image dropped.".format(
         tab.locator(".card").count()
     )
     tab.reload()

@@ -19,10 +19,10 @@ def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb", **environment})
 
 
-def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) -> None:
+def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 2\n')
-    ended = call("run", str(recipe), "--data", str(photos), "--out", str(tmp_path / "[b]run"))
+    ended = call("run", str(recipe), "--data", str(images), "--out", str(tmp_path / "[b]run"))
     assert ended.returncode == 0, ended.stderr
     assert "test accuracy with TTA:" in ended.stdout and "95 % interval" in ended.stdout
     assert str(tmp_path / "[b]run") in ended.stdout
@@ -37,31 +37,31 @@ def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) ->
         (["run", "cifra10"], "Did you mean 'cifar10'"),
         (["run", "./nowhere"], "There is no folder"),
         (["run", "nowhere/"], "There is no folder"),
-        (["run", "default"], "Give a folder of photos"),
-        (["run", "PHOTOS", "--arch", "resnet5O"], "Did you mean 'resnet50'"),
-        (["run", "PHOTOS", "--preset", "quik"], "Did you mean 'quick'"),
-        (["run", "PHOTOS", "--image-size", "4"], "image_size is 4, needed: pixels"),
-        (["run", "PHOTOS", "--batch-size", "many"], "batch_size is 'many'"),
-        (["run", "PHOTOS", "--resize", "stretch"], "one of squish, crop, pad"),
-        (["run", "PHOTOS", "--log", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
-        (["run", "PHOTOS", "--precision", "bfloat16"], "needs a GPU"),
-        (["run", "PHOTOS", "--weights", "none.pth"], "There is no weights file"),
-        (["run", "PHOTOS", "--out", "/proc/run"], "cannot be written"),
-        (["run", "PHOTOS", "--image-size", "a"], "should be a valid integer"),
-        (["run", "PHOTOS", "--epoch", "3"], "See baseline run --help."),
+        (["run", "default"], "Give a folder of images"),
+        (["run", "IMAGES", "--arch", "resnet5O"], "Did you mean 'resnet50'"),
+        (["run", "IMAGES", "--preset", "quik"], "Did you mean 'quick'"),
+        (["run", "IMAGES", "--image-size", "4"], "image_size is 4, needed: pixels"),
+        (["run", "IMAGES", "--batch-size", "many"], "batch_size is 'many'"),
+        (["run", "IMAGES", "--resize", "stretch"], "one of squish, crop, pad"),
+        (["run", "IMAGES", "--log", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
+        (["run", "IMAGES", "--precision", "bfloat16"], "needs a GPU"),
+        (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
+        (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
+        (["run", "IMAGES", "--image-size", "a"], "should be a valid integer"),
+        (["run", "IMAGES", "--epoch", "3"], "See baseline run --help."),
         (["run"], "Missing argument 'target'"),
         (["train"], "No such command 'train'"),
         (["serve", "nowhere", "--port", "0"], "cannot be read"),
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
-        (["submit", "nowhere", "--sample", "PHOTOS"], "There is no file"),
+        (["submit", "nowhere", "--sample", "IMAGES"], "There is no file"),
         (["run", "nothing.toml"], "cannot be read"),
         (["run", "cifar10", "--data", "nowhere"], "is not there"),
         (["copy", "nothing"], "There is no recipe 'nothing'"),
         (["copy", "default", "mine.txt"], "ends in .toml"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(photos: Path, words: list[str], message: str) -> None:
-    ended = call(*[str(photos) if word == "PHOTOS" else word for word in words])
+def test_bad_input_gets_one_line_and_exit_code_2(images: Path, words: list[str], message: str) -> None:
+    ended = call(*[str(images) if word == "IMAGES" else word for word in words])
     assert ended.returncode == 2, ended.stderr
     assert message in ended.stderr and "Traceback" not in ended.stderr
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
@@ -112,24 +112,24 @@ def test_the_version_is_the_packages() -> None:
     assert call("--version").stdout.strip() == baseline.__version__
 
 
-def test_a_dry_run_says_five_lines_and_writes_nothing(photos: Path) -> None:
-    ended = call("run", str(photos), "--dry-run")
+def test_a_dry_run_says_five_lines_and_writes_nothing(images: Path) -> None:
+    ended = call("run", str(images), "--dry-run")
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == [
         "form", "columns", "classes", "splits", "oddities",
     ]  # fmt: skip
     assert ended.returncode == 0 and not list(Path().iterdir())
 
 
-def test_audit_prints_findings_and_strict_is_exit_code_3(photos: Path, tmp_path: Path) -> None:
+def test_audit_prints_findings_and_strict_is_exit_code_3(images: Path, tmp_path: Path) -> None:
     for part, numbers in (("train", range(12)), ("test", range(11, 16))):  # number 11 in both
         for name in ("ants", "bees"):
             (tmp_path / "set" / part / name).mkdir(parents=True)
             for number in numbers:
-                shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "set" / part / name / f"{number:02}.jpg")
+                shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "set" / part / name / f"{number:02}.jpg")
     ended = call("audit", str(tmp_path / "set"), "--out", "found", "--strict", "--json")
     assert ended.returncode == 3 and "2 pairs of copies lie on two sides" in ended.stderr.splitlines()[-1]
     findings = json.loads(ended.stdout)["findings"]
-    assert findings[0]["finding"] == "leak" and findings[0]["photos"] == 2
+    assert findings[0]["finding"] == "leak" and findings[0]["images"] == 2
     assert sorted(path.name for path in Path("found").iterdir()) == ["findings.json", "leaks.png", "pairs.csv"]
     assert "leak" in call("audit", str(tmp_path / "set")).stdout
     refused = call("run", str(tmp_path / "set"), "--strict")

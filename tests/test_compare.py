@@ -17,9 +17,19 @@ import pytest
 
 import baseline
 import baseline.experiments.repeats
-from baseline import DataError, OutputError, RecipeError, Seeds, Show, comparison, make_seeds, runs_in, same_or_not
+from baseline import (
+    DataError,
+    OutputError,
+    Progress,
+    RecipeError,
+    SeedRuns,
+    compare_runs,
+    list_runs,
+    paired_test,
+    run_seeds,
+)
 from baseline.cli import options
-from baseline.cli.printing import spread
+from baseline.cli.printing import seeds_table
 from baseline.runs.folder import read_predictions
 
 
@@ -41,7 +51,7 @@ def altered(done: baseline.Baseline, folder: Path, predictions: Any = None, mani
 
 
 def big(share: float) -> Any:
-    """Predictions of 1,000 test photos, of which this share is right."""
+    """Predictions of 1,000 test images, of which this share is right."""
 
     def rows(table: pd.DataFrame) -> pd.DataFrame:
         test = table[table["split"] == "test"]
@@ -54,22 +64,22 @@ def big(share: float) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ended(photos: Path, tmp_path_factory: pytest.TempPathFactory, done: baseline.Baseline) -> Any:
+def ended(images: Path, tmp_path_factory: pytest.TempPathFactory, done: baseline.Baseline) -> Any:
     """What the command said of two seeds, on the split of the shared run."""
     folder = tmp_path_factory.mktemp("seeds")
     recipe = folder / "short.toml"
     stage = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
     recipe.write_text(f'image_size = 48\nsplit_file = "{done.folder / "split.csv"}"\n{stage}')
-    return call("run", recipe, "--data", photos, "--out", folder / "out", "--seed", 3, "--seeds", 2)
+    return call("run", recipe, "--data", images, "--out", folder / "out", "--seed", 3, "--seeds", 2)
 
 
 @pytest.fixture
-def seeds(ended: Any) -> Seeds:
+def seeds(ended: Any) -> SeedRuns:
     assert ended.returncode == 0, ended.stderr
-    return Seeds(**json.loads(Path(ended.stdout.split()[-1]).read_text()))
+    return SeedRuns(**json.loads(Path(ended.stdout.split()[-1]).read_text()))
 
 
-def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: Seeds) -> None:
+def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: SeedRuns) -> None:
     folder = Path(seeds.folder)
     assert sorted(path.name for path in folder.iterdir()) == ["seed-3", "seed-4", "seeds.json"]
     accuracies = []
@@ -80,12 +90,12 @@ def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: Seeds) -> None:
         accuracies.append(run["accuracy"])
     assert (seeds.mean, seeds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
     assert (seeds.least, seeds.most) == (min(accuracies), max(accuracies))
-    assert seeds.split == "test" and seeds.same_photos is True
+    assert seeds.split == "test" and seeds.same_images is True
     assert re.search(r"test accuracy of 2 seeds: mean [\d.]+%, sd [\d.]+ points, [\d.]+% to [\d.]+%", ended.stdout)
-    assert "seed 4, 2 of 2" in ended.stderr and "other test photos" not in ended.stdout
+    assert "seed 4, 2 of 2" in ended.stderr and "other test images" not in ended.stdout
 
 
-def test_other_test_photos_by_seed_are_said(
+def test_other_test_images_by_seed_are_said(
     done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def drawn(*_: Any, seed: int, out: Path, **__: Any) -> baseline.Baseline:
@@ -95,25 +105,25 @@ def test_other_test_photos_by_seed_are_said(
         return done
 
     monkeypatch.setattr(baseline.make, "make_baseline", drawn)
-    found = make_seeds(2, "photos", out=tmp_path, show=Show())
-    assert not found.same_photos and found.sd == 0
-    options._print(spread(found))
-    assert "Each seed drew other test photos" in capsys.readouterr().out
-    one = make_seeds(1, "photos", out=tmp_path / "one", show=Show())
+    found = run_seeds(2, "images", out=tmp_path, progress=Progress())
+    assert not found.same_images and found.sd == 0
+    options._print(seeds_table(found))
+    assert "Each seed drew other test images" in capsys.readouterr().out
+    one = run_seeds(1, "images", out=tmp_path / "one", progress=Progress())
     assert one.sd is None
-    options._print(spread(one))
+    options._print(seeds_table(one))
     assert "sd" not in capsys.readouterr().out.splitlines()[0]
 
 
-def test_seeds_are_refused_before_anything_is_trained(seeds: Seeds, photos: Path, tmp_path: Path) -> None:
+def test_seeds_are_refused_before_anything_is_trained(seeds: SeedRuns, images: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="seed-4 holds a finished run"):
-        make_seeds(2, photos, out=_only(Path(seeds.folder) / "seed-4", tmp_path), seed=3, show=Show())
+        run_seeds(2, images, out=_only(Path(seeds.folder) / "seed-4", tmp_path), seed=3, progress=Progress())
     with pytest.raises(OutputError, match="holds a finished run"):
-        make_seeds(1, photos, out=seeds.folder, seed=9, show=Show())
+        run_seeds(1, images, out=seeds.folder, seed=9, progress=Progress())
     with pytest.raises(RecipeError, match="--seeds is 0; 1 or more"):
-        make_seeds(0, photos, show=Show())
+        run_seeds(0, images, progress=Progress())
     with pytest.raises(DataError):
-        make_seeds(2, tmp_path / "nowhere", out=tmp_path / "none", show=Show())
+        run_seeds(2, tmp_path / "nowhere", out=tmp_path / "none", progress=Progress())
     assert not (tmp_path / "none").exists() and not (tmp_path / "out" / "seed-3").exists()
 
 
@@ -122,14 +132,14 @@ def _only(run: Path, folder: Path) -> Path:
     return folder / "out"
 
 
-def test_two_seeds_do_not_differ_beyond_noise(seeds: Seeds) -> None:
-    found = comparison([run["folder"] for run in seeds.runs])
+def test_two_seeds_do_not_differ_beyond_noise(seeds: SeedRuns) -> None:
+    found = compare_runs([run["folder"] for run in seeds.runs])
     assert found.table["differs"].tolist() == ["", "seed: 4 (was 3)"]
-    assert "on 10 photos:" in found.sentences[0] and "no difference beyond noise" in found.sentences[0]
+    assert "on 10 images:" in found.sentences[0] and "no difference beyond noise" in found.sentences[0]
 
 
-def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: Seeds) -> None:
-    found = comparison([done.folder, seeds.runs[0]["folder"]]).table
+def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: SeedRuns) -> None:
+    found = compare_runs([done.folder, seeds.runs[0]["folder"]]).table
     numbers = done.metrics["test"]["tta"]
     first, other = found.to_dict("records")
     assert (first["accuracy"], first["low"], first["high"]) == (numbers["accuracy"], *numbers["interval"])
@@ -146,15 +156,15 @@ def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: 
 def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, tmp_path: Path) -> None:
     one = altered(done, tmp_path / "one", big(0.8))
     other = altered(done, tmp_path / "other", big(0.9), lambda told: told["recipe"].update(image_size=64))
-    found = comparison([one, other])
-    assert "on 1,000 photos: +10.0 points" in found.sentences[0]
+    found = compare_runs([one, other])
+    assert "on 1,000 images: +10.0 points" in found.sentences[0]
     assert "more than noise (p < 0.001)" in found.sentences[0]
     tables = (read_predictions(one), read_predictions(other))
-    assert found.table["p"][1] == same_or_not(*tables)["p"]
-    unknown = comparison([one, altered(done, tmp_path / "code", big(0.9))])
+    assert found.table["p"][1] == paired_test(*tables)["p"]
+    unknown = compare_runs([one, altered(done, tmp_path / "code", big(0.9))])
     assert "Nothing that the manifests tell differs" in unknown.sentences[0]
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
-    words = comparison([one, seed]).sentences[0]
+    words = compare_runs([one, seed]).sentences[0]
     assert (
         "no difference beyond noise" in words and "they differ by the seed only" in words and "more than" not in words
     )
@@ -165,31 +175,31 @@ def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Pa
     folders = [one]
     for number, share in enumerate((0.805, 0.8, 0.8, 0.9)):
         folders.append(altered(done, tmp_path / f"{number}", big(share)))
-    alone = comparison([one, folders[1]])
-    plain = [comparison([one, folder]).table["p"][1] for folder in folders[1:]]
-    together = comparison(folders)
+    alone = compare_runs([one, folders[1]])
+    plain = [compare_runs([one, folder]).table["p"][1] for folder in folders[1:]]
+    together = compare_runs(folders)
     assert plain[0] < 0.05 < 3 * plain[0] and "more than noise" in alone.sentences[0]
     assert together.table["p"][1:].tolist() == pytest.approx([3 * plain[0], 1, 1, 4 * plain[3]])
     assert "no difference beyond noise" in together.sentences[0] and "more than noise" in together.sentences[3]
     assert "4 comparisons made at once" in together.sentences[4]
 
 
-def test_other_test_photos_are_refused_unless_anyway(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_other_test_images_are_refused_unless_anyway(done: baseline.Baseline, tmp_path: Path) -> None:
     fewer = altered(done, tmp_path / "fewer", lambda table: table.drop(table.index[table["split"] == "test"][0]))
-    with pytest.raises(DataError, match="different test photos: 9 and 10, of which they share 9"):
-        comparison([done.folder, fewer])
-    assert comparison([done.folder, fewer], anyway=True).table["shared"][1] == 9
+    with pytest.raises(DataError, match="different test images: 9 and 10, of which they share 9"):
+        compare_runs([done.folder, fewer])
+    assert compare_runs([done.folder, fewer], anyway=True).table["shared"][1] == 9
     none = altered(done, tmp_path / "none", lambda table: table.assign(path="x" + table["path"]))
-    assert "they share no photo" in comparison([done.folder, none], anyway=True).sentences[0]
+    assert "they share no image" in compare_runs([done.folder, none], anyway=True).sentences[0]
     torn = altered(done, tmp_path / "torn", lambda table: table.assign(label="ants"))
     with pytest.raises(DataError, match="have another label in the other table"):
-        comparison([done.folder, torn], anyway=True)
+        compare_runs([done.folder, torn], anyway=True)
 
 
 def test_a_run_without_a_test_split_is_compared_on_valid(done: baseline.Baseline, tmp_path: Path) -> None:
     valid = altered(done, tmp_path / "valid", manifest=lambda told: told["metrics"].pop("test"))
-    found = comparison([done.folder, valid])
-    assert set(found.table["split"]) == {"valid"} and "on 4 photos" in found.sentences[0]
+    found = compare_runs([done.folder, valid])
+    assert set(found.table["split"]) == {"valid"} and "on 4 images" in found.sentences[0]
 
 
 def test_manifests_of_older_runs_are_compared_on_what_they_tell(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -200,13 +210,13 @@ def test_manifests_of_older_runs_are_compared_on_what_they_tell(done: baseline.B
                 numbers[kind] = {key: numbers[kind][key] for key in ("accuracy", "interval", "wrong", "loss")}
 
     old = altered(done, tmp_path / "old", manifest=older)
-    row = comparison([done.folder, old]).table.iloc[1]
+    row = compare_runs([done.folder, old]).table.iloc[1]
     assert row["accuracy"] == done.metrics["test"]["tta"]["accuracy"] and pd.isna(row["macro_f1"])
     assert call("compare", done.folder, old).returncode == 0
 
 
 def test_compare_prints_and_writes_csv_and_a_page_of_its_own(
-    done: baseline.Baseline, seeds: Seeds, tmp_path: Path
+    done: baseline.Baseline, seeds: SeedRuns, tmp_path: Path
 ) -> None:
     markup = altered(done, tmp_path / "a<b>[/x]")
     runs = [done.folder, markup, seeds.runs[0]["folder"]]
@@ -243,13 +253,13 @@ def test_folders_that_are_no_finished_runs_get_one_line(command: str, done: base
     ):
         if command == "compare":
             with pytest.raises((OutputError, DataError), match=message) as caught:
-                comparison([done.folder, folder])
+                compare_runs([done.folder, folder])
             assert "\n" not in str(caught.value)
         elif folder != gone:
             with pytest.raises(OutputError, match=message):
                 baseline.runs.folder.read_manifest(folder)
     with pytest.raises(DataError, match="two or more were needed"):
-        comparison([done.folder])
+        compare_runs([done.folder])
 
 
 def test_a_folder_that_is_no_run_is_exit_code_2_with_one_line(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -259,7 +269,7 @@ def test_a_folder_that_is_no_run_is_exit_code_2_with_one_line(done: baseline.Bas
         assert ended.stdout == ""
 
 
-def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds: Seeds, tmp_path: Path) -> None:
+def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds: SeedRuns, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(seeds.folder, runs / "seeds")
     altered(done, runs / "late", manifest=lambda told: told.update(finished="2999-01-01T00:00:00+00:00"))
@@ -268,7 +278,7 @@ def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds:
     altered(done, runs / "newer", manifest=lambda told: told.update(format=99))
     (runs / "default-20261123-010203").mkdir()
     (runs / "notes").mkdir()
-    found = runs_in(runs)
+    found = list_runs(runs)
     names = [str(Path(run).relative_to(runs)) for run in found["run"]]
     assert sorted(names[:3]) == ["default-20261123-010203", "half", "newer"]
     assert names[3:] == ["seeds/seed-3", "seeds/seed-4", "late"]

@@ -14,29 +14,33 @@ import pandas as pd
 import pytest
 
 import baseline
-from baseline import DataError, OutputError, RecipeError, Show, make_curve
-from baseline.experiments.learning_curve import _of_each, _of_them, _redundancy_words
-from baseline.experiments.power_law import fitted_power
+from baseline import DataError, OutputError, Progress, RecipeError, run_learning_curve
+from baseline.experiments.learning_curve import _describe_redundancy, _sample_groups, _sample_within_groups
+from baseline.experiments.power_law import fit_power_law
 
-QUIET = Show()
+QUIET = Progress()
 
 
 @pytest.fixture(scope="module")
-def curve(photos: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Curve:
+def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.LearningCurve:
     still = small.changed(frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2), small.stages[1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
         out = tmp_path_factory.mktemp("runs") / "curve"
-        logistic = make_curve(photos, still, sizes=[2, 4, 8], seeds=2, rungs=["logistic"], out=out, show=QUIET)
-        again = make_curve(photos, still, sizes=[2, 4, 8], seeds=1, rungs=["head"], out=out, show=QUIET, resume=True)
-        found = make_curve(photos, still, sizes=[2, 4, 8], seeds=1, rungs=["logistic", "head"], out=out, show=QUIET,
+        logistic = run_learning_curve(
+            images, still, sizes=[2, 4, 8], seeds=2, rungs=["logistic"], out=out, progress=QUIET
+        )
+        again = run_learning_curve(
+            images, still, sizes=[2, 4, 8], seeds=1, rungs=["head"], out=out, progress=QUIET, resume=True
+        )
+        found = run_learning_curve(images, still, sizes=[2, 4, 8], seeds=1, rungs=["logistic", "head"], out=out, progress=QUIET,
                            resume=True)  # fmt: skip
     assert again.table["accuracy"].tolist() == found.table.loc[found.table["rung"] == "head", "accuracy"].tolist()
-    assert logistic.table["photos"].tolist() == [4, 4, 8, 8, 16, 16, logistic.table["photos"].max()]
+    assert logistic.table["images"].tolist() == [4, 4, 8, 8, 16, 16, logistic.table["images"].max()]
     return found
 
 
-def test_smaller_sets_are_within_larger_ones_and_all_are_judged_alike(curve: baseline.Curve) -> None:
+def test_smaller_sets_are_within_larger_ones_and_all_are_judged_alike(curve: baseline.LearningCurve) -> None:
     runs = curve.table.loc[curve.table["rung"] == "head", "run"]
     splits = [pd.read_csv(Path(run) / "split.csv").groupby("split")["path"].apply(set) for run in runs]
     for less, more in itertools.pairwise(splits):
@@ -49,7 +53,7 @@ def test_smaller_sets_are_within_larger_ones_and_all_are_judged_alike(curve: bas
         assert row.accuracy == pytest.approx((test["plain_predicted"] == test["label"]).mean())
 
 
-def test_its_files_and_its_page_say_the_same(curve: baseline.Curve) -> None:
+def test_its_files_and_its_page_say_the_same(curve: baseline.LearningCurve) -> None:
     pd.testing.assert_frame_equal(
         pd.read_csv(curve.folder / "curve.csv").fillna({"run": ""}), curve.table, check_dtype=False
     )
@@ -61,24 +65,24 @@ def test_its_files_and_its_page_say_the_same(curve: baseline.Curve) -> None:
     assert (curve.folder / "curve.png").stat().st_size > 5000
 
 
-def test_the_interval_holds_what_more_photos_measure() -> None:
-    """On curves of a known law with noise of trainings and of test photos, 19 in 20 should; 16 of 20 may not fail."""
+def test_the_interval_holds_what_more_images_measure() -> None:
+    """On curves of a known law with noise of trainings and of test images, 19 in 20 should; 16 of 20 may not fail."""
     held = {"measured": 0, "gain": 0}
     for trial in range(20):
         rng = np.random.default_rng(trial)
         numbers = np.array([50, 100, 200, 400, 800])
-        hard = rng.random(800)  # how hard each test photo is, for all trainings
+        hard = rng.random(800)  # how hard each test image is, for all trainings
 
-        def right(photos: int, rng: np.random.Generator = rng, hard: np.ndarray = hard) -> np.ndarray:
-            error = 0.04 + 1.5 * photos**-0.45 + rng.normal(0, 0.008)
+        def right(images: int, rng: np.random.Generator = rng, hard: np.ndarray = hard) -> np.ndarray:
+            error = 0.04 + 1.5 * images**-0.45 + rng.normal(0, 0.008)
             return np.where(rng.random(len(hard)) < 0.8, hard, rng.random(len(hard))) > error
 
-        photos = np.repeat(numbers, 3)
-        hits = np.array([right(int(number)) for number in photos])
-        low, high = fitted_power(photos, hits, same_test=True).measured(1600)
+        images = np.repeat(numbers, 3)
+        hits = np.array([right(int(number)) for number in images])
+        low, high = fit_power_law(images, hits, same_test=True).measured(1600)
         held["measured"] += low <= 1 - right(1600).mean() <= high
         truth = 1.5 * (800**-0.45 - 1600**-0.45)
-        low, high = fitted_power(photos, hits).gain(800, 1600)
+        low, high = fit_power_law(images, hits).gain(800, 1600)
         held["gain"] += low <= truth <= high
         assert high - low < 0.08
     assert min(held.values()) >= 17, held
@@ -90,54 +94,56 @@ def test_a_share_of_each_group_and_a_share_of_the_groups() -> None:
     )
     train["label"] = np.where(train["group"] < 5, "a", "b")
     chance = np.random.default_rng(0).random(40)
-    each = train.loc[_of_each(train, chance, 1 / 4), "group"].value_counts()
+    each = train.loc[_sample_within_groups(train, chance, 1 / 4), "group"].value_counts()
     assert len(each) == 10 and (each == 1).all()
-    them = train.loc[_of_them(train, 0, 1 / 5)]
+    them = train.loc[_sample_groups(train, 0, 1 / 5)]
     assert them["group"].value_counts().tolist() == [4, 4] and set(them["label"]) == {"a", "b"}
-    facts = {"groups": 10, "photos": 40, "all": 0.9, "shares": [{"share": 0.5, "of_each": 0.89, "of_them": 0.8}]}
-    assert "1.0 points are lost, with half of the groups 10.0" in _redundancy_words(facts)[0]
-    assert len(_redundancy_words(facts)) == 2
-    assert len(_redundancy_words(facts | {"shares": [{"share": 0.5, "of_each": 0.8, "of_them": 0.8}]})) == 1
+    facts = {"groups": 10, "images": 40, "all": 0.9, "shares": [{"share": 0.5, "of_each": 0.89, "of_them": 0.8}]}
+    assert "1.0 points are lost, with half of the groups 10.0" in _describe_redundancy(facts)[0]
+    assert len(_describe_redundancy(facts)) == 2
+    assert len(_describe_redundancy(facts | {"shares": [{"share": 0.5, "of_each": 0.8, "of_them": 0.8}]})) == 1
 
 
-def test_a_photo_without_a_group_is_one_of_its_own(
-    photos: Path, small: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_image_without_a_group_is_one_of_its_own(
+    images: Path, small: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: dict[Any, list[pd.Series]] = {_of_each: [], _of_them: []}
+    kept: dict[Any, list[pd.Series]] = {_sample_within_groups: [], _sample_groups: []}
 
     def noted(how: Any, train: pd.DataFrame, chance: Any, share: float) -> pd.Index:
         rows = how(train, chance, share)
         kept[how].append(train.loc[rows, "path"])
         return rows
 
-    monkeypatch.setattr("baseline.experiments.learning_curve.LEAST_GROUPS", 4)
-    monkeypatch.setattr("baseline.experiments.learning_curve._of_each", partial(noted, _of_each))
-    monkeypatch.setattr("baseline.experiments.learning_curve._of_them", partial(noted, _of_them))
-    table = baseline.photo_table(photos)[["path", "label"]]
+    monkeypatch.setattr("baseline.experiments.learning_curve.MIN_GROUPS", 4)
+    monkeypatch.setattr(
+        "baseline.experiments.learning_curve._sample_within_groups", partial(noted, _sample_within_groups)
+    )
+    monkeypatch.setattr("baseline.experiments.learning_curve._sample_groups", partial(noted, _sample_groups))
+    table = baseline.image_table(images)[["path", "label"]]
     numbers = table["path"].str.extract(r"(\d+)\.jpg")[0].astype(int)
     table["group"] = (table["label"] + "-" + (numbers // 6).astype(str)).where(numbers < 18)
-    found = make_curve(table, small, sizes=[2, 4, 8], seeds=1, rungs=["logistic"], split="random", out=tmp_path / "c",
-                       show=QUIET)  # fmt: skip
+    found = run_learning_curve(table, small, sizes=[2, 4, 8], seeds=1, rungs=["logistic"], split="random", out=tmp_path / "c",
+                       progress=QUIET)  # fmt: skip
     train = pd.read_csv(found.folder / "split.csv").query("split == 'train'")
     alone = train.loc[train["group"].isna(), "path"]
     assert len(alone) > 4 and found.redundancy["groups"] == train["group"].nunique() + len(alone)
-    assert all(set(alone) <= set(paths) for paths in kept[_of_each])
-    assert all(0 < paths.isin(alone).sum() < len(alone) for paths in kept[_of_them][:5]), "half of them"
+    assert all(set(alone) <= set(paths) for paths in kept[_sample_within_groups])
+    assert all(0 < paths.isin(alone).sum() < len(alone) for paths in kept[_sample_groups][:5]), "half of them"
 
 
 def test_what_cannot_be_a_curve_is_refused(
-    photos: Path, small: baseline.Recipe, curve: baseline.Curve, tmp_path: Path
+    images: Path, small: baseline.Recipe, curve: baseline.LearningCurve, tmp_path: Path
 ) -> None:
     out = tmp_path / "no"
     with pytest.raises(RecipeError, match="--sizes are 5, 10; 3 different"):
-        make_curve(photos, small, sizes=[5, 10], out=out, show=QUIET)
+        run_learning_curve(images, small, sizes=[5, 10], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="--sizes"):
-        make_curve(photos, small, sizes=[0, 5, 10], out=out, show=QUIET)
+        run_learning_curve(images, small, sizes=[0, 5, 10], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="rung 'tta'"):
-        make_curve(photos, small, rungs=["tta"], out=out, show=QUIET)
+        run_learning_curve(images, small, rungs=["tta"], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="--seeds"):
-        make_curve(photos, small, seeds=0, out=out, show=QUIET)
+        run_learning_curve(images, small, seeds=0, out=out, progress=QUIET)
     with pytest.raises(DataError, match="3 were needed"):
-        make_curve(photos, small, sizes=[1, 500, 600], out=out, show=QUIET)
+        run_learning_curve(images, small, sizes=[1, 500, 600], out=out, progress=QUIET)
     with pytest.raises(OutputError, match="--resume"):
-        make_curve(photos, small, out=curve.folder, show=QUIET)
+        run_learning_curve(images, small, out=curve.folder, progress=QUIET)

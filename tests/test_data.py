@@ -1,4 +1,4 @@
-"""Photos reach the network upright, in RGB, the same from memory and from disk, and fastai's loaders stay fastai's."""
+"""Images reach the network upright, in RGB, the same from memory and from disk, and fastai's loaders stay fastai's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastai.data.transforms import Normalize
 from PIL import Image
 
 import baseline
-from baseline.data.image import fit_photo, open_photo
+from baseline.data.image import load_image, resize_image
 from baseline.vision import augment, decoded
 from baseline.vision.dataloaders import split_loader
 
@@ -23,17 +23,17 @@ from baseline.vision.dataloaders import split_loader
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.new("RGB", (6, 4), (200, 10, 10)).convert("L" if mode == "I;16" else mode if mode != "PA" else "P")
     image = image.convert(mode) if mode in ("PA", "I;16") and image.mode != mode else image
-    opened = open_photo(image)
+    opened = load_image(image)
     assert opened.mode == "RGB" and opened.size == (6, 4)
 
 
-def test_sideways_photos_are_turned_upright() -> None:
+def test_sideways_images_are_turned_upright() -> None:
     image = Image.new("RGB", (40, 20), "blue")
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter
     buffer = BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    assert open_photo(buffer.getvalue()).size == (20, 40)
+    assert load_image(buffer.getvalue()).size == (20, 40)
 
 
 def test_bytes_paths_arrays_and_images_are_opened_alike(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_bytes_paths_arrays_and_images_are_opened_alike(tmp_path: Path) -> None:
         Image.fromarray(pixels),
     ]
     for form in forms:
-        assert np.array_equal(np.asarray(open_photo(form)), pixels)
+        assert np.array_equal(np.asarray(load_image(form)), pixels)
 
 
 def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same() -> None:
@@ -56,14 +56,14 @@ def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same() -> None:
     Image.fromarray(np.stack([ramp, ramp.T.copy().reshape(1200, 1600), 255 - ramp], -1)).save(
         buffer, "JPEG", quality=95
     )
-    whole = fit_photo(open_photo(buffer.getvalue()), 64, "squish")
-    fast = fit_photo(open_photo(buffer.getvalue(), 64), 64, "squish")
+    whole = resize_image(load_image(buffer.getvalue()), 64, "squish")
+    fast = resize_image(load_image(buffer.getvalue(), 64), 64, "squish")
     assert np.abs(np.asarray(whole, int) - np.asarray(fast, int)).mean() < 4
 
 
 @pytest.mark.parametrize("resize", ["squish", "crop", "pad"])
-def test_photos_become_squares(resize: str) -> None:
-    square = fit_photo(Image.new("RGB", (90, 30), "white"), 32, resize)
+def test_images_become_squares(resize: str) -> None:
+    square = resize_image(Image.new("RGB", (90, 30), "white"), 32, resize)
     assert square.size == (32, 32)
     black = (np.asarray(square) == 0).all(-1).mean()
     assert (black > 0.5) if resize == "pad" else (black == 0)
@@ -71,13 +71,13 @@ def test_photos_become_squares(resize: str) -> None:
 
 def test_batches_are_normalised_and_carry_the_right_labels(learn: object, settled: tuple) -> None:
     recipe, table = settled
-    photos, labels = learn.dls.valid.one_batch()
-    assert photos.shape[1:] == (3, 48, 48) and photos.dtype == torch.float32
+    images, labels = learn.dls.valid.one_batch()
+    assert images.shape[1:] == (3, 48, 48) and images.dtype == torch.float32
     assert list(learn.dls.vocab) == ["ants", "bees"]
     rows = table[table["split"] == "valid"]
     assert [learn.dls.vocab[n] for n in labels] == list(rows["label"])[: len(labels)]
-    raw = np.asarray(fit_photo(open_photo(rows.iloc[0]["path"], 48), 48, recipe.resize)).transpose(2, 0, 1) / 255
-    assert np.allclose(photos[0].numpy(), (raw - 0.5) / 0.5, atol=1e-5)
+    raw = np.asarray(resize_image(load_image(rows.iloc[0]["path"], 48), 48, recipe.resize)).transpose(2, 0, 1) / 255
+    assert np.allclose(images[0].numpy(), (raw - 0.5) / 0.5, atol=1e-5)
     assert any(isinstance(step, Normalize) for step in learn.dls.valid.after_batch.fs)
 
 
@@ -86,7 +86,7 @@ def test_cache_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch:
     alone = recipe.changed(cache_gb=0)
     ways = [baseline.dataloaders(table, recipe)]
     with monkeypatch.context() as patch:
-        patch.setattr(decoded, "_decode", None)
+        patch.setattr(decoded, "decode_images", None)
         ways.append(baseline.dataloaders(table, recipe))
     ways.append(baseline.dataloaders(table, alone))
     monkeypatch.setattr(decoded, "MEMORY_SHARE", 0)
@@ -94,8 +94,8 @@ def test_cache_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch:
     assert [dls.decoded is None for dls in ways] == [False, False, False, True]
     for split in ("train", "valid", "test"):
         for batches in zip(*(split_loader(dls, table, split) for dls in ways), strict=True):
-            for photos, labels in batches[1:]:
-                assert torch.equal(photos, batches[0][0]) and torch.equal(labels, batches[0][1])
+            for images, labels in batches[1:]:
+                assert torch.equal(images, batches[0][0]) and torch.equal(labels, batches[0][1])
 
 
 def test_training_batches_are_shuffled_augmented_and_whole(learn: object) -> None:
@@ -104,28 +104,28 @@ def test_training_batches_are_shuffled_augmented_and_whole(learn: object) -> Non
     assert all(len(batch) == learn.dls.train.bs for batch in once)
 
 
-def test_half_of_the_training_photos_are_mirrored_and_nothing_else(settled: tuple) -> None:
+def test_half_of_the_training_images_are_mirrored_and_nothing_else(settled: tuple) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}, batch_size=31)
     dls = baseline.dataloaders(settled[1], still)
     rows = settled[1][settled[1]["split"] == "train"]
-    plain = torch.cat([photos for photos, _ in split_loader(dls, rows, "train")]).as_subclass(torch.Tensor)
+    plain = torch.cat([images for images, _ in split_loader(dls, rows, "train")]).as_subclass(torch.Tensor)
     sums, mirrored = plain.flatten(1).sum(1), []
-    for photos, _ in (batch for _ in range(20) for batch in dls.train):
-        for photo in photos.as_subclass(torch.Tensor):
-            own = plain[(sums - photo.sum()).abs().argmin()]
-            assert torch.equal(photo, own) or torch.equal(photo, own.flip(-1))
-            mirrored.append(not torch.equal(photo, own))
+    for images, _ in (batch for _ in range(20) for batch in dls.train):
+        for image in images.as_subclass(torch.Tensor):
+            own = plain[(sums - image.sum()).abs().argmin()]
+            assert torch.equal(image, own) or torch.equal(image, own.flip(-1))
+            mirrored.append(not torch.equal(image, own))
     assert 0.4 < np.mean(mirrored) < 0.6
 
 
-def test_random_changes_leave_valid_photos_alone(learn: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_changes_leave_valid_images_alone(learn: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "grid_sample", None)
     assert len(learn.dls.valid.one_batch()[0])
     with pytest.raises(TypeError):
         learn.dls.train.one_batch()
 
 
-def test_photos_are_decoded_larger_where_random_crops_are_wanted(settled: tuple, monkeypatch: Any) -> None:
+def test_images_are_decoded_larger_where_random_crops_are_wanted(settled: tuple, monkeypatch: Any) -> None:
     recipe = settled[0].changed(augment={"crop": 0.5, "rotate": 5.0})
     assert recipe.decoded_size == 68
     for gb in (1, 0):
@@ -133,10 +133,10 @@ def test_photos_are_decoded_larger_where_random_crops_are_wanted(settled: tuple,
         monkeypatch.setattr(decoded, "MEMORY_SHARE", 0)
         assert dls.train.one_batch()[0].shape[-1] == dls.valid.one_batch()[0].shape[-1] == 48
         loader = split_loader(dls, settled[1], "valid")
-        large = fit_photo(open_photo(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.resize)
+        large = resize_image(load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.resize)
         pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
         assert torch.allclose(
-            next(iter(loader))[0][0].as_subclass(torch.Tensor), augment.shrunk(pixels, 48)[0], atol=1e-5
+            next(iter(loader))[0][0].as_subclass(torch.Tensor), augment.resize_batch(pixels, 48)[0], atol=1e-5
         )
     plain = settled[0].changed(augment={"crop": 1.0})
     assert plain.decoded_size == 48
@@ -146,11 +146,11 @@ def test_batches_are_channels_last(learn: object) -> None:
     assert learn.dls.valid.one_batch()[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_fastais_own_ways_still_work(learn: object, photos: Path) -> None:
-    learn.dls.train.show_batch(max_n=2, show=False)
-    name, _, probabilities = learn.predict(photos / "ants" / "00.jpg")
+def test_fastais_own_ways_still_work(learn: object, images: Path) -> None:
+    learn.dls.train.show_batch(max_n=2, progress=False)
+    name, _, probabilities = learn.predict(images / "ants" / "00.jpg")
     assert name in ("ants", "bees") and probabilities.sum() == pytest.approx(1, abs=1e-5)
-    file = photos / "ants" / "00.jpg"
+    file = images / "ants" / "00.jpg"
     for form in (str(file), file.read_bytes(), Image.open(file)):
         assert torch.allclose(learn.predict(form)[2], probabilities, atol=1e-6)
     assert learn.get_preds()[0].shape == (len(learn.dls.valid_ds), 2)
@@ -163,5 +163,5 @@ def test_labels_may_look_like_columns_of_the_table(tmp_path: Path) -> None:
             Image.new("RGB", (16, 16), (40 * number, 90 * shade, 9)).save(tmp_path / f"{label}{number}.png")
             rows.append({"path": str(tmp_path / f"{label}{number}.png"), "label": label})
     recipe = baseline.Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-3),))
-    done = baseline.make_baseline(pd.DataFrame(rows), recipe, out=tmp_path / "run", show=baseline.Show())
+    done = baseline.make_baseline(pd.DataFrame(rows), recipe, out=tmp_path / "run", progress=baseline.Progress())
     assert {"p_path", "p_label", "p_loss"} <= set(done.predictions)

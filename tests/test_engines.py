@@ -21,22 +21,22 @@ import pytest
 from test_cli import call
 
 import baseline
-from baseline import OutputError, RecipeError, Show, make_folds, make_ladder, make_seeds, write_predictions
-from baseline.inference.batch import SHARD_BATCHES
-from baseline.inference.output import Wanted
-from baseline.inference.shards import cleared, in_shards
+from baseline import OutputError, Progress, RecipeError, run_folds, run_ladder, run_seeds, write_predictions
+from baseline.inference.batch import BATCHES_PER_SHARD
+from baseline.inference.output import PredictOptions
+from baseline.inference.shards import remove_shards, write_in_shards
 from baseline.parallel import executor
-from baseline.parallel.executor import Engine, Job, engine
+from baseline.parallel.executor import Executor, Job, get_executor
 from baseline.runs.folder import read_predictions
 
-QUIET = Show()
+QUIET = Progress()
 
 
-class Listening(Show):
+class Listening(Progress):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.said.append(line)
 
 
@@ -49,9 +49,9 @@ def test_here_jobs_are_done_one_after_the_other_when_their_turn_comes() -> None:
     def jobs() -> Iterator[Job]:
         for number in range(3):
             made.append(f"job {number}")
-            yield Job(f"job {number}" if number else "", lambda show, number=number: made.append(number) or number)
+            yield Job(f"job {number}" if number else "", lambda progress, number=number: made.append(number) or number)
 
-    with engine("", show) as here:
+    with get_executor("", show) as here:
         assert [result for _, result in here.each(jobs())] == [0, 1, 2]
     assert made == ["job 0", 0, "job 1", 1, "job 2", 2] and show.said == ["job 1", "job 2"]
 
@@ -59,13 +59,13 @@ def test_here_jobs_are_done_one_after_the_other_when_their_turn_comes() -> None:
 @pytest.mark.parametrize("words", ["sun", "ray:", "ray://", "rays", "Ray"])
 def test_words_that_name_no_engine_are_refused(words: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(f"--on is '{words}'; ray, ray:auto, ray:HOST:6379 or ray://HOST")):
-        engine(words, QUIET)
+        get_executor(words, QUIET)
 
 
 def test_a_missing_ray_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"needs the package ray: pip install 'fastai-baseline\[ray\]'"):
-        engine("ray", QUIET)
+        get_executor("ray", QUIET)
 
 
 def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,35 +76,35 @@ def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch: pytest.Mon
         began = time.perf_counter()
         for words in (f"ray://127.0.0.1:{port}", f"ray:127.0.0.1:{port}", "ray://no.such.host.invalid:10001"):
             with pytest.raises(OutputError, match=r"cannot be reached: .*Start it there, or leave --on out"):
-                engine(words, QUIET)
+                get_executor(words, QUIET)
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         with pytest.raises(OutputError, match=f"Ray at 127.0.0.1:{port} cannot be reached"):
-            engine("ray", QUIET)
+            get_executor("ray", QUIET)
     for words in ("ray:head", "ray://head", "ray:head:port", "ray:1"):
         with pytest.raises(RecipeError, match="HOST:PORT was needed"):
-            engine(words, QUIET)
+            get_executor(words, QUIET)
     assert time.perf_counter() - began < 60
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["run", "PHOTOS", "--on", "ray"], "--on goes with --seeds or folds"),
-        (["run", "PHOTOS", "--seeds", "2", "--on", "sun"], "--on is 'sun'"),
-        (["ladder", "PHOTOS", "--on", "sun"], "--on is 'sun'"),
-        (["curve", "PHOTOS", "--on", "sun"], "--on is 'sun'"),
-        (["predict", "MODEL", "PHOTOS", "--on", "ray"], "Give --out FILE"),
-        (["predict", "MODEL", "PHOTOS", "--on", "sun", "--out", "out.csv"], "--on is 'sun'"),
+        (["run", "IMAGES", "--on", "ray"], "--on goes with --seeds or folds"),
+        (["run", "IMAGES", "--seeds", "2", "--on", "sun"], "--on is 'sun'"),
+        (["ladder", "IMAGES", "--on", "sun"], "--on is 'sun'"),
+        (["curve", "IMAGES", "--on", "sun"], "--on is 'sun'"),
+        (["predict", "MODEL", "IMAGES", "--on", "ray"], "Give --out FILE"),
+        (["predict", "MODEL", "IMAGES", "--on", "sun", "--out", "out.csv"], "--on is 'sun'"),
     ],
 )
-def test_bad_words_get_one_line_and_leave_nothing(words: list[str], message: str, photos: Path, tiny: Path) -> None:
-    given = {"PHOTOS": photos, "MODEL": tiny}
+def test_bad_words_get_one_line_and_leave_nothing(words: list[str], message: str, images: Path, tiny: Path) -> None:
+    given = {"IMAGES": images, "MODEL": tiny}
     done = call(*[str(given.get(word, word)) for word in words])
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not list(Path().iterdir())
 
 
-class Backwards(Engine):
+class Backwards(Executor):
     """Does three jobs at a time, the last first; ends in the midst where it is told to."""
 
     far = True
@@ -120,7 +120,7 @@ class Backwards(Engine):
                 if not self.left:
                     raise KeyboardInterrupt
                 self.left, self.made = self.left - 1, self.made + (not job.here)
-                yield job, job.make(self.show)
+                yield job, job.make(self.progress)
 
 
 def made_rows(part: list[str]) -> tuple[bytes, int]:
@@ -132,49 +132,55 @@ def kept_rows(content: bytes, part: list[str]) -> int | None:
 
 
 def test_shards_are_put_together_in_order_and_those_that_lie_there_are_not_made_again(tmp_path: Path) -> None:
-    names = [f"photo {number}" for number in range(23)]
+    names = [f"image {number}" for number in range(23)]
     whole, folder = made_rows(names)[0], tmp_path / "shards"
-    shards = partial(in_shards, names, 2, made_rows, kept_rows, folder)
+    shards = partial(write_in_shards, names, 2, made_rows, kept_rows, folder)
     assert b"".join(rows for rows, _ in shards(Backwards())) == whole and not any(folder.iterdir())
     taken = []
     with pytest.raises(KeyboardInterrupt):
         taken.extend(rows for rows, _ in shards(Backwards(5)))
     assert b"".join(taken) == made_rows(names[:6])[0]
     assert sorted(path.name for path in folder.iterdir()) == ["000000000008", "000000000010"]
-    (folder / "000000000010").write_bytes(b"of other photos\n")
+    (folder / "000000000010").write_bytes(b"of other images\n")
     (folder / ".000000000012.part").write_bytes(b"half a")
     again = Backwards()
-    rest = partial(in_shards, names[6:], 2, made_rows, kept_rows, folder)
+    rest = partial(write_in_shards, names[6:], 2, made_rows, kept_rows, folder)
     assert b"".join(rows for rows, _ in rest(again, 6)) == made_rows(names[6:])[0]
-    assert again.made == 8, "the whole shard of photos 8 and 9 was to be kept, the other one not"
+    assert again.made == 8, "the whole shard of images 8 and 9 was to be kept, the other one not"
     (folder / "mine.txt").touch()
-    cleared(folder)
+    remove_shards(folder)
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
 def test_what_workers_predict_is_the_file_of_one_process_also_after_an_interrupt(
-    tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, paths = baseline.load(tiny), sorted(map(str, photos.rglob("*.jpg")))
+    model, paths = baseline.load(tiny), sorted(map(str, images.rglob("*.jpg")))
     paths = [*paths, "no such.jpg"] * 3
-    wanted = Wanted(batch_size=2, every=True)
-    assert len(paths) > 4 * SHARD_BATCHES * 2
+    wanted = PredictOptions(batch_size=2, every=True)
+    assert len(paths) > 4 * BATCHES_PER_SHARD * 2
     write_predictions(model, paths, "alone.csv", wanted)
-    monkeypatch.setattr("baseline.parallel.executor.engine", lambda on, show: Backwards(4) if on else Engine(show))
+    monkeypatch.setattr(
+        "baseline.parallel.executor.get_executor", lambda on, progress: Backwards(4) if on else Executor(progress)
+    )
     with pytest.raises(KeyboardInterrupt):
         write_predictions(model, paths, "far.csv", wanted, on="ray")
     assert Path("far.csv").read_bytes() == b"".join(
-        Path("alone.csv").read_bytes().splitlines(keepends=True)[: 3 * 2 * SHARD_BATCHES + 1]
+        Path("alone.csv").read_bytes().splitlines(keepends=True)[: 3 * 2 * BATCHES_PER_SHARD + 1]
     )
     with Path("far.csv").open("ab") as file:  # as if killed while a shard was taken over
-        file.writelines(Path("alone.csv").read_bytes().splitlines(keepends=True)[3 * 2 * SHARD_BATCHES + 1 :][:3])
+        file.writelines(Path("alone.csv").read_bytes().splitlines(keepends=True)[3 * 2 * BATCHES_PER_SHARD + 1 :][:3])
     assert [path.name for path in Path("far.csv.shards").iterdir()] == ["000000000128"]
-    monkeypatch.setattr("baseline.parallel.executor.engine", lambda on, show: Backwards() if on else Engine(show))
+    monkeypatch.setattr(
+        "baseline.parallel.executor.get_executor", lambda on, progress: Backwards() if on else Executor(progress)
+    )
     counts = write_predictions(model, paths, "far.csv", wanted, on="ray", resume=True)
-    assert (counts.before, counts.photos, counts.unreadable) == (96 + 19, 32, 1)
+    assert (counts.before, counts.images, counts.unreadable) == (96 + 19, 32, 1)
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and not Path("far.csv.shards").exists()
     with pytest.raises(KeyboardInterrupt):
-        monkeypatch.setattr("baseline.parallel.executor.engine", lambda on, show: Backwards(4) if on else Engine(show))
+        monkeypatch.setattr(
+            "baseline.parallel.executor.get_executor", lambda on, progress: Backwards(4) if on else Executor(progress)
+        )
         write_predictions(model, paths, "far.csv", wanted, on="ray", overwrite=True)
     write_predictions(model, paths, "far.csv", wanted, resume=True)
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and not Path("far.csv.shards").exists()
@@ -202,8 +208,8 @@ class Killing(Listening):
         super().__init__()
         self.name, self.times = name, times
 
-    def say(self, line: str) -> None:
-        super().say(line)
+    def log(self, line: str) -> None:
+        super().log(line)
         if self.times and self.name in line and (found := re.search(r"begun on .*, process (\d+)$", line)):
             os.kill(int(found[1]), signal.SIGKILL)
             self.times -= 1
@@ -247,11 +253,11 @@ def assert_same_runs(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_folds_by_ray_are_those_of_one_process_though_a_worker_is_killed(
-    two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path
+    two: Any, images: Path, short: baseline.Recipe, tmp_path: Path
 ) -> None:
-    one = make_folds(photos, short, out=tmp_path / "one", split="kfold:3", show=QUIET)
+    one = run_folds(images, short, out=tmp_path / "one", split="kfold:3", progress=QUIET)
     show = Killing("fold 1, 2 of 3")
-    other = make_folds(photos, short, out=tmp_path / "other", split="kfold:3", on="ray", show=show)
+    other = run_folds(images, short, out=tmp_path / "other", split="kfold:3", on="ray", progress=show)
     assert_same_runs(one.folder, other.folder)
     assert (one.folder / "oof.csv").read_text() == (other.folder / "oof.csv").read_text()
     assert (one.metrics, one.mean, one.sd) == (other.metrics, other.mean, other.sd)
@@ -264,47 +270,47 @@ def test_folds_by_ray_are_those_of_one_process_though_a_worker_is_killed(
 
 
 @pytest.mark.slow
-def test_a_ladder_by_ray_is_that_of_one_process(two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path) -> None:
+def test_a_ladder_by_ray_is_that_of_one_process(two: Any, images: Path, short: baseline.Recipe, tmp_path: Path) -> None:
     rungs = ("logistic", "groups", "tta")
     short = short.changed(stages=(*short.stages, baseline.Stage(3, 1, 1e-4)))
-    one = make_ladder(photos, short, rungs=rungs, out=tmp_path / "one", show=QUIET)
-    other = make_ladder(photos, short, rungs=rungs, out=tmp_path / "other", on="ray", show=QUIET)
+    one = run_ladder(images, short, rungs=rungs, out=tmp_path / "one", progress=QUIET)
+    other = run_ladder(images, short, rungs=rungs, out=tmp_path / "other", on="ray", progress=QUIET)
     assert_same_runs(one.folder, other.folder)
     same = ["rung", "accuracy", "low", "high", "against", "difference", "p", "parameters"]
     pd.testing.assert_frame_equal(one.table[same], other.table[same], check_exact=True)
 
 
 @pytest.mark.slow
-def test_a_curve_by_ray_is_that_of_one_process(two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path) -> None:
+def test_a_curve_by_ray_is_that_of_one_process(two: Any, images: Path, short: baseline.Recipe, tmp_path: Path) -> None:
     options: dict[str, Any] = {"rungs": ("logistic", "head"), "sizes": (4, 6, 8), "seeds": 1, "show": QUIET}
-    one = baseline.make_curve(photos, short, out=tmp_path / "one", **options)
-    other = baseline.make_curve(photos, short, out=tmp_path / "other", on="ray", **options)
+    one = baseline.run_learning_curve(images, short, out=tmp_path / "one", **options)
+    other = baseline.run_learning_curve(images, short, out=tmp_path / "other", on="ray", **options)
     pd.testing.assert_frame_equal(one.table.drop(columns="run"), other.table.drop(columns="run"), check_exact=True)
     assert one.fits == other.fits
 
 
 @pytest.mark.slow
 def test_what_is_wrong_is_told_in_one_line_and_not_tried_again(
-    two: Any, photos: Path, short: baseline.Recipe, tmp_path: Path
+    two: Any, images: Path, short: baseline.Recipe, tmp_path: Path
 ) -> None:
     show, asked = Listening(), {"image_size": 48, "weights": str(tmp_path / "none.pth")}
     with pytest.raises(baseline.BaselineError) as alone:
-        make_seeds(2, photos, short, out=tmp_path / "one", show=QUIET, **asked)
+        run_seeds(2, images, short, out=tmp_path / "one", progress=QUIET, **asked)
     with pytest.raises(type(alone.value)) as far:
-        make_seeds(2, photos, short, out=tmp_path / "other", on="ray", show=show, **asked)
+        run_seeds(2, images, short, out=tmp_path / "other", on="ray", progress=show, **asked)
     assert str(far.value) == str(alone.value) and not (tmp_path / "other").exists()
     always = Killing("seed 0", times=99)
     with pytest.raises(OutputError, match=r"seed 0, 1 of 2: its worker ended 4 times"):
-        make_seeds(2, photos, short, out=tmp_path / "killed", on="ray", show=always)
+        run_seeds(2, images, short, out=tmp_path / "killed", on="ray", progress=always)
     assert always.times == 99 - 4
 
 
 @pytest.mark.slow
 def test_predictions_by_ray_are_those_of_one_process_though_a_worker_is_killed(
-    two: Any, tiny: Path, photos: Path, tmp_path: Path
+    two: Any, tiny: Path, images: Path, tmp_path: Path
 ) -> None:
-    model, paths = baseline.load(tiny), sorted(map(str, photos.rglob("*.jpg"))) * 20
-    wanted = Wanted(batch_size=4, every=True)
+    model, paths = baseline.load(tiny), sorted(map(str, images.rglob("*.jpg"))) * 20
+    wanted = PredictOptions(batch_size=4, every=True)
     write_predictions(model, paths, "alone.csv", wanted)
     killed: list[int] = []
 
@@ -318,5 +324,5 @@ def test_predictions_by_ray_are_those_of_one_process_though_a_worker_is_killed(
     threading.Thread(target=kill, daemon=True).start()
     counts = write_predictions(model, paths, "far.csv", wanted, on="ray")
     assert killed, "no worker was at work when the first shard was there"
-    assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and counts.photos == len(paths)
+    assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and counts.images == len(paths)
     assert not Path("far.csv.shards").exists()

@@ -24,17 +24,17 @@ from PIL import Image
 
 import baseline
 from baseline import DataError, OutputError, make_baseline
-from baseline.data.image import file_bytes
-from baseline.files import home
-from baseline.runs.folder import looks_begun, named_folder, occupied, run_folder
-from baseline.system import free_memory
+from baseline.data.image import read_image_bytes
+from baseline.files import cache_home
+from baseline.runs.folder import create_run_folder, lock_folder, looks_unfinished, new_run_path
+from baseline.system import free_memory_bytes
 
-QUIET = baseline.Show()
+QUIET = baseline.Progress()
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from baseline.runs.folder import occupied
+from baseline.runs.folder import lock_folder
 with occupied(Path(sys.argv[1])) as folder:
     (folder / "history.csv").touch()
     print("held", flush=True)
@@ -56,19 +56,19 @@ def held(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
 
 WAYS: dict[str, Callable[..., object]] = {
     "run": make_baseline,
-    "ladder": baseline.make_ladder,
-    "curve": baseline.make_curve,
+    "ladder": baseline.run_ladder,
+    "curve": baseline.run_learning_curve,
     "clean": baseline.clean,
-    "seeds": lambda photos, **more: baseline.make_seeds(2, photos, **more),
-    "folds": lambda photos, **more: baseline.make_folds(photos, split="kfold:2", **more),
+    "seeds": lambda images, **more: baseline.run_seeds(2, images, **more),
+    "folds": lambda images, **more: baseline.run_folds(images, split="kfold:2", **more),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_second_run_in_a_folder_is_refused_at_once(way: str, held: tuple, photos: Path) -> None:
+def test_a_second_run_in_a_folder_is_refused_at_once(way: str, held: tuple, images: Path) -> None:
     folder, _ = held
     with pytest.raises(OutputError, match=r"Another run is writing to .*run\. Wait for it, or choose another --out"):
-        WAYS[way](photos, out=folder, show=QUIET)
+        WAYS[way](images, out=folder, progress=QUIET)
     assert sorted(each.name for each in folder.iterdir()) == [".lock", "history.csv"]
 
 
@@ -76,7 +76,7 @@ def test_a_killed_run_blocks_nobody(held: tuple) -> None:
     folder, holder = held
     holder.send_signal(signal.SIGKILL)
     assert holder.wait(20) == -signal.SIGKILL and (folder / ".lock").exists()
-    with run_folder(folder, "any"), pytest.raises(OutputError, match="Another run"), occupied(folder):
+    with create_run_folder(folder, "any"), pytest.raises(OutputError, match="Another run"), lock_folder(folder):
         pass
     assert [each.name for each in folder.iterdir()] == ["history.csv"]
 
@@ -85,20 +85,20 @@ def test_a_folder_with_nothing_but_a_killed_run_s_lock_was_begun(tmp_path: Path)
     folder = tmp_path / "mine-20260101-120000"
     folder.mkdir()
     (folder / ".lock").touch()
-    assert looks_begun(folder)
+    assert looks_unfinished(folder)
 
 
 def test_a_run_that_ended_while_the_other_waited_for_its_turn_is_not_overwritten(tmp_path: Path) -> None:
-    with run_folder(tmp_path / "run", "any") as folder:
+    with create_run_folder(tmp_path / "run", "any") as folder:
         (folder / "manifest.json").write_text("{}")
-    with pytest.raises(OutputError, match="holds a finished run"), run_folder(folder, "any"):
+    with pytest.raises(OutputError, match="holds a finished run"), create_run_folder(folder, "any"):
         pass
     assert [each.name for each in folder.iterdir()] == ["manifest.json"]
 
 
 def test_runs_that_begin_at_one_moment_have_folders_of_their_own() -> None:
-    same = named_folder(None, "mine")
-    with occupied(same, named=False) as one, occupied(same, named=False) as other:
+    same = new_run_path(None, "mine")
+    with lock_folder(same, named=False) as one, lock_folder(same, named=False) as other:
         assert one != other and one.is_dir() and other.is_dir()
     assert not one.exists() and not other.exists()
 
@@ -108,7 +108,7 @@ def test_where_a_disk_knows_no_locks_runs_go_on(tmp_path: Path, monkeypatch: pyt
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", none)
-    with run_folder(tmp_path / "run", "any") as folder:
+    with create_run_folder(tmp_path / "run", "any") as folder:
         (folder / "history.csv").touch()
     assert [each.name for each in folder.iterdir()] == ["history.csv"]
 
@@ -116,13 +116,13 @@ def test_where_a_disk_knows_no_locks_runs_go_on(tmp_path: Path, monkeypatch: pyt
 # ---- damaged caches (arrays: test_cache.py; weights: test_weights.py; data sets: test_datasets.py) -------------------
 
 
-class Said(baseline.Show):
+class Said(baseline.Progress):
     """Keeps what was said."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, words: str) -> None:
+    def log(self, words: str) -> None:
         self.lines.append(words)
 
 
@@ -139,33 +139,33 @@ def damaged(file: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "replaced", "folder"])
-def test_what_was_seen_of_photos_is_seen_anew_when_damaged(damage: str, photos: Path) -> None:
-    table = baseline.photo_table(photos)
-    first = baseline.audit(table).photos
-    (base,) = home().glob("audit-*.sqlite")
+def test_what_was_seen_of_images_is_seen_anew_when_damaged(damage: str, images: Path) -> None:
+    table = baseline.image_table(images)
+    first = baseline.audit(table).images
+    (base,) = cache_home().glob("audit-*.sqlite")
     damaged(base, damage)
     said = Said()
-    assert baseline.audit(table, show=said).photos.equals(first)
+    assert baseline.audit(table, progress=said).images.equals(first)
     assert len(said.lines) == 1 or (damage in ("bit", "empty") and not said.lines), said.lines
     if damage != "folder":
         again = Said()
-        assert baseline.audit(table, show=again).photos.equals(first) and not again.lines
+        assert baseline.audit(table, progress=again).images.equals(first) and not again.lines
 
 
-def test_a_flipped_bit_in_any_row_of_what_was_seen_is_noticed(photos: Path) -> None:
-    table = baseline.photo_table(photos)
-    first = baseline.audit(table).photos
-    (base,) = home().glob("audit-*.sqlite")
+def test_a_flipped_bit_in_any_row_of_what_was_seen_is_noticed(images: Path) -> None:
+    table = baseline.image_table(images)
+    first = baseline.audit(table).images
+    (base,) = cache_home().glob("audit-*.sqlite")
     with closing(sqlite3.connect(base)) as opened, opened:
-        opened.execute("UPDATE photos SET width = width + 1024, hash = zeroblob(8)")
-    assert baseline.audit(table).photos.equals(first)
+        opened.execute("UPDATE images SET width = width + 1024, hash = zeroblob(8)")
+    assert baseline.audit(table).images.equals(first)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "file", "nothing"])
-def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, photos: Path, tmp_path: Path) -> None:
-    archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
-    before = [file_bytes(path) for path in baseline.photo_table(archive)["path"]]
-    (folder,) = (each for each in (home() / "unpacked").iterdir() if each.is_dir())
+def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, images: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", images))
+    before = [read_image_bytes(path) for path in baseline.image_table(archive)["path"]]
+    (folder,) = (each for each in (cache_home() / "unpacked").iterdir() if each.is_dir())
     victim = next(folder.rglob("*.jpg"))
     if damage in ("cut", "empty"):
         damaged(victim, damage)
@@ -175,7 +175,7 @@ def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, 
         shutil.rmtree(folder)
         folder.touch()
     said = Said()
-    assert [file_bytes(path) for path in baseline.photo_table(archive, show=said)["path"]] == before
+    assert [read_image_bytes(path) for path in baseline.image_table(archive, progress=said)["path"]] == before
     assert any("is not as it was unpacked" in line for line in said.lines) == (damage != "nothing")
 
 
@@ -203,23 +203,23 @@ def head(small: baseline.Recipe) -> baseline.Recipe:
 
 
 @pytest.fixture(scope="session")
-def roomy(photos: Path, head: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+def roomy(images: Path, head: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
     """A run that nothing disturbed."""
-    return make_baseline(photos, head, out=tmp_path_factory.mktemp("roomy") / "run", show=QUIET)
+    return make_baseline(images, head, out=tmp_path_factory.mktemp("roomy") / "run", progress=QUIET)
 
 
-def test_a_disk_with_too_little_room_is_refused_before_any_work(small_disk: Path, photos: Path) -> None:
+def test_a_disk_with_too_little_room_is_refused_before_any_work(small_disk: Path, images: Path) -> None:
     with pytest.raises(OutputError, match=r"has 5 MB free; 200 MB were needed. Make room"):
-        make_baseline(photos, out=small_disk / "run", show=QUIET)
+        make_baseline(images, out=small_disk / "run", progress=QUIET)
     assert not (small_disk / "run").exists()
 
 
 def test_a_disk_that_fills_up_in_the_end_is_said_in_words_and_leaves_no_half_file(
-    small_disk: Path, photos: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
+    small_disk: Path, images: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baseline.runs.folder.LEAST_FREE_BYTES", 0)
+    monkeypatch.setattr("baseline.runs.folder.MIN_FREE_BYTES", 0)
     with pytest.raises(OutputError, match=r"(No space left|disk is full).* Make room"):
-        make_baseline(photos, head, out=small_disk / "run", show=QUIET)
+        make_baseline(images, head, out=small_disk / "run", progress=QUIET)
     left = [each.name for each in (small_disk / "run").rglob("*") if each.is_file()]
     assert "history.csv" in left and not {"manifest.json", "model.json", "report.html"} & set(left)
     assert not [name for name in left if name.endswith(".part")], "what is whole stays, and nothing else"
@@ -228,7 +228,7 @@ def test_a_disk_that_fills_up_in_the_end_is_said_in_words_and_leaves_no_half_fil
 def test_caches_on_a_full_disk_cost_time_and_nothing_else(
     small_disk: Path,
     roomy: baseline.Baseline,
-    photos: Path,
+    images: Path,
     head: baseline.Recipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +236,7 @@ def test_caches_on_a_full_disk_cost_time_and_nothing_else(
     (small_disk / "more").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
     monkeypatch.setenv("BASELINE_HOME", str(small_disk / "home"))
     said = Said()
-    full = make_baseline(photos, head, out=tmp_path / "full", show=said)
+    full = make_baseline(images, head, out=tmp_path / "full", progress=said)
     assert full.predictions.equals(roomy.predictions)
     assert any("not kept for the next time" in line for line in said.lines), said.lines
     assert any("nothing more is kept there" in line for line in said.lines), said.lines
@@ -249,7 +249,7 @@ from baseline import Augment, Stage
 recipe = baseline.load_recipe("default").changed(
     image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=())
 done = baseline.make_baseline(sys.argv[1], recipe, out=sys.argv[2], show=baseline.Show())
-assert done.metrics["test"]["photos"], done.metrics
+assert done.metrics["test"]["images"], done.metrics
 for folder in (".", os.environ["BASELINE_HOME"], os.environ["TMPDIR"], sys.argv[1]):
     try:
         open(os.path.join(folder, "new"), "w")
@@ -260,19 +260,19 @@ for folder in (".", os.environ["BASELINE_HOME"], os.environ["TMPDIR"], sys.argv[
 
 
 @pytest.mark.slow
-def test_a_run_needs_to_write_nothing_but_its_folder(photos: Path, tmp_path: Path) -> None:
-    """All else is read-only: photos, caches, the working, home and temporary folders, and the package itself."""
-    places = ["HOME", "BASELINE_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TMPDIR", "here", "photos", "out"]
+def test_a_run_needs_to_write_nothing_but_its_folder(images: Path, tmp_path: Path) -> None:
+    """All else is read-only: images, caches, the working, home and temporary folders, and the package itself."""
+    places = ["HOME", "BASELINE_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TMPDIR", "here", "images", "out"]
     folders = {name: tmp_path / name for name in places}
-    shutil.copytree(photos, folders["photos"])
+    shutil.copytree(images, folders["images"])
     for folder in folders.values():
         folder.mkdir(exist_ok=True)
     closed = " && ".join(f"mount -t tmpfs -o ro,mode=555 none {folders[name]}" for name in places[:-2])
-    closed += f" && mount --bind {folders['photos']} {folders['photos']}"
-    closed += f" && mount -o remount,bind,ro {folders['photos']}"
+    closed += f" && mount --bind {folders['images']} {folders['images']}"
+    closed += f" && mount -o remount,bind,ro {folders['images']}"
     if subprocess.run(["unshare", "-m", "sh", "-c", closed], capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
-    command = [sys.executable, "-B", "-c", READ_ONLY, str(folders["photos"]), str(folders["out"] / "run")]
+    command = [sys.executable, "-B", "-c", READ_ONLY, str(folders["images"]), str(folders["out"] / "run")]
     script = f'{closed} && cd {folders["here"]} && exec "$@"'
     environment = {**os.environ, **{name: str(folders[name]) for name in places[:5]}}
     environment["PYTHONPATH"] = str(Path(baseline.__file__).parents[1])
@@ -288,27 +288,27 @@ def test_a_run_needs_to_write_nothing_but_its_folder(photos: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("when", ["decoded", "outputs", "begun", "read"])
-def test_a_photo_that_goes_before_anything_is_kept_is_named(
-    photos: Path, head: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+def test_a_image_that_goes_before_anything_is_kept_is_named(
+    images: Path, head: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    own = shutil.copytree(photos, tmp_path / "own")
-    line = {"decoded": "photos: ", "outputs": "going away", "begun": "training and", "read": "stage 1: training"}[when]
+    own = shutil.copytree(images, tmp_path / "own")
+    line = {"decoded": "images: ", "outputs": "going away", "begun": "training and", "read": "stage 1: training"}[when]
     if when == "outputs":
-        real = baseline.vision.decoded._decode
-        monkeypatch.setattr(baseline.vision.dataloaders, "_decode", lambda *given: (real(*given), going.say(line)))
+        real = baseline.vision.decoded.decode_images
+        monkeypatch.setattr(baseline.vision.dataloaders, "_decode", lambda *given: (real(*given), going.log(line)))
     if when == "read":
         monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
         head = head.changed(cache_gb=0, freeze="fastai")
 
     class Going(Said):
-        def say(self, words: str) -> None:
-            super().say(words)
+        def log(self, words: str) -> None:
+            super().log(words)
             if words.startswith(line):
                 shutil.rmtree(own / "ants")
 
     going = Going()
     with pytest.raises(DataError, match=r"own/ants/\d\d\.jpg has gone meanwhile\. Put it back, or begin again"):
-        make_baseline(own, head, out=tmp_path / "run", show=going)
+        make_baseline(own, head, out=tmp_path / "run", progress=going)
     assert not (own / "ants").exists() and not (tmp_path / "run" / "manifest.json").exists()
 
 
@@ -316,7 +316,7 @@ def test_a_photo_that_goes_before_anything_is_kept_is_named(
 
 
 def test_a_clock_that_jumps_changes_no_number(
-    roomy: baseline.Baseline, photos: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
+    roomy: baseline.Baseline, images: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, real, real_ns = iter(range(10**9)), time.time, time.time_ns
 
@@ -327,7 +327,7 @@ def test_a_clock_that_jumps_changes_no_number(
     monkeypatch.setattr(time, "time", lambda: real() + jump())
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump() * 10**9)
     began = time.monotonic()
-    done = make_baseline(photos, head, show=QUIET)
+    done = make_baseline(images, head, progress=QUIET)
     took = time.monotonic() - began
     assert done.predictions.equals(roomy.predictions) and next(asked) > 0
     seconds = [*done.manifest["seconds"].values(), *done.manifest["time"].values(), *done.history.epochs["seconds"]]
@@ -343,44 +343,44 @@ def test_the_same_moment_again_has_another_name(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("baseline.runs.folder.datetime", Still)
     made = []
     for _ in range(3):
-        with run_folder(None, "mine") as folder:
+        with create_run_folder(None, "mine") as folder:
             (folder / "history.csv").touch()
         made.append(folder.name)
     assert made == ["mine-20260102-030405", "mine-20260102-030405-2", "mine-20260102-030405-3"]
 
 
-# ---- few classes, few photos, odd names -----------------------------------------------------------------------------
+# ---- few classes, few images, odd names -----------------------------------------------------------------------------
 
 
-def test_three_photos_in_all_are_refused_in_one_line(photos: Path, tmp_path: Path) -> None:
+def test_three_images_in_all_are_refused_in_one_line(images: Path, tmp_path: Path) -> None:
     for name, count in (("ants", 2), ("bees", 1)):
         (tmp_path / "three" / name).mkdir(parents=True)
-        for file in sorted((photos / name).iterdir())[:count]:
+        for file in sorted((images / name).iterdir())[:count]:
             shutil.copy(file, tmp_path / "three" / name)
     with pytest.raises(DataError) as told:
-        make_baseline(tmp_path / "three", show=QUIET)
-    assert "\n" not in str(told.value) and "photo" in str(told.value), told.value
+        make_baseline(tmp_path / "three", progress=QUIET)
+    assert "\n" not in str(told.value) and "image" in str(told.value), told.value
 
 
-def test_a_single_class_is_refused_in_one_line(photos: Path, tmp_path: Path) -> None:
-    shutil.copytree(photos / "ants", tmp_path / "one" / "ants")
+def test_a_single_class_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "ants", tmp_path / "one" / "ants")
     with pytest.raises(DataError, match="class") as told:
-        make_baseline(tmp_path / "one", show=QUIET)
+        make_baseline(tmp_path / "one", progress=QUIET)
     assert "\n" not in str(told.value)
 
 
 NAMES = ["a/b", "🐜 emoji", "n" * 200, "-dash", "..", "Ant", "ant", "<script>alert(1)</script>", "&amp \"'", "=1+1"]
 
 
-def test_odd_class_names_stay_what_they_are_in_every_file(photos: Path, tmp_path: Path, head: baseline.Recipe) -> None:
-    files = sorted(photos.rglob("*.jpg"))
+def test_odd_class_names_stay_what_they_are_in_every_file(images: Path, tmp_path: Path, head: baseline.Recipe) -> None:
+    files = sorted(images.rglob("*.jpg"))
     table = pd.DataFrame([{"path": str(file), "label": NAMES[at % len(NAMES)]} for at, file in enumerate(files)])
-    for number, name in enumerate(NAMES):  # photos enough in each split
+    for number, name in enumerate(NAMES):  # images enough in each split
         place = tmp_path / f"{number}.jpg"
         Image.open(files[number]).rotate(90, expand=True).save(place)
         table.loc[len(table)] = {"path": str(place), "label": name}
-    table.to_csv(tmp_path / "photos.csv", index=False)
-    done = make_baseline(tmp_path / "photos.csv", head, out=tmp_path / "run", show=QUIET)
+    table.to_csv(tmp_path / "images.csv", index=False)
+    done = make_baseline(tmp_path / "images.csv", head, out=tmp_path / "run", progress=QUIET)
     assert set(done.model.classes) == set(NAMES) == set(done.manifest["data"]["classes"])
     assert set(pd.read_csv(tmp_path / "run" / "split.csv", dtype=str, keep_default_na=False)["label"]) == set(NAMES)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -388,7 +388,7 @@ def test_odd_class_names_stay_what_they_are_in_every_file(photos: Path, tmp_path
     told = done.predict(files[:2])
     assert [name for name in told.columns if name.startswith("p_")] == [f"p_{name}" for name in done.model.classes]
     outside = [each.name for each in tmp_path.iterdir() if each.suffix != ".jpg"]
-    assert sorted(outside) == ["photos.csv", "run"], "no name became a path"
+    assert sorted(outside) == ["images.csv", "run"], "no name became a path"
 
 
 # ---- more rows than memory ------------------------------------------------------------------------------------------
@@ -402,12 +402,12 @@ def test_a_table_of_ten_million_rows_is_refused_before_it_takes_the_memory(
     with file.open("wb") as opened:
         opened.write(b"path,label\n" + row * 10_000)
         opened.truncate(len(row) * 10_000_000)  # a file with a hole: the size is what is looked at
-    monkeypatch.setattr("baseline.system.free_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("baseline.system.free_memory_bytes", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         DataError, match=r"about 9,99\d,\d{3} rows, which take 11\.4 GB of memory, and 8\.0 GB are free"
     ):
-        baseline.photo_table(file)
+        baseline.image_table(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
 
 
@@ -416,11 +416,11 @@ def test_a_row_takes_no_more_memory_than_is_counted(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import baseline.data.table
-from baseline.data.sources.reading import ROW_BYTES, TEXT_COPIES, read_table
-from baseline.data.sources.tables import Columns, rows_of
+from baseline.data.sources.read_table import ROW_BYTES, TEXT_COPIES, read_table
+from baseline.data.sources.tables import Columns, rows_from_table
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
-file = folder / "photos.csv"
+file = folder / "images.csv"
 with file.open("w") as opened:
     opened.write("path,label,patient\\n")
     opened.writelines(f"{number:07}.jpg,class_{number % 10},p{number // 7}\\n" for number in range(count))
@@ -447,8 +447,8 @@ def test_memory_is_the_machine_s_or_the_container_s(tmp_path: Path, limit: str, 
     (group / "memory.max").write_text(f"{limit}\n")
     (group / "memory.current").write_text("1000000\n")
     (group / "memory.stat").write_text("anon 800000\ninactive_file 200000\n")
-    assert free_memory(tmp_path) == (free if limit != "max" else 2930 * 1024)
+    assert free_memory_bytes(tmp_path) == (free if limit != "max" else 2930 * 1024)
 
 
 def test_where_the_system_does_not_tell_its_memory_nothing_is_refused(tmp_path: Path) -> None:
-    assert free_memory(tmp_path) is None
+    assert free_memory_bytes(tmp_path) is None

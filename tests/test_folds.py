@@ -1,4 +1,4 @@
-"""Folds are all run, hold every photo once, go on after an interrupt, and predict together; so do runs of any kind."""
+"""Folds are all run, hold every image once, go on after an interrupt, and predict together; so do runs of any kind."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ import baseline
 from baseline import (
     DataError,
     Ensemble,
-    Folds,
+    FoldRuns,
     OutputError,
+    PredictOptions,
+    Progress,
     RecipeError,
-    Show,
     Stage,
-    Wanted,
-    averaged,
-    calibrated,
-    comparison,
+    calibrate,
+    compare_runs,
+    ensemble,
     load,
-    make_folds,
-    make_seeds,
-    same_or_not,
+    paired_test,
+    run_folds,
+    run_seeds,
     submit,
     write_predictions,
 )
 from baseline.cli import results, use
 from baseline.cli import train as train_module
-from baseline.cli.printing import _told
-from baseline.evaluation.intervals import wilson
-from baseline.experiments.repeats import described_folds
+from baseline.cli.printing import _accuracy_text
+from baseline.evaluation.intervals import wilson_interval
+from baseline.experiments.repeats import describe_folds
 from baseline.inference.model import load_model
 from baseline.runs.folder import read_predictions
 
-QUIET = Show()
+QUIET = Progress()
 SHARES = ["p_ants", "p_bees"]
 STAGE = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
 
@@ -54,23 +54,23 @@ def call(*words: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
 
 
-class Listening(Show):
+class Listening(Progress):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.said.append(line)
 
 
 @pytest.fixture(scope="module")
-def given(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """15 photos a class to train on, and 9 apart as the test split."""
+def given(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 images a class to train on, and 9 apart as the test split."""
     folder = tmp_path_factory.mktemp("given")
     for name in ("ants", "bees"):
         for number in range(24):
             part = folder / ("train" if number < 15 else "test") / name
             part.mkdir(parents=True, exist_ok=True)
-            shutil.copy(photos / name / f"{number:02}.jpg", part)
+            shutil.copy(images / name / f"{number:02}.jpg", part)
     return folder
 
 
@@ -87,18 +87,18 @@ def ended(given: Path, short: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def folds(ended: Any) -> Folds:
+def folds(ended: Any) -> FoldRuns:
     assert ended.returncode == 0, ended.stderr
     line = next(line for line in ended.stdout.splitlines() if line.startswith("results: "))
-    return Folds(**json.loads(Path(line.removeprefix("results: ")).read_text()))
+    return FoldRuns(**json.loads(Path(line.removeprefix("results: ")).read_text()))
 
 
-def tables(folds: Folds, split: str) -> list[pd.DataFrame]:
+def tables(folds: FoldRuns, split: str) -> list[pd.DataFrame]:
     read = [read_predictions(run["folder"]) for run in folds.runs]
     return [table[table["split"] == split].reset_index(drop=True) for table in read]
 
 
-def temperatures(folds: Folds) -> list[float]:
+def temperatures(folds: FoldRuns) -> list[float]:
     manifests = [json.loads((Path(run["folder"]) / "manifest.json").read_text()) for run in folds.runs]
     return [manifest["calibration"]["temperature"] for manifest in manifests]
 
@@ -106,8 +106,8 @@ def temperatures(folds: Folds) -> list[float]:
 # ---- folds ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_photo_is_predicted_once_by_the_fold_that_did_not_train_on_it(
-    folds: Folds, given: Path, ended: Any
+def test_every_image_is_predicted_once_by_the_fold_that_did_not_train_on_it(
+    folds: FoldRuns, given: Path, ended: Any
 ) -> None:
     rows = pd.read_csv(Path(folds.folder) / "oof.csv")
     assert sorted(rows["path"]) == sorted(map(str, (given / "train").rglob("*.jpg")))
@@ -121,7 +121,7 @@ def test_every_photo_is_predicted_once_by_the_fold_that_did_not_train_on_it(
         assert set(parts.loc[parts["split"] == "train", "path"]).isdisjoint(mine["path"])
     hits = int((rows["predicted"] == rows["label"]).sum())
     told = folds.metrics["oof"]["tta"]
-    assert (told["accuracy"], tuple(told["interval"])) == (hits / 30, wilson(hits, 30))
+    assert (told["accuracy"], tuple(told["interval"])) == (hits / 30, wilson_interval(hits, 30))
     assert told["loss"] == pytest.approx(rows["loss"].mean()) and folds.metrics["oof"]["plain"]["accuracy"] > 0
     accuracies = [run["accuracy"] for run in folds.runs]
     assert (folds.mean, folds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
@@ -129,21 +129,24 @@ def test_every_photo_is_predicted_once_by_the_fold_that_did_not_train_on_it(
     assert "fold 2, 3 of 3" in ended.stderr and f"mean {folds.mean:.2%}, sd {100 * folds.sd:.2f}" in ended.stdout
 
 
-def test_test_photos_get_the_average_of_the_folds_and_so_does_what_is_loaded(
-    folds: Folds, given: Path, ended: Any
+def test_test_images_get_the_average_of_the_folds_and_so_does_what_is_loaded(
+    folds: FoldRuns, given: Path, ended: Any
 ) -> None:
     rows = pd.read_csv(Path(folds.folder) / "predictions.csv")
     parts = tables(folds, "test")
-    mean = np.mean([calibrated(part, t)[SHARES] for part, t in zip(parts, temperatures(folds), strict=True)], axis=0)
+    mean = np.mean([calibrate(part, t)[SHARES] for part, t in zip(parts, temperatures(folds), strict=True)], axis=0)
     assert len(rows) == 18 and np.allclose(rows[SHARES], mean, atol=1e-12)
     assert list(rows["predicted"]) == [("ants", "bees")[at] for at in mean.argmax(1)]
     truth = mean[np.arange(18), (rows["label"] == "bees").astype(int)]
     assert np.allclose(rows["confidence"], mean.max(1)) and np.allclose(rows["loss"], -np.log(truth))
     hits = int((rows["predicted"] == rows["label"]).sum())
-    assert folds.metrics["test"]["tta"]["interval"] == list(wilson(hits, 18)) and "plain" not in folds.metrics["test"]
+    assert (
+        folds.metrics["test"]["tta"]["interval"] == list(wilson_interval(hits, 18))
+        and "plain" not in folds.metrics["test"]
+    )
     assert f"test accuracy of the folds' average: {hits / 18:.2%}" in ended.stdout
     best = max(parts, key=lambda part: (part["predicted"] == part["label"]).mean())
-    assert folds.against_best["difference"] == same_or_not(best, rows)["difference"]
+    assert folds.against_best["difference"] == paired_test(best, rows)["difference"]
     together = load(folds.folder)
     with pytest.raises(OutputError, match="holds 3 models, and one was needed"):
         load_model(folds.folder)
@@ -157,7 +160,7 @@ def test_test_photos_get_the_average_of_the_folds_and_so_does_what_is_loaded(
 
 
 def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
-    folds: Folds, given: Path, short: Path, tmp_path: Path
+    folds: FoldRuns, given: Path, short: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(folds.folder, tmp_path / "out"))
     for lost in ("folds.json", "oof.csv", "predictions.csv", "fold-1/manifest.json"):
@@ -165,14 +168,14 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     with pytest.raises(OutputError, match=r"holds 2 finished folds, but no folds\.json"):
         load(out)
     with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
-        make_folds(given, short, out=out, show=QUIET)
+        run_folds(given, short, out=out, progress=QUIET)
     with pytest.raises(OutputError, match="fold-0 was made with other image_size, seed"):
-        make_folds(given, short, out=out, resume=True, image_size=40, seed=1, show=QUIET)
-    with pytest.raises(OutputError, match="fold-0 was made with other photos"):
-        make_folds(given / "train", short, out=out, resume=True, show=QUIET)
+        run_folds(given, short, out=out, resume=True, image_size=40, seed=1, progress=QUIET)
+    with pytest.raises(OutputError, match="fold-0 was made with other images"):
+        run_folds(given / "train", short, out=out, resume=True, progress=QUIET)
     stamp = (out / "fold-0" / "manifest.json").stat().st_mtime_ns
     show = Listening()
-    again = make_folds(given, short, out=out, resume=True, show=show)
+    again = run_folds(given, short, out=out, resume=True, progress=show)
     assert (out / "fold-0" / "manifest.json").stat().st_mtime_ns == stamp
     assert "fold 0, 1 of 3: finished before" in show.said and "fold 1, 2 of 3" in show.said
     for table in ("oof.csv", "predictions.csv"):
@@ -182,7 +185,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     other = read_predictions(out / "fold-0")
     pd.concat([parts, other[other["split"] == "valid"].head(1)]).to_csv(out / "fold-2" / "predictions.csv", index=False)
     with pytest.raises(OutputError, match="is in two folds of"):
-        make_folds(given, short, out=out, resume=True, show=QUIET)
+        run_folds(given, short, out=out, resume=True, progress=QUIET)
     shutil.rmtree(out / "fold-1" / "model")
     with pytest.raises(OutputError, match=r"fold-1, which folds\.json names, holds no model"):
         load(out)
@@ -191,15 +194,15 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
         load(out)
 
 
-def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_path: Path, small: Any) -> None:
-    table = baseline.photo_table(photos)[["path", "label"]]
+def test_groups_lie_in_one_fold_and_the_interval_is_over_them(images: Path, tmp_path: Path, small: Any) -> None:
+    table = baseline.image_table(images)[["path", "label"]]
     table["group"] = [f"{label}{at % 24 // 4}" for at, label in enumerate(table["label"])]
     recipe = small.changed(stages=(Stage("head", 1, 1e-3),), audit="none")
-    found = make_folds(table, recipe, out=tmp_path / "out", split="group-kfold:2", show=QUIET)
+    found = run_folds(table, recipe, out=tmp_path / "out", split="group-kfold:2", progress=QUIET)
     rows = pd.read_csv(found.folder / "oof.csv")
     assert rows.groupby("group")["fold"].nunique().max() == 1 and len(rows) == 48
     oof = found.metrics["oof"]
-    assert oof["groups"] == 12 and "group_interval" in oof["tta"] and "12 groups" in _told(oof)
+    assert oof["groups"] == 12 and "group_interval" in oof["tta"] and "12 groups" in _accuracy_text(oof)
     assert found.against_best is None and not (found.folder / "predictions.csv").exists() and len(found.runs) == 2
     assert len(found.model.members) == 2
 
@@ -211,7 +214,7 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(photos: Path, tmp_
         (["--processes", 2], "--processes goes with a single run"),
         (["--split", "random", "--fold", 2], "fold is 2, and split 'random' names no folds. Give --split kfold:K"),
         (["--split", "random", "--resume"], "its folder is needed: --out RUN"),
-        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 photos only. Give at most 15."),
+        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 images only. Give at most 15."),
     ],
 )
 def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
@@ -224,17 +227,19 @@ def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
 
 def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
     ended = call("run", short, "--data", given, "--dry-run")
-    assert "folds: kfold:3, valid photos 10, 10, 10; 18 test photos stay apart" in ended.stdout
-    assert train_module._names_folds(str(short), None) and train_module._names_folds("default", "group-kfold:5")
+    assert "folds: kfold:3, valid images 10, 10, 10; 18 test images stay apart" in ended.stdout
+    assert train_module._means_all_folds(str(short), None) and train_module._means_all_folds("default", "group-kfold:5")
     one = tmp_path / "one.toml"
     one.write_text(short.read_text().replace("image_size", "fold = 2\nimage_size"))
-    assert not train_module._names_folds(str(one), None) and not train_module._names_folds("manifest.json", None)
-    assert not train_module._names_folds(str(short), "random")
-    table = baseline.photo_table(given)
-    with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 photos only"):
-        described_folds(table, baseline.Recipe(split="kfold:16"))
+    assert not train_module._means_all_folds(str(one), None) and not train_module._means_all_folds(
+        "manifest.json", None
+    )
+    assert not train_module._means_all_folds(str(short), "random")
+    table = baseline.image_table(given)
+    with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 images only"):
+        describe_folds(table, baseline.Recipe(split="kfold:16"))
     with pytest.raises(OutputError, match=r"--resume goes on in a folder of folds\. Give it"):
-        make_folds(given, short, resume=True, show=QUIET)
+        run_folds(given, short, resume=True, progress=QUIET)
     for wrong, words in (
         ({"fold": 1}, "fold names one fold"),
         ({"split": "group"}, "kfold:K or group-kfold:K was"),
@@ -242,7 +247,7 @@ def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Pa
         ({"split_file": "split.csv"}, "Give one of them"),
     ):
         with pytest.raises(RecipeError, match=words):
-            make_folds(given, short, out=tmp_path / "none", show=QUIET, **wrong)
+            run_folds(given, short, out=tmp_path / "none", progress=QUIET, **wrong)
     assert not (tmp_path / "none").exists()
 
 
@@ -261,7 +266,7 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
     monkeypatch.setattr(baseline.make, "make_baseline", made)
     show = Listening()
     with pytest.raises(KeyboardInterrupt):
-        make_seeds(3, "photos", out=tmp_path / "my out", budget="3m", show=show)
+        run_seeds(3, "images", out=tmp_path / "my out", budget="3m", progress=show)
     assert calls[0]["budget"] == "60s" and calls[0]["seed"] == 0
     assert calls[1]["budget"] == "" and calls[1]["image_size"] == 48 and calls[1]["stages"] == done.recipe.stages
     assert calls[1]["seed"] == 1 and "presets" not in calls[1]
@@ -269,25 +274,25 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
     assert words in show.said[-1]
 
 
-def test_a_plan_outlives_the_run_that_made_it(photos: Path, small: baseline.Recipe, tmp_path: Path) -> None:
+def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Recipe, tmp_path: Path) -> None:
     plan, out = small.changed(stages=(baseline.Stage("head", 2, 1e-3),)), tmp_path / "out"
-    made = make_seeds(2, photos, plan, out=out, budget="20m", show=QUIET)
+    made = run_seeds(2, images, plan, out=out, budget="20m", progress=QUIET)
     recipes = [json.loads((Path(run["folder"]) / "manifest.json").read_text())["recipe"] for run in made.runs]
     (out / "seeds.json").unlink()
     with pytest.raises(OutputError, match=r"seed-0 was made with other budget\. Give the same"):
-        make_seeds(2, photos, plan, out=out, budget="30m", resume=True, show=QUIET)
+        run_seeds(2, images, plan, out=out, budget="30m", resume=True, progress=QUIET)
     shutil.rmtree(out / "seed-0")
-    again = make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET)
+    again = run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET)
     assert again.runs[1] == made.runs[1]
     assert json.loads((out / "seed-0" / "manifest.json").read_text())["recipe"] == recipes[0]
     shutil.rmtree(out / "seed-1")
-    assert len(make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET).runs) == 2
+    assert len(run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET).runs) == 2
     told = json.loads((out / "seed-0" / "manifest.json").read_text())
     told["recipe"]["mixup"] = 0.2
     (out / "seed-0" / "manifest.json").write_text(json.dumps(told))
     shutil.rmtree(out / "seed-1")
     with pytest.raises(OutputError, match="out was begun by another version of baseline"):
-        make_seeds(2, photos, plan, out=out, budget="20m", resume=True, show=QUIET)
+        run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET)
 
 
 # ---- models together ------------------------------------------------------------------------------------------------
@@ -307,19 +312,19 @@ def models(tiny: Path, tmp_path: Path) -> Any:
 
 
 def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
-    models: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
+    models: Any, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [models(), models(temperature=0.5), models(image_size=64, tta=[], temperature=None)]
-    paths = sorted(map(str, photos.rglob("*.jpg")))
+    paths = sorted(map(str, images.rglob("*.jpg")))
     single = [load(run).predict(paths) for run in runs]
     shares = [f"p_{name}" for name in load(runs[0]).classes]
     mean = np.mean([table[shares] for table in single], axis=0)
     sizes: list[int] = []
-    square = baseline.data.image.square
+    square = baseline.data.image.load_square
 
-    def counted(photo: Any, size: int, resize: str) -> np.ndarray:
+    def counted(image: Any, size: int, resize: str) -> np.ndarray:
         sizes.append(size)
-        return square(photo, size, resize)
+        return square(image, size, resize)
 
     monkeypatch.setattr(baseline.inference.model, "square", counted)
     together = load(runs)
@@ -331,20 +336,20 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
     assert np.allclose(hurried, mean, atol=1e-5)
     raw = together.predict(paths, calibrated=False)
     assert list(raw["predicted"]) == list(found["predicted"]) and not np.allclose(raw[shares], mean, atol=1e-3)
-    big = str(photos.parent / "big.jpg")
+    big = str(images.parent / "big.jpg")
     Image.open(paths[0]).resize((900, 700)).save(big)
     assert np.allclose(together.predict(Image.open(big))[shares], together.predict(big)[shares], atol=0.02)
     block = next(together.blocks([paths[0], "nowhere.jpg", 3]))
     assert block.errors[1] == "No such file or directory" and "not int" in block.errors[2] and not block.errors[0]
 
 
-def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(models: Any, photos: Path) -> None:
+def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(models: Any, images: Path) -> None:
     runs = [models(labels="many", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
-    single = [load(run).predict(photos, calibrated=False) for run in runs]
+    single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]
     assert together.many and list(single[0]["predicted"]) == list(single[1]["predicted"])
-    found = together.predict(photos)
+    found = together.predict(images)
     assert list(found["predicted"]) == list(single[0]["predicted"])  # the same network: the temperatures decide nothing
     odds = np.log(single[0][shares] / (1 - single[0][shares]))
     expected = (1 / (1 + np.exp(-odds / 4)) + single[0][shares]) / 2
@@ -366,11 +371,11 @@ def test_models_that_have_no_average_are_refused(models: Any, tiny: Path) -> Non
 
 
 def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
-    models: Any, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    models: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     one, two, three = models(), models(image_size=64), models(temperature=None)
-    paths = sorted(map(str, photos.rglob("*.jpg")))
-    wanted = Wanted(every=True, batch_size=16)
+    paths = sorted(map(str, images.rglob("*.jpg")))
+    wanted = PredictOptions(every=True, batch_size=16)
     whole = tmp_path / "whole.csv"
     write_predictions(load([one, two]), paths, whole, wanted)
     cut = tmp_path / "cut.csv"
@@ -379,7 +384,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     for other in (one, [one, three], [two, one]):
         with pytest.raises(OutputError, match="was begun with another model"):
             write_predictions(load(other), paths, cut, wanted, resume=True)
-    ended = call("predict", one, photos, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
+    ended = call("predict", one, images, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
                  "--processes", 2)  # fmt: skip
     assert ended.returncode == 0 and cut.read_bytes() == whole.read_bytes(), ended.stderr
     (tmp_path / "seeds.json").write_text(json.dumps({"runs": [{"folder": f"far/seed-{at}"} for at in (3, 10)]}))
@@ -391,7 +396,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     ]  # fmt: skip
 
 
-def test_a_submission_is_of_all_folds(folds: Folds, given: Path, tmp_path: Path) -> None:
+def test_a_submission_is_of_all_folds(folds: FoldRuns, given: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(Path(folds.folder) / "predictions.csv")
     test = tmp_path / "test"
     test.mkdir()
@@ -399,7 +404,7 @@ def test_a_submission_is_of_all_folds(folds: Folds, given: Path, tmp_path: Path)
         shutil.copy(path, test / f"{at:03}.jpg")
     sample = tmp_path / "sample_submission.csv"
     pd.DataFrame({"id": [f"{at:03}" for at in range(18)], "ants": 0.5, "bees": 0.5}).to_csv(sample, index=False)
-    made = submit(folds.folder, sample, test, out=tmp_path / "all.csv", show=QUIET)
+    made = submit(folds.folder, sample, test, out=tmp_path / "all.csv", progress=QUIET)
     assert np.allclose(pd.read_csv(made.path)[["ants", "bees"]], rows[SHARES], atol=1e-5)
     first, *others = [run["folder"] for run in folds.runs]
     use.submit(Path(first), sample, test, tmp_path / "named.csv", ensemble=[",".join(others)], quiet=True)
@@ -409,40 +414,40 @@ def test_a_submission_is_of_all_folds(folds: Folds, given: Path, tmp_path: Path)
 # ---- runs averaged --------------------------------------------------------------------------------------------------
 
 
-def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: Folds, tmp_path: Path) -> None:
+def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: FoldRuns, tmp_path: Path) -> None:
     runs = [run["folder"] for run in folds.runs]
-    found = comparison(runs, averages=[runs])
+    found = compare_runs(runs, averages=[runs])
     row, rows = found.table.iloc[-1], pd.read_csv(Path(folds.folder) / "predictions.csv")
     assert row["run"] == f"average of {runs[0]} and {runs[1]} and {runs[2]}" and len(found.table) == 4
-    assert row["accuracy"] == (rows["predicted"] == rows["label"]).mean() and row["photos"] == 18
+    assert row["accuracy"] == (rows["predicted"] == rows["label"]).mean() and row["images"] == 18
     assert row["loss"] == pytest.approx(rows["loss"].mean())
     assert row["megabytes"] == pytest.approx(found.table["megabytes"][:3].sum(), abs=0.11)
     accuracies = [run["test"] for run in folds.runs]
     best = runs[accuracies.index(max(accuracies))]
     assert row["difference"] == pytest.approx(row["accuracy"] - max(accuracies))
-    assert f"against the best of these, {best}, on 18 photos" in found.sentences[2]
+    assert f"against the best of these, {best}, on 18 images" in found.sentences[2]
     assert found.sentences[-1].startswith("p is held against 3 comparisons")
     results.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
-    two = averaged(tables(folds, "test")[:2], temperatures(folds)[:2])
+    two = ensemble(tables(folds, "test")[:2], temperatures(folds)[:2])
     told = pd.read_csv(tmp_path / "found.csv").iloc[-1]
     assert told["loss"] == pytest.approx(two["loss"].mean()) and told["differs"] == "average of 2 runs"
     with pytest.raises(DataError, match="is not among the runs that are compared"):
-        comparison(runs[:2], averages=[[runs[0], runs[2]]])
+        compare_runs(runs[:2], averages=[[runs[0], runs[2]]])
     with pytest.raises(DataError, match="two or more different runs"):
-        comparison(runs, averages=[[runs[0], runs[0]]])
+        compare_runs(runs, averages=[[runs[0], runs[0]]])
 
 
-def test_tables_are_averaged_where_they_hold_the_same_photos() -> None:
+def test_tables_are_averaged_where_they_hold_the_same_images() -> None:
     rows = {"path": list("abc"), "label": list("xyx"), "split": "test", "group": list("112")}
     one = pd.DataFrame({**rows, "p_x": [0.9, 0.6, 0.8], "p_y": [0.1, 0.4, 0.2]})
     other = pd.DataFrame({**rows, "p_y": [0.3, 0.8, 0.5], "p_x": [0.7, 0.2, 0.5]}).iloc[[1, 0]]
-    found = averaged([one, other], [None, None])
+    found = ensemble([one, other], [None, None])
     assert list(found["path"]) == ["a", "b"] and list(found["predicted"]) == ["x", "y"]
     assert np.allclose(found["p_x"], [0.8, 0.4]) and np.allclose(found["loss"], -np.log([0.8, 0.6]))
     assert list(found["group"]) == ["1", "1"]
-    with pytest.raises(DataError, match="share no photo"):
-        averaged([one, other.assign(path=["q", "r"])], [None, None])
+    with pytest.raises(DataError, match="share no image"):
+        ensemble([one, other.assign(path=["q", "r"])], [None, None])
     with pytest.raises(DataError, match="another label in the other table, first a: 'x' and 'y'"):
-        averaged([one, other.assign(label="y")], [None, None])
+        ensemble([one, other.assign(label="y")], [None, None])
     with pytest.raises(DataError, match="Runs of other classes have no average: 'x', 'y' and 'y', 'z'"):
-        averaged([one, other.rename(columns={"p_x": "p_z"})], [None, None])
+        ensemble([one, other.rename(columns={"p_x": "p_z"})], [None, None])

@@ -21,7 +21,7 @@ import yaml
 
 import baseline
 from baseline import OutputError
-from baseline.deploy.hub import shipment
+from baseline.deploy.hub import plan_push
 
 pytest.importorskip("huggingface_hub")
 
@@ -230,30 +230,30 @@ def test_only_the_model_folder_is_listed(run: Path) -> None:
     (run / "model" / "deeper" / "extra.txt").write_text("x")
     (run / "model" / ".hidden").mkdir()
     (run / "model" / ".hidden" / "x").write_text("x")
-    ready = shipment(run, "me/ants")
+    ready = plan_push(run, "me/ants")
     assert list(ready.files) == ["README.md", "deeper/extra.txt", "model.json", "model.safetensors"]
     assert ready.files["deeper/extra.txt"] == 1
 
 
 def test_a_run_of_before_there_were_cards_gets_one(run: Path) -> None:
     (run / "model" / "README.md").unlink()
-    assert "library_name" in shipment(run, "me/ants").card
+    assert "library_name" in plan_push(run, "me/ants").card
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [str(Path.home()), "RUN", "PHOTOS"])
+@pytest.mark.parametrize("place", [str(Path.home()), "RUN", "IMAGES"])
 def test_a_file_that_names_a_place_of_this_machine_is_not_pushed(
     run: Path, done: baseline.Baseline, place: str
 ) -> None:
-    place = {"RUN": str(run), "PHOTOS": str(done.manifest["photos"])}.get(place, place)
+    place = {"RUN": str(run), "IMAGES": str(done.manifest["images"])}.get(place, place)
     (run / "model" / "notes.json").write_text(json.dumps({"from": f"{place}/a.jpg"}))
     with pytest.raises(OutputError, match=rf"notes\.json names {re.escape(place)}, a place on this machine"):
-        shipment(run, "me/ants")
+        plan_push(run, "me/ants")
     (run / "model" / "notes.json").write_text(json.dumps({"from": f"{place}er/a.jpg"}))
     if place != str(Path.home()):
-        assert "notes.json" in shipment(run, "me/ants").files
+        assert "notes.json" in plan_push(run, "me/ants").files
 
 
 @pytest.mark.parametrize("name", ["ants", "me/", "/ants", "a/b/c", "me/a--b", "me/a..b", "-me/a", "me/a.", "me/a b",
@@ -263,7 +263,7 @@ def test_what_is_no_name_of_a_repository_is_refused_as_the_client_would(run: Pat
     from huggingface_hub.utils import validate_repo_id
 
     with pytest.raises(OutputError, match="is no name of a repository"):
-        shipment(run, name)
+        plan_push(run, name)
     if "/" in name:
         with pytest.raises(HFValidationError):
             validate_repo_id(name)
@@ -274,27 +274,27 @@ def test_what_the_client_takes_for_a_name_is_taken(run: Path, name: str) -> None
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(name)
-    assert shipment(run, name).files
+    assert plan_push(run, name).files
 
 
 def test_what_is_no_whole_run_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="There is no folder"):
-        shipment(tmp_path / "nowhere", "me/ants")
+        plan_push(tmp_path / "nowhere", "me/ants")
     network = run / "model" / "model.safetensors"
     whole = network.read_bytes()
     network.write_bytes(whole[:-10])
     with pytest.raises(OutputError, match=r"model\.safetensors is damaged"):
-        shipment(run, "me/ants")
+        plan_push(run, "me/ants")
     network.unlink()
     with pytest.raises(OutputError, match=r"lacks model\.safetensors"):
-        shipment(run, "me/ants")
+        plan_push(run, "me/ants")
     network.write_bytes(whole)
     (run / "model" / "model.json").write_text("{}")
     with pytest.raises(OutputError, match="does not tell arch and classes"):
-        shipment(run, "me/ants")
+        plan_push(run, "me/ants")
     (run / "manifest.json").unlink()
     with pytest.raises(OutputError, match="no run that was finished"):
-        shipment(run, "me/ants")
+        plan_push(run, "me/ants")
 
 
 def test_what_the_hub_refuses_is_one_line(run: Path, hub: Hub) -> None:

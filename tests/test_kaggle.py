@@ -57,7 +57,7 @@ def test_the_notebook_is_the_script() -> None:
 
 
 @pytest.fixture
-def kaggle(photos: Path, tmp_path: Path) -> Iterator[Path]:
+def kaggle(images: Path, tmp_path: Path) -> Iterator[Path]:
     """A folder like `/kaggle`: a competition of ants and bees below `input`, which nobody can write, and `working`."""
     root, competition = tmp_path / "kaggle", tmp_path / "kaggle/input/insects"
     for folder in (competition / "train_images", competition / "test_images", root / "input/wheels", root / "working"):
@@ -66,7 +66,7 @@ def kaggle(photos: Path, tmp_path: Path) -> Iterator[Path]:
     for number in range(24):
         for name in ("ants", "bees"):
             part, lines = ("train_images", train) if number < 20 else ("test_images", test)
-            shutil.copy(photos / name / f"{number:02}.jpg", competition / part / f"{number:03}_{name[0]}.jpg")
+            shutil.copy(images / name / f"{number:02}.jpg", competition / part / f"{number:03}_{name[0]}.jpg")
             lines.append(f"{number:03}_{name[0]},{name if number < 20 else ''}")
     (competition / "train.csv").write_text("\n".join(train) + "\n")
     (competition / "sample_submission.csv").write_text("\n".join(test) + "\n")
@@ -99,9 +99,9 @@ def test_the_kernels_cells_end_with_a_valid_submission(
 ) -> None:
     """All cells but the installing one, on a recipe that ends in seconds."""
 
-    def made(photos: Path, *, preset: str, out: Path) -> baseline.Baseline:
+    def made(images: Path, *, preset: str, out: Path) -> baseline.Baseline:
         assert preset in baseline.recipe.schema.PRESETS
-        return baseline.make.make_baseline(photos, small, out=out, show=baseline.Show())
+        return baseline.make.make_baseline(images, small, out=out, progress=baseline.Progress())
 
     def refused(*_: Any) -> None:
         raise OSError("the internet is off")

@@ -12,16 +12,16 @@ import pandas as pd
 import pytest
 
 import baseline
-from baseline import OutputError, RecipeError, Show, make_curve, make_ladder
-from baseline.cli.options import CURVE_NAMES, RUNG_NAMES
-from baseline.experiments.ladder import _below, _sentences, _write
-from baseline.experiments.learning_curve import RUNG_NAMES as CURVES
-from baseline.experiments.probes import logistic, nearest
-from baseline.experiments.variants import RUNGS, Body
+from baseline import OutputError, Progress, RecipeError, run_ladder, run_learning_curve
+from baseline.cli.options import CURVE_VARIANT_NAMES, VARIANT_NAMES
+from baseline.experiments.ladder import _reference_row, _summarize, _write_files
+from baseline.experiments.learning_curve import VARIANT_LABELS as CURVES
+from baseline.experiments.probes import logistic_regression, nearest_neighbors
+from baseline.experiments.variants import VARIANTS, Architecture
 from baseline.recipe.auto import EMBEDDED_ARCH
 from baseline.runs.folder import read_manifest, read_predictions
 
-QUIET = Show()
+QUIET = Progress()
 SOME = ("majority", "logistic", "groups", "tta")
 
 
@@ -32,11 +32,11 @@ def still(small: baseline.Recipe) -> baseline.Recipe:
 
 
 @pytest.fixture(scope="module")
-def ladder(photos: Path, still: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Ladder:
+def ladder(images: Path, still: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Ladder:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(home))
-        return make_ladder(photos, still, rungs=SOME, out=tmp_path_factory.mktemp("runs") / "ladder", show=QUIET)
+        return run_ladder(images, still, rungs=SOME, out=tmp_path_factory.mktemp("runs") / "ladder", progress=QUIET)
 
 
 def judged(run: Path, column: str) -> pd.Series:
@@ -54,7 +54,7 @@ def test_each_rung_is_judged_by_what_its_run_folder_holds(ladder: baseline.Ladde
         assert table.loc[rung, "accuracy"] == judged(run, column).mean()
         assert table.loc[rung, "low"] <= table.loc[rung, "accuracy"] <= table.loc[rung, "high"]
     paths = {tuple(sorted(judged(Path(run), "predicted").index)) for run in table["run"]}
-    assert len(paths) == 1, "rungs are judged on different photos"
+    assert len(paths) == 1, "rungs are judged on different images"
     assert table["against"].fillna("").tolist() == ["", "majority", "logistic", "groups"]
     gained = (
         judged(ladder.folder / "logistic", "predicted").mean() - judged(ladder.folder / "majority", "predicted").mean()
@@ -64,7 +64,7 @@ def test_each_rung_is_judged_by_what_its_run_folder_holds(ladder: baseline.Ladde
     assert (table["seconds"].iloc[1:] > 0).all()
 
 
-def test_the_most_frequent_class_is_that_of_the_training_photos(ladder: baseline.Ladder) -> None:
+def test_the_most_frequent_class_is_that_of_the_training_images(ladder: baseline.Ladder) -> None:
     table = pd.read_csv(ladder.folder / "split.csv")
     most = table.loc[table["split"] == "train", "label"].value_counts().index[0]
     assert set(read_predictions(ladder.folder / "majority")["predicted"]) == {most}
@@ -86,8 +86,8 @@ def test_its_files_say_the_same_and_the_page_needs_no_other(ladder: baseline.Lad
 
 
 def test_rungs_without_a_network_compare_with_those_that_have_one(ladder: baseline.Ladder) -> None:
-    found = baseline.comparison([ladder.folder / "logistic", ladder.folder / "groups"])
-    assert found.table["shared"].iloc[1] == ladder.table["photos"][0]
+    found = baseline.compare_runs([ladder.folder / "logistic", ladder.folder / "groups"])
+    assert found.table["shared"].iloc[1] == ladder.table["images"][0]
     assert "stages" not in found.table["differs"][1] or "trains" in found.table["differs"][1]
 
 
@@ -98,10 +98,10 @@ def test_sentences_take_the_cheapest_that_is_not_beaten(ladder: baseline.Ladder)
     assert words is not None
     taken = rows[rows["words"] == words[1]].iloc[0]
     assert float(words[2]) == pytest.approx(100 * taken["accuracy"], abs=0.05)
-    found = baseline.same_or_not(*(_table(row, ladder) for row in (taken, best)))
+    found = baseline.paired_test(*(_table(row, ladder) for row in (taken, best)))
     assert not found["beyond_noise"]
     for cheaper in rows[rows["seconds"] < taken["seconds"]].to_dict("records"):
-        if not baseline.same_or_not(_table(cheaper, ladder), _table(best, ladder))["beyond_noise"]:
+        if not baseline.paired_test(_table(cheaper, ladder), _table(best, ladder))["beyond_noise"]:
             assert taken["seconds"] - cheaper["seconds"] <= 1 and taken["accuracy"] >= cheaper["accuracy"]
 
 
@@ -114,7 +114,7 @@ def test_a_moment_more_or_less_decides_nothing(ladder: baseline.Ladder) -> None:
 
     def taken(*seconds: float) -> str:
         timed = [rows[at] | {"seconds": each} for at, each in zip((low, high), seconds, strict=True)]
-        return _sentences(timed, [same[low], same[high]], [None, 0], "test")[0]
+        return _summarize(timed, [same[low], same[high]], [None, 0], "test")[0]
 
     for short, long in ((1.8, 1.9), (100.0, 109.0)):
         assert all(f"Take {rows[high]['words']}: " in each for each in (taken(short, long), taken(long, short)))
@@ -122,17 +122,17 @@ def test_a_moment_more_or_less_decides_nothing(ladder: baseline.Ladder) -> None:
     assert f"Take {rows[low]['words']}: " in taken(100, 111)
 
 
-def test_augmented_views_are_below_no_other_rung(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
-    body = Body(photos, pd.DataFrame(), pd.DataFrame(), tmp_path, tmp_path, still, QUIET)
+def test_augmented_views_are_below_no_other_rung(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    body = Architecture(images, pd.DataFrame(), pd.DataFrame(), tmp_path, tmp_path, still, QUIET)
     climbed = [
         (body, rung, tmp_path / run) for rung, run in (("head", "head"), ("tta", "head"), ("scratch", "scratch"))
     ]
-    assert [_below(climbed, at) for at in range(3)] == [None, 0, 0]
+    assert [_reference_row(climbed, at) for at in range(3)] == [None, 0, 0]
 
 
-def test_a_body_named_twice_is_climbed_once(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
-    found = make_ladder(photos, still, archs=(EMBEDDED_ARCH,) * 2, rungs=("majority", "logistic"), out=tmp_path / "l",
-                        show=QUIET)  # fmt: skip
+def test_a_body_named_twice_is_climbed_once(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    found = run_ladder(images, still, archs=(EMBEDDED_ARCH,) * 2, rungs=("majority", "logistic"), out=tmp_path / "l",
+                        progress=QUIET)  # fmt: skip
     assert found.table["run"].tolist() == [str(tmp_path / "l" / rung) for rung in ("majority", "logistic")]
 
 
@@ -142,11 +142,11 @@ def _table(row: Any, ladder: baseline.Ladder) -> pd.DataFrame:
 
 
 def test_every_rung_trains_what_it_says(
-    photos: Path, still: baseline.Recipe, settled: tuple[Any, pd.DataFrame], tmp_path: Path
+    images: Path, still: baseline.Recipe, settled: tuple[Any, pd.DataFrame], tmp_path: Path
 ) -> None:
     (tmp_path / "split.csv").write_text("")
-    body = Body(photos, settled[1], pd.DataFrame(), tmp_path / "split.csv", tmp_path, still, QUIET)
-    plans = {rung: body.planned(rung) for rung in RUNGS}
+    body = Architecture(images, settled[1], pd.DataFrame(), tmp_path / "split.csv", tmp_path, still, QUIET)
+    plans = {rung: body.planned(rung) for rung in VARIANTS}
     trains = {rung: [stage.trains for stage in plan.stages] for rung, plan in plans.items()}
     assert trains["head"] == ["head"] and plans["head"].stages[0].epochs >= 10
     assert trains["fastai"] == ["head"] and plans["fastai"].freeze == plans["fastai"].head == "fastai"
@@ -161,60 +161,61 @@ def test_every_rung_trains_what_it_says(
 
 
 def test_an_interrupted_ladder_goes_on(
-    photos: Path, still: baseline.Recipe, ladder: baseline.Ladder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    images: Path, still: baseline.Recipe, ladder: baseline.Ladder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     lines: list[str] = []
 
-    class Said(Show):
-        def say(self, line: str) -> None:
+    class Said(Progress):
+        def log(self, line: str) -> None:
             lines.append(line)
 
     out = tmp_path / "a ladder"
     with monkeypatch.context() as patch:
         patch.setattr("baseline.make.make_baseline", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            make_ladder(photos, still, rungs=SOME, out=out, show=Said())
+            run_ladder(images, still, rungs=SOME, out=out, progress=Said())
     assert f"--out '{out}' --resume" in lines[-1]
     kept = (out / "logistic" / "manifest.json").stat().st_mtime_ns
     with pytest.raises(OutputError, match="--resume"):
-        make_ladder(photos, still, rungs=SOME, out=out, show=QUIET)
-    found = make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, workers=1, cache_gb=2.5)
+        run_ladder(images, still, rungs=SOME, out=out, progress=QUIET)
+    found = run_ladder(images, still, rungs=SOME, out=out, resume=True, progress=QUIET, workers=1, cache_gb=2.5)
     assert (out / "logistic" / "manifest.json").stat().st_mtime_ns == kept
     same = ["rung", "accuracy", "low", "high", "difference", "p", "parameters"]
     pd.testing.assert_frame_equal(found.table[same], ladder.table[same])
     with pytest.raises(OutputError, match=r"another recipe: .*image_size 48"):
-        make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, image_size=64)
-    with pytest.raises(OutputError, match="other photos"):
-        make_ladder(photos, still, rungs=SOME, out=out, resume=True, show=QUIET, seed=5)
+        run_ladder(images, still, rungs=SOME, out=out, resume=True, progress=QUIET, image_size=64)
+    with pytest.raises(OutputError, match="other images"):
+        run_ladder(images, still, rungs=SOME, out=out, resume=True, progress=QUIET, seed=5)
     assert read_manifest(out / "groups")["recipe"]["image_size"] == 48
 
 
-@pytest.mark.parametrize("make", [make_ladder, make_curve])
-def test_one_way_to_go_on_is_told(make: Any, photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [run_ladder, run_learning_curve])
+def test_one_way_to_go_on_is_told(make: Any, images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
     lines: list[str] = []
 
-    class Said(Show):
-        def say(self, line: str) -> None:
+    class Said(Progress):
+        def log(self, line: str) -> None:
             lines.append(line)
             if "epoch 2/" in line:
                 raise KeyboardInterrupt
 
     show, out = Said(), tmp_path / "runs"
     with pytest.raises(KeyboardInterrupt):
-        make(photos, still, rungs=("head",), out=out, show=show)
+        make(images, still, rungs=("head",), out=out, progress=show)
     assert any(line.startswith("interrupted: the best weights of ") for line in lines)
     assert [line for line in lines if "--resume" in line] == [lines[-1]] and f"--out {out} --resume" in lines[-1]
     with pytest.raises(KeyboardInterrupt):
-        baseline.make_baseline(photos, still, out=tmp_path / "one", show=show)
+        baseline.make_baseline(images, still, out=tmp_path / "one", progress=show)
     assert lines[-1] == f"to go on: baseline run {tmp_path / 'one'} --resume"
 
 
-def test_outputs_from_the_cache_count_as_if_computed(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+def test_outputs_from_the_cache_count_as_if_computed(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
     both = [
-        make_ladder(photos, still, rungs=("logistic", "groups"), out=tmp_path / name, show=QUIET) for name in ("a", "b")
+        run_ladder(images, still, rungs=("logistic", "groups"), out=tmp_path / name, progress=QUIET)
+        for name in ("a", "b")
     ]
     first, again = (read_manifest(found.folder / "groups")["stages"] for found in both)
     assert [stage["cached_seconds"] for stage in first] == [0, 0]
@@ -223,23 +224,23 @@ def test_outputs_from_the_cache_count_as_if_computed(photos: Path, still: baseli
     assert 0.2 < spent[1] / spent[0] < 5
 
 
-def test_wishes_that_cannot_be_are_refused_before_anything_is_made(photos: Path, tmp_path: Path) -> None:
+def test_wishes_that_cannot_be_are_refused_before_anything_is_made(images: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'heads'.*head"):
-        make_ladder(photos, rungs=("heads",), out=tmp_path / "no", show=QUIET)
+        run_ladder(images, rungs=("heads",), out=tmp_path / "no", progress=QUIET)
     for rungs in (("tta",), ("majority", "tta", "scratch")):
         with pytest.raises(RecipeError, match=r"rung tta is of a trained one.*head, fastai, groups, all"):
-            make_ladder(photos, rungs=rungs, out=tmp_path / "no", show=QUIET)
+            run_ladder(images, rungs=rungs, out=tmp_path / "no", progress=QUIET)
     assert not (tmp_path / "no").exists()
     with pytest.raises(RecipeError, match="tta has no views"):
-        make_ladder(photos, tta=(), rungs=("head", "tta"), out=tmp_path / "no views", show=QUIET)
+        run_ladder(images, tta=(), rungs=("head", "tta"), out=tmp_path / "no views", progress=QUIET)
     with pytest.raises(RecipeError, match="budget"):
-        make_ladder(photos, budget="5m", out=tmp_path / "no", show=QUIET)
+        run_ladder(images, budget="5m", out=tmp_path / "no", progress=QUIET)
     with pytest.raises(RecipeError, match="resnet999"):
-        make_ladder(photos, archs=("resnet999",), out=tmp_path / "no", rungs=("majority",), show=QUIET)
+        run_ladder(images, archs=("resnet999",), out=tmp_path / "no", rungs=("majority",), progress=QUIET)
 
 
 def test_the_command_line_names_the_rungs_that_there_are() -> None:
-    assert tuple(RUNGS) == RUNG_NAMES and CURVES == CURVE_NAMES
+    assert tuple(VARIANTS) == VARIANT_NAMES and CURVES == CURVE_VARIANT_NAMES
 
 
 def test_probes_tell_many_labels_class_by_class() -> None:
@@ -247,23 +248,23 @@ def test_probes_tell_many_labels_class_by_class() -> None:
     flags = (rng.random((300, 3)) < [0.5, 0.3, 0.2]).astype(float)
     features = np.hstack([flags, rng.normal(size=(300, 5))]) + rng.normal(0, 0.3, (300, 8))
     parts = (features[:200], flags[:200], features[200:250], flags[200:250], features[250:])
-    told, strength = logistic(*parts, many=True)
+    told, strength = logistic_regression(*parts, many=True)
     assert ((told > 0.5) == flags[250:]).mean() > 0.85 and strength > 1e-4
-    near, count = nearest(*parts)
+    near, count = nearest_neighbors(*parts)
     assert near.shape == told.shape and count > 1 and ((near > 0.5) == flags[250:]).mean() > 0.75
 
 
 @pytest.fixture(scope="module")
-def pages(photos: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path_factory: Any) -> tuple[Path, ...]:
+def pages(images: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path_factory: Any) -> tuple[Path, ...]:
     """Of the ladder, of a curve, and of a ladder whose rungs are all right, of two bodies, with long names."""
     out = tmp_path_factory.mktemp("pages")
-    make_curve(photos, still, rungs=("logistic",), sizes=(2, 4, 8), seeds=1, out=out / "curve", show=QUIET)
+    run_learning_curve(images, still, rungs=("logistic",), sizes=(2, 4, 8), seeds=1, out=out / "curve", progress=QUIET)
     sure = ladder.table.assign(accuracy=1.0, low=0.7, high=1.0, seconds=12345.6)
     both = pd.concat(
-        [sure, sure.iloc[1:].assign(arch="mobilenetv4_conv_small", words=RUNGS["all"] + ", " + RUNGS["tta"])]
+        [sure, sure.iloc[1:].assign(arch="mobilenetv4_conv_small", words=VARIANTS["all"] + ", " + VARIANTS["tta"])]
     )
     (out / "sure").mkdir()
-    _write(baseline.Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
+    _write_files(baseline.Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
     return ladder.folder / "ladder.html", out / "curve" / "curve.html", out / "sure" / "ladder.html"
 
 
@@ -288,44 +289,44 @@ def test_a_browser_shows_whole_charts(pages: tuple[Path, ...], browser: Any, wid
     tab.close()
 
 
-def test_photos_of_many_labels_climb_and_curve(photos: Path, still: baseline.Recipe, tmp_path: Path) -> None:
-    table = baseline.photo_table(photos)[["path", "label"]]
+def test_images_of_many_labels_climb_and_curve(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
+    table = baseline.image_table(images)[["path", "label"]]
     table["label"] += [";odd" if number % 5 == 0 else ";big;red" if number % 7 == 0 else "" for number in range(48)]
     lines: list[str] = []
 
-    class Said(Show):
-        def say(self, line: str) -> None:
+    class Said(Progress):
+        def log(self, line: str) -> None:
             lines.append(line)
 
-    found = make_ladder(table, still, rungs=("majority", "logistic", "head"), out=tmp_path / "ladder", show=Said())
-    assert "photos: 48 of 5 classes" in "".join(lines)
+    found = run_ladder(table, still, rungs=("majority", "logistic", "head"), out=tmp_path / "ladder", progress=Said())
+    assert "images: 48 of 5 classes" in "".join(lines)
     assert read_manifest(found.folder / "head")["data"]["classes"] == ["ants", "bees", "big", "odd", "red"]
     table["split"] = table["path"].map(pd.read_csv(found.folder / "split.csv").set_index("path")["split"])
-    curve = make_curve(table, still, rungs=("logistic", "head"), sizes=(1, 3, 6), seeds=1, out=tmp_path / "c",
-                       show=QUIET)  # fmt: skip
+    curve = run_learning_curve(table, still, rungs=("logistic", "head"), sizes=(1, 3, 6), seeds=1, out=tmp_path / "c",
+                       progress=QUIET)  # fmt: skip
     heads = curve.table[curve.table["rung"] == "head"]
-    assert heads["size"].tolist()[:3] == [1, 3, 6] and heads["photos"].is_monotonic_increasing
+    assert heads["size"].tolist()[:3] == [1, 3, 6] and heads["images"].is_monotonic_increasing
     for run in heads["run"]:
         train = pd.read_csv(Path(run) / "split.csv").query("split == 'train'")["label"]
         assert set(train.str.split(";").explode()) == {"ants", "bees", "big", "odd", "red"}
 
 
 def test_a_name_of_one_label_may_hold_what_parts_several(
-    photos: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path: Path
+    images: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path: Path
 ) -> None:
-    table = baseline.photo_table(photos)[["path", "label"]]
+    table = baseline.image_table(images)[["path", "label"]]
     for names in ({"ants": "ants", "bees": "bees;wasps"}, {"ants": "a;b", "bees": "b"}):
         renamed = table.assign(label=table["label"].map(names))
-        found = make_ladder(renamed, still.changed(labels="one"), rungs=("majority", "neighbours", "logistic"),
-                            out=tmp_path / names["ants"], show=QUIET)  # fmt: skip
+        found = run_ladder(renamed, still.changed(labels="one"), rungs=("majority", "neighbours", "logistic"),
+                            out=tmp_path / names["ants"], progress=QUIET)  # fmt: skip
         same = found.table.set_index("rung")["accuracy"]
         assert same[["majority", "logistic"]].tolist() == ladder.table["accuracy"][:2].tolist()
         told, before = (read_predictions(each.folder / "logistic") for each in (found, ladder))
         assert told["predicted"].tolist() == before["predicted"].map(names).tolist()
 
 
-def test_a_class_without_training_photos_has_no_probability() -> None:
+def test_a_class_without_training_images_has_no_probability() -> None:
     flags = np.eye(3)[[0, 0, 0, 1, 1, 1]]
     features = np.eye(3)[[0, 0, 0, 1, 1, 1]]
-    told, _ = logistic(features, flags, features, flags, features)
+    told, _ = logistic_regression(features, flags, features, flags, features)
     assert told[:, 2].tolist() == [0] * 6 and np.allclose(told.sum(1), 1)

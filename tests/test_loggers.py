@@ -15,20 +15,20 @@ import pandas as pd
 import pytest
 
 import baseline
-from baseline import OutputError, Recipe, RecipeError, Show, make_baseline, make_seeds, train
-from baseline.recipe.diff import plain
-from baseline.training.loggers import Logged, logged, told
+from baseline import OutputError, Progress, Recipe, RecipeError, make_baseline, run_seeds, train
+from baseline.recipe.diff import flatten_plain
+from baseline.training.loggers import LoggingProgress, flatten_metrics, open_loggers
 
-QUIET = Show()
+QUIET = Progress()
 NAMES = ("valid_accuracy", "valid_loss", "train_loss", "lr", "stage", "seconds")
 """Of numbers that are told each epoch, as columns of the history have them."""
 
 
-class Listening(Show):
+class Listening(Progress):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.said.append(line)
 
 
@@ -36,7 +36,7 @@ class Listening(Show):
 def tracked(done: baseline.Baseline, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
     """The run that `done` is, as its manifest has it, with a CSV log."""
     out = tmp_path_factory.mktemp("runs") / "tracked"
-    return make_baseline(None, done.folder / "manifest.json", log="csv", out=out, show=QUIET)
+    return make_baseline(None, done.folder / "manifest.json", log="csv", out=out, progress=QUIET)
 
 
 def steps_of_epochs(done: baseline.Baseline) -> list[int]:
@@ -72,12 +72,12 @@ def test_the_search_for_a_rate_is_not_logged(tracked: baseline.Baseline) -> None
 
 
 def test_tensorboard_reads_back_one_run_with_the_recipe_and_the_result(
-    photos: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path
+    images: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = make_baseline(photos, small, log=["tensorboard"], out=tmp_path / "run", show=QUIET)
+    run = make_baseline(images, small, log=["tensorboard"], out=tmp_path / "run", progress=QUIET)
     assert len(list((run.folder / "tensorboard").rglob("*"))) == 1
     found = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     assert [event.step for event in found.Scalars("epoch")] == steps_of_epochs(tracked)
@@ -93,7 +93,7 @@ def test_tensorboard_reads_back_one_run_with_the_recipe_and_the_result(
 
 
 def test_wandb_without_a_key_is_offline_and_reads_back(
-    photos: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -101,7 +101,7 @@ def test_wandb_without_a_key_is_offline_and_reads_back(
     monkeypatch.setenv("HOME", str(tmp_path))  # with no .netrc
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     show = Listening()
-    run = make_baseline(photos, small, log="wandb", out=tmp_path / "run", show=show)
+    run = make_baseline(images, small, log="wandb", out=tmp_path / "run", progress=show)
     assert [line for line in show.said if "log: wandb: offline, as no API key is set; send with: wandb sync" in line]
     assert wandb.run is None
     (file,) = (run.folder / "wandb").glob("offline-run-*/*.wandb")
@@ -153,8 +153,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return mlflow.MlflowClient()
 
 
-def test_mlflow_reads_back(photos: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path, store: Any) -> None:
-    run = make_baseline(photos, small, log="mlflow", out=tmp_path / "run", show=QUIET)
+def test_mlflow_reads_back(images: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path, store: Any) -> None:
+    run = make_baseline(images, small, log="mlflow", out=tmp_path / "run", progress=QUIET)
     (kept,) = store.search_runs([store.get_experiment_by_name("baseline").experiment_id])
     assert kept.info.status == "FINISHED" and kept.info.run_name.endswith("/run")
     assert kept.data.params["seed"] == "0" and kept.data.params["arch"] == "tf_efficientnet_lite0"
@@ -166,7 +166,7 @@ def test_mlflow_reads_back(photos: Path, small: Recipe, tracked: baseline.Baseli
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
 def test_mlflow_is_told_how_a_run_ended(error: type, status: str, tmp_path: Path, store: Any) -> None:
-    with pytest.raises(error), logged(("mlflow",), tmp_path, {"seed": 3}, QUIET) as logs:
+    with pytest.raises(error), open_loggers(("mlflow",), tmp_path, {"seed": 3}, QUIET) as logs:
         logs.numbers(1, {"train_loss": 0.5})
         raise error
     (kept,) = store.search_runs([store.get_experiment_by_name("baseline").experiment_id])
@@ -178,14 +178,17 @@ def test_a_server_that_is_not_there_is_an_error_at_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     began = time.monotonic()
-    with pytest.raises(OutputError, match="The log mlflow cannot be opened"), logged(("mlflow",), tmp_path, {}, QUIET):
+    with (
+        pytest.raises(OutputError, match="The log mlflow cannot be opened"),
+        open_loggers(("mlflow",), tmp_path, {}, QUIET),
+    ):
         pass
     assert time.monotonic() - began < 60 and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
-def test_each_seed_is_a_run_of_its_own(photos: Path, small: Recipe, tmp_path: Path) -> None:
+def test_each_seed_is_a_run_of_its_own(images: Path, small: Recipe, tmp_path: Path) -> None:
     recipe = small.changed(stages=(baseline.Stage("head", 1, 1e-3),))
-    make_seeds(2, photos, recipe, out=tmp_path / "two", log="csv", show=QUIET)
+    run_seeds(2, images, recipe, out=tmp_path / "two", log="csv", progress=QUIET)
     assert all((tmp_path / "two" / f"seed-{seed}" / "log.csv").stat().st_size > 100 for seed in (0, 1))
 
 
@@ -196,13 +199,13 @@ def test_a_full_disk_ends_the_log_and_not_the_training(
         pytest.skip("no /dev/full here")
 
     class Filling(Listening):
-        def say(self, line: str) -> None:
-            super().say(line)
+        def log(self, line: str) -> None:
+            super().log(line)
             if line.startswith("stage 2: training"):
                 os.dup2(os.open("/dev/full", os.O_WRONLY), logs.loggers["csv"].file.fileno())  # type: ignore[attr-defined]
 
     show = Filling()
-    with logged(("csv",), tmp_path, {}, show) as logs:
+    with open_loggers(("csv",), tmp_path, {}, show) as logs:
         assert len(train(learn, settled[0], logs).epochs) == 5
         logs.summary({"test/tta/accuracy": 1.0})
     failed = [line for line in show.said if "has failed" in line]
@@ -210,11 +213,11 @@ def test_a_full_disk_ends_the_log_and_not_the_training(
     assert len(pd.read_csv(tmp_path / "log.csv")) > 20
 
 
-def test_a_log_that_cannot_be_opened_is_an_error_before_training(photos: Path, small: Recipe, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_opened_is_an_error_before_training(images: Path, small: Recipe, tmp_path: Path) -> None:
     (tmp_path / "run" / "log.csv").mkdir(parents=True)
     show = Listening()
     with pytest.raises(OutputError, match=r"The log csv cannot be opened: .*Is a directory.*leave it out of --log"):
-        make_baseline(photos, small, log="csv", out=tmp_path / "run", show=show)
+        make_baseline(images, small, log="csv", out=tmp_path / "run", progress=show)
     assert show.said and not any(line.startswith("stage") for line in show.said)
 
 
@@ -224,7 +227,7 @@ def test_a_missing_extra_is_an_error_that_names_the_pip_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RecipeError, match=rf"--log {name} needs .*: pip install 'fastai-baseline\[{name}\]'"):
-        make_baseline(tmp_path / "nowhere", log=f"csv,{name}", out=tmp_path / "run", show=QUIET)
+        make_baseline(tmp_path / "nowhere", log=f"csv,{name}", out=tmp_path / "run", progress=QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -233,7 +236,7 @@ def test_a_folder_named_as_a_package_is_no_package(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(RecipeError, match="needs the package wandb"):
-        make_baseline(tmp_path / "nowhere", log="wandb", show=QUIET)
+        make_baseline(tmp_path / "nowhere", log="wandb", progress=QUIET)
 
 
 def test_a_recipe_names_loggers_as_a_list_or_with_commas() -> None:
@@ -246,8 +249,10 @@ def test_a_recipe_names_loggers_as_a_list_or_with_commas() -> None:
 
 
 def test_names_are_flat_and_intervals_have_two_ends(done: baseline.Baseline) -> None:
-    facts = plain(done.recipe.as_dict())
+    facts = flatten_plain(done.recipe.as_dict())
     assert facts["stages.1.views"] == "flip" and facts["stages.2.trains"] == 3 and facts["augment.rotate"] == 10.0
     assert all(isinstance(value, bool | int | float | str) for value in facts.values())
-    assert told(done.metrics)["valid/tta/macro_f1_low"] <= told(done.metrics)["valid/tta/macro_f1"]
-    assert Logged(QUIET).loggers == {}
+    assert (
+        flatten_metrics(done.metrics)["valid/tta/macro_f1_low"] <= flatten_metrics(done.metrics)["valid/tta/macro_f1"]
+    )
+    assert LoggingProgress(QUIET).loggers == {}

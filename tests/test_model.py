@@ -22,7 +22,7 @@ from test_kaggle import environment, wheel
 
 import baseline
 from baseline import Augment, BaselineError, DataError, OutputError, WeightsError, load
-from baseline.data.labels import flags_of
+from baseline.data.labels import label_matrix
 from baseline.errors import BaselineError as Root
 from baseline.inference.model import Model
 from baseline.inference.model_folder import load_network
@@ -56,34 +56,34 @@ def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline)
     assert list(found["predicted"]) == list(rows["predicted"])
     plain = model.predict(rows["path"].tolist(), tta=False, calibrated=False)
     assert np.allclose(plain["confidence"], rows["plain_confidence"], atol=1e-5)
-    tempered = baseline.calibrated(rows, model.facts["temperature"])
+    tempered = baseline.calibrate(rows, model.facts["temperature"])
     calibrated = done.predict(rows["path"])
     assert np.allclose(calibrated[["confidence", *SHARES]], tempered[["confidence", *SHARES]], atol=1e-5)
     assert model.facts["weights_license"] == "apache-2.0"
     assert model.facts["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
 
 
-def test_photos_may_be_anything(tiny: Path, photos: Path) -> None:
-    model, path = load(tiny), photos / "ants" / "00.jpg"
+def test_images_may_be_anything(tiny: Path, images: Path) -> None:
+    model, path = load(tiny), images / "ants" / "00.jpg"
     by_path = model.predict(path)
     assert model.predict(str(path)).equals(by_path) and model.predict([path]).equals(by_path)
     image, whole = Image.open(path), np.asarray(Image.open(path))
     others = [path.read_bytes(), image, whole, Image.fromarray(whole)]
     found = model.predict(others)
-    assert list(found["photo"]) == [0, 1, 2, 3]
+    assert list(found["image"]) == [0, 1, 2, 3]
     shares = found[["p_ants", "p_bees", "p_wasps"]].to_numpy()
     assert np.allclose(shares[:2], by_path.iloc[0, 3:].astype(float)) and np.allclose(shares[2], shares[3])
-    assert len(model.predict(np.stack([others[2]] * 3))) == 3 and len(model.predict(photos)) == 48
+    assert len(model.predict(np.stack([others[2]] * 3))) == 3 and len(model.predict(images)) == 48
     assert list(model.predict([])) == ["path", *list(found)[1:]]
-    with pytest.raises(DataError, match="Photo 1 cannot be read: a path, bytes, an array or a PIL image was needed"):
+    with pytest.raises(DataError, match="Image 1 cannot be read: a path, bytes, an array or a PIL image was needed"):
         model.predict([image, 3])
     with pytest.raises(DataError, match=r"nowhere\.jpg cannot be read: No such file"):
         model.predict("nowhere.jpg")
 
 
-def test_one_photo_many_photos_and_any_batch_give_the_same(tiny: Path, photos: Path) -> None:
+def test_one_image_many_images_and_any_batch_give_the_same(tiny: Path, images: Path) -> None:
     model = load(tiny)
-    paths = sorted(map(str, photos.rglob("*.jpg")))
+    paths = sorted(map(str, images.rglob("*.jpg")))
     whole = model.predict(paths)  # below a batch, and so without the quicker passes
     for size in (5, 16, 48):
         again = model.predict(paths, batch_size=size)
@@ -91,12 +91,12 @@ def test_one_photo_many_photos_and_any_batch_give_the_same(tiny: Path, photos: P
         assert np.allclose(again.iloc[:, 2:], whole.iloc[:, 2:], atol=1e-5)
 
 
-def test_a_larger_decoded_photo_is_made_smaller_as_in_the_run(settled: tuple, tmp_path: Path) -> None:
+def test_a_larger_decoded_image_is_made_smaller_as_in_the_run(settled: tuple, tmp_path: Path) -> None:
     recipe, table = settled
     recipe = recipe.changed(augment=Augment(crop=0.5))
     torch.manual_seed(0)
     learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
-    expected = baseline.predictions(learn, table, recipe.tta)
+    expected = baseline.predict(learn, table, recipe.tta)
     facts = {"arch": recipe.arch, "head": recipe.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
              "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.tta, "labels": "one",
              "threshold": 0.5, "temperature": None, "precision": "float32"}  # fmt: skip
@@ -104,13 +104,13 @@ def test_a_larger_decoded_photo_is_made_smaller_as_in_the_run(settled: tuple, tm
     assert np.abs(found[SHARES].to_numpy() - expected[SHARES].to_numpy()).max() < 1e-5
 
 
-def test_of_many_labels_the_threshold_comes_before_the_temperature(folder: Path, photos: Path) -> None:
+def test_of_many_labels_the_threshold_comes_before_the_temperature(folder: Path, images: Path) -> None:
     told(folder, labels="many", threshold=0.4, temperature=4.0)
     model = load(folder)
-    raw, found = model.predict(photos, calibrated=False), model.predict(photos)
+    raw, found = model.predict(images, calibrated=False), model.predict(images)
     shares = [f"p_{name}" for name in model.classes]
     assert list(raw["predicted"]) == list(found["predicted"])
-    flags = flags_of(found["predicted"], model.classes)
+    flags = label_matrix(found["predicted"], model.classes)
     assert (flags == (raw[shares].to_numpy() >= 0.4)).all() and 0 < flags.mean() < 1
     odds = [np.log(table[shares] / (1 - table[shares])) for table in (raw, found)]
     assert np.allclose(odds[0] / 4, odds[1], atol=1e-6)
@@ -118,13 +118,13 @@ def test_of_many_labels_the_threshold_comes_before_the_temperature(folder: Path,
     assert np.allclose(found["confidence"], sure)
 
 
-def test_the_learner_is_fastais_and_predicts_the_same(tiny: Path, photos: Path) -> None:
+def test_the_learner_is_fastais_and_predicts_the_same(tiny: Path, images: Path) -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     model = load(tiny)
     learn = model.learner
     assert torch.equal(states[0], torch.get_rng_state())
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
-    paths = sorted((photos / "ants").iterdir())
+    paths = sorted((images / "ants").iterdir())
     plain = model.predict(paths, tta=False, calibrated=False)
     with learn.no_bar():
         shares, _ = learn.get_preds(dl=learn.dls.test_dl([str(path) for path in paths]))
@@ -135,11 +135,11 @@ def test_the_learner_is_fastais_and_predicts_the_same(tiny: Path, photos: Path) 
     assert name == plain["predicted"][0] == model.classes[int(number)] and list(learn.dls.vocab) == model.classes
 
 
-def test_alone_read_only_without_photos_or_network_in_a_fresh_process(
-    done: baseline.Baseline, photos: Path, tmp_path: Path
+def test_alone_read_only_without_images_or_network_in_a_fresh_process(
+    done: baseline.Baseline, images: Path, tmp_path: Path
 ) -> None:
     alone = Path(shutil.copytree(done.folder / "model", tmp_path / "alone"))
-    shutil.copy(done.predictions["path"][0], tmp_path / "photo.jpg")
+    shutil.copy(done.predictions["path"][0], tmp_path / "image.jpg")
     for file in (*alone.iterdir(), alone):
         file.chmod(0o555)
     code = (
@@ -150,7 +150,7 @@ def test_alone_read_only_without_photos_or_network_in_a_fresh_process(
         "print(baseline.load(sys.argv[1]).predict(sys.argv[2], calibrated=False).to_json(orient='records'))\n"
     )
     environment = {**os.environ, "HOME": str(tmp_path / "nobody"), "BASELINE_HOME": str(tmp_path / "none")}
-    command = [sys.executable, "-c", code, str(alone), str(tmp_path / "photo.jpg")]
+    command = [sys.executable, "-c", code, str(alone), str(tmp_path / "image.jpg")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=alone, env=environment)
     assert ended.returncode == 0, ended.stderr
     row = done.predictions.iloc[0]
@@ -160,19 +160,19 @@ def test_alone_read_only_without_photos_or_network_in_a_fresh_process(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, to become somebody else")
-def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_somebody_else_without_photos_and_network(
-    small: baseline.Recipe, photos: Path
+def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_somebody_else_without_images_and_network(
+    small: baseline.Recipe, images: Path
 ) -> None:
-    """Under user 65534, with the network off, from a folder that nobody can write, after the photos were deleted."""
+    """Under user 65534, with the network off, from a folder that nobody can write, after the images were deleted."""
     pytest.importorskip("hatchling")
     with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are root's alone
         work = Path(place)
         work.chmod(0o755)
-        shutil.copytree(photos, work / "photos")
-        done = baseline.make_baseline(work / "photos", small, out=work / "run", show=baseline.Show())
+        shutil.copytree(images, work / "images")
+        done = baseline.make_baseline(work / "images", small, out=work / "run", progress=baseline.Progress())
         Path(work / "shown").mkdir()
         shown = [shutil.copy(path, work / "shown" / f"{n:02}.jpg") for n, path in enumerate(done.predictions["path"])]
-        shutil.rmtree(work / "photos")
+        shutil.rmtree(work / "images")
         python = environment(work / "venv")
         install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel(work / "wheels")]
         subprocess.run(install, check=True, env={"PATH": os.environ["PATH"], "HOME": str(work / "none")})
@@ -215,8 +215,8 @@ def test_old_folders_load_for_ever(old: Path) -> None:
     assert list(found["predicted"]) == expected["predicted"]
 
 
-def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, photos: Path) -> None:
-    expected = load(folder).predict(photos, tta=False, calibrated=False)
+def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, images: Path) -> None:
+    expected = load(folder).predict(images, tta=False, calibrated=False)
     (folder / "golden.safetensors").unlink()
     told(
         folder,
@@ -224,7 +224,7 @@ def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, photos: P
         **dict.fromkeys(("sha256", "crop", "precision", "tta", "labels", "threshold", "temperature"), ...),
     )
     old = load(folder)
-    assert old.predict(photos).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
+    assert old.predict(images).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
     assert old.facts["weights_license"] == "unknown"
     with pytest.raises(OutputError, match="keeps no golden inputs"):
         old.check()
@@ -335,8 +335,8 @@ def test_golden_inputs_that_are_damaged_are_refused(folder: Path) -> None:
     with pytest.raises(WeightsError, match=r"golden\.safetensors is damaged"):
         load(folder).check()
     told(folder, sha256={"model.safetensors": "", "golden.safetensors": ""})
-    save_file({"photos": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, folder / "golden.safetensors")
-    with pytest.raises(WeightsError, match="holds no photos with their probabilities"):
+    save_file({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, folder / "golden.safetensors")
+    with pytest.raises(WeightsError, match="holds no images with their probabilities"):
         load(folder).check()
 
 
@@ -370,7 +370,7 @@ def mutated(folder: Path, chance: random.Random) -> None:
             path.write_bytes(content)
 
 
-def survived(tiny: Path, work: Path, photo: Path, seed: int) -> str:
+def survived(tiny: Path, work: Path, image: Path, seed: int) -> str:
     """What became of a mutated folder: loaded, or the kind of its error."""
     chance = random.Random(seed)
     folder = Path(shutil.copytree(tiny, work / "model", dirs_exist_ok=True))
@@ -379,7 +379,7 @@ def survived(tiny: Path, work: Path, photo: Path, seed: int) -> str:
     mutated(folder, chance)
     try:
         model = load(folder)
-        model.predict(photo)
+        model.predict(image)
         model.check()
     except BaselineError as error:
         assert "\n" not in str(error)
@@ -387,17 +387,17 @@ def survived(tiny: Path, work: Path, photo: Path, seed: int) -> str:
     return "loaded"
 
 
-def test_mutated_folders_are_used_or_refused_and_nothing_else(tiny: Path, photos: Path, tmp_path: Path) -> None:
-    photo = photos / "ants" / "00.jpg"
-    seen = [survived(tiny, tmp_path, photo, seed) for seed in range(200)]
+def test_mutated_folders_are_used_or_refused_and_nothing_else(tiny: Path, images: Path, tmp_path: Path) -> None:
+    image = images / "ants" / "00.jpg"
+    seen = [survived(tiny, tmp_path, image, seed) for seed in range(200)]
     assert {"OutputError", "WeightsError"} <= set(seen) and not list(Path().iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 @pytest.mark.slow
-def test_ten_thousand_mutated_folders(tiny: Path, photos: Path, tmp_path: Path) -> None:
+def test_ten_thousand_mutated_folders(tiny: Path, images: Path, tmp_path: Path) -> None:
     for seed in range(10_000):
-        survived(tiny, tmp_path, photos / "ants" / "00.jpg", seed)
+        survived(tiny, tmp_path, images / "ants" / "00.jpg", seed)
     assert not list(Path().iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Processes of one run see every photo once, learn the same network, and end together."""
+"""Processes of one run see every image once, learn the same network, and end together."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import torch
 
 import baseline
 from baseline import Recipe, RecipeError, Stage
-from baseline.parallel.distributed import averaged, begin, count, from_first, gathered, rank
+from baseline.parallel.distributed import all_gather, all_reduce_mean, broadcast_from_rank0, launch, rank, world_size
 from baseline.runs.folder import read_manifest
-from baseline.vision.dataloaders import shared
-from baseline.vision.rng import seeded
+from baseline.vision.dataloaders import shard_loader
+from baseline.vision.rng import seed_everything
 
 PLAN = """
 image_size = 48
@@ -39,21 +39,21 @@ batch_norm = "moving"
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_the_parts_of_a_loader_are_its_batches_with_no_photo_twice_and_none_lost(
+def test_the_parts_of_a_loader_are_its_batches_with_no_image_twice_and_none_lost(
     settled: tuple, parts: int, balance: str, tmp_path: Path
 ) -> None:
     recipe = settled[0].changed(batch_size=8, balance=balance)
 
     def loader() -> Any:
-        with seeded(0):
+        with seed_everything(0):
             return baseline.dataloaders(settled[1], recipe, path=tmp_path).train
 
     def batches(each: Any) -> list[list[int]]:
-        with seeded(1):
+        with seed_everything(1):
             order = each.get_idxs()
         return [order[at : at + each.bs] for at in range(0, len(order) - each.bs + 1, each.bs)]
 
-    whole, shares = batches(loader()), [shared(loader(), at, parts) for at in range(parts)]
+    whole, shares = batches(loader()), [shard_loader(loader(), at, parts) for at in range(parts)]
     each = [batches(share) for share in shares]
     assert {len(share) for share in shares} == {len(whole)} == {len(found) for found in each}
     for number, batch in enumerate(whole):
@@ -61,21 +61,21 @@ def test_the_parts_of_a_loader_are_its_batches_with_no_photo_twice_and_none_lost
     if balance == "none":
         seen = [item for found in each for batch in found for item in batch]
         assert len(seen) == len(set(seen)) == len(whole) * 8
-    assert sum(len(photos) for photos, _ in shares[0]) == len(whole) * 8 // parts
+    assert sum(len(images) for images, _ in shares[0]) == len(whole) * 8 // parts
     with pytest.raises(RecipeError, match=r"Batches of 8 cannot be parted among 3 processes\. Give --batch-size 6"):
-        shared(loader(), 0, 3)
+        shard_loader(loader(), 0, 3)
     at_least = (
-        r"Batches of 8 cannot be parted among {} processes, two photos each at least\. Give {}fewer --processes\."
+        r"Batches of 8 cannot be parted among {} processes, two images each at least\. Give {}fewer --processes\."
     )
     for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
         with pytest.raises(RecipeError, match=at_least.format(more, words)):
-            shared(loader(), 0, more)
+            shard_loader(loader(), 0, more)
 
 
 def test_one_process_is_its_own_first() -> None:
     value = torch.ones(3)
-    averaged([value])
-    assert (count(), rank(), from_first(lambda: 5), gathered(7), value.sum()) == (1, 0, 5, [7], 3)
+    all_reduce_mean([value])
+    assert (world_size(), rank(), broadcast_from_rank0(lambda: 5), all_gather(7), value.sum()) == (1, 0, 5, [7], 3)
 
 
 COUNTED = """
@@ -100,11 +100,11 @@ cli.main()
 
 
 @pytest.fixture(scope="module")
-def pair(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two processes, what each was given, and a run of one."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "plan.toml").write_text(PLAN)
-    words = ["run", str(folder / "plan.toml"), "--data", str(photos), "--log", "csv", "--out"]
+    words = ["run", str(folder / "plan.toml"), "--data", str(images), "--log", "csv", "--out"]
     env = {**os.environ, "BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [
@@ -115,26 +115,26 @@ def pair(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for each in running:
         _, errors = each.communicate(timeout=240)
         assert each.returncode == 0, errors
-    baseline.make_baseline(photos, str(folder / "plan.toml"), out=folder / "one", show=baseline.Show())
+    baseline.make_baseline(images, str(folder / "plan.toml"), out=folder / "one", progress=baseline.Progress())
     return folder
 
 
-def test_each_photo_is_seen_once_an_epoch_and_gradients_are_those_of_all(pair: Path) -> None:
+def test_each_image_is_seen_once_an_epoch_and_gradients_are_those_of_all(pair: Path) -> None:
     orders = [[json.loads(line) for line in (pair / f"seen-{at}.txt").read_text().splitlines()] for at in range(2)]
     manifest = read_manifest(pair / "two")
-    photos = manifest["data"]["photos"]["train"]
+    images = manifest["data"]["images"]["train"]
     assert len(orders[0]) == len(orders[1]) == 6
     for first, second in zip(*orders, strict=True):
-        assert len({*first, *second}) == len(first) + len(second) == photos // 8 * 8
+        assert len({*first, *second}) == len(first) + len(second) == images // 8 * 8
     grads = [(pair / f"grads-{at}.txt").read_text() for at in range(2)]
-    assert grads[0] == grads[1] and len(grads[0].splitlines()) == 6 * (photos // 8)
+    assert grads[0] == grads[1] and len(grads[0].splitlines()) == 6 * (images // 8)
 
 
-def test_two_processes_reach_what_one_does_on_the_same_photos(pair: Path) -> None:
+def test_two_processes_reach_what_one_does_on_the_same_images(pair: Path) -> None:
     one, two = (read_manifest(pair / name) for name in ("one", "two"))
     assert one["data"] == two["data"]
-    assert {name: of["photos"] for name, of in one["metrics"].items()} == {
-        name: of["photos"] for name, of in two["metrics"].items()
+    assert {name: of["images"] for name, of in one["metrics"].items()} == {
+        name: of["images"] for name, of in two["metrics"].items()
     }
     low, high = one["metrics"]["test"]["tta"]["interval"]
     assert low <= two["metrics"]["test"]["tta"]["accuracy"] <= high
@@ -146,44 +146,46 @@ def test_two_processes_reach_what_one_does_on_the_same_photos(pair: Path) -> Non
     assert [each["device"].startswith("2 x ") for each in (one, two)] == [False, True]
 
 
-def test_processes_that_fail_say_why_once_and_end_together(photos: Path, tmp_path: Path, capfd: Any) -> None:
+def test_processes_that_fail_say_why_once_and_end_together(images: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 7"))
-    assert begin(2, ["run", str(tmp_path / "plan.toml"), "--data", str(photos), "--out", str(tmp_path / "run")])[0] == 2
+    assert (
+        launch(2, ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")])[0] == 2
+    )
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
     assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6, or "
                       "fewer --processes."]  # fmt: skip
 
 
 def test_what_all_processes_say_is_said_once(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os, time; time.sleep(1 - int(os.environ.get('RANK', 1)))\n")
     paths = (str(tmp_path), str(Path(baseline.__file__).parents[1]))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # the first process is the last to say it
-    assert begin(2, ["run", str(photos), "--batch-size", "many", "--out", str(tmp_path / "run")]) == (2, "")
+    assert launch(2, ["run", str(images), "--batch-size", "many", "--out", str(tmp_path / "run")]) == (2, "")
     assert capfd.readouterr().err.count("batch_size is 'many'") == 1
 
 
-def test_more_processes_than_photos_of_a_split_predict_them_all(photos: Path, tmp_path: Path) -> None:
+def test_more_processes_than_images_of_a_split_predict_them_all(images: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 6"))
     files = [
         file
         for number in range(9)
-        for file in (photos / "ants" / f"{number:02}.jpg", photos / "bees" / f"{number:02}.jpg")
+        for file in (images / "ants" / f"{number:02}.jpg", images / "bees" / f"{number:02}.jpg")
     ]
     splits = ["train"] * 14 + ["valid", "valid", "test", "test"]
     rows = [f"{file},{file.parent.name},{split}" for file, split in zip(files, splits, strict=True)]
-    (tmp_path / "photos.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
-    words = ["run", str(tmp_path / "plan.toml"), "--data", str(tmp_path / "photos.csv"), "--out", str(tmp_path / "run")]
-    assert begin(3, words) == (0, "")
+    (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    words = ["run", str(tmp_path / "plan.toml"), "--data", str(tmp_path / "images.csv"), "--out", str(tmp_path / "run")]
+    assert launch(3, words) == (0, "")
     table = baseline.runs.folder.read_predictions(tmp_path / "run")
     assert sorted(table["path"]) == sorted(map(str, files[14:]))
 
 
 @pytest.mark.parametrize("which", ["one of them", "who began them"])
-def test_one_that_is_killed_ends_the_others(photos: Path, tmp_path: Path, which: str) -> None:
+def test_one_that_is_killed_ends_the_others(images: Path, tmp_path: Path, which: str) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 1000"))
-    words = ["run", str(tmp_path / "plan.toml"), "--data", str(photos), "--out", str(tmp_path / "run")]
+    words = ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")]
     running = subprocess.Popen([sys.executable, "-m", "baseline", *words, "--processes", "2"], stderr=subprocess.PIPE,
                                text=True)  # fmt: skip
     for line in running.stderr or []:
@@ -206,22 +208,22 @@ def test_one_that_is_killed_ends_the_others(photos: Path, tmp_path: Path, which:
 
 
 def test_what_goes_with_one_process_only_is_refused(
-    photos: Path, small: Recipe, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baseline.make, "count", lambda: 2)
     with pytest.raises(RecipeError, match="A budget goes with one process"):
-        baseline.make_baseline(photos, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
+        baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
     ended = subprocess.run(
-        [sys.executable, "-m", "baseline", "run", str(photos), "--processes", "2", "--seeds", "2"],
+        [sys.executable, "-m", "baseline", "run", str(images), "--processes", "2", "--seeds", "2"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     for several in (
-        partial(baseline.make_seeds, 2),
-        partial(baseline.make_folds, split="kfold:2"),
-        partial(baseline.make_fixed, ["fixes.csv"]),
+        partial(baseline.run_seeds, 2),
+        partial(baseline.run_folds, split="kfold:2"),
+        partial(baseline.compare_fixes, ["fixes.csv"]),
     ):
         with pytest.raises(RecipeError, match=r"Several processes go with a single run, .*\. Start one process\."):
-            several(photos, small, show=baseline.Show())
+            several(images, small, progress=baseline.Progress())
     assert not list(Path.cwd().iterdir())

@@ -9,15 +9,21 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from baseline import RecipeError, settle
+from baseline import RecipeError, resolve
 from baseline.system import has_compiler
-from baseline.vision.cpu_speedups import _memory_kept, _pairs, _quick_depthwise, compiled, quick
-from baseline.vision.network import network
+from baseline.vision.cpu_speedups import (
+    _conv_bn_pairs,
+    _fast_depthwise,
+    _retain_freed_memory,
+    compile_model,
+    optimize_for_cpu,
+)
+from baseline.vision.network import build_network
 
 
-def outputs_and_gradients(model: nn.Module, photos: torch.Tensor) -> list[torch.Tensor]:
+def outputs_and_gradients(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
-    outputs = model(photos)
+    outputs = model(images)
     outputs.square().sum().backward()
     return [outputs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
@@ -27,7 +33,7 @@ def outputs_and_gradients(model: nn.Module, photos: torch.Tensor) -> list[torch.
 )
 def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
     torch.manual_seed(0)
-    model, _ = network(arch, 3, None)
+    model, _ = build_network(arch, 3, None)
     for module in model.modules():  # a fresh BatchNorm does nothing that could go wrong
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1)
@@ -35,10 +41,10 @@ def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
     model.eval().double()
-    photos = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    theirs = outputs_and_gradients(model, photos)
-    with quick(model, photos):
-        ours = outputs_and_gradients(model, photos)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    theirs = outputs_and_gradients(model, images)
+    with optimize_for_cpu(model, images):
+        ours = outputs_and_gradients(model, images)
     assert len(theirs) == len(ours)
     for one, two in zip(theirs, ours, strict=True):
         assert torch.allclose(one, two, rtol=1e-6, atol=1e-8 * float(one.abs().max()) + 1e-12)
@@ -46,33 +52,33 @@ def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
 
 
 def test_a_body_with_batch_norm_is_folded_throughout() -> None:
-    model, _ = network("tf_efficientnet_lite0", 3, None)
-    assert len(_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
+    model, _ = build_network("tf_efficientnet_lite0", 3, None)
+    assert len(_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
 
 
 def test_moving_batch_norm_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
     twin = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
     twin.load_state_dict(model.state_dict())
-    photos = torch.randn(8, 3, 9, 9)
-    with quick(model, photos):
-        assert torch.equal(model(photos), twin(photos))
+    images = torch.randn(8, 3, 9, 9)
+    with optimize_for_cpu(model, images):
+        assert torch.equal(model(images), twin(images))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     assert model[1].running_mean.abs().sum() > 0
 
 
 def test_weights_that_change_are_heeded() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
-    photos = torch.randn(2, 3, 9, 9)
-    with torch.no_grad(), quick(model, photos):
+    images = torch.randn(2, 3, 9, 9)
+    with torch.no_grad(), optimize_for_cpu(model, images):
         for parameter in (model[0].weight, model[1].bias, model[1].weight):
-            before = model(photos)
+            before = model(images)
             parameter.data += 1  # as fastai's optimizers do it, unseen by torch's count of versions
-            assert not torch.allclose(model(photos), before)
+            assert not torch.allclose(model(images), before)
     with torch.no_grad():
-        expected = model(photos)
-        with quick(model, photos):
-            assert torch.allclose(model(photos), expected, atol=1e-5)
+        expected = model(images)
+        with optimize_for_cpu(model, images):
+            assert torch.allclose(model(images), expected, atol=1e-5)
 
 
 class Shared(nn.Module):
@@ -83,21 +89,21 @@ class Shared(nn.Module):
         self.convolution, self.norm = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)
         self.norm.running_mean.fill_(1.0)
 
-    def forward(self, photos: torch.Tensor) -> torch.Tensor:
-        inner = self.convolution(photos)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        inner = self.convolution(images)
         return inner + self.norm(inner)
 
 
 def test_a_convolution_that_others_read_is_not_folded() -> None:
     model = Shared().eval()
-    photos = torch.randn(2, 3, 5, 5)
-    expected = model(photos)
-    with quick(model, photos):
-        assert torch.equal(model(photos), expected)
+    images = torch.randn(2, 3, 5, 5)
+    expected = model(images)
+    with optimize_for_cpu(model, images):
+        assert torch.equal(model(images), expected)
 
 
 def test_memory_is_handed_back_afterwards() -> None:
-    with _memory_kept():
+    with _retain_freed_memory():
         tensors = [torch.zeros(2**24) for _ in range(4)]
         del tensors
     assert torch.zeros(2**24).sum() == 0
@@ -107,12 +113,12 @@ def test_memory_is_handed_back_afterwards() -> None:
 def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kernel: int) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-    photos = torch.randn(3, channels, side, side, requires_grad=True)
+    images = torch.randn(3, channels, side, side, requires_grad=True)
     found = []
-    for context in (nullcontext(), _quick_depthwise(layer)):
+    for context in (nullcontext(), _fast_depthwise(layer)):
         with context:
-            output = layer(photos)
-            found.append((output, *torch.autograd.grad(output.sin().sum(), (photos, layer.weight))))
+            output = layer(images)
+            found.append((output, *torch.autograd.grad(output.sin().sum(), (images, layer.weight))))
     for theirs, ours in zip(*found, strict=True):
         assert torch.allclose(theirs, ours, atol=1e-5)
     assert "forward" not in vars(layer)
@@ -120,7 +126,7 @@ def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kern
 
 def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
     layer = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
-    with _quick_depthwise(layer):
+    with _fast_depthwise(layer):
         assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
         assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
 
@@ -129,11 +135,11 @@ def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
 def test_a_compiled_model_computes_the_same_and_is_as_before_afterwards() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
-    photos = torch.randn(2, 3, 8, 8)
-    theirs, names = outputs_and_gradients(model, photos), list(model.state_dict())
-    with compiled(model):
+    images = torch.randn(2, 3, 8, 8)
+    theirs, names = outputs_and_gradients(model, images), list(model.state_dict())
+    with compile_model(model):
         assert model._compiled_call_impl is not None
-        ours = outputs_and_gradients(model, photos)
+        ours = outputs_and_gradients(model, images)
     for one, two in zip(theirs, ours, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert model._compiled_call_impl is None and list(model.state_dict()) == names
@@ -145,4 +151,4 @@ def test_without_a_compiler_there_is_a_line_before_anything_is_trained(
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     assert not has_compiler()
     with pytest.raises(RecipeError, match=r"--compile needs .* a C\+\+ compiler"):
-        settle(settled[0].changed(compile=True), settled[1])
+        resolve(settled[0].changed(compile=True), settled[1])

@@ -26,13 +26,13 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 MODULES = sorted(module.name for module in pkgutil.iter_modules(baseline.__path__) if not module.name.startswith("_"))
 
 
-def test_the_readmes_short_form_is_its_long_form(photos: Path) -> None:
-    Path("photos").symlink_to(photos)
+def test_the_readmes_short_form_is_its_long_form(images: Path) -> None:
+    Path("images").symlink_to(images)
     short, long = ({} for _ in range(2))
     exec(BLOCKS[0], short)
     exec(BLOCKS[1], long)
     Path("runs/mine").symlink_to(short["done"].folder.absolute())
-    Path("holiday").symlink_to(photos / "ants")
+    Path("holiday").symlink_to(images / "ants")
     exec(BLOCKS[2], used := {})
     assert len(used["model"].predict("holiday")) == 24
     assert short["done"].metrics == long["metrics"]
@@ -100,9 +100,9 @@ EXAMPLES = sorted(
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_examples_run(example: Path, photos: Path) -> None:
-    command = [sys.executable, str(example), str(photos), str(photos / "ants" / "00.jpg")]
-    settings = {**os.environ, "PHOTOS": str(photos)}
+def test_examples_run(example: Path, images: Path) -> None:
+    command = [sys.executable, str(example), str(images), str(images / "ants" / "00.jpg")]
+    settings = {**os.environ, "IMAGES": str(images)}
     ended = subprocess.run(command, capture_output=True, text=True, env=settings)
     assert ended.returncode == 0, ended.stderr
     assert "accuracy" in ended.stdout
@@ -111,7 +111,7 @@ def test_examples_run(example: Path, photos: Path) -> None:
 @pytest.mark.parametrize("name", ORIGINS)
 def test_the_examples_of_recipes_run(
     name: str,
-    photos: Path,
+    images: Path,
     rubbish: Path,
     grouped: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -121,17 +121,17 @@ def test_the_examples_of_recipes_run(
     make = baseline.make_baseline
 
     def small(given: object, recipe: str, **changes: object) -> baseline.Baseline:
-        return make(given, recipe, show=baseline.Show(), **{**shortened(recipe), **changes})
+        return make(given, recipe, progress=baseline.Progress(), **{**shortened(recipe), **changes})
 
     monkeypatch.setattr(baseline, "make_baseline", small)
-    given = {"debris": rubbish, "skylines": grouped}.get(name, photos)
-    monkeypatch.setenv("PHOTOS", str(given))
+    given = {"debris": rubbish, "skylines": grouped}.get(name, images)
+    monkeypatch.setenv("IMAGES", str(given))
     monkeypatch.setattr(
-        sys, "argv", [name, str(given), *([str(photos / "ants/00.jpg")] if name == "try_your_own" else [])]
+        sys, "argv", [name, str(given), *([str(images / "ants/00.jpg")] if name == "try_your_own" else [])]
     )
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "accuracy" in printed or "photos are wrong" in printed
+    assert "accuracy" in printed or "images are wrong" in printed
     for picture in re.findall(r"\S+\.png", printed):
         assert Path(picture).is_file()
 

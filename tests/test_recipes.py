@@ -12,33 +12,33 @@ import torchvision
 from conftest import shortened
 
 from baseline import (
+    Progress,
     Recipe,
     RecipeError,
-    Show,
     Stage,
     dataloaders,
+    image_table,
     learner,
+    load_images,
     load_recipe,
     make_baseline,
-    photo_table,
     recipe_names,
-    settle,
+    resolve,
     split,
     train,
-    understand,
 )
 from baseline.data.sources.datasets import DATASETS
-from baseline.data.sources.external import is_foreign
+from baseline.data.sources.external import is_external
 from baseline.recipe.auto import (
     EMBEDDED_ARCH,
-    settle_arch,
-    settle_batch_size,
-    settle_epochs,
-    settle_frozen_precision,
-    settle_precision,
-    settle_preset,
+    resolve_arch,
+    resolve_batch_size,
+    resolve_epochs,
+    resolve_frozen_precision,
+    resolve_precision,
+    resolve_preset,
 )
-from baseline.recipe.load import recipe_from, recipes_folder
+from baseline.recipe.load import recipe_from_dict, recipes_folder
 
 
 def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
@@ -47,7 +47,7 @@ def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name and recipe.title
-        assert not recipe.data or recipe.data in DATASETS or is_foreign(recipe.data)
+        assert not recipe.data or recipe.data in DATASETS or is_external(recipe.data)
         for preset in ("standard", *recipe.presets):
             assert recipe.with_preset(preset).presets == {}
 
@@ -87,9 +87,9 @@ def test_all_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
 def test_a_fault_inside_a_preset_is_found_when_the_recipe_is_read() -> None:
     stage = [{"trains": "head", "epochs": 1}]
     with pytest.raises(RecipeError, match="image_sise"):
-        recipe_from({"stage": stage, "preset": {"quick": {"image_sise": 64}}}, "mine")
+        recipe_from_dict({"stage": stage, "preset": {"quick": {"image_sise": 64}}}, "mine")
     with pytest.raises(RecipeError, match="image_size is 2"):
-        recipe_from({"stage": stage, "preset": {"quick": {"image_size": 2}}}, "mine")
+        recipe_from_dict({"stage": stage, "preset": {"quick": {"image_size": 2}}}, "mine")
 
 
 @pytest.mark.parametrize("text", ["image_size = ", "[[stage]\n", "\x00"])
@@ -125,7 +125,7 @@ def test_a_preset_changes_only_what_it_names() -> None:
 
 def test_a_recipe_survives_the_way_through_json() -> None:
     recipe = load_recipe("cifar10").with_preset("quick").changed(batch_size=7)
-    assert recipe_from(json.loads(json.dumps(recipe.as_dict())), "other") == recipe
+    assert recipe_from_dict(json.loads(json.dumps(recipe.as_dict())), "other") == recipe
 
 
 def test_rates_may_be_a_pair_or_a_number_or_found() -> None:
@@ -134,46 +134,46 @@ def test_rates_may_be_a_pair_or_a_number_or_found() -> None:
 
 
 def test_the_preset_follows_the_device() -> None:
-    assert settle_preset("cpu")[0] == "quick"
-    assert settle_preset("cuda")[0] == "standard"
+    assert resolve_preset("cpu")[0] == "quick"
+    assert resolve_preset("cuda")[0] == "standard"
 
 
 def test_the_architecture_follows_device_and_reach() -> None:
-    assert settle_arch("auto", "cpu", lambda _: True)[0] == "tf_efficientnet_lite0"
-    assert settle_arch("auto", "cuda", lambda _: True)[0] == "resnet50"
-    assert settle_arch("auto", "cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
+    assert resolve_arch("auto", "cpu", lambda _: True)[0] == "tf_efficientnet_lite0"
+    assert resolve_arch("auto", "cuda", lambda _: True)[0] == "resnet50"
+    assert resolve_arch("auto", "cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
 
 
 def test_of_several_architectures_the_first_within_reach_is_taken_and_the_reason_told() -> None:
     wish = "resnet18 or mobilenet_v2 or auto"
-    assert settle_arch(wish, "cpu", lambda _: True)[0] == "resnet18"
-    found, why = settle_arch(wish, "cpu", lambda name: name == "mobilenet_v2")
+    assert resolve_arch(wish, "cpu", lambda _: True)[0] == "resnet18"
+    found, why = resolve_arch(wish, "cpu", lambda name: name == "mobilenet_v2")
     assert found == "mobilenet_v2" and why == f"the first of '{wish}' whose weights are within reach"
-    found, why = settle_arch(wish, "cpu", lambda _: False)
+    found, why = resolve_arch(wish, "cpu", lambda _: False)
     assert found == "tf_efficientnet_lite0"
     assert why.startswith(
         "the weights of resnet18 are out of reach; the weights of mobilenet_v2 are out of reach; no GPU"
     )
-    assert settle_arch("resnet18", "cpu", lambda _: False) == ("resnet18", "as given"), "an error later, in words"
+    assert resolve_arch("resnet18", "cpu", lambda _: False) == ("resnet18", "as given"), "an error later, in words"
 
 
-@pytest.mark.parametrize("photos", [2, 3, 15, 16, 17, 100, 255, 256, 5_000, 10**6])
+@pytest.mark.parametrize("images", [2, 3, 15, 16, 17, 100, 255, 256, 5_000, 10**6])
 @pytest.mark.parametrize("asked", ["auto", 2, 64, 72])
-def test_a_batch_is_never_larger_than_the_photos(photos: int, asked: str | int) -> None:
-    size, why = settle_batch_size(asked, photos, "cpu")
-    assert 2 <= size <= photos and why
+def test_a_batch_is_never_larger_than_the_images(images: int, asked: str | int) -> None:
+    size, why = resolve_batch_size(asked, images, "cpu")
+    assert 2 <= size <= images and why
 
 
-@pytest.mark.parametrize("photos", [16, 82, 220, 2250, 45_000])
-def test_few_photos_get_the_steps_they_need_and_many_the_epochs_asked_for(photos: int) -> None:
-    batch = int(settle_batch_size("auto", photos, "cpu")[0])
+@pytest.mark.parametrize("images", [16, 82, 220, 2250, 45_000])
+def test_few_images_get_the_steps_they_need_and_many_the_epochs_asked_for(images: int) -> None:
+    batch = int(resolve_batch_size("auto", images, "cpu")[0])
     stages = load_recipe("default").stages
-    settled, why = settle_epochs(stages, photos, batch)
+    settled, why = resolve_epochs(stages, images, batch)
     for asked, stage in zip(stages, settled, strict=True):
-        assert stage.epochs * (photos // batch) >= stage.steps > 0 and stage.epochs >= asked.epochs
-        assert stage.epochs == asked.epochs or (stage.epochs - 1) * (photos // batch) < stage.steps
-    assert bool(why) == (settled != stages) == (photos < 2250)
-    assert settle_epochs(settled, photos, batch) == (settled, "")
+        assert stage.epochs * (images // batch) >= stage.steps > 0 and stage.epochs >= asked.epochs
+        assert stage.epochs == asked.epochs or (stage.epochs - 1) * (images // batch) < stage.steps
+    assert bool(why) == (settled != stages) == (images < 2250)
+    assert resolve_epochs(settled, images, batch) == (settled, "")
 
 
 def test_a_share_of_the_layer_groups_is_above_0_and_below_1() -> None:
@@ -202,18 +202,18 @@ def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp
 
 
 def test_bfloat16_is_taken_where_the_cpu_has_units_for_it() -> None:
-    assert settle_frozen_precision("auto", "cpu", ["AMX"])[0] == "bfloat16"
-    assert settle_frozen_precision("float32", "cpu", ["AMX"]) == ("float32", "as given")
-    assert settle_frozen_precision("auto", "cpu", [])[0] == "float32"
-    assert settle_frozen_precision("auto", "cuda", ["AMX"])[0] == "float32"
+    assert resolve_frozen_precision("auto", "cpu", ["AMX"])[0] == "bfloat16"
+    assert resolve_frozen_precision("float32", "cpu", ["AMX"]) == ("float32", "as given")
+    assert resolve_frozen_precision("auto", "cpu", [])[0] == "float32"
+    assert resolve_frozen_precision("auto", "cuda", ["AMX"])[0] == "float32"
     with pytest.raises(RecipeError, match="this one has neither"):
-        settle_frozen_precision("bfloat16", "cpu", [])
+        resolve_frozen_precision("bfloat16", "cpu", [])
 
 
 def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
     with pytest.raises(RecipeError, match="needs a GPU"):
-        settle_precision("bfloat16", "cpu")
-    assert settle_precision("auto", "cuda")[0] == "float16"
+        resolve_precision("bfloat16", "cpu")
+    assert resolve_precision("auto", "cuda")[0] == "float16"
 
 
 # ---- each recipe, run -----------------------------------------------------------------------------------------------
@@ -223,8 +223,8 @@ def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
 def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: Path) -> None:
     changes = shortened(name)
     recipe = load_recipe(name).with_preset(changes.pop("preset")).changed(**changes)
-    table = split(photo_table(grouped if recipe.split == "group" else rubbish, positive=recipe.positive), recipe)
-    recipe, weights, _ = settle(recipe, table)
+    table = split(image_table(grouped if recipe.split == "group" else rubbish, positive=recipe.positive), recipe)
+    recipe, weights, _ = resolve(recipe, table)
     learn = learner(dataloaders(table, recipe, path=tmp_path), recipe, weights=weights, path=tmp_path)
     history = train(learn, recipe)
     assert [stage["optimizer"] for stage in history.stages] == [stage.optimizer for stage in recipe.stages]
@@ -232,7 +232,7 @@ def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: P
 
 
 def test_skylines_keeps_groups_together_and_says_how_it_was_trained(grouped: Path, tmp_path: Path) -> None:
-    done = make_baseline(grouped, "skylines", out=tmp_path / "run", show=Show(), **shortened("skylines"))
+    done = make_baseline(grouped, "skylines", out=tmp_path / "run", progress=Progress(), **shortened("skylines"))
     parts = pd.read_csv(tmp_path / "run" / "split.csv")
     assert (parts.groupby("group")["split"].nunique() == 1).all() and parts["group"].nunique() == 16
     kept = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -244,35 +244,35 @@ def test_skylines_keeps_groups_together_and_says_how_it_was_trained(grouped: Pat
 
 
 def test_debris_tells_plastic_from_the_rest_and_can_be_run_again(rubbish: Path, tmp_path: Path) -> None:
-    done = make_baseline(rubbish, "debris", out=tmp_path / "run", show=Show(), **shortened("debris"))
+    done = make_baseline(rubbish, "debris", out=tmp_path / "run", progress=Progress(), **shortened("debris"))
     assert list(done.learner.dls.vocab) == ["not plastic", "plastic"]
     counts = pd.read_csv(tmp_path / "run" / "split.csv")["label"].value_counts()
     assert counts.to_dict() == {"not plastic": 32, "plastic": 16}
-    assert list(understand(None, tmp_path / "run" / "manifest.json", show=Show())[1]["label"].unique()) == list(
-        counts.index
-    )
-    every = understand(rubbish, "debris", show=Show(), positive="")[1]
+    assert list(
+        load_images(None, tmp_path / "run" / "manifest.json", progress=Progress())[1]["label"].unique()
+    ) == list(counts.index)
+    every = load_images(rubbish, "debris", progress=Progress(), positive="")[1]
     assert sorted(every["label"].unique()) == ["glass", "paper", "plastic"]
 
 
 def test_a_recipes_body_is_the_one_whose_weights_are_at_hand_and_the_choice_is_written(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("BASELINE_KAGGLE", str(tmp_path / "kaggle"))
     recipe = load_recipe("alpaca").changed(image_size=48)
-    table = split(photo_table(photos), recipe)
-    found, weights, reasons = settle(recipe, table)
+    table = split(image_table(images), recipe)
+    found, weights, reasons = resolve(recipe, table)
     assert found.arch == weights.arch == EMBEDDED_ARCH
     assert reasons["arch"].startswith("the weights of mobilenet_v2 are out of reach; ")
     (tmp_path / "kaggle/input/weights").mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "kaggle/input/weights/mobilenet_v2.pth")
-    found, weights, reasons = settle(recipe, table)
+    found, weights, reasons = resolve(recipe, table)
     assert found.arch == weights.arch == "mobilenet_v2" and "within reach" in reasons["arch"]
-    assert settle(recipe.changed(scratch=True, arch="resnet18 or auto"), table)[0].arch == "resnet18"
+    assert resolve(recipe.changed(scratch=True, arch="resnet18 or auto"), table)[0].arch == "resnet18"
     mine = recipe.changed(arch="resnet18 or auto", weights=str(tmp_path / "kaggle/input/weights/mobilenet_v2.pth"))
-    assert settle(mine, table)[0].arch == "resnet18", "a file of weights is for the body that the recipe names first"
+    assert resolve(mine, table)[0].arch == "resnet18", "a file of weights is for the body that the recipe names first"
     with pytest.raises(RecipeError, match="no architecture 'resnet81'"):
-        settle(recipe.changed(arch="resnet81 or auto"), table)
+        resolve(recipe.changed(arch="resnet81 or auto"), table)

@@ -79,12 +79,12 @@ def run(done: baseline.Baseline, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done.folder, tmp_path / "run"))
 
 
-def made_run(source: Path, folder: Path, classes: list[str], photos: list[str], each: int, every: int = 5) -> Path:
+def made_run(source: Path, folder: Path, classes: list[str], images: list[str], each: int, every: int = 5) -> Path:
     """A run folder with other classes: the manifest of a real run, made-up predictions, no model.
 
     Args:
-        photos: paths, taken in turn.
-        each: test photos of a class.
+        images: paths, taken in turn.
+        each: test images of a class.
         every: one of so many is predicted as the next class.
     """
     manifest = json.loads((source / "manifest.json").read_text())
@@ -96,13 +96,13 @@ def made_run(source: Path, folder: Path, classes: list[str], photos: list[str], 
     raw[np.arange(count), told] += rng.random(count) * len(classes)
     raw[np.arange(count), told] = raw.max(1) * 1.01
     probabilities = raw / raw.sum(1, keepdims=True)
-    rows = pd.DataFrame({"path": [photos[n % len(photos)] for n in range(count)], "label": labels, "split": "test"})
+    rows = pd.DataFrame({"path": [images[n % len(images)] for n in range(count)], "label": labels, "split": "test"})
     for prefix in ("", "plain_"):
         rows[f"{prefix}predicted"] = np.array(classes, dtype=object)[told]
         rows[f"{prefix}confidence"] = probabilities.max(1)
         rows[f"{prefix}loss"] = -np.log(probabilities[np.arange(count), truth])
     table = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])
-    manifest["metrics"] = baseline.measure(rows)
+    manifest["metrics"] = baseline.evaluate(rows)
     manifest["data"]["classes"] = classes
     folder.mkdir(parents=True)
     pd.concat([rows, table], axis=1).to_csv(folder / "predictions.csv", index=False)
@@ -185,7 +185,7 @@ def test_the_page_says_what_the_manifest_says(done: baseline.Baseline, page: Pag
             assert f"{100 * found['accuracy']:.2f} %" in said
             assert " to ".join(f"{100 * end:.2f} %" for end in found["interval"]) in said
     best = done.metrics["test"]["tta"]
-    assert f"{10 - best['wrong']} of 10 test photos were right, {best['wrong']} were wrong" in said
+    assert f"{10 - best['wrong']} of 10 test images were right, {best['wrong']} were wrong" in said
     for why in done.manifest["reasons"].values():
         assert why in said
     for stage in done.history.stages:
@@ -200,16 +200,16 @@ def test_the_page_says_what_the_manifest_says(done: baseline.Baseline, page: Pag
 def test_class_by_class_is_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = page_module._read(done.folder)
-    rows = page_module._quality(found, figures.Photos())["per_class"]
+    found = page_module.read_run(done.folder)
+    rows = page_module._quality_section(found, figures.ThumbnailCache())["per_class"]
     wanted = precision_recall_fscore_support(
         found.rows["label"], found.rows["predicted"], labels=found.classes, zero_division=np.nan
     )
-    for name, values in zip(("precision", "recall", "f1", "photos"), wanted, strict=True):
+    for name, values in zip(("precision", "recall", "f1", "images"), wanted, strict=True):
         assert [np.nan if row[name] is None else row[name] for row in rows] == pytest.approx(values, nan_ok=True)
 
 
-def test_a_class_without_photos_or_predictions_has_dashes(run: Path) -> None:
+def test_a_class_without_images_or_predictions_has_dashes(run: Path) -> None:
     table = pd.read_csv(run / "predictions.csv")
     table["p_wasps"] = 0.0
     table.to_csv(run / "predictions.csv", index=False)
@@ -231,7 +231,7 @@ def test_odd_class_names_are_text_and_nothing_else(done: baseline.Baseline, tmp_
     assert any("🐝 bees" in (image["alt"] or "") for image in page.all("img"))
 
 
-def test_photos_that_have_moved_leave_grey_boxes_and_a_sentence(run: Path, tmp_path: Path) -> None:
+def test_images_that_have_moved_leave_grey_boxes_and_a_sentence(run: Path, tmp_path: Path) -> None:
     before = page_of(run)
     for name in ("predictions.csv", "split.csv"):
         table = pd.read_csv(run / name, dtype=str, keep_default_na=False)
@@ -241,11 +241,11 @@ def test_photos_that_have_moved_leave_grey_boxes_and_a_sentence(run: Path, tmp_p
     page = page_of(run)
     assert "could not be read where they were" in page.said and "could not be read" not in before.said
     assert not page.all("img") and page.text.count("not there</div>") >= 10
-    assert "Grad-CAM: the photos are not at hand" in page.said
+    assert "Grad-CAM: the images are not at hand" in page.said
     assert [w for w in before.said.split() if "%" in w][:6] == [w for w in page.said.split() if "%" in w][:6]
 
 
-def test_a_damaged_photo_is_a_grey_box_too(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_a_grey_box_too(run: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     table = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
     table.loc[table["split"] == "test", "path"] = str(tmp_path / "torn.jpg")
@@ -267,15 +267,15 @@ def test_two_hundred_classes_are_small_and_readable(done: baseline.Baseline, tmp
     assert Image.open(folder / "confusion.png").width < 1200
 
 
-def test_ten_thousand_photos_take_seconds(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_ten_thousand_images_take_seconds(done: baseline.Baseline, tmp_path: Path) -> None:
     folder = made_run(done.folder, tmp_path / "large", list("abcdefghij"), done.predictions["path"].tolist(), each=1000)
     began = time.process_time()  # of this process alone, whatever else the machine does
     write_report(folder)
     assert time.process_time() - began < 20
-    assert "8,000 of 10,000 test photos were right" in page_of(folder).said
+    assert "8,000 of 10,000 test images were right" in page_of(folder).said
 
 
-def test_several_labels_a_photo_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
+def test_several_labels_a_image_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
     table["label"] = [
         "ants;bees" if n % 3 == 0 else "" if n % 7 == 0 else label for n, label in enumerate(table["label"])
@@ -284,11 +284,11 @@ def test_several_labels_a_photo_have_their_own_numbers(run: Path, done: baseline
     table.to_csv(run / "predictions.csv", index=False)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["recipe"]["labels"] = "many"
-    manifest["metrics"] = baseline.measure(table, "many")
+    manifest["metrics"] = baseline.evaluate(table, "many")
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     said = page_of(run).said
-    assert "micro F1 on the test split" in said and "A photo may have several labels here" in said
+    assert "micro F1 on the test split" in said and "An image may have several labels here" in said
     assert f"{100 * manifest['metrics']['test']['tta']['micro_f1']:.2f}" in said
 
 
@@ -298,7 +298,7 @@ def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
     pairs = pd.DataFrame([{**pair, "split": "test", "other_split": "train", "leak": True, "conflict": True}])
     (run / "audit").mkdir(exist_ok=True)
     pairs.to_csv(run / "audit" / "pairs.csv", index=False)
-    finding = {"finding": "leak", "photos": 1, "words": "1 pair", "effect": "the number is too good", "answer": "drop"}
+    finding = {"finding": "leak", "images": 1, "words": "1 pair", "effect": "the number is too good", "answer": "drop"}
     (run / "audit" / "findings.json").write_text(json.dumps({"findings": [finding]}))
     write_report(run)
     said = page_of(run).said
@@ -393,19 +393,19 @@ def test_the_command_prints_the_page_or_one_line(run: Path, tmp_path: Path) -> N
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("baseline: ")
 
 
-# ---- the model runs for the photos that are shown, and for no others ------------------------------------------------
+# ---- the model runs for the images that are shown, and for no others ------------------------------------------------
 
 
-def test_the_model_sees_only_the_photos_that_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_sees_only_the_images_that_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, facts = load_network(run)
     seen: list[int] = []
-    model[0].register_forward_hook(lambda _, photos, __: seen.append(len(photos[0])))
+    model[0].register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
     monkeypatch.setattr(model_folder, "load_network", lambda _: (model, facts))
     table = pd.read_csv(run / "predictions.csv", dtype={"path": str, "label": str})
     pd.concat([table] * 50, ignore_index=True).to_csv(run / "predictions.csv", index=False)
     write_report(run)
     looked = sum(seen)
-    assert 0 < looked <= page_module.ERRORS + page_module.HITS < 500
+    assert 0 < looked <= page_module.ERROR_COUNT + page_module.HIT_COUNT < 500
     write_report(run)
     assert sum(seen) == looked, "a page made again shows what was found"
     (run / "gradcam.npz").write_bytes(b"torn")
@@ -439,7 +439,7 @@ def test_the_page_leaves_random_states_as_they_were(run: Path) -> None:
 
 
 def red_and_blue() -> nn.Sequential:
-    """A network whose class 0 is how red a photo is, class 1 how blue; 8 pixels a place."""
+    """A network whose class 0 is how red an image is, class 1 how blue; 8 pixels a place."""
     body = nn.Conv2d(3, 2, 8, stride=8, bias=False)
     with torch.no_grad():
         body.weight.zero_()
@@ -448,10 +448,10 @@ def red_and_blue() -> nn.Sequential:
 
 
 def test_grad_cam_finds_where_the_evidence_is() -> None:
-    photo = torch.zeros(2, 3, 32, 48)
-    photo[:, 0, :8, :8] = 1  # red above left
-    photo[:, 2, 24:, 40:] = 1  # blue below right
-    found = grad_cam(red_and_blue(), photo, [0, 1])
+    image = torch.zeros(2, 3, 32, 48)
+    image[:, 0, :8, :8] = 1  # red above left
+    image[:, 2, 24:, 40:] = 1  # blue below right
+    found = grad_cam(red_and_blue(), image, [0, 1])
     assert found is not None and found.shape == (2, 4, 6) and found.dtype == np.float32
     assert found[0, 0, 0] == 1 and found[0].sum() == 1
     assert found[1, 3, 5] == 1 and found[1].sum() == 1
@@ -461,7 +461,7 @@ def test_grad_cam_finds_where_the_evidence_is() -> None:
 
 def test_grad_cam_is_the_papers_formula_by_hooks(done: baseline.Baseline) -> None:
     model, _ = load_network(done.folder)
-    photos = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     kept: dict[str, torch.Tensor] = {}
 
     def keep(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
@@ -469,11 +469,11 @@ def test_grad_cam_is_the_papers_formula_by_hooks(done: baseline.Baseline) -> Non
         maps.register_hook(lambda slope: kept.update(slopes=slope))
 
     handle = model[0].register_forward_hook(keep)
-    model(photos)[[0, 1], [1, 0]].sum().backward()
+    model(images)[[0, 1], [1, 0]].sum().backward()
     handle.remove()
     places = (kept["slopes"].mean((2, 3), keepdim=True) * kept["maps"]).sum(1).relu().detach()
     wanted = places / places.amax((1, 2), keepdim=True).clamp(min=1e-12)  # dark where nothing speaks for the class
-    found = grad_cam(model, photos, [1, 0])
+    found = grad_cam(model, images, [1, 0])
     assert found is not None and found == pytest.approx(wanted.numpy(), abs=1e-5)
     assert all(parameter.grad is None for parameter in load_network(done.folder)[0].parameters())
 
@@ -481,7 +481,9 @@ def test_grad_cam_is_the_papers_formula_by_hooks(done: baseline.Baseline) -> Non
 def test_an_overlay_is_bright_where_the_evidence_is() -> None:
     places = np.zeros((4, 4), dtype=np.float32)
     places[0, 3] = 1
-    overlay = np.asarray(figures.heated(Image.new("RGB", (60, 40), "gray"), places, 120).convert("L")).astype(float)
+    overlay = np.asarray(figures.overlay_heatmap(Image.new("RGB", (60, 40), "gray"), places, 120).convert("L")).astype(
+        float
+    )
     assert overlay.shape == (120, 120)
     assert overlay[:30, 90:].mean() > overlay[60:, :60].mean() + 50
 
@@ -500,7 +502,7 @@ def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monke
 
 
 def test_errors_and_hits_come_with_an_overlay(run: Path, page: Page) -> None:
-    shown = page.text[page.text.index('id="photos"') :]
+    shown = page.text[page.text.index('id="images"') :]
     assert shown.count("what spoke for") == re.split("Labels that may|Random pred", shown)[0].count("<figure")
 
 

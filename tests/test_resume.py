@@ -20,20 +20,20 @@ import pytest
 import torch
 
 import baseline
-from baseline import OutputError, Recipe, RecipeError, Show, Stage, TrainingError, files, make_baseline, train
+from baseline import OutputError, Progress, Recipe, RecipeError, Stage, TrainingError, files, make_baseline, train
 from baseline.cli import app
 from baseline.training import checkpoint
-from baseline.training.checkpoint import Checkpoints, packed, unpacked
-from baseline.vision.rng import seeded
+from baseline.training.checkpoint import Checkpoints, pack, unpack
+from baseline.vision.rng import seed_everything
 
-QUIET = Show()
+QUIET = Progress()
 
 
-class Said(Show):
+class Said(Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
     def __str__(self) -> str:
@@ -43,14 +43,14 @@ class Said(Show):
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state is written at the end of every epoch."""
-    monkeypatch.setattr(checkpoint, "EVERY", 0)
-    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    monkeypatch.setattr(checkpoint, "MIN_SECONDS_BETWEEN", 0)
+    monkeypatch.setattr(checkpoint, "MAX_TIME_FRACTION", 0)
 
 
 STILL = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
 PLANS: dict[str, Any] = {
     "kept outputs": (STILL, (Stage("head", 2), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
-    "whole photos": ({}, (Stage(3, 2, "find", "moving", optimizer="sgd"), Stage("head", 1, 1e-3))),
+    "whole images": ({}, (Stage(3, 2, "find", "moving", optimizer="sgd"), Stage("head", 1, 1e-3))),
     "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau"),
                      Stage(3, 2, 1e-4, optimizer="ranger", schedule="flat_cos"))),
     "smaller": ({}, (Stage(3, 2, 1e-3, image_size=32, optimizer="lamb", schedule="constant"),
@@ -79,7 +79,7 @@ def test_from_every_state_training_ends_the_same(
 
 
 def trained(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[baseline.History, dict[str, torch.Tensor]]:
-    with seeded(0):
+    with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=run), recipe, path=run)
         return train(learn, recipe, kept=Checkpoints(run)), learn.model.state_dict()
 
@@ -97,15 +97,15 @@ def same(one: Any, two: Any) -> None:
 
 
 def test_what_was_begun_otherwise_is_refused_with_the_difference(
-    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "my run"
+    own, run = shutil.copytree(images, tmp_path / "own"), tmp_path / "my run"
     quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(3), raising=False)
+        patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(3), raising=False)
         said = Said()
         with pytest.raises(KeyboardInterrupt):
-            make_baseline(own, quick, out=run, show=said)
+            make_baseline(own, quick, out=run, progress=said)
     assert f"to go on: baseline run '{run}' --resume" in str(said)
     before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
     for words, changes in (
@@ -114,17 +114,17 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
          {"stages": (Stage("head", 3, 1e-3), Stage("all", 1, 1e-4))}),
     ):  # fmt: skip
         with pytest.raises(OutputError, match=words):
-            make_baseline(own, quick.changed(**changes), out=run, show=QUIET)
+            make_baseline(own, quick.changed(**changes), out=run, progress=QUIET)
     with pytest.raises(OutputError, match="seed was 0 and is 1"):
-        make_baseline(own, quick, out=run, show=QUIET, seed=1)
+        make_baseline(own, quick, out=run, progress=QUIET, seed=1)
     first = own / "ants" / "00.jpg"
     stat, content = first.stat(), first.read_bytes()
     first.write_bytes(content)
     with pytest.raises(OutputError, match=r"1 were written anew, such as .*00\.jpg"):
-        make_baseline(own, quick, out=run, show=QUIET)
+        make_baseline(own, quick, out=run, progress=QUIET)
     first.rename(tmp_path / "away.jpg")
-    with pytest.raises(OutputError, match=r"1 photos have gone, such as .*00\.jpg"):
-        make_baseline(own, quick, out=run, show=QUIET)
+    with pytest.raises(OutputError, match=r"1 images have gone, such as .*00\.jpg"):
+        make_baseline(own, quick, out=run, progress=QUIET)
     (tmp_path / "away.jpg").rename(first)
     os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert {path: path.read_bytes() for path in (run / "unfinished").iterdir()} == before
@@ -139,21 +139,21 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
     assert f"it was begun on 2 x Tesla T4, and this is {begun['device']}: its numbers will be others" in errors
     assert sorted(path.name for path in run.iterdir()).count("unfinished") == 0
     with pytest.raises(OutputError, match="holds a finished run"):
-        baseline.go_on(run)
+        baseline.resume(run)
     with pytest.raises(OutputError, match="holds no unfinished run"):
-        baseline.go_on(tmp_path)
+        baseline.resume(tmp_path)
 
 
 def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
-    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3),), cache_gb=1)
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(2), raising=False)
+        patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
-            make_baseline(photos, plan, out=run, show=QUIET)
+            make_baseline(images, plan, out=run, progress=QUIET)
     copy = shutil.copytree(run, tmp_path / "copy")
-    done = make_baseline(photos, plan.changed(log="csv", cache_gb=0, workers=1), out=run, show=QUIET)
+    done = make_baseline(images, plan.changed(log="csv", cache_gb=0, workers=1), out=run, progress=QUIET)
     words = ["--resume", "--quiet", "--log", "csv", "--cache-gb", "0", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words, "--seed", "7"])
     with pytest.raises(SystemExit) as ended:
@@ -174,51 +174,51 @@ def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
 
 
 def test_a_run_of_another_version_is_refused_in_words(
-    photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(1), raising=False)
+        patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(1), raising=False)
         with pytest.raises(KeyboardInterrupt):
-            make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
+            make_baseline(images, small, out=tmp_path / "run", progress=QUIET)
     file = tmp_path / "run" / "unfinished" / "begun.json"
     begun = json.loads(file.read_text())
     for recipe in (begun["recipe"], begun["asked"]["recipe"]):
         recipe["mixup"] = 0.2
     file.write_text(json.dumps(begun))
     with pytest.raises(OutputError, match=r"run was begun by another version of baseline\. Remove it, or give another"):
-        baseline.go_on(tmp_path / "run", show=QUIET)
+        baseline.resume(tmp_path / "run", progress=QUIET)
     with pytest.raises(OutputError, match=r"was begun with something else: mixup was 0\.2 and is None"):
-        make_baseline(photos, small, out=tmp_path / "run", show=QUIET)
+        make_baseline(images, small, out=tmp_path / "run", progress=QUIET)
 
 
 def test_a_run_goes_on_and_is_made_again_from_another_folder(
-    photos: Path, small: Recipe, tiny: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, tiny: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, away, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
     away.mkdir()
-    shutil.copytree(photos, here / "photos")
+    shutil.copytree(images, here / "images")
     shutil.copytree(tiny, here / "second")
     weights = baseline.vision.weights.find_weights(baseline.recipe.auto.EMBEDDED_ARCH).path
     shutil.copy(weights, here / weights.name)
-    files = sorted(path for path in photos.rglob("*.jpg"))
+    files = sorted(path for path in images.rglob("*.jpg"))
     rows = [f"{path.name},{path.parent.name},{'valid' if at % 4 else 'train'}" for at, path in enumerate(files)]
     for name in ("ants", "bees"):
-        for path in (here / "photos" / name).iterdir():
-            path.rename(here / "photos" / f"{name}-{path.name}")
+        for path in (here / "images" / name).iterdir():
+            path.rename(here / "images" / f"{name}-{path.name}")
     rows = [f"{path.parent.name}-{row}" for path, row in zip(files, rows, strict=True)]
     (here / "table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     shutil.copy(here / "table.csv", here / "split.csv")
     monkeypatch.chdir(here)
-    given = {"images": "photos", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
+    given = {"image_dir": "images", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
              "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.auto.EMBEDDED_ARCH}  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(2), raising=False)
+        patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
-            make_baseline("table.csv", quick, out="run", show=QUIET, **given)
+            make_baseline("table.csv", quick, out="run", progress=QUIET, **given)
     monkeypatch.chdir(away)
-    done = baseline.go_on("../here/run", show=QUIET)
-    assert done.recipe.images == str(here / "photos") and done.recipe.weights == str(here / weights.name)
-    again = make_baseline(None, here / "run" / "manifest.json", out="again", show=QUIET)
+    done = baseline.resume("../here/run", progress=QUIET)
+    assert done.recipe.image_dir == str(here / "images") and done.recipe.weights == str(here / weights.name)
+    again = make_baseline(None, here / "run" / "manifest.json", out="again", progress=QUIET)
     assert again.predictions.equals(done.predictions)
 
 
@@ -234,42 +234,42 @@ def interrupted_in(epoch: int) -> Any:
 
 
 def test_a_budget_is_that_of_all_beginnings_together(
-    photos: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     plan = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4)), budget="5m")
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(2), raising=False)
+        patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
-            make_baseline(photos, plan, out=run, show=QUIET)
+            make_baseline(images, plan, out=run, progress=QUIET)
     begun, state = (json.loads((run / "unfinished" / f"{name}.json").read_text()) for name in ("begun", "state"))
     copy = shutil.copytree(run, tmp_path / "late")
     (copy / "unfinished" / "state.json").write_text(json.dumps(state | {"spent": 290}))
     epochs = []
     for each in (run, copy):
-        done = make_baseline(photos, plan, out=each, show=QUIET)
+        done = make_baseline(images, plan, out=each, progress=QUIET)
         manifest = baseline.runs.folder.read_manifest(each)
         assert (manifest["recipe"], manifest["reasons"]) == (begun["recipe"], begun["reasons"])
         epochs.append(len(done.history.epochs))
     assert epochs[0] > epochs[1] and done.manifest["seconds"]["training"] > 290
 
 
-def test_resume_needs_something_to_go_on_with(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_resume_needs_something_to_go_on_with(images: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for words, needed in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
-        monkeypatch.setattr(sys, "argv", ["baseline", "run", str(photos), *words, "--resume"])
+        monkeypatch.setattr(sys, "argv", ["baseline", "run", str(images), *words, "--resume"])
         with pytest.raises(SystemExit) as ended:
             app.main()
         assert ended.value.code == 2 and needed in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_table_in_memory_has_to_be_given_again(
-    photos: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(1), raising=False)
+    monkeypatch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(1), raising=False)
     with pytest.raises(KeyboardInterrupt):
-        make_baseline(baseline.photo_table(photos), small, out=tmp_path / "run", show=QUIET)
+        make_baseline(baseline.image_table(images), small, out=tmp_path / "run", progress=QUIET)
     with pytest.raises(OutputError, match=r"begun with a table in memory\. Call make_baseline with it and out="):
-        baseline.go_on(tmp_path / "run")
+        baseline.resume(tmp_path / "run")
 
 
 def test_a_damaged_state_is_refused_and_a_half_written_one_is_none(settled: tuple, often: None, tmp_path: Path) -> None:
@@ -292,14 +292,14 @@ def test_until_a_state_is_whole_the_last_one_is(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a run that is killed when all but the last file of a state is written would leave it."""
-    put, copies = files.write, []
+    put, copies = files.write_atomic, []
 
     def written(path: Path, content: Any) -> None:
         if path.name == "state.json" and path.exists():
             copies.append(shutil.copytree(path.parent, tmp_path / f"{len(copies)}" / "unfinished").parent)
         put(path, content)
 
-    monkeypatch.setattr(files, "write", written)
+    monkeypatch.setattr(files, "write_atomic", written)
     trained(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
     assert len(copies) == 5
     assert all(Checkpoints(run).state() for run in copies)
@@ -308,16 +308,16 @@ def test_until_a_state_is_whole_the_last_one_is(
 def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, said = files.write, Said()
+    write, said = files.write_atomic, Said()
 
     def full(path: Path, content: Any) -> None:
         if "now-" in path.name and list(path.parent.glob("state.json")):
             (path.parent / f".{path.name}.part").symlink_to("/dev/full")
         write(path, content)
 
-    monkeypatch.setattr(files, "write", full)
+    monkeypatch.setattr(files, "write_atomic", full)
     recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3),))
-    with seeded(0):
+    with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
         history = train(learn, recipe, said, kept=Checkpoints(tmp_path))
     assert len(history.epochs) == 3
@@ -336,8 +336,8 @@ def test_what_is_kept_comes_back_as_it_was() -> None:
         "d": np.float64(0.1),
         "e": {"tuple": [1]},
     }
-    told, tensors = packed(value)
-    back = unpacked(json.loads(json.dumps(told)), tensors)
+    told, tensors = pack(value)
+    back = unpack(json.loads(json.dumps(told)), tensors)
     assert torch.equal(back["b"].pop(3), value["b"].pop(3)) and back == value
     random.Random().setstate(back["c"])
 
@@ -349,17 +349,17 @@ def test_outputs_of_frozen_layers_that_found_room_only_then_or_only_now(
     still = {**vars(settled[0].augment), **STILL}
     recipe = settled[0].changed(stages=(Stage(3, 3, 1e-4),), cache_gb=0, augment=still)
     with monkeypatch.context() as patch:
-        patch.setattr(baseline.training.callbacks._Watch, "before_train", interrupted_in(3), raising=False)
-        patch.setattr(baseline.training.frozen, "MEMORY_SHARE", 1 / 4 if room == "then" else 0)
+        patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(3), raising=False)
+        patch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4 if room == "then" else 0)
         with pytest.raises(KeyboardInterrupt):
             trained(recipe, settled[1], tmp_path / "run")
-    monkeypatch.setattr(baseline.training.frozen, "MEMORY_SHARE", 1 / 4 if room == "now" else 0)
+    monkeypatch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4 if room == "now" else 0)
     if room == "then":
         with pytest.raises(
             OutputError, match=r"no room now\. .* or remove .*run/unfinished, and the run begins anew\.$"
         ):
             trained(recipe, settled[1], tmp_path / "run")
-        monkeypatch.setattr(baseline.training.frozen, "MEMORY_SHARE", 1 / 4)
+        monkeypatch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4)
     assert trained(recipe, settled[1], tmp_path / "run")[0].epochs["epoch"].tolist() == [1, 2, 3]
 
 
@@ -383,7 +383,7 @@ class Spoilt:
 
 def spoilt(settled: tuple, folder: Path, batches: set[int], factor: float, *stages: Stage) -> tuple[Any, Said]:
     recipe, said = settled[0].changed(stages=stages), Said()
-    with seeded(0):
+    with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=folder), recipe, path=folder)
         learn.loss_func = Spoilt(learn.loss_func, batches, factor)
         return train(learn, recipe, said), said
@@ -414,7 +414,7 @@ def test_a_loss_that_goes_wrong_twice_ends_training_with_the_best_so_far(settled
 
 def test_a_stage_that_no_longer_gets_better_ends(settled: tuple, tmp_path: Path) -> None:
     recipe, said = settled[0].changed(stages=(Stage("head", 50, 1e-6), Stage("head", 2, 1e-3)), patience=3), Said()
-    with seeded(0):
+    with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
         learn.loss_func = Spoilt(learn.loss_func, set(), 1)
         history = train(learn, recipe.changed(stages=(Stage("head", 50, 1e-1), Stage("head", 2, 1e-3))), said)
@@ -431,7 +431,7 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
 ) -> None:
     recipe, table = settled[0].changed(workers=1, cache_gb=0, stages=(Stage(3, 2, 1e-3),)), settled[1]
     monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
-    fit, deaths = baseline.data.image.fit_photo, tmp_path / "deaths"
+    fit, deaths = baseline.data.image.resize_image, tmp_path / "deaths"
     deaths.write_text("")
     pid = os.getpid()
 
@@ -442,16 +442,19 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
         return fit(*given)
 
     most, found = 0, []
-    monkeypatch.setattr(baseline.vision.dataloaders, "fit_photo", deadly)
+    monkeypatch.setattr(baseline.vision.dataloaders, "fit_image", deadly)
     for most in (0, 1):
         said = Said()
-        with seeded(0):
+        with seed_everything(0):
             learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
             found.append((train(learn, recipe, said), learn.model.state_dict()))
         assert ("it is replaced, once" in str(said)) == (most == 1)
     same(*found)
     most = 9
-    with seeded(0), pytest.raises(TrainingError, match=r"Readers of photos die: .*exited unexpectedly.*--workers"):
+    with (
+        seed_everything(0),
+        pytest.raises(TrainingError, match=r"Readers of images die: .*exited unexpectedly.*--workers"),
+    ):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
         train(learn, recipe, QUIET)
 
@@ -517,10 +520,10 @@ def numbers(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def undisturbed(photos: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
+def undisturbed(images: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
     """A run's command, but for its folder, the folder of one that nobody disturbed, and its seconds."""
     (tmp_path / "plan.toml").write_text(PLAN)
-    words = ["run", tmp_path / "plan.toml", "--data", photos, "--out"]
+    words = ["run", tmp_path / "plan.toml", "--data", images, "--out"]
     began = time.perf_counter()
     whole = begin(*words, tmp_path / "whole")
     _, errors = whole.communicate()

@@ -24,9 +24,9 @@ import baseline
 from baseline import (
     DataError,
     OutputError,
+    Progress,
     Recipe,
     RecipeError,
-    Show,
     Stage,
     WeightsError,
     files,
@@ -34,7 +34,7 @@ from baseline import (
     make_baseline,
 )
 
-QUIET = Show()
+QUIET = Progress()
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -43,7 +43,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseline) -> None:
     wrong = bool(done.metrics["test"]["tta"]["wrong"])  # a run without an error has no picture of errors
-    doubt = len(baseline.suspected_labels(done.predictions)) > 0
+    doubt = len(baseline.suspect_labels(done.predictions)) > 0
     assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
         "classes.png", "confusion.png", *["errors.png"] * wrong, "gradcam.npz", "history.csv", "hits.png",
         "lr_find.csv",
@@ -65,7 +65,7 @@ def test_the_manifest_tells_everything_that_was_decided(done: baseline.Baseline)
     assert manifest["recipe"]["batch_size"] == 16 and "auto" not in (manifest["recipe"]["precision"],)
     assert manifest["weights"]["sha256"].startswith("57934424")
     assert set(manifest["seconds"]) >= {"data", "weights", "training", "evaluation"}
-    assert manifest["data"]["photos"] == {"train": 34, "valid": 4, "test": 10}
+    assert manifest["data"]["images"] == {"train": 34, "valid": 4, "test": 10}
     assert manifest["metrics"]["test"]["tta"]["accuracy"] == done.metrics["test"]["tta"]["accuracy"]
     assert manifest["versions"]["fastai"] and manifest["device"] and manifest["data"]["sha256"]
 
@@ -79,43 +79,43 @@ def test_the_learner_is_whole_and_ready(done: baseline.Baseline) -> None:
 
 
 def test_it_learned_something(done: baseline.Baseline) -> None:
-    everything = baseline.predictions(done.learner, baseline.photo_table(_photos_of(done)).assign(split="test"))
+    everything = baseline.predict(done.learner, baseline.image_table(_images_of(done)).assign(split="test"))
     assert (everything["predicted"] == everything["label"]).mean() > 0.85
 
 
-def _photos_of(done: baseline.Baseline) -> str:
-    return done.manifest["photos"]
+def _images_of(done: baseline.Baseline) -> str:
+    return done.manifest["images"]
 
 
 def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     done: baseline.Baseline, tmp_path: Path
 ) -> None:
     torch.rand(3)  # the state outside must not matter
-    again = make_baseline(None, done.folder / "manifest.json", out=tmp_path / "again", show=QUIET)
+    again = make_baseline(None, done.folder / "manifest.json", out=tmp_path / "again", progress=QUIET)
     pd.testing.assert_frame_equal(again.predictions, done.predictions, check_exact=True)
     assert again.metrics == done.metrics
-    other = make_baseline(None, done.folder / "manifest.json", seed=1, out=tmp_path / "other", show=QUIET)
+    other = make_baseline(None, done.folder / "manifest.json", seed=1, out=tmp_path / "other", progress=QUIET)
     assert not other.predictions["loss"].equals(done.predictions["loss"])
 
 
-def test_a_run_again_says_that_photos_have_come_or_gone(photos: Path, tmp_path: Path, small: Recipe) -> None:
-    class Said(baseline.Show):
+def test_a_run_again_says_that_images_have_come_or_gone(images: Path, tmp_path: Path, small: Recipe) -> None:
+    class Said(baseline.Progress):
         def __init__(self) -> None:
             self.lines: list[str] = []
 
-        def say(self, line: str) -> None:
+        def log(self, line: str) -> None:
             self.lines.append(line)
 
-    own, run = shutil.copytree(photos, tmp_path / "own"), tmp_path / "my run"
-    make_baseline(own, small.changed(stages=(baseline.Stage("head", 1, 1e-3),)), out=run, show=baseline.Show())
+    own, run = shutil.copytree(images, tmp_path / "own"), tmp_path / "my run"
+    make_baseline(own, small.changed(stages=(baseline.Stage("head", 1, 1e-3),)), out=run, progress=baseline.Progress())
     option = f"--split-file '{run / 'split.csv'}'"
-    words = f"other photos or splits than in {run}; {option} takes those, where all are there still"
+    words = f"other images or splits than in {run}; {option} takes those, where all are there still"
     found = []
-    for name, changes in (("same", {}), ("fewer", {}), ("seed", {"seed": 1}), ("given", {"photos": own})):
+    for name, changes in (("same", {}), ("fewer", {}), ("seed", {"seed": 1}), ("given", {"images": own})):
         if name == "fewer":
             (own / "ants" / "00.jpg").unlink()
         said = Said()
-        make_baseline(**{"photos": None, **changes}, recipe=run / "manifest.json", out=tmp_path / name, show=said)
+        make_baseline(**{"images": None, **changes}, recipe=run / "manifest.json", out=tmp_path / name, progress=said)
         found.append(words in said.lines)
     assert found == [False, True, False, False]
 
@@ -123,10 +123,10 @@ def test_a_run_again_says_that_photos_have_come_or_gone(photos: Path, tmp_path: 
 def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.Baseline) -> None:
     code = (
         "import sys, torch, baseline\n"
-        "from baseline.data.image import fit_photo, open_photo\n"
+        "from baseline.data.image import resize_image, load_image\n"
         "import numpy as np\n"
         "model, facts = baseline.load_network(sys.argv[1])\n"
-        "square = fit_photo(open_photo(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
+        "square = fit_image(open_image(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
         "x = torch.tensor(np.asarray(square).transpose(2, 0, 1)[None] / 255, dtype=torch.float32)\n"
         "mean, std = (torch.tensor(facts[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))\n"
         "with torch.no_grad(): print(*model((x - mean) / std).softmax(1)[0].tolist())\n"
@@ -152,82 +152,82 @@ def test_a_damaged_or_newer_model_folder_is_refused(done: baseline.Baseline, tmp
     assert load_file(done.folder / "model" / "model.safetensors")
 
 
-def test_nothing_is_written_but_the_run_folder_and_the_cache(photos: Path, tmp_path: Path, small: Recipe) -> None:
+def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_path: Path, small: Recipe) -> None:
     work, home = tmp_path / "work", Path(os.environ["BASELINE_HOME"])
     work.mkdir()
     os.chdir(work)
-    before = listing(photos)
-    done = make_baseline(photos, small.changed(stages=(Stage("head", 1),)), show=QUIET)
+    before = listing(images)
+    done = make_baseline(images, small.changed(stages=(Stage("head", 1),)), progress=QUIET)
     assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
-    assert listing(photos) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-2.sqlite"}
+    assert listing(images) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-2.sqlite"}
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 
-def test_a_dataframe_and_a_folder_give_the_same_numbers(photos: Path, tmp_path: Path, small: Recipe) -> None:
+def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: Path, small: Recipe) -> None:
     recipe = small.changed(stages=(Stage("head", 1, 1e-3),))
-    table = baseline.photo_table(photos)[["path", "label"]]
-    one = make_baseline(photos, recipe, out=tmp_path / "one", show=QUIET)
-    two = make_baseline(table, recipe, out=tmp_path / "two", show=QUIET)
+    table = baseline.image_table(images)[["path", "label"]]
+    one = make_baseline(images, recipe, out=tmp_path / "one", progress=QUIET)
+    two = make_baseline(table, recipe, out=tmp_path / "two", progress=QUIET)
     assert one.predictions.equals(two.predictions)
-    again = make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", show=QUIET)
+    again = make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", progress=QUIET)
     assert again.predictions.equals(one.predictions)
     (two.folder / "split.csv").unlink()
     with pytest.raises(RecipeError, match="names no data set and none was given"):
-        make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", show=QUIET)
+        make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", progress=QUIET)
 
 
-def test_given_splits_are_kept_and_no_test_split_is_said(photos: Path, tmp_path: Path, small: Recipe) -> None:
+def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path: Path, small: Recipe) -> None:
     for part, numbers in (("train", range(16)), ("val", range(16, 24))):
         for name in ("ants", "bees"):
             (tmp_path / "given" / part / name).mkdir(parents=True)
             for number in numbers:
-                shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "given" / part / name)
+                shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "given" / part / name)
     done = make_baseline(
-        tmp_path / "given", small.changed(stages=(Stage("head", 1),)), out=tmp_path / "run", show=QUIET
+        tmp_path / "given", small.changed(stages=(Stage("head", 1),)), out=tmp_path / "run", progress=QUIET
     )
-    assert set(done.metrics) == {"valid"} and done.metrics["valid"]["photos"] == 16
+    assert set(done.metrics) == {"valid"} and done.metrics["valid"]["images"] == 16
 
 
-def test_from_scratch_trains_everything_and_says_so(photos: Path, tmp_path: Path, small: Recipe) -> None:
+def test_from_scratch_trains_everything_and_says_so(images: Path, tmp_path: Path, small: Recipe) -> None:
     said: list[str] = []
-    show = type("Listening", (Show,), {"say": lambda self, line: said.append(line)})()
+    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
     changes: dict[str, Any] = {"stages": (Stage("head", 1), Stage("all", 1))}
-    done = make_baseline(photos, small, scratch=True, out=tmp_path / "run", show=show, **changes)
+    done = make_baseline(images, small, scratch=True, out=tmp_path / "run", progress=show, **changes)
     assert done.manifest["weights"] == "random" and [s["trains"] for s in done.history.stages] == ["all"]
     assert any("random weights" in line for line in said)
 
 
-def test_few_photos_shrink_the_batch_in_words(photos: Path, tmp_path: Path, small: Recipe) -> None:
+def test_few_images_shrink_the_batch_in_words(images: Path, tmp_path: Path, small: Recipe) -> None:
     for name in ("ants", "bees"):
         (tmp_path / "few" / name).mkdir(parents=True)
         for number in range(4):
-            shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "few" / name)
+            shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "few" / name)
     said: list[str] = []
-    show = type("Listening", (Show,), {"say": lambda self, line: said.append(line)})()
+    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
     recipe = small.changed(batch_size=64, stages=(Stage("head", 2), Stage("all", 1, 1e-4)))
-    done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", show=show)
+    done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", progress=show)
     assert done.recipe.batch_size == 4
-    assert any("4 training photos do not fill a batch of 64" in line for line in said)
+    assert any("4 training images do not fill a batch of 64" in line for line in said)
     assert done.history.epochs["train_loss"].notna().all()
 
 
-def test_a_finished_run_is_never_overwritten(done: baseline.Baseline, photos: Path) -> None:
+def test_a_finished_run_is_never_overwritten(done: baseline.Baseline, images: Path) -> None:
     before = listing(done.folder)
     with pytest.raises(OutputError, match="holds a finished run"):
-        make_baseline(photos, out=done.folder, show=QUIET)
+        make_baseline(images, out=done.folder, progress=QUIET)
     assert listing(done.folder) == before
 
 
 def test_a_failed_run_leaves_no_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        make_baseline(tmp_path / "nowhere", out=tmp_path / "run", show=QUIET)
+        make_baseline(tmp_path / "nowhere", out=tmp_path / "run", progress=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        make_baseline(photos, out=tmp_path / "file" / "run", show=QUIET)
+        make_baseline(images, out=tmp_path / "file" / "run", progress=QUIET)
 
 
 def test_a_full_disk_is_said_in_words_and_leaves_no_half_file(tmp_path: Path) -> None:
@@ -236,12 +236,12 @@ def test_a_full_disk_is_said_in_words_and_leaves_no_half_file(tmp_path: Path) ->
     target = tmp_path / "history.csv"
     (tmp_path / ".history.csv.part").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="the disk is full"):
-        files.write(target, "x" * 100_000)
+        files.write_atomic(target, "x" * 100_000)
     assert not target.exists() and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow: signal.Signals) -> None:
+def test_an_interrupt_keeps_what_is_finished(images: Path, tmp_path: Path, blow: signal.Signals) -> None:
     recipe = tmp_path / "long.toml"
     recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 100000\nlr = 1e-3\n')
     command = [
@@ -251,7 +251,7 @@ def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow:
         "run",
         str(recipe),
         "--data",
-        str(photos),
+        str(images),
         "--out",
         str(tmp_path / "run"),
     ]

@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 
 from baseline import DataError
-from baseline.deploy.kaggle.submission_format import GIVEN, Naming, Shape, asked_shape, in_shape
+from baseline.deploy.kaggle.submission_format import (
+    GIVEN,
+    ClassNaming,
+    SubmissionFormat,
+    detect_format,
+    format_predictions,
+)
 
 CLASSES = ["ants", "bees"]
 TABLE = pd.DataFrame({"predicted": ["ants", "bees"], "p_ants": [0.9, 0.2], "p_bees": [0.1, 0.8]})
@@ -17,11 +23,13 @@ FLAGS = pd.DataFrame({"predicted": ["ants;bees", ""], "p_ants": [0.9, 0.2], "p_b
 NUMBERED = pd.DataFrame({"predicted": ["0", "1"], "p_0": [0.9, 0.2], "p_1": [0.1, 0.8]})
 
 
-def asked(columns: dict[str, list[str]], classes: list[str] = CLASSES, *namings: Naming, **more: Any) -> Shape:
-    def each() -> Iterator[Naming]:
+def asked(
+    columns: dict[str, list[str]], classes: list[str] = CLASSES, *namings: ClassNaming, **more: Any
+) -> SubmissionFormat:
+    def each() -> Iterator[ClassNaming]:
         yield from namings
 
-    return asked_shape(columns, classes, each, **more)
+    return detect_format(columns, classes, each, **more)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +54,7 @@ def asked(columns: dict[str, list[str]], classes: list[str] = CLASSES, *namings:
 )
 def test_the_sample_decides_the_shape(columns: Any, wish: str, kind: str, written: Any) -> None:
     shape = asked(columns, wish=wish)
-    assert shape.kind == kind and in_shape(TABLE, shape) == written
+    assert shape.kind == kind and format_predictions(TABLE, shape) == written
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,7 @@ def test_the_sample_decides_the_shape(columns: Any, wish: str, kind: str, writte
 )
 def test_classes_that_are_codes_themselves_need_no_guess(columns: Any, kind: str, written: Any) -> None:
     shape = asked(columns, ["0", "1"])
-    assert shape.kind == kind and in_shape(NUMBERED, shape) == written
+    assert shape.kind == kind and format_predictions(NUMBERED, shape) == written
     assert "GUESS" not in " ".join(shape.words)
 
 
@@ -73,33 +81,33 @@ def test_classes_that_are_codes_themselves_need_no_guess(columns: Any, kind: str
         (["1|0"], "|", ["0|1", "1"]),
     ],
 )
-def test_several_labels_a_photo_go_as_the_sample_has_them(values: Any, separator: str, written: Any) -> None:
+def test_several_labels_a_image_go_as_the_sample_has_them(values: Any, separator: str, written: Any) -> None:
     shape = asked({"tags": values}, many=True)
-    assert shape.separator == separator and in_shape(FLAGS, shape) == {"tags": written}
+    assert shape.separator == separator and format_predictions(FLAGS, shape) == {"tags": written}
 
 
 def test_flags_of_several_labels_stand_in_their_columns() -> None:
     shape = asked({"bees": ["0"], "ants": ["1"]}, many=True, wish="one-hot")
-    assert in_shape(FLAGS, shape) == {"ants": ["1", "0"], "bees": ["1", "1"]}
+    assert format_predictions(FLAGS, shape) == {"ants": ["1", "0"], "bees": ["1", "1"]}
 
 
 def test_codes_come_from_who_knows_them_and_a_guess_is_called_one() -> None:
-    turned = Naming({"ants": "1", "bees": "0"}, "by map.json")
+    turned = ClassNaming({"ants": "1", "bees": "0"}, "by map.json")
     known = asked({"label": ["0"]}, CLASSES, turned)
-    assert in_shape(TABLE, known) == {"label": ["1", "0"]} and "by map.json" in known.words[0]
+    assert format_predictions(TABLE, known) == {"label": ["1", "0"]} and "by map.json" in known.words[0]
     assert "ants = 1, bees = 0" in known.words
     assert "A GUESS" in asked({"label": ["0"]}).words[0]
     columns = asked({"y_0": ["0.5"], "y_1": ["0.5"]}, CLASSES, turned)
-    assert in_shape(TABLE, columns) == {"y_0": ["0.1", "0.8"], "y_1": ["0.9", "0.2"]}
+    assert format_predictions(TABLE, columns) == {"y_0": ["0.1", "0.8"], "y_1": ["0.9", "0.2"]}
     single = asked({"label": ["0.5"]}, CLASSES, turned)
-    assert in_shape(TABLE, single) == {"label": ["0.9", "0.2"]}
+    assert format_predictions(TABLE, single) == {"label": ["0.9", "0.2"]}
 
 
 def test_what_the_caller_says_is_taken_at_its_word() -> None:
-    turned, others = (Naming(called, GIVEN) for called in ({"ants": "1", "bees": "0"}, {"ants": "7", "bees": "3"}))
-    assert in_shape(TABLE, asked({"bees": ["0.5"]}, given=turned)) == {"bees": ["0.9", "0.2"]}
-    assert in_shape(TABLE, asked({"label": ["0"]}, given=others)) == {"label": ["7", "3"]}
-    assert in_shape(TABLE, asked({"label": ["ants"]}, given=others)) == {"label": ["7", "3"]}
+    turned, others = (ClassNaming(called, GIVEN) for called in ({"ants": "1", "bees": "0"}, {"ants": "7", "bees": "3"}))
+    assert format_predictions(TABLE, asked({"bees": ["0.5"]}, given=turned)) == {"bees": ["0.9", "0.2"]}
+    assert format_predictions(TABLE, asked({"label": ["0"]}, given=others)) == {"label": ["7", "3"]}
+    assert format_predictions(TABLE, asked({"label": ["ants"]}, given=others)) == {"label": ["7", "3"]}
     with pytest.raises(DataError, match="no class of the run"):
         asked({"y_0": ["1"], "y_1": ["0"]}, given=others)
 
@@ -121,7 +129,7 @@ def test_the_opposite_of_a_class_is_not_what_is_meant() -> None:
         ({"ants": ["1"], "bees": ["0"]}, {"wish": "names"}, "shape names needs one"),
         ({"label": ["1"]}, {"wish": "one-hot"}, "needs one for each class"),
         ({"label": ["0.5"]}, {"many": True}, "holds '0.5'"),
-        ({"label": ["0.5"]}, {"many": True, "wish": "probabilities"}, "one label a photo"),
+        ({"label": ["0.5"]}, {"many": True, "wish": "probabilities"}, "one label an image"),
         ({"label": ["ants"]}, {"wish": "name"}, "Did you mean 'names'"),
     ],
 )
@@ -150,8 +158,8 @@ def test_what_a_sample_of_0_and_1_leaves_open_is_told_and_nothing_else_is(column
 
 
 def test_codes_begin_at_1_only_where_the_sample_shows_it() -> None:
-    assert in_shape(TABLE, asked({"label": ["1"]})) == {"label": ["0", "1"]}
-    assert in_shape(TABLE, asked({"label": ["1", "2"]})) == {"label": ["1", "2"]}
+    assert format_predictions(TABLE, asked({"label": ["1"]})) == {"label": ["0", "1"]}
+    assert format_predictions(TABLE, asked({"label": ["1", "2"]})) == {"label": ["1", "2"]}
     with pytest.raises(DataError, match="holds '0', '2'"):
         asked({"label": ["0", "2"]})
 

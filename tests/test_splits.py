@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from baseline import DataError, Recipe, split
-from baseline.data.split import settle_split
+from baseline.data.split import resolve_split
 
 
 def rows(counts: dict[str, int], given: str | None = None) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def test_shares_are_kept_in_every_class() -> None:
     assert counts["valid"].to_dict() == {"a": 8, "b": 4, "c": 1}
 
 
-def test_every_class_keeps_a_training_photo() -> None:
+def test_every_class_keeps_a_training_image() -> None:
     table = split(rows({"a": 2, "b": 3, "c": 30}), Recipe())
     assert set(table.loc[table["split"] == "train", "label"]) == {"a", "b", "c"}
 
@@ -46,15 +46,15 @@ def test_a_given_valid_split_is_left_alone() -> None:
     assert split(table, Recipe()).equals(table)
 
 
-def test_photos_per_class_thins_training_photos_only() -> None:
+def test_images_per_class_thins_training_images_only() -> None:
     table = pd.concat([rows({"a": 50, "b": 5}, "train"), rows({"a": 9, "b": 9}, "test")], ignore_index=True)
-    counts = split(table, Recipe(photos_per_class=20)).groupby(["label", "split"]).size()
+    counts = split(table, Recipe(images_per_class=20)).groupby(["label", "split"]).size()
     assert counts["a"].to_dict() == {"test": 9, "train": 18, "valid": 2}
     assert counts["b"].sum() == 14
 
 
-def test_too_few_photos_to_set_any_aside_is_refused() -> None:
-    with pytest.raises(DataError, match="No photos can be set aside"):
+def test_too_few_images_to_set_any_aside_is_refused() -> None:
+    with pytest.raises(DataError, match="No images can be set aside"):
         split(rows({"a": 1, "b": 1}, "train"), Recipe())
 
 
@@ -74,17 +74,17 @@ def test_groups_lie_on_one_side_and_every_class_on_all(seed: int) -> None:
 
 
 def test_naming_groups_is_asking_for_them_and_known_splits_win() -> None:
-    assert settle_split(grouped({"a": 3, "b": 3}), Recipe(group_col="who"))[0] == "group"
-    assert settle_split(grouped({"a": 3, "b": 3}), Recipe())[0] == "random"
-    assert settle_split(rows({"a": 3, "b": 3}, "train"), Recipe(group_col="who"))[0] == "provided"
-    with pytest.raises(DataError, match="These photos have no groups"):
+    assert resolve_split(grouped({"a": 3, "b": 3}), Recipe(group_col="who"))[0] == "group"
+    assert resolve_split(grouped({"a": 3, "b": 3}), Recipe())[0] == "random"
+    assert resolve_split(rows({"a": 3, "b": 3}, "train"), Recipe(group_col="who"))[0] == "provided"
+    with pytest.raises(DataError, match="These images have no groups"):
         split(rows({"a": 9, "b": 9}), Recipe(split="group"))
-    with pytest.raises(DataError, match=r"No training photo of 'b' is left|No photos can be set aside"):
+    with pytest.raises(DataError, match=r"No training image of 'b' is left|No images can be set aside"):
         split(grouped({"a": 1, "b": 1}), Recipe(split="group"))
 
 
 @pytest.mark.parametrize("way", ["kfold:4", "group-kfold:4"])
-def test_folds_cover_every_photo_once(way: str) -> None:
+def test_folds_cover_every_image_once(way: str) -> None:
     table = grouped({"a": 8, "b": 8})
     parts = [split(table, Recipe(split=way, fold=fold)) for fold in range(4)]
     valid = pd.concat([part[part["split"] == "valid"] for part in parts])
@@ -93,8 +93,8 @@ def test_folds_cover_every_photo_once(way: str) -> None:
         assert all(part.groupby("group")["split"].nunique().max() == 1 for part in parts)
 
 
-def test_more_folds_than_photos_of_a_class_are_refused() -> None:
-    with pytest.raises(DataError, match=r"5 folds, but class 'b' has 3 photos only. Give at most 3"):
+def test_more_folds_than_images_of_a_class_are_refused() -> None:
+    with pytest.raises(DataError, match=r"5 folds, but class 'b' has 3 images only. Give at most 3"):
         split(rows({"a": 30, "b": 3}), Recipe(split="kfold:5"))
     with pytest.raises(DataError, match="5 folds, but class 'a' has 4 groups only"):
         split(grouped({"a": 4, "b": 9}), Recipe(split="group-kfold:5"))
@@ -114,7 +114,7 @@ def test_time_orders_the_splits(kind: str) -> None:
         split(table.assign(taken=["soon", *table["taken"][1:]]), Recipe(split="time:taken"))
 
 
-def test_a_split_file_gives_the_same_split_to_moved_photos(tmp_path: Path) -> None:
+def test_a_split_file_gives_the_same_split_to_moved_images(tmp_path: Path) -> None:
     table = rows({"a": 30, "b": 30}).assign(path=[f"/here/x/{n % 7}/{n}.jpg" for n in range(60)])
     done = split(table, Recipe(seed=5))
     done.to_csv(tmp_path / "split.csv", index=False)
@@ -122,7 +122,7 @@ def test_a_split_file_gives_the_same_split_to_moved_photos(tmp_path: Path) -> No
     again = split(moved, Recipe(split_file=str(tmp_path / "split.csv")))
     theirs = again.assign(path=again["path"].str.replace("/there", "/here")).set_index("path")["split"]
     assert theirs.to_dict() == done.set_index("path")["split"].to_dict()
-    with pytest.raises(DataError, match=r"1 of 60 photos in .* are not among these photos"):
+    with pytest.raises(DataError, match=r"1 of 60 images in .* are not among these images"):
         split(moved.iloc[1:], Recipe(split_file=str(tmp_path / "split.csv")))
     with pytest.raises(DataError, match="cannot be read"):
         split(moved, Recipe(split_file=str(tmp_path / "nowhere.csv")))
@@ -136,18 +136,18 @@ def test_many_labels_are_split_by_the_rarest() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_of_many_labels_no_class_loses_its_last_training_photo(seed: int, tmp_path: Path) -> None:
+def test_of_many_labels_no_class_loses_its_last_training_image(seed: int, tmp_path: Path) -> None:
     table = rows({"a;c": 6, "b;c": 6, "a": 2, "b": 2, "c;e": 9, "e": 9, "": 5})
     table.loc[[0, 6], "label"] = "a;c;z", "b;c;z"  # z is never alone, nor always the rarest
-    for recipe in (Recipe(seed=seed, labels="many"), Recipe(seed=seed, photos_per_class=2, test_share=0.4)):
+    for recipe in (Recipe(seed=seed, labels="many"), Recipe(seed=seed, images_per_class=2, test_share=0.4)):
         done = split(table, recipe)
         train = {each for label in done.loc[done["split"] == "train", "label"] for each in label.split(";") if each}
         assert train == {*"abcez"} and set(done["split"]) == {"train", "valid", "test"} and "row" not in done
         done.to_csv(tmp_path / "split.csv", index=False)
-        again = split(table, recipe.changed(split_file=str(tmp_path / "split.csv"), photos_per_class=0))
+        again = split(table, recipe.changed(split_file=str(tmp_path / "split.csv"), images_per_class=0))
         assert again[["path", "label", "split"]].equals(done[["path", "label", "split"]])
     given = rows({"a;b": 4, "c": 4}, "train")
-    with pytest.raises(DataError, match="No training photo of 'd' is left"):
+    with pytest.raises(DataError, match="No training image of 'd' is left"):
         split(pd.concat([given, rows({"a;d": 1, "c": 2}, "test")], ignore_index=True), Recipe())
     assert len(split(pd.concat([given, rows({"b;c": 1, "a": 2}, "test")], ignore_index=True), Recipe())) == 11
 
@@ -168,12 +168,12 @@ def test_copies_stay_together_in_time_and_subsets_are_taken() -> None:
     table.loc[[0, 99], "twins"] = 7
     done = split(table, Recipe(split="time:when"))
     assert done.loc[[0, 99], "split"].tolist() == ["test", "test"]
-    assert (split(table, Recipe(split="time:when", photos_per_class=3))["split"] == "train").sum() <= 6
+    assert (split(table, Recipe(split="time:when", images_per_class=3))["split"] == "train").sum() <= 6
 
 
-def test_a_split_file_that_fits_photos_twice_is_refused(tmp_path: Path) -> None:
+def test_a_split_file_that_fits_images_twice_is_refused(tmp_path: Path) -> None:
     one = rows({"a": 20, "b": 20}).assign(path=[f"/A/{n}.jpg" for n in range(40)])
     split(one, Recipe()).assign(path=[f"/old/{n}.jpg" for n in range(40)]).to_csv(tmp_path / "split.csv", index=False)
     both = pd.concat([one, one.assign(path=one["path"].str.replace("/A", "/B"))], ignore_index=True)
-    with pytest.raises(DataError, match="names 40 photos, and 80 of these fit"):
+    with pytest.raises(DataError, match="names 40 images, and 80 of these fit"):
         split(both, Recipe(split_file=str(tmp_path / "split.csv")))

@@ -25,8 +25,8 @@ STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
 
 
 @pytest.fixture
-def competition(tmp_path: Path, photos: Path) -> Competition:
-    """A competition's folder: photos of test, which the run has not seen where real ones are at hand, and a sample."""
+def competition(tmp_path: Path, images: Path) -> Competition:
+    """A competition's folder: images of test, which the run has not seen where real ones are at hand, and a sample."""
 
     def made(sample: dict[str, list[str]] | str, test: str = "test", ending: str = ".jpg") -> Path:
         folder = tmp_path / "competition"
@@ -34,7 +34,7 @@ def competition(tmp_path: Path, photos: Path) -> Competition:
         for number, stem in enumerate(STEMS):
             name = ("ants", "bees")[number % 2]
             real = sorted((REAL / "hymenoptera_256" / "val" / name).glob("*.jpg"))
-            source = real[number] if real else photos / name / f"{number:02}.jpg"
+            source = real[number] if real else images / name / f"{number:02}.jpg"
             shutil.copy(source, folder / test / f"{stem}{ending}")
         path = folder / "sample_submission.csv"
         path.write_text(sample if isinstance(sample, str) else pd.DataFrame(sample).to_csv(index=False))
@@ -49,13 +49,13 @@ def rows(path: Path, delimiter: str = ",") -> list[list[str]]:
 
 
 def expected(done: baseline.Baseline, folder: Path) -> pd.DataFrame:
-    """What the run's own Learner makes of the test photos, with TTA and the fitted temperature."""
+    """What the run's own Learner makes of the test images, with TTA and the fitted temperature."""
     paths = [str(folder / f"{stem}.jpg") for stem in STEMS]
     table = pd.DataFrame({"path": paths, "label": "ants", "split": "test"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(done.learner.dls, "decoded", None)  # the photos of the run; these are read from disk
-        found = baseline.predictions(done.learner, table, done.recipe.tta, splits=("test",))
-    return baseline.calibrated(found, done.manifest["calibration"]["temperature"])
+        patch.setattr(done.learner.dls, "decoded", None)  # the images of the run; these are read from disk
+        found = baseline.predict(done.learner, table, done.recipe.tta, splits=("test",))
+    return baseline.calibrate(found, done.manifest["calibration"]["temperature"])
 
 
 def test_class_names_are_written_for_the_samples_ids_in_its_order(
@@ -105,33 +105,33 @@ def test_one_probability_column_holds_that_of_one_class(done: baseline.Baseline,
 
 
 @pytest.mark.parametrize("test", ["test", "test_images", "images/test", "data/Test_set"])
-def test_ids_name_photos_in_any_test_folder_with_and_without_ending(
-    done: baseline.Baseline, competition: Competition, photos: Path, test: str
+def test_ids_name_images_in_any_test_folder_with_and_without_ending(
+    done: baseline.Baseline, competition: Competition, images: Path, test: str
 ) -> None:
     sample = competition({"id": [stem if number % 2 else f"{stem}.jpg" for number, stem in enumerate(STEMS)],
                           "label": [""] * 8}, test)  # fmt: skip
     (sample.parent / "train" / "ants").mkdir(parents=True)
-    shutil.copy(photos / "ants" / "00.jpg", sample.parent / "train" / "ants" / "0012.jpg")  # of the same name
+    shutil.copy(images / "ants" / "00.jpg", sample.parent / "train" / "ants" / "0012.jpg")  # of the same name
     made = submit(done.folder, sample)
     assert [row[1] for row in rows(made.path)[1:]] == expected(done, sample.parent / test)["predicted"].tolist()
 
 
-def test_ids_with_folders_and_training_photos_in_between(
-    done: baseline.Baseline, competition: Competition, photos: Path
+def test_ids_with_folders_and_training_images_in_between(
+    done: baseline.Baseline, competition: Competition, images: Path
 ) -> None:
     sample = competition({"id": [f"all/{stem}" for stem in STEMS], "label": [""] * 8}, "all")
     for name in ("T_1.jpg", "T_2.jpg"):
-        shutil.copy(photos / "ants" / "00.jpg", sample.parent / "all" / name)
-    with pytest.raises(DataError, match=r"2 photos have no id in sample_submission.csv: 'T_1.jpg', 'T_2.jpg'"):
+        shutil.copy(images / "ants" / "00.jpg", sample.parent / "all" / name)
+    with pytest.raises(DataError, match=r"2 images have no id in sample_submission.csv: 'T_1.jpg', 'T_2.jpg'"):
         submit(done.folder, sample)
     sample.with_name("train.csv").write_text("id,label\nall/T_1,ants\nall/T_2,bees\n")
     assert len(rows(submit(done.folder, sample).path)) == 9
 
 
-def test_photos_that_the_run_was_trained_on_are_no_test_photos(done: baseline.Baseline, photos: Path) -> None:
-    ids = [path.stem for path in sorted((photos / "ants").iterdir())][:5]
+def test_images_that_the_run_was_trained_on_are_no_test_images(done: baseline.Baseline, images: Path) -> None:
+    ids = [path.stem for path in sorted((images / "ants").iterdir())][:5]
     Path("sample.csv").write_text("id,label\n" + "".join(f"ants/{each},\n" for each in ids))
-    assert len(rows(submit(done.folder, "sample.csv", photos).path)) == 6
+    assert len(rows(submit(done.folder, "sample.csv", images).path)) == 6
 
 
 @pytest.mark.parametrize("form", ["bom", "semicolon", "tab", "crlf", "utf-16"])
@@ -148,18 +148,18 @@ def test_samples_in_other_forms_keep_their_delimiter(
     assert found[0] == ["", "Label"] and [row[0] for row in found[1:]] == list(STEMS)
 
 
-def test_a_photo_that_cannot_be_read_gets_the_mean_of_the_others_and_is_told(
+def test_a_image_that_cannot_be_read_gets_the_mean_of_the_others_and_is_told(
     done: baseline.Baseline, competition: Competition
 ) -> None:
     sample = competition({"id": STEMS, "ants": ["0.5"] * 8, "bees": ["0.5"] * 8})
-    (sample.parent / "test" / "A.jpg").write_bytes(b"no photo")
+    (sample.parent / "test" / "A.jpg").write_bytes(b"no image")
     made = submit(done.folder, sample)
     found = np.array([row[1:] for row in rows(made.path)[1:]], dtype=float)
     place = STEMS.index("A")
     assert np.allclose(found[place], np.delete(found, place, axis=0).mean(0)) and "A.jpg" in made.told["unread"]
-    for photo in (sample.parent / "test").iterdir():
-        photo.write_bytes(b"")
-    with pytest.raises(DataError, match="None of 8 test photos can be read"):
+    for image in (sample.parent / "test").iterdir():
+        image.write_bytes(b"")
+    with pytest.raises(DataError, match="None of 8 test images can be read"):
         submit(done.folder, sample, overwrite=True)
     assert rows(made.path)[1:] != []
 
@@ -168,18 +168,18 @@ def test_a_photo_that_cannot_be_read_gets_the_mean_of_the_others_and_is_told(
     ("sample", "words"),
     [
         ("label\nants\n", "has no column of ids"),
-        ("ants,bees\n0.5,0.5\n", "has no column of ids: none of 'ants', 'bees' names photos"),
+        ("ants,bees\n0.5,0.5\n", "has no column of ids: none of 'ants', 'bees' names images"),
         ("id\n0012\n", "no column to fill"),
-        ("id,label\n0012,ants\n13,ants\n14,ants\n", r"2 of 3 ids of .* have no photo below .*: '13', '14'"),
+        ("id,label\n0012,ants\n13,ants\n14,ants\n", r"2 of 3 ids of .* have no image below .*: '13', '14'"),
         ("id,label\n0012,ants\n0012,ants\nA,ants\n", "1 ids of .* come more than once: '0012'"),
-        ("id,label\n0012,ants\nA,ants\n", r"6 photos have no id in .*: '10.jpg', '2_a.jpg', '3.v2.jpg' and 3 more"),
+        ("id,label\n0012,ants\nA,ants\n", r"6 images have no id in .*: '10.jpg', '2_a.jpg', '3.v2.jpg' and 3 more"),
         ("id,label\n0012,ants,1\n", "Row 1 of .* has 3 values, its header 2"),
         ("id,id\n0012,ants\n", "two columns of one name"),
         ("", "is empty"),
         ("id,label\n", "no rows"),
     ],
 )
-def test_a_sample_that_does_not_fit_the_photos_is_refused_and_nothing_is_written(
+def test_a_sample_that_does_not_fit_the_images_is_refused_and_nothing_is_written(
     done: baseline.Baseline, competition: Competition, sample: str, words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
@@ -187,24 +187,24 @@ def test_a_sample_that_does_not_fit_the_photos_is_refused_and_nothing_is_written
     assert not list(Path().iterdir())
 
 
-def test_photos_without_an_id_are_passed_over_where_that_is_wished(
+def test_images_without_an_id_are_passed_over_where_that_is_wished(
     done: baseline.Baseline, competition: Competition
 ) -> None:
     made = submit(done.folder, competition("id,label\n0012,ants\nA,ants\n"), leave_extra=True)
-    assert len(rows(made.path)) == 3 and "6 without an id are passed over" in made.told["photos"]
+    assert len(rows(made.path)) == 3 and "6 without an id are passed over" in made.told["images"]
 
 
-def test_a_training_photo_does_not_stand_in_for_a_test_photo(
-    done: baseline.Baseline, competition: Competition, photos: Path
+def test_a_training_image_does_not_stand_in_for_a_test_image(
+    done: baseline.Baseline, competition: Competition, images: Path
 ) -> None:
     sample = competition({"id": [*STEMS, "new"], "label": [""] * 9})
     (sample.parent / "train").mkdir()
-    shutil.copy(photos / "ants" / "00.jpg", sample.parent / "train" / "new.jpg")
+    shutil.copy(images / "ants" / "00.jpg", sample.parent / "train" / "new.jpg")
     with pytest.raises(DataError, match=r"1 of 9 ids .*: 'new'"):
         submit(done.folder, sample)
 
 
-def test_only_a_folder_makes_test_photos_of_its_photos(done: baseline.Baseline, competition: Competition) -> None:
+def test_only_a_folder_makes_test_images_of_its_images(done: baseline.Baseline, competition: Competition) -> None:
     sample = competition({"id": [*STEMS[1:], "testarossa"], "species": ["bees"] * 8}, test="images")
     (sample.parent / "images" / f"{STEMS[0]}.jpg").rename(sample.parent / "images" / "testarossa.jpg")
     assert len(rows(submit(done.folder, sample).path)) == 9
@@ -230,7 +230,9 @@ def test_a_file_that_is_not_as_it_should_be_is_not_left_behind(
     sample = competition({"id": STEMS, "ants": ["0.5"] * 8, "bees": ["0.5"] * 8})
     for value, words in (("nan", "numbers leave 0 to 1"), ("0.6", "sum is 0.2 from 1"), ("", "values are missing")):
         monkeypatch.setattr(
-            submission_format, "in_shape", lambda *_, value=value: dict.fromkeys(("ants", "bees"), [value] * 8)
+            submission_format,
+            "format_predictions",
+            lambda *_, value=value: dict.fromkeys(("ants", "bees"), [value] * 8),
         )
         with pytest.raises(OutputError, match=words):
             submit(done.folder, sample)
@@ -269,8 +271,8 @@ def test_a_sample_in_a_zip_is_read_as_if_it_lay_beside(
         ({"a.csv": "id,label\n0012,\n", "b.csv": "id,label\n"}, "holds 2 tables; one sample submission was needed"),
         ({"readme.txt": "x"}, "holds 0 tables"),
         ({"../a.csv": "id,label\n0012,\n"}, "leads out of the folder"),
-        ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip have no photo"),
-        ({"a.csv": "id,label\n0012,ants\n"}, r"7 photos have no id in sample_submission\.csv\.zip"),
+        ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip have no image"),
+        ({"a.csv": "id,label\n0012,ants\n"}, r"7 images have no id in sample_submission\.csv\.zip"),
         (None, "is damaged, cut short"),
     ],
 )
@@ -288,7 +290,7 @@ def test_a_zip_that_holds_no_fitting_sample_is_refused(
     assert not list(Path().iterdir())
 
 
-def test_photos_in_an_archive_beside_the_sample_are_unpacked(done: baseline.Baseline, competition: Competition) -> None:
+def test_images_in_an_archive_beside_the_sample_are_unpacked(done: baseline.Baseline, competition: Competition) -> None:
     sample = competition({"id": STEMS, "label": [""] * 8})
     truth = expected(done, sample.parent / "test")["predicted"].tolist()
     shutil.make_archive(str(sample.parent / "test"), "zip", sample.parent, "test")

@@ -46,7 +46,7 @@ sys.addaudithook(watch)
 import baseline
 from baseline import Augment, Stage
 from baseline.cli.app import main
-photos, out = sys.argv[1:3]
+images, out = sys.argv[1:3]
 def command(*words):
     sys.argv = ["baseline", *words]
     try:
@@ -62,10 +62,10 @@ recipe = baseline.load_recipe("default").changed(
     image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=(), log=("csv", "tensorboard"))
 if not os.environ.get("CALLS_HOME"):
     command("doctor")
-    for words in (["run", "nothing-of-the-kind"], ["predict", "nowhere", photos], ["push", "nowhere", "some/one"]):
+    for words in (["run", "nothing-of-the-kind"], ["predict", "nowhere", images], ["push", "nowhere", "some/one"]):
         assert command(*words) == 2, words
-    done = baseline.make_baseline(photos, recipe, out=out)
-    for words in (["predict", out, photos, "--out", out + "/more.csv"], ["report", out], ["audit", photos],
+    done = baseline.make_baseline(images, recipe, out=out)
+    for words in (["predict", out, images, "--out", out + "/more.csv"], ["report", out], ["audit", images],
                   ["check", out]):
         assert not command(*words), words
 print("SEEN " + json.dumps(seen))
@@ -78,11 +78,11 @@ class Watched(NamedTuple):
     seen: list[str]
 
 
-def watched(photos: Path, folder: Path, **more: str) -> Watched:
+def watched(images: Path, folder: Path, **more: str) -> Watched:
     """A run, its prediction, report and audit, and commands that fail, with secrets in the environment."""
     environment = {**os.environ, **SECRETS, "HF_HUB_OFFLINE": "0", "BASELINE_HOME": str(folder / "home"), **more}
     environment["PYTHONPATH"] = str(Path(baseline.__file__).parents[1])
-    command = [sys.executable, "-c", WATCHED, photos, folder / "run"]
+    command = [sys.executable, "-c", WATCHED, images, folder / "run"]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     (line,) = re.findall("^SEEN (.*)$", ran.stdout, re.MULTILINE)
@@ -90,8 +90,8 @@ def watched(photos: Path, folder: Path, **more: str) -> Watched:
 
 
 @pytest.fixture(scope="module")
-def ran(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    return watched(photos, tmp_path_factory.mktemp("watched"))
+def ran(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return watched(images, tmp_path_factory.mktemp("watched"))
 
 
 def test_a_run_predict_report_audit_and_check_ask_nothing_of_any_network(ran: Watched) -> None:
@@ -99,8 +99,8 @@ def test_a_run_predict_report_audit_and_check_ask_nothing_of_any_network(ran: Wa
     assert (ran.folder / "run" / "report.html").exists() and (ran.folder / "run" / "more.csv").exists()
 
 
-def test_a_connection_would_have_been_seen(photos: Path, tmp_path: Path) -> None:
-    assert any("192.0.2.1" in event for event in watched(photos, tmp_path, CALLS_HOME="1").seen)
+def test_a_connection_would_have_been_seen(images: Path, tmp_path: Path) -> None:
+    assert any("192.0.2.1" in event for event in watched(images, tmp_path, CALLS_HOME="1").seen)
 
 
 def test_no_secret_of_the_environment_is_written_or_said(ran: Watched) -> None:

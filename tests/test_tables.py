@@ -1,4 +1,4 @@
-"""Tables of every kind give the same photo table as folders do; what cannot be meant is refused in one line."""
+"""Tables of every kind give the same image table as folders do; what cannot be meant is refused in one line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 import baseline
-from baseline import Columns, DataError, Show, photo_table
-from baseline.data.table import understood
+from baseline import Columns, DataError, Progress, image_table
+from baseline.data.table import summarize_source
 
 
 @pytest.fixture
 def forest(tmp_path: Path) -> Path:
-    """Six photos in two class folders."""
+    """Six images in two class folders."""
     for number, name in enumerate(
         ("oak/o 1.jpg", "oak/o2.JPG", "oak/ö3.png", "pine/p1.png", "pine/p2.png", "pine/p3.png")
     ):
@@ -38,8 +38,8 @@ def same(one: pd.DataFrame, two: pd.DataFrame) -> bool:
     return one[keys].astype(str).equals(two[keys].astype(str))
 
 
-def test_csv_tsv_dataframe_and_folders_give_the_same_photo_table(forest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = photo_table(forest)
+def test_csv_tsv_dataframe_and_folders_give_the_same_image_table(forest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = image_table(forest)
     frame = rows(forest)
     shuffled = frame.sample(frac=1, random_state=1)
     shuffled.to_csv(forest / "a.csv", index=False)
@@ -47,22 +47,22 @@ def test_csv_tsv_dataframe_and_folders_give_the_same_photo_table(forest: Path, m
     frame.to_csv(forest / "c.csv", index=False, sep=";", encoding="utf-16")
     frame.to_csv(forest / "d.csv", index=False, encoding="utf-8-sig")
     for name in ("a.csv", "b.tsv", "c.csv", "d.csv"):
-        assert same(photo_table(forest / name), folders), name
+        assert same(image_table(forest / name), folders), name
     monkeypatch.chdir(forest)
-    assert same(photo_table(frame), folders)
+    assert same(image_table(frame), folders)
 
 
 def test_parquet_gives_the_same_too(forest: Path) -> None:
     pytest.importorskip("pyarrow")
     rows(forest).assign(label=[1, 1, 1, 2, 2, 2]).to_parquet(forest / "a.parquet")
-    assert photo_table(forest / "a.parquet")["label"].tolist() == list("111222")
+    assert image_table(forest / "a.parquet")["label"].tolist() == list("111222")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_archives_are_unpacked_once_and_give_the_same(forest: Path, kind: str) -> None:
     shutil.make_archive(str(forest.parent / "packed"), {"zip": "zip", "tar.gz": "gztar"}[kind], forest.parent, "forest")
-    first, second = (photo_table(forest.parent / f"packed.{kind}") for _ in range(2))
-    folders = photo_table(forest)
+    first, second = (image_table(forest.parent / f"packed.{kind}") for _ in range(2))
+    folders = image_table(forest)
     assert [Path(path).name for path in first["path"]] == [Path(path).name for path in folders["path"]]
     assert first["label"].tolist() == folders["label"].tolist() and same(first, second)
 
@@ -78,20 +78,20 @@ def test_a_kaggle_folder_is_read_by_its_train_csv(forest: Path, tmp_path: Path) 
     ids = pd.DataFrame({"image_id": [f"{n:04}" for n in range(6)], "tree": frame["label"]})
     ids.to_csv(competition / "train.csv", index=False)
     ids[["image_id"]].assign(tree="oak").to_csv(competition / "sample_submission.csv", index=False)
-    table = photo_table(competition)
+    table = image_table(competition)
     assert all("train_images" in path for path in table["path"]) and table["label"].tolist() == frame["label"].tolist()
-    said = "\n".join(understood(table))
+    said = "\n".join(summarize_source(table))
     assert "images from 'image_id', labels from 'tree'" in said and "6 images are named without their ending" in said
-    assert "6 photos that train.csv does not name are left alone" in said
+    assert "6 images that train.csv does not name are left alone" in said
 
 
-def test_a_folder_of_loose_photos_with_a_table_is_read_by_the_table(forest: Path, tmp_path: Path) -> None:
+def test_a_folder_of_loose_images_with_a_table_is_read_by_the_table(forest: Path, tmp_path: Path) -> None:
     (tmp_path / "set/images").mkdir(parents=True)
     frame = rows(forest)
     for name in frame["image"]:
         shutil.copy(forest / name, tmp_path / "set/images" / Path(name).name)
     frame.assign(image=frame["image"].map(lambda n: Path(n).name)).to_csv(tmp_path / "set/labels.csv", index=False)
-    assert photo_table(tmp_path / "set")["label"].value_counts().to_dict() == {"oak": 3, "pine": 3}
+    assert image_table(tmp_path / "set")["label"].value_counts().to_dict() == {"oak": 3, "pine": 3}
 
 
 def test_columns_are_found_by_name_and_content_or_as_named(forest: Path) -> None:
@@ -101,52 +101,52 @@ def test_columns_are_found_by_name_and_content_or_as_named(forest: Path) -> None
     frame["age"] = range(6)
     frame["label"] = "nonsense"
     frame.to_csv(forest / "a.csv", index=False)
-    named = photo_table(forest / "a.csv", columns=Columns(label="what", group="age"))
+    named = image_table(forest / "a.csv", columns=Columns(label="what", group="age"))
     assert named["label"].tolist() == ["oak"] * 3 + ["pine"] * 3 and named["group"].tolist() == list("012345")
-    found = photo_table(forest / "a.csv", columns=Columns(label="what"))
+    found = image_table(forest / "a.csv", columns=Columns(label="what"))
     assert found["group"].tolist() == list("uuvwwx") and "age" in found
     assert found["split"].tolist() == ["train", "train", "valid", "train", "train", "valid"]
 
 
 def test_images_may_lie_elsewhere(forest: Path, tmp_path: Path) -> None:
     rows(forest).to_csv(tmp_path / "a.csv", index=False)
-    assert len(photo_table(tmp_path / "a.csv", columns=Columns(images=str(forest)))) == 6
+    assert len(image_table(tmp_path / "a.csv", columns=Columns(image_dir=str(forest)))) == 6
     with pytest.raises(DataError, match=r"There is no folder .*nowhere to look"):
-        photo_table(tmp_path / "a.csv", columns=Columns(images=str(tmp_path / "nowhere")))
+        image_table(tmp_path / "a.csv", columns=Columns(image_dir=str(tmp_path / "nowhere")))
 
 
 def test_images_are_found_in_folders_below(forest: Path, tmp_path: Path) -> None:
     frame = rows(forest)
     frame.to_csv(tmp_path / "a.csv", index=False)  # names begin at a folder below this one
-    assert len(photo_table(tmp_path / "a.csv")) == 6
+    assert len(image_table(tmp_path / "a.csv")) == 6
     shutil.copytree(forest, tmp_path / "copy")
     with pytest.raises(DataError, match=r"6 of 6 images of a\.csv are not in"):  # now two of each would fit
-        photo_table(tmp_path / "a.csv")
+        image_table(tmp_path / "a.csv")
 
 
 def test_one_hot_columns_are_one_label_and_others_are_many(forest: Path) -> None:
     frame = rows(forest)[["image"]]
     frame.assign(oak=[1, 1, 1, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1]).to_csv(forest / "a.csv", index=False)
-    assert photo_table(forest / "a.csv")["label"].tolist() == ["oak"] * 3 + ["pine"] * 3
+    assert image_table(forest / "a.csv")["label"].tolist() == ["oak"] * 3 + ["pine"] * 3
     frame.assign(wet=[1, 1, 1, 0, 0, 0], tall=[0, 1, 1, 1, 1, 0]).to_csv(forest / "b.csv", index=False)
-    assert photo_table(forest / "b.csv")["label"].tolist() == ["wet", "tall;wet", "tall;wet", "tall", "tall", ""]
+    assert image_table(forest / "b.csv")["label"].tolist() == ["wet", "tall;wet", "tall;wet", "tall", "tall", ""]
     frame.assign(tags=["b; a", "a;b", "a", "b", "b", "a"]).to_csv(forest / "c.csv", index=False)
-    assert photo_table(forest / "c.csv")["label"].tolist()[:3] == ["a;b", "a;b", "a"]
+    assert image_table(forest / "c.csv")["label"].tolist()[:3] == ["a;b", "a;b", "a"]
 
 
 def test_labels_and_groups_come_from_names_by_a_regular_expression(tmp_path: Path) -> None:
     for name in ("cat_7_1.png", "cat_7_2.png", "deep/dog_8_1.png", "dog_9_1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (9, 9)).save(tmp_path / name)
-    table = photo_table(tmp_path, label_from=r"(?P<label>cat|dog)_(?P<group>\d)")
+    table = image_table(tmp_path, label_from=r"(?P<label>cat|dog)_(?P<group>\d)")
     assert table["label"].tolist() == ["cat", "cat", "dog", "dog"] and table["group"].tolist() == list("7789")
     for pattern, words in (
         ("(", "no regular expression"),
         ("cat", "has no group"),
-        ("(cat)", "does not fit 2 of 4 photos, by their paths below .*: '[^/]*'"),
+        ("(cat)", "does not fit 2 of 4 images, by their paths below .*: '[^/]*'"),
     ):
         with pytest.raises(DataError, match=words):
-            photo_table(tmp_path, label_from=pattern)
+            image_table(tmp_path, label_from=pattern)
 
 
 def broken(forest: Path, kind: str) -> pd.DataFrame:
@@ -166,8 +166,8 @@ def broken(forest: Path, kind: str) -> pd.DataFrame:
     ("kind", "words"),
     [
         ("missing", r"1 of 6 images of a\.csv are not in .*forest: 'oak/gone\.jpg'"),
-        ("twice", r"1 rows of a\.csv repeat a photo, first .*o 1\.jpg"),
-        ("torn", r"1 photos of a\.csv have two labels or more, first .*o 1\.jpg: 'oak', 'pine'"),
+        ("twice", r"1 rows of a\.csv repeat an image, first .*o 1\.jpg"),
+        ("torn", r"1 images of a\.csv have two labels or more, first .*o 1\.jpg: 'oak', 'pine'"),
         ("unlabelled", r"1 of 6 rows of a\.csv have no label in 'label', first row 2"),
         ("header", "has a header but no rows"),
         ("no images", r"no column that looks like images; its columns: 'size', 'label'"),
@@ -177,28 +177,28 @@ def broken(forest: Path, kind: str) -> pd.DataFrame:
 def test_a_table_that_cannot_be_meant_is_refused(forest: Path, kind: str, words: str) -> None:
     broken(forest, kind).to_csv(forest / "a.csv", index=False)
     with pytest.raises(DataError, match=words):
-        photo_table(forest / "a.csv")
+        image_table(forest / "a.csv")
 
 
 def test_a_guess_at_an_encoding_is_refused_and_the_place_named(forest: Path) -> None:
     (forest / "a.csv").write_bytes("image,label\noak/o 1.jpg,Bäume\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0xe4 in line 2\)"):
-        photo_table(forest / "a.csv")
+        image_table(forest / "a.csv")
     (forest / "b.csv").write_bytes(b"")
     with pytest.raises(DataError, match="is empty"):
-        photo_table(forest / "b.csv")
+        image_table(forest / "b.csv")
 
 
 def test_a_named_column_that_is_not_there_is_refused_with_the_nearest(forest: Path) -> None:
     rows(forest).to_csv(forest / "a.csv", index=False)
     with pytest.raises(DataError, match=r"no column 'lable'. Did you mean 'label'"):
-        photo_table(forest / "a.csv", columns=Columns(label="lable"))
+        image_table(forest / "a.csv", columns=Columns(label="lable"))
 
 
 def test_links_are_followed_once_and_loops_end(forest: Path) -> None:
     (forest / "oak" / "loop").symlink_to(forest, target_is_directory=True)
     (forest / "oak" / "again").symlink_to(forest / "oak", target_is_directory=True)
-    assert photo_table(forest).groupby("label").size()["pine"] == 3
+    assert image_table(forest).groupby("label").size()["pine"] == 3
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/abs.png"])
@@ -206,21 +206,21 @@ def test_an_archive_that_leads_out_is_refused(tmp_path: Path, name: str) -> None
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
         packed.writestr(name, b"x")
     with pytest.raises(DataError, match="is refused and nothing of it was kept"):
-        photo_table(tmp_path / "a.zip")
+        image_table(tmp_path / "a.zip")
     with tarfile.open(tmp_path / "b.tar", "w") as packed:
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         packed.addfile(link)
     with pytest.raises(DataError, match="is a link or a device"):
-        photo_table(tmp_path / "b.tar")
+        image_table(tmp_path / "b.tar")
 
 
 def test_an_unknown_torchvision_set_is_refused_with_the_nearest() -> None:
     with pytest.raises(DataError, match="Did you mean 'FashionMNIST'"):
-        photo_table("torchvision:FashonMNIST")
+        image_table("torchvision:FashonMNIST")
 
 
-def test_torchvision_photos_become_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_images_become_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gzip
 
     import numpy as np
@@ -238,7 +238,7 @@ def test_torchvision_photos_become_class_folders(tmp_path: Path, monkeypatch: py
             with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as out:
                 out.write(head + values.tobytes())
     monkeypatch.setattr(external, "DEBIAN", tmp_path)
-    table = photo_table("torchvision:FashionMNIST")
+    table = image_table("torchvision:FashionMNIST")
     assert table["split"].value_counts().to_dict() == {"train": 40, "test": 20}
     assert "Ankle boot" in set(table["label"]) and table["label"].nunique() == 10
 
@@ -249,33 +249,33 @@ def test_a_hugging_face_folder_becomes_class_folders(forest: Path, tmp_path: Pat
     features = hugging_face.Features(image=hugging_face.Image(), label=hugging_face.ClassLabel(names=["oak", "pine"]))
     items = {"image": [str(forest / name) for name in frame["image"]], "label": frame["label"].tolist()}
     hugging_face.Dataset.from_dict(items, features=features).save_to_disk(str(tmp_path / "saved"))
-    table = photo_table(f"hf:{tmp_path / 'saved'}")
+    table = image_table(f"hf:{tmp_path / 'saved'}")
     assert table["label"].value_counts().to_dict() == {"oak": 3, "pine": 3} and set(table["split"]) == {"train"}
 
 
 def test_what_was_understood_is_five_lines(forest: Path) -> None:
     (forest / "oak" / "notes.txt").write_text("")
     (forest / "empty").mkdir()
-    lines = understood(photo_table(forest))
+    lines = summarize_source(image_table(forest))
     assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "oddities"]
-    assert "6 photos of 2 classes: oak 3, pine 3" in lines[2]
-    assert "no photos in 'empty'" in lines[4] and "1 files of other kinds" in lines[4]
+    assert "6 images of 2 classes: oak 3, pine 3" in lines[2]
+    assert "no images in 'empty'" in lines[4] and "1 files of other kinds" in lines[4]
 
 
-def test_many_labels_go_end_to_end(photos: Path, tmp_path: Path) -> None:
-    paths = sorted(photos.rglob("*.jpg"))
+def test_many_labels_go_end_to_end(images: Path, tmp_path: Path) -> None:
+    paths = sorted(images.rglob("*.jpg"))
     tags = [
         ";".join(["insect", path.parent.name] if number % 3 else [path.parent.name])
         for number, path in enumerate(paths)
     ]
     frame = pd.DataFrame({"image": [str(path) for path in paths], "tags": tags})
     recipe = baseline.Recipe(image_size=48, stages=(baseline.Stage("head", 8, 1e-2), baseline.Stage(3, 1, 1e-4)))
-    done = baseline.make_baseline(frame, recipe, out=tmp_path / "run", show=Show())
+    done = baseline.make_baseline(frame, recipe, out=tmp_path / "run", progress=Progress())
     assert done.recipe.labels == "many" and set(done.learner.dls.vocab) == {"ants", "bees", "insect"}
     numbers = done.metrics["test"]["tta"]
     assert set(numbers["classes"]) == {"ants", "bees", "insect"}
     assert 0 < numbers["micro_f1"] <= 1 and 0 < numbers["mean_average_precision"] <= 1
-    losses = done.history.epochs["train_loss"]  # which of its weights four valid photos choose is chance
+    losses = done.history.epochs["train_loss"]  # which of its weights four valid images choose is chance
     assert losses.iloc[-1] < 0.4 < losses.iloc[0] and "valid_f1_score" in done.history.epochs
     flags = done.predictions[["p_ants", "p_bees", "p_insect"]] >= 0.5
     told = [";".join(name[2:] for name in flags.columns if row[name]) for _, row in flags.iterrows()]
@@ -287,30 +287,30 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a/1.png", bytes(150_000_000))
     with pytest.raises(DataError, match="goes beyond the 100,000,000 bytes allowed"):
-        photo_table(tmp_path / "a.zip")
+        image_table(tmp_path / "a.zip")
 
 
-def test_every_form_gives_the_same_predictions(photos: Path, tmp_path: Path) -> None:
-    paths = sorted(photos.rglob("*.jpg"))
+def test_every_form_gives_the_same_predictions(images: Path, tmp_path: Path) -> None:
+    paths = sorted(images.rglob("*.jpg"))
     frame = pd.DataFrame({"file": [f"{p.parent.name}/{p.name}" for p in paths], "kind": [p.parent.name for p in paths]})
     frame.to_csv(tmp_path / "a.csv", index=False)
-    shutil.make_archive(str(tmp_path / "b"), "zip", photos)
+    shutil.make_archive(str(tmp_path / "b"), "zip", images)
     (tmp_path / "kaggle/train_images").mkdir(parents=True)
     for path in paths:
         shutil.copy(path, tmp_path / "kaggle/train_images" / f"{path.parent.name}{path.name}")
     ids = frame["file"].str.replace("/", "").str.removesuffix(".jpg")
     pd.DataFrame({"image_id": ids, "label": frame["kind"]}).to_csv(tmp_path / "kaggle/train.csv", index=False)
     recipe = baseline.Recipe(image_size=32, frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2),))
-    in_folder = recipe.changed(images=str(photos))
+    in_folder = recipe.changed(image_dir=str(images))
     runs = {
-        "folders": (photos, recipe),
+        "folders": (images, recipe),
         "csv": (tmp_path / "a.csv", in_folder),
         "frame": (frame, in_folder),
         "zip": (tmp_path / "b.zip", recipe),
         "kaggle": (tmp_path / "kaggle", recipe),
     }
     made = {
-        name: baseline.make_baseline(form, chosen, out=tmp_path / f"run-{name}", show=Show()).predictions
+        name: baseline.make_baseline(form, chosen, out=tmp_path / f"run-{name}", progress=Progress()).predictions
         for name, (form, chosen) in runs.items()
     }
     for name, predictions in made.items():
@@ -325,16 +325,16 @@ def test_split_folders_may_have_longer_names_and_a_layer_more(tmp_path: Path) ->
                 Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / part / name / f"{number}.png")
     (tmp_path / "seg_pred").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "seg_pred" / "1.png")
-    table = photo_table(tmp_path)
+    table = image_table(tmp_path)
     assert table.groupby(["split", "label"]).size().to_dict() == {
         ("test", "oak"): 2, ("test", "pine"): 2, ("train", "oak"): 2, ("train", "pine"): 2,
     }  # fmt: skip
-    assert "photos in 'seg_pred' are left alone" in understood(table)[-1]
+    assert "images in 'seg_pred' are left alone" in summarize_source(table)[-1]
     shutil.rmtree(tmp_path / "seg_train")
     shutil.rmtree(tmp_path / "seg_pred")
     (tmp_path / "val").symlink_to(tmp_path / "seg_test/seg_test")
-    with pytest.raises(DataError, match="holds 'seg_test', 'val' and no training photos"):
-        photo_table(tmp_path)
+    with pytest.raises(DataError, match="holds 'seg_test', 'val' and no training images"):
+        image_table(tmp_path)
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
@@ -342,15 +342,15 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for number in range(2):
             Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
-    assert set(photo_table(tmp_path)["label"]) == {"bus", "train", "tram"}
+    assert set(image_table(tmp_path)["label"]) == {"bus", "train", "tram"}
 
 
-def test_a_row_number_is_not_taken_for_the_photo(tmp_path: Path) -> None:
+def test_a_row_number_is_not_taken_for_the_image(tmp_path: Path) -> None:
     for number in range(1, 7):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.jpg", "PNG")
     rows = [(number, f"{7 - number}.jpg", "a" if number > 3 else "b") for number in range(1, 7)]
     pd.DataFrame(rows, columns=["id", "foto", "label"]).to_csv(tmp_path / "a.csv", index=False)
-    table = photo_table(tmp_path / "a.csv")
+    table = image_table(tmp_path / "a.csv")
     assert {Path(path).name: label for path, label in table[["path", "label"]].to_numpy()}["1.jpg"] == "a"
     assert table.attrs["source"]["columns"].startswith("images from 'foto'")
 
@@ -360,7 +360,7 @@ def test_named_labels_are_not_taken_for_groups_and_ours_are_not_overwritten(fore
     frame.to_csv(forest / "a.csv", index=False)
     frame.assign(twins=range(6), width=7).to_csv(forest / "b.csv", index=False)
     for file, columns in (("a.csv", Columns()), ("b.csv", Columns(label="person"))):
-        table = photo_table(forest / file, columns=columns)
+        table = image_table(forest / file, columns=columns)
         assert table["label"].tolist() == ["oak"] * 3 + ["pine"] * 3 and table["group"].isna().all()
     assert "twins_" in table and "twins" not in table
 
@@ -372,47 +372,47 @@ def test_named_labels_are_not_taken_for_groups_and_ours_are_not_overwritten(fore
 def test_commas_in_named_columns_do_no_harm(forest: Path, columns: dict, words: str | None) -> None:
     rows(forest).to_csv(forest / "a.csv", index=False)
     if words is None:
-        assert len(photo_table(forest / "a.csv", columns=Columns(**columns))) == 6
+        assert len(image_table(forest / "a.csv", columns=Columns(**columns))) == 6
     else:
         with pytest.raises(DataError, match=words):
-            photo_table(forest / "a.csv", columns=Columns(**columns))
+            image_table(forest / "a.csv", columns=Columns(**columns))
 
 
 def test_options_that_do_not_apply_are_refused(forest: Path) -> None:
     rows(forest).to_csv(forest / "a.csv", index=False)
-    with pytest.raises(DataError, match="Columns were named, but the photos come as one folder per class"):
-        photo_table(forest, columns=Columns(group="patient"))
+    with pytest.raises(DataError, match="Columns were named, but the images come as one folder per class"):
+        image_table(forest, columns=Columns(group="patient"))
     with pytest.raises(DataError, match="label-from goes with a folder"):
-        photo_table(forest / "a.csv", label_from="(x)")
+        image_table(forest / "a.csv", label_from="(x)")
 
 
-@pytest.mark.parametrize("path", ["~nosuch/photos", "x" * 300, "hf:", "torchvision:" + "x" * 300])
+@pytest.mark.parametrize("path", ["~nosuch/images", "x" * 300, "hf:", "torchvision:" + "x" * 300])
 def test_names_that_no_file_can_have_are_refused(path: str) -> None:
     with pytest.raises(DataError):
-        photo_table(path)
+        image_table(path)
 
 
 def test_a_frame_with_odd_values(forest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forest)
     frame = rows(forest)
     labels = pd.Categorical(frame["label"], categories=["oak", "pine", "wasp"])
-    assert set(photo_table(frame.assign(label=labels))["label"]) == {"oak", "pine"}
+    assert set(image_table(frame.assign(label=labels))["label"]) == {"oak", "pine"}
     with pytest.raises(DataError, match="two columns 'label'"):
-        photo_table(pd.concat([frame, frame["label"]], axis=1))
+        image_table(pd.concat([frame, frame["label"]], axis=1))
     with pytest.raises(DataError, match="1 of 6 rows of the DataFrame have no label"):
-        photo_table(frame.assign(label=[pd.NaT, *frame["label"][1:]]))
+        image_table(frame.assign(label=[pd.NaT, *frame["label"][1:]]))
 
 
 def test_a_name_that_is_no_text_is_refused(forest: Path) -> None:
     Path(os.fsdecode(os.fsencode(forest) + b"/oak/\xfe.jpg")).touch()
     with pytest.raises(DataError, match=r"udcfe\.jpg' is no text in UTF-8"):
-        photo_table(forest)
+        image_table(forest)
 
 
-def test_rows_of_zeros_among_one_hot_columns_are_photos_without_a_label(forest: Path) -> None:
+def test_rows_of_zeros_among_one_hot_columns_are_images_without_a_label(forest: Path) -> None:
     frame = rows(forest)[["image"]].assign(oak=[1, 1, 0, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1])
     frame.to_csv(forest / "a.csv", index=False)
-    assert "2 classes, several a photo" in understood(photo_table(forest / "a.csv"))[2]
+    assert "2 classes, several an image" in summarize_source(image_table(forest / "a.csv"))[2]
 
 
 def test_hugging_face_labels_and_folders_stay_apart(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import baseline
 from baseline import RecipeError, Stage, TrainingError, train
 from baseline.recipe.schema import OPTIMIZERS
 from baseline.training import callbacks
-from baseline.training.frozen import FrozenOutputs, embeddings, layers_of
+from baseline.training.frozen import FrozenOutputs, embeddings, find_layers
 from baseline.training.lr_find import find_lr
 from baseline.vision.dataloaders import split_loader
-from baseline.vision.rng import seeded
+from baseline.vision.rng import seed_everything
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -32,7 +32,7 @@ def changed(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]
 
 
 def frozen_outputs(learn: Any, recipe: baseline.Recipe, *stages: Stage) -> FrozenOutputs:
-    return FrozenOutputs(learn, recipe.changed(stages=stages), baseline.Show())
+    return FrozenOutputs(learn, recipe.changed(stages=stages), baseline.Progress())
 
 
 @pytest.mark.parametrize("trains", ["head", 3, 6])
@@ -48,7 +48,7 @@ def test_the_layers_before_and_after_a_cut_are_the_network(
     assert outputs.dtype == (torch.float32 if trains == "head" else torch.float16)
     loader = split_loader(learn.dls, settled[1], "valid")
     with torch.no_grad():
-        whole = torch.cat([learn.model.eval()(photos) for photos, _ in loader]).as_subclass(torch.Tensor)
+        whole = torch.cat([learn.model.eval()(images) for images, _ in loader]).as_subclass(torch.Tensor)
         parts = torch.cat([rest.model.eval()(batch) for batch, _ in rest.dls.valid]).as_subclass(torch.Tensor)
     tolerance = 1e-5 if trains == "head" else 5e-3  # maps are kept as float16, which has eleven bits
     tolerance = 5e-2 if precision == "bfloat16" else tolerance  # eight bits, through many layers
@@ -57,15 +57,15 @@ def test_the_layers_before_and_after_a_cut_are_the_network(
     assert torch.equal(frozen.targets["valid"], targets)
 
 
-def test_mirrored_outputs_are_those_of_mirrored_photos(learn: Any, settled: tuple) -> None:
+def test_mirrored_outputs_are_those_of_mirrored_images(learn: Any, settled: tuple) -> None:
     recipe = settled[0].changed(frozen_precision="float32")
     frozen = frozen_outputs(learn, recipe, Stage("head", 1, views=("flip",)))
     frozen.learner(1)
     train = settled[1].assign(split="valid")[settled[1]["split"] == "train"]
-    photos = torch.cat([photos for photos, _ in split_loader(learn.dls, train, "valid")]).as_subclass(torch.Tensor)
+    images = torch.cat([images for images, _ in split_loader(learn.dls, train, "valid")]).as_subclass(torch.Tensor)
     with torch.no_grad():
         body = torch.nn.Sequential(*frozen.plan.layers[: frozen.plan.stages[1][0]]).eval()
-        expected = torch.cat([body(photos), body(photos.flip(-1))])
+        expected = torch.cat([body(images), body(images.flip(-1))])
     assert torch.allclose(frozen.kept["train", *frozen.plan.stages[1]], expected, atol=1e-4)
 
 
@@ -93,13 +93,13 @@ def test_trained_with_and_without_kept_outputs_is_the_same(
     learn: Any, settled: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     augment = {"flip": False, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
-    whole = int((settled[1]["split"] == "train").sum())  # in one batch, so that the order of photos does not matter
+    whole = int((settled[1]["split"] == "train").sum())  # in one batch, so that the order of images does not matter
     quiet = settled[0].changed(augment=augment, batch_size=whole, frozen_precision="float32")
     losses = []
     for share, gb in ((0.25, 1), (0.25, 1), (0.25, 0), (0, 0)):  # on disk, from there, in memory, not at all
-        monkeypatch.setattr("baseline.training.frozen.MEMORY_SHARE", share)
+        monkeypatch.setattr("baseline.training.frozen.MEMORY_FRACTION", share)
         quiet = quiet.changed(cache_gb=gb)
-        with seeded(3):
+        with seed_everything(3):
             fresh = baseline.learner(baseline.dataloaders(settled[1], quiet, path=learn.path), quiet)
             history = train(fresh, quiet.changed(stages=(Stage(3, 2, (1e-4, 1e-3)),)))
         losses.append(history.epochs[["train_loss", "valid_loss"]].to_numpy())
@@ -109,7 +109,7 @@ def test_trained_with_and_without_kept_outputs_is_the_same(
     assert np.allclose(losses[0], losses[3], rtol=5e-3), losses  # the first steps of Adam make much of rounding
 
 
-def test_a_second_run_with_other_rates_looks_at_no_photo(learn: Any, settled: tuple, monkeypatch: Any) -> None:
+def test_a_second_run_with_other_rates_looks_at_no_image(learn: Any, settled: tuple, monkeypatch: Any) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
     frozen = frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1))
     assert frozen.ready() == []
@@ -136,7 +136,7 @@ def test_layers_that_a_stage_has_changed_are_looked_at_again(learn: Any, settled
 
 
 @pytest.mark.parametrize("trains", ["head", 3, "all"])
-def test_a_stage_may_train_on_smaller_photos(learn: Any, settled: tuple, trains: Any) -> None:
+def test_a_stage_may_train_on_smaller_images(learn: Any, settled: tuple, trains: Any) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
     recipe = still.changed(stages=(Stage(trains, 1, 1e-4, image_size=32), Stage(trains, 1, 1e-4)))
     seen: list[tuple[bool, int]] = []
@@ -146,7 +146,7 @@ def test_a_stage_may_train_on_smaller_photos(learn: Any, settled: tuple, trains:
     assert {size for _, size in seen} >= {32, 48}
     if trains == "all":
         probed = {64}  # by layers_of
-        assert {size for training, size in seen if not training} - probed == {48}, "valid photos keep their size"
+        assert {size for training, size in seen if not training} - probed == {48}, "valid images keep their size"
     assert list(history.epochs["stage"]) == [1, 2]
 
 
@@ -159,11 +159,11 @@ def test_at_the_deadline_training_ends_and_the_epoch_is_looked_at(learn: Any, se
     assert history.epochs.iloc[-1][["valid_loss", "valid_accuracy"]].notna().all()
 
 
-class Said(baseline.Show):
+class Said(baseline.Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
 
@@ -172,8 +172,8 @@ def test_a_stage_whose_time_is_up_before_its_first_step_is_no_divergence(
     learn: Any, settled: tuple, monkeypatch: Any, late: int
 ) -> None:
     class Busy(Said):
-        def say(self, line: str) -> None:
-            super().say(line)
+        def log(self, line: str) -> None:
+            super().log(line)
             if line.startswith(f"stage {late}: training"):
                 monkeypatch.setattr(time, "perf_counter", lambda: real() + 1000)
 
@@ -212,12 +212,12 @@ def test_what_no_batch_of_two_fits_into_is_an_error(learn: Any, settled: tuple, 
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     learn.model.register_forward_pre_hook(small_device)
-    with pytest.raises(TrainingError, match="too small for two photos at a time"):
+    with pytest.raises(TrainingError, match="too small for two images at a time"):
         train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
 
 
 @pytest.mark.parametrize("size", [6, 7])
-def test_batches_are_halved_down_to_two_photos(settled: tuple, tmp_path: Path, size: int) -> None:
+def test_batches_are_halved_down_to_two_images(settled: tuple, tmp_path: Path, size: int) -> None:
     def small_device(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if learn.model.training and len(inputs[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -241,16 +241,16 @@ def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
     "arch", ["tf_efficientnet_lite0", "resnet18", "mobilenet_v2", "resnet10t.c3_in1k", "convnext_atto"]
 )
 def test_networks_are_told_into_layers_that_compute_the_same(arch: str, learn: Any, settled: tuple) -> None:
-    model, _ = baseline.vision.network.network(arch, 2, None)
-    layers = layers_of(model.eval())
-    photos = torch.rand(2, 3, 64, 64)
+    model, _ = baseline.vision.network.build_network(arch, 2, None)
+    layers = find_layers(model.eval())
+    images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert len(layers) > 6 and torch.equal(torch.nn.Sequential(*layers)(photos), model(photos))
+        assert len(layers) > 6 and torch.equal(torch.nn.Sequential(*layers)(images), model(images))
 
 
 def test_a_network_that_is_no_sequence_is_one_layer_and_trains_uncut() -> None:
-    model, _ = baseline.vision.network.network("vit_tiny_patch16_224", 2, None)
-    assert layers_of(model)[0] is model[0]
+    model, _ = baseline.vision.network.build_network("vit_tiny_patch16_224", 2, None)
+    assert find_layers(model)[0] is model[0]
 
 
 def test_a_head_stage_leaves_the_body_as_it_was_and_teaches_the_head(learn: Any, settled: tuple) -> None:
@@ -332,14 +332,14 @@ def test_a_worse_stage_never_replaces_a_better_one(learn: Any, settled: tuple) -
     recipe = settled[0].changed(stages=(Stage("head", 6, 3e-3, views=("flip",)), spoil))
     history = train(learn, recipe)
     best = history.epochs["valid_accuracy"].max()
-    predicted = baseline.predictions(learn, settled[1], (), splits=("valid",))
+    predicted = baseline.predict(learn, settled[1], (), splits=("valid",))
     assert (predicted["predicted"] == predicted["label"]).mean() == pytest.approx(best)
     assert history.epochs.loc[history.epochs["best"]].iloc[-1]["valid_accuracy"] == best
 
 
 def test_it_learns_on_every_seed(learn: Any, settled: tuple) -> None:
     for seed in range(3):
-        with seeded(seed):
+        with seed_everything(seed):
             fresh = baseline.learner(learn.dls, settled[0])
             history = train(fresh, settled[0].changed(stages=(Stage("head", 30, 1e-2, views=("flip",)),)))
         assert history.epochs["train_loss"].iloc[-1] < 0.4, "two classes told by chance have a loss of 0.69"
@@ -369,7 +369,7 @@ def test_the_rate_goes_as_the_schedule_says(learn: Any, settled: tuple) -> None:
 def test_on_a_plateau_the_rate_falls_where_the_valid_loss_did_not(
     learn: Any, settled: tuple, freeze: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callbacks, "HIGHEST_LOSS", float("inf"))
+    monkeypatch.setattr(callbacks, "MAX_RELATIVE_LOSS", float("inf"))
     stage = Stage("head", 12, 0.3, schedule="plateau")  # a rate so high that the loss comes to rest soon
     epochs = train(learn, settled[0].changed(stages=(stage,), freeze=freeze)).epochs
     losses, expected, rate = epochs["valid_loss"], [], 0.3
@@ -410,9 +410,9 @@ def test_optimizers_differ_and_each_stage_has_its_own(learn: Any, settled: tuple
 
 def test_random_states_outside_are_as_before() -> None:
     state = torch.get_rng_state(), random.getstate()
-    with seeded(5):
+    with seed_everything(5):
         one = torch.rand(1), random.random(), np.random.rand()
-    with seeded(5):
+    with seed_everything(5):
         two = torch.rand(1), random.random(), np.random.rand()
     assert one == two and torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
 
@@ -424,7 +424,7 @@ def test_the_learner_on_kept_outputs_is_fastais_and_shares_the_layers(learn: Any
     assert trainee.recorder.values
 
 
-def test_embeddings_are_what_the_body_makes_of_whole_photos_and_come_from_the_cache_next_time(
+def test_embeddings_are_what_the_body_makes_of_whole_images_and_come_from_the_cache_next_time(
     settled: tuple[baseline.Recipe, Any], learn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, table = settled

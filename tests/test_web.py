@@ -31,14 +31,14 @@ from starlette.testclient import TestClient
 import baseline
 from baseline import Model, OutputError, WeightsError
 from baseline.deploy.server import predictor, security
-from baseline.deploy.server.app import application
+from baseline.deploy.server.app import create_app
 from baseline.deploy.server.predictor import Limits
 
 ODD = ["<b>ants</b>", 'be"es', "</script><script>alert(1)</script>"]
 
 
 def client_of(model: Any, **options: Any) -> TestClient:
-    return TestClient(application(model, **options), base_url="http://localhost", raise_server_exceptions=False)
+    return TestClient(create_app(model, **options), base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def model(tiny: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def files(photos: Path) -> list[Path]:
-    return sorted(photos.rglob("*.jpg"))
+def files(images: Path) -> list[Path]:
+    return sorted(images.rglob("*.jpg"))
 
 
 def sent(*contents: bytes, name: str = "a.jpg") -> list[tuple[str, Any]]:
-    return [("photo", (name, content, "image/jpeg")) for content in contents]
+    return [("image", (name, content, "image/jpeg")) for content in contents]
 
 
 def with_facts(tiny: Path, folder: Path, **facts: Any) -> Path:
@@ -82,7 +82,7 @@ def picture(kind: str, image: Image.Image, **options: Any) -> bytes:
 def test_it_tells_what_the_model_predicts(tiny: Path, model: Model, files: list[Path], tta: bool) -> None:
     expected = model.predict(files[:5], tta=tta)
     with client_of(tiny, tta=tta) as client:
-        form = [("photo", (path.name, path.read_bytes(), "image/jpeg")) for path in files[:5]]
+        form = [("image", (path.name, path.read_bytes(), "image/jpeg")) for path in files[:5]]
         found = client.post("/predict", files=form).json()["predictions"]
     assert [each["name"] for each in found] == [path.name for path in files[:5]]
     assert [each["predicted"] for each in found] == expected["predicted"].tolist()
@@ -96,33 +96,33 @@ def test_json_forms_and_data_addresses_are_told_the_same(client: TestClient, fil
     contents = [path.read_bytes() for path in files[:2]]
     texts = [base64.b64encode(content).decode() for content in contents]
     by_form = client.post("/predict", files=sent(*contents)).json()["predictions"]
-    by_text = client.post("/predict", json={"photos": texts}).json()["predictions"]
-    by_address = client.post("/predict", json={"photo": f"data:image/jpeg;base64,{texts[0]}"}).json()["predictions"]
+    by_text = client.post("/predict", json={"images": texts}).json()["predictions"]
+    by_address = client.post("/predict", json={"image": f"data:image/jpeg;base64,{texts[0]}"}).json()["predictions"]
     assert len(by_text) == 2 and len(by_address) == 1
     for one, other in zip((*by_form, by_form[0]), (*by_text, *by_address), strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5) and other["name"] == ""
-    top = client.post("/predict?top=1", json={"photo": texts[0]}).json()["predictions"][0]
+    top = client.post("/predict?top=1", json={"image": texts[0]}).json()["predictions"][0]
     assert list(top["probabilities"]) == [top["predicted"]]
 
 
-def test_photos_of_every_kind_are_read_as_elsewhere(client: TestClient, model: Model, files: list[Path]) -> None:
-    photo = Image.open(files[0])
+def test_images_of_every_kind_are_read_as_elsewhere(client: TestClient, model: Model, files: list[Path]) -> None:
+    image = Image.open(files[0])
     turned = Image.Exif()
     turned[274] = 6
-    grey = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
-    clear = photo.convert("RGBA")
+    grey = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    clear = image.convert("RGBA")
     clear.putalpha(120)
     kinds = {
-        "exif": picture("JPEG", photo, exif=turned),
-        "cmyk": picture("JPEG", photo.convert("CMYK")),
+        "exif": picture("JPEG", image, exif=turned),
+        "cmyk": picture("JPEG", image.convert("CMYK")),
         "16 bits": picture("PNG", grey),
         "clear": picture("PNG", clear),
-        "animation": picture("GIF", photo, save_all=True, append_images=[Image.open(files[30])]),
-        "webp": picture("WEBP", photo),
-        "tiff": picture("TIFF", photo),
-        "one bit": picture("PNG", photo.convert("1")),
-        "one pixel": picture("PNG", photo.resize((1, 1))),
-        "long": picture("PNG", photo.resize((3000, 1))),
+        "animation": picture("GIF", image, save_all=True, append_images=[Image.open(files[30])]),
+        "webp": picture("WEBP", image),
+        "tiff": picture("TIFF", image),
+        "one bit": picture("PNG", image.convert("1")),
+        "one pixel": picture("PNG", image.resize((1, 1))),
+        "long": picture("PNG", image.resize((3000, 1))),
     }
     for kind, content in kinds.items():
         told = client.post("/predict", files=sent(content)).json()["predictions"][0]
@@ -142,7 +142,7 @@ def test_of_many_labels_all_above_the_threshold_are_told(tiny: Path, tmp_path: P
     assert len({len(each["predicted"]) for each in found}) > 1
 
 
-def test_grad_cam_is_a_picture_of_the_photo_and_of_the_class(client: TestClient, files: list[Path]) -> None:
+def test_grad_cam_is_a_picture_of_the_image_and_of_the_class(client: TestClient, files: list[Path]) -> None:
     content = picture("PNG", Image.open(files[0]).resize((300, 200)))
     pictures = {}
     for name in ("ants", "bees"):
@@ -172,24 +172,24 @@ def png_of(width: int, height: int) -> bytes:
 def zipped() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.jpg", b"photo")
+        archive.writestr("a.jpg", b"image")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("content", "status", "words"),
     [
-        (b"these are words", 415, "no photo"),
+        (b"these are words", 415, "no image"),
         (b"", 422, "empty"),
-        (b"\xff\xd8\xff\xe0", 415, "no photo"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", 415, "no photo"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", 415, "no photo"),
-        (zipped(), 415, "no photo"),
+        (b"\xff\xd8\xff\xe0", 415, "no image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", 415, "no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", 415, "no image"),
+        (zipped(), 415, "no image"),
         (png_of(20_000, 20_000), 413, "pixels"),
         (png_of(10_000, 10_000), 413, "10,000 x 10,000 pixels"),
-        (png_of(0, 0), 415, "no photo"),
-        (b"GIF89a" + bytes(7) + b"\x3b", 415, "no photo"),
-        (b"P6 0 0 255\n", 415, "no photo"),
+        (png_of(0, 0), 415, "no image"),
+        (b"GIF89a" + bytes(7) + b"\x3b", 415, "no image"),
+        (b"P6 0 0 255\n", 415, "no image"),
         (png_of(500, 500), 422, "damaged"),
         ("half", 422, "damaged"),
     ],
@@ -204,34 +204,34 @@ def test_a_bad_upload_is_refused_in_a_sentence(
         assert list(answer.json()) == ["error"] and answer.json()["error"].endswith(".")
 
 
-def test_of_several_photos_the_bad_ones_say_why(client: TestClient, files: list[Path]) -> None:
+def test_of_several_images_the_bad_ones_say_why(client: TestClient, files: list[Path]) -> None:
     answer = client.post("/predict", files=sent(b"words", files[0].read_bytes(), b""))
     first, second, third = answer.json()["predictions"]
     assert answer.status_code == 200
-    assert "no photo" in first["error"] and "empty" in third["error"] and second["predicted"]
+    assert "no image" in first["error"] and "empty" in third["error"] and second["predicted"]
 
 
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        ({"content": b"photo", "headers": {"content-type": "image/jpeg"}}, 415, "not 'image/jpeg'"),
-        ({"content": b"photo"}, 415, "was needed"),
+        ({"content": b"image", "headers": {"content-type": "image/jpeg"}}, 415, "not 'image/jpeg'"),
+        ({"content": b"image"}, 415, "was needed"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "no JSON"),
         ({"content": b"[" * 200_000, "headers": {"content-type": "application/json"}}, 400, "no JSON"),
         ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, "no JSON"),
         ({"json": [1]}, 422, "was needed"),
-        ({"json": {}}, 422, "no photo in"),
-        ({"json": {"photo": 7}}, 422, "base64"),
-        ({"json": {"photo": None}}, 422, "base64"),
-        ({"json": {"photos": "text"}}, 422, "list"),
-        ({"json": {"photos": [{}]}}, 422, "list"),
-        ({"json": {"photo": "é!"}}, 422, "no base64"),
-        ({"json": {"photo": "abc"}}, 422, "no base64"),
-        ({"json": {"photo": ""}}, 422, "empty"),
-        ({"data": {"photo": "text"}, "files": {}}, 415, "not 'application/x-www-form-urlencoded'"),
+        ({"json": {}}, 422, "no image in"),
+        ({"json": {"image": 7}}, 422, "base64"),
+        ({"json": {"image": None}}, 422, "base64"),
+        ({"json": {"images": "text"}}, 422, "list"),
+        ({"json": {"images": [{}]}}, 422, "list"),
+        ({"json": {"image": "é!"}}, 422, "no base64"),
+        ({"json": {"image": "abc"}}, 422, "no base64"),
+        ({"json": {"image": ""}}, 422, "empty"),
+        ({"data": {"image": "text"}, "files": {}}, 415, "not 'application/x-www-form-urlencoded'"),
         ({"files": sent(*[b"x"] * 65)}, 400, "Too many files"),
-        ({"json": {"photos": [""] * 65}}, 413, "At most 64 photos"),
-        ({"content": b"--x\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 422, "no photo"),
+        ({"json": {"images": [""] * 65}}, 413, "At most 64 images"),
+        ({"content": b"--x\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 422, "no image"),
         ({"content": b"--y--", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "cannot be read"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"files": sent(b"x"), "params": {"top": "0"}}, 422, "top has to be"),
@@ -251,19 +251,19 @@ def test_a_class_that_is_not_there_is_refused(client: TestClient, files: list[Pa
     answer = client.post("/gradcam", files=sent(files[0].read_bytes()), data={"class": "ant"})
     assert answer.status_code == 422 and "Did you mean 'ants'?" in answer.json()["error"]
     text = base64.b64encode(files[0].read_bytes()).decode()
-    assert client.post("/gradcam", json={"photo": text, "class": ["ants"]}).status_code == 422
+    assert client.post("/gradcam", json={"image": text, "class": ["ants"]}).status_code == 422
 
 
 def test_only_own_names_and_own_pages_may_ask(tiny: Path, files: list[Path]) -> None:
-    with client_of(tiny, hosts=["photos.example"]) as client:
+    with client_of(tiny, hosts=["images.example"]) as client:
         for host, status in {
-            "localhost:8000": 200, "127.0.0.1": 200, "[::1]:80": 200, "192.168.1.4:80": 200, "photos.example": 200,
+            "localhost:8000": 200, "127.0.0.1": 200, "[::1]:80": 200, "192.168.1.4:80": 200, "images.example": 200,
             "evil.example": 403, "localhost.evil.example": 403, "127.0.0.1.evil.example": 403, "": 403, "[": 403,
         }.items():  # fmt: skip
             assert client.get("/health", headers={"host": host}).status_code == status, host
         for origin, status in {
             "http://localhost": 200, "http://evil.example": 403, "null": 403, "http://localhost.evil.example": 403,
-            "http://localhost:8001": 403, "https://photos.example": 200, "http://127.0.0.1": 403, "http://[": 403,
+            "http://localhost:8001": 403, "https://images.example": 200, "http://127.0.0.1": 403, "http://[": 403,
         }.items():  # fmt: skip
             answer = client.post("/predict", files=sent(files[0].read_bytes()), headers={"origin": origin})
             assert answer.status_code == status, origin
@@ -364,7 +364,7 @@ def test_time_is_limited_and_what_came_too_late_is_left_out(tiny: Path, files: l
 def test_what_is_held_of_all_requests_is_bounded(
     tiny: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(security, "HELD", 0.5)
+    monkeypatch.setattr(security, "MAX_HEAD_SECONDS", 0.5)
     with client_of(tiny, limits=Limits(megabytes=1)) as client:
         for _ in range(3):
             refused = client.post("/predict", files=sent(bytes(700_000)))
@@ -391,7 +391,7 @@ def test_no_upload_reaches_the_disk(client: TestClient) -> None:
     assert len(large) > 6_000_000
     for answer in (
         client.post("/predict", files=sent(large, large)),
-        client.post("/predict", json={"photo": base64.b64encode(large).decode()}),
+        client.post("/predict", json={"image": base64.b64encode(large).decode()}),
         client.post("/predict", files=sent(picture("TIFF", Image.new("RGB", (900, 900)), compression="tiff_lzw"))),
         client.post("/gradcam", files=sent(large)),
     ):
@@ -429,17 +429,17 @@ def test_the_api_describes_itself(client: TestClient, files: list[Path]) -> None
     assert client.get("/nothing").json() == {"error": "Not Found"} and client.get("/predict").status_code == 405
 
 
-def test_a_run_brings_its_number_and_some_photos(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_a_run_brings_its_number_and_some_images(done: baseline.Baseline, tmp_path: Path) -> None:
     run = Path(shutil.copytree(done.folder, tmp_path / "run"))
     with client_of(run) as client:
         page = client.get("/").text
         labels = re.findall(r'data-label="([^"]*)"', page)
-        assert len(labels) == predictor.EXAMPLES and labels.count("ants") == 4
+        assert len(labels) == predictor.MAX_EXAMPLES and labels.count("ants") == 4
         assert f"{100 * done.metrics['test']['tta']['accuracy']:.1f}\xa0%" in page
         contents = {path.read_bytes() for path in map(Path, done.predictions["path"])}
         assert all(client.get(f"/examples/{number}").content in contents for number in range(len(labels)))
         small = Image.open(io.BytesIO(client.get("/examples/0/small").content))
-        assert max(small.size) <= predictor.SMALL
+        assert max(small.size) <= predictor.THUMBNAIL_SIZE
         assert client.get(f"/examples/{len(labels)}").status_code == 404
         assert client.get("/examples/../manifest.json").status_code == 404
     for model, options in ((run, {"examples": False}), (run / "model", {})):
@@ -454,7 +454,7 @@ def test_a_run_brings_its_number_and_some_photos(done: baseline.Baseline, tmp_pa
 
 START = """
 import sys
-from baseline import Terminal, web
+from baseline import ConsoleProgress, web
 app.IDLE_SECONDS = 1
 app.serve(sys.argv[1], port=0, limits=predictor.Limits(seconds=1.5, waiting=400), show=Terminal())
 """
@@ -504,7 +504,7 @@ DROP = """([text, name]) => {
 }"""
 
 
-def test_in_a_browser_a_dropped_photo_of_an_ant_is_an_ant(
+def test_in_a_browser_a_dropped_image_of_an_ant_is_an_ant(
     server: Any, done: baseline.Baseline, tmp_path: Path, browser: Any
 ) -> None:
     words = tmp_path / "<i>words<b>.jpg"
@@ -532,7 +532,7 @@ def test_in_a_browser_a_dropped_photo_of_an_ant_is_an_ant(
         tab.set_input_files("#choose", [bee, words])
         tab.wait_for_selector(".wrong")
         tab.wait_for_selector(".waits", state="detached")
-        assert "no photo" in tab.locator(".wrong .answer").inner_text()
+        assert "no image" in tab.locator(".wrong .answer").inner_text()
         assert tab.locator(".wrong .name").inner_text() == words.name
         assert tab.locator(".card").nth(1).locator(".answer").inner_text().startswith("bees")
         tab.locator("#examples button").first.click()
@@ -552,7 +552,7 @@ def test_a_server_loses_nothing_ends_slow_requests_and_stops_at_once(server: Any
 
     def posted(number: int) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        form = f'--x\r\nContent-Disposition: form-data; name="photo"; filename="{number}"\r\n\r\n'.encode()
+        form = f'--x\r\nContent-Disposition: form-data; name="image"; filename="{number}"\r\n\r\n'.encode()
         body = form + files[number % len(files)].read_bytes() + b"\r\n--x--\r\n"
         connection.request("POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=x"})
         return json.loads(connection.getresponse().read())["predictions"][0]

@@ -15,7 +15,7 @@ from conftest import REAL_WEIGHTS
 
 from baseline import RecipeError, WeightsError, find_weights
 from baseline.vision import weights
-from baseline.vision.network import network
+from baseline.vision.network import build_network
 from baseline.vision.weights import normalisation, state_dict
 
 ARCH = "tf_efficientnet_lite0"
@@ -29,16 +29,16 @@ def test_the_embedded_weights_fit_every_tensor_of_the_body() -> None:
 
 def test_the_embedded_body_tells_real_classes_apart() -> None:
     """ImageNet's own classifier on the embedded weights: wrong order or normalisation would not know an ant."""
-    photo = Path(__file__).parents[2] / "shared/data/hymenoptera_256/train/ants"
-    files = sorted(photo.glob("*.jpg"))[:20]
+    image = Path(__file__).parents[2] / "shared/data/hymenoptera_256/train/ants"
+    files = sorted(image.glob("*.jpg"))[:20]
     if not files:
-        pytest.skip("no real photos of ants at hand")
-    from baseline.data.image import fit_photo, open_photo
+        pytest.skip("no real images of ants at hand")
+    from baseline.data.image import load_image, resize_image
 
     model = timm.create_model(ARCH)
     model.load_state_dict(state_dict(find_weights(ARCH)))
     batch = torch.stack(
-        [torchvision.transforms.functional.to_tensor(fit_photo(open_photo(f), 224, "crop")) for f in files]
+        [torchvision.transforms.functional.to_tensor(resize_image(load_image(f), 224, "crop")) for f in files]
     )
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in normalisation(ARCH))
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_torchvision_weights_load_into_the_body(name: str) -> None:
         pytest.skip(f"{name} is not at hand")
     arch = name.split("-")[0].removesuffix(".pth")
     found = find_weights(arch, REAL_WEIGHTS / name)
-    model, _ = network(arch, 3, found)
+    model, _ = build_network(arch, 3, found)
     first = next(iter(state_dict(found).values()))
     assert torch.equal(next(model[0].parameters()), first)
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
@@ -95,7 +95,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     file = saved("squeezenet1_1", tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="holds no weights of resnet18: 100 of 100 tensors"):
-        network("resnet18", 2, find_weights("resnet18", file))
+        build_network("resnet18", 2, find_weights("resnet18", file))
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["nowhere.pth", "photo.jpg"])
+@pytest.mark.parametrize("name", ["nowhere.pth", "image.jpg"])
 def test_a_path_that_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "photo.jpg").touch()
+    (tmp_path / "image.jpg").touch()
     with pytest.raises(WeightsError, match="weights file"):
         find_weights("resnet18", tmp_path / name)
 
@@ -125,7 +125,7 @@ def test_weights_with_values_that_are_no_numbers_are_refused(tmp_path: Path) -> 
     tensors["features.0.weight"][0] = float("nan")
     torch.save(tensors, tmp_path / "nan.pth")
     with pytest.raises(WeightsError, match="no numbers, first in 'features"):
-        network("squeezenet1_1", 2, find_weights("squeezenet1_1", tmp_path / "nan.pth"))
+        build_network("squeezenet1_1", 2, find_weights("squeezenet1_1", tmp_path / "nan.pth"))
 
 
 def test_caches_and_kaggle_inputs_are_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,18 +141,18 @@ def test_caches_and_kaggle_inputs_are_looked_through(tmp_path: Path, monkeypatch
 
 
 def test_weights_out_of_reach_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    monkeypatch.setattr(weights, "_download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
     with pytest.raises(
         WeightsError, match=r"TimeoutError: no answer\. Ways out: --weights PATH with resnet50-.*--scratch"
     ):
         find_weights("resnet50")
-    assert not weights.obtainable("resnet50")
+    assert not weights.is_obtainable("resnet50")
 
 
 @pytest.mark.parametrize("arch", ["vit_b_16", "swin_t", "shufflenet_v2_x1_0"])
 def test_torchvision_networks_without_a_body_name_timms(arch: str) -> None:
     with pytest.raises(RecipeError, match="timm has its like"):
-        network(arch, 2, None)
+        build_network(arch, 2, None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_torchvision_networks_without_a_body_name_timms(arch: str) -> None:
      (ARCH, 9), ("mobilenetv3_small_100", 9), ("vit_tiny_patch16_224", 14), ("swin_tiny_patch4_window7_224", 7)],
 )  # fmt: skip
 def test_every_kind_of_body_gets_a_head_and_all_its_parameters_a_group(arch: str, groups: int) -> None:
-    model, splitter = network(arch, 5, None)
+    model, splitter = build_network(arch, 5, None)
     parts = splitter(model)
     assert len(parts) == groups
     assert sorted(map(id, (p for part in parts for p in part))) == sorted(map(id, model.parameters()))

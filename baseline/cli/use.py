@@ -10,16 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from baseline.cli.options import _FORMATS, Model, On, Others, _complete, _paths, _print
+from baseline.cli.options import OUTPUT_FORMATS, EnsembleOption, ExecutorOption, Model, _print, completion, split_paths
 from baseline.errors import OutputError
 
 
 def predict(
     model: Model,
-    photos: Annotated[
+    images: Annotated[
         list[str],
         typer.Argument(
-            help="Photos, folders, zip or tar archives, patterns, tables with a column of paths, or - for paths on "
+            help="Images, folders, zip or tar archives, patterns, tables with a column of paths, or - for paths on "
             "standard input.",
             show_default=False,
         ),
@@ -31,7 +31,7 @@ def predict(
         ),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=_complete(lambda: _FORMATS))
+        str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=completion(lambda: OUTPUT_FORMATS))
     ] = "csv",
     top_k: Annotated[int, typer.Option(min=0, help="Tells so many most probable classes.")] = 0,
     every: Annotated[bool, typer.Option("--all", help="Tells the probability of every class.")] = False,
@@ -43,25 +43,25 @@ def predict(
     ] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces the file of --out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Goes on with the file of --out where it stopped.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Images that the network sees at once.")] = 64,
     precision: Annotated[
         str,
         typer.Option(
             help="float32, bfloat16, or auto: bfloat16 where the CPU has units for it. As the run was evaluated if not "
             "given: float32 on a CPU.",
-            autocompletion=_complete(lambda: ("auto", "float32", "bfloat16")),
+            autocompletion=completion(lambda: ("auto", "float32", "bfloat16")),
             show_default=False,
         ),
     ] = "",
     processes: Annotated[int, typer.Option(min=1, max=1024, help="Each has a GPU, or its share of the CPU.")] = 1,
-    on: On = "",
+    on: ExecutorOption = "",
     image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
-    ensemble: Others = None,
+    ensemble: EnsembleOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
 ) -> None:
-    """Predicts photos with a trained model: a row a photo, with calibrated confidence.
+    """Predicts images with a trained model: a row an image, with calibrated confidence.
 
-    A photo that cannot be read gets a row that says why, and the rest goes on.
+    An image that cannot be read gets a row that says why, and the rest goes on.
 
     Examples:
 
@@ -73,16 +73,16 @@ def predict(
 
         baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
 
-        baseline predict runs/mine photos.zip --out predictions.parquet --processes 4
+        baseline predict runs/mine images.zip --out predictions.parquet --processes 4
 
-        baseline predict runs/mine photos/ --out predictions.csv --on ray://head:10001
+        baseline predict runs/mine images/ --out predictions.csv --on ray://head:10001
 
         find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
     """
     if on and out is None:
         raise OutputError("What --on predicts goes into a file. Give --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")
-    known = _FORMATS if out is not None else tuple(each for each in _FORMATS if each != "parquet")
+    known = OUTPUT_FORMATS if out is not None else tuple(each for each in OUTPUT_FORMATS if each != "parquet")
     if kind not in known:
         what = f"{format} does not go to standard output" if out is None else f"{out} is no such file by its name"
         raise OutputError(f"{what}; needed: {', '.join(known)}.")
@@ -90,24 +90,24 @@ def predict(
         raise OutputError("--overwrite and --resume go with a file. Give --out FILE.")
     if overwrite and resume:
         raise OutputError("--overwrite begins anew and --resume goes on. Give one of them.")
-    if out is not None and any(Path(word).absolute() == out.absolute() for word in photos):
+    if out is not None and any(Path(word).absolute() == out.absolute() for word in images):
         raise OutputError(f"{out} is one of those to predict. Choose another --out.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from baseline.parallel.executor import engine
-    from baseline.progress import Show, Terminal
+    from baseline.parallel.executor import get_executor
+    from baseline.progress import ConsoleProgress, Progress
 
-    show = Show() if quiet else Terminal()
-    engine(on, show)  # finds what is wrong before torch is loaded
-    from baseline.data.sources.listing import named_photos
+    show = Progress() if quiet else ConsoleProgress()
+    get_executor(on, show)  # finds what is wrong before torch is loaded
+    from baseline.data.sources.image_list import list_images
     from baseline.inference.batch import write_predictions
-    from baseline.inference.output import Wanted
+    from baseline.inference.output import PredictOptions
 
-    bars = Show() if out is None and sys.stdout.isatty() else show
-    wanted = Wanted(kind, tta, top_k, every, min_confidence, batch_size, precision)
-    paths, total = named_photos(photos, image_col, sys.stdin.buffer if "-" in photos else (), show)
+    bars = Progress() if out is None and sys.stdout.isatty() else show
+    wanted = PredictOptions(kind, tta, top_k, every, min_confidence, batch_size, precision)
+    paths, total = list_images(images, image_col, sys.stdin.buffer if "-" in images else (), show)
     from baseline.inference.model import load
 
-    loaded = load([model, *_paths(ensemble)])
+    loaded = load([model, *split_paths(ensemble)])
     options: dict[str, Any] = {
         "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "on": on, "show": bars,
     }  # fmt: skip
@@ -119,9 +119,9 @@ def predict(
         raise typer.Exit(141) from None
     except KeyboardInterrupt:
         if out is not None:
-            show.say(f"interrupted: what was predicted is kept, and --resume goes on with {out}")
+            show.log(f"interrupted: what was predicted is kept, and --resume goes on with {out}")
         raise
-    show.say(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+    show.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
 
 
 def serve(
@@ -135,22 +135,22 @@ def serve(
         bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did; takes longer.")
     ] = False,
     examples: Annotated[
-        bool, typer.Option("--examples/--no-examples", help="Shows a few of the run's photos, if they are still there.")
+        bool, typer.Option("--examples/--no-examples", help="Shows a few of the run's images, if they are still there.")
     ] = True,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="A name by which it is reached, such as that of a proxy.", show_default=False),
     ] = None,
     max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Of a request.")] = 32,
-    max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Of a photo.")] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Photos in the queue; more get 503 with Retry-After.")] = 256,
+    max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Of an image.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Images in the queue; more get 503 with Retry-After.")] = 256,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="For a request to be sent, and for its answer.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Photos that the network sees at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Images that the network sees at once.")] = 16,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Says nothing.")] = False,
 ) -> None:
-    """Serves a model: a page to drop, paste or take photos, and an HTTP API. Ctrl-C stops it.
+    """Serves a model: a page to drop, paste or take images, and an HTTP API. Ctrl-C stops it.
 
-    Photos stay in memory and never reach the disk or another machine. Without --host only this machine can use it; with
+    Images stay in memory and never reach the disk or another machine. Without --host only this machine can use it; with
     it, so can everyone who reaches the address: there are no passwords.
 
     Examples:
@@ -161,17 +161,17 @@ def serve(
 
         baseline serve runs/mine --host 0.0.0.0 --no-examples
 
-        curl -F photo=@holiday.jpg http://127.0.0.1:8000/predict
+        curl -F image=@holiday.jpg http://127.0.0.1:8000/predict
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.deploy.server.app import serve as served
     from baseline.deploy.server.predictor import Limits
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
 
     limits = Limits(max_mb, max_megapixels, waiting=max_waiting, batch=batch_size, seconds=max_seconds)
     served(
         model, host=host, port=port, tta=tta, examples=examples, limits=limits, hosts=allow_host or (), browser=open,
-        show=Show() if quiet else Terminal(),
+        progress=Progress() if quiet else ConsoleProgress(),
     )  # fmt: skip
     sys.stderr.flush()
     os._exit(0)  # a pass of the network that is under way would be waited for
@@ -180,7 +180,7 @@ def serve(
 def check(model: Model) -> None:
     """Looks whether a model folder is whole and predicts as when it was saved.
 
-    Its tensors are compared with their sha256 and with the network it names, and the network is run on the few photos
+    Its tensors are compared with their sha256 and with the network it names, and the network is run on the few images
     that it keeps for this.
 
     Examples:
@@ -198,15 +198,15 @@ def check(model: Model) -> None:
 def export(
     model: Model,
     to: Annotated[
-        str, typer.Option(help="onnx, torch-export or learner.", autocompletion=_complete(lambda: _form_names()))
+        str, typer.Option(help="onnx, torch-export or learner.", autocompletion=completion(lambda: _export_formats()))
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file; NAME.onnx, .pt2 or .pkl here.", show_default=False)
     ] = None,
-    photos: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Photos, folders, patterns or tables to compare on; else the golden inputs of the model folder. May "
+            help="Images, folders, patterns or tables to compare on; else the golden inputs of the model folder. May "
             "be given several times.",
             show_default=False,
         ),
@@ -214,8 +214,8 @@ def export(
     size: Annotated[
         str,
         typer.Option(
-            help="any: photos of any size are resized inside; fixed: it takes squares of the model's size only.",
-            autocompletion=_complete(lambda: ("any", "fixed")),
+            help="any: images of any size are resized inside; fixed: it takes squares of the model's size only.",
+            autocompletion=completion(lambda: ("any", "fixed")),
         ),
     ] = "any",
     tta: Annotated[
@@ -228,16 +228,16 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
-    """Writes a model as ONNX, for torch.export or as a fastai learner, and compares it with the model on photos.
+    """Writes a model as ONNX, for torch.export or as a fastai learner, and compares it with the model on images.
 
-    ONNX and torch-export take uint8 photos, N x H x W x 3, upright RGB, and give calibrated probabilities: what
+    ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and give calibrated probabilities: what
     `baseline predict` tells.
 
     Examples:
 
-        baseline export runs/mine --to onnx --photos photos/test/
+        baseline export runs/mine --to onnx --images images/test/
 
-        baseline export runs/mine --to onnx --int8 --photos photos/ -o small.onnx
+        baseline export runs/mine --to onnx --int8 --images images/ -o small.onnx
 
         baseline export runs/mine --to torch-export --size fixed --no-tta
 
@@ -245,7 +245,7 @@ def export(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.deploy.export import export as exported
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
 
     if to == "learner":
         print(
@@ -254,14 +254,16 @@ def export(
             "uncalibrated probabilities.",
             file=sys.stderr,
         )
-    show = Show() if quiet else Terminal()
-    print(exported(model, to, out, photos=photos or (), size=size, tta=tta, int8=int8, overwrite=overwrite, show=show))
+    show = Progress() if quiet else ConsoleProgress()
+    print(
+        exported(model, to, out, images=images or (), size=size, tta=tta, int8=int8, overwrite=overwrite, progress=show)
+    )
 
 
-def _form_names() -> tuple[str, ...]:
-    from baseline.deploy.export import FORMS
+def _export_formats() -> tuple[str, ...]:
+    from baseline.deploy.export import FORMATS
 
-    return tuple(FORMS)
+    return tuple(FORMATS)
 
 
 def import_(
@@ -272,9 +274,9 @@ def import_(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The new model folder; the file's name here.", show_default=False)
     ] = None,
-    photos: Annotated[
+    images: Annotated[
         list[str] | None,
-        typer.Option(help="Photos, folders, patterns or tables to compare the two on.", show_default=False),
+        typer.Option(help="Images, folders, patterns or tables to compare the two on.", show_default=False),
     ] = None,
     arch: Annotated[str, typer.Option(help="Its architecture, where it does not tell.", show_default=False)] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
@@ -287,16 +289,16 @@ def import_(
 
         baseline import export.pkl --trust-pickle
 
-        baseline import export.pkl --trust-pickle -o mine --photos photos/valid/
+        baseline import export.pkl --trust-pickle -o mine --images images/valid/
     """
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
 
     if trust_pickle:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.deploy.import_fastai import import_learner
 
-    show = Show() if quiet else Terminal()
-    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, photos=photos or (), show=show))
+    show = Progress() if quiet else ConsoleProgress()
+    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, images=images or (), progress=show))
 
 
 def bundle(
@@ -326,10 +328,10 @@ def bundle(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.deploy.kaggle.bundle import bundle as bundled
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
 
-    show = Show() if quiet else Terminal()
-    print(bundled(folder, arch or (), model, everything=everything, overwrite=overwrite, show=show))
+    show = Progress() if quiet else ConsoleProgress()
+    print(bundled(folder, arch or (), model, everything=everything, overwrite=overwrite, progress=show))
 
 
 def push(
@@ -345,7 +347,7 @@ def push(
 ) -> None:
     """Puts the model folder of a run, with its card, on the Hugging Face hub, in one commit.
 
-    The network, how to build it, and the card: no photos, and no paths of this machine.
+    The network, how to build it, and the card: no images, and no paths of this machine.
 
     Examples:
 
@@ -354,14 +356,14 @@ def push(
         baseline push runs/mine me/ants-and-bees --private
     """
     from baseline.cli.printing import grid
+    from baseline.deploy.hub import plan_push
     from baseline.deploy.hub import push as pushed
-    from baseline.deploy.hub import shipment
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
 
     if not dry_run:
-        print(pushed(run, repo, private=private, show=Show() if quiet else Terminal()))
+        print(pushed(run, repo, private=private, progress=Progress() if quiet else ConsoleProgress()))
         return
-    ready = shipment(run, repo)
+    ready = plan_push(run, repo)
     _print(grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
     print(f"\n{ready.card}", end="")
 
@@ -371,9 +373,9 @@ def submit(
     sample: Annotated[
         Path | None, typer.Option(help="The sample submission; looked for below /kaggle/input.", show_default=False)
     ] = None,
-    images: Annotated[
+    image_dir: Annotated[
         Path | None,
-        typer.Option(help="The folder or archive of the test photos; beside the sample.", show_default=False),
+        typer.Option(help="The folder or archive of the test images; beside the sample.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -383,14 +385,14 @@ def submit(
         str,
         typer.Option(
             help="names, codes, probabilities or one-hot; auto: as the sample has it.",
-            autocompletion=_complete(lambda: _shape_names()),
+            autocompletion=completion(lambda: _submission_formats()),
         ),
     ] = "auto",
     codes: Annotated[
         str | None, typer.Option(help="What classes are called there: ants=0,bees=1.", show_default=False)
     ] = None,
-    leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Passes over photos without an id.")] = False,
-    ensemble: Others = None,
+    leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Passes over images without an id.")] = False,
+    ensemble: EnsembleOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
@@ -400,22 +402,22 @@ def submit(
 
         baseline submit runs/mine
 
-        baseline submit runs/mine --sample sample_submission.csv --images test/
+        baseline submit runs/mine --sample sample_submission.csv --image-dir test/
 
         baseline submit runs/mine --sample sample_submission.csv --codes ants=0,bees=1 --overwrite
     """
     from baseline.deploy.kaggle.submission import submit as submitted
-    from baseline.progress import Show, Terminal
+    from baseline.progress import ConsoleProgress, Progress
 
     print(
         submitted(
-            [run, *_paths(ensemble)], sample, images, out=out, shape=shape, codes=codes, leave_extra=leave_extra,
-            overwrite=overwrite, show=Show() if quiet else Terminal(),
+            [run, *split_paths(ensemble)], sample, image_dir, out=out, shape=shape, codes=codes, leave_extra=leave_extra,
+            overwrite=overwrite, progress=Progress() if quiet else ConsoleProgress(),
         )
     )  # fmt: skip
 
 
-def _shape_names() -> tuple[str, ...]:
-    from baseline.deploy.kaggle.submission_format import SHAPES
+def _submission_formats() -> tuple[str, ...]:
+    from baseline.deploy.kaggle.submission_format import FORMATS
 
-    return SHAPES
+    return FORMATS

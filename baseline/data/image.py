@@ -1,4 +1,4 @@
-"""A photo in any form -> an upright RGB picture. Knows files and pixels; knows no tables and no networks."""
+"""An image in any form -> an upright RGB picture. Knows files and pixels; knows no tables and no networks."""
 
 from __future__ import annotations
 
@@ -11,32 +11,40 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["file_bytes", "fit_photo", "open_photo", "opened", "square", "upright", "why_unreadable"]
+__all__ = [
+    "load_image",
+    "load_square",
+    "open_image",
+    "read_image_bytes",
+    "resize_image",
+    "to_upright_rgb",
+    "unreadable_reason",
+]
 
 
-MOST_BYTES = 2**31
-"""Of a photo's file."""
+MAX_IMAGE_BYTES = 2**31
+"""Of an image's file."""
 
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "ICO", "PCX", "TGA")
-"""What is tried on a file, whatever it is called. PIL's others are no photos, and one has Ghostscript run them."""
+"""What is tried on a file, whatever it is called. PIL's others are no images, and one has Ghostscript run them."""
 
 
-def open_photo(source: Any, size: int = 0) -> Image.Image:
-    """A photo as upright RGB: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
+def load_image(source: Any, size: int = 0) -> Image.Image:
+    """An image as upright RGB: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
 
     EXIF orientation is honoured; of an animation the first frame is taken; what is transparent is laid on white;
     16-bit greys are scaled to 8. With `size` (pixels), a large JPEG is decoded at a reduced scale of at least twice
     that size, as PIL's own thumbnails are.
     """
-    image = opened(source)
+    image = open_image(source)
     if size and image.format == "JPEG":
         image.draft("RGB", (2 * size, 2 * size))
-    return upright(image)
+    return to_upright_rgb(image)
 
 
-def fit_photo(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """The photo as a square of `size` pixels: squeezed (`"squish"`), cut (`"crop"`) or with black bars (`"pad"`)."""
+def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """The image as a square of `size` pixels: squeezed (`"squish"`), cut (`"crop"`) or with black bars (`"pad"`)."""
     if resize == "crop":
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     if resize == "pad":
@@ -44,14 +52,14 @@ def fit_photo(image: Image.Image, size: int, resize: str) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def square(source: Any, size: int, resize: str) -> np.ndarray:
-    """What `open_photo` and `fit_photo` make of a photo, size x size x 3, uint8. Of a file all bytes are read first."""
-    content = file_bytes(source) if isinstance(source, str | Path) else source
-    return np.asarray(fit_photo(open_photo(content, size), size, resize))
+def load_square(source: Any, size: int, resize: str) -> np.ndarray:
+    """What `load_image` and `resize_image` make of an image, size x size x 3, uint8. Of a file all bytes are read first."""
+    content = read_image_bytes(source) if isinstance(source, str | Path) else source
+    return np.asarray(resize_image(load_image(content, size), size, resize))
 
 
-def file_bytes(path: str | Path) -> bytes:
-    """The content of a photo's file.
+def read_image_bytes(path: str | Path) -> bytes:
+    """The content of an image's file.
 
     Raises:
         OSError: if there is none, it is empty, too large, or no regular file: a pipe would wait for ever.
@@ -59,27 +67,27 @@ def file_bytes(path: str | Path) -> bytes:
     found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError("not a file")
-    if found.st_size > MOST_BYTES:
-        raise OSError(f"more than {MOST_BYTES:,} bytes")
+    if found.st_size > MAX_IMAGE_BYTES:
+        raise OSError(f"more than {MAX_IMAGE_BYTES:,} bytes")
     if not (content := Path(path).read_bytes()):
         raise OSError("empty file")
     return content
 
 
-def why_unreadable(error: Exception) -> str:
-    """What was raised when a photo was read, in a few words; PIL's plugins raise nearly every kind there is.
+def unreadable_reason(error: Exception) -> str:
+    """What was raised when an image was read, in a few words; PIL's plugins raise nearly every kind there is.
 
-    >>> why_unreadable(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>"))
-    'not a photo'
+    >>> unreadable_reason(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>"))
+    'not an image'
     """
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        return "not a photo"
+        return "not an image"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:80] or "damaged"
 
 
-def opened(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
+def open_image(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The picture, its pixels not yet read where it is a file; of these PIL formats alone, or of `FORMATS`."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
@@ -90,10 +98,10 @@ def opened(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
         return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats or FORMATS)
 
 
-def upright(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says, in RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _eight_bits(image).convert("RGB")
+        return _to_uint8(image).convert("RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         clear = image.convert("RGBA")
@@ -101,7 +109,7 @@ def upright(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _to_uint8(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or floats as 8 bits: by its format's range where the values fill it, else by their own."""
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)

@@ -2,7 +2,7 @@
 
 | form | file | holds |
 |---|---|---|
-| `onnx` | `.onnx` | preparation of photos, network, views and temperature, for onnxruntime and others; no Python |
+| `onnx` | `.onnx` | preparation of images, network, views and temperature, for onnxruntime and others; no Python |
 | `torch-export` | `.pt2` | the same, for torch alone |
 | `learner` | `.pkl` | fastai's own export, a pickle: network and loaders, plain and uncalibrated |
 
@@ -31,42 +31,42 @@ import torch
 from PIL import Image
 
 from baseline import __version__
-from baseline.data.image import file_bytes, open_photo, square
-from baseline.data.sources.listing import named_photos
-from baseline.deploy.export_module import Deployed
-from baseline.errors import OutputError, WeightsError, first_line, unknown
-from baseline.evaluation.calibration import tempered
+from baseline.data.image import load_image, load_square, read_image_bytes
+from baseline.data.sources.image_list import list_images
+from baseline.deploy.export_module import ExportModule
+from baseline.errors import OutputError, WeightsError, first_line, unknown_name
+from baseline.evaluation.calibration import apply_temperature
 from baseline.inference.model import TOLERANCE, load_model
 from baseline.inference.model_folder import read_golden
-from baseline.progress import Show
+from baseline.progress import Progress
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from baseline.inference.model import Model
 
-__all__ = ["FORMS", "SIZES", "Exported", "export"]
+__all__ = ["FORMATS", "SIZES", "Exported", "export"]
 
 
-FORMS = {"onnx": ".onnx", "torch-export": ".pt2", "learner": ".pkl"}
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "learner": ".pkl"}
 """Of each form the ending of its file."""
 
 SIZES = ("any", "fixed")
 
-MOST_BYTES = 1_900_000_000
+MAX_BYTES = 1_900_000_000
 """Of tensors in one ONNX file, whose format ends at 2 GiB."""
 
-LEAST_AGREEMENT = 0.95
-"""Share of photos for which an int8 network has to predict what the float32 network predicts."""
+MIN_AGREEMENT = 0.95
+"""Share of images for which an int8 network has to predict what the float32 network predicts."""
 
-LEAST_PHOTOS, MOST_RANGES = 20, 200
-"""Photos that int8 needs, and the most that its ranges are measured on."""
+MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_IMAGES = 20, 200
+"""Images that int8 needs, and the most that its ranges are measured on."""
 
 BATCH = 32
 
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""uint8 photos, N x H x W x 3, to probabilities, N x classes."""
+"""uint8 images, N x H x W x 3, to probabilities, N x classes."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,26 @@ class Exported:
 
     path: Path
     bytes: int
-    photos: int
+    images: int
     """Those that both were asked."""
     same: int
     """Of these, how many are predicted the same."""
     difference: float
     """The largest between two probabilities."""
     golden: bool
-    """Whether those were the few photos that the model folder keeps."""
+    """Whether those were the few images that the model folder keeps."""
     unreadable: int = 0
 
     @property
     def agreement(self) -> float:
-        """The share of photos that are predicted the same."""
-        return self.same / self.photos
+        """The share of images that are predicted the same."""
+        return self.same / self.images
 
     def __str__(self) -> str:
-        kind = "golden inputs" if self.golden else "photos"
+        kind = "golden inputs" if self.golden else "images"
         rest = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
         return (
-            f"{self.path}: {self.bytes / 1e6:.1f} MB; of {self.photos:,} {kind} {self.same:,} are predicted as by the "
+            f"{self.path}: {self.bytes / 1e6:.1f} MB; of {self.images:,} {kind} {self.same:,} are predicted as by the "
             f"model ({self.agreement:.2%}), largest difference of a probability {self.difference:.1e}{rest}"
         )
 
@@ -104,71 +104,73 @@ def export(
     to: str,
     out: str | Path | None = None,
     *,
-    photos: str | Sequence[str] = (),
+    images: str | Sequence[str] = (),
     size: str = "any",
     tta: bool = True,
     int8: bool = False,
     overwrite: bool = False,
-    show: Show | None = None,
+    progress: Progress | None = None,
 ) -> Exported:
-    """Writes a model as a file of another form, and compares the two on photos before the file gets its name.
+    """Writes a model as a file of another form, and compares the two on images before the file gets its name.
 
-    ONNX and torch-export take uint8 photos, N x H x W x 3, upright RGB, and give calibrated probabilities, N x classes,
+    ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and give calibrated probabilities, N x classes,
     float32: what `Model.predict` gives. N is free. An ONNX file tells its classes and facts in its metadata.
 
     Args:
         model: a run folder, or its `model/` alone.
-        to: one of `FORMS`.
+        to: one of `FORMATS`.
         out: the file, or a folder for it; `NAME.onnx` in the working folder if not given.
-        photos: what the two are compared on, as `baseline predict` takes them; else the model folder's golden inputs.
-        size: `"any"` resizes photos of any size inside, as Pillow 13 does it to the last bit; `"fixed"` takes squares
+        images: what the two are compared on, as `baseline predict` takes them; else the model folder's golden inputs.
+        size: `"any"` resizes images of any size inside, as Pillow 13 does it to the last bit; `"fixed"` takes squares
             of the model's size only, and needs neither float64 nor conditions inside, but for the mean over views.
         tta: the mean over the views of the run's evaluation, which the temperature was fitted for; without, the plain
-            photo alone, at a fraction of the work.
+            image alone, at a fraction of the work.
         int8: weights and activations of convolutions and products in 8 bits; ranges are measured on a quarter of the
-            photos, at most 200, and the file is judged on the others.
+            images, at most 200, and the file is judged on the others.
 
     Raises:
         OutputError: if the form does not exist, the file is there, a package is lacking, or it cannot be written.
         WeightsError: if a probability differs by more than 1e-4, or with `int8` more than one prediction in 20.
-        DataError: if photos are named that are not there.
+        DataError: if images are named that are not there.
 
-    >>> export("runs/mine", "onnx", photos="photos/").difference                   # doctest: +SKIP
+    >>> export("runs/mine", "onnx", images="images/").difference                   # doctest: +SKIP
     """
-    show = show or Show()
-    _check_words(to, size, int8, bool(photos), tta)
+    progress = progress or Progress()
+    _check_options(to, size, int8, bool(images), tta)
     _check_packages(to)
     loaded = load_model(model)
     loaded.network.cpu()  # where it computes in float32
-    path = _place(loaded, to, out, int8, overwrite)
-    given, golden = _photos(loaded, [photos] if isinstance(photos, str) else photos, size)
-    exporter = _Exporter(loaded, size, tta and to != "learner", to != "learner", show)
-    with _part(path) as part:
+    path = _output_path(loaded, to, out, int8, overwrite)
+    given, golden = _comparison_images(loaded, [images] if isinstance(images, str) else images, size)
+    exporter = _Exporter(loaded, size, tta and to != "learner", to != "learner", progress)
+    with _partial_path(path) as part:
         if int8:
-            if len(given) < LEAST_PHOTOS:
-                raise OutputError(f"int8 needs {LEAST_PHOTOS} photos or more, not {len(given)}. Give more to --photos.")
-            step = max(4, len(given) // MOST_RANGES)
-            show.say(f"int8: ranges from {len(given[::step])} photos, judged on the others")
+            if len(given) < MIN_CALIBRATION_IMAGES:
+                raise OutputError(
+                    f"int8 needs {MIN_CALIBRATION_IMAGES} images or more, not {len(given)}. Give more to --images."
+                )
+            step = max(4, len(given) // MAX_CALIBRATION_IMAGES)
+            progress.log(f"int8: ranges from {len(given[::step])} images, judged on the others")
             exporter.onnx(part, ranges=given[::step])
-            given = [photo for number, photo in enumerate(given) if number % step]
+            given = [image for number, image in enumerate(given) if number % step]
         else:
             {"onnx": exporter.onnx, "torch-export": exporter.torch_export, "learner": exporter.learner}[to](part)
         with RUNNERS[to](part) as run:
             found = exporter.compared(run, given, path, part.stat().st_size, golden)
-        _refuse_other(found, int8)
+        _check_agreement(found, int8)
         part.replace(path)
     return found
 
 
-def _check_words(to: str, size: str, int8: bool, photos: bool, tta: bool) -> None:
-    if to not in FORMS:
-        raise OutputError(unknown("form", to, FORMS))
+def _check_options(to: str, size: str, int8: bool, images: bool, tta: bool) -> None:
+    if to not in FORMATS:
+        raise OutputError(unknown_name("form", to, FORMATS))
     if size not in SIZES:
-        raise OutputError(unknown("size", size, SIZES))
+        raise OutputError(unknown_name("size", size, SIZES))
     if int8 and to != "onnx":
         raise OutputError(f"int8 is for onnx, not {to}. Leave out --int8, or give --to onnx.")
-    if int8 and not photos:
-        raise OutputError("int8 needs photos to measure ranges on, and others to judge it by. Give --photos.")
+    if int8 and not images:
+        raise OutputError("int8 needs images to measure ranges on, and others to judge it by. Give --images.")
     if to == "learner" and (size != "any" or not tta):
         raise OutputError("A learner is fastai's own, plain and for any size. Leave out --size and --no-tta.")
 
@@ -179,21 +181,21 @@ def _check_packages(to: str) -> None:
         raise OutputError(f"ONNX needs {', '.join(lacking)}: pip install 'fastai-baseline[onnx]'.")
 
 
-def _place(model: Model, to: str, out: str | Path | None, int8: bool, overwrite: bool) -> Path:
+def _output_path(model: Model, to: str, out: str | Path | None, int8: bool, overwrite: bool) -> Path:
     folder = model.folder.absolute()
     name = folder.parent.name if folder.name == "model" else folder.name
-    file = f"{name or 'model'}{'-int8' if int8 else ''}{FORMS[to]}"
+    file = f"{name or 'model'}{'-int8' if int8 else ''}{FORMATS[to]}"
     path = Path(out or ".").expanduser()
     path = path / file if path.is_dir() else path
-    if path.suffix != FORMS[to]:
-        raise OutputError(f"{path} is no {FORMS[to]} file by its name. Choose another --out.")
+    if path.suffix != FORMATS[to]:
+        raise OutputError(f"{path} is no {FORMATS[to]} file by its name. Choose another --out.")
     if path.exists() and not (overwrite and path.is_file()):
         raise OutputError(f"{path} exists. Give --overwrite, or another --out.")
     return path
 
 
 @contextmanager
-def _part(path: Path) -> Iterator[Path]:
+def _partial_path(path: Path) -> Iterator[Path]:
     """A name beside the file, to write to and rename; nothing stays there."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
@@ -208,16 +210,16 @@ def _part(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _photos(model: Model, words: Sequence[str], size: str) -> tuple[list[Any], bool]:
+def _comparison_images(model: Model, words: Sequence[str], size: str) -> tuple[list[Any], bool]:
     """What to compare on, and whether that is the model folder's own."""
     if words:
-        if not (paths := list(named_photos(words)[0])):
-            raise OutputError(f"{' '.join(words)} names no photos. Give others to --photos.")
+        if not (paths := list(list_images(words)[0])):
+            raise OutputError(f"{' '.join(words)} names no images. Give others to --images.")
         return paths, False
     try:
         squares = list(read_golden(model.folder, model.facts)[0].numpy())
     except OutputError as error:
-        raise OutputError(f"{error} Give --photos to compare on.") from None
+        raise OutputError(f"{error} Give --images to compare on.") from None
     if size == "fixed":
         return squares, True
     side = len(squares[0])
@@ -228,14 +230,20 @@ def _photos(model: Model, words: Sequence[str], size: str) -> tuple[list[Any], b
 class _Exporter:
     """A loaded model, written and compared."""
 
-    def __init__(self, model: Model, size: str, tta: bool, calibrated: bool, show: Show) -> None:
-        self.model, self.any_size, self.tta, self.calibrated, self.show = model, size == "any", tta, calibrated, show
+    def __init__(self, model: Model, size: str, tta: bool, calibrated: bool, progress: Progress) -> None:
+        self.model, self.any_size, self.tta, self.calibrated, self.progress = (
+            model,
+            size == "any",
+            tta,
+            calibrated,
+            progress,
+        )
         self.side, self.resize = model.decoded_size, model.facts["resize"]
         self.views = tuple(model.facts["tta"]) if tta else ()
 
     @property
-    def module(self) -> Deployed:
-        return Deployed(self.model.network, self.model.facts, self.side, self.views, any_size=self.any_size).eval()
+    def module(self) -> ExportModule:
+        return ExportModule(self.model.network, self.model.facts, self.side, self.views, any_size=self.any_size).eval()
 
     @property
     def example(self) -> tuple[torch.Tensor]:
@@ -248,27 +256,27 @@ class _Exporter:
         return {0: "batch"} | ({1: "height", 2: "width"} if self.any_size else {})
 
     def torch_export(self, part: Path) -> None:
-        free = {"photos": {side: torch.export.Dim(name) for side, name in self.free.items()}}
+        free = {"images": {side: torch.export.Dim(name) for side, name in self.free.items()}}
         with self._patience("torch-export"), torch.no_grad():
             made = torch.export.export(self.module, self.example, dynamic_shapes=free)
             torch.export.save(made, part, extra_files={"baseline.json": json.dumps(self._told())})
 
     def onnx(self, part: Path, ranges: Sequence[Any] = ()) -> None:
-        """Writes the file; with photos for `ranges`, in 8 bits."""
+        """Writes the file; with images for `ranges`, in 8 bits."""
         import onnx
 
-        if sum(each.nbytes for each in self.model.network.state_dict().values()) > MOST_BYTES:
+        if sum(each.nbytes for each in self.model.network.state_dict().values()) > MAX_BYTES:
             raise OutputError(f"{self.model.folder} holds more than the 2 GiB of an ONNX file. Give --to torch-export.")
-        names: dict[str, Any] = {"input_names": ["photos"], "output_names": ["probabilities"]}
+        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["probabilities"]}
         with self._patience("onnx"), torch.no_grad():
             program = torch.onnx.export(
-                self.module, self.example, dynamo=True, verbose=False, dynamic_shapes={"photos": self.free}, **names
+                self.module, self.example, dynamo=True, verbose=False, dynamic_shapes={"images": self.free}, **names
             )
             made = program.model_proto  # type: ignore[union-attr]
         if ranges:
-            made = _quantised(made, [self._input(photo)[None] for photo in ranges], part)
-        made.doc_string = "uint8 photos, batch x height x width x 3, upright RGB -> probabilities, batch x classes"
-        onnx.helper.set_model_props(made, {key: _text(value) for key, value in self._told().items()})
+            made = _quantize(made, [self._input(image)[None] for image in ranges], part)
+        made.doc_string = "uint8 images, batch x height x width x 3, upright RGB -> probabilities, batch x classes"
+        onnx.helper.set_model_props(made, {key: _to_text(value) for key, value in self._told().items()})
         onnx.save(made, part)
 
     def learner(self, part: Path) -> None:
@@ -285,15 +293,15 @@ class _Exporter:
 
     @property
     def threshold(self) -> float:
-        """From which calibrated probability on a label is predicted, with many labels a photo."""
+        """From which calibrated probability on a label is predicted, with many labels an image."""
         facts, temperature = self.model.facts, self.model.facts["temperature"] if self.calibrated else None
         plain = np.array([[facts["threshold"]]])
-        return float(plain[0, 0] if temperature is None else tempered(plain, temperature, "many")[0, 0])
+        return float(plain[0, 0] if temperature is None else apply_temperature(plain, temperature, "many")[0, 0])
 
     @contextmanager
     def _patience(self, form: str) -> Iterator[None]:
         """Exporters raise nearly every kind, and warn of themselves."""
-        self.show.say(f"{form}: writing {self.model.facts['arch']}, which takes some seconds")
+        self.progress.log(f"{form}: writing {self.model.facts['arch']}, which takes some seconds")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -302,16 +310,16 @@ class _Exporter:
             raise
         except Exception as error:
             words = f"{self.model.facts['arch']} cannot be written as {form}: {first_line(error)}"
-            raise OutputError(f"{words}. Try another form: {', '.join(FORMS)}.") from None
+            raise OutputError(f"{words}. Try another form: {', '.join(FORMATS)}.") from None
 
     # ---- comparing --------------------------------------------------------------------------------------------------
 
-    def compared(self, run: Run, photos: list[Any], path: Path, size: int, golden: bool) -> Exported:
+    def compared(self, run: Run, images: list[Any], path: Path, size: int, golden: bool) -> Exported:
         """How the file's probabilities compare with the model's."""
         worst, same, count = 0.0, 0, 0
-        with self.show.bar("comparing", len(photos), "photos") as bar:
-            for begin in range(0, len(photos), BATCH):
-                some = photos[begin : begin + BATCH]
+        with self.progress.bar("comparing", len(images), "images") as bar:
+            for begin in range(0, len(images), BATCH):
+                some = images[begin : begin + BATCH]
                 (block,) = self.model.blocks(
                     some, batch_size=BATCH, hurry=False, tta=self.tta, calibrated=self.calibrated
                 )
@@ -323,17 +331,17 @@ class _Exporter:
                 count += len(read)
                 bar.step(len(some), f"largest difference {worst:.1e}")
         if not count:
-            raise OutputError("None of the photos to compare on can be read. Give others to --photos.")
-        return Exported(path, size, count, same, worst, golden, len(photos) - count)
+            raise OutputError("None of the images to compare on can be read. Give others to --images.")
+        return Exported(path, size, count, same, worst, golden, len(images) - count)
 
-    def _input(self, photo: Any) -> np.ndarray:
-        """A photo as the file takes it."""
+    def _input(self, image: Any) -> np.ndarray:
+        """An image as the file takes it."""
         if not self.any_size:
-            return square(photo, self.side, self.resize)
-        return np.asarray(open_photo(file_bytes(photo) if isinstance(photo, str) else photo, self.side))
+            return load_square(image, self.side, self.resize)
+        return np.asarray(load_image(read_image_bytes(image) if isinstance(image, str) else image, self.side))
 
     def _ran(self, run: Run, inputs: list[np.ndarray]) -> np.ndarray:
-        """Probabilities of photos that may differ in size, those of one size together."""
+        """Probabilities of images that may differ in size, those of one size together."""
         found = np.empty((len(inputs), len(self.model.classes)))
         for shape in {each.shape for each in inputs}:
             rows = [number for number, each in enumerate(inputs) if each.shape == shape]
@@ -344,11 +352,11 @@ class _Exporter:
         return found >= self.threshold if self.model.many else found.argmax(-1)[:, None]
 
 
-def _refuse_other(found: Exported, int8: bool) -> None:
-    if int8 and not (found.agreement >= LEAST_AGREEMENT and np.isfinite(found.difference)):
+def _check_agreement(found: Exported, int8: bool) -> None:
+    if int8 and not (found.agreement >= MIN_AGREEMENT and np.isfinite(found.difference)):
         raise WeightsError(
-            f"In int8 {found.photos - found.same:,} of {found.photos:,} photos are predicted otherwise than by the "
-            f"model, more than {1 - LEAST_AGREEMENT:.0%}. Leave out --int8, or give photos like those of the training."
+            f"In int8 {found.images - found.same:,} of {found.images:,} images are predicted otherwise than by the "
+            f"model, more than {1 - MIN_AGREEMENT:.0%}. Leave out --int8, or give images like those of the training."
         )
     if not int8 and not found.difference <= TOLERANCE:
         raise WeightsError(
@@ -357,17 +365,17 @@ def _refuse_other(found: Exported, int8: bool) -> None:
         )
 
 
-def _text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _quantised(made: ModelProto, inputs: list[np.ndarray], part: Path) -> ModelProto:
-    """The network from its first to its last product in 8 bits; what prepares photos and makes probabilities stays."""
+def _quantize(made: ModelProto, inputs: list[np.ndarray], part: Path) -> ModelProto:
+    """The network from its first to its last product in 8 bits; what prepares images and makes probabilities stays."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     quantization: Any = import_module("onnxruntime.quantization")
-    rest = iter([{"photos": each} for each in inputs])
+    rest = iter([{"images": each} for each in inputs])
     reader = type("Reader", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(rest, None)})()
     with tempfile.TemporaryDirectory() as work:
         before, ready, after = (str(Path(work) / f"{name}.onnx") for name in ("before", "ready", "after"))
@@ -390,19 +398,19 @@ def _quantised(made: ModelProto, inputs: list[np.ndarray], part: Path) -> ModelP
 
 
 @contextmanager
-def _onnxruntime(path: Path) -> Iterator[Run]:
+def _onnx_runner(path: Path) -> Iterator[Run]:
     onnxruntime: Any = import_module("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    yield lambda photos: session.run(None, {"photos": photos})[0]
+    yield lambda images: session.run(None, {"images": images})[0]
 
 
 @contextmanager
-def _torch(path: Path) -> Iterator[Run]:
+def _torch_runner(path: Path) -> Iterator[Run]:
     network = torch.export.load(path).module()
 
-    def run(photos: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return network(torch.from_numpy(photos)).numpy()
+            return network(torch.from_numpy(images)).numpy()
 
     yield run
 
@@ -416,9 +424,9 @@ warnings.simplefilter("ignore")
 from fastai.learner import load_learner
 learn = load_learner(sys.argv[1])
 for line in sys.stdin:
-    photos = list(np.load("given.npy"))
+    images = list(np.load("given.npy"))
     with learn.no_bar():
-        found, _ = learn.get_preds(dl=learn.dls.test_dl(photos, num_workers=0))
+        found, _ = learn.get_preds(dl=learn.dls.test_dl(images, num_workers=0))
     np.save("found.npy", found.numpy())
     print(file=told, flush=True)
 """
@@ -426,15 +434,15 @@ for line in sys.stdin:
 
 
 @contextmanager
-def _fastai(path: Path) -> Iterator[Run]:
+def _fastai_runner(path: Path) -> Iterator[Run]:
     command = [sys.executable, "-c", FASTAI, str(path.absolute())]
     pipe, alone = subprocess.PIPE, {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, env=alone, cwd=work)
 
-        def run(photos: np.ndarray) -> np.ndarray:
+        def run(images: np.ndarray) -> np.ndarray:
             assert process.stdin and process.stdout
-            np.save(Path(work) / "given.npy", photos)
+            np.save(Path(work) / "given.npy", images)
             with suppress(BrokenPipeError):
                 process.stdin.write(b"\n")
                 process.stdin.flush()
@@ -453,5 +461,5 @@ def _fastai(path: Path) -> Iterator[Run]:
 
 
 RUNNERS: dict[str, Callable[[Path], AbstractContextManager[Run]]] = {
-    "onnx": _onnxruntime, "torch-export": _torch, "learner": _fastai,
+    "onnx": _onnx_runner, "torch-export": _torch_runner, "learner": _fastai_runner,
 }  # fmt: skip

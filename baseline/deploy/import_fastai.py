@@ -19,22 +19,22 @@ from fastai.vision.core import PILImage
 from PIL import Image
 from torch import Tensor, nn
 
-from baseline.data.image import open_photo, square
-from baseline.data.sources.listing import named_photos
+from baseline.data.image import load_image, load_square
+from baseline.data.sources.image_list import list_images
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
-from baseline.files import whole_folder
-from baseline.inference.model import TOLERANCE, golden_of, load_model
-from baseline.inference.model_folder import FACTS, save_network
-from baseline.progress import Show
+from baseline.files import atomic_folder
+from baseline.inference.model import TOLERANCE, golden_outputs, load_model
+from baseline.inference.model_folder import FIELD_CHECKS, save_network
+from baseline.progress import Progress
 from baseline.recipe.schema import HEADS, RESIZES
-from baseline.vision.augment import Fit
-from baseline.vision.network import network
+from baseline.vision.augment import Resize
+from baseline.vision.network import build_network
 from baseline.vision.weights import is_torchvision
 
 __all__ = ["Imported", "import_learner"]
 
 
-GOLDEN_PHOTOS = 4
+GOLDEN_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Imported:
     difference: float
     """The largest between a probability that the learner's network and the folder's make of the same tensors."""
     differs: list[str]
-    """In what photos are prepared otherwise than by the learner, in words."""
-    photos: int = 0
-    """Photos that both were asked, files and all."""
+    """In what images are prepared otherwise than by the learner, in words."""
+    images: int = 0
+    """Images that both were asked, files and all."""
     same: int = 0
     """Of these, how many are predicted the same."""
     largest: float = 0.0
@@ -61,13 +61,13 @@ class Imported:
             f"difference of a probability is {self.difference:.1e}"
         ]
         lines += [f"prepared otherwise: {'; '.join(self.differs)}"] if self.differs else []
-        if self.photos:
+        if self.images:
             lines.append(
-                f"of {self.photos:,} photos {self.same:,} are predicted the same ({self.same / self.photos:.2%}), "
+                f"of {self.images:,} images {self.same:,} are predicted the same ({self.same / self.images:.2%}), "
                 f"largest difference of a probability {self.largest:.1e}"
             )
         elif self.differs:
-            lines.append("what that changes is told with --photos")
+            lines.append("what that changes is told with --images")
         return "\n".join(lines)
 
 
@@ -77,8 +77,8 @@ def import_learner(
     *,
     trust_pickle: bool = False,
     arch: str = "",
-    photos: str | Sequence[str] = (),
-    show: Show | None = None,
+    images: str | Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Imported:
     """A model folder from what `Learner.export` of fastai wrote, of a `vision_learner` with classes.
 
@@ -89,7 +89,7 @@ def import_learner(
         out: the new folder; the file's name without its ending, in the working folder, if not given.
         trust_pickle: whether the file may be opened, which runs whatever code is in it.
         arch: the architecture, for learners that do not tell it: those that `vision_learner` made do.
-        photos: the model is compared with the learner on them, files and all, and four are kept as golden inputs.
+        images: the model is compared with the learner on them, files and all, and four are kept as golden inputs.
 
     Raises:
         OutputError: if it is not trusted or not there, the folder exists, or a model folder cannot express it.
@@ -97,7 +97,7 @@ def import_learner(
 
     >>> import_learner("export.pkl", "mine", trust_pickle=True)                    # doctest: +SKIP
     """
-    path, show = Path(path).expanduser(), show or Show()
+    path, progress = Path(path).expanduser(), progress or Progress()
     if not trust_pickle:
         raise OutputError(
             f"{path} is a pickle: opening it runs whatever code is in it, so it was not opened. "
@@ -108,27 +108,27 @@ def import_learner(
     folder = Path(out).expanduser() if out else Path(path.stem)
     if folder.exists():
         raise OutputError(f"{folder} exists. Choose another --out.")
-    paths = list(named_photos([photos] if isinstance(photos, str) else photos)[0]) if photos else []
-    learn = _loaded(path)
-    with _expressible(path):
-        facts, differs = _facts(learn, _arch(learn, arch))
-        model, facts = _converted(learn, facts)
-    golden = _golden(model, facts, paths)
-    theirs = golden_of(learn.model, facts, golden["photos"].numpy())["probabilities"]
+    paths = list(list_images([images] if isinstance(images, str) else images)[0]) if images else []
+    learn = _load_pickle(path)
+    with _raise_unsupported(path):
+        facts, differs = _build_config(learn, _find_arch(learn, arch))
+        model, facts = _convert(learn, facts)
+    golden = _golden_tensors(model, facts, paths)
+    theirs = golden_outputs(learn.model, facts, golden["images"].numpy())["probabilities"]
     difference = float((theirs - golden["probabilities"]).abs().max())
     if not difference <= TOLERANCE:
         raise WeightsError(
             f"{path} cannot be a model folder: with its tensors {facts['arch']} gives probabilities that differ by "
             f"{difference:.2g}. Its network has been changed in a way that a folder cannot tell."
         )
-    with whole_folder(folder) as work:
+    with atomic_folder(folder) as work:
         save_network(model, facts | {"imported": {"from": path.name, "differs": differs}}, work, golden)
         load_model(work).check()
-    compared = _compared(learn, folder, paths, show) if paths else (0, 0, 0.0)
+    compared = _compare(learn, folder, paths, progress) if paths else (0, 0, 0.0)
     return Imported(folder, facts["arch"], len(facts["classes"]), difference, differs, *compared)
 
 
-def _loaded(path: Path) -> Learner:
+def _load_pickle(path: Path) -> Learner:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,28 +142,28 @@ def _loaded(path: Path) -> Learner:
     return found
 
 
-class _Inexpressible(Exception):
+class _Unsupported(Exception):
     """What a model folder cannot say, in words."""
 
 
 @contextmanager
-def _expressible(path: Path) -> Iterator[None]:
+def _raise_unsupported(path: Path) -> Iterator[None]:
     try:
         yield
-    except (_Inexpressible, RecipeError) as error:
+    except (_Unsupported, RecipeError) as error:
         raise OutputError(f"{path} cannot be a model folder: {first_line(error)}. Keep using it in fastai.") from None
 
 
-def _arch(learn: Learner, given: str) -> str:
+def _find_arch(learn: Learner, given: str) -> str:
     found = given or getattr(learn, "arch", None)
     if not found:
-        raise _Inexpressible("it does not tell its architecture, as vision_learner's do; give --arch")
+        raise _Unsupported("it does not tell its architecture, as vision_learner's do; give --arch")
     if not isinstance(found, str):
         return str(getattr(found, "__name__", type(found).__name__))
-    return _of_timm(found) if not given and is_torchvision(found) else found
+    return _timm_name(found) if not given and is_torchvision(found) else found
 
 
-def _of_timm(arch: str) -> str:
+def _timm_name(arch: str) -> str:
     """fastai takes named architectures from timm; a name that torchvision has, too, is timm's with its tag."""
     import timm
 
@@ -171,76 +171,74 @@ def _of_timm(arch: str) -> str:
     return f"{arch}.{tag}" if tag else arch
 
 
-def _facts(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
-    """What a model folder tells, all but the head, and in what it prepares photos otherwise."""
-    classes, many = _classes(learn)
-    sides = {_side(learn, wide, high) for wide, high in ((300, 400), (500, 350), (640, 640))}
+def _build_config(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
+    """What a model folder tells, all but the head, and in what it prepares images otherwise."""
+    classes, many = _find_classes(learn)
+    sides = {_find_image_size(learn, wide, high) for wide, high in ((300, 400), (500, 350), (640, 640))}
     if len(sides) > 1:
-        raise _Inexpressible("its transforms do not bring photos to one size")
+        raise _Unsupported("its transforms do not bring images to one size")
     decoded, side = sides.pop()
-    resize, differs = _resize(learn)
+    resize, differs = _find_resize(learn)
     if decoded < side:
-        differs.append(f"photos of {decoded} pixels were enlarged to {side}")
+        differs.append(f"images of {decoded} pixels were enlarged to {side}")
     share = min(1.0, (side / decoded) ** 2 * (1 + 1e-9))
-    mean, std = _normal(learn)
+    mean, std = _find_normalization(learn)
     facts: dict[str, Any] = {
         "arch": arch, "classes": classes, "image_size": side, "resize": resize, "mean": mean, "std": std, "tta": [],
         "labels": "many" if many else "one", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
         "temperature": None, "crop": share, "precision": "float32",
     }  # fmt: skip
-    if wrong := [name for name, value in facts.items() if not FACTS[name][0](value)]:
-        raise _Inexpressible(f"its {wrong[0]} is {str(facts[wrong[0]])[:80]}, needed: {FACTS[wrong[0]][1]}")
+    if wrong := [name for name, value in facts.items() if not FIELD_CHECKS[name][0](value)]:
+        raise _Unsupported(f"its {wrong[0]} is {str(facts[wrong[0]])[:80]}, needed: {FIELD_CHECKS[wrong[0]][1]}")
     return facts, differs
 
 
-def _classes(learn: Learner) -> tuple[list[str], bool]:
-    """Its classes, and whether a photo may have several."""
+def _find_classes(learn: Learner) -> tuple[list[str], bool]:
+    """Its classes, and whether an image may have several."""
     names = [type(each).__name__ for part in learn.dls.tls[1:] for each in part.tfms.fs]
     many = any(name in ("MultiCategorize", "EncodedMultiCategorize") for name in names)
     if len(learn.dls.tls) != 2 or not (many or "Categorize" in names):
-        raise _Inexpressible("it predicts something else than one CategoryBlock or MultiCategoryBlock of one photo")
+        raise _Unsupported("it predicts something else than one CategoryBlock or MultiCategoryBlock of one image")
     return [str(each) for each in learn.dls.vocab], many
 
 
-def _prepared(learn: Learner, image: Image.Image) -> tuple[Tensor, Tensor]:
+def _prepare(learn: Learner, image: Image.Image) -> tuple[Tensor, Tensor]:
     """A picture after the learner's item transforms, 1 x 3 x H x W, and after its batch transforms."""
     loader = learn.dls.valid
     for transforms in (loader.after_item, loader.after_batch):
         transforms.split_idx = 1
     item = loader.after_item((PILImage(image),))[0]
     if not isinstance(item, Tensor) or item.ndim != 3 or len(item) != 3:
-        raise _Inexpressible("its transforms do not make pictures of three colours")
+        raise _Unsupported("its transforms do not make pictures of three colours")
     batch = item[None].to(next(learn.model.parameters()).device)
     return batch.as_subclass(Tensor), loader.after_batch((batch,))[0].as_subclass(Tensor)
 
 
-def _own_fit(learn: Learner) -> Any:
+def _own_resize(learn: Learner) -> Any:
     """What makes squares in an export of this library; None in others."""
-    return next((each for each in learn.dls.valid.after_item.fs if isinstance(each, Fit)), None)
+    return next((each for each in learn.dls.valid.after_item.fs if isinstance(each, Resize)), None)
 
 
-def _opened(learn: Learner, path: str) -> Image.Image:
-    own = _own_fit(learn)
-    return PILImage.create(path) if own is None else open_photo(path, own.size)
+def _open_like(learn: Learner, path: str) -> Image.Image:
+    own = _own_resize(learn)
+    return PILImage.create(path) if own is None else load_image(path, own.size)
 
 
-def _side(learn: Learner, wide: int, high: int) -> tuple[int, int]:
+def _find_image_size(learn: Learner, wide: int, high: int) -> tuple[int, int]:
     """Of the squares after item and after batch transforms."""
-    made = _prepared(learn, Image.new("RGB", (wide, high)))
+    made = _prepare(learn, Image.new("RGB", (wide, high)))
     for each in made:
         if each.shape[-1] != each.shape[-2]:
-            raise _Inexpressible(
-                f"it sees photos of {each.shape[-1]} x {each.shape[-2]} pixels, and squares were needed"
-            )
+            raise _Unsupported(f"it sees images of {each.shape[-1]} x {each.shape[-2]} pixels, and squares were needed")
     return made[0].shape[-1], made[1].shape[-1]
 
 
-def _resize(learn: Learner) -> tuple[str, list[str]]:
-    """How photos become squares, and in what that is not quite what the learner does."""
-    if own := _own_fit(learn):
+def _find_resize(learn: Learner) -> tuple[str, list[str]]:
+    """How images become squares, and in what that is not quite what the learner does."""
+    if own := _own_resize(learn):
         return own.resize, []
     by_name = {type(each).__name__: each for each in learn.dls.valid.after_item.fs}
-    differs = ["photos are turned as their EXIF says"]
+    differs = ["images are turned as their EXIF says"]
     if found := by_name.get("Resize"):
         if found.mode != Image.Resampling.BICUBIC:
             differs.append("resized bicubic, not bilinear")
@@ -250,25 +248,25 @@ def _resize(learn: Learner) -> tuple[str, list[str]]:
     return "squish", [*differs, f"squeezed to the whole square, not by {', '.join(by_name) or 'nothing'}"]
 
 
-def _normal(learn: Learner) -> tuple[list[float], list[float]]:
+def _find_normalization(learn: Learner) -> tuple[list[float], list[float]]:
     """Mean and standard deviation by colour, from what becomes of black, grey and white."""
     black, grey, white = (
-        _prepared(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].double().mean((1, 2)).cpu()
+        _prepare(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].double().mean((1, 2)).cpu()
         for level in (0, 51, 255)
     )
     std = 1 / (white - black)
     mean = -black * std
     if not torch.allclose((0.2 - mean) / std, grey, atol=1e-4):
-        raise _Inexpressible("its transforms change colours otherwise than by a mean and a standard deviation")
+        raise _Unsupported("its transforms change colours otherwise than by a mean and a standard deviation")
     return mean.numpy().round(6).tolist(), std.numpy().round(6).tolist()
 
 
-def _converted(learn: Learner, facts: dict[str, Any]) -> tuple[nn.Sequential, dict[str, Any]]:
+def _convert(learn: Learner, facts: dict[str, Any]) -> tuple[nn.Sequential, dict[str, Any]]:
     """The network of a model folder with the learner's tensors, and the facts with its head."""
     given = {name: value.shape for name, value in learn.model.state_dict().items()}
     arch, classes = facts["arch"], facts["classes"]
     for head in HEADS:
-        model = network(arch, len(classes), None, head)[0].eval()
+        model = build_network(arch, len(classes), None, head)[0].eval()
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         if wanted == given:
             model.load_state_dict(learn.model.state_dict())
@@ -276,9 +274,9 @@ def _converted(learn: Learner, facts: dict[str, Any]) -> tuple[nn.Sequential, di
             return model, facts | {"head": head}
     body = [{name: shape for name, shape in each.items() if name.startswith("0.")} for each in (given, wanted)]
     if body[0] == body[1]:
-        raise _Inexpressible(f"its head is its own: neither fastai's nor one linear layer, for {len(classes)} classes")
+        raise _Unsupported(f"its head is its own: neither fastai's nor one linear layer, for {len(classes)} classes")
     lacking = next((name for name in wanted if given.get(name) != wanted[name]), next(iter(given), "any tensor"))
-    raise _Inexpressible(f"its network is not {arch} as fastai cuts it, first in '{lacking}'")
+    raise _Unsupported(f"its network is not {arch} as fastai cuts it, first in '{lacking}'")
 
 
 @torch.inference_mode()
@@ -288,33 +286,33 @@ def _check_activation(learn: Learner, facts: dict[str, Any]) -> None:
     ours = outputs.sigmoid() if facts["labels"] == "many" else outputs.softmax(-1)
     if not torch.allclose(theirs, ours, atol=1e-5):
         kind = "sigmoid" if facts["labels"] == "many" else "softmax"
-        raise _Inexpressible(f"its loss {type(learn.loss_func).__name__} does not make probabilities by {kind}")
+        raise _Unsupported(f"its loss {type(learn.loss_func).__name__} does not make probabilities by {kind}")
 
 
-def _golden(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[str, Tensor]:
-    """Golden inputs: the first photos, or drawn ones, as there are none in a learner."""
+def _golden_tensors(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[str, Tensor]:
+    """Golden inputs: the first images, or drawn ones, as there are none in a learner."""
     side = round(facts["image_size"] / facts["crop"] ** 0.5)
-    kept: list[Any] = list(paths[:GOLDEN_PHOTOS])
+    kept: list[Any] = list(paths[:GOLDEN_IMAGES])
     if not kept:
-        drawn = np.random.default_rng(0).integers(0, 256, (GOLDEN_PHOTOS, 8, 8, 3), dtype=np.uint8)
+        drawn = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, 8, 8, 3), dtype=np.uint8)
         kept = list(drawn)
     try:
-        return golden_of(model, facts, np.stack([square(each, side, facts["resize"]) for each in kept]))
+        return golden_outputs(model, facts, np.stack([load_square(each, side, facts["resize"]) for each in kept]))
     except OSError as error:
-        raise OutputError(f"A photo of --photos cannot be read: {first_line(error)}. Leave it out.") from None
+        raise OutputError(f"An image of --images cannot be read: {first_line(error)}. Leave it out.") from None
 
 
 @torch.inference_mode()
-def _compared(learn: Learner, folder: Path, paths: list[str], show: Show) -> tuple[int, int, float]:
-    """Photos, those predicted the same, and the largest difference, from the files on, each in its own way."""
+def _compare(learn: Learner, folder: Path, paths: list[str], progress: Progress) -> tuple[int, int, float]:
+    """Images, those predicted the same, and the largest difference, from the files on, each in its own way."""
     model, same, worst, count = load_model(folder), 0, 0.0, 0
-    with show.bar("comparing", len(paths), "photos") as bar:
+    with progress.bar("comparing", len(paths), "images") as bar:
         for path in paths:
             (block,) = model.blocks([path], hurry=False)
             bar.step()
             if block.errors[0]:
                 continue
-            outputs = learn.model(_prepared(learn, _opened(learn, path))[1])[0].double().cpu()
+            outputs = learn.model(_prepare(learn, _open_like(learn, path))[1])[0].double().cpu()
             theirs = (outputs.sigmoid() if model.many else outputs.softmax(-1)).numpy()
             ours = block.probabilities[0]
             limit = model.facts["threshold"]

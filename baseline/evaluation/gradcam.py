@@ -1,4 +1,4 @@
-"""Network + photos -> where in each photo the evidence for a class lies. Knows tensors; knows no files.
+"""Network + images -> where in each image the evidence for a class lies. Knows tensors; knows no files.
 
 Grad-CAM: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
 ICCV 2017, https://arxiv.org/abs/1610.02391. Its weights are gradients of a class's score with respect to the last
@@ -17,17 +17,17 @@ from torch import nn
 __all__ = ["grad_cam"]
 
 
-def grad_cam(model: nn.Sequential, photos: torch.Tensor, classes: Sequence[int]) -> np.ndarray | None:
-    """How much each place of the last feature map speaks for a class, the most telling place of a photo being 1.
+def grad_cam(model: nn.Sequential, images: torch.Tensor, classes: Sequence[int]) -> np.ndarray | None:
+    """How much each place of the last feature map speaks for a class, the most telling place of an image being 1.
 
     Args:
         model: `Sequential(body, head)` in evaluation mode, as `network` makes it.
-        photos: N x 3 x H x W, normalised as the network wants them.
-        classes: for each photo the number of the class that is asked about.
+        images: N x 3 x H x W, normalised as the network wants them.
+        classes: for each image the number of the class that is asked about.
 
     Returns:
-        N x h x w, float32, 0-1; all 0 for a photo where no place speaks for the class. None where the body ends in no
-        map of places: transformers, and photos so small that the map is a single place.
+        N x h x w, float32, 0-1; all 0 for an image where no place speaks for the class. None where the body ends in no
+        map of places: transformers, and images so small that the map is a single place.
 
     >>> body = nn.Conv2d(3, 2, 1, bias=False)
     >>> grad_cam(nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
@@ -35,7 +35,7 @@ def grad_cam(model: nn.Sequential, photos: torch.Tensor, classes: Sequence[int])
     (1, 4, 5)
     """
     with torch.no_grad():
-        maps = model[0](photos)
+        maps = model[0](images)
     if maps.ndim != 4 or maps.shape[-1] * maps.shape[-2] < 2:
         return None
     with torch.enable_grad():

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from baseline.parallel.executor import Job
 
 if TYPE_CHECKING:
-    from baseline.progress import Show
+    from baseline.progress import Progress
 
-__all__ = ["training"]
+__all__ = ["training_job"]
 
 
-def training(words: str, photos: Any, recipe: Any, folder: Path, **changes: Any) -> Job:
+def training_job(words: str, images: Any, recipe: Any, folder: Path, **changes: Any) -> Job:
     """The job that makes a run folder with `make_baseline`, of whose arguments these are."""
-    return Job(words, partial(_train, photos, recipe, folder, changes))
+    return Job(words, partial(_run_training, images, recipe, folder, changes))
 
 
-def _train(photos: Any, recipe: Any, folder: Path, changes: dict[str, Any], show: Show) -> None:
+def _run_training(images: Any, recipe: Any, folder: Path, changes: dict[str, Any], progress: Progress) -> None:
     from baseline.make import make_baseline
 
-    show.several = True
+    progress.several = True
     try:
-        # of what it returns nothing is kept: its network and photos go before the next run needs the room
-        make_baseline(photos, recipe, out=folder, show=show, **changes)
+        # of what it returns nothing is kept: its network and images go before the next run needs the room
+        make_baseline(images, recipe, out=folder, progress=progress, **changes)
     finally:
-        show.several = False
+        progress.several = False

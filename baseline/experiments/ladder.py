@@ -1,4 +1,4 @@
-"""Photos -> the rungs from saying the most frequent class to training every layer, each with what it gains and costs.
+"""Images -> the rungs from saying the most frequent class to training every layer, each with what it gains and costs.
 
 Knows rungs and their run folders; trains nothing itself.
 """
@@ -10,31 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import RecipeError, unknown
-from baseline.experiments.variants import BODILESS, PROBES, RUNGS, bodies_of, kept_when_interrupted, told_on
-from baseline.experiments.zeroshot import clip_of
-from baseline.files import as_json, write
-from baseline.parallel.executor import Job, engine
-from baseline.progress import Terminal, minutes
+from baseline.errors import RecipeError, unknown_name
+from baseline.experiments.variants import (
+    PROBES,
+    VARIANTS,
+    WITHOUT_BODY,
+    predictions_on,
+    prepare_architectures,
+    resume_hint_on_interrupt,
+)
+from baseline.experiments.zeroshot import parse_clip
+from baseline.files import to_json, write_atomic
+from baseline.parallel.executor import Job, get_executor
+from baseline.progress import ConsoleProgress, format_duration
 from baseline.recipe.choose import starting_recipe
-from baseline.runs.folder import judged_split, read_manifest, run_folder
+from baseline.runs.folder import create_run_folder, headline_split, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.experiments.variants import Body
-    from baseline.parallel.executor import Engine
-    from baseline.progress import Show
+    from baseline.experiments.variants import Architecture
+    from baseline.parallel.executor import Executor
+    from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
 
-__all__ = ["Ladder", "make_ladder"]
+__all__ = ["Ladder", "run_ladder"]
 
 
-VIEWED = tuple(name for name in RUNGS if name not in (*PROBES, "scratch", "tta"))
+TTA_VARIANTS = tuple(name for name in VARIANTS if name not in (*PROBES, "scratch", "tta"))
 """Rungs that test-time augmentation may be of."""
 
 
-AS_LONG = 0.1, 1.0
+SIMILAR_TIME = 0.1, 1.0
 """By so large a share, or by so many seconds, the same training takes longer another time."""
 
 
@@ -45,18 +52,18 @@ class Ladder:
     folder: Path
     """Holds `ladder.csv`, `ladder.json`, `ladder.png`, `ladder.html`, `split.csv` and a run folder for each rung."""
     split: str
-    """Whose photos the rungs are judged on: test, or valid where there is none."""
+    """Whose images the rungs are judged on: test, or valid where there is none."""
     table: pd.DataFrame
-    """One row a rung: `arch, rung, words, photos, accuracy` (0-1, on the plain photo but for the rung `tta`), `low` and
+    """One row a rung: `arch, rung, words, images, accuracy` (0-1, on the plain image but for the rung `tta`), `low` and
     `high` (its 95 % interval), `against` (the rung it is tested against), `difference` (-1 to 1), `difference_low`,
     `difference_high`, `p` (McNemar's mid-p, Holm's over all rungs), `beyond_noise`, `seconds` (of training, and of what
-    the frozen layers made of the photos), `parameters` (trained) and `run` (its folder)."""
+    the frozen layers made of the images), `parameters` (trained) and `run` (its folder)."""
     sentences: list[str]
     """What to take, and what the rest would bring."""
 
 
-def make_ladder(
-    photos: str | Path | pd.DataFrame | None = None,
+def run_ladder(
+    images: str | Path | pd.DataFrame | None = None,
     recipe: str | Path | Recipe = "default",
     *,
     archs: Sequence[str] = (),
@@ -66,18 +73,18 @@ def make_ladder(
     on: str = "",
     clip: str = "",
     prompt: str = "",
-    show: Show | None = None,
+    progress: Progress | None = None,
     **changes: Any,
 ) -> Ladder:
-    """Climbs the ladder on one split of the photos; tells what each rung gains over the one below, and what it costs.
+    """Climbs the ladder on one split of the images; tells what each rung gains over the one below, and what it costs.
 
     Args:
-        photos, recipe, changes: as `make_baseline` takes them; its stages are what the rungs `groups` and `all` do.
+        images, recipe, changes: as `make_baseline` takes them; its stages are what the rungs `groups` and `all` do.
         archs: bodies to compare, each with all rungs; the recipe's own if not given.
-        rungs: some of `RUNGS`, to climb only these; all but `zeroshot` if not given.
+        rungs: some of `VARIANTS`, to climb only these; all but `zeroshot` if not given.
         out: the folder; `runs/ladder-NAME-DATE-TIME` if not given.
         resume: keep the rungs that an interrupted ladder in `out` has finished.
-        on: what trains the rungs; see `make_seeds`. Those without a network of their own are arithmetic on what is in
+        on: what trains the rungs; see `run_seeds`. Those without a network of their own are arithmetic on what is in
             memory, and are done here meanwhile.
         clip, prompt: for the rung `zeroshot`, which is climbed where it is asked for or `clip` is given; see
             `baseline.zeroshot.clip_of`. Needs the extra `clip`.
@@ -85,78 +92,82 @@ def make_ladder(
     Raises:
         RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, for a
             rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with many
-            labels a photo, or with a model that open_clip does not know.
+            labels an image, or with a model that open_clip does not know.
         WeightsError: if the weights of `clip` cannot be had or do not fit.
-        OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other photos or another recipe.
+        OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other images or another recipe.
 
-    >>> make_ladder("photos/").sentences[0]                                        # doctest: +SKIP
+    >>> run_ladder("images/").sentences[0]                                        # doctest: +SKIP
     'Take the last layer groups fine-tuned: 87.7% (84.6% to 90.3%) on test, trained in 45 s.'
     """
-    if strange := [name for name in rungs if name not in RUNGS]:
-        raise RecipeError(unknown("rung", strange[0], RUNGS))
-    show = show or Terminal()
-    wanted = [name for name in RUNGS if name in rungs or (bool(clip) if name == "zeroshot" else not rungs)]
+    if strange := [name for name in rungs if name not in VARIANTS]:
+        raise RecipeError(unknown_name("rung", strange[0], VARIANTS))
+    progress = progress or ConsoleProgress()
+    wanted = [name for name in VARIANTS if name in rungs or (bool(clip) if name == "zeroshot" else not rungs)]
     if prompt and "zeroshot" not in wanted:
         raise RecipeError("The prompt is for the rung zeroshot. Add it to --rungs, or give --clip.")
-    if "tta" in wanted and not set(wanted) & set(VIEWED):
-        raise RecipeError(f"The rung tta is of a trained one, and there is none. Add one of {', '.join(VIEWED)}.")
-    asked = clip_of(clip, prompt) if "zeroshot" in wanted else None
-    chosen, workers = starting_recipe(photos, recipe), engine(on, show)
-    with run_folder(out, f"ladder-{chosen.name}") as folder, workers:
-        bodies = bodies_of(photos, chosen, archs, folder, show, changes, resume=resume, clip=asked)
+    if "tta" in wanted and not set(wanted) & set(TTA_VARIANTS):
+        raise RecipeError(f"The rung tta is of a trained one, and there is none. Add one of {', '.join(TTA_VARIANTS)}.")
+    asked = parse_clip(clip, prompt) if "zeroshot" in wanted else None
+    chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
+    with create_run_folder(out, f"ladder-{chosen.name}") as folder, workers:
+        bodies = prepare_architectures(images, chosen, archs, folder, progress, changes, resume=resume, clip=asked)
         if "tta" in rungs and not bodies[0].wished.tta:
             raise RecipeError(
                 "The rung tta is asked for, and the recipe's tta has no views. Give some, or leave it out."
             )
-        with kept_when_interrupted(folder, show):
-            found = _judged(_climbed(bodies, wanted, workers), folder)
-        _write(found)
+        with resume_hint_on_interrupt(folder, progress):
+            found = _evaluate_variants(_run_variants(bodies, wanted, workers), folder)
+        _write_files(found)
     return found
 
 
-def _climbed(bodies: Sequence[Body], rungs: Sequence[str], workers: Engine) -> list[tuple[Body, str, Path]]:
+def _run_variants(
+    bodies: Sequence[Architecture], rungs: Sequence[str], workers: Executor
+) -> list[tuple[Architecture, str, Path]]:
     """Body, rung and run folder of each rung, when all are finished."""
     each = [
         (body, rung)
         for number, body in enumerate(bodies)
         for rung in rungs
-        if not (rung in BODILESS and number) and not (rung == "tta" and not body.wished.tta)
+        if not (rung in WITHOUT_BODY and number) and not (rung == "tta" and not body.wished.tta)
     ]
     jobs = [
-        _job(f"rung {number} of {len(each)}: {RUNGS[rung]}, {body.planned(rung).arch}", body, rung)
+        _variant_job(f"rung {number} of {len(each)}: {VARIANTS[rung]}, {body.planned(rung).arch}", body, rung)
         # zero-shot first: that its weights do not fit is better told before hours of training
         for number, (body, rung) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
     ]
     workers.all(jobs, sum(not job.here for job in jobs))
-    trained = {body: [rung for own, rung in each if own is body and rung in VIEWED] for body in bodies}
+    trained = {body: [rung for own, rung in each if own is body and rung in TTA_VARIANTS] for body in bodies}
     found = []
     for body, rung in each:
-        viewed = max(trained[body], key=lambda name: _valid(body.folder / name)) if rung == "tta" else rung
+        viewed = max(trained[body], key=lambda name: _valid_accuracy(body.folder / name)) if rung == "tta" else rung
         found.append((body, rung, body.folder / viewed))
     return found
 
 
-def _job(words: str, body: Body, rung: str) -> Job:
+def _variant_job(words: str, body: Architecture, rung: str) -> Job:
     if rung == "tta":  # of a rung that was evaluated with it, too
-        return Job(words, lambda show: None, here=True)
+        return Job(words, lambda progress: None, here=True)
     return body.job(words, rung, body.folder / rung)
 
 
-def _valid(run: Path) -> float:
+def _valid_accuracy(run: Path) -> float:
     """Accuracy on valid, which the choice of a rung may look at."""
     return float(read_manifest(run)["metrics"]["valid"]["plain"]["accuracy"])
 
 
-def _judged(climbed: Sequence[tuple[Body, str, Path]], folder: Path) -> Ladder:
+def _evaluate_variants(climbed: Sequence[tuple[Architecture, str, Path]], folder: Path) -> Ladder:
     import pandas as pd
 
     from baseline.evaluation.metrics import accuracy_of
-    from baseline.evaluation.significance import holm, same_or_not
+    from baseline.evaluation.significance import holm_correction, paired_test
 
-    split = judged_split(read_manifest(climbed[0][2])["metrics"])
-    tables = [told_on(run, split, rung == "tta") for _, rung, run in climbed]
-    below = [_below(climbed, number) for number in range(len(climbed))]
-    tests = holm([{} if at is None else same_or_not(tables[at], told) for at, told in zip(below, tables, strict=True)])
+    split = headline_split(read_manifest(climbed[0][2])["metrics"])
+    tables = [predictions_on(run, split, rung == "tta") for _, rung, run in climbed]
+    below = [_reference_row(climbed, number) for number in range(len(climbed))]
+    tests = holm_correction(
+        [{} if at is None else paired_test(tables[at], told) for at, told in zip(below, tables, strict=True)]
+    )
     rows = []
     for (body, rung, run), told, at, test in zip(climbed, tables, below, tests, strict=True):
         accuracy, low, high = accuracy_of(told)
@@ -164,10 +175,10 @@ def _judged(climbed: Sequence[tuple[Body, str, Path]], folder: Path) -> Ladder:
         less, more = test.get("interval", (None, None))
         rows.append(
             {
-                "arch": body.recipe.arch if rung not in BODILESS else "",
+                "arch": body.recipe.arch if rung not in WITHOUT_BODY else "",
                 "rung": rung,
-                "words": _named(body, rung, run),
-                "photos": len(told),
+                "words": _variant_name(body, rung, run),
+                "images": len(told),
                 "accuracy": accuracy,
                 "low": low,
                 "high": high,
@@ -182,16 +193,16 @@ def _judged(climbed: Sequence[tuple[Body, str, Path]], folder: Path) -> Ladder:
                 "run": str(run),
             }
         )
-    return Ladder(folder, split, pd.DataFrame(rows), _sentences(rows, tables, below, split))
+    return Ladder(folder, split, pd.DataFrame(rows), _summarize(rows, tables, below, split))
 
 
-def _named(body: Body, rung: str, run: Path) -> str:
+def _variant_name(body: Architecture, rung: str, run: Path) -> str:
     if rung == "zeroshot":
-        return f"{RUNGS[rung]}, {body.planned(rung).arch}"
-    return f"{RUNGS[run.name]}, {RUNGS[rung]}" if rung == "tta" else RUNGS[rung]
+        return f"{VARIANTS[rung]}, {body.planned(rung).arch}"
+    return f"{VARIANTS[run.name]}, {VARIANTS[rung]}" if rung == "tta" else VARIANTS[rung]
 
 
-def _below(climbed: Sequence[tuple[Body, str, Path]], number: int) -> int | None:
+def _reference_row(climbed: Sequence[tuple[Architecture, str, Path]], number: int) -> int | None:
     """The number of the rung that one is tested against: the one below it, of the same body, but for three.
 
     Test-time augmentation is tested against the same network without it, random weights and zero-shot classification
@@ -208,22 +219,22 @@ def _below(climbed: Sequence[tuple[Body, str, Path]], number: int) -> int | None
     return 0 if number and climbed[0][1] == "majority" else None
 
 
-def _sentences(
+def _summarize(
     rows: Sequence[Mapping[str, Any]], tables: Sequence[pd.DataFrame], below: Sequence[int | None], split: str
 ) -> list[str]:
     """The cheapest rung that the best one does not beat beyond noise, what it gains, and what the rest would bring.
 
     Of those that take about as long as the cheapest it is the one with the highest accuracy.
     """
-    from baseline.evaluation.significance import same_or_not
+    from baseline.evaluation.significance import paired_test
 
     def gain(one: int, other: int) -> tuple[str, bool]:
-        found = same_or_not(tables[one], tables[other])
+        found = paired_test(tables[one], tables[other])
         low, high = (100 * end for end in found["interval"])
         return f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f})", bool(found["beyond_noise"])
 
     def costs(one: int, other: int) -> str:
-        return f"{minutes(rows[other]['seconds'] - rows[one]['seconds'])} more"
+        return f"{format_duration(rows[other]['seconds'] - rows[one]['seconds'])} more"
 
     several = len({row["arch"] for row in rows if row["arch"]}) > 1
     named = [f"{row['words']} ({row['arch']})" if several and row["arch"] else row["words"] for row in rows]
@@ -231,12 +242,12 @@ def _sentences(
     best = max(order, key=lambda at: rows[at]["accuracy"])
     equal = [at for at in order if at == best or not gain(at, best)[1]]
     least = rows[equal[0]]["seconds"]
-    near = [at for at in equal if rows[at]["seconds"] - least <= max(AS_LONG[0] * least, AS_LONG[1])]
+    near = [at for at in equal if rows[at]["seconds"] - least <= max(SIMILAR_TIME[0] * least, SIMILAR_TIME[1])]
     taken = max(near, key=lambda at: rows[at]["accuracy"])
     row = rows[taken]
     span = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
     how = "trained" if row["parameters"] else "without training,"
-    found = [f"Take {named[taken]}: {span} on {split}, {how} in {minutes(row['seconds'])}."]
+    found = [f"Take {named[taken]}: {span} on {split}, {how} in {format_duration(row['seconds'])}."]
     cheaper = [at for at in order[: order.index(taken)] if rows[at]["seconds"] < row["seconds"]]
     if cheaper:
         next_best = max(cheaper, key=lambda at: rows[at]["accuracy"])
@@ -256,11 +267,11 @@ def _sentences(
     return found
 
 
-def _write(found: Ladder) -> None:
+def _write_files(found: Ladder) -> None:
     from markupsafe import Markup
 
     from baseline.report import figures
-    from baseline.report.html import rendered
+    from baseline.report.html import render
 
     rows = [
         {key: None if value != value else value for key, value in row.items()} for row in found.table.to_dict("records")
@@ -273,7 +284,7 @@ def _write(found: Ladder) -> None:
         "drawing": Markup(figures.svg(figure, "ladder", "Accuracy of each rung")),
     }
     told = {"split": found.split, "sentences": found.sentences, "rungs": rows}
-    write(found.folder / "ladder.csv", found.table.to_csv(index=False))
-    write(found.folder / "ladder.json", as_json(told))
-    write(found.folder / "ladder.png", figures.png(figure))
-    write(found.folder / "ladder.html", rendered("ladder", page))
+    write_atomic(found.folder / "ladder.csv", found.table.to_csv(index=False))
+    write_atomic(found.folder / "ladder.json", to_json(told))
+    write_atomic(found.folder / "ladder.png", figures.png(figure))
+    write_atomic(found.folder / "ladder.html", render("ladder", page))

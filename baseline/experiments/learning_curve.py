@@ -1,6 +1,6 @@
-"""Photos -> accuracy by the number of training photos, and what more of them should bring.
+"""Images -> accuracy by the number of training images, and what more of them should bring.
 
-The same test photos judge every size. Knows rungs and their run folders; trains nothing itself.
+The same test images judge every size. Knows rungs and their run folders; trains nothing itself.
 """
 
 from __future__ import annotations
@@ -14,62 +14,69 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baseline.data.split import split_csv
-from baseline.errors import DataError, RecipeError, unknown
-from baseline.experiments.power_law import fitted_power
-from baseline.experiments.variants import BODILESS, PROBES, RUNGS, bodies_of, kept_when_interrupted, told_on
-from baseline.files import as_json, write
-from baseline.parallel.executor import Job, engine
-from baseline.progress import Terminal
+from baseline.data.split import split_to_csv
+from baseline.errors import DataError, RecipeError, unknown_name
+from baseline.experiments.power_law import fit_power_law
+from baseline.experiments.variants import (
+    PROBES,
+    VARIANTS,
+    WITHOUT_BODY,
+    predictions_on,
+    prepare_architectures,
+    resume_hint_on_interrupt,
+)
+from baseline.files import to_json, write_atomic
+from baseline.parallel.executor import Job, get_executor
+from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
-from baseline.runs.folder import run_folder
+from baseline.runs.folder import create_run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.experiments.variants import Body
-    from baseline.parallel.executor import Engine
-    from baseline.progress import Show
+    from baseline.experiments.variants import Architecture
+    from baseline.parallel.executor import Executor
+    from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
 
-__all__ = ["Curve", "make_curve"]
+__all__ = ["LearningCurve", "run_learning_curve"]
 
 
-SMALLEST = 5
-"""Photos a class; from there on doubled."""
+MIN_IMAGES_PER_CLASS = 5
+"""Images a class; from there on doubled."""
 
-LEAST_SIZES = 3
+MIN_SIZES = 3
 
-LEAST_GROUPS = 16
+MIN_GROUPS = 16
 
-LEAST_CHOICES = 5
+MIN_CHOICES = 5
 
-WORDS = "Accuracy by training photos"
+WORDS = "Accuracy by training images"
 
-RUNG_NAMES = tuple(name for name in RUNGS if name not in (*BODILESS, "tta"))
+VARIANT_LABELS = tuple(name for name in VARIANTS if name not in (*WITHOUT_BODY, "tta"))
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Accuracy by the number of training photos."""
+class LearningCurve:
+    """Accuracy by the number of training images."""
 
     folder: Path
     """Holds `curve.csv`, `curve.json`, `curve.png`, `curve.html`, `split.csv` and the run folders."""
     split: str
     table: pd.DataFrame
-    """One row a training: `rung, size` (photos a class), `seed` (of the choice of photos), `photos` (for training),
-    `accuracy` (0-1, on the plain photo) and `run` (its folder; empty where no network was trained)."""
+    """One row a training: `rung, size` (images a class), `seed` (of the choice of images), `images` (for training),
+    `accuracy` (0-1, on the plain image) and `run` (its folder; empty where no network was trained)."""
     fits: dict[str, dict[str, Any]]
-    """By rung: `floor, scale, exponent`; `doubled`: photos, expected accuracy and the interval of the gain; `checked`:
-    the accuracy of all photos, foretold from at most half of them, as an interval, and measured."""
+    """By rung: `floor, scale, exponent`; `doubled`: images, expected accuracy and the interval of the gain; `checked`:
+    the accuracy of all images, foretold from at most half of them, as an interval, and measured."""
     redundancy: dict[str, Any]
-    """Where photos have groups: accuracies with a share of every group's photos, and with all photos of a share of the
+    """Where images have groups: accuracies with a share of every group's images, and with all images of a share of the
     groups."""
     sentences: list[str]
 
 
-def make_curve(
-    photos: str | Path | pd.DataFrame | None = None,
+def run_learning_curve(
+    images: str | Path | pd.DataFrame | None = None,
     recipe: str | Path | Recipe = "default",
     *,
     sizes: Sequence[int] = (),
@@ -78,60 +85,60 @@ def make_curve(
     out: str | Path | None = None,
     resume: bool = False,
     on: str = "",
-    show: Show | None = None,
+    progress: Progress | None = None,
     **changes: Any,
-) -> Curve:
-    """Trains on more and more of the photos, and tells what twice as many should bring.
+) -> LearningCurve:
+    """Trains on more and more of the images, and tells what twice as many should bring.
 
-    Training and valid photos are thinned alike, class by class; those of one seed hold the smaller sets of it. With all
-    photos there is nothing to choose, and the seed is that of the training alone.
+    Training and valid images are thinned alike, class by class; those of one seed hold the smaller sets of it. With all
+    images there is nothing to choose, and the seed is that of the training alone.
 
     Args:
-        photos, recipe, changes: as `make_baseline` takes them.
-        sizes: training photos a class; 5, 10, 20 ... and all if not given.
-        seeds: choices of photos for each size.
+        images, recipe, changes: as `make_baseline` takes them.
+        sizes: training images a class; 5, 10, 20 ... and all if not given.
+        seeds: choices of images for each size.
         rungs: what is trained; names from `baseline ladder` but for `majority`, `tta` and `zeroshot`.
         out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
-        on: what trains; see `make_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and
+        on: what trains; see `run_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and
             are done here meanwhile.
 
     Raises:
         RecipeError: for unknown rungs, fewer than three sizes, a recipe with a budget, or if `on` is nothing that makes
             runs.
-        DataError: if the photos are too few for three sizes.
-        OutputError: if `out` was begun and `resume` was not asked for, or with other photos or another recipe.
+        DataError: if the images are too few for three sizes.
+        OutputError: if `out` was begun and `resume` was not asked for, or with other images or another recipe.
 
-    >>> make_curve("photos/").sentences[0]                                         # doctest: +SKIP
-    'logistic regression on pretrained features: twice the photos (4,044) should bring 0.4 to 1.9 points.'
+    >>> run_learning_curve("images/").sentences[0]                                         # doctest: +SKIP
+    'logistic regression on pretrained features: twice the images (4,044) should bring 0.4 to 1.9 points.'
     """
-    if strange := [name for name in rungs if name not in RUNG_NAMES]:
-        raise RecipeError(unknown("rung", strange[0], RUNG_NAMES))
-    if sizes and (len(set(sizes)) < LEAST_SIZES or min(sizes) < 1):
-        raise RecipeError(f"--sizes are {', '.join(map(str, sizes))}; {LEAST_SIZES} different ones, 1 or more photos a "
+    if strange := [name for name in rungs if name not in VARIANT_LABELS]:
+        raise RecipeError(unknown_name("rung", strange[0], VARIANT_LABELS))
+    if sizes and (len(set(sizes)) < MIN_SIZES or min(sizes) < 1):
+        raise RecipeError(f"--sizes are {', '.join(map(str, sizes))}; {MIN_SIZES} different ones, 1 or more images a "
                           "class each, were needed for a curve.")  # fmt: skip
     if seeds < 1:
         raise RecipeError(f"--seeds is {seeds}; 1 or more were needed.")
-    show = show or Terminal()
-    chosen, workers = starting_recipe(photos, recipe), engine(on, show)
-    with run_folder(out, f"curve-{chosen.name}") as folder, workers:
-        body = bodies_of(photos, chosen, (), folder, show, changes, resume=resume)[0]
-        with kept_when_interrupted(folder, show):
-            planned = _sizes(body.table, body.wished.labels, sizes)
-            found = _Plan(body, planned, seeds, tuple(rungs), folder, show).curve(workers)
-        _write(found)
+    progress = progress or ConsoleProgress()
+    chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
+    with create_run_folder(out, f"curve-{chosen.name}") as folder, workers:
+        body = prepare_architectures(images, chosen, (), folder, progress, changes, resume=resume)[0]
+        with resume_hint_on_interrupt(folder, progress):
+            planned = _training_sizes(body.table, body.wished.labels, sizes)
+            found = _CurvePlan(body, planned, seeds, tuple(rungs), folder, progress).curve(workers)
+        _write_files(found)
     return found
 
 
 @dataclass(frozen=True)
-class _Plan:
-    body: Body
+class _CurvePlan:
+    body: Architecture
     sizes: list[int]
-    """Photos a class; the last one takes all."""
+    """Images a class; the last one takes all."""
     seeds: int
     rungs: tuple[str, ...]
     folder: Path
-    show: Show
+    progress: Progress
 
     @property
     def split(self) -> str:
@@ -139,10 +146,10 @@ class _Plan:
 
     @cached_property
     def label(self) -> pd.Series:
-        """Of each photo the one that it counts for: its rarest where it has several."""
-        return _counted(self.body.table, self.body.recipe.labels)
+        """Of each image the one that it counts for: its rarest where it has several."""
+        return _count_training_images(self.body.table, self.body.recipe.labels)
 
-    def curve(self, workers: Engine) -> Curve:
+    def curve(self, workers: Executor) -> LearningCurve:
         import pandas as pd
 
         every = [
@@ -150,10 +157,10 @@ class _Plan:
             for rung in self.rungs
             for size in self.sizes
             for seed in range(self.seeds)
-            if not (rung in PROBES and size == self.sizes[-1] and seed)  # the same photos, and no chance in it
+            if not (rung in PROBES and size == self.sizes[-1] and seed)  # the same images, and no chance in it
         ]
         words = {
-            each: f"{number} of {len(every)}: {RUNGS[each[0]]}, {each[1]} photos a class, choice {each[2] + 1}"
+            each: f"{number} of {len(every)}: {VARIANTS[each[0]]}, {each[1]} images a class, choice {each[2] + 1}"
             for number, each in enumerate(every, 1)
         }
         jobs = (self._job(words[each], *each) for each in every)
@@ -165,30 +172,30 @@ class _Plan:
             run = "" if rung in PROBES else str(self._run(rung, size, seed))
             right = self._right(run) if run else probed[words[rung, size, seed]]
             hits.append(right)
-            photos = int((self._chosen(size, seed)["split"] == "train").sum())
-            rows.append({"rung": rung, "size": size, "seed": seed, "photos": photos, "accuracy": float(right.mean()),
+            images = int((self._chosen(size, seed)["split"] == "train").sum())
+            rows.append({"rung": rung, "size": size, "seed": seed, "images": images, "accuracy": float(right.mean()),
                          "run": run})  # fmt: skip
         table = pd.DataFrame(rows)
-        fits = {rung: _fit(table[table["rung"] == rung], np.array(hits)) for rung in self.rungs}
+        fits = {rung: _fit_power_law(table[table["rung"] == rung], np.array(hits)) for rung in self.rungs}
         redundancy = self._redundancy()
-        told = [f"{RUNGS[rung]}: {line}" for rung in self.rungs for line in fits[rung]["words"]]
-        return Curve(self.folder, self.split, table, fits, redundancy, told + redundancy.get("words", []))
+        told = [f"{VARIANTS[rung]}: {line}" for rung in self.rungs for line in fits[rung]["words"]]
+        return LearningCurve(self.folder, self.split, table, fits, redundancy, told + redundancy.get("words", []))
 
     def _chosen(self, size: int, seed: int) -> pd.DataFrame:
-        """The photo table with so many training photos a class, and as small a share of the valid ones.
+        """The image table with so many training images a class, and as small a share of the valid ones.
 
-        Valid photos stay whole where they are the judges. Of several labels the rarest counts; every class keeps one.
+        Valid images stay whole where they are the judges. Of several labels the rarest counts; every class keeps one.
         """
         import pandas as pd
 
-        from baseline.data.labels import each_label
+        from baseline.data.labels import explode_labels
 
         table, label = self.body.table, self.label
         chance = np.random.default_rng(seed).random(len(table))
         rank = table.assign(chance=chance).groupby([label, "split"])["chance"].rank(method="first")
         share = size / self.sizes[-1]
         kept = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
-        every = each_label(table.loc[table["split"] == "train", "label"], self.body.recipe.labels)
+        every = explode_labels(table.loc[table["split"] == "train", "label"], self.body.recipe.labels)
         kept[pd.Series(chance[every.index], every.index).groupby(every.to_numpy()).idxmin()] = True
         valid = table["split"] == "valid"
         count = valid.groupby(label).transform("sum")
@@ -196,75 +203,75 @@ class _Plan:
         return table[kept]
 
     def _job(self, words: str, rung: str, size: int, seed: int) -> Job:
-        """What trains a network into its run folder, or gives which of the judging photos a probe has right."""
+        """What trains a network into its run folder, or gives which of the judging images a probe has right."""
         if rung in PROBES:
-            return Job(words, lambda show: self._probed(rung, self._chosen(size, seed)), here=True)
+            return Job(words, lambda progress: self._probed(rung, self._chosen(size, seed)), here=True)
         chosen, run = self._chosen(size, seed), self._run(rung, size, seed)
         split_file = self.folder / "splits" / f"{run.name}.csv"
-        write(split_file, split_csv(chosen))
-        # batches and steps follow from how many photos there are
+        write_atomic(split_file, split_to_csv(chosen))
+        # batches and steps follow from how many images there are
         wished = self.body.recipe.changed(batch_size=self.body.wished.batch_size, seed=self.body.recipe.seed + seed)
         return dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished).job(words, rung, run)
 
     def _run(self, rung: str, size: int, seed: int) -> Path:
-        return self.folder / rung / f"photos-{size}-{seed + 1}"
+        return self.folder / rung / f"images-{size}-{seed + 1}"
 
     def _right(self, run: str) -> np.ndarray:
-        """Which of the judging photos a run has right, in the order of their paths."""
-        told = told_on(Path(run), self.split, augmented=False).sort_values("path")
+        """Which of the judging images a run has right, in the order of their paths."""
+        told = predictions_on(Path(run), self.split, augmented=False).sort_values("path")
         return (told["predicted"] == told["label"]).to_numpy()
 
     def _probed(self, rung: str, chosen: pd.DataFrame) -> np.ndarray:
-        from baseline.data.labels import classes_in, decisions
+        from baseline.data.labels import classes_in, predicted_labels
 
         table, recipe = self.body.table, self.body.recipe
         rows = {name: chosen.index[chosen["split"] == name].to_numpy() for name in ("train", "valid")}
         judges = table[table["split"] == self.split].sort_values("path")
         found = self.body.probe(rung, rows["train"], rows["valid"], judges.index.to_numpy())
         threshold = recipe.threshold if recipe.labels == "many" else None
-        return decisions(found.told, classes_in(table, recipe.labels), threshold) == judges["label"].to_numpy()
+        return predicted_labels(found.told, classes_in(table, recipe.labels), threshold) == judges["label"].to_numpy()
 
     def _redundancy(self) -> dict[str, Any]:
-        """By logistic regression: a share of every group's photos against all photos of that share of the groups.
+        """By logistic regression: a share of every group's images against all images of that share of the groups.
 
-        A photo without a group is one of its own, as where photos are split.
+        An image without a group is one of its own, as where images are split.
         """
-        from baseline.data.split import units_of
+        from baseline.data.split import unit_ids
 
         table = self.body.table
         train = table[table["split"] == "train"].assign(label=self.label)
         if "group" not in train or train["group"].isna().all():
             return {}
-        train["group"] = units_of(train, "group")
-        if train["group"].nunique() < LEAST_GROUPS or len(train) < 2 * train["group"].nunique():
+        train["group"] = unit_ids(train, "group")
+        if train["group"].nunique() < MIN_GROUPS or len(train) < 2 * train["group"].nunique():
             return {}
-        self.show.say("groups: fewer photos of each, or fewer of them")
+        self.progress.log("groups: fewer images of each, or fewer of them")
         whole = float(self._probed("logistic", table).mean())
         rows = []
         for share in (1 / 2, 1 / 4, 1 / 8):
             found: dict[str, list[float]] = {"of_each": [], "of_them": []}
-            for seed in range(max(self.seeds, LEAST_CHOICES)):
+            for seed in range(max(self.seeds, MIN_CHOICES)):
                 chance = np.random.default_rng(seed).random(len(table))
                 for name, kept in (
-                    ("of_each", _of_each(train, chance, share)),
-                    ("of_them", _of_them(train, seed, share)),
+                    ("of_each", _sample_within_groups(train, chance, share)),
+                    ("of_them", _sample_groups(train, seed, share)),
                 ):
                     chosen = table[table["split"].ne("train") | table.index.isin(kept)]
                     found[name].append(float(self._probed("logistic", chosen).mean()))
             rows.append({"share": share, **{name: float(np.mean(values)) for name, values in found.items()}})
-        facts = {"groups": int(train["group"].nunique()), "photos": len(train), "all": whole, "shares": rows}
-        return facts | {"words": _redundancy_words(facts)}
+        facts = {"groups": int(train["group"].nunique()), "images": len(train), "all": whole, "shares": rows}
+        return facts | {"words": _describe_redundancy(facts)}
 
 
-def _of_each(train: pd.DataFrame, chance: np.ndarray, share: float) -> pd.Index:
-    """Rows of a share of the photos of every group, one at least."""
+def _sample_within_groups(train: pd.DataFrame, chance: np.ndarray, share: float) -> pd.Index:
+    """Rows of a share of the images of every group, one at least."""
     rank = train.assign(chance=chance[train.index]).groupby("group")["chance"].rank(method="first")
     count = train.groupby("group")["path"].transform("size")
     return train.index[rank <= np.maximum(1, np.round(count * share))]
 
 
-def _of_them(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
-    """Rows of all photos of a share of the groups of each class, one at least."""
+def _sample_groups(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
+    """Rows of all images of a share of the groups of each class, one at least."""
     rng = np.random.default_rng(seed)
     kept: set[Any] = set()
     for _, rows in train.groupby("label"):
@@ -273,97 +280,97 @@ def _of_them(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
     return train.index[train["group"].isin(kept)]
 
 
-def _redundancy_words(facts: dict[str, Any]) -> list[str]:
+def _describe_redundancy(facts: dict[str, Any]) -> list[str]:
     half = facts["shares"][0]
     lost = {name: 100 * (facts["all"] - half[name]) for name in ("of_each", "of_them")}
     told = [
-        f"{facts['photos']:,} training photos are of {facts['groups']:,} groups: with half of each group's photos "
+        f"{facts['images']:,} training images are of {facts['groups']:,} groups: with half of each group's images "
         f"{lost['of_each']:.1f} points are lost, with half of the groups {lost['of_them']:.1f}."
     ]
     if lost["of_each"] < lost["of_them"] / 3:
-        told.append("More photos of the same groups would add little; photos of new ones would.")
+        told.append("More images of the same groups would add little; images of new ones would.")
     return told
 
 
-def _counted(table: pd.DataFrame, labels: str) -> pd.Series:
-    from baseline.data.labels import rarest
+def _count_training_images(table: pd.DataFrame, labels: str) -> pd.Series:
+    from baseline.data.labels import rarest_label
 
-    return rarest(table["label"]) if labels == "many" else table["label"]
+    return rarest_label(table["label"]) if labels == "many" else table["label"]
 
 
-def _sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
-    """Photos a class: those wished, or doubled from 5; and all."""
-    most = int(_counted(table, labels)[table["split"] == "train"].value_counts().max())
+def _training_sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
+    """Images a class: those wished, or doubled from 5; and all."""
+    most = int(_count_training_images(table, labels)[table["split"] == "train"].value_counts().max())
     # the last is at most 3/4 of all
-    doubled = [size for size in (SMALLEST * 2**n for n in range(40)) if size <= 0.75 * most]
+    doubled = [size for size in (MIN_IMAGES_PER_CLASS * 2**n for n in range(40)) if size <= 0.75 * most]
     found = sorted({size for size in wished if size < most}) if wished else doubled
-    if len(found) + 1 < LEAST_SIZES:
+    if len(found) + 1 < MIN_SIZES:
         words = ", ".join(map(str, [*found, most]))
         raise DataError(
-            f"The largest class has {most} training photos, and the sizes are {words}; {LEAST_SIZES} were needed for a "
-            "curve. Give more photos, or other --sizes."
+            f"The largest class has {most} training images, and the sizes are {words}; {MIN_SIZES} were needed for a "
+            "curve. Give more images, or other --sizes."
         )
     return [*found, most]
 
 
-def _fit(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
-    """The power law of one rung, what twice the photos should bring, and whether half of them would have foretold all.
+def _fit_power_law(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
+    """The power law of one rung, what twice the images should bring, and whether half of them would have foretold all.
 
     Args:
         hits: of all trainings, by the table's index.
     """
-    power = fitted_power(table["photos"].to_numpy(), hits[table.index])
-    most = int(table["photos"].max())
+    power = fit_power_law(table["images"].to_numpy(), hits[table.index])
+    most = int(table["images"].max())
     low, high = power.gain(most, 2 * most)
     doubled = {
-        "photos": 2 * most,
+        "images": 2 * most,
         "accuracy": float(1 - power.error(2 * most)[0]),
         "gain": (low, high),
     }
-    words = [f"twice the photos ({2 * most:,}) should bring {100 * low:.1f} to {100 * high:.1f} points."]
+    words = [f"twice the images ({2 * most:,}) should bring {100 * low:.1f} to {100 * high:.1f} points."]
     fit = {name: float(getattr(power, name)[0]) for name in ("floor", "scale", "exponent")}
     found: dict[str, Any] = {**fit, "noise": power.noise, "doubled": doubled}
-    half = table[table["photos"] <= most / 2]
-    if half["photos"].nunique() >= LEAST_SIZES:
-        earlier = fitted_power(half["photos"].to_numpy(), hits[half.index], same_test=True)
-        trainings = int((table["photos"] == most).sum())
+    half = table[table["images"] <= most / 2]
+    if half["images"].nunique() >= MIN_SIZES:
+        earlier = fit_power_law(half["images"].to_numpy(), hits[half.index], same_test=True)
+        trainings = int((table["images"] == most).sum())
         high, low = (1 - end for end in earlier.measured(most, trainings))
-        measured = float(table.loc[table["photos"] == most, "accuracy"].mean())
-        photo = 1 / hits.shape[1]  # no accuracy is told more finely
-        inside = low - photo <= measured <= high + photo
-        found["checked"] = {"from": int(half["photos"].max()), "foretold": (low, high), "measured": measured,
+        measured = float(table.loc[table["images"] == most, "accuracy"].mean())
+        image = 1 / hits.shape[1]  # no accuracy is told more finely
+        inside = low - image <= measured <= high + image
+        found["checked"] = {"from": int(half["images"].max()), "foretold": (low, high), "measured": measured,
                             "inside": inside}  # fmt: skip
         words.append(
-            f"from at most {found['checked']['from']:,} photos, {low:.1%} to {high:.1%} was foretold for all {most:,}; "
+            f"from at most {found['checked']['from']:,} images, {low:.1%} to {high:.1%} was foretold for all {most:,}; "
             f"measured {measured:.1%}, {'inside' if inside else 'outside: take the line above with care'}."
         )
     return found | {"words": words}
 
 
-def _write(found: Curve) -> None:
+def _write_files(found: LearningCurve) -> None:
     from markupsafe import Markup
 
     from baseline.report import figures
-    from baseline.report.html import rendered
+    from baseline.report.html import render
 
-    lines = {rung: _line(found, rung) for rung in found.fits}
-    figure = figures.curve_figure(found.table, lines, {rung: RUNGS[rung] for rung in found.fits})
+    lines = {rung: _curve_points(found, rung) for rung in found.fits}
+    figure = figures.curve_figure(found.table, lines, {rung: VARIANTS[rung] for rung in found.fits})
     told = {"split": found.split, "sentences": found.sentences, "fits": found.fits, "redundancy": found.redundancy}
-    sizes = found.table.groupby(["rung", "photos"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
+    sizes = found.table.groupby(["rung", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
     page = {
         "found": found,
         "drawing": Markup(figures.svg(figure, "curve", WORDS)),
-        "rungs": RUNGS,
+        "rungs": VARIANTS,
         "rows": sizes.reset_index().to_dict("records"),
     }
-    write(found.folder / "curve.csv", found.table.to_csv(index=False))
-    write(found.folder / "curve.json", as_json(told))
-    write(found.folder / "curve.png", figures.png(figure))
-    write(found.folder / "curve.html", rendered("curve", page))
+    write_atomic(found.folder / "curve.csv", found.table.to_csv(index=False))
+    write_atomic(found.folder / "curve.json", to_json(told))
+    write_atomic(found.folder / "curve.png", figures.png(figure))
+    write_atomic(found.folder / "curve.html", render("curve", page))
 
 
-def _line(found: Curve, rung: str) -> np.ndarray:
-    """The law as photos and accuracies, 2 x points, to twice the photos that there are."""
+def _curve_points(found: LearningCurve, rung: str) -> np.ndarray:
+    """The law as images and accuracies, 2 x points, to twice the images that there are."""
     fit = found.fits[rung]
-    photos = np.geomspace(found.table["photos"].min(), fit["doubled"]["photos"], 60)
-    return np.stack([photos, 1 - (fit["floor"] + fit["scale"] * photos ** -fit["exponent"])])
+    images = np.geomspace(found.table["images"].min(), fit["doubled"]["images"], 60)
+    return np.stack([images, 1 - (fit["floor"] + fit["scale"] * images ** -fit["exponent"])])

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Power", "fitted_power"]
+__all__ = ["PowerLaw", "fit_power_law"]
 
-DRAWS = 500
+SAMPLE_COUNT = 500
 """Bootstrap samples behind an extrapolation."""
 
-EXPONENTS = np.linspace(0.05, 1.5, 59)
+EXPONENT_GRID = np.linspace(0.05, 1.5, 59)
 
-FLOORS = np.linspace(0.0, 0.98, 50)
-"""Of the power law: exponents, and shares of the lowest error that no number of photos removes."""
+FLOOR_GRID = np.linspace(0.0, 0.98, 50)
+"""Of the power law: exponents, and shares of the lowest error that no number of images removes."""
 
-MISFIT = 0.03
-"""So much of an error a power law is taken to be wrong by, whatever the number of photos."""
+MAX_MISFIT = 0.03
+"""So much of an error a power law is taken to be wrong by, whatever the number of images."""
 
 
 @dataclass(frozen=True)
-class Power:
-    """Error = floor + scale x photos ** -exponent, fitted, and fitted again to each of `DRAWS` bootstrap samples."""
+class PowerLaw:
+    """Error = floor + scale x images ** -exponent, fitted, and fitted again to each of `SAMPLE_COUNT` bootstrap samples."""
 
     floor: np.ndarray
     scale: np.ndarray
@@ -32,44 +32,44 @@ class Power:
     noise: float
     """Standard deviation of one training's error about the law."""
 
-    def error(self, photos: float) -> np.ndarray:
-        """The error expected with so many photos, by sample: 1 + DRAWS."""
-        return self.floor + self.scale * photos**-self.exponent
+    def error(self, images: float) -> np.ndarray:
+        """The error expected with so many images, by sample: 1 + DRAWS."""
+        return self.floor + self.scale * images**-self.exponent
 
-    def measured(self, photos: float, trainings: int = 1) -> tuple[float, float]:
-        """The 95 % interval of an error that so many trainings on so many photos would measure on the same test."""
-        draws = self.error(photos)[1:]
+    def measured(self, images: float, trainings: int = 1) -> tuple[float, float]:
+        """The 95 % interval of an error that so many trainings on so many images would measure on the same test."""
+        draws = self.error(images)[1:]
         noise = np.random.default_rng(1).normal(0, self.noise / math.sqrt(trainings), len(draws))
-        return _span(draws + noise)
+        return _interval(draws + noise)
 
-    def gain(self, photos: float, more: float) -> tuple[float, float]:
-        """The 95 % interval of how much lower the expected error is with more photos."""
-        return _span((self.error(photos) - self.error(more))[1:])
+    def gain(self, images: float, more: float) -> tuple[float, float]:
+        """The 95 % interval of how much lower the expected error is with more images."""
+        return _interval((self.error(images) - self.error(more))[1:])
 
 
-def fitted_power(photos: np.ndarray, hits: np.ndarray, *, same_test: bool = False) -> Power:
+def fit_power_law(images: np.ndarray, hits: np.ndarray, *, same_test: bool = False) -> PowerLaw:
     """The power law of the error, with samples of how else it might be.
 
-    A sample draws test photos, and trainings of each number of photos, with replacement: test photos are the same for
+    A sample draws test images, and trainings of each number of images, with replacement: test images are the same for
     all trainings, so that their luck is shared.
 
     Args:
-        photos: training photos of each training, N.
-        hits: which test photos each training has right, N x test photos, bool.
-        same_test: what is foretold will be measured on these very test photos, so that they are not drawn.
+        images: training images of each training, N.
+        hits: which test images each training has right, N x test images, bool.
+        same_test: what is foretold will be measured on these very test images, so that they are not drawn.
 
     >>> rng = np.random.default_rng(0)
-    >>> photos = np.repeat([50, 100, 200, 400, 800], 3)
-    >>> hits = rng.random((15, 2000)) > (0.05 + 2 * photos**-0.5)[:, None]
-    >>> low, high = fitted_power(photos, hits).measured(1600)
+    >>> images = np.repeat([50, 100, 200, 400, 800], 3)
+    >>> hits = rng.random((15, 2000)) > (0.05 + 2 * images**-0.5)[:, None]
+    >>> low, high = fit_power_law(images, hits).measured(1600)
     >>> low < 0.05 + 2 * 1600**-0.5 < high
     True
     """
     rng = np.random.default_rng(0)
-    numbers = np.unique(photos)
-    rows = [np.flatnonzero(photos == number) for number in numbers]
-    errors = np.empty((1 + DRAWS, len(numbers)))
-    for draw in range(1 + DRAWS):
+    numbers = np.unique(images)
+    rows = [np.flatnonzero(images == number) for number in numbers]
+    errors = np.empty((1 + SAMPLE_COUNT, len(numbers)))
+    for draw in range(1 + SAMPLE_COUNT):
         weights = np.ones(hits.shape[1])
         if draw and not same_test:
             weights = rng.multinomial(hits.shape[1], np.full(hits.shape[1], 1 / hits.shape[1])).astype(float)
@@ -80,13 +80,13 @@ def fitted_power(photos: np.ndarray, hits: np.ndarray, *, same_test: bool = Fals
     noise = float(np.sqrt(np.nanmean(spread**2))) if np.isfinite(spread).any() else 0.0
     counts = np.array([len(row) for row in rows])
     sampling = errors[0] * (1 - errors[0]) / hits.shape[1]
-    doubt = noise**2 / counts + sampling + (MISFIT * errors[0]) ** 2 + 1e-9
+    doubt = noise**2 / counts + sampling + (MAX_MISFIT * errors[0]) ** 2 + 1e-9
     if not np.isfinite(spread).any():
         noise = float(np.sqrt(sampling[-1]))
     # what the law is wrong by is drawn, too
-    errors[1:] *= 1 + rng.normal(0, MISFIT, errors[1:].shape)
+    errors[1:] *= 1 + rng.normal(0, MAX_MISFIT, errors[1:].shape)
     floor, scale, exponent = _least_squares(numbers, errors, 1 / doubt)
-    return Power(floor, scale, exponent, noise)
+    return PowerLaw(floor, scale, exponent, noise)
 
 
 def _least_squares(numbers: np.ndarray, errors: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -94,9 +94,9 @@ def _least_squares(numbers: np.ndarray, errors: np.ndarray, weights: np.ndarray)
     lowest = errors.min(1)
     best = np.full(len(errors), np.inf)
     found = np.zeros((3, len(errors)))
-    for exponent in EXPONENTS:
+    for exponent in EXPONENT_GRID:
         shape = numbers.astype(float) ** -exponent
-        for share in FLOORS:
+        for share in FLOOR_GRID:
             floor = share * lowest
             above = errors - floor[:, None]
             scale = np.maximum((above * shape * weights).sum(1) / (shape**2 * weights).sum(), 0)
@@ -107,6 +107,6 @@ def _least_squares(numbers: np.ndarray, errors: np.ndarray, weights: np.ndarray)
     return tuple(found)
 
 
-def _span(values: np.ndarray) -> tuple[float, float]:
+def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

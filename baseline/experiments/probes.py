@@ -1,6 +1,6 @@
 """Features -> probabilities without training a network: majority, neighbours, logistic regression. Knows arrays only.
 
-Each function takes what is known of the training photos and gives probabilities for others. Labels are flags, N x
+Each function takes what is known of the training images and gives probabilities for others. Labels are flags, N x
 classes, 0 or 1: one a row, or with many labels any number.
 """
 
@@ -10,47 +10,47 @@ import warnings
 
 import numpy as np
 
-__all__ = ["logistic", "majority", "nearest"]
+__all__ = ["logistic_regression", "majority", "nearest_neighbors"]
 
 
-NEIGHBOURS = (1, 5, 10, 20, 50)
+NEIGHBOR_COUNTS = (1, 5, 10, 20, 50)
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) that is tried, on features of unit variance."""
 
-STEPS = 300
+MAX_STEPS = 300
 
 
-def majority(flags: np.ndarray, photos: int) -> np.ndarray:
-    """The share of each class among the training photos, for every photo: photos x classes.
+def majority(flags: np.ndarray, images: int) -> np.ndarray:
+    """The share of each class among the training images, for every image: images x classes.
 
     >>> majority(np.array([[1, 0], [1, 0], [1, 0], [0, 1]]), 2).tolist()
     [[0.75, 0.25], [0.75, 0.25]]
     """
-    return np.tile(flags.mean(0), (photos, 1))
+    return np.tile(flags.mean(0), (images, 1))
 
 
-def nearest(
+def nearest_neighbors(
     features: np.ndarray, flags: np.ndarray, valid: np.ndarray, valid_flags: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """The share of each class among the most alike training photos, by cosine, and how many of these are asked.
+    """The share of each class among the most alike training images, by cosine, and how many of these are asked.
 
-    Their number is the one with the lowest loss on the valid photos. The share of a class among all training photos
+    Their number is the one with the lowest loss on the valid images. The share of a class among all training images
     counts as one neighbour more, so that no probability is 0.
 
     Args:
-        features, flags: of the training photos, N x features and N x classes.
-        valid, valid_flags: of the valid photos.
-        others: features of the photos to tell.
+        features, flags: of the training images, N x features and N x classes.
+        valid, valid_flags: of the valid images.
+        others: features of the images to tell.
 
     >>> features = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
     >>> flags = np.array([[1, 0], [1, 0], [0, 1], [0, 1]])
-    >>> nearest(features, flags, features, flags, np.array([[1.0, 0.2]]))[0].argmax(1).tolist()
+    >>> nearest_neighbors(features, flags, features, flags, np.array([[1.0, 0.2]]))[0].argmax(1).tolist()
     [0]
     """
     from sklearn.neighbors import NearestNeighbors
 
-    most = min(max(NEIGHBOURS), len(features))
+    most = min(max(NEIGHBOR_COUNTS), len(features))
     found = NearestNeighbors(n_neighbors=most, metric="cosine").fit(features)
     usual = flags.mean(0)
 
@@ -59,12 +59,12 @@ def nearest(
         sums = flags[order].cumsum(1)
         return {count: (sums[:, count - 1] + usual) / (count + 1) for count in counts}
 
-    tried = shares(valid, [count for count in NEIGHBOURS if count <= most])
-    best = min(tried, key=lambda count: _loss(tried[count], valid_flags))
+    tried = shares(valid, [count for count in NEIGHBOR_COUNTS if count <= most])
+    best = min(tried, key=lambda count: _cross_entropy(tried[count], valid_flags))
     return shares(others, [best])[best], best
 
 
-def logistic(
+def logistic_regression(
     features: np.ndarray,
     flags: np.ndarray,
     valid: np.ndarray,
@@ -76,15 +76,15 @@ def logistic(
     """Probabilities by logistic regression on features of unit variance, and the C with the lowest loss on valid.
 
     Args:
-        features, flags, valid, valid_flags, others: as `nearest` takes them.
+        features, flags, valid, valid_flags, others: as `nearest_neighbors` takes them.
         many: each class has a probability of its own.
     """
     centre, spread = features.mean(0), features.std(0) + 1e-6
     rows, checked, asked = ((part - centre) / spread for part in (features, valid, others))
     best: tuple[float, float, np.ndarray] | None = None
-    for strength in STRENGTHS:
-        told = _regression(rows, flags, [checked, asked], strength, many)
-        loss = _loss(told[0], valid_flags)
+    for strength in PENALTIES:
+        told = _fit_regression(rows, flags, [checked, asked], strength, many)
+        loss = _cross_entropy(told[0], valid_flags)
         if best is not None and loss >= best[0]:
             break  # the loss has one lowest point
         best = loss, strength, told[1]
@@ -92,15 +92,15 @@ def logistic(
     return best[2], best[1]
 
 
-def _regression(
+def _fit_regression(
     rows: np.ndarray, flags: np.ndarray, others: list[np.ndarray], strength: float, many: bool
 ) -> list[np.ndarray]:
-    """Probabilities, N x classes, of each of the others; of a class that no training photo has, 0."""
+    """Probabilities, N x classes, of each of the others; of a class that no training image has, 0."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
-    model = LogisticRegression(C=strength, max_iter=STEPS)
+    model = LogisticRegression(C=strength, max_iter=MAX_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # so near the lowest loss that accuracy stands still
         if many:
@@ -115,7 +115,7 @@ def _regression(
     return found
 
 
-def _loss(probabilities: np.ndarray, flags: np.ndarray) -> float:
-    """Cross-entropy a photo, of every class's yes or no: it takes one label or many."""
+def _cross_entropy(probabilities: np.ndarray, flags: np.ndarray) -> float:
+    """Cross-entropy an image, of every class's yes or no: it takes one label or many."""
     sure = np.clip(probabilities, 1e-6, 1 - 1e-6)
     return float(-(flags * np.log(sure) + (1 - flags) * np.log(1 - sure)).sum(1).mean())

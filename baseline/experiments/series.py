@@ -10,41 +10,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.data.prepare import asked_for, understand
+from baseline.data.prepare import load_images, run_request
 from baseline.errors import OutputError, RecipeError
-from baseline.experiments.jobs import training
-from baseline.inference.model_folder import EXPERIMENTS
-from baseline.parallel.distributed import named
-from baseline.parallel.executor import engine
-from baseline.progress import Show
+from baseline.experiments.jobs import training_job
+from baseline.inference.model_folder import EXPERIMENT_FILES
+from baseline.parallel.distributed import environment_world_size
+from baseline.parallel.executor import get_executor
+from baseline.progress import Progress
 from baseline.recipe.choose import starting_recipe
-from baseline.recipe.diff import differing
-from baseline.recipe.schema import Recipe, seconds_in
-from baseline.runs.folder import is_finished, named_folder, occupied, read_manifest
-from baseline.runs.manifest import recipe_of
+from baseline.recipe.diff import diff_recipes
+from baseline.recipe.schema import Recipe, parse_duration
+from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
+from baseline.runs.manifest import recipe_from_manifest
 
 if TYPE_CHECKING:
-    from baseline.parallel.executor import Engine, Job
+    from baseline.parallel.executor import Executor, Job
 
 
-class _Series:
-    """Runs of one recipe on the same photos that differ in one thing, each in a folder of its own."""
+class RunSeries:
+    """Runs of one recipe on the same images that differ in one thing, each in a folder of its own."""
 
     def __init__(
         self,
         kind: str,
-        photos: Any,
+        images: Any,
         recipe: str | Path | Recipe,
         changes: Mapping[str, Any],
         out: str | Path | None,
-        show: Show,
+        progress: Progress,
         on: str,
     ) -> None:
-        _one_process()
-        self.workers = engine(on, show)
-        self.kind, self.photos, self.recipe, self.changes, self.show = kind, photos, recipe, dict(changes), show
-        name = starting_recipe(photos, recipe).name
-        self.folder = named_folder(out, name)
+        require_single_process()
+        self.workers = get_executor(on, progress)
+        self.kind, self.images, self.recipe, self.changes, self.progress = kind, images, recipe, dict(changes), progress
+        name = starting_recipe(images, recipe).name
+        self.folder = new_run_path(out, name)
         self.given = out is not None
         self.folders: list[Path] = []
         self.manifests: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ class _Series:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Inside, the folder is there and no other run's."""
-        with occupied(self.folder, named=self.given) as self.folder:
+        with lock_folder(self.folder, named=self.given) as self.folder:
             yield
 
     def make(self, plans: Sequence[dict[str, int]], *, resume: bool) -> None:
@@ -65,20 +65,20 @@ class _Series:
         rest = [(number, plan) for number, plan in enumerate(plans) if not is_finished(self.folders[number])]
         for number, plan in enumerate(plans):
             if (number, plan) not in rest:
-                self.show.say(f"{self._words(number, plan)}: finished before")
+                self.progress.log(f"{self._words(number, plan)}: finished before")
         try:
             with self.workers as workers:
                 self._make(rest, workers)
         except KeyboardInterrupt:
             done = sum(map(is_finished, self.folders))
-            self.show.say(
+            self.progress.log(
                 f"interrupted: {done} of {len(plans)} {self.kind}s are finished; the same command with "
                 f"--out {shlex.quote(str(self.folder))} --resume makes the rest"
             )
             raise
         self.manifests = [read_manifest(run) for run in self.folders]
 
-    def _make(self, rest: Sequence[tuple[int, dict[str, int]]], workers: Engine) -> None:
+    def _make(self, rest: Sequence[tuple[int, dict[str, int]]], workers: Executor) -> None:
         if self.changes.get("budget"):
             done = next((run for run in self.folders if is_finished(run)), None)
             if done is None:
@@ -89,7 +89,7 @@ class _Series:
 
     def _job(self, number: int, plan: dict[str, int]) -> Job:
         changes = {**self.changes, **plan}
-        return training(self._words(number, plan), self.photos, self.recipe, self.folders[number], **changes)
+        return training_job(self._words(number, plan), self.images, self.recipe, self.folders[number], **changes)
 
     def _words(self, number: int, plan: dict[str, int]) -> str:
         return f"{self.kind} {plan[self.kind]}, {number + 1} of {len(self.folders)}"
@@ -98,13 +98,13 @@ class _Series:
         """The plan that the first run fitted to its time, and another might not: one thing is to differ."""
         if not self.changes.get("budget"):
             return {}
-        settled = recipe_of(self.folder, first)
+        settled = recipe_from_manifest(self.folder, first)
         names = {each.name for each in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
         return {name: getattr(settled, name) for name in names}
 
     def _share_of_budget(self, count: int) -> dict[str, str]:
-        budget = self.changes.get("budget", starting_recipe(self.photos, self.recipe).budget)
-        return {"budget": f"{max(1, seconds_in(budget) // count)}s"} if seconds_in(budget) else {}
+        budget = self.changes.get("budget", starting_recipe(self.images, self.recipe).budget)
+        return {"budget": f"{max(1, parse_duration(budget) // count)}s"} if parse_duration(budget) else {}
 
     def _refuse(self, resume: bool) -> None:
         if resume and not self.given:
@@ -112,7 +112,7 @@ class _Series:
         if is_finished(self.folder):
             raise OutputError(f"{self.folder} holds a finished run. Choose another --out, or remove it.")
         done = [run for run in self.folders if is_finished(run)]
-        done += [self.folder] if (self.folder / EXPERIMENTS[self.kind]).exists() else []
+        done += [self.folder] if (self.folder / EXPERIMENT_FILES[self.kind]).exists() else []
         if done and not resume:
             raise OutputError(
                 f"{done[0]} holds a finished run. Choose another --out, remove it, or give --resume to make the rest."
@@ -121,7 +121,7 @@ class _Series:
     def _refuse_others(self, plans: Sequence[dict[str, int]]) -> None:
         """Refuses to go on with runs that were asked for something else."""
         changes = {**self.changes, **plans[0]}
-        recipe, table = understand(self.photos, self.recipe, show=Show(), **changes)
+        recipe, table = load_images(self.images, self.recipe, progress=Progress(), **changes)
         planned = recipe.changed(**self._planned(next(read_manifest(run) for run in self.folders if is_finished(run))))
         for plan, run in zip(plans, self.folders, strict=True):
             if not is_finished(run):
@@ -131,11 +131,11 @@ class _Series:
                 raise OutputError(f"{run} does not tell what it was asked for; an older version made it. Remove it.")
             # the run that made the plan, which may have been removed, was asked for the budget, the others for the plan
             meant = recipe if begun["recipe"].get("budget") else planned
-            wanted = asked_for(meant.changed(**plan), table)
+            wanted = run_request(meant.changed(**plan), table)
             other = (
-                ["photos"]
-                if begun["photos"] != wanted["photos"]
-                else list(differing(begun["recipe"], wanted["recipe"]))
+                ["images"]
+                if begun["images"] != wanted["images"]
+                else list(diff_recipes(begun["recipe"], wanted["recipe"]))
             )
             if other:
                 raise OutputError(
@@ -143,13 +143,13 @@ class _Series:
                 )
 
 
-def _one_process() -> None:
+def require_single_process() -> None:
     """Sees that this process is no one of several, which would all write the same folders."""
-    if named() > 1:
+    if environment_world_size() > 1:
         raise RecipeError("Several processes go with a single run, and these are several runs. Start one process.")
 
 
-def _row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:
+def summary_row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:
     numbers = manifest["metrics"][split]
     return {
         "folder": str(run),
@@ -159,7 +159,7 @@ def _row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:
     }
 
 
-def _spread(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def accuracy_spread(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     values = [run["accuracy"] for run in runs]
     sd = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "sd": sd, "least": min(values), "most": max(values)}

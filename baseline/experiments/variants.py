@@ -1,6 +1,6 @@
 """An architecture's rungs, from a guess to a whole training: their recipes and run folders. Trains no network itself.
 
-Rungs of one body share the split, the decoded photos and what frozen layers make of them. Each gets a run folder, so
+Rungs of one body share the split, the decoded images and what frozen layers make of them. Each gets a run folder, so
 that `baseline compare` takes it and, where a network was trained, `baseline report` and `baseline predict`.
 """
 
@@ -18,31 +18,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baseline.data.prepare import parted
-from baseline.data.split import split_csv
+from baseline.data.prepare import prepare
+from baseline.data.split import split_to_csv
 from baseline.errors import OutputError, RecipeError
-from baseline.experiments.jobs import training
-from baseline.files import as_json, write
+from baseline.experiments.jobs import training_job
+from baseline.files import to_json, write_atomic
 from baseline.parallel.executor import Job
-from baseline.recipe.auto import settle_epochs
-from baseline.recipe.diff import differing
+from baseline.recipe.auto import resolve_epochs
+from baseline.recipe.diff import diff_recipes
 from baseline.recipe.schema import Stage
 from baseline.runs.folder import read_manifest, read_predictions
-from baseline.runs.manifest import manifest_of
-from baseline.vision.resolve import settle
+from baseline.runs.manifest import build_manifest
+from baseline.vision.resolve import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.experiments.zeroshot import Clip
-    from baseline.progress import Show
+    from baseline.experiments.zeroshot import ClipModel
+    from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
     from baseline.vision.weights import Weights
 
-__all__ = ["BODILESS", "PROBES", "RUNGS", "Body", "Probe", "bodies_of", "kept_when_interrupted", "told_on"]
+__all__ = [
+    "PROBES",
+    "VARIANTS",
+    "WITHOUT_BODY",
+    "Architecture",
+    "Probe",
+    "predictions_on",
+    "prepare_architectures",
+    "resume_hint_on_interrupt",
+]
 
 
-RUNGS = {
+VARIANTS = {
     "majority": "the most frequent class",
     "neighbours": "nearest neighbours on pretrained features",
     "logistic": "logistic regression on pretrained features",
@@ -54,14 +63,14 @@ RUNGS = {
     "scratch": "all layers from random weights",
     "zeroshot": "zero-shot classification by CLIP",
 }
-"""From the lowest to the highest, the one that shows what pretraining is worth, and one that sees no training photo."""
+"""From the lowest to the highest, the one that shows what pretraining is worth, and one that sees no training image."""
 
 
 PROBES = ("majority", "neighbours", "logistic", "zeroshot")
 """Rungs that train no network."""
 
 
-BODILESS = ("majority", "zeroshot")
+WITHOUT_BODY = ("majority", "zeroshot")
 """Rungs that are the same for every body."""
 
 
@@ -76,49 +85,51 @@ SCRATCH = Stage("all", 10, 1e-3, batch_norm="moving", steps=500)
 """Without pretrained weights three epochs would show little but impatience."""
 
 
-def bodies_of(
-    photos: Any,
+def prepare_architectures(
+    images: Any,
     recipe: Recipe,
     archs: Sequence[str],
     folder: Path,
-    show: Show,
+    progress: Progress,
     changes: dict[str, Any],
     *,
     resume: bool,
-    clip: Clip | None = None,
-) -> list[Body]:
-    """The bodies to climb with, on photos that were audited and split once; the split is written into the folder.
+    clip: ClipModel | None = None,
+) -> list[Architecture]:
+    """The bodies to climb with, on images that were audited and split once; the split is written into the folder.
 
     Args:
         clip: for the rung `zeroshot`.
 
     Raises:
         RecipeError: if the recipe has a budget.
-        OutputError: if the folder was begun before and `resume` was not asked for, or with other photos.
+        OutputError: if the folder was begun before and `resume` was not asked for, or with other images.
     """
     archs, split_file = list(dict.fromkeys(archs)), folder / "split.csv"
     begun = split_file.exists()
     if begun and not resume:
         raise OutputError(f"{folder} was begun before. Give --resume to go on with it, or choose another --out.")
-    chosen, table, unread = parted(photos, recipe, folder, show, **changes)
+    chosen, table, unread = prepare(images, recipe, folder, progress, **changes)
     if chosen.budget:
         raise RecipeError("--budget fits one training, and these are several. Leave it out; --preset quick is shorter.")
-    if begun and split_file.read_text(encoding="utf-8") != split_csv(table):
-        raise OutputError(f"{folder} was begun with other photos or another split. Choose another --out.")
-    write(split_file, split_csv(table))
+    if begun and split_file.read_text(encoding="utf-8") != split_to_csv(table):
+        raise OutputError(f"{folder} was begun with other images or another split. Choose another --out.")
+    write_atomic(split_file, split_to_csv(table))
     return [
-        Body(photos, table, unread, split_file, folder / arch if len(archs) > 1 else folder, wished, show, clip)
+        Architecture(
+            images, table, unread, split_file, folder / arch if len(archs) > 1 else folder, wished, progress, clip
+        )
         for arch, wished in ((arch, chosen.changed(arch=arch)) for arch in archs or (chosen.arch,))
     ]
 
 
 @contextmanager
-def kept_when_interrupted(folder: Path, show: Show) -> Iterator[None]:
+def resume_hint_on_interrupt(folder: Path, progress: Progress) -> Iterator[None]:
     """On Ctrl-C says how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        show.say(f"interrupted: what is finished is kept; --out {shlex.quote(str(folder))} --resume does the rest")
+        progress.log(f"interrupted: what is finished is kept; --out {shlex.quote(str(folder))} --resume does the rest")
         raise
 
 
@@ -127,9 +138,9 @@ class Probe:
     """What was told without a network of its own."""
 
     told: np.ndarray
-    """Probabilities, photos x classes."""
+    """Probabilities, images x classes."""
     why: str
-    """What was chosen on the valid photos."""
+    """What was chosen on the valid images."""
     seconds: float
     parameters: int
     """Trained."""
@@ -138,10 +149,10 @@ class Probe:
 
 
 @dataclass(frozen=True, eq=False)
-class Body:
+class Architecture:
     """An architecture, and what its rungs share."""
 
-    photos: Any
+    images: Any
     """As they were given."""
     table: pd.DataFrame
     unread: pd.DataFrame
@@ -149,16 +160,16 @@ class Body:
     folder: Path
     """For the run folders of its rungs."""
     wished: Recipe
-    show: Show
-    clip: Clip | None = None
+    progress: Progress
+    clip: ClipModel | None = None
     """For the rung `zeroshot`."""
 
     @cached_property
     def settled(self) -> tuple[Recipe, Weights | None]:
         """The recipe of all rungs, but for what each of them trains, and the weights."""
-        recipe, weights, _ = settle(self.wished.changed(presets={}), self.table, self.show)
+        recipe, weights, _ = resolve(self.wished.changed(presets={}), self.table, self.progress)
         split_file = str(self.split_file.absolute())
-        done_once = {"split": "auto", "audit": "none", "photos_per_class": 0, "keep_if": "", "keep_model": ""}
+        done_once = {"split": "auto", "audit": "none", "images_per_class": 0, "keep_if": "", "keep_model": ""}
         return recipe.changed(split_file=split_file, **done_once), weights
 
     @property
@@ -167,16 +178,18 @@ class Body:
 
     @cached_property
     def features(self) -> tuple[np.ndarray, float]:
-        """What the body makes of every photo, in the table's order, and the seconds it takes."""
-        from baseline.training.frozen import embedded
+        """What the body makes of every image, in the table's order, and the seconds it takes."""
+        from baseline.training.frozen import timed_embeddings
         from baseline.vision.dataloaders import dataloaders
         from baseline.vision.learner import learner
-        from baseline.vision.rng import seeded
+        from baseline.vision.rng import seed_everything
 
         recipe, weights = self.settled
-        with seeded(recipe.seed):
-            learn = learner(dataloaders(self.table, recipe, path=self.folder, show=self.show), recipe, weights=weights)
-            return embedded(learn, self.table, recipe, show=self.show)
+        with seed_everything(recipe.seed):
+            learn = learner(
+                dataloaders(self.table, recipe, path=self.folder, progress=self.progress), recipe, weights=weights
+            )
+            return timed_embeddings(learn, self.table, recipe, progress=self.progress)
 
     def planned(self, rung: str) -> Recipe:
         """The recipe of a rung."""
@@ -197,8 +210,8 @@ class Body:
         if rung == "zeroshot" and self.clip:
             every[rung] = {"arch": self.clip.arch, "weights": self.clip.weights}
         changed = recipe.changed(**every.get(rung, {}))
-        photos = int((self.table["split"] == "train").sum())
-        return changed.changed(stages=settle_epochs(changed.stages, photos, int(changed.batch_size))[0])
+        images = int((self.table["split"] == "train").sum())
+        return changed.changed(stages=resolve_epochs(changed.stages, images, int(changed.batch_size))[0])
 
     def probe(self, rung: str, train: np.ndarray, valid: np.ndarray, asked: np.ndarray) -> Probe:
         """What a rung without a network tells of some rows of the table.
@@ -206,8 +219,8 @@ class Body:
         Args:
             train, valid, asked: which rows, as flags or numbers.
         """
-        from baseline.data.labels import classes_in, flags_of
-        from baseline.experiments.probes import logistic, majority, nearest
+        from baseline.data.labels import classes_in, label_matrix
+        from baseline.experiments.probes import logistic_regression, majority, nearest_neighbors
 
         many, classes = self.recipe.labels == "many", classes_in(self.table, self.recipe.labels)
         if rung == "zeroshot":
@@ -215,28 +228,28 @@ class Body:
         weights = self.settled[1]
         label = self.table["label"]
         # of one label a ; is a part of its name
-        flags = (flags_of(label, classes) if many else label.to_numpy()[:, None] == np.array(classes)).astype(float)
+        flags = (label_matrix(label, classes) if many else label.to_numpy()[:, None] == np.array(classes)).astype(float)
         if rung == "majority":
             return Probe(majority(flags[train], len(asked)), "", 0.0, 0, weights)
         features, seconds = self.features
         began = time.perf_counter()
         known = (features[train], flags[train], features[valid], flags[valid], features[asked])
         if rung == "neighbours":
-            told, count = nearest(*known)
+            told, count = nearest_neighbors(*known)
             why, parameters = f"{count} neighbours", 0
         else:
-            told, strength = logistic(*known, many=many)
+            told, strength = logistic_regression(*known, many=many)
             why, parameters = f"C {strength:g}", (features.shape[1] + 1) * flags.shape[1]
         return Probe(told, why, round(seconds + time.perf_counter() - began, 2), parameters, weights)
 
     def _zero_shot(self, classes: Sequence[str], paths: Sequence[str]) -> Probe:
-        from baseline.experiments.zeroshot import prompts_of, reader
+        from baseline.experiments.zeroshot import class_prompts, load_clip
 
         assert self.clip
-        reads = reader(self.clip, self.show)
+        reads = load_clip(self.clip, self.progress)
         began = time.perf_counter()
-        prompts = prompts_of(classes, self.clip.prompt)
-        told = reads.probabilities(paths, prompts, workers=self.recipe.workers, show=self.show)
+        prompts = class_prompts(classes, self.clip.prompt)
+        told = reads.probabilities(paths, prompts, workers=self.recipe.workers, progress=self.progress)
         return Probe(told, self.clip.words, round(time.perf_counter() - began, 2), 0, reads.weights)
 
     def job(self, words: str, rung: str, folder: Path) -> Job:
@@ -244,48 +257,48 @@ class Body:
 
         Raises:
             OutputError: if it is there, made by another recipe or prompt.
-            RecipeError: for zero-shot classification of photos with many labels.
+            RecipeError: for zero-shot classification of images with many labels.
         """
         planned = self.planned(rung)
         if rung == "zeroshot" and planned.labels == "many":
-            raise RecipeError("The rung zeroshot takes one label a photo, and these have many. Leave it out.")
+            raise RecipeError("The rung zeroshot takes one label an image, and these have many. Leave it out.")
         if (folder / "manifest.json").exists():
-            _refuse_other(folder, planned)
+            _check_same_recipe(folder, planned)
             if self.clip and rung == "zeroshot":
-                _refuse_other_prompt(folder, self.clip)
-            return Job(words, partial(_kept, folder), here=True)
+                _check_same_prompt(folder, self.clip)
+            return Job(words, partial(_finished_run, folder), here=True)
         if rung in PROBES:
-            return Job(words, lambda show: _probe(self, rung, folder, planned), here=True)
-        return training(words, self.photos, planned, folder)
+            return Job(words, lambda progress: _run_probe(self, rung, folder, planned), here=True)
+        return training_job(words, self.images, planned, folder)
 
 
-def told_on(run: Path, split: str, augmented: bool) -> pd.DataFrame:
+def predictions_on(run: Path, split: str, augmented: bool) -> pd.DataFrame:
     """What a rung predicted for the split, with test-time augmentation or without."""
     table = read_predictions(run, ("path", "label", "split", "predicted", "plain_predicted"))
     table = table[table["split"] == split]
     return table if augmented else table.assign(predicted=table["plain_predicted"])
 
 
-def _kept(run: Path, show: Show) -> None:
-    show.say(f"{run}: kept from before")
+def _finished_run(run: Path, progress: Progress) -> None:
+    progress.log(f"{run}: kept from before")
 
 
-def _refuse_other(run: Path, planned: Recipe) -> None:
+def _check_same_recipe(run: Path, planned: Recipe) -> None:
     """An error if a finished rung was made by another recipe than the one planned now."""
-    if found := differing(read_manifest(run)["recipe"], planned.as_dict()):
+    if found := diff_recipes(read_manifest(run)["recipe"], planned.as_dict()):
         words = ", ".join(f"{key} {then} (now {now})" for key, (then, now) in list(found.items())[:3])
         raise OutputError(f"{run} was made by another recipe: {words}. Choose another --out.")
 
 
-def _refuse_other_prompt(run: Path, clip: Clip) -> None:
+def _check_same_prompt(run: Path, clip: ClipModel) -> None:
     if (then := read_manifest(run)["stages"][0]["why"]) != clip.words:
         raise OutputError(f"{run} was made by {then} (now {clip.words}). Choose another --out.")
 
 
-def _probe(body: Body, rung: str, run: Path, recipe: Recipe) -> None:
+def _run_probe(body: Architecture, rung: str, run: Path, recipe: Recipe) -> None:
     """A run folder of what is predicted without a network of its own."""
     from baseline.data.labels import classes_in
-    from baseline.evaluation.metrics import measure
+    from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.table import prediction_table
 
     table = body.table
@@ -295,10 +308,10 @@ def _probe(body: Body, rung: str, run: Path, recipe: Recipe) -> None:
     threshold = recipe.threshold if recipe.labels == "many" else None
     rows = table.iloc[asked].reset_index(drop=True)
     predicted = prediction_table(rows, found.told, found.told, classes_in(table, recipe.labels), threshold)
-    stage = {"trains": RUNGS[rung], "why": found.why, "seconds": found.seconds, "parameters": found.parameters}
-    numbers = measure(predicted, recipe.labels)
-    manifest = manifest_of(recipe, body.photos, table, body.unread, found.weights, numbers, [stage],
+    stage = {"trains": VARIANTS[rung], "why": found.why, "seconds": found.seconds, "parameters": found.parameters}
+    numbers = evaluate(predicted, recipe.labels)
+    manifest = build_manifest(recipe, body.images, table, body.unread, found.weights, numbers, [stage],
                            {"training": found.seconds})  # fmt: skip
-    write(run / "split.csv", split_csv(table))
-    write(run / "predictions.csv", predicted.to_csv(index=False))
-    write(run / "manifest.json", as_json(manifest))
+    write_atomic(run / "split.csv", split_to_csv(table))
+    write_atomic(run / "predictions.csv", predicted.to_csv(index=False))
+    write_atomic(run / "manifest.json", to_json(manifest))

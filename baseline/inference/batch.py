@@ -1,6 +1,6 @@
-"""Model + photos by the thousand -> rows in a file, as they are made. Knows that file; knows no networks.
+"""Model + images by the thousand -> rows in a file, as they are made. Knows that file; knows no networks.
 
-Rows stand in the order of the photos, and each is written whole or, by a job that was killed, cut off when it goes on.
+Rows stand in the order of the images, and each is written whole or, by a job that was killed, cut off when it goes on.
 Beside `predictions.csv` lies `predictions.csv.job.json`: which model and which options the rows are of. The rows of
 `predictions.parquet` are kept in `predictions.parquet.rows.csv` until all are there. In `predictions.csv.shards` lies
 what workers have made before its turn.
@@ -18,162 +18,178 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from baseline.errors import OutputError
-from baseline.files import as_json, write
+from baseline.files import to_json, write_atomic
 from baseline.inference.output import (
-    Counts,
-    Wanted,
-    _as_parquet,
-    _continued,
-    _finished,
-    _goes_on,
-    _job_of,
-    _opened,
-    _path_in,
-    _records,
-    _Rows,
-    _text,
+    PredictionStats,
+    PredictOptions,
+    RowFormat,
+    _path_of_record,
+    _printable_path,
+    _read_records,
+    check_resume,
+    continue_file,
+    convert_to_parquet,
+    finished_rows,
+    job_file,
+    open_output,
 )
-from baseline.inference.shards import cleared, in_shards
-from baseline.inference.workers import loaded, sent, spread_blocks
-from baseline.parallel.executor import engine
-from baseline.progress import Show
+from baseline.inference.shards import remove_shards, write_in_shards
+from baseline.inference.workers import encode_for_worker, load_checked, predict_in_workers
+from baseline.parallel.executor import get_executor
+from baseline.progress import Progress
 
 if TYPE_CHECKING:
-    from baseline.inference.model import Block, Ensemble, Model
+    from baseline.inference.model import Ensemble, Model, PredictionBatch
 
 __all__ = ["write_predictions"]
 
-SHARD_BATCHES = 16
+BATCHES_PER_SHARD = 16
 """That a worker is given at once, and that are lost with it."""
 
 
 def write_predictions(
     model: Model | Ensemble,
-    photos: Iterable[Any],
+    images: Iterable[Any],
     out: str | Path | IO[bytes],
-    wanted: Wanted | None = None,
+    wanted: PredictOptions | None = None,
     *,
     total: int = 0,
     processes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
     on: str = "",
-    show: Show | None = None,
-) -> Counts:
-    """Writes a row a photo: `path, predicted, confidence, error`, and as wanted `class_1, probability_1` and so on, and
-    `p_CLASS` for each class; shares have six decimals. A photo that cannot be read has a row that says why. In Parquet,
+    progress: Progress | None = None,
+) -> PredictionStats:
+    """Writes a row an image: `path, predicted, confidence, error`, and as wanted `class_1, probability_1` and so on, and
+    `p_CLASS` for each class; shares have six decimals. An image that cannot be read has a row that says why. In Parquet,
     which gets its name when all rows are there, what is empty is null.
 
     A job that was killed goes on with `resume` where it stopped, in whole batches, so that its file is in the end that
-    of a job that was left alone. Memory stays the same however many photos there are.
+    of a job that was left alone. Memory stays the same however many images there are.
 
     Args:
-        photos: their paths or members of archives, taken from the iterable as they are needed.
+        images: their paths or members of archives, taken from the iterable as they are needed.
         out: a file, or a binary stream.
         processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder. As
             ever with several processes, a script that asks for them begins with `if __name__ == "__main__":`.
-        total: how many photos there are, for the bar; 0 where that is not known.
-        on: `"ray"` or a cluster (see `make_seeds`): workers predict, `processes` at once, or one for each CPU or GPU if
+        total: how many images there are, for the bar; 0 where that is not known.
+        on: `"ray"` or a cluster (see `run_seeds`): workers predict, `processes` at once, or one for each CPU or GPU if
             that is 1. They make shards in a folder beside the file, each of which gets its name when it is whole; a
             killed worker costs its shard, which is made again. The file is that of one process with as many threads.
 
     Raises:
         OutputError: if the file exists and neither `overwrite` nor `resume` is given, cannot be written, is being
-            written by another job, or holds rows of another model, other options or other photos.
+            written by another job, or holds rows of another model, other options or other images.
         RecipeError: for bfloat16 on a CPU that has nothing for it, or if `on` is nothing that predicts.
 
-    >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", Wanted(top_k=3))  # doctest: +SKIP
+    >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", PredictOptions(top_k=3))  # doctest: +SKIP
     """
-    wanted = wanted or Wanted()
-    show = show or Show()
+    wanted = wanted or PredictOptions()
+    progress = progress or Progress()
     path = Path(out).expanduser() if isinstance(out, str | Path) else None
-    workers = engine(on, show)
-    wanted = _settled(model, wanted, show)
-    rows = _Rows(model.classes, wanted)
+    workers = get_executor(on, progress)
+    wanted = _with_resolved_precision(model, wanted, progress)
+    rows = RowFormat(model.classes, wanted)
     if not isinstance(out, str | Path):
         if wanted.format == "parquet":
             raise OutputError("Parquet goes into a file. Give --out FILE.parquet.")
         if workers.far:
             raise OutputError("What --on predicts goes into a file. Give --out FILE.")
         out.write(rows.header)
-        return _written(map(rows.of, _blocks(model, photos, wanted, processes)), out, Counts(), total, show)
+        return _write_rows(
+            map(rows.of, _prediction_batches(model, images, wanted, processes)), out, PredictionStats(), total, progress
+        )
     assert path is not None
     written = path.with_name(f"{path.name}.rows.csv") if wanted.format == "parquet" else path
     job = {"model": model.identity, **asdict(wanted)}
-    goes_on = _goes_on(path, written, job, overwrite=overwrite, resume=resume)
+    goes_on = check_resume(path, written, job, overwrite=overwrite, resume=resume)
     if goes_on and not written.exists():
-        return _finished(path, iter(photos))
-    shards, size = path.with_name(f"{path.name}.shards"), wanted.batch_size * (SHARD_BATCHES if workers.far else 1)
-    with _opened(written) as file, workers:
+        return finished_rows(path, iter(images))
+    shards, size = path.with_name(f"{path.name}.shards"), wanted.batch_size * (BATCHES_PER_SHARD if workers.far else 1)
+    with open_output(written) as file, workers:
         if not goes_on:
             file.truncate(0)
             if path != written:
                 path.unlink(missing_ok=True)
-            write(_job_of(path), as_json(job))
-            cleared(shards)
-        counts, rest = _continued(written, file, rows, iter(photos), size)
-        pieces: Iterable[tuple[bytes, Counts]] = map(rows.of, _blocks(model, rest, wanted, processes))
+            write_atomic(job_file(path), to_json(job))
+            remove_shards(shards)
+        counts, rest = continue_file(written, file, rows, iter(images), size)
+        pieces: Iterable[tuple[bytes, PredictionStats]] = map(
+            rows.of, _prediction_batches(model, rest, wanted, processes)
+        )
         if workers.far:
-            made = partial(_shard, tuple(model.folders), model.identity, wanted)
-            named = ((str(photo), sent(photo)) for photo in rest)
+            made = partial(_predict_shard, tuple(model.folders), model.identity, wanted)
+            named = ((str(image), encode_for_worker(image)) for image in rest)
             count = processes if processes > 1 else 0
-            pieces = in_shards(named, size, made, partial(_kept, rows), shards, workers, counts.before, count)
-        _written(pieces, file, counts, total, show)
+            pieces = write_in_shards(
+                named, size, made, partial(_finished_shard, rows), shards, workers, counts.before, count
+            )
+        _write_rows(pieces, file, counts, total, progress)
         if written != path:
             file.flush()
-            _as_parquet(written, path, rows.header)
-        cleared(shards)
+            convert_to_parquet(written, path, rows.header)
+        remove_shards(shards)
     return counts
 
 
-def _settled(model: Model | Ensemble, wanted: Wanted, show: Show) -> Wanted:
+def _with_resolved_precision(model: Model | Ensemble, wanted: PredictOptions, progress: Progress) -> PredictOptions:
     """With the number format that the passes will have."""
     name, why = model.settled_precision(wanted.precision)
     if wanted.precision == "auto":
-        show.say(f"precision: {name} ({why})")
+        progress.log(f"precision: {name} ({why})")
     return replace(wanted, precision=name)
 
 
-def _blocks(model: Model | Ensemble, photos: Iterable[Any], wanted: Wanted, processes: int) -> Iterator[Block]:
+def _prediction_batches(
+    model: Model | Ensemble, images: Iterable[Any], wanted: PredictOptions, processes: int
+) -> Iterator[PredictionBatch]:
     if processes < 2:
-        return model.blocks(photos, **_options(wanted))
-    return spread_blocks(model.folders, model.identity, photos, processes, **_options(wanted))
+        return model.blocks(images, **_predict_kwargs(wanted))
+    return predict_in_workers(model.folders, model.identity, images, processes, **_predict_kwargs(wanted))
 
 
-def _options(wanted: Wanted) -> dict[str, Any]:
+def _predict_kwargs(wanted: PredictOptions) -> dict[str, Any]:
     return {"tta": wanted.tta, "batch_size": wanted.batch_size, "precision": wanted.precision}
 
 
-_loaded = lru_cache(maxsize=1)(loaded)
+_loaded = lru_cache(maxsize=1)(load_checked)
 
 
-def _shard(folders: tuple[Path, ...], identity: str, wanted: Wanted, part: list[Any]) -> tuple[bytes, Counts]:
-    """In a worker, which loads the model once: the rows of names and photos, and what is in them."""
-    model, names, counts = _loaded(folders, identity), (name for name, _ in part), Counts()
-    rows, content = _Rows(model.classes, wanted), []
-    for block in model.blocks([photo for _, photo in part], **_options(wanted)):
-        some, more = rows.of(replace(block, photos=list(islice(names, len(block.photos)))))
+def _predict_shard(
+    folders: tuple[Path, ...], identity: str, wanted: PredictOptions, part: list[Any]
+) -> tuple[bytes, PredictionStats]:
+    """In a worker, which loads the model once: the rows of names and images, and what is in them."""
+    model, names, counts = _loaded(folders, identity), (name for name, _ in part), PredictionStats()
+    rows, content = RowFormat(model.classes, wanted), []
+    for block in model.blocks([image for _, image in part], **_predict_kwargs(wanted)):
+        some, more = rows.of(replace(block, images=list(islice(names, len(block.images)))))
         content.append(some)
         counts.add(more)
     return b"".join(content), counts
 
 
-def _kept(rows: _Rows, content: bytes, part: list[Any]) -> Counts | None:
+def _finished_shard(rows: RowFormat, content: bytes, part: list[Any]) -> PredictionStats | None:
     """What a shard that lies there counts, if its rows are of these names."""
-    records = _records(io.BytesIO(content), quoted=rows.csv)
-    same = [_path_in(record, rows) for record in records] == [_text(name) for name, _ in part]
-    return Counts(before=len(part)) if same else None
+    records = _read_records(io.BytesIO(content), quoted=rows.csv)
+    same = [_path_of_record(record, rows) for record in records] == [_printable_path(name) for name, _ in part]
+    return PredictionStats(before=len(part)) if same else None
 
 
-def _written(pieces: Iterable[tuple[bytes, Counts]], file: IO[bytes], counts: Counts, total: int, show: Show) -> Counts:
+def _write_rows(
+    pieces: Iterable[tuple[bytes, PredictionStats]],
+    file: IO[bytes],
+    counts: PredictionStats,
+    total: int,
+    progress: Progress,
+) -> PredictionStats:
     """Writes rows as they are made, and counts them."""
     began = time.perf_counter()
-    with show.bar("predicting", total, "photos") as bar:
+    with progress.bar("predicting", total, "images") as bar:
         bar.step(counts.before)
         for content, more in pieces:
             file.write(content)
             file.flush()
             counts.add(more)
             counts.seconds = time.perf_counter() - began
-            bar.step(more.photos + more.before, f"{counts.photos / counts.seconds:,.0f} photos/s")
+            bar.step(more.images + more.before, f"{counts.images / counts.seconds:,.0f} images/s")
     return counts

@@ -1,4 +1,4 @@
-"""Model folders -> a model that predicts, one or several together. Knows networks, photos and probabilities.
+"""Model folders -> a model that predicts, one or several together. Knows networks, images and probabilities.
 
 No training data is needed.
 
@@ -28,28 +28,28 @@ import torch
 from fastai.torch_core import default_device
 from PIL import Image
 
-from baseline.data.image import square, why_unreadable
-from baseline.data.labels import decisions
-from baseline.data.sources.folders import photos_below
-from baseline.errors import DataError, OutputError, WeightsError, names
-from baseline.evaluation.ensemble import blend
-from baseline.evaluation.predict import probabilities
+from baseline.data.image import load_square, unreadable_reason
+from baseline.data.labels import predicted_labels
+from baseline.data.sources.folders import images_below
+from baseline.errors import DataError, OutputError, WeightsError, quoted_list
+from baseline.evaluation.ensemble import average_probabilities
+from baseline.evaluation.predict import predict_probabilities
 from baseline.inference.model_folder import load_network, member_folders, model_folder, read_golden
-from baseline.recipe.auto import settle_frozen_precision
+from baseline.recipe.auto import resolve_frozen_precision
 from baseline.recipe.schema import Augment, Recipe
-from baseline.system import bfloat16_units
-from baseline.vision.augment import PHOTO_FORMS, shrunk
-from baseline.vision.cpu_speedups import quick
+from baseline.system import bfloat16_instructions
+from baseline.vision.augment import IMAGE_TYPES, resize_batch
+from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import empty_loaders
-from baseline.vision.learner import learner, number_format
+from baseline.vision.learner import learner, mixed_precision
 from baseline.vision.network import device_of
-from baseline.vision.rng import states_kept
+from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
     from torch import Tensor, nn
 
-__all__ = ["Block", "Ensemble", "Model", "golden_of", "load", "load_model"]
+__all__ = ["Ensemble", "Model", "PredictionBatch", "golden_outputs", "load", "load_model"]
 
 
 TOLERANCE = 1e-4
@@ -57,17 +57,17 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Block:
-    """Predictions of some photos, in their order."""
+class PredictionBatch:
+    """Predictions of some images, in their order."""
 
-    photos: list[Any]
+    images: list[Any]
     """As they were given."""
     errors: list[str]
-    """Why a photo cannot be read; empty where it was."""
+    """Why an image cannot be read; empty where it was."""
     probabilities: np.ndarray
-    """Photos x classes, float64; of a photo that cannot be read NaN."""
+    """Images x classes, float64; of an image that cannot be read NaN."""
     predicted: list[str]
-    """A class, or with many labels a photo those predicted, with `;` between."""
+    """A class, or with many labels an image those predicted, with `;` between."""
     confidence: np.ndarray
     """The probability of the predicted class; with many labels that of the least sure decision."""
 
@@ -99,12 +99,12 @@ def load_model(folder: str | Path) -> Model:
     first, *others = member_folders(folder)
     if others:
         raise OutputError(f"{folder} holds {len(others) + 1} models, and one was needed. Give one, such as {first}.")
-    with states_kept():
+    with preserve_rng_state():
         network, facts = load_network(folder)
     return Model(network.to(default_device()), facts, model_folder(folder))
 
 
-class _Predicts:
+class _Predictor:
     """What one model and several together do alike."""
 
     @property
@@ -119,7 +119,7 @@ class _Predicts:
 
     @property
     def many(self) -> bool:
-        """Whether a photo may have several labels."""
+        """Whether an image may have several labels."""
         return self.members[0].facts["labels"] == "many"
 
     @property
@@ -127,32 +127,32 @@ class _Predicts:
         """Those of the members."""
         return [member.folder for member in self.members]
 
-    def predict(self, photos: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
-        """A row a photo: `path` (or `photo`, its number from 0, where it is no file), `predicted`, `confidence`, and
+    def predict(self, images: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
+        """A row an image: `path` (or `image`, its number from 0, where it is no file), `predicted`, `confidence`, and
         the probability of each class as `p_CLASS`.
 
         Args:
-            photos: one photo or many; each a path, a folder, bytes, a PIL image, or a uint8 array H x W x 3.
-            tta: average over the views of the training's evaluation; without, the plain photo alone.
+            images: one image or many; each a path, a folder, bytes, a PIL image, or a uint8 array H x W x 3.
+            tta: average over the views of the training's evaluation; without, the plain image alone.
             calibrated: divide by the fitted temperature, if there is one. What is predicted is the same without.
 
         Raises:
-            DataError: if a photo cannot be read; `blocks` goes on.
+            DataError: if an image cannot be read; `blocks` goes on.
 
         >>> model.predict("holiday/")                                              # doctest: +SKIP
         """
-        given = list(_each(photos))
+        given = list(_iterate_images(images))
         by_path = all(isinstance(each, str | Path) for each in given)
         names = [str(each) for each in given] if by_path else list(range(len(given)))
         made = list(self.blocks(given, tta=tta, calibrated=calibrated, batch_size=batch_size,
                                 hurry=len(given) >= batch_size))  # fmt: skip
         for name, error in zip(names, (error for block in made for error in block.errors), strict=True):
             if error:
-                raise DataError(f"Photo {name} cannot be read: {error}. Leave it out.")
+                raise DataError(f"Image {name} cannot be read: {error}. Leave it out.")
         columns = [f"p_{name}" for name in self.classes]
         found = np.concatenate([block.probabilities for block in made]) if made else np.empty((0, len(columns)))
         told = {
-            "path" if by_path else "photo": names,
+            "path" if by_path else "image": names,
             "predicted": [each for block in made for each in block.predicted],
             "confidence": np.concatenate([block.confidence for block in made]) if made else [],
         }
@@ -160,23 +160,23 @@ class _Predicts:
 
     def blocks(
         self,
-        photos: Iterable[Any],
+        images: Iterable[Any],
         *,
         tta: bool = True,
         calibrated: bool = True,
         batch_size: int = 64,
         hurry: bool = True,
         precision: str = "",
-    ) -> Iterator[Block]:
-        """Predictions as they are made, `batch_size` photos at a time, in order; of a photo that cannot be read, why.
+    ) -> Iterator[PredictionBatch]:
+        """Predictions as they are made, `batch_size` images at a time, in order; of an image that cannot be read, why.
 
-        Photos are read in threads while the network works, at most two blocks ahead, so that memory stays the same
-        however many there are. The same photos in the same blocks give the same numbers.
+        Images are read in threads while the network works, at most two blocks ahead, so that memory stays the same
+        however many there are. The same images in the same blocks give the same numbers.
 
         Args:
-            photos: taken from the iterable as they are needed: what `predict` takes, or functions that return it,
+            images: taken from the iterable as they are needed: what `predict` takes, or functions that return it,
                 which are called in the reading threads.
-            hurry: with quicker passes (see `quick`), which pay from a few dozen photos on.
+            hurry: with quicker passes (see `optimize_for_cpu`), which pay from a few dozen images on.
             precision: the number format of the passes; see `settled_precision`.
         """
         forms = list(dict.fromkeys(member._form for member in self.members))
@@ -184,7 +184,7 @@ class _Predicts:
             networks: list[nn.Module] = [member.network for member in self.members]
             formats = [member._numbers(precision) for member in self.members]
             hurried = not hurry
-            for given, squares in _read(photos, batch_size, forms):
+            for given, squares in _read_batches(images, batch_size, forms):
                 whole = [each for each in squares if not isinstance(each, str)]
                 fitting = [[each[forms.index(member._form)] for each in whole] for member in self.members]
                 if whole and not hurried:
@@ -213,27 +213,31 @@ class _Predicts:
                 return wish, "as given"
             formats = {member.facts["precision"] for member in self.members}
             return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
-        return settle_frozen_precision(wish or "float32", device, bfloat16_units())
+        return resolve_frozen_precision(wish or "float32", device, bfloat16_instructions())
 
-    def _block(self, photos: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool) -> Block:
+    def _block(
+        self, images: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool
+    ) -> PredictionBatch:
         facts = [member.facts for member in self.members]
         labels = facts[0]["labels"]
         errors = [each if isinstance(each, str) else "" for each in squares]
         read = np.array([not error for error in errors], dtype=bool)
-        mean, threshold = blend(seen, [each["temperature"] for each in facts], labels, facts[0]["threshold"])
+        mean, threshold = average_probabilities(
+            seen, [each["temperature"] for each in facts], labels, facts[0]["threshold"]
+        )
         told = mean if calibrated else np.mean(seen, axis=0)
         sure = told[np.arange(len(told)), mean.argmax(1)]
         if threshold is not None:
             sure = np.where(mean >= threshold, told, 1 - told).min(1)
-        predicted = np.full(len(photos), "", dtype=object)
-        confidence = np.full(len(photos), np.nan)
-        found = np.full((len(photos), len(self.classes)), np.nan)
-        predicted[read], confidence[read], found[read] = decisions(mean, self.classes, threshold), sure, told
-        return Block(photos, errors, found, predicted.tolist(), confidence)
+        predicted = np.full(len(images), "", dtype=object)
+        confidence = np.full(len(images), np.nan)
+        found = np.full((len(images), len(self.classes)), np.nan)
+        predicted[read], confidence[read], found[read] = predicted_labels(mean, self.classes, threshold), sure, told
+        return PredictionBatch(images, errors, found, predicted.tolist(), confidence)
 
 
 @dataclass(frozen=True, eq=False)
-class Model(_Predicts):
+class Model(_Predictor):
     """A trained network and what is needed to use it; made by `load`."""
 
     network: nn.Sequential
@@ -249,7 +253,7 @@ class Model(_Predicts):
 
     @property
     def decoded_size(self) -> int:
-        """Pixels, side of the squares that photos are decoded to."""
+        """Pixels, side of the squares that images are decoded to."""
         return self._recipe.decoded_size
 
     @cached_property
@@ -261,7 +265,7 @@ class Model(_Predicts):
     def learner(self) -> Learner:
         """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
         recipe = self._recipe
-        with states_kept():
+        with preserve_rng_state():
             learn = learner(empty_loaders(self.classes, recipe, (self.facts["mean"], self.facts["std"])), recipe)
         learn.model.load_state_dict(self.network.state_dict())
         return learn
@@ -273,8 +277,10 @@ class Model(_Predicts):
         return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
 
     @contextmanager
-    def ready(self, *, tta: bool = True, calibrated: bool = True) -> Iterator[Callable[[Sequence[np.ndarray]], Block]]:
-        """Inside, a function that predicts squares (see `square`), with quicker passes prepared once for many calls.
+    def ready(
+        self, *, tta: bool = True, calibrated: bool = True
+    ) -> Iterator[Callable[[Sequence[np.ndarray]], PredictionBatch]]:
+        """Inside, a function that predicts squares (see `load_square`), with quicker passes prepared once for many calls.
 
         >>> with model.ready(tta=False) as predicted:                              # doctest: +SKIP
         ...     predicted([model.square("a.jpg"), model.square("b.jpg")]).predicted
@@ -289,16 +295,16 @@ class Model(_Predicts):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """That of a `square`."""
+        """That of a `load_square`."""
         return (self.decoded_size, self.decoded_size, 3)
 
-    def square(self, photo: Any) -> np.ndarray:
-        """The square that is left of a photo for the network, uint8; what cannot be read raises whatever PIL raises."""
-        return square(photo, self.decoded_size, self.facts["resize"])
+    def square(self, image: Any) -> np.ndarray:
+        """The square that is left of an image for the network, uint8; what cannot be read raises whatever PIL raises."""
+        return load_square(image, self.decoded_size, self.facts["resize"])
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
         """What the network takes: N x 3 x image_size x image_size, normalised, on its device."""
-        return _inputs(np.stack(squares), self.facts, device_of(self.network))
+        return _to_inputs(np.stack(squares), self.facts, device_of(self.network))
 
     def check(self) -> float:
         """The largest difference between what the network makes of the folder's golden inputs now and what it made of
@@ -308,8 +314,8 @@ class Model(_Predicts):
             OutputError: if the folder keeps no golden inputs.
             WeightsError: if it is above 1e-4.
         """
-        photos, expected = read_golden(self.folder, self.facts)
-        found = golden_of(self.network, self.facts, photos.numpy())["probabilities"]
+        images, expected = read_golden(self.folder, self.facts)
+        found = golden_outputs(self.network, self.facts, images.numpy())["probabilities"]
         difference = float((found - expected).abs().max())
         if not difference <= TOLERANCE:
             raise WeightsError(
@@ -320,44 +326,46 @@ class Model(_Predicts):
 
     @property
     def _form(self) -> tuple[int, str]:
-        """Of a `square`: pixels, and how a photo becomes one."""
+        """Of a `load_square`: pixels, and how an image becomes one."""
         return self.decoded_size, self.facts["resize"]
 
     @contextmanager
     def _quick(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
         """A copy of the network with quicker passes, so that others may use the model meanwhile."""
         network = copy.deepcopy(self.network)
-        with quick(network, self.inputs(squares), learns=False):
+        with optimize_for_cpu(network, self.inputs(squares), learns=False):
             yield network
 
     def _numbers(self, precision: str = "") -> torch.autocast:
-        return number_format(self.settled_precision(precision)[0], device_of(self.network).type)
+        return mixed_precision(self.settled_precision(precision)[0], device_of(self.network).type)
 
     def _seen(
         self, network: nn.Module, squares: Sequence[np.ndarray], tta: bool, numbers: torch.autocast
     ) -> np.ndarray:
-        """Uncalibrated probabilities, squares x classes, mean over the plain photo and its views."""
+        """Uncalibrated probabilities, squares x classes, mean over the plain image and its views."""
         if len(squares) == 0:
             return np.empty((0, len(self.classes)))
         views = tuple(self.facts["tta"]) if tta else ()
-        return probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
+        return (
+            predict_probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
+        )
 
 
-class Ensemble(_Predicts):
+class Ensemble(_Predictor):
     """Several models that predict together, by the mean of their calibrated probabilities; made by `load`.
 
-    They may differ in architecture, image size and views. A photo is decoded once for all models that take it in the
+    They may differ in architecture, image size and views. An image is decoded once for all models that take it in the
     same size and form.
 
     Raises:
-        OutputError: if they have not the same classes in the same order, some take several labels a photo and some
+        OutputError: if they have not the same classes in the same order, some take several labels an image and some
             one, their thresholds differ, or one is there twice.
     """
 
     def __init__(self, members: Sequence[Model]) -> None:
         if not members:
             raise OutputError("No model was given to predict with. Give the folder of a run.")
-        _refuse_unlike(members)
+        _check_compatible(members)
         self._members = tuple(members)
 
     @property
@@ -375,13 +383,13 @@ class Ensemble(_Predicts):
         return max(member.check() for member in self.members)
 
 
-def _refuse_unlike(members: Sequence[Model]) -> None:
+def _check_compatible(members: Sequence[Model]) -> None:
     first = members[0]
     seen: dict[str, Path] = {}
     for member in members:
         both = f"{member.folder} and {first.folder}"
         if member.classes != first.classes:
-            other = names(sorted(set(member.classes) ^ set(first.classes))) or "their order"
+            other = quoted_list(sorted(set(member.classes) ^ set(first.classes))) or "their order"
             raise OutputError(f"{both} have not the same classes: they differ in {other}. Give runs of the same.")
         for name in ("labels", *(["threshold"] if first.many else [])):
             if (one := member.facts[name]) != (two := first.facts[name]):
@@ -391,31 +399,31 @@ def _refuse_unlike(members: Sequence[Model]) -> None:
         seen[member.identity] = member.folder
 
 
-def golden_of(network: nn.Module, facts: Mapping[str, Any], photos: np.ndarray) -> dict[str, Tensor]:
-    """What a model folder keeps to be checked by: photos, and their probabilities, plain, float32, made on the CPU.
+def golden_outputs(network: nn.Module, facts: Mapping[str, Any], images: np.ndarray) -> dict[str, Tensor]:
+    """What a model folder keeps to be checked by: images, and their probabilities, plain, float32, made on the CPU.
 
     Args:
-        photos: N x size x size x 3, uint8, as `baseline.photos.square` makes them.
+        images: N x size x size x 3, uint8, as `baseline.images.square` makes them.
     """
     still = copy.deepcopy(network).cpu().eval()
-    numbers = number_format("float32", "cpu")
-    inputs = _inputs(photos, facts, torch.device("cpu"))
-    found = probabilities(still, inputs, (), many=facts["labels"] == "many", numbers=numbers)[0]
-    return {"photos": torch.from_numpy(photos), "probabilities": found.float().clone()}
+    numbers = mixed_precision("float32", "cpu")
+    inputs = _to_inputs(images, facts, torch.device("cpu"))
+    found = predict_probabilities(still, inputs, (), many=facts["labels"] == "many", numbers=numbers)[0]
+    return {"images": torch.from_numpy(images), "probabilities": found.float().clone()}
 
 
-def _read(
-    photos: Iterable[Any], batch_size: int, forms: Sequence[tuple[int, str]]
+def _read_batches(
+    images: Iterable[Any], batch_size: int, forms: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Photos in blocks, and for each its squares, one a form (pixels, resize), or why there are none."""
-    rest = iter(photos)
+    """Images in blocks, and for each its squares, one a form (pixels, resize), or why there are none."""
+    rest = iter(images)
     blocks = iter(lambda: list(islice(rest, batch_size)), [])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead: deque[tuple[list[Any], list[Future]]] = deque()
         try:
             while True:
                 for block in islice(blocks, 3 - len(ahead)):
-                    ahead.append((block, [pool.submit(_squares, each, forms) for each in block]))
+                    ahead.append((block, [pool.submit(_load_squares, each, forms) for each in block]))
                 if not ahead:
                     return
                 given, futures = ahead.popleft()
@@ -424,32 +432,32 @@ def _read(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _squares(photo: Any, forms: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
+def _load_squares(image: Any, forms: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
     try:
-        content = photo() if callable(photo) else photo
-        if not isinstance(content, PHOTO_FORMS):
+        content = image() if callable(image) else image
+        if not isinstance(content, IMAGE_TYPES):
             return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
         if isinstance(content, Image.Image) and len(forms) > 1:
             content = content.copy()  # else a file not yet read would be read in the size of the first form
-        return [square(content, *form) for form in forms]
+        return [load_square(content, *form) for form in forms]
     except Exception as error:
-        return why_unreadable(error)
+        return unreadable_reason(error)
 
 
-def _inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device) -> Tensor:
+def _to_inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device) -> Tensor:
     """N x 3 x image_size x image_size, float32, normalised as in training."""
-    photos = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
+    images = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(facts[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return shrunk(photos, facts["image_size"]).sub_(mean).div_(std)
+    return resize_batch(images, facts["image_size"]).sub_(mean).div_(std)
 
 
-def _each(photos: Any) -> Iterator[Any]:
-    """Photos one by one; a folder is all photos in it."""
-    one = isinstance(photos, np.ndarray) and photos.ndim < 4 and photos.dtype != object
-    if isinstance(photos, str | Path | bytes) or hasattr(photos, "getexif") or one:
-        photos = [photos]
-    for photo in photos:
-        if isinstance(photo, str | Path) and os.path.isdir(photo):  # noqa: PTH112  # no error for a name too long
-            yield from photos_below(Path(photo))
+def _iterate_images(images: Any) -> Iterator[Any]:
+    """Images one by one; a folder is all images in it."""
+    one = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
+    if isinstance(images, str | Path | bytes) or hasattr(images, "getexif") or one:
+        images = [images]
+    for image in images:
+        if isinstance(image, str | Path) and os.path.isdir(image):  # noqa: PTH112  # no error for a name too long
+            yield from images_below(Path(image))
         else:
-            yield photo
+            yield image

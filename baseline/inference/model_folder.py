@@ -1,10 +1,10 @@
-"""Model folder <-> network. Knows its files, and checks all they say; knows no photos and no predictions.
+"""Model folder <-> network. Knows its files, and checks all they say; knows no images and no predictions.
 
 | file | holds |
 |---|---|
 | `model.safetensors` | the network's tensors |
-| `model.json` | how to build and feed the network: `FACTS`, and whatever else should be known of it |
-| `golden.safetensors` | a few photos as the network gets them, and what it made of them; not in every folder |
+| `model.json` | how to build and feed the network: `FIELD_CHECKS`, and whatever else should be known of it |
+| `golden.safetensors` | a few images as the network gets them, and what it made of them; not in every folder |
 
 Nothing here pickles, unpickles or follows a path that a file names. What a folder says is believed only after it was
 checked, tensors by their sha256 and then against the network that `model.json` names, before memory is taken for them.
@@ -26,14 +26,22 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
-from baseline.files import FACTS_FILE, GOLDEN, TENSORS, as_json, read_json, write
-from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES, VIEWS, is_number, is_whole
-from baseline.vision.network import network
+from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json, to_json, write_atomic
+from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES, VIEWS, is_int, is_number
+from baseline.vision.network import build_network
 
-__all__ = ["EXPERIMENTS", "FACTS", "load_network", "member_folders", "model_folder", "read_golden", "save_network"]
+__all__ = [
+    "EXPERIMENT_FILES",
+    "FIELD_CHECKS",
+    "load_network",
+    "member_folders",
+    "model_folder",
+    "read_golden",
+    "save_network",
+]
 
 
-EXPERIMENTS = {"fold": "folds.json", "seed": "seeds.json"}
+EXPERIMENT_FILES = {"fold": "folds.json", "seed": "seeds.json"}
 """What is written last into a folder of several runs, by the beginning of their folders' names."""
 
 
@@ -41,22 +49,22 @@ FORMAT = 2
 """Version of the layout of the model folder; older ones are read. In 1 there were no checksums."""
 
 
-MOST_CLASSES = 100_000
+MAX_CLASSES = 100_000
 
-MOST_BYTES = {TENSORS: 20 * 10**9, GOLDEN: 10**9, FACTS_FILE: 50 * 10**6}
+MAX_BYTES = {TENSORS_FILE: 20 * 10**9, GOLDEN_FILE: 10**9, CONFIG_FILE: 50 * 10**6}
 
 
-_OPTIONAL = {"tta": [], "labels": "one", "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32",
+_OPTIONAL_FIELDS = {"tta": [], "labels": "one", "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32",
              "weights_license": "unknown"}  # fmt: skip
 """What first model folders do not tell, and what they meant."""
 
 
-def _three(value: Any, low: float, high: float) -> bool:
+def _is_triple(value: Any, low: float, high: float) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(is_number(each, low, high) for each in value)
 
 
-def _classes(value: Any) -> bool:
-    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
+def _is_class_list(value: Any) -> bool:
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_CLASSES:
         return False
     return all(isinstance(each, str) and _is_unicode(each) for each in value) and len({*value}) == len(value)
 
@@ -68,14 +76,14 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
-FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arch": (lambda v: isinstance(v, str) and 0 < len(v) < 200, "the name of an architecture"),
     "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
-    "classes": (_classes, f"a list of 1 to {MOST_CLASSES:,} names, none twice"),
-    "image_size": (lambda v: is_whole(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
+    "classes": (_is_class_list, f"a list of 1 to {MAX_CLASSES:,} names, none twice"),
+    "image_size": (lambda v: is_int(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
     "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
-    "mean": (lambda v: _three(v, -1000, 1000), "three numbers, for red, green and blue"),
-    "std": (lambda v: _three(v, 1e-6, 1000), "three numbers above 0, for red, green and blue"),
+    "mean": (lambda v: _is_triple(v, -1000, 1000), "three numbers, for red, green and blue"),
+    "std": (lambda v: _is_triple(v, 1e-6, 1000), "three numbers above 0, for red, green and blue"),
     "tta": (lambda v: isinstance(v, list) and all(each in VIEWS for each in v), f"a list from {', '.join(VIEWS)}"),
     "labels": (lambda v: v in ("one", "many"), "one or many"),
     "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
@@ -93,16 +101,18 @@ def save_network(
     """Writes the files of a model folder, `model.json`, which holds the others' sha256, last.
 
     Args:
-        facts: those of `FACTS`, and whatever else should be known of the network.
-        golden: what `golden_of` made.
+        facts: those of `FIELD_CHECKS`, and whatever else should be known of the network.
+        golden: what `golden_outputs` made.
     """
-    files = {TENSORS: save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})}
+    files = {
+        TENSORS_FILE: save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    }
     if golden is not None:
-        files[GOLDEN] = save(dict(golden))
+        files[GOLDEN_FILE] = save(dict(golden))
     for name, content in files.items():
-        write(folder / name, content)
+        write_atomic(folder / name, content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write(folder / FACTS_FILE, as_json({"format": FORMAT, **facts, "sha256": hashes}))
+    write_atomic(folder / CONFIG_FILE, to_json({"format": FORMAT, **facts, "sha256": hashes}))
 
 
 def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
@@ -115,48 +125,48 @@ def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
         WeightsError: if its tensors are damaged or not those of the network it names.
     """
     folder = model_folder(folder)
-    facts = _facts(folder / FACTS_FILE)
-    path = folder / TENSORS
-    content = _content(path)
-    tensors = _tensors(path, content, facts)
-    sketch = _sketch(folder / FACTS_FILE, facts)
-    _compare(path, tensors, sketch, facts)
-    model = _built(folder / FACTS_FILE, facts)
+    facts = _read_config(folder / CONFIG_FILE)
+    path = folder / TENSORS_FILE
+    content = _read_bytes(path)
+    tensors = _read_tensors(path, content, facts)
+    sketch = _meta_network(folder / CONFIG_FILE, facts)
+    _check_tensors(path, tensors, sketch, facts)
+    model = _build(folder / CONFIG_FILE, facts)
     model.load_state_dict(tensors)
-    if not any(_takes(each, facts["image_size"]) for each in (sketch.eval(), model.eval())):
-        words = f"{facts['arch']} takes no photos of {facts['image_size']} pixels"
-        raise OutputError(f"{folder / FACTS_FILE}: {words}. Copy it again from where it is whole.")
-    if TENSORS not in facts["sha256"]:  # else `_tensors` has compared it
-        facts["sha256"] = {TENSORS: hashlib.sha256(content).hexdigest()}
+    if not any(_accepts_size(each, facts["image_size"]) for each in (sketch.eval(), model.eval())):
+        words = f"{facts['arch']} takes no images of {facts['image_size']} pixels"
+        raise OutputError(f"{folder / CONFIG_FILE}: {words}. Copy it again from where it is whole.")
+    if TENSORS_FILE not in facts["sha256"]:  # else `_read_tensors` has compared it
+        facts["sha256"] = {TENSORS_FILE: hashlib.sha256(content).hexdigest()}
     return model, facts
 
 
 def read_golden(folder: Path, facts: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """The photos, N x size x size x 3, uint8, and their probabilities, N x classes, float32, that the folder keeps.
+    """The images, N x size x size x 3, uint8, and their probabilities, N x classes, float32, that the folder keeps.
 
     Raises:
         OutputError: if it keeps none.
         WeightsError: if they are damaged.
     """
-    path = folder / GOLDEN
-    if GOLDEN not in facts.get("sha256", {}) or not path.exists():
+    path = folder / GOLDEN_FILE
+    if GOLDEN_FILE not in facts.get("sha256", {}) or not path.exists():
         raise OutputError(f"{folder} keeps no golden inputs: an older version wrote it, or they were left out.")
-    found = _tensors(path, _content(path), facts)
-    photos, probabilities = (found.get(name, torch.empty(0)) for name in ("photos", "probabilities"))
-    count, classes = len(photos), len(facts["classes"])
-    side = photos.shape[1] if photos.ndim == 4 else 0
-    good = photos.dtype == torch.uint8 and photos.shape == (count, side, side, 3) and count > 0
+    found = _read_tensors(path, _read_bytes(path), facts)
+    images, probabilities = (found.get(name, torch.empty(0)) for name in ("images", "probabilities"))
+    count, classes = len(images), len(facts["classes"])
+    side = images.shape[1] if images.ndim == 4 else 0
+    good = images.dtype == torch.uint8 and images.shape == (count, side, side, 3) and count > 0
     if not good or not 0 < side <= 4 * facts["image_size"] or probabilities.shape != (count, classes):
-        raise WeightsError(f"{path} holds no photos with their probabilities. Copy it again.")
-    return photos, probabilities.float()
+        raise WeightsError(f"{path} holds no images with their probabilities. Copy it again.")
+    return images, probabilities.float()
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
             raise OutputError(f"{path} is no file. Give a run or its model folder.")
-        if path.stat().st_size > MOST_BYTES[path.name]:
-            raise OutputError(f"{path} is larger than {MOST_BYTES[path.name]:,} bytes, which no model is.")
+        if path.stat().st_size > MAX_BYTES[path.name]:
+            raise OutputError(f"{path} is larger than {MAX_BYTES[path.name]:,} bytes, which no model is.")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, OutputError):
@@ -165,9 +175,9 @@ def _content(path: Path) -> bytes:
         raise OutputError(f"{path} cannot be read: {words}. Give the folder of a finished run, or a model.") from None
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(_content(path).decode("utf-8"), parse_constant=_refused_constant)
+        facts = json.loads(_read_bytes(path).decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise OutputError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
     if not isinstance(facts, dict):
@@ -177,27 +187,27 @@ def _facts(path: Path) -> dict[str, Any]:
         raise OutputError(
             f"{path.parent} has format {reprlib.repr(written)}; this version reads 1 to {FORMAT}. Update baseline."
         )
-    facts = _OPTIONAL | facts
-    lacking = [name for name in FACTS if name not in facts]
-    lacking += ["sha256"] if written > 1 and not _hashes(facts.get("sha256")) else []
+    facts = _OPTIONAL_FIELDS | facts
+    lacking = [name for name in FIELD_CHECKS if name not in facts]
+    lacking += ["sha256"] if written > 1 and not _is_hash_table(facts.get("sha256")) else []
     if lacking:
         raise OutputError(f"{path} does not tell {', '.join(lacking)}. Copy it again from where it is whole.")
-    wrong = [name for name, (good, _) in FACTS.items() if not good(facts[name])]
+    wrong = [name for name, (good, _) in FIELD_CHECKS.items() if not good(facts[name])]
     if wrong:
-        words = "; ".join(f"{name} is {reprlib.repr(facts[name])}, needed: {FACTS[name][1]}" for name in wrong)
+        words = "; ".join(f"{name} is {reprlib.repr(facts[name])}, needed: {FIELD_CHECKS[name][1]}" for name in wrong)
         raise OutputError(f"{path}: {words}. Copy it again from where it is whole.")
     return facts if written > 1 else facts | {"sha256": {}}
 
 
-def _refused_constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _hashes(value: Any) -> bool:
-    return isinstance(value, dict) and TENSORS in value and all(isinstance(each, str) for each in value.values())
+def _is_hash_table(value: Any) -> bool:
+    return isinstance(value, dict) and TENSORS_FILE in value and all(isinstance(each, str) for each in value.values())
 
 
-def _tensors(path: Path, content: bytes, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read_tensors(path: Path, content: bytes, facts: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors in a file, all numbers, if the file is the one that `model.json` was written for."""
     if content[:1] == b"\x80" or content[:4] == b"PK\x03\x04":
         raise WeightsError(f"{path} is a pickle or an archive, and was not opened; safetensors were needed.")
@@ -213,37 +223,39 @@ def _tensors(path: Path, content: bytes, facts: Mapping[str, Any]) -> dict[str, 
     return tensors
 
 
-def _compare(path: Path, given: Mapping[str, Tensor], sketch: nn.Module, facts: Mapping[str, Any]) -> None:
+def _check_tensors(path: Path, given: Mapping[str, Tensor], sketch: nn.Module, facts: Mapping[str, Any]) -> None:
     """Refuses tensors that are not those of the network that the facts name, by name, shape and kind."""
     wanted = sketch.state_dict()
     words = f"{facts['arch']} with {len(facts['classes']):,} classes"
     for name, value in wanted.items():
         other = given.get(name)
         if other is None:
-            raise WeightsError(f"{path} lacks '{name}' of {words}. Copy it again, with its own {FACTS_FILE}.")
+            raise WeightsError(f"{path} lacks '{name}' of {words}. Copy it again, with its own {CONFIG_FILE}.")
         if other.shape != value.shape or other.is_floating_point() != value.is_floating_point():
             raise WeightsError(
-                f"{path} is of another network than {words}: '{name}' is {_like(other)}, not {_like(value)}. "
-                f"Copy it again, with its own {FACTS_FILE}."
+                f"{path} is of another network than {words}: '{name}' is {_tensor_spec(other)}, not {_tensor_spec(value)}. "
+                f"Copy it again, with its own {CONFIG_FILE}."
             )
     if extra := [name for name in given if name not in wanted]:
-        raise WeightsError(f"{path} holds '{extra[0][:80]}', which {words} has not. Copy it with its own {FACTS_FILE}.")
+        raise WeightsError(
+            f"{path} holds '{extra[0][:80]}', which {words} has not. Copy it with its own {CONFIG_FILE}."
+        )
 
 
-def _sketch(path: Path, facts: Mapping[str, Any]) -> nn.Sequential:
+def _meta_network(path: Path, facts: Mapping[str, Any]) -> nn.Sequential:
     """The network without memory for its tensors; with it where an architecture cannot be made so."""
     try:
         with torch.device("meta"):
-            return network(facts["arch"], len(facts["classes"]), None, facts["head"])[0]
+            return build_network(facts["arch"], len(facts["classes"]), None, facts["head"])[0]
     except RecipeError as error:
         raise OutputError(f"{path}: {error}") from None
     except Exception:  # a few compute with their own values when they are made
-        return _built(path, facts)
+        return _build(path, facts)
 
 
 @torch.inference_mode()
-def _takes(model: nn.Module, size: int) -> bool:
-    """Whether photos of so many pixels go through it; without memory nothing is computed."""
+def _accepts_size(model: nn.Module, size: int) -> bool:
+    """Whether images of so many pixels go through it; without memory nothing is computed."""
     try:
         model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     except Exception:
@@ -251,21 +263,21 @@ def _takes(model: nn.Module, size: int) -> bool:
     return True
 
 
-def _built(path: Path, facts: Mapping[str, Any]) -> nn.Sequential:
+def _build(path: Path, facts: Mapping[str, Any]) -> nn.Sequential:
     try:
-        return network(facts["arch"], len(facts["classes"]), None, facts["head"])[0]
+        return build_network(facts["arch"], len(facts["classes"]), None, facts["head"])[0]
     except Exception as error:
         raise OutputError(f"{path}: {facts['arch']} cannot be made into a network here: {first_line(error)}") from None
 
 
-def _like(value: Tensor) -> str:
+def _tensor_spec(value: Tensor) -> str:
     return f"{' x '.join(map(str, value.shape)) or 'one value'} {str(value.dtype).removeprefix('torch.')}"
 
 
 def model_folder(folder: str | Path) -> Path:
     """The folder itself where it holds a `model.json`, else `model/` in it, as in a run."""
     folder = Path(folder).expanduser()
-    return folder if (folder / FACTS_FILE).exists() else folder / "model"
+    return folder if (folder / CONFIG_FILE).exists() else folder / "model"
 
 
 def member_folders(folder: str | Path) -> list[Path]:
@@ -275,12 +287,12 @@ def member_folders(folder: str | Path) -> list[Path]:
         OutputError: if not all of its runs are finished, or one has gone.
     """
     folder = Path(folder).expanduser()
-    if (model_folder(folder) / FACTS_FILE).exists():
+    if (model_folder(folder) / CONFIG_FILE).exists():
         return [folder]
-    for kind, summary in EXPERIMENTS.items():
+    for kind, summary in EXPERIMENT_FILES.items():
         if (folder / summary).exists():
-            names = _names_in(folder / summary, kind)
-            if gone := [name for name in names if not (model_folder(folder / name) / FACTS_FILE).exists()]:
+            names = _member_names(folder / summary, kind)
+            if gone := [name for name in names if not (model_folder(folder / name) / CONFIG_FILE).exists()]:
                 raise OutputError(f"{folder / gone[0]}, which {summary} names, holds no model. Copy it there again.")
             return [folder / name for name in names]
         if done := list(folder.glob(f"{kind}-*/manifest.json")):
@@ -291,7 +303,7 @@ def member_folders(folder: str | Path) -> list[Path]:
     return [folder]
 
 
-def _names_in(summary: Path, kind: str) -> list[str]:
+def _member_names(summary: Path, kind: str) -> list[str]:
     """The names of the runs' folders, wherever the whole folder lies now."""
     told = read_json(summary)
     runs = told.get("runs") if isinstance(told, dict) else None

@@ -20,9 +20,9 @@ from baseline.errors import DataError, OutputError, first_line
 from baseline.files import read_json
 
 if TYPE_CHECKING:
-    from baseline.inference.model import Block
+    from baseline.inference.model import PredictionBatch
 
-__all__ = ["FORMATS", "Counts", "Wanted"]
+__all__ = ["FORMATS", "PredictOptions", "PredictionStats"]
 
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -35,7 +35,7 @@ UNSURE = "unsure"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PredictOptions:
     """What is to be predicted and told."""
 
     format: str = "csv"
@@ -67,24 +67,24 @@ class Wanted:
 
 
 @dataclass
-class Counts:
+class PredictionStats:
     """What came of a job."""
 
-    photos: int = 0
+    images: int = 0
     unreadable: int = 0
     unsure: int = 0
     before: int = 0
-    """Photos that were done when it went on."""
+    """Images that were done when it went on."""
     seconds: float = 0.0
 
-    def add(self, more: Counts) -> None:
-        """Counts other photos, too."""
-        for name in ("photos", "unreadable", "unsure", "before"):
+    def add(self, more: PredictionStats) -> None:
+        """Counts other images, too."""
+        for name in ("images", "unreadable", "unsure", "before"):
             setattr(self, name, getattr(self, name) + getattr(more, name))
 
     def __str__(self) -> str:
         parts = [
-            f"{self.photos:,} photos in {self.seconds:.1f} s ({self.photos / max(self.seconds, 1e-9):,.0f} photos/s)"
+            f"{self.images:,} images in {self.seconds:.1f} s ({self.images / max(self.seconds, 1e-9):,.0f} images/s)"
         ]
         parts += [f"{self.before:,} were done before"] if self.before else []
         parts += [f"{self.unsure:,} unsure"] if self.unsure else []
@@ -92,10 +92,10 @@ class Counts:
         return ", ".join(parts)
 
 
-class _Rows:
+class RowFormat:
     """Predictions as bytes to write, and back as far as that is needed to go on."""
 
-    def __init__(self, classes: Sequence[str], wanted: Wanted) -> None:
+    def __init__(self, classes: Sequence[str], wanted: PredictOptions) -> None:
         self.classes, self.wanted = classes, wanted
         self.top = min(wanted.top_k, len(classes))
         self.csv = wanted.format != "jsonl"
@@ -106,17 +106,17 @@ class _Rows:
             return b""
         top = [name for k in range(1, self.top + 1) for name in (f"class_{k}", f"probability_{k}")]
         every = [f"p_{name}" for name in self.classes] if self.wanted.every else []
-        return _csv([["path", "predicted", "confidence", "error", *top, *every]])
+        return _to_csv([["path", "predicted", "confidence", "error", *top, *every]])
 
-    def of(self, block: Block) -> tuple[bytes, Counts]:
+    def of(self, block: PredictionBatch) -> tuple[bytes, PredictionStats]:
         """The block's rows, and what is in them."""
         sure = block.confidence >= self.wanted.min_confidence
         unsure = int((block.confidence < self.wanted.min_confidence).sum())
-        counts = Counts(len(block.photos), sum(map(bool, block.errors)), unsure)
+        counts = PredictionStats(len(block.images), sum(map(bool, block.errors)), unsure)
         predicted = [name if each else UNSURE for name, each in zip(block.predicted, sure, strict=True)]
         made = self._csv_row if self.csv else self._line
-        rows = zip(map(str, block.photos), predicted, block.confidence, block.errors, block.probabilities, strict=True)
-        return (_csv(made(*row) for row in rows) if self.csv else b"".join(made(*row) for row in rows)), counts
+        rows = zip(map(str, block.images), predicted, block.confidence, block.errors, block.probabilities, strict=True)
+        return (_to_csv(made(*row) for row in rows) if self.csv else b"".join(made(*row) for row in rows)), counts
 
     def _best(self, shares: np.ndarray) -> list[int]:
         return np.argsort(-shares, kind="stable")[: self.top].tolist() if self.top else []
@@ -124,15 +124,19 @@ class _Rows:
     def _csv_row(self, path: str, predicted: str, confidence: float, error: str, shares: np.ndarray) -> Any:
         if error:
             rest = 2 * self.top + (len(self.classes) if self.wanted.every else 0)
-            return [_text(path), "", "", error, *[""] * rest]
+            return [_printable_path(path), "", "", error, *[""] * rest]
         best = [value for k in self._best(shares) for value in (self.classes[k], f"{shares[k]:.6f}")]
         every = [f"{share:.6f}" for share in shares] if self.wanted.every else []
-        return [_text(path), predicted, f"{confidence:.6f}", "", *best, *every]
+        return [_printable_path(path), predicted, f"{confidence:.6f}", "", *best, *every]
 
     def _line(self, path: str, predicted: str, confidence: float, error: str, shares: np.ndarray) -> Any:
-        row: dict[str, Any] = {"path": _text(path), "predicted": predicted, "confidence": round(float(confidence), 6)}
+        row: dict[str, Any] = {
+            "path": _printable_path(path),
+            "predicted": predicted,
+            "confidence": round(float(confidence), 6),
+        }
         if error:
-            row = {"path": _text(path), "predicted": None, "confidence": None, "error": error}
+            row = {"path": _printable_path(path), "predicted": None, "confidence": None, "error": error}
         elif self.top:
             best = self._best(shares)
             row["top"] = [{"class": self.classes[k], "probability": round(float(shares[k]), 6)} for k in best]
@@ -151,22 +155,22 @@ class _Rows:
         return next(csv.reader(io.StringIO(record.decode(), newline="")))[0]
 
 
-def _csv(rows: Iterable[list[str]]) -> bytes:
+def _to_csv(rows: Iterable[list[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
-def _text(path: str) -> str:
+def _printable_path(path: str) -> str:
     """The path as it can be written: what is no text in UTF-8 becomes question marks."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _job_of(path: Path) -> Path:
+def job_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.job.json")
 
 
-def _goes_on(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
+def check_resume(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
     """Whether what is there is gone on with; refuses what is there and may neither be gone on with nor replaced."""
     there = [each for each in dict.fromkeys((path, written)) if each.exists()]
     if odd := [each for each in there if not each.is_file()]:
@@ -174,17 +178,17 @@ def _goes_on(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool,
     if there and not (overwrite or resume):
         raise OutputError(f"{there[0]} exists. Give --resume to go on with it, --overwrite, or another --out.")
     if there and resume:
-        _refuse_other(path, _job_of(path), job)
+        _refuse_other_job(path, job_file(path), job)
     return bool(there) and resume
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def open_output(path: Path) -> Iterator[IO[bytes]]:
     """The file, to read what is in it and to append, for this job alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
-            _lock(file, path)
+            _lock_file(file, path)
             yield file
     except (DataError, OutputError):
         raise
@@ -192,7 +196,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise OutputError(f"{path} cannot be written: {error.strerror}. Make room, or choose another --out.") from None
 
 
-def _refuse_other(path: Path, beside: Path, job: dict[str, Any]) -> None:
+def _refuse_other_job(path: Path, beside: Path, job: dict[str, Any]) -> None:
     if not beside.exists():
         raise OutputError(f"{beside}, which tells what {path} is of, is not there. Give --overwrite, or another --out.")
     begun = read_json(beside)
@@ -201,7 +205,7 @@ def _refuse_other(path: Path, beside: Path, job: dict[str, Any]) -> None:
         raise OutputError(f"{path} was begun with another {words}. Give the same, --overwrite, or another --out.")
 
 
-def _lock(file: IO[bytes], path: Path) -> None:
+def _lock_file(file: IO[bytes], path: Path) -> None:
     try:
         import fcntl
 
@@ -212,52 +216,52 @@ def _lock(file: IO[bytes], path: Path) -> None:
         pass  # a system or disk without locks
 
 
-def _continued(
-    path: Path, file: IO[bytes], rows: _Rows, photos: Iterator[Any], size: int
-) -> tuple[Counts, Iterator[Any]]:
-    """Cuts the file to whole parts of so many rows, all of it where it is complete; how many photos those are, and the
+def continue_file(
+    path: Path, file: IO[bytes], rows: RowFormat, images: Iterator[Any], size: int
+) -> tuple[PredictionStats, Iterator[Any]]:
+    """Cuts the file to whole parts of so many rows, all of it where it is complete; how many images those are, and the
     rest."""
     file.seek(0)
     kept = len(rows.header)
     if file.read(kept) != rows.header:
-        _refuse_foreign(path, file, rows)
+        _check_own_file(path, file, rows)
         file.truncate(0)
         file.write(rows.header)
-        return Counts(), photos
+        return PredictionStats(), images
     end, done, waiting = kept, 0, []
-    for record in _records(file, quoted=rows.csv):
-        photo = next(photos, None)
-        if photo is None or _path_in(record, rows) != _text(str(photo)):
-            words = f"row {done + 1} of {path} is not of photo {photo}" if photo else f"{path} has rows of more photos"
-            raise OutputError(f"{words}: it was begun with other photos. Give the same, or --overwrite.")
+    for record in _read_records(file, quoted=rows.csv):
+        image = next(images, None)
+        if image is None or _path_of_record(record, rows) != _printable_path(str(image)):
+            words = f"row {done + 1} of {path} is not of image {image}" if image else f"{path} has rows of more images"
+            raise OutputError(f"{words}: it was begun with other images. Give the same, or --overwrite.")
         end, done = end + len(record), done + 1
-        waiting.append(photo)
+        waiting.append(image)
         if done % size == 0:
             kept, waiting = end, []
-    following = next(photos, None)
+    following = next(images, None)
     if following is None:
         kept, waiting = end, []
     else:
         waiting.append(following)
     file.truncate(kept)
-    return Counts(before=done - max(0, len(waiting) - 1)), chain(waiting, photos)
+    return PredictionStats(before=done - max(0, len(waiting) - 1)), chain(waiting, images)
 
 
-def _refuse_foreign(path: Path, file: IO[bytes], rows: _Rows) -> None:
+def _check_own_file(path: Path, file: IO[bytes], rows: RowFormat) -> None:
     """A file that holds no more than a part of the header may be begun anew; another was not written by this job."""
     file.seek(0)
     if not rows.header.startswith(file.read(len(rows.header) + 1)):
         raise OutputError(f"{path} does not begin as this job's file would. Give --overwrite, or another --out.")
 
 
-def _path_in(record: bytes, rows: _Rows) -> str | None:
+def _path_of_record(record: bytes, rows: RowFormat) -> str | None:
     try:
         return rows.path_in(record)
     except (ValueError, LookupError, TypeError, StopIteration, csv.Error):
         return None
 
 
-def _records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
+def _read_records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
     """Whole rows; in CSV one may go over several lines, between quotes. What follows the last whole one is left out."""
     record = b""
     for line in file:
@@ -267,19 +271,19 @@ def _records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
             record = b""
 
 
-def _as_parquet(written: Path, path: Path, header: bytes) -> None:
+def convert_to_parquet(written: Path, path: Path, header: bytes) -> None:
     """Turns the rows into a file of groups of rows, one after the other, and removes them when it has its name."""
     import pyarrow as pa
     from pyarrow import csv as arrow
     from pyarrow import parquet
 
     columns = next(csv.reader(io.StringIO(header.decode(), newline="")))
-    kinds = {name: pa.string() if _is_text(name) else pa.float64() for name in columns}
+    kinds = {name: pa.string() if _is_text_column(name) else pa.float64() for name in columns}
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             with parquet.ParquetWriter(file, pa.schema(list(kinds.items())), compression="zstd") as writer:
-                for batch in _batches(arrow, written, kinds, len(header)):
+                for batch in _row_groups(arrow, written, kinds, len(header)):
                     writer.write_batch(batch)
             file.flush()
             os.fsync(file.fileno())
@@ -289,11 +293,11 @@ def _as_parquet(written: Path, path: Path, header: bytes) -> None:
     written.unlink()
 
 
-def _is_text(column: str) -> bool:
+def _is_text_column(column: str) -> bool:
     return column in ("path", "predicted", "error") or column.startswith("class_")
 
 
-def _batches(arrow: Any, written: Path, kinds: dict[str, Any], header: int) -> Iterator[Any]:
+def _row_groups(arrow: Any, written: Path, kinds: dict[str, Any], header: int) -> Iterator[Any]:
     if written.stat().st_size == header:
         return
     yield from arrow.open_csv(
@@ -306,22 +310,22 @@ def _batches(arrow: Any, written: Path, kinds: dict[str, Any], header: int) -> I
     )
 
 
-def _finished(path: Path, photos: Iterator[Any]) -> Counts:
-    """How many rows a finished file of Parquet has, if they are of these photos and of no fewer."""
+def finished_rows(path: Path, images: Iterator[Any]) -> PredictionStats:
+    """How many rows a finished file of Parquet has, if they are of these images and of no fewer."""
     from pyarrow import ArrowException, parquet
 
     done = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(columns=["path"]):
             for each in batch.column(0).to_pylist():
-                photo = next(photos, None)
-                if photo is None or _text(str(photo)) != each:
-                    raise OutputError(f"Row {done + 1} of {path} is of another photo. Give the same, or --overwrite.")
+                image = next(images, None)
+                if image is None or _printable_path(str(image)) != each:
+                    raise OutputError(f"Row {done + 1} of {path} is of another image. Give the same, or --overwrite.")
                 done += 1
     except (ArrowException, KeyError, OSError) as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{path} is no whole Parquet file: {first_line(error)}. Give --overwrite.") from None
-    if next(photos, None) is not None:
-        raise OutputError(f"{path} is finished, with {done:,} rows, and there are more photos now. Give --overwrite.")
-    return Counts(before=done)
+    if next(images, None) is not None:
+        raise OutputError(f"{path} is finished, with {done:,} rows, and there are more images now. Give --overwrite.")
+    return PredictionStats(before=done)

@@ -1,7 +1,7 @@
-"""Photos by the thousand -> their rows, made by workers into files of their own, and put together in the photos' order.
+"""Images by the thousand -> their rows, made by workers into files of their own, and put together in the images' order.
 
-Knows photos only as what is sent and counted. A shard gets its name when it is whole, so that one that is there needs
-not be made again; it is named by how many photos come before it, and removed when its rows have been taken over.
+Knows images only as what is sent and counted. A shard gets its name when it is whole, so that one that is there needs
+not be made again; it is named by how many images come before it, and removed when its rows have been taken over.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.files import write
+from baseline.files import write_atomic
 from baseline.parallel.executor import Job
 
 if TYPE_CHECKING:
-    from baseline.parallel.executor import Engine
-    from baseline.progress import Show
+    from baseline.parallel.executor import Executor
+    from baseline.progress import Progress
 
-__all__ = ["cleared", "in_shards"]
+__all__ = ["remove_shards", "write_in_shards"]
 
 
-def in_shards(
-    photos: Iterable[Any],
+def write_in_shards(
+    images: Iterable[Any],
     size: int,
     made: Callable[[list[Any]], tuple[bytes, Any]],
     kept: Callable[[bytes, list[Any]], Any],
     folder: Path,
-    workers: Engine,
+    workers: Executor,
     first: int = 0,
     count: int = 0,
 ) -> Iterator[tuple[bytes, Any]]:
-    """Rows of the photos, a shard at a time in their order, and what is told of it.
+    """Rows of the images, a shard at a time in their order, and what is told of it.
 
     Args:
-        photos: taken from the iterable as they are needed, a few shards ahead.
-        size: photos in a shard.
-        made: gives the rows of photos and what is to be told of them; is sent to workers.
-        kept: what is to be told of rows that were found in the folder, or None where they are not those of the photos.
+        images: taken from the iterable as they are needed, a few shards ahead.
+        size: images in a shard.
+        made: gives the rows of images and what is to be told of them; is sent to workers.
+        kept: what is to be told of rows that were found in the folder, or None where they are not those of the images.
         folder: for shards that are not taken over yet; all workers have to reach it.
-        first: how many photos come before these.
+        first: how many images come before these.
         count: so many workers; as many as there are processors if not given.
     """
-    rest = iter(photos)
+    rest = iter(images)
 
     def jobs() -> Iterator[Job]:
         begin = first
@@ -51,9 +51,9 @@ def in_shards(
             path = folder / f"{begin:012}"
             told = kept(path.read_bytes(), part) if path.exists() else None
             if told is None:
-                yield Job("", partial(_write, made, part, path, begin))
+                yield Job("", partial(_write_shard, made, part, path, begin))
             else:
-                yield Job("", partial(_told, told, len(part), begin), here=True)
+                yield Job("", partial(_report_shard, told, len(part), begin), here=True)
             begin += len(part)
 
     ended: dict[int, tuple[int, Any]] = {}
@@ -68,7 +68,7 @@ def in_shards(
             following += length
 
 
-def cleared(folder: Path) -> None:
+def remove_shards(folder: Path) -> None:
     """Removes the shards, and the folder unless there is something else in it."""
     for path in (*folder.glob("[0-9]*"), *folder.glob(".[0-9]*.part")):
         path.unlink()
@@ -76,11 +76,13 @@ def cleared(folder: Path) -> None:
         folder.rmdir()
 
 
-def _write(made: Callable[[list[Any]], tuple[bytes, Any]], part: list[Any], path: Path, begin: int, show: Show) -> Any:
+def _write_shard(
+    made: Callable[[list[Any]], tuple[bytes, Any]], part: list[Any], path: Path, begin: int, progress: Progress
+) -> Any:
     rows, told = made(part)
-    write(path, rows)
+    write_atomic(path, rows)
     return begin, len(part), told
 
 
-def _told(told: Any, length: int, begin: int, show: Show) -> Any:
+def _report_shard(told: Any, length: int, begin: int, progress: Progress) -> Any:
     return begin, length, told

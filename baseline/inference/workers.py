@@ -1,7 +1,7 @@
-"""Model folders + photos -> blocks of predictions, in order, by several processes. Knows processes; knows no files.
+"""Model folders + images -> blocks of predictions, in order, by several processes. Knows processes; knows no files.
 
 Each process has the model of the folder on a GPU of its own, or on its share of the CPU, and block `i` goes to process
-`i` modulo their number, so that the same photos meet the same blocks as in one process.
+`i` modulo their number, so that the same images meet the same blocks as in one process.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from baseline.data.image import why_unreadable
+from baseline.data.image import unreadable_reason
 from baseline.errors import BaselineError, OutputError
 
 if TYPE_CHECKING:
-    from baseline.inference.model import Block, Ensemble, Model
+    from baseline.inference.model import Ensemble, Model, PredictionBatch
 
-__all__ = ["loaded", "sent", "spread_blocks"]
+__all__ = ["encode_for_worker", "load_checked", "predict_in_workers"]
 
 
-AHEAD = 4
+BATCHES_AHEAD = 4
 """Blocks that a process is given ahead; it reads up to three before it gives back the first."""
 
 
-PATIENCE = 1.0
+TIMEOUT_SECONDS = 1.0
 """Seconds between looks whether the other side still lives."""
 
 
-def spread_blocks(
-    folders: Sequence[Path], identity: str, photos: Iterable[Any], processes: int, *, batch_size: int, **options: Any
-) -> Iterator[Block]:
-    """What `Model.blocks` of the folders' models gives for the photos, in their order, made by so many processes.
+def predict_in_workers(
+    folders: Sequence[Path], identity: str, images: Iterable[Any], processes: int, *, batch_size: int, **options: Any
+) -> Iterator[PredictionBatch]:
+    """What `Model.blocks` of the folders' models gives for the images, in their order, made by so many processes.
 
     Args:
         identity: that of the model which the folders have to hold; see `Model.identity`.
-        photos: taken from the iterable as they are needed, at most four blocks a process ahead.
+        images: taken from the iterable as they are needed, at most four blocks a process ahead.
         options: for `Model.blocks`.
 
     Raises:
         OutputError: if a folder holds another model by now, or a process was killed.
 
-    >>> list(spread_blocks(model.folders, model.identity, paths, 2, batch_size=64))     # doctest: +SKIP
+    >>> list(predict_in_workers(model.folders, model.identity, paths, 2, batch_size=64))     # doctest: +SKIP
     """
-    rest = iter(photos)
+    rest = iter(images)
     blocks = iter(lambda: list(islice(rest, batch_size)), [])
     options["batch_size"] = batch_size
-    with _workers(folders, identity, processes, options) as workers:
+    with _start_workers(folders, identity, processes, options) as workers:
         waiting: deque[list[Any]] = deque()
         ended: list[Any] = []
         next_fed, next_done = cycle(workers), cycle(workers)
-        for block in chain(blocks, repeat(None, AHEAD * processes)):
+        for block in chain(blocks, repeat(None, BATCHES_AHEAD * processes)):
             if block is not None:
-                next(next_fed).tasks.put([sent(each) for each in block])
+                next(next_fed).tasks.put([encode_for_worker(each) for each in block])
                 waiting.append(block)
             elif not ended:
                 ended = [worker.tasks.put(None) for worker in workers]
-            if len(waiting) == AHEAD * processes or (ended and waiting):
-                yield replace(next(next_done).result(), photos=waiting.popleft())
+            if len(waiting) == BATCHES_AHEAD * processes or (ended and waiting):
+                yield replace(next(next_done).result(), images=waiting.popleft())
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class _Worker:
     tasks: Any
     results: Any
 
-    def result(self) -> Block:
+    def result(self) -> PredictionBatch:
         while True:
             try:
-                found = self.results.get(timeout=PATIENCE)
+                found = self.results.get(timeout=TIMEOUT_SECONDS)
             except queue.Empty:
                 if not self.process.is_alive():
                     raise OutputError(
@@ -91,8 +91,8 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """A photo out of an archive on its way to another process, or why it cannot be read."""
+class _EncodedImage:
+    """An image out of an archive on its way to another process, or why it cannot be read."""
 
     content: bytes
     error: str = ""
@@ -103,18 +103,18 @@ class _Sent:
         return self.content
 
 
-def sent(photo: Any) -> Any:
-    """The photo as another process can take it: one out of an archive is read."""
-    if not callable(photo):
-        return photo
+def encode_for_worker(image: Any) -> Any:
+    """The image as another process can take it: one out of an archive is read."""
+    if not callable(image):
+        return image
     try:
-        return _Sent(photo())
+        return _EncodedImage(image())
     except Exception as error:
-        return _Sent(b"", why_unreadable(error))
+        return _EncodedImage(b"", unreadable_reason(error))
 
 
 @contextmanager
-def _workers(
+def _start_workers(
     folders: Sequence[Path], identity: str, processes: int, options: dict[str, Any]
 ) -> Iterator[list[_Worker]]:
     """Processes that wait for blocks; what is not done in the end is dropped with them."""
@@ -123,8 +123,8 @@ def _workers(
     try:
         for number in range(processes):
             tasks, results = context.Queue(), context.Queue()
-            share = _Share([*folders], identity, number, processes, options, tasks, results, [*warnings.filters])
-            process = context.Process(target=_work, args=(share,), daemon=True)
+            share = _WorkerTask([*folders], identity, number, processes, options, tasks, results, [*warnings.filters])
+            process = context.Process(target=_run_worker, args=(share,), daemon=True)
             process.start()
             made.append(_Worker(process, tasks, results))
         yield made
@@ -136,7 +136,7 @@ def _workers(
             worker.process.join()
 
 
-class _Share(NamedTuple):
+class _WorkerTask(NamedTuple):
     """What a process has to know."""
 
     folders: list[Path]
@@ -150,19 +150,19 @@ class _Share(NamedTuple):
     """What the first process does not want to be warned of."""
 
 
-def _work(share: _Share) -> None:
+def _run_worker(share: _WorkerTask) -> None:
     """What a process does until it is told that there is no more, or nobody is there to tell it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
     warnings.filters[:] = share.filters  # type: ignore[index]
     try:
-        _take_share(share)
-        for block in loaded(share.folders, share.identity).blocks(_given(share.tasks), **share.options):
-            share.results.put(replace(block, photos=[]))
+        _apply_task(share)
+        for block in load_checked(share.folders, share.identity).blocks(_next_tasks(share.tasks), **share.options):
+            share.results.put(replace(block, images=[]))
     except BaselineError as error:
         share.results.put(error)
 
 
-def _take_share(share: _Share) -> None:
+def _apply_task(share: _WorkerTask) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -171,7 +171,7 @@ def _take_share(share: _Share) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // share.processes))
 
 
-def loaded(folders: Sequence[Path], identity: str) -> Model | Ensemble:
+def load_checked(folders: Sequence[Path], identity: str) -> Model | Ensemble:
     """The model of the folders, in a process that was told its identity.
 
     Raises:
@@ -186,11 +186,11 @@ def loaded(folders: Sequence[Path], identity: str) -> Model | Ensemble:
     return model
 
 
-def _given(tasks: Any) -> Iterator[Any]:
+def _next_tasks(tasks: Any) -> Iterator[Any]:
     parent = multiprocessing.parent_process()
     while True:
         try:
-            block = tasks.get(timeout=PATIENCE)
+            block = tasks.get(timeout=TIMEOUT_SECONDS)
         except queue.Empty:
             if parent is not None and not parent.is_alive():
                 os._exit(1)

@@ -1,6 +1,6 @@
 """Jobs that do not depend on each other -> what each gives: one after the other here, or by Ray's workers.
 
-Knows jobs and workers; knows no photos, no models and no files. Ray decides where a job is done, and begins it again
+Knows jobs and workers; knows no images, no models and no files. Ray decides where a job is done, and begins it again
 when its worker was killed. Nothing is sent to Ray's makers, and its dashboard is not started.
 """
 
@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from baseline.errors import BaselineError, OutputError, RecipeError, first_line
-from baseline.progress import Show, minutes
+from baseline.progress import Progress, format_duration
 
-__all__ = ["Engine", "Job", "engine"]
+__all__ = ["Executor", "Job", "get_executor"]
 
 
-RETRIES = 3
+MAX_RETRIES = 3
 """So often a job is begun again whose worker was killed."""
 
 
-REACHED_IN = 10.0
+CONNECT_TIMEOUT_SECONDS = 10.0
 """Seconds in which an address has to answer."""
 
 
-LOOK_EVERY = 0.5
+POLL_SECONDS = 0.5
 """Seconds between looks for news from workers."""
 
 
@@ -44,14 +44,14 @@ class Job:
 
     words: str
     """What it is, for the person who waits; empty for one of many that a bar counts."""
-    make: Callable[[Show], Any]
+    make: Callable[[Progress], Any]
     """Does it. Where it goes to a worker, it and what it gives are pickled, and it may be done twice: a worker can be
     killed at any moment."""
     here: bool = False
     """It is not worth a worker, or needs what is in memory here."""
 
 
-def engine(on: str, show: Show) -> Engine:
+def get_executor(on: str, progress: Progress) -> Executor:
     """What jobs are done by.
 
     Args:
@@ -63,30 +63,30 @@ def engine(on: str, show: Show) -> Engine:
         RecipeError: for other words, or if Ray is not installed.
         OutputError: if the address does not answer.
 
-    >>> with engine("", Show()) as here:
+    >>> with get_executor("", Progress()) as here:
     ...     [made for _, made in here.each([Job("", lambda show: 1), Job("", lambda show: 2)])]
     [1, 2]
     """
     if not on:
-        return Engine(show)
+        return Executor(progress)
     name, _, rest = on.partition(":")
     if name != "ray" or (":" in on and not rest.strip("/")):
         raise RecipeError(f"--on is '{on}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
     if find_spec("ray") is None:
         raise RecipeError("--on ray needs the package ray: pip install 'fastai-baseline[ray]'.")
     address = on if rest.startswith("//") else rest or os.environ.get("RAY_ADDRESS", "")
-    _reach(address)
-    return _Ray(show, address)
+    _check_reachable(address)
+    return _RayExecutor(progress, address)
 
 
-class Engine:
+class Executor:
     """Does jobs one after the other in this process."""
 
     far = False
     """Whether several are done at once, elsewhere."""
 
-    def __init__(self, show: Show) -> None:
-        self.show = show
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
 
     def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
         """Does the jobs, and gives each with what came of it as soon as it is done.
@@ -98,8 +98,8 @@ class Engine:
         """
         for job in jobs:
             if job.words:
-                self.show.say(job.words)
-            yield job, job.make(self.show)
+                self.progress.log(job.words)
+            yield job, job.make(self.progress)
 
     def all(self, jobs: Iterable[Job], count: int = 0) -> None:
         """Does the jobs, and waits for the last."""
@@ -113,7 +113,7 @@ class Engine:
         pass
 
 
-def _reach(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """An error if nobody listens there: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("", "auto", "local"):
@@ -121,23 +121,23 @@ def _reach(address: str) -> None:
     if not host or not port.isdecimal():
         raise RecipeError(f"Ray's address is '{address}'; HOST:PORT was needed, such as head:6379 or ray://head:10001.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACHED_IN).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, OverflowError) as error:
         words = getattr(error, "strerror", None) or first_line(error)
         raise OutputError(f"Ray at {address} cannot be reached: {words}. Start it there, or leave --on out.") from None
 
 
-class _Ray(Engine):
+class _RayExecutor(Executor):
     far = True
 
-    def __init__(self, show: Show, address: str) -> None:
-        super().__init__(show)
+    def __init__(self, progress: Progress, address: str) -> None:
+        super().__init__(progress)
         self.address = address
         self.own = False
 
     def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
         rest, aside = iter(jobs), deque[Job]()
-        team: _Team | None = None
+        team: _WorkerPool | None = None
         try:
             while True:
                 while (team is None or team.has_room) and (job := next(rest, None)) is not None:
@@ -151,12 +151,12 @@ class _Ray(Engine):
                 elif team is None or not team.waiting:
                     return
                 if team is not None:
-                    yield from team.done(0 if aside else LOOK_EVERY)
+                    yield from team.done(0 if aside else POLL_SECONDS)
         finally:
             if team is not None:
                 team.end()
 
-    def _team(self, count: int) -> _Team:
+    def _team(self, count: int) -> _WorkerPool:
         """Workers, with a share of the processors each, or a GPU."""
         ray = self._joined()
         from fastai.torch_core import default_device
@@ -173,9 +173,9 @@ class _Ray(Engine):
             raise RecipeError(f"No machine of this Ray has {threads} CPUs. Set OMP_NUM_THREADS to fewer.")
         # a few more than can be done, so that no worker waits for this process
         room = count if 0 < count <= slots else slots + max(2, slots // 2)
-        self.show.say(f"Ray: at most {min(room, slots)} at once, threads of each: {threads}")
+        self.progress.log(f"Ray: at most {min(room, slots)} at once, threads of each: {threads}")
         options = {"num_cpus": threads, "num_gpus": 1 if gpus else 0, "scheduling_strategy": "SPREAD"}
-        return _Team(ray, room, options, _Asker.of_this(threads), self.show)
+        return _WorkerPool(ray, room, options, _CallerContext.of_this(threads), self.progress)
 
     def _joined(self) -> Any:
         """Ray, connected."""
@@ -208,13 +208,13 @@ class _Ray(Engine):
             ray.shutdown()
 
 
-class _Team:
+class _WorkerPool:
     """Workers that do jobs in no order."""
 
-    def __init__(self, ray: Any, room: int, options: dict[str, Any], asker: _Asker, show: Show) -> None:
-        self.ray, self.room, self.asker, self.show = ray, room, asker, show
-        self.work = ray.remote(max_retries=RETRIES, **options)(_work)
-        self.lines = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Lines).remote()
+    def __init__(self, ray: Any, room: int, options: dict[str, Any], asker: _CallerContext, progress: Progress) -> None:
+        self.ray, self.room, self.asker, self.progress = ray, room, asker, progress
+        self.work = ray.remote(max_retries=MAX_RETRIES, **options)(_run_job)
+        self.lines = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_MessageQueue).remote()
         self.waiting: dict[Any, Job] = {}
 
     @property
@@ -230,7 +230,7 @@ class _Team:
             ended, _ = self.ray.wait([*self.waiting], num_returns=len(self.waiting), timeout=0)
             ended = ended or self.ray.wait([*self.waiting], timeout=seconds)[0]
             for line in self._told():
-                self.show.say(line)
+                self.progress.log(line)
             for task in ended:
                 job = self.waiting.pop(task)
                 yield job, self._result(task, job)
@@ -245,7 +245,7 @@ class _Team:
 
     def _told(self) -> list[str]:
         with suppress(self.ray.exceptions.RayError):  # news may be lost; results are not
-            return self.ray.get(self.lines.taken.remote(), timeout=REACHED_IN)
+            return self.ray.get(self.lines.taken.remote(), timeout=CONNECT_TIMEOUT_SECONDS)
         return []
 
     def _result(self, task: Any, job: Job) -> Any:
@@ -254,18 +254,18 @@ class _Team:
             found = ray.get(task)
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
             raise OutputError(
-                f"{what}: its worker ended {RETRIES + 1} times, often for too little memory. What is finished is kept; "
+                f"{what}: its worker ended {MAX_RETRIES + 1} times, often for too little memory. What is finished is kept; "
                 "give each worker more, and --resume goes on."
             ) from None
         if isinstance(found, BaselineError):
             raise found
         made, seconds, where = found
         if job.words:
-            self.show.say(f"{job.words}: done in {minutes(seconds)} on {where}")
+            self.progress.log(f"{job.words}: done in {format_duration(seconds)} on {where}")
         return made
 
 
-class _Lines:
+class _MessageQueue:
     """What workers tell; lives in a process of its own."""
 
     def __init__(self) -> None:
@@ -280,7 +280,7 @@ class _Lines:
 
 
 @dataclass(frozen=True)
-class _Asker:
+class _CallerContext:
     """What a worker has to have as the process that asks."""
 
     folder: str
@@ -289,9 +289,9 @@ class _Asker:
     facts: dict[str, str]
 
     @classmethod
-    def of_this(cls, threads: int) -> _Asker:
+    def of_this(cls, threads: int) -> _CallerContext:
         settings = {name: value for name, value in os.environ.items() if name.startswith("BASELINE_")}
-        return cls(str(Path.cwd()), settings, threads, _facts())
+        return cls(str(Path.cwd()), settings, threads, _environment_facts())
 
     def follow(self) -> None:
         """Takes its folder, settings and number of threads.
@@ -304,7 +304,7 @@ class _Asker:
         os.environ.update(self.settings)
         torch.set_num_threads(self.threads)
         here = socket.gethostname()
-        for name, value in _facts().items():
+        for name, value in _environment_facts().items():
             if value != self.facts[name]:
                 raise OutputError(f"{here} has {name} {value}, and {self.facts[name]} was needed, as where this was "
                                   "begun: numbers would differ. Install the same on all machines.")  # fmt: skip
@@ -312,19 +312,23 @@ class _Asker:
             os.chdir(self.folder)
         except OSError as error:
             raise OutputError(f"{here} cannot go to {self.folder}: {error.strerror}. All machines of the Ray need the "
-                              "working folder, the photos and --out under the same paths.") from None  # fmt: skip
+                              "working folder, the images and --out under the same paths.") from None  # fmt: skip
 
 
-def _facts() -> dict[str, str]:
+def _environment_facts() -> dict[str, str]:
     """What numbers depend on."""
     from fastai.torch_core import default_device
 
-    from baseline.system import bfloat16_units, versions
+    from baseline.system import bfloat16_instructions, package_versions
 
-    return {**versions(), "device": default_device().type, "bfloat16": " and ".join(bfloat16_units()) or "no units"}
+    return {
+        **package_versions(),
+        "device": default_device().type,
+        "bfloat16": " and ".join(bfloat16_instructions()) or "no units",
+    }
 
 
-def _work(job: Job, asker: _Asker, lines: Any) -> Any:
+def _run_job(job: Job, asker: _CallerContext, lines: Any) -> Any:
     """In a worker: what came of the job, its seconds and where it was done; or what is wrong with what was asked."""
     where = f"{socket.gethostname()}, process {os.getpid()}"
     try:
@@ -332,7 +336,7 @@ def _work(job: Job, asker: _Asker, lines: Any) -> Any:
         if job.words:
             lines.tell.remote(f"{job.words}: begun on {where}")
         began = time.perf_counter()
-        made = job.make(Show())
+        made = job.make(Progress())
         return made, time.perf_counter() - began, where
     except BaselineError as error:
         return error

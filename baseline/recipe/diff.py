@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from baseline.files import as_json
+from baseline.files import to_json
 
-__all__ = ["differing", "flat", "plain"]
+__all__ = ["diff_recipes", "flatten", "flatten_plain"]
 
 
-UNHEEDED = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
+IGNORED_FIELDS = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
 """Of a recipe; they change no number, and may be others when a run or an experiment goes on."""
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+def flatten_plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Nested values under dotted names, as loggers take them: numbers, flags and text.
 
-    >>> plain({"seed": 0, "augment": {"flip": True}, "tta": (), "stages": [{"lr": (1e-4, 1e-3)}]})
+    >>> flatten_plain({"seed": 0, "augment": {"flip": True}, "tta": (), "stages": [{"lr": (1e-4, 1e-3)}]})
     {'seed': 0, 'augment.flip': True, 'tta': 'none', 'stages.1.lr': '0.0001, 0.001'}
     """
 
@@ -27,31 +27,31 @@ def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
             return ", ".join(map(str, value)) or "none"
         return value if isinstance(value, bool | int | float | str) else str(value)
 
-    return {name: told(value) for name, value in flat(values).items()}
+    return {name: told(value) for name, value in flatten(values).items()}
 
 
-def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Nested values under dotted names, tables in lists by their number from 1.
 
-    >>> flat({"tta": [], "augment": {"flip": True}, "stages": [{"lr": (1e-4, 1e-3)}]})
+    >>> flatten({"tta": [], "augment": {"flip": True}, "stages": [{"lr": (1e-4, 1e-3)}]})
     {'tta': [], 'augment.flip': True, 'stages.1.lr': (0.0001, 0.001)}
     """
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
             value = {str(number): each for number, each in enumerate(value, 1)}
-        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
+        found |= flatten(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
     return found
 
 
-def differing(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def diff_recipes(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between two recipes, as `Recipe.as_dict` or a manifest tells them, and may change numbers.
 
-    >>> differing({"seed": 0, "augment": {"flip": True}}, {"seed": 1, "augment": {"flip": True}, "log": ["csv"]})
+    >>> diff_recipes({"seed": 0, "augment": {"flip": True}}, {"seed": 1, "augment": {"flip": True}, "log": ["csv"]})
     {'seed': (0, 1)}
     """
     one, two = (
-        flat({key: value for key, value in json.loads(as_json(each)).items() if key not in UNHEEDED})
+        flatten({key: value for key, value in json.loads(to_json(each)).items() if key not in IGNORED_FIELDS})
         for each in (begun, wanted)
     )
     return {key: (one.get(key), two.get(key)) for key in (*one, *two) if one.get(key) != two.get(key)}

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from baseline.errors import RecipeError, unknown
-from baseline.recipe.schema import Recipe, _fields
+from baseline.errors import RecipeError, unknown_name
+from baseline.recipe.schema import Recipe, field_names
 
 __all__ = ["load_recipe", "recipe_names"]
 
 
-def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
+def recipe_from_dict(values: Mapping[str, Any], name: str) -> Recipe:
     """A recipe from plain values as TOML or JSON gives them.
 
     Raises:
@@ -29,8 +29,8 @@ def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
             for preset, changes in presets.items()
             if isinstance(changes, dict)
         }
-    faults = [_unknown_key(key) for key in values if key not in _fields(Recipe)]
-    known = {key: value for key, value in values.items() if key in _fields(Recipe)}
+    faults = [_unknown_key_message(key) for key in values if key not in field_names(Recipe)]
+    known = {key: value for key, value in values.items() if key in field_names(Recipe)}
     try:
         recipe = Recipe(**{**known, "name": known.get("name") or name})
         for preset in recipe.presets:
@@ -38,7 +38,9 @@ def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
     except RecipeError as error:
         raise RecipeError("; ".join([*faults, str(error)])) if faults else error from None
     if faults:
-        raise RecipeError(f"Recipe '{name}': {'; '.join(faults)}. Known keys: {', '.join(sorted(_fields(Recipe)))}.")
+        raise RecipeError(
+            f"Recipe '{name}': {'; '.join(faults)}. Known keys: {', '.join(sorted(field_names(Recipe)))}."
+        )
     return recipe
 
 
@@ -69,10 +71,10 @@ def load_recipe(recipe: str | Path) -> Recipe:
     path = Path(recipe)
     if path.suffix not in (".toml", ".json"):
         if str(recipe) not in recipe_names():
-            raise RecipeError(unknown("recipe", str(recipe), recipe_names()))
+            raise RecipeError(unknown_name("recipe", str(recipe), recipe_names()))
         path = recipes_folder() / f"{recipe}.toml"
     values = read_values(path)
-    return recipe_from(values.get("recipe", values) if path.suffix == ".json" else values, path.stem)
+    return recipe_from_dict(values.get("recipe", values) if path.suffix == ".json" else values, path.stem)
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -93,5 +95,5 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unknown_key(key: str) -> str:
-    return unknown("key", key, _fields(Recipe), limit=0).split(" Known:")[0].rstrip(".")
+def _unknown_key_message(key: str) -> str:
+    return unknown_name("key", key, field_names(Recipe), limit=0).split(" Known:")[0].rstrip(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baseline.files import as_json, write
+from baseline.files import to_json, write_atomic
 
 if TYPE_CHECKING:
     from baseline.data.audit.findings import Audit
@@ -18,7 +18,7 @@ def write_audit(folder: Path, checked: Audit) -> list[Path]:
     from baseline.report import figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str | bytes] = {"findings.json": as_json({"findings": checked.findings.to_dict("records")})}
+    files: dict[str, str | bytes] = {"findings.json": to_json({"findings": checked.findings.to_dict("records")})}
     if len(checked.pairs):
         files["pairs.csv"] = checked.pairs.to_csv(index=False)
     if len(checked.unreadable):
@@ -26,5 +26,5 @@ def write_audit(folder: Path, checked: Audit) -> list[Path]:
     for name, pairs in checked.telling_pairs().items():
         files[f"{name}.png"] = figures.png(figures.pairs_figure(pairs, name))
     for name, content in files.items():
-        write(folder / name, content)
+        write_atomic(folder / name, content)
     return [folder / name for name in files]

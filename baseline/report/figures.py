@@ -1,7 +1,7 @@
-"""Numbers and photos -> pictures. Knows arrays, tables and files of photos; knows no models and no run.
+"""Numbers and images -> pictures. Knows arrays, tables and files of images; knows no models and no run.
 
 Charts are matplotlib figures, written as PNG on white, and as SVG whose lines and letters have the colour of the text
-around it, so that a page that is dark at night has dark charts at no cost. Sheets of photos are put together by PIL,
+around it, so that a page that is dark at night has dark charts at no cost. Sheets of images are put together by PIL,
 which takes a twentieth of the time that matplotlib needs for a grid of axes.
 """
 
@@ -25,27 +25,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
-from baseline.data.image import open_photo
+from baseline.data.image import load_image
 
 __all__ = [
-    "Photos",
+    "ThumbnailCache",
     "confusion_figure",
     "counts_figure",
     "curve_figure",
-    "heated",
+    "image_sheet",
     "ladder_figure",
     "lr_find_figure",
+    "overlay_heatmap",
     "pairs_figure",
     "png",
     "reliability_figure",
-    "sheet",
     "svg",
     "time_figure",
     "training_figure",
 ]
 
-THUMB = 144
-"""Pixels of a photo's longer side in the page."""
+THUMBNAIL_SIZE = 144
+"""Pixels of an image's longer side in the page."""
 
 
 INK = "#22262b"
@@ -66,7 +66,7 @@ STYLE: dict[Any, Any] = {
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fc", "#9cc3e6", "#3b82c4", "#123a63"])
 
 
-MOST_NAMED = 25
+MAX_NAMED_CLASSES = 25
 """Classes up to which each has its name and its numbers in a chart; more would be too small to read."""
 
 
@@ -74,23 +74,23 @@ P = ParamSpec("P")
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def _figure_style() -> Iterator[None]:
     """Our colours; and no warning for letters that matplotlib's font lacks, which the page's own fonts have."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph .* missing")
         yield
 
 
-def _drawn(make: Callable[P, Figure]) -> Callable[P, Figure]:
+def _draw(make: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(make)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _styled():
+        with _figure_style():
             return make(*args, **kwargs)
 
     return styled
 
 
-@_drawn
+@_draw
 def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[dict[str, Any]]) -> Figure:
     """Loss against learning rate for every stage that searched, with the rate that was taken; a word where none did.
 
@@ -108,17 +108,17 @@ def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[dict[str, Any]]) -> Fi
         axes.plot(curve["lr"], curve["loss"].ewm(alpha=0.1).mean(), color=BLUE)
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title=f"stage {number}: search")
         if number <= len(stages):
-            rate = _last(stages[number - 1]["lr"])
+            rate = _last_lr(stages[number - 1]["lr"])
             axes.axvline(rate, color=ORANGE, linestyle="--", label=f"taken: {rate:.1e}")
             axes.legend()
     return figure
 
 
-def _last(rate: Any) -> float:
+def _last_lr(rate: Any) -> float:
     return float(rate[-1] if isinstance(rate, tuple | list) else rate)
 
 
-@_drawn
+@_draw
 def training_figure(epochs: pd.DataFrame) -> Figure:
     """Losses, accuracy on valid and learning rate epoch by epoch, stages marked, the best epoch ringed.
 
@@ -145,7 +145,7 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
         axes.set_title(title, pad=22)
         for start in starts:
             axes.axvline(start + 0.5, color=GREY, linestyle=":", linewidth=1)
-            words = f" {_trains(rows.loc[start, 'trains'])}"
+            words = f" {_stage_name(rows.loc[start, 'trains'])}"
             axes.text(start + 0.5, 1.02, words, transform=axes.get_xaxis_transform(), fontsize=9)
         axes.set_xlim(0.4, len(rows) + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -155,27 +155,27 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _trains(what: Any) -> str:
+def _stage_name(what: Any) -> str:
     if str(what) in ("head", "all"):
         return str(what)
     return f"last {float(what):.0%}" if 0 < float(what) < 1 else f"last {what}"
 
 
-@_drawn
+@_draw
 def counts_figure(counts: pd.DataFrame) -> Figure:
-    """Photos by class and split: a bar a class, or for more than `MOST_NAMED` a curve of sizes, largest first.
+    """Images by class and split: a bar a class, or for more than `MAX_NAMED_CLASSES` a curve of sizes, largest first.
 
     Args:
-        counts: classes x splits, photos.
+        counts: classes x splits, images.
     """
     colours = dict(zip(("train", "valid", "test"), (BLUE, ORANGE, GREEN), strict=True))
-    if len(counts) > MOST_NAMED:
+    if len(counts) > MAX_NAMED_CLASSES:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.subplots()
         for split, dashes in zip(counts, ("-", "--", ":"), strict=False):
             sizes = counts[split].sort_values(ascending=False).to_numpy()
             axes.plot(np.arange(1, len(sizes) + 1), sizes, dashes, color=colours[str(split)], label=str(split))
-        axes.set(xlabel="classes, largest first", ylabel="photos", ylim=(0, None))
+        axes.set(xlabel="classes, largest first", ylabel="images", ylim=(0, None))
         axes.legend()
         return figure
     figure = Figure(figsize=(8, 0.9 + 0.28 * len(counts)), layout="constrained")
@@ -184,28 +184,28 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     for split in counts:
         axes.barh(np.arange(len(counts)), counts[split], left=left, color=colours[str(split)], label=str(split))
         left += counts[split].to_numpy()
-    axes.set_yticks(np.arange(len(counts)), _names(counts.index))
+    axes.set_yticks(np.arange(len(counts)), _short_names(counts.index))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="photos")
+    axes.set(xlabel="images")
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
-@_drawn
+@_draw
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Truth by prediction, each row as shares of its class; with names and counts up to `MOST_NAMED` classes.
+    """Truth by prediction, each row as shares of its class; with names and counts up to `MAX_NAMED_CLASSES` classes.
 
     Args:
-        matrix: truth x prediction, photos.
+        matrix: truth x prediction, images.
     """
     count = len(classes)
-    named = count <= MOST_NAMED
+    named = count <= MAX_NAMED_CLASSES
     side = 2.4 + 0.42 * count if named else 6
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    # off the diagonal of a large matrix one photo is a pale dot: the square root shows it
+    # off the diagonal of a large matrix one image is a pale dot: the square root shows it
     axes.imshow(shares if named else np.sqrt(shares), cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
     axes.set(xlabel="predicted", ylabel="truth")
     axes.grid(visible=False)
@@ -214,7 +214,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     if not named:
         axes.set_title("classes in the order of the tables; the darker, the larger a share of its class")
         return figure
-    names = _names(classes)
+    names = _short_names(classes)
     axes.set_xticks(range(count), names, rotation=60 if count > 2 else 0, ha="right" if count > 2 else "center")
     axes.set_yticks(range(count), names)
     for row, column in np.argwhere(matrix):
@@ -224,13 +224,13 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-@_drawn
+@_draw
 def reliability_figure(bins: pd.DataFrame) -> Figure:
     """How often predictions were right against how sure they were, and how many predictions were so sure.
 
     Args:
-        bins: one row a bin that has predictions: `from, to, photos, confidence, accuracy`, and `interval` of the latter
-            (all but the photos 0-1).
+        bins: one row a bin that has predictions: `from, to, images, confidence, accuracy`, and `interval` of the latter
+            (all but the images 0-1).
     """
     figure = Figure(figsize=(5, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -241,14 +241,14 @@ def reliability_figure(bins: pd.DataFrame) -> Figure:
     above.plot(bins["confidence"], bins["accuracy"], "o", color=ORANGE, markersize=5, label="mean confidence")
     above.set(ylabel="share right", ylim=(0, 1), xlim=(0, 1))
     above.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=9, columnspacing=1.2)
-    below.bar(middle, bins["photos"], width=0.92 * width, color=GREY)
+    below.bar(middle, bins["images"], width=0.92 * width, color=GREY)
     below.set(xlabel="confidence", ylabel="predictions")
     for axis in (above.yaxis, above.xaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
 
-@_drawn
+@_draw
 def time_figure(seconds: dict[str, float]) -> Figure:
     """Seconds by what was done in them, most first."""
     figure = Figure(figsize=(8, 0.8 + 0.3 * len(seconds)), layout="constrained")
@@ -262,7 +262,7 @@ def time_figure(seconds: dict[str, float]) -> Figure:
     return figure
 
 
-@_drawn
+@_draw
 def ladder_figure(rungs: pd.DataFrame) -> Figure:
     """Accuracy of each rung, in the order of the table, with its interval and the seconds it took; its name above it.
 
@@ -274,7 +274,9 @@ def ladder_figure(rungs: pd.DataFrame) -> Figure:
     rows = rungs.iloc[::-1].to_dict("records")
     archs = [name for name in dict.fromkeys(rungs["arch"]) if name]
     colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
-    names = ["\n".join(wrap(name, 46, break_on_hyphens=False)) for name in _names([row["words"] for row in rows], 90)]
+    names = [
+        "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in _short_names([row["words"] for row in rows], 90)
+    ]
     more = [0.4 * name.count("\n") for name in names]
     places = np.cumsum([1 + below for below in (0, *more[:-1])])
     figure = Figure(figsize=(5, 0.9 + 0.46 * places[-1] + 0.2 * (len(archs) > 1)), layout="constrained")
@@ -307,68 +309,68 @@ def ladder_figure(rungs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_drawn
+@_draw
 def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: dict[str, str]) -> Figure:
-    """Accuracy by training photos: each training a dot, means joined, the fitted law dashed and to twice the photos.
+    """Accuracy by training images: each training a dot, means joined, the fitted law dashed and to twice the images.
 
     As wide as a phone is.
 
     Args:
         trainings: see `baseline.Curve.table`.
-        lines: by rung, photos and accuracies of its law, 2 x points.
+        lines: by rung, images and accuracies of its law, 2 x points.
         words: what each rung is called.
     """
     figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for rung, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
         rows = trainings[trainings["rung"] == rung]
-        means = rows.groupby("photos")["accuracy"].mean()
-        axes.plot(rows["photos"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
+        means = rows.groupby("images")["accuracy"].mean()
+        axes.plot(rows["images"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
         axes.plot(means.index, means, "-o", color=colour, markersize=5, label=words[rung])
         axes.plot(*lines[rung], "--", color=colour, linewidth=1.2)
-    axes.set(xscale="log", xlabel="training photos", ylabel="accuracy")
+    axes.set(xscale="log", xlabel="training images", ylabel="accuracy")
     least, most = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 50 * least else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
-    axes.plot([], [], "--", color=GREY, linewidth=1.2, label="power law, to twice the photos")
+    axes.plot([], [], "--", color=GREY, linewidth=1.2, label="power law, to twice the images")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
-def _names(classes: Any, most: int = 28) -> list[str]:
+def _short_names(classes: Any, most: int = 28) -> list[str]:
     """Class names as matplotlib should write them: short, and a $ as a $, which would else begin a formula."""
     names = [str(name) for name in classes]
     return [(name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$") for name in names]
 
 
-def sheet(photos: Sequence[tuple[Image.Image | None, str]], across: int = 6, side: int = 120) -> bytes:
-    """Photos in rows, each with its words (lines) below, as a PNG file's content; grey where a photo is None."""
+def image_sheet(images: Sequence[tuple[Image.Image | None, str]], across: int = 6, side: int = 120) -> bytes:
+    """Images in rows, each with its words (lines) below, as a PNG file's content; grey where an image is None."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
-    lines = max((words.count("\n") + 1 for _, words in photos), default=1)
+    lines = max((words.count("\n") + 1 for _, words in images), default=1)
     wide, high = side + 10, side + 12 + 14 * lines
-    across = min(across, max(1, len(photos)))
-    page = Image.new("RGB", (wide * across + 10, high * -(-len(photos) // across) + 10), "white")
+    across = min(across, max(1, len(images)))
+    page = Image.new("RGB", (wide * across + 10, high * -(-len(images) // across) + 10), "white")
     pen = ImageDraw.Draw(page)
-    for number, (photo, words) in enumerate(photos):
+    for number, (image, words) in enumerate(images):
         left, top = 10 + wide * (number % across), 10 + high * (number // across)
-        shown = _within(photo, side) if photo is not None else Image.new("RGB", (side, side), "lightgray")
+        shown = _fit_within(image, side) if image is not None else Image.new("RGB", (side, side), "lightgray")
         page.paste(shown, (left + (side - shown.width) // 2, top + (side - shown.height) // 2))
         for row, line in enumerate(words.split("\n")):
-            pen.text((left, top + side + 2 + 14 * row), _cut(line, font, side), fill=INK, font=font)
+            pen.text((left, top + side + 2 + 14 * row), _ellipsize(line, font, side), fill=INK, font=font)
     buffer = io.BytesIO()
     page.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _within(photo: Image.Image, side: int) -> Image.Image:
-    """The photo as large as goes into a square of so many pixels."""
-    scale = side / max(photo.size)
-    return photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))
+def _fit_within(image: Image.Image, side: int) -> Image.Image:
+    """The image as large as goes into a square of so many pixels."""
+    scale = side / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-def _cut(line: str, font: Any, width: int) -> str:
+def _ellipsize(line: str, font: Any, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:
@@ -376,14 +378,14 @@ def _cut(line: str, font: Any, width: int) -> str:
     return line + "…"
 
 
-def heated(photo: Image.Image, places: np.ndarray, side: int = 160) -> Image.Image:
-    """The photo with the places of a Grad-CAM laid over it: yellow speaks most for the class, dark least.
+def overlay_heatmap(image: Image.Image, places: np.ndarray, side: int = 160) -> Image.Image:
+    """The image with the places of a Grad-CAM laid over it: yellow speaks most for the class, dark least.
 
     Args:
-        places: h x w, 0-1; it covers the whole photo.
+        places: h x w, 0-1; it covers the whole image.
         side: pixels, of the square that is returned.
     """
-    square = photo.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     smooth = Image.fromarray(places.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(smooth), 0, 1)
     colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
@@ -391,7 +393,7 @@ def heated(photo: Image.Image, places: np.ndarray, side: int = 160) -> Image.Ima
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-@_drawn
+@_draw
 def pairs_figure(pairs: pd.DataFrame, title: str, most: int = 18) -> Figure:
     """The first pairs of an audit side by side, each with labels, splits and distance (bits of the hash)."""
     shown = pairs.head(most)
@@ -406,16 +408,16 @@ def pairs_figure(pairs: pd.DataFrame, title: str, most: int = 18) -> Figure:
     for number, row in enumerate(shown.to_dict("records")):
         for side, prefix in enumerate(("", "other_")):
             axes = grid[number // across][2 * (number % across) + side]
-            axes.imshow(_small(row["other" if side else "path"]))
+            axes.imshow(_thumbnail(row["other" if side else "path"]))
             words = [str(row[f"{prefix}label"])[:24], row[f"{prefix}split"] or "", "" if side else row["kind"]]
             axes.set_title(" ".join(word for word in words if word).replace("$", r"\$"), fontsize=8)
     return figure
 
 
-def _small(path: str) -> Any:
-    """The photo at most 160 px wide and high; a blank where it is gone meanwhile."""
+def _thumbnail(path: str) -> Any:
+    """The image at most 160 px wide and high; a blank where it is gone meanwhile."""
     try:
-        image = open_photo(path, 160)
+        image = load_image(path, 160)
     except OSError:
         return Image.new("RGB", (160, 160), "lightgray")
     image.thumbnail((160, 160))
@@ -425,7 +427,7 @@ def _small(path: str) -> Any:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file's content, on white."""
     buffer = io.BytesIO()
-    with _styled():
+    with _figure_style():
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
     return buffer.getvalue()
 
@@ -440,7 +442,7 @@ def svg(figure: Figure, name: str, words: str) -> str:
     from html import escape
 
     buffer = io.StringIO()
-    with _styled(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _figure_style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     # the style sheet in it would be the whole page's; what it says of strokes stands in the template
@@ -455,10 +457,10 @@ def svg(figure: Figure, name: str, words: str) -> str:
 
 
 @dataclass
-class Photos:
-    """Photos by path, small, each read once; and which of them were gone."""
+class ThumbnailCache:
+    """Images by path, small, each read once; and which of them were gone."""
 
-    side: int = THUMB
+    side: int = THUMBNAIL_SIZE
     """Pixels, longer side."""
     seen: dict[str, Image.Image | None] = field(default_factory=dict)
 
@@ -470,9 +472,9 @@ class Photos:
         return self.seen[path]
 
     def read(self, path: str, size: int) -> Image.Image | None:
-        """The photo, at least of so many pixels where it has them; None where it is gone or damaged."""
+        """The image, at least of so many pixels where it has them; None where it is gone or damaged."""
         try:
-            return open_photo(path, size)
+            return load_image(path, size)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL says of damaged files
             return None
 

@@ -18,12 +18,19 @@ from markupsafe import Markup
 from baseline import __version__
 from baseline.data.sources.datasets import DATASETS
 from baseline.errors import DataError, OutputError
-from baseline.evaluation.explain import sentences
-from baseline.files import CARD, place, read_json, write
-from baseline.progress import Show
-from baseline.recipe.schema import course_words, rate_words, trained_words
-from baseline.runs.folder import judged_split, read_manifest
-from baseline.vision.weights import HUB, HUB_CACHE, PACKAGED, Weights, is_torchvision, published
+from baseline.evaluation.explain import explain
+from baseline.files import CARD_FILE, read_json, resolve_path, write_atomic
+from baseline.progress import Progress
+from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
+from baseline.runs.folder import headline_split, read_manifest
+from baseline.vision.weights import (
+    SOURCE_HUB,
+    SOURCE_HUB_CACHE,
+    SOURCE_PACKAGE,
+    Weights,
+    is_torchvision,
+    published_info,
+)
 
 if TYPE_CHECKING:
     from baseline.data.sources.datasets import Dataset
@@ -31,24 +38,24 @@ if TYPE_CHECKING:
 __all__ = ["write_card"]
 
 
-MARK = "<!-- Written by baseline; `baseline report` writes it again, and loses changes, while this line is here. -->"
+MARKER = "<!-- Written by baseline; `baseline report` writes it again, and loses changes, while this line is here. -->"
 
-MOST_CLASSES = 50
+MAX_CLASSES = 50
 """That are told one by one."""
 
-FEW = 30
-"""Test photos of a class below which its own numbers are called rough."""
+FEW_IMAGES = 30
+"""Test images of a class below which its own numbers are called rough."""
 
 NAMING_FILES = ("conflict", "unreadable")
 """Findings whose words end, after a colon, in names of files."""
 
-PLACES = ("images", "weights", "split_file", "fixes", "keep_if", "keep_model")
+PATH_FIELDS = ("image_dir", "weights", "split_file", "fixes", "keep_if", "keep_model")
 """What a recipe may hold of one machine's files."""
 
-NOT_TOLD = ("name", "presets", "expected", "budget", "preset", "cache_gb", "workers", *PLACES)
+OMITTED_FIELDS = ("name", "presets", "expected", "budget", "preset", "cache_gb", "workers", *PATH_FIELDS)
 """What a recipe holds that is no decision of this training, or is of one machine."""
 
-OLD_RECIPE = {"tta": (), "split": "", "photos_per_class": 0, "audit": "", "leaks": "", "seed": None}
+OLD_RECIPE = {"tta": (), "split": "", "images_per_class": 0, "audit": "", "leaks": "", "seed": None}
 
 OLD_MANIFEST: dict[str, Any] = {
     **{key: {} for key in ("data", "calibration", "seconds", "versions")},
@@ -58,7 +65,7 @@ OLD_MANIFEST: dict[str, Any] = {
 """What older runs may not have written: nothing is told of it."""
 
 
-def write_card(run: str | Path, show: Show | None = None) -> Path:
+def write_card(run: str | Path, progress: Progress | None = None) -> Path:
     """Writes the model card, `model/README.md`, of a finished run, and returns its path.
 
     A card without its marking line, which says that it is written again, has been taken over by hand: it stays.
@@ -69,61 +76,61 @@ def write_card(run: str | Path, show: Show | None = None) -> Path:
     >>> write_card("runs/cifar10-20261122-101500")                                 # doctest: +SKIP
     PosixPath('runs/cifar10-20261122-101500/model/README.md')
     """
-    show = show or Show()
+    progress = progress or Progress()
     run = Path(run)
-    manifest, target = read_manifest(run), run / "model" / CARD
+    manifest, target = read_manifest(run), run / "model" / CARD_FILE
     facts = read_json(run / "model" / "model.json")
-    if target.exists() and MARK not in _text_of(target):
-        show.say(f"model card: {target} was changed by hand and stays")
+    if target.exists() and MARKER not in _read_text(target):
+        progress.log(f"model card: {target} was changed by hand and stays")
         return target
     findings = run / "audit" / "findings.json"
     found = read_json(findings)["findings"] if findings.exists() else []
-    write(target, _card(manifest, facts, found))
-    show.say(f"model card: {target}")
+    write_atomic(target, _render_card(manifest, facts, found))
+    progress.log(f"model card: {target}")
     return target
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Mend or remove it.") from None
 
 
-def _card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
+def _render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
     import yaml
 
     recipe = OLD_RECIPE | manifest["recipe"]
-    split = judged_split(manifest["metrics"])
-    source = _source(manifest.get("photos"), [_line(name) for name in facts["classes"]])
+    split = headline_split(manifest["metrics"])
+    source = _data_source(manifest.get("images"), [_one_line(name) for name in facts["classes"]])
     page = {
         "manifest": OLD_MANIFEST | manifest,
         "recipe": recipe,
         "facts": facts,
-        "findings": [_finding(each) for each in findings],
+        "findings": [_describe_finding(each) for each in findings],
         "source": source,
         "title": f"{source['title']}: {facts['arch']}",
         "split": split,
         "numbers": manifest["metrics"][split],
         "found": manifest["metrics"][split]["tta" if recipe["tta"] else "plain"],
         "many": facts.get("labels") == "many",
-        "weights": _weights(manifest.get("weights")),
-        "most": MOST_CLASSES,
+        "weights": _describe_weights(manifest.get("weights")),
+        "most": MAX_CLASSES,
     }
     page |= {
-        "told": sentences(page["numbers"]) if "tta_gain" in page["numbers"] else [],
-        "limits": list(_limits(page)),
-        "again": _recipe_again(manifest["recipe"]),
+        "told": explain(page["numbers"]) if "tta_gain" in page["numbers"] else [],
+        "limits": list(_limitations(page)),
+        "again": _recipe_json(manifest["recipe"]),
         "again_data": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),
-        "own_files": [key for key in PLACES if recipe.get(key)],
+        "own_files": [key for key in PATH_FIELDS if recipe.get(key)],
         "version": page["manifest"]["versions"].get("fastai-baseline", __version__),
-        "mark": MARK,
+        "mark": MARKER,
     }
-    header = yaml.safe_dump(_header(page), sort_keys=False, allow_unicode=True, width=10**6)
-    return _environment().get_template("card.md.j2").render({**page, "header": header})
+    header = yaml.safe_dump(_metadata(page), sort_keys=False, allow_unicode=True, width=10**6)
+    return _template_environment().get_template("card.md.j2").render({**page, "header": header})
 
 
-def _header(page: dict[str, Any]) -> dict[str, Any]:
+def _metadata(page: dict[str, Any]) -> dict[str, Any]:
     """What the Hugging Face hub reads: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     arch, source = page["facts"]["arch"], page["source"]
     library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
@@ -156,107 +163,110 @@ def _metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in rows if value is not None]
 
 
-def _source(photos: str | None, classes: list[str]) -> dict[str, Any]:
-    """What is told of where the photos are from: the name of a public data set, else the classes, never a path."""
-    kind, _, name = (photos or "").partition(":")
-    known: Dataset | None = DATASETS.get(photos or "")
+def _data_source(images: str | None, classes: list[str]) -> dict[str, Any]:
+    """What is told of where the images are from: the name of a public data set, else the classes, never a path."""
+    kind, _, name = (images or "").partition(":")
+    known: Dataset | None = DATASETS.get(images or "")
     if known:
-        return _named(known.title, known.hub or known.name, known.hub) | {"citation": known.citation, "data": photos}
+        return _named_source(known.title, known.hub or known.name, known.hub) | {
+            "citation": known.citation,
+            "data": images,
+        }
     if kind == "torchvision" and re.fullmatch(r"\w+", name):
-        return _named(f"{name} of torchvision", name) | {"data": photos}
-    if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not _is_there(name):
-        return _named(name, name, name) | {"data": photos}
+        return _named_source(f"{name} of torchvision", name) | {"data": images}
+    if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not _is_installed(name):
+        return _named_source(name, name, name) | {"data": images}
     listed = ", ".join(classes)
-    words = f"{len(classes)} classes of photos"
-    return _named(listed if len(classes) <= 5 and len(listed) <= 60 else words, "imagefolder")
+    words = f"{len(classes)} classes of images"
+    return _named_source(listed if len(classes) <= 5 and len(listed) <= 60 else words, "imagefolder")
 
 
-def _named(title: str, kind: str, hub: str = "") -> dict[str, Any]:
-    return {"title": title, "type": kind, "hub": hub, "citation": "", "data": "PHOTOS"}
+def _named_source(title: str, kind: str, hub: str = "") -> dict[str, Any]:
+    return {"title": title, "type": kind, "hub": hub, "citation": "", "data": "IMAGES"}
 
 
-def _is_there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
-        return place(name).exists()
+        return resolve_path(name).exists()
     except DataError:
         return False
 
 
-def _weights(said: Any) -> dict[str, str]:
+def _describe_weights(said: Any) -> dict[str, str]:
     """Of the weights that training began with: where they were found, unless that is a path, hash, licence, hub id."""
     nothing = dict.fromkeys(("words", "sha256", "license", "base_model"), "")
     if not isinstance(said, dict):
         return nothing | ({"words": "random weights"} if said == "random" else {})
     weights = Weights(**said)
-    public = weights.origin.startswith((PACKAGED, HUB, HUB_CACHE, "https://"))
+    public = weights.origin.startswith((SOURCE_PACKAGE, SOURCE_HUB, SOURCE_HUB_CACHE, "https://"))
     where = f" from {weights.origin}" if public else ""
-    return nothing | {"words": f"pretrained weights{where}", "sha256": weights.sha256, **published(weights)}
+    return nothing | {"words": f"pretrained weights{where}", "sha256": weights.sha256, **published_info(weights)}
 
 
-def _finding(finding: dict[str, Any]) -> dict[str, Any]:
+def _describe_finding(finding: dict[str, Any]) -> dict[str, Any]:
     if finding["finding"] not in NAMING_FILES:
         return finding
     return finding | {"words": finding["words"].partition(":")[0]}
 
 
-def _limits(page: dict[str, Any]) -> Iterator[str]:
+def _limitations(page: dict[str, Any]) -> Iterator[str]:
     """What the measured numbers warn of."""
     split, found, numbers = page["split"], page["found"], page["numbers"]
     low, high = found["interval"]
     if split == "valid":
-        yield "There was no test split: the weights were chosen on the valid photos of the number, which flatters it."
+        yield "There was no test split: the weights were chosen on the valid images of the number, which flatters it."
     if high - low > 0.04:
         spread = f"{100 * (high - low):.1f} points"
-        yield f"{numbers['photos']:,} {split} photos are few: the interval of the share of right ones is {spread} wide."
+        yield f"{numbers['images']:,} {split} images are few: the interval of the share of right ones is {spread} wide."
     if "majority" in numbers and low <= numbers["majority"]["accuracy"]:
         yield f"It is not shown to be better than always saying '{numbers['majority']['label']}'."
-    yield from _class_limits(numbers["tta"], split)
+    yield from _class_limitations(numbers["tta"], split)
     for finding in page["findings"]:
         dropped = finding["finding"] == "leak" and page["recipe"]["leaks"] == "drop"
         if finding["finding"] in ("leak", "conflict", "unused group") and not dropped:
             yield f"{finding['words']} ({finding['effect']})."
     if page["recipe"]["seed"] is not None:
         yield f"It is one training with one seed ({page['recipe']['seed']}); another would give another number."
-    yield f"It was measured on the {split} photos alone; nothing was measured on photos from elsewhere."
+    yield f"It was measured on the {split} images alone; nothing was measured on images from elsewhere."
     if not page["many"]:
         count = len(page["facts"]["classes"])
-        yield f"It answers with one of its {count:,} classes, whatever a photo shows."
+        yield f"It answers with one of its {count:,} classes, whatever an image shows."
 
 
-def _class_limits(tta: dict[str, Any], split: str) -> Iterator[str]:
+def _class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
     classes = tta.get("classes", {})
-    seen = {name: row for name, row in classes.items() if row["photos"]}
+    seen = {name: row for name, row in classes.items() if row["images"]}
     if seen:
         name, worst = min(seen.items(), key=lambda item: item[1]["recall"])
         if worst["recall"] < 1:
             low, high = worst["recall_interval"]
             yield (
-                f"The class that it finds least is '{name}': {worst['recall']:.1%} of {worst['photos']:,} {split} "
-                f"photos (95% interval {low:.1%} to {high:.1%})."
+                f"The class that it finds least is '{name}': {worst['recall']:.1%} of {worst['images']:,} {split} "
+                f"images (95% interval {low:.1%} to {high:.1%})."
             )
     for pair in tta.get("confused", [])[:1]:
         yield (
-            f"Its most frequent mistake: {pair['photos']:,} {split} photos of '{pair['label']}' "
+            f"Its most frequent mistake: {pair['images']:,} {split} images of '{pair['label']}' "
             f"({pair['share']:.1%}) are taken for '{pair['predicted']}'."
         )
-    few = [name for name, row in classes.items() if row["photos"] < FEW]
+    few = [name for name, row in classes.items() if row["images"] < FEW_IMAGES]
     if few:
         share = f"{len(few):,} of {len(classes):,} classes"
-        yield f"{share} have fewer than {FEW} {split} photos: what is told of each of them is rough."
+        yield f"{share} have fewer than {FEW_IMAGES} {split} images: what is told of each of them is rough."
 
 
-def _recipe_again(recipe: dict[str, Any]) -> Markup:
+def _recipe_json(recipe: dict[str, Any]) -> Markup:
     """The recipe as JSON for a fenced block, without what is of one machine."""
-    kept = {key: value for key, value in recipe.items() if key not in NOT_TOLD and value not in ("", None)}
+    kept = {key: value for key, value in recipe.items() if key not in OMITTED_FIELDS and value not in ("", None)}
     if kept.get("data") not in DATASETS:
         kept.pop("data", None)
     return Markup(json.dumps(kept, indent=2, ensure_ascii=False).replace("`", "\\u0060"))
 
 
-def _environment() -> Environment:
+def _template_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("baseline.report"),
-        finalize=_escaped,  # class names are anybody's
+        finalize=_escape,  # class names are anybody's
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -265,15 +275,15 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=lambda share: "–" if share is None else f"{share:.2%}",
         thousands=lambda value: f"{value:,}",
-        course=course_words,
-        rate=rate_words,
-        trained=trained_words,
+        course=describe_schedule,
+        rate=format_lr,
+        trained=describe_trained,
         as_is=Markup,
     )
     return environment
 
 
-def _escaped(value: Any) -> Any:
+def _escape(value: Any) -> Any:
     """Text as Markdown that shows it, in one line; what is said to be Markdown stays."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else _markdown(value)
 
@@ -283,14 +293,14 @@ def _markdown(text: str) -> str:
     >>> _markdown("a|b\n*c* <i>")
     'a\\|b \\*c\\* \\<i\\>'
     """
-    return re.sub(r"([\\`*_{}\[\]<>#|~&$@!])", r"\\\1", _shown(text)).replace("://", r"\://")
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$@!])", r"\\\1", _printable(text)).replace("://", r"\://")
 
 
-def _line(text: Any) -> str:
-    return _shown(str(text)).strip()
+def _one_line(text: Any) -> str:
+    return _printable(str(text)).strip()
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     """The text in one line, without what cannot be seen but what joins emoji."""
     seen = "".join(each if each.isprintable() or each == "\N{ZERO WIDTH JOINER}" else " " for each in text)
     return re.sub(r"\s+", " ", seen)

@@ -1,6 +1,6 @@
-"""Table of issues -> a page to decide on them, photo by photo. Knows HTML; judges nothing.
+"""Table of issues -> a page to decide on them, image by image. Knows HTML; judges nothing.
 
-The page holds its photos, styles and script itself and asks the browser (by its content security policy) to load
+The page holds its images, styles and script itself and asks the browser (by its content security policy) to load
 nothing else. What a person decides stays in that browser's storage, where it allows that, and leaves the page as the
 download `fixes.csv`.
 """
@@ -14,43 +14,45 @@ from typing import Any
 import pandas as pd
 
 from baseline import __version__
-from baseline.files import write
-from baseline.progress import Show
-from baseline.report.figures import Photos
-from baseline.report.html import rendered
+from baseline.files import write_atomic
+from baseline.progress import Progress
+from baseline.report.figures import ThumbnailCache
+from baseline.report.html import render
 
-__all__ = ["write_gallery"]
-
-
-SIDE = 224
-"""Pixels of a photo's longer side in the page."""
+__all__ = ["write_review_page"]
 
 
-def write_gallery(target: Path, issues: pd.DataFrame, title: str, most: int = 500, show: Show | None = None) -> Path:
-    """Writes the page of suspected labels and of photos unlike all others.
+IMAGE_SIDE = 224
+"""Pixels of an image's longer side in the page."""
+
+
+def write_review_page(
+    target: Path, issues: pd.DataFrame, title: str, most: int = 500, progress: Progress | None = None
+) -> Path:
+    """Writes the page of suspected labels and of images unlike all others.
 
     Args:
-        issues: of `baseline.label_issues`, the most suspicious first.
-        most: photos shown of each kind.
+        issues: of `baseline.find_label_issues`, the most suspicious first.
+        most: images shown of each kind.
 
     Raises:
         OutputError: if it cannot be written.
 
-    >>> write_gallery(Path("clean.html"), found.issues, "photos")                  # doctest: +SKIP
+    >>> write_review_page(Path("clean.html"), found.issues, "images")                  # doctest: +SKIP
     PosixPath('clean.html')
     """
-    show = show or Show()
+    progress = progress or Progress()
     labels = issues["is_label_issue"] | (issues["conflict"] != "")
     kinds = {"labels": issues[labels], "outliers": issues[issues["is_outlier_issue"] & ~labels]}
     kinds["outliers"] = kinds["outliers"].sort_values("outlier_score", kind="stable")
-    photos, label_of = Photos(SIDE), issues.set_index("path")["given_label"]
+    images, label_of = ThumbnailCache(IMAGE_SIDE), issues.set_index("path")["given_label"]
     cards: dict[str, list[dict[Any, Any]]] = {}
-    with show.bar("writing the page", sum(len(rows.head(most)) for rows in kinds.values()), "photos") as bar:
+    with progress.bar("writing the page", sum(len(rows.head(most)) for rows in kinds.values()), "images") as bar:
         for kind, rows in kinds.items():
             cards[kind] = []
             for row in rows.head(most).to_dict("records"):
                 copy = {"copy_label": label_of.get(row["conflict"], "")}
-                cards[kind].append({**row, **copy, "image": photos.get(row["path"])})
+                cards[kind].append({**row, **copy, "image": images.get(row["path"])})
                 bar.step()
     page = {
         "title": title,
@@ -61,8 +63,8 @@ def write_gallery(target: Path, issues: pd.DataFrame, title: str, most: int = 50
         "suspected": int(issues["is_label_issue"].sum()),
         "conflicts": int((issues["conflict"] != "").sum()),
         "classes": sorted(issues["given_label"].unique()),
-        "missing": photos.missing,
+        "missing": images.missing,
         "key": hashlib.sha256(issues.to_csv(index=False).encode()).hexdigest()[:16],
     }
-    write(target, rendered("clean", page))
+    write_atomic(target, render("clean", page))
     return target

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import contextmanager
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from baseline.recipe.schema import (Recipe)
+    from baseline.recipe.schema import Recipe
 
-__all__ = ["bound_by", "where_time_went"]
+__all__ = ["bottleneck", "time_by_part"]
 
 
-
-def where_time_went(seconds: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def time_by_part(seconds: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of a run by what was done in them, most first.
 
     Args:
@@ -32,20 +28,19 @@ def where_time_went(seconds: Mapping[str, float], stages: Sequence[Mapping[str, 
     return {name: round(value, 2) for name, value in sorted(found.items(), key=lambda item: -item[1])}
 
 
-
-def bound_by(where: Mapping[str, float], recipe: Recipe, device: str) -> str:
+def bottleneck(where: Mapping[str, float], recipe: Recipe, device: str) -> str:
     """What took most of the time, and the option that would help."""
     most = next(iter(where))
     faster = "a smaller --image-size" + (", fewer epochs, or a GPU" if device == "cpu" else " or fewer epochs")
     helps = {
         "data": "it is in the cache now" if recipe.data else "a folder on a faster disk",
         "audit": "what was seen is in the cache now; --no-audit leaves it out",
-        "decoding": "the photos are in the cache now" if recipe.cache_gb else "--cache-gb keeps decoded photos",
+        "decoding": "the images are in the cache now" if recipe.cache_gb else "--cache-gb keeps decoded images",
         "outputs of frozen layers": (
             f"{faster}; they are in the cache now" if recipe.cache_gb else "--cache-gb keeps them for the next run"
         ),
         "logs": "fewer of --log",
-        "loading": "--workers reads photos in the background; --cache-gb keeps them decoded",
+        "loading": "--workers reads images in the background; --cache-gb keeps them decoded",
         "evaluation": "fewer views in the recipe's tta, or " + faster,
         "validation": "a smaller valid_share in the recipe, or " + faster,
     }
@@ -53,9 +48,7 @@ def bound_by(where: Mapping[str, float], recipe: Recipe, device: str) -> str:
     return f"{most}, {share:.0%} of the time; what would help: {helps.get(most, faster)}"
 
 
-
-
-class _Clock:
+class RunTimer:
     """Seconds by part, in order."""
 
     def __init__(self) -> None:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
 from pathlib import Path
-from baseline.recipe.schema import (Recipe)
-from baseline.files import (as_json, write)
-from baseline.data.split import (split_csv)
-from baseline.system import (versions)
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from baseline.data.split import split_to_csv
+from baseline.files import to_json, write_atomic
+from baseline.recipe.schema import Recipe
+from baseline.system import package_versions
 
 if TYPE_CHECKING:
+    import pandas as pd
     from fastai.learner import Learner
     from torch import Tensor
-    import pandas as pd
-    from baseline.training.state import (History)
-    from baseline.vision.weights import (Weights)
+
+    from baseline.training.state import History
+    from baseline.vision.weights import Weights
 
 
-GOLDEN_PHOTOS = 4
+GOLDEN_IMAGES = 4
 """That the model folder keeps, to be checked by."""
 
 
-
-def _write_run(
+def write_run(
     folder: Path,
     learn: Learner,
     weights: Weights | None,
@@ -33,15 +33,14 @@ def _write_run(
     manifest: dict[str, Any],
 ) -> None:
     fitted = manifest["calibration"].get("temperature")
-    _write_training(folder, learn, history, Recipe(**manifest["recipe"]), weights, fitted)
-    write(folder / "split.csv", split_csv(table))
-    write(folder / "predictions.csv", predicted.to_csv(index=False))
-    write(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
-    write(folder / "manifest.json", as_json(manifest))
+    write_training(folder, learn, history, Recipe(**manifest["recipe"]), weights, fitted)
+    write_atomic(folder / "split.csv", split_to_csv(table))
+    write_atomic(folder / "predictions.csv", predicted.to_csv(index=False))
+    write_atomic(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
+    write_atomic(folder / "manifest.json", to_json(manifest))
 
 
-
-def _write_training(
+def write_training(
     folder: Path,
     learn: Learner,
     history: History,
@@ -50,7 +49,7 @@ def _write_training(
     temperature: float | None = None,
 ) -> None:
     from baseline.inference.model_folder import save_network
-    from baseline.vision.weights import is_torchvision, normalisation, published
+    from baseline.vision.weights import is_torchvision, normalisation, published_info
 
     mean, std = normalisation(recipe.arch)
     facts = {
@@ -68,24 +67,23 @@ def _write_training(
         "temperature": temperature,
         "crop": recipe.augment.crop,
         "precision": recipe.precision,
-        "weights_license": published(weights).get("license", "unknown") if weights else None,
-        "versions": versions(),
+        "weights_license": published_info(weights).get("license", "unknown") if weights else None,
+        "versions": package_versions(),
     }
-    write(folder / "history.csv", history.epochs.to_csv(index=False))
-    save_network(learn.model, facts, folder / "model", _golden(learn, recipe, facts))
+    write_atomic(folder / "history.csv", history.epochs.to_csv(index=False))
+    save_network(learn.model, facts, folder / "model", _golden_tensors(learn, recipe, facts))
 
 
-
-def _golden(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Tensor] | None:
-    """What the network makes of a valid photo of each of the first few classes; None if they have gone meanwhile."""
+def _golden_tensors(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Tensor] | None:
+    """What the network makes of a valid image of each of the first few classes; None if they have gone meanwhile."""
     import numpy as np
 
-    from baseline.inference.model import golden_of
-    from baseline.data.image import square
+    from baseline.data.image import load_square
+    from baseline.inference.model import golden_outputs
 
-    paths = learn.dls.valid_ds.items.groupby("label").head(1)["path"].head(GOLDEN_PHOTOS)
+    paths = learn.dls.valid_ds.items.groupby("label").head(1)["path"].head(GOLDEN_IMAGES)
     try:
-        photos = np.stack([square(path, recipe.decoded_size, recipe.resize) for path in paths])
+        images = np.stack([load_square(path, recipe.decoded_size, recipe.resize) for path in paths])
     except OSError:
         return None
-    return golden_of(learn.model, facts, photos)
+    return golden_outputs(learn.model, facts, images)

@@ -13,20 +13,20 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
 
-from baseline.parallel.distributed import averaged
-from baseline.training.recovery import _Wrong
-from baseline.training.state import _score
-from baseline.vision.augment import shrunk
+from baseline.parallel.distributed import all_reduce_mean
+from baseline.training.recovery import Diverged
+from baseline.training.state import epoch_score
+from baseline.vision.augment import resize_batch
 
 if TYPE_CHECKING:
     from baseline.progress import Bar
-    from baseline.training.state import _Run
+    from baseline.training.state import TrainingRun
 
-HIGHEST_LOSS = 10
+MAX_RELATIVE_LOSS = 10
 """Times the loss of a guess, from which on training has diverged."""
 
 
-class _Gathered(GradientAccumulation):
+class AccumulateGradients(GradientAccumulation):
     """fastai's, with nothing left over from one epoch for the next."""
 
     def before_epoch(self) -> None:
@@ -34,21 +34,21 @@ class _Gathered(GradientAccumulation):
         self.opt.zero_grad()
 
 
-class _Together(Callback):
+class SyncGradients(Callback):
     """All processes learn from the whole batch, of which each has seen its part, and are judged by the same network."""
 
     def after_backward(self) -> None:
-        averaged([p.grad for p in self.model.parameters() if p.grad is not None])
+        all_reduce_mean([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def before_validate(self) -> None:
-        averaged([value for value in self.model.buffers() if value.is_floating_point()])
+        all_reduce_mean([value for value in self.model.buffers() if value.is_floating_point()])
 
 
-class _StillBatchNorm(Callback):
+class FreezeBatchNorm(Callback):
     """The body's BatchNorm normalises with the statistics it was pretrained with; scale and shift still learn.
 
-    In a short fine-tune on small batches this is worth points: CIFAR-10, 20,000 photos, 64 px, one epoch:
-    85.5 % against 81.4 % and 82.0 % with moving statistics (3,000 test photos, TTA).
+    In a short fine-tune on small batches this is worth points: CIFAR-10, 20,000 images, 64 px, one epoch:
+    85.5 % against 81.4 % and 82.0 % with moving statistics (3,000 test images, TTA).
     """
 
     def __init__(self, body: torch.nn.Module) -> None:
@@ -61,10 +61,10 @@ class _StillBatchNorm(Callback):
                 layer.eval()
 
 
-class _Plateau(ReduceLROnPlateau):
+class ReduceOnPlateau(ReduceLROnPlateau):
     """fastai's, which prints; the rate of each epoch is in the history. What the stage has reached before counts."""
 
-    def __init__(self, run: _Run, number: int) -> None:
+    def __init__(self, run: TrainingRun, number: int) -> None:
         super().__init__()
         self.done = run.point.epoch if run.point else 0
         self.before = min((row["valid_loss"] for row in run.log.epochs if row["stage"] == number), default=math.inf)
@@ -79,7 +79,7 @@ class _Plateau(ReduceLROnPlateau):
                 super().after_epoch()
 
 
-class _Laps(Callback):
+class StepTimer(Callback):
     """Seconds by part of the loop. On a GPU, which is not waited for, parts are told apart only roughly."""
 
     order = -100  # before all others, whose time then counts as the part's that they follow
@@ -112,8 +112,8 @@ class _Laps(Callback):
         self._lap("validation")
 
 
-class _Smaller(Callback):
-    """Training photos are made smaller; valid ones are not, so that all stages are judged alike."""
+class ResizeBatch(Callback):
+    """Training images are made smaller; valid ones are not, so that all stages are judged alike."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -121,22 +121,22 @@ class _Smaller(Callback):
 
     def before_batch(self) -> None:
         if self.training:
-            self.learn.xb = (shrunk(self.xb[0], self.size),)
+            self.learn.xb = (resize_batch(self.xb[0], self.size),)
 
 
-class _Watch(Callback):
+class ProgressCallback(Callback):
     """Moves the bar, writes the history, keeps the best weights, and sees when a stage has to end."""
 
     order = 60  # after the Recorder, whose values it reads
 
-    def __init__(self, run: _Run, number: int, facts: dict[str, Any], bar: Bar) -> None:
+    def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], bar: Bar) -> None:
         super().__init__()
         self.number, self.stage, self.bar = number, run.frozen.recipe.stages[number - 1], bar
-        self.best, self.log, self.show, self.deadline = run.best, run.log, run.show, run.deadline
+        self.best, self.log, self.progress, self.deadline = run.best, run.log, run.progress, run.deadline
         self.patience, self.facts = run.frozen.recipe.patience, facts
         self.done = run.point.epoch if run.point else 0
         dls = run.frozen.learn.dls
-        self.most = HIGHEST_LOSS * math.log(2 if dls.many else max(2, len(dls.vocab)))
+        self.most = MAX_RELATIVE_LOSS * math.log(2 if dls.many else max(2, len(dls.vocab)))
         self.late = False
 
     def before_epoch(self) -> None:
@@ -147,7 +147,7 @@ class _Watch(Callback):
         if self.training and not self.late and (begun or self.log.epochs) and time.perf_counter() > self.deadline:
             self.late = True
             self.facts["cut_short"] = "the time was up"
-            self.show.say(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
+            self.progress.log(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
             raise CancelTrainException() if begun else CancelFitException()
 
     def after_batch(self) -> None:
@@ -157,16 +157,16 @@ class _Watch(Callback):
             return
         loss = self._loss()
         self.bar.step(note=f"loss {loss:.3f}")
-        self.show.numbers(self.log.steps, {"lr": float(self.opt.hypers[-1]["lr"]), "train_loss": loss})
+        self.progress.numbers(self.log.steps, {"lr": float(self.opt.hypers[-1]["lr"]), "train_loss": loss})
 
     def _loss(self) -> float:
         mean = self.recorder.smooth_loss.value.detach().clone().reshape(1)
-        averaged([mean])
+        all_reduce_mean([mean])
         loss = float(mean)
         if not math.isfinite(loss):
-            raise _Wrong(f"the loss is no number in epoch {self.epoch + 1}")
+            raise Diverged(f"the loss is no number in epoch {self.epoch + 1}")
         if loss > self.most:
-            raise _Wrong(f"the loss has risen to {loss:.1f} in epoch {self.epoch + 1}")
+            raise Diverged(f"the loss has risen to {loss:.1f} in epoch {self.epoch + 1}")
         return loss
 
     def after_epoch(self) -> None:
@@ -189,16 +189,16 @@ class _Watch(Callback):
         told = {name: value for name, value in row.items() if name != "trains"}
         told["epoch"] = len(self.log.epochs)
         self.log.told.append((self.log.steps, told))
-        self.show.numbers(self.log.steps, told)
-        self.show.say(
+        self.progress.numbers(self.log.steps, told)
+        self.progress.log(
             f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
             f"{metric} {score:.2%} valid; {row['seconds']:.0f} s"
         )
         if self.late:
             raise CancelFitException()
-        scores = [_score(row[f"valid_{metric}"], row["valid_loss"]) for row in self.log.epochs
+        scores = [epoch_score(row[f"valid_{metric}"], row["valid_loss"]) for row in self.log.epochs
                   if row["stage"] == self.number]  # fmt: skip
         if 0 < self.patience <= len(scores) - 1 - scores.index(max(scores)) and row["epoch"] < self.stage.epochs:
             self.facts["cut_short"] = f"{self.patience} epochs were no better"
-            self.show.say(f"stage {self.number}: ends, as {self.facts['cut_short']}")
+            self.progress.log(f"stage {self.number}: ends, as {self.facts['cut_short']}")
             raise CancelFitException()

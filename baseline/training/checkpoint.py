@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `begun.json` | what the run was asked for, and the recipe as it was settled |
-| `photos.csv` | each photo with its label, split, size and time of change |
+| `images.csv` | each image with its label, split, size and time of change |
 | `state.json` | where training stands; names the next two and their sha256, and is renamed into place after them |
 | `now-HASH.safetensors` | the weights as they are, the optimizer's and the random states |
 | `best-HASH.safetensors` | the best weights so far |
@@ -24,21 +24,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save
 
-from baseline.errors import OutputError, another_version, first_line, gone
-from baseline.files import UNFINISHED, as_json, read_json, write
-from baseline.recipe.diff import differing
+from baseline.errors import OutputError, first_line, incompatible_version, missing_image
+from baseline.files import UNFINISHED_DIR, read_json, to_json, write_atomic
+from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Checkpoints", "difference", "packed", "unpacked"]
+__all__ = ["Checkpoints", "describe_differences", "pack", "unpack"]
 
 
-EVERY = 10.0
+MIN_SECONDS_BETWEEN = 10.0
 """Seconds of training, at least, between two states on disk."""
 
 
-SHARE = 20
+MAX_TIME_FRACTION = 20
 """Times as long as it takes to write a state, at least, is trained before the next is written."""
 
 
@@ -55,7 +55,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path) -> None:
-        self.run, self.folder = run, run / UNFINISHED
+        self.run, self.folder = run, run / UNFINISHED_DIR
         self.trouble = ""
         """Why states are not kept any more, in words; empty while they are."""
         self._last = time.perf_counter()
@@ -72,12 +72,12 @@ class Checkpoints:
         """Writes what a run begins with; of an earlier one in the folder nothing stays.
 
         Args:
-            facts: `photos`, as they were given, `asked`, `reasons`, the settled `recipe`, `device`; as JSON has it.
-            table: the photos with their splits.
+            facts: `images`, as they were given, `asked`, `reasons`, the settled `recipe`, `device`; as JSON has it.
+            table: the images with their splits.
         """
         self.end()
-        write(self.folder / "photos.csv", _listed(table).to_csv(index=False))
-        write(self.folder / "begun.json", as_json({"format": FORMAT, **facts}))
+        write_atomic(self.folder / "images.csv", _table_to_text(table).to_csv(index=False))
+        write_atomic(self.folder / "begun.json", to_json({"format": FORMAT, **facts}))
 
     def begun(self) -> dict[str, Any]:
         """What `begin` was told.
@@ -87,18 +87,18 @@ class Checkpoints:
         """
         facts = read_json(self.folder / "begun.json")
         if facts.get("format") != FORMAT:
-            raise another_version(self.run)
+            raise incompatible_version(self.run)
         return facts
 
     def gone_on_with(self, asked: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         """What `begun` gives, if what is asked for now is what was begun; and `spent`, seconds of training so far.
 
         Raises:
-            OutputError: with the difference, if recipe, photos, labels, splits or the files themselves are others.
+            OutputError: with the difference, if recipe, images, labels, splits or the files themselves are others.
         """
         begun = self.begun()
-        found = differing(begun["asked"]["recipe"], asked["recipe"])
-        words = difference(found) if found else _change(self._photos(), _listed(table))
+        found = diff_recipes(begun["asked"]["recipe"], asked["recipe"])
+        words = describe_differences(found) if found else _describe_change(self._images(), _table_to_text(table))
         if words:
             raise OutputError(f"{self.run} is unfinished and was begun with something else: {words}. Give the same as "
                               "then, choose another --out, or remove it.")  # fmt: skip
@@ -109,14 +109,16 @@ class Checkpoints:
     def _told(self) -> Path:
         return self.folder / "state.json"
 
-    def _photos(self) -> pd.DataFrame:
+    def _images(self) -> pd.DataFrame:
         import pandas as pd
 
-        return pd.read_csv(self.folder / "photos.csv", dtype=str, keep_default_na=False)
+        return pd.read_csv(self.folder / "images.csv", dtype=str, keep_default_na=False)
 
     def due(self) -> bool:
         """Whether it is time for another state."""
-        return not self.trouble and time.perf_counter() - self._last >= max(EVERY, SHARE * self._took)
+        return not self.trouble and time.perf_counter() - self._last >= max(
+            MIN_SECONDS_BETWEEN, MAX_TIME_FRACTION * self._took
+        )
 
     def keep(self, state: Mapping[str, Any], best: Mapping[str, torch.Tensor], spent: float) -> None:
         """Writes a state in place of the last; one that cannot be written leaves the last one and says so once.
@@ -127,14 +129,14 @@ class Checkpoints:
             spent: seconds of training so far.
         """
         began = time.perf_counter()
-        told, tensors = packed(state)
+        told, tensors = pack(state)
         try:
             now, sha256 = self._tensors("now", tensors)
             if best is not self._best[0]:
                 self._best = (best, *self._tensors("best", dict(best)))
             files = {now: sha256, self._best[1]: self._best[2]}
             facts = {"spent": spent, "now": now, "best": self._best[1], "sha256": files, "state": told}
-            write(self._told, as_json(facts))
+            write_atomic(self._told, to_json(facts))
             for path in self.folder.glob("*.safetensors"):
                 if path.name not in files:
                     path.unlink(missing_ok=True)
@@ -148,7 +150,7 @@ class Checkpoints:
         and its sha256."""
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(content).hexdigest()
-        write(self.folder / (file := f"{kind}-{sha256[:16]}.safetensors"), content)
+        write_atomic(self.folder / (file := f"{kind}-{sha256[:16]}.safetensors"), content)
         return file, sha256
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
@@ -169,7 +171,7 @@ class Checkpoints:
             found.append(load(content))
         now, best = found
         self._best = (best, Path(told["best"]).name, told["sha256"][told["best"]])
-        return unpacked(told["state"], now), best
+        return unpack(told["state"], now), best
 
     def end(self) -> None:
         """Removes what was kept."""
@@ -179,20 +181,20 @@ class Checkpoints:
             shutil.rmtree(going, ignore_errors=True)
 
 
-def difference(found: Mapping[str, tuple[Any, Any]]) -> str:
+def describe_differences(found: Mapping[str, tuple[Any, Any]]) -> str:
     """What `baseline.save.differing` found, in words.
 
-    >>> difference({"image_size": (128, 160)})
+    >>> describe_differences({"image_size": (128, 160)})
     'image_size was 128 and is 160'
     """
     words = [f"{key} was {one!r} and is {two!r}" for key, (one, two) in found.items()]
     return "; ".join([*words[:4], *([f"and {len(words) - 4} more"] if len(words) > 4 else [])])
 
 
-def packed(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Nested values as JSON can hold them, and the tensors among them by name; `unpacked` undoes it.
+def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Nested values as JSON can hold them, and the tensors among them by name; `unpack` undoes it.
 
-    >>> packed({"at": (1, torch.zeros(2))})
+    >>> pack({"at": (1, torch.zeros(2))})
     ({'at': {'tuple': [1, {'tensor': '0'}]}}, {'0': tensor([0., 0.])})
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -202,7 +204,7 @@ def packed(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             tensors[str(len(tensors))] = value
             return {"tensor": str(len(tensors) - 1)}
         if isinstance(value, Mapping):
-            return {"dict": [[key, told(each)] for key, each in value.items()]} if _odd(value) else {
+            return {"dict": [[key, told(each)] for key, each in value.items()]} if _is_ambiguous(value) else {
                 key: told(each) for key, each in value.items()}  # fmt: skip
         if isinstance(value, tuple):
             return {"tuple": [told(each) for each in value]}
@@ -213,17 +215,17 @@ def packed(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     return told(value), tensors
 
 
-def _odd(value: Mapping[Any, Any]) -> bool:
+def _is_ambiguous(value: Mapping[Any, Any]) -> bool:
     """Whether a dict could be taken for something else once it is JSON."""
     return not all(isinstance(key, str) for key in value) or (
         len(value) == 1 and {*value} <= {"tensor", "tuple", "dict"}
     )
 
 
-def unpacked(told: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What was given to `packed`."""
+def unpack(told: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What was given to `pack`."""
     if isinstance(told, list):
-        return [unpacked(each, tensors) for each in told]
+        return [unpack(each, tensors) for each in told]
     if not isinstance(told, dict):
         return told
     if len(told) == 1:
@@ -231,35 +233,35 @@ def unpacked(told: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if kind == "tensor":
             return tensors[value]
         if kind == "tuple":
-            return tuple(unpacked(each, tensors) for each in value)
+            return tuple(unpack(each, tensors) for each in value)
         if kind == "dict":
-            return {key: unpacked(each, tensors) for key, each in value}
-    return {key: unpacked(each, tensors) for key, each in told.items()}
+            return {key: unpack(each, tensors) for key, each in value}
+    return {key: unpack(each, tensors) for key, each in told.items()}
 
 
-def _listed(table: pd.DataFrame) -> pd.DataFrame:
-    """What must not change in a run's photos, as text."""
+def _table_to_text(table: pd.DataFrame) -> pd.DataFrame:
+    """What must not change in a run's images, as text."""
     try:
         stats = [Path(path).stat() for path in table["path"]]
     except FileNotFoundError as error:
-        raise gone(error) from None
+        raise missing_image(error) from None
     found = table[["path", "label", "split"]].astype(str)
     return found.assign(bytes=[str(each.st_size) for each in stats], changed=[str(each.st_mtime_ns) for each in stats])
 
 
-def _change(before: pd.DataFrame, now: pd.DataFrame) -> str:
-    """What became of the photos, in words; empty if nothing did."""
+def _describe_change(before: pd.DataFrame, now: pd.DataFrame) -> str:
+    """What became of the images, in words; empty if nothing did."""
     if before.equals(now):
         return ""
     both = before.merge(now, on="path", how="outer", suffixes=("", "_now"), indicator=True)
     here, told = both["_merge"] == "both", []
     for words, rows in (
-        ("photos are new", both["_merge"] == "right_only"),
-        ("photos have gone", both["_merge"] == "left_only"),
+        ("images are new", both["_merge"] == "right_only"),
+        ("images have gone", both["_merge"] == "left_only"),
         ("have another label", here & (both["label"] != both["label_now"])),
         ("have another split", here & (both["split"] != both["split_now"])),
         ("were written anew", here & ((both["bytes"] != both["bytes_now"]) | (both["changed"] != both["changed_now"]))),
     ):
         if rows.any():
             told.append(f"{int(rows.sum()):,} {words}, such as {both.loc[rows, 'path'].iloc[0]}")
-    return "; ".join(told) or "the photos are in another order"
+    return "; ".join(told) or "the images are in another order"

@@ -1,10 +1,10 @@
 """Outputs of a network's frozen first layers, computed once, and Learners that train the rest on them. Knows no epochs.
 
 A stage that trains the head, or the last layer groups with still BatchNorm statistics, leaves everything before as it
-is; running it again for every epoch is waste. `FrozenOutputs` computes what comes out of the frozen layers once a photo
+is; running it again for every epoch is waste. `FrozenOutputs` computes what comes out of the frozen layers once an image
 and view, in one pass for all the stages that can use it: maps as float16, features as float32. Outputs of pretrained
 layers are kept in the cache, for the next run; others, and where the cache takes no more, in memory. What cannot be
-kept, or must not (random changes of the photos other than mirroring), is trained the usual way.
+kept, or must not (random changes of the images other than mirroring), is trained the usual way.
 """
 
 from __future__ import annotations
@@ -26,37 +26,45 @@ from fastai.vision.learner import TimmBody
 from torch import nn
 
 from baseline.errors import RecipeError
-from baseline.progress import Show
+from baseline.progress import Progress
 from baseline.recipe.schema import Stage
-from baseline.system import memory_bytes
-from baseline.vision.augment import is_still, shrunk
-from baseline.vision.cache import Cache, fingerprint
-from baseline.vision.cpu_speedups import quick
-from baseline.vision.dataloaders import SliceDL, Slices, split_loader, targets_of
-from baseline.vision.learner import number_format
+from baseline.system import total_memory_bytes
+from baseline.vision.augment import is_cacheable, resize_batch
+from baseline.vision.cache import ArrayCache, file_fingerprint
+from baseline.vision.cpu_speedups import optimize_for_cpu
+from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets, split_loader
+from baseline.vision.learner import mixed_precision
 from baseline.vision.network import device_of
-from baseline.vision.rng import states_kept
+from baseline.vision.rng import preserve_rng_state
 from baseline.vision.weights import normalisation
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.vision.network import Splitter
 
-__all__ = ["FrozenOutputs", "Layers", "Plan", "embedded", "embeddings", "frozen_format", "layers_of"]
+__all__ = [
+    "FreezePlan",
+    "FrozenOutputs",
+    "LayerSequence",
+    "embeddings",
+    "find_layers",
+    "frozen_precision",
+    "timed_embeddings",
+]
 
 
-MEMORY_SHARE = 1 / 4
+MEMORY_FRACTION = 1 / 4
 """Of the machine's memory, for outputs that are kept there."""
 
 
-class View(NamedTuple):
-    """How photos are seen: plain, mirrored by chance (either), or both, one below the other; and how large."""
+class InputView(NamedTuple):
+    """How images are seen: plain, mirrored by chance (either), or both, one below the other; and how large."""
 
     kind: str
     size: int
 
 
-class Layers:
+class LayerSequence:
     """A network as layers that run one after the other, with its layer groups; looked at once for many plans.
 
     Args:
@@ -64,13 +72,13 @@ class Layers:
     """
 
     def __init__(self, model: nn.Sequential, splitter: Splitter) -> None:
-        self.each = layers_of(model)
+        self.each = find_layers(model)
         self.groups = [{id(p) for p in group} for group in splitter(model)]
         self.device = device_of(model)
         self.shapes: dict[tuple[int, int], tuple[tuple[int, ...], type]] = {}
 
     def shape(self, cut: int, size: int) -> tuple[tuple[int, ...], type]:
-        """Shape, channels last, and type of what is kept of one photo at the cut."""
+        """Shape, channels last, and type of what is kept of one image at the cut."""
         if (cut, size) not in self.shapes:
             with torch.no_grad():
                 inputs = torch.zeros(1, 3, size, size, device=self.device)
@@ -80,26 +88,26 @@ class Layers:
         return self.shapes[cut, size]
 
 
-class Plan:
-    """What each stage of a recipe runs on: whole photos, or kept outputs at a cut, seen in a view.
+class FreezePlan:
+    """What each stage of a recipe runs on: whole images, or kept outputs at a cut, seen in a view.
 
     Stages are named by their number in the recipe, from 1; `stages` has those that run on kept outputs.
 
     Args:
-        photos: how many there are, by split.
+        images: how many there are, by split.
 
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
     """
 
-    def __init__(self, network: Layers, recipe: Recipe, photos: Mapping[str, int], cache: Cache) -> None:
-        self.network, self.recipe, self.photos, self.cache = network, recipe, photos, cache
+    def __init__(self, network: LayerSequence, recipe: Recipe, images: Mapping[str, int], cache: ArrayCache) -> None:
+        self.network, self.recipe, self.images, self.cache = network, recipe, images, cache
         self.layers, self.groups = network.each, network.groups
         for number, stage in enumerate(recipe.stages, 1):
             if (trained := stage.groups(len(self.groups))) > len(self.groups):
                 words = f"{trained} layer groups; {recipe.arch} has {len(self.groups)}"
                 raise RecipeError(f"Stage {number} trains {words}.")
-        self.whole = View("plain", recipe.image_size)
+        self.whole = InputView("plain", recipe.image_size)
         numbers = range(1, len(recipe.stages) + 1)
         self.stages = {n: (self.cut(n), self._view(n)) for n in numbers if self._useful(n)}
 
@@ -136,44 +144,44 @@ class Plan:
                 found.add(at)
         return sorted(at for at in found if at <= cut)
 
-    def shape(self, cut: int, view: View, photos: int) -> tuple[tuple[int, ...], type]:
-        """Shape and type of what is kept of so many photos, channels last."""
+    def shape(self, cut: int, view: InputView, images: int) -> tuple[tuple[int, ...], type]:
+        """Shape and type of what is kept of so many images, channels last."""
         shape, kind = self.network.shape(cut, view.size)
-        return (photos * (2 if view.kind == "both" else 1), *shape), kind
+        return (images * (2 if view.kind == "both" else 1), *shape), kind
 
     def _useful(self, number: int) -> bool:
         """Whether the stage has a frozen part that gives the same every time, and there is room for what it gives."""
-        stage, still = self.recipe.stages[number - 1], is_still(self.recipe.augment)
+        stage, still = self.recipe.stages[number - 1], is_cacheable(self.recipe.augment)
         if self.recipe.freeze != "features" or self.cut(number) == 0:
             return False
         if stage.trains != "head" and not (still and stage.batch_norm == "still"):
             return False
-        sets = ((self._view(number), self.photos["train"]), (self.whole, self.photos["valid"]))
-        needed = sum(_bytes(*self.shape(self.cut(number), view, photos)) for view, photos in sets)
-        return needed <= _most_bytes() or (self.pristine(number) and self.cache.could_hold(needed))
+        sets = ((self._view(number), self.images["train"]), (self.whole, self.images["valid"]))
+        needed = sum(_size_in_bytes(*self.shape(self.cut(number), view, images)) for view, images in sets)
+        return needed <= _max_bytes() or (self.pristine(number) and self.cache.could_hold(needed))
 
-    def _view(self, number: int) -> View:
-        """Both views, one of the two by chance, or the plain photo: mirrored copies of it are all that can be kept."""
+    def _view(self, number: int) -> InputView:
+        """Both views, one of the two by chance, or the plain image: mirrored copies of it are all that can be kept."""
         stage = self.recipe.stages[number - 1]
         size = stage.image_size or self.recipe.image_size
         if stage.views:
-            return View("both", size)
+            return InputView("both", size)
         if not self.recipe.augment.flip:
-            return View("plain", size)
-        return View("either" if stage.trains == "head" or stage.epochs == 1 else "both", size)
+            return InputView("plain", size)
+        return InputView("either" if stage.trains == "head" or stage.epochs == 1 else "both", size)
 
 
 class FrozenOutputs:
-    """What the layers before a stage's trained ones make of the training and valid photos, by `Plan`."""
+    """What the layers before a stage's trained ones make of the training and valid images, by `FreezePlan`."""
 
-    def __init__(self, learn: Learner, recipe: Recipe, show: Show | None = None) -> None:
-        self.learn, self.recipe, self.show = learn, recipe, show or Show()
-        self.cache = Cache(recipe.cache_gb, self.show)
+    def __init__(self, learn: Learner, recipe: Recipe, progress: Progress | None = None) -> None:
+        self.learn, self.recipe, self.progress = learn, recipe, progress or Progress()
+        self.cache = ArrayCache(recipe.cache_gb, self.progress)
         self.rows = {"train": learn.dls.train_ds.items, "valid": learn.dls.valid_ds.items}
-        photos = {split: len(rows) for split, rows in self.rows.items()}
-        self.plan = Plan(Layers(learn.model, learn.splitter), recipe, photos, self.cache)
+        images = {split: len(rows) for split, rows in self.rows.items()}
+        self.plan = FreezePlan(LayerSequence(learn.model, learn.splitter), recipe, images, self.cache)
         self.prints: dict[str, str] = {}
-        self.kept: dict[tuple[str, int, View], torch.Tensor] = {}
+        self.kept: dict[tuple[str, int, InputView], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
         self.saved = 0.0
         """Seconds that outputs found in the cache, for the last stage asked for, had taken to compute."""
@@ -195,15 +203,15 @@ class FrozenOutputs:
         train, valid = self.kept["train", cut, view], self.kept["valid", cut, plan.whole]
         count, size = len(self.rows["train"]), learn.dls.train.bs
         views = len(train) // count
-        times = views if stage.views else 1  # each view of a photo in every epoch, instead of one of them by chance
+        times = views if stage.views else 1  # each view of an image in every epoch, instead of one of them by chance
         large = size
         if stage.trains == "head" and count >= 100 * size:  # a step costs so little there that its overhead counts
             large = 4 * size
         targets = self.targets["train"].repeat(times, *[1] * (self.targets["train"].ndim - 1))
-        fit = _loader(train, targets, views // times, learn, bs=large, shuffle=True, drop_last=True)
+        fit = _batch_loader(train, targets, views // times, learn, bs=large, shuffle=True, drop_last=True)
         if learn.dls.train.weights is not None:
             fit.weights = np.tile(learn.dls.train.weights, times)
-        check = _loader(valid, self.targets["valid"], 1, learn, bs=1024 if valid.ndim == 2 else max(size, 64))
+        check = _batch_loader(valid, self.targets["valid"], 1, learn, bs=1024 if valid.ndim == 2 else max(size, 64))
         first = plan.first_trained(number)
         return Learner(
             DataLoaders(fit, check),
@@ -234,25 +242,25 @@ class FrozenOutputs:
             if not seen or plan.needs(cut) > plan.first_trained(number):
                 del self.kept[split, cut, view]
 
-    def _obtain(self, split: str, view: View, number: int) -> bool:
+    def _obtain(self, split: str, view: InputView, number: int) -> bool:
         """Outputs for this stage and for the later ones that one pass can serve: from the cache, else computed."""
         rows, plan = self.rows[split], self.plan
-        self.targets[split] = targets_of(self.learn.dls, rows)
-        cache = self.cache if plan.pristine(number) else Cache(0)
+        self.targets[split] = encode_targets(self.learn.dls, rows)
+        cache = self.cache if plan.pristine(number) else ArrayCache(0)
         keys = {cut: self._key(split, cut, view) for cut in plan.cuts(number)}
         with cache.alone(next(iter(keys.values()))):
             found = {cut: cache.find(key) for cut, key in keys.items()}
             missing = {cut: plan.shape(cut, view, len(rows)) for cut, array in found.items() if array is None}
             rooms = {cut: cache.room(keys[cut], *shape) for cut, shape in missing.items()}
-            if any(rooms[cut] is None and _bytes(*shape) > _most_bytes() for cut, shape in missing.items()):
+            if any(rooms[cut] is None and _size_in_bytes(*shape) > _max_bytes() for cut, shape in missing.items()):
                 return False
             found |= {cut: np.empty(*shape) if rooms[cut] is None else rooms[cut] for cut, shape in missing.items()}
-            outputs = {cut: _channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
+            outputs = {cut: _to_channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
             began = time.perf_counter()
             if missing:
                 self._pass(split, view, {cut: outputs[cut] for cut in missing})
             else:
-                self.show.say(f"outputs of the frozen layers, {split}: from the cache")
+                self.progress.log(f"outputs of the frozen layers, {split}: from the cache")
                 self.saved += max(map(cache.seconds, keys.values()))
             spent = time.perf_counter() - began
             for cut, room in rooms.items():
@@ -261,17 +269,17 @@ class FrozenOutputs:
         self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
         return True
 
-    def _key(self, split: str, cut: int, view: View) -> dict[str, Any]:
+    def _key(self, split: str, cut: int, view: InputView) -> dict[str, Any]:
         """Everything that the outputs depend on."""
         if split not in self.prints:
-            self.prints[split] = fingerprint(self.rows[split]["path"])
+            self.prints[split] = file_fingerprint(self.rows[split]["path"])
         recipe, layers = self.recipe, nn.Sequential(*self.plan.layers[:cut])
         digest = hashlib.sha256(repr(layers).encode())
         for value in layers.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return {
             "what": "outputs",
-            "photos": self.prints[split],
+            "images": self.prints[split],
             "layers": digest.hexdigest(),
             "cut": cut,
             "view": view,
@@ -282,45 +290,45 @@ class FrozenOutputs:
         }
 
     @torch.no_grad()
-    def _pass(self, split: str, view: View, outputs: dict[int, torch.Tensor]) -> None:
-        """Fills in the outputs of these photos at every cut."""
+    def _pass(self, split: str, view: InputView, outputs: dict[int, torch.Tensor]) -> None:
+        """Fills in the outputs of these images at every cut."""
         rows = self.rows[split]
         plain = torch.zeros(len(rows), dtype=torch.bool)
         chance = torch.rand(len(rows), generator=torch.Generator().manual_seed(self.recipe.seed)) < 0.5
         masks = {"plain": [plain], "both": [plain, ~plain], "either": [chance]}[view.kind]
         before = nn.Sequential(*self.plan.layers[: max(outputs)]).eval()
         title, total = f"outputs of the frozen layers, {split}", len(rows) * len(masks)
-        with self.show.bar(title, total, "photos") as bar, states_kept(), ExitStack() as stack:
+        with self.progress.bar(title, total, "images") as bar, preserve_rng_state(), ExitStack() as stack:
             at = 0
             for mirrored in masks:
-                for photos, _ in split_loader(self.learn.dls, rows, split):
-                    chosen = torch.arange(at, at + len(photos))
-                    flip = mirrored[chosen % len(rows)].to(photos.device)
-                    values = photos.as_subclass(torch.Tensor)
+                for images, _ in split_loader(self.learn.dls, rows, split):
+                    chosen = torch.arange(at, at + len(images))
+                    flip = mirrored[chosen % len(rows)].to(images.device)
+                    values = images.as_subclass(torch.Tensor)
                     values[flip] = values[flip].flip(-1)
-                    values = shrunk(values, view.size).contiguous(memory_format=torch.channels_last)
+                    values = resize_batch(values, view.size).contiguous(memory_format=torch.channels_last)
                     if not at:
-                        stack.enter_context(quick(before, values, learns=False))
+                        stack.enter_context(optimize_for_cpu(before, values, learns=False))
                     for start, cut in pairwise([0, *sorted(outputs)]):
-                        with frozen_format(self.recipe, values.device.type):
+                        with frozen_precision(self.recipe, values.device.type):
                             values = before[start:cut](values)
-                        outputs[cut][at : at + len(photos)].copy_(values)
-                    at += len(photos)
-                    bar.step(len(photos))
+                        outputs[cut][at : at + len(images)].copy_(values)
+                    at += len(images)
+                    bar.step(len(images))
 
 
 def embeddings(
-    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), show: Show | None = None
+    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), progress: Progress | None = None
 ) -> np.ndarray:
-    """What the network's body makes of each photo, pooled: photos x features, float32, in the table's order.
+    """What the network's body makes of each image, pooled: images x features, float32, in the table's order.
 
-    Photos are seen whole. With the weights that the body came with they are kept in the cache for the next time, as
+    Images are seen whole. With the weights that the body came with they are kept in the cache for the next time, as
     the outputs of frozen layers are.
 
     Args:
         learn: of `baseline.learner`, over DataLoaders of this table.
         recipe: settled, the one that the Learner was made by.
-        views: `("flip",)` takes the mean of the photo's features and of its mirror image's.
+        views: `("flip",)` takes the mean of the image's features and of its mirror image's.
 
     Raises:
         RecipeError: if the machine's memory does not hold them, or the network is one layer that cannot be cut.
@@ -328,83 +336,85 @@ def embeddings(
     >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
     (2527, 1280)
     """
-    return embedded(learn, table, recipe, views, show)[0]
+    return timed_embeddings(learn, table, recipe, views, progress)[0]
 
 
-def embedded(
-    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), show: Show | None = None
+def timed_embeddings(
+    learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), progress: Progress | None = None
 ) -> tuple[np.ndarray, float]:
     """What `embeddings` gives, and the seconds that it takes to compute, now or before."""
     began = time.perf_counter()
-    frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), show)
+    frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), progress)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
-    view = View("both", recipe.image_size) if views else frozen.plan.whole
+    view = InputView("both", recipe.image_size) if views else frozen.plan.whole
     if 1 not in frozen.plan.stages or not frozen._obtain("all", view, 1):
-        raise RecipeError(f"The features of {len(table):,} photos by '{recipe.arch}' cannot be kept: they need memory. "
-                          "Give fewer photos, or a larger --cache-gb.")  # fmt: skip
+        raise RecipeError(f"The features of {len(table):,} images by '{recipe.arch}' cannot be kept: they need memory. "
+                          "Give fewer images, or a larger --cache-gb.")  # fmt: skip
     found = frozen.kept["all", frozen.plan.cut(1), view].numpy()
     found = found.reshape(-1, len(table), found.shape[1]).mean(0) if views else found
     return found, time.perf_counter() - began + frozen.saved
 
 
-def frozen_format(recipe: Recipe, device: str) -> torch.autocast:
+def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:
     """The number format of passes through frozen layers; on a GPU that of training."""
     name = recipe.frozen_precision if device == "cpu" else recipe.precision
-    return number_format(name, device)
+    return mixed_precision(name, device)
 
 
-def layers_of(model: nn.Sequential) -> list[nn.Module]:
+def find_layers(model: nn.Sequential) -> list[nn.Module]:
     """The network as layers that run one after the other, as finely as that can be told.
 
     torchvision bodies are sequences. A timm network is taken for the sequence of its children before the pooling where
     that computes the same; otherwise it is one layer.
     """
     body, head = model[0], model[1]
-    layers = _flat(body)
+    layers = _flatten(body)
     if isinstance(body, TimmBody):
         layers = [body]
         if body.needs_pool:
             after = ("global_pool", "classifier", "fc", "head")
             children = [child for name, child in body.model.named_children() if name not in after]
-            candidate = [layer for child in children for layer in _flat(child)]
-            layers = candidate if _same(body, candidate) else layers
-    return [*layers, *_flat(head)]
+            candidate = [layer for child in children for layer in _flatten(child)]
+            layers = candidate if _computes_same(body, candidate) else layers
+    return [*layers, *_flatten(head)]
 
 
-def _flat(module: nn.Module) -> list[nn.Module]:
+def _flatten(module: nn.Module) -> list[nn.Module]:
     if type(module) is not nn.Sequential:
         return [module]
-    return [layer for child in module for layer in _flat(child)]
+    return [layer for child in module for layer in _flatten(child)]
 
 
 @torch.no_grad()
-def _same(body: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether these layers compute what the body computes, seen on a small random photo."""
+def _computes_same(body: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether these layers compute what the body computes, seen on a small random image."""
     device = device_of(body)
-    photos = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     training = body.training
     try:
-        return torch.equal(body.eval()(photos), nn.Sequential(*layers)(photos))
+        return torch.equal(body.eval()(images), nn.Sequential(*layers)(images))
     except (RuntimeError, TypeError, ValueError):  # a size that the network does not take, or no sequence at all
         return False
     finally:
         body.train(training)
 
 
-def _bytes(shape: tuple[int, ...], dtype: type) -> int:
+def _size_in_bytes(shape: tuple[int, ...], dtype: type) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def _most_bytes() -> float:
-    return MEMORY_SHARE * memory_bytes()
+def _max_bytes() -> float:
+    return MEMORY_FRACTION * total_memory_bytes()
 
 
-def _channels_first(outputs: torch.Tensor) -> torch.Tensor:
+def _to_channels_first(outputs: torch.Tensor) -> torch.Tensor:
     """Maps are kept as N x H x W x C, so that they are channels last in memory, and handed on as N x C x H x W."""
     return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
 
 
-def _loader(inputs: torch.Tensor, targets: torch.Tensor, views: int, learn: Learner, **options: object) -> SliceDL:
+def _batch_loader(
+    inputs: torch.Tensor, targets: torch.Tensor, views: int, learn: Learner, **options: object
+) -> BatchLoader:
     rows = torch.arange(len(targets), device=inputs.device)
-    slices = Slices(inputs, rows, targets, torch.Tensor, views=views)
-    return SliceDL(slices, num_workers=0, device=learn.dls.device, **options)
+    slices = BatchSource(inputs, rows, targets, torch.Tensor, views=views)
+    return BatchLoader(slices, num_workers=0, device=learn.dls.device, **options)

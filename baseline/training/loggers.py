@@ -19,27 +19,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from baseline.errors import OutputError, RecipeError, first_line
-from baseline.progress import Show
+from baseline.progress import Progress
 
 if TYPE_CHECKING:
     from baseline.progress import Bar
 
-__all__ = ["Logged", "check_loggers", "logged", "told"]
+__all__ = ["LoggingProgress", "check_loggers", "flatten_metrics", "open_loggers"]
 
 
 PROJECT = "baseline"
 """The project of Weights & Biases, and the experiment of MLflow, where the environment names no other."""
 
 
-INIT_SECONDS = 30
+INIT_TIMEOUT_SECONDS = 30
 """How long an answer of Weights & Biases is waited for."""
 
 
-FLUSH_SECONDS = 10
+FLUSH_INTERVAL_SECONDS = 10
 """About how old the newest number on disk, or on a server, may be."""
 
 
-Numbers = Mapping[str, float]
+Values = Mapping[str, float]
 
 
 class _Logger(Protocol):
@@ -48,9 +48,9 @@ class _Logger(Protocol):
     words: str
     """What it is and where to look."""
 
-    def numbers(self, step: int, values: Numbers) -> None: ...
+    def numbers(self, step: int, values: Values) -> None: ...
 
-    def summary(self, step: int, values: Numbers) -> None: ...
+    def summary(self, step: int, values: Values) -> None: ...
 
     def close(self, status: str) -> None:
         """The last call; the status is `"finished"`, `"failed"` or `"killed"`."""
@@ -69,8 +69,10 @@ def check_loggers(names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def logged(names: tuple[str, ...], folder: Path, facts: Mapping[str, Any], show: Show) -> Iterator[Logged]:
-    """Opens a run in each of the loggers and closes them with how it ended; what is inside shows to `Logged`.
+def open_loggers(
+    names: tuple[str, ...], folder: Path, facts: Mapping[str, Any], progress: Progress
+) -> Iterator[LoggingProgress]:
+    """Opens a run in each of the loggers and closes them with how it ended; what is inside shows to `LoggingProgress`.
 
     Args:
         names: from `baseline.recipe.LOGGERS`.
@@ -81,11 +83,11 @@ def logged(names: tuple[str, ...], folder: Path, facts: Mapping[str, Any], show:
     Raises:
         OutputError: if one cannot be opened.
     """
-    logs = Logged(show)
+    logs = LoggingProgress(progress)
     status = "failed"
     try:
         for name in names:
-            logs.add(name, OPENERS[name], folder, facts)
+            logs.add(name, LOGGER_CLASSES[name], folder, facts)
         yield logs
         status = "finished"
     except KeyboardInterrupt:
@@ -95,11 +97,11 @@ def logged(names: tuple[str, ...], folder: Path, facts: Mapping[str, Any], show:
         logs.close(status)
 
 
-class Logged(Show):
-    """A `Show` that hands numbers to loggers. One that fails is told once, and left out from there on."""
+class LoggingProgress(Progress):
+    """A `Progress` that hands numbers to loggers. One that fails is told once, and left out from there on."""
 
-    def __init__(self, show: Show) -> None:
-        self.show = show
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self.step = 0
         self.loggers: dict[str, _Logger] = {}
 
@@ -109,21 +111,21 @@ class Logged(Show):
         except Exception as error:
             words = f"The log {name} cannot be opened: {first_line(error)}. Mend that, or leave it out of --log."
             raise OutputError(words) from error
-        self.show.say(f"log: {self.loggers[name].words}")
+        self.progress.log(f"log: {self.loggers[name].words}")
 
-    def say(self, line: str) -> None:
-        self.show.say(line)
+    def log(self, line: str) -> None:
+        self.progress.log(line)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
-        with self.show.bar(title, total, unit) as bar:
+        with self.progress.bar(title, total, unit) as bar:
             yield bar
 
-    def numbers(self, step: int, values: Numbers) -> None:
+    def numbers(self, step: int, values: Values) -> None:
         self.step = step
         self._each(lambda logger: logger.numbers(step, values))
 
-    def summary(self, values: Numbers) -> None:
+    def summary(self, values: Values) -> None:
         """Takes what the run reached in the end."""
         self._each(lambda logger: logger.summary(self.step, values))
 
@@ -137,13 +139,13 @@ class Logged(Show):
                 work(logger)
             except Exception as error:
                 del self.loggers[name]
-                self.show.say(f"log: {name} has failed and is left out from here on: {first_line(error)}")
+                self.progress.log(f"log: {name} has failed and is left out from here on: {first_line(error)}")
 
 
-def told(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of `baseline.measure` under names such as `test/tta/accuracy`, ends of intervals beside them.
+def flatten_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of `baseline.evaluate` under names such as `test/tta/accuracy`, ends of intervals beside them.
 
-    >>> told({"test": {"photos": 9, "tta": {"accuracy": 0.75, "interval": (0.3, 0.9), "loss": None}}})
+    >>> flatten_metrics({"test": {"images": 9, "tta": {"accuracy": 0.75, "interval": (0.3, 0.9), "loss": None}}})
     {'test/tta/accuracy': 0.75, 'test/tta/accuracy_low': 0.3, 'test/tta/accuracy_high': 0.9}
     """
     found: dict[str, float] = {}
@@ -159,7 +161,7 @@ def told(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-class _Csv:
+class _CsvLogger:
     """`log.csv`, a row a number, as training goes."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -168,10 +170,10 @@ class _Csv:
         self.file = path.open("w", encoding="utf-8")
         self._write("step,name,value\n")
 
-    def numbers(self, step: int, values: Numbers) -> None:
+    def numbers(self, step: int, values: Values) -> None:
         self._write("".join(f"{step},{name},{value!r}\n" for name, value in values.items()))
 
-    def summary(self, step: int, values: Numbers) -> None:
+    def summary(self, step: int, values: Values) -> None:
         self.numbers(step, values)
 
     def close(self, status: str) -> None:
@@ -182,7 +184,7 @@ class _Csv:
         self.file.flush()
 
 
-class _TensorBoard:
+class _TensorBoardLogger:
     """Event files in the run folder: scalars, the facts as text, and at the end a row of the hparams table."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -190,15 +192,15 @@ class _TensorBoard:
 
         self.words = f"tensorboard: {folder / 'tensorboard'}; look with: tensorboard --logdir {folder}"
         self.facts = facts
-        self.writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=FLUSH_SECONDS)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=FLUSH_INTERVAL_SECONDS)
         rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
         self.writer.add_text("recipe", f"| field | value |\n|---|---|\n{rows}")
 
-    def numbers(self, step: int, values: Numbers) -> None:
+    def numbers(self, step: int, values: Values) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def summary(self, step: int, values: Numbers) -> None:
+    def summary(self, step: int, values: Values) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         self.numbers(step, values)
@@ -210,14 +212,14 @@ class _TensorBoard:
         self.writer.close()
 
 
-class _Wandb:
+class _WandbLogger:
     """A run of Weights & Biases, apart from any that the caller has open; offline where no key is set or none answers.
 
     Its files lie in the run folder, unless `WANDB_DIR` says where.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        with _environment(WANDB_SILENT="true"):
+        with _set_environment(WANDB_SILENT="true"):
             import wandb
 
             settings = wandb.setup().settings
@@ -228,9 +230,9 @@ class _Wandb:
             dir=os.environ.get("WANDB_DIR") or str(folder),
             config=dict(facts),
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS),
         )
-        why = ", as no API key is set" if settings.mode == "online" and not _has_key(settings) else ""
+        why = ", as no API key is set" if settings.mode == "online" and not _has_api_key(settings) else ""
         try:
             self.run = begin(mode="offline" if why else None)
         except wandb.errors.CommError as error:
@@ -240,17 +242,17 @@ class _Wandb:
         offline = f"offline{why}; send with: wandb sync {Path(self.run.dir).parent}"
         self.words = f"wandb: {offline if self.run.offline else self.run.url or 'disabled'}"
 
-    def numbers(self, step: int, values: Numbers) -> None:
+    def numbers(self, step: int, values: Values) -> None:
         self.run.log({"step": step, **values})
 
-    def summary(self, step: int, values: Numbers) -> None:
+    def summary(self, step: int, values: Values) -> None:
         self.run.summary.update(dict(values))
 
     def close(self, status: str) -> None:
         self.run.finish(exit_code={"finished": 0, "failed": 1, "killed": 255}[status])
 
 
-class _MLflow:
+class _MLflowLogger:
     """A run of MLflow where its own settings say (`MLFLOW_TRACKING_URI`, else a store in the working folder).
 
     Numbers are sent together, as each request takes its time.
@@ -263,7 +265,7 @@ class _MLflow:
         self.metric = Metric
         self.waiting: list[Any] = []
         self.sent = time.monotonic()
-        with _quiet(), _impatient():
+        with _quiet_logging(), _short_timeouts():
             self.client = mlflow.MlflowClient()
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
             known = self.client.get_experiment_by_name(name)
@@ -274,31 +276,31 @@ class _MLflow:
                 self.client.log_batch(self.run, params=params[start : start + 100])
         self.words = f"mlflow: run {self.run} of experiment {name} in {mlflow.get_tracking_uri()}"
 
-    def numbers(self, step: int, values: Numbers) -> None:
+    def numbers(self, step: int, values: Values) -> None:
         now = int(1000 * time.time())
         self.waiting += [self.metric(name, float(value), now, step) for name, value in values.items()]
-        if time.monotonic() - self.sent > FLUSH_SECONDS or len(self.waiting) > 900:
+        if time.monotonic() - self.sent > FLUSH_INTERVAL_SECONDS or len(self.waiting) > 900:
             self._send()
 
-    def summary(self, step: int, values: Numbers) -> None:
+    def summary(self, step: int, values: Values) -> None:
         self.numbers(step, values)
 
     def close(self, status: str) -> None:
         self._send()
-        with _impatient():
+        with _short_timeouts():
             self.client.set_terminated(self.run, status.upper())
 
     def _send(self) -> None:
-        with _impatient():
+        with _short_timeouts():
             self.client.log_batch(self.run, metrics=self.waiting)
         self.waiting, self.sent = [], time.monotonic()
 
 
-OPENERS: dict[str, Callable[..., _Logger]] = {
-    "csv": _Csv,
-    "mlflow": _MLflow,
-    "tensorboard": _TensorBoard,
-    "wandb": _Wandb,
+LOGGER_CLASSES: dict[str, Callable[..., _Logger]] = {
+    "csv": _CsvLogger,
+    "mlflow": _MLflowLogger,
+    "tensorboard": _TensorBoardLogger,
+    "wandb": _WandbLogger,
 }
 
 EXTRAS = ("mlflow", "tensorboard", "wandb")
@@ -309,7 +311,7 @@ def _run_name(folder: Path) -> str:
     return "/".join(folder.absolute().parts[-2:])
 
 
-def _has_key(settings: Any) -> bool:
+def _has_api_key(settings: Any) -> bool:
     """Whether Weights & Biases could log in without asking: by its settings and environment, or a .netrc."""
     from requests.utils import get_netrc_auth
 
@@ -317,7 +319,7 @@ def _has_key(settings: Any) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_logging() -> Iterator[None]:
     """Inside, logging tells warnings and errors only: MLflow tells of each table that a new store gets."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
@@ -327,13 +329,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _impatient() -> AbstractContextManager[None]:
+def _short_timeouts() -> AbstractContextManager[None]:
     """Inside, MLflow gives up on a server that is gone after seconds, not the minutes that it has by default."""
-    return _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="15")
+    return _set_environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="15")
 
 
 @contextmanager
-def _environment(**wished: str) -> Iterator[None]:
+def _set_environment(**wished: str) -> Iterator[None]:
     """Inside, these environment variables are set, unless they were already."""
     own = {name: value for name, value in wished.items() if name not in os.environ}
     os.environ.update(own)

@@ -13,9 +13,9 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 
-from baseline.vision.cpu_speedups import quick
-from baseline.vision.network import _weights
-from baseline.vision.rng import states_kept
+from baseline.vision.cpu_speedups import optimize_for_cpu
+from baseline.vision.network import clone_weights
+from baseline.vision.rng import preserve_rng_state
 
 __all__ = ["find_lr"]
 
@@ -26,7 +26,7 @@ SWEEP_STEPS = 100
 
 FALLBACK_LR = 1e-3
 
-LOWEST_LR, HIGHEST_LR = 1e-6, 1e-1
+MIN_LR, MAX_LR = 1e-6, 1e-1
 
 
 def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
@@ -36,8 +36,8 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     `valley`, held between 1e-6 and 0.1. Weights, optimizer, loaders and random states are as before; no file is
     written. Where the curve shows no valley the rate is 1e-3 and the word says so.
     """
-    with _as_before(learn), learn.no_bar(), learn.no_logging(), quick(learn.model, _sample(learn)):
-        learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_Sweep(num_it=SWEEP_STEPS))
+    with _preserve_state(learn), learn.no_bar(), learn.no_logging(), optimize_for_cpu(learn.model, sample_batch(learn)):
+        learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_LRSweep(num_it=SWEEP_STEPS))
         curve = pd.DataFrame({"lr": learn.recorder.lrs, "loss": [float(loss) for loss in learn.recorder.losses]})
     curve = curve[np.isfinite(curve["loss"])].reset_index(drop=True)
     usable = curve.iloc[SWEEP_STEPS // 10 : -5]
@@ -45,18 +45,18 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
         rate = float(valley(torch.tensor(usable["lr"].values), torch.tensor(usable["loss"].values), SWEEP_STEPS)[0])
     except (IndexError, RuntimeError, ValueError):
         return FALLBACK_LR, curve, "the search showed no valley, so this is the default"
-    if not LOWEST_LR <= rate <= HIGHEST_LR:
-        return min(max(rate, LOWEST_LR), HIGHEST_LR), curve, f"the search gave {rate:.1e}, held within bounds"
+    if not MIN_LR <= rate <= MAX_LR:
+        return min(max(rate, MIN_LR), MAX_LR), curve, f"the search gave {rate:.1e}, held within bounds"
     return rate, curve, "found by a search of 100 steps"
 
 
-def _sample(learn: Learner) -> torch.Tensor:
+def sample_batch(learn: Learner) -> torch.Tensor:
     """Some inputs of the network."""
-    with states_kept():
+    with preserve_rng_state():
         return learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
 
-class _Sweep(LRFinder):
+class _LRSweep(LRFinder):
     """fastai's LRFinder without the file it saves the network to, and with losses that are no numbers as an end."""
 
     def before_fit(self) -> None:
@@ -78,12 +78,12 @@ class _Sweep(LRFinder):
 
 
 @contextmanager
-def _as_before(learn: Learner) -> Iterator[None]:
+def _preserve_state(learn: Learner) -> Iterator[None]:
     """Whatever happens inside to weights, optimizer, loader and random states is undone."""
-    weights = _weights(learn.model)
+    weights = clone_weights(learn.model)
     loader_state = learn.dls.train.rng.getstate()
     try:
-        with states_kept():
+        with preserve_rng_state():
             yield
     finally:
         learn.dls.train.rng.setstate(loader_state)

@@ -9,22 +9,22 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastcore.foundation import L
 
-from baseline.parallel.distributed import count, gathered, rank
-from baseline.training.state import _loader_state, _Point, _set_loader
-from baseline.vision.network import _weights
-from baseline.vision.rng import restore, states
+from baseline.parallel.distributed import all_gather, rank, world_size
+from baseline.training.state import TrainingState, loader_state, set_loader_state
+from baseline.vision.network import clone_weights
+from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from baseline.training.callbacks import _Laps
-    from baseline.training.state import _Run
+    from baseline.training.callbacks import StepTimer
+    from baseline.training.state import TrainingRun
 
 
-class _Road(Callback):
+class ResumeCallback(Callback):
     """Skips the epochs that have ended, goes on as at the run's point, and moves the point on after each epoch."""
 
     order = 90  # after all others have had their say
 
-    def __init__(self, run: _Run, number: int, facts: dict[str, Any], laps: _Laps) -> None:
+    def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], laps: StepTimer) -> None:
         super().__init__()
         self.whole, self.number, self.facts, self.laps = run, number, facts, laps
         self.done = run.point.epoch if run.point else 0
@@ -36,7 +36,7 @@ class _Road(Callback):
         if self.epoch > self.done:
             return
         if self.whole.point is None:
-            self.whole.point = self._now(0, _weights(self.whole.frozen.learn.model), None)
+            self.whole.point = self._now(0, clone_weights(self.whole.frozen.learn.model), None)
         else:
             self._go_back(self.whole.point)
 
@@ -49,58 +49,58 @@ class _Road(Callback):
             return
         run = self.whole
         best = run.log.epochs[-1]["best"]
-        weights = run.best.weights if best else _weights(run.frozen.learn.model)
-        run.point = self._now(self.epoch + 1, weights, _copied(self.opt.state_dict()))
+        weights = run.best.weights if best else clone_weights(run.frozen.learn.model)
+        run.point = self._now(self.epoch + 1, weights, _copy_to(self.opt.state_dict()))
         run.keep(run.point)
 
-    def _now(self, epoch: int, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None) -> _Point:
+    def _now(self, epoch: int, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None) -> TrainingState:
         train, own = self.whole.frozen.learn.dls.train, self.dls.train
         smooth, scaler = self.recorder.smooth_loss, getattr(self, "scaler", None)
         spent = round(self.before + time.perf_counter() - self.began, 2)
-        return _Point(
+        return TrainingState(
             stage=self.number,
             epoch=epoch,
             facts={**self.facts, "seconds": spent, "laps": dict(self.laps.seconds)},
             weights=weights,
             optimizer=optimizer,
-            random=gathered(states()),
-            loaders=(_loader_state(train), _loader_state(own)),
-            batch_size=own.bs * count(),
+            random=all_gather(get_rng_state()),
+            loaders=(loader_state(train), loader_state(own)),
+            batch_size=own.bs * world_size(),
             smooth=(smooth.count, smooth.val.detach().clone()),
             scaler=scaler.state_dict() if scaler is not None else None,
         )
 
-    def _go_back(self, point: _Point) -> None:
+    def _go_back(self, point: TrainingState) -> None:
         """Takes up all of the point but its weights, which the network has by now."""
         learn = self.whole.frozen.learn
         first = next(learn.model.parameters())
         if point.optimizer is not None:
-            found = _copied(point.optimizer, first.device)
+            found = _copy_to(point.optimizer, first.device)
             for (parameter, *_), state in zip(self.opt.all_params(), found["state"], strict=True):
-                state.update({key: _laid_out(value, parameter) for key, value in state.items()})
+                state.update({key: _match_strides(value, parameter) for key, value in state.items()})
             self.opt.load_state_dict({**found, "hypers": L(found["hypers"])})
-        _set_loader(learn.dls.train, point.loaders[0])
-        _set_loader(self.dls.train, point.loaders[1])
-        restore(point.random[rank() % len(point.random)])
+        set_loader_state(learn.dls.train, point.loaders[0])
+        set_loader_state(self.dls.train, point.loaders[1])
+        set_rng_state(point.random[rank() % len(point.random)])
         smooth = self.recorder.smooth_loss
         smooth.count, smooth.val = point.smooth[0], point.smooth[1].to(first.device)
         if point.scaler and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(point.scaler)
 
 
-def _laid_out(value: Any, like: torch.Tensor) -> Any:
+def _match_strides(value: Any, like: torch.Tensor) -> Any:
     """A tensor with the strides of another of its shape: sums over it then round as they did."""
     if isinstance(value, torch.Tensor) and value.shape == like.shape:
         return torch.empty_like(like, dtype=value.dtype).copy_(value)
     return value
 
 
-def _copied(value: Any, device: torch.device | str = "cpu") -> Any:
+def _copy_to(value: Any, device: torch.device | str = "cpu") -> Any:
     """Nested values with their tensors copied to the device."""
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _copied(each, device) for key, each in value.items()}
+        return {key: _copy_to(each, device) for key, each in value.items()}
     if isinstance(value, list | tuple | L):
-        return [_copied(each, device) for each in value]
+        return [_copy_to(each, device) for each in value]
     return value

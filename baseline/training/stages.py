@@ -1,4 +1,4 @@
-"""Learner + stages -> history, with the best weights of all stages loaded. Knows losses; knows no files, no photos."""
+"""Learner + stages -> history, with the best weights of all stages loaded. Knows losses; knows no files, no images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ from fastai.learner import Learner
 from fastcore.basics import even_mults
 
 from baseline.errors import OutputError, TrainingError
-from baseline.parallel.distributed import count, from_first, rank
-from baseline.progress import Show
-from baseline.recipe.schema import OPTIMIZERS, course_words, rate_words, trained_words
-from baseline.training.callbacks import _Gathered, _Laps, _Plateau, _Smaller, _StillBatchNorm, _Together, _Watch
+from baseline.parallel.distributed import broadcast_from_rank0, rank, world_size
+from baseline.progress import Progress
+from baseline.recipe.schema import OPTIMIZERS, describe_schedule, describe_trained, format_lr
+from baseline.training.callbacks import (
+    AccumulateGradients,
+    FreezeBatchNorm,
+    ProgressCallback,
+    ReduceOnPlateau,
+    ResizeBatch,
+    StepTimer,
+    SyncGradients,
+)
 from baseline.training.frozen import FrozenOutputs
-from baseline.training.lr_find import _sample, find_lr
-from baseline.training.recovery import _safely, _smaller_batches, _Wrong
-from baseline.training.resume import _Road
-from baseline.training.state import _Best, _Log, _Run
-from baseline.vision.cpu_speedups import compiled, quick
-from baseline.vision.dataloaders import shared
+from baseline.training.lr_find import find_lr, sample_batch
+from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
+from baseline.training.resume import ResumeCallback
+from baseline.training.state import BestWeights, TrainingLog, TrainingRun
+from baseline.vision.cpu_speedups import compile_model, optimize_for_cpu
+from baseline.vision.dataloaders import shard_loader
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -35,13 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-OTHER_CHANCE = 1_000_003
+SHUFFLE_SEED_OFFSET = 1_000_003
 
 
 def train(
     learn: Learner,
     recipe: Recipe,
-    show: Show | None = None,
+    progress: Progress | None = None,
     *,
     deadline: float = math.inf,
     kept: Checkpoints | None = None,
@@ -59,7 +67,7 @@ def train(
 
     What goes wrong is gone back from, to the end of the last epoch: a loss that is no number, or has risen far above
     chance, halves the rate, once a stage; a device whose memory is too small halves the batches and gathers them for
-    each step; a dead reader of photos is replaced, once a stage. If the loss goes wrong again, training ends with the
+    each step; a dead reader of images is replaced, once a stage. If the loss goes wrong again, training ends with the
     best weights so far.
 
     With `kept`, the state at the end of epochs is written there every now and then, and training goes on from the one
@@ -71,17 +79,27 @@ def train(
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
         TrainingError: if the loss goes wrong before any epoch has ended, the device's memory is too small for batches
-            of two photos, or readers of photos die again.
+            of two images, or readers of images die again.
         OutputError: if what `kept` has is damaged, or fits outputs of frozen layers for which there is no room now.
     """
-    show = show or Show()
+    progress = progress or Progress()
     if rank():
-        torch.manual_seed(recipe.seed + OTHER_CHANCE * rank())  # or all would mirror the same photos of their parts
-    run = _Run(FrozenOutputs(learn, recipe, show), _Best(learn), _Log(), show, deadline, learn.dls.train.bs, kept)
+        torch.manual_seed(
+            recipe.seed + SHUFFLE_SEED_OFFSET * rank()
+        )  # or all would mirror the same images of their parts
+    run = TrainingRun(
+        FrozenOutputs(learn, recipe, progress),
+        BestWeights(learn),
+        TrainingLog(),
+        progress,
+        deadline,
+        learn.dls.train.bs,
+        kept,
+    )
     try:
         for at in range(run.go_on(), len(recipe.stages) + 1):
             if run.log.epochs and time.perf_counter() > deadline:
-                show.say(f"stage {at}: left out, the time is up")
+                progress.log(f"stage {at}: left out, the time is up")
                 continue
             if "given_up" in _train_stage(run, at):
                 break
@@ -97,17 +115,17 @@ def train(
     return run.log.history()
 
 
-def _train_stage(run: _Run, number: int) -> dict[str, Any]:
+def _train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     """Trains it; what the history tells of it."""
     began = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
-    learn.opt_func = _optimizer(stage.optimizer)
-    trainee = _trainee(run, number)
+    learn.opt_func = _optimizer_function(stage.optimizer)
+    trainee = _stage_learner(run, number)
     size = run.batch_size if trainee is learn else trainee.dls.train.bs
     if run.point is not None and run.point.epoch:
         facts = dict(run.point.facts)
-        _smaller_batches(trainee, run.point.batch_size)
+        reduce_batch_size(trainee, run.point.batch_size)
     else:
         run.point = None
         facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
@@ -117,32 +135,32 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
         rate, why = stage.lr, "as given"
         if stage.lr == "find":
             before = time.perf_counter()
-            run.show.say(f"stage {number}: searching the learning rate")
-            search = partial(_safely, run, trainee, number, facts, lambda: _search(run, trainee, number, size))
-            found, curve, why = from_first(search)
+            run.progress.log(f"stage {number}: searching the learning rate")
+            search = partial(with_recovery, run, trainee, number, facts, lambda: _search_lr(run, trainee, number, size))
+            found, curve, why = broadcast_from_rank0(search)
             run.log.sweeps += curve.assign(stage=number).to_dict("records")
             rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
             facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
         facts.update(lr=rate, why=why, seconds=0.0)
-        what = trained_words(stage.trains if isinstance(stage.trains, str) else trained)
-        words = [what, f"{stage.epochs} epochs", course_words(facts), f"learning rate {rate_words(rate)} ({why})"]
-        run.show.say(f"stage {number}: training {', '.join(filter(None, words))}")
-    before, laps = facts["seconds"], _Laps(facts.get("laps", {}))
+        what = describe_trained(stage.trains if isinstance(stage.trains, str) else trained)
+        words = [what, f"{stage.epochs} epochs", describe_schedule(facts), f"learning rate {format_lr(rate)} ({why})"]
+        run.progress.log(f"stage {number}: training {', '.join(filter(None, words))}")
+    before, laps = facts["seconds"], StepTimer(facts.get("laps", {}))
     whole = trainee.dls.train
-    if count() > 1:
-        trainee.dls.loaders[0], size = shared(whole, rank(), count()), size // count()
+    if world_size() > 1:
+        trainee.dls.loaders[0], size = shard_loader(whole, rank(), world_size()), size // world_size()
     try:
-        _safely(run, trainee, number, facts, lambda: _fit(run, trainee, number, facts, laps, size))
-    except _Wrong as wrong:
+        with_recovery(run, trainee, number, facts, lambda: _fit_stage(run, trainee, number, facts, laps, size))
+    except Diverged as wrong:
         facts["given_up"] = str(wrong)
         if not run.log.epochs:
             raise TrainingError(
-                f"Training diverges in stage {number}: {wrong}, at half the rate, {rate_words(facts['lr'])}, too. "
-                "Give a lower lr in the recipe, and look at the photos."
+                f"Training diverges in stage {number}: {wrong}, at half the rate, {format_lr(facts['lr'])}, too. "
+                "Give a lower lr in the recipe, and look at the images."
             ) from None
-        run.show.say(f"stage {number}: {wrong} again; training ends with the best weights so far")
+        run.progress.log(f"stage {number}: {wrong} again; training ends with the best weights so far")
     finally:
-        if count() > 1:
+        if world_size() > 1:
             whole.rng.setstate(trainee.dls.train.rng.getstate())
             trainee.dls.loaders[0] = whole
     facts["seconds"] = round(before + time.perf_counter() - began, 2)
@@ -151,7 +169,7 @@ def _train_stage(run: _Run, number: int) -> dict[str, Any]:
     return facts
 
 
-def _trainee(run: _Run, number: int) -> Learner:
+def _stage_learner(run: TrainingRun, number: int) -> Learner:
     """The layers after the frozen ones, on their outputs, where there is room for these, else the whole network.
 
     Raises:
@@ -171,53 +189,59 @@ def _trainee(run: _Run, number: int) -> Learner:
     return found or learn
 
 
-def _search(run: _Run, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
+def _search_lr(run: TrainingRun, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
     _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
-    with trainee.added_cbs(_callbacks(run, trainee, number, size)):
+    with trainee.added_cbs(_stage_callbacks(run, trainee, number, size)):
         return find_lr(trainee)
 
 
-def _fit(run: _Run, trainee: Learner, number: int, facts: dict[str, Any], laps: _Laps, size: int) -> None:
+def _fit_stage(
+    run: TrainingRun, trainee: Learner, number: int, facts: dict[str, Any], laps: StepTimer, size: int
+) -> None:
     """One cycle, or what else the stage's schedule is, from its beginning or from the point where it stood."""
     stage = run.frozen.recipe.stages[number - 1]
     _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
     done, steps = run.point.epoch if run.point else 0, len(trainee.dls.train) + len(trainee.dls.valid)
-    quicker = compiled(trainee.model) if run.frozen.recipe.compile else quick(trainee.model, _sample(trainee))
-    show = run.show.bar(f"stage {number}", stage.epochs * steps, "batches")
+    quicker = (
+        compile_model(trainee.model)
+        if run.frozen.recipe.compile
+        else optimize_for_cpu(trainee.model, sample_batch(trainee))
+    )
+    show = run.progress.bar(f"stage {number}", stage.epochs * steps, "batches")
     with show as bar, trainee.no_bar(), trainee.no_logging(), quicker:
         bar.step(done * steps)
         callbacks = [
-            *_callbacks(run, trainee, number, size),
+            *_stage_callbacks(run, trainee, number, size),
             laps,
-            _Watch(run, number, facts, bar),
-            _Road(run, number, facts, laps),
+            ProgressCallback(run, number, facts, bar),
+            ResumeCallback(run, number, facts, laps),
         ]
-        callbacks += [_Together()] if count() > 1 else []
-        callbacks += [_Plateau(run, number)] if stage.schedule == "plateau" else []
+        callbacks += [SyncGradients()] if world_size() > 1 else []
+        callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": trainee.fit_one_cycle, "flat_cos": trainee.fit_flat_cos}.get(stage.schedule, trainee.fit)
-        fit(stage.epochs, _rates(trainee, facts["lr"]), cbs=callbacks)
+        fit(stage.epochs, _group_lrs(trainee, facts["lr"]), cbs=callbacks)
 
 
-def _optimizer(name: str) -> Callable[..., Any]:
+def _optimizer_function(name: str) -> Callable[..., Any]:
     known, settings = OPTIMIZERS[name]
     return partial(getattr(optimizers, known), **settings)
 
 
-def _callbacks(run: _Run, trainee: Learner, number: int, size: int) -> list[Callback]:
-    """What a stage wants done in its loop: still statistics, smaller photos, batches gathered to the size wished."""
+def _stage_callbacks(run: TrainingRun, trainee: Learner, number: int, size: int) -> list[Callback]:
+    """What a stage wants done in its loop: still statistics, smaller images, batches gathered to the size wished."""
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
     found: list[Callback] = []
     if stage.batch_norm == "still" and not (stage.trains == "head" and recipe.freeze == "fastai"):
-        found.append(_StillBatchNorm(learn.model[0]))
+        found.append(FreezeBatchNorm(learn.model[0]))
     if trainee is learn and stage.image_size:
-        found.append(_Smaller(stage.image_size))
+        found.append(ResizeBatch(stage.image_size))
     if trainee.dls.train.bs < size:
-        found.append(_Gathered(size))
+        found.append(AccumulateGradients(size))
     return found
 
 
-def _rates(trainee: Learner, rate: Any) -> Any:
+def _group_lrs(trainee: Learner, rate: Any) -> Any:
     """One rate, or a rate for each layer group: from the first to the last that is trained, evenly multiplied."""
     if not isinstance(rate, tuple):
         return rate

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 
-from baseline.parallel.distributed import gathered, rank
-from baseline.vision.network import _weights
-from baseline.vision.rng import restore, states
+from baseline.parallel.distributed import all_gather, rank
+from baseline.vision.network import clone_weights
+from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from baseline.progress import Show
+    from baseline.progress import Progress
     from baseline.training.checkpoint import Checkpoints
     from baseline.training.frozen import FrozenOutputs
 
@@ -28,7 +28,7 @@ class History:
 
     epochs: pd.DataFrame
     """One row an epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`; with many
-    labels a photo `valid_f1_score` (micro) instead of the accuracy."""
+    labels an image `valid_f1_score` (micro) instead of the accuracy."""
     sweeps: pd.DataFrame
     """One row a step of each learning-rate search: `stage, lr, loss`."""
     stages: list[dict[str, Any]]
@@ -38,58 +38,58 @@ class History:
 
 
 @dataclass
-class _Run:
+class TrainingRun:
     """What all stages of one training share."""
 
     frozen: FrozenOutputs
-    best: _Best
-    log: _Log
-    show: Show
+    best: BestWeights
+    log: TrainingLog
+    progress: Progress
     deadline: float
     batch_size: int
     kept: Checkpoints | None
-    point: _Point | None = None
+    point: TrainingState | None = None
     """Where training can go back to, or, after an interrupt, has to go on from."""
 
     def go_on(self) -> int:
         """The number of the stage to begin with; what was kept is taken up."""
         found = self.kept.state() if self.kept else None
-        gathered(None)  # none goes on, and drops what was kept, before all have read it
+        all_gather(None)  # none goes on, and drops what was kept, before all have read it
         if found is None:
             return 1
         state, best = found
         learn = self.frozen.learn
-        self.log = _Log(**state["log"])
+        self.log = TrainingLog(**state["log"])
         self.best.score, self.best.weights = state["score"], best
-        self.point = point = _Point(**state["point"])
+        self.point = point = TrainingState(**state["point"])
         learn.model.load_state_dict(point.weights)
-        _set_loader(learn.dls.train, point.loaders[0])
-        restore(point.random[rank() % len(point.random)])
+        set_loader_state(learn.dls.train, point.loaders[0])
+        set_rng_state(point.random[rank() % len(point.random)])
         for step, values in self.log.told:
-            self.show.numbers(step, values)
+            self.progress.numbers(step, values)
         at = f" after epoch {point.epoch} of {self.frozen.recipe.stages[point.stage - 1].epochs}" if point.epoch else ""
         stages = len(self.frozen.recipe.stages)
         where = f"in stage {point.stage}{at}" if point.stage <= stages else "after the last stage"
-        self.show.say(f"going on {where}, with the best weights of {len(self.log.epochs)} epochs")
+        self.progress.log(f"going on {where}, with the best weights of {len(self.log.epochs)} epochs")
         return point.stage
 
     def stage_ends(self, number: int) -> None:
         """The next stage begins with the weights and random states of now."""
-        weights = self.best.weights if self.log.epochs[-1]["best"] else _weights(self.frozen.learn.model)
+        weights = self.best.weights if self.log.epochs[-1]["best"] else clone_weights(self.frozen.learn.model)
         self.point = None
         self.keep(
-            _Point(
+            TrainingState(
                 number + 1,
                 0,
                 {"seconds": 0},
                 weights,
                 None,
-                gathered(states()),
-                (_loader_state(self.frozen.learn.dls.train),),
+                all_gather(get_rng_state()),
+                (loader_state(self.frozen.learn.dls.train),),
             )
         )
 
-    def keep(self, point: _Point) -> None:
+    def keep(self, point: TrainingState) -> None:
         """Writes the state, if it is time to."""
         if self.kept is None or rank() or not self.kept.due():
             return
@@ -97,11 +97,11 @@ class _Run:
         spent = sum(facts["seconds"] for facts in [*self.log.stages, point.facts])
         self.kept.keep(told, self.best.weights, spent)
         if self.kept.trouble:
-            self.show.say(f"what has been trained cannot be kept ({self.kept.trouble}); training goes on without")
+            self.progress.log(f"what has been trained cannot be kept ({self.kept.trouble}); training goes on without")
 
 
 @dataclass
-class _Point:
+class TrainingState:
     """A place that training can go on from: the beginning of a stage, or the end of one of its epochs."""
 
     stage: int
@@ -124,7 +124,7 @@ class _Point:
 
 
 @dataclass
-class _Log:
+class TrainingLog:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     """Training batches so far."""
@@ -139,12 +139,12 @@ class _Log:
         )
 
 
-def _score(metric: float, loss: float) -> tuple[float, float]:
+def epoch_score(metric: float, loss: float) -> tuple[float, float]:
     """What epochs are compared by: the metric, then the loss."""
     return metric, -loss if math.isfinite(loss) else -math.inf
 
 
-class _Best:
+class BestWeights:
     """A copy of the whole network's weights from its best epoch."""
 
     def __init__(self, learn: Learner) -> None:
@@ -154,11 +154,11 @@ class _Best:
 
     def offer(self, metric: float, loss: float) -> bool:
         """Keeps the weights as they are now if they are the best so far."""
-        score = _score(metric, loss)
+        score = epoch_score(metric, loss)
         if self.score is not None and score <= self.score:
             return False
         self.score = score
-        self.weights = _weights(self.model)
+        self.weights = clone_weights(self.model)
         return True
 
     def restore(self) -> None:
@@ -166,12 +166,12 @@ class _Best:
             self.model.load_state_dict(self.weights)
 
 
-def _loader_state(loader: Any) -> tuple[Any, bool]:
+def loader_state(loader: Any) -> tuple[Any, bool]:
     """Its own random state, and whether it has looked at an item to learn its types, which may have taken chance."""
     return loader.rng.getstate(), "_types" in vars(loader)
 
 
-def _set_loader(loader: Any, state: tuple[Any, bool]) -> None:
+def set_loader_state(loader: Any, state: tuple[Any, bool]) -> None:
     if state[1] and "_types" not in vars(loader):
         loader._one_pass()
     loader.rng.setstate(state[0])

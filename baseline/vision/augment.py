@@ -15,38 +15,38 @@ from fastai.vision.core import PILImage
 from fasttransform import Transform
 from PIL import Image
 
-from baseline.data.image import fit_photo, open_photo
-from baseline.errors import gone
+from baseline.data.image import load_image, resize_image
+from baseline.errors import missing_image
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Augment, Recipe
 
-__all__ = ["PHOTO_FORMS", "shrunk"]
+__all__ = ["IMAGE_TYPES", "resize_batch"]
 
-PHOTO_FORMS = (str, Path, bytes, np.ndarray, Image.Image)
-"""What `baseline.photos.open_photo` takes."""
+IMAGE_TYPES = (str, Path, bytes, np.ndarray, Image.Image)
+"""What `baseline.images.open_image` takes."""
 
 
-def _opened(source: Any, size: int) -> Image.Image:
+def _load(source: Any, size: int) -> Image.Image:
     try:
-        return open_photo(source, size)
+        return load_image(source, size)
     except FileNotFoundError as error:
-        raise gone(error) from None
+        raise missing_image(error) from None
 
 
-class OpenPhoto(Transform):
-    """`open_photo` as fastai's type transform."""
+class LoadImage(Transform):
+    """`load_image` as fastai's type transform."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        return PILImage(_opened(source, self.size))
+        return PILImage(_load(source, self.size))
 
 
-class Fit(Transform):
-    """`fit_photo` as fastai's item transform, before its `ToTensor`."""
+class Resize(Transform):
+    """`resize_image` as fastai's item transform, before its `ToTensor`."""
 
     order = 1
 
@@ -55,10 +55,10 @@ class Fit(Transform):
         self.size, self.resize = size, resize
 
     def encodes(self, image: PILImage):  # type: ignore[no-untyped-def]
-        return PILImage(fit_photo(image, self.size, self.resize))
+        return PILImage(resize_image(image, self.size, self.resize))
 
 
-class OnTraining(Transform):
+class TrainOnly(Transform):
     """fastai's random changes, on training batches only: on valid ones its own would resample, and change nothing."""
 
     order, split_idx = 30, 0
@@ -67,14 +67,14 @@ class OnTraining(Transform):
         super().__init__()
         self.changes = changes
 
-    def encodes(self, photos: TensorImage):  # type: ignore[no-untyped-def]
+    def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
         for change in self.changes:
-            photos = change(photos, split_idx=0)
-        return photos
+            images = change(images, split_idx=0)
+        return images
 
 
-class Whole(Transform):
-    """Valid photos that were decoded larger, for random crops of training photos, at the size the network sees."""
+class ResizeValid(Transform):
+    """Valid images that were decoded larger, for random crops of training images, at the size the network sees."""
 
     order, split_idx = 30, 1
 
@@ -82,32 +82,32 @@ class Whole(Transform):
         super().__init__()
         self.size = size
 
-    def encodes(self, photos: TensorImage):  # type: ignore[no-untyped-def]
-        return shrunk(photos, self.size).as_subclass(TensorImage)
+    def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
+        return resize_batch(images, self.size).as_subclass(TensorImage)
 
 
-class Mirror(Transform):
-    """Half of the photos of a training batch, left to right: fastai's flip resamples them, at eight times the cost."""
+class RandomFlip(Transform):
+    """Half of the images of a training batch, left to right: fastai's flip resamples them, at eight times the cost."""
 
     order, split_idx = 30, 0
 
-    def encodes(self, photos: TensorImage):  # type: ignore[no-untyped-def]
-        chosen = torch.rand(len(photos), device=photos.device) < 0.5
-        photos[chosen] = photos[chosen].flip(-1)
-        return photos
+    def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
+        chosen = torch.rand(len(images), device=images.device) < 0.5
+        images[chosen] = images[chosen].flip(-1)
+        return images
 
 
-def shrunk(photos: torch.Tensor, size: int) -> torch.Tensor:
-    """The photos, N x C x H x W, as squares of `size` pixels where that is another size; 0 leaves them."""
-    if size in (0, photos.shape[-1]):
-        return photos
-    return F.interpolate(photos.as_subclass(torch.Tensor), (size, size), mode="bilinear", antialias=True)
+def resize_batch(images: torch.Tensor, size: int) -> torch.Tensor:
+    """The images, N x C x H x W, as squares of `size` pixels where that is another size; 0 leaves them."""
+    if size in (0, images.shape[-1]):
+        return images
+    return F.interpolate(images.as_subclass(torch.Tensor), (size, size), mode="bilinear", antialias=True)
 
 
-def _augmentation(recipe: Recipe) -> list[Transform]:
+def batch_transforms(recipe: Recipe) -> list[Transform]:
     augment = recipe.augment
-    if is_still(augment):
-        return [Mirror()] if augment.flip else []
+    if is_cacheable(augment):
+        return [RandomFlip()] if augment.flip else []
     changes = aug_transforms(
         do_flip=augment.flip,
         max_rotate=augment.rotate,
@@ -118,9 +118,9 @@ def _augmentation(recipe: Recipe) -> list[Transform]:
         p_lighting=augment.probability,
         **({} if augment.crop == 1 else {"size": recipe.image_size, "min_scale": augment.crop}),
     )
-    return [OnTraining(changes), Whole(recipe.image_size)]
+    return [TrainOnly(changes), ResizeValid(recipe.image_size)]
 
 
-def is_still(augment: Augment) -> bool:
-    """Whether photos are changed in no other way than mirroring."""
+def is_cacheable(augment: Augment) -> bool:
+    """Whether images are changed in no other way than mirroring."""
     return augment.rotate == augment.lighting == augment.warp == 0 and augment.zoom == augment.crop == 1

@@ -1,4 +1,4 @@
-"""Arrays computed once and kept in files for the next run. Knows files and checksums; knows no photos, no networks.
+"""Arrays computed once and kept in files for the next run. Knows files and checksums; knows no images, no networks.
 
 An entry is a folder with `data`, one array that can be mapped into memory, and `facts.json`: its shape, the checksum of
 every block of `BLOCK_BYTES`, and its key. A folder gets its name when it is whole; what a killed run left has another
@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from baseline.errors import gone
-from baseline.files import home
-from baseline.progress import Show
+from baseline.errors import missing_image
+from baseline.files import cache_home
+from baseline.progress import Progress
 
-__all__ = ["Cache", "fingerprint"]
+__all__ = ["ArrayCache", "file_fingerprint"]
 
 
 FORMAT = 1
 
 BLOCK_BYTES = 2**24
 
-LEAST_FREE_BYTES = 10**9
+MIN_FREE_BYTES = 10**9
 """What stays free on the disk."""
 
 
-class Cache:
+class ArrayCache:
     """Arrays by key, at most `most_gb` in all (10^9 bytes); the longest unused are removed for new ones.
 
     Where the folder cannot be written, is full, or `most_gb` is 0, nothing is kept, and the reason is said once.
@@ -46,10 +46,10 @@ class Cache:
         folder: `arrays` in the cache's root if not given.
     """
 
-    def __init__(self, most_gb: float, show: Show | None = None, folder: Path | None = None) -> None:
+    def __init__(self, most_gb: float, progress: Progress | None = None, folder: Path | None = None) -> None:
         self.most_bytes = int(most_gb * 1e9)
-        self.show = show or Show()
-        self.folder = folder or home() / "arrays"
+        self.progress = progress or Progress()
+        self.folder = folder or cache_home() / "arrays"
         self.silent = False
 
     def find(self, key: Mapping[str, Any]) -> np.ndarray | None:
@@ -65,7 +65,7 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if not whole:
-            self.show.say(f"cache: {folder} is damaged; it is removed, and computed again")
+            self.progress.log(f"cache: {folder} is damaged; it is removed, and computed again")
             shutil.rmtree(folder, ignore_errors=True)
             return None
         self._touch(folder)
@@ -85,7 +85,7 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self.show.say("cache: another run is computing the same; waiting for it")
+            self.progress.log("cache: another run is computing the same; waiting for it")
             lock.acquire()
         try:
             yield
@@ -101,11 +101,11 @@ class Cache:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            _reserve(part / "data", size)
+            _reserve_file(part / "data", size)
             return np.memmap(part / "data", dtype, "r+", shape=shape)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            self._say_once(f"{self.folder} took no {_words(size)}: {error.strerror}")
+            self._say_once(f"{self.folder} took no {_format_size(size)}: {error.strerror}")
             return None
 
     def seconds(self, key: Mapping[str, Any]) -> float:
@@ -132,7 +132,7 @@ class Cache:
         """Whether there would be room for so many bytes once everything else is removed."""
         if size > self.most_bytes or not self._writable():
             return False
-        return size <= shutil.disk_usage(self.folder).free - LEAST_FREE_BYTES + sum(s for _, s, _ in self._entries())
+        return size <= shutil.disk_usage(self.folder).free - MIN_FREE_BYTES + sum(s for _, s, _ in self._entries())
 
     def _place(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True, default=str)
@@ -156,10 +156,10 @@ class Cache:
         """Removes what was longest unused until there is room for `size` bytes; False where that cannot be."""
         entries = sorted(self._entries())
         kept = sum(size for _, size, _ in entries)
-        free = shutil.disk_usage(self.folder).free - LEAST_FREE_BYTES
+        free = shutil.disk_usage(self.folder).free - MIN_FREE_BYTES
         if size > min(self.most_bytes, free + kept):
             limit = "--cache-gb" if size > self.most_bytes else "what is free on its disk"
-            self._say_once(f"{_words(size)} are more than {limit}")
+            self._say_once(f"{_format_size(size)} are more than {limit}")
             return False
         for _, bytes_there, folder in entries:
             if kept + size <= self.most_bytes and size <= free:
@@ -171,7 +171,7 @@ class Cache:
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """When last used, bytes, and folder of everything here that no other run is working on."""
         for folder in self.folder.iterdir():
-            if folder.suffix == ".lock" or (folder.suffix == ".part" and _in_work(folder.with_suffix(".lock"))):
+            if folder.suffix == ".lock" or (folder.suffix == ".part" and _is_locked(folder.with_suffix(".lock"))):
                 continue
             try:
                 size = sum(file.stat().st_size for file in folder.iterdir())
@@ -187,11 +187,11 @@ class Cache:
 
     def _say_once(self, words: str) -> None:
         if not self.silent:
-            self.show.say(f"cache: {words}; nothing more is kept there")
+            self.progress.log(f"cache: {words}; nothing more is kept there")
         self.silent = True
 
 
-def fingerprint(paths: Iterable[str]) -> str:
+def file_fingerprint(paths: Iterable[str]) -> str:
     """A hash of paths, sizes and times of change of these files, in their order.
 
     Raises:
@@ -202,12 +202,12 @@ def fingerprint(paths: Iterable[str]) -> str:
         try:
             found = Path(path).stat()
         except FileNotFoundError as error:
-            raise gone(error) from None
+            raise missing_image(error) from None
         digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _reserve(path: Path, size: int) -> None:
+def _reserve_file(path: Path, size: int) -> None:
     """A file of that size, with its place on the disk: a full disk is an error now, and not a crash later."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -223,7 +223,7 @@ def _checksums(array: np.ndarray) -> list[int]:
         return list(pool.map(zlib.crc32, blocks))
 
 
-def _in_work(lock: Path) -> bool:
+def _is_locked(lock: Path) -> bool:
     """Whether another run holds the lock."""
     held = FileLock(lock)
     try:
@@ -234,5 +234,5 @@ def _in_work(lock: Path) -> bool:
     return False
 
 
-def _words(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,6 +1,6 @@
 """The same network with the same results, computed quicker. Knows kernels and memory; knows no stages.
 
-Measured on EfficientNet-Lite0, batches of 64, AMD EPYC (Zen 4), 2 threads, photos/s in a training step at 96 / 128 px:
+Measured on EfficientNet-Lite0, batches of 64, AMD EPYC (Zen 4), 2 threads, images/s in a training step at 96 / 128 px:
 180 / 74 as torch has it, 260 / 127 with BatchNorm folded, 256 / 149 with freed memory kept as well.
 """
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["compiled", "quick"]
+__all__ = ["compile_model", "optimize_for_cpu"]
 
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -27,7 +27,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4
 
 
 @contextmanager
-def quick(model: nn.Module, sample: torch.Tensor, *, learns: bool = True) -> Iterator[None]:
+def optimize_for_cpu(model: nn.Module, sample: torch.Tensor, *, learns: bool = True) -> Iterator[None]:
     """Inside, a model on the CPU computes what it computes outside, to rounding, in less time.
 
     - BatchNorm that is in evaluation mode is folded into the convolution before it: one pass over memory instead of
@@ -51,12 +51,12 @@ def quick(model: nn.Module, sample: torch.Tensor, *, learns: bool = True) -> Ite
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    with _memory_kept(), _quick_depthwise(model), _folded(model, sample[:2], learns):
+    with _retain_freed_memory(), _fast_depthwise(model), _fold_batch_norm(model, sample[:2], learns):
         yield
 
 
 @contextmanager
-def compiled(model: nn.Module) -> Iterator[None]:
+def compile_model(model: nn.Module) -> Iterator[None]:
     """Inside, the model's passes are those that `torch.compile` makes of them; the first of each kind takes long."""
     model.compile()
     try:
@@ -66,23 +66,23 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _folded(model: nn.Module, sample: torch.Tensor, learns: bool) -> Iterator[None]:
-    pairs = _pairs(model, sample)
+def _fold_batch_norm(model: nn.Module, sample: torch.Tensor, learns: bool) -> Iterator[None]:
+    pairs = _conv_bn_pairs(model, sample)
     before = [(module, vars(module).get("forward")) for pair in pairs for module in pair]
-    expected = _outputs(model, sample)
+    expected = _record_outputs(model, sample)
     for convolution, norm in pairs:
         inner = vars(convolution).get("forward") or partial(type(convolution).forward, convolution)
-        vars(convolution)["forward"] = _Folded(convolution, norm, inner, learns)
-        vars(norm)["forward"] = partial(_after_folded, norm)
-    if not torch.allclose(_outputs(model, sample), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
-        _put_back(before)  # something else reads what comes out of a convolution
+        vars(convolution)["forward"] = _FoldedConv(convolution, norm, inner, learns)
+        vars(norm)["forward"] = partial(_after_folded_norm, norm)
+    if not torch.allclose(_record_outputs(model, sample), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+        _restore_forwards(before)  # something else reads what comes out of a convolution
     try:
         yield
     finally:
-        _put_back(before)
+        _restore_forwards(before)
 
 
-def _put_back(forwards: list[tuple[nn.Module, Any]]) -> None:
+def _restore_forwards(forwards: list[tuple[nn.Module, Any]]) -> None:
     for module, forward in forwards:
         vars(module).pop("forward", None)
         if forward is not None:
@@ -90,13 +90,13 @@ def _put_back(forwards: list[tuple[nn.Module, Any]]) -> None:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, sample: torch.Tensor) -> torch.Tensor:
-    with _evaluating(model):
+def _record_outputs(model: nn.Module, sample: torch.Tensor) -> torch.Tensor:
+    with _eval_mode(model):
         return model(sample)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -106,7 +106,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]]:
+def _conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]]:
     """Each convolution without a bias whose output is the input of a BatchNorm, and that BatchNorm."""
     made: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the outputs, too, so that no two have one id
     found: list[tuple[nn.Conv2d, Any]] = []
@@ -125,7 +125,7 @@ def _pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]
         if isinstance(module, BatchNorm) and module.affine and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(look))
     try:
-        _outputs(model, sample)
+        _record_outputs(model, sample)
     finally:
         for hook in hooks:
             hook.remove()
@@ -134,7 +134,7 @@ def _pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]
     return [pair for pair in found if convolutions.count(id(pair[0])) == norms.count(id(pair[1])) == 1]
 
 
-class _Folded:
+class _FoldedConv:
     """A convolution's forward with the scale and shift of the BatchNorm behind it in its weights, if that is still."""
 
     def __init__(self, convolution: nn.Conv2d, norm: Any, inner: Any, learns: bool) -> None:
@@ -144,13 +144,13 @@ class _Folded:
             with torch.inference_mode(False), torch.no_grad():
                 self.kept = self._made()
 
-    def __call__(self, photos: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if self.norm.training:
-            return self.inner(photos)
+            return self.inner(images)
         hidden = vars(self.convolution)  # found before the parameters of the same names
         hidden["weight"], hidden["bias"] = self.kept or self._made()
         try:
-            return self.inner(photos)
+            return self.inner(images)
         finally:
             del hidden["weight"], hidden["bias"]
 
@@ -160,21 +160,21 @@ class _Folded:
         return self.convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
-def _after_folded(norm: Any, photos: torch.Tensor) -> torch.Tensor:
+def _after_folded_norm(norm: Any, images: torch.Tensor) -> torch.Tensor:
     """What is left of a BatchNorm whose scale and shift are in the convolution before it: timm's have an activation."""
     if norm.training:
-        return type(norm).forward(norm, photos)
+        return type(norm).forward(norm, images)
     for name in ("drop", "act"):
         after = getattr(norm, name, None)
-        photos = after(photos) if after is not None else photos
-    return photos
+        images = after(images) if after is not None else images
+    return images
 
 
 @contextmanager
-def _quick_depthwise(model: nn.Module) -> Iterator[None]:
+def _fast_depthwise(model: nn.Module) -> Iterator[None]:
     chosen = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and _is_plain_depthwise(layer)]
     for layer in chosen:
-        vars(layer)["forward"] = partial(_depthwise, layer)
+        vars(layer)["forward"] = partial(_depthwise_forward, layer)
     try:
         yield
     finally:
@@ -193,34 +193,36 @@ def _is_plain_depthwise(layer: nn.Conv2d) -> bool:
     )
 
 
-def _depthwise(layer: nn.Conv2d, photos: torch.Tensor) -> torch.Tensor:
-    height, width = photos.shape[-2:]
+def _depthwise_forward(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    height, width = images.shape[-2:]
     if layer.weight.requires_grad and torch.is_grad_enabled() and layer.weight[0, 0].numel() > height * width:
-        outputs = _Depthwise.apply(photos, layer.weight, layer.padding)
+        outputs = _DepthwiseConv.apply(images, layer.weight, layer.padding)
         return outputs if layer.bias is None else outputs + layer.bias[:, None, None]
-    return nn.Conv2d.forward(layer, photos)
+    return nn.Conv2d.forward(layer, images)
 
 
-class _Depthwise(torch.autograd.Function):
+class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, photos: torch.Tensor, weight: torch.Tensor, padding: Any) -> torch.Tensor:
-        ctx.save_for_backward(photos, weight)
+    def forward(ctx: Any, images: torch.Tensor, weight: torch.Tensor, padding: Any) -> torch.Tensor:
+        ctx.save_for_backward(images, weight)
         ctx.padding = padding
-        return F.conv2d(photos, weight, None, 1, padding, 1, len(weight))
+        return F.conv2d(images, weight, None, 1, padding, 1, len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        photos, weight = ctx.saved_tensors
+        images, weight = ctx.saved_tensors
         shape = ((1, 1), ctx.padding, (1, 1), False, (0, 0), len(weight))
         mask = (ctx.needs_input_grad[0], False, False)
-        inputs = torch.ops.aten.convolution_backward(gradient, photos, weight, None, *shape, mask)[0]
-        return inputs, _weight_gradient(photos, gradient, weight, ctx.padding), None
+        inputs = torch.ops.aten.convolution_backward(gradient, images, weight, None, *shape, mask)[0]
+        return inputs, _depthwise_weight_gradient(images, gradient, weight, ctx.padding), None
 
 
-def _weight_gradient(photos: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor, padding: Any) -> torch.Tensor:
+def _depthwise_weight_gradient(
+    images: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor, padding: Any
+) -> torch.Tensor:
     """One product and one sum for each of the kernel's places."""
     rows, columns = gradient.shape[-2:]
-    padded = F.pad(photos, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
+    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
     last = gradient.permute(0, 2, 3, 1)
     places = [
         (padded[:, top : top + rows, left : left + columns] * last).sum((0, 1, 2))
@@ -231,7 +233,7 @@ def _weight_gradient(photos: torch.Tensor, gradient: torch.Tensor, weight: torch
 
 
 @contextmanager
-def _memory_kept() -> Iterator[None]:
+def _retain_freed_memory() -> Iterator[None]:
     """Inside, glibc keeps what is freed. It would map every tensor above 32 MB anew, page by page, in each step."""
     mallopt = _mallopt()
     if mallopt is None:

@@ -1,4 +1,4 @@
-"""Recipe + DataLoaders -> a complete fastai Learner. Knows networks and weights; knows no photos, no stages.
+"""Recipe + DataLoaders -> a complete fastai Learner. Knows networks and weights; knows no images, no stages.
 
 The network is put together as fastai's `vision_learner` does it, from the same parts (`create_body` or `TimmBody`,
 `add_head`, `Learner`), because three things must differ: weights come from a checked file, normalisation belongs to
@@ -18,14 +18,14 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import F1ScoreMulti, accuracy
 from fastai.torch_core import default_device
 
-from baseline.vision.network import device_of, network
+from baseline.vision.network import build_network, device_of
 from baseline.vision.weights import find_weights
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.vision.weights import Weights
 
-__all__ = ["autocast", "learner", "number_format"]
+__all__ = ["autocast", "learner", "mixed_precision"]
 
 
 def learner(
@@ -42,11 +42,11 @@ def learner(
     """
     if weights is None and not recipe.scratch:
         weights = find_weights(recipe.arch, recipe.weights)
-    model, splitter = network(recipe.arch, len(dls.vocab), weights, recipe.head)
+    model, splitter = build_network(recipe.arch, len(dls.vocab), weights, recipe.head)
     learn = Learner(
         dls,
         model,
-        loss_func=_loss(dls, recipe),
+        loss_func=_loss_function(dls, recipe),
         splitter=splitter,
         metrics=F1ScoreMulti(recipe.threshold, average="micro") if recipe.labels == "many" else accuracy,
         path=path,
@@ -58,7 +58,7 @@ def learner(
     return learn
 
 
-def _loss(dls: DataLoaders, recipe: Recipe) -> Any:
+def _loss_function(dls: DataLoaders, recipe: Recipe) -> Any:
     """Cross-entropy, weighted by how rare a class is where that is wished; for many labels binary cross-entropy."""
     if recipe.labels == "many":
         return BCEWithLogitsLossFlat(thresh=recipe.threshold)
@@ -74,10 +74,10 @@ def autocast(learn: Learner) -> torch.autocast:
     mixed = getattr(learn, "mixed_precision", None)
     bfloat16 = mixed is not None and "bf16" in str(mixed.amp_mode).lower()
     name = "float32" if mixed is None else "bfloat16" if bfloat16 else "float16"
-    return number_format(name, device_of(learn.model).type)
+    return mixed_precision(name, device_of(learn.model).type)
 
 
-def number_format(name: str, device: str) -> torch.autocast:
+def mixed_precision(name: str, device: str) -> torch.autocast:
     """Inside, passes run in the format of that name: `"float16"`, `"bfloat16"`, any other is float32."""
     return torch.autocast(
         device, torch.float16 if name == "float16" else torch.bfloat16, enabled=name in ("float16", "bfloat16")

@@ -20,14 +20,14 @@ from baseline.vision.weights import check_arch, is_torchvision, state_dict
 if TYPE_CHECKING:
     from baseline.vision.weights import Weights
 
-__all__ = ["device_of", "load_weights", "network"]
+__all__ = ["build_network", "copy_weights", "device_of"]
 
 
 Splitter = Callable[[nn.Sequential], Any]
 """From a network to its layer groups, each a list of parameters, first layers first."""
 
 
-UNCUT = ("vit_", "swin_", "maxvit", "googlenet", "inception", "mnasnet", "shufflenet")
+WHOLE_MODELS = ("vit_", "swin_", "maxvit", "googlenet", "inception", "mnasnet", "shufflenet")
 """torchvision families that cannot be cut into a body of feature maps and a head; timm has all of them."""
 
 
@@ -36,7 +36,9 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def network(arch: str, classes: int, weights: Weights | None, head: str = "linear") -> tuple[nn.Sequential, Splitter]:
+def build_network(
+    arch: str, classes: int, weights: Weights | None, head: str = "linear"
+) -> tuple[nn.Sequential, Splitter]:
     """`Sequential(body, head)` and the function that splits its parameters into layer groups, first layers first.
 
     Args:
@@ -56,19 +58,21 @@ def network(arch: str, classes: int, weights: Weights | None, head: str = "linea
 
 
 def _torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
-    if arch.startswith(UNCUT):
-        raise RecipeError(f"'{arch}' of torchvision has no body to cut off. timm has its like: {_timm_like(arch)}.")
+    if arch.startswith(WHOLE_MODELS):
+        raise RecipeError(
+            f"'{arch}' of torchvision has no body to cut off. timm has its like: {_timm_suggestion(arch)}."
+        )
     maker = getattr(torchvision.models, arch)
     model = maker(weights=None)
     meta = model_meta.get(maker, {})
     children = [name for name, _ in model.named_children()]
     cut = meta.get("cut") or (children.index("features") + 1 if "features" in children else children.index("avgpool"))
     if weights is not None:
-        load_weights(model, weights, needed=tuple(f"{name}." for name in children[:cut]))
-    return create_body(model, cut=cut), meta.get("split") or _halves
+        copy_weights(model, weights, needed=tuple(f"{name}." for name in children[:cut]))
+    return create_body(model, cut=cut), meta.get("split") or _split_halves
 
 
-def _halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
+def _split_halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
     """First and second half of the body's blocks, and the head: fastai's idea of three groups for resnets."""
     blocks = list(model[0].children())
     blocks = list(blocks[0].children()) if len(blocks) == 1 else blocks
@@ -79,7 +83,7 @@ def _halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
 def _timm_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
     model = timm.create_model(arch, pretrained=False, num_classes=0)
     if weights is not None:
-        load_weights(model, weights, needed=("",))
+        copy_weights(model, weights, needed=("",))
     body = TimmBody(model, False, None, 3)
     body.needs_pool = body.needs_pool and getattr(model, "output_fmt", "NCHW") == "NCHW"
     return body, _timm_split if hasattr(model, "group_matcher") else default_split
@@ -93,7 +97,7 @@ def _timm_split(model: nn.Sequential) -> list[list[nn.Parameter]]:
     return [*([by_name[name] for name in names] for _, names in sorted(groups.items())), params(model[1])]
 
 
-def load_weights(model: nn.Module, weights: Weights, needed: tuple[str, ...]) -> None:
+def copy_weights(model: nn.Module, weights: Weights, needed: tuple[str, ...]) -> None:
     """Copies every parameter and buffer whose name begins as `needed` says; all must be there, of the same shape."""
     given = state_dict(weights)
     own = {name: value for name, value in model.state_dict().items() if name.startswith(needed)}
@@ -109,10 +113,10 @@ def load_weights(model: nn.Module, weights: Weights, needed: tuple[str, ...]) ->
     model.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
 
 
-def _timm_like(arch: str) -> str:
+def _timm_suggestion(arch: str) -> str:
     near = timm.list_models(f"*{arch.split('_')[0]}*")[:3]
     return ", ".join(near) or "see timm.list_models()"
 
 
-def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def clone_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["restore", "seeded", "states", "states_kept"]
+__all__ = ["get_rng_state", "preserve_rng_state", "seed_everything", "set_rng_state"]
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_everything(seed: int) -> Iterator[None]:
     """All random states set from `seed` inside, and as they were outside."""
-    with states_kept():
+    with preserve_rng_state():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         yield
 
 
-def states() -> dict[str, Any]:
-    """All random states as they are now, as plain numbers, for `restore`."""
+def get_rng_state() -> dict[str, Any]:
+    """All random states as they are now, as plain numbers, for `set_rng_state`."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -34,8 +34,8 @@ def states() -> dict[str, Any]:
     }
 
 
-def restore(found: Mapping[str, Any]) -> None:
-    """Sets all random states to what `states` gave."""
+def set_rng_state(found: Mapping[str, Any]) -> None:
+    """Sets all random states to what `get_rng_state` gave."""
     random.setstate(found["python"])
     kind, keys, *rest = found["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
@@ -45,10 +45,10 @@ def restore(found: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def states_kept() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Whatever happens inside, all random states are outside as they were before."""
-    before = states()
+    before = get_rng_state()
     try:
         yield
     finally:
-        restore(before)
+        set_rng_state(before)

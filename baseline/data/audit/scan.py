@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baseline.data.image import file_bytes, opened, upright, why_unreadable
-from baseline.files import home
+from baseline.data.image import open_image, read_image_bytes, to_upright_rgb, unreadable_reason
+from baseline.files import cache_home
 
 if TYPE_CHECKING:
-    from baseline.progress import Show
+    from baseline.progress import Progress
 
 
-FACTS = ("reason", "bytes", "width", "height", "mode", "turned", "frames")
-"""What is told of every photo."""
+SCAN_COLUMNS = ("reason", "bytes", "width", "height", "mode", "turned", "frames")
+"""What is told of every image."""
 
 
 @dataclass
-class _Seen:
-    """Of every photo, in order."""
+class ScanResult:
+    """Of every image, in order."""
 
     reason: np.ndarray
     bytes: np.ndarray
@@ -45,7 +45,7 @@ class _Seen:
     """N x 192, uint8: 8 x 8 RGB."""
 
     @classmethod
-    def of(cls, count: int) -> _Seen:
+    def of(cls, count: int) -> ScanResult:
         text, whole = np.full(count, "", dtype=object), np.zeros(count, np.int32)
         flags, hashes = np.zeros(count, bool), np.zeros(count, np.uint64)
         return cls(
@@ -62,15 +62,15 @@ class _Seen:
             self.thumb[row] = np.frombuffer(facts[9], np.uint8)
 
     def columns(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in FACTS}
+        return {key: getattr(self, key) for key in SCAN_COLUMNS}
 
 
-def _seen(paths: Sequence[str], show: Show) -> _Seen:
-    seen = _Seen.of(len(paths))
-    with closing(_Memory(show)) as memory, show.bar("looking at every photo", len(paths), "photos") as bar:
+def scan_images(paths: Sequence[str], progress: Progress) -> ScanResult:
+    seen = ScanResult.of(len(paths))
+    with closing(_ScanCache(progress)) as memory, progress.bar("looking at every image", len(paths), "images") as bar:
         unknown = []
         for row, path in enumerate(paths):
-            stamp = _stamp(path)
+            stamp = _file_stamp(path)
             if facts := memory.recall(path, stamp):
                 seen.put(row, facts)
                 bar.step()
@@ -79,7 +79,7 @@ def _seen(paths: Sequence[str], show: Show) -> _Seen:
         parts = [unknown[at : at + 64] for at in range(0, len(unknown), 64)]  # one by one, handing over costs too much
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for at in range(0, len(parts), 64):
-                for part, looks in zip(parts[at : at + 64], pool.map(_look_all, parts[at : at + 64]), strict=True):
+                for part, looks in zip(parts[at : at + 64], pool.map(_scan_many, parts[at : at + 64]), strict=True):
                     for (row, path, stamp), facts in zip(part, looks, strict=True):
                         seen.put(row, facts)
                         memory.keep(path, stamp, facts)
@@ -88,11 +88,11 @@ def _seen(paths: Sequence[str], show: Show) -> _Seen:
     return seen
 
 
-def _look_all(part: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
-    return [_look(path) for _, path, _ in part]
+def _scan_many(part: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
+    return [_scan_image(path) for _, path, _ in part]
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _file_stamp(path: str) -> tuple[int, int]:
     try:
         found = Path(path).stat()
     except OSError:
@@ -100,58 +100,58 @@ def _stamp(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _look(path: str) -> tuple:
+def _scan_image(path: str) -> tuple:
     """Reason, bytes, width, height, mode, turned, frames; then digest, hash and thumbnail of what can be read."""
     import imagehash
     from PIL import Image
 
     try:
-        content = file_bytes(path)
+        content = read_image_bytes(path)
     except OSError as error:
-        return _unseen(why_unreadable(error))
+        return _unreadable_row(unreadable_reason(error))
     size = len(content)
     try:
-        image = opened(content)
+        image = open_image(content)
         width, height = image.size
         mode = image.mode
         turned = image.getexif().get(0x0112, 1) not in (0, 1)
         frames = getattr(image, "n_frames", 1)
         image.draft("RGB", (64, 64))  # a JPEG is still read to its end, so that a truncated one is found
-        small = upright(image)
+        small = to_upright_rgb(image)
         if min(small.size) > 128:
             small = small.resize((64, 64), Image.Resampling.BOX)
         thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
         look = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
     except Exception as error:
-        return _unseen(why_unreadable(error), size)
+        return _unreadable_row(unreadable_reason(error), size)
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return ("", size, width, height, mode, turned, frames, digest, look, thumb)
 
 
-def _unseen(reason: str, size: int = 0) -> tuple:
+def _unreadable_row(reason: str, size: int = 0) -> tuple:
     return (reason, size, 0, 0, "", False, 0, b"", b"", b"")
 
 
-class _Memory:
-    """What was seen of photos before, in the cache, each row with its checksum; what is damaged is seen anew."""
+class _ScanCache:
+    """What was seen of images before, in the cache, each row with its checksum; what is damaged is seen anew."""
 
     VERSION = 2
-    COLUMNS = ", ".join((*FACTS, "digest", "hash", "thumb", "crc"))
+    COLUMNS = ", ".join((*SCAN_COLUMNS, "digest", "hash", "thumb", "crc"))
 
-    def __init__(self, show: Show) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.base: sqlite3.Connection | None = None
-        self.show = show
-        self.file = home() / f"audit-{self.VERSION}.sqlite"
+        self.progress = progress
+        self.file = cache_home() / f"audit-{self.VERSION}.sqlite"
         try:
             self._open()
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
     def _open(self) -> None:
-        home().mkdir(parents=True, exist_ok=True)
+        cache_home().mkdir(parents=True, exist_ok=True)
         self.base = sqlite3.connect(self.file, timeout=30)
         columns = f"path TEXT PRIMARY KEY, size INTEGER, time INTEGER, {self.COLUMNS}"
-        self.base.execute(f"CREATE TABLE IF NOT EXISTS photos ({columns}) WITHOUT ROWID")
+        self.base.execute(f"CREATE TABLE IF NOT EXISTS images ({columns}) WITHOUT ROWID")
 
     def _give_up(self, error: Exception) -> None:
         """Goes on without the cache; one that is damaged is removed and begun again."""
@@ -165,17 +165,17 @@ class _Memory:
             except (OSError, sqlite3.Error) as again:
                 error, self.base = again, None
             else:
-                self.show.say(f"cache: {self.file} is damaged ({error}); photos are looked at again")
+                self.progress.log(f"cache: {self.file} is damaged ({error}); images are looked at again")
                 return
-        self.show.say(f"what is seen of the photos is not kept for the next time: {home()}: {error}")
+        self.progress.log(f"what is seen of the images is not kept for the next time: {cache_home()}: {error}")
 
     def recall(self, path: str, stamp: tuple[int, int]) -> tuple | None:
         if self.base is None:
             return None
         try:
             found = self.base.execute(
-                f"SELECT {self.COLUMNS} FROM photos WHERE path = ? AND size = ? AND time = ?",
-                (_text(path), *stamp),
+                f"SELECT {self.COLUMNS} FROM images WHERE path = ? AND size = ? AND time = ?",
+                (_path_to_text(path), *stamp),
             ).fetchone()
         except sqlite3.Error as error:
             self._give_up(error)
@@ -186,8 +186,8 @@ class _Memory:
         if self.base is None or stamp[0] < 0:
             return
         try:
-            row = (_text(path), *stamp, *facts, _checksum(path, stamp, facts))
-            self.base.execute(f"INSERT OR REPLACE INTO photos VALUES ({', '.join('?' * len(row))})", row)
+            row = (_path_to_text(path), *stamp, *facts, _checksum(path, stamp, facts))
+            self.base.execute(f"INSERT OR REPLACE INTO images VALUES ({', '.join('?' * len(row))})", row)
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -205,11 +205,11 @@ class _Memory:
 
 
 def _checksum(path: str, stamp: tuple[int, int], facts: tuple) -> int:
-    told = (_text(path), *stamp, *(int(each) if isinstance(each, bool) else each for each in facts))
+    told = (_path_to_text(path), *stamp, *(int(each) if isinstance(each, bool) else each for each in facts))
     return zlib.crc32(repr(told).encode())
 
 
-def _text(path: str) -> str | bytes:
+def _path_to_text(path: str) -> str | bytes:
     """Names that are no valid text, which SQLite refuses, as their bytes."""
     try:
         path.encode()

@@ -1,4 +1,4 @@
-"""An archive -> a folder, safely and whole or not at all; or its files, read in place. Knows tar and zip, no photos."""
+"""An archive -> a folder, safely and whole or not at all; or its files, read in place. Knows tar and zip, no images."""
 
 from __future__ import annotations
 
@@ -21,43 +21,52 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError, OutputError
-from baseline.progress import Show
+from baseline.progress import Progress
 
 if TYPE_CHECKING:
     from baseline.progress import Bar
 
-__all__ = ["ARCHIVE_SUFFIXES", "UNPACKED_FILES", "Member", "Members", "is_archive", "most_bytes", "unpack", "writing"]
+__all__ = [
+    "ARCHIVE_SUFFIXES",
+    "MAX_FILES",
+    "Member",
+    "Members",
+    "is_archive",
+    "max_unpacked_bytes",
+    "report_write_errors",
+    "unpack",
+]
 
 
 ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".txz", ".tar.xz", ".tbz2", ".tar.bz2", ".tar", ".zip")
 
 
-INFLATION = 100
-"""How many times larger than itself an archive's content may be; photos hardly shrink, bombs shrink a thousandfold."""
+MAX_INFLATION = 100
+"""How many times larger than itself an archive's content may be; images hardly shrink, bombs shrink a thousandfold."""
 
 
-UNPACKED_FILES = 20_000_000
+MAX_FILES = 20_000_000
 
 
-MOST_MEMBER_BYTES = 2**31
-"""Of a member that is read in place, as of a photo's file."""
+MAX_MEMBER_BYTES = 2**31
+"""Of a member that is read in place, as of an image's file."""
 
 
-_SILENT = Show()
+_SILENT = Progress()
 
 
 def is_archive(path: str | Path) -> bool:
     """Whether it is called like one.
 
-    >>> is_archive("photos.tar.gz"), is_archive("photo.jpg")
+    >>> is_archive("images.tar.gz"), is_archive("image.jpg")
     (True, False)
     """
     return str(path).lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def most_bytes(archive: Path) -> int:
+def max_unpacked_bytes(archive: Path) -> int:
     """How many bytes an archive of that size may hold, and not be taken for a bomb."""
-    return max(INFLATION * archive.stat().st_size, 100_000_000)
+    return max(MAX_INFLATION * archive.stat().st_size, 100_000_000)
 
 
 def unpack(
@@ -66,7 +75,7 @@ def unpack(
     *,
     max_bytes: int = 2 * 1024**3,
     max_files: int = 200_000,
-    show: Show = _SILENT,
+    progress: Progress = _SILENT,
 ) -> None:
     """Unpacks a tar (plain, gzip, xz, bzip2) or zip into the new `folder`, safely, and whole or not at all.
 
@@ -76,20 +85,23 @@ def unpack(
 
     Raises DataError naming the member or the damage, OutputError when `folder` is there already or cannot be written.
 
-    >>> unpack(Path("photos.tar.gz"), Path("photos"))  # doctest: +SKIP
+    >>> unpack(Path("images.tar.gz"), Path("images"))  # doctest: +SKIP
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
         raise DataError(f"There is no archive {archive}.")
     if folder.exists():
         raise OutputError(f"{folder} is already there. Remove it, or unpack into another folder.")
-    with writing(folder):
+    with report_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
         try:
-            sink = _Sink(work / "new", archive.name, max_bytes, max_files)
-            with show.bar(f"unpacking {archive.name}", archive.stat().st_size, "bytes") as bar, _damage(archive):
-                (_unzip if _magic(archive).startswith(b"PK") else _untar)(archive, sink, bar)
+            sink = _Unpacker(work / "new", archive.name, max_bytes, max_files)
+            with (
+                progress.bar(f"unpacking {archive.name}", archive.stat().st_size, "bytes") as bar,
+                _report_damage(archive),
+            ):
+                (_unzip if _magic_bytes(archive).startswith(b"PK") else _untar)(archive, sink, bar)
             (work / "new").rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -116,16 +128,19 @@ class Members:
     All names, sizes and checksums of the packing are looked at first: what `unpack` refuses is refused here, before
     anything is read. A zip's files are read when they are called, from any thread; a tar's one after the other.
 
-    >>> for photo in Members(Path("photos.zip"), lambda name: name.endswith(".jpg")):  # doctest: +SKIP
-    ...     print(photo, len(photo()))
+    >>> for image in Members(Path("images.zip"), lambda name: name.endswith(".jpg")):  # doctest: +SKIP
+    ...     print(image, len(image()))
     """
 
-    def __init__(self, archive: Path, wanted: Callable[[str], bool], show: Show = _SILENT) -> None:
+    def __init__(self, archive: Path, wanted: Callable[[str], bool], progress: Progress = _SILENT) -> None:
         """Raises DataError for what `unpack` refuses, and for damage, in words."""
         self.archive = archive
-        with _readable(archive), show.bar(f"looking into {archive.name}", archive.stat().st_size, "bytes") as bar:
-            found = _Index(archive, wanted)
-            self.zipped = _magic(archive).startswith(b"PK")
+        with (
+            _report_unreadable(archive),
+            progress.bar(f"looking into {archive.name}", archive.stat().st_size, "bytes") as bar,
+        ):
+            found = _MemberIndex(archive, wanted)
+            self.zipped = _magic_bytes(archive).startswith(b"PK")
             (_unzip if self.zipped else _untar)(archive, found, bar)
         self.names = found.wanted_names
 
@@ -133,37 +148,37 @@ class Members:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Member]:
-        with _readable(self.archive):
+        with _report_unreadable(self.archive):
             yield from (self._in_zip if self.zipped else self._in_tar)()
 
     def _in_zip(self) -> Iterator[Member]:
         opened = zipfile.ZipFile(self.archive)  # open as long as a member may be called
         for name in self.names:
-            yield Member(self._path(name), partial(_content, opened, name))
+            yield Member(self._path(name), partial(_read_member, opened, name))
 
     def _in_tar(self) -> Iterator[Member]:
         left = set(self.names)
-        with self.archive.open("rb") as raw, _decompressed(raw) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        with self.archive.open("rb") as raw, _decompress(raw) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
             for member in tar:
                 if member.name in left and (stream := tar.extractfile(member)):
-                    large = member.size > MOST_MEMBER_BYTES
-                    content = partial(_refused, member.size) if large else partial(bytes, stream.read())
+                    large = member.size > MAX_MEMBER_BYTES
+                    content = partial(_size_limit_error, member.size) if large else partial(bytes, stream.read())
                     yield Member(self._path(member.name), content)
 
     def _path(self, name: str) -> str:
         return f"{self.archive}/{name.removeprefix('./')}"
 
 
-def _content(opened: zipfile.ZipFile, name: str) -> bytes:
+def _read_member(opened: zipfile.ZipFile, name: str) -> bytes:
     size = opened.getinfo(name).file_size
-    return _refused(size) if size > MOST_MEMBER_BYTES else opened.read(name)
+    return _size_limit_error(size) if size > MAX_MEMBER_BYTES else opened.read(name)
 
 
-def _refused(size: int) -> bytes:
-    raise OSError(f"more than {MOST_MEMBER_BYTES:,} bytes")
+def _size_limit_error(size: int) -> bytes:
+    raise OSError(f"more than {MAX_MEMBER_BYTES:,} bytes")
 
 
-class _Checks:
+class _MemberChecks:
     """Every name, number and size of a member passes here."""
 
     def __init__(self, archive: str, max_bytes: int, max_files: int) -> None:
@@ -192,12 +207,12 @@ class _Checks:
             raise self.refuse(name, f"goes beyond the {self.max_bytes:,} bytes allowed")
 
 
-class _Index(_Checks):
+class _MemberIndex(_MemberChecks):
     """Keeps the names that are wanted. No more is read of a member later on than it claims here, so sizes are taken
     at their word."""
 
     def __init__(self, archive: Path, wanted: Callable[[str], bool]) -> None:
-        super().__init__(archive.name, most_bytes(archive), UNPACKED_FILES)
+        super().__init__(archive.name, max_unpacked_bytes(archive), MAX_FILES)
         self.wanted = wanted
         self.seen: set[str] = set()
         self.wanted_names: list[str] = []
@@ -212,7 +227,7 @@ class _Index(_Checks):
             self.wanted_names.append(name)
 
 
-class _Sink(_Checks):
+class _Unpacker(_MemberChecks):
     """Where members go to be unpacked. No links are made, so no path can lead out."""
 
     def __init__(self, folder: Path, archive: str, max_bytes: int, max_files: int) -> None:
@@ -246,7 +261,7 @@ class _Sink(_Checks):
             raise self.refuse(name, "needs a folder where an earlier member is a file") from None
 
 
-class _Counted:
+class _CountingReader:
     """Decompressed bytes for tarfile: moves the bar by the compressed ones, and ends a bomb made of headers."""
 
     def __init__(self, plain: IO[bytes], raw: IO[bytes], bar: Bar, limit: int) -> None:
@@ -262,11 +277,11 @@ class _Counted:
         return data
 
 
-def _untar(archive: Path, sink: _Checks, bar: Bar) -> None:
+def _untar(archive: Path, sink: _MemberChecks, bar: Bar) -> None:
     """Streams: each byte is read once, in order, up to the end, so that gzip's and xz's own checksums are checked."""
     limit = sink.max_bytes + 4096 * (sink.max_files + 16)  # headers and padding of a member are below 4 KiB
-    with archive.open("rb") as raw, _decompressed(raw) as plain:
-        counted: Any = _Counted(plain, raw, bar, limit)
+    with archive.open("rb") as raw, _decompress(raw) as plain:
+        counted: Any = _CountingReader(plain, raw, bar, limit)
         with tarfile.open(fileobj=counted, mode="r|") as tar:
             for member in tar:
                 if member.isdir():
@@ -281,7 +296,7 @@ def _untar(archive: Path, sink: _Checks, bar: Bar) -> None:
                     raise tarfile.ReadError("something follows its end")
 
 
-def _unzip(archive: Path, sink: _Checks, bar: Bar) -> None:
+def _unzip(archive: Path, sink: _MemberChecks, bar: Bar) -> None:
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -297,12 +312,12 @@ def _unzip(archive: Path, sink: _Checks, bar: Bar) -> None:
             bar.step(member.compress_size)
 
 
-def _magic(archive: Path) -> bytes:
+def _magic_bytes(archive: Path) -> bytes:
     with archive.open("rb") as opened:
         return opened.read(6)
 
 
-def _decompressed(raw: IO[bytes]) -> Any:
+def _decompress(raw: IO[bytes]) -> Any:
     """By the file's first bytes; its name may say anything."""
     magic = raw.read(6)
     raw.seek(0)
@@ -313,27 +328,27 @@ def _decompressed(raw: IO[bytes]) -> Any:
 
 
 @contextmanager
-def _damage(archive: Path) -> Iterator[None]:
+def _report_damage(archive: Path) -> Iterator[None]:
     """The many ways in which five libraries say that an archive is broken, as one DataError."""
     try:
         yield
     except BaselineError:
         raise
     except (EOFError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError) as fault:
-        raise DataError(_damaged(archive, fault)) from fault
+        raise DataError(_damage_error(archive, fault)) from fault
     except (tarfile.TarError, zipfile.BadZipFile) as fault:
-        raise DataError(_damaged(archive, fault)) from fault
+        raise DataError(_damage_error(archive, fault)) from fault
     except OSError as fault:  # gzip and bz2 raise it without a number, the system always with one
         if fault.errno is None:
-            raise DataError(_damaged(archive, fault)) from fault
+            raise DataError(_damage_error(archive, fault)) from fault
         raise
 
 
 @contextmanager
-def _readable(archive: Path) -> Iterator[None]:
+def _report_unreadable(archive: Path) -> Iterator[None]:
     """Says as a DataError, too, what the system refused."""
     try:
-        with _damage(archive):
+        with _report_damage(archive):
             yield
     except BaselineError:
         raise
@@ -341,12 +356,12 @@ def _readable(archive: Path) -> Iterator[None]:
         raise DataError(f"{archive} cannot be read: {fault.strerror}. Change its rights, or fetch it anew.") from None
 
 
-def _damaged(archive: Path, fault: Exception) -> str:
+def _damage_error(archive: Path, fault: Exception) -> str:
     return f"{archive} is damaged, cut short, or no tar or zip archive ({fault}). Fetch it anew."
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def report_write_errors(folder: Path) -> Iterator[None]:
     """Says in words what the system refused; what is in words already passes."""
     try:
         yield

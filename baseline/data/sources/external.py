@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-from baseline.data.sources.archives import writing
-from baseline.errors import BaselineError, DataError, unknown
-from baseline.files import home, place
-from baseline.progress import Show
+from baseline.data.sources.archives import report_write_errors
+from baseline.errors import BaselineError, DataError, unknown_name
+from baseline.files import cache_home, resolve_path
+from baseline.progress import Progress
 
-__all__ = ["foreign", "is_foreign"]
+__all__ = ["export_external", "is_external"]
 
 
-FOREIGN = ("torchvision", "hf")
+EXTERNAL_PREFIXES = ("torchvision", "hf")
 
 DEBIAN = Path("/usr/share/datasets")
 """Where Debian's dataset-* packages put their files."""
@@ -31,14 +31,14 @@ TORCHVISION = (
 )  # fmt: skip
 
 
-def is_foreign(photos: str) -> bool:
+def is_external(images: str) -> bool:
     """Whether this names a data set of torchvision or Hugging Face, and no folder."""
-    kind, colon, _ = photos.partition(":")
-    return bool(colon) and kind in FOREIGN
+    kind, colon, _ = images.partition(":")
+    return bool(colon) and kind in EXTERNAL_PREFIXES
 
 
-def foreign(name: str, show: Show | None = None) -> Path:
-    """The photos of `torchvision:NAME` or `hf:NAME-OR-FOLDER` as PNG files, `SPLIT/CLASS/NUMBER.png`, in the cache.
+def export_external(name: str, progress: Progress | None = None) -> Path:
+    """The images of `torchvision:NAME` or `hf:NAME-OR-FOLDER` as PNG files, `SPLIT/CLASS/NUMBER.png`, in the cache.
 
     torchvision's files are looked for in the cache, in Debian's dataset packages, then downloaded by torchvision.
     Hugging Face data sets (extra `hf`) may be a folder saved by `save_to_disk`, any folder that `load_dataset` takes,
@@ -47,36 +47,36 @@ def foreign(name: str, show: Show | None = None) -> Path:
     Raises:
         DataError: if there is no such data set or it cannot be had.
     """
-    show = show or Show()
+    progress = progress or Progress()
     kind, _, which = name.partition(":")
-    maker = {"torchvision": _torchvision, "hf": _hugging_face}[kind]
+    maker = {"torchvision": _load_torchvision, "hf": _load_hugging_face}[kind]
     if kind == "torchvision" and which not in TORCHVISION:
-        raise DataError(unknown("data set of torchvision", which, TORCHVISION))
+        raise DataError(unknown_name("data set of torchvision", which, TORCHVISION))
     if not which:
         raise DataError("hf: has no name. Give hf:NAME for one on the hub, or hf:FOLDER.")
     exact = which
-    if kind == "hf" and (local := place(which)).exists():
+    if kind == "hf" and (local := resolve_path(which)).exists():
         exact = f"{local} {local.stat().st_mtime_ns}"
     safe = "".join(each if each.isalnum() or each in "-." else "_" for each in which)[-60:]
     mark = f"-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if kind == "hf" else ""
-    folder = home() / "datasets" / f"{kind}-{safe}{mark}"
+    folder = cache_home() / "datasets" / f"{kind}-{safe}{mark}"
     if not folder.is_dir():
-        with writing(folder):
+        with report_write_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
             try:
-                _export(maker(which, work, show), work / "new", name, show)
+                _write_splits(maker(which, work, progress), work / "new", name, progress)
                 (work / "new").rename(folder)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        show.say(f"data: {name} as class folders in {folder}")
+        progress.log(f"data: {name} as class folders in {folder}")
     return folder
 
 
-def _export(parts: dict[str, Iterable[tuple[Any, str]]], folder: Path, name: str, show: Show) -> None:
+def _write_splits(parts: dict[str, Iterable[tuple[Any, str]]], folder: Path, name: str, progress: Progress) -> None:
     for split, items in parts.items():
         total = len(items) if isinstance(items, Sized) else 0
-        with show.bar(f"{name}, {split}", total, "photos") as bar:
+        with progress.bar(f"{name}, {split}", total, "images") as bar:
             for number, (image, label) in enumerate(items):
                 target = folder / split / _folder_name(label, name) / f"{number:06}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _folder_name(label: str, name: str) -> str:
     return f"%2E{safe[1:]}" if safe.startswith(".") else safe
 
 
-class _Named:
+class _NamedTargets:
     """A torchvision data set whose targets are class names."""
 
     def __init__(self, items: Any) -> None:
@@ -108,21 +108,21 @@ class _Named:
             yield image, self.classes[target] if self.classes else str(target)
 
 
-def _torchvision(which: str, work: Path, show: Show) -> dict[str, Iterable[tuple[Any, str]]]:
+def _load_torchvision(which: str, work: Path, progress: Progress) -> dict[str, Iterable[tuple[Any, str]]]:
     import torchvision
 
     maker = getattr(torchvision.datasets, which)
     raw = work / which / "raw"
-    if local := _debian(which):
+    if local := _load_debian(which):
         raw.mkdir(parents=True)
         for file in local:
             with gzip.open(file) as packed, (raw / file.stem).open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
-        show.say(f"data: the files of {local[0].parent}")
+        progress.log(f"data: the files of {local[0].parent}")
     parts: dict[str, Iterable[tuple[Any, str]]] = {}
     for split in ("train", "test"):
         try:
-            parts[split] = _Named(_opened(maker, split, str(work), download=not local))
+            parts[split] = _NamedTargets(_open_torchvision(maker, split, str(work), download=not local))
         except BaselineError:
             raise
         except Exception as error:  # its downloaders raise whatever urllib, tarfile and others raise
@@ -134,7 +134,7 @@ def _torchvision(which: str, work: Path, show: Show) -> dict[str, Iterable[tuple
     return parts
 
 
-def _opened(maker: Any, split: str, root: str, download: bool) -> Any:
+def _open_torchvision(maker: Any, split: str, root: str, download: bool) -> Any:
     """torchvision says which split is meant in two ways."""
     import inspect
 
@@ -144,14 +144,14 @@ def _opened(maker: Any, split: str, root: str, download: bool) -> Any:
     return maker(root, split=split, **options)
 
 
-def _debian(which: str) -> list[Path]:
+def _load_debian(which: str) -> list[Path]:
     """idx files of a Debian package, for the data sets of the MNIST family."""
     folder = DEBIAN / {"FashionMNIST": "fashion-mnist", "MNIST": "mnist"}.get(which, "none")
     return sorted(folder.glob("*-ubyte.gz")) if folder.is_dir() else []
 
 
-class _Rows:
-    """A Hugging Face split as photos and class names."""
+class _HuggingFaceSplit:
+    """A Hugging Face split as images and class names."""
 
     def __init__(self, items: Any, image: str, label: str) -> None:
         self.items, self.image, self.label = items, image, label
@@ -168,12 +168,12 @@ class _Rows:
                 yield image if image.mode in ("L", "RGB", "RGBA", "1", "P") else image.convert("RGB"), self.word(label)
 
 
-def _hugging_face(which: str, work: Path, show: Show) -> dict[str, Iterable[tuple[Any, str]]]:
+def _load_hugging_face(which: str, work: Path, progress: Progress) -> dict[str, Iterable[tuple[Any, str]]]:
     try:
         import datasets as hugging_face
     except ImportError:
         raise DataError(f"hf:{which} needs the package datasets: pip install 'fastai-baseline[hf]'.") from None
-    show.say(f"data: {which} by Hugging Face datasets")
+    progress.log(f"data: {which} by Hugging Face datasets")
     try:
         saved = (Path(which) / "dataset_dict.json").exists() or (Path(which) / "dataset_info.json").exists()
         found = (
@@ -193,5 +193,5 @@ def _hugging_face(which: str, work: Path, show: Show) -> dict[str, Iterable[tupl
         ]
         if image is None or not labels:
             raise DataError(f"hf:{which} has no column of images or none of labels; its columns: {', '.join(kinds)}.")
-        parts[str(split)] = _Rows(items, image, labels[0])
+        parts[str(split)] = _HuggingFaceSplit(items, image, labels[0])
     return parts

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from baseline.data.sources.reading import TABLE_ENDINGS
-from baseline.errors import DataError, names
+from baseline.data.sources.read_table import TABLE_SUFFIXES
+from baseline.errors import DataError, quoted_list
 
-__all__ = ["PHOTO_ENDINGS", "SPLIT_NAMES", "is_photo", "photos_below"]
+__all__ = ["IMAGE_SUFFIXES", "SPLIT_NAMES", "has_image_name", "images_below"]
 
 
-PHOTO_ENDINGS = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
      ".webp"}
 )  # fmt: skip
-"""Names with these endings, in either case, are photos."""
+"""Names with these endings, in either case, are images."""
 
 
 SPLIT_NAMES = {
@@ -30,99 +30,101 @@ SPLIT_NAMES = {
 """What folders and the values of a split column are called, in lower case."""
 
 
-def _entered(folder: Path) -> Path:
+def enter_single_folder(folder: Path) -> Path:
     """The folder itself, or the only thing it holds where that is a folder: archives often pack one."""
-    inner = [each for each in _entries(folder) if not each.name.startswith((".", "__MACOSX"))]
+    inner = [each for each in list_entries(folder) if not each.name.startswith((".", "__MACOSX"))]
     while len(inner) == 1 and inner[0].is_dir() and inner[0].name.lower() not in SPLIT_NAMES:
-        below = _entries(inner[0])
-        if not any(each.is_dir() or each.suffix.lower() in TABLE_ENDINGS for each in below):
+        below = list_entries(inner[0])
+        if not any(each.is_dir() or each.suffix.lower() in TABLE_SUFFIXES for each in below):
             break
         folder, inner = inner[0], [each for each in below if not each.name.startswith(".")]
     return folder
 
 
-def _parts(folder: Path) -> list[tuple[Path, str | None]]:
+def find_class_parents(folder: Path) -> list[tuple[Path, str | None]]:
     """The folders that hold class folders, each with its split."""
-    named = [(each, _split_of(each)) for each in _folders(folder)]
+    named = [(each, split_from_name(each)) for each in subfolders(folder)]
     if any(split == "train" for _, split in named):
-        return [(_entered(each), split) for each, split in named if split]
+        return [(enter_single_folder(each), split) for each, split in named if split]
     if named and all(split for _, split in named):
-        found = names(each.name for each, _ in named)
-        raise DataError(f"{folder} holds {found} and no training photos. Add a folder train.")
+        found = quoted_list(each.name for each, _ in named)
+        raise DataError(f"{folder} holds {found} and no training images. Add a folder train.")
     return [(folder, None)]
 
 
-def _split_of(folder: Path) -> str | None:
+def split_from_name(folder: Path) -> str | None:
     """The split that a folder of class folders is for, by its name or a part of it, as `test_set` and `seg_train`."""
     parts = [folder.name.lower(), *re.split(r"[\W_]+", folder.name.lower())]
     split = next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
-    return split if split and _folders(folder) else None
+    return split if split and subfolders(folder) else None
 
 
-def _class_rows(parts: list[tuple[Path, str | None]]) -> pd.DataFrame:
+def class_rows(parts: list[tuple[Path, str | None]]) -> pd.DataFrame:
     rows = [
         (path, class_folder.name, split, None)
         for part, split in parts
-        for class_folder in _folders(part)
-        for path in photos_below(class_folder)
+        for class_folder in subfolders(part)
+        for path in images_below(class_folder)
     ]
     return pd.DataFrame(rows, columns=["path", "label", "split", "group"])
 
 
-def _form(folder: Path, parts: list[tuple[Path, str | None]]) -> str:
+def describe_layout(folder: Path, parts: list[tuple[Path, str | None]]) -> str:
     if parts[0][1] is None:
         return f"one folder per class, {folder}"
-    return f"one folder per class in {names(part.name for part, _ in parts)}, {folder}"
+    return f"one folder per class in {quoted_list(part.name for part, _ in parts)}, {folder}"
 
 
-def _folder_oddities(folder: Path, parts: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
-    found = [f"{names(each.name for each in tables)} is not read; name the file to use its columns"] if tables else []
+def folder_notes(folder: Path, parts: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
+    found = (
+        [f"{quoted_list(each.name for each in tables)} is not read; name the file to use its columns"] if tables else []
+    )
     if parts[0][1] is not None:
         used = {part.relative_to(folder).parts[0] for part, _ in parts}
-        aside = [each.name for each in _folders(folder) if each.name not in used]
-        if aside := [name for name in aside if next(photos_below(folder / name), None)]:
-            found.append(f"photos in {names(aside, 3)} are left alone: no split is named so")
-    if loose := sum(_is_photo(each) for part, _ in parts for each in _entries(part)):
-        found.append(f"{loose:,} photos outside of class folders are left alone")
-    if empty := [each.name for part, _ in parts for each in _folders(part) if next(photos_below(each), None) is None]:
-        found.append(f"no photos in {names(empty, 3)}")
-    other = [each.name for part, _ in parts for each in _strangers(part)]
+        aside = [each.name for each in subfolders(folder) if each.name not in used]
+        if aside := [name for name in aside if next(images_below(folder / name), None)]:
+            found.append(f"images in {quoted_list(aside, 3)} are left alone: no split is named so")
+    if loose := sum(is_image_file(each) for part, _ in parts for each in list_entries(part)):
+        found.append(f"{loose:,} images outside of class folders are left alone")
+    if empty := [each.name for part, _ in parts for each in subfolders(part) if next(images_below(each), None) is None]:
+        found.append(f"no images in {quoted_list(empty, 3)}")
+    other = [each.name for part, _ in parts for each in _unexpected_files(part)]
     if other:
-        found.append(f"{len(other):,} files of other kinds are passed over: {names(other, 3)}")
+        found.append(f"{len(other):,} files of other kinds are passed over: {quoted_list(other, 3)}")
     return found
 
 
-def _strangers(part: Path) -> Iterator[Path]:
-    for class_folder in _folders(part):
-        for each in _entries(class_folder):
-            if not _is_photo(each) and not each.name.startswith(".") and each.is_file():
+def _unexpected_files(part: Path) -> Iterator[Path]:
+    for class_folder in subfolders(part):
+        for each in list_entries(class_folder):
+            if not is_image_file(each) and not each.name.startswith(".") and each.is_file():
                 yield each
 
 
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_ENDINGS and not path.name.startswith(".")
+def is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _tables(folder: Path) -> list[Path]:
-    """Table files at the top of a folder that may say something of photos."""
+def find_tables(folder: Path) -> list[Path]:
+    """Table files at the top of a folder that may say something of images."""
     skipped = ("sample_submission", "submission", "test")
-    found = [each for each in _entries(folder) if each.is_file() and each.name.lower().endswith(TABLE_ENDINGS)]
+    found = [each for each in list_entries(folder) if each.is_file() and each.name.lower().endswith(TABLE_SUFFIXES)]
     return [each for each in found if not each.stem.lower().startswith((*skipped, "."))]
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [each for each in _entries(folder) if each.is_dir() and not each.name.startswith(".")]
+def subfolders(folder: Path) -> list[Path]:
+    return [each for each in list_entries(folder) if each.is_dir() and not each.name.startswith(".")]
 
 
-def _entries(folder: Path) -> list[Path]:
+def list_entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
 
 
-def photos_below(folder: Path) -> Iterator[str]:
-    """Every photo in a folder and the folders below, in order. Hidden ones are passed over, links followed once.
+def images_below(folder: Path) -> Iterator[str]:
+    """Every image in a folder and the folders below, in order. Hidden ones are passed over, links followed once.
 
     A folder that a link leads back to is entered once only, and one above `folder` not at all, so a loop of links ends.
 
@@ -142,18 +144,18 @@ def photos_below(folder: Path) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for file in sorted(files):
-            if is_photo(file):
+            if has_image_name(file):
                 path = os.path.join(here, file)
                 if not path.isprintable() and any("\ud800" <= each <= "\udfff" for each in path):
                     raise DataError(f"The name {path!a} is no text in UTF-8. Rename it.")
                 yield path
 
 
-def is_photo(name: str) -> bool:
-    """Whether a name, with folders or without, is that of a photo: by its ending; hidden ones are passed over.
+def has_image_name(name: str) -> bool:
+    """Whether a name, with folders or without, is that of an image: by its ending; hidden ones are passed over.
 
-    >>> is_photo("ants/01.JPG"), is_photo("__MACOSX/._01.jpg"), is_photo("labels.csv")
+    >>> has_image_name("ants/01.JPG"), has_image_name("__MACOSX/._01.jpg"), has_image_name("labels.csv")
     (True, False, False)
     """
     hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in PHOTO_ENDINGS
+    return not hidden and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

@@ -4,7 +4,7 @@
 |---|---|
 | `wheels/` | this package, and what the image lacks of what it needs |
 | `weights/` | pretrained weights, under the names by which `find_weights` finds them in `/kaggle/input` |
-| `model/` | a trained model, without its golden inputs, which are photos |
+| `model/` | a trained model, without its golden inputs, which are images |
 | `README.md`, `bundle.json` | the two lines to paste; sha256 of every file |
 """
 
@@ -25,17 +25,17 @@ from pathlib import Path
 
 from baseline import __version__
 from baseline.errors import OutputError, WeightsError
-from baseline.files import CARD, FACTS_FILE, TENSORS, as_json, sha256_of, whole_folder, write
-from baseline.progress import Show
+from baseline.files import CARD_FILE, CONFIG_FILE, TENSORS_FILE, atomic_folder, sha256_of, to_json, write_atomic
+from baseline.progress import Progress
 
 __all__ = ["Bundle", "bundle"]
 
 
-LIST = "bundle.json"
+WEIGHTS_LIST = "bundle.json"
 
 PROJECT = "fastai-baseline"
 
-KAGGLE_HAS = {
+ON_KAGGLE = {
     "fastai", "fasttransform", "filelock", "huggingface-hub", "jinja2", "markupsafe", "matplotlib", "numpy", "pandas",
     "pillow", "platformdirs", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "timm", "torch", "torchvision",
     "typer",
@@ -43,7 +43,7 @@ KAGGLE_HAS = {
 """Packages of Kaggle's image, in whatever version."""
 
 
-INSTALL = (
+INSTALL_COMMAND = (
     "!pip install -q --no-index --no-deps "
     "$(dirname $(find /kaggle/input -name 'fastai_baseline-*.whl' | head -1))/*.whl"
 )
@@ -73,7 +73,7 @@ def bundle(
     *,
     everything: bool = False,
     overwrite: bool = False,
-    show: Show | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """A folder with all that a Kaggle kernel without internet needs of this package: attach it as a data set.
 
@@ -90,36 +90,38 @@ def bundle(
 
     >>> bundle("kaggle-baseline", ["resnet18"], "runs/mine")                       # doctest: +SKIP
     """
-    folder, show = Path(folder).expanduser(), show or Show()
+    folder, progress = Path(folder).expanduser(), progress or Progress()
     if folder.exists() and not overwrite:
         raise OutputError(f"{folder} exists. Give --overwrite, or another folder.")
-    if folder.exists() and not (folder / LIST).is_file():
+    if folder.exists() and not (folder / WEIGHTS_LIST).is_file():
         raise OutputError(f"{folder} is no bundle, and is not replaced. Give another folder.")
     if PathFinder.find_spec("pip") is None:  # importlib.util's would have setuptools give up its distutils here
         raise OutputError("Collecting wheels needs pip, which this Python lacks. Install it: python -m ensurepip")
-    with whole_folder(folder, overwrite=overwrite) as work:
+    with atomic_folder(folder, overwrite=overwrite) as work:
         if model is not None:
-            _keep_model(model, work / "model", show)
+            _copy_model(model, work / "model", progress)
         for arch in dict.fromkeys(archs):
-            _keep_weights(arch, work / "weights", show)
-        _keep_wheels(work / "wheels", everything, show)
-        lines = _lines(archs, model)
-        write(work / CARD, _readme(work, lines, everything))
+            _copy_weights(arch, work / "weights", progress)
+        _build_wheels(work / "wheels", everything, progress)
+        lines = _kernel_lines(archs, model)
+        write_atomic(work / CARD_FILE, _write_readme(work, lines, everything))
         files = {path.relative_to(work).as_posix(): path for path in sorted(work.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
         hashes = {name: sha256_of(path) for name, path in files.items()}
-        write(work / LIST, as_json({"format": 1, "made_by": f"{PROJECT} {__version__}", "sha256": hashes}))
+        write_atomic(
+            work / WEIGHTS_LIST, to_json({"format": 1, "made_by": f"{PROJECT} {__version__}", "sha256": hashes})
+        )
     return Bundle(folder, sizes, lines)
 
 
-def _lines(archs: Sequence[str], model: str | Path | None) -> tuple[str, str]:
+def _kernel_lines(archs: Sequence[str], model: str | Path | None) -> tuple[str, str]:
     if model is not None:
-        return INSTALL, "!baseline submit $(dirname $(find /kaggle/input -name model.json | head -1))"
+        return INSTALL_COMMAND, "!baseline submit $(dirname $(find /kaggle/input -name model.json | head -1))"
     arch = f" --arch {archs[0]}" if archs else ""
-    return INSTALL, f"!baseline run /kaggle/input/COMPETITION{arch} --out /kaggle/working/run"
+    return INSTALL_COMMAND, f"!baseline run /kaggle/input/COMPETITION{arch} --out /kaggle/working/run"
 
 
-def _readme(work: Path, lines: tuple[str, str], everything: bool) -> str:
+def _write_readme(work: Path, lines: tuple[str, str], everything: bool) -> str:
     wheels, weights = ([path.name for path in sorted((work / part).glob("*"))] for part in ("wheels", "weights"))
     which = "all that it needs" if everything else "what Kaggle's image lacks of what it needs"
     made = f"collected with Python {platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -134,53 +136,53 @@ def _readme(work: Path, lines: tuple[str, str], everything: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _keep_model(model: str | Path, target: Path, show: Show) -> None:
+def _copy_model(model: str | Path, target: Path, progress: Progress) -> None:
     from baseline.inference.model import load_model
 
     source = load_model(model).folder
-    for name in (FACTS_FILE, TENSORS, CARD):
+    for name in (CONFIG_FILE, TENSORS_FILE, CARD_FILE):
         if (source / name).is_file():
-            write(target / name, (source / name).read_bytes())
+            write_atomic(target / name, (source / name).read_bytes())
     load_model(target)
-    show.say(f"model: {source}, without its golden inputs")
+    progress.log(f"model: {source}, without its golden inputs")
 
 
-def _keep_weights(arch: str, target: Path, show: Show) -> None:
+def _copy_weights(arch: str, target: Path, progress: Progress) -> None:
     """Copies the weights, having put them into their network and taken their sha256 again."""
-    from baseline.vision.network import network
+    from baseline.vision.network import build_network
     from baseline.vision.weights import find_weights, kaggle_name
 
-    found = find_weights(arch, show=show)
-    network(arch, 2, found)
+    found = find_weights(arch, progress=progress)
+    build_network(arch, 2, found)
     content = found.path.read_bytes()
     if hashlib.sha256(content).hexdigest() != found.sha256:
         raise WeightsError(f"{found.path} changed while it was read. Try again.")
-    write(target / kaggle_name(found), content)
+    write_atomic(target / kaggle_name(found), content)
 
 
-def _keep_wheels(target: Path, everything: bool, show: Show) -> None:
-    own = _own_wheel(target, show)
+def _build_wheels(target: Path, everything: bool, progress: Progress) -> None:
+    own = _build_own_wheel(target, progress)
     if everything:
-        show.say("wheels: all that it needs, which is some GB and takes minutes")
-        _pip("wheel", "--wheel-dir", str(target), str(own))
+        progress.log("wheels: all that it needs, which is some GB and takes minutes")
+        _run_pip("wheel", "--wheel-dir", str(target), str(own))
         return
-    lacking = [each for each in _requirements(own) if _name(each) not in KAGGLE_HAS]
-    show.say(f"wheels: {', '.join(map(_name, lacking))}")
-    _pip("wheel", "--no-deps", "--wheel-dir", str(target), *lacking)
+    lacking = [each for each in _read_requirements(own) if _normalize_name(each) not in ON_KAGGLE]
+    progress.log(f"wheels: {', '.join(map(_normalize_name, lacking))}")
+    _run_pip("wheel", "--no-deps", "--wheel-dir", str(target), *lacking)
 
 
-def _own_wheel(target: Path, show: Show) -> Path:
+def _build_own_wheel(target: Path, progress: Progress) -> Path:
     """This package's wheel: built where it runs from its sources, else the index's of the same version."""
     root = Path(__file__).parents[3]
     from_sources = (root / "pyproject.toml").is_file()
     what = str(root) if from_sources else f"{PROJECT}=={__version__}"
-    show.say(f"wheels: {PROJECT} {__version__} from {root if from_sources else 'the package index'}")
+    progress.log(f"wheels: {PROJECT} {__version__} from {root if from_sources else 'the package index'}")
     alone = ["--no-build-isolation"] if from_sources and find_spec("hatchling") else []
-    _pip("wheel", "--no-deps", *alone, "--wheel-dir", str(target), what)
+    _run_pip("wheel", "--no-deps", *alone, "--wheel-dir", str(target), what)
     return next(target.glob("fastai_baseline-*.whl"))
 
 
-def _requirements(wheel: Path) -> list[str]:
+def _read_requirements(wheel: Path) -> list[str]:
     """What the wheel needs, without its extras."""
     with zipfile.ZipFile(wheel) as file:
         metadata = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
@@ -189,13 +191,13 @@ def _requirements(wheel: Path) -> list[str]:
     return [each.replace(" ", "") for each in needs if "extra" not in each.partition(";")[2]]
 
 
-def _name(requirement: str) -> str:
+def _normalize_name(requirement: str) -> str:
     """A package's name as the index normalises it."""
     found = re.match(r"[\w.-]+", requirement)
     return re.sub(r"[-_.]+", "-", found.group() if found else requirement).lower()
 
 
-def _pip(*words: str) -> None:
+def _run_pip(*words: str) -> None:
     command = [sys.executable, "-m", "pip", *words, "--quiet", "--disable-pip-version-check"]
     ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
     if ended.returncode:

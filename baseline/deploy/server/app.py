@@ -1,14 +1,14 @@
-"""Model folder -> a small web page and an HTTP API that predict photos. Knows requests and a queue; trains nothing.
+"""Model folder -> a small web page and an HTTP API that predict images. Knows requests and a queue; trains nothing.
 
 | address | answers |
 |---|---|
 | `GET /` | the page; it loads nothing from elsewhere |
-| `POST /predict` | JSON; photos come as multipart/form-data or, in base64, as JSON |
-| `POST /gradcam` | a JPEG: what in one photo speaks for a class |
+| `POST /predict` | JSON; images come as multipart/form-data or, in base64, as JSON |
+| `POST /gradcam` | a JPEG: what in one image speaks for a class |
 | `GET /health`, `GET /openapi.json` | JSON |
 
-A photo goes from the event loop to a thread that decodes it, then waits until the network is free, which takes all that
-wait by then, up to a batch: a photo that comes alone is never kept waiting for others. What was sent stays in memory.
+An image goes from the event loop to a thread that decodes it, then waits until the network is free, which takes all that
+wait by then, up to a batch: an image that comes alone is never kept waiting for others. What was sent stays in memory.
 
 Starlette and uvicorn are there because fastai brings them, under FastHTML. FastHTML itself is not used: its pages load
 scripts from elsewhere, and it writes a session key into the working folder.
@@ -44,20 +44,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from baseline import __version__
-from baseline.data.image import open_photo
+from baseline.data.image import load_image
 from baseline.data.labels import SEPARATOR
-from baseline.deploy.server.predictor import EXAMPLES, SMALL, Limits, _Engine, _jpeg
-from baseline.deploy.server.security import _as_response, _Guard, _Protocol
-from baseline.errors import OutputError, first_line, unknown
+from baseline.deploy.server.predictor import MAX_EXAMPLES, THUMBNAIL_SIZE, Limits, Predictor, encode_jpeg
+from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, error_response
+from baseline.errors import OutputError, first_line, unknown_name
 from baseline.inference.model import Model, load_model
-from baseline.progress import Show
-from baseline.report.html import rendered
-from baseline.runs.folder import judged_split, read_manifest
+from baseline.progress import Progress
+from baseline.report.html import render
+from baseline.runs.folder import headline_split, read_manifest
 
-__all__ = ["application", "serve"]
+__all__ = ["create_app", "serve"]
 
 
-CONNECTIONS, IDLE_SECONDS = 512, 20
+MAX_CONNECTIONS, IDLE_TIMEOUT_SECONDS = 512, 20
 
 
 def serve(
@@ -70,7 +70,7 @@ def serve(
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
     browser: bool = False,
-    show: Show | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Serves the page and the API of a model until SIGINT (Ctrl-C) or SIGTERM.
 
@@ -79,7 +79,7 @@ def serve(
         host: the address to listen at; 127.0.0.1 is this machine alone.
         port: 0 for any that is free; `show` is told which.
         tta: average over the views of the training's evaluation.
-        examples: show a few of the run's photos, where they are still there.
+        examples: show a few of the run's images, where they are still there.
         hosts: names by which the server is reached, beside addresses, localhost and the machine's own name.
         browser: open the page in a browser.
 
@@ -89,44 +89,44 @@ def serve(
 
     >>> serve("runs/mine", port=8080)                                              # doctest: +SKIP
     """
-    show = show or Show()
-    with _listening(host, port) as listener:
-        app = application(model, tta=tta, examples=examples, limits=limits, hosts=(host, *hosts), show=show)
+    progress = progress or Progress()
+    with _listen(host, port) as listener:
+        app = create_app(model, tta=tta, examples=examples, limits=limits, hosts=(host, *hosts), progress=progress)
         address = _address(host, listener.getsockname()[1])
-        show.say(f"serving: {address} (Ctrl-C stops it)")
+        progress.log(f"serving: {address} (Ctrl-C stops it)")
         if browser:
             webbrowser.open(address)
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every form that is damaged
         # `timeout_graceful_shutdown`: what is being answered may end; what is being sent is cut off
         config = uvicorn.Config(
-            app, http=_Protocol, ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,
-            server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=IDLE_SECONDS,
+            app, http=TimedProtocol, ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,
+            server_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=IDLE_TIMEOUT_SECONDS,
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has stopped
             uvicorn.Server(config).run([listener])
-    show.say("stopped")
+    progress.log("stopped")
 
 
-def application(
+def create_app(
     model: str | Path | Model,
     *,
     tta: bool = False,
     examples: bool = True,
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
-    show: Show | None = None,
+    progress: Progress | None = None,
 ) -> ASGIApp:
     """What `serve` serves, for an ASGI server of your own.
 
-    >>> app = application("runs/mine")                                             # doctest: +SKIP
+    >>> app = create_app("runs/mine")                                             # doctest: +SKIP
     """
-    show = show or Show()
+    progress = progress or Progress()
     limits = limits or Limits()
     loaded = model if isinstance(model, Model) else load_model(model)
     folder = loaded.folder if isinstance(model, Model) else Path(model).expanduser()
-    engine = _Engine(loaded, tta, limits)
-    site = _Site(engine, *_run_facts(folder, examples, show))
+    engine = Predictor(loaded, tta, limits)
+    site = _Routes(engine, *_run_summary(folder, examples, progress))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -144,12 +144,12 @@ def application(
         Route("/health", site.health),
         Route("/openapi.json", site.openapi),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _refused, ClientDisconnect: _gone, Exception: _failed}
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), engine, hosts)
+    handlers: dict[Any, Any] = {HTTPException: _on_http_error, ClientDisconnect: _on_disconnect, Exception: _on_error}
+    return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), engine, hosts)
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens: who comes before the model is loaded is answered then."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -170,30 +170,30 @@ def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Form(MultiPartParser):
+class _InMemoryFormParser(MultiPartParser):
     """Starlette's, which would put large files into temporary ones."""
 
     spool_max_size = 0  # of tempfile: never
 
 
-async def _sent(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
-    """Photos with their names, and whatever else was sent with them."""
+async def _read_images(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
+    """Images with their names, and whatever else was sent with them."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        photos, fields = await _from_form(request, limits)
+        images, fields = await _images_from_form(request, limits)
     elif kind == "application/json":
-        photos, fields = await asyncio.to_thread(_from_json, await request.body())
+        images, fields = await asyncio.to_thread(_images_from_json, await request.body())
     else:
         raise HTTPException(415, f"multipart/form-data or application/json was needed, not {kind[:100]!r}.")
-    if not photos:
-        raise HTTPException(422, 'There is no photo in the request. Send files, or base64 as "photo" in JSON.')
-    if len(photos) > (most := min(limits.photos, limits.waiting)):
-        raise HTTPException(413, f"At most {most} photos may be sent at once, not {len(photos)}.")
-    return photos, fields
+    if not images:
+        raise HTTPException(422, 'There is no image in the request. Send files, or base64 as "image" in JSON.')
+    if len(images) > (most := min(limits.images, limits.waiting)):
+        raise HTTPException(413, f"At most {most} images may be sent at once, not {len(images)}.")
+    return images, fields
 
 
-async def _from_form(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
-    form = _Form(request.headers, request.stream(), max_files=limits.photos, max_fields=16)
+async def _images_from_form(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
+    form = _InMemoryFormParser(request.headers, request.stream(), max_files=limits.images, max_fields=16)
     try:
         sent = (await form.parse()).multi_items()
     except MultiPartException as error:
@@ -204,30 +204,30 @@ async def _from_form(request: Request, limits: Limits) -> tuple[list[tuple[str, 
     }
 
 
-def _from_json(body: bytes) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
+def _images_from_json(body: bytes) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"The body is no JSON: {first_line(error)}.") from None
     if not isinstance(given, dict):
-        raise HTTPException(422, 'JSON such as {"photo": "BASE64"} was needed.')
-    photos = given.get("photos", [given["photo"]] if "photo" in given else [])
-    if not isinstance(photos, list) or not all(isinstance(each, str) for each in photos):
-        raise HTTPException(422, '"photo" has to be text in base64, "photos" a list of such texts.')
-    return [("", _from_base64(each)) for each in photos], given
+        raise HTTPException(422, 'JSON such as {"image": "BASE64"} was needed.')
+    images = given.get("images", [given["image"]] if "image" in given else [])
+    if not isinstance(images, list) or not all(isinstance(each, str) for each in images):
+        raise HTTPException(422, '"image" has to be text in base64, "images" a list of such texts.')
+    return [("", _decode_base64(each)) for each in images], given
 
 
-def _from_base64(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
     except (binascii.Error, ValueError):
-        raise HTTPException(422, "A photo is no base64.") from None
+        raise HTTPException(422, "An image is no base64.") from None
 
 
-class _Site:
+class _Routes:
     """The addresses."""
 
-    def __init__(self, engine: _Engine, number: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
+    def __init__(self, engine: Predictor, number: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
         self.engine, self.examples = engine, examples
         facts = engine.model.facts
         page = {
@@ -237,10 +237,10 @@ class _Site:
         }  # fmt: skip
         style, script = (files("baseline.report") / "templates" / name for name in ("serve.css", "serve.js"))
         colours = files("baseline.report") / "templates" / "colours.css"
-        self.page = _fixed("text/html", rendered("serve", page))
-        self.style = _fixed("text/css", colours.read_text("utf-8") + style.read_text("utf-8"))
-        self.script = _fixed("text/javascript", script.read_text("utf-8"))
-        self.openapi = _fixed("application/json", json.dumps(_openapi(engine)))
+        self.page = _static_response("text/html", render("serve", page))
+        self.style = _static_response("text/css", colours.read_text("utf-8") + style.read_text("utf-8"))
+        self.script = _static_response("text/javascript", script.read_text("utf-8"))
+        self.openapi = _static_response("application/json", json.dumps(_openapi_schema(engine)))
 
     async def predict(self, request: Request) -> Response:
         engine = self.engine
@@ -249,16 +249,16 @@ class _Site:
             raise HTTPException(422, "top has to be a whole number from 1 on.")
         if engine.waiting >= engine.limits.waiting:
             raise engine.full()
-        photos, _ = await _sent(request, engine.limits)
-        async with engine.place(len(photos)):
-            found = await asyncio.gather(*(self._told(name, content, int(top)) for name, content in photos))
+        images, _ = await _read_images(request, engine.limits)
+        async with engine.place(len(images)):
+            found = await asyncio.gather(*(self._told(name, content, int(top)) for name, content in images))
         errors = [each for _, each in found if each is not None]
         if len(errors) == len(found):
             raise errors[0]
         return JSONResponse({"predictions": [each for each, _ in found]})
 
     async def _told(self, name: str, content: bytes, top: int) -> tuple[dict[str, Any], HTTPException | None]:
-        """What is told of one photo, and why it was refused, if it was."""
+        """What is told of one image, and why it was refused, if it was."""
         engine = self.engine
         try:
             block, number = await engine.predict(content)
@@ -284,14 +284,14 @@ class _Site:
             raise HTTPException(404, f"{words}: its last layers keep no map of places.")
         if engine.waiting >= engine.limits.waiting:
             raise engine.full()
-        photos, fields = await _sent(request, engine.limits)
+        images, fields = await _read_images(request, engine.limits)
         name = fields.get("class")
         if name is not None and name not in engine.classes:
-            raise HTTPException(422, unknown("class", str(name)[:100], engine.classes))
-        if len(photos) > 1:
-            raise HTTPException(422, f"One photo was needed, not {len(photos)}.")
+            raise HTTPException(422, unknown_name("class", str(name)[:100], engine.classes))
+        if len(images) > 1:
+            raise HTTPException(422, f"One image was needed, not {len(images)}.")
         async with engine.place():
-            return Response(await engine.look(photos[0][1], name), media_type="image/jpeg")
+            return Response(await engine.look(images[0][1], name), media_type="image/jpeg")
 
     async def health(self, _: Request) -> Response:
         engine = self.engine
@@ -304,7 +304,7 @@ class _Site:
 
     async def small_example(self, request: Request) -> Response:
         path = self._example(request)
-        return Response(await self._read(partial(_small, path)), media_type="image/jpeg")
+        return Response(await self._read(partial(_small_image, path)), media_type="image/jpeg")
 
     def _example(self, request: Request) -> Path:
         number = request.path_params["number"]
@@ -319,50 +319,50 @@ class _Site:
             raise HTTPException(404, "The example is no longer there.") from None
 
 
-def _fixed(kind: str, content: str) -> Any:
+def _static_response(kind: str, content: str) -> Any:
     async def answer(_: Request) -> Response:
         return Response(content, media_type=kind)
 
     return answer
 
 
-def _small(path: Path) -> bytes:
-    image = open_photo(path, SMALL)
-    image.thumbnail((SMALL, SMALL))
-    return _jpeg(image)
+def _small_image(path: Path) -> bytes:
+    image = load_image(path, THUMBNAIL_SIZE)
+    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    return encode_jpeg(image)
 
 
-async def _refused(_: Request, error: HTTPException) -> Response:
-    return _as_response(error)
+async def _on_http_error(_: Request, error: HTTPException) -> Response:
+    return error_response(error)
 
 
-async def _gone(_: Request, __: Exception) -> Response:
-    return _as_response(HTTPException(400, "The request broke off."))
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return error_response(HTTPException(400, "The request broke off."))
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+async def _on_error(_: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("a request failed", exc_info=error)
-    return _as_response(HTTPException(500, "This failed here; the server's own output says why."))
+    return error_response(HTTPException(500, "This failed here; the server's own output says why."))
 
 
-def _run_facts(folder: Path, examples: bool, show: Show) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
-    """The number of the run and some of its photos with their labels; nothing where the folder is a model's alone."""
+def _run_summary(folder: Path, examples: bool, progress: Progress) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
+    """The number of the run and some of its images with their labels; nothing where the folder is a model's alone."""
     if not (folder / "manifest.json").exists():
         return {}, []
     try:
         metrics = read_manifest(folder)["metrics"]
-        split = judged_split(metrics)
+        split = headline_split(metrics)
         found = metrics[split]["tta"]
         low, high = found["interval"]
         number = {"split": split, "accuracy": float(found["accuracy"]), "interval": (float(low), float(high))}
-        return number, _examples(folder / "split.csv", split) if examples else []
+        return number, _find_examples(folder / "split.csv", split) if examples else []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        show.say(f"the page goes without the run's numbers and photos: {first_line(error)}")
+        progress.log(f"the page goes without the run's numbers and images: {first_line(error)}")
         return {}, []
 
 
-def _examples(path: Path, split: str) -> list[tuple[Path, str]]:
-    """A few photos of the split that are still there, of as many classes as there is room for."""
+def _find_examples(path: Path, split: str) -> list[tuple[Path, str]]:
+    """A few images of the split that are still there, of as many classes as there is room for."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(Path(row["path"]), row["label"]) for row in csv.DictReader(file) if row["split"] == split]
     random.Random(0).shuffle(rows)
@@ -372,10 +372,10 @@ def _examples(path: Path, split: str) -> list[tuple[Path, str]]:
         seen[label] = seen.get(label, 0) + 1
         turns.append((seen[label], each, label))
     there = ((each, label) for _, each, label in sorted(turns, key=lambda turn: turn[0])[:200] if each.is_file())
-    return [found for _, found in zip(range(EXAMPLES), there, strict=False)]
+    return [found for _, found in zip(range(MAX_EXAMPLES), there, strict=False)]
 
 
-def _openapi(engine: _Engine) -> dict[str, Any]:
+def _openapi_schema(engine: Predictor) -> dict[str, Any]:
     """The API in the words of OpenAPI 3.1."""
     words = {"type": "string"}
     share = {"type": "number", "minimum": 0, "maximum": 1}
@@ -401,29 +401,29 @@ def _openapi(engine: _Engine) -> dict[str, Any]:
             "predicted": predicted,
             "confidence": {**share, "description": "Calibrated, if the run was."},
             "probabilities": {"type": "object", "additionalProperties": share, "description": "Highest first."},
-            "error": {**words, "description": "Why this photo was refused; nothing else is told of it."},
+            "error": {**words, "description": "Why this image was refused; nothing else is told of it."},
         },
     }
     every = {"type": "object", "properties": {"predictions": {"type": "array", "items": prediction}}}
     top = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1},
            "description": "Tells so many of the most probable classes; all if not given."}  # fmt: skip
-    several = {"type": "array", "items": text, "maxItems": engine.limits.photos}
+    several = {"type": "array", "items": text, "maxItems": engine.limits.images}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "baseline", "version": __version__, "description": "Predicts the classes of photos."},
+        "info": {"title": "baseline", "version": __version__, "description": "Predicts the classes of images."},
         "paths": {
             "/predict": {"post": {
-                "summary": "Predicts photos. If some of several are refused, they have an `error`; if all are, that is "
+                "summary": "Predicts images. If some of several are refused, they have an `error`; if all are, that is "
                            "the answer.",
                 "parameters": [top],
-                "requestBody": body({"photo": {"type": "array", "items": binary}}, {"photo": text, "photos": several}),
-                "responses": answers("application/json", every, "A prediction for each photo, in order.", WHY),
+                "requestBody": body({"image": {"type": "array", "items": binary}}, {"image": text, "images": several}),
+                "responses": answers("application/json", every, "A prediction for each image, in order.", ERROR_MESSAGES),
             }},
             "/gradcam": {"post": {
-                "summary": "Shows what in one photo speaks for a class (Grad-CAM).",
-                "requestBody": body({"photo": binary, **asked}, {"photo": text, **asked}),
-                "responses": answers("image/jpeg", binary, "The photo, yellow where it speaks most for it.",
-                                     {**WHY, 404: "The network has no map of places."}),
+                "summary": "Shows what in one image speaks for a class (Grad-CAM).",
+                "requestBody": body({"image": binary, **asked}, {"image": text, **asked}),
+                "responses": answers("image/jpeg", binary, "The image, yellow where it speaks most for it.",
+                                     {**ERROR_MESSAGES, 404: "The network has no map of places."}),
             }},
             "/health": {"get": {
                 "summary": "Whether the server answers.",
@@ -434,12 +434,12 @@ def _openapi(engine: _Engine) -> dict[str, Any]:
     }  # fmt: skip
 
 
-WHY = {
+ERROR_MESSAGES = {
     400: "The request cannot be read.",
     403: "It came by a strange name, or from another site's page.",
     408: "It was not whole in time.",
-    413: "Too many bytes, pixels or photos.",
+    413: "Too many bytes, pixels or images.",
     415: "It, or a file in it, is of another kind than can be read.",
-    422: "What it says cannot be, or a photo is damaged.",
-    503: "Too many photos are waiting; Retry-After tells for how many seconds.",
+    422: "What it says cannot be, or an image is damaged.",
+    503: "Too many images are waiting; Retry-After tells for how many seconds.",
 }

@@ -15,17 +15,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from baseline.deploy.server.predictor import _busy
+from baseline.deploy.server.predictor import busy_error
 
 if TYPE_CHECKING:
-    from baseline.deploy.server.predictor import _Engine
+    from baseline.deploy.server.predictor import Predictor
 
 
-HELD = 16
+MAX_HEAD_SECONDS = 16
 """Bodies of the largest size that are held at once, in bytes."""
 
 
-HEADERS = [
+SECURITY_HEADERS = [
     (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
      b"img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -36,7 +36,7 @@ HEADERS = [
 ]  # fmt: skip
 
 
-class _Protocol(H11Protocol):
+class TimedProtocol(H11Protocol):
     """uvicorn's HTTP, but a request's head has to be whole in time, not only begun."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,19 +48,19 @@ class _Protocol(H11Protocol):
         self.handle_events()  # stops the clock when a head is whole
 
 
-class _Guard:
+class SecurityMiddleware:
     """Stands before everything: who may ask, how much may be sent, and what browsers are told of every answer.
 
     A page of another site may make a browser send requests here, and with a name of its own that leads here (DNS
     rebinding) read the answers. So `Host` has to be an address or a name of ours, and `Origin`, if told, the same.
     """
 
-    def __init__(self, app: ASGIApp, engine: _Engine, hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, engine: Predictor, hosts: Sequence[str]) -> None:
         self.app, self.limits, self.held = app, engine.limits, 0
         own = socket.gethostname().lower()
         given = {name.lower() for name in hosts}
         self.names = {"localhost", own, f"{own}.local"} | given
-        self.sites = {name for name in given if name != "localhost" and not _is_address(name)}
+        self.sites = {name for name in given if name != "localhost" and not is_ip_address(name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,14 +69,14 @@ class _Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS]
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
             await send(message)
 
         refusal = self._refusal(Headers(scope=scope))
         if refusal is not None:
-            await _as_response(refusal)(scope, receive, answer)
+            await error_response(refusal)(scope, receive, answer)
             return
-        body = _Body(self, receive)
+        body = LimitedBody(self, receive)
         try:
             await self.app(scope, body, answer)
         finally:
@@ -96,18 +96,18 @@ class _Guard:
     def _is_own_page(self, origin: str, host: str) -> bool:
         """Behind a proxy, a page may come by a name of ours while the proxy asks by an address."""
         place = origin.lower().partition("://")[2]
-        return place == host.lower() or _name_in(place) in self.sites
+        return place == host.lower() or host_name(place) in self.sites
 
     def _is_ours(self, host: str) -> bool:
-        name = _name_in(host)
-        return name in self.names or name.endswith(".localhost") or _is_address(name)
+        name = host_name(host)
+        return name in self.names or name.endswith(".localhost") or is_ip_address(name)
 
     def too_large(self) -> HTTPException:
         most = self.limits.megabytes
-        return HTTPException(413, f"At most {most} MB may be sent at once. Send fewer or smaller photos.")
+        return HTTPException(413, f"At most {most} MB may be sent at once. Send fewer or smaller images.")
 
 
-def _name_in(host: str) -> str:
+def host_name(host: str) -> str:
     """A host without its port; empty where it is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
@@ -115,17 +115,17 @@ def _name_in(host: str) -> str:
         return ""
 
 
-def _is_address(name: str) -> bool:
+def is_ip_address(name: str) -> bool:
     try:
         return bool(ipaddress.ip_address(name))
     except ValueError:
         return False
 
 
-class _Body:
+class LimitedBody:
     """The body of one request as it comes in: counted, and in time."""
 
-    def __init__(self, guard: _Guard, receive: Receive) -> None:
+    def __init__(self, guard: SecurityMiddleware, receive: Receive) -> None:
         self.guard, self.receive, self.size = guard, receive, 0
         self.until = asyncio.get_running_loop().time() + guard.limits.seconds
 
@@ -140,10 +140,10 @@ class _Body:
         self.guard.held += size
         if self.size > self.guard.limits.bytes:
             raise self.guard.too_large()
-        if self.guard.held > HELD * self.guard.limits.bytes:
-            raise _busy("Too much is being sent at once.", 1)
+        if self.guard.held > MAX_HEAD_SECONDS * self.guard.limits.bytes:
+            raise busy_error("Too much is being sent at once.", 1)
         return message
 
 
-def _as_response(error: HTTPException) -> Response:
+def error_response(error: HTTPException) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)

@@ -1,5 +1,5 @@
 "use strict";
-// Photos go to /predict one by one, a few at a time, so that each has its own answer as soon as it is there.
+// Images go to /predict one by one, a few at a time, so that each has its own answer as soon as it is there.
 
 const AT_ONCE = 4, SHOWN = 5, TRIES = 6;
 const facts = document.body.dataset;
@@ -12,12 +12,12 @@ let running = 0;
 
 class Refused extends Error {}
 
-async function ask(address, photo, name, fields = {}) {
-  if (photo.size === 0) throw new Refused("The file is empty.");
-  if (photo.size > megabytes * 1e6) throw new Refused(`The file has more than ${megabytes} MB.`);
+async function ask(address, image, name, fields = {}) {
+  if (image.size === 0) throw new Refused("The file is empty.");
+  if (image.size > megabytes * 1e6) throw new Refused(`The file has more than ${megabytes} MB.`);
   for (let tried = 1; ; tried++) {
     const form = new FormData();
-    form.append("photo", photo, name);
+    form.append("image", image, name);
     for (const [key, value] of Object.entries(fields)) form.append(key, value);
     let answer;
     try {
@@ -35,10 +35,10 @@ async function ask(address, photo, name, fields = {}) {
   }
 }
 
-function add(photo, name, label = null) {
+function add(image, name, label = null) {
   const card = $("card").content.firstElementChild.cloneNode(true);
   const part = (selector) => card.querySelector(selector);
-  const image = part("img"), address = URL.createObjectURL(photo);
+  const image = part("img"), address = URL.createObjectURL(image);
   card.addresses = [address];
   card.classList.add("waits");
   part(".name").textContent = label === null ? name : `${name}, labelled ${label || "nothing"} in the run`;
@@ -54,8 +54,8 @@ function add(photo, name, label = null) {
   waiting.push(async () => {
     if (!card.isConnected) return;
     try {
-      const answer = await ask("predict", photo, name);
-      tell(card, (await answer.json()).predictions[0], photo, name);
+      const answer = await ask("predict", image, name);
+      tell(card, (await answer.json()).predictions[0], image, name);
     } catch (error) {
       if (!(error instanceof Refused)) console.error(error);
       part(".answer").textContent = error instanceof Refused ? error.message : "This failed.";
@@ -72,10 +72,10 @@ function next() {
     waiting.shift()().finally(() => { running--; next(); });
   }
   const left = running + waiting.length;
-  $("said").textContent = left > 1 ? `${left} photos to go` : "";
+  $("said").textContent = left > 1 ? `${left} images to go` : "";
 }
 
-function tell(card, found, photo, name) {
+function tell(card, found, image, name) {
   const part = (selector) => card.querySelector(selector);
   const told = many ? found.predicted : [found.predicted];
   const rows = Object.entries(found.probabilities);
@@ -90,7 +90,7 @@ function tell(card, found, photo, name) {
     more.textContent = `All ${rows.length.toLocaleString("en")} classes`;
     more.onclick = () => { show(rows.length); more.hidden = true; };
   }
-  if (maps) offer(card, told[0] ?? rows[0][0], photo, name);
+  if (maps) offer(card, told[0] ?? rows[0][0], image, name);
 }
 
 function bar(name, share, told) {
@@ -104,7 +104,7 @@ function bar(name, share, told) {
   return row;
 }
 
-function offer(card, name, photo, file) {
+function offer(card, name, image, file) {
   const button = card.querySelector(".look"), image = card.querySelector("img"), words = card.querySelector("figcaption");
   const plain = image.src;
   let looked = null, blank = false;
@@ -112,7 +112,7 @@ function offer(card, name, photo, file) {
     image.src = on ? looked : plain;
     card.classList.toggle("blank", blank && !on);
     words.textContent = on ? `Yellow speaks most for ${name} (Grad-CAM)` : blank ? "no preview" : "";
-    button.textContent = on ? "Show the photo alone" : `What speaks for ${name}?`;
+    button.textContent = on ? "Show the image alone" : `What speaks for ${name}?`;
     button.setAttribute("aria-pressed", String(on));
   };
   button.hidden = false;
@@ -122,7 +122,7 @@ function offer(card, name, photo, file) {
     blank = card.classList.contains("blank");
     button.disabled = true;
     try {
-      const answer = await ask("gradcam", photo, file, { class: name });
+      const answer = await ask("gradcam", image, file, { class: name });
       looked = URL.createObjectURL(await answer.blob());
       card.addresses.push(looked);
       show(true);

@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 
 from baseline.errors import DataError
-from baseline.system import free_memory
+from baseline.system import free_memory_bytes
 
-__all__ = ["ROW_BYTES", "TABLE_ENDINGS", "read_table", "text_form"]
+__all__ = ["ROW_BYTES", "TABLE_SUFFIXES", "detect_text_format", "read_table"]
 
 
-TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 READ_BYTES, ROW_BYTES = 250, 1100
-"""Of memory that a row of a table takes when it is read, and when it becomes rows of photos; beside its text, which
+"""Of memory that a row of a table takes when it is read, and when it becomes rows of images; beside its text, which
 takes `TEXT_COPIES` times what it has on disk (300,000 rows of 34 and 434 bytes: 213 and 1,116; 988 and 1,701)."""
 
 TEXT_COPIES = 2.5
@@ -35,16 +35,16 @@ def read_table(path: Path, row_bytes: int = READ_BYTES) -> pd.DataFrame:
         DataError: if it cannot be read, is in another encoding, has no rows, or needs more memory than there is.
     """
     try:
-        _refuse_too_large(path, row_bytes)
-        frame = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+        _check_size(path, row_bytes)
+        frame = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     if frame.empty:
-        raise DataError(f"{path} has a header but no rows. Give a table with one row a photo.")
+        raise DataError(f"{path} has a header but no rows. Give a table with one row an image.")
     return frame
 
 
-def _parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except ImportError:
@@ -55,7 +55,7 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is no whole Parquet file: {str(error).splitlines()[0][:120]}.") from None
 
 
-def text_form(path: Path) -> tuple[str, str]:
+def detect_text_format(path: Path) -> tuple[str, str]:
     """The encoding of a table of text, and its delimiter: in a .csv the one of `, ; tab |` that its header has most of.
 
     Raises:
@@ -66,12 +66,12 @@ def text_form(path: Path) -> tuple[str, str]:
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with path.open(encoding=encoding) as text:
         sample = text.read(1 << 16)
-    return encoding, "\t" if path.suffix.lower() == ".tsv" else _delimiter(sample)
+    return encoding, "\t" if path.suffix.lower() == ".tsv" else _guess_delimiter(sample)
 
 
-def _text(path: Path) -> pd.DataFrame:
+def _read_text(path: Path) -> pd.DataFrame:
     try:
-        encoding, delimiter = text_form(path)
+        encoding, delimiter = detect_text_format(path)
         return pd.read_csv(
             path,
             sep=delimiter,
@@ -82,16 +82,16 @@ def _text(path: Path) -> pd.DataFrame:
             index_col=False,
         )
     except UnicodeError as error:
-        raise DataError(_not_utf8(path, error)) from None
+        raise DataError(_encoding_error(path, error)) from None
     except pd.errors.EmptyDataError:
-        raise DataError(f"{path} is empty. Give a table with a header and one row a photo.") from None
+        raise DataError(f"{path} is empty. Give a table with a header and one row an image.") from None
     except (pd.errors.ParserError, csv.Error) as error:
         raise DataError(f"{path} is no table: {' '.join(str(error).split())[:160]}.") from None
 
 
-def _refuse_too_large(path: Path, row_bytes: int) -> None:
+def _check_size(path: Path, row_bytes: int) -> None:
     """An error where there is less memory than the table will take, before it takes it."""
-    if path.suffix.lower() == ".parquet" or (free := free_memory()) is None:
+    if path.suffix.lower() == ".parquet" or (free := free_memory_bytes()) is None:
         return
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -105,13 +105,13 @@ def _refuse_too_large(path: Path, row_bytes: int) -> None:
         )
 
 
-def _delimiter(sample: str) -> str:
+def _guess_delimiter(sample: str) -> str:
     """The one that the header has most of; a comma where it has none."""
     header = sample.splitlines()[0] if sample.strip() else ""
     return max(",;\t|", key=header.count)
 
 
-def _not_utf8(path: Path, error: UnicodeError) -> str:
+def _encoding_error(path: Path, error: UnicodeError) -> str:
     where = ""
     if isinstance(error, UnicodeDecodeError) and error.reason != "truncated data":
         content = path.read_bytes()
@@ -124,7 +124,7 @@ def _not_utf8(path: Path, error: UnicodeError) -> str:
     return f"{path} is not UTF-8{where}, and any other encoding would be a guess. Save it as UTF-8."
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     """Text of a value: whole floats without their zero, nothing for what is missing."""
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
         return ""
@@ -133,5 +133,5 @@ def _plain(value: Any) -> str:
     return str(value).strip()
 
 
-def _texts(values: pd.Series) -> pd.Series:
-    return values.astype(object).map(_plain)
+def column_as_text(values: pd.Series) -> pd.Series:
+    return values.astype(object).map(_to_text)

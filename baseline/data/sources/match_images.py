@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from baseline.data.sources.folders import photos_below
-from baseline.data.sources.reading import _plain
+from baseline.data.sources.folders import images_below
+from baseline.data.sources.read_table import _to_text
 from baseline.errors import DataError
 
-__all__ = ["Finder", "rows_by_path"]
+__all__ = ["ImageFinder", "match_rows"]
 
 
-class Finder:
-    """Photos by the names that tables give them. The folder is listed once, and only if a plain path is not enough.
+class ImageFinder:
+    """Images by the names that tables give them. The folder is listed once, and only if a plain path is not enough.
 
-    Where several photos have the name, the one is meant that has the word `part` (`"train"`, `"test"`) in its path.
+    Where several images have the name, the one is meant that has the word `part` (`"train"`, `"test"`) in its path.
     """
 
     def __init__(self, folder: Path, part: str = "") -> None:
@@ -27,13 +27,13 @@ class Finder:
         self.without_ending = self.elsewhere = 0
 
     def share(self, values: pd.Series) -> tuple[float, float]:
-        """How many of these values are photos, and how many by their whole names, 0-1: `7` may be any row's number."""
-        looks = [self._look(text) if text else (None, "") for text in map(_plain, values)]
+        """How many of these values are images, and how many by their whole names, 0-1: `7` may be any row's number."""
+        looks = [self._look(text) if text else (None, "") for text in map(_to_text, values)]
         found = [how for path, how in looks if path is not None]
         return len(found) / max(1, len(looks)), sum(how != "stem" for how in found) / max(1, len(looks))
 
     def find(self, name: str) -> str | None:
-        """The photo of this name; None where there is none, or more than one that fits equally well."""
+        """The image of this name; None where there is none, or more than one that fits equally well."""
         path, how = self._look(name) if name else (None, "")
         self.without_ending += how == "stem"
         self.elsewhere += how != "exact" and path is not None
@@ -61,10 +61,10 @@ class Finder:
         return None, ""
 
     def _list(self) -> dict[str, list[str]]:
-        """Photos, as paths below the folder, by file name, and (after a `/`) by file name without ending."""
+        """Images, as paths below the folder, by file name, and (after a `/`) by file name without ending."""
         if self.listed is None:
             self.listed = {}
-            for path in photos_below(self.folder):
+            for path in images_below(self.folder):
                 relative = os.path.relpath(path, self.folder)
                 file = relative.rsplit("/", 1)[-1]
                 self.listed.setdefault(file, []).append(relative)
@@ -72,24 +72,24 @@ class Finder:
         return self.listed
 
     def _only(self, paths: list[str]) -> str | None:
-        """The one photo, or the one in a folder of the part that the table names."""
+        """The one image, or the one in a folder of the part that the table names."""
         if len(paths) > 1 and self.part:
             paths = [each for each in paths if self.part in each.lower()]
         return paths[0] if len(paths) == 1 else None
 
 
-def rows_by_path(paths: pd.Series, named: pd.Series, file: str) -> np.ndarray:
-    """For each path the row of the same photo among those that a file names, -1 where there is none: by whole path,
-    else by the shortest common end that tells all photos apart, so that photos may have moved.
+def match_rows(paths: pd.Series, named: pd.Series, file: str) -> np.ndarray:
+    """For each path the row of the same image among those that a file names, -1 where there is none: by whole path,
+    else by the shortest common end that tells all images apart, so that images may have moved.
 
     Raises:
-        DataError: if the file names a photo twice.
+        DataError: if the file names an image twice.
 
-    >>> rows_by_path(pd.Series(["/new/a/1.jpg", "/new/b/1.jpg"]), pd.Series(["/old/b/1.jpg"]), "split.csv").tolist()
+    >>> match_rows(pd.Series(["/new/a/1.jpg", "/new/b/1.jpg"]), pd.Series(["/old/b/1.jpg"]), "split.csv").tolist()
     [-1, 0]
     """
     if named.duplicated().any():
-        raise DataError(f"{file} names a photo twice: {named[named.duplicated()].iloc[0]}.")
+        raise DataError(f"{file} names an image twice: {named[named.duplicated()].iloc[0]}.")
     if paths.isin(named).any():
         return pd.Index(named).get_indexer(pd.Index(paths))
     found = np.full(len(paths), -1)

@@ -10,17 +10,17 @@ import typer
 from baseline.cli.options import (
     GroupCol,
     ImageCol,
-    Images,
+    ImageDir,
     LabelCol,
     LabelFrom,
     Labels,
     Positive,
     SplitCol,
     Target,
-    _complete,
-    _given,
     _print,
-    _target,
+    completion,
+    given_options,
+    parse_target,
 )
 from baseline.errors import OutputError
 from baseline.recipe.load import load_recipe, recipe_names, recipes_folder
@@ -32,7 +32,7 @@ def audit(
     label_col: LabelCol = None,
     group_col: GroupCol = None,
     split_col: SplitCol = None,
-    images: Images = None,
+    image_dir: ImageDir = None,
     label_from: LabelFrom = None,
     positive: Positive = None,
     labels: Labels = None,
@@ -43,37 +43,37 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Prints the findings as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the findings.")] = False,
 ) -> None:
-    """Looks at every photo and tells what is wrong: unreadable files, copies, leaks, conflicts, imbalance.
+    """Looks at every image and tells what is wrong: unreadable files, copies, leaks, conflicts, imbalance.
 
     Examples:
 
-        baseline audit photos/
+        baseline audit images/
 
-        baseline audit train.csv --images train_images/ --out audit/
+        baseline audit train.csv --image-dir train_images/ --out audit/
 
         baseline audit cifar10 --strict
     """
-    from baseline.cli.printing import findings
+    from baseline.cli.printing import audit_table
     from baseline.data.audit.findings import audit as look
-    from baseline.data.prepare import understand
-    from baseline.files import as_json as json_text
-    from baseline.progress import Show, Terminal
+    from baseline.data.prepare import load_images
+    from baseline.files import to_json as json_text
+    from baseline.progress import ConsoleProgress, Progress
     from baseline.report.audit_files import write_audit
 
-    photos, recipe = _target(target)
-    given = _given(
+    images, recipe = parse_target(target)
+    given = given_options(
         image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
-        images=images, label_from=label_from, positive=positive, labels=labels,
+        image_dir=image_dir, label_from=label_from, positive=positive, labels=labels,
     )  # fmt: skip
-    show = Show() if quiet else Terminal()
-    chosen, table = understand(photos, recipe, show=show, **given)
-    checked = look(table, grouped="group" in chosen.split, show=show)
+    show = Progress() if quiet else ConsoleProgress()
+    chosen, table = load_images(images, recipe, progress=show, **given)
+    checked = look(table, grouped="group" in chosen.split, progress=show)
     if as_json:
         print(json_text({"findings": checked.findings.to_dict("records")}), end="")
     else:
-        _print(findings(checked))
+        _print(audit_table(checked))
     for path in write_audit(out, checked) if out else []:
-        show.say(f"written: {path}")
+        show.log(f"written: {path}")
     if strict:
         checked.refuse_leaks()
 
@@ -89,7 +89,7 @@ def recipes() -> None:
 
     from baseline.data.sources.datasets import DATASETS
 
-    table = Table("recipe", "what it is for", "classes", "photos", "arch", "presets", "measured")
+    table = Table("recipe", "what it is for", "classes", "images", "arch", "presets", "measured")
     for name in recipe_names():
         recipe = load_recipe(name)
         known = DATASETS.get(recipe.data)
@@ -101,7 +101,7 @@ def recipes() -> None:
 
 def copy(
     name: Annotated[
-        str, typer.Argument(help="A recipe's name.", autocompletion=_complete(recipe_names), show_default=False)
+        str, typer.Argument(help="A recipe's name.", autocompletion=completion(recipe_names), show_default=False)
     ],
     dest: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path(),
 ) -> None:
@@ -111,9 +111,9 @@ def copy(
 
         baseline copy cifar10 .
 
-        baseline copy default mine.toml && baseline run mine.toml --data photos/
+        baseline copy default mine.toml && baseline run mine.toml --data images/
     """
-    from baseline.files import write
+    from baseline.files import write_atomic
 
     load_recipe(name)
     target = dest / f"{name}.toml" if dest.is_dir() else dest
@@ -121,5 +121,5 @@ def copy(
         raise OutputError(f"{target} is no folder, and no name that ends in .toml. Give one of these.")
     if target.exists():
         raise OutputError(f"{target} exists already. Remove it, or give another name.")
-    write(target, (recipes_folder() / f"{name}.toml").read_bytes())
+    write_atomic(target, (recipes_folder() / f"{name}.toml").read_bytes())
     print(target)
