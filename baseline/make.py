@@ -1,4 +1,8 @@
-"""`make_baseline`: the rooms, called once each, in order. Knows their order; does none of their work."""
+"""`make_baseline`: the road from images to a run folder, one call per step.
+
+Each step is a function of the wing that does it: `data` reads and splits the images, `vision` makes the DataLoaders and
+the Learner, `training` trains the stages, `evaluation` predicts and measures, `runs` and `report` write the results.
+"""
 
 from __future__ import annotations
 
@@ -46,28 +50,28 @@ class Baseline:
     learner: Learner
     """The whole network with its best weights, in evaluation mode: a complete fastai Learner."""
     metrics: dict[str, dict[str, Any]]
-    """By split, plain and with test-time augmentation; see `baseline.evaluate`."""
+    """By split, plain and with test-time augmentation (TTA); see `baseline.evaluate`."""
     predictions: pd.DataFrame
-    """One row an image of the valid and test splits; see `baseline.predict`."""
+    """One row per image of the valid and test splits; see `baseline.predict`."""
     history: History
     folder: Path
-    """Where everything was written."""
+    """The run folder."""
     recipe: Recipe
-    """With every `"auto"` settled."""
+    """The recipe with every `"auto"` resolved."""
     manifest: dict[str, Any]
-    """What `manifest.json` says."""
+    """The content of `manifest.json`."""
 
     @cached_property
     def model(self) -> Model:
-        """What `baseline.load` makes of the run folder."""
+        """The saved model, as `baseline.load` returns it."""
         from baseline.inference.model import load_model
 
         return load_model(self.folder)
 
     def predict(self, images: Any, **options: Any) -> pd.DataFrame:
-        """Predictions for images: `baseline.Model.predict` of the saved model, with its options.
+        """Predict images with the saved model; see `baseline.Model.predict`.
 
-        >>> done.predict("holiday/")                                               # doctest: +SKIP
+        >>> result.predict("holiday/")                                             # doctest: +SKIP
         """
         return self.model.predict(images, **options)
 
@@ -81,96 +85,98 @@ def make_baseline(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Baseline:
-    """Trains a baseline on images and returns the model, its numbers and the folder that holds them.
+    """Train a baseline on images and return the model, its metrics and the folder that holds them.
 
-    A run that was interrupted, or killed, goes on when it is called again in the same way with its folder as `out`, and
-    ends with the numbers that it would have had (on a CPU to the last digit); `resume(folder)` is short for that.
+    An interrupted or killed run is resumed by the same call with its folder as `out`, and ends with the numbers that it
+    would have had (on a CPU to the last digit); `resume(folder)` is the short form.
 
-    In a process of several (`torchrun`, `accelerate launch`, `baseline run --processes`) it trains with the others:
-    each sees its part of every batch, and of the images that are predicted. The first one writes and tells; in the
+    In a distributed run (`torchrun`, `accelerate launch`, `baseline run --processes`) every process trains on its part
+    of each batch and predicts its part of the images. The first process writes files and reports progress; in the
     others the result has no metrics and no manifest.
 
     Args:
-        images: what `image_table` takes: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar, the name of
-            a data set such as `"cifar10"`; or None to use the recipe's own data set. The name of a data set brings
-            the recipe of that name.
+        images: anything that `image_table` reads: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar
+            archive, the name of a data set such as `"cifar10"`; or None for the recipe's own data set. The name of a
+            data set selects the recipe of that name.
         recipe: the name of a recipe, a TOML file, a run's manifest.json, or a `Recipe`.
-        out: the run folder; `runs/NAME-DATE-TIME` if not given.
-        seed: of splits and training; the recipe's if not given.
-        show: where progress goes; the terminal if not given, `Progress()` for nowhere.
-        **changes: fields of `Recipe` to change, and `preset` (`"quick"`, `"standard"`, `"best"`).
+        out: the run folder; `runs/NAME-DATE-TIME` by default.
+        seed: random seed for splits and training; the recipe's by default.
+        progress: where progress goes; the terminal by default, `Progress()` for nowhere.
+        **changes: fields of `Recipe` to change, by flat name (`image_size=128`) or by group, and `preset` (`"quick"`,
+            `"standard"`, `"best"`).
 
     Raises:
-        BaselineError: with one line that says what is, what was needed and what to do; also if `out` holds an
-            unfinished run of another recipe or of other images.
+        BaselineError: in one line that says what is, what was needed and what to do; also if `out` holds an unfinished
+            run with another recipe or other images.
 
-    >>> done = make_baseline("images/", preset="quick")                            # doctest: +SKIP
-    >>> done.metrics["test"]["tta"]["accuracy"]                                    # doctest: +SKIP
+    >>> result = make_baseline("images/", preset="quick")                          # doctest: +SKIP
+    >>> result.metrics["test"]["tta"]["accuracy"]                                  # doctest: +SKIP
     0.9634
     """
     progress = progress or ConsoleProgress()
-    again = Path(str(recipe)) if images is None and str(recipe).endswith(".json") else None
+    repeated = Path(str(recipe)) if images is None and str(recipe).endswith(".json") else None
     chosen, images = choose_recipe(images, recipe)
     chosen, reasons = apply_changes(chosen, seed, changes)
-    check_loggers(chosen.log)
+    check_loggers(chosen.options.loggers)
     with process_group(), ExitStack() as stack:
-        if world_size() > 1 and parse_duration(chosen.budget):
-            raise RecipeError("A budget goes with one process. Leave out --budget, or --processes.")
+        if world_size() > 1 and parse_duration(chosen.training.budget):
+            raise RecipeError("budget works in a single process only. Leave out budget, or the other processes.")
         if rank() == 0:
             folder = broadcast_from_rank0(lambda: stack.enter_context(create_run_folder(out, chosen.name)))
-            return _run(images, chosen, reasons, folder, folder, progress, again)
-        whole = broadcast_from_rank0(lambda: Path())
-        own = Path(stack.enter_context(TemporaryDirectory()))
-        return _run(images, chosen, reasons, own, whole, Progress())
+            return _run(images, chosen, reasons, folder, folder, progress, repeated)
+        run_folder = broadcast_from_rank0(lambda: Path())
+        scratch = Path(stack.enter_context(TemporaryDirectory()))
+        return _run(images, chosen, reasons, scratch, run_folder, Progress())
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, **changes: Any) -> Baseline:
-    """Goes on with an unfinished run, by what its folder tells of it; see `make_baseline`.
+    """Resume an unfinished run from its folder; see `make_baseline`.
 
     Args:
-        **changes: fields of `Recipe` that change no number and may be others now: `log`, `cache_gb`, `workers`.
+        **changes: fields of `RunOptions`, which cannot change the result: `loggers`, `cache_gb`, `workers`.
 
     Raises:
-        OutputError: if the folder holds no unfinished run, or one of another version, or of a DataFrame, which has to
-            be given again.
+        OutputError: if the folder holds no unfinished run, one that another version began, or one of a DataFrame,
+            which has to be passed again.
 
-    >>> resume("runs/mine")                                                         # doctest: +SKIP
+    >>> resume("runs/mine")                                                        # doctest: +SKIP
     """
     from baseline.training.checkpoint import Checkpoints
 
     run = Path(run).expanduser()
-    kept = Checkpoints(run)
-    if not kept.exist:
-        words = "holds a finished run" if is_finished(run) else "holds no unfinished run"
-        raise OutputError(f"{run} {words}. Give the folder of a run that was interrupted.")
-    begun = kept.begun()
-    if begun["images"] is None:
-        raise OutputError(f"{run} was begun with a table in memory. Call make_baseline with it and out={str(run)!r}.")
-    return make_baseline(
-        begun["images"], recipe_from_manifest(run, begun["asked"]), out=run, progress=progress, **changes
-    )
+    checkpoints = Checkpoints(run)
+    if not checkpoints.exist:
+        state = "holds a finished run" if is_finished(run) else "holds no unfinished run"
+        raise OutputError(f"{run} {state}. Give the folder of a run that was interrupted.")
+    saved = checkpoints.begun()
+    images = saved.get("images", saved.get("photos"))
+    if images is None:
+        raise OutputError(
+            f"{run} was started with a table in memory. Call make_baseline with that table and out={str(run)!r}."
+        )
+    return make_baseline(images, recipe_from_manifest(run, saved["asked"]), out=run, progress=progress, **changes)
 
 
 def _run(
     images: Any,
-    chosen: Recipe,
+    recipe: Recipe,
     reasons: dict[str, str],
     folder: Path,
-    whole: Path,
+    run_folder: Path,
     progress: Progress,
-    again: Path | None = None,
+    repeated: Path | None = None,
 ) -> Baseline:
-    """The road, from images to the run folder.
+    """The steps of a run, from images to the run folder.
 
     Args:
-        folder: where this process writes; for all but the first of several a place that will go.
-        whole: the run folder.
-        again: the manifest of the run that this one repeats.
+        folder: where this process writes; a temporary folder in all processes but the first.
+        run_folder: the run folder.
+        repeated: the manifest of the run that this one repeats.
     """
-    clock = RunTimer()
-    with clock.part("data"):
-        chosen, table = load_image_table(images, chosen, reasons, progress)
-        asked = run_request(chosen, table)
+    timer = RunTimer()
+    with timer.part("data"):
+        recipe, table = load_image_table(images, recipe, reasons, progress)
+        request = run_request(recipe, table)
     from baseline.evaluation.calibration import calibration_report
     from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.predict import predict
@@ -184,103 +190,108 @@ def _run(
     from baseline.vision.learner import learner
     from baseline.vision.rng import preserve_rng_state, seed_everything
 
-    kept = Checkpoints(whole)
-    with seed_everything(chosen.seed), ExitStack() as stack:
-        with clock.part("audit"):
-            chosen, table, unread = prepare_table(table, chosen, folder, progress, reasons)
-            if again is not None and splits_differ(again, chosen, table):
-                option = f"--split-file {shlex.quote(str(again.with_name('split.csv')))}"
-                words = f"other images or splits than in {again.parent}"
-                progress.log(f"{words}; {option} takes those, where all are there still")
-        begun = broadcast_from_rank0(lambda: kept.gone_on_with(asked, table) if kept.exist else None)
-        if begun:
-            progress.log(f"going on with what was begun in {folder}")
-            if (before := begun["device"]) != describe_device():
-                words = f"it was begun on {before}, and this is {describe_device()}"
-                progress.log(f"{words}: its numbers will be others than those of an undisturbed run")
-            clock.began -= begun["spent"]
-        with clock.part("weights"):
-            chosen, weights, more = resolve(chosen, table, progress)
-            reasons |= more
-        budget = parse_duration(chosen.budget)
-        if begun:
-            chosen, reasons = _restore_recipe(begun, chosen), begun["reasons"]
+    checkpoints = Checkpoints(run_folder)
+    with seed_everything(recipe.seed), ExitStack() as stack:
+        with timer.part("audit"):
+            recipe, table, unreadable = prepare_table(table, recipe, folder, progress, reasons)
+            if repeated is not None and splits_differ(repeated, recipe, table):
+                option = f"--split-file {shlex.quote(str(repeated.with_name('split.csv')))}"
+                progress.log(
+                    f"images or splits differ from {repeated.parent}; {option} restores those that still exist"
+                )
+        saved = broadcast_from_rank0(lambda: checkpoints.gone_on_with(request, table) if checkpoints.exist else None)
+        if saved:
+            progress.log(f"resuming the run in {folder}")
+            if (device := saved["device"]) != describe_device():
+                progress.log(
+                    f"the run was started on {device}, and this is {describe_device()}: "
+                    "its numbers will differ from those of an uninterrupted run"
+                )
+            timer.began -= saved["spent"]
+        with timer.part("weights"):
+            recipe, weights, more_reasons = resolve(recipe, table, progress)
+            reasons |= more_reasons
+        budget = parse_duration(recipe.training.budget)
+        if saved:
+            recipe, reasons = _restore_recipe(run_folder, saved, recipe), saved["reasons"]
         elif budget:
-            with clock.part("planning"), preserve_rng_state():
+            with timer.part("planning"), preserve_rng_state():
                 resizable = "image_size" not in reasons
-                chosen, reasons["budget"] = plan_for_budget(chosen, table, clock.began + budget, resizable, progress)
-        with clock.part("logs") if chosen.log else nullcontext(), preserve_rng_state():
-            logs = stack.enter_context(
-                open_loggers(chosen.log if rank() == 0 else (), folder, logger_config(chosen, images, table), progress)
+                recipe, reasons["budget"] = plan_for_budget(recipe, table, timer.began + budget, resizable, progress)
+        names = recipe.options.loggers
+        with timer.part("logs") if names else nullcontext(), preserve_rng_state():
+            loggers = stack.enter_context(
+                open_loggers(names if rank() == 0 else (), folder, logger_config(recipe, images, table), progress)
             )
-        with clock.part("decoding"):
-            dls = dataloaders(table, chosen, path=folder, progress=progress)
-            learn = learner(dls, chosen, weights=weights, path=folder)
-        with clock.part("estimate"):
-            rates = Throughput(learn.model, learn.splitter, chosen)
-            ready = FrozenOutputs(learn, chosen).ready()
-            expected = estimate_seconds(rates, chosen, count_by_split(table), ready)
-            progress.log(
-                f"training and evaluation will take about {format_duration(expected.total)} on {describe_device()}"
-            )
-        deadline = clock.began + budget - reserve_seconds(expected.evaluation) if budget else math.inf
-        if not begun and rank() == 0:
-            facts = {"images": source_name(images), "asked": asked, "recipe": chosen.as_dict(), "reasons": reasons}
-            kept.begin({**facts, "device": describe_device()}, table)
-        with clock.part("training"), _save_on_interrupt(learn, chosen, weights, folder, progress):
-            history = train(learn, chosen, logs, deadline=deadline, kept=kept)
-        clock.seconds["training"] += begun["spent"] if begun else 0
-        with clock.part("evaluation"):
-            predicted = predict(learn, table, chosen.tta, progress=progress)
+        with timer.part("decoding"):
+            dls = dataloaders(table, recipe, path=folder, progress=progress)
+            learn = learner(dls, recipe, weights=weights, path=folder)
+        with timer.part("estimate"):
+            throughput = Throughput(learn.model, learn.splitter, recipe)
+            cached = FrozenOutputs(learn, recipe).ready()
+            estimate = estimate_seconds(throughput, recipe, count_by_split(table), cached)
+            duration = format_duration(estimate.total)
+            progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
+        deadline = timer.began + budget - reserve_seconds(estimate.evaluation) if budget else math.inf
+        if not saved and rank() == 0:
+            start = {"images": source_name(images), "asked": request, "recipe": recipe.as_dict(), "reasons": reasons}
+            checkpoints.begin({**start, "device": describe_device()}, table)
+        with timer.part("training"), _save_on_interrupt(learn, recipe, weights, folder, progress):
+            history = train(learn, recipe, loggers, deadline=deadline, kept=checkpoints)
+        timer.seconds["training"] += saved["spent"] if saved else 0
+        with timer.part("evaluation"):
+            predictions = predict(learn, table, recipe.evaluation.tta, progress=progress)
             if rank():
-                return Baseline(learn, {}, predicted, history, whole, chosen, {})
-            numbers = evaluate(predicted, chosen.labels)
-            calibrated = calibration_report(predicted, chosen.labels)
-            logs.summary(flatten_metrics(numbers))
-    manifest = build_manifest(chosen, images, table, unread, weights, numbers, history.stages, clock.seconds)
+                return Baseline(learn, {}, predictions, history, run_folder, recipe, {})
+            metrics = evaluate(predictions, recipe.data.task)
+            calibration = calibration_report(predictions, recipe.data.task)
+            loggers.summary(flatten_metrics(metrics))
+    manifest = build_manifest(recipe, images, table, unreadable, weights, metrics, history.stages, timer.seconds)
     manifest |= {
-        "asked": asked,
+        "asked": request,
         "reasons": reasons,
-        "calibration": calibrated,
-        "estimated_seconds": round(expected.total, 1),
-        "time": (where := time_by_part(clock.seconds, history.stages)),
-        "bound": bottleneck(where, chosen, device_type()),
+        "calibration": calibration,
+        "estimated_seconds": round(estimate.total, 1),
+        "time": (times := time_by_part(timer.seconds, history.stages)),
+        "bound": bottleneck(times, recipe, device_type()),
     }
-    write_run(folder, learn, weights, table, history, predicted, manifest)
+    write_run(folder, learn, weights, table, history, predictions, manifest)
     write_card(folder, progress)
     write_report(folder, progress)
-    kept.end()
-    return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
+    checkpoints.end()
+    return Baseline(learn, metrics, predictions, history, folder, recipe, manifest)
 
 
-def _restore_recipe(begun: dict[str, Any], chosen: Recipe) -> Recipe:
-    """The recipe that the unfinished run was trained by, with what may be others now as it is asked for now.
+def _restore_recipe(run: Path, saved: dict[str, Any], recipe: Recipe) -> Recipe:
+    """The recipe that the unfinished run was started with, and the options of the one that is asked for now.
 
     Raises:
-        OutputError: if this machine settles on another one.
+        OutputError: if this machine resolves the recipe differently.
     """
     from baseline.training.checkpoint import describe_differences
 
-    settled = Recipe(**begun["recipe"]).changed(log=chosen.log, cache_gb=chosen.cache_gb, workers=chosen.workers)
-    if not chosen.budget and (found := diff_recipes(settled.as_dict(), chosen.as_dict())):
-        raise OutputError(f"The unfinished run was settled otherwise: {describe_differences(found)}. Go on where it was begun, "
-                          "choose another --out, or remove it.")  # fmt: skip
-    return settled
+    restored = recipe_from_manifest(run, saved).changed(options=recipe.options)
+    if not recipe.training.budget and (differences := diff_recipes(restored.as_dict(), recipe.as_dict())):
+        raise OutputError(
+            f"The unfinished run was resolved differently: {describe_differences(differences)}. Resume it where it was "
+            "started, choose another out, or remove it."
+        )
+    return restored
 
 
 @contextmanager
 def _save_on_interrupt(
     learn: Learner, recipe: Recipe, weights: Weights | None, folder: Path, progress: Progress
 ) -> Iterator[None]:
-    """On Ctrl-C writes the epochs so far and the best weights so far, then lets the interrupt go on."""
+    """On Ctrl-C, write the finished epochs and the best weights so far, and let the interrupt pass."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         history = getattr(interrupt, "history", None)
         if history is not None and len(history.epochs):
             write_training(folder, learn, history, recipe, weights)
-            ended = len(history.epochs)
-            progress.log(f"interrupted: the best weights of {ended} finished epochs are in {folder / 'model'}")
+            count = len(history.epochs)
+            progress.log(f"interrupted: the best weights of {count} finished epochs are in {folder / 'model'}")
         if not progress.several:
-            progress.log(f"to go on: baseline run {shlex.quote(str(folder))} --resume")
+            progress.log(f"to resume: baseline run {shlex.quote(str(folder))} --resume")
         raise

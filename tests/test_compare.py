@@ -244,11 +244,11 @@ def test_folders_that_are_no_finished_runs_get_one_line(command: str, done: base
     (tmp_path / "empty").mkdir()
     for folder, message in (
         (tmp_path / "nowhere", "There is no folder"),
-        (tmp_path / "empty", "is no run folder: it has no manifest.json"),
-        (half, "no run that was finished: it has no manifest.json"),
+        (tmp_path / "empty", "is not a run folder: it has no manifest.json"),
+        (half, "an unfinished run: it has no manifest.json"),
         (newer, "has format 99; this version reads 1. Update baseline."),
         (torn, "is damaged"),
-        (other, "is no run's manifest"),
+        (other, "is not the manifest of a run"),
         (gone, "predictions.csv cannot be read"),
     ):
         if command == "compare":
@@ -306,5 +306,5 @@ def test_classes_with_names_like_numbers_or_nothing_are_read_as_text(tmp_path: P
     assert read["label"].tolist() == ["007", "NA"] and read["predicted"].tolist() == ["007", "7"]
     assert read["p_007"].tolist() == [0.5, 0.5]
     (tmp_path / "predictions.csv").write_text("")
-    with pytest.raises(DataError, match="is no prediction table"):
+    with pytest.raises(DataError, match="is not a prediction table"):
         read_predictions(tmp_path)

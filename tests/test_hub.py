@@ -293,7 +293,7 @@ def test_what_is_no_whole_run_is_refused_in_one_line(run: Path, tmp_path: Path) 
     with pytest.raises(OutputError, match="does not tell arch and classes"):
         plan_push(run, "me/ants")
     (run / "manifest.json").unlink()
-    with pytest.raises(OutputError, match="no run that was finished"):
+    with pytest.raises(OutputError, match="an unfinished run"):
         plan_push(run, "me/ants")
 
 

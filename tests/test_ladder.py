@@ -209,7 +209,7 @@ def test_one_way_to_go_on_is_told(make: Any, images: Path, still: baseline.Recip
     assert [line for line in lines if "--resume" in line] == [lines[-1]] and f"--out {out} --resume" in lines[-1]
     with pytest.raises(KeyboardInterrupt):
         baseline.make_baseline(images, still, out=tmp_path / "one", progress=show)
-    assert lines[-1] == f"to go on: baseline run {tmp_path / 'one'} --resume"
+    assert lines[-1] == f"to resume: baseline run {tmp_path / 'one'} --resume"
 
 
 def test_outputs_from_the_cache_count_as_if_computed(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:

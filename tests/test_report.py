@@ -339,11 +339,11 @@ def test_what_is_no_finished_run_is_refused_in_one_line(run: Path, tmp_path: Pat
     for folder in (tmp_path / "nowhere", tmp_path / "file"):
         with pytest.raises(OutputError, match="There is no folder"):
             write_report(folder)
-    with pytest.raises(OutputError, match="is no run folder: it has no manifest"):
+    with pytest.raises(OutputError, match="is not a run folder: it has no manifest"):
         write_report(tmp_path / "empty")
     manifest = (run / "manifest.json").read_text()
     (run / "manifest.json").write_text("{}")
-    with pytest.raises(OutputError, match="is no run's manifest"):
+    with pytest.raises(OutputError, match="is not the manifest of a run"):
         write_report(run)
     (run / "manifest.json").write_text(manifest[:100])
     with pytest.raises(OutputError, match="is damaged"):
@@ -354,7 +354,7 @@ def test_what_is_no_finished_run_is_refused_in_one_line(run: Path, tmp_path: Pat
     with pytest.raises(OutputError, match="has format 99; this version reads 1"):
         write_report(run)
     (run / "manifest.json").unlink()
-    with pytest.raises(OutputError, match="is no run that was finished"):
+    with pytest.raises(OutputError, match="is an unfinished run"):
         write_report(run)
 
 
@@ -369,12 +369,12 @@ def test_a_prediction_table_that_is_none_is_refused_in_one_line(run: Path) -> No
     refused(good.drop(columns=["confidence", "label"]), "lacks the columns label, confidence; needed: path, label")
     refused(good.drop(columns=["p_ants", "p_bees"]), "lacks the columns p_CLASS")
     refused(good.drop(columns=["p_bees"]), "labels without a column p_LABEL: 'bees'")
-    refused(good.assign(loss=["nan", *good["loss"][1:]]), "'loss' of row 1 is no number")
-    refused(good.assign(p_ants=[*good["p_ants"][:-1], ""]), rf"'p_ants' of row {len(good)} is no number")
-    refused(good.assign(confidence="high"), "is no prediction table")
+    refused(good.assign(loss=["nan", *good["loss"][1:]]), "'loss' in row 1 is not a number")
+    refused(good.assign(p_ants=[*good["p_ants"][:-1], ""]), rf"'p_ants' in row {len(good)} is not a number")
+    refused(good.assign(confidence="high"), "is not a prediction table")
     refused(good[good["split"] != "test"], "no row of the split 'test'")
     (run / "predictions.csv").write_text("")
-    with pytest.raises(DataError, match="is no prediction table"):
+    with pytest.raises(DataError, match="is not a prediction table"):
         write_report(run)
     (run / "predictions.csv").unlink()
     with pytest.raises(DataError, match="cannot be read"):

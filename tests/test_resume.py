@@ -106,7 +106,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
         said = Said()
         with pytest.raises(KeyboardInterrupt):
             make_baseline(own, quick, out=run, progress=said)
-    assert f"to go on: baseline run '{run}' --resume" in str(said)
+    assert f"to resume: baseline run '{run}' --resume" in str(said)
     before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
     for words, changes in (
         (r"tta was \['flip'\] and is \[\]\. Give the same as then", {"tta": ()}),
@@ -136,7 +136,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
             app.main()
         assert not ended.value.code
     assert "going on in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
-    assert f"it was begun on 2 x Tesla T4, and this is {begun['device']}: its numbers will be others" in errors
+    assert f"the run was started on 2 x Tesla T4, and this is {begun['device']}: its numbers will differ" in errors
     assert sorted(path.name for path in run.iterdir()).count("unfinished") == 0
     with pytest.raises(OutputError, match="holds a finished run"):
         baseline.resume(run)
@@ -484,7 +484,7 @@ def killed(words: list[Any], run: Path, kills: int, chance: random.Random, longe
         began, running = time.perf_counter(), begin(*words, run)
         if len(moments) == kills:
             _, errors = running.communicate()
-            assert running.returncode == 0 and "it was begun on" not in errors, errors
+            assert running.returncode == 0 and "was started on" not in errors, errors
             return moments
         with suppress(subprocess.TimeoutExpired):
             running.wait(chance.uniform(0.1, 1) * longest)

@@ -109,7 +109,7 @@ def test_a_run_again_says_that_images_have_come_or_gone(images: Path, tmp_path: 
     own, run = shutil.copytree(images, tmp_path / "own"), tmp_path / "my run"
     make_baseline(own, small.changed(stages=(baseline.Stage("head", 1, 1e-3),)), out=run, progress=baseline.Progress())
     option = f"--split-file '{run / 'split.csv'}'"
-    words = f"other images or splits than in {run}; {option} takes those, where all are there still"
+    words = f"images or splits differ from {run}; {option} restores those that still exist"
     found = []
     for name, changes in (("same", {}), ("fewer", {}), ("seed", {"seed": 1}), ("given", {"images": own})):
         if name == "fewer":

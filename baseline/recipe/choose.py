@@ -1,4 +1,4 @@
-"""TODO."""
+"""Turns the arguments of a call into one recipe: its name or file, the preset, and the caller's changes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.files import resolve_path
 from baseline.recipe.auto import resolve_preset
 from baseline.recipe.load import load_recipe, read_values, recipe_names
-from baseline.recipe.schema import COLUMN_KEYS, PRESETS, Recipe, Stage
+from baseline.recipe.schema import PRESETS, Recipe, Stage
 from baseline.system import device_type
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["starting_recipe"]
+__all__ = ["apply_changes", "choose_recipe", "scratch_stages", "starting_recipe"]
 
 
 def starting_recipe(images: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe) -> Recipe:
-    """The recipe that `make_baseline` starts from, before presets and changes.
+    """Return the recipe that `make_baseline` starts from, before presets and changes.
 
     >>> starting_recipe("cifar10", "default").name
     'cifar10'
@@ -27,37 +28,52 @@ def starting_recipe(images: str | Path | pd.DataFrame | None, recipe: str | Path
 
 
 def choose_recipe(images: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any]:
-    """The recipe and the images that a call means; see `make_baseline`."""
+    """Return the recipe and the images that a call of `make_baseline` means.
+
+    Raises:
+        RecipeError: if there are no images: none were given, and the recipe names no data set.
+    """
     if isinstance(images, str) and images in recipe_names() and recipe == "default":
         recipe, images = images, None
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if images is None and str(recipe).endswith(".json"):
-        images = read_values(Path(str(recipe))).get("images")
+        manifest = read_values(Path(str(recipe)))
+        images = manifest.get("images", manifest.get("photos"))
         split_file = Path(str(recipe)).with_name("split.csv")
-        if images is None and split_file.exists():  # it was a DataFrame, and this is what is left of it
-            found = dict.fromkeys(
-                (*COLUMN_KEYS, "image_dir", "keep_if", "keep_model", "fixes"), ""
-            )  # which is all done
-            images, chosen = str(split_file), chosen.changed(**found, split_file=str(split_file))
+        if images is None and split_file.exists():  # the images came from a DataFrame; the split file still lists them
+            chosen = chosen.changed(
+                image_col="",
+                label_col="",
+                group_col="",
+                split_col="",
+                image_dir="",
+                fixes=(),
+                split_file=str(split_file),
+            )
+            images = str(split_file)
     if images is None:
-        images = chosen.data or None
+        images = chosen.data.dataset or None
     if images is None:
-        raise RecipeError(f"Recipe '{chosen.name}' names no data set and none was given. Give a folder of images.")
+        raise RecipeError(
+            f"Recipe '{chosen.name}' names no data set, and no images were given. Give a folder of images."
+        )
     return chosen, images
 
 
 def apply_changes(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
-    """The recipe with its preset chosen and the caller's changes made, which win over the preset's."""
+    """Return the recipe with its preset and then the caller's changes applied, and the reasons for what was chosen."""
     reasons: dict[str, str] = {}
     preset = changes.pop("preset", "auto")
     if preset not in ("auto", *PRESETS):
         raise RecipeError(unknown_name("preset", str(preset), PRESETS))
-    wished = recipe.changed(**changes)  # finds what is wrong before anything slow begins
-    if "fold" in changes and "kfold" not in wished.split:
-        words = f"fold is {wished.fold}, and split '{wished.split}' names no folds"
-        raise RecipeError(f"{words}. Give --split kfold:K or group-kfold:K, too, or leave --fold out.")
+    requested = recipe.changed(**changes)  # finds wrong values before anything slow begins
+    if "fold" in changes and "kfold" not in requested.split.method:
+        raise RecipeError(
+            f"fold is {requested.split.fold}, but split is '{requested.split.method}', which has no folds. "
+            "Give split kfold:K or group-kfold:K as well, or leave fold out."
+        )
     if recipe.presets or preset != "auto":
-        if preset == "auto" and changes.get("budget", recipe.budget):
+        if preset == "auto" and changes.get("budget", recipe.training.budget):
             reasons |= {"image_size": "as given"} if "image_size" in changes else {}
             return _with_changed_presets(recipe, changes, seed), reasons
         if preset == "auto":
@@ -68,16 +84,16 @@ def apply_changes(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> 
 
 
 def _with_changes(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
-    """The recipe changed, and its files absolute: a run goes on, or is made again, in any working folder."""
-    from baseline.files import resolve_path
-
+    """The recipe with the changes, its files as absolute paths, so that it works from any working folder."""
     recipe = recipe.changed(**changes, **({} if seed is None else {"seed": seed}))
-    named = {key: getattr(recipe, key) for key in ("image_dir", "split_file", "keep_model", "weights")}
-    return recipe.changed(**{key: str(resolve_path(words)) for key, words in named.items() if words})
+    paths = {
+        "image_dir": recipe.data.image_dir, "split_file": recipe.split.file, "weights": recipe.model.weights,
+    }  # fmt: skip
+    return recipe.changed(**{key: str(resolve_path(path)) for key, path in paths.items() if path})
 
 
 def _with_changed_presets(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
-    """The recipe with the caller's changes, which its presets, for a budget to choose from, leave as they are."""
+    """The recipe with the changes, which also win over its presets; a budget chooses among those later."""
     presets = {
         preset: {key: value for key, value in values.items() if key not in changes}
         for preset, values in recipe.presets.items()
@@ -87,10 +103,10 @@ def _with_changed_presets(recipe: Recipe, changes: dict[str, Any], seed: int | N
     )
 
 
-def _scratch_stages(recipe: Recipe) -> tuple[Recipe, str]:
-    """Stages for random weights: a frozen random body teaches a head nothing, so every epoch trains all layers."""
+def scratch_stages(recipe: Recipe) -> tuple[Recipe, str]:
+    """Return the recipe with one stage over all layers, for random weights, and the reason for it."""
     epochs, steps = (sum(getattr(stage, key) for stage in recipe.stages) for key in ("epochs", "steps"))
-    why = "all layers are trained: a frozen body of random weights would have nothing to give"
+    reason = "all layers are trained, because a frozen body with random weights has nothing to offer"
     last = recipe.stages[-1]
-    stage = Stage("all", epochs, "find", "moving", steps=steps, optimizer=last.optimizer, schedule=last.schedule)
-    return recipe.changed(stages=(stage,), presets={}), why
+    stage = Stage("all", epochs, "find", "train", steps=steps, optimizer=last.optimizer, schedule=last.schedule)
+    return recipe.changed(stages=(stage,), presets={}), reason

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Compares recipes: what differs between two of them and may change the result."""
 
 from __future__ import annotations
 
@@ -7,51 +7,63 @@ from collections.abc import Mapping
 from typing import Any
 
 from baseline.files import to_json
+from baseline.recipe.legacy import upgrade_recipe
+from baseline.recipe.schema import LEAVES
 
-__all__ = ["diff_recipes", "flatten", "flatten_plain"]
+__all__ = ["diff_recipes", "flatten", "flatten_plain", "flatten_recipe"]
 
-
-IGNORED_FIELDS = ("name", "title", "expected", "presets", "preset", "log", "cache_gb", "workers")
-"""Of a recipe; they change no number, and may be others when a run or an experiment goes on."""
+IGNORED_FIELDS = ("name", "title", "expected", "presets", "preset", "options")
+"""Fields of a recipe that cannot change the result, and may be others when a run or an experiment is resumed."""
 
 
 def flatten_plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Nested values under dotted names, as loggers take them: numbers, flags and text.
+    """Return nested values under dotted names, as loggers take them: numbers, flags and text.
 
     >>> flatten_plain({"seed": 0, "augment": {"flip": True}, "tta": (), "stages": [{"lr": (1e-4, 1e-3)}]})
     {'seed': 0, 'augment.flip': True, 'tta': 'none', 'stages.1.lr': '0.0001, 0.001'}
     """
 
-    def told(value: Any) -> bool | int | float | str:
+    def plain(value: Any) -> bool | int | float | str:
         if isinstance(value, list | tuple):
             return ", ".join(map(str, value)) or "none"
         return value if isinstance(value, bool | int | float | str) else str(value)
 
-    return {name: told(value) for name, value in flatten(values).items()}
+    return {name: plain(value) for name, value in flatten(values).items()}
 
 
-def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested values under dotted names, tables in lists by their number from 1.
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names; tables in lists are numbered from 1.
 
     >>> flatten({"tta": [], "augment": {"flip": True}, "stages": [{"lr": (1e-4, 1e-3)}]})
     {'tta': [], 'augment.flip': True, 'stages.1.lr': (0.0001, 0.001)}
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
-            value = {str(number): each for number, each in enumerate(value, 1)}
-        found |= flatten(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
-    return found
+        if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(number): item for number, item in enumerate(value, 1)}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
-def diff_recipes(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two recipes, as `Recipe.as_dict` or a manifest tells them, and may change numbers.
+def flatten_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe, as a manifest of any version holds it, under flat names.
 
-    >>> diff_recipes({"seed": 0, "augment": {"flip": True}}, {"seed": 1, "augment": {"flip": True}, "log": ["csv"]})
+    >>> flatten_recipe({"seed": 0, "model": {"image_size": 128}, "split": {"method": "random"}})
+    {'seed': 0, 'image_size': 128, 'split': 'random'}
+    """
+    names = {f"{group}.{leaf}": flat for flat, (group, leaf) in LEAVES.items()}
+    return {names.get(key, key): value for key, value in flatten(upgrade_recipe(recipe)).items()}
+
+
+def diff_recipes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two recipes and may change the result, by flat name: (first's, second's) value.
+
+    >>> one, two = {"seed": 0, "augment": {"flip": True}}, {"seed": 1, "augment": {"flip": True}, "options": {"workers": 2}}
+    >>> diff_recipes(one, two)
     {'seed': (0, 1)}
     """
     one, two = (
-        flatten({key: value for key, value in json.loads(to_json(each)).items() if key not in IGNORED_FIELDS})
-        for each in (begun, wanted)
+        flatten_recipe({key: value for key, value in json.loads(to_json(recipe)).items() if key not in IGNORED_FIELDS})
+        for recipe in (first, second)
     )
     return {key: (one.get(key), two.get(key)) for key in (*one, *two) if one.get(key) != two.get(key)}

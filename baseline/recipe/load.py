@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads recipes: the named ones, a TOML file, or the recipe that a run's manifest holds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from baseline.errors import RecipeError, unknown_name
-from baseline.recipe.schema import Recipe, field_names
+from baseline.recipe.legacy import upgrade_recipe
+from baseline.recipe.schema import Recipe, known_names, locate
 
-__all__ = ["load_recipe", "recipe_names"]
+__all__ = ["load_recipe", "recipe_from_dict", "recipe_names"]
 
 
-def recipe_from_dict(values: Mapping[str, Any], name: str) -> Recipe:
-    """A recipe from plain values as TOML or JSON gives them.
+def recipe_from_dict(values: Mapping[str, Any], name: str = "mine") -> Recipe:
+    """Return a recipe from plain values as TOML or JSON gives them.
+
+    Args:
+        values: fields by their flat names (`image_size`), or in tables by group (`model`).
+        name: the recipe's name where the values have none.
 
     Raises:
-        RecipeError: naming every unknown key, wrong type and impossible value.
+        RecipeError: naming each unknown key, wrong type and value that cannot be used.
     """
-    values = {("stages" if key == "stage" else "presets" if key == "preset" and isinstance(value, dict) else key): value
-              for key, value in values.items()}  # fmt: skip
+    values = {_TABLES.get(key, key) if isinstance(value, list | dict) else key: value for key, value in values.items()}
     presets = values.get("presets") or {}
     if isinstance(presets, dict):
         values["presets"] = {
@@ -29,29 +33,31 @@ def recipe_from_dict(values: Mapping[str, Any], name: str) -> Recipe:
             for preset, changes in presets.items()
             if isinstance(changes, dict)
         }
-    faults = [_unknown_key_message(key) for key in values if key not in field_names(Recipe)]
-    known = {key: value for key, value in values.items() if key in field_names(Recipe)}
+    faults = [_unknown_key(key) for key, value in values.items() if not locate(key, value)[0]]
+    known = {key: value for key, value in values.items() if locate(key, value)[0]}
     try:
-        recipe = Recipe(**{**known, "name": known.get("name") or name})
+        recipe = Recipe(name=name).changed(**{**known, "name": known.get("name") or name})
         for preset in recipe.presets:
             recipe.with_preset(preset)
     except RecipeError as error:
         raise RecipeError("; ".join([*faults, str(error)])) if faults else error from None
     if faults:
-        raise RecipeError(
-            f"Recipe '{name}': {'; '.join(faults)}. Known keys: {', '.join(sorted(field_names(Recipe)))}."
-        )
+        raise RecipeError(f"Recipe '{name}': {'; '.join(faults)}. Known keys: {', '.join(known_names())}.")
     return recipe
 
 
+_TABLES = {"stage": "stages", "preset": "presets"}
+"""Names of tables in TOML, where `[[stage]]` and `[preset.quick]` read better than the names of the fields."""
+
+
 def recipes_folder() -> Path:
-    """Where the named recipes lie: beside this file in an installed package, at the top of the checkout otherwise."""
-    beside = Path(__file__).parents[1] / "recipes"
-    return beside if beside.is_dir() else Path(__file__).parents[2] / "recipes"
+    """The folder of the named recipes: inside an installed package, at the top of a checkout otherwise."""
+    installed = Path(__file__).parents[1] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """The names that `load_recipe` knows, sorted.
+    """Names that `load_recipe` knows, sorted.
 
     >>> "cifar10" in recipe_names()
     True
@@ -60,9 +66,9 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
-    """A named recipe, one's own TOML file, or the recipe that a run's `manifest.json` kept.
+    """Return a named recipe, the recipe in a TOML file, or the one that a run's `manifest.json` holds.
 
-    >>> load_recipe("cifar10").data
+    >>> load_recipe("cifar10").data.dataset
     'cifar10'
 
     Raises:
@@ -74,11 +80,13 @@ def load_recipe(recipe: str | Path) -> Recipe:
             raise RecipeError(unknown_name("recipe", str(recipe), recipe_names()))
         path = recipes_folder() / f"{recipe}.toml"
     values = read_values(path)
-    return recipe_from_dict(values.get("recipe", values) if path.suffix == ".json" else values, path.stem)
+    if path.suffix == ".json":
+        values = upgrade_recipe(values.get("recipe", values))
+    return recipe_from_dict(values, path.stem)
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The values of a TOML or JSON file.
+    """Return the values of a TOML or JSON file.
 
     Raises:
         RecipeError: if it cannot be read; line and column are named.
@@ -95,5 +103,5 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unknown_key_message(key: str) -> str:
-    return unknown_name("key", key, field_names(Recipe), limit=0).split(" Known:")[0].rstrip(".")
+def _unknown_key(key: str) -> str:
+    return unknown_name("key", key, known_names(), limit=0).split(" Known:")[0].rstrip(".")

@@ -1,8 +1,13 @@
-"""Recipes: what to train and how, as data. Knows TOML and JSON; knows no images, no torch.
+"""Recipes as data: every decision of a run, in frozen dataclasses that are checked when they are made.
 
-A recipe holds decisions; what a run finds out (rates, seconds, hashes) goes into its manifest. The folder `recipes/`
-is the list of named recipes. `"auto"` values are settled by the functions named `settle_...`: pure rules that also give
-the reason, which is printed and written down.
+A recipe holds decisions. What a run measures (learning rates, seconds, hashes) goes into its manifest. The groups say
+what a decision is about: `data`, `split`, `model`, `augment`, `training`, `stages` and `evaluation` may change the
+result; `options` (`RunOptions`) cannot.
+
+Each field carries its own metadata: the help text, the panel of the command line that shows it, and what a valid value
+is. The command line, `--set`, the messages about wrong values and the comparison of recipes are all made from it, so a
+new field is one entry in this file. Within a recipe every field has a flat name, too (`image_size` for
+`model.image_size`), which TOML files, `make_baseline(images, image_size=128)` and the command line use.
 """
 
 from __future__ import annotations
@@ -10,43 +15,38 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, Predicate
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.recipe.validation import Before, Needed, as_tuple, check
 
 __all__ = [
     "Augment",
+    "DataSettings",
+    "EvaluationSettings",
+    "ModelSettings",
     "Recipe",
+    "RunOptions",
+    "SplitSettings",
     "Stage",
+    "TrainingSettings",
     "describe_schedule",
     "describe_trained",
     "format_lr",
-    "is_int",
-    "is_number",
     "parse_duration",
 ]
-
-
-HEADS = ("linear", "fastai")
-
-RESIZES = ("squish", "crop", "pad")
-
-VIEWS = ("flip", "five_crops")
 
 PRESETS = ("quick", "standard", "best")
 
 SPLIT_METHODS = ("auto", "provided", "random", "group", "kfold:K", "group-kfold:K", "time:COLUMN")
 
-BALANCES = ("none", "weights", "sampler")
+LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 
-LABELS = ("auto", "one", "many")
-
-LEAKS = ("keep", "drop")
-
-AUDITS = ("tell", "strict", "none")
+VIEWS = ("flip", "five_crops")
 
 OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "adam": ("Adam", {}),
@@ -58,68 +58,219 @@ OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "lamb": ("Lamb", {}),
     "ranger": ("ranger", {}),
 }
-"""What a stage may name: fastai's own name and what is set. Weight decay is decoupled: its Adam is AdamW."""
+"""The fastai optimizer behind each name, with its settings. Weight decay is decoupled: fastai's Adam is AdamW."""
 
 SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
 
-LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
+IMAGES_PANEL = "Images and labels"
+SPLIT_PANEL = "Splits"
+MODEL_PANEL = "Model and training"
+RUN_PANEL = "This run"
 
-COLUMN_KEYS = ("image_col", "label_col", "group_col", "split_col")
 
-PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+def setting(default: Any, help: str, panel: str = MODEL_PANEL, *, flat: str = "", common: bool = False) -> Any:
+    """A field of a recipe.
 
-FROZEN_PRECISIONS = ("auto", "float32", "bfloat16")
+    Args:
+        default: its value where a recipe does not name it.
+        help: one line for `--help`.
+        panel: the heading under which `--help` shows it.
+        flat: its name outside its group, where that differs from the field's own.
+        common: whether `baseline run --help` shows it; the others are under `--help-all` and `--set`.
+    """
+    return field(default=default, metadata={"help": help, "panel": panel, "flat": flat, "common": common})
+
+
+def is_split_method(value: str) -> bool:
+    """Whether the text is one of `SPLIT_METHODS`, with the number or the column that has to follow.
+
+    >>> is_split_method("kfold:5"), is_split_method("kfold"), is_split_method("time:date")
+    (True, False, True)
+    """
+    method, _, rest = value.partition(":")
+    if method in ("kfold", "group-kfold"):
+        return rest.isdecimal() and 2 <= int(rest) <= 1000
+    return (method == "time" and bool(rest)) or value in ("auto", "provided", "random", "group")
+
+
+def is_nonempty(value: str) -> bool:
+    """Whether the text has any characters."""
+    return bool(value)
+
+
+def is_budget(value: str) -> bool:
+    """Whether the text is empty or a duration such as `10m`."""
+    return value == "" or parse_duration(value) > 0
+
+
+def split_logger_names(value: Any) -> Any:
+    """Logger names in a list, or in one text with commas, each once and without `none`."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return value
+    return tuple(dict.fromkeys(name for name in names if name not in ("", "none")))
+
+
+Text = Annotated[str, Needed("text")]
+Path_ = Annotated[str, Needed("a path")]
+Flag = Annotated[bool, Needed("true or false")]
+Pixels = Annotated[int, Interval(ge=8, le=4096), Needed("pixels, a whole number from 8 to 4096")]
+Fraction = Annotated[float, Interval(ge=0.01, le=0.9), Needed("a fraction from 0.01 to 0.9")]
+LearningRate = Annotated[float, Interval(ge=1e-12, le=100)]
+Views = Annotated[
+    tuple[Literal["flip", "five_crops"], ...], Before(as_tuple), Needed(f"a list from {', '.join(VIEWS)}")
+]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images there are, and what their labels mean."""
+
+    dataset: Text = setting("", "Name of a data set, such as cifar10.", IMAGES_PANEL, flat="data")
+    """The named data set that the recipe is for; empty where the images are given."""
+    image_col: Text = setting("", "Column of a table that names the images.", IMAGES_PANEL)
+    """Found by name and content where empty, as are the next three."""
+    label_col: Text = setting(
+        "", "Column of the labels, or several columns of 0 and 1, separated by commas.", IMAGES_PANEL, common=True
+    )
+    group_col: Text = setting(
+        "", "Column that says which images belong together (one patient, one photographer).", IMAGES_PANEL
+    )
+    """A split keeps groups together where it is given, unless `split` says otherwise."""
+    split_col: Text = setting("", "Column that holds train, valid or test.", IMAGES_PANEL)
+    image_dir: Path_ = setting(
+        "", "Folder of the images that a table names; the table's own folder by default.", IMAGES_PANEL, common=True
+    )
+    label_from: Text = setting("", "Regular expression that finds the label in an image's path.", IMAGES_PANEL)
+    task: Literal["auto", "single", "multilabel"] = setting(
+        "auto", "Whether an image has one label or several, separated by ';'.", IMAGES_PANEL
+    )
+    """`"auto"` is multi-label where a `;` occurs in a label."""
+    positive: Text = setting("", "Train one class against all others.", IMAGES_PANEL)
+    """The others become one class, `not NAME`; empty leaves the classes as they are."""
+    images_per_class: Annotated[int, Interval(ge=0, le=10**9), Needed("a whole number, 0 for all")] = setting(
+        0, "Train on a random subset with this many images per class; 0 takes all.", IMAGES_PANEL, common=True
+    )
+    fixes: Annotated[tuple[str, ...], Before(as_tuple), Needed("a list of paths")] = setting(
+        (), "Tables of corrected labels, as baseline clean writes them.", IMAGES_PANEL
+    )
+    """They are applied in order to all images but those that the result is measured on."""
+    audit: Literal["tell", "strict", "none"] = setting(
+        "tell", "tell reports problems with the images, strict fails on leaks, none only drops unreadable files.",
+        IMAGES_PANEL,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How images are divided into train, valid and test; see `baseline.data.split`."""
+
+    method: Annotated[str, Predicate(is_split_method), Needed(f"one of {', '.join(SPLIT_METHODS)}")] = setting(
+        "auto", f"How to split: {', '.join(SPLIT_METHODS)}.", SPLIT_PANEL, flat="split", common=True
+    )
+    file: Path_ = setting("", "A run's split.csv, to split exactly as that run did.", SPLIT_PANEL, flat="split_file")
+    fold: Annotated[int, Interval(ge=0, le=999), Needed("a whole number from 0, below the number of folds")] = setting(
+        0, "Train this fold only, counted from 0; all folds by default.", SPLIT_PANEL
+    )
+    """Which part of `kfold:K` and `group-kfold:K` is the valid split."""
+    valid_fraction: Fraction = setting(0.1, "Fraction of the training images used for validation.", SPLIT_PANEL)
+    """Used where the images come without a valid split."""
+    test_fraction: Fraction = setting(0.2, "Fraction of all images held out for testing.", SPLIT_PANEL)
+    """Used where the images come without any split."""
+    leaks: Literal["keep", "drop"] = setting(
+        "keep", "Whether to keep or drop training images that have a duplicate in test.", SPLIT_PANEL
+    )
+    """`"keep"` reports them."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network and the images that it sees."""
+
+    arch: Annotated[str, Predicate(is_nonempty), Needed("the name of an architecture or 'auto'")] = setting(
+        "auto", "A torchvision or timm name, auto, or 'NAME or auto'.", common=True
+    )
+    """With `" or "` between names, the first whose weights are available (see `resolve_arch`)."""
+    pretrained: Flag = setting(True, "Start from pretrained weights.", common=True)
+    weights: Path_ = setting("", "A .pth or .safetensors file of pretrained weights.", common=True)
+    """Empty looks for the architecture's own weights, offline first."""
+    head: Literal["linear", "fastai"] = setting(
+        "linear", "linear (pooling, BatchNorm, one layer) or fastai (two layers with dropout)."
+    )
+    """Fine-tuned briefly with frozen BatchNorm statistics, fastai's head diverges where the linear one learns."""
+    image_size: Pixels = setting(160, "Side of the square that the network sees, in pixels.", common=True)
+    resize: Literal["squish", "crop", "pad"] = setting(
+        "squish", "How an image becomes a square: squish, crop (center) or pad (black)."
+    )
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto", "Number format of training and evaluation (mixed precision on a GPU)."
+    )
+    frozen_precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Number format of passes through frozen layers."
+    )
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images, in the words and units of fastai's `aug_transforms`."""
+    """Random changes of training images, in the terms and units of fastai's `aug_transforms`."""
 
-    flip: bool = True
+    flip: Flag = True
     """Mirror left and right, half of the time."""
-    rotate: float = 10.0
-    """At most so many degrees either way."""
-    zoom: float = 1.1
-    """At most so many times larger."""
-    lighting: float = 0.2
-    """Brightness and contrast change by at most this share."""
-    warp: float = 0.2
-    """Perspective, as a share of the side."""
-    crop: float = 1.0
-    """Least share of an image's area that is seen: below 1, images are decoded larger (see `Recipe.decoded_size`) and a
-    random square of them is taken, one a batch (fastai's `RandomResizedCropGPU`); valid images are seen whole."""
-    probability: float = 0.75
-    """How often rotation, zoom and warp, and how often lighting, are applied."""
+    rotate: Annotated[float, Interval(ge=0, le=180)] = 10.0
+    """Maximum rotation either way, in degrees."""
+    zoom: Annotated[float, Interval(ge=1, le=10)] = 1.1
+    """Maximum magnification."""
+    lighting: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    """Maximum change of brightness and contrast, as a fraction."""
+    warp: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    """Maximum change of perspective, as a fraction of the side."""
+    crop: Annotated[float, Interval(ge=0.1, le=1)] = 1.0
+    """Minimum fraction of an image's area that is seen: below 1, images are decoded larger (see
+    `Recipe.decoded_size`) and a random square of them is taken, one per batch (fastai's `RandomResizedCropGPU`); valid
+    images are seen whole."""
+    probability: Annotated[float, Interval(ge=0, le=1)] = 0.75
+    """Probability of rotation, zoom and warp, and of lighting."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of fastai's `fit_one_cycle`, or of its like."""
+    """One call of fastai's `fit_one_cycle`, or of another schedule."""
 
-    trains: str | int | float
-    """`"head"` (body frozen), `"all"`, or the last layer groups (the head is one of them): their number, or their share
-    of all, above 0 and below 1, which goes with any architecture."""
-    epochs: int
-    lr: str | float | tuple[float, float] = "find"
-    """`"find"`, one rate, or (first layers, last layers): fastai's `slice`, evenly multiplied in between."""
-    batch_norm: str = "still"
-    """Statistics of the body's BatchNorm: `"still"`, as pretrained, or `"moving"`, as fastai has it."""
-    views: tuple[str, ...] = ()
-    """What a head stage on computed features sees besides the plain training images: `"flip"`."""
+    trains: Annotated[
+        Literal["head", "all"] | Annotated[int, Interval(ge=1, le=1000)] | Annotated[float, Interval(gt=0, lt=1)],
+        Needed("'head', 'all', a number of layer groups, or a fraction of them above 0 and below 1"),
+    ]
+    """`"head"` (frozen body), `"all"`, or the last layer groups, the head among them: their number, or their fraction
+    of all groups, which fits any architecture."""
+    epochs: Annotated[int, Interval(ge=1, le=100_000), Needed("a whole number from 1")]
+    lr: Annotated[
+        Literal["find"] | LearningRate | tuple[LearningRate, LearningRate],
+        Before(as_tuple),
+        Needed("'find', a learning rate, or [first, last] above 0"),
+    ] = "find"
+    """`"find"`, one learning rate, or (first layers, last layers): fastai's `slice`, evenly multiplied in between."""
+    batch_norm: Annotated[Literal["frozen", "train"], Needed("'frozen' or 'train'")] = "frozen"
+    """Statistics of the body's BatchNorm: `"frozen"` keeps the pretrained ones, `"train"` updates them, as in fastai."""
+    views: Annotated[tuple[Literal["flip"], ...], Before(as_tuple), Needed("[] or ['flip']")] = ()
+    """What a head stage on cached features sees besides the plain training images."""
     image_size: int = 0
-    """Pixels, side of the square that the stage trains on, at most the recipe's; 0: the recipe's own. Progressive
+    """Side of the square that the stage trains on, in pixels, at most the recipe's; 0 is the recipe's own. Progressive
     resizing is a smaller stage before a larger one. Valid images keep the recipe's size."""
-    steps: int = 0
-    """At least so many steps are made: where images are few, epochs are added."""
-    optimizer: str = "adam"
-    """`"adam"`, `"sgd"` (momentum 0.9), `"rmsprop"`, `"radam"`, `"qhadam"`, `"larc"`, `"lamb"` or `"ranger"`, each
-    fastai's, with its settings. One cycle moves the momentum, too."""
-    schedule: str = "one_cycle"
-    """How the rate goes: `"one_cycle"`, up and down; `"flat_cos"`, held for three quarters and then down along a
-    cosine; `"plateau"`, a tenth after each epoch in which the valid loss did not fall; `"constant"`."""
+    steps: Annotated[int, Interval(ge=0, le=10**6), Needed("a whole number from 0")] = 0
+    """Minimum number of steps: epochs are added where there are few images."""
+    optimizer: Annotated[
+        Literal["adam", "sgd", "rmsprop", "radam", "qhadam", "larc", "lamb", "ranger"],
+        Needed(f"one of {', '.join(OPTIMIZERS)}"),
+    ] = "adam"
+    """fastai's optimizer of that name (see `OPTIMIZERS`). One cycle also moves the momentum."""
+    schedule: Annotated[
+        Literal["one_cycle", "flat_cos", "plateau", "constant"], Needed(f"one of {', '.join(SCHEDULES)}")
+    ] = "one_cycle"
+    """`"one_cycle"` goes up and down; `"flat_cos"` is flat for three quarters and then falls along a cosine;
+    `"plateau"` divides by ten after each epoch in which the valid loss did not fall; `"constant"` does not change."""
 
     def epochs_of(self, images: int, batch_size: int) -> int:
-        """Its epochs, or, with so few training images, those that its `steps` take.
+        """Number of epochs, more than `epochs` where so few training images would make fewer than `steps` steps.
 
         >>> Stage("head", 2, steps=70).epochs_of(2250, 64), Stage("head", 2, steps=70).epochs_of(220, 16)
         (2, 6)
@@ -128,7 +279,7 @@ class Stage:
         return max(self.epochs, math.ceil(self.steps / max(1, views * images // batch_size)))
 
     def groups(self, of: int) -> int:
-        """How many last layer groups it trains of so many; a share is at least the head and the group before it.
+        """How many of that many layer groups it trains; a fraction is at least the head and the group before it.
 
         >>> Stage(0.55, 1).groups(9), Stage(0.55, 1).groups(3), Stage("head", 1).groups(9)
         (5, 2, 1)
@@ -139,150 +290,243 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class TrainingSettings:
+    """How the stages are trained."""
+
+    batch_size: Annotated[
+        Literal["auto"] | Annotated[int, Interval(ge=2, le=65536)], Needed("'auto' or a whole number from 2")
+    ] = setting("auto", "Images per step, or auto.", common=True)
+    class_balance: Literal["none", "weights", "sampler"] = setting(
+        "none", "For rare classes: class weights in the loss, a sampler that draws classes equally often, or none."
+    )
+    freeze: Literal["features", "fastai"] = setting(
+        "features", "How a head stage freezes the body: features (computed once) or fastai's own frozen stage."
+    )
+    """In fastai's own frozen stage BatchNorm keeps updating and every epoch runs the whole body."""
+    patience: Annotated[int, Interval(ge=0, le=100_000), Needed("epochs, a whole number, 0 for none")] = setting(
+        0, "Early stopping: end a stage after this many epochs without improvement; 0 for none."
+    )
+    budget: Annotated[str, Predicate(is_budget), Needed("a time such as 90s, 10m or 1h30m")] = setting(
+        "", "Time for the whole run, such as 10m; image size and epochs are fitted to it.", common=True
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the result is computed."""
+
+    tta: Views = setting(("flip",), "Views averaged by test-time augmentation (TTA): flip, five_crops, or none.")
+    threshold: Annotated[float, Interval(ge=0.001, le=0.999), Needed("a probability above 0 and below 1")] = setting(
+        0.5, "Probability from which a label is predicted, for several labels per image."
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What cannot change the result: where images are read, what is cached, where metrics go."""
+
+    workers: Annotated[int, Interval(ge=0, le=256), Needed("a whole number from 0")] = setting(
+        0, "Number of background processes that read images.", RUN_PANEL
+    )
+    """Used where images are not kept decoded in memory."""
+    cache_gb: Annotated[float, Interval(ge=0, le=1e6), Needed("gigabytes, 0 for none")] = setting(
+        20.0, "Maximum size of the cache of decoded images and features, in GB; 0 for none.", RUN_PANEL
+    )
+    """In 10^9 bytes. The least recently used entries are removed for new ones."""
+    loggers: Annotated[
+        tuple[Literal["csv", "mlflow", "tensorboard", "wandb"], ...],
+        Before(split_logger_names),
+        Needed(f"a list from {', '.join(LOGGERS)}, or none"),
+    ] = setting((), f"Where metrics go while training: {', '.join(LOGGERS)}, separated by commas.", RUN_PANEL)
+    """They come on top of the run folder's own files."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Every decision of a run. Values are checked when it is made; all faults are reported at once.
 
-    >>> Recipe(image_size=128, stages=(Stage("head", 3), Stage("all", 3, (1e-6, 1e-4)))).image_size
+    >>> recipe = Recipe(model={"image_size": 128}, stages=(Stage("head", 3), Stage("all", 3, (1e-6, 1e-4))))
+    >>> recipe.changed(arch="resnet50").model.image_size
     128
 
     Raises:
-        RecipeError: for values that cannot be used, naming each of them and what was needed.
+        RecipeError: naming each value that cannot be used, and what was needed.
     """
 
-    name: str = "mine"
-    title: str = ""
-    data: str = ""
-    """The named data set this recipe is for; empty where the images are given."""
-    image_col: str = ""
-    """The column of a table that names the images; looked for where empty, as are the next three."""
-    label_col: str = ""
-    """The column of classes, or several between commas, each 0 or 1."""
-    group_col: str = ""
-    """The column of what belongs together. Where it is given, splits heed it unless `split` says otherwise."""
-    split_col: str = ""
-    image_dir: str = ""
-    """The folder of the images that a table names; the table's own where empty."""
-    label_from: str = ""
-    """A regular expression that finds the class in an image's path: loose images with the label in their name."""
-    labels: str = "auto"
-    """Classes of an image: `"one"`, or `"many"` (none or more, `;` between them); `"auto"`: many where a `;` is seen."""
-    positive: str = ""
-    """A class to tell from all others, which become one, `not` and its name; empty for the classes as they are."""
-    split: str = "auto"
-    """How images are parted: see the module `splits`."""
-    split_file: str = ""
-    """A run's `split.csv`, to split just as that run did."""
-    fold: int = 0
-    """Which part of `kfold:K` and `group-kfold:K` is the valid split, from 0."""
-    audit: str = "tell"
-    """Before training, every image is looked at and what is wrong is told: `"tell"`; copies of an image in two splits
-    are an error: `"strict"`; images that cannot be read are left out and no more: `"none"`."""
-    leaks: str = "keep"
-    """Training images with a copy in test, and valid ones: `"keep"` (and say so) or `"drop"`."""
-    fixes: tuple[str, ...] = ()
-    """Tables of mended labels, applied in order to all images but those that the number is measured on; see the module
-    `mending`."""
-    keep_if: str = ""
-    """Only images that a second model takes for this class of its own are used; the others leave every split."""
-    keep_model: str = ""
-    """The folder of that model."""
-    keep_above: float = 0.5
-    """From which calibrated probability of that class on."""
-    balance: str = "none"
-    """What is done about rare classes: `"weights"` in the loss, `"sampler"` draws them as often, or `"none"`."""
-    threshold: float = 0.5
-    """Probability from which on one of many labels is predicted."""
-    arch: str = "auto"
-    """A torchvision or timm name, or `"auto"`; with `" or "` between, the first whose weights are within reach, as in
-    `"resnet18 or auto"` (see `resolve_arch`)."""
-    scratch: bool = False
-    """Start from random weights instead of pretrained ones."""
-    weights: str = ""
-    """A .pth or .safetensors file; empty looks for the architecture's own weights, offline places first."""
-    head: str = "linear"
-    """`"linear"`: average pooling, BatchNorm, one layer; `"fastai"`: average and maximum pooling, two layers, dropout.
-    Fine-tuned briefly with still BatchNorm statistics, fastai's head diverges where the linear one learns."""
-    image_size: int = 160
-    """Pixels, side of the square that the network sees."""
-    resize: str = "squish"
-    """How an image becomes that square: `"squish"`, `"crop"` (centre) or `"pad"` (black)."""
-    batch_size: str | int = "auto"
-    valid_share: float = 0.1
-    """Share of the training images set aside for choosing rates and weights, where no valid split is given."""
-    test_share: float = 0.2
-    """Share of all images set aside for the final number, where no split at all is given."""
-    images_per_class: int = 0
-    """Train on a seeded subset of so many training images per class; 0 takes all."""
-    seed: int = 0
+    name: Text = "mine"
+    title: Text = ""
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), Needed("a whole number from 0 to 4294967295")] = setting(
+        0, "Random seed for splits and training.", RUN_PANEL, common=True
+    )
+    data: DataSettings = DataSettings()
+    split: SplitSettings = SplitSettings()
+    model: ModelSettings = ModelSettings()
     augment: Augment = Augment()
-    tta: tuple[str, ...] = ("flip",)
-    """Views averaged with the plain image at evaluation: `"flip"`, `"five_crops"`; empty for none."""
-    freeze: str = "features"
-    """How a head stage holds the body still: `"features"` computes the frozen body's outputs once; `"fastai"` is
-    fastai's own frozen stage, where BatchNorm keeps moving and every epoch runs the whole body."""
-    precision: str = "auto"
-    """The number format of training and evaluation (see `resolve_precision`)."""
-    frozen_precision: str = "auto"
-    """That of the passes through frozen layers, which need no gradients (see `resolve_frozen_precision`)."""
-    compile: bool = False
-    """Training runs through `torch.compile` instead of our own quicker passes. On the CPU where that was measured it
-    never pays: 47 s of compiling for 111 images/s; these reach 134, plain torch 76 (EfficientNet-Lite0, 128 px)."""
-    workers: int = 0
-    """Processes that read images in the background, where they are not kept decoded in memory."""
-    cache_gb: float = 20.0
-    """Decoded images and outputs of frozen layers are kept in the cache folder for the next run, at most so many
-    10^9 bytes in all, the longest unused removed for new ones; 0 keeps nothing."""
-    budget: str = ""
-    """Time for the whole run, such as `"10m"` or `"1h30m"`: image size and epochs are fitted to it."""
-    log: tuple[str, ...] = ()
-    """Where numbers go while training, besides the run folder's own files: `"csv"`, `"tensorboard"`, `"wandb"`,
-    `"mlflow"`, as a list or as text with commas; see the module `loggers`."""
-    patience: int = 0
-    """A stage ends once so many epochs of it, one after the other, were no better than its best; 0: it never does."""
-    preset: str = "standard"
-    stages: tuple[Stage, ...] = (Stage("head", 3), Stage("all", 3))
+    training: TrainingSettings = TrainingSettings()
+    stages: Annotated[tuple[Stage, ...], Before(as_tuple), Needed("at least one stage")] = (
+        Stage("head", 3),
+        Stage("all", 3),
+    )
+    evaluation: EvaluationSettings = EvaluationSettings()
+    options: RunOptions = RunOptions()
+    preset: Annotated[Literal["quick", "standard", "best"], Needed(f"one of {', '.join(PRESETS)}")] = "standard"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `quick` and `best` change; `standard` is the recipe itself. Empty once a preset has been chosen."""
     expected: Mapping[str, Any] = field(default_factory=dict)
     """Measured results, for the table of `baseline recipes`."""
 
     def __post_init__(self) -> None:
-        _set_fields(self, stages=_as_stages(self.stages), augment=_as_augment(self.augment), tta=_as_tuple(self.tta))
-        _set_fields(self, log=_as_logger_names(self.log), fixes=_as_paths(self.fixes))
-        if found := find_faults(self):
-            raise RecipeError(f"Recipe '{self.name}': " + "; ".join(found) + ".")
+        faults: list[str] = []
+        for group in GROUPS:
+            self._set(group, check(GROUPS[group], getattr(self, group), group, faults, flat=FLAT_NAMES.get(group, {})))
+        stages = as_tuple(self.stages)
+        if isinstance(stages, tuple) and stages:
+            stages = tuple(check(Stage, stage, f"stage {number}", faults) for number, stage in enumerate(stages, 1))
+        else:
+            faults.append(f"stages is {self.stages!r}, needed: at least one stage")
+        self._set("stages", stages)
+        check(Recipe, self, "", faults, only=("name", "title", "seed", "preset"))
+        faults += self._contradictions() if not faults else []
+        if faults:
+            raise RecipeError(f"Recipe '{self.name}': " + "; ".join(faults) + ".")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _contradictions(self) -> list[str]:
+        """Values that are valid alone and not together."""
+        faults = []
+        if not isinstance(self.presets, Mapping) or not set(self.presets) <= {"quick", "best"}:
+            faults.append(f"presets is {self.presets!r}, needed: tables named quick and best")
+        if not isinstance(self.expected, Mapping):
+            faults.append(f"expected is {self.expected!r}, needed: a table")
+        if self.data.audit == "none" and self.split.leaks == "drop":
+            faults.append("leaks is 'drop', which needs the audit that is left out")
+        if self.data.task == "multilabel" and self.training.class_balance != "none":
+            faults.append("class_balance needs one label per image, and task is 'multilabel'")
+        folds = self.split.method.partition(":")[2] if "kfold" in self.split.method else ""
+        if folds and self.split.fold >= int(folds):
+            faults.append(f"fold is {self.split.fold}, needed: below the {folds} folds of split")
+        size = self.model.image_size
+        for number, stage in enumerate(self.stages, 1):
+            if not (stage.image_size == 0 or 8 <= stage.image_size <= size):
+                needed = f"pixels, from 8 to the recipe's image_size {size}, or 0 for that"
+                faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
+        return faults
 
     @property
     def decoded_size(self) -> int:
-        """Pixels, side of the squares that images are decoded to: what the smallest random crop needs.
+        """Side of the squares that images are decoded to, in pixels: what the smallest random crop needs.
 
-        >>> Recipe(image_size=128).decoded_size, Recipe(image_size=128, augment=Augment(crop=0.64)).decoded_size
-        (128, 160)
+        >>> Recipe().changed(image_size=128).decoded_size
+        128
+        >>> Recipe().changed(image_size=128, augment=Augment(crop=0.64)).decoded_size
+        160
         """
-        return math.ceil(self.image_size / self.augment.crop**0.5)
+        return math.ceil(self.model.image_size / self.augment.crop**0.5)
 
     def changed(self, **changes: Any) -> Recipe:
-        """A copy with other values; names that do not exist are refused with the nearest one that does."""
-        _check_known(changes, f"recipe '{self.name}'")
-        return dataclasses.replace(self, **changes)
+        """Return a copy with other values.
+
+        Args:
+            **changes: flat names (`image_size=128`), groups (`model={"image_size": 128}`), or dotted names in a
+                mapping (`**{"model.image_size": 128}`).
+
+        Raises:
+            RecipeError: for a name that does not exist, with the nearest one that does, or a value that cannot be used.
+        """
+        return self._changed(changes, f"recipe '{self.name}'")
+
+    def _changed(self, changes: Mapping[str, Any], where: str) -> Recipe:
+        fields: dict[str, Any] = {}
+        unknown: list[str] = []
+        for key, value in changes.items():
+            group, leaf = locate(key, value)
+            if not group:
+                unknown.append(unknown_name("key", key, known_names(), limit=99))
+            elif leaf:
+                fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), leaf: value}
+            elif group in GROUPS and isinstance(value, Mapping):
+                fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), **value}
+            else:
+                fields[group] = value
+        if unknown:
+            raise RecipeError(f"In {where}: " + " ".join(unknown))
+        return dataclasses.replace(self, **fields)
 
     def with_preset(self, preset: str) -> Recipe:
-        """The recipe as `preset` has it: `"quick"`, `"standard"` (the recipe itself) or `"best"`."""
+        """Return the recipe as `preset` has it: `"quick"`, `"standard"` (the recipe itself) or `"best"`.
+
+        Raises:
+            RecipeError: if there is no such preset, or the recipe does not have it.
+        """
         if preset not in PRESETS:
             raise RecipeError(unknown_name("preset", preset, PRESETS))
         changes = dict(self.presets.get(preset, {}))
         if preset != "standard" and not changes:
-            raise RecipeError(f"Recipe '{self.name}' has no preset '{preset}'. Known: {', '.join(preset_names(self))}.")
-        _check_known(changes, f"preset '{preset}' of recipe '{self.name}'")
-        return dataclasses.replace(self, **changes, preset=preset, presets={})
+            known = [name for name in PRESETS if name == "standard" or name in self.presets]
+            raise RecipeError(f"Recipe '{self.name}' has no preset '{preset}'. Known: {', '.join(known)}.")
+        changed = self._changed(changes, f"preset '{preset}' of recipe '{self.name}'")
+        return dataclasses.replace(changed, preset=preset, presets={})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as `recipe_from_dict` reads them back; what the manifest keeps."""
+        """Return plain nested values, as `recipe_from_dict` reads them; the manifest keeps them."""
         return dataclasses.asdict(self)
 
 
+GROUPS: Mapping[str, type] = {
+    "data": DataSettings,
+    "split": SplitSettings,
+    "model": ModelSettings,
+    "augment": Augment,
+    "training": TrainingSettings,
+    "evaluation": EvaluationSettings,
+    "options": RunOptions,
+}
+
+FLAT_NAMES: Mapping[str, Mapping[str, str]] = {
+    group: {f.name: f.metadata.get("flat") or f.name for f in dataclasses.fields(kind)}
+    for group, kind in GROUPS.items()
+    if group != "augment"
+}
+"""For each group, the flat name of each of its fields."""
+
+LEAVES: Mapping[str, tuple[str, str]] = {
+    flat: (group, leaf) for group, names in FLAT_NAMES.items() for leaf, flat in names.items()
+}
+"""The group and the field behind each flat name."""
+
+
+def as_mapping(group: Any) -> Mapping[str, Any]:
+    """The values of a group, given as a mapping or as an instance."""
+    return group if isinstance(group, Mapping) else vars(group)
+
+
+def known_names() -> list[str]:
+    """Every flat name of a recipe's fields, and its groups."""
+    return sorted({f.name for f in dataclasses.fields(Recipe)} | set(LEAVES))
+
+
+def locate(key: str, value: Any) -> tuple[str, str]:
+    """Return the group and the field that a name stands for; the field is empty for a whole group or a top-level field,
+    and both are empty for an unknown name.
+
+    >>> locate("image_size", 128), locate("model.image_size", 128), locate("split", "random"), locate("split", {})
+    (('model', 'image_size'), ('model', 'image_size'), ('split', 'method'), ('split', ''))
+    """
+    group, dot, leaf = key.partition(".")
+    if dot:
+        exists = group in GROUPS and leaf in {f.name for f in dataclasses.fields(GROUPS[group])}
+        return (group, leaf) if exists else ("", "")
+    if key in GROUPS and (key not in LEAVES or isinstance(value, Mapping | GROUPS[key])):
+        return key, ""
+    if key in LEAVES:
+        return LEAVES[key]
+    return (key, "") if key in {f.name for f in dataclasses.fields(Recipe)} else ("", "")
+
+
 def parse_duration(text: Any) -> int:
-    """The seconds that a text such as `"1h30m"` means; 0 where it means none.
+    """Seconds that a text such as `"1h30m"` stands for; 0 if it is no duration.
 
     >>> parse_duration("1h30m"), parse_duration("90s"), parse_duration("soon")
     (5400, 90, 0)
@@ -292,224 +536,34 @@ def parse_duration(text: Any) -> int:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def format_lr(rate: Any) -> str:
-    """A learning rate, or the first and the last layers' own.
+def format_lr(lr: Any) -> str:
+    """A learning rate as text, or the first and the last layers' own.
 
     >>> format_lr(0.01), format_lr([1e-5, 1e-3])
     ('1.0e-02', '1.0e-05 to 1.0e-03')
     """
-    return f"{rate[0]:.1e} to {rate[1]:.1e}" if isinstance(rate, tuple | list) else f"{rate:.1e}"
+    return f"{lr[0]:.1e} to {lr[1]:.1e}" if isinstance(lr, tuple | list) else f"{lr:.1e}"
 
 
-def describe_trained(what: Any) -> str:
-    """What a stage trains, in words.
+def describe_trained(trains: Any) -> str:
+    """What a stage trains, as text.
 
     >>> describe_trained("head"), describe_trained(5), describe_trained(0.55)
     ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
     """
-    if isinstance(what, str):
-        return {"head": "the head, body frozen", "all": "all layers"}[what]
-    return f"the last {what:.0%} of the layer groups" if isinstance(what, float) else f"the last {what} layer groups"
+    if isinstance(trains, str):
+        return {"head": "the head, body frozen", "all": "all layers"}[trains]
+    return (
+        f"the last {trains:.0%} of the layer groups" if isinstance(trains, float) else f"the last {trains} layer groups"
+    )
 
 
 def describe_schedule(stage: Mapping[str, Any]) -> str:
-    """Optimizer and schedule, each only where it is not the usual one.
+    """Optimizer and schedule of a stage as text, where they differ from the defaults.
 
     >>> describe_schedule({"optimizer": "sgd", "schedule": "plateau"}), describe_schedule({"optimizer": "adam"})
     ('optimizer sgd, schedule plateau', '')
     """
-    usual = {f.name: f.default for f in dataclasses.fields(Stage)}
-    found = {key: stage.get(key, usual[key]) for key in ("optimizer", "schedule")}
-    return ", ".join(f"{key} {value}" for key, value in found.items() if value != usual[key])
-
-
-def _set_fields(recipe: Recipe, **values: Any) -> None:
-    for key, value in values.items():
-        object.__setattr__(recipe, key, value)
-
-
-def field_names(kind: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(kind)]
-
-
-def preset_names(recipe: Recipe) -> list[str]:
-    return [preset for preset in PRESETS if preset == "standard" or preset in recipe.presets]
-
-
-def _check_known(changes: Mapping[str, Any], where: str) -> None:
-    wrong = [key for key in changes if key not in field_names(Recipe)]
-    if wrong:
-        raise RecipeError(
-            f"In {where}: " + " ".join(unknown_name("key", key, field_names(Recipe), limit=99) for key in wrong)
-        )
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def _as_paths(value: Any) -> Any:
-    return tuple(filter(None, [value])) if isinstance(value, str | Path) else _as_tuple(value)
-
-
-def _as_logger_names(value: Any) -> Any:
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(map(_is_text, names)):
-        return value
-    return tuple(dict.fromkeys(name for name in names if name not in ("", "none")))
-
-
-def _as_augment(value: Any) -> Any:
-    """A table becomes an Augment; what is no table, or has unknown keys, stays for `find_faults` to name."""
-    if isinstance(value, Mapping) and set(value) <= set(field_names(Augment)):
-        return Augment(**value)
-    return value
-
-
-def _as_stages(value: Any) -> Any:
-    return tuple(_as_stage(each) for each in value) if isinstance(value, list | tuple) else value
-
-
-def _as_stage(value: Any) -> Any:
-    if isinstance(value, Mapping) and {"trains", "epochs"} <= set(value) <= set(field_names(Stage)):
-        value = Stage(**value)
-    if isinstance(value, Stage):
-        lr = tuple(value.lr) if isinstance(value.lr, list) else value.lr
-        value = dataclasses.replace(value, lr=lr, views=_as_tuple(value.views))
-    return value
-
-
-def find_faults(recipe: Recipe) -> list[str]:
-    """Every value that cannot be used, each with what was needed."""
-    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "name": (_is_text, "text"),
-        "title": (_is_text, "text"),
-        "data": (_is_text, "text"),
-        "arch": (lambda v: _is_text(v) and bool(v), "the name of an architecture or 'auto'"),
-        **dict.fromkeys(("scratch", "compile"), (_is_bool, "true or false")),
-        "weights": (_is_text, "a path"),
-        **dict.fromkeys((*COLUMN_KEYS, "image_dir", "label_from", "positive", "split_file"), (_is_text, "text")),
-        "labels": (lambda v: v in LABELS, f"one of {', '.join(LABELS)}"),
-        "split": (_is_split_method, f"one of {', '.join(SPLIT_METHODS)}"),
-        "fold": (lambda v: is_int(v, 0, 999), "a whole number from 0, below the number of folds"),
-        "audit": (lambda v: v in AUDITS, f"one of {', '.join(AUDITS)}"),
-        "leaks": (lambda v: v in LEAKS, f"one of {', '.join(LEAKS)}"),
-        "fixes": (lambda v: isinstance(v, tuple) and all(map(_is_text, v)), "a list of paths"),
-        **dict.fromkeys(("keep_if", "keep_model"), (_is_text, "text")),
-        "keep_above": (lambda v: is_number(v, 0, 1), "a probability from 0 to 1"),
-        "balance": (lambda v: v in BALANCES, f"one of {', '.join(BALANCES)}"),
-        "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
-        "head": (lambda v: v in HEADS, f"one of {', '.join(HEADS)}"),
-        "image_size": (lambda v: is_int(v, 8, 4096), "pixels, a whole number from 8 to 4096"),
-        "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
-        "batch_size": (lambda v: v == "auto" or is_int(v, 2, 65536), "'auto' or a whole number from 2"),
-        "valid_share": (lambda v: is_number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
-        "test_share": (lambda v: is_number(v, 0.01, 0.9), "a share from 0.01 to 0.9"),
-        "images_per_class": (lambda v: is_int(v, 0, 10**9), "a whole number, 0 for all"),
-        "seed": (lambda v: is_int(v, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
-        "augment": (_is_augment, f"a table of {', '.join(field_names(Augment))} with usable values"),
-        "tta": (lambda v: isinstance(v, tuple) and all(x in VIEWS for x in v), f"a list from {', '.join(VIEWS)}"),
-        "freeze": (lambda v: v in ("features", "fastai"), "'features' or 'fastai'"),
-        "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-        "frozen_precision": (lambda v: v in FROZEN_PRECISIONS, f"one of {', '.join(FROZEN_PRECISIONS)}"),
-        "workers": (lambda v: is_int(v, 0, 256), "a whole number from 0"),
-        "budget": (lambda v: v == "" or parse_duration(v) > 0, "a time such as 90s, 10m or 1h30m"),
-        "patience": (lambda v: is_int(v, 0, 100_000), "epochs, a whole number, 0 for no end before the last"),
-        "log": (_are_loggers, f"a list from {', '.join(LOGGERS)}, or none"),
-        "cache_gb": (lambda v: is_number(v, 0, 1e6), "gigabytes, 0 for none"),
-        "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
-        "presets": (lambda v: isinstance(v, Mapping) and set(v) <= {"quick", "best"}, "tables named quick and best"),
-        "expected": (lambda v: isinstance(v, Mapping), "a table"),
-    }
-    faults = [
-        f"{key} is {getattr(recipe, key)!r}, needed: {needed}"
-        for key, (good, needed) in checks.items()
-        if not good(getattr(recipe, key))
-    ]
-    if recipe.audit == "none" and recipe.leaks == "drop":
-        faults.append("leaks is 'drop', which needs the audit that is left out")
-    if bool(recipe.keep_if) != bool(recipe.keep_model):
-        lacking = "keep_model" if recipe.keep_if else "keep_if"
-        faults.append(f"keep_if and keep_model go together, and {lacking} is not given")
-    if recipe.labels == "many" and recipe.balance != "none":
-        faults.append("balance goes with one label an image, and labels is 'many'")
-    if _is_split_method(recipe.split) and "kfold" in recipe.split and recipe.fold >= int(recipe.split.split(":")[1]):
-        faults.append(f"fold is {recipe.fold}, needed: below the {recipe.split.split(':')[1]} folds of split")
-    return faults + _find_stage_faults(recipe.stages, recipe.image_size)
-
-
-def _find_stage_faults(stages: Any, largest: Any) -> list[str]:
-    if not isinstance(stages, tuple) or not stages:
-        return [f"stages is {stages!r}, needed: at least one stage"]
-    faults = []
-    for number, stage in enumerate(stages, 1):
-        if not isinstance(stage, Stage):
-            faults.append(f"stage {number} is {stage!r}, needed: a table of {', '.join(field_names(Stage))}")
-            continue
-        share = isinstance(stage.trains, float) and 0 < stage.trains < 1
-        if stage.trains not in ("head", "all") and not share and not is_int(stage.trains, 1, 1000):
-            needed = "'head', 'all', a number of layer groups, or their share of all"
-            faults.append(f"stage {number}: trains is {stage.trains!r}, needed: {needed}")
-        if not is_int(stage.epochs, 1, 100_000):
-            faults.append(f"stage {number}: epochs is {stage.epochs!r}, needed: a whole number from 1")
-        if not is_int(stage.steps, 0, 10**6):
-            faults.append(f"stage {number}: steps is {stage.steps!r}, needed: a whole number from 0")
-        if stage.batch_norm not in ("still", "moving"):
-            faults.append(f"stage {number}: batch_norm is {stage.batch_norm!r}, needed: 'still' or 'moving'")
-        if stage.views not in ((), ("flip",)):
-            faults.append(f"stage {number}: views is {stage.views!r}, needed: [] or ['flip']")
-        if not (is_int(stage.image_size, 0, 4096) and (stage.image_size == 0 or 8 <= stage.image_size <= largest)):
-            needed = f"pixels, from 8 to the recipe's image_size {largest!r}, or 0 for that"
-            faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
-        for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if (value := getattr(stage, key)) not in tuple(known):
-                faults.append(f"stage {number}: {key} is {value!r}, needed: one of {', '.join(known)}")
-        if not _is_lr(stage.lr):
-            faults.append(f"stage {number}: lr is {stage.lr!r}, needed: 'find', a rate, or [first, last] above 0")
-    return faults
-
-
-def _is_split_method(value: Any) -> bool:
-    """Whether it names a way of splitting, with what has to follow it."""
-    if not isinstance(value, str):
-        return False
-    way, _, rest = value.partition(":")
-    if way in ("kfold", "group-kfold"):
-        return rest.isdecimal() and 2 <= int(rest) <= 1000
-    return (way == "time" and bool(rest)) or value in ("auto", "provided", "random", "group")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def is_number(value: Any, low: float, high: float) -> bool:
-    """Whether it is a number, and no flag, from low to high."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _are_loggers(value: Any) -> bool:
-    return isinstance(value, tuple) and all(each in LOGGERS for each in value)
-
-
-def is_int(value: Any, low: int, high: int) -> bool:
-    """Whether it is a whole number from low to high."""
-    return isinstance(value, int) and is_number(value, low, high)
-
-
-def _is_lr(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return len(value) == 2 and all(is_number(rate, 1e-12, 100) for rate in value)
-    return value == "find" or is_number(value, 1e-12, 100)
-
-
-def _is_augment(value: Any) -> bool:
-    if not isinstance(value, Augment) or not _is_bool(value.flip):
-        return False
-    bounds = {"rotate": (0, 180), "zoom": (1, 10), "lighting": (0, 1), "warp": (0, 1), "probability": (0, 1),
-              "crop": (0.1, 1)}  # fmt: skip
-    return all(is_number(getattr(value, key), *bound) for key, bound in bounds.items())
+    defaults = {f.name: f.default for f in dataclasses.fields(Stage)}
+    values = {key: stage.get(key, defaults[key]) for key in ("optimizer", "schedule")}
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value != defaults[key])

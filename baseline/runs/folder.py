@@ -1,7 +1,7 @@
-"""Finished run <-> folder on disk. Knows files; knows nothing of how the numbers came about.
+"""Run folders: making and locking them, and reading what they hold.
 
-Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is whole,
-and the report, which is made from such a folder, can be made from it at any time. The network in it is of `networks`.
+Every file is written to a temporary name and renamed. `manifest.json` is written last: a folder that has one is
+complete, and its report can be written again at any time. The network is in a model folder inside it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 
-FORMAT = 1
-"""Version of the layout of the manifest."""
+FORMAT = 2
+"""Version of the layout of the manifest. Version 1 had a recipe without groups, and counted photos."""
 
 
 EARLY_FILES = (UNFINISHED_DIR, "history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
-"""What a run writes before its manifest."""
+"""Files that a run writes before its manifest."""
 
 
 TEXT_COLUMNS = ("path", "label", "split", "predicted", "plain_predicted")
@@ -48,25 +48,26 @@ NUMBER_COLUMNS = ("confidence", "loss", "plain_confidence", "plain_loss")
 
 
 MIN_FREE_BYTES = 200_000_000
+"""Minimum free space on the disk of a new run folder."""
 
 
 LOCK = ".lock"
-"""In a folder that a run is writing to. What counts is the lock on it, which the system lets go when the run ends."""
+"""File in a folder that a run is writing to. The operating system releases the lock on it when the run ends."""
 
 
 def new_run_path(out: str | Path | None, name: str) -> Path:
-    """`out`, else `runs/NAME-DATE-TIME` in the working folder: one that is not there yet, whatever the clock says."""
+    """Return `out`, or a new `runs/NAME-DATE-TIME` in the working folder."""
     return Path(out).expanduser() if out else unique_path(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 @contextmanager
 def create_run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
-    """The folder that a run's results go to, made, tried, and this run's alone: `out`, else a new one in `runs`.
+    """Create and lock the folder of a run: `out`, or a new one in `runs`.
 
-    If the run fails before anything was written there, the folder is removed again.
+    The folder is removed again if the run fails before it wrote anything.
 
     Raises:
-        OutputError: if it cannot be written, holds a finished run already, another run is writing to it, or the disk
+        OutputError: if it cannot be written, already holds a finished run, another run is writing to it, or the disk
             is nearly full.
     """
     with lock_folder(new_run_path(out, name), named=out is not None) as folder:
@@ -82,13 +83,14 @@ def create_run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
 
 @contextmanager
 def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
-    """Inside, the folder is there and no other run's. A folder made for it goes again if nothing was written there.
+    """Hold a folder for one run. A folder made for it is removed again if it is still empty.
 
-    The lock is the system's, on a file in the folder: it goes with the process that holds it, however that ends. Where
-    a disk knows no locks there is none.
+    The lock is the operating system's, on a file in the folder: it ends with the process that holds it, however that
+    ends. On a disk without locks there is none.
 
     Args:
-        named: the user named it; if not, and a run that began at the same moment has it, another name is taken.
+        named: whether the user named the folder. If not, another name is used when a run that started at the same
+            moment already has it.
 
     Raises:
         OutputError: if it cannot be written, or another run is writing to it.
@@ -109,11 +111,11 @@ def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()  # while it is held: who opened it meanwhile sees that it has gone, and tries anew
+            (folder / LOCK).unlink()  # while it is locked: a process that opened it meanwhile sees that it is gone and tries again
         lock.release()
         if new:
             with suppress(OSError):
-                folder.rmdir()  # which it does if it is empty
+                folder.rmdir()  # succeeds only if it is empty
 
 
 def _make_folder(folder: Path, *, named: bool) -> Path:
@@ -128,7 +130,7 @@ def _make_folder(folder: Path, *, named: bool) -> Path:
 
 
 def read_manifest(run: str | Path) -> dict[str, Any]:
-    """What `manifest.json` of a run folder says.
+    """Return the content of a run's `manifest.json`, in the layout of this version.
 
     Raises:
         OutputError: if there is none, it cannot be read, or a newer version wrote it.
@@ -137,19 +139,55 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
     if not run.is_dir():
         raise OutputError(f"There is no folder {run}. Give the folder of a finished run.")
     if not (run / "manifest.json").exists():
-        words = "no run that was finished" if looks_unfinished(run) else "no run folder"
-        raise OutputError(f"{run} is {words}: it has no manifest.json. Give the folder of a finished run.")
+        state = "an unfinished run" if looks_unfinished(run) else "not a run folder"
+        raise OutputError(f"{run} is {state}: it has no manifest.json. Give the folder of a finished run.")
     manifest = read_json(run / "manifest.json")
     if not isinstance(manifest, dict) or not {"recipe", "metrics"} <= set(manifest):
-        raise OutputError(f"{run / 'manifest.json'} is no run's manifest. Give the folder of a finished run.")
-    # manifests of the first weeks have no format, and are of the first
-    if manifest.get("format", FORMAT) != FORMAT:
-        raise OutputError(f"{run} has format {manifest['format']}; this version reads {FORMAT}. Update baseline.")
-    return manifest
+        raise OutputError(f"{run / 'manifest.json'} is not the manifest of a run. Give the folder of a finished run.")
+    version = manifest.get("format", 1)  # the first manifests did not say
+    if version not in (1, FORMAT):
+        raise OutputError(f"{run} has format {version}; this version of baseline reads up to {FORMAT}. Update baseline.")
+    return manifest if version == FORMAT else upgrade_manifest(manifest)
+
+
+def upgrade_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest of format 1 in the layout of this version: `photos` is `images`, and the recipe has groups."""
+    from baseline.recipe.legacy import upgrade_recipe
+    from baseline.recipe.load import recipe_from_dict
+
+    upgraded = {_rename(key): value for key, value in manifest.items()}
+    upgraded["recipe"] = recipe_from_dict(upgrade_recipe(manifest["recipe"])).as_dict()
+    for key in ("data", "calibration"):
+        if isinstance(upgraded.get(key), Mapping):
+            upgraded[key] = {_rename(name): value for name, value in upgraded[key].items()}
+    upgraded["metrics"] = {
+        split: {
+            _rename(name): {key: _rename_counts(value) for key, value in group.items()} if isinstance(group, dict) else group
+            for name, group in metrics.items()
+        }
+        for split, metrics in manifest["metrics"].items()
+    }
+    return upgraded
+
+
+def _rename(key: str) -> str:
+    return "images" if key == "photos" else key
+
+
+def _rename_counts(value: Any) -> Any:
+    """Counts in a table of metrics: a list of rows, or a row for each class, whose name stays as it is."""
+    if isinstance(value, list):
+        return [{_rename(key): item for key, item in row.items()} if isinstance(row, dict) else row for row in value]
+    if isinstance(value, dict):
+        return {
+            name: {_rename(key): item for key, item in row.items()} if isinstance(row, dict) else row
+            for name, row in value.items()
+        }
+    return value
 
 
 def headline_split(metrics: Mapping[str, Any]) -> str:
-    """The split whose numbers a run is judged by: test, or valid where there is none.
+    """Return the split whose metrics are the headline of a run: test, or valid where there is no test split.
 
     >>> headline_split({"valid": {}, "test": {}}), headline_split({"valid": {}})
     ('test', 'valid')
@@ -158,32 +196,32 @@ def headline_split(metrics: Mapping[str, Any]) -> str:
 
 
 def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFrame:
-    """The prediction table of a run folder, its numbers checked. Text is read as text: a class `007` or `NA` stays so.
+    """Return the prediction table of a run folder. Text columns are read as text: a class `007` or `NA` stays as it is.
 
     Args:
-        needed: the columns to read, and `group` with them where there is one; all of a prediction table if not given.
+        needed: the columns to read, with `group` where there is one; by default all columns of a prediction table.
 
     Raises:
-        DataError: if it is not there or no table, lacks columns, or holds what is no number where one belongs.
+        DataError: if the table is missing or cannot be read, lacks columns, or has values that are not numbers.
     """
     import numpy as np
 
     path = Path(run) / "predictions.csv"
     columns = [str(name) for name in _read_csv(path, nrows=0)]
     classes = [name for name in columns if name.startswith("p_")]
-    wanted = needed or (*TEXT_COLUMNS, *NUMBER_COLUMNS)
-    lacking = [name for name in wanted if name not in columns] + ([] if classes or needed else ["p_CLASS"])
-    if lacking:
-        words = ", ".join([*wanted, *([] if needed else ["and p_CLASS for each class"])])
-        raise DataError(f"{path} lacks the columns {', '.join(lacking)}; needed: {words}. Run it again.")
+    required = needed or (*TEXT_COLUMNS, *NUMBER_COLUMNS)
+    missing = [name for name in required if name not in columns] + ([] if classes or needed else ["p_CLASS"])
+    if missing:
+        description = ", ".join([*required, *([] if needed else ["and p_CLASS for each class"])])
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; needed: {description}. Repeat the run.")
     read = [name for name in columns if not needed or name in (*needed, "group")]
     numbers = [name for name in read if name in NUMBER_COLUMNS or name in classes]
-    kinds = dict.fromkeys(read, "str") | dict.fromkeys(numbers, "float64")
-    nothing = {name: ["", "nan", "NaN", "NA"] for name in numbers}
-    table = _read_csv(path, dtype=kinds, keep_default_na=False, na_values=nothing, usecols=read)
+    dtypes = dict.fromkeys(read, "str") | dict.fromkeys(numbers, "float64")
+    na_values = {name: ["", "nan", "NaN", "NA"] for name in numbers}
+    table = _read_csv(path, dtype=dtypes, keep_default_na=False, na_values=na_values, usecols=read)
     for name in numbers:
         if len(bad := np.flatnonzero(~np.isfinite(table[name].to_numpy()))):
-            raise DataError(f"{path}: '{name}' of row {bad[0] + 1} is no number. Run it again, or mend the table.")
+            raise DataError(f"{path}: '{name}' in row {bad[0] + 1} is not a number. Repeat the run, or fix the table.")
     return table
 
 
@@ -193,19 +231,19 @@ def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, **options)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Run it again, or leave it out.") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}. Repeat the run, or leave it out.") from None
     except ValueError as error:
-        words = " ".join(str(error).split())[:120]
-        raise DataError(f"{path} is no prediction table: {words}. Run it again, or leave it out.") from None
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} is not a prediction table: {reason}. Repeat the run, or leave it out.") from None
 
 
 def looks_unfinished(folder: Path) -> bool:
-    """Whether the folder holds what a run writes before its manifest, or is empty and named as a run is."""
-    named = re.search(r"-\d{8}-\d{6}(-\d+)?$", folder.name) is not None
-    written = any(each.name != LOCK for each in folder.iterdir())
-    return any((folder / part).exists() for part in EARLY_FILES) or (named and not written)
+    """Whether the folder holds files that a run writes before its manifest, or is empty and has the name of a run."""
+    has_run_name = re.search(r"-\d{8}-\d{6}(-\d+)?$", folder.name) is not None
+    is_empty = all(path.name == LOCK for path in folder.iterdir())
+    return any((folder / name).exists() for name in EARLY_FILES) or (has_run_name and is_empty)
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the folder holds a run that came to its end."""
+    """Whether the folder holds a finished run."""
     return (run / "manifest.json").exists() and not (run / UNFINISHED_DIR).exists()

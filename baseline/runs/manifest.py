@@ -1,4 +1,4 @@
-"""TODO."""
+"""Builds `manifest.json`, which says what a run was given, what it chose and what it measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.data.prepare import count_by_split
 from baseline.data.split import split_to_csv
+from baseline.errors import RecipeError, incompatible_version
 from baseline.parallel.distributed import world_size
-from baseline.recipe.diff import flatten_plain
+from baseline.recipe.diff import flatten_plain, flatten_recipe
+from baseline.recipe.legacy import upgrade_recipe
+from baseline.recipe.load import recipe_from_dict
 from baseline.recipe.schema import Recipe
 from baseline.runs.folder import FORMAT
 from baseline.system import device_type, package_versions
@@ -23,20 +26,18 @@ if TYPE_CHECKING:
 
     from baseline.vision.weights import Weights
 
-__all__ = ["build_manifest", "recipe_from_manifest"]
+__all__ = ["build_manifest", "describe_device", "logger_config", "recipe_from_manifest", "source_name"]
 
 
-def recipe_from_manifest(run: Path, facts: Mapping[str, Any]) -> Recipe:
-    """The recipe that a run's folder tells of.
+def recipe_from_manifest(run: Path, manifest: Mapping[str, Any]) -> Recipe:
+    """Return the recipe in a run's manifest, or in the state of an unfinished run.
 
     Raises:
         OutputError: if it has a field that this version does not know.
     """
-    from baseline.errors import incompatible_version
-
     try:
-        return Recipe(**facts["recipe"])
-    except TypeError:
+        return recipe_from_dict(upgrade_recipe(manifest["recipe"]))
+    except RecipeError:
         raise incompatible_version(run) from None
 
 
@@ -44,18 +45,18 @@ def build_manifest(
     recipe: Recipe,
     images: Any,
     table: pd.DataFrame,
-    unread: pd.DataFrame,
+    unreadable: pd.DataFrame,
     weights: Weights | None,
     metrics: dict[str, Any],
     stages: list[dict[str, Any]],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """What `manifest.json` says of every run, however its predictions were made.
+    """Return what `manifest.json` says of every run, however its predictions were made.
 
     Args:
         images: as they were given to `make_baseline`.
-        table: the images with their splits.
-        unread: those that were left out, with `path` and `reason`.
+        table: the image table with its splits.
+        unreadable: `path` and `reason` of the images that were left out.
         seconds: by part of the run.
     """
     return {
@@ -65,7 +66,7 @@ def build_manifest(
         "metrics": metrics,
         "seconds": seconds,
         "stages": stages,
-        "data": _data_summary(table, unread, recipe.labels),
+        "data": _data_summary(table, unreadable, recipe.data.task),
         "weights": dataclasses.asdict(weights) if weights else "random",
         "device": describe_device(),
         "versions": package_versions(),
@@ -73,29 +74,28 @@ def build_manifest(
     }
 
 
-def _data_summary(table: pd.DataFrame, unread: pd.DataFrame, labels: str) -> dict[str, Any]:
-    """Counts, and the sha256 of `split.csv`, so that another run can tell whether it saw the same images and splits."""
+def _data_summary(table: pd.DataFrame, unreadable: pd.DataFrame, task: str) -> dict[str, Any]:
+    """Counts, and the sha256 of `split.csv`, which shows whether another run used the same images and splits."""
     from baseline.data.labels import classes_in
 
     return {
-        "classes": classes_in(table, labels),
+        "classes": classes_in(table, task),
         "images": count_by_split(table),
-        "left_out": unread.to_dict("records"),
+        "left_out": unreadable.to_dict("records"),
         "sha256": hashlib.sha256(split_to_csv(table).encode()).hexdigest(),
     }
 
 
-def logger_config(chosen: Recipe, images: Any, table: pd.DataFrame) -> dict[str, Any]:
-    """What loggers are told of a run before it trains: its recipe, its images and the machine, flat."""
-    recipe = {key: value for key, value in chosen.as_dict().items() if key not in ("log", "presets", "expected")}
-    given = {"given": source_name(images) or "a table", **count_by_split(table)}
-    return flatten_plain(
-        {**recipe, "images": given, "device": describe_device(), "version": package_versions()["fastai-baseline"]}
-    )
+def logger_config(recipe: Recipe, images: Any, table: pd.DataFrame) -> dict[str, Any]:
+    """Return what loggers record of a run before it trains: recipe, images and machine, under flat names."""
+    fields = {key: value for key, value in recipe.as_dict().items() if key not in ("options", "presets", "expected")}
+    source = {"source": source_name(images) or "a table", **count_by_split(table)}
+    machine = {"device": describe_device(), "version": package_versions()["fastai-baseline"]}
+    return flatten_plain({**flatten_recipe(fields), "images": source, **machine})
 
 
 def source_name(images: Any) -> str | None:
-    """What the manifest needs to find the images again: a data set's name or a path; a DataFrame has neither."""
+    """Return what finds the images again: the name of a data set, or a path; None for a DataFrame."""
     from baseline.data.sources.datasets import DATASETS
     from baseline.data.sources.external import is_external
 
@@ -105,9 +105,10 @@ def source_name(images: Any) -> str | None:
 
 
 def describe_device() -> str:
+    """Return the name of the device, with the number of processes or threads: `x86_64 CPU, 2 threads`."""
     import torch
 
-    several = f"{world_size()} x " if world_size() > 1 else ""
+    prefix = f"{world_size()} x " if world_size() > 1 else ""
     if device_type() == "cuda":
-        return several + torch.cuda.get_device_name()
-    return f"{several}{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return prefix + torch.cuda.get_device_name()
+    return f"{prefix}{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

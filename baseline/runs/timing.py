@@ -1,4 +1,4 @@
-"""Seconds by part -> where the time went, and what would help. Knows numbers; measures nothing."""
+"""Seconds by part of a run: measuring them, and what they say about the bottleneck."""
 
 from __future__ import annotations
 
@@ -10,46 +10,53 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
 
-__all__ = ["bottleneck", "time_by_part"]
+__all__ = ["RunTimer", "bottleneck", "time_by_part"]
 
 
 def time_by_part(seconds: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of a run by what was done in them, most first.
+    """Return the seconds of a run by part, longest first.
 
     Args:
-        seconds: by part of the run, of which "training" is told apart further.
-        stages: with their `features_seconds`, `lr_find_seconds` and `laps`; see `baseline.training.History`.
+        seconds: by part of the run; "training" is divided further.
+        stages: with their `features_seconds`, `lr_find_seconds` and `laps`; see `baseline.training.state.History`.
     """
-    found = {name: value for name, value in seconds.items() if name != "training"}
-    found["outputs of frozen layers"] = sum(stage.get("features_seconds", 0.0) for stage in stages)
-    found["searching rates"] = sum(stage.get("lr_find_seconds", 0.0) for stage in stages)
+    times = {name: value for name, value in seconds.items() if name != "training"}
+    times["outputs of frozen layers"] = sum(stage.get("features_seconds", 0.0) for stage in stages)
+    times["searching rates"] = sum(stage.get("lr_find_seconds", 0.0) for stage in stages)
     for name in ("loading", "forward", "backward", "step", "validation"):
-        found[name] = sum(stage.get("laps", {}).get(name, 0.0) for stage in stages)
-    return {name: round(value, 2) for name, value in sorted(found.items(), key=lambda item: -item[1])}
+        times[name] = sum(stage.get("laps", {}).get(name, 0.0) for stage in stages)
+    return {name: round(value, 2) for name, value in sorted(times.items(), key=lambda item: -item[1])}
 
 
-def bottleneck(where: Mapping[str, float], recipe: Recipe, device: str) -> str:
-    """What took most of the time, and the option that would help."""
-    most = next(iter(where))
-    faster = "a smaller --image-size" + (", fewer epochs, or a GPU" if device == "cpu" else " or fewer epochs")
-    helps = {
-        "data": "it is in the cache now" if recipe.data else "a folder on a faster disk",
-        "audit": "what was seen is in the cache now; --no-audit leaves it out",
-        "decoding": "the images are in the cache now" if recipe.cache_gb else "--cache-gb keeps decoded images",
-        "outputs of frozen layers": (
-            f"{faster}; they are in the cache now" if recipe.cache_gb else "--cache-gb keeps them for the next run"
-        ),
-        "logs": "fewer of --log",
+PART_NAMES = {
+    "backward": "the backward pass", "forward": "the forward pass", "step": "the optimizer step",
+    "loading": "loading batches", "searching rates": "the learning-rate search", "decoding": "decoding images",
+    "data": "reading the data", "audit": "the audit", "weights": "loading weights", "logs": "the loggers",
+    "estimate": "the time estimate",
+}  # fmt: skip
+
+
+def bottleneck(times: Mapping[str, float], recipe: Recipe, device: str) -> str:
+    """Return which part took most of the time, and what makes it faster."""
+    part = next(iter(times))
+    smaller = "a smaller --image-size" + (", fewer epochs, or a GPU" if device == "cpu" else " or fewer epochs")
+    cached = recipe.options.cache_gb > 0
+    remedies = {
+        "data": "it is cached now" if recipe.data.dataset else "a folder on a faster disk",
+        "audit": "its results are cached now; --no-audit skips it",
+        "decoding": "the images are cached now" if cached else "--cache-gb keeps decoded images",
+        "outputs of frozen layers": f"{smaller}; they are cached now" if cached else "--cache-gb keeps them for later runs",
+        "logs": "fewer loggers",
         "loading": "--workers reads images in the background; --cache-gb keeps them decoded",
-        "evaluation": "fewer views in the recipe's tta, or " + faster,
-        "validation": "a smaller valid_share in the recipe, or " + faster,
+        "evaluation": "fewer TTA views, or " + smaller,
+        "validation": "a smaller valid_fraction, or " + smaller,
     }
-    share = where[most] / max(sum(where.values()), 1e-9)
-    return f"{most}, {share:.0%} of the time; what would help: {helps.get(most, faster)}"
+    share = times[part] / max(sum(times.values()), 1e-9)
+    return f"most of the time went into {PART_NAMES.get(part, part)} ({share:.0%}); faster: {remedies.get(part, smaller)}"
 
 
 class RunTimer:
-    """Seconds by part, in order."""
+    """Measures the seconds of each part of a run, in order."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -57,6 +64,7 @@ class RunTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        """Measure the seconds spent inside."""
+        start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - began, 2)
+        self.seconds[name] = round(time.perf_counter() - start, 2)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Writes the files of a run folder: model, history, splits, predictions, and the manifest last."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.data.split import split_to_csv
 from baseline.files import to_json, write_atomic
-from baseline.recipe.schema import Recipe
+from baseline.recipe.load import recipe_from_dict
 from baseline.system import package_versions
 
 if TYPE_CHECKING:
+    from baseline.recipe.schema import Recipe
     import pandas as pd
     from fastai.learner import Learner
     from torch import Tensor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 GOLDEN_IMAGES = 4
-"""That the model folder keeps, to be checked by."""
+"""Number of images that the model folder keeps to check itself by."""
 
 
 def write_run(
@@ -32,8 +33,8 @@ def write_run(
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
 ) -> None:
-    fitted = manifest["calibration"].get("temperature")
-    write_training(folder, learn, history, Recipe(**manifest["recipe"]), weights, fitted)
+    temperature = manifest["calibration"].get("temperature")
+    write_training(folder, learn, history, recipe_from_dict(manifest["recipe"]), weights, temperature)
     write_atomic(folder / "split.csv", split_to_csv(table))
     write_atomic(folder / "predictions.csv", predicted.to_csv(index=False))
     write_atomic(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
@@ -75,7 +76,7 @@ def write_training(
 
 
 def _golden_tensors(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> dict[str, Tensor] | None:
-    """What the network makes of a valid image of each of the first few classes; None if they have gone meanwhile."""
+    """Outputs of the network for one valid image of each of the first few classes; None if these images are gone."""
     import numpy as np
 
     from baseline.data.image import load_square

@@ -1,0 +1,58 @@
+"""Reads the recipes in manifests that were written before recipes had groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["upgrade_recipe"]
+
+RENAMED = {
+    "images": "image_dir",
+    "photos_per_class": "images_per_class",
+    "labels": "task",
+    "balance": "class_balance",
+    "valid_share": "valid_fraction",
+    "test_share": "test_fraction",
+    "log": "loggers",
+}
+
+VALUES = {"task": {"one": "single", "many": "multilabel"}, "batch_norm": {"still": "frozen", "moving": "train"}}
+
+REMOVED = ("compile", "keep_if", "keep_model", "keep_above")
+"""Fields that recipes no longer have. A run that used a second model wrote its images into `split.csv`."""
+
+
+def upgrade_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe under today's names; those of a recipe with groups are returned as they are.
+
+    >>> upgrade_recipe({"labels": "many", "scratch": True, "stages": [{"trains": "all", "batch_norm": "moving"}]})
+    {'task': 'multilabel', 'pretrained': False, 'stages': [{'trains': 'all', 'batch_norm': 'train'}]}
+    """
+    if isinstance(values.get("model"), Mapping):
+        return dict(values)
+    upgraded: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "scratch":
+            upgraded["pretrained"] = not value
+        elif key in ("stages", "stage") and isinstance(value, list | tuple):
+            upgraded[key] = [_upgrade_stage(stage) for stage in value]
+        elif key == "presets" and isinstance(value, Mapping):
+            upgraded[key] = {
+                name: upgrade_recipe(changes) if isinstance(changes, Mapping) else changes
+                for name, changes in value.items()
+            }
+        elif key not in REMOVED:
+            name = RENAMED.get(key, key)
+            upgraded[name] = _upgrade_value(name, value)
+    return upgraded
+
+
+def _upgrade_stage(stage: Any) -> Any:
+    if not isinstance(stage, Mapping):
+        return stage
+    return {key: _upgrade_value(key, value) for key, value in stage.items()}
+
+
+def _upgrade_value(name: str, value: Any) -> Any:
+    return VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value

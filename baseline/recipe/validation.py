@@ -1,0 +1,135 @@
+"""Checks the fields of a recipe's dataclasses by pydantic, with messages that say what is and what was needed.
+
+pydantic is imported when the first recipe is made, so that `baseline --help` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Interval
+
+from baseline.errors import unknown_name
+
+__all__ = ["Before", "Needed", "as_tuple", "check", "describe_needed"]
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Part of an annotation: what a valid value is, for the message about one that is not."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """Part of an annotation: a function that a value passes through before it is checked."""
+
+    convert: Callable[[Any], Any]
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple, as TOML and JSON have only lists; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check(
+    kind: type,
+    value: Any,
+    where: str,
+    faults: list[str],
+    *,
+    flat: Mapping[str, str] | None = None,
+    only: tuple[str, ...] = (),
+) -> Any:
+    """Return `value` as an instance of the dataclass `kind`, its fields converted; what is wrong is added to `faults`.
+
+    Args:
+        value: an instance, or a mapping of field names to values.
+        where: what the messages call the value, such as `stage 2`.
+        flat: names that the messages use for fields, by field; those are unique, so that `where` is left out.
+        only: the fields to check; all of them by default. The value is then returned as it is.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if isinstance(value, Mapping):
+        unknown = [name for name in value if name not in fields]
+        faults += [f"{where}: {unknown_name('key', str(name), fields, limit=99).rstrip('.')}" for name in unknown]
+        missing = [name for name, f in fields.items() if _is_required(f) and name not in value]
+        if unknown or missing:
+            if missing:
+                faults.append(f"{where} is {value!r}, needed: a table with {', '.join(missing)}")
+            return value
+        value = kind(**value)
+    elif not isinstance(value, kind):
+        faults.append(f"{where} is {value!r}, needed: a table of {', '.join(fields)}")
+        return value
+    names = only or tuple(fields)
+    values = {name: getattr(value, name) for name in names}
+    converted, wrong = _validate(kind, names, values)
+    for name in wrong:
+        label = flat[name] if flat and name in flat else f"{where}: {name}" if where else name
+        faults.append(f"{label} is {values[name]!r}, needed: {describe_needed(kind, name)}")
+    return value if only or wrong else dataclasses.replace(value, **converted)
+
+
+def _is_required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _validate(kind: type, names: tuple[str, ...], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values as pydantic converts them, and the names of those that it refuses."""
+    from pydantic import ValidationError
+
+    try:
+        return dict(_validator(kind, names).model_validate(values)), []
+    except ValidationError as error:
+        return {}, list(dict.fromkeys(str(fault["loc"][0]) for fault in error.errors(include_url=False)))
+
+
+@functools.cache
+def _validator(kind: type, names: tuple[str, ...]) -> Any:
+    """A pydantic model with these fields of a dataclass. It is strict: text is no number, and a number no flag."""
+    from pydantic import BeforeValidator, ConfigDict, create_model
+
+    hints = field_hints(kind)
+    fields: dict[str, Any] = {}
+    for name in names:
+        converters = [BeforeValidator(part.convert) for part in metadata_of(hints[name]) if isinstance(part, Before)]
+        fields[name] = (Annotated[hints[name], *converters] if converters else hints[name], ...)
+    return create_model(kind.__name__, __config__=ConfigDict(strict=True, protected_namespaces=()), **fields)
+
+
+@functools.cache
+def field_hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their annotations."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def metadata_of(hint: Any) -> tuple[Any, ...]:
+    """What stands in an annotation beside the type."""
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+
+
+def describe_needed(kind: type, name: str) -> str:
+    """What a valid value of a field is, as text.
+
+    >>> from baseline.recipe.schema import Augment, ModelSettings
+    >>> describe_needed(ModelSettings, "resize"), describe_needed(Augment, "rotate")
+    ('one of squish, crop, pad', 'a number from 0 to 180')
+    """
+    hint = field_hints(kind)[name]
+    for part in metadata_of(hint):
+        if isinstance(part, Needed):
+            return part.text
+    for part in metadata_of(hint):
+        if isinstance(part, Interval):
+            return f"a number from {part.ge} to {part.le}"
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(inner) is Literal:
+        return f"one of {', '.join(map(str, get_args(inner)))}"
+    return {bool: "true or false", int: "a whole number"}.get(inner, "another type")
