@@ -67,7 +67,7 @@ def audit(
     )  # fmt: skip
     show = Progress() if quiet else ConsoleProgress()
     chosen, table = load_images(images, recipe, progress=show, **given)
-    checked = look(table, grouped="group" in chosen.split, progress=show)
+    checked = look(table, grouped="group" in chosen.split.method, progress=show)
     if as_json:
         print(json_text({"findings": checked.findings.to_dict("records")}), end="")
     else:
@@ -92,10 +92,12 @@ def recipes() -> None:
     table = Table("recipe", "what it is for", "classes", "images", "arch", "presets", "measured")
     for name in recipe_names():
         recipe = load_recipe(name)
-        known = DATASETS.get(recipe.data)
+        known = DATASETS.get(recipe.data.dataset)
         counts = (str(len(known.classes)), f"{known.train + known.test:,}") if known else ("yours", "yours")
         presets = ", ".join(["standard", *recipe.presets])
-        table.add_row(name, recipe.title, *counts, recipe.arch, presets, str(recipe.expected.get("words", "not yet")))
+        table.add_row(
+            name, recipe.title, *counts, recipe.model.arch, presets, str(recipe.expected.get("words", "not yet"))
+        )
     _print(table)
 
 

@@ -153,7 +153,7 @@ def data_place(data: Path, recipe: str, progress: Progress) -> str:
     """The images behind `--data`: a named data set in any of its forms, else the folder itself."""
     from baseline.data.sources.datasets import DATASETS, dataset
 
-    name = load_recipe(recipe).data
+    name = load_recipe(recipe).data.dataset
     return str(dataset(name, data=data, progress=progress)) if name in DATASETS else str(data)
 
 

@@ -48,8 +48,8 @@ def result_table(done: Baseline) -> RenderableType:
     """The table at the end: accuracy by split, seconds by part, and where everything is."""
     table = Table("split", "images", "accuracy", "95 % interval", "wrong")
     for split, numbers in done.metrics.items():
-        for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.tta)}")):
-            if kind == "plain" or done.recipe.tta:
+        for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.evaluation.tta)}")):
+            if kind == "plain" or done.recipe.evaluation.tta:
                 found = numbers[kind]
                 low, high = found["interval"]
                 span = f"{low:.2%} to {high:.2%}"
@@ -230,11 +230,11 @@ def runs_table(found: pd.DataFrame) -> RenderableType:
 
 def _headline(done: Baseline) -> str:
     split = headline_split(done.metrics)
-    kind = "tta" if done.recipe.tta else "plain"
+    kind = "tta" if done.recipe.evaluation.tta else "plain"
     found = done.metrics[split][kind]
     low, high = found["interval"]
-    tta = " with TTA" if done.recipe.tta else ""
-    if done.recipe.labels == "many":
+    tta = " with TTA" if done.recipe.evaluation.tta else ""
+    if done.recipe.data.task == "multilabel":
         best = done.metrics[split]["tta"]
         return (
             f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "

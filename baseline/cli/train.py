@@ -251,7 +251,9 @@ def run(
             images, recipe, progress=Progress(), **changes | ({} if seed is None else {"seed": seed})
         )
         print(
-            "\n".join([*summarize_source(table), *([describe_folds(table, chosen)] if "kfold" in chosen.split else [])])
+            "\n".join(
+                [*summarize_source(table), *([describe_folds(table, chosen)] if "kfold" in chosen.split.method else [])]
+            )
         )
         return
     options: dict[str, Any] = {"out": out, "seed": seed, "show": show}
@@ -280,7 +282,7 @@ def _means_all_folds(recipe: str, split: str | None) -> bool:
     """Whether all folds are meant: by the option, or by a recipe that does not name one of them, as a manifest does."""
     if split is not None:
         return "kfold" in split
-    mine = recipe.endswith(".toml") and "kfold" in load_recipe(recipe).split
+    mine = recipe.endswith(".toml") and "kfold" in load_recipe(recipe).split.method
     return mine and "fold" not in read_values(Path(recipe))
 
 

@@ -111,7 +111,9 @@ def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()  # while it is locked: a process that opened it meanwhile sees that it is gone and tries again
+            (
+                folder / LOCK
+            ).unlink()  # while it is locked: a process that opened it meanwhile sees that it is gone and tries again
         lock.release()
         if new:
             with suppress(OSError):
@@ -146,7 +148,9 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
         raise OutputError(f"{run / 'manifest.json'} is not the manifest of a run. Give the folder of a finished run.")
     version = manifest.get("format", 1)  # the first manifests did not say
     if version not in (1, FORMAT):
-        raise OutputError(f"{run} has format {version}; this version of baseline reads up to {FORMAT}. Update baseline.")
+        raise OutputError(
+            f"{run} has format {version}; this version of baseline reads up to {FORMAT}. Update baseline."
+        )
     return manifest if version == FORMAT else upgrade_manifest(manifest)
 
 
@@ -162,7 +166,9 @@ def upgrade_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
             upgraded[key] = {_rename(name): value for name, value in upgraded[key].items()}
     upgraded["metrics"] = {
         split: {
-            _rename(name): {key: _rename_counts(value) for key, value in group.items()} if isinstance(group, dict) else group
+            _rename(name): {key: _rename_counts(value) for key, value in group.items()}
+            if isinstance(group, dict)
+            else group
             for name, group in metrics.items()
         }
         for split, metrics in manifest["metrics"].items()

@@ -45,14 +45,18 @@ def bottleneck(times: Mapping[str, float], recipe: Recipe, device: str) -> str:
         "data": "it is cached now" if recipe.data.dataset else "a folder on a faster disk",
         "audit": "its results are cached now; --no-audit skips it",
         "decoding": "the images are cached now" if cached else "--cache-gb keeps decoded images",
-        "outputs of frozen layers": f"{smaller}; they are cached now" if cached else "--cache-gb keeps them for later runs",
+        "outputs of frozen layers": f"{smaller}; they are cached now"
+        if cached
+        else "--cache-gb keeps them for later runs",
         "logs": "fewer loggers",
         "loading": "--workers reads images in the background; --cache-gb keeps them decoded",
         "evaluation": "fewer TTA views, or " + smaller,
         "validation": "a smaller valid_fraction, or " + smaller,
     }
     share = times[part] / max(sum(times.values()), 1e-9)
-    return f"most of the time went into {PART_NAMES.get(part, part)} ({share:.0%}); faster: {remedies.get(part, smaller)}"
+    return (
+        f"most of the time went into {PART_NAMES.get(part, part)} ({share:.0%}); faster: {remedies.get(part, smaller)}"
+    )
 
 
 class RunTimer:

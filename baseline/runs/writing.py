@@ -52,22 +52,22 @@ def write_training(
     from baseline.inference.model_folder import save_network
     from baseline.vision.weights import is_torchvision, normalisation, published_info
 
-    mean, std = normalisation(recipe.arch)
+    mean, std = normalisation(recipe.model.arch)
     facts = {
-        "library": "torchvision" if is_torchvision(recipe.arch) else "timm",
-        "arch": recipe.arch,
-        "head": recipe.head,
+        "library": "torchvision" if is_torchvision(recipe.model.arch) else "timm",
+        "arch": recipe.model.arch,
+        "head": recipe.model.head,
         "classes": list(learn.dls.vocab),
-        "image_size": recipe.image_size,
-        "resize": recipe.resize,
+        "image_size": recipe.model.image_size,
+        "resize": recipe.model.resize,
         "mean": mean,
         "std": std,
-        "tta": recipe.tta,
-        "labels": recipe.labels,
-        "threshold": recipe.threshold,
+        "tta": recipe.evaluation.tta,
+        "labels": recipe.data.task,
+        "threshold": recipe.evaluation.threshold,
         "temperature": temperature,
         "crop": recipe.augment.crop,
-        "precision": recipe.precision,
+        "precision": recipe.model.precision,
         "weights_license": published_info(weights).get("license", "unknown") if weights else None,
         "versions": package_versions(),
     }
@@ -84,7 +84,7 @@ def _golden_tensors(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> di
 
     paths = learn.dls.valid_ds.items.groupby("label").head(1)["path"].head(GOLDEN_IMAGES)
     try:
-        images = np.stack([load_square(path, recipe.decoded_size, recipe.resize) for path in paths])
+        images = np.stack([load_square(path, recipe.decoded_size, recipe.model.resize) for path in paths])
     except OSError:
         return None
     return golden_outputs(learn.model, facts, images)
