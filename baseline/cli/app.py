@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Knows words; does no work, and loads no torch until a command needs it."""
+"""The command line: one Typer app, and how errors end."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from typing import Annotated
 
 import typer
 
-from baseline.cli.data import audit, copy, recipes
-from baseline.cli.doctor import doctor
-from baseline.cli.experiments import clean, curve, ladder
-from baseline.cli.results import compare, report, runs
-from baseline.cli.train import run
-from baseline.cli.use import bundle, check, export, import_, predict, push, serve, submit
+from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command
+from baseline.cli.doctor import doctor_command
+from baseline.cli.experiments import clean_command, curve_command, ladder_command
+from baseline.cli.results import compare_command, report_command, runs_command
+from baseline.cli.train import run_command
+from baseline.cli.use import (
+    bundle_command,
+    check_command,
+    export_command,
+    import_command,
+    predict_command,
+    push_command,
+    serve_command,
+    submit_command,
+)
 from baseline.errors import BaselineError
 
 app = typer.Typer(
     name="baseline",
-    help="The first honest number for an image-classification problem, and a model to go with it.",
-    epilog="Start with: baseline run cifar10 | baseline run images/ | baseline doctor",
+    help="Train an image classifier in one command, and see how far its accuracy can be trusted.",
+    epilog="Start with: baseline run images/ | baseline run cifar10 | baseline doctor",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -27,39 +36,43 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *(run, ladder, curve, audit, clean, compare, report, runs, predict, serve),
-    *(check, export, import_, bundle, push, submit, recipes, copy, doctor),
+    *(run_command, predict_command, serve_command, compare_command, runs_command, report_command),
+    *(audit_command, clean_command, filter_command, ladder_command, curve_command, submit_command),
+    *(export_command, import_command, push_command, bundle_command, check_command),
+    *(recipes_command, copy_command, doctor_command),
 )
 for command in COMMANDS:
-    app.command(command.__name__.rstrip("_"))(command)
+    app.command(command.__name__.removesuffix("_command"))(command)
 
 
 def main() -> None:
-    """Runs the command line; errors of the input become one line and exit code 2, Ctrl-C becomes 130."""
-    # said by timm's and fastai's imports, which nobody who runs this command can mend
+    """Run the command line. Errors in the input end in one line and exit code 2, Ctrl-C in exit code 130."""
+    # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of images, whose rows or findings say more
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # the audit reports damaged images itself
     try:
         code = app(standalone_mode=False, prog_name="baseline")
     except BaselineError as error:
-        code = _print_error(str(error), error.exit_code)
+        code = print_error(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's errors of usage have it, whichever click is below
+        if not hasattr(error, "format_message"):  # usage errors of click have it, whichever click Typer brings
             raise
-        context, words = getattr(error, "ctx", None), error.format_message()
-        where = context.command_path if context else "baseline"
-        code = _print_error(f"{words} See {where} --help.") if words else 2  # without words, it was help that was shown
+        context, message = getattr(error, "ctx", None), error.format_message()
+        command = context.command_path if context else "baseline"
+        code = print_error(f"{message} See {command} --help.") if message else 2  # no message: help was printed
     raise SystemExit(code or 0)
 
 
-def _print_error(words: str, code: int = 2) -> int:
-    print(f"baseline: {' '.join(words.split())}", file=sys.stderr)
+def print_error(message: str, code: int = 2) -> int:
+    """Print an error in one line on standard error and return the exit code."""
+    print(f"baseline: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
-def _version(value: bool) -> None:
+def print_version(value: bool) -> None:
+    """Print the version and exit, if asked."""
     if value:
         from baseline import __version__
 
@@ -68,9 +81,9 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _root(
+def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Prints the version and ends.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

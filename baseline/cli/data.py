@@ -1,126 +1,147 @@
-"""TODO."""
+"""The commands that look at images and recipes: `audit`, `filter`, `recipes` and `copy`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from baseline.cli.experiments import IMAGE_FIELDS
 from baseline.cli.options import (
-    GroupCol,
-    ImageCol,
-    ImageDir,
-    LabelCol,
-    LabelFrom,
-    Labels,
-    Positive,
-    SplitCol,
+    HelpAll,
+    Quiet,
     Target,
-    _print,
     completion,
-    given_options,
+    make_progress,
     parse_target,
+    print_table,
+    recipe_options,
 )
 from baseline.errors import OutputError
 from baseline.recipe.load import load_recipe, recipe_names, recipes_folder
 
 
-def audit(
+@recipe_options(*IMAGE_FIELDS, "positive", "task")
+def audit_command(
     target: Target,
-    image_col: ImageCol = None,
-    label_col: LabelCol = None,
-    group_col: GroupCol = None,
-    split_col: SplitCol = None,
-    image_dir: ImageDir = None,
-    label_from: LabelFrom = None,
-    positive: Positive = None,
-    labels: Labels = None,
     out: Annotated[
-        Path | None, typer.Option(help="A folder for findings.json, tables and pictures of pairs.", show_default=False)
+        Path | None,
+        typer.Option(help="A folder for findings.json, tables and pictures of duplicates.", show_default=False),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Copies in two splits are exit code 3.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Prints the findings as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the findings.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a duplicate is in two splits.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    quiet: Quiet = False,
+    help_all: HelpAll = False,
+    *,
+    changes: dict[str, Any],
 ) -> None:
-    """Looks at every image and tells what is wrong: unreadable files, copies, leaks, conflicts, imbalance.
+    """Check every image for problems: unreadable files, duplicates, leaks, conflicting labels, imbalance.
 
-    Examples:
-
-        baseline audit images/
-
-        baseline audit train.csv --image-dir train_images/ --out audit/
-
-        baseline audit cifar10 --strict
+    ```text
+    baseline audit images/
+    baseline audit train.csv --image-dir train_images/ --out audit/
+    baseline audit cifar10 --strict
+    ```
     """
     from baseline.cli.printing import audit_table
-    from baseline.data.audit.findings import audit as look
+    from baseline.data.audit.findings import audit
     from baseline.data.prepare import load_images
-    from baseline.files import to_json as json_text
-    from baseline.progress import ConsoleProgress, Progress
+    from baseline.files import to_json
     from baseline.report.audit_files import write_audit
 
     images, recipe = parse_target(target)
-    given = given_options(
-        image_col=image_col, label_col=label_col, group_col=group_col, split_col=split_col,
-        image_dir=image_dir, label_from=label_from, positive=positive, labels=labels,
-    )  # fmt: skip
-    show = Progress() if quiet else ConsoleProgress()
-    chosen, table = load_images(images, recipe, progress=show, **given)
-    checked = look(table, grouped="group" in chosen.split.method, progress=show)
+    progress = make_progress(quiet)
+    chosen, table = load_images(images, recipe, progress=progress, **changes)
+    result = audit(table, grouped="group" in chosen.split.method, progress=progress)
     if as_json:
-        print(json_text({"findings": checked.findings.to_dict("records")}), end="")
+        print(to_json({"findings": result.findings.to_dict("records")}), end="")
     else:
-        _print(audit_table(checked))
-    for path in write_audit(out, checked) if out else []:
-        show.log(f"written: {path}")
+        print_table(audit_table(result))
+    for path in write_audit(out, result) if out else []:
+        progress.log(f"written: {path}")
     if strict:
-        checked.refuse_leaks()
+        result.raise_on_leaks()
 
 
-def recipes() -> None:
-    """Lists the recipes, with what they reached where that was measured.
+@recipe_options(*IMAGE_FIELDS, "positive", "task")
+def filter_command(
+    target: Target,
+    model: Annotated[Path, typer.Option(help="The run or model folder of the second model.", show_default=False)],
+    keep: Annotated[str, typer.Option(help="A class of that model.", show_default=False)],
+    above: Annotated[float, typer.Option(min=0, max=1, help="Minimum probability of that class.")] = 0.5,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new table.")] = Path("images.csv"),
+    quiet: Quiet = False,
+    help_all: HelpAll = False,
+    *,
+    changes: dict[str, Any],
+) -> None:
+    """Keep only the images that a second model assigns to one of its classes, and write them as a table.
 
-    Examples:
+    The images that are left out are listed beside it, in NAME-left-out.csv, the least probable first.
 
-        baseline recipes
+    ```text
+    baseline filter images/ --model runs/skyline-or-not --keep skyline --out skylines.csv
+    baseline run skylines.csv
+    ```
+    """
+    from baseline.data.prepare import load_images
+    from baseline.data.split import split_to_csv
+    from baseline.files import write_atomic
+    from baseline.inference.filter import filter_by_model
+
+    if out.exists():
+        raise OutputError(f"{out} exists already. Remove it, or choose another --out.")
+    images, recipe = parse_target(target)
+    progress = make_progress(quiet)
+    chosen, table = load_images(images, recipe, progress=progress, **changes)
+    kept, left_out = filter_by_model(table, model, keep, above, task=chosen.data.task, progress=progress)
+    write_atomic(out.with_name(f"{out.stem}-left-out.csv"), left_out.to_csv(index=False))
+    write_atomic(out, split_to_csv(kept))
+    print(out)
+
+
+def recipes_command() -> None:
+    """List the recipes, with their measured results.
+
+    ```text
+    baseline recipes
+    ```
     """
     from rich.table import Table
 
     from baseline.data.sources.datasets import DATASETS
 
-    table = Table("recipe", "what it is for", "classes", "images", "arch", "presets", "measured")
+    table = Table("recipe", "what it is for", "classes", "images", "backbone", "presets", "measured")
     for name in recipe_names():
         recipe = load_recipe(name)
-        known = DATASETS.get(recipe.data.dataset)
-        counts = (str(len(known.classes)), f"{known.train + known.test:,}") if known else ("yours", "yours")
+        dataset = DATASETS.get(recipe.data.dataset)
+        counts = (str(len(dataset.classes)), f"{dataset.train + dataset.test:,}") if dataset else ("yours", "yours")
         presets = ", ".join(["standard", *recipe.presets])
-        table.add_row(
-            name, recipe.title, *counts, recipe.model.arch, presets, str(recipe.expected.get("words", "not yet"))
-        )
-    _print(table)
+        measured = str(recipe.expected.get("words", "not yet"))
+        table.add_row(name, recipe.title, *counts, recipe.model.arch, presets, measured)
+    print_table(table)
 
 
-def copy(
+def copy_command(
     name: Annotated[
-        str, typer.Argument(help="A recipe's name.", autocompletion=completion(recipe_names), show_default=False)
+        str, typer.Argument(help="Name of a recipe.", autocompletion=completion(recipe_names), show_default=False)
     ],
-    dest: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path(),
+    dest: Annotated[Path, typer.Argument(help="A folder, or the name of the new file.")] = Path(),
 ) -> None:
-    """Copies a recipe's TOML file, to change it and run it as your own.
+    """Copy a recipe's TOML file, to change it and run it as your own.
 
-    Examples:
-
-        baseline copy cifar10 .
-
-        baseline copy default mine.toml && baseline run mine.toml --data images/
+    ```text
+    baseline copy cifar10 .
+    baseline copy default mine.toml && baseline run mine.toml --data images/
+    ```
     """
     from baseline.files import write_atomic
 
     load_recipe(name)
     target = dest / f"{name}.toml" if dest.is_dir() else dest
     if target.suffix != ".toml":
-        raise OutputError(f"{target} is no folder, and no name that ends in .toml. Give one of these.")
+        raise OutputError(f"{target} is neither a folder nor a name that ends in .toml. Give one of these.")
     if target.exists():
         raise OutputError(f"{target} exists already. Remove it, or give another name.")
     write_atomic(target, (recipes_folder() / f"{name}.toml").read_bytes())

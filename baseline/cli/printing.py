@@ -1,4 +1,4 @@
-"""What commands found -> the tables and sentences that they print. Knows words and columns; prints nothing."""
+"""Tables and sentences that the commands print."""
 
 from __future__ import annotations
 
@@ -34,87 +34,94 @@ def grid(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def audit_table(checked: Audit) -> RenderableType:
-    """The table of an audit, worst first."""
-    if checked.findings.empty:
-        return f"{len(checked.images):,} images: nothing found."
-    table = Table("finding", "images", "what was found", "what it does", "what answers it")
-    for finding, images, *words in checked.findings.itertuples(index=False):
+def audit_table(result: Audit) -> RenderableType:
+    """The findings of an audit, worst first."""
+    if result.findings.empty:
+        return f"{len(result.images):,} images: no problems found."
+    table = Table("finding", "images", "details", "effect", "remedy")
+    for finding, images, *words in result.findings.itertuples(index=False):
         table.add_row(str(finding), f"{images:,}", *(escape(str(each)) for each in words))
     return table
 
 
-def result_table(done: Baseline) -> RenderableType:
-    """The table at the end: accuracy by split, seconds by part, and where everything is."""
+def result_table(result: Baseline) -> RenderableType:
+    """The result of a run: accuracy by split, seconds by part, and where the files are."""
     table = Table("split", "images", "accuracy", "95 % interval", "wrong")
-    for split, numbers in done.metrics.items():
-        for kind, words in (("plain", ""), ("tta", f" + {', '.join(done.recipe.evaluation.tta)}")):
-            if kind == "plain" or done.recipe.evaluation.tta:
+    for split, numbers in result.metrics.items():
+        for kind, words in (("plain", ""), ("tta", f" + {', '.join(result.recipe.evaluation.tta)}")):
+            if kind == "plain" or result.recipe.evaluation.tta:
                 found = numbers[kind]
                 low, high = found["interval"]
                 span = f"{low:.2%} to {high:.2%}"
                 counts = (f"{numbers['images']:,}", f"{found['accuracy']:.2%}", span, f"{found['wrong']:,}")
                 table.add_row(split + words, *counts)
-    seconds = "  ".join(f"{name} {value:.0f}" for name, value in done.manifest["seconds"].items())
-    ended = enumerate(done.manifest["stages"], 1)
+    seconds = "  ".join(f"{name} {value:.0f}" for name, value in result.manifest["seconds"].items())
+    ended = enumerate(result.manifest["stages"], 1)
     stages = "  ".join(
         f"stage {number}: {stage['seconds']:.0f} ({describe_trained(stage['trains'])})" for number, stage in ended
     )
-    bound = f"bound by {done.manifest['bound']}"
-    lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {escape(str(done.folder))}"]
-    if "test" not in done.metrics:
-        lines.insert(0, "No test split: the weights were chosen on these valid images, which flatters the number.")
-    return Group(_headline(done), table, *_explain_result(done), *lines)
+    bound = str(result.manifest["bound"])
+    lines = [f"seconds: {seconds}", f"         {stages}", f"         {bound}", f"results: {escape(str(result.folder))}"]
+    if "test" not in result.metrics:
+        lines.insert(
+            0,
+            "No test split: the weights were chosen on the valid images, so the accuracy is slightly optimistic.",
+        )
+    return Group(_headline(result), table, *_explain_result(result), *lines)
 
 
-def _explain_result(done: Baseline) -> list[str]:
-    """The numbers of the last split in plain words, and what calibration does."""
-    split, numbers = list(done.metrics.items())[-1]
-    found = done.manifest["calibration"].get(split)
+def _explain_result(result: Baseline) -> list[str]:
+    """What the metrics of the last split mean, and what calibration changes."""
+    split, numbers = list(result.metrics.items())[-1]
+    found = result.manifest["calibration"].get(split)
     return [escape(line) for line in (*explain(numbers), *([found["words"]] if found else []))]
 
 
-def seeds_table(found: SeedRuns) -> RenderableType:
-    """The table of several seeds, and their mean and spread."""
-    table = Table("seed", f"{found.split} accuracy", "plain", "seconds", "results")
-    for run in found.runs:
+def seeds_table(result: SeedRuns) -> RenderableType:
+    """The result of several seeds: mean, spread and each run."""
+    table = Table("seed", f"{result.split} accuracy", "plain", "seconds", "results")
+    for run in result.runs:
         shares = (f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
         table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
-    deviation = "" if found.sd is None else f", sd {100 * found.sd:.2f} points"
-    words = f"{found.split} accuracy of {len(found.runs)} seeds: mean {found.mean:.2%}{deviation}"
-    lines = [f"{words}, {found.least:.2%} to {found.most:.2%}"]
-    if not found.same_images:
-        lines.append("Each seed drew other test images: the spread is that of the images and of training together.")
-    return Group(*lines, table, escape(f"results: {found.folder / 'seeds.json'}"))
+    deviation = "" if result.sd is None else f", sd {100 * result.sd:.2f} points"
+    words = f"{result.split} accuracy of {len(result.runs)} seeds: mean {result.mean:.2%}{deviation}"
+    lines = [f"{words}, {result.least:.2%} to {result.most:.2%}"]
+    if not result.same_images:
+        lines.append("Each seed has other test images: the spread comes from the images and the training together.")
+    return Group(*lines, table, escape(f"results: {result.folder / 'seeds.json'}"))
 
 
-def folds_table(found: FoldRuns) -> RenderableType:
-    """The table of all folds, what they say of all images, and their average on test."""
-    tested = "test" in found.metrics
+def folds_table(result: FoldRuns) -> RenderableType:
+    """The result of all folds: out of fold, each run, and their ensemble on test."""
+    tested = "test" in result.metrics
     table = Table("fold", "images", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
-    for run in found.runs:
+    for run in result.runs:
         shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
         words = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
         table.add_row(*words)
     lines = [
-        f"out-of-fold accuracy of {len(found.runs)} folds: {_accuracy_text(found.metrics['oof'])}",
-        f"accuracy of a fold: mean {found.mean:.2%}, sd {100 * found.sd:.2f} points, "
-        f"{found.least:.2%} to {found.most:.2%}",
+        f"out-of-fold accuracy of {len(result.runs)} folds: {_accuracy_text(result.metrics['oof'])}",
+        f"accuracy of a fold: mean {result.mean:.2%}, sd {100 * result.sd:.2f} points, "
+        f"{result.least:.2%} to {result.most:.2%}",
     ]
-    meaning = explain(found.metrics["oof"])
-    meaning.append("Each fold's weights were chosen on its own valid images, which flatters these numbers a little.")
-    if tested and found.against_best:
-        lines.insert(0, f"test accuracy of the folds' average: {_accuracy_text(found.metrics['test'])}")
-        meaning.append(f"On test, the average differs from the best fold by {describe_difference(found.against_best)}.")
+    meaning = explain(result.metrics["oof"])
+    meaning.append(
+        "The weights of each fold were chosen on its own valid images, so these numbers are slightly optimistic."
+    )
+    if tested and result.against_best:
+        lines.insert(0, f"test accuracy of the ensemble of folds: {_accuracy_text(result.metrics['test'])}")
+        meaning.append(
+            f"On test, the ensemble differs from the best fold by {describe_difference(result.against_best)}."
+        )
     ends = [
-        f"results: {found.folder / 'folds.json'}",
-        f"all together: baseline predict {quote(str(found.folder))} IMAGES",
+        f"results: {result.folder / 'folds.json'}",
+        f"predict with all folds: baseline predict {quote(str(result.folder))} IMAGES",
     ]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
 
 
 def _accuracy_text(numbers: Mapping[str, Any]) -> str:
-    """An accuracy with its interval, that over groups where there are any."""
+    """An accuracy with its interval, over groups where there are any."""
     found = numbers["tta"]
     low, high = found.get("group_interval", found["interval"])
     of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['images']:,} images"
@@ -122,13 +129,13 @@ def _accuracy_text(numbers: Mapping[str, Any]) -> str:
     return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
 
 
-def ladder_table(found: Ladder) -> RenderableType:
+def ladder_table(result: Ladder) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    several = found.table["arch"].nunique() > 2
-    names = ["rung", *(["body"] if several else []), f"accuracy on {found.split}", "points gained", "over", "p"]
+    several = result.table["arch"].nunique() > 2
+    names = ["rung", *(["body"] if several else []), f"accuracy on {result.split}", "points gained", "over", "p"]
     for name in (*names, "seconds", "parameters"):
         table.add_column(name, justify="left" if name in ("rung", "body", "over") else "right", overflow="fold")
-    for row in found.table.to_dict("records"):
+    for row in result.table.to_dict("records"):
         tested = isinstance(row["against"], str)
         points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
         told = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
@@ -136,16 +143,16 @@ def ladder_table(found: Ladder) -> RenderableType:
         accuracy = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
         costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
         table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *told, *costs)
-    return Group(table, "", *found.sentences)
+    return Group(table, "", *result.sentences)
 
 
-def curve_table(found: LearningCurve) -> RenderableType:
+def curve_table(result: LearningCurve) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("training images", justify="right")
-    rungs = list(found.fits)
+    rungs = list(result.fits)
     for rung in rungs:
-        table.add_column(f"{rung}, accuracy on {found.split}", justify="right")
-    means = found.table.pivot_table(index="images", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
+        table.add_column(f"{rung}, accuracy on {result.split}", justify="right")
+    means = result.table.pivot_table(index="images", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
     for images, row in means.iterrows():
         spans = [
             f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
@@ -154,51 +161,51 @@ def curve_table(found: LearningCurve) -> RenderableType:
             for rung in rungs
         ]
         table.add_row(f"{images:,}", *spans)
-    return Group(table, "", *found.sentences)
+    return Group(table, "", *result.sentences)
 
 
-def label_review_table(found: LabelReview, target: str) -> RenderableType:
-    """What is suspected, by pair of classes, and what to do next."""
-    issues = found.issues
+def label_review_table(result: LabelReview, target: str) -> RenderableType:
+    """Suspected labels by pair of classes, and what to do next."""
+    issues = result.issues
     suspected = issues[issues["is_label_issue"]]
-    table = Table("label", "perhaps", "images", "surest")
+    table = Table("label", "suggested", "images", "highest confidence")
     pairs = suspected.groupby(["given_label", "predicted_label"], sort=False)["confidence"].agg(["size", "max"])
     pairs = pairs.sort_values("size", ascending=False, kind="stable").reset_index()
     for label, perhaps, count, surest in pairs.head(10).itertuples(index=False):
         table.add_row(escape(label), escape(perhaps), f"{count:,}", f"{surest:.0%}")
     conflicts, outliers = int((issues["conflict"] != "").sum()), int(issues["is_outlier_issue"].sum())
-    counts = f"{len(suspected):,} of {len(issues):,} labels are suspected ({len(suspected) / len(issues):.1%})"
-    also = f"{conflicts:,} images have a copy with another label; {outliers:,} are unlike all others."
+    counts = f"{len(suspected):,} of {len(issues):,} labels may be wrong ({len(suspected) / len(issues):.1%})"
+    also = f"{conflicts:,} images have a duplicate with another label; {outliers:,} are unlike all others."
     lines = [
         f"{counts}; {also}",
-        "Not all of them are wrong: images that are only hard are suspected, too. On CIFAR-10, 70 of 100 suspected "
-        "labels were wrong where 9 % of all are, and few where nearly all are right. Look before you accept.",
-        f"look and decide: {found.folder / 'clean.html'}",
-        f"all images, ranked: {found.folder / 'issues.csv'}",
+        "Not all of these are wrong: images that are merely hard are listed, too. On CIFAR-10, 70 of 100 suspected "
+        "labels were wrong where 9 % of all labels are, and few where nearly all are right. Look before you accept.",
+        f"review them: {result.folder / 'clean.html'}",
+        f"all images, ranked: {result.folder / 'issues.csv'}",
     ]
-    fixes = found.fixes or "fixes.csv"
-    again = found.run / "manifest.json" if found.run else target
-    lines += [f"accepted: {found.fixes}"] if found.fixes else []
-    lines += [f"then: baseline run {quote(str(again))} --fixes {quote(str(fixes))}"]
+    fixes = result.fixes or "fixes.csv"
+    again = result.run / "manifest.json" if result.run else target
+    lines += [f"accepted: {result.fixes}"] if result.fixes else []
+    lines += [f"next: baseline run {quote(str(again))} --fixes {quote(str(fixes))}"]
     return Group(*([table] if len(pairs) else []), *map(escape, lines))
 
 
-def fixes_table(found: FixComparison) -> RenderableType:
-    """What a run with fixes reached, and what they changed."""
-    words = f"fixes: {found.after.manifest['reasons']['fixes']}"
-    return Group(result_table(found.after), escape(words), comparison_table(found.comparison))
+def fixes_table(result: FixComparison) -> RenderableType:
+    """The result of a run with fixes, and what the fixes changed."""
+    words = f"fixes: {result.after.manifest['reasons']['fixes']}"
+    return Group(result_table(result.after), escape(words), comparison_table(result.comparison))
 
 
-def comparison_table(found: Comparison) -> RenderableType:
-    table = Table("run", "images", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "differs from the first")
-    for row in found.table.astype(object).where(found.table.notna(), None).to_dict("records"):
+def comparison_table(result: Comparison) -> RenderableType:
+    table = Table("run", "images", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "different settings")
+    for row in result.table.astype(object).where(result.table.notna(), None).to_dict("records"):
         shares = [_with_interval(row, *names) for names in _INTERVALS]
         loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
         size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
         images = "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}"
         words = (escape(row["run"]), images, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
         table.add_row(*words)
-    return Group(table, *[escape(line) for line in found.sentences])
+    return Group(table, *[escape(line) for line in result.sentences])
 
 
 _INTERVALS = (
@@ -215,11 +222,11 @@ def _with_interval(row: Mapping[Any, Any], name: str, low: str, high: str) -> st
     return f"{row[name]:.2%}{span}"
 
 
-def runs_table(found: pd.DataFrame) -> RenderableType:
-    if found.empty:
-        return "No runs here."
-    table = Table("run", "accuracy, 95 % interval", "finished", "seconds", "arch")
-    for row in found.astype(object).where(found.notna(), None).to_dict("records"):
+def runs_table(result: pd.DataFrame) -> RenderableType:
+    if result.empty:
+        return "There are no runs in this folder."
+    table = Table("run", "accuracy, 95 % interval", "finished", "seconds", "backbone")
+    for row in result.astype(object).where(result.notna(), None).to_dict("records"):
         if row["state"] != "finished":
             table.add_row(escape(row["run"]), escape(row["state"]))
             continue
@@ -228,16 +235,16 @@ def runs_table(found: pd.DataFrame) -> RenderableType:
     return table
 
 
-def _headline(done: Baseline) -> str:
-    split = headline_split(done.metrics)
-    kind = "tta" if done.recipe.evaluation.tta else "plain"
-    found = done.metrics[split][kind]
+def _headline(result: Baseline) -> str:
+    split = headline_split(result.metrics)
+    kind = "tta" if result.recipe.evaluation.tta else "plain"
+    found = result.metrics[split][kind]
     low, high = found["interval"]
-    tta = " with TTA" if done.recipe.evaluation.tta else ""
-    if done.recipe.data.task == "multilabel":
-        best = done.metrics[split]["tta"]
+    tta = " with TTA" if result.recipe.evaluation.tta else ""
+    if result.recipe.data.task == "multilabel":
+        best = result.metrics[split]["tta"]
         return (
             f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "
-            f"{best['mean_average_precision']:.2%}; below, images of which every label is right"
+            f"{best['mean_average_precision']:.2%}; the table counts images whose labels are all correct"
         )
     return f"{split} accuracy{tta}: {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The commands that use a trained model: `predict`, `serve`, `export`, `submit` and others."""
 
 from __future__ import annotations
 
@@ -6,196 +6,201 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from baseline.cli.options import OUTPUT_FORMATS, EnsembleOption, ExecutorOption, Model, _print, completion, split_paths
+from baseline.cli.options import (
+    OUTPUT_FORMATS,
+    EnsembleOption,
+    ExecutorOption,
+    Model,
+    completion,
+    make_progress,
+    print_table,
+    split_paths,
+)
 from baseline.errors import OutputError
 
 
-def predict(
+def predict_command(
     model: Model,
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images, folders, zip or tar archives, patterns, tables with a column of paths, or - for paths on "
-            "standard input.",
+            help="Images, folders, zip or tar archives, glob patterns, tables with a column of paths, or - for paths "
+            "on standard input.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output if not given.", show_default=False
+            "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output by default.", show_default=False
         ),
     ] = None,
     format: Annotated[
         str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=completion(lambda: OUTPUT_FORMATS))
     ] = "csv",
-    top_k: Annotated[int, typer.Option(min=0, help="Tells so many most probable classes.")] = 0,
-    every: Annotated[bool, typer.Option("--all", help="Tells the probability of every class.")] = False,
+    top_k: Annotated[int, typer.Option(min=0, help="Write this many most probable classes.")] = 0,
+    every: Annotated[bool, typer.Option("--all", help="Write the probability of every class.")] = False,
     tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did.")
+        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
     ] = True,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Below it the prediction is 'unsure'.", show_default=False)
+        float, typer.Option(min=0, max=1, help="Below this confidence the prediction is 'unsure'.", show_default=False)
     ] = 0.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces the file of --out.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Goes on with the file of --out where it stopped.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Images that the network sees at once.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the file of --out where it stopped.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 64,
     precision: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16, or auto: bfloat16 where the CPU has units for it. As the run was evaluated if not "
-            "given: float32 on a CPU.",
+            help="float32, bfloat16, or auto (bfloat16 where the CPU supports it); by default as the run was "
+            "evaluated, which is float32 on a CPU.",
             autocompletion=completion(lambda: ("auto", "float32", "bfloat16")),
             show_default=False,
         ),
     ] = "",
-    processes: Annotated[int, typer.Option(min=1, max=1024, help="Each has a GPU, or its share of the CPU.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=1024, help="Number of processes, one per GPU, or each with its share of the CPU.")
+    ] = 1,
     on: ExecutorOption = "",
-    image_col: Annotated[str, typer.Option(help="A table's column of paths; looked for if not given.")] = "",
+    image_col: Annotated[str, typer.Option(help="Column of a table that holds the paths; found by default.")] = "",
     ensemble: EnsembleOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the predictions.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print predictions only, no progress.")] = False,
 ) -> None:
-    """Predicts images with a trained model: a row an image, with calibrated confidence.
+    """Predict images with a trained model: one row per image, with calibrated confidence.
 
-    An image that cannot be read gets a row that says why, and the rest goes on.
+    An image that cannot be read gets a row that says why; the others are predicted.
 
-    Examples:
-
-        baseline predict runs/mine holiday.jpg
-
-        baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
-
-        baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
-
-        baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
-
-        baseline predict runs/mine images.zip --out predictions.parquet --processes 4
-
-        baseline predict runs/mine images/ --out predictions.csv --on ray://head:10001
-
-        find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
+    ```text
+    baseline predict runs/mine holiday.jpg
+    baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
+    baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
+    baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
+    baseline predict runs/mine images.zip --out predictions.parquet --processes 4
+    baseline predict runs/mine images/ --out predictions.csv --on ray://head:10001
+    find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
+    ```
     """
     if on and out is None:
-        raise OutputError("What --on predicts goes into a file. Give --out FILE.")
+        raise OutputError("--on writes its predictions to a file. Give --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")
-    known = OUTPUT_FORMATS if out is not None else tuple(each for each in OUTPUT_FORMATS if each != "parquet")
+    known = OUTPUT_FORMATS if out is not None else tuple(name for name in OUTPUT_FORMATS if name != "parquet")
     if kind not in known:
-        what = f"{format} does not go to standard output" if out is None else f"{out} is no such file by its name"
-        raise OutputError(f"{what}; needed: {', '.join(known)}.")
+        problem = f"{format} cannot be written to standard output" if out is None else f"{out} has an unknown ending"
+        raise OutputError(f"{problem}; needed: {', '.join(known)}.")
     if (overwrite or resume) and out is None:
-        raise OutputError("--overwrite and --resume go with a file. Give --out FILE.")
+        raise OutputError("--overwrite and --resume need a file. Give --out FILE.")
     if overwrite and resume:
-        raise OutputError("--overwrite begins anew and --resume goes on. Give one of them.")
-    if out is not None and any(Path(word).absolute() == out.absolute() for word in images):
-        raise OutputError(f"{out} is one of those to predict. Choose another --out.")
+        raise OutputError("--overwrite starts again and --resume continues. Give one of them.")
+    if out is not None and any(Path(name).absolute() == out.absolute() for name in images):
+        raise OutputError(f"{out} is one of the images to predict. Choose another --out.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.parallel.executor import get_executor
-    from baseline.progress import ConsoleProgress, Progress
 
-    show = Progress() if quiet else ConsoleProgress()
-    get_executor(on, show)  # finds what is wrong before torch is loaded
+    progress = make_progress(quiet)
+    get_executor(on, progress)  # finds errors before torch is loaded
     from baseline.data.sources.image_list import list_images
     from baseline.inference.batch import write_predictions
     from baseline.inference.output import PredictOptions
+    from baseline.progress import Progress
 
-    bars = Progress() if out is None and sys.stdout.isatty() else show
-    wanted = PredictOptions(kind, tta, top_k, every, min_confidence, batch_size, precision)
-    paths, total = list_images(images, image_col, sys.stdin.buffer if "-" in images else (), show)
+    bars = Progress() if out is None and sys.stdout.isatty() else progress
+    options = PredictOptions(kind, tta, top_k, every, min_confidence, batch_size, precision)
+    paths, total = list_images(images, image_col, sys.stdin.buffer if "-" in images else (), progress)
     from baseline.inference.model import load
 
     loaded = load([model, *split_paths(ensemble)])
-    options: dict[str, Any] = {
-        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "on": on, "show": bars,
-    }  # fmt: skip
     try:
-        counts = write_predictions(loaded, paths, sys.stdout.buffer if out is None else out, wanted, **options)
+        counts = write_predictions(
+            loaded, paths, sys.stdout.buffer if out is None else out, options, total=total, processes=processes,
+            overwrite=overwrite, resume=resume, executor=on, progress=bars,
+        )  # fmt: skip
         sys.stdout.flush()
-    except BrokenPipeError:  # who read it has read enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
     except KeyboardInterrupt:
         if out is not None:
-            show.log(f"interrupted: what was predicted is kept, and --resume goes on with {out}")
+            progress.log(f"interrupted: the predictions so far are kept; --resume continues {out}")
         raise
-    show.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+    progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
 
 
-def serve(
+def serve_command(
     model: Model,
     host: Annotated[
-        str, typer.Option(help="The address to listen at: 0.0.0.0 lets every machine of the network in.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts every machine in the network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    open: Annotated[bool, typer.Option("--open", help="Opens the page in a browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
+    open: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did; takes longer.")
+        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), which takes longer.")
     ] = False,
     examples: Annotated[
-        bool, typer.Option("--examples/--no-examples", help="Shows a few of the run's images, if they are still there.")
+        bool, typer.Option("--examples/--no-examples", help="Show a few of the run's images on the page.")
     ] = True,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="A name by which it is reached, such as that of a proxy.", show_default=False),
+        typer.Option(help="Host name by which the server is reached, such as that of a proxy.", show_default=False),
     ] = None,
-    max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Of a request.")] = 32,
-    max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Of an image.")] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Images in the queue; more get 503 with Retry-After.")] = 256,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="For a request to be sent, and for its answer.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Images that the network sees at once.")] = 16,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Says nothing.")] = False,
+    max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Maximum size of a request, in MB.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Maximum size of an image, in megapixels.")] = 64,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Maximum number of images in the queue; others get 503 with Retry-After.")
+    ] = 256,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Timeout for receiving a request, and for its answer.")
+    ] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 16,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Serves a model: a page to drop, paste or take images, and an HTTP API. Ctrl-C stops it.
+    """Serve a model: a page to drop, paste or take images, and an HTTP API. Ctrl-C stops it.
 
-    Images stay in memory and never reach the disk or another machine. Without --host only this machine can use it; with
-    it, so can everyone who reaches the address: there are no passwords.
+    Images stay in memory and never reach the disk or another machine. Without --host only this machine can use the
+    server; with it, everyone who reaches the address can: there are no passwords.
 
-    Examples:
-
-        baseline serve runs/mine --open
-
-        baseline serve runs/mine/model --port 8080 --tta
-
-        baseline serve runs/mine --host 0.0.0.0 --no-examples
-
-        curl -F image=@holiday.jpg http://127.0.0.1:8000/predict
+    ```text
+    baseline serve runs/mine --open
+    baseline serve runs/mine/model --port 8080 --tta
+    baseline serve runs/mine --host 0.0.0.0 --no-examples
+    curl -F image=@holiday.jpg http://127.0.0.1:8000/predict
+    ```
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from baseline.deploy.server.app import serve as served
+    from baseline.deploy.server.app import serve
     from baseline.deploy.server.predictor import Limits
-    from baseline.progress import ConsoleProgress, Progress
 
     limits = Limits(max_mb, max_megapixels, waiting=max_waiting, batch=batch_size, seconds=max_seconds)
-    served(
+    serve(
         model, host=host, port=port, tta=tta, examples=examples, limits=limits, hosts=allow_host or (), browser=open,
-        progress=Progress() if quiet else ConsoleProgress(),
+        progress=make_progress(quiet),
     )  # fmt: skip
     sys.stderr.flush()
-    os._exit(0)  # a pass of the network that is under way would be waited for
+    os._exit(0)  # otherwise the exit would wait for a running forward pass
 
 
-def check(model: Model) -> None:
-    """Looks whether a model folder is whole and predicts as when it was saved.
+def check_command(model: Model) -> None:
+    """Check that a model is intact and predicts as it did when saved.
 
-    Its tensors are compared with their sha256 and with the network it names, and the network is run on the few images
-    that it keeps for this.
+    The tensors are compared with their sha256 and with the architecture, and the network is run on the few images that
+    the folder keeps for this purpose.
 
-    Examples:
-
-        baseline check runs/mine
+    ```text
+    baseline check runs/mine
+    ```
     """
     from baseline.inference.model import TOLERANCE, load
 
     for member in load(model).members:
         difference = member.check()
-        print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, tensors whole and in place")
-        print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
+        print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, all tensors intact")
+        print(f"golden inputs: largest difference in a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
 
-def export(
+def export_command(
     model: Model,
     to: Annotated[
         str, typer.Option(help="onnx, torch-export or learner.", autocompletion=completion(lambda: _export_formats()))
@@ -206,57 +211,55 @@ def export(
     images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Images, folders, patterns or tables to compare on; else the golden inputs of the model folder. May "
-            "be given several times.",
+            help="Images, folders, patterns or tables to compare on; by default the golden inputs of the model folder. "
+            "May be repeated.",
             show_default=False,
         ),
     ] = None,
     size: Annotated[
         str,
         typer.Option(
-            help="any: images of any size are resized inside; fixed: it takes squares of the model's size only.",
+            help="any: images of any size are resized inside; fixed: squares of the model's size only.",
             autocompletion=completion(lambda: ("any", "fixed")),
         ),
     ] = "any",
     tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Averages over views, as the run's evaluation did.")
+        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
     ] = True,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="ONNX in 8 bits: a third of the size, a little different, not always quicker."),
+        typer.Option("--int8", help="ONNX in 8 bits: a third of the size, slightly different, not always faster."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
 ) -> None:
-    """Writes a model as ONNX, for torch.export or as a fastai learner, and compares it with the model on images.
+    """Export a model as ONNX, for torch.export, or as a fastai learner, and compare it with the model on images.
 
-    ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and give calibrated probabilities: what
-    `baseline predict` tells.
+    ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and return calibrated probabilities, as
+    `baseline predict` does.
 
-    Examples:
-
-        baseline export runs/mine --to onnx --images images/test/
-
-        baseline export runs/mine --to onnx --int8 --images images/ -o small.onnx
-
-        baseline export runs/mine --to torch-export --size fixed --no-tta
-
-        baseline export runs/mine --to learner
+    ```text
+    baseline export runs/mine --to onnx --images images/test/
+    baseline export runs/mine --to onnx --int8 --images images/ -o small.onnx
+    baseline export runs/mine --to torch-export --size fixed --no-tta
+    baseline export runs/mine --to learner
+    ```
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from baseline.deploy.export import export as exported
-    from baseline.progress import ConsoleProgress, Progress
+    from baseline.deploy.export import export
 
     if to == "learner":
         print(
-            "WARNING: a learner is a pickle. Whoever loads one runs whatever code is in it: pass it on only to those "
-            "who trust you, and load none of others. It needs baseline where it is loaded, and gives plain, "
+            "WARNING: a learner is a pickle file, and loading one runs any code that is in it: share it only with "
+            "people who trust you, and load only files that you trust. It needs baseline where it is loaded, and returns "
             "uncalibrated probabilities.",
             file=sys.stderr,
         )
-    show = Progress() if quiet else ConsoleProgress()
+    progress = make_progress(quiet)
     print(
-        exported(model, to, out, images=images or (), size=size, tta=tta, int8=int8, overwrite=overwrite, progress=show)
+        export(
+            model, to, out, images=images or (), size=size, tta=tta, int8=int8, overwrite=overwrite, progress=progress
+        )
     )
 
 
@@ -266,153 +269,148 @@ def _export_formats() -> tuple[str, ...]:
     return tuple(FORMATS)
 
 
-def import_(
-    learner: Annotated[Path, typer.Argument(help="What fastai's Learner.export wrote.", show_default=False)],
+def import_command(
+    learner: Annotated[Path, typer.Argument(help="A file written by fastai's Learner.export.", show_default=False)],
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Open it, which runs whatever code is in it.")
+        bool, typer.Option("--trust-pickle", help="Open the pickle, which runs any code that is in it.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The new model folder; the file's name here.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", help="The new model folder; named after the file by default.", show_default=False),
     ] = None,
     images: Annotated[
         list[str] | None,
-        typer.Option(help="Images, folders, patterns or tables to compare the two on.", show_default=False),
+        typer.Option(help="Images, folders, patterns or tables to compare both on.", show_default=False),
     ] = None,
-    arch: Annotated[str, typer.Option(help="Its architecture, where it does not tell.", show_default=False)] = "",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    arch: Annotated[str, typer.Option(help="Architecture, if the learner does not say.", show_default=False)] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
 ) -> None:
-    """Makes a model folder of a fastai vision learner: tensors and JSON, for every other command.
+    """Convert a fastai vision learner to a model folder (tensors and JSON) for the other commands.
 
-    The learner is a pickle, and opening one runs whatever code is in it: only with --trust-pickle.
+    The learner is a pickle file, and opening it runs any code that is in it; this needs --trust-pickle.
 
-    Examples:
-
-        baseline import export.pkl --trust-pickle
-
-        baseline import export.pkl --trust-pickle -o mine --images images/valid/
+    ```text
+    baseline import export.pkl --trust-pickle
+    baseline import export.pkl --trust-pickle -o mine --images images/valid/
+    ```
     """
-    from baseline.progress import ConsoleProgress, Progress
 
     if trust_pickle:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.deploy.import_fastai import import_learner
 
-    show = Progress() if quiet else ConsoleProgress()
-    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, images=images or (), progress=show))
+    progress = make_progress(quiet)
+    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, images=images or (), progress=progress))
 
 
-def bundle(
-    folder: Annotated[Path, typer.Argument(help="The new folder.", metavar="DIR", show_default=False)],
+def bundle_command(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR", show_default=False)],
     arch: Annotated[
         list[str] | None,
-        typer.Option(help="An architecture whose weights go with it; may be given several times.", show_default=False),
+        typer.Option(help="Architecture whose weights are included; may be repeated.", show_default=False),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="A run, whose model goes with it to predict there.", show_default=False)
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="A run whose model is included.", show_default=False)] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Wheels of all that is needed, not only of what Kaggle's image lacks.")
+        bool,
+        typer.Option("--all", help="Include wheels of all dependencies, not only of those that Kaggle's image lacks."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a bundle that is there.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
 ) -> None:
-    """Collects what a Kaggle kernel without internet needs, to attach as a data set: wheels, weights, a model.
+    """Collect what a Kaggle kernel without internet needs, to attach as a data set: wheels, weights, a model.
 
-    Examples:
-
-        baseline bundle kaggle-baseline
-
-        baseline bundle kaggle-baseline --arch resnet18 --arch convnext_tiny
-
-        baseline bundle kaggle-baseline --model runs/mine --overwrite
+    ```text
+    baseline bundle kaggle-baseline
+    baseline bundle kaggle-baseline --arch resnet18 --arch convnext_tiny
+    baseline bundle kaggle-baseline --model runs/mine --overwrite
+    ```
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from baseline.deploy.kaggle.bundle import bundle as bundled
-    from baseline.progress import ConsoleProgress, Progress
+    from baseline.deploy.kaggle.bundle import bundle
 
-    show = Progress() if quiet else ConsoleProgress()
-    print(bundled(folder, arch or (), model, everything=everything, overwrite=overwrite, progress=show))
+    progress = make_progress(quiet)
+    print(bundle(folder, arch or (), model, everything=everything, overwrite=overwrite, progress=progress))
 
 
-def push(
+def push_command(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     repo: Annotated[
-        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made if it is not there.", show_default=False)
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; created if needed.", show_default=False)
     ],
-    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Lists the files with their sizes, shows the card, and stops there.")
+        bool, typer.Option("--dry-run", help="List the files with their sizes, print the card, and stop.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the address.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the address only, no progress.")] = False,
 ) -> None:
-    """Puts the model folder of a run, with its card, on the Hugging Face hub, in one commit.
+    """Push the model folder of a run, with its card, to the Hugging Face hub, in one commit.
 
-    The network, how to build it, and the card: no images, and no paths of this machine.
+    It contains the network, its configuration and the card, but no images and no paths of this machine.
 
-    Examples:
-
-        baseline push runs/mine me/ants-and-bees --dry-run
-
-        baseline push runs/mine me/ants-and-bees --private
+    ```text
+    baseline push runs/mine me/ants-and-bees --dry-run
+    baseline push runs/mine me/ants-and-bees --private
+    ```
     """
     from baseline.cli.printing import grid
-    from baseline.deploy.hub import plan_push
-    from baseline.deploy.hub import push as pushed
-    from baseline.progress import ConsoleProgress, Progress
+    from baseline.deploy.hub import plan_push, push
 
     if not dry_run:
-        print(pushed(run, repo, private=private, progress=Progress() if quiet else ConsoleProgress()))
+        print(push(run, repo, private=private, progress=make_progress(quiet)))
         return
     ready = plan_push(run, repo)
-    _print(grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
+    print_table(grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
     print(f"\n{ready.card}", end="")
 
 
-def submit(
+def submit_command(
     run: Model,
     sample: Annotated[
-        Path | None, typer.Option(help="The sample submission; looked for below /kaggle/input.", show_default=False)
+        Path | None,
+        typer.Option(help="The sample submission; found below /kaggle/input by default.", show_default=False),
     ] = None,
     image_dir: Annotated[
         Path | None,
-        typer.Option(help="The folder or archive of the test images; beside the sample.", show_default=False),
+        typer.Option(
+            help="Folder or archive of the test images; found beside the sample by default.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="submission.csv in /kaggle/working, or in the working folder.", show_default=False),
+        typer.Option(
+            help="Output file; submission.csv in /kaggle/working or the working folder by default.", show_default=False
+        ),
     ] = None,
     shape: Annotated[
         str,
         typer.Option(
-            help="names, codes, probabilities or one-hot; auto: as the sample has it.",
+            help="names, codes, probabilities or one-hot; auto follows the sample.",
             autocompletion=completion(lambda: _submission_formats()),
         ),
     ] = "auto",
     codes: Annotated[
-        str | None, typer.Option(help="What classes are called there: ants=0,bees=1.", show_default=False)
+        str | None,
+        typer.Option(help="Names of the classes in the submission, such as ants=0,bees=1.", show_default=False),
     ] = None,
-    leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Passes over images without an id.")] = False,
+    leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Ignore images without an id.")] = False,
     ensemble: EnsembleOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces a file that is there.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
 ) -> None:
-    """Writes a competition's submission.csv as its sample asks, checks it, and tells what was checked.
+    """Write a competition's submission.csv in the format of its sample, check it, and report the checks.
 
-    Examples:
-
-        baseline submit runs/mine
-
-        baseline submit runs/mine --sample sample_submission.csv --image-dir test/
-
-        baseline submit runs/mine --sample sample_submission.csv --codes ants=0,bees=1 --overwrite
+    ```text
+    baseline submit runs/mine
+    baseline submit runs/mine --sample sample_submission.csv --image-dir test/
+    baseline submit runs/mine --sample sample_submission.csv --codes ants=0,bees=1 --overwrite
+    ```
     """
-    from baseline.deploy.kaggle.submission import submit as submitted
-    from baseline.progress import ConsoleProgress, Progress
+    from baseline.deploy.kaggle.submission import submit
 
     print(
-        submitted(
+        submit(
             [run, *split_paths(ensemble)], sample, image_dir, out=out, shape=shape, codes=codes, leave_extra=leave_extra,
-            overwrite=overwrite, progress=Progress() if quiet else ConsoleProgress(),
+            overwrite=overwrite, progress=make_progress(quiet),
         )
     )  # fmt: skip
 
