@@ -150,7 +150,7 @@ def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: 
     told = json.loads((Path(seeds.folder) / "seed-3" / "manifest.json").read_text())["metrics"]["test"]["tta"]
     assert other["difference"] == pytest.approx(told["accuracy"] - numbers["accuracy"]) and other["shared"] == 10
     assert "seed: 3 (was 0)" in other["differs"] and "stages.1.epochs: 1 (was 4)" in other["differs"]
-    assert "stages.2.trains: not told (was 3)" in other["differs"] and "title" not in other["differs"]
+    assert "stages.2.trains: not set (was 3)" in other["differs"] and "title" not in other["differs"]
 
 
 def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
     words = compare_runs([one, seed]).sentences[0]
     assert (
-        "no difference beyond noise" in words and "they differ by the seed only" in words and "more than" not in words
+        "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
     )
 
 

@@ -418,7 +418,7 @@ def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: F
     runs = [run["folder"] for run in folds.runs]
     found = compare_runs(runs, averages=[runs])
     row, rows = found.table.iloc[-1], pd.read_csv(Path(folds.folder) / "predictions.csv")
-    assert row["run"] == f"average of {runs[0]} and {runs[1]} and {runs[2]}" and len(found.table) == 4
+    assert row["run"] == f"ensemble of {runs[0]} and {runs[1]} and {runs[2]}" and len(found.table) == 4
     assert row["accuracy"] == (rows["predicted"] == rows["label"]).mean() and row["images"] == 18
     assert row["loss"] == pytest.approx(rows["loss"].mean())
     assert row["megabytes"] == pytest.approx(found.table["megabytes"][:3].sum(), abs=0.11)
@@ -426,11 +426,11 @@ def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: F
     best = runs[accuracies.index(max(accuracies))]
     assert row["difference"] == pytest.approx(row["accuracy"] - max(accuracies))
     assert f"against the best of these, {best}, on 18 images" in found.sentences[2]
-    assert found.sentences[-1].startswith("p is held against 3 comparisons")
+    assert found.sentences[-1].startswith("p-values are Holm-corrected for 3 comparisons")
     results.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
     two = ensemble(tables(folds, "test")[:2], temperatures(folds)[:2])
     told = pd.read_csv(tmp_path / "found.csv").iloc[-1]
-    assert told["loss"] == pytest.approx(two["loss"].mean()) and told["differs"] == "average of 2 runs"
+    assert told["loss"] == pytest.approx(two["loss"].mean()) and told["differs"] == "ensemble of 2 runs"
     with pytest.raises(DataError, match="is not among the runs that are compared"):
         compare_runs(runs[:2], averages=[[runs[0], runs[2]]])
     with pytest.raises(DataError, match="two or more different runs"):

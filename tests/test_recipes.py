@@ -148,11 +148,11 @@ def test_of_several_architectures_the_first_within_reach_is_taken_and_the_reason
     wish = "resnet18 or mobilenet_v2 or auto"
     assert resolve_arch(wish, "cpu", lambda _: True)[0] == "resnet18"
     found, why = resolve_arch(wish, "cpu", lambda name: name == "mobilenet_v2")
-    assert found == "mobilenet_v2" and why == f"the first of '{wish}' whose weights are within reach"
+    assert found == "mobilenet_v2" and why == f"the first of '{wish}' whose weights are available"
     found, why = resolve_arch(wish, "cpu", lambda _: False)
     assert found == "tf_efficientnet_lite0"
     assert why.startswith(
-        "the weights of resnet18 are out of reach; the weights of mobilenet_v2 are out of reach; no GPU"
+        "the weights of resnet18 are not available; the weights of mobilenet_v2 are not available; no GPU"
     )
     assert resolve_arch("resnet18", "cpu", lambda _: False) == ("resnet18", "as given"), "an error later, in words"
 
@@ -266,11 +266,11 @@ def test_a_recipes_body_is_the_one_whose_weights_are_at_hand_and_the_choice_is_w
     table = split(image_table(images), recipe)
     found, weights, reasons = resolve(recipe, table)
     assert found.arch == weights.arch == EMBEDDED_ARCH
-    assert reasons["arch"].startswith("the weights of mobilenet_v2 are out of reach; ")
+    assert reasons["arch"].startswith("the weights of mobilenet_v2 are not available; ")
     (tmp_path / "kaggle/input/weights").mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "kaggle/input/weights/mobilenet_v2.pth")
     found, weights, reasons = resolve(recipe, table)
-    assert found.arch == weights.arch == "mobilenet_v2" and "within reach" in reasons["arch"]
+    assert found.arch == weights.arch == "mobilenet_v2" and "are available" in reasons["arch"]
     assert resolve(recipe.changed(scratch=True, arch="resnet18 or auto"), table)[0].arch == "resnet18"
     mine = recipe.changed(arch="resnet18 or auto", weights=str(tmp_path / "kaggle/input/weights/mobilenet_v2.pth"))
     assert resolve(mine, table)[0].arch == "resnet18", "a file of weights is for the body that the recipe names first"

@@ -38,6 +38,8 @@ def audit_command(
 ) -> None:
     """Check every image for problems: unreadable files, duplicates, leaks, conflicting labels, imbalance.
 
+    Examples:
+
     ```text
     baseline audit images/
     baseline audit train.csv --image-dir train_images/ --out audit/
@@ -80,6 +82,8 @@ def filter_command(
 
     The images that are left out are listed beside it, in NAME-left-out.csv, the least probable first.
 
+    Examples:
+
     ```text
     baseline filter images/ --model runs/skyline-or-not --keep skyline --out skylines.csv
     baseline run skylines.csv
@@ -103,6 +107,8 @@ def filter_command(
 
 def recipes_command() -> None:
     """List the recipes, with their measured results.
+
+    Examples:
 
     ```text
     baseline recipes
@@ -130,6 +136,8 @@ def copy_command(
     dest: Annotated[Path, typer.Argument(help="A folder, or the name of the new file.")] = Path(),
 ) -> None:
     """Copy a recipe's TOML file, to change it and run it as your own.
+
+    Examples:
 
     ```text
     baseline copy cifar10 .

@@ -100,6 +100,8 @@ def _weight_rows() -> Iterator[tuple[str, str]]:
 def doctor_command() -> None:
     """Show what this machine has and lacks: versions, device, disk space, data sets, weights.
 
+    Examples:
+
     ```text
     baseline doctor
     ```

@@ -81,6 +81,8 @@ def ladder_command(
 ) -> None:
     """Compare a majority guess, frozen features, fine-tuning and training from scratch on one split.
 
+    Examples:
+
     ```text
     baseline ladder images/
     baseline ladder cifar10 --images-per-class 250 --preset quick
@@ -132,6 +134,8 @@ def curve_command(
     changes: dict[str, Any],
 ) -> None:
     """Measure accuracy against the number of training images, and predict what twice as many would bring.
+
+    Examples:
 
     ```text
     baseline curve images/
@@ -194,6 +198,8 @@ def clean_command(
 
     A classifier that has not seen an image checks its label. Open clean.html, decide, download fixes.csv, and pass it
     to `baseline run ... --fixes fixes.csv`.
+
+    Examples:
 
     ```text
     baseline clean runs/mine

@@ -28,6 +28,8 @@ def compare_command(
 ) -> None:
     """Compare finished runs: metrics with intervals, and whether they differ by more than noise.
 
+    Examples:
+
     ```text
     baseline compare runs/quick runs/standard
     baseline compare runs/seeds/seed-* --csv seeds.csv --html seeds.html
@@ -50,6 +52,8 @@ def runs_command(
 ) -> None:
     """List the runs in a folder with their accuracy, date and seconds; unfinished ones, too.
 
+    Examples:
+
     ```text
     baseline runs
     baseline runs experiments/
@@ -66,6 +70,8 @@ def report_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the path only, no progress.")] = False,
 ) -> None:
     """Write report.html, its pictures and the model card again, as every run does at its end; print the path.
+
+    Examples:
 
     ```text
     baseline report runs/mine

@@ -95,6 +95,8 @@ def run_command(
 ) -> None:
     """Train an image classifier and report its accuracy.
 
+    Examples:
+
     ```text
     baseline run images/                         # one folder per class
     baseline run cifar10 --preset standard

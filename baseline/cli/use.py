@@ -74,6 +74,8 @@ def predict_command(
 
     An image that cannot be read gets a row that says why; the others are predicted.
 
+    Examples:
+
     ```text
     baseline predict runs/mine holiday.jpg
     baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
@@ -162,6 +164,8 @@ def serve_command(
     Images stay in memory and never reach the disk or another machine. Without --host only this machine can use the
     server; with it, everyone who reaches the address can: there are no passwords.
 
+    Examples:
+
     ```text
     baseline serve runs/mine --open
     baseline serve runs/mine/model --port 8080 --tta
@@ -187,6 +191,8 @@ def check_command(model: Model) -> None:
 
     The tensors are compared with their sha256 and with the architecture, and the network is run on the few images that
     the folder keeps for this purpose.
+
+    Examples:
 
     ```text
     baseline check runs/mine
@@ -238,6 +244,8 @@ def export_command(
     ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and return calibrated probabilities, as
     `baseline predict` does.
 
+    Examples:
+
     ```text
     baseline export runs/mine --to onnx --images images/test/
     baseline export runs/mine --to onnx --int8 --images images/ -o small.onnx
@@ -251,8 +259,8 @@ def export_command(
     if to == "learner":
         print(
             "WARNING: a learner is a pickle file, and loading one runs any code that is in it: share it only with "
-            "people who trust you, and load only files that you trust. It needs baseline where it is loaded, and returns "
-            "uncalibrated probabilities.",
+            "people who trust you, and load only files that you trust. It needs baseline where it is loaded, and "
+            "returns uncalibrated probabilities.",
             file=sys.stderr,
         )
     progress = make_progress(quiet)
@@ -289,6 +297,8 @@ def import_command(
 
     The learner is a pickle file, and opening it runs any code that is in it; this needs --trust-pickle.
 
+    Examples:
+
     ```text
     baseline import export.pkl --trust-pickle
     baseline import export.pkl --trust-pickle -o mine --images images/valid/
@@ -319,6 +329,8 @@ def bundle_command(
 ) -> None:
     """Collect what a Kaggle kernel without internet needs, to attach as a data set: wheels, weights, a model.
 
+    Examples:
+
     ```text
     baseline bundle kaggle-baseline
     baseline bundle kaggle-baseline --arch resnet18 --arch convnext_tiny
@@ -346,6 +358,8 @@ def push_command(
     """Push the model folder of a run, with its card, to the Hugging Face hub, in one commit.
 
     It contains the network, its configuration and the card, but no images and no paths of this machine.
+
+    Examples:
 
     ```text
     baseline push runs/mine me/ants-and-bees --dry-run
@@ -399,6 +413,8 @@ def submit_command(
 ) -> None:
     """Write a competition's submission.csv in the format of its sample, check it, and report the checks.
 
+    Examples:
+
     ```text
     baseline submit runs/mine
     baseline submit runs/mine --sample sample_submission.csv --image-dir test/
@@ -409,8 +425,8 @@ def submit_command(
 
     print(
         submit(
-            [run, *split_paths(ensemble)], sample, image_dir, out=out, shape=shape, codes=codes, leave_extra=leave_extra,
-            overwrite=overwrite, progress=make_progress(quiet),
+            [run, *split_paths(ensemble)], sample, image_dir, out=out, shape=shape, codes=codes,
+            leave_extra=leave_extra, overwrite=overwrite, progress=make_progress(quiet),
         )
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Pure rules that resolve each `"auto"` of a recipe. Each returns its choice and the reason, which is printed and kept."""
 
 from __future__ import annotations
 
@@ -22,47 +22,48 @@ __all__ = [
 
 
 EMBEDDED_ARCH = "tf_efficientnet_lite0"
-"""The body whose ImageNet weights come with the package, so that it works anywhere without a download."""
+"""The backbone whose ImageNet weights are installed with the package, so that no download is needed."""
 
 
 def resolve_preset(device: str) -> tuple[str, str]:
-    """The preset and why: `standard` on a GPU, `quick` on a CPU."""
+    """Return the preset and the reason: `standard` on a GPU, `quick` on a CPU."""
     if device == "cpu":
-        return "quick", "no GPU here; --preset standard trains longer"
-    return "standard", f"a GPU is here ({device})"
+        return "quick", "no GPU was found; the preset standard trains longer"
+    return "standard", f"a GPU was found ({device})"
 
 
 def resolve_arch(arch: str, device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
-    """The architecture and why: of several, with `" or "` between, the first that is obtainable, or the last.
+    """Return the architecture and the reason: of several separated by `" or "`, the first whose weights are available.
 
-    `"auto"` is resnet50 on a GPU that can get its weights, else the embedded body.
+    The last one is used if none is. `"auto"` is resnet50 on a GPU if its weights are available, and the embedded
+    backbone otherwise.
 
     >>> resolve_arch("auto", "cpu", lambda name: True)[0]
     'tf_efficientnet_lite0'
     >>> resolve_arch("resnet18 or auto", "cpu", lambda name: False)[1]
-    'the weights of resnet18 are out of reach; no GPU here; these are installed with the package'
+    'the weights of resnet18 are not available; no GPU was found; these are installed with the package'
     """
     *first, last = arch.split(" or ")
     for name in first:
         if obtainable(name):
-            return name, f"the first of '{arch}' whose weights are within reach"
-    found, why = _default_arch(device, obtainable) if last == "auto" else (last, "as given")
-    return found, "; ".join([*(f"the weights of {name} are out of reach" for name in first), why])
+            return name, f"the first of '{arch}' whose weights are available"
+    chosen, reason = default_arch(device, obtainable) if last == "auto" else (last, "as given")
+    return chosen, "; ".join([*(f"the weights of {name} are not available" for name in first), reason])
 
 
-def _default_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
+def default_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
     if device == "cpu":
-        return EMBEDDED_ARCH, "no GPU here; these are installed with the package"
+        return EMBEDDED_ARCH, "no GPU was found; these are installed with the package"
     if obtainable("resnet50"):
-        return "resnet50", "a GPU is here and the weights are within reach"
-    return EMBEDDED_ARCH, "the weights of resnet50 are out of reach; these are installed with the package"
+        return "resnet50", "a GPU was found and the weights are available"
+    return EMBEDDED_ARCH, "the weights of resnet50 are not available; these are installed with the package"
 
 
 def resolve_batch_size(batch_size: str | int, images: int, device: str) -> tuple[int, str]:
-    """The number of images per step and why.
+    """Return the number of images per step and the reason.
 
-    `"auto"` is a power of two: about an eighth of the training images, from 16 to 64 (to 128 on a GPU). Fewer
-    images than a batch would train on no batch at all, so the batch shrinks.
+    `"auto"` is a power of two: about an eighth of the training images, from 16 to 64 (to 128 on a GPU). A
+    batch larger than the training set would never be filled, so it is reduced.
 
     >>> resolve_batch_size("auto", 220, "cpu")[0], resolve_batch_size(64, 40, "cpu")[0]
     (16, 40)
@@ -71,33 +72,33 @@ def resolve_batch_size(batch_size: str | int, images: int, device: str) -> tuple
         if batch_size <= images:
             return batch_size, "as given"
         return images, f"{images} training images do not fill a batch of {batch_size}"
-    top = 64 if device == "cpu" else 128
+    largest = 64 if device == "cpu" else 128
     size = 16
-    while size * 2 <= top and size * 16 <= images:
+    while size * 2 <= largest and size * 16 <= images:
         size *= 2
     if size >= images:
         return images, f"all {images} training images at once"
-    return size, f"about an eighth of {images} training images, 16 to {top}"
+    return size, f"about an eighth of {images} training images, 16 to {largest}"
 
 
 def resolve_epochs(stages: tuple[Stage, ...], images: int, batch_size: int) -> tuple[tuple[Stage, ...], str]:
-    """The stages with epochs added where images are so few that a stage would make fewer than its `steps`, and why.
+    """Return the stages, with epochs added where a stage would make fewer than its `steps`, and the reason.
 
     >>> resolve_epochs((Stage("head", 2, steps=70),), 220, 16)[1]
-    '220 images are 13 steps an epoch: stage 1 has 6 epochs instead of 2'
+    '220 images are 13 steps per epoch: stage 1 has 6 epochs instead of 2'
     """
-    settled = tuple(dataclasses.replace(stage, epochs=stage.epochs_of(images, batch_size)) for stage in stages)
-    more = [
+    resolved = tuple(dataclasses.replace(stage, epochs=stage.epochs_of(images, batch_size)) for stage in stages)
+    changes = [
         f"stage {number} has {new.epochs} epochs instead of {old.epochs}"
-        for number, (old, new) in enumerate(zip(stages, settled, strict=True), 1)
+        for number, (old, new) in enumerate(zip(stages, resolved, strict=True), 1)
         if new != old
     ]
-    words = f"{images} images are {images // batch_size} steps an epoch: {', '.join(more)}"
-    return settled, words if more else ""
+    reason = f"{images} images are {images // batch_size} steps per epoch: {', '.join(changes)}"
+    return resolved, reason if changes else ""
 
 
 def resolve_precision(precision: str, device: str) -> tuple[str, str]:
-    """The number format of the forward and backward passes and why.
+    """Return the number format of forward and backward passes, and the reason.
 
     Raises:
         RecipeError: for a 16-bit format on a CPU.
@@ -112,19 +113,19 @@ def resolve_precision(precision: str, device: str) -> tuple[str, str]:
 
 
 def resolve_frozen_precision(precision: str, device: str, units: Collection[str]) -> tuple[str, str]:
-    """The number format of passes through frozen layers and why.
+    """Return the number format of passes through frozen layers, and the reason.
 
     Args:
-        units: what the CPU has for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine architectures at 48
+        units: instruction sets of the CPU for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine architectures at 48
             to 224 px, `benchmarks/README.md`); without, it is emulated, 15 times slower (AMD Zen 3).
 
     >>> resolve_frozen_precision("auto", "cpu", ["AMX"])
-    ('bfloat16', 'the CPU has AMX, which is quicker')
+    ('bfloat16', 'the CPU has AMX, which is faster')
     >>> resolve_frozen_precision("auto", "cpu", [])[0]
     'float32'
 
     Raises:
-        RecipeError: for bfloat16 on a CPU that has nothing for it.
+        RecipeError: for bfloat16 on a CPU without instructions for it.
     """
     if device != "cpu":
         return "float32", "on a GPU the format is that of training"
@@ -134,4 +135,4 @@ def resolve_frozen_precision(precision: str, device: str, units: Collection[str]
         return precision, "as given"
     if not units:
         return "float32", "the CPU has neither AMX nor AVX-512 BF16"
-    return "bfloat16", f"the CPU has {' and '.join(units)}, which is quicker"
+    return "bfloat16", f"the CPU has {' and '.join(units)}, which is faster"

@@ -1,4 +1,4 @@
-"""Run folders -> a table of runs, and whether they differ by more than noise. Knows run folders; runs nothing."""
+"""Compares finished runs: a table of their metrics, and whether they differ by more than noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError
-from baseline.recipe.diff import flatten
+from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
 from baseline.runs.folder import headline_split, looks_unfinished, read_manifest, read_predictions
 
 if TYPE_CHECKING:
@@ -19,54 +19,50 @@ __all__ = ["Comparison", "compare_runs", "list_runs"]
 
 
 MAX_DEPTH = 3
-"""Folders below the one that is listed in which runs are looked for: `runs/seeds/seed-0` is two deep."""
+"""Maximum depth at which runs are listed: `runs/seeds/seed-0` is two folders deep."""
 
 
-WORDS = ("name", "title", "expected", "presets", "log")
-"""Of a recipe; they change no number."""
+DIFFERENCE_COLUMNS = ("difference", "difference_low", "difference_high", "p", "shared")
 
 
-DIFFERENCE = ("difference", "difference_low", "difference_high", "p", "shared")
-
-
-MISSING_COLUMNS = "not told"
-"""Of what a manifest lacks, as one of another version does."""
+NOT_SET = "not set"
+"""Value of what a manifest does not have, such as one that another version wrote."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other."""
+    """Several runs side by side."""
 
     table: pd.DataFrame
-    """One row a run: `run, split, images, accuracy, low, high`, then `balanced_accuracy`, `macro_f1` and `ece`, each
+    """One row per run: `run, split, images, accuracy, low, high`, then `balanced_accuracy`, `macro_f1` and `ece`, each
     with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
-    `difference_high`, `p` (McNemar's mid-p; Holm's where more than two runs are compared), `shared` (images),
+    `difference_high`, `p` (McNemar's mid-p, Holm-corrected for more than two runs), `shared` (images),
     `seconds`, `megabytes` (of the model file) and `differs` (what differs from the first run in recipe, weights, device
-    and versions). Missing where not told. An average has the sums of its runs' seconds and megabytes, and differences
-    to the best of them."""
+    and versions). Missing where a manifest does not say. An ensemble has the sums of its runs' seconds and megabytes, and
+    differences to the best of them."""
     sentences: list[str]
-    """One for each run but the first: how much it differs from the first, and how sure that is; of an average, from
-    the best of its runs."""
+    """One for each run but the first: how much it differs from the first (an ensemble: from the best of its runs), and
+    how certain that is."""
 
     def as_html(self) -> str:
-        """The table and the sentences as one page that needs no other file."""
+        """Return the table and the sentences as a self-contained HTML page."""
         return _html_page(self)
 
 
 def compare_runs(
     runs: Sequence[str | Path], *, anyway: bool = False, averages: Sequence[Sequence[str | Path]] = ()
 ) -> Comparison:
-    """Compares finished runs, each with the first, on the test images they share (valid, if they have no test split).
+    """Compare finished runs with the first one, on the test images they share (valid if there is no test split).
 
     Args:
-        runs: run folders, two or more.
-        anyway: compare runs of different images, too, as far as they share any.
-        averages: each a list of some of the runs, of whose calibrated probabilities the mean is judged, too, as
-            `baseline.load` of these runs would predict.
+        runs: two or more run folders.
+        anyway: compare runs with different images on those that they share.
+        averages: lists of some of the runs; the mean of their calibrated probabilities is evaluated as well, as
+            `baseline.load` of these runs predicts.
 
     Raises:
-        OutputError: if a folder is no finished run, or a newer version wrote it.
-        DataError: if the images or their labels are not the same.
+        OutputError: if a folder is not a finished run, or a newer version wrote it.
+        DataError: if the images or their labels differ.
 
     >>> compare_runs(["runs/quick", "runs/standard"]).sentences                      # doctest: +SKIP
     ['runs/standard against runs/quick on 10,000 images: +2.1 points (+1.6 to +2.6): more than noise (p < 0.001)']
@@ -77,44 +73,50 @@ def compare_runs(
         raise DataError(f"{len(runs)} run was given; two or more were needed. Name another run folder.")
     folders = [Path(run) for run in runs]
     manifests = [read_manifest(folder) for folder in folders]
-    chosen = [_member_numbers(folders, average) for average in averages]
+    ensembles = [_member_numbers(folders, members) for members in averages]
     split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
-    tables = [_run_row(folder, split) for folder in folders]
+    tables = [_split_predictions(folder, split) for folder in folders]
     if not anyway:
         _check_comparable(folders, tables, split)
-    together = [_ensemble_table([folders[at] for at in some], [manifests[at] for at in some], split) for some in chosen]
-    bests = [max(some, key=lambda at: (tables[at]["predicted"] == tables[at]["label"]).mean()) for some in chosen]
-    tests = _paired_tests(
-        [(tables[0], each) for each in tables[1:]]
-        + [(tables[best], table) for best, table in zip(bests, together, strict=True)]
-    )
+    ensemble_tables = [
+        _ensemble_table([folders[number] for number in members], [manifests[number] for number in members], split)
+        for members in ensembles
+    ]
+    best_members = [
+        max(members, key=lambda number: (tables[number]["predicted"] == tables[number]["label"]).mean())
+        for members in ensembles
+    ]
+    pairs = [(tables[0], table) for table in tables[1:]]
+    pairs += [(tables[best], table) for best, table in zip(best_members, ensemble_tables, strict=True)]
+    tests = _paired_tests(pairs)
     rows: list[dict[str, Any]] = []
-    told: list[str] = []
-    singles = len(folders) - 1
-    for folder, manifest, test in zip(folders, manifests, [{}, *tests[:singles]], strict=True):
+    sentences: list[str] = []
+    run_tests, ensemble_tests = tests[: len(folders) - 1], tests[len(folders) - 1 :]
+    for folder, manifest, test in zip(folders, manifests, [{}, *run_tests], strict=True):
         changes = _changed_settings(manifests[0], manifest)
-        differs = "; ".join(f"{key}: {other} (was {one})" for key, (one, other) in changes.items())
+        differs = "; ".join(f"{key}: {other} (was {first})" for key, (first, other) in changes.items())
         row = _manifest_row(folder, manifest, split) | {"differs": differs}
         if rows:
-            found, words = _differences(test, set(changes))
-            row |= found
-            told.append(f"{folder} against {folders[0]} {words}")
+            columns, description = _differences(test, set(changes))
+            row |= columns
+            sentences.append(f"{folder} against {folders[0]} {description}")
         rows.append(row)
-    for some, best, table, test in zip(chosen, bests, together, tests[singles:], strict=True):
-        found, words = _differences(test, {"average"})
-        row = _ensemble_row([rows[at] for at in some], table, manifests[some[0]], split) | found
-        told.append(f"the {row['run']} against the best of these, {folders[best]}, {words}")
+    for members, best, table, test in zip(ensembles, best_members, ensemble_tables, ensemble_tests, strict=True):
+        columns, description = _differences(test, {"ensemble"})
+        row = _ensemble_row([rows[number] for number in members], table, manifests[members[0]], split) | columns
+        sentences.append(f"the {row['run']} against the best of these, {folders[best]}, {description}")
         rows.append(row)
     if len(tests) > 1:
-        told.append(f"p is held against {len(tests)} comparisons made at once (Holm 1979).")
-    return Comparison(pd.DataFrame(rows, columns=list(dict.fromkeys(key for row in rows for key in row))), told)
+        sentences.append(f"p-values are Holm-corrected for {len(tests)} comparisons.")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return Comparison(pd.DataFrame(rows, columns=columns), sentences)
 
 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
-    """The runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
+    """List the runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
 
-    Unfinished ones come first, then the others by date. `state` is `finished`, `unfinished` (it runs still, or was
-    ended), or what is wrong with its manifest.
+    Unfinished runs come first, then the others by date. `state` is `finished`, `unfinished` (still running, or
+    interrupted), or what is wrong with the manifest.
 
     Raises:
         DataError: if there is no such folder.
@@ -125,17 +127,17 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Give the folder that holds your runs.")
     columns = ["run", "state", "finished", "split", "accuracy", "low", "high", "seconds", "arch"]
-    found = pd.DataFrame([_list_row(run) for run in _run_folders(folder, MAX_DEPTH)], columns=columns)
-    return found.sort_values(["finished", "run"], ignore_index=True)
+    rows = [_list_row(run) for run in _run_folders(folder, MAX_DEPTH)]
+    return pd.DataFrame(rows, columns=columns).sort_values(["finished", "run"], ignore_index=True)
 
 
-def _run_row(folder: Path, split: str) -> pd.DataFrame:
+def _split_predictions(folder: Path, split: str) -> pd.DataFrame:
     table = read_predictions(folder, ("path", "label", "split", "predicted"))
     return table[table["split"] == split]
 
 
 def _manifest_row(folder: Path, manifest: dict[str, Any], split: str) -> dict[str, Any]:
-    """What the manifest says."""
+    """The row of a run, as its manifest has it."""
     file = folder / "model" / "model.safetensors"
     return {
         "run": str(folder),
@@ -147,14 +149,14 @@ def _manifest_row(folder: Path, manifest: dict[str, Any], split: str) -> dict[st
 
 
 def _metrics_row(numbers: dict[str, Any]) -> dict[str, Any]:
-    """What `measure` told of a split, as columns; numbers that older versions did not tell stay out."""
-    found = numbers.get("tta", {})
-    low, high = found.get("interval", (None, None))
-    row = {"images": numbers.get("images"), "accuracy": found.get("accuracy"), "low": low, "high": high}
+    """The metrics of a split as columns; those that older versions did not compute are None."""
+    metrics = numbers.get("tta", {})
+    low, high = metrics.get("interval", (None, None))
+    row = {"images": numbers.get("images"), "accuracy": metrics.get("accuracy"), "low": low, "high": high}
     for name in ("balanced_accuracy", "macro_f1", "ece"):
-        low, high = found.get("intervals", {}).get(name, (None, None))
-        row |= {name: found.get(name), f"{name}_low": low, f"{name}_high": high}
-    return row | {"loss": found.get("loss")} | dict.fromkeys(DIFFERENCE)
+        low, high = metrics.get("intervals", {}).get(name, (None, None))
+        row |= {name: metrics.get(name), f"{name}_low": low, f"{name}_high": high}
+    return row | {"loss": metrics.get("loss")} | dict.fromkeys(DIFFERENCE_COLUMNS)
 
 
 def _list_row(folder: Path) -> dict[str, Any]:
@@ -166,17 +168,18 @@ def _list_row(folder: Path) -> dict[str, Any]:
     except BaselineError as error:
         return row | {"state": str(error)}
     split = headline_split(manifest["metrics"])
-    known = _manifest_row(folder, manifest, split)
-    kept = {key: known[key] for key in ("split", "accuracy", "low", "high", "seconds")}
-    return row | kept | {"finished": str(manifest.get("finished", "")), "arch": manifest["recipe"].get("arch")}
+    full_row = _manifest_row(folder, manifest, split)
+    columns = {key: full_row[key] for key in ("split", "accuracy", "low", "high", "seconds")}
+    arch = flatten_recipe(manifest["recipe"]).get("arch")
+    return row | columns | {"finished": str(manifest.get("finished", "")), "arch": arch}
 
 
-def _run_folders(folder: Path, deepest: int) -> list[Path]:
-    """Folders that are runs, finished or begun; nothing is looked for inside a run."""
+def _run_folders(folder: Path, depth: int) -> list[Path]:
+    """Folders of runs, finished or not; the folders inside a run are not searched."""
     if (folder / "manifest.json").exists() or looks_unfinished(folder):
         return [folder]
-    below = [each for each in sorted(folder.iterdir()) if each.is_dir() and not each.is_symlink()] if deepest else []
-    return [run for each in below for run in _run_folders(each, deepest - 1)]
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()] if depth else []
+    return [run for subfolder in subfolders for run in _run_folders(subfolder, depth - 1)]
 
 
 def _check_comparable(folders: list[Path], tables: list[pd.DataFrame], split: str) -> None:
@@ -184,92 +187,96 @@ def _check_comparable(folders: list[Path], tables: list[pd.DataFrame], split: st
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         if (paths := set(table["path"])) != first:
             raise DataError(
-                f"{folder} and {folders[0]} were measured on different {split} images: {len(paths):,} and "
+                f"{folder} and {folders[0]} were evaluated on different {split} images: {len(paths):,} and "
                 f"{len(first):,}, of which they share {len(paths & first):,}. Give --anyway to compare them on these."
             )
 
 
 def _paired_tests(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict[str, Any]]:
-    """`paired_test` of each pair of tables; nothing for those that share no image."""
+    """Results of `paired_test` for each pair of tables; empty for pairs that share no image."""
     from baseline.evaluation.significance import holm_correction, paired_test
 
     return holm_correction([paired_test(one, two) if set(one["path"]) & set(two["path"]) else {} for one, two in pairs])
 
 
-def _differences(found: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:
-    """How a run differs from the first: columns of its row, and words."""
+def _differences(test: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:
+    """How a run differs from the first one: columns of its row, and a sentence."""
     from baseline.evaluation.explain import describe_difference
 
-    if not found:
+    if not test:
         return {"shared": 0}, "cannot be tested: they share no image."
-    low, high = found["interval"]
-    row = dict(zip(DIFFERENCE, (found["difference"], low, high, found["p"], found["images"]), strict=True))
-    words = f"on {found['images']:,} images: {describe_difference(found)}."
-    if found["beyond_noise"] and changes == {"seed"}:
-        # McNemar compares two networks; how far two networks of one recipe lie apart is the noise of training
-        found["beyond_noise"] = False
-        words = f"on {found['images']:,} images: {describe_difference(found)}. The p is of these two networks; as they "
-        words += "differ by the seed only, it is what one recipe's trainings lie apart. --seeds tells how much that is."
-    if found["beyond_noise"] and not changes:
-        words += " Nothing that the manifests tell differs: the code did, or the machine."
-    return row, words
+    low, high = test["interval"]
+    row = dict(zip(DIFFERENCE_COLUMNS, (test["difference"], low, high, test["p"], test["images"]), strict=True))
+    if test["beyond_noise"] and changes == {"seed"}:
+        # McNemar's test compares two networks; how far two networks of one recipe differ is the noise of training
+        test["beyond_noise"] = False
+        description = (
+            f"on {test['images']:,} images: {describe_difference(test)}. The p-value is for these two networks; they "
+            "differ in the seed only, so this is the variation between trainings of one recipe. --seeds measures it."
+        )
+    else:
+        description = f"on {test['images']:,} images: {describe_difference(test)}."
+    if test["beyond_noise"] and not changes:
+        description += " The manifests have the same settings: the code or the machine differs."
+    return row, description
 
 
 def _changed_settings(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two manifests and may change numbers: (first's, other's) by name."""
+    """What differs between two manifests and may change the result: (first's, other's) value by name."""
     one, two = (
-        flatten({key: value for key, value in manifest["recipe"].items() if key not in WORDS})
+        flatten_recipe({key: value for key, value in manifest["recipe"].items() if key not in IGNORED_FIELDS})
         | flatten({key: manifest[key] for key in ("device", "versions") if key in manifest})
         | {"weights": weights.get("sha256") if isinstance(weights := manifest.get("weights"), dict) else weights}
         for manifest in (first, other)
     )
-    splits = {manifest.get("data", {}).get("sha256", MISSING_COLUMNS) for manifest in (first, other)}
-    alike = ("split", "split_file") if len(splits) == 1 and MISSING_COLUMNS not in splits else ()
-    keys = [key for key in dict.fromkeys((*one, *two)) if key not in alike]
-    return {
-        key: (one.get(key, MISSING_COLUMNS), two.get(key, MISSING_COLUMNS))
-        for key in keys
-        if one.get(key) != two.get(key)
-    }
+    splits = {manifest.get("data", {}).get("sha256", NOT_SET) for manifest in (first, other)}
+    same_split = ("split", "split_file") if len(splits) == 1 and NOT_SET not in splits else ()
+    keys = [key for key in dict.fromkeys((*one, *two)) if key not in same_split]
+    return {key: (one.get(key, NOT_SET), two.get(key, NOT_SET)) for key in keys if one.get(key) != two.get(key)}
 
 
-def _member_numbers(folders: Sequence[Path], average: Sequence[str | Path]) -> list[int]:
-    """Which of the compared runs are meant, by number."""
-    if missing := [each for each in average if Path(each) not in folders]:
-        raise DataError(f"{missing[0]} is to be averaged, and is not among the runs that are compared. Add it to them.")
-    found = [folders.index(Path(each)) for each in average]
-    if len(set(found)) < max(2, len(found)):
-        given = ", ".join(map(str, average))
-        raise DataError(f"An average is of two or more different runs; given: {given}. Name each once.")
-    return found
+def _member_numbers(folders: Sequence[Path], members: Sequence[str | Path]) -> list[int]:
+    """The positions of an ensemble's runs among the compared runs."""
+    if missing := [run for run in members if Path(run) not in folders]:
+        raise DataError(f"{missing[0]} is part of an ensemble but not among the compared runs. Add it to them.")
+    numbers = [folders.index(Path(run)) for run in members]
+    if len(set(numbers)) < max(2, len(numbers)):
+        names = ", ".join(map(str, members))
+        raise DataError(f"An ensemble needs two or more different runs; given: {names}. Name each once.")
+    return numbers
 
 
 def _ensemble_table(folders: Sequence[Path], manifests: Sequence[dict[str, Any]], split: str) -> pd.DataFrame:
     from baseline.evaluation.ensemble import ensemble
 
-    recipes = [manifest["recipe"] for manifest in manifests]
-    kinds = [("many", recipe["threshold"]) if recipe.get("labels") == "many" else ("one", 0.5) for recipe in recipes]
-    for folder, kind in zip(folders, kinds, strict=True):
-        if kind != kinds[0]:
-            raise DataError(f"{folder} and {folders[0]} differ in labels or threshold, and have no average.")
+    tasks = [_task_of(manifest) for manifest in manifests]
+    for folder, task in zip(folders, tasks, strict=True):
+        if task != tasks[0]:
+            raise DataError(f"{folder} and {folders[0]} differ in task or threshold, so they cannot form an ensemble.")
     tables = [table[table["split"] == split] for table in map(read_predictions, folders)]
     temperatures = [manifest.get("calibration", {}).get("temperature") for manifest in manifests]
-    return ensemble(tables, temperatures, *kinds[0])
+    return ensemble(tables, temperatures, *tasks[0])
+
+
+def _task_of(manifest: dict[str, Any]) -> tuple[str, float]:
+    """The task of a run, and the threshold of its labels."""
+    recipe = flatten_recipe(manifest["recipe"])
+    return ("multilabel", recipe["threshold"]) if recipe.get("task") == "multilabel" else ("single", 0.5)
 
 
 def _ensemble_row(
     rows: Sequence[dict[str, Any]], table: pd.DataFrame, manifest: dict[str, Any], split: str
 ) -> dict[str, Any]:
-    """The row of the average of the runs of these rows."""
+    """The row of the ensemble of the runs in these rows."""
     from baseline.evaluation.metrics import evaluate
 
     sums = {key: [row[key] for row in rows] for key in ("seconds", "megabytes")}
     return {
-        "run": f"average of {' and '.join(row['run'] for row in rows)}",
+        "run": f"ensemble of {' and '.join(row['run'] for row in rows)}",
         "split": split,
-        **_metrics_row(evaluate(table, manifest["recipe"].get("labels", "one"))[split]),
-        **{key: None if None in each else round(sum(each), 1) for key, each in sums.items()},
-        "differs": f"average of {len(rows)} runs",
+        **_metrics_row(evaluate(table, _task_of(manifest)[0])[split]),
+        **{key: None if None in values else round(sum(values), 1) for key, values in sums.items()},
+        "differs": f"ensemble of {len(rows)} runs",
     }
 
 
@@ -281,19 +288,19 @@ STYLE = (
 )
 
 
-def _html_page(found: Comparison) -> str:
-    head = "".join(f'<th scope="col">{escape(str(name)).replace("_", " ")}</th>' for name in found.table)
+def _html_page(comparison: Comparison) -> str:
+    head = "".join(f'<th scope="col">{escape(str(name)).replace("_", " ")}</th>' for name in comparison.table)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(_format_value(value))}</td>" for value in row) + "</tr>"
-        for row in found.table.itertuples(index=False)
+        for row in comparison.table.itertuples(index=False)
     )
-    told = "".join(f"<li>{escape(line)}</li>" for line in found.sentences)
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Runs compared</title>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>Runs compared</h1><ul>{told}</ul><div><table>"
-        "<caption>Shares are 0 to 1, intervals 95 %, differences to the first run, of an average to the best of its "
-        "runs.</caption>"
+        f"<style>{STYLE}</style></head><body><h1>Comparison of runs</h1><ul>{sentences}</ul><div><table>"
+        "<caption>Fractions are 0 to 1; intervals are 95 %; differences are to the first run, for an ensemble to the "
+        "best of its runs.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></body></html>\n"
     )
 

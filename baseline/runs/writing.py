@@ -11,11 +11,11 @@ from baseline.recipe.load import recipe_from_dict
 from baseline.system import package_versions
 
 if TYPE_CHECKING:
-    from baseline.recipe.schema import Recipe
     import pandas as pd
     from fastai.learner import Learner
     from torch import Tensor
 
+    from baseline.recipe.schema import Recipe
     from baseline.training.state import History
     from baseline.vision.weights import Weights
 
