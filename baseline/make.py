@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from baseline.data.prepare import count_by_split, load_image_table, prepare_table, run_request, splits_differ
 from baseline.errors import OutputError, RecipeError
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
 
     from baseline.inference.model import Model
+    from baseline.recipe.changes import RecipeChanges
     from baseline.training.state import History
     from baseline.vision.weights import Weights
 
@@ -83,7 +84,7 @@ def make_baseline(
     out: str | Path | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
-    **changes: Any,
+    **changes: Unpack[RecipeChanges],
 ) -> Baseline:
     """Train a baseline on images and return the model, its metrics and the folder that holds them.
 
@@ -116,7 +117,7 @@ def make_baseline(
     progress = progress or ConsoleProgress()
     repeated = Path(str(recipe)) if images is None and str(recipe).endswith(".json") else None
     chosen, images = choose_recipe(images, recipe)
-    chosen, reasons = apply_changes(chosen, seed, changes)
+    chosen, reasons = apply_changes(chosen, seed, dict(changes))
     check_loggers(chosen.options.loggers)
     with process_group(), ExitStack() as stack:
         if world_size() > 1 and parse_duration(chosen.training.budget):
@@ -129,7 +130,7 @@ def make_baseline(
         return _run(images, chosen, reasons, scratch, run_folder, Progress())
 
 
-def resume(run: str | Path, *, progress: Progress | None = None, **changes: Any) -> Baseline:
+def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpack[RecipeChanges]) -> Baseline:
     """Resume an unfinished run from its folder; see `make_baseline`.
 
     Args:

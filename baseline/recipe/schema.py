@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Predicate
@@ -103,6 +104,12 @@ def is_budget(value: str) -> bool:
     return value == "" or parse_duration(value) > 0
 
 
+def as_paths(value: Any) -> Any:
+    """One path or several as a tuple of text; an empty path is none."""
+    paths = [value] if isinstance(value, str | Path) else value
+    return tuple(str(path) for path in paths if str(path)) if isinstance(paths, list | tuple) else value
+
+
 def split_logger_names(value: Any) -> Any:
     """Logger names in a list, or in one text with commas, each once and without `none`."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
@@ -112,7 +119,7 @@ def split_logger_names(value: Any) -> Any:
 
 
 Text = Annotated[str, Needed("text")]
-Path_ = Annotated[str, Needed("a path")]
+PathText = Annotated[str, Needed("a path")]
 Flag = Annotated[bool, Needed("true or false")]
 Pixels = Annotated[int, Interval(ge=8, le=4096), Needed("pixels, a whole number from 8 to 4096")]
 Fraction = Annotated[float, Interval(ge=0.01, le=0.9), Needed("a fraction from 0.01 to 0.9")]
@@ -138,7 +145,7 @@ class DataSettings:
     )
     """A split keeps groups together where it is given, unless `split` says otherwise."""
     split_col: Text = setting("", "Column that holds train, valid or test.", IMAGES_PANEL)
-    image_dir: Path_ = setting(
+    image_dir: PathText = setting(
         "", "Folder of the images that a table names; the table's own folder by default.", IMAGES_PANEL, common=True
     )
     label_from: Text = setting("", "Regular expression that finds the label in an image's path.", IMAGES_PANEL)
@@ -151,7 +158,7 @@ class DataSettings:
     images_per_class: Annotated[int, Interval(ge=0, le=10**9), Needed("a whole number, 0 for all")] = setting(
         0, "Train on a random subset with this many images per class; 0 takes all.", IMAGES_PANEL, common=True
     )
-    fixes: Annotated[tuple[str, ...], Before(as_tuple), Needed("a list of paths")] = setting(
+    fixes: Annotated[tuple[str, ...], Before(as_paths), Needed("a list of paths")] = setting(
         (), "Tables of corrected labels, as baseline clean writes them.", IMAGES_PANEL
     )
     """They are applied in order to all images but those that the result is measured on."""
@@ -168,7 +175,7 @@ class SplitSettings:
     method: Annotated[str, Predicate(is_split_method), Needed(f"one of {', '.join(SPLIT_METHODS)}")] = setting(
         "auto", f"How to split: {', '.join(SPLIT_METHODS)}.", SPLIT_PANEL, flat="split", common=True
     )
-    file: Path_ = setting("", "A run's split.csv, to split exactly as that run did.", SPLIT_PANEL, flat="split_file")
+    file: PathText = setting("", "A run's split.csv, to split exactly as that run did.", SPLIT_PANEL, flat="split_file")
     fold: Annotated[int, Interval(ge=0, le=999), Needed("a whole number from 0, below the number of folds")] = setting(
         0, "Train this fold only, counted from 0; all folds by default.", SPLIT_PANEL
     )
@@ -192,7 +199,7 @@ class ModelSettings:
     )
     """With `" or "` between names, the first whose weights are available (see `resolve_arch`)."""
     pretrained: Flag = setting(True, "Start from pretrained weights.", common=True)
-    weights: Path_ = setting("", "A .pth or .safetensors file of pretrained weights.", common=True)
+    weights: PathText = setting("", "A .pth or .safetensors file of pretrained weights.", common=True)
     """Empty looks for the architecture's own weights, offline first."""
     head: Literal["linear", "fastai"] = setting(
         "linear", "linear (pooling, BatchNorm, one layer) or fastai (two layers with dropout)."

@@ -1,0 +1,72 @@
+"""The keyword arguments that change a recipe, for type checkers: `make_baseline(images, image_size=128)`.
+
+A test compares the keys and types with the fields in `baseline.recipe.schema`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from baseline.recipe.schema import Augment, RunOptions, Stage
+
+__all__ = ["RecipeChanges"]
+
+
+class RecipeChanges(TypedDict, total=False):
+    """Fields of a recipe by flat name, whole groups, and the preset."""
+
+    preset: Literal["auto", "quick", "standard", "best"]
+    name: str
+    title: str
+    # data
+    data: str | Mapping[str, Any]
+    image_col: str
+    label_col: str
+    group_col: str
+    split_col: str
+    image_dir: str
+    label_from: str
+    task: Literal["auto", "single", "multilabel"]
+    positive: str
+    images_per_class: int
+    fixes: str | Path | Sequence[str | Path]
+    audit: Literal["tell", "strict", "none"]
+    # split
+    split: str | Mapping[str, Any]
+    split_file: str
+    fold: int
+    valid_fraction: float
+    test_fraction: float
+    leaks: Literal["keep", "drop"]
+    # model
+    model: Mapping[str, Any]
+    arch: str
+    pretrained: bool
+    weights: str
+    head: Literal["linear", "fastai"]
+    image_size: int
+    resize: Literal["squish", "crop", "pad"]
+    precision: Literal["auto", "float32", "float16", "bfloat16"]
+    frozen_precision: Literal["auto", "float32", "bfloat16"]
+    # training
+    training: Mapping[str, Any]
+    batch_size: int | Literal["auto"]
+    class_balance: Literal["none", "weights", "sampler"]
+    freeze: Literal["features", "fastai"]
+    patience: int
+    budget: str
+    augment: Augment | Mapping[str, Any]
+    stages: Sequence[Stage | Mapping[str, Any]]
+    # evaluation
+    evaluation: Mapping[str, Any]
+    tta: Sequence[Literal["flip", "five_crops"]]
+    threshold: float
+    # options
+    options: RunOptions | Mapping[str, Any]
+    workers: int
+    cache_gb: float
+    loggers: str | Sequence[str]
+    presets: Mapping[str, Mapping[str, Any]]
+    expected: Mapping[str, Any]
