@@ -1,4 +1,4 @@
-"""Pure rules that resolve each `"auto"` of a recipe. Each returns its choice and the reason, which is printed and kept."""
+"""Pure rules that resolve each `"auto"` of a recipe, with the reason, which is printed and written down."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def resolve_frozen_precision(precision: str, device: str, units: Collection[str]
     """Return the number format of passes through frozen layers, and the reason.
 
     Args:
-        units: instruction sets of the CPU for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine architectures at 48
-            to 224 px, `benchmarks/README.md`); without, it is emulated, 15 times slower (AMD Zen 3).
+        units: instruction sets of the CPU for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine
+            architectures at 48 to 224 px, `benchmarks/README.md`); without, it is emulated, 15 times slower (AMD Zen 3).
 
     >>> resolve_frozen_precision("auto", "cpu", ["AMX"])
     ('bfloat16', 'the CPU has AMX, which is faster')

@@ -56,9 +56,10 @@ def flatten_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def diff_recipes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two recipes and may change the result: (first's, second's) value by flat name.
+    """Return what differs between two recipes and may change the result, by flat name: (first, second) value.
 
-    >>> one, two = {"seed": 0, "augment": {"flip": True}}, {"seed": 1, "augment": {"flip": True}, "options": {"workers": 2}}
+    >>> one = {"seed": 0, "augment": {"flip": True}}
+    >>> two = {"seed": 1, "augment": {"flip": True}, "options": {"workers": 2}}
     >>> diff_recipes(one, two)
     {'seed': (0, 1)}
     """

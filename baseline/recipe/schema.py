@@ -255,7 +255,7 @@ class Stage:
         Before(as_tuple),
         Needed("'find', a learning rate, or [first, last] above 0"),
     ] = "find"
-    """`"find"`, one learning rate, or (first layers, last layers): fastai's `slice`, multiplied evenly between."""
+    """`"find"`, one rate, or (first layers, last layers): fastai's `slice`, evenly multiplied between."""
     batch_norm: Annotated[Literal["frozen", "train"], Needed("'frozen' or 'train'")] = "frozen"
     """Statistics of the body's BatchNorm: `"frozen"` keeps the pretrained ones, `"train"` updates them, as in fastai."""
     views: Annotated[tuple[Literal["flip"], ...], Before(as_tuple), Needed("[] or ['flip']")] = ()
