@@ -117,7 +117,7 @@ def resolve_frozen_precision(precision: str, device: str, units: Collection[str]
 
     Args:
         units: instruction sets of the CPU for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine
-            architectures at 48 to 224 px, `benchmarks/README.md`); without, it is emulated, 15 times slower (AMD Zen 3).
+            architectures at 48 to 224 px, `benchmarks/README.md`); without, it is emulated and 15 times slower (Zen 3).
 
     >>> resolve_frozen_precision("auto", "cpu", ["AMX"])
     ('bfloat16', 'the CPU has AMX, which is faster')

@@ -255,9 +255,9 @@ class Stage:
         Before(as_tuple),
         Needed("'find', a learning rate, or [first, last] above 0"),
     ] = "find"
-    """`"find"`, one rate, or (first layers, last layers): fastai's `slice`, evenly multiplied between."""
+    """`"find"`, one rate, or (first layers, last layers), fastai's `slice`, evenly multiplied between."""
     batch_norm: Annotated[Literal["frozen", "train"], Needed("'frozen' or 'train'")] = "frozen"
-    """Statistics of the body's BatchNorm: `"frozen"` keeps the pretrained ones, `"train"` updates them, as in fastai."""
+    """`"find"`, one rate, or (first layers, last layers), as in fastai: `slice`, multiplied evenly between."""
     views: Annotated[tuple[Literal["flip"], ...], Before(as_tuple), Needed("[] or ['flip']")] = ()
     """What a head stage on cached features sees besides the plain training images."""
     image_size: int = 0
