@@ -26,9 +26,9 @@ class _SilentBar:
 
 
 class Progress:
-    """Says nothing. Pass `show=Show()` to `make_baseline` to silence it."""
+    """Says nothing. Pass `progress=Progress()` to `make_baseline` to silence it."""
 
-    several = False
+    part_of_series = False
     """It shows one run of several: how to go on when it is interrupted is told by whoever makes them."""
 
     def log(self, line: str) -> None:
@@ -39,7 +39,7 @@ class Progress:
         """A bar of `total` units, 0 where unknown; `unit="bytes"` shows sizes and speed, any other word a count."""
         yield _SilentBar()
 
-    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Takes numbers of training, by name, at a step: training batches since the run began, over all stages."""
 
 

@@ -104,7 +104,7 @@ def test_too_few_images_left_after_the_unreadable_ones_is_refused(tmp_path: Path
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png")
     (tmp_path / "b/2.png").write_text("nothing")
     table = image_table(tmp_path)
-    assert table.attrs["source"]["oddities"] == []
+    assert table.attrs["source"]["notes"] == []
     with pytest.raises(DataError, match=r"Class 'b' has one image only; two were needed to train\. Add images"):
         baseline.make_baseline(table, out=tmp_path / "run", progress=baseline.Progress())
     assert not (tmp_path / "run" / "manifest.json").exists()
@@ -113,7 +113,7 @@ def test_too_few_images_left_after_the_unreadable_ones_is_refused(tmp_path: Path
 def test_what_cannot_be_trained_with_can_be_looked_at(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png", "B/1.png", "ant/1.png", "ant/2.png", "Ant/1.png", "Ant/2.png")
     table = image_table(tmp_path)
-    assert table.attrs["source"]["oddities"] == [
+    assert table.attrs["source"]["notes"] == [
         "classes 'B', 'b' have one image only; two were needed to train",
         "'Ant', 'ant' differ in case only", "'B', 'b' differ in case only",
     ]  # fmt: skip
@@ -126,9 +126,9 @@ def test_one_class_is_told_from_all_others(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{label}/{n}.png" for label in ("glass", "metal", "plastic") for n in range(3)))
     table = image_table(tmp_path, positive="plastic")
     assert table.groupby("label").size().to_dict() == {"not plastic": 6, "plastic": 3}
-    assert table.attrs["source"]["oddities"] == ["2 classes are one, 'not plastic'"]
+    assert table.attrs["source"]["notes"] == ["2 classes are one, 'not plastic'"]
     again = image_table(table, positive="plastic")
-    assert list(again["label"]) == list(table["label"]) and not again.attrs["source"]["oddities"]
+    assert list(again["label"]) == list(table["label"]) and not again.attrs["source"]["notes"]
     with pytest.raises(DataError, match=r"no class 'plastik'\. Did you mean 'plastic'"):
         image_table(tmp_path, positive="plastik")
     with pytest.raises(DataError, match="several labels are not told into 'glass' and the rest"):

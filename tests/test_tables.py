@@ -257,7 +257,7 @@ def test_what_was_understood_is_five_lines(forest: Path) -> None:
     (forest / "oak" / "notes.txt").write_text("")
     (forest / "empty").mkdir()
     lines = summarize_source(image_table(forest))
-    assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "oddities"]
+    assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "notes"]
     assert "6 images of 2 classes: oak 3, pine 3" in lines[2]
     assert "no images in 'empty'" in lines[4] and "1 files of other kinds" in lines[4]
 
@@ -358,11 +358,11 @@ def test_a_row_number_is_not_taken_for_the_image(tmp_path: Path) -> None:
 def test_named_labels_are_not_taken_for_groups_and_ours_are_not_overwritten(forest: Path) -> None:
     frame = rows(forest).rename(columns={"label": "person"})
     frame.to_csv(forest / "a.csv", index=False)
-    frame.assign(twins=range(6), width=7).to_csv(forest / "b.csv", index=False)
+    frame.assign(duplicate_id=range(6), width=7).to_csv(forest / "b.csv", index=False)
     for file, columns in (("a.csv", Columns()), ("b.csv", Columns(label="person"))):
         table = image_table(forest / file, columns=columns)
         assert table["label"].tolist() == ["oak"] * 3 + ["pine"] * 3 and table["group"].isna().all()
-    assert "twins_" in table and "twins" not in table
+    assert "duplicate_id_" in table and "duplicate_id" not in table
 
 
 @pytest.mark.parametrize(

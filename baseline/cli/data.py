@@ -75,7 +75,7 @@ def audit(
     for path in write_audit(out, checked) if out else []:
         show.log(f"written: {path}")
     if strict:
-        checked.refuse_leaks()
+        checked.raise_on_leaks()
 
 
 def recipes() -> None:

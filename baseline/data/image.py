@@ -101,7 +101,7 @@ def open_image(source: Any, formats: tuple[str, ...] | None = None) -> Image.Ima
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says, in RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _to_uint8(image).convert("RGB")
+        return _gray_to_uint8(image).convert("RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         clear = image.convert("RGBA")
@@ -109,7 +109,7 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_uint8(image: Image.Image) -> Image.Image:
+def _gray_to_uint8(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or floats as 8 bits: by its format's range where the values fill it, else by their own."""
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)

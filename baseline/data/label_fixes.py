@@ -46,8 +46,8 @@ def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, labels: str = "
     classes = sorted(table["label"].unique())
     now = table["label"].copy()
     for file in files:
-        given = _read_fix_file(resolve_path(str(file)))
-        rows, found = _match_rows(given, table, file), now.to_numpy()
+        given = read_fix_file(resolve_path(str(file)))
+        rows, found = match_fixes(given, table, file), now.to_numpy()
         if strange := sorted({*given["new_label"]} - {"", *classes}):
             raise DataError(f"{file} names classes that are not there: {quoted_list(strange)}. "
                             f"{unknown_name('class', strange[0], classes)}")  # fmt: skip
@@ -88,18 +88,18 @@ def apply_fixes(table: pd.DataFrame, fixes: pd.DataFrame) -> tuple[pd.DataFrame,
     if gone := len(fixes) - int(changed.sum() + dropped.sum() + held.sum()):
         told.append(f"{gone:,} images had left the table before")
     found = table.assign(label=table["label"].mask(changed, new))[~dropped].reset_index(drop=True)
-    _check_labels(found, "one", "After these fixes")
+    check_table_after(found, "one", "After these fixes")
     return found, "; ".join(told)
 
 
-def _check_labels(table: pd.DataFrame, labels: str, why: str) -> None:
+def check_table_after(table: pd.DataFrame, labels: str, why: str) -> None:
     try:
         check_table(table, labels)
     except DataError as error:
         raise DataError(f"{why}: {error}") from None
 
 
-def _read_fix_file(file: Path) -> pd.DataFrame:
+def read_fix_file(file: Path) -> pd.DataFrame:
     given = read_table(file)
     if missing := [name for name in FIX_COLUMNS if name not in given]:
         raise DataError(f"{file} has no column {quoted_list(missing)}; needed: {', '.join(FIX_COLUMNS)}. "
@@ -107,7 +107,7 @@ def _read_fix_file(file: Path) -> pd.DataFrame:
     return given[list(FIX_COLUMNS)]
 
 
-def _match_rows(given: pd.DataFrame, table: pd.DataFrame, file: Any) -> np.ndarray:
+def match_fixes(given: pd.DataFrame, table: pd.DataFrame, file: Any) -> np.ndarray:
     """For each fix the row of its image in the table."""
     found = match_rows(table["path"], given["path"], str(file))
     hits = np.flatnonzero(found >= 0)

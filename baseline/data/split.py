@@ -11,7 +11,7 @@ Ways of splitting (`Recipe.split`), each seeded, each by class as far as its oth
 | `kfold:K`, `group-kfold:K` | K parts of all images but the test ones; part number `Recipe.fold` is the valid split |
 | `time:COLUMN` | the oldest images train, the newest test |
 
-Copies of one image (`twins`, from the audit) always lie on one side, except where the split was given.
+Copies of one image (`duplicate_id`, from the audit) always lie on one side, except where the split was given.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         found = found.assign(label=found[OTHER_LABELS]).drop(columns=OTHER_LABELS)
     else:
         found = _split_single_label(table, recipe)
-    return _check_splits(found, recipe.labels)
+    return check_splits(found, recipe.labels)
 
 
 def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -78,20 +78,20 @@ def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         table["split"] = None
     whole = table["split"].isna().all()
     table["split"] = table["split"].fillna("train").astype(str)
-    together = "group" if "group" in way else "twins"
+    together = "group" if "group" in way else "duplicate_id"
     units = unit_ids(table, together)
     if way == "time":
-        _split_by_time(table, units, argument, recipe)
-        return _subsample(table, recipe.images_per_class, rng) if recipe.images_per_class else table
+        split_by_time(table, units, argument, recipe)
+        return subsample(table, recipe.images_per_class, rng) if recipe.images_per_class else table
     if whole and not way.endswith("kfold"):
-        _hold_out(table, units, "test", recipe.test_share, rng)
+        hold_out(table, units, "test", recipe.test_share, rng)
     if recipe.images_per_class:
-        table = _subsample(table, recipe.images_per_class, rng)
+        table = subsample(table, recipe.images_per_class, rng)
         units = unit_ids(table, together)
     if way.endswith("kfold"):
-        _split_kfold(table, units, int(argument), recipe)
+        split_kfold(table, units, int(argument), recipe)
     elif not (table["split"] == "valid").any():
-        _hold_out(table, units, "valid", recipe.valid_share, rng)
+        hold_out(table, units, "valid", recipe.valid_share, rng)
     return table
 
 
@@ -140,7 +140,7 @@ def unit_ids(table: pd.DataFrame, column: str) -> np.ndarray:
     """A number for each image, the same where images have to stay on one side: copies, and with `"group"` groups.
 
     Args:
-        column: `"group"` or `"twins"`.
+        column: `"group"` or `"duplicate_id"`.
 
     Raises:
         DataError: if groups are asked for and there are none.
@@ -159,7 +159,7 @@ def unit_ids(table: pd.DataFrame, column: str) -> np.ndarray:
 
 def _join_units(units: np.ndarray, table: pd.DataFrame) -> np.ndarray:
     """Units that share copies of an image made one."""
-    twins = table["twins"].to_numpy() if "twins" in table else np.full(len(table), -1)
+    twins = table["duplicate_id"].to_numpy() if "duplicate_id" in table else np.full(len(table), -1)
     linked = np.flatnonzero(twins >= 0)
     if not len(linked):
         return units
@@ -176,7 +176,7 @@ def connected_components(one: np.ndarray, two: np.ndarray, count: int) -> np.nda
     return connected_components(links, directed=False)[1]
 
 
-def _rows_by_class(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _shuffled_rows_by_class(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Row numbers among `rows`, one shuffled array per class, in the classes' alphabetical order."""
     for _, members in sorted(table.loc[rows].groupby("label").groups.items()):
         yield rng.permutation(np.asarray(members))
@@ -187,7 +187,7 @@ def _required_classes(table: pd.DataFrame) -> list[list[str]]:
     return table[OTHER_LABELS].map(split_labels).tolist() if OTHER_LABELS in table else [[]] * len(table)
 
 
-def _hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rng: np.random.Generator) -> None:
+def hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rng: np.random.Generator) -> None:
     """Moves a share of each class's training images, at least one and never the last, to the split `name`.
 
     Whole units move, so that a share is met only about; a unit that would take a class's last training image stays,
@@ -215,7 +215,7 @@ def _hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, r
             left[each] -= int(count)
             goal[each] -= int(count)
 
-    for rows in _rows_by_class(table, train, rng):
+    for rows in _shuffled_rows_by_class(table, train, rng):
         mine = label[rows[0]]
         before = goal[mine]
         for row in rows:
@@ -229,7 +229,7 @@ def _hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, r
     table.loc[np.isin(units, list(moved)) & (table["split"] == "train").to_numpy(), "split"] = name
 
 
-def _split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
+def split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
     """Training and valid images in `folds` parts, in the column `fold`; part `recipe.fold` becomes the valid split."""
     rows = np.flatnonzero(table["split"] != "test")
     grouped = "group" in recipe.split
@@ -264,10 +264,10 @@ def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *,
     return numbers
 
 
-def _split_by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
+def split_by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
     if column not in table.columns:
         raise DataError(f"{unknown_name('column', column, map(str, table.columns))} Change --split time:COLUMN.")
-    own = pd.Series(_parse_times(table[column], column))
+    own = pd.Series(parse_times(table[column], column))
     times = own.groupby(units).transform("max").to_numpy()  # of copies the newest counts
     order = np.argsort(times, kind="stable")
     ranked = times[order]
@@ -279,20 +279,20 @@ def _split_by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: 
     table.loc[order[edges[1] :], "split"] = "test"
 
 
-def _parse_times(values: pd.Series, column: str) -> np.ndarray:
+def parse_times(values: pd.Series, column: str) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values):
         times = values
     else:
         times = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
         if times.isna().mean() > 0.5:
-            times = _parse_dates(values, column)
+            times = parse_dates(values, column)
     if (bad := times.isna()).any():
         example = values[bad].iloc[0]
         raise DataError(f"{int(bad.sum()):,} values of '{column}' are no times, first '{example}'. Mend them.")
     return times.to_numpy()
 
 
-def _parse_dates(values: pd.Series, column: str) -> pd.Series:
+def parse_dates(values: pd.Series, column: str) -> pd.Series:
     """Dates as ISO 8601 writes them, else in the one order of day and month that fits them all."""
     iso = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
     if iso.isna().mean() <= 0.5:
@@ -307,9 +307,9 @@ def _parse_dates(values: pd.Series, column: str) -> pd.Series:
     return whole[0] if whole else iso
 
 
-def _subsample(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
+def subsample(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
     train = np.flatnonzero(table["split"] == "train")
-    dropped = [row for rows in _rows_by_class(table, train, rng) for row in rows[per_class:]]
+    dropped = [row for rows in _shuffled_rows_by_class(table, train, rng) for row in rows[per_class:]]
     others = _required_classes(table)
     there = set(chain.from_iterable(others[row] for row in set(train) - set(dropped)))
     back = []
@@ -320,7 +320,7 @@ def _subsample(table: pd.DataFrame, per_class: int, rng: np.random.Generator) ->
     return table.drop(index=list(set(dropped) - set(back))).reset_index(drop=True)
 
 
-def _check_splits(table: pd.DataFrame, labels: str) -> pd.DataFrame:
+def check_splits(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     """Refuses what cannot be trained and validated."""
     if not (table["split"] == "valid").any():
         raise DataError(

@@ -89,9 +89,9 @@ def image_table(
     """
     columns, progress = columns or Columns(), progress or Progress()
     if isinstance(images, pd.DataFrame):
-        found = _read_table_source(images, "the DataFrame", Path.cwd(), columns)
+        found = read_table_source(images, "the DataFrame", Path.cwd(), columns)
     else:
-        found = _read_source(_locate(str(images), progress), columns, label_from)
+        found = read_source(locate_source(str(images), progress), columns, label_from)
     if columns != Columns() and not found.columns.startswith("images"):
         raise DataError(f"Columns were named, but the images come as {found.form}. Name the table, or no columns.")
     table = found.table.sort_values("path", kind="stable", ignore_index=True)
@@ -99,13 +99,13 @@ def image_table(
         if is_multilabel(table["label"], labels):
             raise DataError(f"Images with several labels are not told into '{positive}' and the rest. Leave it out.")
         others = table.loc[table["label"] != positive, "label"].nunique()
-        found.oddities += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
+        found.notes += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
         table["label"] = binarize(table["label"], positive)
     counts = count_trainable(table, labels)
-    found.oddities += [_single_image_message(single)] if (single := sorted(counts.index[counts < 2])) else []
+    found.notes += [_single_image_message(single)] if (single := sorted(counts.index[counts < 2])) else []
     alike = [sorted(each) for _, each in counts.index.to_series().groupby(counts.index.str.casefold()) if len(each) > 1]
-    found.oddities += [f"{quoted_list(each)} differ in case only" for each in alike[:3]]
-    table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
+    found.notes += [f"{quoted_list(each)} differ in case only" for each in alike[:3]]
+    table.attrs["source"] = {"form": found.form, "columns": found.columns, "notes": found.notes}
     return table
 
 
@@ -144,7 +144,7 @@ def _single_image_message(classes: list[str]) -> str:
 
 def summarize_source(table: pd.DataFrame) -> list[str]:
     """What was understood of the images, in five lines: form, columns, classes, splits, oddities."""
-    source = table.attrs.get("source", {"form": "a table", "columns": "", "oddities": []})
+    source = table.attrs.get("source", {"form": "a table", "columns": "", "notes": []})
     many = is_multilabel(table["label"])
     counts = explode_labels(table["label"]).value_counts()
     listed = ", ".join(f"{label} {count:,}" for label, count in counts.head(8).items())
@@ -157,11 +157,11 @@ def summarize_source(table: pd.DataFrame) -> list[str]:
         f"columns:  {source['columns'] or 'none; classes are folders'}",
         f"classes:  {len(table):,} images of {len(counts)} classes{several}: {listed}{more}",
         f"splits:   {', '.join(f'{name} {count:,}' for name, count in splits.items())}{groups}",
-        f"oddities: {'; '.join(source['oddities']) or 'none'}",
+        f"notes:    {'; '.join(source['notes']) or 'none'}",
     ]
 
 
-def _locate(images: str, progress: Progress) -> Path:
+def locate_source(images: str, progress: Progress) -> Path:
     """The folder or table file behind a path, an archive or a name."""
     if images in DATASETS:
         return dataset(images, progress=progress)
@@ -203,56 +203,56 @@ def _folder_size(folder: Path) -> bytes:
 
 
 @dataclass
-class _Source:
+class SourceTable:
     table: pd.DataFrame
     form: str
     columns: str = ""
-    oddities: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def _read_source(where: Path, columns: Columns, label_from: str) -> _Source:
+def read_source(where: Path, columns: Columns, label_from: str) -> SourceTable:
     if where.is_file():
         if label_from:
             raise DataError(f"{where} is a file; --label-from goes with a folder of images.")
         if not where.name.lower().endswith(TABLE_SUFFIXES):
             endings = ", ".join((*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES))
             raise DataError(f"{where} is a file; a folder of images was needed, or one that ends in {endings}.")
-        return _read_table_source(read_table(where, ROW_BYTES), where.name, where.parent, columns)
+        return read_table_source(read_table(where, ROW_BYTES), where.name, where.parent, columns)
     folder = enter_single_folder(where)
     if label_from:
-        return _read_file_names(folder, label_from)
+        return read_labels_from_names(folder, label_from)
     tables = find_tables(folder)
     if training := [each for each in tables if "train" in each.stem.lower()]:
-        return _read_competition(folder, training, columns)
+        return read_competition_folder(folder, training, columns)
     parts = find_class_parents(folder)
-    found = _Source(class_rows(parts), describe_layout(folder, parts), "", folder_notes(folder, parts, tables))
+    found = SourceTable(class_rows(parts), describe_layout(folder, parts), "", folder_notes(folder, parts, tables))
     if tables and found.table["label"].nunique() < 2:
-        return _read_competition(folder, tables, columns)
+        return read_competition_folder(folder, tables, columns)
     if found.table.empty:
-        raise DataError(_nothing_found_error(folder))
+        raise DataError(no_images_message(folder))
     return found
 
 
-def _read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> _Source:
+def read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> SourceTable:
     if frame.empty:
         raise DataError(f"{name} has no rows. Give a table with one row an image.")
     rows = rows_from_table(frame, name, folder, columns)
-    return _Source(rows.table, f"a table of {len(frame):,} rows, {name}", rows.words, rows.oddities)
+    return SourceTable(rows.table, f"a table of {len(frame):,} rows, {name}", rows.words, rows.notes)
 
 
-def _read_competition(folder: Path, tables: list[Path], columns: Columns) -> _Source:
+def read_competition_folder(folder: Path, tables: list[Path], columns: Columns) -> SourceTable:
     """A table beside the folders of its images, as Kaggle has it."""
     chosen = min(tables, key=lambda path: (len(path.stem), path.name))
-    found = _read_table_source(read_table(chosen, ROW_BYTES), chosen.name, folder, columns)
+    found = read_table_source(read_table(chosen, ROW_BYTES), chosen.name, folder, columns)
     found.form = f"a competition's folder: {chosen.name} and the images below {folder}"
     others = [each.name for each in find_tables(folder) if each != chosen]
-    found.oddities += [f"not read: {quoted_list(others)}"] if others else []
+    found.notes += [f"not read: {quoted_list(others)}"] if others else []
     unnamed = len(set(images_below(folder)) - set(found.table["path"]))
-    found.oddities += [f"{unnamed:,} images that {chosen.name} does not name are left alone"] if unnamed else []
+    found.notes += [f"{unnamed:,} images that {chosen.name} does not name are left alone"] if unnamed else []
     return found
 
 
-def _read_file_names(folder: Path, label_from: str) -> _Source:
+def read_labels_from_names(folder: Path, label_from: str) -> SourceTable:
     try:
         pattern = re.compile(label_from)
     except re.error as error:
@@ -273,10 +273,10 @@ def _read_file_names(folder: Path, label_from: str) -> _Source:
     labels = [hit[label] for hit in hits if hit]
     groups = [hit["group"] for hit in hits if hit] if "group" in pattern.groupindex else None
     table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
-    return _Source(table, f"images with the label in their name, {folder}", f"labels by '{label_from}'")
+    return SourceTable(table, f"images with the label in their name, {folder}", f"labels by '{label_from}'")
 
 
-def _nothing_found_error(folder: Path) -> str:
+def no_images_message(folder: Path) -> str:
     loose: Any = sum(1 for _ in images_below(folder))
     if loose:
         return (

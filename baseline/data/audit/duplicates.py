@@ -49,10 +49,10 @@ def near_pairs(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.n
         starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] ^ np.uint64(mask)))
         for low, high in pairwise([*starts, len(order)]):
             if high - low > 1:
-                yield from _pairs_within(order[low:high], hashes, bits, masks[:piece])
+                yield from pairs_in_bucket(order[low:high], hashes, bits, masks[:piece])
 
 
-def _pairs_within(
+def pairs_in_bucket(
     members: np.ndarray, hashes: np.ndarray, bits: int, earlier: list[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     values = hashes[members]
@@ -76,7 +76,7 @@ def find_pairs(images: pd.DataFrame, seen: ScanResult) -> pd.DataFrame:
     _, first, which = np.unique(seen.digest[whole], return_index=True, return_inverse=True)
     leader = whole[first[which]]
     copies, unique = whole[leader != whole], whole[leader == whole]
-    near = _distinctive(*_similar_pairs(unique, seen), len(images))
+    near = drop_chance_pairs(*similar_pairs(unique, seen), len(images))
     one, two, distance = (
         np.concatenate(each)
         for each in zip((leader[leader != whole], copies, np.zeros(len(copies), np.uint8)), near, strict=True)
@@ -101,20 +101,21 @@ def find_pairs(images: pd.DataFrame, seen: ScanResult) -> pd.DataFrame:
     return pairs
 
 
-def _similar_pairs(unique: np.ndarray, seen: ScanResult) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def similar_pairs(unique: np.ndarray, seen: ScanResult) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of these images that look alike: first, second, bits between hashes, and difference of thumbnails, 0-1.
 
     Where there are more than MOST_PAIRS, as with images that are all alike, ever stricter ones are kept.
     """
     unique = unique[
-        np.concatenate([_contrast(_center(seen.thumb[part])) for part in _row_blocks(unique)]) >= MIN_CONTRAST
+        np.concatenate([thumbnail_contrast(subtract_channel_means(seen.thumb[part])) for part in row_blocks(unique)])
+        >= MIN_CONTRAST
     ]
     hashes, most, held = seen.hash[unique], 1 - MIN_CORRELATION, 0
     none: list[np.ndarray] = [np.empty(0, kind) for kind in (np.int64, np.int64, np.uint8, np.float32)]
     parts: list[tuple[np.ndarray, ...]] = [tuple(none)]
     for one, two, bits in near_pairs(hashes, MAX_BITS if len(unique) <= LARGE_TABLE else MAX_BITS_LARGE):
         one, two = unique[one], unique[two]
-        difference = _thumbnail_distance(seen.thumb, one, two)
+        difference = thumbnail_distance(seen.thumb, one, two)
         keep = difference < most
         parts.append((one[keep], two[keep], bits[keep], difference[keep]))
         held += int(keep.sum())
@@ -126,31 +127,33 @@ def _similar_pairs(unique: np.ndarray, seen: ScanResult) -> tuple[np.ndarray, np
     return first, second, bits, difference
 
 
-def _thumbnail_distance(thumbs: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def thumbnail_distance(thumbs: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """One minus the correlation of each pair's thumbnails, channel by channel, so that a colour cast does not count."""
     found = []
-    for rows, others in zip(_row_blocks(one), _row_blocks(two), strict=True):
-        first, second = _center(thumbs[rows]), _center(thumbs[others])
-        found.append(1 - (first * second).mean(1) / np.maximum(_contrast(first) * _contrast(second), 1e-6))
+    for rows, others in zip(row_blocks(one), row_blocks(two), strict=True):
+        first, second = subtract_channel_means(thumbs[rows]), subtract_channel_means(thumbs[others])
+        found.append(
+            1 - (first * second).mean(1) / np.maximum(thumbnail_contrast(first) * thumbnail_contrast(second), 1e-6)
+        )
     return np.concatenate(found)
 
 
-def _center(thumbs: np.ndarray) -> np.ndarray:
+def subtract_channel_means(thumbs: np.ndarray) -> np.ndarray:
     """N x 192 floats, the mean of each channel taken off."""
     channels = thumbs.reshape(-1, 64, 3).astype(np.float32)
     return (channels - channels.mean(1, keepdims=True)).reshape(-1, 192)
 
 
-def _contrast(centred: np.ndarray) -> np.ndarray:
+def thumbnail_contrast(centred: np.ndarray) -> np.ndarray:
     return np.sqrt((centred**2).mean(1))
 
 
-def _row_blocks(rows: np.ndarray) -> list[np.ndarray]:
+def row_blocks(rows: np.ndarray) -> list[np.ndarray]:
     """A few ten thousand at a time, which bounds memory; one empty block where there are none."""
     return [rows[at : at + 32_768] for at in range(0, max(1, len(rows)), 32_768)]
 
 
-def _distinctive(
+def drop_chance_pairs(
     one: np.ndarray, two: np.ndarray, bits: np.ndarray, difference: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Without pairs that look alike only because very many do: garments on white, digits, X-rays.

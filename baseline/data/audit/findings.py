@@ -28,7 +28,7 @@ from baseline.progress import Progress
 __all__ = ["Audit", "audit", "drop_unreadable", "find_leaks"]
 
 
-SMALL, LONG, TINY, UNEVEN = 32, 3.0, 10, 5.0
+SMALL_SIDE, LONG_ASPECT_RATIO, TINY_CLASS, IMBALANCE_RATIO = 32, 3.0, 10, 5.0
 """Pixels; long side over short; images of a class; largest class over smallest: from here on each is told."""
 
 
@@ -38,7 +38,7 @@ class Audit:
 
     images: pd.DataFrame
     """The image table with what was seen: `width, height` (pixels), `mode` (PIL's), `turned` (by EXIF), `frames`,
-    `reason` (why it cannot be read, else empty) and `twins` (a number that copies share, -1 where there are none)."""
+    `reason` (why it cannot be read, else empty) and `duplicate_id` (a number that copies share, -1 where there are none)."""
     pairs: pd.DataFrame
     """One row a pair of copies: `path, other, kind` (`exact`, `near`), `distance` (bits), `label, other_label, split,
     other_split, leak, conflict`."""
@@ -47,22 +47,22 @@ class Audit:
 
     @property
     def usable(self) -> pd.DataFrame:
-        """The image table without the images that cannot be read, with the column `twins` that `split` looks at."""
+        """The image table without the images that cannot be read, with the column `duplicate_id` that `split` looks at."""
         kept = self.images[self.images["reason"] == ""].reset_index(drop=True)
         return kept.drop(columns=list(SCAN_COLUMNS))
 
     @property
     def unreadable(self) -> pd.DataFrame:
         """`path, label, reason` of the images that cannot be read."""
-        return _unreadable(self.images)
+        return list_unreadable(self.images)
 
-    def telling_pairs(self) -> dict[str, pd.DataFrame]:
+    def pairs_to_review(self) -> dict[str, pd.DataFrame]:
         """Pairs worth looking at, by what they are: `leaks`, `conflicts`, `near_duplicates`; none that is empty."""
         near = self.pairs[self.pairs["kind"] == "near"].sort_values("distance", kind="stable")
         parts = {"leaks": self.pairs[self.pairs["leak"]], "conflicts": self.pairs[self.pairs["conflict"]]}
         return {name: part for name, part in {**parts, "near_duplicates": near}.items() if len(part)}
 
-    def refuse_leaks(self) -> None:
+    def raise_on_leaks(self) -> None:
         """Raises LeakError where images of one split have copies in another."""
         leaks = self.pairs[self.pairs["leak"]]
         if len(leaks):
@@ -89,10 +89,10 @@ def audit(table: pd.DataFrame, *, grouped: bool = False, progress: Progress | No
     progress = progress or Progress()
     table = table.reset_index(drop=True)
     seen = scan_images(table["path"].tolist(), progress)
-    images = table.assign(**seen.columns(), twins=-1)
-    _check_readable(images)
+    images = table.assign(**seen.to_columns(), duplicate_id=-1)
+    check_readable(images)
     pairs = find_pairs(images, seen)
-    images["twins"] = duplicate_ids(images, pairs)
+    images["duplicate_id"] = duplicate_ids(images, pairs)
     found = pd.DataFrame(
         collect_findings(images, pairs, grouped), columns=["finding", "images", "words", "effect", "answer"]
     )
@@ -110,21 +110,21 @@ def drop_unreadable(table: pd.DataFrame, progress: Progress | None = None) -> tu
     progress = progress or Progress()
     table = table.reset_index(drop=True)
     images = table.assign(reason=scan_images(table["path"].tolist(), progress).reason)
-    _check_readable(images)
-    return table[images["reason"] == ""].reset_index(drop=True), _unreadable(images)
+    check_readable(images)
+    return table[images["reason"] == ""].reset_index(drop=True), list_unreadable(images)
 
 
-def _unreadable(images: pd.DataFrame) -> pd.DataFrame:
+def list_unreadable(images: pd.DataFrame) -> pd.DataFrame:
     return images.loc[images["reason"] != "", ["path", "label", "reason"]].reset_index(drop=True)
 
 
 def find_leaks(table: pd.DataFrame) -> pd.Series:
-    """Which images of a table with splits and `twins` have a copy in a later one: training in valid, both in test."""
+    """Which images of a table with splits and `duplicate_id` have a copy in a later one: training in valid, both in test."""
     rank = table["split"].map({"train": 0, "valid": 1, "test": 2})
-    return (table["twins"] >= 0) & (rank < rank.groupby(table["twins"]).transform("max"))
+    return (table["duplicate_id"] >= 0) & (rank < rank.groupby(table["duplicate_id"]).transform("max"))
 
 
-def _check_readable(images: pd.DataFrame) -> None:
+def check_readable(images: pd.DataFrame) -> None:
     bad = images[images["reason"] != ""]
     if len(bad) == len(images):
         first = bad.iloc[0]
@@ -167,32 +167,32 @@ def collect_findings(
             count = found["other"].nunique()
             effect = "they count more than once; splits made here keep them on one side"
             yield f"{kind} duplicates", count, f"{count:,} images are {words}", effect, "none needed"
-    yield from _class_findings(whole)
-    yield from _image_findings(whole)
+    yield from class_findings(whole)
+    yield from image_findings(whole)
 
 
-def _class_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
+def class_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
     labels = whole[whole["split"].isna() | (whole["split"] == "train")]["label"]
     counts = explode_labels(labels).value_counts()
-    if counts.iloc[0] >= UNEVEN * counts.iloc[-1]:
+    if counts.iloc[0] >= IMBALANCE_RATIO * counts.iloc[-1]:
         words = f"'{counts.index[0]}' has {counts.iloc[0]:,} images, '{counts.index[-1]}' {counts.iloc[-1]:,}"
         effect = f"always saying '{counts.index[0]}' scores {counts.iloc[0] / counts.sum():.1%}"
         yield "imbalance", int(counts.iloc[0]), words, effect, "--balance weights"
-    tiny = counts[counts < TINY]
+    tiny = counts[counts < TINY_CLASS]
     if len(tiny):
-        words = f"{len(tiny)} classes have fewer than {TINY} images: {', '.join(map(str, tiny.index[:3]))}"
+        words = f"{len(tiny)} classes have fewer than {TINY_CLASS} images: {', '.join(map(str, tiny.index[:3]))}"
         yield "tiny classes", int(tiny.sum()), words, "what is said of these classes is chance", "add images"
 
 
-def _image_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
+def image_findings(whole: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
     sides = whole[["width", "height"]]
-    small = sides.min(axis=1) < SMALL
+    small = sides.min(axis=1) < SMALL_SIDE
     if small.any():
-        words = f"{int(small.sum()):,} are smaller than {SMALL} px, down to {int(sides.min(axis=1).min())} px"
+        words = f"{int(small.sum()):,} are smaller than {SMALL_SIDE} px, down to {int(sides.min(axis=1).min())} px"
         yield "small images", int(small.sum()), words, "little is left to see", "a smaller --image-size saves time"
-    long = sides.max(axis=1) > LONG * sides.min(axis=1)
+    long = sides.max(axis=1) > LONG_ASPECT_RATIO * sides.min(axis=1)
     if long.any():
-        words = f"{int(long.sum()):,} are more than {LONG:g} times as long as wide"
+        words = f"{int(long.sum()):,} are more than {LONG_ASPECT_RATIO:g} times as long as wide"
         yield "long images", int(long.sum()), words, "squeezed into a square they are distorted", "--resize pad"
     modes = whole["mode"].value_counts()
     if len(modes) > 1:

@@ -45,7 +45,7 @@ class ScanResult:
     """N x 192, uint8: 8 x 8 RGB."""
 
     @classmethod
-    def of(cls, count: int) -> ScanResult:
+    def empty(cls, count: int) -> ScanResult:
         text, whole = np.full(count, "", dtype=object), np.zeros(count, np.int32)
         flags, hashes = np.zeros(count, bool), np.zeros(count, np.uint64)
         return cls(
@@ -53,7 +53,7 @@ class ScanResult:
             hashes.copy(), np.zeros((count, 192), np.uint8),
         )  # fmt: skip
 
-    def put(self, row: int, facts: tuple) -> None:
+    def set_record(self, row: int, facts: tuple) -> None:
         self.reason[row], self.bytes[row], self.width[row], self.height[row], self.mode[row] = facts[:5]
         self.turned[row], self.frames[row] = facts[5:7]
         if not facts[0]:
@@ -61,38 +61,38 @@ class ScanResult:
             self.hash[row] = np.frombuffer(facts[8], np.uint64)[0]
             self.thumb[row] = np.frombuffer(facts[9], np.uint8)
 
-    def columns(self) -> dict[str, Any]:
+    def to_columns(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in SCAN_COLUMNS}
 
 
 def scan_images(paths: Sequence[str], progress: Progress) -> ScanResult:
-    seen = ScanResult.of(len(paths))
-    with closing(_ScanCache(progress)) as memory, progress.bar("looking at every image", len(paths), "images") as bar:
+    seen = ScanResult.empty(len(paths))
+    with closing(ScanCache(progress)) as memory, progress.bar("looking at every image", len(paths), "images") as bar:
         unknown = []
         for row, path in enumerate(paths):
-            stamp = _file_stamp(path)
+            stamp = file_stamp(path)
             if facts := memory.recall(path, stamp):
-                seen.put(row, facts)
+                seen.set_record(row, facts)
                 bar.step()
             else:
                 unknown.append((row, path, stamp))
         parts = [unknown[at : at + 64] for at in range(0, len(unknown), 64)]  # one by one, handing over costs too much
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for at in range(0, len(parts), 64):
-                for part, looks in zip(parts[at : at + 64], pool.map(_scan_many, parts[at : at + 64]), strict=True):
+                for part, looks in zip(parts[at : at + 64], pool.map(scan_batch, parts[at : at + 64]), strict=True):
                     for (row, path, stamp), facts in zip(part, looks, strict=True):
-                        seen.put(row, facts)
+                        seen.set_record(row, facts)
                         memory.keep(path, stamp, facts)
                     bar.step(len(part))
                 memory.save()
     return seen
 
 
-def _scan_many(part: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
-    return [_scan_image(path) for _, path, _ in part]
+def scan_batch(part: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
+    return [scan_image(path) for _, path, _ in part]
 
 
-def _file_stamp(path: str) -> tuple[int, int]:
+def file_stamp(path: str) -> tuple[int, int]:
     try:
         found = Path(path).stat()
     except OSError:
@@ -100,7 +100,7 @@ def _file_stamp(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _scan_image(path: str) -> tuple:
+def scan_image(path: str) -> tuple:
     """Reason, bytes, width, height, mode, turned, frames; then digest, hash and thumbnail of what can be read."""
     import imagehash
     from PIL import Image
@@ -108,7 +108,7 @@ def _scan_image(path: str) -> tuple:
     try:
         content = read_image_bytes(path)
     except OSError as error:
-        return _unreadable_row(unreadable_reason(error))
+        return unreadable_record(unreadable_reason(error))
     size = len(content)
     try:
         image = open_image(content)
@@ -123,16 +123,16 @@ def _scan_image(path: str) -> tuple:
         thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
         look = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
     except Exception as error:
-        return _unreadable_row(unreadable_reason(error), size)
+        return unreadable_record(unreadable_reason(error), size)
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return ("", size, width, height, mode, turned, frames, digest, look, thumb)
 
 
-def _unreadable_row(reason: str, size: int = 0) -> tuple:
+def unreadable_record(reason: str, size: int = 0) -> tuple:
     return (reason, size, 0, 0, "", False, 0, b"", b"", b"")
 
 
-class _ScanCache:
+class ScanCache:
     """What was seen of images before, in the cache, each row with its checksum; what is damaged is seen anew."""
 
     VERSION = 2
@@ -175,18 +175,18 @@ class _ScanCache:
         try:
             found = self.base.execute(
                 f"SELECT {self.COLUMNS} FROM images WHERE path = ? AND size = ? AND time = ?",
-                (_path_to_text(path), *stamp),
+                (path_to_text(path), *stamp),
             ).fetchone()
         except sqlite3.Error as error:
             self._give_up(error)
             return None
-        return found[:-1] if found and found[-1] == _checksum(path, stamp, found[:-1]) else None
+        return found[:-1] if found and found[-1] == record_checksum(path, stamp, found[:-1]) else None
 
     def keep(self, path: str, stamp: tuple[int, int], facts: tuple) -> None:
         if self.base is None or stamp[0] < 0:
             return
         try:
-            row = (_path_to_text(path), *stamp, *facts, _checksum(path, stamp, facts))
+            row = (path_to_text(path), *stamp, *facts, record_checksum(path, stamp, facts))
             self.base.execute(f"INSERT OR REPLACE INTO images VALUES ({', '.join('?' * len(row))})", row)
         except sqlite3.Error as error:
             self._give_up(error)
@@ -204,12 +204,12 @@ class _ScanCache:
             self.base.close()
 
 
-def _checksum(path: str, stamp: tuple[int, int], facts: tuple) -> int:
-    told = (_path_to_text(path), *stamp, *(int(each) if isinstance(each, bool) else each for each in facts))
+def record_checksum(path: str, stamp: tuple[int, int], facts: tuple) -> int:
+    told = (path_to_text(path), *stamp, *(int(each) if isinstance(each, bool) else each for each in facts))
     return zlib.crc32(repr(told).encode())
 
 
-def _path_to_text(path: str) -> str | bytes:
+def path_to_text(path: str) -> str | bytes:
     """Names that are no valid text, which SQLite refuses, as their bytes."""
     try:
         path.encode()

@@ -164,8 +164,8 @@ def test_dates_are_read_in_one_order_or_not_at_all() -> None:
 
 
 def test_copies_stay_together_in_time_and_subsets_are_taken() -> None:
-    table = rows({"a": 50, "b": 50}).assign(when=[str(n) for n in range(100)], twins=-1)
-    table.loc[[0, 99], "twins"] = 7
+    table = rows({"a": 50, "b": 50}).assign(when=[str(n) for n in range(100)], duplicate_id=-1)
+    table.loc[[0, 99], "duplicate_id"] = 7
     done = split(table, Recipe(split="time:when"))
     assert done.loc[[0, 99], "split"].tolist() == ["test", "test"]
     assert (split(table, Recipe(split="time:when", images_per_class=3))["split"] == "train").sum() <= 6

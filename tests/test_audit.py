@@ -55,7 +55,7 @@ def test_exact_copies_across_splits_are_a_leak_and_strict_refuses_them(rich: Pat
     assert checked.pairs[["kind", "leak", "conflict"]].to_numpy().tolist() == [["exact", True, False]]
     assert "1 pairs of copies lie in two splits; 1 of test (20.0%)" in checked.findings["words"][0]
     with pytest.raises(LeakError, match=r"first .*copy\.png \(test\)") as refused:
-        checked.refuse_leaks()
+        checked.raise_on_leaks()
     assert refused.value.exit_code == 3
     parted = split(checked.usable, Recipe())
     dropped = parted[audit_findings.find_leaks(parted)]
@@ -84,11 +84,11 @@ def test_images_that_are_all_alike_are_not_called_copies(own: int) -> None:
     shared = blobs(rng.integers(0, 255, (6, 6)).astype(float))
     images = [shared + blobs(rng.normal(0, own, (6, 6))) for _ in range(400)]
     images.append(images[200] + rng.normal(0, 1, (48, 48)))
-    seen = scan.ScanResult.of(len(images))
+    seen = scan.ScanResult.empty(len(images))
     for row, values in enumerate(images):
-        seen.put(row, look(Image.fromarray(values.clip(0, 255).astype(np.uint8)), row))
-    alike = duplicates._similar_pairs(np.arange(len(images)), seen)
-    first, second, _ = duplicates._distinctive(*alike, len(images))
+        seen.set_record(row, look(Image.fromarray(values.clip(0, 255).astype(np.uint8)), row))
+    alike = duplicates.similar_pairs(np.arange(len(images)), seen)
+    first, second, _ = duplicates.drop_chance_pairs(*alike, len(images))
     assert len(alike[0]) > 100 and (200, 400) in set(zip(first.tolist(), second.tolist(), strict=True))
     assert len(first) < 0.1 * len(images)
 
@@ -100,7 +100,7 @@ def blobs(values: np.ndarray) -> np.ndarray:
 def look(image: Image.Image, row: int) -> tuple:
     path = Path(f"{row}.png")
     image.save(path)
-    return scan._scan_image(str(path))
+    return scan.scan_image(str(path))
 
 
 def test_all_pairs_of_near_hashes_are_found_once() -> None:
@@ -151,8 +151,8 @@ def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(images: Path
 def test_a_second_audit_reads_only_what_is_new(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = audit(image_table(rich))
     read = []
-    look = scan._scan_image
-    monkeypatch.setattr(scan, "_scan_image", lambda path: read.append(path) or look(path))
+    look = scan.scan_image
+    monkeypatch.setattr(scan, "scan_image", lambda path: read.append(path) or look(path))
     picture("ants", 9).save(rich / "train/ants/1.png")
     again = audit(image_table(rich))
     assert [Path(path).name for path in read] == ["1.png"] and len(again.images) == len(first.images)
@@ -161,7 +161,7 @@ def test_a_second_audit_reads_only_what_is_new(rich: Path, monkeypatch: pytest.M
 def test_a_cache_that_cannot_be_used_is_said_and_done_without(rich: Path) -> None:
     (cache_home() / "audit-2.sqlite").mkdir(parents=True)
     said = []
-    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
+    show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     assert len(audit(image_table(rich), progress=show).images) == 12
     assert any("is not kept for the next time" in line for line in said)
     assert (cache_home() / "audit-2.sqlite").is_dir()
@@ -180,7 +180,7 @@ def test_copies_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
             for copy in range(3):
                 picture(name, number).save(tmp_path / name / f"{number}-{copy}.png", compress_level=copy)
     table = split(audit(image_table(tmp_path)).usable, Recipe(valid_share=0.2))
-    assert table["twins"].nunique() == 24 and table.groupby("twins")["split"].nunique().max() == 1
+    assert table["duplicate_id"].nunique() == 24 and table.groupby("duplicate_id")["split"].nunique().max() == 1
     assert set(table["split"]) == {"train", "valid", "test"}
 
 
