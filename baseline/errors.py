@@ -1,7 +1,7 @@
 """The library's exceptions, and helpers to word their messages.
 
-Every error that the library raises on purpose is a `BaselineError`, and a built-in exception as well. Its message is one
-line that says what is, what was needed and what to do. The command line prints it and exits with `exit_code`.
+Every error that the library raises on purpose is a `BaselineError`, and a built-in exception as well. Its message is
+one line that says what is, what was needed and what to do. The command line prints it and exits with `exit_code`.
 """
 
 from __future__ import annotations

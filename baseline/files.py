@@ -115,9 +115,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if isinstance(error, OutputError):
             raise
         reason = error.strerror or first_line(error)
-        raise OutputError(
-            f"{folder} cannot be written: {reason}. Free some space, or choose another folder."
-        ) from None
+        raise OutputError(f"{folder} cannot be written: {reason}. Free some space, or choose another folder.") from None
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -174,5 +172,5 @@ def resolve_path(text: str) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{text[:80]!r} is not a valid path: {reason}. Give another path.") from None
+        raise DataError(f"{text[:80]!r} cannot be accessed: {reason}. Give another path.") from None
     return path

@@ -1,4 +1,4 @@
-"""Facts about the machine and the installation: memory, CPU instructions, default device, package versions, compiler."""
+"""Facts about the machine and the installation: memory, CPU instructions, device, package versions and compiler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path("/")
 
 
 def free_memory_bytes(root: Path = ROOT) -> int | None:
-    """Return the memory in bytes that can be used without swapping: the machine's or the container's, whichever is less.
+    """Return the memory in bytes that can be used without swapping, of the machine or the container if that has less.
 
     Returns None where the system does not report it, which is everywhere but on Linux.
 
@@ -40,7 +40,7 @@ def _free_on_machine(root: Path) -> int | None:
 
 
 def _free_in_container(root: Path) -> int | None:
-    """Return the limit of the control group (version 2) minus its usage, not counting file caches that can be evicted."""
+    """Return the limit of the control group (version 2) minus its usage, of which inactive file caches do not count."""
     try:
         name = (root / "proc/self/cgroup").read_text(encoding="utf-8").rpartition("::/")[2].strip()
         folder = root / "sys/fs/cgroup" / name

@@ -114,7 +114,7 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray_to_uint8(image: Image.Image) -> Image.Image:
-    """Scale greyscale of 16 or 32 bits, or floats, to 8 bits: by the range of the format if it fits, else of the values."""
+    """Scale greyscale of 16 or 32 bits, or floats, to 8 bits: by the format's range, else by that of the values."""
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if image.mode == "F" and low >= 0 and high <= 1:

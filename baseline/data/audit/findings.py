@@ -1,4 +1,4 @@
-"""Audit an image table: find unreadable images, duplicates, leaks between splits, and imbalance. Loads no models.
+"""Image table -> findings: unreadable images, duplicates, leaks between splits, imbalance. Loads no models.
 
 Every image is decoded once. The results are cached by path, size and modification time, so that a second audit only
 reads new images. Nothing is moved or deleted.
@@ -7,8 +7,8 @@ Two images are exact duplicates if their files are identical, and near-duplicate
 bits, by the package imagehash) differ in at most 10 bits and their 8 x 8 thumbnails correlate by more than 0.9. Among
 CIFAR-10's 60,000 images this finds 54 % of the test images that a published list pairs with a training image; 58 % of
 those it finds are on the list, and by eye three in four of the others are true duplicates
-(`benchmarks/audit_cifar10.py`). Mirrored, rotated or heavily cropped copies are not found, and small objects on an empty
-background may be mistaken for duplicates.
+(`benchmarks/audit_cifar10.py`). Mirrored, rotated or heavily cropped copies are not found, and small objects on an
+empty background may be mistaken for duplicates.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Audit:
 
     images: pd.DataFrame
     """The image table with the columns of the scan: `width, height` (pixels), `mode` (PIL's), `turned` (by EXIF),
-    `frames`, `reason` (why the image cannot be read, else empty), and `duplicate_id` (a number that duplicates share, -1
-    for an image without any)."""
+    `frames`, `reason` (why the image cannot be read, else empty), and `duplicate_id` (a number that duplicates share,
+    -1 for an image without any)."""
     pairs: pd.DataFrame
     """One row per pair of duplicates: `path, other, kind` (`exact`, `near`), `distance` (bits), `label, other_label,
     split, other_split, leak, conflict`."""

@@ -183,7 +183,7 @@ class ScanCache:
             except (OSError, sqlite3.Error) as second_error:
                 error, self.connection = second_error, None
             else:
-                self.progress.log(f"cache: {self.file} is damaged ({error}); it was removed, and images are scanned again")
+                self.progress.log(f"cache: {self.file} was damaged ({error}) and removed; images are scanned again")
                 return
         self.progress.log(f"cache: results of the scan cannot be cached in {cache_home()}: {error}")
 
