@@ -67,7 +67,7 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 
 
 def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """Split by one label per image and without a split file; all labels of an image are in the column `OTHER_LABELS`."""
+    """Split by one label per image, without a split file; `OTHER_LABELS` holds all labels of a multi-label image."""
     table = table.reset_index(drop=True).copy()
     rng = np.random.default_rng(recipe.seed)
     method, _, argument = recipe.split.partition(":")
@@ -135,7 +135,8 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     if len(result) < len(split_table):
         missing_count = len(split_table) - len(result)
         raise DataError(
-            f"{missing_count:,} of {count} in {file} not found among these images. Give the images that it was made for."
+            f"{missing_count:,} of {count} in {file} not found among these images. "
+            "Give the images that it was made for."
         )
     return result
 
@@ -344,8 +345,8 @@ def check_splits(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     in_train = (table["split"] == "train")[single_labels.index].to_numpy()
     if missing := sorted(set(single_labels[~in_train].dropna()) - set(single_labels[in_train])):
         raise DataError(
-            f"No training image of '{missing[0]}' is left: all its images are in other splits, as happens where a class "
-            "consists of one group or one point in time. Give another --split."
+            f"No training image of '{missing[0]}' is left: all its images are in other splits, as happens where a "
+            "class consists of one group or one point in time. Give another --split."
         )
     return table
 
