@@ -90,7 +90,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise OutputError(f"{path} cannot be written: {reason}. Free some space, or choose another --out.") from None
+        raise OutputError(f"{path} cannot be written: {reason}. Make room, or choose another --out.") from None
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if isinstance(error, OutputError):
             raise
         reason = error.strerror or first_line(error)
-        raise OutputError(f"{folder} cannot be written: {reason}. Free some space, or choose another folder.") from None
+        raise OutputError(f"{folder} cannot be written: {reason}. Make room, or choose another folder.") from None
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
