@@ -185,9 +185,11 @@ def collect_findings(
         yield "unused group", count, message, "the score is too optimistic for unseen groups", "--split group"
     bad = images[images["reason"] != ""]
     if len(bad):
-        listed = "; ".join(f"{Path(path).name} ({why})" for path, why in bad[["path", "reason"]].head(3).to_numpy())
+        listed = "; ".join(
+            f"{Path(path).name} ({reason})" for path, reason in bad[["path", "reason"]].head(3).to_numpy()
+        )
         message = f"{format_count(len(bad), 'unreadable image')}: {listed}"
-        yield "unreadable", len(bad), message, "they are left out", "repair or remove them"
+        yield "unreadable", len(bad), message, "left out", "repair or remove"
     for kind, noun, plural in (
         ("exact", "exact copy of another image", "exact copies of other images"),
         ("near", "near-duplicate of another image", "near-duplicates of other images"),
@@ -214,7 +216,7 @@ def class_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str,
     if len(tiny):
         listed = ", ".join(map(str, tiny.index[:3]))
         message = f"{format_count(len(tiny), 'class', 'classes')} with fewer than {TINY_CLASS} images: {listed}"
-        yield "tiny classes", int(tiny.sum()), message, "scores of these classes are mostly chance", "add images"
+        yield "tiny classes", int(tiny.sum()), message, "their scores are mostly chance", "add images"
 
 
 def image_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
@@ -224,12 +226,12 @@ def image_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str,
     if small.any():
         count, smallest = int(small.sum()), int(sides.min(axis=1).min())
         message = f"{format_count(count, 'image')} smaller than {SMALL_SIDE} px, down to {smallest} px"
-        yield "small images", count, message, "few details are left to see", "a smaller --image-size saves time"
+        yield "small images", count, message, "few details are visible", "a smaller --image-size saves time"
     long = sides.max(axis=1) > LONG_ASPECT_RATIO * sides.min(axis=1)
     if long.any():
         count = int(long.sum())
         message = f"{format_count(count, 'image')} with sides in a ratio above {LONG_ASPECT_RATIO:g} to 1"
-        yield "long images", count, message, "they are distorted when squeezed into a square", "--resize pad"
+        yield "long images", count, message, "distorted when squeezed into a square", "--resize pad"
     modes = readable["mode"].value_counts()
     if len(modes) > 1:
         message = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
