@@ -1,6 +1,7 @@
-"""What can go wrong, in words. Every error of this library is one of these; each is also a built-in.
+"""The library's exceptions, and helpers to word their messages.
 
-The message is one line: what is, what was needed, what to do. The command line prints it and exits with `exit_code`.
+Every error that the library raises on purpose is a `BaselineError`, and a built-in exception as well. Its message is
+one line that says what is, what was needed and what to do. The command line prints it and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "first_line",
+    "format_count",
+    "incompatible_version",
     "missing_image",
     "quoted_list",
     "unknown_name",
@@ -26,61 +29,61 @@ __all__ = [
 
 
 class BaselineError(Exception):
-    """The root: catch it to catch everything this library says about your input."""
+    """Base class of all errors that the library raises on purpose; catch it to catch them all."""
 
     exit_code = 2
 
 
 class RecipeError(BaselineError, ValueError):
-    """A recipe, or an option that changes one, cannot be used as it is."""
+    """A recipe, or an option that changes one, is invalid."""
 
 
 class DataError(BaselineError, ValueError):
-    """The images, their labels or their splits cannot be used as they are."""
+    """The images, their labels or their splits are unusable."""
 
 
 class LeakError(DataError):
-    """Images of one split have copies in another, and that was to be an error."""
+    """Images of one split have duplicates in another, and the recipe treats that as an error."""
 
     exit_code = 3
 
 
 class WeightsError(BaselineError, ValueError):
-    """Pretrained weights are missing, damaged, or not of this architecture."""
+    """Pretrained weights are missing, damaged, or belong to another architecture."""
 
 
 class TrainingError(BaselineError, RuntimeError):
-    """Training cannot go on: its loss is no number, memory is too small for two images, or a reader dies."""
+    """Training failed: the loss is not finite, memory is too small for a batch of two images, or a worker died."""
 
 
 class OutputError(BaselineError, OSError):
-    """Results cannot be written, or a finished run cannot be read back."""
+    """Results cannot be written, or a finished run cannot be read."""
 
 
-def unknown_name(what: str, given: str, known: Iterable[str], limit: int = 12) -> str:
-    """The sentence for a name that does not exist, with the nearest one that does.
+def unknown_name(kind: str, name: str, known: Iterable[str], limit: int = 12) -> str:
+    """Return the message for a name that does not exist, with the closest one that does.
 
     >>> unknown_name("recipe", "cifra10", ["cifar10", "default"])
     "There is no recipe 'cifra10'. Did you mean 'cifar10'? Known: cifar10, default."
     """
     names = sorted(known)
-    near = get_close_matches(given, names, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return f"There is no {what} '{given}'.{hint} Known: {shown}."
+    matches = get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{matches[0]}'?" if matches else ""
+    listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return f"There is no {kind} '{name}'.{hint} Known: {listed}."
 
 
 def missing_image(error: OSError) -> DataError:
-    """For an image that was there when the run began.
+    """Return the error for an image that existed when the run started and has disappeared since.
 
     >>> str(missing_image(FileNotFoundError(2, "No such file", "a.jpg")))
-    'a.jpg has gone meanwhile. Put it back, or begin again without it.'
+    'a.jpg disappeared during the run. Put it back, or start again without it.'
     """
-    return DataError(f"{error.filename} has gone meanwhile. Put it back, or begin again without it.")
+    return DataError(f"{error.filename} disappeared during the run. Put it back, or start again without it.")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line of at most 200 characters; its kind, where it says nothing.
+    """Return the first line of an error's message, at most 200 characters; its type where the message is empty.
 
     >>> first_line(ValueError("no such thing.\\nat line 3")), first_line(KeyError())
     ('no such thing', 'KeyError')
@@ -90,12 +93,25 @@ def first_line(error: BaseException) -> str:
 
 
 def incompatible_version(run: Path) -> OutputError:
-    """For what this version of the package cannot go on with."""
-    return OutputError(f"{run} was begun by another version of baseline. Remove it, or give another --out.")
+    """Return the error for an unfinished run that another version of the package started."""
+    return OutputError(f"{run} was started by another version of baseline. Remove it, or choose another --out.")
 
 
 def quoted_list(values: Iterable[Any], limit: int = 5) -> str:
-    """The first few in quotes, and how many more."""
-    listed = [f"'{value}'" for value in values]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    """Return the first values in quotes, and how many more there are.
+
+    >>> quoted_list(["ant", "bee", "wasp"], limit=2)
+    "'ant', 'bee' and 1 more"
+    """
+    quoted = [f"'{value}'" for value in values]
+    more = f" and {len(quoted) - limit} more" if len(quoted) > limit else ""
+    return ", ".join(quoted[:limit]) + more
+
+
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun, in the plural where the count is not 1.
+
+    >>> format_count(1, "image"), format_count(1200, "image"), format_count(2, "class", "classes")
+    ('1 image', '1,200 images', '2 classes')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files and folders: atomic writes, JSON, hashes, paths given by users, and the locations of caches."""
 
 from __future__ import annotations
 
@@ -29,39 +29,42 @@ __all__ = [
 ]
 
 
-KAGGLE_SEARCH_DEPTH = 4  # /kaggle/input/datasets/OWNER/NAME/cifar10 is the deepest that Kaggle's own mounts need
+KAGGLE_SEARCH_DEPTH = 4
+"""Depth to search below /kaggle/input: Kaggle mounts data sets as deep as /kaggle/input/datasets/OWNER/NAME/cifar10."""
 
 
 CARD_FILE = "README.md"
-"""The model card, in the model folder."""
+"""Name of the model card in the model folder."""
 
 
 TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensors", "model.json"
-"""The other files of the model folder; see `networks`."""
+"""Names of the other files in the model folder; see `inference.model_folder`."""
 
 
 UNFINISHED_DIR = "unfinished"
-"""The folder, in a run folder, of what a run needs to go on; see `checkpoints`."""
+"""Name of the folder in a run folder that holds what is needed to resume the run; see `training.checkpoint`."""
 
 
 def cache_home() -> Path:
-    """The cache's root: the environment's BASELINE_HOME, else the user's cache folder. It is not created here.
+    """Return the root of the cache: the environment variable BASELINE_HOME, else in the user's cache folder.
+
+    The folder is not created.
 
     >>> cache_home()  # doctest: +SKIP
     PosixPath('/home/me/.cache/baseline')
     """
-    given = os.environ.get("BASELINE_HOME")
-    if given:
-        return Path(given).expanduser().absolute()
+    home = os.environ.get("BASELINE_HOME")
+    if home:
+        return Path(home).expanduser().absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("baseline", appauthor=False)
 
 
 def kaggle_dir(part: str) -> Path:
-    """The folder that a Kaggle kernel has its `"input"` in or its `"working"` folder; not there on other machines.
+    """Return the `"input"` or `"working"` folder of a Kaggle kernel; elsewhere it does not exist.
 
-    `BASELINE_KAGGLE` names another root than `/kaggle`, to try a kernel elsewhere.
+    The environment variable BASELINE_KAGGLE replaces the root `/kaggle`, to try out a kernel on another machine.
 
     >>> kaggle_dir("input")  # doctest: +SKIP
     PosixPath('/kaggle/input')
@@ -70,7 +73,7 @@ def kaggle_dir(part: str) -> Path:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
         OutputError: if the disk is full or the folder cannot be written.
@@ -86,16 +89,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        words = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise OutputError(f"{path} cannot be written: {words}. Make room, or choose another --out.") from None
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise OutputError(f"{path} cannot be written: {reason}. Make room, or choose another --out.") from None
 
 
 @contextmanager
 def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder beside `folder` to write to, which takes its name, and its place, at the end; else nothing stays.
+    """Yield a temporary folder next to `folder` to write to; on success it takes that name, else it is removed.
+
+    Args:
+        overwrite: whether to replace an existing folder.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the folder cannot be written.
     """
     folder = folder.absolute()
     work, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
@@ -108,17 +114,17 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        words = error.strerror or first_line(error)
-        raise OutputError(f"{folder} cannot be written: {words}. Make room, or choose another place.") from None
+        reason = error.strerror or first_line(error)
+        raise OutputError(f"{folder} cannot be written: {reason}. Make room, or choose another folder.") from None
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        for each in (work, old):
-            shutil.rmtree(each, ignore_errors=True)
+        for path in (work, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def to_json(values: Any) -> str:
-    """Readable JSON text; paths become text, tuples lists."""
+    """Return readable JSON text; paths become strings, tuples lists, and NumPy scalars numbers."""
     return json.dumps(values, indent=2, ensure_ascii=False, default=_to_plain) + "\n"
 
 
@@ -127,16 +133,16 @@ def _to_plain(value: Any) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file of a run or model folder says.
+    """Read a JSON file of a run folder or model folder.
 
     Raises:
-        OutputError: if it is not there or damaged.
+        OutputError: if the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -147,24 +153,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def unique_path(folder: Path) -> Path:
-    """`folder`, or with -2, -3 ... behind it where that is taken."""
-    tried, number = folder, 1
-    while tried.exists():
+    """Return `folder`, or the first of `folder-2`, `folder-3` ... that does not exist."""
+    candidate, number = folder, 1
+    while candidate.exists():
         number += 1
-        tried = folder.with_name(f"{folder.name}-{number}")
-    return tried
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
-def resolve_path(words: str) -> Path:
-    """The absolute path of what a user wrote.
+def resolve_path(text: str) -> Path:
+    """Return the absolute path that a user's text stands for, with `~` expanded.
 
     Raises:
-        DataError: for a name that no file can have, or a home folder that is not there.
+        DataError: if no file can have this name, or the home folder does not exist.
     """
     try:
-        path = Path(words).expanduser().absolute()
+        path = Path(text).expanduser().absolute()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"{words[:80]!r} cannot be looked at: {why}. Give another path.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{text[:80]!r} cannot be accessed: {reason}. Give another path.") from None
     return path

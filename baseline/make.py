@@ -293,6 +293,6 @@ def _save_on_interrupt(
             write_training(folder, learn, history, recipe, weights)
             count = len(history.epochs)
             progress.log(f"interrupted: the best weights of {count} finished epochs are in {folder / 'model'}")
-        if not progress.several:
+        if not progress.part_of_series:
             progress.log(f"to resume: baseline run {shlex.quote(str(folder))} --resume")
         raise

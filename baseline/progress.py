@@ -1,7 +1,7 @@
-"""What a long job tells the person who waits: lines, and bars with the time left. Knows no images and no models.
+"""Progress of long jobs: log lines, progress bars with the remaining time, and training metrics.
 
-Rooms are handed a `Progress` and call `say`, `bar` and `numbers`; they never print. `Progress` itself is silent, `ConsoleProgress`
-draws, and the `LoggingProgress` of the module `loggers` keeps the numbers, too.
+Functions take a `Progress` and call `log`, `bar` and `log_metrics`; they never print. `Progress` itself is silent,
+`ConsoleProgress` writes to the terminal, and `LoggingProgress` (in `training.loggers`) also records the metrics.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ __all__ = ["Bar", "ConsoleProgress", "Progress", "format_duration"]
 
 
 class Bar(Protocol):
-    """One running bar."""
+    """A running progress bar."""
 
     def step(self, n: int = 1, note: str = "") -> None:
-        """Moves the bar by `n` units; `note` replaces the text at its end (a loss, a name) unless empty."""
+        """Advance the bar by `n` units; a non-empty `note` replaces the text at its end (a loss, a name)."""
 
 
 class _SilentBar:
@@ -26,27 +26,27 @@ class _SilentBar:
 
 
 class Progress:
-    """Says nothing. Pass `show=Show()` to `make_baseline` to silence it."""
+    """Silent progress and base class of the others. Pass `progress=Progress()` to `make_baseline` to silence it."""
 
-    several = False
-    """It shows one run of several: how to go on when it is interrupted is told by whoever makes them."""
+    part_of_series = False
+    """Whether the run is one of a series; then the series, not the run, says how to resume after an interrupt."""
 
     def log(self, line: str) -> None:
-        """Tells one finished fact, on a line of its own."""
+        """Write one line."""
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
-        """A bar of `total` units, 0 where unknown; `unit="bytes"` shows sizes and speed, any other word a count."""
+        """Show a bar of `total` units (0 if unknown); `unit="bytes"` shows size and speed, any other unit a count."""
         yield _SilentBar()
 
-    def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes numbers of training, by name, at a step: training batches since the run began, over all stages."""
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record training metrics by name; `step` counts the training batches since the start, over all stages."""
 
 
 class ConsoleProgress(Progress):
-    """Lines and bars on standard error by rich: plain lines without bars where that is no terminal or a notebook.
+    """Lines and bars on standard error, drawn by rich; without bars outside a terminal or notebook.
 
-    `NO_COLOR` and `TERM=dumb` are honoured by rich itself. Standard output stays free for results.
+    Rich itself honours `NO_COLOR` and `TERM=dumb`. Standard output stays free for results.
     """
 
     def __init__(self) -> None:
@@ -76,17 +76,17 @@ class _ConsoleBar:
 
 
 def _rich_progress(console: Any, unit: str) -> Any:
-    from rich import progress as p
+    from rich import progress as rich
 
-    amount = [p.DownloadColumn(), p.TransferSpeedColumn()] if unit == "bytes" else [p.MofNCompleteColumn()]
-    columns = [p.TextColumn("{task.description}"), p.BarColumn(), *amount, p.TimeElapsedColumn()]
-    left = p.TimeRemainingColumn()
-    note = p.TextColumn("{task.fields[note]}")
-    return p.Progress(*columns, p.TextColumn("left"), left, note, console=console, transient=True)
+    amount = [rich.DownloadColumn(), rich.TransferSpeedColumn()] if unit == "bytes" else [rich.MofNCompleteColumn()]
+    columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), *amount, rich.TimeElapsedColumn()]
+    remaining = rich.TimeRemainingColumn()
+    note = rich.TextColumn("{task.fields[note]}")
+    return rich.Progress(*columns, rich.TextColumn("left"), remaining, note, console=console, transient=True)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words.
+    """Return a duration as text, in seconds below 90 seconds, else in minutes.
 
     >>> format_duration(45.2), format_duration(400)
     ('45 s', '7 min')

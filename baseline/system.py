@@ -1,4 +1,4 @@
-"""What memory is left for this process. Knows what the system says of itself; holds nothing."""
+"""Facts about the machine and the installation: memory, CPU instructions, device, package versions and compiler."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ __all__ = ["bfloat16_instructions", "free_memory_bytes", "has_compiler", "packag
 
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
+"""Packages whose versions are recorded with a run."""
 
 
 ROOT = Path("/")
 
 
 def free_memory_bytes(root: Path = ROOT) -> int | None:
-    """Bytes that can be taken without swapping, of the machine or of what a container is allowed, whichever is less.
+    """Return the memory in bytes that can be used without swapping, of the machine or the container if that has less.
 
-    None where the system does not say so, as everywhere but on Linux.
+    Returns None where the system does not report it, which is everywhere but on Linux.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: folder that contains `proc` and `sys`.
     """
-    found = [each for each in (_free_on_machine(root), _free_in_container(root)) if each is not None]
-    return min(found, default=None)
+    limits = (_free_on_machine(root), _free_in_container(root))
+    return min((free_bytes for free_bytes in limits if free_bytes is not None), default=None)
 
 
 def _free_on_machine(root: Path) -> int | None:
@@ -39,48 +40,49 @@ def _free_on_machine(root: Path) -> int | None:
 
 
 def _free_in_container(root: Path) -> int | None:
-    """Of control groups, version 2: the limit less what is in use, of which caches of files give way."""
+    """Return the limit of the control group (version 2) minus its usage, of which inactive file caches do not count."""
     try:
         name = (root / "proc/self/cgroup").read_text(encoding="utf-8").rpartition("::/")[2].strip()
         folder = root / "sys/fs/cgroup" / name
-        most = int((folder / "memory.max").read_text(encoding="ascii"))
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        told = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(0, most - used + int(told.get("inactive_file", 0)))
-    except (OSError, ValueError):  # no control group, or one without a limit, which says "max"
+        max_bytes = int((folder / "memory.max").read_text(encoding="ascii"))
+        used_bytes = int((folder / "memory.current").read_text(encoding="ascii"))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, max_bytes - used_bytes + int(statistics.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
         return None
 
 
 def total_memory_bytes() -> int:
-    """The machine's memory."""
+    """Return the total memory of the machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def bfloat16_instructions() -> list[str]:
-    """What this CPU computes bfloat16 with."""
+    """Return the names of the instruction sets that this CPU has for bfloat16."""
     units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
-    return [name for name, has in units.items() if has()]
+    return [name for name, is_supported in units.items() if is_supported()]
 
 
 def device_type() -> str:
+    """Return the type of fastai's default device, such as `"cuda"` or `"cpu"`."""
     from fastai.torch_core import default_device
 
     return str(default_device().type)
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions
 
 
 def has_compiler() -> bool:
-    """Whether `torch.compile` finds what it builds with: a C++ compiler, and Triton where there is a GPU."""
+    """Return whether `torch.compile` finds what it needs: a C++ compiler, and Triton if there is a GPU."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton

@@ -61,7 +61,7 @@ def of_rows(count: int) -> None:
             "group": np.array([f"g{n}" for n in range(50_000)], dtype=object)[rng.integers(0, 50_000, count)],
         }
     )
-    seen = scan.ScanResult.of(count)
+    seen = scan.ScanResult.empty(count)
     seen.width[:] = seen.height[:] = 256
     seen.mode[:] = "RGB"
     seen.frames[:] = 1
@@ -70,9 +70,9 @@ def of_rows(count: int) -> None:
     seen.thumb[:] = rng.integers(0, 255, (count, 192), dtype=np.uint8)
     copies = rng.choice(count, count // 100, replace=False)
     seen.hash[copies], seen.thumb[copies] = seen.hash[copies - 1], seen.thumb[copies - 1]
-    images = table.assign(**seen.columns(), twins=-1)
+    images = table.assign(**seen.to_columns(), duplicate_id=-1)
     pairs = duplicates.find_pairs(images, seen)
-    images["twins"] = duplicates.duplicate_ids(images, pairs)
+    images["duplicate_id"] = duplicates.duplicate_ids(images, pairs)
     findings = list(audit_findings.collect_findings(images, pairs, grouped=False))
     print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
     parted = baseline.split(images, baseline.Recipe(split="group"))

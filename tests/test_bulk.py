@@ -593,7 +593,7 @@ def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
         (str(tmp_path / "images.zip"), "is damaged, cut short, or no tar or zip archive"),
         (str(tmp_path / "list.zip"), "holds no images. Give an archive"),
         ("nul\0", "There is no image"),
-        ("long" * 100, "cannot be looked at"),
+        ("long" * 100, "cannot be accessed"),
     ):
         with pytest.raises(DataError, match=words):
             paths(word)

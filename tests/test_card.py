@@ -159,17 +159,17 @@ def test_published_says_nothing_of_torchvisions_weights_and_own_files() -> None:
 
 def test_what_the_audit_found_is_told_without_names_of_files(run: Path) -> None:
     rows = [
-        ("leak", 3, "2 pairs of copies lie in two splits; 3 of test (30.0%)", "the number is too good"),
-        ("conflict", 2, "1 pairs of copies have different labels; 1 are identical files: me.jpg = you.jpg", "a limit"),
-        ("unreadable", 1, "1 cannot be read: secret.jpg (empty)", "left out"),
+        ("leak", 3, "2 duplicate pairs across splits, affecting 3 test images (30.0%)", "too optimistic"),
+        ("conflict", 2, "1 duplicate pair with different labels, 1 byte-identical: me.jpg = you.jpg", "a limit"),
+        ("unreadable", 1, "1 unreadable image: secret.jpg (empty)", "left out"),
     ]
     names = ("finding", "images", "words", "effect")
     (run / "audit").mkdir(exist_ok=True)
     found = {"findings": [{**dict(zip(names, row, strict=True)), "answer": ""} for row in rows]}
     (run / "audit" / "findings.json").write_text(json.dumps(found))
     text = write_card(run).read_text()
-    assert "2 pairs of copies lie in two splits; 3 of test (30.0%) (the number is too good)." in text
-    assert "me.jpg" not in text and "secret" not in text and "1 cannot be read |" in text
+    assert "2 duplicate pairs across splits, affecting 3 test images (30.0%) (too optimistic)." in text
+    assert "me.jpg" not in text and "secret" not in text and "1 unreadable image |" in text
 
 
 # ---- to be published ------------------------------------------------------------------------------------------------

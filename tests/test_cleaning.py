@@ -114,7 +114,7 @@ def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypa
     refused("All images are of one class", given=table[table["label"] == "ants"])
     rows = pd.concat([table[table["label"] == "ants"], table[table["label"] == "bees"].head(1)])
     refused("'bees' has one image only", given=rows)
-    groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), twins=-1)
+    groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), duplicate_id=-1)
     with pytest.raises(DataError, match="Class 'ants' has one group only"):
         _fold_ids(groups, None, 0)
     monkeypatch.setitem(sys.modules, "cleanlab", None)
@@ -122,9 +122,9 @@ def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypa
 
 
 def test_parts_heed_groups_and_have_as_many_folds_as_the_smallest_class_allows() -> None:
-    rows = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 3, "twins": [*range(5), *[-1] * 18]})
+    rows = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 3, "duplicate_id": [*range(5), *[-1] * 18]})
     assert np.unique(_fold_ids(rows, None, 0)).tolist() == [0, 1, 2]
-    rows = pd.DataFrame({"label": ["a", "b"] * 20, "group": [f"g{n // 4}" for n in range(40)], "twins": -1})
+    rows = pd.DataFrame({"label": ["a", "b"] * 20, "group": [f"g{n // 4}" for n in range(40)], "duplicate_id": -1})
     parts = _fold_ids(rows, 5, 0)
     assert (rows.assign(part=parts).groupby("group")["part"].nunique() == 1).all()
     near = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), parts)

@@ -115,7 +115,7 @@ def test_the_version_is_the_packages() -> None:
 def test_a_dry_run_says_five_lines_and_writes_nothing(images: Path) -> None:
     ended = call("run", str(images), "--dry-run")
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == [
-        "form", "columns", "classes", "splits", "oddities",
+        "form", "columns", "classes", "splits", "notes",
     ]  # fmt: skip
     assert ended.returncode == 0 and not list(Path().iterdir())
 
@@ -127,7 +127,7 @@ def test_audit_prints_findings_and_strict_is_exit_code_3(images: Path, tmp_path:
             for number in numbers:
                 shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "set" / part / name / f"{number:02}.jpg")
     ended = call("audit", str(tmp_path / "set"), "--out", "found", "--strict", "--json")
-    assert ended.returncode == 3 and "2 pairs of copies lie on two sides" in ended.stderr.splitlines()[-1]
+    assert ended.returncode == 3 and "2 duplicate pairs across splits, first" in ended.stderr.splitlines()[-1]
     findings = json.loads(ended.stdout)["findings"]
     assert findings[0]["finding"] == "leak" and findings[0]["images"] == 2
     assert sorted(path.name for path in Path("found").iterdir()) == ["findings.json", "leaks.png", "pairs.csv"]

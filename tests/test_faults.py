@@ -176,7 +176,7 @@ def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, 
         folder.touch()
     said = Said()
     assert [read_image_bytes(path) for path in baseline.image_table(archive, progress=said)["path"]] == before
-    assert any("is not as it was unpacked" in line for line in said.lines) == (damage != "nothing")
+    assert any("is incomplete or was changed" in line for line in said.lines) == (damage != "nothing")
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_caches_on_a_full_disk_cost_time_and_nothing_else(
     said = Said()
     full = make_baseline(images, head, out=tmp_path / "full", progress=said)
     assert full.predictions.equals(roomy.predictions)
-    assert any("not kept for the next time" in line for line in said.lines), said.lines
+    assert any("cannot be cached in" in line for line in said.lines), said.lines
     assert any("nothing more is kept there" in line for line in said.lines), said.lines
 
 
@@ -307,7 +307,7 @@ def test_a_image_that_goes_before_anything_is_kept_is_named(
                 shutil.rmtree(own / "ants")
 
     going = Going()
-    with pytest.raises(DataError, match=r"own/ants/\d\d\.jpg has gone meanwhile\. Put it back, or begin again"):
+    with pytest.raises(DataError, match=r"own/ants/\d\d\.jpg disappeared during the run\. Put it back, or start again"):
         make_baseline(own, head, out=tmp_path / "run", progress=going)
     assert not (own / "ants").exists() and not (tmp_path / "run" / "manifest.json").exists()
 

@@ -291,7 +291,7 @@ def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Reci
     told["recipe"]["mixup"] = 0.2
     (out / "seed-0" / "manifest.json").write_text(json.dumps(told))
     shutil.rmtree(out / "seed-1")
-    with pytest.raises(OutputError, match="out was begun by another version of baseline"):
+    with pytest.raises(OutputError, match="out was started by another version of baseline"):
         run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET)
 
 

@@ -299,7 +299,7 @@ def test_images_of_many_labels_climb_and_curve(images: Path, still: baseline.Rec
             lines.append(line)
 
     found = run_ladder(table, still, rungs=("majority", "logistic", "head"), out=tmp_path / "ladder", progress=Said())
-    assert "images: 48 of 5 classes" in "".join(lines)
+    assert "images: 48 in 5 classes" in "".join(lines)
     assert read_manifest(found.folder / "head")["data"]["classes"] == ["ants", "bees", "big", "odd", "red"]
     table["split"] = table["path"].map(pd.read_csv(found.folder / "split.csv").set_index("path")["split"])
     curve = run_learning_curve(table, still, rungs=("logistic", "head"), sizes=(1, 3, 6), seeds=1, out=tmp_path / "c",

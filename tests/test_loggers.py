@@ -167,7 +167,7 @@ def test_mlflow_reads_back(images: Path, small: Recipe, tracked: baseline.Baseli
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
 def test_mlflow_is_told_how_a_run_ended(error: type, status: str, tmp_path: Path, store: Any) -> None:
     with pytest.raises(error), open_loggers(("mlflow",), tmp_path, {"seed": 3}, QUIET) as logs:
-        logs.numbers(1, {"train_loss": 0.5})
+        logs.log_metrics(1, {"train_loss": 0.5})
         raise error
     (kept,) = store.search_runs([store.get_experiment_by_name("baseline").experiment_id])
     assert kept.info.status == status and kept.data.metrics == {"train_loss": 0.5}

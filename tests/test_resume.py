@@ -185,7 +185,9 @@ def test_a_run_of_another_version_is_refused_in_words(
     for recipe in (begun["recipe"], begun["asked"]["recipe"]):
         recipe["mixup"] = 0.2
     file.write_text(json.dumps(begun))
-    with pytest.raises(OutputError, match=r"run was begun by another version of baseline\. Remove it, or give another"):
+    with pytest.raises(
+        OutputError, match=r"run was started by another version of baseline\. Remove it, or choose another"
+    ):
         baseline.resume(tmp_path / "run", progress=QUIET)
     with pytest.raises(OutputError, match=r"was begun with something else: mixup was 0\.2 and is None"):
         make_baseline(images, small, out=tmp_path / "run", progress=QUIET)

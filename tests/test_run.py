@@ -190,7 +190,7 @@ def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path:
 
 def test_from_scratch_trains_everything_and_says_so(images: Path, tmp_path: Path, small: Recipe) -> None:
     said: list[str] = []
-    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
+    show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     changes: dict[str, Any] = {"stages": (Stage("head", 1), Stage("all", 1))}
     done = make_baseline(images, small, scratch=True, out=tmp_path / "run", progress=show, **changes)
     assert done.manifest["weights"] == "random" and [s["trains"] for s in done.history.stages] == ["all"]
@@ -203,7 +203,7 @@ def test_few_images_shrink_the_batch_in_words(images: Path, tmp_path: Path, smal
         for number in range(4):
             shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "few" / name)
     said: list[str] = []
-    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
+    show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     recipe = small.changed(batch_size=64, stages=(Stage("head", 2), Stage("all", 1, 1e-4)))
     done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", progress=show)
     assert done.recipe.batch_size == 4

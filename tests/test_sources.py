@@ -43,8 +43,8 @@ def test_hidden_files_other_endings_and_nested_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "holds no images"),
-        (["1.png", "2.png"], "holds 2 images but no folder per class"),
+        ([], "contains no images"),
+        (["1.png", "2.png"], "contains 2 images but no class folders"),
         (["a/1.png", "a/2.png"], "one class, 'a'"),
         (
             ["train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png", "val/c/1.png"],
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, names: list[str
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no folder or file .*nowhere"):
         image_table(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"or one that ends in \.csv"):
+    with pytest.raises(DataError, match=r"or a file that ends in \.csv"):
         image_table(fill(tmp_path, "a.png") / "a.png")
 
 
@@ -104,7 +104,7 @@ def test_too_few_images_left_after_the_unreadable_ones_is_refused(tmp_path: Path
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png")
     (tmp_path / "b/2.png").write_text("nothing")
     table = image_table(tmp_path)
-    assert table.attrs["source"]["oddities"] == []
+    assert table.attrs["source"]["notes"] == []
     with pytest.raises(DataError, match=r"Class 'b' has one image only; two were needed to train\. Add images"):
         baseline.make_baseline(table, out=tmp_path / "run", progress=baseline.Progress())
     assert not (tmp_path / "run" / "manifest.json").exists()
@@ -113,12 +113,12 @@ def test_too_few_images_left_after_the_unreadable_ones_is_refused(tmp_path: Path
 def test_what_cannot_be_trained_with_can_be_looked_at(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png", "B/1.png", "ant/1.png", "ant/2.png", "Ant/1.png", "Ant/2.png")
     table = image_table(tmp_path)
-    assert table.attrs["source"]["oddities"] == [
-        "classes 'B', 'b' have one image only; two were needed to train",
-        "'Ant', 'ant' differ in case only", "'B', 'b' differ in case only",
+    assert table.attrs["source"]["notes"] == [
+        "classes 'B', 'b' have only one image; at least two are needed for training",
+        "'Ant', 'ant' differ only in case", "'B', 'b' differ only in case",
     ]  # fmt: skip
     assert "tiny classes" in set(baseline.audit(table).findings["finding"])
-    with pytest.raises(DataError, match=r"Classes 'B', 'b' have one image only"):
+    with pytest.raises(DataError, match=r"Classes 'B', 'b' have only one image"):
         baseline.make_baseline(table, out=tmp_path / "run", progress=baseline.Progress())
 
 
@@ -126,10 +126,10 @@ def test_one_class_is_told_from_all_others(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{label}/{n}.png" for label in ("glass", "metal", "plastic") for n in range(3)))
     table = image_table(tmp_path, positive="plastic")
     assert table.groupby("label").size().to_dict() == {"not plastic": 6, "plastic": 3}
-    assert table.attrs["source"]["oddities"] == ["2 classes are one, 'not plastic'"]
+    assert table.attrs["source"]["notes"] == ["2 classes merged into 'not plastic'"]
     again = image_table(table, positive="plastic")
-    assert list(again["label"]) == list(table["label"]) and not again.attrs["source"]["oddities"]
+    assert list(again["label"]) == list(table["label"]) and not again.attrs["source"]["notes"]
     with pytest.raises(DataError, match=r"no class 'plastik'\. Did you mean 'plastic'"):
         image_table(tmp_path, positive="plastik")
-    with pytest.raises(DataError, match="several labels are not told into 'glass' and the rest"):
+    with pytest.raises(DataError, match="positive='glass' needs one label per image, and these have several"):
         image_table(table.assign(label="glass;metal"), positive="glass")

@@ -141,9 +141,9 @@ def test_labels_and_groups_come_from_names_by_a_regular_expression(tmp_path: Pat
     table = image_table(tmp_path, label_from=r"(?P<label>cat|dog)_(?P<group>\d)")
     assert table["label"].tolist() == ["cat", "cat", "dog", "dog"] and table["group"].tolist() == list("7789")
     for pattern, words in (
-        ("(", "no regular expression"),
+        ("(", "not a regular expression"),
         ("cat", "has no group"),
-        ("(cat)", "does not fit 2 of 4 images, by their paths below .*: '[^/]*'"),
+        ("(cat)", r"does not match 2 of 4 images \(paths below .*\): '[^/]*'"),
     ):
         with pytest.raises(DataError, match=words):
             image_table(tmp_path, label_from=pattern)
@@ -257,8 +257,8 @@ def test_what_was_understood_is_five_lines(forest: Path) -> None:
     (forest / "oak" / "notes.txt").write_text("")
     (forest / "empty").mkdir()
     lines = summarize_source(image_table(forest))
-    assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "oddities"]
-    assert "6 images of 2 classes: oak 3, pine 3" in lines[2]
+    assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "notes"]
+    assert "6 images in 2 classes: oak 3, pine 3" in lines[2]
     assert "no images in 'empty'" in lines[4] and "1 files of other kinds" in lines[4]
 
 
@@ -358,11 +358,11 @@ def test_a_row_number_is_not_taken_for_the_image(tmp_path: Path) -> None:
 def test_named_labels_are_not_taken_for_groups_and_ours_are_not_overwritten(forest: Path) -> None:
     frame = rows(forest).rename(columns={"label": "person"})
     frame.to_csv(forest / "a.csv", index=False)
-    frame.assign(twins=range(6), width=7).to_csv(forest / "b.csv", index=False)
+    frame.assign(duplicate_id=range(6), width=7).to_csv(forest / "b.csv", index=False)
     for file, columns in (("a.csv", Columns()), ("b.csv", Columns(label="person"))):
         table = image_table(forest / file, columns=columns)
         assert table["label"].tolist() == ["oak"] * 3 + ["pine"] * 3 and table["group"].isna().all()
-    assert "twins_" in table and "twins" not in table
+    assert "duplicate_id_" in table and "duplicate_id" not in table
 
 
 @pytest.mark.parametrize(
@@ -380,9 +380,9 @@ def test_commas_in_named_columns_do_no_harm(forest: Path, columns: dict, words: 
 
 def test_options_that_do_not_apply_are_refused(forest: Path) -> None:
     rows(forest).to_csv(forest / "a.csv", index=False)
-    with pytest.raises(DataError, match="Columns were named, but the images come as one folder per class"):
+    with pytest.raises(DataError, match="Columns were named, but the source is one folder per class"):
         image_table(forest, columns=Columns(group="patient"))
-    with pytest.raises(DataError, match="label-from goes with a folder"):
+    with pytest.raises(DataError, match="label-from needs a folder"):
         image_table(forest / "a.csv", label_from="(x)")
 
 

@@ -1,4 +1,4 @@
-"""An image in any form -> an upright RGB picture. Knows files and pixels; knows no tables and no networks."""
+"""Image in any form -> upright RGB image. Deals with files and pixels only, not with tables or networks."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ __all__ = [
 
 
 MAX_IMAGE_BYTES = 2**31
-"""Of an image's file."""
+"""Maximum size of an image file in bytes."""
 
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "ICO", "PCX", "TGA")
-"""What is tried on a file, whatever it is called. PIL's others are no images, and one has Ghostscript run them."""
+"""PIL formats that are tried on a file, whatever its name. The others are not images, and one runs Ghostscript."""
 
 
 def load_image(source: Any, size: int = 0) -> Image.Image:
-    """An image as upright RGB: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
+    """Load an image as upright RGB.
 
-    EXIF orientation is honoured; of an animation the first frame is taken; what is transparent is laid on white;
-    16-bit greys are scaled to 8. With `size` (pixels), a large JPEG is decoded at a reduced scale of at least twice
-    that size, as PIL's own thumbnails are.
+    EXIF orientation is applied, an animation yields its first frame, transparent areas become white, and 16-bit
+    greyscale is scaled to 8 bits.
+
+    Args:
+        source: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
+        size: pixels; if given, a large JPEG is decoded at a reduced scale of at least twice that size, as PIL does for
+            its own thumbnails.
     """
     image = open_image(source)
     if size and image.format == "JPEG":
@@ -44,7 +48,7 @@ def load_image(source: Any, size: int = 0) -> Image.Image:
 
 
 def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """The image as a square of `size` pixels: squeezed (`"squish"`), cut (`"crop"`) or with black bars (`"pad"`)."""
+    """Return the image as a square of `size` pixels: squeezed (`"squish"`), cropped (`"crop"`) or padded (`"pad"`)."""
     if resize == "crop":
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     if resize == "pad":
@@ -53,21 +57,21 @@ def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def load_square(source: Any, size: int, resize: str) -> np.ndarray:
-    """What `load_image` and `resize_image` make of an image, size x size x 3, uint8. Of a file all bytes are read first."""
+    """Load and resize an image: size x size x 3, uint8. A file is read into memory before it is decoded."""
     content = read_image_bytes(source) if isinstance(source, str | Path) else source
     return np.asarray(resize_image(load_image(content, size), size, resize))
 
 
 def read_image_bytes(path: str | Path) -> bytes:
-    """The content of an image's file.
+    """Read an image file.
 
     Raises:
-        OSError: if there is none, it is empty, too large, or no regular file: a pipe would wait for ever.
+        OSError: if the file does not exist, is empty, too large, or not a regular file: a pipe would block forever.
     """
-    found = Path(path).stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError("not a file")
-    if found.st_size > MAX_IMAGE_BYTES:
+    if status.st_size > MAX_IMAGE_BYTES:
         raise OSError(f"more than {MAX_IMAGE_BYTES:,} bytes")
     if not (content := Path(path).read_bytes()):
         raise OSError("empty file")
@@ -75,7 +79,7 @@ def read_image_bytes(path: str | Path) -> bytes:
 
 
 def unreadable_reason(error: Exception) -> str:
-    """What was raised when an image was read, in a few words; PIL's plugins raise nearly every kind there is.
+    """Return in a few words why an image could not be read; PIL's plugins raise nearly every type of exception.
 
     >>> unreadable_reason(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>"))
     'not an image'
@@ -88,35 +92,35 @@ def unreadable_reason(error: Exception) -> str:
 
 
 def open_image(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """The picture, its pixels not yet read where it is a file; of these PIL formats alone, or of `FORMATS`."""
+    """Open an image without decoding its pixels yet, trying the given PIL formats or else `FORMATS`."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
     if not isinstance(source, str | Path | bytes):
         return source
-    with warnings.catch_warnings():  # PIL warns of half of what it refuses; the refusal is what counts
+    with warnings.catch_warnings():  # PIL warns at half of the size that it refuses; only the refusal matters
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats or FORMATS)
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says, in RGB."""
+    """Return the image in RGB, rotated as its EXIF orientation says, with transparent areas in white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _to_uint8(image).convert("RGB")
+        return _gray_to_uint8(image).convert("RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_uint8(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floats as 8 bits: by its format's range where the values fill it, else by their own."""
+def _gray_to_uint8(image: Image.Image) -> Image.Image:
+    """Scale greyscale of 16 or 32 bits, or floats, to 8 bits: by the format's range, else by that of the values."""
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if image.mode == "F" and low >= 0 and high <= 1:
-        top = 1.0
+        max_value = 1.0
     elif low >= 0 and high <= 65535:
-        top = 255.0 if high <= 255 else 65535.0
+        max_value = 255.0 if high <= 255 else 65535.0
     else:
-        values, top = values - low, max(high - low, 1e-12)
-    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+        values, max_value = values - low, max(high - low, 1e-12)
+    return Image.fromarray((values * (255 / max_value)).round().astype(np.uint8))

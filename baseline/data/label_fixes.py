@@ -1,7 +1,8 @@
-"""Image table -> the images that belong in it, with mended labels. Knows fixes and a second model; trains nothing.
+"""Image table and label fixes -> image table with corrected labels.
 
-A table of fixes has a row an image: `path`, `label` (the one that it has, to be sure that the fix is meant for it) and
-`new_label`, which is empty where the image is of no class and leaves the table. `baseline clean` writes such tables.
+A table of fixes has one row per image: `path`, `label` (its current label, to make sure that the fix is meant for it)
+and `new_label`, which is empty where the image belongs to no class and is to be dropped. `baseline clean` writes such
+tables.
 """
 
 from __future__ import annotations
@@ -17,107 +18,127 @@ from baseline.data.labels import is_multilabel
 from baseline.data.sources.match_images import match_rows
 from baseline.data.sources.read_table import read_table
 from baseline.data.table import check_table
-from baseline.errors import DataError, quoted_list, unknown_name
+from baseline.errors import DataError, format_count, quoted_list, unknown_name
 from baseline.files import resolve_path
 
 __all__ = ["FIX_COLUMNS", "apply_fixes", "read_fixes"]
 
 
 FIX_COLUMNS = ("path", "label", "new_label")
+"""Columns of a table of fixes."""
 
 
 def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, labels: str = "auto") -> pd.DataFrame:
-    """`path` (as the table has it), `label` and `new_label` of each image that one of the files changes, in one table.
+    """Read fix files into one table: `path` (as in the image table), `label` and `new_label` of each changed image.
 
-    Files are taken in order, each for the labels that those before it leave. Images are found as those of a run's
-    `split.csv` are: by whole path, else by the ends of their paths.
+    Files are applied in order, each to the labels that the previous ones leave. Images are matched as those of a run's
+    `split.csv` are: by their full path, else by the ends of their paths.
 
     Args:
-        table: an image table as it was understood, before any image leaves it.
+        files: CSV files with the columns `path, label, new_label`.
+        table: an image table as `image_table` returns it, before any image is left out.
+        labels: the recipe's `labels`; fixes need one label per image.
 
     Raises:
-        DataError: if a file cannot be read, names images or classes that are not there, or was made for other labels;
-            each with how many and the first few.
+        DataError: if a file cannot be read, names images or classes that do not exist, or was made for other labels;
+            the message gives their number and the first few.
 
     >>> read_fixes(["fixes.csv"], image_table("images/"))                          # doctest: +SKIP
     """
     if is_multilabel(table["label"], labels):
-        raise DataError("Fixes go with one label an image, and these images have several. Mend their table itself.")
+        raise DataError("Fixes need one label per image, and these images have several. Edit their table instead.")
     classes = sorted(table["label"].unique())
-    now = table["label"].copy()
+    current = table["label"].copy()
     for file in files:
-        given = _read_fix_file(resolve_path(str(file)))
-        rows, found = _match_rows(given, table, file), now.to_numpy()
-        if strange := sorted({*given["new_label"]} - {"", *classes}):
-            raise DataError(f"{file} names classes that are not there: {quoted_list(strange)}. "
-                            f"{unknown_name('class', strange[0], classes)}")  # fmt: skip
-        was, will = given["label"].to_numpy(), given["new_label"].to_numpy()
-        if (wrong := (found[rows] != was) & (found[rows] != will)).any():
-            first = int(np.flatnonzero(wrong)[0])
+        fixes = read_fix_file(resolve_path(str(file)))
+        rows, label = match_fixes(fixes, table, file), current.to_numpy()
+        if unknown := sorted({*fixes["new_label"]} - {"", *classes}):
+            raise DataError(f"{file} names classes that do not exist: {quoted_list(unknown)}. "
+                            f"{unknown_name('class', unknown[0], classes)}")  # fmt: skip
+        old, new = fixes["label"].to_numpy(), fixes["new_label"].to_numpy()
+        if (mismatch := (label[rows] != old) & (label[rows] != new)).any():
+            first = int(np.flatnonzero(mismatch)[0])
             raise DataError(
-                f"{file} was made for other labels: {int(wrong.sum()):,} of its {len(given):,} images have another "
-                f"one, first '{given['path'].iloc[first]}' ('{found[rows[first]]}', not '{was[first]}'). Give the "
-                "fixes that came before it, too, or mend it."
+                f"{file} was made for other labels: {int(mismatch.sum()):,} of its "
+                f"{format_count(len(fixes), 'image')} differ, first '{fixes['path'].iloc[first]}' "
+                f"('{label[rows[first]]}', not '{old[first]}'). Give the earlier fixes as well, or correct the file."
             )
-        now.iloc[rows] = will
-    changes = pd.DataFrame({"path": table["path"], "label": table["label"], "new_label": now})
+        current.iloc[rows] = new
+    changes = pd.DataFrame({"path": table["path"], "label": table["label"], "new_label": current})
     return changes[changes["label"] != changes["new_label"]].reset_index(drop=True)
 
 
 def apply_fixes(table: pd.DataFrame, fixes: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The table with the fixes made, and what was done, in words.
+    """Apply fixes to an image table, and return it with a summary of what was changed.
 
-    The images that the number is measured on (test, or valid where there is no test split) stay as they are, so that
-    numbers before and after are of the same images and labels.
+    The images of the headline split (test, or valid if there is no test split) keep their labels, so that scores before
+    and after refer to the same images and labels.
 
     Args:
-        table: with splits; images that left it meanwhile, such as unreadable ones, are passed over.
-        fixes: of `read_fixes`.
+        table: an image table with splits; fixes of images that have left it, such as unreadable ones, are skipped.
+        fixes: from `read_fixes`.
 
     Raises:
         DataError: if too few classes or images are left to train on.
     """
-    judged = "test" if (table["split"] == "test").any() else "valid"
+    headline = "test" if (table["split"] == "test").any() else "valid"
     new = table["path"].map(fixes.set_index("path")["new_label"])
-    held = new.notna() & (table["split"] == judged)
-    new = new.mask(held)
+    protected = new.notna() & (table["split"] == headline)
+    new = new.mask(protected)
     changed, dropped = new.notna() & (new != ""), new == ""
-    told = [f"{int(changed.sum()):,} labels changed", f"{int(dropped.sum()):,} images dropped"]
-    if held.any():
-        told.append(f"{int(held.sum()):,} {judged} images left as they are, so that numbers stay comparable")
-    if gone := len(fixes) - int(changed.sum() + dropped.sum() + held.sum()):
-        told.append(f"{gone:,} images had left the table before")
-    found = table.assign(label=table["label"].mask(changed, new))[~dropped].reset_index(drop=True)
-    _check_labels(found, "one", "After these fixes")
-    return found, "; ".join(told)
+    summary = [
+        f"{format_count(int(changed.sum()), 'label')} changed",
+        f"{format_count(int(dropped.sum()), 'image')} dropped",
+    ]
+    if protected.any():
+        count = format_count(int(protected.sum()), f"{headline} image")
+        summary.append(f"{count} left unchanged, so that scores stay comparable")
+    if gone := len(fixes) - int(changed.sum() + dropped.sum() + protected.sum()):
+        summary.append(f"{format_count(gone, 'image')} skipped, no longer in the table")
+    table = table.assign(label=table["label"].mask(changed, new))[~dropped].reset_index(drop=True)
+    check_table_after(table, "one", "After these fixes")
+    return table, "; ".join(summary)
 
 
-def _check_labels(table: pd.DataFrame, labels: str, why: str) -> None:
+def check_table_after(table: pd.DataFrame, labels: str, change: str) -> None:
+    """Run `check_table` on a changed table, and begin the message of its error with the change."""
     try:
         check_table(table, labels)
     except DataError as error:
-        raise DataError(f"{why}: {error}") from None
+        raise DataError(f"{change}: {error}") from None
 
 
-def _read_fix_file(file: Path) -> pd.DataFrame:
-    given = read_table(file)
-    if missing := [name for name in FIX_COLUMNS if name not in given]:
+def read_fix_file(file: Path) -> pd.DataFrame:
+    """Read one file of fixes.
+
+    Raises:
+        DataError: if it cannot be read, or a column is missing.
+    """
+    fixes = read_table(file)
+    if missing := [name for name in FIX_COLUMNS if name not in fixes]:
         raise DataError(f"{file} has no column {quoted_list(missing)}; needed: {', '.join(FIX_COLUMNS)}. "
-                        "Give a fixes.csv as baseline clean writes it.")  # fmt: skip
-    return given[list(FIX_COLUMNS)]
+                        "Give a fixes.csv as written by baseline clean.")  # fmt: skip
+    return fixes[list(FIX_COLUMNS)]
 
 
-def _match_rows(given: pd.DataFrame, table: pd.DataFrame, file: Any) -> np.ndarray:
-    """For each fix the row of its image in the table."""
-    found = match_rows(table["path"], given["path"], str(file))
-    hits = np.flatnonzero(found >= 0)
-    numbers, counts = np.unique(found[hits], return_counts=True)
+def match_fixes(fixes: pd.DataFrame, table: pd.DataFrame, file: Any) -> np.ndarray:
+    """Return for each fix the row of its image in the image table.
+
+    Raises:
+        DataError: if a fix matches no image, or several.
+    """
+    fix_of_row = match_rows(table["path"], fixes["path"], str(file))
+    matched = np.flatnonzero(fix_of_row >= 0)
+    numbers, counts = np.unique(fix_of_row[matched], return_counts=True)
     if (counts > 1).any():
-        path = given["path"].iloc[numbers[counts > 1][0]]
-        raise DataError(f"{file} names images that may be several of these, first '{path}'. Give whole paths.")
-    rows = np.full(len(given), -1)
-    rows[found[hits]] = hits
-    if (lost := rows < 0).any():
-        raise DataError(f"{file} names {int(lost.sum()):,} images that are not there: "
-                        f"{quoted_list(given['path'][lost], 3)}. Give the images it was made for, or mend it.")  # fmt: skip
+        path = fixes["path"].iloc[numbers[counts > 1][0]]
+        raise DataError(f"{file} names images that match several of these, first '{path}'. Give full paths.")
+    rows = np.full(len(fixes), -1)
+    rows[fix_of_row[matched]] = matched
+    if (unmatched := rows < 0).any():
+        count = format_count(int(unmatched.sum()), "image")
+        raise DataError(
+            f"{file} names {count} not found here: {quoted_list(fixes['path'][unmatched], 3)}. "
+            "Give the images that it was made for, or correct the file."
+        )
     return rows

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Class labels of images: one per image, or several separated by `;` (multi-label)."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = [
 
 
 SEPARATOR = ";"
-"""Between the labels of one image that has several."""
+"""Separator between the labels of an image that has several."""
 
 
 def classes_in(table: pd.DataFrame, labels: str = "auto") -> list[str]:
-    """The table's classes in alphabetical order."""
+    """Return the classes of an image table in alphabetical order."""
     return sorted(explode_labels(table["label"], labels).dropna().unique())
 
 
 def binarize(labels: pd.Series, positive: str) -> pd.Series:
-    """The labels as two classes: `positive`, and `not POSITIVE` for all others.
+    """Return the labels as two classes: `positive`, and `not POSITIVE` for all others.
 
     >>> list(binarize(pd.Series(["glass", "plastic", "metal"]), "plastic"))
     ['not plastic', 'plastic', 'not plastic']
 
     Raises:
-        DataError: if no label is `positive`.
+        DataError: if no label equals `positive`.
     """
     if not labels.eq(positive).any():
         raise DataError(unknown_name("class", positive, set(labels)))
@@ -45,9 +45,9 @@ def binarize(labels: pd.Series, positive: str) -> pd.Series:
 
 
 def predicted_labels(probabilities: np.ndarray, classes: Sequence[str], threshold: float | None = None) -> np.ndarray:
-    """What is predicted for each row of uncalibrated probabilities, N x classes: the most probable class.
+    """Return the predicted label for each row of uncalibrated probabilities, N x classes: the most probable class.
 
-    With a threshold, for many labels an image: all classes from it on, with `;` between.
+    With a threshold (multi-label), the label joins all classes of at least that probability with `;`.
 
     >>> predicted_labels(np.array([[0.6, 0.7]]), ["a", "b"]).tolist()
     ['b']
@@ -60,33 +60,37 @@ def predicted_labels(probabilities: np.ndarray, classes: Sequence[str], threshol
     return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
 
 
-def is_multilabel(labels: pd.Series, wish: str = "auto") -> bool:
-    """Whether images may have several labels: as wished, else where a separator or an empty label is seen."""
-    seen = labels.eq("") | labels.str.contains(SEPARATOR, regex=False)
-    return wish == "many" or (wish == "auto" and bool(seen.any()))
+def is_multilabel(labels: pd.Series, mode: str = "auto") -> bool:
+    """Return whether images may have several labels.
+
+    Args:
+        mode: `"one"`, `"many"`, or `"auto"`: several if any label contains a separator or is empty.
+    """
+    several = labels.eq("") | labels.str.contains(SEPARATOR, regex=False)
+    return mode == "many" or (mode == "auto" and bool(several.any()))
 
 
 def split_labels(label: str) -> list[str]:
-    """The classes that a label of several stands for.
+    """Return the classes that a multi-label stands for.
 
     >>> split_labels("cat;dog"), split_labels("")
     (['cat', 'dog'], [])
     """
-    return [each for each in label.split(SEPARATOR) if each]
+    return [name for name in label.split(SEPARATOR) if name]
 
 
-def explode_labels(labels: pd.Series, wish: str = "auto") -> pd.Series:
-    """The labels, and where images may have several, each of them on a row of its own; missing for an image of none."""
-    return labels.map(split_labels).explode() if is_multilabel(labels, wish) else labels
+def explode_labels(labels: pd.Series, mode: str = "auto") -> pd.Series:
+    """Return the labels with one class per row, under the index of its image; missing for an image without labels."""
+    return labels.map(split_labels).explode() if is_multilabel(labels, mode) else labels
 
 
 def label_matrix(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
-    """Images x classes: whether the image has the label."""
+    """Return a boolean matrix, images x classes: whether the image has the label."""
     sets = [set(split_labels(label)) for label in labels]
-    return np.array([[name in each for name in classes] for each in sets], dtype=bool).reshape(-1, len(classes))
+    return np.array([[name in members for name in classes] for members in sets], dtype=bool).reshape(-1, len(classes))
 
 
 def rarest_label(labels: pd.Series) -> pd.Series:
-    """For each image of several labels its rarest one, by which such images are split; empty where it has none."""
+    """Return each image's rarest label, by which multi-label images are split; empty for an image without labels."""
     counts = explode_labels(labels, "many").value_counts()
-    return labels.map(lambda label: min(split_labels(label), key=lambda each: (counts[each], each), default=""))
+    return labels.map(lambda label: min(split_labels(label), key=lambda name: (counts[name], name), default=""))

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Recipe and source -> audited image table in which every image has its split.
+
+`load_images` reads the source; `prepare` also audits the table, filters it, splits it and applies label fixes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.data.split import split_to_csv
-from baseline.errors import LeakError
+from baseline.errors import LeakError, format_count
 from baseline.files import write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import apply_changes, choose_recipe
@@ -29,7 +32,7 @@ __all__ = ["load_images", "prepare", "run_request"]
 SPLIT_FIELDS = {*COLUMN_KEYS, "image_dir", "label_from", "labels", "positive", "split", "split_file", "fold", "seed",
            "valid_share", "test_share", "images_per_class", "audit", "leaks", "fixes", "keep_if", "keep_model",
            "keep_above"}  # fmt: skip
-"""Of a recipe; what decides which images there are, and in which split."""
+"""Recipe fields that decide which images are used and in which split."""
 
 
 def load_images(
@@ -39,13 +42,13 @@ def load_images(
     progress: Progress | None = None,
     **changes: Any,
 ) -> tuple[Recipe, pd.DataFrame]:
-    """The recipe and the image table that `make_baseline` would start from; what was understood is said in five lines.
+    """Return the recipe and the image table that `make_baseline` would start from, and log a five-line summary.
 
-    Arguments and errors are those of `make_baseline`. `table.attrs["source"]` holds what was said.
+    Arguments and errors are those of `make_baseline`. `table.attrs["source"]` describes the source.
     """
-    chosen, images = choose_recipe(images, recipe)
-    chosen, reasons = apply_changes(chosen, None, changes)
-    return load_image_table(images, chosen, reasons, progress or ConsoleProgress())
+    recipe, images = choose_recipe(images, recipe)
+    recipe, reasons = apply_changes(recipe, None, changes)
+    return load_image_table(images, recipe, reasons, progress or ConsoleProgress())
 
 
 def prepare(
@@ -55,62 +58,62 @@ def prepare(
     progress: Progress,
     **changes: Any,
 ) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
-    """The recipe, the image table that `make_baseline` trains with, every image in its split, and what it leaves out.
+    """Return the recipe, the image table with splits that `make_baseline` trains on, and the unreadable images.
 
-    What the audit found is written into the folder. A recipe whose `split_file` holds `split_to_csv` of the table gives
-    the same splits again, without an audit.
+    The results of the audit are written into the folder. A recipe whose `split_file` holds `split_to_csv` of the table
+    reproduces the splits, without an audit.
     """
-    chosen, table = load_images(images, recipe, progress=progress, **changes)
-    return prepare_table(table, chosen, folder, progress, {})
+    recipe, table = load_images(images, recipe, progress=progress, **changes)
+    return prepare_table(table, recipe, folder, progress, {})
 
 
 def run_request(recipe: Recipe, table: pd.DataFrame) -> dict[str, Any]:
-    """What a run was asked for: a recipe as `load_images` gives it, and the sha256 of paths, labels, splits and groups.
+    """Return what identifies a run: the recipe from `load_images`, and the SHA-256 of paths, labels, splits and groups.
 
-    The manifest keeps it, so that another run can tell whether it would be the same one.
+    It is stored in the manifest, so that a later call can tell whether it asks for the same run.
     """
-    told = table[[column for column in ("path", "label", "split", "group") if column in table]]
-    return {"recipe": recipe.as_dict(), "images": hashlib.sha256(told.to_csv(index=False).encode()).hexdigest()}
+    identity = table[[column for column in ("path", "label", "split", "group") if column in table]]
+    return {"recipe": recipe.as_dict(), "images": hashlib.sha256(identity.to_csv(index=False).encode()).hexdigest()}
 
 
 def load_image_table(
-    images: Any, chosen: Recipe, reasons: dict[str, str], progress: Progress
+    images: Any, recipe: Recipe, reasons: dict[str, str], progress: Progress
 ) -> tuple[Recipe, pd.DataFrame]:
-    """The image table, and the recipe with what follows from it."""
+    """Read the image table, and resolve the recipe's `split` and `labels` by it; add the reasons to `reasons`."""
     from baseline.data.labels import is_multilabel
     from baseline.data.sources.tables import Columns
     from baseline.data.split import resolve_split
     from baseline.data.table import image_table, summarize_source
 
-    columns = Columns(chosen.image_col, chosen.label_col, chosen.group_col, chosen.split_col, chosen.image_dir)
-    forms = {"label_from": chosen.label_from, "labels": chosen.labels, "positive": chosen.positive}
-    table = image_table(images, columns=columns, **forms, progress=progress)
+    columns = Columns(recipe.image_col, recipe.label_col, recipe.group_col, recipe.split_col, recipe.image_dir)
+    options = {"label_from": recipe.label_from, "labels": recipe.labels, "positive": recipe.positive}
+    table = image_table(images, columns=columns, **options, progress=progress)
     for line in summarize_source(table):
         progress.log(line)
-    way, reasons["split"] = resolve_split(table, chosen)
-    return chosen.changed(split=way, labels="many" if is_multilabel(table["label"], chosen.labels) else "one"), table
+    method, reasons["split"] = resolve_split(table, recipe)
+    return recipe.changed(split=method, labels="many" if is_multilabel(table["label"], recipe.labels) else "one"), table
 
 
 def _audit_table(
-    table: pd.DataFrame, chosen: Recipe, progress: Progress
+    table: pd.DataFrame, recipe: Recipe, progress: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame, Audit | None]:
-    """The images to go on with, those that cannot be read, and the audit, which is told."""
+    """Audit the table and log the findings; return the readable images, the unreadable ones and the audit, if any."""
     from baseline.data.audit.findings import audit, drop_unreadable
 
-    if chosen.audit == "none":
+    if recipe.audit == "none":
         return *drop_unreadable(table, progress), None
-    checked = audit(table, grouped="group" in chosen.split, progress=progress)
-    for row in checked.findings.itertuples():
+    report = audit(table, grouped="group" in recipe.split, progress=progress)
+    for row in report.findings.itertuples():
         progress.log(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
-    return checked.usable, checked.unreadable, checked
+    return report.usable, report.unreadable, report
 
 
 def prepare_table(
-    table: pd.DataFrame, chosen: Recipe, folder: Path, progress: Progress, reasons: dict[str, str]
+    table: pd.DataFrame, recipe: Recipe, folder: Path, progress: Progress, reasons: dict[str, str]
 ) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
-    """The recipe, the images with their splits, labels mended, and those that cannot be read.
+    """Return the recipe, the image table with splits and fixed labels, and the unreadable images.
 
-    What the audit found, what a second model left out and the fixes go into the folder.
+    The results of the audit, the images that `keep_if` left out and the fixes are written into the folder.
     """
     from baseline.data.label_fixes import apply_fixes, read_fixes
     from baseline.data.split import split
@@ -119,61 +122,62 @@ def prepare_table(
     from baseline.inference.filter import filter_by_model
 
     fixes = None
-    if chosen.fixes:
-        chosen = chosen.changed(fixes=[str(resolve_path(file)) for file in chosen.fixes])
-        fixes = read_fixes(chosen.fixes, table, chosen.labels)
-    check_table(table, chosen.labels)
-    table, unread, checked = _audit_table(table, chosen, progress)
-    if len(unread):
-        check_table(table, chosen.labels)
-    if chosen.keep_if:
-        table, strangers = filter_by_model(table, chosen, progress)
-        write_atomic(folder / "not_kept.csv", strangers.to_csv(index=False))
-        reasons["keep_if"] = f"{len(strangers):,} images were left out: not_kept.csv"
-    table = _drop_leaks(split(table, chosen), chosen, progress)
+    if recipe.fixes:
+        recipe = recipe.changed(fixes=[str(resolve_path(file)) for file in recipe.fixes])
+        fixes = read_fixes(recipe.fixes, table, recipe.labels)
+    check_table(table, recipe.labels)
+    table, unreadable, report = _audit_table(table, recipe, progress)
+    if len(unreadable):
+        check_table(table, recipe.labels)
+    if recipe.keep_if:
+        table, removed = filter_by_model(table, recipe, progress)
+        write_atomic(folder / "not_kept.csv", removed.to_csv(index=False))
+        reasons["keep_if"] = f"{format_count(len(removed), 'image')} left out, listed in not_kept.csv"
+    table = _drop_leaks(split(table, recipe), recipe, progress)
     if fixes is not None:
         table, reasons["fixes"] = apply_fixes(table, fixes)
         progress.log(f"fixes: {reasons['fixes']}")
         write_atomic(folder / "fixes.csv", fixes.to_csv(index=False))
-    if checked is not None and len(checked.findings):
-        write_audit(folder / "audit", checked)
-    progress.log(_describe_splits(table, chosen.labels))
-    return chosen, table, unread
+    if report is not None and len(report.findings):
+        write_audit(folder / "audit", report)
+    progress.log(_describe_splits(table, recipe.labels))
+    return recipe, table, unreadable
 
 
-def splits_differ(manifest: Path, chosen: Recipe, table: pd.DataFrame) -> bool:
-    """Whether the images of a run's manifest have other splits now, though the recipe leaves them as they were."""
-    before = read_values(manifest)
-    hashed = before["data"].get("sha256") if "recipe" in before and isinstance(before.get("data"), dict) else None
+def splits_differ(manifest: Path, recipe: Recipe, table: pd.DataFrame) -> bool:
+    """Return whether the splits differ from those of a run's manifest, although no recipe field explains it."""
+    values = read_values(manifest)
+    expected = values["data"].get("sha256") if "recipe" in values and isinstance(values.get("data"), dict) else None
     if (
-        hashed is None
-        or {key.partition(".")[0] for key in diff_recipes(before["recipe"], chosen.as_dict())} & SPLIT_FIELDS
+        expected is None
+        or {key.partition(".")[0] for key in diff_recipes(values["recipe"], recipe.as_dict())} & SPLIT_FIELDS
     ):
         return False
-    return bool(hashed != hashlib.sha256(split_to_csv(table).encode()).hexdigest())
+    return bool(expected != hashlib.sha256(split_to_csv(table).encode()).hexdigest())
 
 
-def _drop_leaks(table: pd.DataFrame, chosen: Recipe, progress: Progress) -> pd.DataFrame:
-    """The table without images that have a copy in a later split, or an error, where the recipe wants either."""
+def _drop_leaks(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> pd.DataFrame:
+    """Drop images with a duplicate in a later split if `leaks` is `"drop"`; raise if `audit` is `"strict"`."""
     from baseline.data.audit.findings import find_leaks
 
-    if chosen.audit == "none" or (chosen.leaks == "keep" and chosen.audit != "strict"):
+    if recipe.audit == "none" or (recipe.leaks == "keep" and recipe.audit != "strict"):
         return table
     leaks = find_leaks(table)
-    if chosen.leaks == "drop":
-        progress.log(f"audit: {int(leaks.sum()):,} images with a copy in a later split are dropped")
+    count = format_count(int(leaks.sum()), "image")
+    if recipe.leaks == "drop":
+        progress.log(f"audit: dropped {count} with a duplicate in a later split")
         return table[~leaks].reset_index(drop=True)
     if leaks.any():
         row = table[leaks].iloc[0]
         raise LeakError(
-            f"{int(leaks.sum()):,} images have a copy in a later split, first {row['path']} ({row['split']}). "
-            "Give --leaks drop or --split random, or mend the images."
+            f"Found {count} with a duplicate in a later split, first {row['path']} ({row['split']}). "
+            "Give --leaks drop or --split random, or remove the duplicates."
         )
     return table
 
 
 def count_by_split(table: pd.DataFrame) -> dict[str, int]:
-    """Images by split."""
+    """Return the number of images per split."""
     return {str(name): int(count) for name, count in table["split"].value_counts().items()}
 
 
@@ -182,4 +186,5 @@ def _describe_splits(table: pd.DataFrame, labels: str) -> str:
 
     counts = count_by_split(table)
     by_split = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "valid", "test") if name in counts)
-    return f"images: {len(table):,} of {len(classes_in(table, labels))} classes; {by_split}"
+    classes = format_count(len(classes_in(table, labels)), "class", "classes")
+    return f"images: {len(table):,} in {classes}; {by_split}"

@@ -1,17 +1,17 @@
-"""Image table -> image table in which every image has its split. Knows labels and groups; opens no image.
+"""Image table -> image table in which every image has a split. Uses labels and groups; opens no image.
 
-Ways of splitting (`Recipe.split`), each seeded, each by class as far as its other promise allows:
+Methods (`Recipe.split`); all are seeded, and stratified by class as far as their other guarantee allows:
 
-| way | promise |
+| method | guarantee |
 |---|---|
-| `auto` | what is given stays; groups that were asked for by name are heeded; else by class |
-| `provided` | every image has the split that was given with it; only a missing valid split is set aside |
-| `random` | by class, whatever was given |
-| `group` | no group lies on two sides |
-| `kfold:K`, `group-kfold:K` | K parts of all images but the test ones; part number `Recipe.fold` is the valid split |
-| `time:COLUMN` | the oldest images train, the newest test |
+| `auto` | given splits are kept; else groups are kept together if a group column is named; else by class |
+| `provided` | every image keeps its given split; only a missing valid split is held out |
+| `random` | by class, ignoring given splits |
+| `group` | all images of a group are in the same split |
+| `kfold:K`, `group-kfold:K` | K folds of all images except the test split; fold `Recipe.fold` is the valid split |
+| `time:COLUMN` | the oldest images are for training, the newest for testing |
 
-Copies of one image (`twins`, from the audit) always lie on one side, except where the split was given.
+Duplicates of an image (`duplicate_id`, from the audit) always get the same split, except where the split was given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pandas as pd
 
 from baseline.data.labels import explode_labels, is_multilabel, rarest_label, split_labels
 from baseline.data.sources.match_images import match_rows
-from baseline.errors import DataError, unknown_name
+from baseline.errors import DataError, format_count, unknown_name
 from baseline.files import resolve_path
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ __all__ = ["connected_components", "fold_numbers", "read_split", "resolve_split"
 
 
 OTHER_LABELS = "labels as given"
-"""The column of all labels of an image, while images of several are split by their rarest one."""
+"""Column that holds all labels of an image while multi-label images are split by their rarest label."""
 
 
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The table with `train`, `valid` and `test` filled in, as `recipe.split` says; see the module.
+    """Return the image table with the column `split` filled in (`train`, `valid`, `test`), as `recipe.split` says.
 
-    Where no image has a split, `test_share` of all becomes the test split; where there is no valid split,
-    `valid_share` of the training images becomes it. Every class keeps a training image. `images_per_class` first thins
-    out the training images; the rest of them leaves the table.
+    The module lists the methods. If no image has a split, `test_share` of all images become the test split; if there is
+    no valid split, `valid_share` of the training images become it. Every class keeps a training image. With
+    `images_per_class`, the training images are subsampled first, and the others are dropped from the table.
 
     Raises:
-        DataError: if no images can be set aside for validation, a column that is asked for is missing, all of a class
-            is in one group, or there are more folds than images of a class.
+        DataError: if no images can be held out for validation, a requested column is missing, all images of a class are
+            in one group, or there are more folds than images of a class.
 
     >>> from baseline import Recipe
     >>> table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(40)], "label": ["ant", "bee"] * 20, "split": None})
@@ -57,180 +57,187 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     {'test': 8, 'train': 28, 'valid': 4}
     """
     if recipe.split_file:
-        found = read_split(table, resolve_path(recipe.split_file))
+        result = read_split(table, resolve_path(recipe.split_file))
     elif is_multilabel(label := table["label"], recipe.labels):
-        found = _split_single_label(table.assign(label=rarest_label(label), **{OTHER_LABELS: label}), recipe)
-        found = found.assign(label=found[OTHER_LABELS]).drop(columns=OTHER_LABELS)
+        result = _split_single_label(table.assign(label=rarest_label(label), **{OTHER_LABELS: label}), recipe)
+        result = result.assign(label=result[OTHER_LABELS]).drop(columns=OTHER_LABELS)
     else:
-        found = _split_single_label(table, recipe)
-    return _check_splits(found, recipe.labels)
+        result = _split_single_label(table, recipe)
+    return check_splits(result, recipe.labels)
 
 
 def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """`split` without a split file, by one label an image; where it had others, the column `OTHER_LABELS` has them all."""
+    """Split by one label per image, without a split file; `OTHER_LABELS` holds all labels of a multi-label image."""
     table = table.reset_index(drop=True).copy()
     rng = np.random.default_rng(recipe.seed)
-    way, _, argument = recipe.split.partition(":")
-    way = resolve_split(table, recipe)[0] if way == "auto" else way
-    if way == "provided" and table["split"].isna().all():
-        raise DataError("No image has a split of its own. Give --split-col COLUMN, split folders, or another --split.")
-    if way in ("random", "group", "time"):
+    method, _, argument = recipe.split.partition(":")
+    method = resolve_split(table, recipe)[0] if method == "auto" else method
+    if method == "provided" and table["split"].isna().all():
+        raise DataError("The images come without splits. Give --split-col COLUMN, split folders, or another --split.")
+    if method in ("random", "group", "time"):
         table["split"] = None
-    whole = table["split"].isna().all()
+    without_splits = table["split"].isna().all()
     table["split"] = table["split"].fillna("train").astype(str)
-    together = "group" if "group" in way else "twins"
-    units = unit_ids(table, together)
-    if way == "time":
-        _split_by_time(table, units, argument, recipe)
-        return _subsample(table, recipe.images_per_class, rng) if recipe.images_per_class else table
-    if whole and not way.endswith("kfold"):
-        _hold_out(table, units, "test", recipe.test_share, rng)
+    unit_column = "group" if "group" in method else "duplicate_id"
+    units = unit_ids(table, unit_column)
+    if method == "time":
+        split_by_time(table, units, argument, recipe)
+        return subsample(table, recipe.images_per_class, rng) if recipe.images_per_class else table
+    if without_splits and not method.endswith("kfold"):
+        hold_out(table, units, "test", recipe.test_share, rng)
     if recipe.images_per_class:
-        table = _subsample(table, recipe.images_per_class, rng)
-        units = unit_ids(table, together)
-    if way.endswith("kfold"):
-        _split_kfold(table, units, int(argument), recipe)
+        table = subsample(table, recipe.images_per_class, rng)
+        units = unit_ids(table, unit_column)
+    if method.endswith("kfold"):
+        split_kfold(table, units, int(argument), recipe)
     elif not (table["split"] == "valid").any():
-        _hold_out(table, units, "valid", recipe.valid_share, rng)
+        hold_out(table, units, "valid", recipe.valid_share, rng)
     return table
 
 
 def resolve_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
-    """The way of splitting and why: what is given stays; groups asked for by name are heeded; else by class."""
+    """Return the split method that `auto` stands for here, and the reason."""
     if recipe.split_file:
-        return "auto", f"as {recipe.split_file} has it"
+        return "auto", f"taken from {recipe.split_file}"
     if recipe.split != "auto":
         return recipe.split, "as given"
     if table["split"].notna().any():
         return "provided", "the images come with splits"
     if recipe.group_col:
-        return "group", f"the groups of '{recipe.group_col}' were asked for"
+        return "group", f"the group column '{recipe.group_col}' was given"
     return "random", "the images come without splits"
 
 
 def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The images that a run's `split.csv` names, with their splits, found by the ends of their paths.
+    """Return the images that a run's `split.csv` names, with their splits, matched by the ends of their paths.
 
-    Images that it does not name leave the table, as those did that the run thinned out or could not read.
+    Images that it does not name are dropped, as are those that the run subsampled away or could not read.
 
     Raises:
-        DataError: if the file cannot be read, or names images that are not there or may be several.
+        DataError: if the file cannot be read, or names images that do not exist or match several.
     """
     try:
-        given = pd.read_csv(file, dtype=str)
+        split_table = pd.read_csv(file, dtype=str)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
-    if missing := {"path", "split"} - set(given.columns):
-        raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Give a split.csv that a run wrote.")
-    if wrong := set(given["split"]) - {"train", "valid", "test"}:
-        raise DataError(f"{file} has splits other than train, valid and test: {', '.join(map(str, wrong))}.")
-    rows = match_rows(table["path"], given["path"], str(file))
+    if missing := {"path", "split"} - set(split_table.columns):
+        raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Give a split.csv written by a run.")
+    if unknown := set(split_table["split"]) - {"train", "valid", "test"}:
+        raise DataError(f"{file} has splits other than train, valid and test: {', '.join(map(str, unknown))}.")
+    rows = match_rows(table["path"], split_table["path"], str(file))
     known = rows >= 0
-    found = table[known].assign(split=given["split"].to_numpy()[rows[known]]).reset_index(drop=True)
-    if len(found) > len(given):
+    result = table[known].assign(split=split_table["split"].to_numpy()[rows[known]]).reset_index(drop=True)
+    count = format_count(len(split_table), "image")
+    if len(result) > len(split_table):
         raise DataError(
-            f"{file} names {len(given):,} images, and {len(found):,} of these fit. Give the images it is of."
+            f"{file} names {count}, but {len(result):,} of these match. Give the images that it was made for."
         )
-    if len(found) < len(given):
-        raise DataError(f"{len(given) - len(found):,} of {len(given):,} images in {file} are not among these images.")
-    return found
+    if len(result) < len(split_table):
+        missing_count = len(split_table) - len(result)
+        raise DataError(
+            f"{missing_count:,} of {count} in {file} not found among these images. "
+            "Give the images that it was made for."
+        )
+    return result
 
 
 def unit_ids(table: pd.DataFrame, column: str) -> np.ndarray:
-    """A number for each image, the same where images have to stay on one side: copies, and with `"group"` groups.
+    """Return a number for each image, shared by images that must get the same split: duplicates, and optionally groups.
 
     Args:
-        column: `"group"` or `"twins"`.
+        column: `"group"` (groups and duplicates) or `"duplicate_id"` (duplicates only).
 
     Raises:
-        DataError: if groups are asked for and there are none.
+        DataError: if `column` is `"group"` and the images have no groups.
     """
     rows = np.arange(len(table))
     if column == "group":
         if "group" not in table or table["group"].isna().all():
             raise DataError(
-                "These images have no groups: nothing tells which belong together. Give --group-col COLUMN."
+                "These images have no groups, so nothing says which belong together. Give --group-col COLUMN."
             )
-        alone = table["group"].isna().to_numpy()
-        numbers = table["group"].astype(object).where(~alone, "").factorize(sort=True)[0]
-        return _join_units(np.where(alone, numbers.max() + 1 + rows, numbers), table)
+        ungrouped = table["group"].isna().to_numpy()
+        numbers = table["group"].astype(object).where(~ungrouped, "").factorize(sort=True)[0]
+        return _join_units(np.where(ungrouped, numbers.max() + 1 + rows, numbers), table)
     return _join_units(rows, table)
 
 
 def _join_units(units: np.ndarray, table: pd.DataFrame) -> np.ndarray:
-    """Units that share copies of an image made one."""
-    twins = table["twins"].to_numpy() if "twins" in table else np.full(len(table), -1)
-    linked = np.flatnonzero(twins >= 0)
+    """Merge units that share duplicates of an image."""
+    duplicate_id = table["duplicate_id"].to_numpy() if "duplicate_id" in table else np.full(len(table), -1)
+    linked = np.flatnonzero(duplicate_id >= 0)
     if not len(linked):
         return units
     size = int(units.max()) + 1
-    return connected_components(units[linked], size + twins[linked], size + int(twins.max()) + 1)[units]
+    nodes = size + int(duplicate_id.max()) + 1
+    return connected_components(units[linked], size + duplicate_id[linked], nodes)[units]
 
 
 def connected_components(one: np.ndarray, two: np.ndarray, count: int) -> np.ndarray:
-    """For each of `count` things the number of the set that links between `one` and `two` put it in."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Return the component number of each of `count` nodes in the graph with edges between `one` and `two`."""
+    from scipy.sparse import coo_array, csgraph
 
-    links = coo_array((np.ones(len(one), bool), (one, two)), shape=(count, count))
-    return connected_components(links, directed=False)[1]
+    graph = coo_array((np.ones(len(one), bool), (one, two)), shape=(count, count))
+    return csgraph.connected_components(graph, directed=False)[1]
 
 
-def _rows_by_class(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Row numbers among `rows`, one shuffled array per class, in the classes' alphabetical order."""
+def _shuffled_rows_by_class(table: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the given row numbers as one shuffled array per class, in alphabetical order of the classes."""
     for _, members in sorted(table.loc[rows].groupby("label").groups.items()):
         yield rng.permutation(np.asarray(members))
 
 
 def _required_classes(table: pd.DataFrame) -> list[list[str]]:
-    """For each image the classes of which a training image has to stay beside that of its label: all of several."""
+    """Return for each image the classes, besides its `label`, that must keep a training image: all its other labels."""
     return table[OTHER_LABELS].map(split_labels).tolist() if OTHER_LABELS in table else [[]] * len(table)
 
 
-def _hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rng: np.random.Generator) -> None:
-    """Moves a share of each class's training images, at least one and never the last, to the split `name`.
+def hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rng: np.random.Generator) -> None:
+    """Move a share of each class's training images, at least one and never the last, to the split `name`.
 
-    Whole units move, so that a share is met only about; a unit that would take a class's last training image stays,
-    and of several labels each counts.
+    Units move as a whole, so the share is met only approximately. A unit stays if a class, of any label of its images,
+    would lose its last training image.
     """
     train = np.flatnonzero(table["split"] == "train")
     members = pd.Series(train).groupby(units[train]).apply(np.asarray).to_dict()
     label = table["label"].to_numpy()
-    left = table.loc[train, "label"].value_counts().to_dict()
-    goal = {each: max(1, round(count * share)) for each, count in left.items()}
-    others = _required_classes(table)
-    others_left = Counter(chain.from_iterable(others[row] for row in train))
+    remaining = table.loc[train, "label"].value_counts().to_dict()
+    goal = {name: max(1, round(count * share)) for name, count in remaining.items()}
+    other_labels = _required_classes(table)
+    others_remaining = Counter(chain.from_iterable(other_labels[row] for row in train))
     moved: set[int] = set()
 
-    def move(unit: int, at_most: float) -> None:
-        taken = dict(zip(*np.unique(label[members[unit]], return_counts=True), strict=True))
-        if unit in moved or any(count >= left[each] or count > at_most * goal[each] for each, count in taken.items()):
+    def try_move(unit: int, max_overshoot: float) -> None:
+        counts = dict(zip(*np.unique(label[members[unit]], return_counts=True), strict=True))
+        if unit in moved or any(
+            count >= remaining[name] or count > max_overshoot * goal[name] for name, count in counts.items()
+        ):
             return
-        gone = Counter(chain.from_iterable(others[row] for row in members[unit]))
-        if any(count >= others_left[each] for each, count in gone.items()):
+        other_counts = Counter(chain.from_iterable(other_labels[row] for row in members[unit]))
+        if any(count >= others_remaining[name] for name, count in other_counts.items()):
             return
-        others_left.subtract(gone)
+        others_remaining.subtract(other_counts)
         moved.add(unit)
-        for each, count in taken.items():
-            left[each] -= int(count)
-            goal[each] -= int(count)
+        for name, count in counts.items():
+            remaining[name] -= int(count)
+            goal[name] -= int(count)
 
-    for rows in _rows_by_class(table, train, rng):
-        mine = label[rows[0]]
-        before = goal[mine]
+    for rows in _shuffled_rows_by_class(table, train, rng):
+        own_label = label[rows[0]]
+        initial_goal = goal[own_label]
         for row in rows:
-            if goal[mine] <= 0:
+            if goal[own_label] <= 0:
                 break
-            move(int(units[row]), 1.5)
-        if goal[mine] == before > 0:  # every unit is more than the share: the smallest that leaves some, then
+            try_move(int(units[row]), 1.5)
+        if goal[own_label] == initial_goal > 0:  # every unit exceeds the share: take the smallest that leaves an image
             for unit in sorted({int(units[row]) for row in rows}, key=lambda unit: len(members[unit])):
-                if goal[mine] == before:
-                    move(unit, np.inf)
+                if goal[own_label] == initial_goal:
+                    try_move(unit, np.inf)
     table.loc[np.isin(units, list(moved)) & (table["split"] == "train").to_numpy(), "split"] = name
 
 
-def _split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
-    """Training and valid images in `folds` parts, in the column `fold`; part `recipe.fold` becomes the valid split."""
+def split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
+    """Assign all images except the test split to folds (column `fold`); fold `recipe.fold` becomes the valid split."""
     rows = np.flatnonzero(table["split"] != "test")
     grouped = "group" in recipe.split
     table["fold"] = -1
@@ -239,11 +246,11 @@ def _split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Rec
 
 
 def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *, grouped: bool = False) -> np.ndarray:
-    """For each image the part, from 0, that it lies in: by class, and no unit in two parts.
+    """Return for each image its fold, from 0: stratified by class, with no unit in two folds.
 
     Args:
-        units: of `unit_ids`: the same number where images have to stay on one side.
-        grouped: units are groups, not copies; for the words of the error.
+        units: from `unit_ids`; images with the same number must be in the same fold.
+        grouped: whether units are groups, not only duplicates; the error message says so.
 
     Raises:
         DataError: if there are more folds than units of a class.
@@ -252,91 +259,99 @@ def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *,
 
     per_class = pd.Series(units).groupby(labels.to_numpy()).nunique().drop("", errors="ignore")
     if (smallest := int(per_class.min())) < folds:
-        what = "groups" if grouped else "images"
-        raise DataError(
-            f"{folds} folds, but class '{per_class.idxmin()}' has {smallest} {what} only. Give at most {smallest}."
-        )
-    plain = not grouped and len(np.unique(units)) == len(units)
-    parts = (StratifiedKFold if plain else StratifiedGroupKFold)(n_splits=folds, shuffle=True, random_state=seed)
+        count = format_count(smallest, "group" if grouped else "image")
+        raise DataError(f"{folds} folds, but class '{per_class.idxmin()}' has only {count}. Give at most {smallest}.")
+    ungrouped = not grouped and len(np.unique(units)) == len(units)
+    splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(n_splits=folds, shuffle=True, random_state=seed)
     numbers = np.empty(len(units), int)
-    for number, (_, part) in enumerate(parts.split(units, labels, None if plain else units)):
-        numbers[part] = number
+    for number, (_, rows) in enumerate(splitter.split(units, labels, None if ungrouped else units)):
+        numbers[rows] = number
     return numbers
 
 
-def _split_by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
+def split_by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: Recipe) -> None:
+    """Assign splits by the times in a column; images of the same time get the same split."""
     if column not in table.columns:
         raise DataError(f"{unknown_name('column', column, map(str, table.columns))} Change --split time:COLUMN.")
-    own = pd.Series(_parse_times(table[column], column))
-    times = own.groupby(units).transform("max").to_numpy()  # of copies the newest counts
+    own_times = pd.Series(parse_times(table[column], column))
+    times = own_times.groupby(units).transform("max").to_numpy()  # duplicates count as the newest of them
     order = np.argsort(times, kind="stable")
-    ranked = times[order]
+    sorted_times = times[order]
     test = len(table) - round(len(table) * recipe.test_share)
     valid = test - max(1, round(test * recipe.valid_share))
-    edges = [int(np.searchsorted(ranked, ranked[max(0, at)], "left")) for at in (valid, test)]
+    edges = [int(np.searchsorted(sorted_times, sorted_times[max(0, row)], "left")) for row in (valid, test)]
     table["split"] = "train"
     table.loc[order[edges[0] : edges[1]], "split"] = "valid"
     table.loc[order[edges[1] :], "split"] = "test"
 
 
-def _parse_times(values: pd.Series, column: str) -> np.ndarray:
+def parse_times(values: pd.Series, column: str) -> np.ndarray:
+    """Return a column as dates or as numbers, whichever it contains.
+
+    Raises:
+        DataError: if some values are neither.
+    """
     if pd.api.types.is_datetime64_any_dtype(values):
         times = values
     else:
         times = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
         if times.isna().mean() > 0.5:
-            times = _parse_dates(values, column)
+            times = parse_dates(values, column)
     if (bad := times.isna()).any():
         example = values[bad].iloc[0]
-        raise DataError(f"{int(bad.sum()):,} values of '{column}' are no times, first '{example}'. Mend them.")
+        count = format_count(int(bad.sum()), "value")
+        raise DataError(f"{count} of '{column}' cannot be read as a time, first '{example}'. Correct the column.")
     return times.to_numpy()
 
 
-def _parse_dates(values: pd.Series, column: str) -> pd.Series:
-    """Dates as ISO 8601 writes them, else in the one order of day and month that fits them all."""
+def parse_dates(values: pd.Series, column: str) -> pd.Series:
+    """Parse dates in ISO 8601, else in the only order of day and month that fits all of them."""
     iso = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
     if iso.isna().mean() <= 0.5:
         return iso
-    ways = [pd.to_datetime(values, errors="coerce", utc=True, format=f"%{order}/%Y") for order in ("d/%m", "m/%d")]
-    ways += [pd.to_datetime(values, errors="coerce", utc=True, format="%d.%m.%Y")]
-    whole = [way for way in ways if way.notna().all()]
-    if len(whole) == 2 and not whole[0].equals(whole[1]):
+    parsed = [pd.to_datetime(values, errors="coerce", utc=True, format=f"%{order}/%Y") for order in ("d/%m", "m/%d")]
+    parsed += [pd.to_datetime(values, errors="coerce", utc=True, format="%d.%m.%Y")]
+    complete = [dates for dates in parsed if dates.notna().all()]
+    if len(complete) == 2 and not complete[0].equals(complete[1]):
         raise DataError(
-            f"The dates of '{column}' fit day/month and month/day, as '{values.iloc[0]}'. Write 2020-12-31."
+            f"The dates of '{column}' are ambiguous: '{values.iloc[0]}' may be day/month or month/day. "
+            "Write them as 2020-12-31."
         )
-    return whole[0] if whole else iso
+    return complete[0] if complete else iso
 
 
-def _subsample(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
+def subsample(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Drop training images beyond `per_class` of each class, but never the last one of a class in any label."""
     train = np.flatnonzero(table["split"] == "train")
-    dropped = [row for rows in _rows_by_class(table, train, rng) for row in rows[per_class:]]
-    others = _required_classes(table)
-    there = set(chain.from_iterable(others[row] for row in set(train) - set(dropped)))
-    back = []
+    dropped = [row for rows in _shuffled_rows_by_class(table, train, rng) for row in rows[per_class:]]
+    other_labels = _required_classes(table)
+    covered = set(chain.from_iterable(other_labels[row] for row in set(train) - set(dropped)))
+    restored = []
     for row in dropped:
-        if not there.issuperset(others[row]):
-            there.update(others[row])
-            back.append(row)
-    return table.drop(index=list(set(dropped) - set(back))).reset_index(drop=True)
+        if not covered.issuperset(other_labels[row]):
+            covered.update(other_labels[row])
+            restored.append(row)
+    return table.drop(index=list(set(dropped) - set(restored))).reset_index(drop=True)
 
 
-def _check_splits(table: pd.DataFrame, labels: str) -> pd.DataFrame:
-    """Refuses what cannot be trained and validated."""
+def check_splits(table: pd.DataFrame, labels: str) -> pd.DataFrame:
+    """Return the table, or raise DataError if it has no valid split or a class without training images."""
     if not (table["split"] == "valid").any():
         raise DataError(
-            "No images can be set aside for validation: every class keeps one, and copies stay together. Add images."
+            "No images can be held out for validation: every class keeps a training image, and duplicates stay "
+            "together. Add images."
         )
-    each = explode_labels(table["label"], labels)
-    trains = (table["split"] == "train")[each.index].to_numpy()
-    if lost := sorted(set(each[~trains].dropna()) - set(each[trains])):
+    single_labels = explode_labels(table["label"], labels)
+    in_train = (table["split"] == "train")[single_labels.index].to_numpy()
+    if missing := sorted(set(single_labels[~in_train].dropna()) - set(single_labels[in_train])):
         raise DataError(
-            f"No training image of '{lost[0]}' is left: all of it lies on the other side of the split, as where a "
-            "class is one group only or one time. Give another --split."
+            f"No training image of '{missing[0]}' is left: all its images are in other splits, as happens where a "
+            "class consists of one group or one point in time. Give another --split."
         )
     return table
 
 
 def split_to_csv(table: pd.DataFrame) -> str:
-    """What `split.csv` of a run folder says: path, label and split of each image, and groups and folds if known."""
-    known = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
-    return table[["path", "label", "split", *known]].to_csv(index=False)
+    """Return the content of a run's `split.csv`: path, label and split of each image, and group and fold if known."""
+    optional = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
+    return table[["path", "label", "split", *optional]].to_csv(index=False)

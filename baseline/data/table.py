@@ -1,15 +1,16 @@
-"""Images in any form -> the image table. Knows folders, tables, archives and names; knows no models, opens no image.
+"""Source -> image table: folders, tables, archives and data sets by name. Opens no image and loads no model.
 
-The image table is a pandas DataFrame with one row an image and the columns
+The image table is a pandas DataFrame with one row per image and the columns
 
-| column | holds |
+| column | content |
 |---|---|
-| `path` | where the image lies, absolute, text |
-| `label` | its class, text; where an image has several, all of them in order with `;` between |
-| `split` | `"train"`, `"valid"`, `"test"`, or missing where nothing was given |
+| `path` | absolute path of the image, text |
+| `label` | its class, text; several labels are joined by `;` in alphabetical order |
+| `split` | `"train"`, `"valid"`, `"test"`, or missing if none was given |
 | `group` | what belongs together (one person, one object, one afternoon), text, or missing |
 
-and whatever else a table said of its images. `table.attrs["source"]` tells what was understood; `summarize_source` prints it.
+and any other columns of a source table. `table.attrs["source"]` describes how the source was read; `summarize_source`
+formats it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -46,7 +46,7 @@ from baseline.data.sources.folders import (
 )
 from baseline.data.sources.read_table import ROW_BYTES, TABLE_SUFFIXES, read_table
 from baseline.data.sources.tables import Columns, rows_from_table
-from baseline.errors import DataError, quoted_list
+from baseline.errors import DataError, format_count, quoted_list
 from baseline.files import cache_home, resolve_path
 from baseline.progress import Progress
 
@@ -62,107 +62,115 @@ def image_table(
     positive: str = "",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """The image table (see the module) of images in any of these forms.
+    """Return the image table (described in the module) of a source, which may be
 
-    - a folder with one folder per class, with or without train, valid (val, validation) and test folders above;
-    - a CSV, TSV or Parquet file, or a DataFrame, with a column of images and one of labels;
-    - a competition's folder as Kaggle has it: train.csv beside the folder of its images;
+    - a folder with one folder per class, optionally below train, valid (val, validation) and test folders;
+    - a CSV, TSV or Parquet file, or a DataFrame, with an image column and a label column;
+    - a competition folder as on Kaggle: train.csv next to the folder of its images;
     - a folder of loose images, with `label_from`;
-    - a zip or tar of any of these, unpacked once into the cache;
+    - a zip or tar archive of any of these, unpacked once into the cache;
     - the name of a data set, `"torchvision:FashionMNIST"`, or `"hf:NAME-OR-FOLDER"`.
 
-    Rows are ordered by path, so that the same images give the same table in whatever form they come.
+    Rows are ordered by path, so that the same images give the same table, whatever their layout.
 
     Args:
-        columns: which column of a table is what, and where its images are; looked for where not said.
+        columns: roles of a table's columns, and the folder of its images; detected where not given.
         label_from: a regular expression, searched in each image's path below the folder; its group named `label`, or
             its first, is the class, and one named `group` the group.
-        labels: whether an image has `"one"` label or `"many"`; `"auto"`: many where `;` is seen in one.
-        positive: a class to tell from all others, which become one.
+        labels: whether an image has `"one"` label or `"many"`; `"auto"`: many if a label contains `;`.
+        positive: a class to distinguish from all others, which are merged into one.
 
     Raises:
-        DataError: if there are no images, one class only, a class in valid or test that train lacks, or a table that
-            cannot be understood. A class with a single image is an oddity here, and refused before training.
+        DataError: if there are no images, only one class, a class in valid or test that train lacks, or a table whose
+            columns are unclear. A class with a single image is only noted here, and rejected before training.
 
     >>> table = image_table("images/")                                            # doctest: +SKIP
     >>> table.groupby("label").size()                                             # doctest: +SKIP
     """
     columns, progress = columns or Columns(), progress or Progress()
     if isinstance(images, pd.DataFrame):
-        found = _read_table_source(images, "the DataFrame", Path.cwd(), columns)
+        source = read_table_source(images, "the DataFrame", Path.cwd(), columns)
     else:
-        found = _read_source(_locate(str(images), progress), columns, label_from)
-    if columns != Columns() and not found.columns.startswith("images"):
-        raise DataError(f"Columns were named, but the images come as {found.form}. Name the table, or no columns.")
-    table = found.table.sort_values("path", kind="stable", ignore_index=True)
+        source = read_source(locate_source(str(images), progress), columns, label_from)
+    if columns != Columns() and not source.columns.startswith("images"):
+        raise DataError(f"Columns were named, but the source is {source.form}. Give the table, or name no columns.")
+    table = source.table.sort_values("path", kind="stable", ignore_index=True)
     if positive:
         if is_multilabel(table["label"], labels):
-            raise DataError(f"Images with several labels are not told into '{positive}' and the rest. Leave it out.")
+            raise DataError(f"positive={positive!r} needs one label per image, and these have several. Leave it out.")
         others = table.loc[table["label"] != positive, "label"].nunique()
-        found.oddities += [f"{others} classes are one, 'not {positive}'"] if others > 1 else []
+        source.notes += [f"{others} classes merged into 'not {positive}'"] if others > 1 else []
         table["label"] = binarize(table["label"], positive)
     counts = count_trainable(table, labels)
-    found.oddities += [_single_image_message(single)] if (single := sorted(counts.index[counts < 2])) else []
-    alike = [sorted(each) for _, each in counts.index.to_series().groupby(counts.index.str.casefold()) if len(each) > 1]
-    found.oddities += [f"{quoted_list(each)} differ in case only" for each in alike[:3]]
-    table.attrs["source"] = {"form": found.form, "columns": found.columns, "oddities": found.oddities}
+    source.notes += [_single_image_message(single)] if (single := sorted(counts.index[counts < 2])) else []
+    by_lower_case = counts.index.to_series().groupby(counts.index.str.casefold())
+    same_but_case = [sorted(names) for _, names in by_lower_case if len(names) > 1]
+    source.notes += [f"{quoted_list(names)} differ only in case" for names in same_but_case[:3]]
+    table.attrs["source"] = {"form": source.form, "columns": source.columns, "notes": source.notes}
     return table
 
 
 def count_trainable(table: pd.DataFrame, labels: str = "auto") -> pd.Series:
-    """How many images of each class may be trained on; refuses a table that no classifier can be trained on.
+    """Return the number of images per class that are available for training.
 
     Raises:
-        DataError: if there is one class only, or a class in valid or test that train lacks.
+        DataError: if there is only one class, or a class in valid or test that train lacks.
     """
     if is_multilabel(table["label"], labels):
         table = table.assign(label=table["label"].map(split_labels)).explode("label").dropna(subset="label")
-    learnable = table[table["split"].isna() | (table["split"] == "train")]
-    counts = learnable["label"].value_counts()
-    if strange := sorted(set(table["label"]) - set(counts.index)):
-        where = sorted(table.loc[table["label"].isin(strange), "split"].unique())
+    trainable = table[table["split"].isna() | (table["split"] == "train")]
+    counts = trainable["label"].value_counts()
+    if missing := sorted(set(table["label"]) - set(counts.index)):
+        splits = sorted(table.loc[table["label"].isin(missing), "split"].unique())
         raise DataError(
-            f"No training image of {quoted_list(strange)}; found in {quoted_list(where)} only. Add or remove some."
+            f"No training image of {quoted_list(missing)}; found only in {quoted_list(splits)}. "
+            "Add training images, or remove the class."
         )
     if len(counts) < 2:
-        raise DataError(f"All images are of one class, {quoted_list(counts.index)}. At least two classes were needed.")
+        raise DataError(f"All images are of one class, {quoted_list(counts.index)}. At least two classes are needed.")
     return counts
 
 
 def check_table(table: pd.DataFrame, labels: str = "auto") -> None:
-    """Refuses what `count_trainable` does, and a class with one image, which cannot be trained and judged on."""
+    """Raise DataError if the table cannot be trained on, or a class has only one image.
+
+    One image cannot be used for both training and evaluation. For the other conditions see `count_trainable`.
+    """
     counts = count_trainable(table, labels)
     if single := sorted(counts.index[counts < 2]):
-        words = _single_image_message(single)
-        raise DataError(f"{words[0].upper()}{words[1:]}. Add images, or remove what has one.")
+        message = _single_image_message(single)
+        raise DataError(f"{message[0].upper()}{message[1:]}. Add images, or remove the class.")
 
 
 def _single_image_message(classes: list[str]) -> str:
-    which = f"class {quoted_list(classes)} has" if len(classes) == 1 else f"classes {quoted_list(classes)} have"
-    return f"{which} one image only; two were needed to train"
+    subject = f"class {quoted_list(classes)} has" if len(classes) == 1 else f"classes {quoted_list(classes)} have"
+    return f"{subject} only one image; at least two are needed for training"
 
 
 def summarize_source(table: pd.DataFrame) -> list[str]:
-    """What was understood of the images, in five lines: form, columns, classes, splits, oddities."""
-    source = table.attrs.get("source", {"form": "a table", "columns": "", "oddities": []})
-    many = is_multilabel(table["label"])
+    """Return a summary of the image table in five lines: form, columns, classes, splits and notes."""
+    source = table.attrs.get("source", {"form": "a table", "columns": "", "notes": []})
+    multilabel = " (several per image)" if is_multilabel(table["label"]) else ""
     counts = explode_labels(table["label"]).value_counts()
     listed = ", ".join(f"{label} {count:,}" for label, count in counts.head(8).items())
-    more = f", and {len(counts) - 8} classes more, down to {counts.iloc[-1]:,}" if len(counts) > 8 else ""
-    several = ", several an image" if many else ""
-    splits = table["split"].fillna("no split").value_counts()
-    groups = f"; {table['group'].nunique():,} groups" if "group" in table and table["group"].notna().any() else ""
+    more = f" and {len(counts) - 8} more classes, down to {counts.iloc[-1]:,}" if len(counts) > 8 else ""
+    classes = format_count(len(counts), "class", "classes")
+    splits = [f"{name} {count:,}" for name, count in table["split"].value_counts().items()]
+    if without_split := int(table["split"].isna().sum()):
+        splits.append(f"none yet ({format_count(without_split, 'image')})")
+    has_groups = "group" in table and table["group"].notna().any()
+    groups = f"; {format_count(table['group'].nunique(), 'group')}" if has_groups else ""
     return [
         f"form:     {source['form']}",
         f"columns:  {source['columns'] or 'none; classes are folders'}",
-        f"classes:  {len(table):,} images of {len(counts)} classes{several}: {listed}{more}",
-        f"splits:   {', '.join(f'{name} {count:,}' for name, count in splits.items())}{groups}",
-        f"oddities: {'; '.join(source['oddities']) or 'none'}",
+        f"classes:  {format_count(len(table), 'image')} in {classes}{multilabel}: {listed}{more}",
+        f"splits:   {', '.join(splits)}{groups}",
+        f"notes:    {'; '.join(source['notes']) or 'none'}",
     ]
 
 
-def _locate(images: str, progress: Progress) -> Path:
-    """The folder or table file behind a path, an archive or a name."""
+def locate_source(images: str, progress: Progress) -> Path:
+    """Return the folder or table file that a path, an archive or a data set's name stands for."""
     if images in DATASETS:
         return dataset(images, progress=progress)
     if is_external(images):
@@ -178,109 +186,129 @@ def _locate(images: str, progress: Progress) -> Path:
 
 
 def unpack_cached(archive: Path, progress: Progress) -> Path:
-    """The archive's content in the cache, unpacked there the first time, and again if files have gone or are cut."""
+    """Return the folder in the cache with the archive's content; unpack it if it is missing or files have changed."""
     stat = archive.stat()
-    known = f"{archive} {stat.st_size} {stat.st_mtime_ns}"
+    key = f"{archive} {stat.st_size} {stat.st_mtime_ns}"
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
-    folder = cache_home() / "unpacked" / f"{stem}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
-    beside = folder.with_name(f"{folder.name}.size")
-    if folder.is_dir() and beside.is_file() and beside.read_bytes() == _folder_size(folder):
+    folder = cache_home() / "unpacked" / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    size_file = folder.with_name(f"{folder.name}.size")
+    if folder.is_dir() and size_file.is_file() and size_file.read_bytes() == _folder_size(folder):
         return folder
     if folder.exists():
-        progress.log(f"data: {folder} is not as it was unpacked; it is removed, and unpacked again")
+        progress.log(f"data: {folder} is incomplete or was changed; unpacking it again")
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
     unpack(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
-    with report_write_errors(beside):
-        beside.write_bytes(_folder_size(folder))
-    progress.log(f"data: {archive} unpacked into {folder}")
+    with report_write_errors(size_file):
+        size_file.write_bytes(_folder_size(folder))
+    progress.log(f"data: unpacked {archive} into {folder}")
     return folder
 
 
 def _folder_size(folder: Path) -> bytes:
-    """How many files there are, and of how many bytes."""
-    sizes = [os.lstat(os.path.join(here, file)).st_size for here, _, files in os.walk(folder) for file in files]
+    """Return the number of files below a folder and their total size, as text."""
+    sizes = [os.lstat(os.path.join(parent, file)).st_size for parent, _, files in os.walk(folder) for file in files]
     return f"{len(sizes)} files, {sum(sizes)} bytes\n".encode()
 
 
 @dataclass
-class _Source:
+class SourceTable:
+    """The rows read from a source, and how they were read."""
+
     table: pd.DataFrame
     form: str
+    """Description of the source, such as `a table of 20 rows, train.csv`."""
     columns: str = ""
-    oddities: list[str] = field(default_factory=list)
+    """Description of the columns used; it begins with `images` for a table."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks for the user: guesses, and what was ignored."""
 
 
-def _read_source(where: Path, columns: Columns, label_from: str) -> _Source:
-    if where.is_file():
+def read_source(path: Path, columns: Columns, label_from: str) -> SourceTable:
+    """Read a folder or a table file.
+
+    Raises:
+        DataError: if it is in none of the known layouts, or contains no images.
+    """
+    if path.is_file():
         if label_from:
-            raise DataError(f"{where} is a file; --label-from goes with a folder of images.")
-        if not where.name.lower().endswith(TABLE_SUFFIXES):
+            raise DataError(f"{path} is a file, and --label-from needs a folder of images. Give a folder.")
+        if not path.name.lower().endswith(TABLE_SUFFIXES):
             endings = ", ".join((*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES))
-            raise DataError(f"{where} is a file; a folder of images was needed, or one that ends in {endings}.")
-        return _read_table_source(read_table(where, ROW_BYTES), where.name, where.parent, columns)
-    folder = enter_single_folder(where)
+            raise DataError(
+                f"{path} is neither a table nor an archive. Give a folder of images, or a file that ends in {endings}."
+            )
+        return read_table_source(read_table(path, ROW_BYTES), path.name, path.parent, columns)
+    folder = enter_single_folder(path)
     if label_from:
-        return _read_file_names(folder, label_from)
+        return read_labels_from_names(folder, label_from)
     tables = find_tables(folder)
-    if training := [each for each in tables if "train" in each.stem.lower()]:
-        return _read_competition(folder, training, columns)
-    parts = find_class_parents(folder)
-    found = _Source(class_rows(parts), describe_layout(folder, parts), "", folder_notes(folder, parts, tables))
-    if tables and found.table["label"].nunique() < 2:
-        return _read_competition(folder, tables, columns)
-    if found.table.empty:
-        raise DataError(_nothing_found_error(folder))
-    return found
+    if training_tables := [table for table in tables if "train" in table.stem.lower()]:
+        return read_competition_folder(folder, training_tables, columns)
+    parents = find_class_parents(folder)
+    layout, notes = describe_layout(folder, parents), folder_notes(folder, parents, tables)
+    source = SourceTable(class_rows(parents), layout, "", notes)
+    if tables and source.table["label"].nunique() < 2:
+        return read_competition_folder(folder, tables, columns)
+    if source.table.empty:
+        raise DataError(no_images_message(folder))
+    return source
 
 
-def _read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> _Source:
+def read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> SourceTable:
+    """Read a table with one row per image; relative paths start from the folder."""
     if frame.empty:
-        raise DataError(f"{name} has no rows. Give a table with one row an image.")
+        raise DataError(f"{name} has no rows. Give a table with one row per image.")
     rows = rows_from_table(frame, name, folder, columns)
-    return _Source(rows.table, f"a table of {len(frame):,} rows, {name}", rows.words, rows.oddities)
+    return SourceTable(rows.table, f"a table of {format_count(len(frame), 'row')}, {name}", rows.words, rows.notes)
 
 
-def _read_competition(folder: Path, tables: list[Path], columns: Columns) -> _Source:
-    """A table beside the folders of its images, as Kaggle has it."""
-    chosen = min(tables, key=lambda path: (len(path.stem), path.name))
-    found = _read_table_source(read_table(chosen, ROW_BYTES), chosen.name, folder, columns)
-    found.form = f"a competition's folder: {chosen.name} and the images below {folder}"
-    others = [each.name for each in find_tables(folder) if each != chosen]
-    found.oddities += [f"not read: {quoted_list(others)}"] if others else []
-    unnamed = len(set(images_below(folder)) - set(found.table["path"]))
-    found.oddities += [f"{unnamed:,} images that {chosen.name} does not name are left alone"] if unnamed else []
-    return found
+def read_competition_folder(folder: Path, tables: list[Path], columns: Columns) -> SourceTable:
+    """Read a table that lies next to the folders of its images, as on Kaggle; of several the shortest name is taken."""
+    path = min(tables, key=lambda table: (len(table.stem), table.name))
+    source = read_table_source(read_table(path, ROW_BYTES), path.name, folder, columns)
+    source.form = f"a competition folder: {path.name} and the images below {folder}"
+    others = [table.name for table in find_tables(folder) if table != path]
+    source.notes += [f"not read: {quoted_list(others)}"] if others else []
+    unlisted = len(set(images_below(folder)) - set(source.table["path"]))
+    source.notes += [f"{format_count(unlisted, 'image')} not listed in {path.name}, ignored"] if unlisted else []
+    return source
 
 
-def _read_file_names(folder: Path, label_from: str) -> _Source:
+def read_labels_from_names(folder: Path, label_from: str) -> SourceTable:
+    """Read a folder of images whose labels are part of their paths, found by a regular expression.
+
+    Raises:
+        DataError: if the expression is invalid or does not match all images.
+    """
     try:
         pattern = re.compile(label_from)
     except re.error as error:
-        raise DataError(f"'{label_from}' is no regular expression: {error}. Mend --label-from.") from None
+        raise DataError(f"'{label_from}' is not a regular expression: {error}. Correct --label-from.") from None
     if not pattern.groups:
-        raise DataError(f"'{label_from}' has no group; put the label between brackets, as in '([a-z]+)_[0-9]+'.")
+        raise DataError(f"'{label_from}' has no group. Put the label in parentheses, as in '([a-z]+)_[0-9]+'.")
     paths = list(images_below(folder))
     if not paths:
-        raise DataError(f"{folder} holds no images. Give a folder of images.")
-    hits = [pattern.search(os.path.relpath(path, folder).replace(os.sep, "/")) for path in paths]
+        raise DataError(f"{folder} contains no images. Give a folder of images.")
+    matches = [pattern.search(os.path.relpath(path, folder).replace(os.sep, "/")) for path in paths]
     label = "label" if "label" in pattern.groupindex else 1
-    if missed := [path for path, hit in zip(paths, hits, strict=True) if not (hit and hit[label])]:
-        below = [os.path.relpath(path, folder).replace(os.sep, "/") for path in missed]
+    if unmatched := [path for path, match in zip(paths, matches, strict=True) if not (match and match[label])]:
+        relative = [os.path.relpath(path, folder).replace(os.sep, "/") for path in unmatched]
         raise DataError(
-            f"'{label_from}' does not fit {len(missed):,} of {len(paths):,} images, by their paths below {folder}: "
-            f"{quoted_list(below, 3)}. Mend --label-from."
+            f"'{label_from}' does not match {len(unmatched):,} of {format_count(len(paths), 'image')} "
+            f"(paths below {folder}): {quoted_list(relative, 3)}. Correct --label-from."
         )
-    labels = [hit[label] for hit in hits if hit]
-    groups = [hit["group"] for hit in hits if hit] if "group" in pattern.groupindex else None
+    labels = [match[label] for match in matches if match]
+    groups = [match["group"] for match in matches if match] if "group" in pattern.groupindex else None
     table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
-    return _Source(table, f"images with the label in their name, {folder}", f"labels by '{label_from}'")
+    return SourceTable(table, f"images with the label in their name, {folder}", f"labels by '{label_from}'")
 
 
-def _nothing_found_error(folder: Path) -> str:
-    loose: Any = sum(1 for _ in images_below(folder))
-    if loose:
+def no_images_message(folder: Path) -> str:
+    """Return the message for a folder without class folders; it differs if there are loose images."""
+    count = sum(1 for _ in images_below(folder))
+    if count:
         return (
-            f"{folder} holds {loose} images but no folder per class. Sort them into folders named after the classes, "
-            "or give --label-from REGEX, or a table."
+            f"{folder} contains {format_count(count, 'image')} but no class folders. Sort them into folders named "
+            "after the classes, or give --label-from REGEX, or a table."
         )
-    return f"{folder} holds no images in folders. Give a folder that holds one folder of images per class."
+    return f"{folder} contains no images in folders. Give a folder with one folder of images per class."

@@ -22,9 +22,9 @@ def training_job(words: str, images: Any, recipe: Any, folder: Path, **changes: 
 def _run_training(images: Any, recipe: Any, folder: Path, changes: dict[str, Any], progress: Progress) -> None:
     from baseline.make import make_baseline
 
-    progress.several = True
+    progress.part_of_series = True
     try:
         # of what it returns nothing is kept: its network and images go before the next run needs the room
         make_baseline(images, recipe, out=folder, progress=progress, **changes)
     finally:
-        progress.several = False
+        progress.part_of_series = False

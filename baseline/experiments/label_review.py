@@ -298,7 +298,7 @@ def _source_name(images: Any, chosen: Recipe) -> str:
 def _fold_ids(rows: pd.DataFrame, folds: int | None, seed: int) -> np.ndarray:
     """The part that each image lies in; copies, and groups where they are known, lie in one."""
     grouped = "group" in rows and bool(rows["group"].notna().any())
-    units = unit_ids(rows, "group" if grouped else "twins")
+    units = unit_ids(rows, "group" if grouped else "duplicate_id")
     per_class = pd.Series(units).groupby(rows["label"].to_numpy()).nunique()
     if len(per_class) < 2:
         raise DataError(

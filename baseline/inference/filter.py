@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from baseline.data.label_fixes import _check_labels
+from baseline.data.label_fixes import check_table_after
 from baseline.data.labels import explode_labels
 from baseline.errors import DataError, quoted_list, unknown_name
 from baseline.files import resolve_path
@@ -54,5 +54,5 @@ def filter_by_model(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> 
         raise DataError(
             f"{words}; none of {quoted_list(lost)} is left. Give a lower --keep-above, or another --keep-model."
         )
-    _check_labels(found, recipe.labels, words)
+    check_table_after(found, recipe.labels, words)
     return found, left.sort_values("probability", kind="stable", ignore_index=True)

@@ -23,7 +23,7 @@ def write_audit(folder: Path, checked: Audit) -> list[Path]:
         files["pairs.csv"] = checked.pairs.to_csv(index=False)
     if len(checked.unreadable):
         files["unreadable.csv"] = checked.unreadable.to_csv(index=False)
-    for name, pairs in checked.telling_pairs().items():
+    for name, pairs in checked.pairs_to_review().items():
         files[f"{name}.png"] = figures.png(figures.pairs_figure(pairs, name))
     for name, content in files.items():
         write_atomic(folder / name, content)

@@ -157,7 +157,7 @@ class ProgressCallback(Callback):
             return
         loss = self._loss()
         self.bar.step(note=f"loss {loss:.3f}")
-        self.progress.numbers(self.log.steps, {"lr": float(self.opt.hypers[-1]["lr"]), "train_loss": loss})
+        self.progress.log_metrics(self.log.steps, {"lr": float(self.opt.hypers[-1]["lr"]), "train_loss": loss})
 
     def _loss(self) -> float:
         mean = self.recorder.smooth_loss.value.detach().clone().reshape(1)
@@ -189,7 +189,7 @@ class ProgressCallback(Callback):
         told = {name: value for name, value in row.items() if name != "trains"}
         told["epoch"] = len(self.log.epochs)
         self.log.told.append((self.log.steps, told))
-        self.progress.numbers(self.log.steps, told)
+        self.progress.log_metrics(self.log.steps, told)
         self.progress.log(
             f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
             f"{metric} {score:.2%} valid; {row['seconds']:.0f} s"

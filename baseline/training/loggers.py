@@ -48,7 +48,7 @@ class _Logger(Protocol):
     words: str
     """What it is and where to look."""
 
-    def numbers(self, step: int, values: Values) -> None: ...
+    def log_metrics(self, step: int, values: Values) -> None: ...
 
     def summary(self, step: int, values: Values) -> None: ...
 
@@ -121,9 +121,9 @@ class LoggingProgress(Progress):
         with self.progress.bar(title, total, unit) as bar:
             yield bar
 
-    def numbers(self, step: int, values: Values) -> None:
+    def log_metrics(self, step: int, values: Values) -> None:
         self.step = step
-        self._each(lambda logger: logger.numbers(step, values))
+        self._each(lambda logger: logger.log_metrics(step, values))
 
     def summary(self, values: Values) -> None:
         """Takes what the run reached in the end."""
@@ -170,11 +170,11 @@ class _CsvLogger:
         self.file = path.open("w", encoding="utf-8")
         self._write("step,name,value\n")
 
-    def numbers(self, step: int, values: Values) -> None:
+    def log_metrics(self, step: int, values: Values) -> None:
         self._write("".join(f"{step},{name},{value!r}\n" for name, value in values.items()))
 
     def summary(self, step: int, values: Values) -> None:
-        self.numbers(step, values)
+        self.log_metrics(step, values)
 
     def close(self, status: str) -> None:
         self.file.close()
@@ -196,14 +196,14 @@ class _TensorBoardLogger:
         rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
         self.writer.add_text("recipe", f"| field | value |\n|---|---|\n{rows}")
 
-    def numbers(self, step: int, values: Values) -> None:
+    def log_metrics(self, step: int, values: Values) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def summary(self, step: int, values: Values) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        self.numbers(step, values)
+        self.log_metrics(step, values)
         # SummaryWriter.add_hparams would put them into a folder, and so a run, of their own
         for part in hparams(dict(self.facts), dict(values)):
             self.writer._get_file_writer().add_summary(part)
@@ -242,7 +242,7 @@ class _WandbLogger:
         offline = f"offline{why}; send with: wandb sync {Path(self.run.dir).parent}"
         self.words = f"wandb: {offline if self.run.offline else self.run.url or 'disabled'}"
 
-    def numbers(self, step: int, values: Values) -> None:
+    def log_metrics(self, step: int, values: Values) -> None:
         self.run.log({"step": step, **values})
 
     def summary(self, step: int, values: Values) -> None:
@@ -276,14 +276,14 @@ class _MLflowLogger:
                 self.client.log_batch(self.run, params=params[start : start + 100])
         self.words = f"mlflow: run {self.run} of experiment {name} in {mlflow.get_tracking_uri()}"
 
-    def numbers(self, step: int, values: Values) -> None:
+    def log_metrics(self, step: int, values: Values) -> None:
         now = int(1000 * time.time())
         self.waiting += [self.metric(name, float(value), now, step) for name, value in values.items()]
         if time.monotonic() - self.sent > FLUSH_INTERVAL_SECONDS or len(self.waiting) > 900:
             self._send()
 
     def summary(self, step: int, values: Values) -> None:
-        self.numbers(step, values)
+        self.log_metrics(step, values)
 
     def close(self, status: str) -> None:
         self._send()

@@ -66,7 +66,7 @@ class TrainingRun:
         set_loader_state(learn.dls.train, point.loaders[0])
         set_rng_state(point.random[rank() % len(point.random)])
         for step, values in self.log.told:
-            self.progress.numbers(step, values)
+            self.progress.log_metrics(step, values)
         at = f" after epoch {point.epoch} of {self.frozen.recipe.stages[point.stage - 1].epochs}" if point.epoch else ""
         stages = len(self.frozen.recipe.stages)
         where = f"in stage {point.stage}{at}" if point.stage <= stages else "after the last stage"

@@ -39,7 +39,7 @@ class ImageFinder:
         self.elsewhere += how != "exact" and path is not None
         return path
 
-    def oddities(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What had to be guessed, in words."""
         found = []
         if self.without_ending:

@@ -38,7 +38,7 @@ GROUP_COLUMN_NAMES = (
     "track_id", "sequence", "sequence_id",
 )  # fmt: skip
 
-RESERVED_COLUMNS = ("bytes", "fold", "frames", "height", "mode", "reason", "turned", "twins", "width")
+RESERVED_COLUMNS = ("bytes", "duplicate_id", "fold", "frames", "height", "mode", "reason", "turned", "width")
 """Columns that are ours; a table's own of such a name gets an underscore."""
 
 
@@ -65,7 +65,7 @@ class TableRows:
     table: pd.DataFrame
     words: str
     """Which column was taken for what."""
-    oddities: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def listed_images(path: Path, column: str = "") -> list[str]:
@@ -130,7 +130,7 @@ def rows_from_table(frame: pd.DataFrame, name: str, folder: Path, columns: Colum
     words = [f"images from '{image}'", label_words]
     words += [f"groups from '{group}'"] if group else []
     words += [f"splits from '{split}'"] if split else []
-    return TableRows(rows, ", ".join(words), finder.oddities())
+    return TableRows(rows, ", ".join(words), finder.notes())
 
 
 def _check_column(frame: pd.DataFrame, column: str, name: str, option: str) -> None:

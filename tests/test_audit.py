@@ -1,4 +1,4 @@
-"""What is wrong with images is found, told with what it does and what answers it, and nothing on disk is touched."""
+"""The audit finds what is wrong with images, says what it does and what to do, and leaves the files untouched."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from baseline.files import cache_home
 
 @pytest.fixture
 def rich(tmp_path: Path) -> Path:
-    """Twelve pictures of two classes in train and test that differ, with room for trouble."""
+    """Twelve distinct images of two classes in train and test, to which each test adds its own problems."""
     folder = tmp_path / "rich"
     for part, numbers in (("train", range(4)), ("test", range(4, 6))):
         for name in ("ants", "bees"):
             (folder / part / name).mkdir(parents=True)
             for number in numbers:
-                picture(name, number).save(folder / part / name / f"{number}.png")
+                draw_image(name, number).save(folder / part / name / f"{number}.png")
     return folder
 
 
-def picture(name: str, number: int) -> Image.Image:
-    """A blurred pattern of its own, as images have: large shapes in many colours."""
+def draw_image(name: str, number: int) -> Image.Image:
+    """Draw a blurred pattern that is unique to the number: large shapes in many colours, as in photographs."""
     rng = np.random.default_rng(100 * (name == "bees") + number)
     small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
     return Image.blend(small.resize((128, 96), Image.Resampling.BICUBIC), draw(name, number), 0.2)
 
 
-def found(folder: Path, **options: bool) -> dict[str, pd.Series]:
+def findings_by_name(folder: Path, **options: bool) -> dict[str, pd.Series]:
     findings = audit(image_table(folder), **options).findings
     return {row["finding"]: row for _, row in findings.iterrows()}
 
 
-def test_clean_images_have_no_copies(rich: Path) -> None:
-    assert set(found(rich)) == {"tiny classes"}
+def test_clean_images_have_no_duplicates(rich: Path) -> None:
+    assert set(findings_by_name(rich)) == {"tiny classes"}
 
 
-def test_exact_copies_across_splits_are_a_leak_and_strict_refuses_them(rich: Path) -> None:
+def test_exact_copies_across_splits_are_a_leak_and_strict_rejects_them(rich: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
     checked = audit(image_table(rich))
     assert checked.pairs[["kind", "leak", "conflict"]].to_numpy().tolist() == [["exact", True, False]]
-    assert "1 pairs of copies lie in two splits; 1 of test (20.0%)" in checked.findings["words"][0]
-    with pytest.raises(LeakError, match=r"first .*copy\.png \(test\)") as refused:
-        checked.refuse_leaks()
-    assert refused.value.exit_code == 3
+    assert "1 duplicate pair across splits, affecting 1 test image (20.0%)" in checked.findings["words"][0]
+    with pytest.raises(LeakError, match=r"first .*copy\.png \(test\)") as raised:
+        checked.raise_on_leaks()
+    assert raised.value.exit_code == 3
     parted = split(checked.usable, Recipe())
     dropped = parted[audit_findings.find_leaks(parted)]
     assert len(dropped) == 1 and dropped["path"].iloc[0].endswith("train/ants/0.png")
@@ -64,7 +64,7 @@ def test_exact_copies_across_splits_are_a_leak_and_strict_refuses_them(rich: Pat
 
 @pytest.mark.parametrize("change", ["jpeg", "brighter", "smaller", "shifted"])
 def test_changed_copies_are_near_duplicates(rich: Path, change: str) -> None:
-    image = picture("bees", 2)
+    image = draw_image("bees", 2)
     changed = {
         "jpeg": image,
         "brighter": ImageEnhance.Brightness(image).enhance(1.3),
@@ -78,18 +78,18 @@ def test_changed_copies_are_near_duplicates(rich: Path, change: str) -> None:
 
 
 @pytest.mark.parametrize("own", [12, 20, 30])
-def test_images_that_are_all_alike_are_not_called_copies(own: int) -> None:
-    """X-rays, digits, garments: likeness that all share is no copy, whether it joins all or some; a copy stands out."""
+def test_images_that_are_all_alike_are_not_called_duplicates(own: int) -> None:
+    """X-rays, digits, garments: a resemblance shared by all or many images is no duplicate; a duplicate stands out."""
     rng = np.random.default_rng(0)
     shared = blobs(rng.integers(0, 255, (6, 6)).astype(float))
     images = [shared + blobs(rng.normal(0, own, (6, 6))) for _ in range(400)]
     images.append(images[200] + rng.normal(0, 1, (48, 48)))
-    seen = scan.ScanResult.of(len(images))
+    result = scan.ScanResult.empty(len(images))
     for row, values in enumerate(images):
-        seen.put(row, look(Image.fromarray(values.clip(0, 255).astype(np.uint8)), row))
-    alike = duplicates._similar_pairs(np.arange(len(images)), seen)
-    first, second, _ = duplicates._distinctive(*alike, len(images))
-    assert len(alike[0]) > 100 and (200, 400) in set(zip(first.tolist(), second.tolist(), strict=True))
+        result.set_record(row, scan_pil_image(Image.fromarray(values.clip(0, 255).astype(np.uint8)), row))
+    candidates = duplicates.similar_pairs(np.arange(len(images)), result)
+    first, second, _ = duplicates.drop_chance_pairs(*candidates, len(images))
+    assert len(candidates[0]) > 100 and (200, 400) in set(zip(first.tolist(), second.tolist(), strict=True))
     assert len(first) < 0.1 * len(images)
 
 
@@ -97,13 +97,13 @@ def blobs(values: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize((48, 48), Image.Resampling.BICUBIC), float)
 
 
-def look(image: Image.Image, row: int) -> tuple:
+def scan_pil_image(image: Image.Image, row: int) -> tuple:
     path = Path(f"{row}.png")
     image.save(path)
-    return scan._scan_image(str(path))
+    return scan.scan_image(str(path))
 
 
-def test_all_pairs_of_near_hashes_are_found_once() -> None:
+def test_all_pairs_of_near_hashes_are_found_exactly_once() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, 300, dtype=np.uint64)
     for row in range(0, 200, 2):  # neighbours of every distance up to 16
@@ -112,26 +112,28 @@ def test_all_pairs_of_near_hashes_are_found_once() -> None:
             [np.uint64(1) << np.uint64(bit) for bit in flips] or [np.uint64(0)]
         )
     for bits in (0, 3, 10):
-        given = [
+        pairs = [
             tuple(sorted(pair))
             for one, two, _ in duplicates.near_pairs(hashes, bits)
             for pair in zip(one.tolist(), two.tolist(), strict=True)
         ]
         distance = np.bitwise_count(hashes[:, None] ^ hashes[None])
-        wanted = {(i, j) for i, j in zip(*np.nonzero(distance <= bits), strict=True) if i < j}
-        assert len(given) == len(set(given)) and set(given) == wanted
+        expected = {(i, j) for i, j in zip(*np.nonzero(distance <= bits), strict=True) if i < j}
+        assert len(pairs) == len(set(pairs)) and set(pairs) == expected
 
 
-def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(images: Path, tmp_path: Path) -> None:
+def test_every_problem_is_counted_and_a_run_still_completes(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hostile \n ü"
     shutil.copytree(images, folder)
-    whole = Image.open(folder / "ants/00.jpg")
+    original = Image.open(folder / "ants/00.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6
-    whole.save(folder / "ants/turned.jpg", exif=turned)
-    whole.convert("CMYK").save(folder / "ants/cmyk.TIFF")
-    whole.convert("P").save(folder / "ants/with space.gif", save_all=True, append_images=[whole.rotate(9).convert("P")])
-    whole.convert("RGBA").save(folder / "bees/a\nb.png")
+    original.save(folder / "ants/turned.jpg", exif=turned)
+    original.convert("CMYK").save(folder / "ants/cmyk.TIFF")
+    original.convert("P").save(
+        folder / "ants/with space.gif", save_all=True, append_images=[original.rotate(9).convert("P")]
+    )
+    original.convert("RGBA").save(folder / "bees/a\nb.png")
     Image.new("I;16", (40, 40), 900).save(folder / "bees/deep.png")
     Image.new("RGB", (1, 1)).save(folder / "bees/one.png")
     Image.new("RGB", (400, 20), "red").save(folder / "bees/long.png")
@@ -148,45 +150,45 @@ def test_every_oddity_is_counted_and_a_run_still_ends_with_a_number(images: Path
     assert before == sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
 
 
-def test_a_second_audit_reads_only_what_is_new(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_audit_reads_only_new_images(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = audit(image_table(rich))
     read = []
-    look = scan._scan_image
-    monkeypatch.setattr(scan, "_scan_image", lambda path: read.append(path) or look(path))
-    picture("ants", 9).save(rich / "train/ants/1.png")
+    look = scan.scan_image
+    monkeypatch.setattr(scan, "scan_image", lambda path: read.append(path) or look(path))
+    draw_image("ants", 9).save(rich / "train/ants/1.png")
     again = audit(image_table(rich))
     assert [Path(path).name for path in read] == ["1.png"] and len(again.images) == len(first.images)
 
 
-def test_a_cache_that_cannot_be_used_is_said_and_done_without(rich: Path) -> None:
+def test_an_unusable_cache_is_reported_and_the_audit_continues_without_it(rich: Path) -> None:
     (cache_home() / "audit-2.sqlite").mkdir(parents=True)
-    said = []
-    show = type("Listening", (Progress,), {"say": lambda self, line: said.append(line)})()
-    assert len(audit(image_table(rich), progress=show).images) == 12
-    assert any("is not kept for the next time" in line for line in said)
+    lines = []
+    progress = type("RecordingProgress", (Progress,), {"log": lambda self, line: lines.append(line)})()
+    assert len(audit(image_table(rich), progress=progress).images) == 12
+    assert any("cannot be cached in" in line for line in lines)
     assert (cache_home() / "audit-2.sqlite").is_dir()
 
 
-def test_a_group_that_is_not_used_is_told(rich: Path) -> None:
+def test_an_unused_group_column_is_a_finding(rich: Path) -> None:
     table = image_table(rich).assign(group=list("aabbccddeeff"))
     assert "unused group" in set(audit(table).findings["finding"])
     assert "unused group" not in set(audit(table, grouped=True).findings["finding"])
 
 
-def test_copies_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
+def test_duplicates_get_the_same_split(tmp_path: Path) -> None:
     for number in range(12):
         for name in ("ants", "bees"):
             (tmp_path / name).mkdir(exist_ok=True)
             for copy in range(3):
-                picture(name, number).save(tmp_path / name / f"{number}-{copy}.png", compress_level=copy)
+                draw_image(name, number).save(tmp_path / name / f"{number}-{copy}.png", compress_level=copy)
     table = split(audit(image_table(tmp_path)).usable, Recipe(valid_share=0.2))
-    assert table["twins"].nunique() == 24 and table.groupby("twins")["split"].nunique().max() == 1
+    assert table["duplicate_id"].nunique() == 24 and table.groupby("duplicate_id")["split"].nunique().max() == 1
     assert set(table["split"]) == {"train", "valid", "test"}
 
 
-def test_the_three_known_conflicts_of_trashnet_are_named() -> None:
+def test_the_three_known_conflicts_of_trashnet_are_found() -> None:
     if not (REAL / "trashnet_256").is_dir():
-        pytest.skip("the real images are not at hand")
+        pytest.skip("the real images are not available")
     conflicts = audit(image_table(REAL / "trashnet_256")).pairs.query("conflict and kind == 'exact'")
     names = [(Path(one).name, Path(two).name) for one, two in conflicts[["path", "other"]].to_numpy()]
     assert names == [
@@ -196,7 +198,7 @@ def test_the_three_known_conflicts_of_trashnet_are_named() -> None:
     ]
 
 
-def test_no_readable_image_is_refused(tmp_path: Path) -> None:
+def test_a_table_without_readable_images_is_rejected(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("nothing")
@@ -204,10 +206,10 @@ def test_no_readable_image_is_refused(tmp_path: Path) -> None:
         audit(image_table(tmp_path))
 
 
-def test_leaks_are_those_of_the_split_that_is_used(rich: Path, tmp_path: Path) -> None:
+def test_leaks_are_those_of_the_split_in_use(rich: Path, tmp_path: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
     recipe = Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-2),), audit="strict")
-    with pytest.raises(LeakError, match="1 images have a copy in a later split"):
+    with pytest.raises(LeakError, match="Found 1 image with a duplicate in a later split"):
         baseline.make_baseline(rich, recipe, out=tmp_path / "one", progress=Progress())
     assert not (tmp_path / "one").exists()
     again = recipe.changed(split="random")
@@ -218,7 +220,7 @@ def test_leaks_are_those_of_the_split_that_is_used(rich: Path, tmp_path: Path) -
         recipe.changed(leaks="drop", audit="none")
 
 
-def test_a_pipe_and_markup_in_names_do_no_harm(rich: Path) -> None:
+def test_pipes_and_markup_in_names_are_harmless(rich: Path) -> None:
     os.mkfifo(rich / "train/ants/pipe.jpg")
     (rich / "train/ants/[red]x.jpg").write_text("no image")
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Splits are by class, seeded, and leave what is given."""
+"""Splits are stratified by class, seeded, and keep given splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows(counts: dict[str, int], given: str | None = None) -> pd.DataFrame:
     return pd.DataFrame({"path": [f"{n}.jpg" for n in range(len(labels))], "label": labels, "split": given})
 
 
-def test_shares_are_kept_in_every_class() -> None:
+def test_shares_hold_in_every_class() -> None:
     table = split(rows({"a": 100, "b": 50, "c": 10}), Recipe(valid_share=0.1, test_share=0.2))
     counts = table.groupby(["label", "split"]).size().unstack()
     assert counts["test"].to_dict() == {"a": 20, "b": 10, "c": 2}
@@ -34,27 +34,27 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another() -> None:
     assert not split(table, Recipe(seed=3)).equals(split(table, Recipe(seed=4)))
 
 
-def test_given_splits_stay_and_only_valid_is_set_aside() -> None:
+def test_given_splits_are_kept_and_only_valid_is_held_out() -> None:
     table = pd.concat([rows({"a": 20, "b": 20}, "train"), rows({"a": 5, "b": 5}, "test")], ignore_index=True)
     done = split(table, Recipe(valid_share=0.1))
     assert (done["split"] == "test").sum() == 10 and (done.loc[40:, "split"] == "test").all()
     assert (done["split"] == "valid").sum() == 4
 
 
-def test_a_given_valid_split_is_left_alone() -> None:
+def test_a_given_valid_split_is_kept() -> None:
     table = pd.concat([rows({"a": 20, "b": 20}, "train"), rows({"a": 5, "b": 5}, "valid")], ignore_index=True)
     assert split(table, Recipe()).equals(table)
 
 
-def test_images_per_class_thins_training_images_only() -> None:
+def test_images_per_class_subsamples_only_training_images() -> None:
     table = pd.concat([rows({"a": 50, "b": 5}, "train"), rows({"a": 9, "b": 9}, "test")], ignore_index=True)
     counts = split(table, Recipe(images_per_class=20)).groupby(["label", "split"]).size()
     assert counts["a"].to_dict() == {"test": 9, "train": 18, "valid": 2}
     assert counts["b"].sum() == 14
 
 
-def test_too_few_images_to_set_any_aside_is_refused() -> None:
-    with pytest.raises(DataError, match="No images can be set aside"):
+def test_too_few_images_to_hold_out_any_are_rejected() -> None:
+    with pytest.raises(DataError, match="No images can be held out"):
         split(rows({"a": 1, "b": 1}, "train"), Recipe())
 
 
@@ -65,7 +65,7 @@ def grouped(groups: dict[str, int], per_group: int = 6) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_lie_on_one_side_and_every_class_on_all(seed: int) -> None:
+def test_groups_stay_together_and_every_class_is_in_every_split(seed: int) -> None:
     table = split(grouped({"a": 20, "b": 12, "c": 4}), Recipe(split="group", seed=seed))
     assert table.groupby("group")["split"].nunique().max() == 1
     counts = table.groupby(["label", "split"]).size().unstack(fill_value=0)
@@ -73,30 +73,30 @@ def test_groups_lie_on_one_side_and_every_class_on_all(seed: int) -> None:
     assert 0.1 < counts["test"].sum() / len(table) < 0.3
 
 
-def test_naming_groups_is_asking_for_them_and_known_splits_win() -> None:
+def test_a_group_column_implies_a_group_split_and_given_splits_take_precedence() -> None:
     assert resolve_split(grouped({"a": 3, "b": 3}), Recipe(group_col="who"))[0] == "group"
     assert resolve_split(grouped({"a": 3, "b": 3}), Recipe())[0] == "random"
     assert resolve_split(rows({"a": 3, "b": 3}, "train"), Recipe(group_col="who"))[0] == "provided"
     with pytest.raises(DataError, match="These images have no groups"):
         split(rows({"a": 9, "b": 9}), Recipe(split="group"))
-    with pytest.raises(DataError, match=r"No training image of 'b' is left|No images can be set aside"):
+    with pytest.raises(DataError, match=r"No training image of 'b' is left|No images can be held out"):
         split(grouped({"a": 1, "b": 1}), Recipe(split="group"))
 
 
-@pytest.mark.parametrize("way", ["kfold:4", "group-kfold:4"])
-def test_folds_cover_every_image_once(way: str) -> None:
+@pytest.mark.parametrize("method", ["kfold:4", "group-kfold:4"])
+def test_folds_cover_every_image_once(method: str) -> None:
     table = grouped({"a": 8, "b": 8})
-    parts = [split(table, Recipe(split=way, fold=fold)) for fold in range(4)]
+    parts = [split(table, Recipe(split=method, fold=fold)) for fold in range(4)]
     valid = pd.concat([part[part["split"] == "valid"] for part in parts])
     assert sorted(valid["path"]) == sorted(table["path"]) and (parts[0]["split"] != "test").all()
-    if "group" in way:
+    if "group" in method:
         assert all(part.groupby("group")["split"].nunique().max() == 1 for part in parts)
 
 
-def test_more_folds_than_images_of_a_class_are_refused() -> None:
-    with pytest.raises(DataError, match=r"5 folds, but class 'b' has 3 images only. Give at most 3"):
+def test_more_folds_than_images_of_a_class_are_rejected() -> None:
+    with pytest.raises(DataError, match=r"5 folds, but class 'b' has only 3 images. Give at most 3"):
         split(rows({"a": 30, "b": 3}), Recipe(split="kfold:5"))
-    with pytest.raises(DataError, match="5 folds, but class 'a' has 4 groups only"):
+    with pytest.raises(DataError, match="5 folds, but class 'a' has only 4 groups"):
         split(grouped({"a": 4, "b": 9}), Recipe(split="group-kfold:5"))
 
 
@@ -110,11 +110,11 @@ def test_time_orders_the_splits(kind: str) -> None:
     assert done["split"].tolist() == ["train"] * 72 + ["valid"] * 8 + ["test"] * 20
     with pytest.raises(DataError, match=r"no column 'takn'. Did you mean 'taken'"):
         split(table, Recipe(split="time:takn"))
-    with pytest.raises(DataError, match="1 values of 'taken' are no times, first 'soon'"):
+    with pytest.raises(DataError, match="1 value of 'taken' cannot be read as a time, first 'soon'"):
         split(table.assign(taken=["soon", *table["taken"][1:]]), Recipe(split="time:taken"))
 
 
-def test_a_split_file_gives_the_same_split_to_moved_images(tmp_path: Path) -> None:
+def test_a_split_file_reproduces_the_split_of_moved_images(tmp_path: Path) -> None:
     table = rows({"a": 30, "b": 30}).assign(path=[f"/here/x/{n % 7}/{n}.jpg" for n in range(60)])
     done = split(table, Recipe(seed=5))
     done.to_csv(tmp_path / "split.csv", index=False)
@@ -122,26 +122,26 @@ def test_a_split_file_gives_the_same_split_to_moved_images(tmp_path: Path) -> No
     again = split(moved, Recipe(split_file=str(tmp_path / "split.csv")))
     theirs = again.assign(path=again["path"].str.replace("/there", "/here")).set_index("path")["split"]
     assert theirs.to_dict() == done.set_index("path")["split"].to_dict()
-    with pytest.raises(DataError, match=r"1 of 60 images in .* are not among these images"):
+    with pytest.raises(DataError, match=r"1 of 60 images in .* not found among these images"):
         split(moved.iloc[1:], Recipe(split_file=str(tmp_path / "split.csv")))
     with pytest.raises(DataError, match="cannot be read"):
         split(moved, Recipe(split_file=str(tmp_path / "nowhere.csv")))
 
 
-def test_many_labels_are_split_by_the_rarest() -> None:
+def test_multilabel_images_are_split_by_their_rarest_label() -> None:
     table = rows({"a": 40, "a;b": 10, "c": 30, "": 5})
     done = split(table, Recipe(labels="many"))
     assert sorted(done["label"]) == sorted(table["label"])
-    assert {"b"} <= {each for label in done.loc[done["split"] == "valid", "label"] for each in label.split(";")}
+    assert {"b"} <= {name for label in done.loc[done["split"] == "valid", "label"] for name in label.split(";")}
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_of_many_labels_no_class_loses_its_last_training_image(seed: int, tmp_path: Path) -> None:
+def test_no_class_of_multilabel_images_loses_its_last_training_image(seed: int, tmp_path: Path) -> None:
     table = rows({"a;c": 6, "b;c": 6, "a": 2, "b": 2, "c;e": 9, "e": 9, "": 5})
     table.loc[[0, 6], "label"] = "a;c;z", "b;c;z"  # z is never alone, nor always the rarest
     for recipe in (Recipe(seed=seed, labels="many"), Recipe(seed=seed, images_per_class=2, test_share=0.4)):
         done = split(table, recipe)
-        train = {each for label in done.loc[done["split"] == "train", "label"] for each in label.split(";") if each}
+        train = {name for label in done.loc[done["split"] == "train", "label"] for name in label.split(";") if name}
         assert train == {*"abcez"} and set(done["split"]) == {"train", "valid", "test"} and "row" not in done
         done.to_csv(tmp_path / "split.csv", index=False)
         again = split(table, recipe.changed(split_file=str(tmp_path / "split.csv"), images_per_class=0))
@@ -152,28 +152,28 @@ def test_of_many_labels_no_class_loses_its_last_training_image(seed: int, tmp_pa
     assert len(split(pd.concat([given, rows({"b;c": 1, "a": 2}, "test")], ignore_index=True), Recipe())) == 11
 
 
-def test_dates_are_read_in_one_order_or_not_at_all() -> None:
+def test_dates_are_parsed_in_one_order_or_not_at_all() -> None:
     table = rows({"a": 40, "b": 40})
     days = pd.Timestamp("2020-01-01") + pd.to_timedelta(pd.Series(range(80)) * 5, unit="D")
     european = split(table.assign(when=days.dt.strftime("%d/%m/%Y")), Recipe(split="time:when"))
     assert european["split"].tolist() == sorted(european["split"], key=["train", "valid", "test"].index)
-    with pytest.raises(DataError, match=r"fit day/month and month/day, as '01/01/2020'"):
+    with pytest.raises(DataError, match=r"are ambiguous: '01/01/2020' may be day/month or month/day"):
         split(table.assign(when=["01/01/2020", "02/03/2020"] * 40), Recipe(split="time:when"))
-    with pytest.raises(DataError, match="5 values of 'when' are no times"):
+    with pytest.raises(DataError, match="5 values of 'when' cannot be read as a time"):
         split(table.assign(when=days.where(days.index >= 5)), Recipe(split="time:when"))
 
 
-def test_copies_stay_together_in_time_and_subsets_are_taken() -> None:
-    table = rows({"a": 50, "b": 50}).assign(when=[str(n) for n in range(100)], twins=-1)
-    table.loc[[0, 99], "twins"] = 7
+def test_duplicates_stay_together_when_split_by_time_and_subsampling_applies() -> None:
+    table = rows({"a": 50, "b": 50}).assign(when=[str(n) for n in range(100)], duplicate_id=-1)
+    table.loc[[0, 99], "duplicate_id"] = 7
     done = split(table, Recipe(split="time:when"))
     assert done.loc[[0, 99], "split"].tolist() == ["test", "test"]
     assert (split(table, Recipe(split="time:when", images_per_class=3))["split"] == "train").sum() <= 6
 
 
-def test_a_split_file_that_fits_images_twice_is_refused(tmp_path: Path) -> None:
+def test_a_split_file_that_matches_images_twice_is_rejected(tmp_path: Path) -> None:
     one = rows({"a": 20, "b": 20}).assign(path=[f"/A/{n}.jpg" for n in range(40)])
     split(one, Recipe()).assign(path=[f"/old/{n}.jpg" for n in range(40)]).to_csv(tmp_path / "split.csv", index=False)
     both = pd.concat([one, one.assign(path=one["path"].str.replace("/A", "/B"))], ignore_index=True)
-    with pytest.raises(DataError, match="names 40 images, and 80 of these fit"):
+    with pytest.raises(DataError, match="names 40 images, but 80 of these match"):
         split(both, Recipe(split_file=str(tmp_path / "split.csv")))

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB."""
+"""Every kind of image becomes upright RGB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from baseline.data.image import load_image
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -34,37 +34,37 @@ COLOUR = Image.new("RGB", (8, 4), (200, 100, 50))
     ],
 )
 def test_colours_survive_every_mode(image: Image.Image, kind: str) -> None:
-    pixels = np.asarray(load_image(encoded(image, kind)), dtype=int)
+    pixels = np.asarray(load_image(encode(image, kind)), dtype=int)
     assert pixels.shape == (4, 8, 3) and np.abs(pixels - (200, 100, 50)).max() < 26  # GIF's palette is coarse
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
 def test_greys_survive(mode: str) -> None:
-    assert np.asarray(load_image(encoded(Image.new("L", (8, 4), 255).convert(mode), "PNG"))).min() == 255
+    assert np.asarray(load_image(encode(Image.new("L", (8, 4), 255).convert(mode), "PNG"))).min() == 255
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    grey = np.asarray(load_image(encoded(Image.fromarray(values), "PNG")))[..., 0]
+    grey = np.asarray(load_image(encode(Image.fromarray(values), "PNG")))[..., 0]
     assert np.array_equal(grey, (values / 257).round())
     floats = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    assert np.asarray(load_image(encoded(Image.fromarray(floats), "TIFF")))[..., 0].max() == 255
+    assert np.asarray(load_image(encode(Image.fromarray(floats), "TIFF")))[..., 0].max() == 255
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+def test_transparent_areas_become_white() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert np.asarray(load_image(encoded(clear, "PNG"))).min() == 255
+    assert np.asarray(load_image(encode(clear, "PNG"))).min() == 255
     palette = Image.new("P", (4, 4), 0)
-    assert np.asarray(load_image(encoded(palette, "PNG", transparency=0))).min() == 255
+    assert np.asarray(load_image(encode(palette, "PNG", transparency=0))).min() == 255
 
 
-def test_the_first_frame_of_an_animation_counts() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    pixels = np.asarray(load_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
+    pixels = np.asarray(load_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])))
     assert pixels[0, 0].tolist() == [255, 0, 0]
 
 
 def test_one_pixel_and_a_hundred_megapixels(tmp_path: Path) -> None:
-    assert load_image(encoded(Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
+    assert load_image(encode(Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
     Image.new("L", (10_000, 10_000)).save(tmp_path / "large.png")
     assert load_image(tmp_path / "large.png").size == (10_000, 10_000)
