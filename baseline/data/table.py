@@ -31,7 +31,7 @@ from baseline.data.sources.archives import (
     is_archive,
     max_unpacked_bytes,
     report_write_errors,
-    unpack,
+    unpack_archive,
 )
 from baseline.data.sources.datasets import DATASETS, dataset
 from baseline.data.sources.external import export_external, is_external
@@ -189,7 +189,7 @@ def unpack_cached(archive: Path, progress: Progress) -> Path:
     if folder.exists():
         progress.log(f"data: {folder} is not as it was unpacked; it is removed, and unpacked again")
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-    unpack(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
+    unpack_archive(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
     with report_write_errors(beside):
         beside.write_bytes(_folder_size(folder))
     progress.log(f"data: {archive} unpacked into {folder}")

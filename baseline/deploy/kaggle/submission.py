@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.sources.archives import is_archive, unpack
+from baseline.data.sources.archives import is_archive, unpack_archive
 from baseline.data.sources.folders import images_below
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format, read_table
@@ -209,7 +209,7 @@ def read_sample(path: Path) -> SampleFile:
 def _read_from_zip(path: Path) -> SampleFile:
     """The one table in a zip, as Kaggle packs them."""
     with tempfile.TemporaryDirectory() as work:
-        unpack(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
+        unpack_archive(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
         tables = [each for each in sorted(inside.rglob("*.[ct]sv")) if not each.name.startswith(".")]
         if len(tables) != 1:
             raise DataError(
