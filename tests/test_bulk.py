@@ -587,11 +587,11 @@ def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
     packed(tmp_path / "list.zip", [("list.csv", b"path")])
     for word, words in (
         ("nowhere.jpg", "There is no image, folder or table"),
-        (str(tmp_path / "non?"), "no file fits it as a pattern"),
-        (str(tmp_path / "none"), "holds no images"),
+        (str(tmp_path / "non?"), "it matches no file as a pattern"),
+        (str(tmp_path / "none"), "contains no images"),
         (str(tmp_path / "two.csv"), "Give --image-col"),
         (str(tmp_path / "images.zip"), "is damaged, truncated, or not a tar or zip archive"),
-        (str(tmp_path / "list.zip"), "holds no images. Give an archive"),
+        (str(tmp_path / "list.zip"), "contains no images. Give an archive"),
         ("nul\0", "There is no image"),
         ("long" * 100, "cannot be looked at"),
     ):

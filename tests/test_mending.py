@@ -86,7 +86,7 @@ def test_later_fixes_are_for_the_labels_that_earlier_ones_leave(tmp_path: Path) 
             r"names 2 images that are not there: '/h",
         ),
         ([("/here/ant/0.jpg", "ant", "waps")], r"classes that are not there: 'waps'.* Did you mean 'wasp'"),
-        ([("/here/ant/0.jpg", "ant", "bee"), ("/here/ant/0.jpg", "ant", "wasp")], "names an image twice"),
+        ([("/here/ant/0.jpg", "ant", "bee"), ("/here/ant/0.jpg", "ant", "wasp")], "lists an image twice"),
         ([("/elsewhere/0.jpg", "ant", "bee")], "may be several of these"),
     ],
 )

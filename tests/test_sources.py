@@ -70,7 +70,7 @@ def test_a_dataframe_is_checked_and_copied(images: Path) -> None:
     assert set(again["path"]) == set(table["path"]) and "split" in again
     for frame, words in [
         (table[["path"]], "no column that looks like labels; its columns: 'path'"),
-        (table.assign(label=None), "48 of 48 rows of the DataFrame have no label in 'label', first row 1"),
+        (table.assign(label=None), "48 of 48 rows of the DataFrame have no label in 'label', the first is row 1"),
         (table.assign(path="/nowhere/" + table.index.astype(str)), "48 of 48 images of the DataFrame are not in"),
         (table.iloc[:0], "has no rows"),
     ]:

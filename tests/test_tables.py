@@ -81,7 +81,7 @@ def test_a_kaggle_folder_is_read_by_its_train_csv(forest: Path, tmp_path: Path) 
     table = image_table(competition)
     assert all("train_images" in path for path in table["path"]) and table["label"].tolist() == frame["label"].tolist()
     said = "\n".join(summarize_source(table))
-    assert "images from 'image_id', labels from 'tree'" in said and "6 images are named without their ending" in said
+    assert "images from 'image_id', labels from 'tree'" in said and "6 images are named without a suffix" in said
     assert "6 images that train.csv does not name are left alone" in said
 
 
@@ -166,9 +166,9 @@ def broken(forest: Path, kind: str) -> pd.DataFrame:
     ("kind", "words"),
     [
         ("missing", r"1 of 6 images of a\.csv are not in .*forest: 'oak/gone\.jpg'"),
-        ("twice", r"1 rows of a\.csv repeat an image, first .*o 1\.jpg"),
-        ("torn", r"1 images of a\.csv have two labels or more, first .*o 1\.jpg: 'oak', 'pine'"),
-        ("unlabelled", r"1 of 6 rows of a\.csv have no label in 'label', first row 2"),
+        ("twice", r"1 row of a\.csv repeats an image, first .*o 1\.jpg"),
+        ("torn", r"1 image of a\.csv has conflicting labels, first .*o 1\.jpg: 'oak', 'pine'"),
+        ("unlabelled", r"1 of 6 rows of a\.csv has no label in 'label', the first is row 2"),
         ("header", "has a header but no rows"),
         ("no images", r"no column that looks like images; its columns: 'size', 'label'"),
         ("all missing", r"6 of 6 images of a\.csv are not in .*: 'x/oak/o 1\.jpg\.jpg'"),
@@ -259,7 +259,7 @@ def test_what_was_understood_is_five_lines(forest: Path) -> None:
     lines = summarize_source(image_table(forest))
     assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "oddities"]
     assert "6 images of 2 classes: oak 3, pine 3" in lines[2]
-    assert "no images in 'empty'" in lines[4] and "1 files of other kinds" in lines[4]
+    assert "no images in 'empty'" in lines[4] and "1 other file ignored: 'notes.txt'" in lines[4]
 
 
 def test_many_labels_go_end_to_end(images: Path, tmp_path: Path) -> None:
@@ -329,11 +329,11 @@ def test_split_folders_may_have_longer_names_and_a_layer_more(tmp_path: Path) ->
     assert table.groupby(["split", "label"]).size().to_dict() == {
         ("test", "oak"): 2, ("test", "pine"): 2, ("train", "oak"): 2, ("train", "pine"): 2,
     }  # fmt: skip
-    assert "images in 'seg_pred' are left alone" in summarize_source(table)[-1]
+    assert "images in 'seg_pred' are ignored" in summarize_source(table)[-1]
     shutil.rmtree(tmp_path / "seg_train")
     shutil.rmtree(tmp_path / "seg_pred")
     (tmp_path / "val").symlink_to(tmp_path / "seg_test/seg_test")
-    with pytest.raises(DataError, match="holds 'seg_test', 'val' and no training images"):
+    with pytest.raises(DataError, match="contains 'seg_test', 'val' and no training images"):
         image_table(tmp_path)
 
 
@@ -399,13 +399,13 @@ def test_a_frame_with_odd_values(forest: Path, monkeypatch: pytest.MonkeyPatch) 
     assert set(image_table(frame.assign(label=labels))["label"]) == {"oak", "pine"}
     with pytest.raises(DataError, match="two columns 'label'"):
         image_table(pd.concat([frame, frame["label"]], axis=1))
-    with pytest.raises(DataError, match="1 of 6 rows of the DataFrame have no label"):
+    with pytest.raises(DataError, match="1 of 6 rows of the DataFrame has no label"):
         image_table(frame.assign(label=[pd.NaT, *frame["label"][1:]]))
 
 
 def test_a_name_that_is_no_text_is_refused(forest: Path) -> None:
     Path(os.fsdecode(os.fsencode(forest) + b"/oak/\xfe.jpg")).touch()
-    with pytest.raises(DataError, match=r"udcfe\.jpg' is no text in UTF-8"):
+    with pytest.raises(DataError, match=r"udcfe\.jpg' is not valid UTF-8"):
         image_table(forest)
 
 
@@ -416,10 +416,10 @@ def test_rows_of_zeros_among_one_hot_columns_are_images_without_a_label(forest: 
 
 
 def test_hugging_face_labels_and_folders_stay_apart(tmp_path: Path) -> None:
-    from baseline.data.sources.external import _folder_name
+    from baseline.data.sources.external import class_folder_name
 
     labels = ["a/b", "a_b", "a%2Fb", ".net", "..", "ü x"]
-    safe = [_folder_name(label, "x") for label in labels]
+    safe = [class_folder_name(label, "x") for label in labels]
     assert len(set(safe)) == len(labels) and not any("/" in each or each.startswith(".") for each in safe)
-    with pytest.raises(DataError, match="class without a name"):
-        _folder_name(" ", "hf:x")
+    with pytest.raises(DataError, match="class with an empty name"):
+        class_folder_name(" ", "hf:x")

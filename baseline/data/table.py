@@ -237,7 +237,7 @@ def _read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Co
     if frame.empty:
         raise DataError(f"{name} has no rows. Give a table with one row an image.")
     rows = rows_from_table(frame, name, folder, columns)
-    return _Source(rows.table, f"a table of {len(frame):,} rows, {name}", rows.words, rows.oddities)
+    return _Source(rows.table, f"a table of {len(frame):,} rows, {name}", rows.summary, rows.notes)
 
 
 def _read_competition(folder: Path, tables: list[Path], columns: Columns) -> _Source:
