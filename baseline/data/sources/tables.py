@@ -276,8 +276,8 @@ def check_no_repeats(rows: pd.DataFrame, name: str) -> None:
         labels = quoted_list(sorted(set(repeated.loc[repeated["path"] == path, "label"])))
         one = len(conflicts) == 1
         raise DataError(
-            f"{len(conflicts):,} {'image' if one else 'images'} of {name} {'has' if one else 'have'} conflicting labels, "
-            f"first {path}: {labels}. Keep one label, or join them with '{SEPARATOR}' if an image has several."
+            f"{len(conflicts):,} {'image' if one else 'images'} of {name} {'has' if one else 'have'} conflicting "
+            f"labels, first {path}: {labels}. Keep one label, or join them with '{SEPARATOR}' if an image has several."
         )
     count = len(repeated) - len(labels_per_path)
     repeats = "1 row" if count == 1 else f"{count:,} rows"
