@@ -533,16 +533,16 @@ LINK.type, LINK.linkname = tarfile.SYMTYPE, "/etc/passwd"
 @pytest.mark.parametrize(
     ("ending", "members", "words"),
     [
-        ("zip", [("../out.jpg", b"x")], "leads out of the folder"),
-        ("tgz", [("a/../../out.jpg", b"x")], "leads out of the folder"),
+        ("zip", [("../out.jpg", b"x")], "points outside the folder"),
+        ("tgz", [("a/../../out.jpg", b"x")], "points outside the folder"),
         ("tar", [("/etc/out.jpg", b"x")], "has an absolute name"),
-        ("zip", [("a.jpg", b"x"), ("a.jpg", b"y")], "comes twice"),
-        ("tar.xz", [("a.jpg", b"x"), ("a.jpg", b"y")], "comes twice"),
-        ("zip", [("a.jpg", bytes(200_000_000))], "goes beyond the 100,000,000 bytes allowed"),
-        ("tgz", [("a.txt", bytes(200_000_000)), ("b.jpg", b"x")], "goes beyond the 100,000,000 bytes allowed"),
+        ("zip", [("a.jpg", b"x"), ("a.jpg", b"y")], "appears twice"),
+        ("tar.xz", [("a.jpg", b"x"), ("a.jpg", b"y")], "appears twice"),
+        ("zip", [("a.jpg", bytes(200_000_000))], "exceeds the limit of 100,000,000 bytes"),
+        ("tgz", [("a.txt", bytes(200_000_000)), ("b.jpg", b"x")], "exceeds the limit of 100,000,000 bytes"),
         ("tar", [(LINK, b"")], "is a link or a device"),
-        ("cut.zip", [("a.jpg", b"x" * 999)], "is damaged, cut short"),
-        ("cut.tar.xz", [("a.jpg", random.Random(0).randbytes(999))], "is damaged, cut short"),
+        ("cut.zip", [("a.jpg", b"x" * 999)], "is damaged, truncated"),
+        ("cut.tar.xz", [("a.jpg", random.Random(0).randbytes(999))], "is damaged, truncated"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -587,11 +587,11 @@ def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
     packed(tmp_path / "list.zip", [("list.csv", b"path")])
     for word, words in (
         ("nowhere.jpg", "There is no image, folder or table"),
-        (str(tmp_path / "non?"), "no file fits it as a pattern"),
-        (str(tmp_path / "none"), "holds no images"),
+        (str(tmp_path / "non?"), "it matches no file as a pattern"),
+        (str(tmp_path / "none"), "contains no images"),
         (str(tmp_path / "two.csv"), "Give --image-col"),
-        (str(tmp_path / "images.zip"), "is damaged, cut short, or no tar or zip archive"),
-        (str(tmp_path / "list.zip"), "holds no images. Give an archive"),
+        (str(tmp_path / "images.zip"), "is damaged, truncated, or not a tar or zip archive"),
+        (str(tmp_path / "list.zip"), "contains no images. Give an archive"),
         ("nul\0", "There is no image"),
         ("long" * 100, "cannot be accessed"),
     ):

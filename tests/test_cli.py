@@ -55,7 +55,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
         (["submit", "nowhere", "--sample", "IMAGES"], "There is no file"),
         (["run", "nothing.toml"], "cannot be read"),
-        (["run", "cifar10", "--data", "nowhere"], "is not there"),
+        (["run", "cifar10", "--data", "nowhere"], "does not exist"),
         (["copy", "nothing"], "There is no recipe 'nothing'"),
         (["copy", "default", "mine.txt"], "ends in .toml"),
     ],

@@ -405,7 +405,7 @@ def test_a_table_of_ten_million_rows_is_refused_before_it_takes_the_memory(
     monkeypatch.setattr("baseline.system.free_memory_bytes", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
-        DataError, match=r"about 9,99\d,\d{3} rows, which take 11\.4 GB of memory, and 8\.0 GB are free"
+        DataError, match=r"about 9,99\d,\d{3} rows, which need 11\.4 GB of memory, but only 8\.0 GB are free"
     ):
         baseline.image_table(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
@@ -426,7 +426,7 @@ with file.open("w") as opened:
     opened.writelines(f"{number:07}.jpg,class_{number % 10},p{number // 7}\\n" for number in range(count))
 baseline.data.sources.tables.os.path.isfile = lambda path: True
 before = peak()
-rows = rows_of(read_table(file, ROW_BYTES), file.name, folder, Columns()).table
+rows = rows_from_table(read_table(file, ROW_BYTES), file.name, folder, Columns()).table
 assert len(rows) == count
 print((peak() - before) / (count * ROW_BYTES + TEXT_COPIES * file.stat().st_size))
 """

@@ -86,8 +86,8 @@ def test_later_fixes_apply_to_the_labels_that_earlier_ones_leave(tmp_path: Path)
             r"names 2 images not found here: '/h",
         ),
         ([("/here/ant/0.jpg", "ant", "waps")], r"classes that do not exist: 'waps'.* Did you mean 'wasp'"),
-        ([("/here/ant/0.jpg", "ant", "bee"), ("/here/ant/0.jpg", "ant", "wasp")], "names an image twice"),
-        ([("/elsewhere/0.jpg", "ant", "bee")], "match several of these"),
+        ([("/here/ant/0.jpg", "ant", "bee"), ("/here/ant/0.jpg", "ant", "wasp")], "lists an image twice"),
+        ([("/elsewhere/0.jpg", "ant", "bee")], "may be several of these"),
     ],
 )
 def test_fixes_that_do_not_match_the_table_are_rejected(tmp_path: Path, rows: list, message: str) -> None:

@@ -270,10 +270,10 @@ def test_a_sample_in_a_zip_is_read_as_if_it_lay_beside(
     [
         ({"a.csv": "id,label\n0012,\n", "b.csv": "id,label\n"}, "holds 2 tables; one sample submission was needed"),
         ({"readme.txt": "x"}, "holds 0 tables"),
-        ({"../a.csv": "id,label\n0012,\n"}, "leads out of the folder"),
+        ({"../a.csv": "id,label\n0012,\n"}, "points outside the folder"),
         ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip have no image"),
         ({"a.csv": "id,label\n0012,ants\n"}, r"7 images have no id in sample_submission\.csv\.zip"),
-        (None, "is damaged, cut short"),
+        (None, "is damaged, truncated"),
     ],
 )
 def test_a_zip_that_holds_no_fitting_sample_is_refused(

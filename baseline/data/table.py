@@ -31,7 +31,7 @@ from baseline.data.sources.archives import (
     is_archive,
     max_unpacked_bytes,
     report_write_errors,
-    unpack,
+    unpack_archive,
 )
 from baseline.data.sources.datasets import DATASETS, dataset
 from baseline.data.sources.external import export_external, is_external
@@ -197,7 +197,7 @@ def unpack_cached(archive: Path, progress: Progress) -> Path:
     if folder.exists():
         progress.log(f"data: {folder} is incomplete or was changed; unpacking it again")
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-    unpack(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
+    unpack_archive(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
     with report_write_errors(size_file):
         size_file.write_bytes(_folder_size(folder))
     progress.log(f"data: unpacked {archive} into {folder}")
@@ -259,7 +259,7 @@ def read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Col
     if frame.empty:
         raise DataError(f"{name} has no rows. Give a table with one row per image.")
     rows = rows_from_table(frame, name, folder, columns)
-    return SourceTable(rows.table, f"a table of {format_count(len(frame), 'row')}, {name}", rows.words, rows.notes)
+    return SourceTable(rows.table, f"a table of {format_count(len(frame), 'row')}, {name}", rows.summary, rows.notes)
 
 
 def read_competition_folder(folder: Path, tables: list[Path], columns: Columns) -> SourceTable:

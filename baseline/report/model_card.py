@@ -168,7 +168,7 @@ def _data_source(images: str | None, classes: list[str]) -> dict[str, Any]:
     kind, _, name = (images or "").partition(":")
     known: Dataset | None = DATASETS.get(images or "")
     if known:
-        return _named_source(known.title, known.hub or known.name, known.hub) | {
+        return _named_source(known.title, known.hub_id or known.name, known.hub_id) | {
             "citation": known.citation,
             "data": images,
         }

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.sources.archives import is_archive, unpack
+from baseline.data.sources.archives import is_archive, unpack_archive
 from baseline.data.sources.folders import images_below
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format, read_table
-from baseline.data.sources.tables import image_column
+from baseline.data.sources.tables import find_image_column
 from baseline.data.table import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
@@ -209,7 +209,7 @@ def read_sample(path: Path) -> SampleFile:
 def _read_from_zip(path: Path) -> SampleFile:
     """The one table in a zip, as Kaggle packs them."""
     with tempfile.TemporaryDirectory() as work:
-        unpack(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
+        unpack_archive(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
         tables = [each for each in sorted(inside.rglob("*.[ct]sv")) if not each.name.startswith(".")]
         if len(tables) != 1:
             raise DataError(
@@ -242,7 +242,7 @@ def _find_image_folder(given: str | Path | None, asked: SampleFile, progress: Pr
 def _match_ids(asked: SampleFile, where: Path, given: bool) -> tuple[str, list[str]]:
     """The column of ids, and the image of each."""
     finder, frame, name = ImageFinder(where, "test"), asked.frame, asked.path.name
-    column = image_column(frame, finder)
+    column = find_image_column(frame, finder)
     if column is None:
         raise DataError(
             f"{name} has no column of ids: none of {quoted_list(asked.columns, 8)} names images below {where}. Give the "
@@ -304,7 +304,7 @@ def _training_images(folder: Path) -> set[str]:
     for path in _find_tables(folder):
         if "train" in path.name.lower() and (frame := _read_table(path)) is not None:
             finder = ImageFinder(folder, "train")
-            if (column := image_column(frame, finder)) is not None:
+            if (column := find_image_column(frame, finder)) is not None:
                 found |= {os.path.normpath(each) for each in map(finder.find, frame[column]) if each}
     return found
 
