@@ -139,11 +139,11 @@ def resume(run: str | Path, *, progress: Progress | None = None, **changes: Any)
     from baseline.training.checkpoint import Checkpoints
 
     run = Path(run).expanduser()
-    kept = Checkpoints(run)
-    if not kept.exist:
+    checkpoints = Checkpoints(run)
+    if not checkpoints.exists:
         words = "holds a finished run" if is_finished(run) else "holds no unfinished run"
         raise OutputError(f"{run} {words}. Give the folder of a run that was interrupted.")
-    begun = kept.begun()
+    begun = checkpoints.read_start()
     if begun["images"] is None:
         raise OutputError(f"{run} was begun with a table in memory. Call make_baseline with it and out={str(run)!r}.")
     return make_baseline(
@@ -184,7 +184,7 @@ def _run(
     from baseline.vision.learner import learner
     from baseline.vision.rng import preserve_rng_state, seed_everything
 
-    kept = Checkpoints(whole)
+    checkpoints = Checkpoints(whole)
     with seed_everything(chosen.seed), ExitStack() as stack:
         with clock.part("audit"):
             chosen, table, unread = prepare_table(table, chosen, folder, progress, reasons)
@@ -192,7 +192,7 @@ def _run(
                 option = f"--split-file {shlex.quote(str(again.with_name('split.csv')))}"
                 words = f"other images or splits than in {again.parent}"
                 progress.log(f"{words}; {option} takes those, where all are there still")
-        begun = broadcast_from_rank0(lambda: kept.gone_on_with(asked, table) if kept.exist else None)
+        begun = broadcast_from_rank0(lambda: checkpoints.verify_start(asked, table) if checkpoints.exists else None)
         if begun:
             progress.log(f"going on with what was begun in {folder}")
             if (before := begun["device"]) != describe_device():
@@ -218,7 +218,7 @@ def _run(
             learn = learner(dls, chosen, weights=weights, path=folder)
         with clock.part("estimate"):
             rates = Throughput(learn.model, learn.splitter, chosen)
-            ready = FrozenOutputs(learn, chosen).ready()
+            ready = FrozenOutputs(learn, chosen).cached_stages()
             expected = estimate_seconds(rates, chosen, count_by_split(table), ready)
             progress.log(
                 f"training and evaluation will take about {format_duration(expected.total)} on {describe_device()}"
@@ -226,9 +226,9 @@ def _run(
         deadline = clock.began + budget - reserve_seconds(expected.evaluation) if budget else math.inf
         if not begun and rank() == 0:
             facts = {"images": source_name(images), "asked": asked, "recipe": chosen.as_dict(), "reasons": reasons}
-            kept.begin({**facts, "device": describe_device()}, table)
+            checkpoints.start({**facts, "device": describe_device()}, table)
         with clock.part("training"), _save_on_interrupt(learn, chosen, weights, folder, progress):
-            history = train(learn, chosen, logs, deadline=deadline, kept=kept)
+            history = train(learn, chosen, logs, deadline=deadline, checkpoints=checkpoints)
         clock.seconds["training"] += begun["spent"] if begun else 0
         with clock.part("evaluation"):
             predicted = predict(learn, table, chosen.tta, progress=progress)
@@ -249,7 +249,7 @@ def _run(
     write_run(folder, learn, weights, table, history, predicted, manifest)
     write_card(folder, progress)
     write_report(folder, progress)
-    kept.end()
+    checkpoints.remove()
     return Baseline(learn, numbers, predicted, history, folder, chosen, manifest)
 
 

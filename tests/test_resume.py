@@ -64,14 +64,14 @@ def test_from_every_state_training_ends_the_same(
 ) -> None:
     augment, stages = PLANS[plan]
     recipe = settled[0].changed(stages=stages, augment={**vars(settled[0].augment), **augment})
-    keep, copies = Checkpoints.keep, []
+    keep, copies = Checkpoints.save, []
 
     def kept(self: Checkpoints, *args: Any) -> None:
         keep(self, *args)
         if self.run.name == "whole":  # as a run that is killed now would leave it
             copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
 
-    monkeypatch.setattr(Checkpoints, "keep", kept)
+    monkeypatch.setattr(Checkpoints, "save", kept)
     theirs = trained(recipe, settled[1], tmp_path / "whole")
     assert len(copies) == sum(stage.epochs for stage in stages) + len(stages)
     for run in copies:
@@ -81,7 +81,7 @@ def test_from_every_state_training_ends_the_same(
 def trained(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[baseline.History, dict[str, torch.Tensor]]:
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=run), recipe, path=run)
-        return train(learn, recipe, kept=Checkpoints(run)), learn.model.state_dict()
+        return train(learn, recipe, checkpoints=Checkpoints(run)), learn.model.state_dict()
 
 
 def same(one: Any, two: Any) -> None:
@@ -274,18 +274,18 @@ def test_a_table_in_memory_has_to_be_given_again(
 
 def test_a_damaged_state_is_refused_and_a_half_written_one_is_none(settled: tuple, often: None, tmp_path: Path) -> None:
     trained(settled[0], settled[1], tmp_path)
-    kept = Checkpoints(tmp_path)
-    (now,) = kept.folder.glob("now-*.safetensors")
+    checkpoints = Checkpoints(tmp_path)
+    (now,) = checkpoints.folder.glob("now-*.safetensors")
     content = now.read_bytes()
-    (kept.folder / ".state.json.part").write_text("{")
-    assert kept.state() is not None
+    (checkpoints.folder / ".state.json.part").write_text("{")
+    assert checkpoints.load() is not None
     for damaged in (content[:-1], content[:5000] + b"\x01" + content[5001:], b""):
         now.write_bytes(damaged)
         with pytest.raises(OutputError, match=r"now-.* is damaged\. Remove .*unfinished, and the run begins anew"):
-            Checkpoints(tmp_path).state()
+            Checkpoints(tmp_path).load()
     now.write_bytes(content)
-    (kept.folder / "state.json").unlink()
-    assert Checkpoints(tmp_path).state() is None
+    (checkpoints.folder / "state.json").unlink()
+    assert Checkpoints(tmp_path).load() is None
 
 
 def test_until_a_state_is_whole_the_last_one_is(
@@ -302,7 +302,7 @@ def test_until_a_state_is_whole_the_last_one_is(
     monkeypatch.setattr(files, "write_atomic", written)
     trained(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
     assert len(copies) == 5
-    assert all(Checkpoints(run).state() for run in copies)
+    assert all(Checkpoints(run).load() for run in copies)
 
 
 def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
@@ -319,10 +319,10 @@ def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
     recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3),))
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
-        history = train(learn, recipe, said, kept=Checkpoints(tmp_path))
+        history = train(learn, recipe, said, checkpoints=Checkpoints(tmp_path))
     assert len(history.epochs) == 3
     assert sum("cannot be kept" in line and "the disk is full" in line for line in said.lines) == 1
-    state, _ = Checkpoints(tmp_path).state()
+    state, _ = Checkpoints(tmp_path).load()
     assert state["point"]["epoch"] == 1
 
 

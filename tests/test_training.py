@@ -44,7 +44,7 @@ def test_the_layers_before_and_after_a_cut_are_the_network(
     quiet = settled[0].changed(augment=still, frozen_precision=precision)
     frozen = frozen_outputs(learn, quiet, Stage(trains, 1))
     rest = frozen.learner(1)
-    outputs = frozen.kept["valid", frozen.plan.stages[1][0], frozen.plan.whole]
+    outputs = frozen.outputs["valid", frozen.plan.stages[1][0], frozen.plan.full_view]
     assert outputs.dtype == (torch.float32 if trains == "head" else torch.float16)
     loader = split_loader(learn.dls, settled[1], "valid")
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_mirrored_outputs_are_those_of_mirrored_images(learn: Any, settled: tupl
     with torch.no_grad():
         body = torch.nn.Sequential(*frozen.plan.layers[: frozen.plan.stages[1][0]]).eval()
         expected = torch.cat([body(images), body(images.flip(-1))])
-    assert torch.allclose(frozen.kept["train", *frozen.plan.stages[1]], expected, atol=1e-4)
+    assert torch.allclose(frozen.outputs["train", *frozen.plan.stages[1]], expected, atol=1e-4)
 
 
 def test_one_pass_serves_the_stages_that_see_the_same(learn: Any, settled: tuple) -> None:
@@ -78,15 +78,15 @@ def test_one_pass_serves_the_stages_that_see_the_same(learn: Any, settled: tuple
         "both",
     ] and 4 not in frozen.plan.stages
     frozen.learner(1)
-    assert {(split, cut) for split, cut, _ in frozen.kept} == {
+    assert {(split, cut) for split, cut, _ in frozen.outputs} == {
         (split, frozen.plan.stages[number][0]) for split in ("train", "valid") for number in (1, 2)
     }
-    frozen.forget(1)
-    kept = dict(frozen.kept)
+    frozen.release(1)
+    kept = dict(frozen.outputs)
     frozen.learner(2)
-    assert {key[1] for key in kept} == {frozen.plan.stages[2][0]} and kept.keys() == frozen.kept.keys()
-    frozen.forget(2)
-    assert not frozen.kept, "stage 3 sees both views, and has to look again"
+    assert {key[1] for key in kept} == {frozen.plan.stages[2][0]} and kept.keys() == frozen.outputs.keys()
+    frozen.release(2)
+    assert not frozen.outputs, "stage 3 sees both views, and has to look again"
 
 
 def test_trained_with_and_without_kept_outputs_is_the_same(
@@ -112,10 +112,10 @@ def test_trained_with_and_without_kept_outputs_is_the_same(
 def test_a_second_run_with_other_rates_looks_at_no_image(learn: Any, settled: tuple, monkeypatch: Any) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
     frozen = frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1))
-    assert frozen.ready() == []
+    assert frozen.cached_stages() == []
     frozen.learner(1)
-    assert frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1)).ready() == [1, 2]
-    monkeypatch.setattr(FrozenOutputs, "_pass", None)
+    assert frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1)).cached_stages() == [1, 2]
+    monkeypatch.setattr(FrozenOutputs, "compute", None)
     fresh = baseline.learner(learn.dls, still)
     history = train(fresh, still.changed(stages=(Stage("head", 2, 1e-2), Stage(3, 1, 1e-4))))
     assert len(history.epochs) == 3
@@ -124,15 +124,15 @@ def test_a_second_run_with_other_rates_looks_at_no_image(learn: Any, settled: tu
 def test_layers_that_a_stage_has_changed_are_looked_at_again(learn: Any, settled: tuple) -> None:
     still = settled[0].changed(augment={"flip": False, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
     frozen = frozen_outputs(learn, still, Stage("head", 1), Stage(3, 1), Stage("head", 1))
-    assert frozen.plan.pristine(1) and frozen.plan.pristine(2) and not frozen.plan.pristine(3)
+    assert frozen.plan.is_pristine(1) and frozen.plan.is_pristine(2) and not frozen.plan.is_pristine(3)
     frozen.learner(1)
-    before = frozen.kept["train", *frozen.plan.stages[1]].clone()
-    frozen.forget(2)
+    before = frozen.outputs["train", *frozen.plan.stages[1]].clone()
+    frozen.release(2)
     with torch.no_grad():
         for parameter in learn.splitter(learn.model)[-2]:
             parameter.add_(0.1)
     frozen.learner(3)
-    assert not torch.allclose(frozen.kept["train", *frozen.plan.stages[3]], before)
+    assert not torch.allclose(frozen.outputs["train", *frozen.plan.stages[3]], before)
 
 
 @pytest.mark.parametrize("trains", ["head", 3, "all"])
@@ -438,6 +438,6 @@ def test_embeddings_are_what_the_body_makes_of_whole_images_and_come_from_the_ca
             plain, mirrored = pooled(one)[0], pooled(one.flip(-1))[0]
             assert torch.allclose(torch.from_numpy(found[row]), plain, atol=1e-4)
             assert torch.allclose(torch.from_numpy(averaged[row]), (plain + mirrored) / 2, atol=1e-4)
-    monkeypatch.setattr(FrozenOutputs, "_pass", None)
+    monkeypatch.setattr(FrozenOutputs, "compute", None)
     assert np.array_equal(embeddings(learn, table, recipe), found)
     assert np.array_equal(embeddings(learn, table, recipe, ("flip",)), averaged)

@@ -133,7 +133,7 @@ def test_caches_and_kaggle_inputs_are_looked_through(tmp_path: Path, monkeypatch
     name = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("BASELINE_KAGGLE", str(tmp_path / "kaggle"))
-    monkeypatch.setattr(weights, "_hash_in_name", lambda path: "")  # these stand-ins cannot have the real hash
+    monkeypatch.setattr(weights, "hash_in_name", lambda path: "")  # these stand-ins cannot have the real hash
     for folder in (tmp_path / "kaggle/input/some-set/deep", tmp_path / "torch/hub/checkpoints"):
         folder.mkdir(parents=True)
         shutil.copy(file, folder / name)
@@ -141,7 +141,7 @@ def test_caches_and_kaggle_inputs_are_looked_through(tmp_path: Path, monkeypatch
 
 
 def test_weights_out_of_reach_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    monkeypatch.setattr(weights, "download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
     with pytest.raises(
         WeightsError, match=r"TimeoutError: no answer\. Ways out: --weights PATH with resnet50-.*--scratch"
     ):

@@ -69,7 +69,7 @@ class Throughput:
         self.model, self.splitter, self.recipe = copy.deepcopy(model), splitter, recipe
         self.images = min(images, int(recipe.batch_size))
         self.network = LayerSequence(self.model, splitter)
-        self.layers, self.device = self.network.each, self.network.device
+        self.layers, self.device = self.network.layers, self.network.device
         self.known: dict[tuple, float] = {}
 
     def frozen(self, cut: int, size: int) -> float:
@@ -95,13 +95,13 @@ class Throughput:
         with (
             torch.no_grad(),
             frozen_precision(self.recipe, self.device.type),
-            optimize_for_cpu(before, images, learns=False),
+            optimize_for_cpu(before, images, trainable=False),
         ):
             return self._seconds(lambda: before(images))
 
     def _forward(self, cut: int, size: int) -> float:
         rest, inputs = nn.Sequential(*self.layers[cut:]).eval(), self._inputs(cut, size)
-        with torch.no_grad(), self._format(), optimize_for_cpu(rest, inputs, learns=False):
+        with torch.no_grad(), self._format(), optimize_for_cpu(rest, inputs, trainable=False):
             return self._seconds(lambda: rest(inputs))
 
     def _step(self, cut: int, first: int, size: int, moving: bool) -> float:
@@ -167,16 +167,16 @@ def _stage_seconds(rates: Throughput, plan: FreezePlan, number: int, ready: bool
     recipe, images = plan.recipe, plan.images
     stage = recipe.stages[number - 1]
     small, large = stage.image_size or recipe.image_size, recipe.image_size
-    cut, view = plan.stages.get(number, (0, plan.whole))
+    cut, view = plan.stages.get(number, (0, plan.full_view))
     seconds = 0.0
-    shared = any(cut in plan.cuts(n) and plan.stages[n][1] == view for n in plan.stages if n < number)
+    shared = any(cut in plan.shared_cuts(n) and plan.stages[n][1] == view for n in plan.stages if n < number)
     if cut and not ready and not shared:
         views = 2 if view.kind == "both" else 1
         seconds = images["train"] * views * rates.frozen(cut, small) + images["valid"] * rates.frozen(cut, large)
     steps = stage.epochs * images["train"] * (2 if stage.views else 1)
     if stage.lr == "find":
         steps += SWEEP_STEPS * min(int(recipe.batch_size), images["train"])
-    step = rates.step(cut, plan.first_trained(number), small, stage.batch_norm == "moving")
+    step = rates.step(cut, plan.first_trained_group(number), small, stage.batch_norm == "moving")
     return seconds + steps * step + stage.epochs * images["valid"] * rates.forward(cut, large)
 
 
@@ -186,7 +186,7 @@ def fit_to_budget(
     """Of all plans made from these recipes the one that promises most and fits into the seconds, and why.
 
     Plans differ in image size and in the epochs of the last stage, or train a head alone where a recipe begins with
-    one. They are thought to leave an error in proportion to `_expected_error`. Rates are measured at one size first and taken
+    one. They are thought to leave an error in proportion to `expected_error`. Rates are measured at one size first and taken
     in proportion to the pixels; the plan that is taken was measured at its own.
 
     Args:
@@ -198,7 +198,7 @@ def fit_to_budget(
     """
     bases = [*bases, *(_head_only(base) for base in bases if base.stages[0].trains == "head")]
     plans = sorted(
-        (p for base in bases for p in _candidate_recipes(base, bases, resizable, images["train"])), key=_expected_error
+        (p for base in bases for p in _candidate_recipes(base, bases, resizable, images["train"])), key=expected_error
     )
     rough = _ScaledThroughput(rates, min(plan.image_size for plan in plans))
     least = float("inf")
@@ -219,7 +219,7 @@ def fit_to_budget(
     )
 
 
-def _expected_error(plan: Recipe) -> float:
+def expected_error(plan: Recipe) -> float:
     """The error that a plan is thought to leave, on a scale of its own.
 
     From runs on CIFAR-10 (45,000 images, EfficientNet-Lite0): a head alone leaves 2.3 times the error of one epoch of

@@ -66,7 +66,7 @@ class ReduceOnPlateau(ReduceLROnPlateau):
 
     def __init__(self, run: TrainingRun, number: int) -> None:
         super().__init__()
-        self.done = run.point.epoch if run.point else 0
+        self.done = run.state.epoch if run.state else 0
         self.before = min((row["valid_loss"] for row in run.log.epochs if row["stage"] == number), default=math.inf)
 
     def before_fit(self) -> None:
@@ -134,9 +134,9 @@ class ProgressCallback(Callback):
         self.number, self.stage, self.bar = number, run.frozen.recipe.stages[number - 1], bar
         self.best, self.log, self.progress, self.deadline = run.best, run.log, run.progress, run.deadline
         self.patience, self.facts = run.frozen.recipe.patience, facts
-        self.done = run.point.epoch if run.point else 0
+        self.done = run.state.epoch if run.state else 0
         dls = run.frozen.learn.dls
-        self.most = MAX_RELATIVE_LOSS * math.log(2 if dls.many else max(2, len(dls.vocab)))
+        self.most = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))
         self.late = False
 
     def before_epoch(self) -> None:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
 from baseline.files import UNFINISHED_DIR, read_json, to_json, write_atomic
@@ -49,14 +50,14 @@ FORMAT = 2
 class Checkpoints:
     """The states of one run, in its folder.
 
-    >>> kept = Checkpoints(Path("runs/mine"))
-    >>> kept.exist
+    >>> checkpoints = Checkpoints(Path("runs/mine"))
+    >>> checkpoints.exists
     False
     """
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / UNFINISHED_DIR
-        self.trouble = ""
+        self.error = ""
         """Why states are not kept any more, in words; empty while they are."""
         self._last = time.perf_counter()
         self._took = 0.0
@@ -64,22 +65,22 @@ class Checkpoints:
         """The weights that were written last, their file and its sha256."""
 
     @property
-    def exist(self) -> bool:
+    def exists(self) -> bool:
         """Whether a run was begun here and has not ended."""
         return (self.folder / "begun.json").exists()
 
-    def begin(self, facts: Mapping[str, Any], table: pd.DataFrame) -> None:
+    def start(self, facts: Mapping[str, Any], table: pd.DataFrame) -> None:
         """Writes what a run begins with; of an earlier one in the folder nothing stays.
 
         Args:
             facts: `images`, as they were given, `asked`, `reasons`, the settled `recipe`, `device`; as JSON has it.
             table: the images with their splits.
         """
-        self.end()
+        self.remove()
         write_atomic(self.folder / "images.csv", _table_to_text(table).to_csv(index=False))
         write_atomic(self.folder / "begun.json", to_json({"format": FORMAT, **facts}))
 
-    def begun(self) -> dict[str, Any]:
+    def read_start(self) -> dict[str, Any]:
         """What `begin` was told.
 
         Raises:
@@ -90,13 +91,13 @@ class Checkpoints:
             raise incompatible_version(self.run)
         return facts
 
-    def gone_on_with(self, asked: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    def verify_start(self, asked: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         """What `begun` gives, if what is asked for now is what was begun; and `spent`, seconds of training so far.
 
         Raises:
             OutputError: with the difference, if recipe, images, labels, splits or the files themselves are others.
         """
-        begun = self.begun()
+        begun = self.read_start()
         found = diff_recipes(begun["asked"]["recipe"], asked["recipe"])
         words = describe_differences(found) if found else _describe_change(self._images(), _table_to_text(table))
         if words:
@@ -114,13 +115,13 @@ class Checkpoints:
 
         return pd.read_csv(self.folder / "images.csv", dtype=str, keep_default_na=False)
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether it is time for another state."""
-        return not self.trouble and time.perf_counter() - self._last >= max(
+        return not self.error and time.perf_counter() - self._last >= max(
             MIN_SECONDS_BETWEEN, MAX_TIME_FRACTION * self._took
         )
 
-    def keep(self, state: Mapping[str, Any], best: Mapping[str, torch.Tensor], spent: float) -> None:
+    def save(self, state: Mapping[str, Any], best: Mapping[str, torch.Tensor], spent: float) -> None:
         """Writes a state in place of the last; one that cannot be written leaves the last one and says so once.
 
         Args:
@@ -141,19 +142,19 @@ class Checkpoints:
                 if path.name not in files:
                     path.unlink(missing_ok=True)
         except OSError as error:
-            self.trouble = first_line(error)
+            self.error = first_line(error)
         self._last = time.perf_counter()
         self._took = self._last - began
 
     def _tensors(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
         """Writes them; the file's name, which no other content has, as the last state holds until the next is whole;
         and its sha256."""
-        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        content = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(content).hexdigest()
         write_atomic(self.folder / (file := f"{kind}-{sha256[:16]}.safetensors"), content)
         return file, sha256
 
-    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """The last state and the best weights; None if none was written yet.
 
         Raises:
@@ -168,12 +169,12 @@ class Checkpoints:
             content = path.read_bytes() if path.exists() else b""
             if hashlib.sha256(content).hexdigest() != told["sha256"][name]:
                 raise OutputError(f"{path} is damaged. Remove {self.folder}, and the run begins anew.")
-            found.append(load(content))
+            found.append(load_tensors(content))
         now, best = found
         self._best = (best, Path(told["best"]).name, told["sha256"][told["best"]])
         return unpack(told["state"], now), best
 
-    def end(self) -> None:
+    def remove(self) -> None:
         """Removes what was kept."""
         if self.folder.exists():
             going = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")

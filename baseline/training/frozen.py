@@ -72,7 +72,7 @@ class LayerSequence:
     """
 
     def __init__(self, model: nn.Sequential, splitter: Splitter) -> None:
-        self.each = find_layers(model)
+        self.layers = find_layers(model)
         self.groups = [{id(p) for p in group} for group in splitter(model)]
         self.device = device_of(model)
         self.shapes: dict[tuple[int, int], tuple[tuple[int, ...], type]] = {}
@@ -82,7 +82,7 @@ class LayerSequence:
         if (cut, size) not in self.shapes:
             with torch.no_grad():
                 inputs = torch.zeros(1, 3, size, size, device=self.device)
-                output = nn.Sequential(*self.each[:cut]).eval()(inputs)
+                output = nn.Sequential(*self.layers[:cut]).eval()(inputs)
             _, *rest = output.shape if output.ndim != 4 else output.permute(0, 2, 3, 1).shape
             self.shapes[cut, size] = tuple(rest), np.float16 if output.ndim == 4 else np.float32
         return self.shapes[cut, size]
@@ -102,45 +102,49 @@ class FreezePlan:
 
     def __init__(self, network: LayerSequence, recipe: Recipe, images: Mapping[str, int], cache: ArrayCache) -> None:
         self.network, self.recipe, self.images, self.cache = network, recipe, images, cache
-        self.layers, self.groups = network.each, network.groups
+        self.layers, self.groups = network.layers, network.groups
         for number, stage in enumerate(recipe.stages, 1):
             if (trained := stage.groups(len(self.groups))) > len(self.groups):
                 words = f"{trained} layer groups; {recipe.arch} has {len(self.groups)}"
                 raise RecipeError(f"Stage {number} trains {words}.")
-        self.whole = InputView("plain", recipe.image_size)
+        self.full_view = InputView("plain", recipe.image_size)
         numbers = range(1, len(recipe.stages) + 1)
         self.stages = {n: (self.cut(n), self._view(n)) for n in numbers if self._useful(n)}
 
-    def first_trained(self, number: int) -> int:
+    def first_trained_group(self, number: int) -> int:
         """The number, from 0, of the first layer group that the stage trains."""
-        return len(self.groups) - self.trained(number)
+        return len(self.groups) - self.trained_groups(number)
 
-    def trained(self, number: int) -> int:
+    def trained_groups(self, number: int) -> int:
         """How many last layer groups the stage trains."""
         return self.recipe.stages[number - 1].groups(len(self.groups))
 
     def cut(self, number: int) -> int:
         """The number of layers before the first that the stage trains."""
-        trained = set().union(*self.groups[self.first_trained(number) :])
+        trained = set().union(*self.groups[self.first_trained_group(number) :])
         return next(n for n, layer in enumerate(self.layers) if any(id(p) in trained for p in layer.parameters()))
 
-    def needs(self, cut: int) -> int:
+    def needed_groups(self, cut: int) -> int:
         """How many layer groups have to stay as they are for the outputs at `cut` to hold."""
         before = {id(p) for layer in self.layers[:cut] for p in layer.parameters()}
         return max((number for number, group in enumerate(self.groups, 1) if group & before), default=0)
 
-    def pristine(self, number: int) -> bool:
+    def is_pristine(self, number: int) -> bool:
         """Whether the layers before the stage's are still as they were at the start, and so worth a place on disk."""
-        needs = self.needs(self.cut(number))
-        return all(needs <= self.first_trained(n) for n in range(1, number))
+        needs = self.needed_groups(self.cut(number))
+        return all(needs <= self.first_trained_group(n) for n in range(1, number))
 
-    def cuts(self, number: int) -> list[int]:
+    def shared_cuts(self, number: int) -> list[int]:
         """The stage's own cut, and those before it of later stages that see the same and whose layers stay frozen."""
         cut, view = self.stages[number]
         found = {cut}
         for later, (at, seen) in self.stages.items():
             between = range(number, later)
-            if later > number and seen == view and all(self.needs(at) <= self.first_trained(n) for n in between):
+            if (
+                later > number
+                and seen == view
+                and all(self.needed_groups(at) <= self.first_trained_group(n) for n in between)
+            ):
                 found.add(at)
         return sorted(at for at in found if at <= cut)
 
@@ -156,9 +160,9 @@ class FreezePlan:
             return False
         if stage.trains != "head" and not (still and stage.batch_norm == "still"):
             return False
-        sets = ((self._view(number), self.images["train"]), (self.whole, self.images["valid"]))
+        sets = ((self._view(number), self.images["train"]), (self.full_view, self.images["valid"]))
         needed = sum(_size_in_bytes(*self.shape(self.cut(number), view, images)) for view, images in sets)
-        return needed <= _max_bytes() or (self.pristine(number) and self.cache.could_hold(needed))
+        return needed <= _max_bytes() or (self.is_pristine(number) and self.cache.could_fit(needed))
 
     def _view(self, number: int) -> InputView:
         """Both views, one of the two by chance, or the plain image: mirrored copies of it are all that can be kept."""
@@ -180,10 +184,10 @@ class FrozenOutputs:
         self.rows = {"train": learn.dls.train_ds.items, "valid": learn.dls.valid_ds.items}
         images = {split: len(rows) for split, rows in self.rows.items()}
         self.plan = FreezePlan(LayerSequence(learn.model, learn.splitter), recipe, images, self.cache)
-        self.prints: dict[str, str] = {}
-        self.kept: dict[tuple[str, int, InputView], torch.Tensor] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.outputs: dict[tuple[str, int, InputView], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
-        self.saved = 0.0
+        self.cached_seconds = 0.0
         """Seconds that outputs found in the cache, for the last stage asked for, had taken to compute."""
 
     def learner(self, number: int) -> Learner | None:
@@ -195,12 +199,12 @@ class FrozenOutputs:
         if number not in self.plan.stages:
             return None
         learn, stage, plan = self.learn, self.recipe.stages[number - 1], self.plan
-        self.saved = 0.0
+        self.cached_seconds = 0.0
         cut, view = plan.stages[number]
-        sets = (("train", view), ("valid", plan.whole))
-        if not all((split, cut, seen) in self.kept or self._obtain(split, seen, number) for split, seen in sets):
+        sets = (("train", view), ("valid", plan.full_view))
+        if not all((split, cut, seen) in self.outputs or self.obtain(split, seen, number) for split, seen in sets):
             return None
-        train, valid = self.kept["train", cut, view], self.kept["valid", cut, plan.whole]
+        train, valid = self.outputs["train", cut, view], self.outputs["valid", cut, plan.full_view]
         count, size = len(self.rows["train"]), learn.dls.train.bs
         views = len(train) // count
         times = views if stage.views else 1  # each view of an image in every epoch, instead of one of them by chance
@@ -212,7 +216,7 @@ class FrozenOutputs:
         if learn.dls.train.weights is not None:
             fit.weights = np.tile(learn.dls.train.weights, times)
         check = _batch_loader(valid, self.targets["valid"], 1, learn, bs=1024 if valid.ndim == 2 else max(size, 64))
-        first = plan.first_trained(number)
+        first = plan.first_trained_group(number)
         return Learner(
             DataLoaders(fit, check),
             nn.Sequential(*plan.layers[cut:]),
@@ -223,63 +227,63 @@ class FrozenOutputs:
             splitter=lambda _: learn.splitter(learn.model)[first:],
         )
 
-    def ready(self) -> list[int]:
+    def cached_stages(self) -> list[int]:
         """Stages whose outputs are all in the cache already."""
         plan = self.plan
         wanted = {
-            number: [self._key("train", cut, view), self._key("valid", cut, plan.whole)]
+            number: [self._key("train", cut, view), self._key("valid", cut, plan.full_view)]
             for number, (cut, view) in plan.stages.items()
-            if plan.pristine(number)
+            if plan.is_pristine(number)
         }
         return [number for number, keys in wanted.items() if all(self.cache.has(key) for key in keys)]
 
-    def forget(self, number: int) -> None:
+    def release(self, number: int) -> None:
         """Drops what the stage has made wrong, and what no later stage sees."""
         plan = self.plan
         wanted = {(cut, view) for n, (cut, view) in plan.stages.items() if n > number}
-        for split, cut, view in list(self.kept):
-            seen = any(cut == c and view in (v, plan.whole) for c, v in wanted)
-            if not seen or plan.needs(cut) > plan.first_trained(number):
-                del self.kept[split, cut, view]
+        for split, cut, view in list(self.outputs):
+            seen = any(cut == c and view in (v, plan.full_view) for c, v in wanted)
+            if not seen or plan.needed_groups(cut) > plan.first_trained_group(number):
+                del self.outputs[split, cut, view]
 
-    def _obtain(self, split: str, view: InputView, number: int) -> bool:
+    def obtain(self, split: str, view: InputView, number: int) -> bool:
         """Outputs for this stage and for the later ones that one pass can serve: from the cache, else computed."""
         rows, plan = self.rows[split], self.plan
         self.targets[split] = encode_targets(self.learn.dls, rows)
-        cache = self.cache if plan.pristine(number) else ArrayCache(0)
-        keys = {cut: self._key(split, cut, view) for cut in plan.cuts(number)}
-        with cache.alone(next(iter(keys.values()))):
-            found = {cut: cache.find(key) for cut, key in keys.items()}
+        cache = self.cache if plan.is_pristine(number) else ArrayCache(0)
+        keys = {cut: self._key(split, cut, view) for cut in plan.shared_cuts(number)}
+        with cache.lock(next(iter(keys.values()))):
+            found = {cut: cache.get(key) for cut, key in keys.items()}
             missing = {cut: plan.shape(cut, view, len(rows)) for cut, array in found.items() if array is None}
-            rooms = {cut: cache.room(keys[cut], *shape) for cut, shape in missing.items()}
+            rooms = {cut: cache.allocate(keys[cut], *shape) for cut, shape in missing.items()}
             if any(rooms[cut] is None and _size_in_bytes(*shape) > _max_bytes() for cut, shape in missing.items()):
                 return False
             found |= {cut: np.empty(*shape) if rooms[cut] is None else rooms[cut] for cut, shape in missing.items()}
             outputs = {cut: _to_channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
             began = time.perf_counter()
             if missing:
-                self._pass(split, view, {cut: outputs[cut] for cut in missing})
+                self.compute(split, view, {cut: outputs[cut] for cut in missing})
             else:
                 self.progress.log(f"outputs of the frozen layers, {split}: from the cache")
-                self.saved += max(map(cache.seconds, keys.values()))
+                self.cached_seconds += max(map(cache.compute_seconds, keys.values()))
             spent = time.perf_counter() - began
             for cut, room in rooms.items():
                 if room is not None:
-                    cache.keep(keys[cut], room, spent)
-        self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
+                    cache.commit(keys[cut], room, spent)
+        self.outputs |= {(split, cut, view): outputs[cut] for cut in outputs}
         return True
 
     def _key(self, split: str, cut: int, view: InputView) -> dict[str, Any]:
         """Everything that the outputs depend on."""
-        if split not in self.prints:
-            self.prints[split] = file_fingerprint(self.rows[split]["path"])
+        if split not in self.fingerprints:
+            self.fingerprints[split] = file_fingerprint(self.rows[split]["path"])
         recipe, layers = self.recipe, nn.Sequential(*self.plan.layers[:cut])
         digest = hashlib.sha256(repr(layers).encode())
         for value in layers.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return {
             "what": "outputs",
-            "images": self.prints[split],
+            "images": self.fingerprints[split],
             "layers": digest.hexdigest(),
             "cut": cut,
             "view": view,
@@ -290,7 +294,7 @@ class FrozenOutputs:
         }
 
     @torch.no_grad()
-    def _pass(self, split: str, view: InputView, outputs: dict[int, torch.Tensor]) -> None:
+    def compute(self, split: str, view: InputView, outputs: dict[int, torch.Tensor]) -> None:
         """Fills in the outputs of these images at every cut."""
         rows = self.rows[split]
         plain = torch.zeros(len(rows), dtype=torch.bool)
@@ -308,7 +312,7 @@ class FrozenOutputs:
                     values[flip] = values[flip].flip(-1)
                     values = resize_batch(values, view.size).contiguous(memory_format=torch.channels_last)
                     if not at:
-                        stack.enter_context(optimize_for_cpu(before, values, learns=False))
+                        stack.enter_context(optimize_for_cpu(before, values, trainable=False))
                     for start, cut in pairwise([0, *sorted(outputs)]):
                         with frozen_precision(self.recipe, values.device.type):
                             values = before[start:cut](values)
@@ -346,13 +350,13 @@ def timed_embeddings(
     began = time.perf_counter()
     frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), progress)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
-    view = InputView("both", recipe.image_size) if views else frozen.plan.whole
-    if 1 not in frozen.plan.stages or not frozen._obtain("all", view, 1):
+    view = InputView("both", recipe.image_size) if views else frozen.plan.full_view
+    if 1 not in frozen.plan.stages or not frozen.obtain("all", view, 1):
         raise RecipeError(f"The features of {len(table):,} images by '{recipe.arch}' cannot be kept: they need memory. "
                           "Give fewer images, or a larger --cache-gb.")  # fmt: skip
-    found = frozen.kept["all", frozen.plan.cut(1), view].numpy()
+    found = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
     found = found.reshape(-1, len(table), found.shape[1]).mean(0) if views else found
-    return found, time.perf_counter() - began + frozen.saved
+    return found, time.perf_counter() - began + frozen.cached_seconds
 
 
 def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:

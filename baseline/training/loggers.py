@@ -42,7 +42,7 @@ FLUSH_INTERVAL_SECONDS = 10
 Values = Mapping[str, float]
 
 
-class _Logger(Protocol):
+class MetricLogger(Protocol):
     """Where the numbers of one run go."""
 
     words: str
@@ -103,9 +103,9 @@ class LoggingProgress(Progress):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.step = 0
-        self.loggers: dict[str, _Logger] = {}
+        self.loggers: dict[str, MetricLogger] = {}
 
-    def add(self, name: str, opener: Callable[..., _Logger], folder: Path, facts: Mapping[str, Any]) -> None:
+    def add(self, name: str, opener: Callable[..., MetricLogger], folder: Path, facts: Mapping[str, Any]) -> None:
         try:
             self.loggers[name] = opener(folder, facts)
         except Exception as error:
@@ -133,7 +133,7 @@ class LoggingProgress(Progress):
         self._each(lambda logger: logger.close(status))
         self.loggers = {}
 
-    def _each(self, work: Callable[[_Logger], None]) -> None:
+    def _each(self, work: Callable[[MetricLogger], None]) -> None:
         for name, logger in list(self.loggers.items()):
             try:
                 work(logger)
@@ -161,7 +161,7 @@ def flatten_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float
     return found
 
 
-class _CsvLogger:
+class CsvLogger:
     """`log.csv`, a row a number, as training goes."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -184,7 +184,7 @@ class _CsvLogger:
         self.file.flush()
 
 
-class _TensorBoardLogger:
+class TensorBoardLogger:
     """Event files in the run folder: scalars, the facts as text, and at the end a row of the hparams table."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -212,7 +212,7 @@ class _TensorBoardLogger:
         self.writer.close()
 
 
-class _WandbLogger:
+class WandbLogger:
     """A run of Weights & Biases, apart from any that the caller has open; offline where no key is set or none answers.
 
     Its files lie in the run folder, unless `WANDB_DIR` says where.
@@ -252,7 +252,7 @@ class _WandbLogger:
         self.run.finish(exit_code={"finished": 0, "failed": 1, "killed": 255}[status])
 
 
-class _MLflowLogger:
+class MLflowLogger:
     """A run of MLflow where its own settings say (`MLFLOW_TRACKING_URI`, else a store in the working folder).
 
     Numbers are sent together, as each request takes its time.
@@ -296,11 +296,11 @@ class _MLflowLogger:
         self.waiting, self.sent = [], time.monotonic()
 
 
-LOGGER_CLASSES: dict[str, Callable[..., _Logger]] = {
-    "csv": _CsvLogger,
-    "mlflow": _MLflowLogger,
-    "tensorboard": _TensorBoardLogger,
-    "wandb": _WandbLogger,
+LOGGER_CLASSES: dict[str, Callable[..., MetricLogger]] = {
+    "csv": CsvLogger,
+    "mlflow": MLflowLogger,
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
 }
 
 EXTRAS = ("mlflow", "tensorboard", "wandb")

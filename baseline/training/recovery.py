@@ -50,7 +50,7 @@ def with_recovery(
                 raise
             whole, facts["halved"] = facts["lr"], str(wrong)
             facts["lr"] = tuple(each / 2 for each in whole) if isinstance(whole, tuple) else whole / 2
-            at = f"epoch {run.point.epoch}" if run.point and run.point.epoch else "its beginning"
+            at = f"epoch {run.state.epoch}" if run.state and run.state.epoch else "its beginning"
             run.progress.log(f"stage {number}: {wrong}; back to {at}, at half the rate, {format_lr(facts['lr'])}")
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -61,8 +61,8 @@ def with_recovery(
                 ) from None
             died = True
             run.progress.log(f"stage {number}: {first_line(error)}; it is replaced, once")
-        if run.point is not None:
-            run.frozen.learn.model.load_state_dict(run.point.weights)
+        if run.state is not None:
+            run.frozen.learn.model.load_state_dict(run.state.weights)
 
 
 def reduce_batch_size(trainee: Learner, size: int) -> None:

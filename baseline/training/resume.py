@@ -26,8 +26,8 @@ class ResumeCallback(Callback):
 
     def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], laps: StepTimer) -> None:
         super().__init__()
-        self.whole, self.number, self.facts, self.laps = run, number, facts, laps
-        self.done = run.point.epoch if run.point else 0
+        self.run, self.number, self.facts, self.laps = run, number, facts, laps
+        self.done = run.state.epoch if run.state else 0
         self.before, self.began = facts["seconds"], time.perf_counter()
 
     def before_epoch(self) -> None:
@@ -35,26 +35,26 @@ class ResumeCallback(Callback):
             raise CancelEpochException()
         if self.epoch > self.done:
             return
-        if self.whole.point is None:
-            self.whole.point = self._now(0, clone_weights(self.whole.frozen.learn.model), None)
+        if self.run.state is None:
+            self.run.state = self._now(0, clone_weights(self.run.frozen.learn.model), None)
         else:
-            self._go_back(self.whole.point)
+            self._go_back(self.run.state)
 
     def after_fit(self) -> None:
-        if self.done == self.n_epoch and self.whole.point is not None:
-            self._go_back(self.whole.point)
+        if self.done == self.n_epoch and self.run.state is not None:
+            self._go_back(self.run.state)
 
     def after_epoch(self) -> None:
         if self.epoch < self.done:
             return
-        run = self.whole
+        run = self.run
         best = run.log.epochs[-1]["best"]
         weights = run.best.weights if best else clone_weights(run.frozen.learn.model)
-        run.point = self._now(self.epoch + 1, weights, _copy_to(self.opt.state_dict()))
-        run.keep(run.point)
+        run.state = self._now(self.epoch + 1, weights, copy_to_device(self.opt.state_dict()))
+        run.save(run.state)
 
     def _now(self, epoch: int, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None) -> TrainingState:
-        train, own = self.whole.frozen.learn.dls.train, self.dls.train
+        train, own = self.run.frozen.learn.dls.train, self.dls.train
         smooth, scaler = self.recorder.smooth_loss, getattr(self, "scaler", None)
         spent = round(self.before + time.perf_counter() - self.began, 2)
         return TrainingState(
@@ -72,12 +72,12 @@ class ResumeCallback(Callback):
 
     def _go_back(self, point: TrainingState) -> None:
         """Takes up all of the point but its weights, which the network has by now."""
-        learn = self.whole.frozen.learn
+        learn = self.run.frozen.learn
         first = next(learn.model.parameters())
         if point.optimizer is not None:
-            found = _copy_to(point.optimizer, first.device)
+            found = copy_to_device(point.optimizer, first.device)
             for (parameter, *_), state in zip(self.opt.all_params(), found["state"], strict=True):
-                state.update({key: _match_strides(value, parameter) for key, value in state.items()})
+                state.update({key: match_strides(value, parameter) for key, value in state.items()})
             self.opt.load_state_dict({**found, "hypers": L(found["hypers"])})
         set_loader_state(learn.dls.train, point.loaders[0])
         set_loader_state(self.dls.train, point.loaders[1])
@@ -88,19 +88,19 @@ class ResumeCallback(Callback):
             self.scaler.load_state_dict(point.scaler)
 
 
-def _match_strides(value: Any, like: torch.Tensor) -> Any:
+def match_strides(value: Any, like: torch.Tensor) -> Any:
     """A tensor with the strides of another of its shape: sums over it then round as they did."""
     if isinstance(value, torch.Tensor) and value.shape == like.shape:
         return torch.empty_like(like, dtype=value.dtype).copy_(value)
     return value
 
 
-def _copy_to(value: Any, device: torch.device | str = "cpu") -> Any:
+def copy_to_device(value: Any, device: torch.device | str = "cpu") -> Any:
     """Nested values with their tensors copied to the device."""
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _copy_to(each, device) for key, each in value.items()}
+        return {key: copy_to_device(each, device) for key, each in value.items()}
     if isinstance(value, list | tuple | L):
-        return [_copy_to(each, device) for each in value]
+        return [copy_to_device(each, device) for each in value]
     return value

@@ -52,7 +52,7 @@ def train(
     progress: Progress | None = None,
     *,
     deadline: float = math.inf,
-    kept: Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
     """Trains the recipe's stages in order and leaves the best weights of all of them in `learn`.
 
@@ -94,17 +94,17 @@ def train(
         progress,
         deadline,
         learn.dls.train.bs,
-        kept,
+        checkpoints,
     )
     try:
-        for at in range(run.go_on(), len(recipe.stages) + 1):
+        for at in range(run.resume(), len(recipe.stages) + 1):
             if run.log.epochs and time.perf_counter() > deadline:
                 progress.log(f"stage {at}: left out, the time is up")
                 continue
-            if "given_up" in _train_stage(run, at):
+            if "given_up" in train_stage(run, at):
                 break
-            run.frozen.forget(at)
-            run.stage_ends(at)
+            run.frozen.release(at)
+            run.end_stage(at)
     except KeyboardInterrupt as interrupt:
         interrupt.history = run.log.history()  # type: ignore[attr-defined]
         raise
@@ -115,28 +115,28 @@ def train(
     return run.log.history()
 
 
-def _train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
+def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     """Trains it; what the history tells of it."""
     began = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
-    stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
-    learn.opt_func = _optimizer_function(stage.optimizer)
-    trainee = _stage_learner(run, number)
+    stage, trained = recipe.stages[number - 1], run.frozen.plan.trained_groups(number)
+    learn.opt_func = optimizer_function(stage.optimizer)
+    trainee = stage_learner(run, number)
     size = run.batch_size if trainee is learn else trainee.dls.train.bs
-    if run.point is not None and run.point.epoch:
-        facts = dict(run.point.facts)
-        reduce_batch_size(trainee, run.point.batch_size)
+    if run.state is not None and run.state.epoch:
+        facts = dict(run.state.facts)
+        reduce_batch_size(trainee, run.state.batch_size)
     else:
-        run.point = None
+        run.state = None
         facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
         facts["parameters"] = sum(p.numel() for group in learn.splitter(learn.model)[-trained:] for p in group)
         facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
-        facts["cached_seconds"] = round(run.frozen.saved, 2) if trainee is not learn else 0.0
+        facts["cached_seconds"] = round(run.frozen.cached_seconds, 2) if trainee is not learn else 0.0
         rate, why = stage.lr, "as given"
         if stage.lr == "find":
             before = time.perf_counter()
             run.progress.log(f"stage {number}: searching the learning rate")
-            search = partial(with_recovery, run, trainee, number, facts, lambda: _search_lr(run, trainee, number, size))
+            search = partial(with_recovery, run, trainee, number, facts, lambda: search_lr(run, trainee, number, size))
             found, curve, why = broadcast_from_rank0(search)
             run.log.sweeps += curve.assign(stage=number).to_dict("records")
             rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
@@ -150,7 +150,7 @@ def _train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     if world_size() > 1:
         trainee.dls.loaders[0], size = shard_loader(whole, rank(), world_size()), size // world_size()
     try:
-        with_recovery(run, trainee, number, facts, lambda: _fit_stage(run, trainee, number, facts, laps, size))
+        with_recovery(run, trainee, number, facts, lambda: fit_stage(run, trainee, number, facts, laps, size))
     except Diverged as wrong:
         facts["given_up"] = str(wrong)
         if not run.log.epochs:
@@ -169,14 +169,14 @@ def _train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     return facts
 
 
-def _stage_learner(run: TrainingRun, number: int) -> Learner:
+def stage_learner(run: TrainingRun, number: int) -> Learner:
     """The layers after the frozen ones, on their outputs, where there is room for these, else the whole network.
 
     Raises:
         OutputError: if the stage goes on, was on such outputs, and there is no room for them now.
     """
     learn = run.frozen.learn
-    kept = len(run.point.optimizer["state"]) if run.point is not None and run.point.optimizer is not None else 0
+    kept = len(run.state.optimizer["state"]) if run.state is not None and run.state.optimizer is not None else 0
     if kept == sum(len(group) for group in learn.splitter(learn.model)):
         return learn
     found = run.frozen.learner(number)
@@ -184,24 +184,24 @@ def _stage_learner(run: TrainingRun, number: int) -> Learner:
         raise OutputError(
             "What was kept of the run fits outputs of frozen layers, for which there is no room now. Make room on the "
             "cache's disk, give a larger --cache-gb, or remove "
-            f"{run.kept and run.kept.folder}, and the run begins anew."
+            f"{run.checkpoints and run.checkpoints.folder}, and the run begins anew."
         )
     return found or learn
 
 
-def _search_lr(run: TrainingRun, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
-    _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
-    with trainee.added_cbs(_stage_callbacks(run, trainee, number, size)):
+def search_lr(run: TrainingRun, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
+    freeze_groups(trainee, run.frozen.plan.trained_groups(number), run.frozen.recipe)
+    with trainee.added_cbs(stage_callbacks(run, trainee, number, size)):
         return find_lr(trainee)
 
 
-def _fit_stage(
+def fit_stage(
     run: TrainingRun, trainee: Learner, number: int, facts: dict[str, Any], laps: StepTimer, size: int
 ) -> None:
     """One cycle, or what else the stage's schedule is, from its beginning or from the point where it stood."""
     stage = run.frozen.recipe.stages[number - 1]
-    _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
-    done, steps = run.point.epoch if run.point else 0, len(trainee.dls.train) + len(trainee.dls.valid)
+    freeze_groups(trainee, run.frozen.plan.trained_groups(number), run.frozen.recipe)
+    done, steps = run.state.epoch if run.state else 0, len(trainee.dls.train) + len(trainee.dls.valid)
     quicker = (
         compile_model(trainee.model)
         if run.frozen.recipe.compile
@@ -211,7 +211,7 @@ def _fit_stage(
     with show as bar, trainee.no_bar(), trainee.no_logging(), quicker:
         bar.step(done * steps)
         callbacks = [
-            *_stage_callbacks(run, trainee, number, size),
+            *stage_callbacks(run, trainee, number, size),
             laps,
             ProgressCallback(run, number, facts, bar),
             ResumeCallback(run, number, facts, laps),
@@ -219,15 +219,15 @@ def _fit_stage(
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": trainee.fit_one_cycle, "flat_cos": trainee.fit_flat_cos}.get(stage.schedule, trainee.fit)
-        fit(stage.epochs, _group_lrs(trainee, facts["lr"]), cbs=callbacks)
+        fit(stage.epochs, group_lrs(trainee, facts["lr"]), cbs=callbacks)
 
 
-def _optimizer_function(name: str) -> Callable[..., Any]:
+def optimizer_function(name: str) -> Callable[..., Any]:
     known, settings = OPTIMIZERS[name]
     return partial(getattr(optimizers, known), **settings)
 
 
-def _stage_callbacks(run: TrainingRun, trainee: Learner, number: int, size: int) -> list[Callback]:
+def stage_callbacks(run: TrainingRun, trainee: Learner, number: int, size: int) -> list[Callback]:
     """What a stage wants done in its loop: still statistics, smaller images, batches gathered to the size wished."""
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
@@ -241,7 +241,7 @@ def _stage_callbacks(run: TrainingRun, trainee: Learner, number: int, size: int)
     return found
 
 
-def _group_lrs(trainee: Learner, rate: Any) -> Any:
+def group_lrs(trainee: Learner, rate: Any) -> Any:
     """One rate, or a rate for each layer group: from the first to the last that is trained, evenly multiplied."""
     if not isinstance(rate, tuple):
         return rate
@@ -250,7 +250,7 @@ def _group_lrs(trainee: Learner, rate: Any) -> Any:
     return [rate[0]] * frozen + list(even_mults(*rate, groups - frozen))
 
 
-def _freeze(trainee: Learner, last: int, recipe: Recipe) -> None:
+def freeze_groups(trainee: Learner, last: int, recipe: Recipe) -> None:
     """A fresh optimizer, with the layer groups before so many last ones frozen (fastai's `freeze_to`).
 
     fastai would keep BatchNorm learning in frozen groups, so that gradients run through the whole body; ours are

@@ -47,13 +47,13 @@ class TrainingRun:
     progress: Progress
     deadline: float
     batch_size: int
-    kept: Checkpoints | None
-    point: TrainingState | None = None
+    checkpoints: Checkpoints | None
+    state: TrainingState | None = None
     """Where training can go back to, or, after an interrupt, has to go on from."""
 
-    def go_on(self) -> int:
+    def resume(self) -> int:
         """The number of the stage to begin with; what was kept is taken up."""
-        found = self.kept.state() if self.kept else None
+        found = self.checkpoints.load() if self.checkpoints else None
         all_gather(None)  # none goes on, and drops what was kept, before all have read it
         if found is None:
             return 1
@@ -61,7 +61,7 @@ class TrainingRun:
         learn = self.frozen.learn
         self.log = TrainingLog(**state["log"])
         self.best.score, self.best.weights = state["score"], best
-        self.point = point = TrainingState(**state["point"])
+        self.state = point = TrainingState(**state["point"])
         learn.model.load_state_dict(point.weights)
         set_loader_state(learn.dls.train, point.loaders[0])
         set_rng_state(point.random[rank() % len(point.random)])
@@ -73,11 +73,11 @@ class TrainingRun:
         self.progress.log(f"going on {where}, with the best weights of {len(self.log.epochs)} epochs")
         return point.stage
 
-    def stage_ends(self, number: int) -> None:
+    def end_stage(self, number: int) -> None:
         """The next stage begins with the weights and random states of now."""
         weights = self.best.weights if self.log.epochs[-1]["best"] else clone_weights(self.frozen.learn.model)
-        self.point = None
-        self.keep(
+        self.state = None
+        self.save(
             TrainingState(
                 number + 1,
                 0,
@@ -89,15 +89,17 @@ class TrainingRun:
             )
         )
 
-    def keep(self, point: TrainingState) -> None:
+    def save(self, point: TrainingState) -> None:
         """Writes the state, if it is time to."""
-        if self.kept is None or rank() or not self.kept.due():
+        if self.checkpoints is None or rank() or not self.checkpoints.is_due():
             return
         told = {"steps": self.log.steps, "point": vars(point), "log": vars(self.log), "score": self.best.score}
         spent = sum(facts["seconds"] for facts in [*self.log.stages, point.facts])
-        self.kept.keep(told, self.best.weights, spent)
-        if self.kept.trouble:
-            self.progress.log(f"what has been trained cannot be kept ({self.kept.trouble}); training goes on without")
+        self.checkpoints.save(told, self.best.weights, spent)
+        if self.checkpoints.error:
+            self.progress.log(
+                f"what has been trained cannot be kept ({self.checkpoints.error}); training goes on without"
+            )
 
 
 @dataclass

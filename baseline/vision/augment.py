@@ -27,7 +27,7 @@ IMAGE_TYPES = (str, Path, bytes, np.ndarray, Image.Image)
 """What `baseline.images.open_image` takes."""
 
 
-def _load(source: Any, size: int) -> Image.Image:
+def load_existing_image(source: Any, size: int) -> Image.Image:
     try:
         return load_image(source, size)
     except FileNotFoundError as error:
@@ -42,7 +42,7 @@ class LoadImage(Transform):
         self.size = size
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        return PILImage(_load(source, self.size))
+        return PILImage(load_existing_image(source, self.size))
 
 
 class Resize(Transform):

@@ -46,22 +46,22 @@ class ArrayCache:
         folder: `arrays` in the cache's root if not given.
     """
 
-    def __init__(self, most_gb: float, progress: Progress | None = None, folder: Path | None = None) -> None:
-        self.most_bytes = int(most_gb * 1e9)
+    def __init__(self, max_gb: float, progress: Progress | None = None, folder: Path | None = None) -> None:
+        self.max_bytes = int(max_gb * 1e9)
         self.progress = progress or Progress()
         self.folder = folder or cache_home() / "arrays"
-        self.silent = False
+        self.warned = False
 
-    def find(self, key: Mapping[str, Any]) -> np.ndarray | None:
+    def get(self, key: Mapping[str, Any]) -> np.ndarray | None:
         """The array of that key, checked and mapped into memory; changes to it are never written. None if it is not
         there, or damaged."""
-        folder = self._place(key)
+        folder = self.entry_path(key)
         if not self.has(key):
             return None
         try:
             facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
             array = np.memmap(folder / "data", facts["dtype"], "c", shape=tuple(facts["shape"]))
-            whole = facts["checksums"] == _checksums(array)
+            whole = facts["checksums"] == block_checksums(array)
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if not whole:
@@ -73,15 +73,15 @@ class ArrayCache:
 
     def has(self, key: Mapping[str, Any]) -> bool:
         """Whether there is something of that key, without looking at it."""
-        return bool(self.most_bytes) and (self._place(key) / "facts.json").is_file()
+        return bool(self.max_bytes) and (self.entry_path(key) / "facts.json").is_file()
 
     @contextmanager
-    def alone(self, key: Mapping[str, Any]) -> Iterator[None]:
+    def lock(self, key: Mapping[str, Any]) -> Iterator[None]:
         """Inside, no other run makes what this key stands for; first its work is waited for, where one does."""
-        if not self.most_bytes or not self._writable():
+        if not self.max_bytes or not self._writable():
             yield
             return
-        lock = FileLock(f"{self._place(key)}.lock")
+        lock = FileLock(f"{self.entry_path(key)}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -92,33 +92,35 @@ class ArrayCache:
         finally:
             lock.release()
 
-    def room(self, key: Mapping[str, Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
+    def allocate(self, key: Mapping[str, Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
         """An array of that shape in a file, to be filled and then handed to `keep`; None where there is no room."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if not size or not self.most_bytes or not self._writable() or not self._make_room(size):
+        if not size or not self.max_bytes or not self._writable() or not self._make_room(size):
             return None
         part = self._part(key)
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            _reserve_file(part / "data", size)
+            reserve_file(part / "data", size)
             return np.memmap(part / "data", dtype, "r+", shape=shape)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             self._say_once(f"{self.folder} took no {_format_size(size)}: {error.strerror}")
             return None
 
-    def seconds(self, key: Mapping[str, Any]) -> float:
+    def compute_seconds(self, key: Mapping[str, Any]) -> float:
         """How long what is kept of that key took to make; 0 where that is not known."""
         try:
-            return float(json.loads((self._place(key) / "facts.json").read_text(encoding="utf-8")).get("seconds", 0))
+            return float(
+                json.loads((self.entry_path(key) / "facts.json").read_text(encoding="utf-8")).get("seconds", 0)
+            )
         except (OSError, ValueError, TypeError, AttributeError):
             return 0.0
 
-    def keep(self, key: Mapping[str, Any], array: np.ndarray, seconds: float = 0.0) -> None:
+    def commit(self, key: Mapping[str, Any], array: np.ndarray, seconds: float = 0.0) -> None:
         """Gives a filled array of `room`, which took so many seconds, its name, so that it is found from now on."""
-        part, folder = self._part(key), self._place(key)
-        facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": _checksums(array), "key": key,
+        part, folder = self._part(key), self.entry_path(key)
+        facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": block_checksums(array), "key": key,
                  "seconds": round(seconds, 2)}  # fmt: skip
         try:
             (part / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
@@ -128,18 +130,18 @@ class ArrayCache:
             shutil.rmtree(part, ignore_errors=True)  # what is mapped stays readable until it is let go
             self._say_once(f"{self.folder} cannot be written: {error.strerror}")
 
-    def could_hold(self, size: int) -> bool:
+    def could_fit(self, size: int) -> bool:
         """Whether there would be room for so many bytes once everything else is removed."""
-        if size > self.most_bytes or not self._writable():
+        if size > self.max_bytes or not self._writable():
             return False
         return size <= shutil.disk_usage(self.folder).free - MIN_FREE_BYTES + sum(s for _, s, _ in self._entries())
 
-    def _place(self, key: Mapping[str, Any]) -> Path:
+    def entry_path(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True, default=str)
         return self.folder / f"{key['what']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
     def _part(self, key: Mapping[str, Any]) -> Path:
-        return self._place(key).with_suffix(".part")
+        return self.entry_path(key).with_suffix(".part")
 
     def _writable(self) -> bool:
         try:
@@ -157,12 +159,12 @@ class ArrayCache:
         entries = sorted(self._entries())
         kept = sum(size for _, size, _ in entries)
         free = shutil.disk_usage(self.folder).free - MIN_FREE_BYTES
-        if size > min(self.most_bytes, free + kept):
-            limit = "--cache-gb" if size > self.most_bytes else "what is free on its disk"
+        if size > min(self.max_bytes, free + kept):
+            limit = "--cache-gb" if size > self.max_bytes else "what is free on its disk"
             self._say_once(f"{_format_size(size)} are more than {limit}")
             return False
         for _, bytes_there, folder in entries:
-            if kept + size <= self.most_bytes and size <= free:
+            if kept + size <= self.max_bytes and size <= free:
                 break
             shutil.rmtree(folder, ignore_errors=True)
             kept, free = kept - bytes_there, free + bytes_there
@@ -171,7 +173,7 @@ class ArrayCache:
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """When last used, bytes, and folder of everything here that no other run is working on."""
         for folder in self.folder.iterdir():
-            if folder.suffix == ".lock" or (folder.suffix == ".part" and _is_locked(folder.with_suffix(".lock"))):
+            if folder.suffix == ".lock" or (folder.suffix == ".part" and is_locked(folder.with_suffix(".lock"))):
                 continue
             try:
                 size = sum(file.stat().st_size for file in folder.iterdir())
@@ -186,9 +188,9 @@ class ArrayCache:
             return
 
     def _say_once(self, words: str) -> None:
-        if not self.silent:
+        if not self.warned:
             self.progress.log(f"cache: {words}; nothing more is kept there")
-        self.silent = True
+        self.warned = True
 
 
 def file_fingerprint(paths: Iterable[str]) -> str:
@@ -207,7 +209,7 @@ def file_fingerprint(paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _reserve_file(path: Path, size: int) -> None:
+def reserve_file(path: Path, size: int) -> None:
     """A file of that size, with its place on the disk: a full disk is an error now, and not a crash later."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -216,14 +218,14 @@ def _reserve_file(path: Path, size: int) -> None:
             file.truncate(size)
 
 
-def _checksums(array: np.ndarray) -> list[int]:
+def block_checksums(array: np.ndarray) -> list[int]:
     whole = array.reshape(-1).view(np.uint8)
     blocks = [whole[start : start + BLOCK_BYTES] for start in range(0, len(whole), BLOCK_BYTES)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(zlib.crc32, blocks))
 
 
-def _is_locked(lock: Path) -> bool:
+def is_locked(lock: Path) -> bool:
     """Whether another run holds the lock."""
     held = FileLock(lock)
     try:

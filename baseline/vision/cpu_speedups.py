@@ -27,7 +27,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4
 
 
 @contextmanager
-def optimize_for_cpu(model: nn.Module, sample: torch.Tensor, *, learns: bool = True) -> Iterator[None]:
+def optimize_for_cpu(model: nn.Module, sample: torch.Tensor, *, trainable: bool = True) -> Iterator[None]:
     """Inside, a model on the CPU computes what it computes outside, to rounding, in less time.
 
     - BatchNorm that is in evaluation mode is folded into the convolution before it: one pass over memory instead of
@@ -51,7 +51,7 @@ def optimize_for_cpu(model: nn.Module, sample: torch.Tensor, *, learns: bool = T
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    with _retain_freed_memory(), _fast_depthwise(model), _fold_batch_norm(model, sample[:2], learns):
+    with retain_freed_memory(), fast_depthwise(model), fold_batch_norm(model, sample[:2], trainable):
         yield
 
 
@@ -66,23 +66,25 @@ def compile_model(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _fold_batch_norm(model: nn.Module, sample: torch.Tensor, learns: bool) -> Iterator[None]:
-    pairs = _conv_bn_pairs(model, sample)
+def fold_batch_norm(model: nn.Module, sample: torch.Tensor, trainable: bool) -> Iterator[None]:
+    pairs = find_conv_bn_pairs(model, sample)
     before = [(module, vars(module).get("forward")) for pair in pairs for module in pair]
-    expected = _record_outputs(model, sample)
+    expected = run_in_eval_mode(model, sample)
     for convolution, norm in pairs:
         inner = vars(convolution).get("forward") or partial(type(convolution).forward, convolution)
-        vars(convolution)["forward"] = _FoldedConv(convolution, norm, inner, learns)
-        vars(norm)["forward"] = partial(_after_folded_norm, norm)
-    if not torch.allclose(_record_outputs(model, sample), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
-        _restore_forwards(before)  # something else reads what comes out of a convolution
+        vars(convolution)["forward"] = FoldedConv(convolution, norm, inner, trainable)
+        vars(norm)["forward"] = partial(folded_norm_forward, norm)
+    if not torch.allclose(
+        run_in_eval_mode(model, sample), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
+    ):
+        restore_forwards(before)  # something else reads what comes out of a convolution
     try:
         yield
     finally:
-        _restore_forwards(before)
+        restore_forwards(before)
 
 
-def _restore_forwards(forwards: list[tuple[nn.Module, Any]]) -> None:
+def restore_forwards(forwards: list[tuple[nn.Module, Any]]) -> None:
     for module, forward in forwards:
         vars(module).pop("forward", None)
         if forward is not None:
@@ -90,7 +92,7 @@ def _restore_forwards(forwards: list[tuple[nn.Module, Any]]) -> None:
 
 
 @torch.no_grad()
-def _record_outputs(model: nn.Module, sample: torch.Tensor) -> torch.Tensor:
+def run_in_eval_mode(model: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     with _eval_mode(model):
         return model(sample)
 
@@ -106,7 +108,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]]:
+def find_conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]]:
     """Each convolution without a bias whose output is the input of a BatchNorm, and that BatchNorm."""
     made: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the outputs, too, so that no two have one id
     found: list[tuple[nn.Conv2d, Any]] = []
@@ -125,7 +127,7 @@ def _conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv
         if isinstance(module, BatchNorm) and module.affine and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(look))
     try:
-        _record_outputs(model, sample)
+        run_in_eval_mode(model, sample)
     finally:
         for hook in hooks:
             hook.remove()
@@ -134,13 +136,13 @@ def _conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv
     return [pair for pair in found if convolutions.count(id(pair[0])) == norms.count(id(pair[1])) == 1]
 
 
-class _FoldedConv:
+class FoldedConv:
     """A convolution's forward with the scale and shift of the BatchNorm behind it in its weights, if that is still."""
 
-    def __init__(self, convolution: nn.Conv2d, norm: Any, inner: Any, learns: bool) -> None:
+    def __init__(self, convolution: nn.Conv2d, norm: Any, inner: Any, trainable: bool) -> None:
         self.convolution, self.norm, self.inner = convolution, norm, inner
         self.kept = None
-        if not learns:
+        if not trainable:
             with torch.inference_mode(False), torch.no_grad():
                 self.kept = self._made()
 
@@ -160,7 +162,7 @@ class _FoldedConv:
         return self.convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
-def _after_folded_norm(norm: Any, images: torch.Tensor) -> torch.Tensor:
+def folded_norm_forward(norm: Any, images: torch.Tensor) -> torch.Tensor:
     """What is left of a BatchNorm whose scale and shift are in the convolution before it: timm's have an activation."""
     if norm.training:
         return type(norm).forward(norm, images)
@@ -171,10 +173,10 @@ def _after_folded_norm(norm: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _fast_depthwise(model: nn.Module) -> Iterator[None]:
-    chosen = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and _is_plain_depthwise(layer)]
+def fast_depthwise(model: nn.Module) -> Iterator[None]:
+    chosen = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and is_plain_depthwise(layer)]
     for layer in chosen:
-        vars(layer)["forward"] = partial(_depthwise_forward, layer)
+        vars(layer)["forward"] = partial(depthwise_forward, layer)
     try:
         yield
     finally:
@@ -182,7 +184,7 @@ def _fast_depthwise(model: nn.Module) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
-def _is_plain_depthwise(layer: nn.Conv2d) -> bool:
+def is_plain_depthwise(layer: nn.Conv2d) -> bool:
     return (
         type(layer) is nn.Conv2d
         and layer.in_channels == layer.out_channels == layer.groups > 1
@@ -193,15 +195,15 @@ def _is_plain_depthwise(layer: nn.Conv2d) -> bool:
     )
 
 
-def _depthwise_forward(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+def depthwise_forward(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[-2:]
     if layer.weight.requires_grad and torch.is_grad_enabled() and layer.weight[0, 0].numel() > height * width:
-        outputs = _DepthwiseConv.apply(images, layer.weight, layer.padding)
+        outputs = DepthwiseConv.apply(images, layer.weight, layer.padding)
         return outputs if layer.bias is None else outputs + layer.bias[:, None, None]
     return nn.Conv2d.forward(layer, images)
 
 
-class _DepthwiseConv(torch.autograd.Function):
+class DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, weight: torch.Tensor, padding: Any) -> torch.Tensor:
         ctx.save_for_backward(images, weight)
@@ -214,10 +216,10 @@ class _DepthwiseConv(torch.autograd.Function):
         shape = ((1, 1), ctx.padding, (1, 1), False, (0, 0), len(weight))
         mask = (ctx.needs_input_grad[0], False, False)
         inputs = torch.ops.aten.convolution_backward(gradient, images, weight, None, *shape, mask)[0]
-        return inputs, _depthwise_weight_gradient(images, gradient, weight, ctx.padding), None
+        return inputs, depthwise_weight_gradient(images, gradient, weight, ctx.padding), None
 
 
-def _depthwise_weight_gradient(
+def depthwise_weight_gradient(
     images: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor, padding: Any
 ) -> torch.Tensor:
     """One product and one sum for each of the kernel's places."""
@@ -233,7 +235,7 @@ def _depthwise_weight_gradient(
 
 
 @contextmanager
-def _retain_freed_memory() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Inside, glibc keeps what is freed. It would map every tensor above 32 MB anew, page by page, in each step."""
     mallopt = _mallopt()
     if mallopt is None:

@@ -165,7 +165,7 @@ def empty_loaders(classes: Sequence[str], recipe: Recipe, normal: Normalization)
 
 
 def _annotate_loaders(dls: DataLoaders, recipe: Recipe, decoded: DecodedImages | None) -> None:
-    dls.many = recipe.labels == "many"
+    dls.multilabel = recipe.labels == "many"
     dls.valid_ds.tls[0].types[1] = IMAGE_TYPES  # what learn.predict takes
     dls.decoded = decoded
 
@@ -177,7 +177,7 @@ def _inverse_frequency(labels: pd.Series) -> np.ndarray:
 
 def encode_targets(dls: DataLoaders, rows: pd.DataFrame) -> torch.Tensor:
     """The classes of these rows of the table: numbers, N, int64, or with many labels flags, N x classes, float32."""
-    if dls.many:
+    if dls.multilabel:
         return torch.from_numpy(label_matrix(rows["label"], dls.vocab)).float()
     index = {name: number for number, name in enumerate(dls.vocab)}
     return torch.tensor([index[label] for label in rows["label"]])

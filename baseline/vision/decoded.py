@@ -16,7 +16,7 @@ from fastai.torch_core import default_device
 from baseline.data.image import resize_image
 from baseline.progress import Progress
 from baseline.system import total_memory_bytes
-from baseline.vision.augment import _load
+from baseline.vision.augment import load_existing_image
 from baseline.vision.cache import ArrayCache, file_fingerprint
 
 if TYPE_CHECKING:
@@ -56,19 +56,19 @@ def _load_pixels(paths: list[str], recipe: Recipe, progress: Progress) -> np.nda
     """N x size x size x 3, from the cache or decoded now; in a file where the cache takes it, else in memory."""
     size = recipe.decoded_size
     cache, key = ArrayCache(recipe.cache_gb, progress), _cache_key(paths, recipe)
-    with cache.alone(key):
-        found = cache.find(key)
+    with cache.lock(key):
+        found = cache.get(key)
         if found is not None:
             progress.log(f"decoded images: from the cache ({found.nbytes / 1e9:.1f} GB)")
             return np.asarray(found)
         shape = (len(paths), size, size, 3)
-        room = cache.room(key, shape, np.uint8)
+        room = cache.allocate(key, shape, np.uint8)
         if room is None and np.prod(shape) > total_memory_bytes() * MEMORY_SHARE:
             return None
         pixels = np.empty(shape, dtype=np.uint8) if room is None else np.asarray(room)
         decode_images(paths, pixels, recipe, progress)
         if room is not None:
-            cache.keep(key, room)
+            cache.commit(key, room)
         return pixels
 
 
@@ -90,7 +90,9 @@ def estimate_decoding_seconds(table: pd.DataFrame, recipe: Recipe, tried: int = 
 
 def decode_images(paths: list[str], pixels: np.ndarray, recipe: Recipe, progress: Progress) -> None:
     def decode(number: int) -> None:
-        pixels[number] = resize_image(_load(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.resize)
+        pixels[number] = resize_image(
+            load_existing_image(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.resize
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar("decoding images", len(paths), "images") as bar:
         for _ in pool.map(decode, range(len(paths))):

