@@ -71,7 +71,7 @@ def test_what_is_damaged_is_removed_and_never_used(tmp_path: Path, damage: str) 
 def test_what_a_killed_run_left_is_not_found_and_gives_way(tmp_path: Path) -> None:
     code = (
         "import os, signal, numpy as np; from pathlib import Path; from baseline.vision.cache import ArrayCache\n"
-        f"cache, key = Cache(1, folder=Path({str(tmp_path)!r})), {KEY!r}\n"
+        f"cache, key = ArrayCache(1, folder=Path({str(tmp_path)!r})), {KEY!r}\n"
         "with cache.lock(key):\n"
         "    cache.allocate(key, (10, 1000), np.int32)[:5] = 7\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -101,9 +101,7 @@ def test_what_is_larger_than_the_limit_leaves_the_others_alone(tmp_path: Path) -
     filled(cache, KEY)
     assert cache.allocate({"what": "large"}, (10**6,), np.float32) is None
     assert not cache.could_fit(10**6) and cache.could_fit(10**5)
-    assert cache.get(KEY) is not None and said.lines == [
-        "cache: 4.0 MB are more than --cache-gb; nothing more is kept there"
-    ]
+    assert cache.get(KEY) is not None and said.lines == ["cache: 4.0 MB exceed --cache-gb; nothing more is stored"]
 
 
 def test_a_full_disk_is_said_once_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_cache_memory_and_disk_give_the_same_pixels(settled: tuple, monkeypatch:
         patch.setattr(decoded, "decode_images", None)
         ways.append(baseline.dataloaders(table, recipe))
     ways.append(baseline.dataloaders(table, alone))
-    monkeypatch.setattr(decoded, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(decoded, "MEMORY_FRACTION", 0)
     ways.append(baseline.dataloaders(table, alone))
     assert [dls.decoded is None for dls in ways] == [False, False, False, True]
     for split in ("train", "valid", "test"):
@@ -130,7 +130,7 @@ def test_images_are_decoded_larger_where_random_crops_are_wanted(settled: tuple,
     assert recipe.decoded_size == 68
     for gb in (1, 0):
         dls = baseline.dataloaders(settled[1], recipe.changed(cache_gb=gb))
-        monkeypatch.setattr(decoded, "MEMORY_SHARE", 0)
+        monkeypatch.setattr(decoded, "MEMORY_FRACTION", 0)
         assert dls.train.one_batch()[0].shape[-1] == dls.valid.one_batch()[0].shape[-1] == 48
         loader = split_loader(dls, settled[1], "valid")
         large = resize_image(load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.resize)

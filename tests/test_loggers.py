@@ -102,7 +102,7 @@ def test_wandb_without_a_key_is_offline_and_reads_back(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     show = Listening()
     run = make_baseline(images, small, log="wandb", out=tmp_path / "run", progress=show)
-    assert [line for line in show.said if "log: wandb: offline, as no API key is set; send with: wandb sync" in line]
+    assert [line for line in show.said if "log: wandb: offline, as no API key is set; upload with: wandb sync" in line]
     assert wandb.run is None
     (file,) = (run.folder / "wandb").glob("offline-run-*/*.wandb")
     history, summary, config, name = _read_wandb(file)
@@ -208,8 +208,8 @@ def test_a_full_disk_ends_the_log_and_not_the_training(
     with open_loggers(("csv",), tmp_path, {}, show) as logs:
         assert len(train(learn, settled[0], logs).epochs) == 5
         logs.summary({"test/tta/accuracy": 1.0})
-    failed = [line for line in show.said if "has failed" in line]
-    assert len(failed) == 1 and "csv has failed and is left out from here on: [Errno 28] No space left" in failed[0]
+    failed = [line for line in show.said if "csv failed" in line]
+    assert len(failed) == 1 and "csv failed and is not used any more: [Errno 28] No space left" in failed[0]
     assert len(pd.read_csv(tmp_path / "log.csv")) > 20
 
 

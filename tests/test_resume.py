@@ -109,21 +109,21 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
     assert f"to go on: baseline run '{run}' --resume" in str(said)
     before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
     for words, changes in (
-        (r"tta was \['flip'\] and is \[\]\. Give the same as then", {"tta": ()}),
-        (r"stages.1.epochs was 2 and is 3; stages.2.trains was 3 and is 'all'",
+        (r"tta was \['flip'\] and is now \[\]\. Use the same settings", {"tta": ()}),
+        (r"stages.1.epochs was 2 and is now 3; stages.2.trains was 3 and is now 'all'",
          {"stages": (Stage("head", 3, 1e-3), Stage("all", 1, 1e-4))}),
     ):  # fmt: skip
         with pytest.raises(OutputError, match=words):
             make_baseline(own, quick.changed(**changes), out=run, progress=QUIET)
-    with pytest.raises(OutputError, match="seed was 0 and is 1"):
+    with pytest.raises(OutputError, match="seed was 0 and is now 1"):
         make_baseline(own, quick, out=run, progress=QUIET, seed=1)
     first = own / "ants" / "00.jpg"
     stat, content = first.stat(), first.read_bytes()
     first.write_bytes(content)
-    with pytest.raises(OutputError, match=r"1 were written anew, such as .*00\.jpg"):
+    with pytest.raises(OutputError, match=r"1 image file was rewritten, such as .*00\.jpg"):
         make_baseline(own, quick, out=run, progress=QUIET)
     first.rename(tmp_path / "away.jpg")
-    with pytest.raises(OutputError, match=r"1 images have gone, such as .*00\.jpg"):
+    with pytest.raises(OutputError, match=r"1 image is missing, such as .*00\.jpg"):
         make_baseline(own, quick, out=run, progress=QUIET)
     (tmp_path / "away.jpg").rename(first)
     os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -135,7 +135,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
         with pytest.raises(SystemExit) as ended:
             app.main()
         assert not ended.value.code
-    assert "going on in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
+    assert "resuming in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
     assert f"it was begun on 2 x Tesla T4, and this is {begun['device']}: its numbers will be others" in errors
     assert sorted(path.name for path in run.iterdir()).count("unfinished") == 0
     with pytest.raises(OutputError, match="holds a finished run"):
@@ -158,7 +158,7 @@ def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
     monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words, "--seed", "7"])
     with pytest.raises(SystemExit) as ended:
         app.main()
-    assert ended.value.code == 2 and "seed was 0 and is 7" in capsys.readouterr().err
+    assert ended.value.code == 2 and "seed was 0 and is now 7" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words])
     with pytest.raises(SystemExit) as ended:
         app.main()
@@ -187,7 +187,7 @@ def test_a_run_of_another_version_is_refused_in_words(
     file.write_text(json.dumps(begun))
     with pytest.raises(OutputError, match=r"run was begun by another version of baseline\. Remove it, or give another"):
         baseline.resume(tmp_path / "run", progress=QUIET)
-    with pytest.raises(OutputError, match=r"was begun with something else: mixup was 0\.2 and is None"):
+    with pytest.raises(OutputError, match=r"was started differently: mixup was 0\.2 and is now None"):
         make_baseline(images, small, out=tmp_path / "run", progress=QUIET)
 
 
@@ -281,7 +281,9 @@ def test_a_damaged_state_is_refused_and_a_half_written_one_is_none(settled: tupl
     assert checkpoints.load() is not None
     for damaged in (content[:-1], content[:5000] + b"\x01" + content[5001:], b""):
         now.write_bytes(damaged)
-        with pytest.raises(OutputError, match=r"now-.* is damaged\. Remove .*unfinished, and the run begins anew"):
+        with pytest.raises(
+            OutputError, match=r"now-.* is damaged\. Remove .*unfinished to start the run from the beginning"
+        ):
             Checkpoints(tmp_path).load()
     now.write_bytes(content)
     (checkpoints.folder / "state.json").unlink()
@@ -321,7 +323,7 @@ def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
         history = train(learn, recipe, said, checkpoints=Checkpoints(tmp_path))
     assert len(history.epochs) == 3
-    assert sum("cannot be kept" in line and "the disk is full" in line for line in said.lines) == 1
+    assert sum("checkpoints cannot be written" in line and "the disk is full" in line for line in said.lines) == 1
     state, _ = Checkpoints(tmp_path).load()
     assert state["point"]["epoch"] == 1
 
@@ -356,7 +358,8 @@ def test_outputs_of_frozen_layers_that_found_room_only_then_or_only_now(
     monkeypatch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4 if room == "now" else 0)
     if room == "then":
         with pytest.raises(
-            OutputError, match=r"no room now\. .* or remove .*run/unfinished, and the run begins anew\.$"
+            OutputError,
+            match=r"no longer has room .* or remove .*run/unfinished to start the run from the beginning\.$",
         ):
             trained(recipe, settled[1], tmp_path / "run")
         monkeypatch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4)
@@ -399,7 +402,7 @@ def test_a_loss_that_goes_wrong_is_gone_back_from_at_half_the_rate(
     assert np.isfinite(history.epochs["train_loss"]).all()
     (stage,) = history.stages
     assert stage["lr"] == (5e-5, 5e-4) and "in epoch 3" in stage["halved"]
-    assert "back to epoch 2, at half the rate" in str(said)
+    assert "back to epoch 2, at half the learning rate" in str(said)
     assert history.epochs["lr"].iloc[2] < 0.51 * 1e-3
 
 
@@ -408,7 +411,9 @@ def test_a_loss_that_goes_wrong_twice_ends_training_with_the_best_so_far(settled
     history, said = spoilt(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
     assert history.epochs["stage"].max() <= 2 and "given_up" in history.stages[-1]
     assert "again; training ends with the best weights so far" in str(said)
-    with pytest.raises(TrainingError, match=r"Training diverges in stage 1: the loss is no number in epoch 1, at half"):
+    with pytest.raises(
+        TrainingError, match=r"Training diverges in stage 1: the loss became NaN in epoch 1, also at half"
+    ):
         spoilt(settled, tmp_path, set(range(1, 1000)), float("nan"), *stages)
 
 
@@ -421,7 +426,7 @@ def test_a_stage_that_no_longer_gets_better_ends(settled: tuple, tmp_path: Path)
     first = history.epochs[history.epochs["stage"] == 1]
     scores = list(zip(first["valid_accuracy"], -first["valid_loss"], strict=True))
     assert len(first) < 50 and len(first) - 1 - scores.index(max(scores)) == 3
-    assert history.stages[0]["cut_short"] == "3 epochs were no better" and history.epochs["stage"].iloc[-1] == 2
+    assert history.stages[0]["cut_short"] == "no improvement for 3 epochs" and history.epochs["stage"].iloc[-1] == 2
     with pytest.raises(RecipeError, match="patience is -1, needed: epochs, a whole number"):
         recipe.changed(patience=-1)
 
@@ -430,7 +435,7 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
     settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, table = settled[0].changed(workers=1, cache_gb=0, stages=(Stage(3, 2, 1e-3),)), settled[1]
-    monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(baseline.vision.decoded, "MEMORY_FRACTION", 0)
     fit, deaths = baseline.data.image.resize_image, tmp_path / "deaths"
     deaths.write_text("")
     pid = os.getpid()
@@ -442,18 +447,18 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
         return fit(*given)
 
     most, found = 0, []
-    monkeypatch.setattr(baseline.vision.dataloaders, "fit_image", deadly)
+    monkeypatch.setattr(baseline.vision.augment, "resize_image", deadly)
     for most in (0, 1):
         said = Said()
         with seed_everything(0):
             learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
             found.append((train(learn, recipe, said), learn.model.state_dict()))
-        assert ("it is replaced, once" in str(said)) == (most == 1)
+        assert ("restarting it once" in str(said)) == (most == 1)
     same(*found)
     most = 9
     with (
         seed_everything(0),
-        pytest.raises(TrainingError, match=r"Readers of images die: .*exited unexpectedly.*--workers"),
+        pytest.raises(TrainingError, match=r"Data-loading workers keep dying: .*exited unexpectedly.*--workers"),
     ):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
         train(learn, recipe, QUIET)
@@ -464,8 +469,9 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
 
 RUN = """
 import sys
-from baseline import checkpoints, cli
-checkpoint.EVERY = checkpoint.SHARE = 0
+from baseline.cli import app
+from baseline.training import checkpoint
+checkpoint.MIN_SECONDS_BETWEEN = checkpoint.MAX_TIME_FRACTION = 0
 sys.argv = ["baseline", *sys.argv[1:]]
 app.main()
 """

@@ -188,7 +188,7 @@ def test_a_stage_whose_time_is_up_before_its_first_step_is_no_divergence(
     assert not {"halved", "given_up"} & set(history.stages[-1])
     assert [line for line in said.lines if "time is up" in line] == [
         f"stage {late}: the time is up after {'25%' if late == 1 else '0%'} of its training",
-        *(f"stage {number}: left out, the time is up" for number in range(late + 1, 4)),
+        *(f"stage {number}: skipped, the time is up" for number in range(late + 1, 4)),
     ]
 
 
@@ -201,7 +201,7 @@ def test_out_of_memory_halves_batches_and_gathers_their_gradients(learn: Any, se
     said = Said()
     history = train(learn, settled[0].changed(stages=(Stage("all", 2, 1e-4),)), said)
     told = [line for line in said.lines if "out of memory" in line]
-    assert told == [f"stage 1: out of memory; batches of {n}, gathered for each step" for n in (8, 4)]
+    assert told == [f"stage 1: out of memory; continuing with batches of {n}, accumulated per step" for n in (8, 4)]
     assert list(history.epochs["epoch"]) == [1, 2]
 
 
@@ -212,7 +212,7 @@ def test_what_no_batch_of_two_fits_into_is_an_error(learn: Any, settled: tuple, 
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     learn.model.register_forward_pre_hook(small_device)
-    with pytest.raises(TrainingError, match="too small for two images at a time"):
+    with pytest.raises(TrainingError, match="Not enough memory for two images at a time"):
         train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
 
 
@@ -226,7 +226,7 @@ def test_batches_are_halved_down_to_two_images(settled: tuple, tmp_path: Path, s
     learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
     learn.model.register_forward_pre_hook(small_device)
     assert list(train(learn, recipe, said).epochs["epoch"]) == [1]
-    assert [line for line in said.lines if "batches of 2, gathered" in line]
+    assert [line for line in said.lines if "batches of 2, accumulated" in line]
 
 
 def test_the_parts_of_the_loop_are_timed(done: baseline.Baseline) -> None:
@@ -306,7 +306,7 @@ def test_slice_rates_move_the_last_layers_more(learn: Any, settled: tuple) -> No
 
 
 def test_more_groups_than_there_are_is_refused(learn: Any, settled: tuple) -> None:
-    with pytest.raises(RecipeError, match="trains 10 layer groups; tf_efficientnet_lite0 has 9"):
+    with pytest.raises(RecipeError, match="trains 10 layer groups, but tf_efficientnet_lite0 has 9"):
         train(learn, settled[0].changed(stages=(Stage(10, 1),)))
 
 

@@ -76,7 +76,7 @@ def saved(arch: str, path: Path) -> Path:
 
 def test_a_file_whose_name_carries_another_hash_is_refused(tmp_path: Path) -> None:
     file = saved("squeezenet1_1", tmp_path / "squeezenet1_1-12345678.pth")
-    with pytest.raises(WeightsError, match="is damaged: its sha256 begins"):
+    with pytest.raises(WeightsError, match="is damaged: its sha256 starts with"):
         find_weights("squeezenet1_1", file)
     good = tmp_path / f"squeezenet1_1-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     assert find_weights("squeezenet1_1", file.rename(good)).path == good
@@ -94,7 +94,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     file = saved("squeezenet1_1", tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="holds no weights of resnet18: 100 of 100 tensors"):
+    with pytest.raises(WeightsError, match="does not hold weights of resnet18: 100 of 100 tensors"):
         build_network("resnet18", 2, find_weights("resnet18", file))
 
 
@@ -105,10 +105,10 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
     for name, content in (("a.pth", pickle.dumps(Evil())), ("b.pth", pickle.dumps({"state_dict": Evil()}, protocol=2))):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match="it was not run"):
+        with pytest.raises(WeightsError, match="no code in it was run"):
             state_dict(find_weights("resnet18", tmp_path / name))
     torch.save({"state_dict": Evil()}, tmp_path / "c.pth")
-    with pytest.raises(WeightsError, match="it was not run"):
+    with pytest.raises(WeightsError, match="no code in it was run"):
         state_dict(find_weights("resnet18", tmp_path / "c.pth"))
     assert not (tmp_path / "ran").exists()
 
@@ -124,7 +124,7 @@ def test_weights_with_values_that_are_no_numbers_are_refused(tmp_path: Path) -> 
     tensors = torchvision.models.squeezenet1_1(weights=None).state_dict()
     tensors["features.0.weight"][0] = float("nan")
     torch.save(tensors, tmp_path / "nan.pth")
-    with pytest.raises(WeightsError, match="no numbers, first in 'features"):
+    with pytest.raises(WeightsError, match="holds NaN or infinite values, first in 'features"):
         build_network("squeezenet1_1", 2, find_weights("squeezenet1_1", tmp_path / "nan.pth"))
 
 
@@ -143,7 +143,7 @@ def test_caches_and_kaggle_inputs_are_looked_through(tmp_path: Path, monkeypatch
 def test_weights_out_of_reach_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
     with pytest.raises(
-        WeightsError, match=r"TimeoutError: no answer\. Ways out: --weights PATH with resnet50-.*--scratch"
+        WeightsError, match=r"TimeoutError: no answer\)\. Options: --weights PATH with resnet50-.*--scratch"
     ):
         find_weights("resnet50")
     assert not weights.is_obtainable("resnet50")
@@ -151,7 +151,7 @@ def test_weights_out_of_reach_say_how_to_get_them(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("arch", ["vit_b_16", "swin_t", "shufflenet_v2_x1_0"])
 def test_torchvision_networks_without_a_body_name_timms(arch: str) -> None:
-    with pytest.raises(RecipeError, match="timm has its like"):
+    with pytest.raises(RecipeError, match="Give a similar timm model instead: "):
         build_network(arch, 2, None)
 
 

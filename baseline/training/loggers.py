@@ -147,7 +147,7 @@ class LoggingProgress(Progress):
 
 
 def flatten_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Flatten the result of `baseline.evaluate` to names such as `test/tta/accuracy`; intervals become `_low` and `_high`.
+    """Flatten the result of `baseline.evaluate` to names such as `test/tta/accuracy`, with interval bounds beside them.
 
     >>> flatten_metrics({"test": {"images": 9, "tta": {"accuracy": 0.75, "interval": (0.3, 0.9), "loss": None}}})
     {'test/tta/accuracy': 0.75, 'test/tta/accuracy_low': 0.3, 'test/tta/accuracy_high': 0.9}
@@ -219,7 +219,7 @@ class TensorBoardLogger:
 class WandbLogger:
     """A Weights & Biases run, separate from any that the caller has open.
 
-    It is offline if no API key is set or the server does not answer. Its files are in the run folder, or in `WANDB_DIR`.
+    It is offline if no API key is set or the server does not answer. Its files are in the run folder or `WANDB_DIR`.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
