@@ -28,7 +28,7 @@ class Diverged(Exception):
 
 
 def with_recovery(
-    run: TrainingRun, trainee: Learner, number: int, facts: dict[str, Any], work: Callable[[], Any]
+    run: TrainingRun, learner: Learner, number: int, facts: dict[str, Any], work: Callable[[], Any]
 ) -> Any:
     """Call `work` and return its result; on a recoverable error call it again from the last saved state.
 
@@ -45,7 +45,7 @@ def with_recovery(
         try:
             return work()
         except torch.OutOfMemoryError:
-            size = trainee.dls.train.bs
+            size = learner.dls.train.bs
             if size <= 2 or world_size() > 1:  # BatchNorm cannot learn from a single image
                 message = "Not enough memory for two images at a time. Give a smaller --image-size or another --arch."
                 if world_size() > 1:  # the other processes would wait for this one
@@ -53,7 +53,7 @@ def with_recovery(
                 raise TrainingError(message) from None
             size = max(2, size // 2)
             run.progress.log(f"stage {number}: out of memory; continuing with batches of {size}, accumulated per step")
-            reduce_batch_size(trainee, size)
+            reduce_batch_size(learner, size)
         except Diverged as error:
             if "halved" in facts:
                 raise
@@ -76,10 +76,10 @@ def with_recovery(
             run.frozen.learn.model.load_state_dict(run.state.weights)
 
 
-def reduce_batch_size(trainee: Learner, size: int) -> None:
+def reduce_batch_size(learner: Learner, size: int) -> None:
     """Replace the Learner's training loader by one with batches of `size`."""
-    if size == trainee.dls.train.bs:
+    if size == learner.dls.train.bs:
         return
-    loader = trainee.dls.train.new(bs=size)
-    loader.weights = trainee.dls.train.weights
-    trainee.dls.loaders[0] = loader
+    loader = learner.dls.train.new(bs=size)
+    loader.weights = learner.dls.train.weights
+    learner.dls.loaders[0] = loader

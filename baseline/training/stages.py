@@ -125,21 +125,21 @@ def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     start = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
     learn.opt_func = optimizer_function(recipe.stages[number - 1].optimizer)
-    trainee = stage_learner(run, number)
-    size = run.batch_size if trainee is learn else trainee.dls.train.bs
+    learner = stage_learner(run, number)
+    size = run.batch_size if learner is learn else learner.dls.train.bs
     if run.state is not None and run.state.epoch:
         facts = dict(run.state.facts)
-        reduce_batch_size(trainee, run.state.batch_size)
+        reduce_batch_size(learner, run.state.batch_size)
     else:
         run.state = None
-        facts = begin_stage(run, trainee, number, size, start)
+        facts = begin_stage(run, learner, number, size, start)
     seconds_before, timer = facts["seconds"], StepTimer(facts.get("laps", {}))
-    complete_loader = trainee.dls.train
+    complete_loader = learner.dls.train
     if world_size() > 1:
-        trainee.dls.loaders[0] = shard_loader(complete_loader, rank(), world_size())
+        learner.dls.loaders[0] = shard_loader(complete_loader, rank(), world_size())
         size = size // world_size()
     try:
-        with_recovery(run, trainee, number, facts, lambda: fit_stage(run, trainee, number, facts, timer, size))
+        with_recovery(run, learner, number, facts, lambda: fit_stage(run, learner, number, facts, timer, size))
     except Diverged as error:
         facts["given_up"] = str(error)
         if not run.log.epochs:
@@ -150,15 +150,15 @@ def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
         run.progress.log(f"stage {number}: {error} again; training ends with the best weights so far")
     finally:
         if world_size() > 1:
-            complete_loader.rng.setstate(trainee.dls.train.rng.getstate())
-            trainee.dls.loaders[0] = complete_loader
+            complete_loader.rng.setstate(learner.dls.train.rng.getstate())
+            learner.dls.loaders[0] = complete_loader
     facts["seconds"] = round(seconds_before + time.perf_counter() - start, 2)
     facts["laps"] = {name: round(seconds, 4) for name, seconds in timer.seconds.items()}
     run.log.stages.append(facts)
     return facts
 
 
-def begin_stage(run: TrainingRun, trainee: Learner, number: int, size: int, start: float) -> dict[str, Any]:
+def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, start: float) -> dict[str, Any]:
     """Choose the learning rate of a stage that was not started before, and return its history entry so far.
 
     Args:
@@ -170,7 +170,7 @@ def begin_stage(run: TrainingRun, trainee: Learner, number: int, size: int, star
         run.frozen.recipe.stages[number - 1],
         run.frozen.plan.trained_groups,
     )
-    is_cached = trainee is not learn
+    is_cached = learner is not learn
     facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
     groups = learn.splitter(learn.model)[-trained_groups(number) :]
     facts["parameters"] = sum(p.numel() for group in groups for p in group)
@@ -180,7 +180,7 @@ def begin_stage(run: TrainingRun, trainee: Learner, number: int, size: int, star
     if stage.lr == "find":
         search_start = time.perf_counter()
         run.progress.log(f"stage {number}: searching for a learning rate")
-        search = partial(with_recovery, run, trainee, number, facts, lambda: search_lr(run, trainee, number, size))
+        search = partial(with_recovery, run, learner, number, facts, lambda: search_lr(run, learner, number, size))
         suggested, curve, reason = broadcast_from_rank0(search)
         run.log.sweeps += curve.assign(stage=number).to_dict("records")
         rate = suggested if is_cached or stage.trains == "head" else (suggested / 10, suggested)
@@ -214,39 +214,39 @@ def stage_learner(run: TrainingRun, number: int) -> Learner:
     return cached_learner or learn
 
 
-def search_lr(run: TrainingRun, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
+def search_lr(run: TrainingRun, learner: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
     """Run `find_lr` on a stage, with its layers frozen and its callbacks."""
-    freeze_groups(trainee, run.frozen.plan.trained_groups(number), run.frozen.recipe)
-    with trainee.added_cbs(stage_callbacks(run, trainee, number, size)):
-        return find_lr(trainee)
+    freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
+    with learner.added_cbs(stage_callbacks(run, learner, number, size)):
+        return find_lr(learner)
 
 
 def fit_stage(
-    run: TrainingRun, trainee: Learner, number: int, facts: dict[str, Any], timer: StepTimer, size: int
+    run: TrainingRun, learner: Learner, number: int, facts: dict[str, Any], timer: StepTimer, size: int
 ) -> None:
     """Run the stage's schedule, from its beginning or from the saved state."""
     stage = run.frozen.recipe.stages[number - 1]
-    freeze_groups(trainee, run.frozen.plan.trained_groups(number), run.frozen.recipe)
-    steps_per_epoch = len(trainee.dls.train) + len(trainee.dls.valid)
+    freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
+    steps_per_epoch = len(learner.dls.train) + len(learner.dls.valid)
     completed_epochs = run.state.epoch if run.state else 0
     speedup = (
-        compile_model(trainee.model)
+        compile_model(learner.model)
         if run.frozen.recipe.compile
-        else optimize_for_cpu(trainee.model, sample_batch(trainee))
+        else optimize_for_cpu(learner.model, sample_batch(learner))
     )
     progress_bar = run.progress.bar(f"stage {number}", stage.epochs * steps_per_epoch, "batches")
-    with progress_bar as bar, trainee.no_bar(), trainee.no_logging(), speedup:
+    with progress_bar as bar, learner.no_bar(), learner.no_logging(), speedup:
         bar.step(completed_epochs * steps_per_epoch)
         callbacks = [
-            *stage_callbacks(run, trainee, number, size),
+            *stage_callbacks(run, learner, number, size),
             timer,
             ProgressCallback(run, number, facts, bar),
             ResumeCallback(run, number, facts, timer),
         ]
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
-        fit = {"one_cycle": trainee.fit_one_cycle, "flat_cos": trainee.fit_flat_cos}.get(stage.schedule, trainee.fit)
-        fit(stage.epochs, group_lrs(trainee, facts["lr"]), cbs=callbacks)
+        fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
+        fit(stage.epochs, group_lrs(learner, facts["lr"]), cbs=callbacks)
 
 
 def optimizer_function(name: str) -> Callable[..., Any]:
@@ -255,36 +255,36 @@ def optimizer_function(name: str) -> Callable[..., Any]:
     return partial(getattr(optimizers, function), **settings)
 
 
-def stage_callbacks(run: TrainingRun, trainee: Learner, number: int, size: int) -> list[Callback]:
+def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) -> list[Callback]:
     """Return the callbacks for frozen BatchNorm statistics, smaller images, and batches smaller than `size`."""
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
     callbacks: list[Callback] = []
     if stage.batch_norm == "still" and not (stage.trains == "head" and recipe.freeze == "fastai"):
         callbacks.append(FreezeBatchNorm(learn.model[0]))
-    if trainee is learn and stage.image_size:
+    if learner is learn and stage.image_size:
         callbacks.append(ResizeBatch(stage.image_size))
-    if trainee.dls.train.bs < size:
+    if learner.dls.train.bs < size:
         callbacks.append(AccumulateGradients(size))
     return callbacks
 
 
-def group_lrs(trainee: Learner, lr: Any) -> Any:
+def group_lrs(learner: Learner, lr: Any) -> Any:
     """Return a single rate, or for a pair of rates one per layer group, geometrically spaced over the trained ones."""
     if not isinstance(lr, tuple):
         return lr
-    groups = len(trainee.opt.param_lists)
-    frozen = trainee.opt.frozen_idx
+    groups = len(learner.opt.param_lists)
+    frozen = learner.opt.frozen_idx
     return [lr[0]] * frozen + list(even_mults(*lr, groups - frozen))
 
 
-def freeze_groups(trainee: Learner, trained_groups: int, recipe: Recipe) -> None:
+def freeze_groups(learner: Learner, trained_groups: int, recipe: Recipe) -> None:
     """Create a fresh optimizer and freeze all but the last `trained_groups` layer groups (fastai's `freeze_to`).
 
     fastai would keep training BatchNorm in frozen groups, so that gradients run through the complete body; here it is
     frozen, unless the recipe has `freeze = "fastai"`.
     """
-    trainee.train_bn = recipe.freeze == "fastai"
-    trainee.create_opt()
-    groups = len(trainee.opt.param_lists)
-    trainee.freeze_to(groups - min(trained_groups, groups))
+    learner.train_bn = recipe.freeze == "fastai"
+    learner.create_opt()
+    groups = len(learner.opt.param_lists)
+    learner.freeze_to(groups - min(trained_groups, groups))

@@ -52,7 +52,7 @@ def resolve(
                           "it (Debian: g++), or leave out --compile.")  # fmt: skip
     device = device_type()
     reasons = {}
-    requested = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # a file has weights of only one
+    requested = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # a file fits only one
     checked: list[str] = []
 
     def has_weights(name: str) -> bool:
