@@ -149,7 +149,7 @@ def test_batches_are_channels_last(learn: object) -> None:
 
 
 def test_fastai_methods_still_work(learn: object, images: Path) -> None:
-    learn.dls.train.show_batch(max_n=2, progress=False)
+    learn.dls.train.show_batch(max_n=2, show=False)
     name, _, probabilities = learn.predict(images / "ants" / "00.jpg")
     assert name in ("ants", "bees") and probabilities.sum() == pytest.approx(1, abs=1e-5)
     file = images / "ants" / "00.jpg"

@@ -48,8 +48,10 @@ def resolve(
 
     progress = progress or Progress()
     if recipe.compile and not has_compiler():
-        raise RecipeError("--compile needs what torch.compile builds with: a C++ compiler, and Triton on a GPU. Install "
-                          "it (Debian: g++), or leave out --compile.")  # fmt: skip
+        raise RecipeError(
+            "--compile needs what torch.compile builds with: a C++ compiler, and Triton on a GPU. Install it "
+            "(Debian: g++), or leave out --compile."
+        )
     device = device_type()
     reasons = {}
     requested = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # a file fits only one
