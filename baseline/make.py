@@ -148,10 +148,10 @@ def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpa
 
     run = Path(run).expanduser()
     checkpoints = Checkpoints(run)
-    if not checkpoints.exist:
+    if not checkpoints.exists:
         state = "holds a finished run" if is_finished(run) else "holds no unfinished run"
         raise OutputError(f"{run} {state}. Give the folder of a run that was interrupted.")
-    saved = checkpoints.begun()
+    saved = checkpoints.read_start()
     images = saved.get("images", saved.get("photos"))
     if images is None:
         raise OutputError(
@@ -207,7 +207,7 @@ def _run(
                 progress.log(
                     f"images or splits differ from {repeated.parent}; {option} restores those that still exist"
                 )
-        saved = broadcast_from_rank0(lambda: checkpoints.gone_on_with(request, table) if checkpoints.exist else None)
+        saved = broadcast_from_rank0(lambda: checkpoints.verify_start(request, table) if checkpoints.exists else None)
         if saved:
             progress.log(f"resuming the run in {folder}")
             if (device := saved["device"]) != describe_device():
@@ -236,16 +236,16 @@ def _run(
             learn = learner(dls, recipe, weights=weights, path=folder)
         with timer.part("estimate"):
             throughput = Throughput(learn.model, learn.splitter, recipe)
-            cached = FrozenOutputs(learn, recipe).ready()
+            cached = FrozenOutputs(learn, recipe).cached_stages()
             estimate = estimate_seconds(throughput, recipe, count_by_split(table), cached)
             duration = format_duration(estimate.total)
             progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
         deadline = timer.began + budget - reserve_seconds(estimate.evaluation) if budget else math.inf
         if not saved and rank() == 0:
             start = {"images": source_name(images), "asked": request, "recipe": recipe.as_dict(), "reasons": reasons}
-            checkpoints.begin({**start, "device": describe_device()}, table)
+            checkpoints.start({**start, "device": describe_device()}, table)
         with timer.part("training"), _save_on_interrupt(learn, recipe, weights, folder, progress):
-            history = train(learn, recipe, loggers, deadline=deadline, kept=checkpoints)
+            history = train(learn, recipe, loggers, deadline=deadline, checkpoints=checkpoints)
         timer.seconds["training"] += saved["spent"] if saved else 0
         with timer.part("evaluation"):
             predictions = predict(learn, table, recipe.evaluation.tta, progress=progress)
@@ -272,7 +272,7 @@ def _run(
 
         write_card(folder, progress)
         write_report(folder, progress)
-    checkpoints.end()
+    checkpoints.remove()
     return Baseline(learn, metrics, predictions, history, folder, recipe, manifest)
 
 

@@ -42,7 +42,7 @@ def chosen(folder: str, count: int) -> list[str]:
 def bare(model: Model, batch: torch.Tensor, count: int, views: tuple[str, ...], precision: str) -> float:
     """Images/s of the network alone."""
     numbers = mixed_precision(precision, "cpu")
-    with optimize_for_cpu(model.network, batch, learns=False):
+    with optimize_for_cpu(model.network, batch, trainable=False):
         predict_probabilities(model.network, batch, views, many=model.many, numbers=numbers)
         began = time.perf_counter()
         for _ in range(count // len(batch)):

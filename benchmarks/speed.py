@@ -79,7 +79,7 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
         frozen = FrozenOutputs(learn, recipe)
         shape, kind = frozen.plan.shape(frozen.plan.stages[1][0], frozen.plan.stages[1][1], len(rows))
         outputs = {frozen.plan.stages[1][0]: torch.from_numpy(np.empty(shape, kind))}
-        frozen._pass("train", frozen.plan.stages[1][1], outputs)
+        frozen.compute("train", frozen.plan.stages[1][1], outputs)
 
     seconds = alternating({"bare": bare, "ours": ours})
     said(part="passes", image_size=image_size, format=recipe.frozen_precision, bare=len(rows) / seconds["bare"],

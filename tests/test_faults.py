@@ -238,8 +238,8 @@ def test_caches_on_a_full_disk_cost_time_and_nothing_else(
     said = Said()
     full = make_baseline(images, head, out=tmp_path / "full", progress=said)
     assert full.predictions.equals(roomy.predictions)
-    assert any("cannot be cached in" in line for line in said.lines), said.lines
-    assert any("nothing more is kept there" in line for line in said.lines), said.lines
+    assert any("not kept for the next time" in line for line in said.lines), said.lines
+    assert any("nothing more is stored" in line for line in said.lines), said.lines
 
 
 READ_ONLY = """
@@ -295,9 +295,9 @@ def test_a_image_that_goes_before_anything_is_kept_is_named(
     line = {"decoded": "images: ", "outputs": "going away", "begun": "training and", "read": "stage 1: training"}[when]
     if when == "outputs":
         real = baseline.vision.decoded.decode_images
-        monkeypatch.setattr(baseline.vision.dataloaders, "_decode", lambda *given: (real(*given), going.log(line)))
+        monkeypatch.setattr(baseline.vision.decoded, "decode_images", lambda *given: (real(*given), going.log(line)))
     if when == "read":
-        monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
+        monkeypatch.setattr(baseline.vision.decoded, "MEMORY_FRACTION", 0)
         head = head.changed(cache_gb=0, freeze="fastai")
 
     class Going(Said):

@@ -62,11 +62,11 @@ def test_the_parts_of_a_loader_are_its_batches_with_no_image_twice_and_none_lost
         seen = [item for found in each for batch in found for item in batch]
         assert len(seen) == len(set(seen)) == len(whole) * 8
     assert sum(len(images) for images, _ in shares[0]) == len(whole) * 8 // parts
-    with pytest.raises(RecipeError, match=r"Batches of 8 cannot be parted among 3 processes\. Give --batch-size 6"):
+    with pytest.raises(
+        RecipeError, match=r"Batches of 8 cannot be split evenly among 3 processes\. Give --batch-size 6"
+    ):
         shard_loader(loader(), 0, 3)
-    at_least = (
-        r"Batches of 8 cannot be parted among {} processes, two images each at least\. Give {}fewer --processes\."
-    )
+    at_least = r"Batches of 8 cannot be split evenly among {} processes, with at least two images each\. Give {}fewer --processes\."
     for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
         with pytest.raises(RecipeError, match=at_least.format(more, words)):
             shard_loader(loader(), 0, more)
@@ -152,7 +152,7 @@ def test_processes_that_fail_say_why_once_and_end_together(images: Path, tmp_pat
         launch(2, ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")])[0] == 2
     )
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
-    assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6, or "
+    assert errors == ["baseline: Batches of 7 cannot be split evenly among 2 processes. Give --batch-size 6, or "
                       "fewer --processes."]  # fmt: skip
 
 

@@ -186,8 +186,8 @@ def test_what_does_not_fit_is_one_line(
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
     save_file({"visual.proj": torch.ones(3, 2)}, tmp_path / "other.safetensors")
     for name, words in {
-        "evil.pt": "it was not run",
-        "evil.bin": "it was not run",
+        "evil.pt": "no code in it was run",
+        "evil.bin": "no code in it was run",
         "cut.safetensors": "truncated or damaged",
         "other.safetensors": "cannot be used as weights of tiny-clip: Missing key",
     }.items():

@@ -73,16 +73,16 @@ def predict(
             for images, _ in split_loader(learn.dls, own, name) if len(own) else ():
                 if not tables and not plain:
                     stack.enter_context(
-                        optimize_for_cpu(learn.model.eval(), images.as_subclass(torch.Tensor), learns=False)
+                        optimize_for_cpu(learn.model.eval(), images.as_subclass(torch.Tensor), trainable=False)
                     )
                 inputs = images.as_subclass(torch.Tensor)
                 by_view = predict_probabilities(
-                    learn.model, inputs, views, many=learn.dls.many, numbers=autocast(learn)
+                    learn.model, inputs, views, many=learn.dls.multilabel, numbers=autocast(learn)
                 )
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(images))
-            threshold = learn.loss_func.thresh if learn.dls.many else None
+            threshold = learn.loss_func.thresh if learn.dls.multilabel else None
             each = tuple(_interleave(all_gather(torch.cat(part).numpy() if part else None)) for part in (plain, mean))
             tables.append(prediction_table(rows, each[0], each[1], classes=list(learn.dls.vocab), threshold=threshold))
     return pd.concat(tables, ignore_index=True)

@@ -333,7 +333,7 @@ class Model(_Predictor):
     def _quick(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
         """A copy of the network with quicker passes, so that others may use the model meanwhile."""
         network = copy.deepcopy(self.network)
-        with optimize_for_cpu(network, self.inputs(squares), learns=False):
+        with optimize_for_cpu(network, self.inputs(squares), trainable=False):
             yield network
 
     def _numbers(self, precision: str = "") -> torch.autocast:

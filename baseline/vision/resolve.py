@@ -1,4 +1,4 @@
-"""TODO."""
+"""Resolving every "auto" of a recipe for the images and the machine at hand."""
 
 from __future__ import annotations
 
@@ -28,11 +28,19 @@ __all__ = ["resolve"]
 def resolve(
     recipe: Recipe, table: pd.DataFrame, progress: Progress | None = None
 ) -> tuple[Recipe, Weights | None, dict[str, str]]:
-    """The recipe with every `"auto"` replaced, the weights of its architecture, and the reason for each choice.
+    """Replace every `"auto"` in a recipe, find the weights of its architecture, and give the reasons.
+
+    Args:
+        recipe: the recipe.
+        table: an image table in which every image has a split.
+        progress: receives a message for each choice.
+
+    Returns:
+        The resolved recipe, its weights (None with `recipe.scratch`), and the reason for each choice by field.
 
     Raises:
-        RecipeError: if the architecture does not exist or the precision does not go with the device.
-        WeightsError: if the pretrained weights cannot be had.
+        RecipeError: if the architecture does not exist or the device does not support the precision.
+        WeightsError: if the pretrained weights are not available.
     """
     from baseline.data.labels import is_multilabel
     from baseline.system import bfloat16_instructions, has_compiler
@@ -40,35 +48,39 @@ def resolve(
 
     progress = progress or Progress()
     if recipe.compile and not has_compiler():
-        raise RecipeError("--compile needs what torch.compile builds with: a C++ compiler, and Triton where there is a "
-                          "GPU. Install it (Debian: g++), or leave --compile out.")  # fmt: skip
+        raise RecipeError(
+            "--compile needs what torch.compile builds with: a C++ compiler, and Triton on a GPU. Install it "
+            "(Debian: g++), or leave out --compile."
+        )
     device = device_type()
     reasons = {}
-    wanted = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # whose file it must be
-    looked: list[str] = []
+    requested = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # a file fits only one
+    checked: list[str] = []
 
-    def within_reach(name: str) -> bool:
-        looked.append(name)
+    def has_weights(name: str) -> bool:
+        checked.append(name)
         return recipe.scratch or is_obtainable(name, progress)
 
-    arch, reasons["arch"] = resolve_arch(wanted, device, within_reach)
+    arch, reasons["arch"] = resolve_arch(requested, device, has_weights)
     images = int((table["split"] == "train").sum())
     size, reasons["batch_size"] = resolve_batch_size(recipe.batch_size, images, device)
     precision, reasons["precision"] = resolve_precision(recipe.precision, device)
     frozen, reasons["frozen_precision"] = resolve_frozen_precision(
         recipe.frozen_precision, device, bfloat16_instructions()
     )
-    weights = None if recipe.scratch else find_weights(arch, recipe.weights, Progress() if arch in looked else progress)
+    weights = (
+        None if recipe.scratch else find_weights(arch, recipe.weights, Progress() if arch in checked else progress)
+    )
     labels = "many" if is_multilabel(table["label"], recipe.labels) else "one"
-    settled = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
+    resolved = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
     if recipe.scratch:
-        settled, reasons["stages"] = _scratch_stages(settled)
-    stages, why = resolve_epochs(settled.stages, images, size)
-    if why and not recipe.budget:  # which has its own idea of epochs
-        settled, reasons["epochs"] = settled.changed(stages=stages), why
-    for key, why in reasons.items():
+        resolved, reasons["stages"] = _scratch_stages(resolved)
+    stages, reason = resolve_epochs(resolved.stages, images, size)
+    if reason and not recipe.budget:  # a budget sets the epochs itself
+        resolved, reasons["epochs"] = resolved.changed(stages=stages), reason
+    for key, reason in reasons.items():
         if key in ("stages", "epochs"):
-            progress.log(f"{key}: {why}")
-        elif getattr(recipe, key) != getattr(settled, key):
-            progress.log(f"{key}: {getattr(settled, key)} ({why})")
-    return settled, weights, reasons
+            progress.log(f"{key}: {reason}")
+        elif getattr(recipe, key) != getattr(resolved, key):
+            progress.log(f"{key}: {getattr(resolved, key)} ({reason})")
+    return resolved, weights, reasons

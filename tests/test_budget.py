@@ -1,4 +1,4 @@
-"""Estimates change nothing, and a budget gets the plan that promises most and fits."""
+"""Time estimates have no side effects, and a budget gets the most promising plan that fits."""
 
 from __future__ import annotations
 
@@ -12,66 +12,68 @@ import torch
 import baseline
 from baseline import RecipeError, Stage
 from baseline.runs.timing import bottleneck, time_by_part
-from baseline.training.budget import Throughput, _expected_error, estimate_seconds, fit_to_budget
+from baseline.training.budget import Throughput, estimate_seconds, expected_error, fit_to_budget
 
 IMAGES = {"train": 1000, "valid": 100, "test": 200}
 
 
 @pytest.fixture
-def rates(learn: Any, settled: tuple) -> Throughput:
+def throughput(learn: Any, settled: tuple) -> Throughput:
     return Throughput(learn.model, learn.splitter, settled[0], images=4)
 
 
-def test_an_estimate_changes_nothing(learn: Any, settled: tuple) -> None:
+def test_estimate_has_no_side_effects(learn: Any, settled: tuple) -> None:
     before = {name: value.clone() for name, value in learn.model.state_dict().items()}
     state = torch.get_rng_state()
     moving = settled[0].changed(stages=(Stage("head", 1), Stage("all", 1, 1e-3, batch_norm="moving")))
-    found = estimate_seconds(Throughput(learn.model, learn.splitter, moving, images=4), moving, IMAGES)
-    assert len(found.stages) == 2 and 0 < found.total < 600
+    estimate = estimate_seconds(Throughput(learn.model, learn.splitter, moving, images=4), moving, IMAGES)
+    assert len(estimate.stages) == 2 and 0 < estimate.total < 600
     assert all(torch.equal(before[name], value) for name, value in learn.model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in learn.model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_more_images_epochs_and_layers_take_longer_and_kept_outputs_less(rates: Throughput, settled: tuple) -> None:
-    def seconds(*stages: Stage, images: dict = IMAGES, ready: tuple = ()) -> float:
-        return estimate_seconds(rates, settled[0].changed(stages=stages), images, ready).total
+def test_estimate_grows_with_images_epochs_and_layers_and_shrinks_with_cached_outputs(
+    throughput: Throughput, settled: tuple
+) -> None:
+    def seconds(*stages: Stage, images: dict = IMAGES, cached: tuple = ()) -> float:
+        return estimate_seconds(throughput, settled[0].changed(stages=stages), images, cached).total
 
     head = Stage("head", 1, 1e-3)
     assert seconds(head) < seconds(head, images={**IMAGES, "train": 4000})
     assert seconds(head) < seconds(head, Stage("all", 1, 1e-3)) < seconds(head, Stage("all", 3, 1e-3))
-    assert seconds(head, ready=(1,)) < seconds(head)
+    assert seconds(head, cached=(1,)) < seconds(head)
     assert seconds(head, head) < 1.5 * seconds(head), "one pass serves both"
 
 
-def test_a_larger_budget_never_promises_less(rates: Throughput, settled: tuple) -> None:
+def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, settled: tuple) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}, image_size=96)
     bases = [still.changed(stages=(Stage("head", 1), Stage(3, 1, 1e-4))), still.changed(stages=(Stage("head", 2),))]
-    cheapest = estimate_seconds(rates, bases[1].changed(image_size=64), IMAGES).total
-    promised = []
+    cheapest = estimate_seconds(throughput, bases[1].changed(image_size=64), IMAGES).total
+    expected_errors = []
     for times in (2, 5, 20, 100):
-        plan, why = fit_to_budget(rates, bases, IMAGES, times * cheapest)
-        assert 1.15 * estimate_seconds(rates, plan, IMAGES).total <= times * cheapest
-        assert plan.image_size <= 96 and str(plan.image_size) in why
-        promised.append(_expected_error(plan))
-    assert promised == sorted(promised, reverse=True) and promised[-1] < promised[0]
-    assert fit_to_budget(rates, bases, IMAGES, 10**6)[0].stages[-1].epochs == 12
+        plan, reason = fit_to_budget(throughput, bases, IMAGES, times * cheapest)
+        assert 1.15 * estimate_seconds(throughput, plan, IMAGES).total <= times * cheapest
+        assert plan.image_size <= 96 and str(plan.image_size) in reason
+        expected_errors.append(expected_error(plan))
+    assert expected_errors == sorted(expected_errors, reverse=True) and expected_errors[-1] < expected_errors[0]
+    assert fit_to_budget(throughput, bases, IMAGES, 10**6)[0].stages[-1].epochs == 12
 
 
-def test_a_size_that_was_asked_for_is_kept(rates: Throughput, settled: tuple) -> None:
+def test_given_image_size_is_kept(throughput: Throughput, settled: tuple) -> None:
     base = settled[0].changed(image_size=80, stages=(Stage("head", 1), Stage(3, 1, 1e-4)))
-    assert fit_to_budget(rates, [base], IMAGES, 10**6, resizable=False)[0].image_size == 80
+    assert fit_to_budget(throughput, [base], IMAGES, 10**6, resizable=False)[0].image_size == 80
 
 
-def test_a_budget_that_nothing_fits_is_refused_with_what_is_needed(rates: Throughput, settled: tuple) -> None:
+def test_too_small_budget_is_refused_with_the_time_needed(throughput: Throughput, settled: tuple) -> None:
     with pytest.raises(RecipeError, match=r"leaves 0\.0 s .* needs about [\d.]+ s"):
-        fit_to_budget(rates, [settled[0]], IMAGES, -3)
+        fit_to_budget(throughput, [settled[0]], IMAGES, -3)
 
 
-def test_a_run_ends_within_its_budget(images: Path, tmp_path: Path) -> None:
-    began = time.perf_counter()
+def test_run_ends_within_its_budget(images: Path, tmp_path: Path) -> None:
+    start = time.perf_counter()
     done = baseline.make_baseline(images, budget="40s", out=tmp_path / "run", progress=baseline.Progress())
-    assert time.perf_counter() - began < 40
+    assert time.perf_counter() - start < 40
     assert done.manifest["recipe"]["budget"] == "" and "left" in done.manifest["reasons"]["budget"]
     assert (tmp_path / "run" / "predictions.csv").exists()
     again = baseline.make_baseline(
@@ -80,7 +82,7 @@ def test_a_run_ends_within_its_budget(images: Path, tmp_path: Path) -> None:
     assert again.recipe.stages == done.recipe.stages and again.recipe.image_size == done.recipe.image_size
 
 
-def test_where_the_time_went_is_told_with_what_would_help() -> None:
+def test_bottleneck_is_reported_with_a_remedy() -> None:
     stages = [{"features_seconds": 30.0, "laps": {"forward": 5.0}}, {"laps": {"forward": 6.0, "backward": 7.0}}]
     where = time_by_part({"data": 1.0, "training": 99.0, "evaluation": 9.0}, stages)
     assert list(where)[:3] == ["outputs of frozen layers", "forward", "evaluation"] and where["forward"] == 11
