@@ -29,7 +29,7 @@ from baseline import (
 )
 from baseline.evaluation.calibration import assign_bins, ece_interval
 from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval
-from baseline.evaluation.metrics import _BootstrapSums, _one_vs_rest
+from baseline.evaluation.metrics import BootstrapSums, one_vs_rest_metrics
 
 
 def table_of(probabilities: np.ndarray, truth: np.ndarray, split: str = "test", **more: Any) -> pd.DataFrame:
@@ -111,7 +111,7 @@ def test_numbers_equal_scikit_learns(which: str, done: baseline.Baseline) -> Non
 def test_one_against_rest_counts_ties_as_scikit_learn_does() -> None:
     rng = np.random.default_rng(0)
     shares, truth = rng.integers(0, 4, (300, 3)) / 4, rng.integers(0, 3, 300)
-    auc, precision = _one_vs_rest(shares, truth)
+    auc, precision = one_vs_rest_metrics(shares, truth)
     for at in range(3):
         assert auc[at] == pytest.approx(sk.roc_auc_score(truth == at, shares[:, at]))
         assert precision[at] == pytest.approx(sk.average_precision_score(truth == at, shares[:, at]))
@@ -124,10 +124,10 @@ def test_top_k_takes_the_first_of_equal_ones_as_the_prediction_does() -> None:
 
 
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    def parts(seed: int, images: int) -> _BootstrapSums:
+    def parts(seed: int, images: int) -> BootstrapSums:
         shares, truth = drawn(seed, images, told=1.2)
         rows = pd.DataFrame({"loss": -np.log(shares[np.arange(images), truth])})
-        return _BootstrapSums(rows, shares, truth, shares.argmax(1))
+        return BootstrapSums(rows, shares, truth, shares.argmax(1))
 
     whole = parts(1, 500_000)
     true = {name: value[0] for name, value in whole.statistics(whole.whole()).items()}

@@ -201,7 +201,7 @@ def test_class_by_class_is_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
     found = page_module.read_run(done.folder)
-    rows = page_module._quality_section(found, figures.ThumbnailCache())["per_class"]
+    rows = page_module.quality_section(found, figures.ThumbnailCache())["per_class"]
     wanted = precision_recall_fscore_support(
         found.rows["label"], found.rows["predicted"], labels=found.classes, zero_division=np.nan
     )

@@ -35,7 +35,7 @@ PRIOR_STRENGTH = 0.3
 """Standard deviation of the logarithm of temperatures before any image is seen (`benchmarks/temperatures.py`)."""
 
 
-MIN_IMAGES = 1e-300
+MIN_PROBABILITY = 1e-300
 """Taken for a probability of 0, which has no logarithm."""
 
 
@@ -67,7 +67,7 @@ def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
     if not len(rows) or not classes:
         lacks = "valid images" if classes else "columns p_CLASS"
         raise DataError(f"The prediction table has no {lacks}, which a temperature is fitted on. Predict on valid.")
-    logits, truth = _logits(rows, classes, labels)
+    logits, truth = logits_and_targets(rows, classes, labels)
     of_truth = logits[np.arange(len(truth)), truth]
 
     def loss(log: float) -> float:
@@ -93,10 +93,10 @@ def calibrate(table: pd.DataFrame, temperature: float, labels: str = "one") -> p
 
     check_columns(table, ("label", "predicted"))
     classes = class_columns(table)
-    logits, truth = _logits(table, classes, labels)
+    logits, truth = logits_and_targets(table, classes, labels)
     changed = softmax(logits / temperature, axis=1)
     found = table.copy()
-    loss = -np.log(np.maximum(changed[np.arange(len(truth)), truth], MIN_IMAGES))
+    loss = -np.log(np.maximum(changed[np.arange(len(truth)), truth], MIN_PROBABILITY))
     if labels == "many":
         yes = changed[:, 1].reshape(len(table), -1)
         told = label_matrix(table["predicted"], classes)
@@ -114,7 +114,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float, labels: str
     """
     from scipy.special import softmax
 
-    changed = softmax(_log_probabilities(probabilities, labels) / temperature, axis=1)
+    changed = softmax(log_probabilities(probabilities, labels) / temperature, axis=1)
     return changed[:, 1].reshape(probabilities.shape) if labels == "many" else changed
 
 
@@ -130,7 +130,7 @@ def calibration_report(table: pd.DataFrame, labels: str = "one") -> dict[str, An
     rest = table[table["split"] != "valid"]
     for split, rows in rest.groupby("split", sort=False):
         each = (rows, calibrate(rows, fitted, labels))
-        before, after = (expected_calibration_error(*confidence_and_hits(one, labels)) for one in each)
+        before, after = (expected_calibration_error(*confidence_and_correct(one, labels)) for one in each)
         loss = tuple(float(one["loss"].mean()) for one in each)
         better = "lower" if round(after, 4) < round(before, 4) else "not lower"
         words = (
@@ -142,22 +142,22 @@ def calibration_report(table: pd.DataFrame, labels: str = "one") -> dict[str, An
     return found
 
 
-def _logits(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
+def logits_and_targets(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits up to a constant, and which of a row's is the true one: images x classes, or (images x classes) x 2."""
     if labels == "one":
-        return _log_probabilities(probability_matrix(rows, classes), labels), class_codes(rows, "label", classes)
-    both = _log_probabilities(multilabel_probabilities(rows, classes), labels)
+        return log_probabilities(probability_matrix(rows, classes), labels), class_codes(rows, "label", classes)
+    both = log_probabilities(multilabel_probabilities(rows, classes), labels)
     return both, label_matrix(rows["label"], classes).ravel().astype(int)
 
 
-def _log_probabilities(probabilities: np.ndarray, labels: str) -> np.ndarray:
+def log_probabilities(probabilities: np.ndarray, labels: str) -> np.ndarray:
     if labels == "many":
         yes = probabilities.ravel()
         probabilities = np.column_stack([1 - yes, yes])
-    return np.log(np.maximum(probabilities, MIN_IMAGES))
+    return np.log(np.maximum(probabilities, MIN_PROBABILITY))
 
 
-def confidence_and_hits(rows: pd.DataFrame, labels: str) -> tuple[np.ndarray, np.ndarray]:
+def confidence_and_correct(rows: pd.DataFrame, labels: str) -> tuple[np.ndarray, np.ndarray]:
     """How sure each prediction of the table was, and whether it was right."""
     if labels == "one":
         return rows["confidence"].to_numpy(float), correct_rows(rows, "predicted")

@@ -33,7 +33,7 @@ def explain(numbers: dict[str, Any]) -> list[str]:
     if gain and (gain["only_one"] or gain["only_other"]):
         told.append(f"Test-time augmentation changes accuracy by {describe_difference(gain)}.")
     if "ece" in tta:
-        told.append(_describe_calibration(tta))
+        told.append(describe_calibration(tta))
     return told + [f"{name} is not defined: {why}." for name, why in tta.get("undefined", {}).items()]
 
 
@@ -45,7 +45,7 @@ def describe_difference(found: dict[str, Any]) -> str:
     return f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({sure})"
 
 
-def _describe_calibration(tta: dict[str, Any]) -> str:
+def describe_calibration(tta: dict[str, Any]) -> str:
     told = [each for each in tta["reliability"] if each["images"]]
     surer = sum(each["images"] * (each["confidence"] - each["accuracy"]) for each in told)
     way = "it is surer than it is right" if surer > 0 else "it is right more often than it is sure"

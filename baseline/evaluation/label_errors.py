@@ -36,7 +36,7 @@ def find_label_issues(
     Raises:
         DataError: if cleanlab is missing, or the probabilities are not those of these images and classes.
     """
-    filters, ranks = _import_cleanlab()
+    filters, ranks = import_cleanlab()
     classes = [name.removeprefix("p_") for name in map(str, probabilities)]
     values = probability_matrix(probabilities, classes)
     given = pd.Index(classes).get_indexer(pd.Index(rows["label"]))
@@ -69,7 +69,7 @@ def find_label_issues(
     ).reset_index(drop=True)
 
 
-def _import_cleanlab() -> tuple[Any, Any]:
+def import_cleanlab() -> tuple[Any, Any]:
     """cleanlab's modules `filter` and `rank`."""
     try:
         from cleanlab import filter as filters

@@ -28,7 +28,7 @@ from baseline.evaluation.intervals import (
     percentile_interval,
     wilson_interval,
 )
-from baseline.evaluation.significance import _paired_statistics
+from baseline.evaluation.significance import paired_statistics
 from baseline.evaluation.table import (
     check_columns,
     class_codes,
@@ -91,7 +91,7 @@ def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, An
     """
     check_columns(table, (*REQUIRED_COLUMNS, *(PLAIN_COLUMNS if set(PLAIN_COLUMNS) & set(table) else ())))
     classes = class_columns(table)
-    return {str(split): _evaluate_split(rows, classes, labels) for split, rows in table.groupby("split", sort=False)}
+    return {str(split): evaluate_split(rows, classes, labels) for split, rows in table.groupby("split", sort=False)}
 
 
 def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, float, float]:
@@ -111,49 +111,49 @@ def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, 
     return float(right.mean()), *within
 
 
-def _evaluate_split(rows: pd.DataFrame, classes: list[str], labels: str) -> dict[str, Any]:
+def evaluate_split(rows: pd.DataFrame, classes: list[str], labels: str) -> dict[str, Any]:
     groups = group_codes(rows)
     found: dict[str, Any] = {"images": len(rows)}
     if groups is not None:
         found["groups"] = int(groups.max()) + 1
     if labels == "one":
-        found["majority"] = _majority_baseline(rows["label"])
+        found["majority"] = majority_baseline(rows["label"])
     kinds = {"plain": "plain_", "tta": ""} if "plain_predicted" in rows else {"tta": ""}
-    found |= {name: _evaluate_predictions(rows, prefix, labels) for name, prefix in kinds.items()}
+    found |= {name: evaluate_predictions(rows, prefix, labels) for name, prefix in kinds.items()}
     if classes and labels == "one":
-        found["tta"] |= _probability_metrics(rows, classes, groups)
+        found["tta"] |= probability_metrics(rows, classes, groups)
     if "plain" in kinds:
-        found["tta_gain"] = _paired_statistics(
+        found["tta_gain"] = paired_statistics(
             correct_rows(rows, "plain_predicted"), correct_rows(rows, "predicted"), groups
         )
     return found
 
 
-def _evaluate_predictions(rows: pd.DataFrame, prefix: str, labels: str) -> dict[str, Any]:
+def evaluate_predictions(rows: pd.DataFrame, prefix: str, labels: str) -> dict[str, Any]:
     hits = int(correct_rows(rows, f"{prefix}predicted").sum())
     return {
         "accuracy": hits / len(rows),
         "interval": wilson_interval(hits, len(rows)),
         "wrong": len(rows) - hits,
         "loss": float(rows[f"{prefix}loss"].mean()),
-        **(_multilabel_metrics(rows, prefix) if labels == "many" else {}),
+        **(multilabel_metrics(rows, prefix) if labels == "many" else {}),
     }
 
 
-def _majority_baseline(labels: pd.Series) -> dict[str, Any]:
+def majority_baseline(labels: pd.Series) -> dict[str, Any]:
     counts = labels.value_counts()
     name, images = counts.index[0], int(counts.iloc[0])
     return {"label": str(name), "accuracy": images / len(labels), "interval": wilson_interval(images, len(labels))}
 
 
-def _probability_metrics(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) -> dict[str, Any]:
+def probability_metrics(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) -> dict[str, Any]:
     """What only the whole row of probabilities tells, and what is told class by class; N x C, one label an image."""
     from sklearn.metrics import f1_score
 
     probabilities = probability_matrix(rows, classes)
     truth, told = class_codes(rows, "label", classes), class_codes(rows, "predicted", classes)
-    by_class = _per_class_metrics(probabilities, truth, told)
-    parts = _BootstrapSums(rows, probabilities, truth, told)
+    by_class = per_class_metrics(probabilities, truth, told)
+    parts = BootstrapSums(rows, probabilities, truth, told)
     numbers = {name: float(value[0]) for name, value in parts.statistics(parts.whole()).items()}
     draws = bootstrap_sums(parts.features, groups)
     intervals = {name: percentile_interval(values) for name, values in parts.statistics(draws).items()}
@@ -162,21 +162,21 @@ def _probability_metrics(rows: pd.DataFrame, classes: list[str], groups: np.ndar
     within = intervals.pop("accuracy")
     found = {
         "error": 1 - accuracy,
-        "top_k": _top_k_accuracy(probabilities, truth),
+        "top_k": top_k_accuracy(probabilities, truth),
         **numbers,
         **{f"{kind}_f1": float(f1_score(truth, told, average=kind, zero_division=0)) for kind in ("micro", "weighted")},
-        "kappa": _cohen_kappa(truth, told),
-        **{name: _mean(by_class[name]) for name in ("roc_auc", "average_precision")},
+        "kappa": cohen_kappa(truth, told),
+        **{name: mean_of_defined(by_class[name]) for name in ("roc_auc", "average_precision")},
         "intervals": intervals,
         "reliability": reliability_table(probabilities[np.arange(len(truth)), told], truth == told),
-        "classes": {name: _class_row(by_class, at) for at, name in enumerate(classes)},
-        "confused": _top_confusions(truth, told, classes),
-        "undefined": _undefined_reasons(truth, told, classes),
+        "classes": {name: class_summary(by_class, at) for at, name in enumerate(classes)},
+        "confused": top_confusions(truth, told, classes),
+        "undefined": undefined_reasons(truth, told, classes),
     }
     return found | ({} if groups is None else {"group_interval": within})
 
 
-def _multilabel_metrics(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
+def multilabel_metrics(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
     from sklearn.metrics import f1_score
 
     classes = class_columns(rows)
@@ -189,18 +189,18 @@ def _multilabel_metrics(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
         f"{kind}_f1": float(f1_score(truth, told, average=kind, zero_division=0)) for kind in ("micro", "macro")
     }
     if not prefix:
-        by_class = _per_class_metrics(probabilities, truth, told)
+        by_class = per_class_metrics(probabilities, truth, told)
         sure, right = class_decisions(probabilities, truth, told)
         found |= {
-            "mean_average_precision": _mean(by_class["average_precision"]),
+            "mean_average_precision": mean_of_defined(by_class["average_precision"]),
             "ece": expected_calibration_error(sure, right),
             "reliability": reliability_table(sure, right),
-            "classes": {name: _class_row(by_class, at) for at, name in enumerate(classes)},
+            "classes": {name: class_summary(by_class, at) for at, name in enumerate(classes)},
         }
     return found
 
 
-def _per_class_metrics(probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> dict[str, np.ndarray]:
+def per_class_metrics(probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of one number a class, NaN where it is undefined; a class never predicted has a precision of 0.
 
     Args:
@@ -211,7 +211,7 @@ def _per_class_metrics(probabilities: np.ndarray, truth: np.ndarray, told: np.nd
     else:
         counted = (each.sum(0) for each in (truth, told, truth & told))
     images, said, hits = counted
-    roc_auc, average_precision = _one_vs_rest(probabilities, truth)
+    roc_auc, average_precision = one_vs_rest_metrics(probabilities, truth)
     return {
         "images": images,
         "predicted": said,
@@ -223,14 +223,14 @@ def _per_class_metrics(probabilities: np.ndarray, truth: np.ndarray, told: np.nd
     }
 
 
-def _one_vs_rest(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def one_vs_rest_metrics(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ROC-AUC and average precision of each class against all others, NaN where the split lacks one of the two.
 
     Counted from one sorted column a class; scikit-learn's functions give the same numbers, ties included, and for
     1,000 classes of 50,000 images take ten times as long.
     """
     images, classes = probabilities.shape
-    rows = _rows_by_class(truth, classes)
+    rows = image_indices_by_class(truth, classes)
     auc, precision = np.full(classes, np.nan), np.full(classes, np.nan)
     for at in range(classes):
         column = np.sort(probabilities[:, at])
@@ -246,7 +246,7 @@ def _one_vs_rest(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarr
     return auc, precision
 
 
-def _rows_by_class(truth: np.ndarray, classes: int) -> list[np.ndarray]:
+def image_indices_by_class(truth: np.ndarray, classes: int) -> list[np.ndarray]:
     """The numbers of the images of each class."""
     if truth.ndim == 2:
         return [np.flatnonzero(flags) for flags in truth.T]
@@ -254,20 +254,20 @@ def _rows_by_class(truth: np.ndarray, classes: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(truth[order], np.arange(1, classes)))
 
 
-def _class_row(by_class: dict[str, np.ndarray], at: int) -> dict[str, Any]:
+def class_summary(by_class: dict[str, np.ndarray], at: int) -> dict[str, Any]:
     images = int(by_class["images"][at])
     recall = by_class["recall"][at]
     return {
         "images": images,
         "predicted": int(by_class["predicted"][at]),
         "precision": float(by_class["precision"][at]),
-        "recall": _finite_or_none(recall),
+        "recall": nan_to_none(recall),
         "recall_interval": wilson_interval(round(recall * images), images) if images else None,
-        **{name: _finite_or_none(by_class[name][at]) for name in ("f1", "roc_auc", "average_precision")},
+        **{name: nan_to_none(by_class[name][at]) for name in ("f1", "roc_auc", "average_precision")},
     }
 
 
-def _top_confusions(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+def top_confusions(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
     """The most frequent mistakes first: `label`, `predicted`, `images`, and their share of the label's images."""
     wrong = truth != told
     pairs, counts = np.unique(truth[wrong] * len(classes) + told[wrong], return_counts=True)
@@ -283,7 +283,7 @@ def _top_confusions(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> 
     ]
 
 
-def _undefined_reasons(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> dict[str, str]:
+def undefined_reasons(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> dict[str, str]:
     """Why numbers are None, or of fewer classes than the table has."""
     found = {}
     there = set(truth.tolist())
@@ -300,14 +300,14 @@ def _undefined_reasons(truth: np.ndarray, told: np.ndarray, classes: list[str]) 
     return found
 
 
-def _cohen_kappa(truth: np.ndarray, told: np.ndarray) -> float | None:
+def cohen_kappa(truth: np.ndarray, told: np.ndarray) -> float | None:
     from sklearn.metrics import cohen_kappa_score
 
     seen = np.unique(np.concatenate([truth, told]))
     return float(cohen_kappa_score(truth, told)) if len(seen) > 1 else None
 
 
-def _top_k_accuracy(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def top_k_accuracy(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """The share of images whose label is among the k most probable classes; of equal ones the first comes first."""
     images, classes = probabilities.shape
     k = max(1, min(TOP_K, classes - 1))
@@ -320,7 +320,7 @@ def _top_k_accuracy(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, A
     return {"k": k, "share": hits / images, "interval": wilson_interval(hits, images)}
 
 
-class _BootstrapSums:
+class BootstrapSums:
     """What an image adds to the sums that the numbers are made of, so that a bootstrap sample is one product.
 
     `features` is a sparse matrix, N x (3 C + 3 bins + 2), of about eight entries an image: its label, its prediction,
@@ -361,8 +361,8 @@ class _BootstrapSums:
         total = images.sum(1)
         return {
             "accuracy": hits.sum(1) / total,
-            "balanced_accuracy": _mean_ratio(hits, images),
-            "macro_f1": _mean_ratio(2 * hits, images + said),
+            "balanced_accuracy": mean_ratio(hits, images),
+            "macro_f1": mean_ratio(2 * hits, images + said),
             "ece": np.abs(self.gaps(sums)).sum(1),
             "loss": sums[:, -2] / total,
             "brier": sums[:, -1] / total,
@@ -374,16 +374,16 @@ class _BootstrapSums:
         return (right - sure) / in_bin.sum(1, keepdims=True)
 
 
-def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Row by row the mean of above / below over the columns where below is not 0."""
     ratio = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     return ratio.sum(1) / (below > 0).sum(1)
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_of_defined(values: np.ndarray) -> float | None:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
 
-def _finite_or_none(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -83,12 +83,14 @@ def predict(
                 mean.append(by_view.mean(0))
                 bar.step(len(images))
             threshold = learn.loss_func.thresh if learn.dls.many else None
-            each = tuple(_interleave(all_gather(torch.cat(part).numpy() if part else None)) for part in (plain, mean))
+            each = tuple(
+                interleave_rows(all_gather(torch.cat(part).numpy() if part else None)) for part in (plain, mean)
+            )
             tables.append(prediction_table(rows, each[0], each[1], classes=list(learn.dls.vocab), threshold=threshold))
     return pd.concat(tables, ignore_index=True)
 
 
-def _interleave(parts: Sequence[np.ndarray | None]) -> np.ndarray:
+def interleave_rows(parts: Sequence[np.ndarray | None]) -> np.ndarray:
     """Rows of each process, every so many-th, in their order again."""
     each = [part for part in parts if part is not None]
     whole = np.empty((sum(map(len, each)), each[0].shape[1]))

@@ -48,7 +48,7 @@ def paired_test(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
         raise DataError("The two tables share no image of test or valid. Compare runs on the same images.")
     check_same_images(both)
     right = (correct_rows(both, "predicted"), correct_rows(both, "predicted_other"))
-    return {"split": split, **_paired_statistics(*right, group_codes(both))}
+    return {"split": split, **paired_statistics(*right, group_codes(both))}
 
 
 def holm_correction(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def holm_correction(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _paired_statistics(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+def paired_statistics(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
     """McNemar's test and the paired bootstrap of two columns of hits of the same N images; see `paired_test`."""
     from scipy.stats import binom
 

@@ -30,7 +30,7 @@ def check_columns(table: pd.DataFrame, needed: Sequence[str]) -> None:
         if (empty := table[name].isna()).any():
             raise DataError(
                 f"The column '{name}' of the prediction table has no value in {int(empty.sum()):,} of {len(table):,} "
-                f"rows, first {_describe_row(table, empty)}. Fill or drop them."
+                f"rows, first {locate_row(table, empty)}. Fill or drop them."
             )
 
 
@@ -67,7 +67,7 @@ def probability_matrix(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
         if wrong.any():
             raise DataError(
                 f"In {int(wrong.sum()):,} of {len(rows):,} rows of the prediction table the probabilities {words}, "
-                f"first {_describe_row(rows, wrong)}. Probabilities of 0 to 1 that sum to 1 were needed."
+                f"first {locate_row(rows, wrong)}. Probabilities of 0 to 1 that sum to 1 were needed."
             )
     return found
 
@@ -78,7 +78,7 @@ def multilabel_probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarr
     if (wrong := ~((found >= 0) & (found <= 1)).all(1)).any():
         raise DataError(
             f"In {int(wrong.sum()):,} of {len(rows):,} rows of the prediction table a probability is not one of 0 to "
-            f"1, first {_describe_row(rows, wrong)}. Mend or drop them."
+            f"1, first {locate_row(rows, wrong)}. Mend or drop them."
         )
     return found
 
@@ -89,7 +89,7 @@ def class_codes(rows: pd.DataFrame, column: str, classes: list[str]) -> np.ndarr
     if (wrong := codes < 0).any():
         raise DataError(
             f"The prediction table has no column 'p_{rows[column][wrong].iloc[0]}' for what is in '{column}' of "
-            f"{_describe_row(rows, wrong)}. Its classes: {quoted_list(classes)}."
+            f"{locate_row(rows, wrong)}. Its classes: {quoted_list(classes)}."
         )
     return codes
 
@@ -106,7 +106,7 @@ def group_codes(rows: pd.DataFrame) -> np.ndarray | None:
     return codes
 
 
-def _describe_row(rows: pd.DataFrame, wrong: Any) -> str:
+def locate_row(rows: pd.DataFrame, wrong: Any) -> str:
     at = int(np.flatnonzero(np.asarray(wrong))[0])
     return f"'{rows['path'].iloc[at]}'" if "path" in rows else f"row {at + 1}"
 
@@ -131,7 +131,7 @@ def prediction_table(
     {'predicted': ['ant'], 'confidence': [0.75]}
     """
     table = rows[["path", "label", "split", *(["group"] if "group" in rows else [])]].copy()
-    truth = label_matrix(rows["label"], classes) if threshold is not None else _label_numbers(rows["label"], classes)
+    truth = label_matrix(rows["label"], classes) if threshold is not None else label_codes(rows["label"], classes)
     for prefix, probabilities in (("", mean), ("plain_", plain)):
         table[f"{prefix}predicted"] = predicted_labels(probabilities, classes, threshold)
         if threshold is None:
@@ -147,5 +147,5 @@ def prediction_table(
     return pd.concat([table, columns], axis=1)
 
 
-def _label_numbers(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+def label_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
     return labels.map({name: number for number, name in enumerate(classes)}).to_numpy()

@@ -74,23 +74,23 @@ P = ParamSpec("P")
 
 
 @contextmanager
-def _figure_style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """Our colours; and no warning for letters that matplotlib's font lacks, which the page's own fonts have."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph .* missing")
         yield
 
 
-def _draw(make: Callable[P, Figure]) -> Callable[P, Figure]:
+def with_figure_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(make)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _figure_style():
+        with figure_style():
             return make(*args, **kwargs)
 
     return styled
 
 
-@_draw
+@with_figure_style
 def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[dict[str, Any]]) -> Figure:
     """Loss against learning rate for every stage that searched, with the rate that was taken; a word where none did.
 
@@ -108,17 +108,17 @@ def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[dict[str, Any]]) -> Fi
         axes.plot(curve["lr"], curve["loss"].ewm(alpha=0.1).mean(), color=BLUE)
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title=f"stage {number}: search")
         if number <= len(stages):
-            rate = _last_lr(stages[number - 1]["lr"])
+            rate = last_group_lr(stages[number - 1]["lr"])
             axes.axvline(rate, color=ORANGE, linestyle="--", label=f"taken: {rate:.1e}")
             axes.legend()
     return figure
 
 
-def _last_lr(rate: Any) -> float:
+def last_group_lr(rate: Any) -> float:
     return float(rate[-1] if isinstance(rate, tuple | list) else rate)
 
 
-@_draw
+@with_figure_style
 def training_figure(epochs: pd.DataFrame) -> Figure:
     """Losses, accuracy on valid and learning rate epoch by epoch, stages marked, the best epoch ringed.
 
@@ -145,7 +145,7 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
         axes.set_title(title, pad=22)
         for start in starts:
             axes.axvline(start + 0.5, color=GREY, linestyle=":", linewidth=1)
-            words = f" {_stage_name(rows.loc[start, 'trains'])}"
+            words = f" {stage_label(rows.loc[start, 'trains'])}"
             axes.text(start + 0.5, 1.02, words, transform=axes.get_xaxis_transform(), fontsize=9)
         axes.set_xlim(0.4, len(rows) + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -155,13 +155,13 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _stage_name(what: Any) -> str:
+def stage_label(what: Any) -> str:
     if str(what) in ("head", "all"):
         return str(what)
     return f"last {float(what):.0%}" if 0 < float(what) < 1 else f"last {what}"
 
 
-@_draw
+@with_figure_style
 def counts_figure(counts: pd.DataFrame) -> Figure:
     """Images by class and split: a bar a class, or for more than `MAX_NAMED_CLASSES` a curve of sizes, largest first.
 
@@ -184,7 +184,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     for split in counts:
         axes.barh(np.arange(len(counts)), counts[split], left=left, color=colours[str(split)], label=str(split))
         left += counts[split].to_numpy()
-    axes.set_yticks(np.arange(len(counts)), _short_names(counts.index))
+    axes.set_yticks(np.arange(len(counts)), shorten_names(counts.index))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="images")
@@ -192,7 +192,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     return figure
 
 
-@_draw
+@with_figure_style
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """Truth by prediction, each row as shares of its class; with names and counts up to `MAX_NAMED_CLASSES` classes.
 
@@ -214,7 +214,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     if not named:
         axes.set_title("classes in the order of the tables; the darker, the larger a share of its class")
         return figure
-    names = _short_names(classes)
+    names = shorten_names(classes)
     axes.set_xticks(range(count), names, rotation=60 if count > 2 else 0, ha="right" if count > 2 else "center")
     axes.set_yticks(range(count), names)
     for row, column in np.argwhere(matrix):
@@ -224,7 +224,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-@_draw
+@with_figure_style
 def reliability_figure(bins: pd.DataFrame) -> Figure:
     """How often predictions were right against how sure they were, and how many predictions were so sure.
 
@@ -248,7 +248,7 @@ def reliability_figure(bins: pd.DataFrame) -> Figure:
     return figure
 
 
-@_draw
+@with_figure_style
 def time_figure(seconds: dict[str, float]) -> Figure:
     """Seconds by what was done in them, most first."""
     figure = Figure(figsize=(8, 0.8 + 0.3 * len(seconds)), layout="constrained")
@@ -262,7 +262,7 @@ def time_figure(seconds: dict[str, float]) -> Figure:
     return figure
 
 
-@_draw
+@with_figure_style
 def ladder_figure(rungs: pd.DataFrame) -> Figure:
     """Accuracy of each rung, in the order of the table, with its interval and the seconds it took; its name above it.
 
@@ -275,7 +275,7 @@ def ladder_figure(rungs: pd.DataFrame) -> Figure:
     archs = [name for name in dict.fromkeys(rungs["arch"]) if name]
     colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
     names = [
-        "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in _short_names([row["words"] for row in rows], 90)
+        "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in shorten_names([row["words"] for row in rows], 90)
     ]
     more = [0.4 * name.count("\n") for name in names]
     places = np.cumsum([1 + below for below in (0, *more[:-1])])
@@ -309,7 +309,7 @@ def ladder_figure(rungs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_draw
+@with_figure_style
 def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: dict[str, str]) -> Figure:
     """Accuracy by training images: each training a dot, means joined, the fitted law dashed and to twice the images.
 
@@ -339,7 +339,7 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: d
     return figure
 
 
-def _short_names(classes: Any, most: int = 28) -> list[str]:
+def shorten_names(classes: Any, most: int = 28) -> list[str]:
     """Class names as matplotlib should write them: short, and a $ as a $, which would else begin a formula."""
     names = [str(name) for name in classes]
     return [(name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$") for name in names]
@@ -355,22 +355,22 @@ def image_sheet(images: Sequence[tuple[Image.Image | None, str]], across: int = 
     pen = ImageDraw.Draw(page)
     for number, (image, words) in enumerate(images):
         left, top = 10 + wide * (number % across), 10 + high * (number // across)
-        shown = _fit_within(image, side) if image is not None else Image.new("RGB", (side, side), "lightgray")
+        shown = fit_within(image, side) if image is not None else Image.new("RGB", (side, side), "lightgray")
         page.paste(shown, (left + (side - shown.width) // 2, top + (side - shown.height) // 2))
         for row, line in enumerate(words.split("\n")):
-            pen.text((left, top + side + 2 + 14 * row), _ellipsize(line, font, side), fill=INK, font=font)
+            pen.text((left, top + side + 2 + 14 * row), ellipsize(line, font, side), fill=INK, font=font)
     buffer = io.BytesIO()
     page.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _fit_within(image: Image.Image, side: int) -> Image.Image:
+def fit_within(image: Image.Image, side: int) -> Image.Image:
     """The image as large as goes into a square of so many pixels."""
     scale = side / max(image.size)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-def _ellipsize(line: str, font: Any, width: int) -> str:
+def ellipsize(line: str, font: Any, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:
@@ -393,7 +393,7 @@ def overlay_heatmap(image: Image.Image, places: np.ndarray, side: int = 160) -> 
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-@_draw
+@with_figure_style
 def pairs_figure(pairs: pd.DataFrame, title: str, most: int = 18) -> Figure:
     """The first pairs of an audit side by side, each with labels, splits and distance (bits of the hash)."""
     shown = pairs.head(most)
@@ -408,13 +408,13 @@ def pairs_figure(pairs: pd.DataFrame, title: str, most: int = 18) -> Figure:
     for number, row in enumerate(shown.to_dict("records")):
         for side, prefix in enumerate(("", "other_")):
             axes = grid[number // across][2 * (number % across) + side]
-            axes.imshow(_thumbnail(row["other" if side else "path"]))
+            axes.imshow(pair_thumbnail(row["other" if side else "path"]))
             words = [str(row[f"{prefix}label"])[:24], row[f"{prefix}split"] or "", "" if side else row["kind"]]
             axes.set_title(" ".join(word for word in words if word).replace("$", r"\$"), fontsize=8)
     return figure
 
 
-def _thumbnail(path: str) -> Any:
+def pair_thumbnail(path: str) -> Any:
     """The image at most 160 px wide and high; a blank where it is gone meanwhile."""
     try:
         image = load_image(path, 160)
@@ -427,7 +427,7 @@ def _thumbnail(path: str) -> Any:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file's content, on white."""
     buffer = io.BytesIO()
-    with _figure_style():
+    with figure_style():
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
     return buffer.getvalue()
 
@@ -442,7 +442,7 @@ def svg(figure: Figure, name: str, words: str) -> str:
     from html import escape
 
     buffer = io.StringIO()
-    with _figure_style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with figure_style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     # the style sheet in it would be the whole page's; what it says of strokes stands in the template

@@ -28,7 +28,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, thousands=lambda value: f"{value:,}", uri=_data_uri, short=_short_path)
+    environment.filters.update(percent=percent, thousands=lambda value: f"{value:,}", uri=data_uri, short=short_path)
     return environment.get_template(f"{template}.html.j2").render(values)
 
 
@@ -41,12 +41,12 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _short_path(path: str) -> str:
+def short_path(path: str) -> str:
     """The last two folders and the name of a path."""
     return "/".join(Path(path).parts[-3:])

@@ -80,62 +80,62 @@ def write_card(run: str | Path, progress: Progress | None = None) -> Path:
     run = Path(run)
     manifest, target = read_manifest(run), run / "model" / CARD_FILE
     facts = read_json(run / "model" / "model.json")
-    if target.exists() and MARKER not in _read_text(target):
+    if target.exists() and MARKER not in read_existing_card(target):
         progress.log(f"model card: {target} was changed by hand and stays")
         return target
     findings = run / "audit" / "findings.json"
     found = read_json(findings)["findings"] if findings.exists() else []
-    write_atomic(target, _render_card(manifest, facts, found))
+    write_atomic(target, render_card(manifest, facts, found))
     progress.log(f"model card: {target}")
     return target
 
 
-def _read_text(path: Path) -> str:
+def read_existing_card(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Mend or remove it.") from None
 
 
-def _render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
+def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
     import yaml
 
     recipe = OLD_RECIPE | manifest["recipe"]
     split = headline_split(manifest["metrics"])
-    source = _data_source(manifest.get("images"), [_one_line(name) for name in facts["classes"]])
+    source = describe_source(manifest.get("images"), [collapse_to_line(name) for name in facts["classes"]])
     page = {
         "manifest": OLD_MANIFEST | manifest,
         "recipe": recipe,
         "facts": facts,
-        "findings": [_describe_finding(each) for each in findings],
+        "findings": [redact_finding(each) for each in findings],
         "source": source,
         "title": f"{source['title']}: {facts['arch']}",
         "split": split,
         "numbers": manifest["metrics"][split],
         "found": manifest["metrics"][split]["tta" if recipe["tta"] else "plain"],
         "many": facts.get("labels") == "many",
-        "weights": _describe_weights(manifest.get("weights")),
+        "weights": describe_initial_weights(manifest.get("weights")),
         "most": MAX_CLASSES,
     }
     page |= {
         "told": explain(page["numbers"]) if "tta_gain" in page["numbers"] else [],
-        "limits": list(_limitations(page)),
-        "again": _recipe_json(manifest["recipe"]),
+        "limits": list(list_limitations(page)),
+        "again": portable_recipe(manifest["recipe"]),
         "again_data": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),
         "own_files": [key for key in PATH_FIELDS if recipe.get(key)],
         "version": page["manifest"]["versions"].get("fastai-baseline", __version__),
         "mark": MARKER,
     }
-    header = yaml.safe_dump(_metadata(page), sort_keys=False, allow_unicode=True, width=10**6)
-    return _template_environment().get_template("card.md.j2").render({**page, "header": header})
+    header = yaml.safe_dump(hub_metadata(page), sort_keys=False, allow_unicode=True, width=10**6)
+    return markdown_environment().get_template("card.md.j2").render({**page, "header": header})
 
 
-def _metadata(page: dict[str, Any]) -> dict[str, Any]:
+def hub_metadata(page: dict[str, Any]) -> dict[str, Any]:
     """What the Hugging Face hub reads: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     arch, source = page["facts"]["arch"], page["source"]
     library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
     known = {key: page["weights"][key] for key in ("license", "base_model") if page["weights"][key]}
-    metrics = _metrics(page)
+    metrics = hub_metrics(page)
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
         "dataset": {"name": source["title"], "type": source["type"], "split": page["split"]},
@@ -152,7 +152,7 @@ def _metadata(page: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
+def hub_metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
     numbers = page["numbers"]
     every = ", every label right" if page["many"] else ""
     rows = [("accuracy", f"Accuracy{every}", numbers["plain"]["accuracy"])]
@@ -163,36 +163,36 @@ def _metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in rows if value is not None]
 
 
-def _data_source(images: str | None, classes: list[str]) -> dict[str, Any]:
+def describe_source(images: str | None, classes: list[str]) -> dict[str, Any]:
     """What is told of where the images are from: the name of a public data set, else the classes, never a path."""
     kind, _, name = (images or "").partition(":")
     known: Dataset | None = DATASETS.get(images or "")
     if known:
-        return _named_source(known.title, known.hub or known.name, known.hub) | {
+        return named_source(known.title, known.hub or known.name, known.hub) | {
             "citation": known.citation,
             "data": images,
         }
     if kind == "torchvision" and re.fullmatch(r"\w+", name):
-        return _named_source(f"{name} of torchvision", name) | {"data": images}
-    if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not _is_installed(name):
-        return _named_source(name, name, name) | {"data": images}
+        return named_source(f"{name} of torchvision", name) | {"data": images}
+    if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not is_existing_path(name):
+        return named_source(name, name, name) | {"data": images}
     listed = ", ".join(classes)
     words = f"{len(classes)} classes of images"
-    return _named_source(listed if len(classes) <= 5 and len(listed) <= 60 else words, "imagefolder")
+    return named_source(listed if len(classes) <= 5 and len(listed) <= 60 else words, "imagefolder")
 
 
-def _named_source(title: str, kind: str, hub: str = "") -> dict[str, Any]:
+def named_source(title: str, kind: str, hub: str = "") -> dict[str, Any]:
     return {"title": title, "type": kind, "hub": hub, "citation": "", "data": "IMAGES"}
 
 
-def _is_installed(name: str) -> bool:
+def is_existing_path(name: str) -> bool:
     try:
         return resolve_path(name).exists()
     except DataError:
         return False
 
 
-def _describe_weights(said: Any) -> dict[str, str]:
+def describe_initial_weights(said: Any) -> dict[str, str]:
     """Of the weights that training began with: where they were found, unless that is a path, hash, licence, hub id."""
     nothing = dict.fromkeys(("words", "sha256", "license", "base_model"), "")
     if not isinstance(said, dict):
@@ -203,13 +203,13 @@ def _describe_weights(said: Any) -> dict[str, str]:
     return nothing | {"words": f"pretrained weights{where}", "sha256": weights.sha256, **published_info(weights)}
 
 
-def _describe_finding(finding: dict[str, Any]) -> dict[str, Any]:
+def redact_finding(finding: dict[str, Any]) -> dict[str, Any]:
     if finding["finding"] not in NAMING_FILES:
         return finding
     return finding | {"words": finding["words"].partition(":")[0]}
 
 
-def _limitations(page: dict[str, Any]) -> Iterator[str]:
+def list_limitations(page: dict[str, Any]) -> Iterator[str]:
     """What the measured numbers warn of."""
     split, found, numbers = page["split"], page["found"], page["numbers"]
     low, high = found["interval"]
@@ -220,7 +220,7 @@ def _limitations(page: dict[str, Any]) -> Iterator[str]:
         yield f"{numbers['images']:,} {split} images are few: the interval of the share of right ones is {spread} wide."
     if "majority" in numbers and low <= numbers["majority"]["accuracy"]:
         yield f"It is not shown to be better than always saying '{numbers['majority']['label']}'."
-    yield from _class_limitations(numbers["tta"], split)
+    yield from class_limitations(numbers["tta"], split)
     for finding in page["findings"]:
         dropped = finding["finding"] == "leak" and page["recipe"]["leaks"] == "drop"
         if finding["finding"] in ("leak", "conflict", "unused group") and not dropped:
@@ -233,7 +233,7 @@ def _limitations(page: dict[str, Any]) -> Iterator[str]:
         yield f"It answers with one of its {count:,} classes, whatever an image shows."
 
 
-def _class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
+def class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
     classes = tta.get("classes", {})
     seen = {name: row for name, row in classes.items() if row["images"]}
     if seen:
@@ -255,7 +255,7 @@ def _class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
         yield f"{share} have fewer than {FEW_IMAGES} {split} images: what is told of each of them is rough."
 
 
-def _recipe_json(recipe: dict[str, Any]) -> Markup:
+def portable_recipe(recipe: dict[str, Any]) -> Markup:
     """The recipe as JSON for a fenced block, without what is of one machine."""
     kept = {key: value for key, value in recipe.items() if key not in OMITTED_FIELDS and value not in ("", None)}
     if kept.get("data") not in DATASETS:
@@ -263,10 +263,10 @@ def _recipe_json(recipe: dict[str, Any]) -> Markup:
     return Markup(json.dumps(kept, indent=2, ensure_ascii=False).replace("`", "\\u0060"))
 
 
-def _template_environment() -> Environment:
+def markdown_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("baseline.report"),
-        finalize=_escape,  # class names are anybody's
+        finalize=escape_value,  # class names are anybody's
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -283,24 +283,24 @@ def _template_environment() -> Environment:
     return environment
 
 
-def _escape(value: Any) -> Any:
+def escape_value(value: Any) -> Any:
     """Text as Markdown that shows it, in one line; what is said to be Markdown stays."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else _markdown(value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else escape_markdown(value)
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""
-    >>> _markdown("a|b\n*c* <i>")
+    >>> escape_markdown("a|b\n*c* <i>")
     'a\\|b \\*c\\* \\<i\\>'
     """
-    return re.sub(r"([\\`*_{}\[\]<>#|~&$@!])", r"\\\1", _printable(text)).replace("://", r"\://")
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$@!])", r"\\\1", printable_text(text)).replace("://", r"\://")
 
 
-def _one_line(text: Any) -> str:
-    return _printable(str(text)).strip()
+def collapse_to_line(text: Any) -> str:
+    return printable_text(str(text)).strip()
 
 
-def _printable(text: str) -> str:
+def printable_text(text: str) -> str:
     """The text in one line, without what cannot be seen but what joins emoji."""
     seen = "".join(each if each.isprintable() or each == "\N{ZERO WIDTH JOINER}" else " " for each in text)
     return re.sub(r"\s+", " ", seen)

@@ -77,10 +77,10 @@ def write_report(run: str | Path, progress: Progress | None = None) -> Path:
     with progress.bar("writing the report", 5, "parts") as bar:
         page: dict[str, Any] = {"run": found, "version": __version__}
         images = ThumbnailCache()
-        for part in (_headline_section, _training_section, _data_section, _quality_section, _examples_section):
+        for part in (headline_section, training_section, data_section, quality_section, examples_section):
             page |= part(found, images)
             bar.step()
-        page |= _time_section(found) | {"missing": images.missing, "asked": images.asked}
+        page |= time_section(found) | {"missing": images.missing, "asked": images.asked}
     target = found.folder / "report.html"
     write_atomic(target, render("report", page))
     progress.log(f"report: {target}")
@@ -149,11 +149,13 @@ def read_run(folder: Path) -> RunFiles:
         folder,
         manifest,
         read_predictions(folder),
-        _read_table(folder / "history.csv"),
-        _read_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
-        _read_table(folder / "split.csv", texts=True),
+        read_run_table(folder / "history.csv"),
+        read_run_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
+        read_run_table(folder / "split.csv", texts=True),
         read_json(findings)["findings"] if findings.exists() else [],
-        _read_table(folder / "audit" / "pairs.csv", texts=True) if (folder / "audit" / "pairs.csv").exists() else None,
+        read_run_table(folder / "audit" / "pairs.csv", texts=True)
+        if (folder / "audit" / "pairs.csv").exists()
+        else None,
     )
     if run.rows.empty:
         raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
@@ -163,7 +165,7 @@ def read_run(folder: Path) -> RunFiles:
     return run
 
 
-def _read_table(path: Path, texts: bool = False) -> pd.DataFrame:
+def read_run_table(path: Path, texts: bool = False) -> pd.DataFrame:
     """A table of the run folder; with `texts` every value is text as it stands, so that a class may be called NA."""
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if texts else {}
     try:
@@ -190,7 +192,7 @@ class ImageCard:
     looked_words: str = ""
 
 
-def _save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
+def save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
     """The cards as a picture in the run folder; an image with a Grad-CAM has that one beside it."""
     pictures = []
     for card in cards:
@@ -201,19 +203,19 @@ def _save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
         write_atomic(run.folder / f"{name}.png", figures.image_sheet(pictures))
 
 
-def _save_figure(run: RunFiles, name: str, figure: Figure, words: str) -> Markup:
+def save_figure(run: RunFiles, name: str, figure: Figure, words: str) -> Markup:
     """The figure for the page, and as a PNG in the run folder."""
     write_atomic(run.folder / f"{name}.png", figures.png(figure))
     return Markup(figures.svg(figure, name, words))  # matplotlib and `svg` escape what is not theirs
 
 
-def _headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
+def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """The number, its interval, and what to hold against it."""
     kind = "tta" if run.recipe["tta"] else "plain"
     found = run.manifest["metrics"][run.split][kind]
     low, high = found["interval"]
     return {
-        "title": _title(run),
+        "title": page_title(run),
         "found": found,
         "half": (high - low) / 2,
         "kind": kind,
@@ -227,20 +229,20 @@ def _headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     }
 
 
-def _title(run: RunFiles) -> str:
+def page_title(run: RunFiles) -> str:
     """The recipe's, where it is for one data set; else what the images were called."""
     if run.recipe.get("data") or not run.manifest.get("images"):
         return run.recipe["title"] or run.recipe["name"]
     return Path(run.manifest["images"].rpartition(":")[2]).stem
 
 
-def _training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
+def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """Recipe and reasons, stages, and the curves."""
     stages = run.manifest["stages"]
     reasons = run.manifest["reasons"]
     hidden = {"stages", "presets", "expected", "title"}
     kept = {key: value for key, value in run.recipe.items() if key not in hidden and value not in ("", {}, [], None)}
-    settings = [(key, _plain_value(value), reasons.get(key, "")) for key, value in kept.items()]
+    settings = [(key, format_setting(value), reasons.get(key, "")) for key, value in kept.items()]
     settings += [(key, "", why) for key, why in reasons.items() if key not in kept]
     metric = next((name for name in map(str, run.epochs) if name.startswith("valid_") and name != "valid_loss"), "")
     best = run.epochs[run.epochs["best"]].iloc[-1:]
@@ -259,26 +261,26 @@ def _training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
             for stage in stages
         ],
         "weights": run.manifest.get("weights"),
-        "training": _save_figure(run, "training", figures.training_figure(run.epochs), words),
+        "training": save_figure(run, "training", figures.training_figure(run.epochs), words),
         "search": None,
     }
     if run.sweeps is not None:
         searched = [f"stage {n}: {format_lr(stages[n - 1]['lr'])}" for n in sorted(run.sweeps["stage"].unique())]
         words = f"Loss against learning rate; taken: {', '.join(searched) or 'the rates of the recipe'}"
         figure = figures.lr_find_figure(run.sweeps, stages)
-        context["search"] = _save_figure(run, "lr_find", figure, words)
+        context["search"] = save_figure(run, "lr_find", figure, words)
     return context
 
 
-def _plain_value(value: Any) -> str:
+def format_setting(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain_value(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {format_setting(each)}" for key, each in value.items())
     if isinstance(value, tuple | list):
-        return ", ".join(map(_plain_value, value))
+        return ", ".join(map(format_setting, value))
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _data_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
+def data_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     """Counts, what the audit found, some training images, and pairs of copies."""
     labels = explode_labels(run.table["label"], run.recipe.get("labels", "one"))  # a row a label, by the image's index
     table = run.table.drop(columns="label").join(labels)
@@ -286,20 +288,20 @@ def _data_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     counts = counts[[split for split in ("train", "valid", "test") if split in counts]]
     smallest, largest = counts.sum(axis=1).min(), counts.sum(axis=1).max()
     words = f"Images of {len(counts)} classes by split; the smallest class has {smallest:,}, the largest {largest:,}"
-    sample = [_image_card(images, row["path"], row["label"], "a training image of") for row in _sample_images(run)]
-    _save_sheet(run, "sample", sample)
+    sample = [image_card(images, row["path"], row["label"], "a training image of") for row in sample_images(run)]
+    save_sheet(run, "sample", sample)
     return {
         "counts": counts,
         "totals": run.table["split"].value_counts(),
-        "class_counts": _save_figure(run, "classes", figures.counts_figure(counts), words),
+        "class_counts": save_figure(run, "classes", figures.counts_figure(counts), words),
         "findings": run.findings,
         "left_out": run.manifest["data"].get("left_out", []),
         "sample": sample,
-        "pairs": [] if run.pairs is None else list(_pair_cards(run.pairs, images)),
+        "pairs": [] if run.pairs is None else list(pair_cards(run.pairs, images)),
     }
 
 
-def _sample_images(run: RunFiles) -> list[dict[Any, Any]]:
+def sample_images(run: RunFiles) -> list[dict[Any, Any]]:
     """Training images of as many classes as there is room for, the same number of each."""
     rows = run.table[run.table["split"] == "train"]
     labels = rows["label"].unique()
@@ -309,7 +311,7 @@ def _sample_images(run: RunFiles) -> list[dict[Any, Any]]:
     return picked.groupby("label", sort=True).head(each).sort_values("label", kind="stable").to_dict("records")
 
 
-def _pair_cards(
+def pair_cards(
     pairs: pd.DataFrame, images: ThumbnailCache
 ) -> Iterable[tuple[str, int, list[tuple[ImageCard, ImageCard]]]]:
     """By what they are, how many there are and the first of them."""
@@ -323,20 +325,20 @@ def _pair_cards(
         if len(part):
             shown = [
                 (
-                    _image_card(images, row["path"], row["label"], "an image of", row["split"]),
-                    _image_card(images, row["other"], row["other_label"], "its copy, labelled", row["other_split"]),
+                    image_card(images, row["path"], row["label"], "an image of", row["split"]),
+                    image_card(images, row["other"], row["other_label"], "its copy, labelled", row["other_split"]),
                 )
                 for row in part.head(PAIR_COUNT).to_dict("records")
             ]
             yield title, len(part), shown
 
 
-def _image_card(images: ThumbnailCache, path: str, label: str, words: str, split: str = "") -> ImageCard:
+def image_card(images: ThumbnailCache, path: str, label: str, words: str, split: str = "") -> ImageCard:
     lines = [label or "no label", *([split] if split else [])]
     return ImageCard(images.get(path), f"{words} {label or 'no label'}", lines, path)
 
 
-def _quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
+def quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """Confusions, classes one by one, and whether the confidence can be trusted."""
     tta = run.numbers["tta"]
     bins = pd.DataFrame(tta["reliability"]).dropna(subset="confidence")
@@ -351,23 +353,23 @@ def _quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         "ece": tta["ece"],
         "lean": float(np.average(bins["confidence"] - bins["accuracy"], weights=bins["images"])),
         "temperature": run.manifest.get("calibration", {}).get(run.split, {}).get("words", ""),
-        "reliability": _save_figure(run, "reliability", figures.reliability_figure(bins), words),
+        "reliability": save_figure(run, "reliability", figures.reliability_figure(bins), words),
     }
-    matrix = None if run.many else _confusion(run)
+    matrix = None if run.many else count_confusions(run)
     most = [""] * len(run.classes)
     if matrix is not None:
         right = int(np.trace(matrix))
         words = f"Truth by prediction for {len(run.classes)} classes: {right:,} of {matrix.sum():,} images are right"
         for first in context["confused"][:1]:
             words += f"; most often {first['label']} is taken for {first['predicted']}, {first['images']} times"
-        context["confusion"] = _save_figure(run, "confusion", figures.confusion_figure(matrix, run.classes), words)
+        context["confusion"] = save_figure(run, "confusion", figures.confusion_figure(matrix, run.classes), words)
         wrong = matrix - np.diag(matrix.diagonal())
         most = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
     each = zip(tta["classes"].items(), most, strict=True)
     return context | {"per_class": [{"name": name, "taken_for": what, **row} for (name, row), what in each]}
 
 
-def _confusion(run: RunFiles) -> np.ndarray:
+def count_confusions(run: RunFiles) -> np.ndarray:
     """Truth x prediction, images: memory for classes x classes, and no more."""
     number = {name: at for at, name in enumerate(run.classes)}
     truth, told = (run.rows[column].map(number).to_numpy() for column in ("label", "predicted"))
@@ -375,39 +377,39 @@ def _confusion(run: RunFiles) -> np.ndarray:
     return np.bincount(truth * count + told, minlength=count * count).reshape(count, count)
 
 
-def _examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
+def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     """Most confident errors and least confident hits with Grad-CAM, and random predictions."""
     rows = run.rows
     errors = rows[~rows["right"]].sort_values("confidence", ascending=False, kind="stable").head(ERROR_COUNT)
     hits = rows[rows["right"]].sort_values("confidence", kind="stable").head(HIT_COUNT)
     shown = pd.concat([errors, hits])
-    places, why_not = _gradcam_maps(run, shown, images)
+    places, why_not = gradcam_maps(run, shown, images)
     cards = [
-        _prediction_card(run, images, row, where) for row, where in zip(shown.to_dict("records"), places, strict=True)
+        prediction_card(run, images, row, where) for row, where in zip(shown.to_dict("records"), places, strict=True)
     ]
     chosen = rows.sample(min(RANDOM_COUNT, len(rows)), random_state=int(run.recipe.get("seed", 0)) % 2**32)
     suspects = pd.DataFrame() if run.many else suspect_labels(run.predictions)
     parts = {
         "errors": cards[: len(errors)],
         "hits": cards[len(errors) :],
-        "random": [_prediction_card(run, images, row, None) for row in chosen.to_dict("records")],
-        "suspects": [_suspect_card(images, row) for row in suspects.head(SUSPECT_COUNT).to_dict("records")],
+        "random": [prediction_card(run, images, row, None) for row in chosen.to_dict("records")],
+        "suspects": [suspect_card(images, row) for row in suspects.head(SUSPECT_COUNT).to_dict("records")],
     }
     for name, part in parts.items():
-        _save_sheet(run, name, part)
+        save_sheet(run, name, part)
     if len(suspects):
         write_atomic(run.folder / "suspected_labels.csv", suspects.to_csv(index=False))
     return {**parts, "why_not": why_not, "suspected": len(suspects), "held_out": len(run.predictions)}
 
 
-def _suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
+def suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
     sure = percent(row["suggested_probability"])
     lines = [f"label: {row['label']}", f"perhaps: {row['suggested']} ({sure})", row["split"]]
     words = f"an image labelled {row['label']}, perhaps of {row['suggested']}"
     return ImageCard(images.get(row["path"]), words, lines, row["path"], wrong=True)
 
 
-def _prediction_card(run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], where: np.ndarray | None) -> ImageCard:
+def prediction_card(run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], where: np.ndarray | None) -> ImageCard:
     truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", percent(row["confidence"])
     image = images.get(row["path"])
     looked = None
@@ -417,11 +419,11 @@ def _prediction_card(run: RunFiles, images: ThumbnailCache, row: dict[Any, Any],
         )
     words = f"an image of {truth}, predicted {told} with confidence {sure}"
     lines = [f"truth: {truth}", f"predicted: {told}", f"confidence: {sure}"]
-    asked = run.classes[_gradcam_class(run, row)]
+    asked = run.classes[gradcam_class(run, row)]
     return ImageCard(image, words, lines, row["path"], not row["right"], looked, f"what spoke for {asked} in it")
 
 
-def _gradcam_class(run: RunFiles, row: dict[Any, Any]) -> int:
+def gradcam_class(run: RunFiles, row: dict[Any, Any]) -> int:
     """The class that a Grad-CAM shows the evidence for: the predicted one; of many the one most surely wrong, or,
     where all are right, the least sure."""
     if not run.many:
@@ -432,7 +434,7 @@ def _gradcam_class(run: RunFiles, row: dict[Any, Any]) -> int:
     return int(np.where(truth != said, sure, -1).argmax() if (truth != said).any() else sure.argmin())
 
 
-def _gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> tuple[list[np.ndarray | None], str]:
+def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> tuple[list[np.ndarray | None], str]:
     """For each image where the evidence for its predicted class lies, else None; and why there is none, if so.
 
     What was found is kept in `gradcam.npz`, so that a page made again needs no network, and in a tenth of the memory.
@@ -444,11 +446,11 @@ def _gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) ->
         return nothing, "the images are not at hand"
     if not (run.folder / "model" / "model.json").exists():
         return nothing, "the run folder holds no model"
-    paths, asked = [rows[at]["path"] for at in at_hand], [_gradcam_class(run, rows[at]) for at in at_hand]
+    paths, asked = [rows[at]["path"] for at in at_hand], [gradcam_class(run, rows[at]) for at in at_hand]
     key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, asked])
-    found = _saved_maps(run.folder / "gradcam.npz", key)
+    found = load_saved_maps(run.folder / "gradcam.npz", key)
     if found is None:
-        found, facts = _compute_maps(run, paths, asked)
+        found, facts = compute_maps(run, paths, asked)
         if found is None:
             words = f"not available for {facts['arch']} at {facts['image_size']} pixels"
             return nothing, f"{words}: its last layers keep no map of places"
@@ -460,7 +462,7 @@ def _gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) ->
     return nothing, ""
 
 
-def _saved_maps(path: Path, key: str) -> np.ndarray | None:
+def load_saved_maps(path: Path, key: str) -> np.ndarray | None:
     """The maps that an earlier page was made with, if they are of the same network, images and classes."""
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -469,9 +471,7 @@ def _saved_maps(path: Path, key: str) -> np.ndarray | None:
         return None
 
 
-def _compute_maps(
-    run: RunFiles, paths: Sequence[str], asked: Sequence[int]
-) -> tuple[np.ndarray | None, dict[str, Any]]:
+def compute_maps(run: RunFiles, paths: Sequence[str], asked: Sequence[int]) -> tuple[np.ndarray | None, dict[str, Any]]:
     """Grad-CAM maps of the images for these classes, and the facts of the network."""
     import torch
 
@@ -488,13 +488,13 @@ def _compute_maps(
     return grad_cam(model, (inputs - mean) / std, asked), facts
 
 
-def _time_section(run: RunFiles) -> dict[str, Any]:
+def time_section(run: RunFiles) -> dict[str, Any]:
     seconds = dict(run.manifest.get("time") or run.manifest["seconds"])
     seconds = {name: value for name, value in seconds.items() if value >= 0.005}
     words = "Seconds by part: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return {
         "seconds": seconds,
         "total": sum(run.manifest["seconds"].values()),
-        "where": _save_figure(run, "time", figures.time_figure(seconds), words),
+        "where": save_figure(run, "time", figures.time_figure(seconds), words),
         "command": f"baseline run {shlex.quote(str(run.folder / 'manifest.json'))}",
     }
