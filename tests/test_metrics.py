@@ -130,14 +130,14 @@ def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say() -> None:
         return BootstrapSums(rows, shares, truth, shares.argmax(1))
 
     whole = parts(1, 500_000)
-    true = {name: value[0] for name, value in whole.statistics(whole.whole()).items()}
+    true = {name: value[0] for name, value in whole.statistics(whole.total()).items()}
     names = ("macro_f1", "balanced_accuracy", "loss", "brier", "ece")
     held = dict.fromkeys(names, 0)
     for seed in range(2000):
         one = parts(1000 + seed, 250)
         draws = bootstrap_sums(one.features, draws=250)
         intervals = {name: percentile_interval(values) for name, values in one.statistics(draws).items()}
-        intervals["ece"] = ece_interval(one.gaps(one.whole())[0], one.gaps(draws))
+        intervals["ece"] = ece_interval(one.gaps(one.total())[0], one.gaps(draws))
         for name in names:
             low, high = intervals[name]
             held[name] += low <= true[name] <= high
@@ -213,7 +213,7 @@ def test_one_class_leaves_undefined_what_is_undefined_and_gives_the_rest() -> No
     assert found["classes"]["c001"]["recall"] is None and found["classes"]["c001"]["average_precision"] is None
     assert found["classes"]["c001"]["precision"] == 0 and found["balanced_accuracy"] == found["accuracy"]
     assert found["average_precision"] == 1 and found["ece"] > 0 and numbers["majority"]["accuracy"] == 1
-    assert any("roc_auc is not defined" in line for line in explain(numbers))
+    assert any("roc_auc is undefined" in line for line in explain(numbers))
     certain = table_of(np.tile([0.9, 0.1], (5, 1)), np.zeros(5, dtype=int))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -242,10 +242,10 @@ def test_a_class_never_predicted_gives_0_without_a_warning() -> None:
             "'label' .* no value in 1 of 20 rows, first 'test/3",
         ),
         (lambda t: t.assign(loss=t["loss"].where(t.index != 3)), "'loss' .* no value in 1 of 20"),
-        (lambda t: t.assign(p_c001=t["p_c001"].where(t.index > 3)), "In 4 of 20 rows .* hold a NaN, first 'test/0"),
+        (lambda t: t.assign(p_c001=t["p_c001"].where(t.index > 3)), "In 4 of 20 rows .* contain NaN, first 'test/0"),
         (lambda t: t.assign(p_c001=t["p_c001"] + 0.01), "In 20 of 20 rows .* do not sum to 1"),
         (lambda t: t.drop(columns="p_c001"), "do not sum to 1"),
-        (lambda t: t.assign(p_c000=t["p_c000"] + 2, p_c001=t["p_c001"] - 2), "partly below 0"),
+        (lambda t: t.assign(p_c000=t["p_c000"] + 2, p_c001=t["p_c001"] - 2), "include negative values"),
         (
             lambda t: t.assign(label=t["label"].where(t.index != 3, "dgo")),
             "no column 'p_dgo' for .* 'label' of 'test/3",
@@ -265,7 +265,7 @@ def test_many_labels_are_checked_too() -> None:
     assert evaluate(table, "many")["test"]["tta"]["accuracy"] == 0.5
     with pytest.raises(DataError, match="no column 'p_z'"):
         evaluate(table.assign(label=["x;z", ""]), "many")
-    with pytest.raises(DataError, match="not one of 0 to 1"):
+    with pytest.raises(DataError, match="not between 0 and 1"):
         evaluate(table.assign(p_y=1.2), "many")
 
 
@@ -440,9 +440,9 @@ def test_tables_that_share_nothing_or_disagree_are_refused() -> None:
     table = table_of(*drawn(1, 20))
     with pytest.raises(DataError, match="share no image"):
         paired_test(table, table.assign(path="other/" + table["path"]))
-    with pytest.raises(DataError, match="images have another label"):
+    with pytest.raises(DataError, match="images are labelled differently"):
         paired_test(table, table.assign(label="c003"))
-    with pytest.raises(DataError, match="is there twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         paired_test(table, pd.concat([table, table]))
     with pytest.raises(DataError, match="no column 'path'"):
         paired_test(table, table.drop(columns="path"))
@@ -453,14 +453,14 @@ def test_sentences_say_how_many_the_majority_and_whether_augmentation_helps(done
     numbers = done.metrics["test"]
     told = " ".join(explain(numbers))
     assert (
-        f"{numbers['tta']['wrong']} of 10 images are wrong" in told and "most frequent class, would score 50.0%" in told
+        f"{numbers['tta']['wrong']} of 10 predictions" in told and "most frequent class, would score 50.0%" in told
     )
     table = table_of(*drawn(1, 400))
     worse = table["predicted"].where(table.index >= 100, "c003")
     numbers = evaluate(table.assign(plain_predicted=worse))["test"]
     gain = paired_test(table.assign(predicted=worse), table)
     assert {key: gain[key] for key in numbers["tta_gain"]} == numbers["tta_gain"]
-    assert any("augmentation changes accuracy by +" in line and "more than noise" in line for line in explain(numbers))
+    assert any("augmentation (TTA) changes accuracy by +" in line and "more than noise" in line for line in explain(numbers))
 
 
 def test_bins_take_their_upper_ends() -> None:

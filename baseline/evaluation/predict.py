@@ -84,8 +84,7 @@ def predict(
                 bar.step(len(images))
             threshold = learn.loss_func.thresh if learn.dls.many else None
             plain_array, mean_array = (
-                interleave_rows(all_gather(torch.cat(batches).numpy() if batches else None))
-                for batches in (plain, mean)
+                interleave_rows(all_gather(torch.cat(parts).numpy() if parts else None)) for parts in (plain, mean)
             )
             classes = list(learn.dls.vocab)
             tables.append(prediction_table(rows, plain_array, mean_array, classes=classes, threshold=threshold))

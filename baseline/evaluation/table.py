@@ -1,4 +1,4 @@
-"""Images + probabilities -> prediction table, and the checked arrays of one. Knows the table's columns; knows no models.
+"""Images + probabilities -> prediction table, and its validated arrays. Knows the table's columns; knows no models.
 
 The columns are described in `baseline.evaluation.predict`.
 """
@@ -137,7 +137,8 @@ def prediction_table(
 
     >>> rows = pd.DataFrame({"path": ["1.jpg"], "label": ["ant"], "split": ["test"]})
     >>> probabilities = np.array([[0.75, 0.25]])
-    >>> prediction_table(rows, probabilities, probabilities, ["ant", "bee"])[["predicted", "confidence"]].to_dict("list")
+    >>> table = prediction_table(rows, probabilities, probabilities, ["ant", "bee"])
+    >>> table[["predicted", "confidence"]].to_dict("list")
     {'predicted': ['ant'], 'confidence': [0.75]}
     """
     table = rows[["path", "label", "split", *(["group"] if "group" in rows else [])]].copy()
