@@ -460,7 +460,8 @@ def test_sentences_say_how_many_the_majority_and_whether_augmentation_helps(done
     numbers = evaluate(table.assign(plain_predicted=worse))["test"]
     gain = paired_test(table.assign(predicted=worse), table)
     assert {key: gain[key] for key in numbers["tta_gain"]} == numbers["tta_gain"]
-    assert any("augmentation (TTA) changes accuracy by +" in line and "more than noise" in line for line in explain(numbers))
+    sentences = explain(numbers)
+    assert any("augmentation (TTA) changes accuracy by +" in line and "more than noise" in line for line in sentences)
 
 
 def test_bins_take_their_upper_ends() -> None:

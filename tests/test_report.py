@@ -324,7 +324,7 @@ def test_labels_that_may_be_wrong_are_shown_and_written(run: Path, done: baselin
 def test_a_run_that_searched_no_rate_says_so(run: Path) -> None:
     (run / "lr_find.csv").write_text("stage,lr,loss\n")
     write_report(run)
-    assert "the recipe gives the rates" in page_of(run).said
+    assert "the recipe sets the rates" in page_of(run).said
     (run / "lr_find.csv").unlink()
     write_report(run)
     assert "has no lr_find.csv" in page_of(run).said

@@ -282,7 +282,7 @@ def class_summary(by_class: dict[str, np.ndarray], number: int) -> dict[str, Any
 
 
 def top_confusions(truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
-    """Return the most frequent confusions: `label`, `predicted`, `images`, and their share of the images of the label."""
+    """Return the most frequent confusions: `label`, `predicted`, `images`, and the share of the label's images."""
     wrong = truth != predicted
     pairs, counts = np.unique(truth[wrong] * len(classes) + predicted[wrong], return_counts=True)
     images = np.bincount(truth, minlength=len(classes))
