@@ -182,12 +182,12 @@ def test_the_page_says_what_the_manifest_says(done: baseline.Baseline, page: Pag
     for split in ("valid", "test"):
         for kind in ("plain", "tta"):
             found = done.metrics[split][kind]
-            assert f"{100 * found['accuracy']:.2f} %" in said
-            assert " to ".join(f"{100 * end:.2f} %" for end in found["interval"]) in said
+            assert f"{100 * found['accuracy']:.1f} %" in said
+            assert " to ".join(f"{100 * end:.1f} %" for end in found["interval"]) in said
     best = done.metrics["test"]["tta"]
-    assert f"{10 - best['wrong']} of 10 test images were right, {best['wrong']} were wrong" in said
-    for why in done.manifest["reasons"].values():
-        assert why in said
+    assert f"{10 - best['wrong']} of 10 test images were classified correctly, {best['wrong']} incorrectly" in said
+    for reason in done.manifest["reasons"].values():
+        assert reason in said
     for stage in done.history.stages:
         assert stage["why"] in said
     assert done.manifest["bound"] in said and done.manifest["data"]["sha256"] in said
@@ -239,9 +239,9 @@ def test_images_that_have_moved_leave_grey_boxes_and_a_sentence(run: Path, tmp_p
         table.to_csv(run / name, index=False)
     write_report(run)
     page = page_of(run)
-    assert "could not be read where they were" in page.said and "could not be read" not in before.said
-    assert not page.all("img") and page.text.count("not there</div>") >= 10
-    assert "Grad-CAM: the images are not at hand" in page.said
+    assert "on this page can no longer be read" in page.said and "can no longer be read" not in before.said
+    assert not page.all("img") and page.text.count("not available</div>") >= 10
+    assert "Grad-CAM: the images are no longer available" in page.said
     assert [w for w in before.said.split() if "%" in w][:6] == [w for w in page.said.split() if "%" in w][:6]
 
 
@@ -272,10 +272,10 @@ def test_ten_thousand_images_take_seconds(done: baseline.Baseline, tmp_path: Pat
     began = time.process_time()  # of this process alone, whatever else the machine does
     write_report(folder)
     assert time.process_time() - began < 20
-    assert "8,000 of 10,000 test images were right" in page_of(folder).said
+    assert "8,000 of 10,000 test images were classified correctly" in page_of(folder).said
 
 
-def test_several_labels_a_image_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
+def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
     table["label"] = [
         "ants;bees" if n % 3 == 0 else "" if n % 7 == 0 else label for n, label in enumerate(table["label"])
@@ -289,10 +289,10 @@ def test_several_labels_a_image_have_their_own_numbers(run: Path, done: baseline
     write_report(run)
     said = page_of(run).said
     assert "micro F1 on the test split" in said and "An image may have several labels here" in said
-    assert f"{100 * manifest['metrics']['test']['tta']['micro_f1']:.2f}" in said
+    assert f"{100 * manifest['metrics']['test']['tta']['micro_f1']:.1f}" in said
 
 
-def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
+def test_duplicates_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
     one, other = done.predictions["path"].iloc[:2]
     pair = {"path": one, "other": other, "kind": "near", "distance": 4, "label": "ants", "other_label": "bees"}
     pairs = pd.DataFrame([{**pair, "split": "test", "other_split": "train", "leak": True, "conflict": True}])
@@ -302,7 +302,12 @@ def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
     (run / "audit" / "findings.json").write_text(json.dumps({"findings": [finding]}))
     write_report(run)
     said = page_of(run).said
-    for words in ("Leaks: copies in two splits", "Conflicts: copies with", "Near-duplicates", "the number is too good"):
+    for words in (
+        "Leaks: duplicates across splits",
+        "Conflicts: duplicates with",
+        "Near-duplicates",
+        "the number is too good",
+    ):
         assert words in said
 
 
@@ -317,7 +322,7 @@ def test_labels_that_may_be_wrong_are_shown_and_written(run: Path, done: baselin
     listed = pd.read_csv(run / "suspected_labels.csv")
     assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[sure, "path"], wrong, label]
     said = page_of(run).said
-    assert "Labels that may be wrong" in said and f"label: {wrong} perhaps: {label} (99.9" in said
+    assert "Labels that may be wrong" in said and f"label: {wrong} suggested: {label} (99.9" in said
     assert (run / "suspects.png").exists()
 
 
@@ -405,7 +410,7 @@ def test_the_model_sees_only_the_images_that_are_shown(run: Path, monkeypatch: p
     pd.concat([table] * 50, ignore_index=True).to_csv(run / "predictions.csv", index=False)
     write_report(run)
     looked = sum(seen)
-    assert 0 < looked <= page_module.ERROR_COUNT + page_module.HIT_COUNT < 500
+    assert 0 < looked <= page_module.ERROR_COUNT + page_module.CORRECT_COUNT < 500
     write_report(run)
     assert sum(seen) == looked, "a page made again shows what was found"
     (run / "gradcam.npz").write_bytes(b"torn")
@@ -501,9 +506,11 @@ def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monke
     assert "Grad-CAM: the run folder holds no model" in page_of(run).said
 
 
-def test_errors_and_hits_come_with_an_overlay(run: Path, page: Page) -> None:
+def test_errors_and_correct_predictions_come_with_an_overlay(run: Path, page: Page) -> None:
     shown = page.text[page.text.index('id="images"') :]
-    assert shown.count("what spoke for") == re.split("Labels that may|Random pred", shown)[0].count("<figure")
+    assert shown.count("Grad-CAM: the evidence for") == re.split("Labels that may|Random pred", shown)[0].count(
+        "<figure"
+    )
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------

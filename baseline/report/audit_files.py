@@ -14,7 +14,7 @@ __all__ = ["write_audit"]
 
 
 def write_audit(folder: Path, audit: Audit) -> list[Path]:
-    """Write `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs into the folder; return their paths."""
+    """Write `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs; return their paths."""
     from baseline.report import figures
 
     folder.mkdir(parents=True, exist_ok=True)
