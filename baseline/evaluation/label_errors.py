@@ -22,7 +22,7 @@ def find_label_issues(
     outlier: np.ndarray | None = None,
     conflicts: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Return what is wrong with each image, ranked, with the columns of `Cleaning.issues` under cleanlab's names.
+    """Return what is wrong with each image, ranked, with the columns of `LabelReview.issues` under cleanlab's names.
 
     Suspected labels and duplicates with different labels come first, then outliers, then all other images; within
     each, the lowest label quality comes first.

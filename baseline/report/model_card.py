@@ -225,7 +225,7 @@ def list_limitations(page: dict[str, Any]) -> Iterator[str]:
     split, numbers = page["split"], page["numbers"]
     low, high = page["metrics"]["interval"]
     if split == "valid":
-        yield "There was no test split: the weights were chosen on the same valid images, so the metrics are optimistic."
+        yield "There was no test split: the weights were chosen on the same valid images, so metrics are optimistic."
     if high - low > 0.04:
         images = f"{numbers['images']:,} {split} image{'' if numbers['images'] == 1 else 's'}"
         yield f"With only {images}, the 95% interval of the accuracy is {100 * (high - low):.1f} points wide."
@@ -259,7 +259,7 @@ def class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
                 f"image{'' if worst['images'] == 1 else 's'} (95% interval {low:.1%} to {high:.1%})."
             )
     for pair in tta.get("confused", [])[:1]:
-        images = f"{pair['images']:,} {split} image{' of' if pair['images'] == 1 else 's of'} '{pair['label']}'"
+        images = f"{pair['images']:,} {split} image{'' if pair['images'] == 1 else 's'} of '{pair['label']}'"
         verb = "is" if pair["images"] == 1 else "are"
         yield f"The most frequent confusion: {images} ({pair['share']:.1%}) {verb} predicted as '{pair['predicted']}'."
     few = [name for name, row in classes.items() if row["images"] < FEW_IMAGES]
