@@ -51,8 +51,8 @@ def write_review_page(
         for kind, rows in kinds.items():
             cards[kind] = []
             for row in rows.head(max_images).to_dict("records"):
-                duplicate_label = label_of.get(row["conflict"], "")
-                cards[kind].append({**row, "duplicate_label": duplicate_label, "image": images.get(row["path"])})
+                copy_label = label_of.get(row["conflict"], "")
+                cards[kind].append({**row, "copy_label": copy_label, "image": images.get(row["path"])})
                 bar.step()
     page = {
         "title": title,
