@@ -276,16 +276,16 @@ def time_figure(seconds: dict[str, float]) -> Figure:
 
 
 @with_figure_style
-def ladder_figure(rungs: pd.DataFrame) -> Figure:
-    """Plot the accuracy of each rung in the order of the table, with its interval and seconds, and its name above.
+def ladder_figure(variants: pd.DataFrame) -> Figure:
+    """Plot the accuracy of each variant in the order of the table, with its interval and seconds, and its name above.
 
     The figure is as wide as a phone.
 
     Args:
-        rungs: see `baseline.Ladder.table`.
+        variants: see `baseline.Ladder.table`.
     """
-    rows = rungs.iloc[::-1].to_dict("records")
-    archs = [name for name in dict.fromkeys(rungs["arch"]) if name]
+    rows = variants.iloc[::-1].to_dict("records")
+    archs = [name for name in dict.fromkeys(variants["arch"]) if name]
     colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
     names = [
         "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in shorten_names([row["words"] for row in rows], 90)
@@ -333,17 +333,17 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], names: d
 
     Args:
         trainings: see `baseline.LearningCurve.table`.
-        lines: by rung, images and accuracies of its power law, 2 x points.
-        names: by rung, its name in the legend.
+        lines: by variant, images and accuracies of its power law, 2 x points.
+        names: by variant, its name in the legend.
     """
     figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    for rung, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
-        rows = trainings[trainings["rung"] == rung]
+    for variant, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
+        rows = trainings[trainings["rung"] == variant]
         means = rows.groupby("images")["accuracy"].mean()
         axes.plot(rows["images"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
-        axes.plot(means.index, means, "-o", color=colour, markersize=5, label=names[rung])
-        axes.plot(*lines[rung], "--", color=colour, linewidth=1.2)
+        axes.plot(means.index, means, "-o", color=colour, markersize=5, label=names[variant])
+        axes.plot(*lines[variant], "--", color=colour, linewidth=1.2)
     axes.set(xscale="log", xlabel="training images", ylabel="accuracy")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
