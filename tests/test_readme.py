@@ -131,7 +131,7 @@ def test_the_examples_of_recipes_run(
     )
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "accuracy" in printed or "images are wrong" in printed
+    assert "accuracy" in printed or "wrong: an error rate" in printed
     for picture in re.findall(r"\S+\.png", printed):
         assert Path(picture).is_file()
 

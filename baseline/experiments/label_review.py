@@ -29,7 +29,7 @@ from baseline.data.sources.read_table import read_table
 from baseline.data.split import fold_numbers, split, unit_ids
 from baseline.data.table import check_table
 from baseline.errors import DataError, OutputError, RecipeError, quoted_list
-from baseline.evaluation.label_errors import _import_cleanlab, find_label_issues
+from baseline.evaluation.label_errors import find_label_issues, import_cleanlab
 from baseline.files import resolve_path, unique_path, write_atomic
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.load import load_recipe
@@ -124,7 +124,7 @@ def clean(
     >>> found.issues.query("is_label_issue")                                       # doctest: +SKIP
     """
     progress = progress or ConsoleProgress()
-    _import_cleanlab()
+    import_cleanlab()
     if strange := [name for name in splits if name not in SPLITS]:
         raise RecipeError(f"There is no split {quoted_list(strange)}. Known: {', '.join(SPLITS)}.")
     run = _as_run_folder(images)
