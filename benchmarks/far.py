@@ -62,7 +62,7 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", num_cpus=given.workers, include_dashboard=False, log_to_driver=False)
     threading.Thread(target=kill_one, args=(far.with_name("far.csv.shards"), given.kill_after), daemon=True).start()
-    done = write_predictions(model, paths, far, wanted, resume=far.exists(), on="ray", progress=show)
+    done = write_predictions(model, paths, far, wanted, resume=far.exists(), executor="ray", progress=show)
     print(f"{given.workers} workers: {done}", flush=True)
     same = alone.read_bytes() == far.read_bytes()
     print(f"{len(paths):,} rows, the same to the last byte: {same}")

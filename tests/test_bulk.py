@@ -176,7 +176,7 @@ def mutants(paths: list[str], count: int) -> Iterator[bytes]:
 
 
 def test_a_image_in_any_form_is_read(model: Model, paths: list[str]) -> None:
-    [block] = model.blocks(in_many_forms(paths[0]))
+    [block] = model.predict_batches(in_many_forms(paths[0]))
     assert set(block.errors) == {""} and len(block.images) == 31
 
 
@@ -196,7 +196,7 @@ def test_ten_thousand_mutated_images(model: Model, paths: list[str], tmp_path: P
     read, slowest = 0, (0.0, 0)
     for number, content in enumerate(mutants(paths, 10_000)):
         began = time.perf_counter()
-        [block] = model.blocks([content], hurry=False)
+        [block] = model.predict_batches([content], optimize=False)
         slowest = max(slowest, (time.perf_counter() - began, number))
         read += not block.errors[0]
         assert bool(block.errors[0]) == bool(np.isnan(block.confidence[0])) and "\n" not in block.errors[0]
@@ -218,7 +218,7 @@ def test_a_program_in_place_of_a_image_is_not_run(model: Model, tmp_path: Path) 
     (tmp_path / "image.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-        [block] = model.blocks([tmp_path / "image.jpg"])
+        [block] = model.predict_batches([tmp_path / "image.jpg"])
     assert block.errors == ["not an image"] and not (tmp_path / "ran").exists()
 
 
@@ -442,7 +442,9 @@ def test_what_ends_a_process_is_told(model: Model, tiny: Path, paths: list[str],
 def test_the_number_format_is_the_one_that_was_asked_for(
     model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = {name: next(model.blocks(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")}
+    seen = {
+        name: next(model.predict_batches(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")
+    }
     assert np.array_equal(seen[""], seen["float32"])
     assert 1e-5 < np.abs(seen["bfloat16"] - seen["float32"]).max() < 0.05
     monkeypatch.setattr(system, "bfloat16_instructions", lambda: ["AMX"])
@@ -455,7 +457,7 @@ def test_the_number_format_is_the_one_that_was_asked_for(
     with pytest.raises(OutputError, match="begun with another precision"):
         write_predictions(model, paths, "out.csv", PredictOptions(batch_size=4), resume=True)
     monkeypatch.setattr(system, "bfloat16_instructions", list)
-    assert model.settled_precision("auto")[0] == "float32"
+    assert model.resolve_precision("auto")[0] == "float32"
     with pytest.raises(RecipeError, match="bfloat16 needs a CPU with AMX or AVX-512 BF16"):
         write_predictions(model, paths, "new.csv", PredictOptions(precision="bfloat16"))
     assert not Path("new.csv").exists()

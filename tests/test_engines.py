@@ -52,7 +52,7 @@ def test_here_jobs_are_done_one_after_the_other_when_their_turn_comes() -> None:
             yield Job(f"job {number}" if number else "", lambda progress, number=number: made.append(number) or number)
 
     with get_executor("", show) as here:
-        assert [result for _, result in here.each(jobs())] == [0, 1, 2]
+        assert [result for _, result in here.as_completed(jobs())] == [0, 1, 2]
     assert made == ["job 0", 0, "job 1", 1, "job 2", 2] and show.said == ["job 1", "job 2"]
 
 
@@ -107,20 +107,20 @@ def test_bad_words_get_one_line_and_leave_nothing(words: list[str], message: str
 class Backwards(Executor):
     """Does three jobs at a time, the last first; ends in the midst where it is told to."""
 
-    far = True
+    remote = True
 
     def __init__(self, ends_after: int = 10**9) -> None:
         super().__init__(QUIET)
         self.left, self.made = ends_after, 0
 
-    def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
+    def as_completed(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
         rest = iter(jobs)
         while some := list(islice(rest, 3)):
             for job in reversed(some):
                 if not self.left:
                     raise KeyboardInterrupt
-                self.left, self.made = self.left - 1, self.made + (not job.here)
-                yield job, job.make(self.progress)
+                self.left, self.made = self.left - 1, self.made + (not job.local)
+                yield job, job.function(self.progress)
 
 
 def made_rows(part: list[str]) -> tuple[bytes, int]:
@@ -164,7 +164,7 @@ def test_what_workers_predict_is_the_file_of_one_process_also_after_an_interrupt
         "baseline.parallel.executor.get_executor", lambda on, progress: Backwards(4) if on else Executor(progress)
     )
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(model, paths, "far.csv", wanted, on="ray")
+        write_predictions(model, paths, "far.csv", wanted, executor="ray")
     assert Path("far.csv").read_bytes() == b"".join(
         Path("alone.csv").read_bytes().splitlines(keepends=True)[: 3 * 2 * BATCHES_PER_SHARD + 1]
     )
@@ -174,14 +174,14 @@ def test_what_workers_predict_is_the_file_of_one_process_also_after_an_interrupt
     monkeypatch.setattr(
         "baseline.parallel.executor.get_executor", lambda on, progress: Backwards() if on else Executor(progress)
     )
-    counts = write_predictions(model, paths, "far.csv", wanted, on="ray", resume=True)
+    counts = write_predictions(model, paths, "far.csv", wanted, executor="ray", resume=True)
     assert (counts.before, counts.images, counts.unreadable) == (96 + 19, 32, 1)
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and not Path("far.csv.shards").exists()
     with pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr(
             "baseline.parallel.executor.get_executor", lambda on, progress: Backwards(4) if on else Executor(progress)
         )
-        write_predictions(model, paths, "far.csv", wanted, on="ray", overwrite=True)
+        write_predictions(model, paths, "far.csv", wanted, executor="ray", overwrite=True)
     write_predictions(model, paths, "far.csv", wanted, resume=True)
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and not Path("far.csv.shards").exists()
 
@@ -257,7 +257,7 @@ def test_folds_by_ray_are_those_of_one_process_though_a_worker_is_killed(
 ) -> None:
     one = run_folds(images, short, out=tmp_path / "one", split="kfold:3", progress=QUIET)
     show = Killing("fold 1, 2 of 3")
-    other = run_folds(images, short, out=tmp_path / "other", split="kfold:3", on="ray", progress=show)
+    other = run_folds(images, short, out=tmp_path / "other", split="kfold:3", executor="ray", progress=show)
     assert_same_runs(one.folder, other.folder)
     assert (one.folder / "oof.csv").read_text() == (other.folder / "oof.csv").read_text()
     assert (one.metrics, one.mean, one.sd) == (other.metrics, other.mean, other.sd)
@@ -274,7 +274,7 @@ def test_a_ladder_by_ray_is_that_of_one_process(two: Any, images: Path, short: b
     rungs = ("logistic", "groups", "tta")
     short = short.changed(stages=(*short.stages, baseline.Stage(3, 1, 1e-4)))
     one = run_ladder(images, short, rungs=rungs, out=tmp_path / "one", progress=QUIET)
-    other = run_ladder(images, short, rungs=rungs, out=tmp_path / "other", on="ray", progress=QUIET)
+    other = run_ladder(images, short, rungs=rungs, out=tmp_path / "other", executor="ray", progress=QUIET)
     assert_same_runs(one.folder, other.folder)
     same = ["rung", "accuracy", "low", "high", "against", "difference", "p", "parameters"]
     pd.testing.assert_frame_equal(one.table[same], other.table[same], check_exact=True)
@@ -282,9 +282,9 @@ def test_a_ladder_by_ray_is_that_of_one_process(two: Any, images: Path, short: b
 
 @pytest.mark.slow
 def test_a_curve_by_ray_is_that_of_one_process(two: Any, images: Path, short: baseline.Recipe, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rungs": ("logistic", "head"), "sizes": (4, 6, 8), "seeds": 1, "show": QUIET}
+    options: dict[str, Any] = {"rungs": ("logistic", "head"), "sizes": (4, 6, 8), "seeds": 1, "progress": QUIET}
     one = baseline.run_learning_curve(images, short, out=tmp_path / "one", **options)
-    other = baseline.run_learning_curve(images, short, out=tmp_path / "other", on="ray", **options)
+    other = baseline.run_learning_curve(images, short, out=tmp_path / "other", executor="ray", **options)
     pd.testing.assert_frame_equal(one.table.drop(columns="run"), other.table.drop(columns="run"), check_exact=True)
     assert one.fits == other.fits
 
@@ -297,11 +297,11 @@ def test_what_is_wrong_is_told_in_one_line_and_not_tried_again(
     with pytest.raises(baseline.BaselineError) as alone:
         run_seeds(2, images, short, out=tmp_path / "one", progress=QUIET, **asked)
     with pytest.raises(type(alone.value)) as far:
-        run_seeds(2, images, short, out=tmp_path / "other", on="ray", progress=show, **asked)
+        run_seeds(2, images, short, out=tmp_path / "other", executor="ray", progress=show, **asked)
     assert str(far.value) == str(alone.value) and not (tmp_path / "other").exists()
     always = Killing("seed 0", times=99)
     with pytest.raises(OutputError, match=r"seed 0, 1 of 2: its worker ended 4 times"):
-        run_seeds(2, images, short, out=tmp_path / "killed", on="ray", progress=always)
+        run_seeds(2, images, short, out=tmp_path / "killed", executor="ray", progress=always)
     assert always.times == 99 - 4
 
 
@@ -322,7 +322,7 @@ def test_predictions_by_ray_are_those_of_one_process_though_a_worker_is_killed(
                 killed.append(working[0])
 
     threading.Thread(target=kill, daemon=True).start()
-    counts = write_predictions(model, paths, "far.csv", wanted, on="ray")
+    counts = write_predictions(model, paths, "far.csv", wanted, executor="ray")
     assert killed, "no worker was at work when the first shard was there"
     assert Path("far.csv").read_bytes() == Path("alone.csv").read_bytes() and counts.images == len(paths)
     assert not Path("far.csv.shards").exists()

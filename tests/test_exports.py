@@ -60,9 +60,9 @@ def test_the_module_predicts_as_the_model(tiny: Path, tmp_path: Path, images: Pa
     (folder / "model.json").write_text(json.dumps(told))
     model = baseline.load(folder)
     paths = sorted(images.rglob("*.jpg"))[:6]
-    for views, tta in ((tuple(model.facts["tta"]), True), ((), False)):
+    for views, tta in ((tuple(model.config["tta"]), True), ((), False)):
         expected = model.predict(paths, tta=tta)[SHARES].to_numpy()
-        module = ExportModule(model.network, model.facts, model.decoded_size, views, any_size=True)
+        module = ExportModule(model.network, model.config, model.decoded_size, views, any_size=True)
         with torch.inference_mode():
             pictures = [np.array(load_image(path, model.decoded_size))[None] for path in paths]
             found = np.concatenate([module(torch.from_numpy(each)) for each in pictures])

@@ -332,14 +332,14 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
     assert sorted(sizes) == [48] * 48 + [64] * 48
     assert np.allclose(found[shares], mean, atol=1e-6) and np.allclose(found["confidence"], mean.max(1), atol=1e-6)
     assert list(found["predicted"]) == [together.classes[at] for at in mean.argmax(1)]
-    hurried = np.concatenate([block.probabilities for block in together.blocks(paths, batch_size=20)])
+    hurried = np.concatenate([block.probabilities for block in together.predict_batches(paths, batch_size=20)])
     assert np.allclose(hurried, mean, atol=1e-5)
     raw = together.predict(paths, calibrated=False)
     assert list(raw["predicted"]) == list(found["predicted"]) and not np.allclose(raw[shares], mean, atol=1e-3)
     big = str(images.parent / "big.jpg")
     Image.open(paths[0]).resize((900, 700)).save(big)
     assert np.allclose(together.predict(Image.open(big))[shares], together.predict(big)[shares], atol=0.02)
-    block = next(together.blocks([paths[0], "nowhere.jpg", 3]))
+    block = next(together.predict_batches([paths[0], "nowhere.jpg", 3]))
     assert block.errors[1] == "No such file or directory" and "not int" in block.errors[2] and not block.errors[0]
 
 
@@ -348,7 +348,7 @@ def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(mo
     single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]
-    assert together.many and list(single[0]["predicted"]) == list(single[1]["predicted"])
+    assert together.multilabel and list(single[0]["predicted"]) == list(single[1]["predicted"])
     found = together.predict(images)
     assert list(found["predicted"]) == list(single[0]["predicted"])  # the same network: the temperatures decide nothing
     odds = np.log(single[0][shares] / (1 - single[0][shares]))

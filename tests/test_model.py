@@ -56,11 +56,11 @@ def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline)
     assert list(found["predicted"]) == list(rows["predicted"])
     plain = model.predict(rows["path"].tolist(), tta=False, calibrated=False)
     assert np.allclose(plain["confidence"], rows["plain_confidence"], atol=1e-5)
-    tempered = baseline.calibrate(rows, model.facts["temperature"])
+    tempered = baseline.calibrate(rows, model.config["temperature"])
     calibrated = done.predict(rows["path"])
     assert np.allclose(calibrated[["confidence", *SHARES]], tempered[["confidence", *SHARES]], atol=1e-5)
-    assert model.facts["weights_license"] == "apache-2.0"
-    assert model.facts["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
+    assert model.config["weights_license"] == "apache-2.0"
+    assert model.config["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
 
 
 def test_images_may_be_anything(tiny: Path, images: Path) -> None:
@@ -224,8 +224,8 @@ def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, images: P
         **dict.fromkeys(("sha256", "crop", "precision", "tta", "labels", "threshold", "temperature"), ...),
     )
     old = load(folder)
-    assert old.predict(images).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
-    assert old.facts["weights_license"] == "unknown"
+    assert old.predict(images).equals(expected) and old.config["tta"] == [] and old.config["temperature"] is None
+    assert old.config["weights_license"] == "unknown"
     with pytest.raises(OutputError, match="keeps no golden inputs"):
         old.check()
 

@@ -254,18 +254,18 @@ def run(
             "\n".join([*summarize_source(table), *([describe_folds(table, chosen)] if "kfold" in chosen.split else [])])
         )
         return
-    options: dict[str, Any] = {"out": out, "seed": seed, "show": show}
+    options: dict[str, Any] = {"out": out, "seed": seed, "progress": show}
     if folds:
         from baseline.cli.printing import folds_table
         from baseline.experiments.repeats import run_folds
 
-        _print(folds_table(run_folds(images, recipe, resume=resume, on=on, **options, **changes)))
+        _print(folds_table(run_folds(images, recipe, resume=resume, executor=on, **options, **changes)))
         return
     if seeds is not None:
         from baseline.cli.printing import seeds_table
         from baseline.experiments.repeats import run_seeds
 
-        _print(seeds_table(run_seeds(seeds, images, recipe, resume=resume, on=on, **options, **changes)))
+        _print(seeds_table(run_seeds(seeds, images, recipe, resume=resume, executor=on, **options, **changes)))
         return
     if fixes:
         from baseline.cli.printing import fixes_table

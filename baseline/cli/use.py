@@ -109,7 +109,8 @@ def predict(
 
     loaded = load([model, *split_paths(ensemble)])
     options: dict[str, Any] = {
-        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume, "on": on, "show": bars,
+        "total": total, "processes": processes, "overwrite": overwrite, "resume": resume,
+        "executor": on, "progress": bars,
     }  # fmt: skip
     try:
         counts = write_predictions(loaded, paths, sys.stdout.buffer if out is None else out, wanted, **options)
@@ -191,7 +192,7 @@ def check(model: Model) -> None:
 
     for member in load(model).members:
         difference = member.check()
-        print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, tensors whole and in place")
+        print(f"{member.folder}: {member.config['arch']}, {len(member.classes):,} classes, tensors whole and in place")
         print(f"golden inputs: largest difference of a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
 

@@ -57,7 +57,7 @@ def write_predictions(
     processes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
 ) -> PredictionStats:
     """Writes a row an image: `path, predicted, confidence, error`, and as wanted `class_1, probability_1` and so on, and
@@ -73,27 +73,27 @@ def write_predictions(
         processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder. As
             ever with several processes, a script that asks for them begins with `if __name__ == "__main__":`.
         total: how many images there are, for the bar; 0 where that is not known.
-        on: `"ray"` or a cluster (see `run_seeds`): workers predict, `processes` at once, or one for each CPU or GPU if
+        executor: `"ray"` or a cluster (see `run_seeds`): workers predict, `processes` at once, or one for each CPU or GPU if
             that is 1. They make shards in a folder beside the file, each of which gets its name when it is whole; a
             killed worker costs its shard, which is made again. The file is that of one process with as many threads.
 
     Raises:
         OutputError: if the file exists and neither `overwrite` nor `resume` is given, cannot be written, is being
             written by another job, or holds rows of another model, other options or other images.
-        RecipeError: for bfloat16 on a CPU that has nothing for it, or if `on` is nothing that predicts.
+        RecipeError: for bfloat16 on a CPU that has nothing for it, or if `executor` is nothing that predicts.
 
     >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", PredictOptions(top_k=3))  # doctest: +SKIP
     """
     wanted = wanted or PredictOptions()
     progress = progress or Progress()
     path = Path(out).expanduser() if isinstance(out, str | Path) else None
-    workers = get_executor(on, progress)
+    workers = get_executor(executor, progress)
     wanted = _with_resolved_precision(model, wanted, progress)
     rows = RowFormat(model.classes, wanted)
     if not isinstance(out, str | Path):
         if wanted.format == "parquet":
             raise OutputError("Parquet goes into a file. Give --out FILE.parquet.")
-        if workers.far:
+        if workers.remote:
             raise OutputError("What --on predicts goes into a file. Give --out FILE.")
         out.write(rows.header)
         return _write_rows(
@@ -105,7 +105,10 @@ def write_predictions(
     goes_on = check_resume(path, written, job, overwrite=overwrite, resume=resume)
     if goes_on and not written.exists():
         return finished_rows(path, iter(images))
-    shards, size = path.with_name(f"{path.name}.shards"), wanted.batch_size * (BATCHES_PER_SHARD if workers.far else 1)
+    shards, size = (
+        path.with_name(f"{path.name}.shards"),
+        wanted.batch_size * (BATCHES_PER_SHARD if workers.remote else 1),
+    )
     with open_output(written) as file, workers:
         if not goes_on:
             file.truncate(0)
@@ -117,7 +120,7 @@ def write_predictions(
         pieces: Iterable[tuple[bytes, PredictionStats]] = map(
             rows.of, _prediction_batches(model, rest, wanted, processes)
         )
-        if workers.far:
+        if workers.remote:
             made = partial(_predict_shard, tuple(model.folders), model.identity, wanted)
             named = ((str(image), encode_for_worker(image)) for image in rest)
             count = processes if processes > 1 else 0
@@ -134,7 +137,7 @@ def write_predictions(
 
 def _with_resolved_precision(model: Model | Ensemble, wanted: PredictOptions, progress: Progress) -> PredictOptions:
     """With the number format that the passes will have."""
-    name, why = model.settled_precision(wanted.precision)
+    name, why = model.resolve_precision(wanted.precision)
     if wanted.precision == "auto":
         progress.log(f"precision: {name} ({why})")
     return replace(wanted, precision=name)
@@ -144,7 +147,7 @@ def _prediction_batches(
     model: Model | Ensemble, images: Iterable[Any], wanted: PredictOptions, processes: int
 ) -> Iterator[PredictionBatch]:
     if processes < 2:
-        return model.blocks(images, **_predict_kwargs(wanted))
+        return model.predict_batches(images, **_predict_kwargs(wanted))
     return predict_in_workers(model.folders, model.identity, images, processes, **_predict_kwargs(wanted))
 
 
@@ -161,7 +164,7 @@ def _predict_shard(
     """In a worker, which loads the model once: the rows of names and images, and what is in them."""
     model, names, counts = _loaded(folders, identity), (name for name, _ in part), PredictionStats()
     rows, content = RowFormat(model.classes, wanted), []
-    for block in model.blocks([image for _, image in part], **_predict_kwargs(wanted)):
+    for block in model.predict_batches([image for _, image in part], **_predict_kwargs(wanted)):
         some, more = rows.of(replace(block, images=list(islice(names, len(block.images)))))
         content.append(some)
         counts.add(more)

@@ -39,7 +39,7 @@ def filter_by_model(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> 
         raise DataError(f"In --keep-model {recipe.keep_model}: {unknown_name('class', recipe.keep_if, model.classes)}")
     parts: list[np.ndarray] = []
     with progress.bar(f"which images are '{recipe.keep_if}'", len(table), "images") as bar:
-        for block in model.blocks(table["path"]):
+        for block in model.predict_batches(table["path"]):
             if bad := [(path, why) for path, why in zip(block.images, block.errors, strict=True) if why]:
                 raise DataError(f"Image {bad[0][0]} cannot be read: {bad[0][1]}. Leave it out.")
             parts.append(block.probabilities[:, model.classes.index(recipe.keep_if)])

@@ -115,12 +115,12 @@ class _Predictor:
     @property
     def classes(self) -> list[str]:
         """In the order of the networks' outputs."""
-        return self.members[0].facts["classes"]
+        return self.members[0].config["classes"]
 
     @property
-    def many(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether an image may have several labels."""
-        return self.members[0].facts["labels"] == "many"
+        return self.members[0].config["labels"] == "many"
 
     @property
     def folders(self) -> list[Path]:
@@ -137,15 +137,15 @@ class _Predictor:
             calibrated: divide by the fitted temperature, if there is one. What is predicted is the same without.
 
         Raises:
-            DataError: if an image cannot be read; `blocks` goes on.
+            DataError: if an image cannot be read; `predict_batches` goes on.
 
         >>> model.predict("holiday/")                                              # doctest: +SKIP
         """
         given = list(_iterate_images(images))
         by_path = all(isinstance(each, str | Path) for each in given)
         names = [str(each) for each in given] if by_path else list(range(len(given)))
-        made = list(self.blocks(given, tta=tta, calibrated=calibrated, batch_size=batch_size,
-                                hurry=len(given) >= batch_size))  # fmt: skip
+        made = list(self.predict_batches(given, tta=tta, calibrated=calibrated, batch_size=batch_size,
+                                optimize=len(given) >= batch_size))  # fmt: skip
         for name, error in zip(names, (error for block in made for error in block.errors), strict=True):
             if error:
                 raise DataError(f"Image {name} cannot be read: {error}. Leave it out.")
@@ -158,14 +158,14 @@ class _Predictor:
         }
         return pd.concat([pd.DataFrame(told), pd.DataFrame(found, columns=columns)], axis=1)
 
-    def blocks(
+    def predict_batches(
         self,
         images: Iterable[Any],
         *,
         tta: bool = True,
         calibrated: bool = True,
         batch_size: int = 64,
-        hurry: bool = True,
+        optimize: bool = True,
         precision: str = "",
     ) -> Iterator[PredictionBatch]:
         """Predictions as they are made, `batch_size` images at a time, in order; of an image that cannot be read, why.
@@ -176,14 +176,14 @@ class _Predictor:
         Args:
             images: taken from the iterable as they are needed: what `predict` takes, or functions that return it,
                 which are called in the reading threads.
-            hurry: with quicker passes (see `optimize_for_cpu`), which pay from a few dozen images on.
-            precision: the number format of the passes; see `settled_precision`.
+            optimize: with quicker passes (see `optimize_for_cpu`), which pay from a few dozen images on.
+            precision: the number format of the passes; see `resolve_precision`.
         """
         forms = list(dict.fromkeys(member._form for member in self.members))
         with ExitStack() as stack:
             networks: list[nn.Module] = [member.network for member in self.members]
             formats = [member._numbers(precision) for member in self.members]
-            hurried = not hurry
+            hurried = not optimize
             for given, squares in _read_batches(images, batch_size, forms):
                 whole = [each for each in squares if not isinstance(each, str)]
                 fitting = [[each[forms.index(member._form)] for each in whole] for member in self.members]
@@ -199,7 +199,7 @@ class _Predictor:
                 ]
                 yield self._block(given, squares, seen, calibrated)
 
-    def settled_precision(self, wish: str = "") -> tuple[str, str]:
+    def resolve_precision(self, wish: str = "") -> tuple[str, str]:
         """The number format of passes and why: that of the run's evaluation, which on a CPU is float32, if nothing is
         wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU that has units for it, bfloat16.
         Empty where several were evaluated in formats that differ.
@@ -211,14 +211,14 @@ class _Predictor:
         if device != "cpu":
             if wish not in ("", "auto"):
                 return wish, "as given"
-            formats = {member.facts["precision"] for member in self.members}
+            formats = {member.config["precision"] for member in self.members}
             return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
         return resolve_frozen_precision(wish or "float32", device, bfloat16_instructions())
 
     def _block(
         self, images: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool
     ) -> PredictionBatch:
-        facts = [member.facts for member in self.members]
+        facts = [member.config for member in self.members]
         labels = facts[0]["labels"]
         errors = [each if isinstance(each, str) else "" for each in squares]
         read = np.array([not error for error in errors], dtype=bool)
@@ -242,7 +242,7 @@ class Model(_Predictor):
 
     network: nn.Sequential
     """In evaluation mode, on the GPU where there is one."""
-    facts: Mapping[str, Any]
+    config: Mapping[str, Any]
     """What `model.json` says; see the module `networks`."""
     folder: Path
 
@@ -259,52 +259,52 @@ class Model(_Predictor):
     @cached_property
     def identity(self) -> str:
         """A hash of the network and all facts: models of one identity predict the same."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def learner(self) -> Learner:
         """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
         recipe = self._recipe
         with preserve_rng_state():
-            learn = learner(empty_loaders(self.classes, recipe, (self.facts["mean"], self.facts["std"])), recipe)
+            learn = learner(empty_loaders(self.classes, recipe, (self.config["mean"], self.config["std"])), recipe)
         learn.model.load_state_dict(self.network.state_dict())
         return learn
 
     @cached_property
     def _recipe(self) -> Recipe:
-        facts = self.facts
+        facts = self.config
         taken = ("arch", "head", "image_size", "resize", "labels", "threshold")
         return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
 
     @contextmanager
-    def ready(
+    def predictor(
         self, *, tta: bool = True, calibrated: bool = True
     ) -> Iterator[Callable[[Sequence[np.ndarray]], PredictionBatch]]:
         """Inside, a function that predicts squares (see `load_square`), with quicker passes prepared once for many calls.
 
-        >>> with model.ready(tta=False) as predicted:                              # doctest: +SKIP
-        ...     predicted([model.square("a.jpg"), model.square("b.jpg")]).predicted
+        >>> with model.predictor(tta=False) as predicted:                              # doctest: +SKIP
+        ...     predicted([model.load_square("a.jpg"), model.load_square("b.jpg")]).predicted
         ['ants', 'bees']
         """
         numbers = self._numbers()
-        noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.shape), dtype=np.uint8)]
+        noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.decoded_shape), dtype=np.uint8)]
         with self._quick(noise) as network:
             yield lambda squares: self._block(
                 [*squares], [*squares], [self._seen(network, squares, tta, numbers)], calibrated
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def decoded_shape(self) -> tuple[int, int, int]:
         """That of a `load_square`."""
         return (self.decoded_size, self.decoded_size, 3)
 
-    def square(self, image: Any) -> np.ndarray:
+    def load_square(self, image: Any) -> np.ndarray:
         """The square that is left of an image for the network, uint8; what cannot be read raises whatever PIL raises."""
-        return load_square(image, self.decoded_size, self.facts["resize"])
+        return load_square(image, self.decoded_size, self.config["resize"])
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
         """What the network takes: N x 3 x image_size x image_size, normalised, on its device."""
-        return _to_inputs(np.stack(squares), self.facts, device_of(self.network))
+        return _to_inputs(np.stack(squares), self.config, device_of(self.network))
 
     def check(self) -> float:
         """The largest difference between what the network makes of the folder's golden inputs now and what it made of
@@ -314,8 +314,8 @@ class Model(_Predictor):
             OutputError: if the folder keeps no golden inputs.
             WeightsError: if it is above 1e-4.
         """
-        images, expected = read_golden(self.folder, self.facts)
-        found = golden_outputs(self.network, self.facts, images.numpy())["probabilities"]
+        images, expected = read_golden(self.folder, self.config)
+        found = golden_outputs(self.network, self.config, images.numpy())["probabilities"]
         difference = float((found - expected).abs().max())
         if not difference <= TOLERANCE:
             raise WeightsError(
@@ -327,7 +327,7 @@ class Model(_Predictor):
     @property
     def _form(self) -> tuple[int, str]:
         """Of a `load_square`: pixels, and how an image becomes one."""
-        return self.decoded_size, self.facts["resize"]
+        return self.decoded_size, self.config["resize"]
 
     @contextmanager
     def _quick(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
@@ -337,7 +337,7 @@ class Model(_Predictor):
             yield network
 
     def _numbers(self, precision: str = "") -> torch.autocast:
-        return mixed_precision(self.settled_precision(precision)[0], device_of(self.network).type)
+        return mixed_precision(self.resolve_precision(precision)[0], device_of(self.network).type)
 
     def _seen(
         self, network: nn.Module, squares: Sequence[np.ndarray], tta: bool, numbers: torch.autocast
@@ -345,9 +345,11 @@ class Model(_Predictor):
         """Uncalibrated probabilities, squares x classes, mean over the plain image and its views."""
         if len(squares) == 0:
             return np.empty((0, len(self.classes)))
-        views = tuple(self.facts["tta"]) if tta else ()
+        views = tuple(self.config["tta"]) if tta else ()
         return (
-            predict_probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
+            predict_probabilities(network, self.inputs(squares), views, many=self.multilabel, numbers=numbers)
+            .mean(0)
+            .numpy()
         )
 
 
@@ -391,8 +393,8 @@ def _check_compatible(members: Sequence[Model]) -> None:
         if member.classes != first.classes:
             other = quoted_list(sorted(set(member.classes) ^ set(first.classes))) or "their order"
             raise OutputError(f"{both} have not the same classes: they differ in {other}. Give runs of the same.")
-        for name in ("labels", *(["threshold"] if first.many else [])):
-            if (one := member.facts[name]) != (two := first.facts[name]):
+        for name in ("labels", *(["threshold"] if first.multilabel else [])):
+            if (one := member.config[name]) != (two := first.config[name]):
                 raise OutputError(f"{both} differ in {name}, {one} and {two}, and have no average.")
         if member.identity in seen:
             raise OutputError(f"{member.folder} is there twice, also as {seen[member.identity]}. Leave one out.")

@@ -50,7 +50,7 @@ class PredictOptions:
     """Below it `predicted` is "unsure"."""
     batch_size: int = 64
     precision: str = ""
-    """`"float32"`, `"bfloat16"` or `"auto"`; as the run was evaluated where empty. See `Model.settled_precision`."""
+    """`"float32"`, `"bfloat16"` or `"auto"`; as the run was evaluated where empty. See `Model.resolve_precision`."""
 
     def __post_init__(self) -> None:
         good = {

@@ -53,12 +53,12 @@ def write_in_shards(
             if told is None:
                 yield Job("", partial(_write_shard, made, part, path, begin))
             else:
-                yield Job("", partial(_report_shard, told, len(part), begin), here=True)
+                yield Job("", partial(_report_shard, told, len(part), begin), local=True)
             begin += len(part)
 
     ended: dict[int, tuple[int, Any]] = {}
     following = first
-    for _, (begin, length, told) in workers.each(jobs(), count):
+    for _, (begin, length, told) in workers.as_completed(jobs(), count):
         ended[begin] = length, told
         while following in ended:
             path = folder / f"{following:012}"

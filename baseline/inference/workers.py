@@ -39,12 +39,12 @@ TIMEOUT_SECONDS = 1.0
 def predict_in_workers(
     folders: Sequence[Path], identity: str, images: Iterable[Any], processes: int, *, batch_size: int, **options: Any
 ) -> Iterator[PredictionBatch]:
-    """What `Model.blocks` of the folders' models gives for the images, in their order, made by so many processes.
+    """What `Model.predict_batches` of the folders' models gives for the images, in their order, made by so many processes.
 
     Args:
         identity: that of the model which the folders have to hold; see `Model.identity`.
         images: taken from the iterable as they are needed, at most four blocks a process ahead.
-        options: for `Model.blocks`.
+        options: for `Model.predict_batches`.
 
     Raises:
         OutputError: if a folder holds another model by now, or a process was killed.
@@ -156,7 +156,9 @@ def _run_worker(share: _WorkerTask) -> None:
     warnings.filters[:] = share.filters  # type: ignore[index]
     try:
         _apply_task(share)
-        for block in load_checked(share.folders, share.identity).blocks(_next_tasks(share.tasks), **share.options):
+        for block in load_checked(share.folders, share.identity).predict_batches(
+            _next_tasks(share.tasks), **share.options
+        ):
             share.results.put(replace(block, images=[]))
     except BaselineError as error:
         share.results.put(error)

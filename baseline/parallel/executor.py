@@ -42,20 +42,20 @@ POLL_SECONDS = 0.5
 class Job:
     """One thing to do."""
 
-    words: str
+    description: str
     """What it is, for the person who waits; empty for one of many that a bar counts."""
-    make: Callable[[Progress], Any]
+    function: Callable[[Progress], Any]
     """Does it. Where it goes to a worker, it and what it gives are pickled, and it may be done twice: a worker can be
     killed at any moment."""
-    here: bool = False
+    local: bool = False
     """It is not worth a worker, or needs what is in memory here."""
 
 
-def get_executor(on: str, progress: Progress) -> Executor:
+def get_executor(executor: str, progress: Progress) -> Executor:
     """What jobs are done by.
 
     Args:
-        on: empty: one after the other in this process. `"ray"`: by a Ray of this machine, which is started for it and
+        executor: empty: one after the other in this process. `"ray"`: by a Ray of this machine, which is started for it and
             ends with it, or by the cluster of `RAY_ADDRESS`, or by the one that a script has joined. `"ray://HOST:10001"`
             (from outside), `"ray:HOST:6379"` or `"ray:auto"` (on one of its machines): by a cluster.
 
@@ -64,17 +64,17 @@ def get_executor(on: str, progress: Progress) -> Executor:
         OutputError: if the address does not answer.
 
     >>> with get_executor("", Progress()) as here:
-    ...     [made for _, made in here.each([Job("", lambda show: 1), Job("", lambda show: 2)])]
+    ...     [made for _, made in here.as_completed([Job("", lambda show: 1), Job("", lambda show: 2)])]
     [1, 2]
     """
-    if not on:
+    if not executor:
         return Executor(progress)
-    name, _, rest = on.partition(":")
-    if name != "ray" or (":" in on and not rest.strip("/")):
-        raise RecipeError(f"--on is '{on}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
+    name, _, rest = executor.partition(":")
+    if name != "ray" or (":" in executor and not rest.strip("/")):
+        raise RecipeError(f"--on is '{executor}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
     if find_spec("ray") is None:
         raise RecipeError("--on ray needs the package ray: pip install 'fastai-baseline[ray]'.")
-    address = on if rest.startswith("//") else rest or os.environ.get("RAY_ADDRESS", "")
+    address = executor if rest.startswith("//") else rest or os.environ.get("RAY_ADDRESS", "")
     _check_reachable(address)
     return _RayExecutor(progress, address)
 
@@ -82,13 +82,13 @@ def get_executor(on: str, progress: Progress) -> Executor:
 class Executor:
     """Does jobs one after the other in this process."""
 
-    far = False
+    remote = False
     """Whether several are done at once, elsewhere."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
-    def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
+    def as_completed(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
         """Does the jobs, and gives each with what came of it as soon as it is done.
 
         Args:
@@ -97,13 +97,13 @@ class Executor:
                 processors if not given.
         """
         for job in jobs:
-            if job.words:
-                self.progress.log(job.words)
-            yield job, job.make(self.progress)
+            if job.description:
+                self.progress.log(job.description)
+            yield job, job.function(self.progress)
 
-    def all(self, jobs: Iterable[Job], count: int = 0) -> None:
+    def run(self, jobs: Iterable[Job], count: int = 0) -> None:
         """Does the jobs, and waits for the last."""
-        for _ in self.each(jobs, count):
+        for _ in self.as_completed(jobs, count):
             pass
 
     def __enter__(self) -> Self:
@@ -128,26 +128,26 @@ def _check_reachable(address: str) -> None:
 
 
 class _RayExecutor(Executor):
-    far = True
+    remote = True
 
     def __init__(self, progress: Progress, address: str) -> None:
         super().__init__(progress)
         self.address = address
         self.own = False
 
-    def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
+    def as_completed(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
         rest, aside = iter(jobs), deque[Job]()
         team: _WorkerPool | None = None
         try:
             while True:
                 while (team is None or team.has_room) and (job := next(rest, None)) is not None:
-                    if job.here:
+                    if job.local:
                         aside.append(job)
                         continue
                     team = team or self._team(count)
                     team.send(job)
                 if aside:
-                    yield from super().each([aside.popleft()])
+                    yield from super().as_completed([aside.popleft()])
                 elif team is None or not team.waiting:
                     return
                 if team is not None:
@@ -183,7 +183,9 @@ class _RayExecutor(Executor):
 
         if ray.is_initialized():
             if self.address and not self.own:
-                raise RecipeError("This script has joined a Ray already. Give on='ray' to use it, or ray.shutdown().")
+                raise RecipeError(
+                    "This script has joined a Ray already. Give executor='ray' to use it, or ray.shutdown()."
+                )
             return ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of what this will mean one day
@@ -249,7 +251,7 @@ class _WorkerPool:
         return []
 
     def _result(self, task: Any, job: Job) -> Any:
-        what, ray = job.words or "a part of the work", self.ray
+        what, ray = job.description or "a part of the work", self.ray
         try:
             found = ray.get(task)
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
@@ -260,8 +262,8 @@ class _WorkerPool:
         if isinstance(found, BaselineError):
             raise found
         made, seconds, where = found
-        if job.words:
-            self.progress.log(f"{job.words}: done in {format_duration(seconds)} on {where}")
+        if job.description:
+            self.progress.log(f"{job.description}: done in {format_duration(seconds)} on {where}")
         return made
 
 
@@ -333,10 +335,10 @@ def _run_job(job: Job, asker: _CallerContext, lines: Any) -> Any:
     where = f"{socket.gethostname()}, process {os.getpid()}"
     try:
         asker.follow()
-        if job.words:
-            lines.tell.remote(f"{job.words}: begun on {where}")
+        if job.description:
+            lines.tell.remote(f"{job.description}: begun on {where}")
         began = time.perf_counter()
-        made = job.make(Progress())
+        made = job.function(Progress())
         return made, time.perf_counter() - began, where
     except BaselineError as error:
         return error
