@@ -152,7 +152,7 @@ def test_models_that_are_not_whole_and_packages_that_lack_are_told(
         baseline.export("nowhere", "torch-export")
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     (folder / "golden.safetensors").unlink()
-    with pytest.raises(OutputError, match=r"keeps no golden inputs.* Give --images"):
+    with pytest.raises(OutputError, match=r"has no golden inputs.* Give --images"):
         baseline.export(folder, "torch-export")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'fastai-baseline\[onnx\]'"):

@@ -165,7 +165,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     out = Path(shutil.copytree(folds.folder, tmp_path / "out"))
     for lost in ("folds.json", "oof.csv", "predictions.csv", "fold-1/manifest.json"):
         (out / lost).unlink()
-    with pytest.raises(OutputError, match=r"holds 2 finished folds, but no folds\.json"):
+    with pytest.raises(OutputError, match=r"holds 2 finished folds but no folds\.json"):
         load(out)
     with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
         run_folds(given, short, out=out, progress=QUIET)
@@ -326,7 +326,7 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
         sizes.append(size)
         return square(image, size, resize)
 
-    monkeypatch.setattr(baseline.inference.model, "square", counted)
+    monkeypatch.setattr(baseline.inference.model, "load_square", counted)
     together = load(runs)
     found = together.predict(paths)
     assert sorted(sizes) == [48] * 48 + [64] * 48
@@ -358,14 +358,14 @@ def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(mo
 
 def test_models_that_have_no_average_are_refused(models: Any, tiny: Path) -> None:
     for changes, words in (
-        ({"classes": ["ants", "bees", "flies"]}, "have not the same classes: they differ in 'flies', 'wasps'"),
-        ({"classes": ["bees", "ants", "wasps"]}, "have not the same classes: they differ in their order"),
-        ({"labels": "many"}, "differ in labels, many and one"),
-        ({}, "is there twice, also as"),
+        ({"classes": ["ants", "bees", "flies"]}, "do not have the same classes: they differ in 'flies', 'wasps'"),
+        ({"classes": ["bees", "ants", "wasps"]}, "do not have the same classes: they differ in their order"),
+        ({"labels": "many"}, r"differ in labels \(many and one\)"),
+        ({}, "is included twice, also as"),
     ):
         with pytest.raises(OutputError, match=words):
             load([tiny, models(**changes)])
-    with pytest.raises(OutputError, match="No model was given"):
+    with pytest.raises(OutputError, match="There is no model to predict with"):
         load([])
     assert load([tiny]).members[0].folder == tiny
 
