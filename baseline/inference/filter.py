@@ -1,4 +1,4 @@
-"""TODO."""
+"""Keep only the images that a second model assigns to a class, such as photos among scans."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ __all__ = ["filter_by_model"]
 
 
 def filter_by_model(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The images that `recipe.keep_model` calls `recipe.keep_if` by at least `recipe.keep_above`, and the others.
+    """Split a table into the images to which `recipe.keep_model` gives the class `recipe.keep_if` with a probability of
+    at least `recipe.keep_above`, and the others.
 
     Args:
         table: an image table of readable images.
 
     Returns:
-        The image table without them, and of those that leave it `path, label, probability`, the least probable first.
+        The table of the images to keep, and `path`, `label` and `probability` of the others, the least probable first.
 
     Raises:
         DataError: if the model has no such class, an image cannot be read, or too few images or classes are left.
@@ -38,21 +39,23 @@ def filter_by_model(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> 
     if recipe.keep_if not in model.classes:
         raise DataError(f"In --keep-model {recipe.keep_model}: {unknown_name('class', recipe.keep_if, model.classes)}")
     parts: list[np.ndarray] = []
-    with progress.bar(f"which images are '{recipe.keep_if}'", len(table), "images") as bar:
-        for block in model.predict_batches(table["path"]):
-            if bad := [(path, why) for path, why in zip(block.images, block.errors, strict=True) if why]:
+    with progress.bar(f"finding images of '{recipe.keep_if}'", len(table), "images") as bar:
+        for batch in model.predict_batches(table["path"]):
+            if bad := [(path, error) for path, error in zip(batch.images, batch.errors, strict=True) if error]:
                 raise DataError(f"Image {bad[0][0]} cannot be read: {bad[0][1]}. Leave it out.")
-            parts.append(block.probabilities[:, model.classes.index(recipe.keep_if)])
-            bar.step(len(block.images))
+            parts.append(batch.probabilities[:, model.classes.index(recipe.keep_if)])
+            bar.step(len(batch.images))
     probability = np.concatenate(parts)
-    kept = probability >= recipe.keep_above
-    left = table.loc[~kept, ["path", "label"]].assign(probability=probability[~kept].round(4))
-    words = f"{int((~kept).sum()):,} of {len(table):,} images are not '{recipe.keep_if}' by {recipe.keep_model}"
-    progress.log(f"kept: {int(kept.sum()):,} images; {words}, and are left out")
-    found = table[kept].reset_index(drop=True)
-    if lost := sorted({*explode_labels(table["label"]).dropna()} - {*explode_labels(found["label"]).dropna()}):
+    matches = probability >= recipe.keep_above
+    removed = table.loc[~matches, ["path", "label"]].assign(probability=probability[~matches].round(4))
+    count = int((~matches).sum())
+    verb = "is" if count == 1 else "are"
+    summary = f"{count:,} of {len(table):,} images {verb} not '{recipe.keep_if}' according to {recipe.keep_model}"
+    progress.log(f"{summary} and {verb} left out; {int(matches.sum()):,} kept")
+    filtered = table[matches].reset_index(drop=True)
+    if lost := sorted({*explode_labels(table["label"]).dropna()} - {*explode_labels(filtered["label"]).dropna()}):
         raise DataError(
-            f"{words}; none of {quoted_list(lost)} is left. Give a lower --keep-above, or another --keep-model."
+            f"{summary}; none of {quoted_list(lost)} is left. Give a lower --keep-above, or another --keep-model."
         )
-    _check_labels(found, recipe.labels, words)
-    return found, left.sort_values("probability", kind="stable", ignore_index=True)
+    _check_labels(filtered, recipe.labels, summary)
+    return filtered, removed.sort_values("probability", kind="stable", ignore_index=True)
