@@ -25,7 +25,7 @@ def worker() -> int:
     """A process on this machine in which a worker does its work; 0 while there is none."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::_work"):
+            if (process / "cmdline").read_bytes().startswith(b"ray::run_job"):
                 return int(process.name)
         except OSError:  # it has just ended
             continue

@@ -146,7 +146,7 @@ class WorkerTask(NamedTuple):
 
     folders: list[Path]
     identity: str
-    index: int
+    worker_index: int
     processes: int
     options: dict[str, Any]
     tasks: Any
@@ -173,7 +173,7 @@ def assign_device(task: WorkerTask) -> None:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(task.index % torch.cuda.device_count())
+        torch.cuda.set_device(task.worker_index % torch.cuda.device_count())
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // task.processes))
 

@@ -226,7 +226,7 @@ def at_work() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError):
-            if (process / "cmdline").read_bytes().startswith(b"ray::_work"):
+            if (process / "cmdline").read_bytes().startswith(b"ray::run_job"):
                 parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
                 grandparent = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1]
                 found += [int(process.name)] if int(grandparent) == os.getpid() else []
