@@ -332,15 +332,15 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
     assert sorted(sizes) == [48] * 48 + [64] * 48
     assert np.allclose(found[shares], mean, atol=1e-6) and np.allclose(found["confidence"], mean.max(1), atol=1e-6)
     assert list(found["predicted"]) == [together.classes[at] for at in mean.argmax(1)]
-    hurried = np.concatenate([block.probabilities for block in together.predict_batches(paths, batch_size=20)])
+    hurried = np.concatenate([batch.probabilities for batch in together.predict_batches(paths, batch_size=20)])
     assert np.allclose(hurried, mean, atol=1e-5)
     raw = together.predict(paths, calibrated=False)
     assert list(raw["predicted"]) == list(found["predicted"]) and not np.allclose(raw[shares], mean, atol=1e-3)
     big = str(images.parent / "big.jpg")
     Image.open(paths[0]).resize((900, 700)).save(big)
     assert np.allclose(together.predict(Image.open(big))[shares], together.predict(big)[shares], atol=0.02)
-    block = next(together.predict_batches([paths[0], "nowhere.jpg", 3]))
-    assert block.errors[1] == "No such file or directory" and "not int" in block.errors[2] and not block.errors[0]
+    batch = next(together.predict_batches([paths[0], "nowhere.jpg", 3]))
+    assert batch.errors[1] == "No such file or directory" and "not int" in batch.errors[2] and not batch.errors[0]
 
 
 def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(models: Any, images: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     shutil.copy(whole.with_name("whole.csv.job.json"), cut.with_name("cut.csv.job.json"))
     cut.write_bytes(whole.read_bytes()[:1500])
     for other in (one, [one, three], [two, one]):
-        with pytest.raises(OutputError, match="was begun with another model"):
+        with pytest.raises(OutputError, match="was started with a different model"):
             write_predictions(load(other), paths, cut, wanted, resume=True)
     ended = call("predict", one, images, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
                  "--processes", 2)  # fmt: skip

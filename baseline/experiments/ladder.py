@@ -91,8 +91,8 @@ def run_ladder(
 
     Raises:
         RecipeError: for a rung that does not exist, a recipe with a budget, if `executor` is nothing that makes runs,
-            for a rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with many
-            labels an image, or with a model that open_clip does not know.
+            for a rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with
+            many labels an image, or with a model that open_clip does not know.
         WeightsError: if the weights of `clip` cannot be had or do not fit.
         OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other images or another recipe.
 
