@@ -60,9 +60,9 @@ def test_the_module_predicts_as_the_model(tiny: Path, tmp_path: Path, images: Pa
     (folder / "model.json").write_text(json.dumps(told))
     model = baseline.load(folder)
     paths = sorted(images.rglob("*.jpg"))[:6]
-    for views, tta in ((tuple(model.facts["tta"]), True), ((), False)):
+    for views, tta in ((tuple(model.config["tta"]), True), ((), False)):
         expected = model.predict(paths, tta=tta)[SHARES].to_numpy()
-        module = ExportModule(model.network, model.facts, model.decoded_size, views, any_size=True)
+        module = ExportModule(model.network, model.config, model.decoded_size, views, any_size=True)
         with torch.inference_mode():
             pictures = [np.array(load_image(path, model.decoded_size))[None] for path in paths]
             found = np.concatenate([module(torch.from_numpy(each)) for each in pictures])
@@ -152,7 +152,7 @@ def test_models_that_are_not_whole_and_packages_that_lack_are_told(
         baseline.export("nowhere", "torch-export")
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     (folder / "golden.safetensors").unlink()
-    with pytest.raises(OutputError, match=r"keeps no golden inputs.* Give --images"):
+    with pytest.raises(OutputError, match=r"has no golden inputs.* Give --images"):
         baseline.export(folder, "torch-export")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'fastai-baseline\[onnx\]'"):

@@ -165,7 +165,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     out = Path(shutil.copytree(folds.folder, tmp_path / "out"))
     for lost in ("folds.json", "oof.csv", "predictions.csv", "fold-1/manifest.json"):
         (out / lost).unlink()
-    with pytest.raises(OutputError, match=r"holds 2 finished folds, but no folds\.json"):
+    with pytest.raises(OutputError, match=r"holds 2 finished folds but no folds\.json"):
         load(out)
     with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
         run_folds(given, short, out=out, progress=QUIET)
@@ -326,21 +326,21 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
         sizes.append(size)
         return square(image, size, resize)
 
-    monkeypatch.setattr(baseline.inference.model, "square", counted)
+    monkeypatch.setattr(baseline.inference.model, "load_square", counted)
     together = load(runs)
     found = together.predict(paths)
     assert sorted(sizes) == [48] * 48 + [64] * 48
     assert np.allclose(found[shares], mean, atol=1e-6) and np.allclose(found["confidence"], mean.max(1), atol=1e-6)
     assert list(found["predicted"]) == [together.classes[at] for at in mean.argmax(1)]
-    hurried = np.concatenate([block.probabilities for block in together.blocks(paths, batch_size=20)])
+    hurried = np.concatenate([batch.probabilities for batch in together.predict_batches(paths, batch_size=20)])
     assert np.allclose(hurried, mean, atol=1e-5)
     raw = together.predict(paths, calibrated=False)
     assert list(raw["predicted"]) == list(found["predicted"]) and not np.allclose(raw[shares], mean, atol=1e-3)
     big = str(images.parent / "big.jpg")
     Image.open(paths[0]).resize((900, 700)).save(big)
     assert np.allclose(together.predict(Image.open(big))[shares], together.predict(big)[shares], atol=0.02)
-    block = next(together.blocks([paths[0], "nowhere.jpg", 3]))
-    assert block.errors[1] == "No such file or directory" and "not int" in block.errors[2] and not block.errors[0]
+    batch = next(together.predict_batches([paths[0], "nowhere.jpg", 3]))
+    assert batch.errors[1] == "No such file or directory" and "not int" in batch.errors[2] and not batch.errors[0]
 
 
 def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(models: Any, images: Path) -> None:
@@ -348,7 +348,7 @@ def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(mo
     single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]
-    assert together.many and list(single[0]["predicted"]) == list(single[1]["predicted"])
+    assert together.multilabel and list(single[0]["predicted"]) == list(single[1]["predicted"])
     found = together.predict(images)
     assert list(found["predicted"]) == list(single[0]["predicted"])  # the same network: the temperatures decide nothing
     odds = np.log(single[0][shares] / (1 - single[0][shares]))
@@ -358,14 +358,14 @@ def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(mo
 
 def test_models_that_have_no_average_are_refused(models: Any, tiny: Path) -> None:
     for changes, words in (
-        ({"classes": ["ants", "bees", "flies"]}, "have not the same classes: they differ in 'flies', 'wasps'"),
-        ({"classes": ["bees", "ants", "wasps"]}, "have not the same classes: they differ in their order"),
-        ({"labels": "many"}, "differ in labels, many and one"),
-        ({}, "is there twice, also as"),
+        ({"classes": ["ants", "bees", "flies"]}, "do not have the same classes: they differ in 'flies', 'wasps'"),
+        ({"classes": ["bees", "ants", "wasps"]}, "do not have the same classes: they differ in their order"),
+        ({"labels": "many"}, r"differ in labels \(many and one\)"),
+        ({}, "is included twice, also as"),
     ):
         with pytest.raises(OutputError, match=words):
             load([tiny, models(**changes)])
-    with pytest.raises(OutputError, match="No model was given"):
+    with pytest.raises(OutputError, match="There is no model to predict with"):
         load([])
     assert load([tiny]).members[0].folder == tiny
 
@@ -382,7 +382,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     shutil.copy(whole.with_name("whole.csv.job.json"), cut.with_name("cut.csv.job.json"))
     cut.write_bytes(whole.read_bytes()[:1500])
     for other in (one, [one, three], [two, one]):
-        with pytest.raises(OutputError, match="was begun with another model"):
+        with pytest.raises(OutputError, match="was started with a different model"):
             write_predictions(load(other), paths, cut, wanted, resume=True)
     ended = call("predict", one, images, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
                  "--processes", 2)  # fmt: skip

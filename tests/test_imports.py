@@ -53,7 +53,7 @@ def test_a_vision_learner_becomes_a_folder_that_predicts_the_same(images: Path, 
     dls = folders(images, item_tfms=Resize(64, ResizeMethod.Squish), batch_tfms=[*aug_transforms(size=48), stats])
     done = import_learner(exported(dls, arch), "ours", trust_pickle=True, images=str(images))
     model = baseline.load("ours")
-    facts = model.facts
+    facts = model.config
     assert facts["mean"] == [0.4, 0.5, 0.6] and facts["std"] == [0.2, 0.3, 0.25] and facts["head"] == "fastai"
     assert (facts["image_size"], model.decoded_size, facts["resize"]) == (48, 64, "squish")
     assert facts["classes"] == ["ants", "bees"] and facts["labels"] == "one" and model.check() < 1e-5
@@ -72,7 +72,7 @@ def test_of_many_labels_the_threshold_is_the_losss(images: Path) -> None:
         table, images, label_delim=";", item_tfms=Resize(48), bs=8, num_workers=0, valid_pct=0.2, seed=1
     )
     done = import_learner(exported(dls, resnet18, n_out=3), "ours", trust_pickle=True, images=str(images))
-    facts = baseline.load("ours").facts
+    facts = baseline.load("ours").config
     assert facts["classes"] == ["ant", "bee", "leg"] and facts["labels"] == "many" and facts["threshold"] == 0.5
     assert facts["resize"] == "crop" and facts["mean"] == [0, 0, 0] and facts["std"] == [1, 1, 1]
     assert done.images == 48 and done.largest < 0.2

@@ -126,7 +126,7 @@ def test_alone_it_is_recommended_as_what_needs_no_training(
     assert found.sentences[0].startswith("Take zero-shot classification by CLIP, tiny-clip: ")
     assert "without training, in " in found.sentences[0] and len(found.sentences) == 1
     before = (tmp_path / "one/zeroshot/manifest.json").stat().st_mtime_ns
-    again = {"rungs": ["zeroshot"], "out": tmp_path / "one", "resume": True, "show": QUIET}
+    again = {"rungs": ["zeroshot"], "out": tmp_path / "one", "resume": True, "progress": QUIET}
     run_ladder(images, small, clip=clip, **again)
     assert (tmp_path / "one/zeroshot/manifest.json").stat().st_mtime_ns == before
     with pytest.raises(OutputError, match=r"was made by .*an image of .*now .*a sketch"):

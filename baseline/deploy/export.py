@@ -217,7 +217,7 @@ def _comparison_images(model: Model, words: Sequence[str], size: str) -> tuple[l
             raise OutputError(f"{' '.join(words)} names no images. Give others to --images.")
         return paths, False
     try:
-        squares = list(read_golden(model.folder, model.facts)[0].numpy())
+        squares = list(read_golden(model.folder, model.config)[0].numpy())
     except OutputError as error:
         raise OutputError(f"{error} Give --images to compare on.") from None
     if size == "fixed":
@@ -238,12 +238,12 @@ class _Exporter:
             calibrated,
             progress,
         )
-        self.side, self.resize = model.decoded_size, model.facts["resize"]
-        self.views = tuple(model.facts["tta"]) if tta else ()
+        self.side, self.resize = model.decoded_size, model.config["resize"]
+        self.views = tuple(model.config["tta"]) if tta else ()
 
     @property
     def module(self) -> ExportModule:
-        return ExportModule(self.model.network, self.model.facts, self.side, self.views, any_size=self.any_size).eval()
+        return ExportModule(self.model.network, self.model.config, self.side, self.views, any_size=self.any_size).eval()
 
     @property
     def example(self) -> tuple[torch.Tensor]:
@@ -285,23 +285,23 @@ class _Exporter:
 
     def _told(self) -> dict[str, Any]:
         """What whoever runs the file should know. A threshold is that of the calibrated probabilities."""
-        facts = self.model.facts
+        facts = self.model.config
         kept = ("classes", "labels", "arch", "image_size", "resize", "temperature")
         told = {key: facts[key] for key in kept} | {"input_size": "any" if self.any_size else self.side}
         told |= {"views": list(self.views), "model": self.model.identity, "made_by": f"fastai-baseline {__version__}"}
-        return told | ({"threshold": self.threshold} if self.model.many else {})
+        return told | ({"threshold": self.threshold} if self.model.multilabel else {})
 
     @property
     def threshold(self) -> float:
         """From which calibrated probability on a label is predicted, with many labels an image."""
-        facts, temperature = self.model.facts, self.model.facts["temperature"] if self.calibrated else None
+        facts, temperature = self.model.config, self.model.config["temperature"] if self.calibrated else None
         plain = np.array([[facts["threshold"]]])
         return float(plain[0, 0] if temperature is None else apply_temperature(plain, temperature, "many")[0, 0])
 
     @contextmanager
     def _patience(self, form: str) -> Iterator[None]:
         """Exporters raise nearly every kind, and warn of themselves."""
-        self.progress.log(f"{form}: writing {self.model.facts['arch']}, which takes some seconds")
+        self.progress.log(f"{form}: writing {self.model.config['arch']}, which takes some seconds")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -309,7 +309,7 @@ class _Exporter:
         except OSError:
             raise
         except Exception as error:
-            words = f"{self.model.facts['arch']} cannot be written as {form}: {first_line(error)}"
+            words = f"{self.model.config['arch']} cannot be written as {form}: {first_line(error)}"
             raise OutputError(f"{words}. Try another form: {', '.join(FORMATS)}.") from None
 
     # ---- comparing --------------------------------------------------------------------------------------------------
@@ -320,8 +320,8 @@ class _Exporter:
         with self.progress.bar("comparing", len(images), "images") as bar:
             for begin in range(0, len(images), BATCH):
                 some = images[begin : begin + BATCH]
-                (block,) = self.model.blocks(
-                    some, batch_size=BATCH, hurry=False, tta=self.tta, calibrated=self.calibrated
+                (block,) = self.model.predict_batches(
+                    some, batch_size=BATCH, optimize=False, tta=self.tta, calibrated=self.calibrated
                 )
                 read = [number for number, error in enumerate(block.errors) if not error]
                 found = self._ran(run, [self._input(some[number]) for number in read])
@@ -349,7 +349,7 @@ class _Exporter:
         return found
 
     def _decided(self, found: np.ndarray) -> np.ndarray:
-        return found >= self.threshold if self.model.many else found.argmax(-1)[:, None]
+        return found >= self.threshold if self.model.multilabel else found.argmax(-1)[:, None]
 
 
 def _check_agreement(found: Exported, int8: bool) -> None:

@@ -308,15 +308,15 @@ def _compare(learn: Learner, folder: Path, paths: list[str], progress: Progress)
     model, same, worst, count = load_model(folder), 0, 0.0, 0
     with progress.bar("comparing", len(paths), "images") as bar:
         for path in paths:
-            (block,) = model.blocks([path], hurry=False)
+            (block,) = model.predict_batches([path], optimize=False)
             bar.step()
             if block.errors[0]:
                 continue
             outputs = learn.model(_prepare(learn, _open_like(learn, path))[1])[0].double().cpu()
-            theirs = (outputs.sigmoid() if model.many else outputs.softmax(-1)).numpy()
+            theirs = (outputs.sigmoid() if model.multilabel else outputs.softmax(-1)).numpy()
             ours = block.probabilities[0]
-            limit = model.facts["threshold"]
-            decided = [each >= limit if model.many else each.argmax(keepdims=True) for each in (ours, theirs)]
+            limit = model.config["threshold"]
+            decided = [each >= limit if model.multilabel else each.argmax(keepdims=True) for each in (ours, theirs)]
             same += int((decided[0] == decided[1]).all())
             worst, count = float(np.maximum(worst, np.abs(ours - theirs).max())), count + 1
     return count, same, worst

@@ -70,7 +70,7 @@ def run_ladder(
     rungs: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     clip: str = "",
     prompt: str = "",
     progress: Progress | None = None,
@@ -84,15 +84,15 @@ def run_ladder(
         rungs: some of `VARIANTS`, to climb only these; all but `zeroshot` if not given.
         out: the folder; `runs/ladder-NAME-DATE-TIME` if not given.
         resume: keep the rungs that an interrupted ladder in `out` has finished.
-        on: what trains the rungs; see `run_seeds`. Those without a network of their own are arithmetic on what is in
-            memory, and are done here meanwhile.
+        executor: what trains the rungs; see `run_seeds`. Those without a network of their own are arithmetic on what is
+            in memory, and are done here meanwhile.
         clip, prompt: for the rung `zeroshot`, which is climbed where it is asked for or `clip` is given; see
             `baseline.zeroshot.clip_of`. Needs the extra `clip`.
 
     Raises:
-        RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, for a
-            rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with many
-            labels an image, or with a model that open_clip does not know.
+        RecipeError: for a rung that does not exist, a recipe with a budget, if `executor` is nothing that makes runs,
+            for a rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with
+            many labels an image, or with a model that open_clip does not know.
         WeightsError: if the weights of `clip` cannot be had or do not fit.
         OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other images or another recipe.
 
@@ -108,7 +108,7 @@ def run_ladder(
     if "tta" in wanted and not set(wanted) & set(TTA_VARIANTS):
         raise RecipeError(f"The rung tta is of a trained one, and there is none. Add one of {', '.join(TTA_VARIANTS)}.")
     asked = parse_clip(clip, prompt) if "zeroshot" in wanted else None
-    chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
+    chosen, workers = starting_recipe(images, recipe), get_executor(executor, progress)
     with create_run_folder(out, f"ladder-{chosen.name}") as folder, workers:
         bodies = prepare_architectures(images, chosen, archs, folder, progress, changes, resume=resume, clip=asked)
         if "tta" in rungs and not bodies[0].wished.tta:
@@ -136,7 +136,7 @@ def _run_variants(
         # zero-shot first: that its weights do not fit is better told before hours of training
         for number, (body, rung) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
     ]
-    workers.all(jobs, sum(not job.here for job in jobs))
+    workers.run(jobs, sum(not job.local for job in jobs))
     trained = {body: [rung for own, rung in each if own is body and rung in TTA_VARIANTS] for body in bodies}
     found = []
     for body, rung in each:
@@ -147,7 +147,7 @@ def _run_variants(
 
 def _variant_job(words: str, body: Architecture, rung: str) -> Job:
     if rung == "tta":  # of a rung that was evaluated with it, too
-        return Job(words, lambda progress: None, here=True)
+        return Job(words, lambda progress: None, local=True)
     return body.job(words, rung, body.folder / rung)
 
 

@@ -84,7 +84,7 @@ def run_learning_curve(
     rungs: Sequence[str] = ("logistic", "groups"),
     out: str | Path | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> LearningCurve:
@@ -100,12 +100,12 @@ def run_learning_curve(
         rungs: what is trained; names from `baseline ladder` but for `majority`, `tta` and `zeroshot`.
         out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
-        on: what trains; see `run_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and
-            are done here meanwhile.
+        executor: what trains; see `run_seeds`. Rungs without a network of their own are arithmetic on what is in
+            memory, and are done here meanwhile.
 
     Raises:
-        RecipeError: for unknown rungs, fewer than three sizes, a recipe with a budget, or if `on` is nothing that makes
-            runs.
+        RecipeError: for unknown rungs, fewer than three sizes, a recipe with a budget, or if `executor` is nothing that
+            makes runs.
         DataError: if the images are too few for three sizes.
         OutputError: if `out` was begun and `resume` was not asked for, or with other images or another recipe.
 
@@ -120,7 +120,7 @@ def run_learning_curve(
     if seeds < 1:
         raise RecipeError(f"--seeds is {seeds}; 1 or more were needed.")
     progress = progress or ConsoleProgress()
-    chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
+    chosen, workers = starting_recipe(images, recipe), get_executor(executor, progress)
     with create_run_folder(out, f"curve-{chosen.name}") as folder, workers:
         body = prepare_architectures(images, chosen, (), folder, progress, changes, resume=resume)[0]
         with resume_hint_on_interrupt(folder, progress):
@@ -165,7 +165,7 @@ class _CurvePlan:
         }
         jobs = (self._job(words[each], *each) for each in every)
         count = sum(rung not in PROBES for rung, _, _ in every)
-        probed = {job.words: right for job, right in workers.each(jobs, count)}
+        probed = {job.description: right for job, right in workers.as_completed(jobs, count)}
         rows: list[dict[str, Any]] = []
         hits: list[np.ndarray] = []
         for rung, size, seed in every:
@@ -205,7 +205,7 @@ class _CurvePlan:
     def _job(self, words: str, rung: str, size: int, seed: int) -> Job:
         """What trains a network into its run folder, or gives which of the judging images a probe has right."""
         if rung in PROBES:
-            return Job(words, lambda progress: self._probed(rung, self._chosen(size, seed)), here=True)
+            return Job(words, lambda progress: self._probed(rung, self._chosen(size, seed)), local=True)
         chosen, run = self._chosen(size, seed), self._run(rung, size, seed)
         split_file = self.folder / "splits" / f"{run.name}.csv"
         write_atomic(split_file, split_to_csv(chosen))

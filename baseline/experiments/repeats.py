@@ -89,7 +89,7 @@ def run_seeds(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> SeedRuns:
@@ -100,11 +100,11 @@ def run_seeds(
 
     Args:
         resume: go on in `out`: runs that are finished there are taken as they are, the rest is made.
-        on: what makes the runs: this process, one after the other, or `"ray"`, several at once; see `--on` in
+        executor: what makes the runs: this process, one after the other, or `"ray"`, several at once; see `--on` in
             `baseline run --help` and docs/training.md. With as many threads a run the numbers are the same.
 
     Raises:
-        RecipeError: if `count` is not 1 or more, or `on` is nothing that makes runs.
+        RecipeError: if `count` is not 1 or more, or `executor` is nothing that makes runs.
         OutputError: before anything is trained, if one of the run folders holds a finished run already, or, with
             `resume`, one of another recipe or of other images.
 
@@ -115,7 +115,7 @@ def run_seeds(
         raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
     chosen = starting_recipe(images, recipe)
     first = chosen.seed if seed is None else seed
-    series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), on)
+    series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), executor)
     with series.alone():
         series.make([{"seed": number} for number in range(first, first + count)], resume=resume)
         split = headline_split(series.manifests[0]["metrics"])
@@ -142,7 +142,7 @@ def run_folds(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> FoldRuns:
@@ -153,7 +153,7 @@ def run_folds(
     predicts.
 
     Args:
-        resume, on: see `run_seeds`, which has the other arguments and errors, too.
+        resume, executor: see `run_seeds`, which has the other arguments and errors, too.
         **changes: as for `make_baseline`; `split`, here or in the recipe, is `"kfold:K"` or `"group-kfold:K"`.
 
     Raises:
@@ -173,7 +173,7 @@ def run_folds(
     if asked.split_file:
         raise RecipeError(f"{asked.split_file} says what is valid, and so does {asked.split}. Give one of them.")
     changes |= {} if seed is None else {"seed": seed}
-    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), on)
+    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), executor)
     with series.alone():
         series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume)
         runs = []

@@ -38,10 +38,10 @@ class RunSeries:
         changes: Mapping[str, Any],
         out: str | Path | None,
         progress: Progress,
-        on: str,
+        executor: str,
     ) -> None:
         require_single_process()
-        self.workers = get_executor(on, progress)
+        self.workers = get_executor(executor, progress)
         self.kind, self.images, self.recipe, self.changes, self.progress = kind, images, recipe, dict(changes), progress
         name = starting_recipe(images, recipe).name
         self.folder = new_run_path(out, name)
@@ -82,10 +82,10 @@ class RunSeries:
         if self.changes.get("budget"):
             done = next((run for run in self.folders if is_finished(run)), None)
             if done is None:
-                workers.all([self._job(*rest[0])], 1)
+                workers.run([self._job(*rest[0])], 1)
                 done, rest = self.folders[0], rest[1:]
             self.changes |= self._planned(read_manifest(done))
-        workers.all([self._job(*each) for each in rest], len(rest))
+        workers.run([self._job(*each) for each in rest], len(rest))
 
     def _job(self, number: int, plan: dict[str, int]) -> Job:
         changes = {**self.changes, **plan}

@@ -266,9 +266,9 @@ class Architecture:
             _check_same_recipe(folder, planned)
             if self.clip and rung == "zeroshot":
                 _check_same_prompt(folder, self.clip)
-            return Job(words, partial(_finished_run, folder), here=True)
+            return Job(words, partial(_finished_run, folder), local=True)
         if rung in PROBES:
-            return Job(words, lambda progress: _run_probe(self, rung, folder, planned), here=True)
+            return Job(words, lambda progress: _run_probe(self, rung, folder, planned), local=True)
         return training_job(words, self.images, planned, folder)
 
 

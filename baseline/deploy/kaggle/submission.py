@@ -418,7 +418,7 @@ def _predict_runs(
 
     found, predicted = [np.empty((0, len(classes)))], []
     with progress.bar("predicting", len(paths), "images") as bar:
-        for block in load(runs).blocks(paths):
+        for block in load(runs).predict_batches(paths):
             found.append(block.probabilities)
             predicted += block.predicted
             bar.step(len(block.images))

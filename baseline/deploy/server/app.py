@@ -229,9 +229,9 @@ class _Routes:
 
     def __init__(self, engine: Predictor, number: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
         self.engine, self.examples = engine, examples
-        facts = engine.model.facts
+        facts = engine.model.config
         page = {
-            "facts": facts, "classes": engine.classes, "many": engine.model.many, "has_maps": engine.has_maps,
+            "facts": facts, "classes": engine.classes, "many": engine.model.multilabel, "has_maps": engine.has_maps,
             "views": facts["tta"] if engine.tta else [], "number": number, "examples": [label for _, label in examples],
             "limits": engine.limits, "version": __version__,
         }  # fmt: skip
@@ -267,7 +267,7 @@ class _Routes:
         by_class = zip(engine.classes, block.probabilities[number].tolist(), strict=True)
         first = sorted(by_class, key=lambda each: -each[1])[:top]
         predicted: Any = block.predicted[number]
-        if engine.model.many:
+        if engine.model.multilabel:
             predicted = predicted.split(SEPARATOR) if predicted else []
         return {
             "name": name,
@@ -279,7 +279,7 @@ class _Routes:
     async def gradcam(self, request: Request) -> Response:
         engine = self.engine
         if not engine.has_maps:
-            facts = engine.model.facts
+            facts = engine.model.config
             words = f"There is no Grad-CAM for {facts['arch']} at {facts['image_size']} pixels"
             raise HTTPException(404, f"{words}: its last layers keep no map of places.")
         if engine.waiting >= engine.limits.waiting:
@@ -381,7 +381,7 @@ def _openapi_schema(engine: Predictor) -> dict[str, Any]:
     share = {"type": "number", "minimum": 0, "maximum": 1}
     binary = {"type": "string", "format": "binary"}
     text = {"type": "string", "contentEncoding": "base64"}
-    predicted = {"type": "array", "items": words} if engine.model.many else words
+    predicted = {"type": "array", "items": words} if engine.model.multilabel else words
     asked = {"class": {**words, "description": "The class that is asked about; the most probable one if not given."}}
 
     def body(form: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

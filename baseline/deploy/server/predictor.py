@@ -62,7 +62,7 @@ class Predictor:
     """Images' bytes -> predictions. Decodes in a few threads, and runs the network in one of its own."""
 
     def __init__(self, model: Model, tta: bool, limits: Limits) -> None:
-        self.model, self.tta, self.limits = model, tta and bool(model.facts["tta"]), limits
+        self.model, self.tta, self.limits = model, tta and bool(model.config["tta"]), limits
         self.waiting = 0
         """Images that are not yet answered."""
         self.pace = 0.05
@@ -73,12 +73,12 @@ class Predictor:
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
         self.network = ThreadPoolExecutor(1, "network")
         self.open = ExitStack()
-        self.predicted = self.open.enter_context(model.ready(tta=self.tta))
+        self.predicted = self.open.enter_context(model.predictor(tta=self.tta))
         self.has_maps = self.network.submit(self._warmed).result()
 
     def _warmed(self) -> bool:
         """The first pass takes longest; and whether Grad-CAM is to be had."""
-        grey = np.full(self.model.shape, 127, np.uint8)
+        grey = np.full(self.model.decoded_shape, 127, np.uint8)
         self.predicted([grey])
         return grad_cam(self.model.network, self.model.inputs([grey]), [0]) is not None
 
@@ -168,7 +168,7 @@ class Predictor:
     def _square(self, content: bytes) -> np.ndarray:
         image = self._image(content)
         try:
-            return self.model.square(image)
+            return self.model.load_square(image)
         except Exception as error:
             raise HTTPException(422, f"The image is damaged: {unreadable_reason(error)}.") from None
 
@@ -179,7 +179,7 @@ class Predictor:
         return places[0]
 
     def _laid_over(self, content: bytes, places: np.ndarray) -> bytes:
-        image, resize = load_image(self._image(content), DISPLAY_SIZE), self.model.facts["resize"]
+        image, resize = load_image(self._image(content), DISPLAY_SIZE), self.model.config["resize"]
         looked = overlay_heatmap(resize_image(image, DISPLAY_SIZE, resize), places, DISPLAY_SIZE)
         if resize == "squish":
             image.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE))
