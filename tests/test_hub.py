@@ -310,7 +310,7 @@ def test_without_a_network_or_the_client_it_is_one_line(run: Path, tmp_path: Pat
     nobody = {"HF_TOKEN": "mine", "HF_ENDPOINT": "http://127.0.0.1:9"}
     refused(call(None, "push", str(run), "me/ants", **nobody), "http://127.0.0.1:9 cannot be reached")
     refused(call(None, "push", str(run), "me/ants", **nobody, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
-    code = "import sys; sys.modules['huggingface_hub'] = None\nfrom baseline.deploy.hub import _client\n_client()"
+    code = "import sys; sys.modules['huggingface_hub'] = None\nfrom baseline.deploy.hub import hub_client\n_client()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "OutputError: Pushing needs the package huggingface_hub: pip install" in ended.stderr
 

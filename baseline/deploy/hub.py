@@ -56,7 +56,7 @@ def push(run: str | Path, repo: str, *, private: bool = False, progress: Progres
     """
     progress = progress or Progress()
     ready = plan_push(run, repo)
-    client = _client()
+    client = hub_client()
     if client.get_token() is None:
         raise OutputError("There is no token for the Hugging Face hub. Set HF_TOKEN, or run: hf auth login")
     hub = client.HfApi(library_name="fastai-baseline")
@@ -143,7 +143,7 @@ def _check_no_paths(file: Path, places: list[str]) -> None:
             )
 
 
-def _client() -> Any:
+def hub_client() -> Any:
     try:
         import huggingface_hub
     except ImportError:

@@ -102,7 +102,7 @@ def bundle(
             _copy_model(model, work / "model", progress)
         for arch in dict.fromkeys(archs):
             _copy_weights(arch, work / "weights", progress)
-        _build_wheels(work / "wheels", everything, progress)
+        build_wheels(work / "wheels", everything, progress)
         lines = _kernel_lines(archs, model)
         write_atomic(work / CARD_FILE, _write_readme(work, lines, everything))
         files = {path.relative_to(work).as_posix(): path for path in sorted(work.rglob("*")) if path.is_file()}
@@ -160,14 +160,14 @@ def _copy_weights(arch: str, target: Path, progress: Progress) -> None:
     write_atomic(target / kaggle_name(found), content)
 
 
-def _build_wheels(target: Path, everything: bool, progress: Progress) -> None:
+def build_wheels(target: Path, everything: bool, progress: Progress) -> None:
     own = _build_own_wheel(target, progress)
     if everything:
         progress.log("wheels: all that it needs, which is some GB and takes minutes")
         _run_pip("wheel", "--wheel-dir", str(target), str(own))
         return
-    lacking = [each for each in _read_requirements(own) if _normalize_name(each) not in ON_KAGGLE]
-    progress.log(f"wheels: {', '.join(map(_normalize_name, lacking))}")
+    lacking = [each for each in read_requirements(own) if normalize_name(each) not in ON_KAGGLE]
+    progress.log(f"wheels: {', '.join(map(normalize_name, lacking))}")
     _run_pip("wheel", "--no-deps", "--wheel-dir", str(target), *lacking)
 
 
@@ -182,7 +182,7 @@ def _build_own_wheel(target: Path, progress: Progress) -> Path:
     return next(target.glob("fastai_baseline-*.whl"))
 
 
-def _read_requirements(wheel: Path) -> list[str]:
+def read_requirements(wheel: Path) -> list[str]:
     """What the wheel needs, without its extras."""
     with zipfile.ZipFile(wheel) as file:
         metadata = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
@@ -191,7 +191,7 @@ def _read_requirements(wheel: Path) -> list[str]:
     return [each.replace(" ", "") for each in needs if "extra" not in each.partition(";")[2]]
 
 
-def _normalize_name(requirement: str) -> str:
+def normalize_name(requirement: str) -> str:
     """A package's name as the index normalises it."""
     found = re.match(r"[\w.-]+", requirement)
     return re.sub(r"[-_.]+", "-", found.group() if found else requirement).lower()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from baseline.deploy.server.predictor import Predictor
 
 
-MAX_HEAD_SECONDS = 16
+MAX_BODIES_IN_MEMORY = 16
 """Bodies of the largest size that are held at once, in bytes."""
 
 
@@ -140,7 +140,7 @@ class LimitedBody:
         self.guard.held += size
         if self.size > self.guard.limits.bytes:
             raise self.guard.too_large()
-        if self.guard.held > MAX_HEAD_SECONDS * self.guard.limits.bytes:
+        if self.guard.held > MAX_BODIES_IN_MEMORY * self.guard.limits.bytes:
             raise busy_error("Too much is being sent at once.", 1)
         return message
 

