@@ -285,7 +285,7 @@ class Exporter:
         if calibration_images:
             proto = quantize(proto, [self._input(image)[None] for image in calibration_images])
         proto.doc_string = "uint8 images, batch x height x width x 3, upright RGB -> probabilities, batch x classes"
-        onnx.helper.set_model_props(proto, {key: _to_text(value) for key, value in self._metadata().items()})
+        onnx.helper.set_model_props(proto, {key: _metadata_text(value) for key, value in self._metadata().items()})
         onnx.save(proto, part)
 
     def learner(self, part: Path) -> None:
@@ -379,7 +379,7 @@ def check_agreement(result: Exported, int8: bool) -> None:
         )
 
 
-def _to_text(value: Any) -> str:
+def _metadata_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
