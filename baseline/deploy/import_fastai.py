@@ -117,7 +117,7 @@ def import_learner(
     with _unsupported_errors(path):
         facts, differences = build_config(learn, find_arch(learn, arch))
         model, facts = convert_network(learn, facts)
-    golden = _golden_tensors(model, facts, paths)
+    golden = _make_golden(model, facts, paths)
     theirs = golden_outputs(learn.model, facts, golden["images"].numpy())["probabilities"]
     network_difference = float((theirs - golden["probabilities"]).abs().max())
     if not network_difference <= TOLERANCE:
@@ -306,7 +306,7 @@ def check_activation(learn: Learner, facts: dict[str, Any]) -> None:
         raise _Unsupported(f"its loss {type(learn.loss_func).__name__} does not use {kind} for probabilities")
 
 
-def _golden_tensors(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[str, Tensor]:
+def _make_golden(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[str, Tensor]:
     """Return golden inputs and outputs for the first images, or for random ones, as a learner contains no images."""
     side = round(facts["image_size"] / facts["crop"] ** 0.5)
     images: list[Any] = list(paths[:GOLDEN_IMAGES])

@@ -517,7 +517,7 @@ def check_written(
     _require(all(value for row in values for value in row), "values are missing")
     passed = [_count(rows, "row"), "columns, ids and their order as in the sample", "no missing values"]
     if submission_format.kind in ("names", "codes"):
-        return [*passed, _check_labels([value for [value] in values], submission_format)]
+        return [*passed, _check_label_values([value for [value] in values], submission_format)]
     numbers = np.array(values, dtype=float)
     in_range = np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers <= 1).all()
     _require(bool(in_range), "numbers are outside 0 to 1")
@@ -529,7 +529,7 @@ def check_written(
     return passed
 
 
-def _check_labels(values: list[str], submission_format: SubmissionFormat) -> str:
+def _check_label_values(values: list[str], submission_format: SubmissionFormat) -> str:
     names, separator = set(submission_format.names.values()), submission_format.separator
     labels = {label for value in values for label in (value.split(separator) if separator else [value])}
     _require(labels <= names, f"{quoted_list(sorted(labels - names), 3)} do not name classes")

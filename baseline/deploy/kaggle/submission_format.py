@@ -306,7 +306,8 @@ def probability_format(
         plural = "" if len(classes) == 1 else "es"
         raise DataError(
             f"{sample_name} has a single column, '{column}', and a probability in it needs two classes and one label "
-            f"per image; the run has {len(classes)} class{plural}{' and several labels per image' if multilabel else ''}. "
+            f"per image; the run has {len(classes)} class{plural}"
+            f"{' and several labels per image' if multilabel else ''}. "
             "Pass --shape names or --shape codes."
         )
     positive, reason = positive_class(column, classes, candidates)
@@ -318,8 +319,8 @@ def probability_format(
 def positive_class(column: str, classes: Sequence[str], candidates: Namings) -> tuple[str, str]:
     """Return which of two classes the probability is for, and how that was decided."""
     coded = [(label, naming.source) for naming in candidates() for label, name in naming.names.items() if name == "1"]
-    if given := [label for label, source in coded if source == GIVEN]:
-        return given[0], f"whose code is 1 {GIVEN}"
+    if explicit := [label for label, source in coded if source == GIVEN]:
+        return explicit[0], f"whose code is 1 {GIVEN}"
     bare = re.sub(r"^(is|has|p|prob|probability|label|target|class)_", "", _normalize(column))
     if matches := [label for label in classes if _normalize(label) == bare]:
         return matches[0], "which the column is named after"
