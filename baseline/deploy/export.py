@@ -320,7 +320,7 @@ class Exporter:
         except OSError:
             raise
         except Exception as error:
-            message = f"{self.model.facts['arch']} cannot be exported to {to}: {first_line(error)}"
+            message = f"{self.model.facts['arch']} cannot be written as {to}: {first_line(error)}"
             raise OutputError(f"{message}. Try another format: {', '.join(FORMATS)}.") from None
 
     # ---- comparison -------------------------------------------------------------------------------------------------

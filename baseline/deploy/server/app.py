@@ -430,8 +430,8 @@ def openapi_schema(predictor: Predictor) -> dict[str, Any]:
         "info": {"title": "baseline", "version": __version__, "description": "Predicts the classes of images."},
         "paths": {
             "/predict": {"post": {
-                "summary": "Predict the classes of images. If some of several images are refused, they have an `error`, "
-                           "and if all are, the answer is one.",
+                "summary": "Predict the classes of images. If some of several images are refused, they have an "
+                           "`error`; if all are, the answer is an error.",
                 "parameters": [top],
                 "requestBody": body({"image": {"type": "array", "items": binary}}, {"image": text, "images": several}),
                 "responses": responses("application/json", predictions, "One prediction per image, in order.",
