@@ -1,4 +1,4 @@
-"""What samples ask for, and predictions in that shape."""
+"""Detecting the format of a sample submission, and writing predictions in it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from baseline.deploy.kaggle.submission_format import (
 
 CLASSES = ["ants", "bees"]
 TABLE = pd.DataFrame({"predicted": ["ants", "bees"], "p_ants": [0.9, 0.2], "p_bees": [0.1, 0.8]})
-FLAGS = pd.DataFrame({"predicted": ["ants;bees", ""], "p_ants": [0.9, 0.2], "p_bees": [0.7, 0.3]})
+MULTILABEL = pd.DataFrame({"predicted": ["ants;bees", ""], "p_ants": [0.9, 0.2], "p_bees": [0.7, 0.3]})
 NUMBERED = pd.DataFrame({"predicted": ["0", "1"], "p_0": [0.9, 0.2], "p_1": [0.1, 0.8]})
 
 
-def asked(
-    columns: dict[str, list[str]], classes: list[str] = CLASSES, *namings: ClassNaming, **more: Any
+def detect(
+    columns: dict[str, list[str]], classes: list[str] = CLASSES, *namings: ClassNaming, **options: Any
 ) -> SubmissionFormat:
-    def each() -> Iterator[ClassNaming]:
+    def iterate() -> Iterator[ClassNaming]:
         yield from namings
 
-    return detect_format(columns, classes, each, **more)
+    return detect_format(columns, classes, iterate, **options)
 
 
 @pytest.mark.parametrize(
-    ("columns", "wish", "kind", "written"),
+    ("columns", "requested", "kind", "written"),
     [
         ({"label": ["ants"]}, "auto", "names", {"label": ["ants", "bees"]}),
         ({"label": [""]}, "auto", "names", {"label": ["ants", "bees"]}),
@@ -52,9 +52,9 @@ def asked(
         ({"label": ["bees ants"]}, "auto", "names", {"label": ["ants bees", "bees ants"]}),
     ],
 )
-def test_the_sample_decides_the_shape(columns: Any, wish: str, kind: str, written: Any) -> None:
-    shape = asked(columns, wish=wish)
-    assert shape.kind == kind and format_predictions(TABLE, shape) == written
+def test_the_sample_decides_the_format(columns: Any, requested: str, kind: str, written: Any) -> None:
+    submission = detect(columns, requested=requested)
+    assert submission.kind == kind and format_predictions(TABLE, submission) == written
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_the_sample_decides_the_shape(columns: Any, wish: str, kind: str, writte
         ({"c0": ["0.1"], "c1": ["0.1"]}, "probabilities", {"c0": ["0.9", "0.2"], "c1": ["0.1", "0.8"]}),
     ],
 )
-def test_classes_that_are_codes_themselves_need_no_guess(columns: Any, kind: str, written: Any) -> None:
-    shape = asked(columns, ["0", "1"])
-    assert shape.kind == kind and format_predictions(NUMBERED, shape) == written
-    assert "GUESS" not in " ".join(shape.words)
+def test_numeric_class_names_need_no_guess(columns: Any, kind: str, written: Any) -> None:
+    submission = detect(columns, ["0", "1"])
+    assert submission.kind == kind and format_predictions(NUMBERED, submission) == written
+    assert "GUESS" not in " ".join(submission.notes)
 
 
 @pytest.mark.parametrize(
@@ -81,93 +81,95 @@ def test_classes_that_are_codes_themselves_need_no_guess(columns: Any, kind: str
         (["1|0"], "|", ["0|1", "1"]),
     ],
 )
-def test_several_labels_a_image_go_as_the_sample_has_them(values: Any, separator: str, written: Any) -> None:
-    shape = asked({"tags": values}, many=True)
-    assert shape.separator == separator and format_predictions(FLAGS, shape) == {"tags": written}
+def test_several_labels_of_an_image_are_separated_as_in_the_sample(values: Any, separator: str, written: Any) -> None:
+    submission = detect({"tags": values}, multilabel=True)
+    assert submission.separator == separator and format_predictions(MULTILABEL, submission) == {"tags": written}
 
 
-def test_flags_of_several_labels_stand_in_their_columns() -> None:
-    shape = asked({"bees": ["0"], "ants": ["1"]}, many=True, wish="one-hot")
-    assert format_predictions(FLAGS, shape) == {"ants": ["1", "0"], "bees": ["1", "1"]}
+def test_several_labels_of_an_image_are_written_one_hot() -> None:
+    submission = detect({"bees": ["0"], "ants": ["1"]}, multilabel=True, requested="one-hot")
+    assert format_predictions(MULTILABEL, submission) == {"ants": ["1", "0"], "bees": ["1", "1"]}
 
 
-def test_codes_come_from_who_knows_them_and_a_guess_is_called_one() -> None:
-    turned = ClassNaming({"ants": "1", "bees": "0"}, "by map.json")
-    known = asked({"label": ["0"]}, CLASSES, turned)
-    assert format_predictions(TABLE, known) == {"label": ["1", "0"]} and "by map.json" in known.words[0]
-    assert "ants = 1, bees = 0" in known.words
-    assert "A GUESS" in asked({"label": ["0"]}).words[0]
-    columns = asked({"y_0": ["0.5"], "y_1": ["0.5"]}, CLASSES, turned)
+def test_codes_come_from_other_namings_and_a_guess_is_marked() -> None:
+    reversed_codes = ClassNaming({"ants": "1", "bees": "0"}, "by map.json")
+    known = detect({"label": ["0"]}, CLASSES, reversed_codes)
+    assert format_predictions(TABLE, known) == {"label": ["1", "0"]} and "by map.json" in known.notes[0]
+    assert "ants = 1, bees = 0" in known.notes
+    assert "A GUESS" in detect({"label": ["0"]}).notes[0]
+    columns = detect({"y_0": ["0.5"], "y_1": ["0.5"]}, CLASSES, reversed_codes)
     assert format_predictions(TABLE, columns) == {"y_0": ["0.1", "0.8"], "y_1": ["0.9", "0.2"]}
-    single = asked({"label": ["0.5"]}, CLASSES, turned)
+    single = detect({"label": ["0.5"]}, CLASSES, reversed_codes)
     assert format_predictions(TABLE, single) == {"label": ["0.9", "0.2"]}
 
 
-def test_what_the_caller_says_is_taken_at_its_word() -> None:
-    turned, others = (ClassNaming(called, GIVEN) for called in ({"ants": "1", "bees": "0"}, {"ants": "7", "bees": "3"}))
-    assert format_predictions(TABLE, asked({"bees": ["0.5"]}, given=turned)) == {"bees": ["0.9", "0.2"]}
-    assert format_predictions(TABLE, asked({"label": ["0"]}, given=others)) == {"label": ["7", "3"]}
-    assert format_predictions(TABLE, asked({"label": ["ants"]}, given=others)) == {"label": ["7", "3"]}
-    with pytest.raises(DataError, match="no class of the run"):
-        asked({"y_0": ["1"], "y_1": ["0"]}, given=others)
+def test_codes_of_the_caller_override_the_sample() -> None:
+    reversed_codes, other_codes = (
+        ClassNaming(names, GIVEN) for names in ({"ants": "1", "bees": "0"}, {"ants": "7", "bees": "3"})
+    )
+    assert format_predictions(TABLE, detect({"bees": ["0.5"]}, codes=reversed_codes)) == {"bees": ["0.9", "0.2"]}
+    assert format_predictions(TABLE, detect({"label": ["0"]}, codes=other_codes)) == {"label": ["7", "3"]}
+    assert format_predictions(TABLE, detect({"label": ["ants"]}, codes=other_codes)) == {"label": ["7", "3"]}
+    with pytest.raises(DataError, match="are not classes"):
+        detect({"y_0": ["1"], "y_1": ["0"]}, codes=other_codes)
 
 
-def test_the_opposite_of_a_class_is_not_what_is_meant() -> None:
-    shape = asked({"target": ["0.5"]}, ["alpaca", "not_alpaca"])
-    assert shape.called == {"alpaca": "target"} and "A GUESS" not in shape.words[0]
+def test_the_opposite_of_a_class_is_not_the_positive_class() -> None:
+    submission = detect({"target": ["0.5"]}, ["alpaca", "not_alpaca"])
+    assert submission.names == {"alpaca": "target"} and "A GUESS" not in submission.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("columns", "more", "words"),
+    ("columns", "options", "message"),
     [
         ({}, {}, "no column to fill"),
-        ({"label": ["wasp"]}, {}, "holds 'wasp', and the run's classes are 'ants', 'bees'"),
-        ({"label": ["7"]}, {}, "holds '7'"),
-        ({"label": ["ants bees", "ants"]}, {}, "holds 'ants bees'"),
-        ({"ants": ["1"], "wasps": ["0"]}, {}, "'wasps' is no class of the run, and 'bees' of the run has no column"),
-        ({"ants": ["1"], "bees": ["0"], "usage": [""]}, {}, "'usage' is no class of the run"),
-        ({"ants": ["1"], "bees": ["0"]}, {"wish": "names"}, "shape names needs one"),
-        ({"label": ["1"]}, {"wish": "one-hot"}, "needs one for each class"),
-        ({"label": ["0.5"]}, {"many": True}, "holds '0.5'"),
-        ({"label": ["0.5"]}, {"many": True, "wish": "probabilities"}, "one label an image"),
-        ({"label": ["ants"]}, {"wish": "name"}, "Did you mean 'names'"),
+        ({"label": ["wasp"]}, {}, "contains 'wasp', but the run's classes are 'ants', 'bees'"),
+        ({"label": ["7"]}, {}, "contains '7'"),
+        ({"label": ["ants bees", "ants"]}, {}, "contains 'ants bees'"),
+        ({"ants": ["1"], "wasps": ["0"]}, {}, "'wasps' is not a class and 'bees' has no column"),
+        ({"ants": ["1"], "bees": ["0"], "usage": [""]}, {}, "'usage' is not a class"),
+        ({"ants": ["1"], "bees": ["0"]}, {"requested": "names"}, "shape names needs exactly one"),
+        ({"label": ["1"]}, {"requested": "one-hot"}, "needs one for each class"),
+        ({"label": ["0.5"]}, {"multilabel": True}, "contains '0.5'"),
+        ({"label": ["0.5"]}, {"multilabel": True, "requested": "probabilities"}, "one label per image"),
+        ({"label": ["ants"]}, {"requested": "name"}, "Did you mean 'names'"),
     ],
 )
-def test_a_sample_of_other_classes_is_refused(columns: Any, more: Any, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        asked(columns, **more)
+def test_a_sample_of_other_classes_is_refused(columns: Any, options: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        detect(columns, **options)
 
 
 @pytest.mark.parametrize(
-    ("columns", "words"),
+    ("columns", "hint"),
     [
         ({"label": ["0", "1"]}, "--shape probabilities writes probabilities"),
-        ({"ants": ["1"], "bees": ["0"]}, "holds 0 and 1, which says nothing of what is judged"),
+        ({"ants": ["1"], "bees": ["0"]}, "contains only 0 and 1, which does not show what is scored"),
     ],
 )
-def test_what_a_sample_of_0_and_1_leaves_open_is_told_and_nothing_else_is(columns: Any, words: str) -> None:
-    def told(*given: Any, **options: Any) -> bool:
-        return words in " ".join(asked(*given, **options).words)
+def test_an_ambiguous_sample_of_0_and_1_gets_a_hint_and_others_do_not(columns: Any, hint: str) -> None:
+    def has_hint(*arguments: Any, **options: Any) -> bool:
+        return hint in " ".join(detect(*arguments, **options).notes)
 
-    assert told(columns)
-    assert not told(columns, wish="codes" if len(columns) == 1 else "probabilities")
-    assert not told({name: ["0.5"] for name in columns})
+    assert has_hint(columns)
+    assert not has_hint(columns, requested="codes" if len(columns) == 1 else "probabilities")
+    assert not has_hint({name: ["0.5"] for name in columns})
     if "label" in columns:
-        assert not told(columns, ["0", "1"], many=True) and not told(columns, ["ants", "bees", "wasps"])
-        assert not told({"label": [""]}) and not told({"label": ["ants"]})
+        assert not has_hint(columns, ["0", "1"], multilabel=True) and not has_hint(columns, ["ants", "bees", "wasps"])
+        assert not has_hint({"label": [""]}) and not has_hint({"label": ["ants"]})
 
 
-def test_codes_begin_at_1_only_where_the_sample_shows_it() -> None:
-    assert format_predictions(TABLE, asked({"label": ["1"]})) == {"label": ["0", "1"]}
-    assert format_predictions(TABLE, asked({"label": ["1", "2"]})) == {"label": ["1", "2"]}
-    with pytest.raises(DataError, match="holds '0', '2'"):
-        asked({"label": ["0", "2"]})
+def test_codes_start_at_1_only_if_the_sample_shows_it() -> None:
+    assert format_predictions(TABLE, detect({"label": ["1"]})) == {"label": ["0", "1"]}
+    assert format_predictions(TABLE, detect({"label": ["1", "2"]})) == {"label": ["1", "2"]}
+    with pytest.raises(DataError, match="contains '0', '2'"):
+        detect({"label": ["0", "2"]})
 
 
-def test_many_words_for_classes_are_told_in_part() -> None:
+def test_a_long_list_of_names_is_abbreviated() -> None:
     classes = [f"class {number}" for number in range(8)]
-    words = asked({"label": ["0"]}, classes).words
-    assert "class 5 = 5, and 2 more" in words[1] and "more" not in asked({"label": ["0"]}, classes[:6]).words[1]
+    notes = detect({"label": ["0"]}, classes).notes
+    assert "class 5 = 5, and 2 more" in notes[1] and "more" not in detect({"label": ["0"]}, classes[:6]).notes[1]
     one_hot = {"ants": ["1"], "bees": ["0"]}
-    assert asked(one_hot, wish="one-hot").words[0].startswith("0 or 1 in 2 columns")
-    assert asked(one_hot, wish="probabilities").words[0].startswith("probabilities in 2 columns")
+    assert detect(one_hot, requested="one-hot").notes[0].startswith("0 or 1 in 2 columns")
+    assert detect(one_hot, requested="probabilities").notes[0].startswith("probabilities in 2 columns")
