@@ -314,7 +314,7 @@ def test_a_missing_network_or_client_is_reported_in_one_line(run: Path, tmp_path
     unreachable = {"HF_TOKEN": "mine", "HF_ENDPOINT": "http://127.0.0.1:9"}
     assert_refused(call(None, "push", str(run), "me/ants", **unreachable), "http://127.0.0.1:9 cannot be reached")
     assert_refused(call(None, "push", str(run), "me/ants", **unreachable, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
-    code = "import sys; sys.modules['huggingface_hub'] = None\nfrom baseline.deploy.hub import hub_client\n_client()"
+    code = "import sys; sys.modules['huggingface_hub'] = None\nfrom baseline.deploy.hub import hub_client\nhub_client()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "OutputError: Pushing needs the package huggingface_hub: pip install" in result.stderr
 
