@@ -1,4 +1,4 @@
-"""The ladder: rungs on one split, each what it says, judged as the numbers of its run folder are."""
+"""The ladder: variants on one split, each what it says, judged as the numbers of its run folder are."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import baseline
 from baseline import OutputError, Progress, RecipeError, run_ladder, run_learning_curve
 from baseline.cli.options import CURVE_VARIANT_NAMES, VARIANT_NAMES
-from baseline.experiments.ladder import _reference_row, _summarize, _write_files
-from baseline.experiments.learning_curve import VARIANT_LABELS as CURVES
+from baseline.experiments.ladder import reference_index, summarize_ladder, write_ladder_files
+from baseline.experiments.learning_curve import CURVE_VARIANTS as CURVES
 from baseline.experiments.probes import logistic_regression, nearest_neighbors
 from baseline.experiments.variants import VARIANTS, Architecture
 from baseline.recipe.auto import EMBEDDED_ARCH
@@ -36,7 +36,7 @@ def ladder(images: Path, still: baseline.Recipe, tmp_path_factory: pytest.TempPa
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(home))
-        return run_ladder(images, still, rungs=SOME, out=tmp_path_factory.mktemp("runs") / "ladder", progress=QUIET)
+        return run_ladder(images, still, variants=SOME, out=tmp_path_factory.mktemp("runs") / "ladder", progress=QUIET)
 
 
 def judged(run: Path, column: str) -> pd.Series:
@@ -45,16 +45,16 @@ def judged(run: Path, column: str) -> pd.Series:
     return pd.Series((test[column] == test["label"]).to_numpy(), index=test["path"])
 
 
-def test_each_rung_is_judged_by_what_its_run_folder_holds(ladder: baseline.Ladder) -> None:
-    table = ladder.table.set_index("rung")
+def test_each_variants_is_judged_by_what_its_run_folder_holds(ladder: baseline.Ladder) -> None:
+    table = ladder.table.set_index("variant")
     assert list(table.index) == list(SOME) and ladder.split == "test"
-    for rung, column in zip(SOME, ("predicted", "predicted", "plain_predicted", "predicted"), strict=True):
-        run = Path(table.loc[rung, "run"])
-        assert run == ladder.folder / ("groups" if rung == "tta" else rung)
-        assert table.loc[rung, "accuracy"] == judged(run, column).mean()
-        assert table.loc[rung, "low"] <= table.loc[rung, "accuracy"] <= table.loc[rung, "high"]
+    for variant, column in zip(SOME, ("predicted", "predicted", "plain_predicted", "predicted"), strict=True):
+        run = Path(table.loc[variant, "run"])
+        assert run == ladder.folder / ("groups" if variant == "tta" else variant)
+        assert table.loc[variant, "accuracy"] == judged(run, column).mean()
+        assert table.loc[variant, "low"] <= table.loc[variant, "accuracy"] <= table.loc[variant, "high"]
     paths = {tuple(sorted(judged(Path(run), "predicted").index)) for run in table["run"]}
-    assert len(paths) == 1, "rungs are judged on different images"
+    assert len(paths) == 1, "variants are judged on different images"
     assert table["against"].fillna("").tolist() == ["", "majority", "logistic", "groups"]
     gained = (
         judged(ladder.folder / "logistic", "predicted").mean() - judged(ladder.folder / "majority", "predicted").mean()
@@ -74,10 +74,10 @@ def test_the_most_frequent_class_is_that_of_the_training_images(ladder: baseline
 
 def test_its_files_say_the_same_and_the_page_needs_no_other(ladder: baseline.Ladder) -> None:
     written = pd.read_csv(ladder.folder / "ladder.csv").fillna({"arch": ""})
-    told = ["arch", "rung", "words", "accuracy", "low", "high", "difference", "p", "seconds", "parameters", "run"]
+    told = ["arch", "variant", "words", "accuracy", "low", "high", "difference", "p", "seconds", "parameters", "run"]
     pd.testing.assert_frame_equal(written[told], ladder.table[told], check_dtype=False)
     both = json.loads((ladder.folder / "ladder.json").read_text())
-    assert both["sentences"] == ladder.sentences and len(both["rungs"]) == len(SOME)
+    assert both["sentences"] == ladder.sentences and len(both["variants"]) == len(SOME)
     page = (ladder.folder / "ladder.html").read_text()
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page) and "default-src 'none'" in page
     for row in ladder.table.itertuples():
@@ -85,7 +85,7 @@ def test_its_files_say_the_same_and_the_page_needs_no_other(ladder: baseline.Lad
     assert (ladder.folder / "ladder.png").stat().st_size > 5000
 
 
-def test_rungs_without_a_network_compare_with_those_that_have_one(ladder: baseline.Ladder) -> None:
+def test_variants_without_a_network_compare_with_those_that_have_one(ladder: baseline.Ladder) -> None:
     found = baseline.compare_runs([ladder.folder / "logistic", ladder.folder / "groups"])
     assert found.table["shared"].iloc[1] == ladder.table["images"][0]
     assert "stages" not in found.table["differs"][1] or "trains" in found.table["differs"][1]
@@ -114,7 +114,7 @@ def test_a_moment_more_or_less_decides_nothing(ladder: baseline.Ladder) -> None:
 
     def taken(*seconds: float) -> str:
         timed = [rows[at] | {"seconds": each} for at, each in zip((low, high), seconds, strict=True)]
-        return _summarize(timed, [same[low], same[high]], [None, 0], "test")[0]
+        return summarize_ladder(timed, [same[low], same[high]], [None, 0], "test")[0]
 
     for short, long in ((1.8, 1.9), (100.0, 109.0)):
         assert all(f"Take {rows[high]['words']}: " in each for each in (taken(short, long), taken(long, short)))
@@ -125,29 +125,29 @@ def test_a_moment_more_or_less_decides_nothing(ladder: baseline.Ladder) -> None:
 def test_augmented_views_are_below_no_other_rung(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
     body = Architecture(images, pd.DataFrame(), pd.DataFrame(), tmp_path, tmp_path, still, QUIET)
     climbed = [
-        (body, rung, tmp_path / run) for rung, run in (("head", "head"), ("tta", "head"), ("scratch", "scratch"))
+        (body, variant, tmp_path / run) for variant, run in (("head", "head"), ("tta", "head"), ("scratch", "scratch"))
     ]
-    assert [_reference_row(climbed, at) for at in range(3)] == [None, 0, 0]
+    assert [reference_index(climbed, at) for at in range(3)] == [None, 0, 0]
 
 
 def test_a_body_named_twice_is_climbed_once(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
-    found = run_ladder(images, still, archs=(EMBEDDED_ARCH,) * 2, rungs=("majority", "logistic"), out=tmp_path / "l",
+    found = run_ladder(images, still, archs=(EMBEDDED_ARCH,) * 2, variants=("majority", "logistic"), out=tmp_path / "l",
                         progress=QUIET)  # fmt: skip
-    assert found.table["run"].tolist() == [str(tmp_path / "l" / rung) for rung in ("majority", "logistic")]
+    assert found.table["run"].tolist() == [str(tmp_path / "l" / variant) for variant in ("majority", "logistic")]
 
 
 def _table(row: Any, ladder: baseline.Ladder) -> pd.DataFrame:
     table = read_predictions(Path(row["run"]))
-    return table if row["rung"] == "tta" else table.assign(predicted=table["plain_predicted"])
+    return table if row["variant"] == "tta" else table.assign(predicted=table["plain_predicted"])
 
 
-def test_every_rung_trains_what_it_says(
+def test_every_variants_trains_what_it_says(
     images: Path, still: baseline.Recipe, settled: tuple[Any, pd.DataFrame], tmp_path: Path
 ) -> None:
     (tmp_path / "split.csv").write_text("")
     body = Architecture(images, settled[1], pd.DataFrame(), tmp_path / "split.csv", tmp_path, still, QUIET)
-    plans = {rung: body.planned(rung) for rung in VARIANTS}
-    trains = {rung: [stage.trains for stage in plan.stages] for rung, plan in plans.items()}
+    plans = {variant: body.planned(variant) for variant in VARIANTS}
+    trains = {variant: [stage.trains for stage in plan.stages] for variant, plan in plans.items()}
     assert trains["head"] == ["head"] and plans["head"].stages[0].epochs >= 10
     assert trains["fastai"] == ["head"] and plans["fastai"].freeze == plans["fastai"].head == "fastai"
     assert plans["fastai"].stages[0].batch_norm == "moving"
@@ -155,7 +155,7 @@ def test_every_rung_trains_what_it_says(
     low, high = plans["all"].stages[1].lr
     assert low == high / 10 and high == still.stages[1].lr[1]
     assert trains["scratch"] == ["all"] and plans["scratch"].scratch and plans["scratch"].weights == ""
-    assert not any(plan.scratch for rung, plan in plans.items() if rung != "scratch")
+    assert not any(plan.scratch for variant, plan in plans.items() if variant != "scratch")
     assert {plan.split_file for plan in plans.values()} == {str(tmp_path / "split.csv")}
     assert {(plan.arch, plan.image_size, plan.seed) for plan in plans.values()} == {(body.recipe.arch, 48, still.seed)}
 
@@ -176,19 +176,19 @@ def test_an_interrupted_ladder_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("baseline.make.make_baseline", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_ladder(images, still, rungs=SOME, out=out, progress=Said())
+            run_ladder(images, still, variants=SOME, out=out, progress=Said())
     assert f"--out '{out}' --resume" in lines[-1]
     kept = (out / "logistic" / "manifest.json").stat().st_mtime_ns
     with pytest.raises(OutputError, match="--resume"):
-        run_ladder(images, still, rungs=SOME, out=out, progress=QUIET)
-    found = run_ladder(images, still, rungs=SOME, out=out, resume=True, progress=QUIET, workers=1, cache_gb=2.5)
+        run_ladder(images, still, variants=SOME, out=out, progress=QUIET)
+    found = run_ladder(images, still, variants=SOME, out=out, resume=True, progress=QUIET, workers=1, cache_gb=2.5)
     assert (out / "logistic" / "manifest.json").stat().st_mtime_ns == kept
-    same = ["rung", "accuracy", "low", "high", "difference", "p", "parameters"]
+    same = ["variant", "accuracy", "low", "high", "difference", "p", "parameters"]
     pd.testing.assert_frame_equal(found.table[same], ladder.table[same])
     with pytest.raises(OutputError, match=r"another recipe: .*image_size 48"):
-        run_ladder(images, still, rungs=SOME, out=out, resume=True, progress=QUIET, image_size=64)
+        run_ladder(images, still, variants=SOME, out=out, resume=True, progress=QUIET, image_size=64)
     with pytest.raises(OutputError, match="other images"):
-        run_ladder(images, still, rungs=SOME, out=out, resume=True, progress=QUIET, seed=5)
+        run_ladder(images, still, variants=SOME, out=out, resume=True, progress=QUIET, seed=5)
     assert read_manifest(out / "groups")["recipe"]["image_size"] == 48
 
 
@@ -204,7 +204,7 @@ def test_one_way_to_go_on_is_told(make: Any, images: Path, still: baseline.Recip
 
     show, out = Said(), tmp_path / "runs"
     with pytest.raises(KeyboardInterrupt):
-        make(images, still, rungs=("head",), out=out, progress=show)
+        make(images, still, variants=("head",), out=out, progress=show)
     assert any(line.startswith("interrupted: the best weights of ") for line in lines)
     assert [line for line in lines if "--resume" in line] == [lines[-1]] and f"--out {out} --resume" in lines[-1]
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +214,7 @@ def test_one_way_to_go_on_is_told(make: Any, images: Path, still: baseline.Recip
 
 def test_outputs_from_the_cache_count_as_if_computed(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
     both = [
-        run_ladder(images, still, rungs=("logistic", "groups"), out=tmp_path / name, progress=QUIET)
+        run_ladder(images, still, variants=("logistic", "groups"), out=tmp_path / name, progress=QUIET)
         for name in ("a", "b")
     ]
     first, again = (read_manifest(found.folder / "groups")["stages"] for found in both)
@@ -226,20 +226,20 @@ def test_outputs_from_the_cache_count_as_if_computed(images: Path, still: baseli
 
 def test_wishes_that_cannot_be_are_refused_before_anything_is_made(images: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'heads'.*head"):
-        run_ladder(images, rungs=("heads",), out=tmp_path / "no", progress=QUIET)
-    for rungs in (("tta",), ("majority", "tta", "scratch")):
-        with pytest.raises(RecipeError, match=r"rung tta is of a trained one.*head, fastai, groups, all"):
-            run_ladder(images, rungs=rungs, out=tmp_path / "no", progress=QUIET)
+        run_ladder(images, variants=("heads",), out=tmp_path / "no", progress=QUIET)
+    for variants in (("tta",), ("majority", "tta", "scratch")):
+        with pytest.raises(RecipeError, match=r"variant tta is of a trained one.*head, fastai, groups, all"):
+            run_ladder(images, variants=variants, out=tmp_path / "no", progress=QUIET)
     assert not (tmp_path / "no").exists()
     with pytest.raises(RecipeError, match="tta has no views"):
-        run_ladder(images, tta=(), rungs=("head", "tta"), out=tmp_path / "no views", progress=QUIET)
+        run_ladder(images, tta=(), variants=("head", "tta"), out=tmp_path / "no views", progress=QUIET)
     with pytest.raises(RecipeError, match="budget"):
         run_ladder(images, budget="5m", out=tmp_path / "no", progress=QUIET)
     with pytest.raises(RecipeError, match="resnet999"):
-        run_ladder(images, archs=("resnet999",), out=tmp_path / "no", rungs=("majority",), progress=QUIET)
+        run_ladder(images, archs=("resnet999",), out=tmp_path / "no", variants=("majority",), progress=QUIET)
 
 
-def test_the_command_line_names_the_rungs_that_there_are() -> None:
+def test_the_command_line_names_the_variants_that_there_are() -> None:
     assert tuple(VARIANTS) == VARIANT_NAMES and CURVES == CURVE_VARIANT_NAMES
 
 
@@ -256,15 +256,17 @@ def test_probes_tell_many_labels_class_by_class() -> None:
 
 @pytest.fixture(scope="module")
 def pages(images: Path, still: baseline.Recipe, ladder: baseline.Ladder, tmp_path_factory: Any) -> tuple[Path, ...]:
-    """Of the ladder, of a curve, and of a ladder whose rungs are all right, of two bodies, with long names."""
+    """Of the ladder, of a curve, and of a ladder whose variants are all right, of two bodies, with long names."""
     out = tmp_path_factory.mktemp("pages")
-    run_learning_curve(images, still, rungs=("logistic",), sizes=(2, 4, 8), seeds=1, out=out / "curve", progress=QUIET)
+    run_learning_curve(
+        images, still, variants=("logistic",), sizes=(2, 4, 8), seeds=1, out=out / "curve", progress=QUIET
+    )
     sure = ladder.table.assign(accuracy=1.0, low=0.7, high=1.0, seconds=12345.6)
     both = pd.concat(
         [sure, sure.iloc[1:].assign(arch="mobilenetv4_conv_small", words=VARIANTS["all"] + ", " + VARIANTS["tta"])]
     )
     (out / "sure").mkdir()
-    _write_files(baseline.Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
+    write_ladder_files(baseline.Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
     return ladder.folder / "ladder.html", out / "curve" / "curve.html", out / "sure" / "ladder.html"
 
 
@@ -298,13 +300,15 @@ def test_images_of_many_labels_climb_and_curve(images: Path, still: baseline.Rec
         def log(self, line: str) -> None:
             lines.append(line)
 
-    found = run_ladder(table, still, rungs=("majority", "logistic", "head"), out=tmp_path / "ladder", progress=Said())
+    found = run_ladder(
+        table, still, variants=("majority", "logistic", "head"), out=tmp_path / "ladder", progress=Said()
+    )
     assert "images: 48 of 5 classes" in "".join(lines)
     assert read_manifest(found.folder / "head")["data"]["classes"] == ["ants", "bees", "big", "odd", "red"]
     table["split"] = table["path"].map(pd.read_csv(found.folder / "split.csv").set_index("path")["split"])
-    curve = run_learning_curve(table, still, rungs=("logistic", "head"), sizes=(1, 3, 6), seeds=1, out=tmp_path / "c",
+    curve = run_learning_curve(table, still, variants=("logistic", "head"), sizes=(1, 3, 6), seeds=1, out=tmp_path / "c",
                        progress=QUIET)  # fmt: skip
-    heads = curve.table[curve.table["rung"] == "head"]
+    heads = curve.table[curve.table["variant"] == "head"]
     assert heads["size"].tolist()[:3] == [1, 3, 6] and heads["images"].is_monotonic_increasing
     for run in heads["run"]:
         train = pd.read_csv(Path(run) / "split.csv").query("split == 'train'")["label"]
@@ -317,9 +321,9 @@ def test_a_name_of_one_label_may_hold_what_parts_several(
     table = baseline.image_table(images)[["path", "label"]]
     for names in ({"ants": "ants", "bees": "bees;wasps"}, {"ants": "a;b", "bees": "b"}):
         renamed = table.assign(label=table["label"].map(names))
-        found = run_ladder(renamed, still.changed(labels="one"), rungs=("majority", "neighbours", "logistic"),
+        found = run_ladder(renamed, still.changed(labels="one"), variants=("majority", "neighbors", "logistic"),
                             out=tmp_path / names["ants"], progress=QUIET)  # fmt: skip
-        same = found.table.set_index("rung")["accuracy"]
+        same = found.table.set_index("variant")["accuracy"]
         assert same[["majority", "logistic"]].tolist() == ladder.table["accuracy"][:2].tolist()
         told, before = (read_predictions(each.folder / "logistic") for each in (found, ladder))
         assert told["predicted"].tolist() == before["predicted"].map(names).tolist()

@@ -28,7 +28,7 @@ PROMPT = "a drawing of {class} insects"
 def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['open_clip'] = None\n"
-        "from baseline.cli.app import main; sys.argv = ['baseline', 'ladder', 'images', '--rungs', 'zeroshot']; main()"
+        "from baseline.cli.app import main; sys.argv = ['baseline', 'ladder', 'images', '--variants', 'zeroshot']; main()"
     )
     (tmp_path / "images").mkdir()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -75,7 +75,7 @@ def ladder(images: Path, small: baseline.Recipe, weights: Path, tmp_path_factory
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
         out = tmp_path_factory.mktemp("runs") / "ladder"
-        return run_ladder(images, small, rungs=["majority", "logistic"], clip=f"tiny-clip:{weights}", prompt=PROMPT,
+        return run_ladder(images, small, variants=["majority", "logistic"], clip=f"tiny-clip:{weights}", prompt=PROMPT,
                            out=out, progress=QUIET)  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def test_its_run_folder_holds_what_open_clip_computes(open_clip: Any, weights: P
     assert manifest["stages"][0]["why"] == f'tiny-clip:{weights}, asked "{PROMPT}"'
 
 
-def test_it_is_a_rung_trained_on_nothing(ladder: baseline.Ladder) -> None:
-    row = ladder.table.set_index("rung").loc["zeroshot"]
-    assert ladder.table["rung"].tolist() == ["majority", "logistic", "zeroshot"]
+def test_it_is_a_variants_trained_on_nothing(ladder: baseline.Ladder) -> None:
+    row = ladder.table.set_index("variant").loc["zeroshot"]
+    assert ladder.table["variant"].tolist() == ["majority", "logistic", "zeroshot"]
     assert row["parameters"] == 0 and 0 <= row["seconds"] < 60 and row["against"] == "logistic" and row["arch"] == ""
     assert row["words"] == "zero-shot classification by CLIP, tiny-clip"
     assert any(line.startswith("Zero-shot classification instead brings ") for line in ladder.sentences)
@@ -122,11 +122,11 @@ def test_alone_it_is_recommended_as_what_needs_no_training(
     images: Path, small: baseline.Recipe, weights: Path, tmp_path: Path
 ) -> None:
     clip = f"tiny-clip:{weights}"
-    found = run_ladder(images, small, rungs=["zeroshot"], clip=clip, out=tmp_path / "one", progress=QUIET)
+    found = run_ladder(images, small, variants=["zeroshot"], clip=clip, out=tmp_path / "one", progress=QUIET)
     assert found.sentences[0].startswith("Take zero-shot classification by CLIP, tiny-clip: ")
     assert "without training, in " in found.sentences[0] and len(found.sentences) == 1
     before = (tmp_path / "one/zeroshot/manifest.json").stat().st_mtime_ns
-    again = {"rungs": ["zeroshot"], "out": tmp_path / "one", "resume": True, "show": QUIET}
+    again = {"variants": ["zeroshot"], "out": tmp_path / "one", "resume": True, "progress": QUIET}
     run_ladder(images, small, clip=clip, **again)
     assert (tmp_path / "one/zeroshot/manifest.json").stat().st_mtime_ns == before
     with pytest.raises(OutputError, match=r"was made by .*an image of .*now .*a sketch"):
@@ -213,10 +213,10 @@ def test_wishes_that_cannot_be_are_refused(open_clip: Any, weights: Path, images
     with pytest.raises(WeightsError, match="There is no weights file"):
         parse_clip("ViT-B-32:no/such.safetensors")
     assert parse_clip() == ClipModel("ViT-B-32", "laion2b_s34b_b79k", "an image of a {class}")
-    with pytest.raises(RecipeError, match="--rungs, or give --clip"):
+    with pytest.raises(RecipeError, match="--variants, or give --clip"):
         run_ladder(images, prompt="a {class}", out=tmp_path / "no", progress=QUIET)
     rows = [f"{path},{path.parent.name} small" for path in sorted(images.rglob("*.jpg"))]
     (tmp_path / "many.csv").write_text("\n".join(["path,label", *rows]))
     with pytest.raises(RecipeError, match="one label an image"):
-        run_ladder(tmp_path / "many.csv", labels="many", rungs=["majority", "zeroshot"], out=tmp_path / "many",
+        run_ladder(tmp_path / "many.csv", labels="many", variants=["majority", "zeroshot"], out=tmp_path / "many",
                     clip=f"tiny-clip:{weights}", progress=QUIET)  # fmt: skip

@@ -47,9 +47,9 @@ def ladder(
     target: Target,
     data: Data = None,
     arch: Annotated[
-        str | None, typer.Option(help="Bodies to compare, with commas between; each climbs every rung.")
+        str | None, typer.Option(help="Architectures to compare, with commas between; each with every variant.")
     ] = None,
-    rungs: Annotated[
+    variants: Annotated[
         str | None,
         typer.Option(
             help="Only these, with commas between: " + ", ".join(VARIANT_NAMES) + ".",
@@ -61,7 +61,7 @@ def ladder(
         str,
         typer.Option(
             metavar="NAME:FILE",
-            help="CLIP's model and weights for the rung zeroshot (extra clip), or NAME:TAG for published ones; "
+            help="CLIP's model and weights for the variant zeroshot (extra clip), or NAME:TAG for published ones; "
             "ViT-B-32:laion2b_s34b_b79k if not given.",
             show_default=False,
         ),
@@ -97,13 +97,13 @@ def ladder(
 
         baseline ladder cifar10 --images-per-class 250 --preset quick
 
-        baseline ladder images/ --arch resnet18,mobilenet_v2 --rungs head,groups,tta
+        baseline ladder images/ --arch resnet18,mobilenet_v2 --variants head,groups,tta
 
         baseline ladder images/ --out runs/ladder --resume
 
         baseline ladder images/ --arch resnet18,mobilenet_v2 --on ray
 
-        baseline ladder images/ --rungs logistic,groups,zeroshot --clip ViT-B-32:open_clip_model.safetensors
+        baseline ladder images/ --variants logistic,groups,zeroshot --clip ViT-B-32:open_clip_model.safetensors
     """
     images, recipe, show, changes = _parse_experiment(
         target, data, preset, quiet, image_size=image_size, images_per_class=images_per_class, seed=seed,
@@ -113,7 +113,7 @@ def ladder(
     from baseline.cli.printing import ladder_table
     from baseline.experiments.ladder import run_ladder
 
-    found = run_ladder(images, recipe, archs=split_names(arch), rungs=split_names(rungs), out=out, resume=resume, on=on,
+    found = run_ladder(images, recipe, archs=split_names(arch), variants=split_names(variants), out=out, resume=resume, on=on,
                         clip=clip, prompt=prompt, progress=show, **changes)  # fmt: skip
     _print(ladder_table(found))
     show.log(f"page: {found.folder / 'ladder.html'}")
@@ -126,7 +126,7 @@ def curve(
         str | None, typer.Option(help="Images a class, with commas between; doubled from 5, and all, if not given.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Choices of images for each size.")] = 3,
-    rungs: Annotated[
+    variants: Annotated[
         str,
         typer.Option(
             help="What is trained, with commas between: " + ", ".join(CURVE_VARIANT_NAMES) + ".",
@@ -160,13 +160,13 @@ def curve(
 
         baseline curve images/
 
-        baseline curve images/ --rungs logistic --seeds 10
+        baseline curve images/ --variants logistic --seeds 10
 
         baseline curve cifar10 --images-per-class 500 --sizes 10,30,100,300
 
         baseline curve train.csv --group-col sign --out runs/curve --resume
 
-        baseline curve images/ --rungs groups --seeds 5 --on ray://head:10001
+        baseline curve images/ --variants groups --seeds 5 --on ray://head:10001
     """
     images, recipe, show, changes = _parse_experiment(
         target, data, preset, quiet, arch=arch, image_size=image_size, images_per_class=images_per_class, seed=seed,
@@ -181,7 +181,7 @@ def curve(
         raise RecipeError(
             f"--sizes has '{wrong[0]}'; whole numbers with commas between were needed, such as 10,30,100."
         )
-    found = run_learning_curve(images, recipe, sizes=[int(number) for number in numbers], seeds=seeds, rungs=split_names(rungs),
+    found = run_learning_curve(images, recipe, sizes=[int(number) for number in numbers], seeds=seeds, variants=split_names(variants),
                        out=out, resume=resume, on=on, progress=show, **changes)  # fmt: skip
     _print(curve_table(found))
     show.log(f"page: {found.folder / 'curve.html'}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PRESET_NAMES = ("auto", *PRESETS)
 
-VARIANT_NAMES = ("majority", "neighbours", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
+VARIANT_NAMES = ("majority", "neighbors", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
 
 OUTPUT_FORMATS = ("csv", "jsonl", "parquet")
 

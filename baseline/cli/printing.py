@@ -125,9 +125,18 @@ def _accuracy_text(numbers: Mapping[str, Any]) -> str:
 def ladder_table(found: Ladder) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = found.table["arch"].nunique() > 2
-    names = ["rung", *(["body"] if several else []), f"accuracy on {found.split}", "points gained", "over", "p"]
+    names = [
+        "variant",
+        *(["architecture"] if several else []),
+        f"accuracy on {found.split}",
+        "points gained",
+        "over",
+        "p",
+    ]
     for name in (*names, "seconds", "parameters"):
-        table.add_column(name, justify="left" if name in ("rung", "body", "over") else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if name in ("variant", "architecture", "over") else "right", overflow="fold"
+        )
     for row in found.table.to_dict("records"):
         tested = isinstance(row["against"], str)
         points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
@@ -142,16 +151,18 @@ def ladder_table(found: Ladder) -> RenderableType:
 def curve_table(found: LearningCurve) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("training images", justify="right")
-    rungs = list(found.fits)
-    for rung in rungs:
-        table.add_column(f"{rung}, accuracy on {found.split}", justify="right")
-    means = found.table.pivot_table(index="images", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
+    variants = list(found.fits)
+    for variant in variants:
+        table.add_column(f"{variant}, accuracy on {found.split}", justify="right")
+    means = found.table.pivot_table(
+        index="images", columns="variant", values="accuracy", aggfunc=["mean", "min", "max"]
+    )
     for images, row in means.iterrows():
         spans = [
-            f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
-            if row["mean", rung] == row["mean", rung]
+            f"{row['mean', variant]:.1%} ({row['min', variant]:.1%} to {row['max', variant]:.1%})"
+            if row["mean", variant] == row["mean", variant]
             else ""
-            for rung in rungs
+            for variant in variants
         ]
         table.add_row(f"{images:,}", *spans)
     return Group(table, "", *found.sentences)

@@ -16,10 +16,10 @@ __all__ = ["training_job"]
 
 def training_job(words: str, images: Any, recipe: Any, folder: Path, **changes: Any) -> Job:
     """The job that makes a run folder with `make_baseline`, of whose arguments these are."""
-    return Job(words, partial(_run_training, images, recipe, folder, changes))
+    return Job(words, partial(run_training, images, recipe, folder, changes))
 
 
-def _run_training(images: Any, recipe: Any, folder: Path, changes: dict[str, Any], progress: Progress) -> None:
+def run_training(images: Any, recipe: Any, folder: Path, changes: dict[str, Any], progress: Progress) -> None:
     from baseline.make import make_baseline
 
     progress.several = True

@@ -127,14 +127,14 @@ def clean(
     _import_cleanlab()
     if strange := [name for name in splits if name not in SPLITS]:
         raise RecipeError(f"There is no split {quoted_list(strange)}. Known: {', '.join(SPLITS)}.")
-    run = _as_run_folder(images)
-    chosen, table = _load_run(run, changes) if run else load_images(images, recipe, progress=progress, **changes)
+    run = find_run_folder(images)
+    chosen, table = load_run_images(run, changes) if run else load_images(images, recipe, progress=progress, **changes)
     if "image_size" not in changes and chosen.image_size < MIN_IMAGE_SIZE:
         chosen = chosen.changed(image_size=MIN_IMAGE_SIZE)
     if is_multilabel(table["label"], chosen.labels):
         raise DataError("Labels are judged where an image has one, and these images have several. Give one column.")
     check_table(table, chosen.labels)
-    name = run.resolve().name if run else _source_name(images, chosen)
+    name = run.resolve().name if run else review_name(images, chosen)
     folder = Path(out).expanduser() if out else unique_path(Path(f"clean-{name}-{datetime.now():%Y%m%d-%H%M%S}"))
     if (folder / "issues.csv").exists():
         raise OutputError(f"{folder} holds an earlier cleaning. Choose another --out, or remove it.")
@@ -144,20 +144,20 @@ def clean(
             check_table(checked.usable, chosen.labels)
         usable = checked.usable if run else split(checked.usable, chosen)
         rows = usable[usable["split"].isin(splits)].reset_index(drop=True)
-        parts = _fold_ids(rows, folds, chosen.seed)
-        features = _mirrored_features(rows, chosen, folder, progress)
+        parts = assign_folds(rows, folds, chosen.seed)
+        features = extract_features(rows, chosen, folder, progress)
         near = find_neighbors(features, parts, progress)
         probabilities = (
-            _read_probabilities(Path(oof), rows)
+            read_probabilities(Path(oof), rows)
             if oof
             else predict_out_of_fold(features, rows["label"], parts, near, progress)
         )
-        issues = find_label_issues(rows, probabilities, outlier_scores(near), _conflicting_labels(checked))
+        issues = find_label_issues(rows, probabilities, outlier_scores(near), conflicting_copies(checked))
         write_atomic(folder / "issues.csv", issues.to_csv(index=False))
         fixes = None
         if accept is not None:
             fixes = folder / "fixes.csv"
-            write_atomic(fixes, _accept_suggestions(issues, accept).to_csv(index=False))
+            write_atomic(fixes, accept_suggestions(issues, accept).to_csv(index=False))
         write_review_page(folder / "clean.html", issues, name, shown, progress)
     return LabelReview(issues, folder, run, fixes)
 
@@ -242,28 +242,28 @@ def predict_out_of_fold(
     progress = progress or Progress()
     near = near or find_neighbors(features, parts, progress)
     classes, truth = np.unique(labels.to_numpy(dtype=str), return_inverse=True)
-    inputs, found = _standardize(features), np.zeros((len(truth), len(classes)))
+    inputs, found = standardize(features), np.zeros((len(truth), len(classes)))
     numbers = np.unique(parts)
     tried = numbers[:1] if len(truth) >= LARGE_DATASET else numbers
     with progress.bar("judging each image by the others", len(numbers) + len(tried) * len(PENALTIES), "fits") as bar:
         best, least = PENALTIES[0], np.inf
         for strength in PENALTIES:
             for part in tried:
-                _fit_and_predict(found, inputs, truth, parts == part, strength)
+                fit_and_predict(found, inputs, truth, parts == part, strength)
                 bar.step()
-            if (loss := _log_loss(found, truth)[np.isin(parts, tried)].mean()) > least:
+            if (loss := log_losses(found, truth)[np.isin(parts, tried)].mean()) > least:
                 break
             best, least = strength, loss
         for part in numbers:
-            _fit_and_predict(found, inputs, truth, parts == part, best)
+            fit_and_predict(found, inputs, truth, parts == part, best)
             bar.step()
-    vote = _neighbor_vote(near, truth, len(classes))
+    vote = neighbor_vote(near, truth, len(classes))
     mixed = ((1 - weight) * found + weight * vote for weight in VOTE_WEIGHTS)
-    chosen = min(mixed, key=lambda each: _log_loss(each, truth).mean())
+    chosen = min(mixed, key=lambda each: log_losses(each, truth).mean())
     return pd.DataFrame(chosen, columns=[f"p_{name}" for name in classes])
 
 
-def _as_run_folder(images: Any) -> Path | None:
+def find_run_folder(images: Any) -> Path | None:
     """The run folder, if that is what was given: the folder itself, or its manifest."""
     if not isinstance(images, str | Path):
         return None
@@ -272,7 +272,7 @@ def _as_run_folder(images: Any) -> Path | None:
     return path if (path / "manifest.json").is_file() else None
 
 
-def _load_run(run: Path, changes: dict[str, Any]) -> tuple[Recipe, pd.DataFrame]:
+def load_run_images(run: Path, changes: dict[str, Any]) -> tuple[Recipe, pd.DataFrame]:
     """The recipe of a run, and its images as its `split.csv` has them."""
     read_manifest(run)
     chosen = load_recipe(run / "manifest.json").changed(**changes)
@@ -289,13 +289,13 @@ def _load_run(run: Path, changes: dict[str, Any]) -> tuple[Recipe, pd.DataFrame]
     return chosen, table.assign(group=group)
 
 
-def _source_name(images: Any, chosen: Recipe) -> str:
+def review_name(images: Any, chosen: Recipe) -> str:
     """What the folder is called after: a folder's or a table's name, else the recipe's."""
     words = Path(images).stem if isinstance(images, str | Path) and Path(images).exists() else ""
     return words or chosen.name
 
 
-def _fold_ids(rows: pd.DataFrame, folds: int | None, seed: int) -> np.ndarray:
+def assign_folds(rows: pd.DataFrame, folds: int | None, seed: int) -> np.ndarray:
     """The part that each image lies in; copies, and groups where they are known, lie in one."""
     grouped = "group" in rows and bool(rows["group"].notna().any())
     units = unit_ids(rows, "group" if grouped else "twins")
@@ -310,13 +310,13 @@ def _fold_ids(rows: pd.DataFrame, folds: int | None, seed: int) -> np.ndarray:
     return fold_numbers(rows["label"], units, folds or min(FOLD_COUNT, least), seed, grouped=grouped)
 
 
-def _conflicting_labels(checked: Audit) -> dict[str, str]:
+def conflicting_copies(checked: Audit) -> dict[str, str]:
     """By path, a copy of the image that has another label."""
     pairs = checked.pairs[checked.pairs["conflict"]]
     return dict(zip(pairs["other"], pairs["path"], strict=True)) | dict(zip(pairs["path"], pairs["other"], strict=True))
 
 
-def _mirrored_features(rows: pd.DataFrame, chosen: Recipe, folder: Path, progress: Progress) -> np.ndarray:
+def extract_features(rows: pd.DataFrame, chosen: Recipe, folder: Path, progress: Progress) -> np.ndarray:
     """Of every image and its mirror image, averaged: images x features."""
     from baseline.training.frozen import embeddings
     from baseline.vision.dataloaders import dataloaders
@@ -331,7 +331,7 @@ def _mirrored_features(rows: pd.DataFrame, chosen: Recipe, folder: Path, progres
     return embeddings(learn, rows, recipe, ("flip",), progress)
 
 
-def _fit_and_predict(
+def fit_and_predict(
     found: np.ndarray, inputs: np.ndarray, truth: np.ndarray, held: np.ndarray, strength: float
 ) -> None:
     """Fills in the probabilities of the held-out rows."""
@@ -352,16 +352,16 @@ def _fit_and_predict(
     found[np.ix_(rows, model.classes_)] = shares / shares.sum(1, keepdims=True)
 
 
-def _standardize(features: np.ndarray) -> np.ndarray:
+def standardize(features: np.ndarray) -> np.ndarray:
     centred = features - features.mean(0)
     return (centred / np.maximum(centred.std(0), 1e-6)).astype(np.float32)
 
 
-def _log_loss(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def log_losses(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-6))
 
 
-def _neighbor_vote(near: NeighborIndex, truth: np.ndarray, classes: int) -> np.ndarray:
+def neighbor_vote(near: NeighborIndex, truth: np.ndarray, classes: int) -> np.ndarray:
     """The share of each class among an image's neighbours, the more alike the more it counts: images x classes."""
     weights = np.exp((near.likeness - near.likeness[:, :1]) / VOTE_SHARPNESS)
     found = np.zeros((len(truth), classes))
@@ -370,7 +370,7 @@ def _neighbor_vote(near: NeighborIndex, truth: np.ndarray, classes: int) -> np.n
     return found / found.sum(1, keepdims=True)
 
 
-def _read_probabilities(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
+def read_probabilities(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Out-of-fold probabilities from a table, in the order of `rows`."""
     given = read_table(resolve_path(str(file)))
     columns = [name for name in map(str, given) if name.startswith("p_")]
@@ -384,7 +384,7 @@ def _read_probabilities(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
     return values.assign(path=rows["path"].to_numpy()).reset_index(drop=True)[columns]
 
 
-def _accept_suggestions(issues: pd.DataFrame, confidence: float) -> pd.DataFrame:
+def accept_suggestions(issues: pd.DataFrame, confidence: float) -> pd.DataFrame:
     """Fixes: the suggestions of suspected labels from this confidence on."""
     taken = issues[issues["is_label_issue"] & (issues["confidence"] >= confidence)]
     columns = dict(zip(("path", "given_label", "predicted_label"), FIX_COLUMNS, strict=True))

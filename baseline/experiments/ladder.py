@@ -1,6 +1,6 @@
-"""Images -> the rungs from saying the most frequent class to training every layer, each with what it gains and costs.
+"""Images -> the variants from saying the most frequent class to training every layer, each with what it gains and costs.
 
-Knows rungs and their run folders; trains nothing itself.
+Knows variants and their run folders; trains nothing itself.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import RecipeError, unknown_name
 from baseline.experiments.variants import (
+    ARCH_INDEPENDENT,
     PROBES,
     VARIANTS,
-    WITHOUT_BODY,
-    predictions_on,
     prepare_architectures,
+    read_split_predictions,
     resume_hint_on_interrupt,
 )
 from baseline.experiments.zeroshot import parse_clip
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Ladder", "run_ladder"]
 
 
-TTA_VARIANTS = tuple(name for name in VARIANTS if name not in (*PROBES, "scratch", "tta"))
-"""Rungs that test-time augmentation may be of."""
+TTA_BASE_VARIANTS = tuple(name for name in VARIANTS if name not in (*PROBES, "scratch", "tta"))
+"""Variants that test-time augmentation may be of."""
 
 
 SIMILAR_TIME = 0.1, 1.0
@@ -47,16 +47,16 @@ SIMILAR_TIME = 0.1, 1.0
 
 @dataclass(frozen=True)
 class Ladder:
-    """What each rung reached."""
+    """What each variant reached."""
 
     folder: Path
-    """Holds `ladder.csv`, `ladder.json`, `ladder.png`, `ladder.html`, `split.csv` and a run folder for each rung."""
+    """Holds `ladder.csv`, `ladder.json`, `ladder.png`, `ladder.html`, `split.csv` and a run folder for each variant."""
     split: str
-    """Whose images the rungs are judged on: test, or valid where there is none."""
+    """Whose images the variants are judged on: test, or valid where there is none."""
     table: pd.DataFrame
-    """One row a rung: `arch, rung, words, images, accuracy` (0-1, on the plain image but for the rung `tta`), `low` and
-    `high` (its 95 % interval), `against` (the rung it is tested against), `difference` (-1 to 1), `difference_low`,
-    `difference_high`, `p` (McNemar's mid-p, Holm's over all rungs), `beyond_noise`, `seconds` (of training, and of what
+    """One row a variant: `arch, variant, words, images, accuracy` (0-1, on the plain image but for the variant `tta`), `low` and
+    `high` (its 95 % interval), `against` (the variant it is tested against), `difference` (-1 to 1), `difference_low`,
+    `difference_high`, `p` (McNemar's mid-p, Holm's over all variants), `beyond_noise`, `seconds` (of training, and of what
     the frozen layers made of the images), `parameters` (trained) and `run` (its folder)."""
     sentences: list[str]
     """What to take, and what the rest would bring."""
@@ -67,7 +67,7 @@ def run_ladder(
     recipe: str | Path | Recipe = "default",
     *,
     archs: Sequence[str] = (),
-    rungs: Sequence[str] = (),
+    variants: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
     on: str = "",
@@ -76,22 +76,22 @@ def run_ladder(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Ladder:
-    """Climbs the ladder on one split of the images; tells what each rung gains over the one below, and what it costs.
+    """Climbs the ladder on one split of the images; tells what each variant gains over the one below, and what it costs.
 
     Args:
-        images, recipe, changes: as `make_baseline` takes them; its stages are what the rungs `groups` and `all` do.
-        archs: bodies to compare, each with all rungs; the recipe's own if not given.
-        rungs: some of `VARIANTS`, to climb only these; all but `zeroshot` if not given.
+        images, recipe, changes: as `make_baseline` takes them; its stages are what the variants `groups` and `all` do.
+        archs: bodies to compare, each with all variants; the recipe's own if not given.
+        variants: some of `VARIANTS`, to climb only these; all but `zeroshot` if not given.
         out: the folder; `runs/ladder-NAME-DATE-TIME` if not given.
-        resume: keep the rungs that an interrupted ladder in `out` has finished.
-        on: what trains the rungs; see `run_seeds`. Those without a network of their own are arithmetic on what is in
+        resume: keep the variants that an interrupted ladder in `out` has finished.
+        on: what trains the variants; see `run_seeds`. Those without a network of their own are arithmetic on what is in
             memory, and are done here meanwhile.
-        clip, prompt: for the rung `zeroshot`, which is climbed where it is asked for or `clip` is given; see
+        clip, prompt: for the variant `zeroshot`, which is climbed where it is asked for or `clip` is given; see
             `baseline.zeroshot.clip_of`. Needs the extra `clip`.
 
     Raises:
-        RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, for a
-            rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with many
+        RecipeError: for a variant that does not exist, a recipe with a budget, if `on` is nothing that makes runs, for a
+            variant `tta` without a variant or views that it is of, or for a variant `zeroshot` without the extra, with many
             labels an image, or with a model that open_clip does not know.
         WeightsError: if the weights of `clip` cannot be had or do not fit.
         OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other images or another recipe.
@@ -99,85 +99,93 @@ def run_ladder(
     >>> run_ladder("images/").sentences[0]                                        # doctest: +SKIP
     'Take the last layer groups fine-tuned: 87.7% (84.6% to 90.3%) on test, trained in 45 s.'
     """
-    if strange := [name for name in rungs if name not in VARIANTS]:
-        raise RecipeError(unknown_name("rung", strange[0], VARIANTS))
+    if strange := [name for name in variants if name not in VARIANTS]:
+        raise RecipeError(unknown_name("variant", strange[0], VARIANTS))
     progress = progress or ConsoleProgress()
-    wanted = [name for name in VARIANTS if name in rungs or (bool(clip) if name == "zeroshot" else not rungs)]
+    wanted = [name for name in VARIANTS if name in variants or (bool(clip) if name == "zeroshot" else not variants)]
     if prompt and "zeroshot" not in wanted:
-        raise RecipeError("The prompt is for the rung zeroshot. Add it to --rungs, or give --clip.")
-    if "tta" in wanted and not set(wanted) & set(TTA_VARIANTS):
-        raise RecipeError(f"The rung tta is of a trained one, and there is none. Add one of {', '.join(TTA_VARIANTS)}.")
+        raise RecipeError("The prompt is for the variant zeroshot. Add it to --variants, or give --clip.")
+    if "tta" in wanted and not set(wanted) & set(TTA_BASE_VARIANTS):
+        raise RecipeError(
+            f"The variant tta is of a trained one, and there is none. Add one of {', '.join(TTA_BASE_VARIANTS)}."
+        )
     asked = parse_clip(clip, prompt) if "zeroshot" in wanted else None
     chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
     with create_run_folder(out, f"ladder-{chosen.name}") as folder, workers:
         bodies = prepare_architectures(images, chosen, archs, folder, progress, changes, resume=resume, clip=asked)
-        if "tta" in rungs and not bodies[0].wished.tta:
+        if "tta" in variants and not bodies[0].wished.tta:
             raise RecipeError(
-                "The rung tta is asked for, and the recipe's tta has no views. Give some, or leave it out."
+                "The variant tta is asked for, and the recipe's tta has no views. Give some, or leave it out."
             )
         with resume_hint_on_interrupt(folder, progress):
-            found = _evaluate_variants(_run_variants(bodies, wanted, workers), folder)
-        _write_files(found)
+            found = evaluate_variants(run_variants(bodies, wanted, workers), folder)
+        write_ladder_files(found)
     return found
 
 
-def _run_variants(
-    bodies: Sequence[Architecture], rungs: Sequence[str], workers: Executor
+def run_variants(
+    bodies: Sequence[Architecture], variants: Sequence[str], workers: Executor
 ) -> list[tuple[Architecture, str, Path]]:
-    """Body, rung and run folder of each rung, when all are finished."""
+    """Body, variant and run folder of each variant, when all are finished."""
     each = [
-        (body, rung)
+        (body, variant)
         for number, body in enumerate(bodies)
-        for rung in rungs
-        if not (rung in WITHOUT_BODY and number) and not (rung == "tta" and not body.wished.tta)
+        for variant in variants
+        if not (variant in ARCH_INDEPENDENT and number) and not (variant == "tta" and not body.wished.tta)
     ]
     jobs = [
-        _variant_job(f"rung {number} of {len(each)}: {VARIANTS[rung]}, {body.planned(rung).arch}", body, rung)
+        variant_job(
+            f"variant {number} of {len(each)}: {VARIANTS[variant]}, {body.planned(variant).arch}", body, variant
+        )
         # zero-shot first: that its weights do not fit is better told before hours of training
-        for number, (body, rung) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
+        for number, (body, variant) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
     ]
     workers.all(jobs, sum(not job.here for job in jobs))
-    trained = {body: [rung for own, rung in each if own is body and rung in TTA_VARIANTS] for body in bodies}
+    trained = {
+        body: [variant for own, variant in each if own is body and variant in TTA_BASE_VARIANTS] for body in bodies
+    }
     found = []
-    for body, rung in each:
-        viewed = max(trained[body], key=lambda name: _valid_accuracy(body.folder / name)) if rung == "tta" else rung
-        found.append((body, rung, body.folder / viewed))
+    for body, variant in each:
+        viewed = (
+            max(trained[body], key=lambda name: valid_accuracy(body.folder / name)) if variant == "tta" else variant
+        )
+        found.append((body, variant, body.folder / viewed))
     return found
 
 
-def _variant_job(words: str, body: Architecture, rung: str) -> Job:
-    if rung == "tta":  # of a rung that was evaluated with it, too
+def variant_job(words: str, body: Architecture, variant: str) -> Job:
+    if variant == "tta":  # of a variant that was evaluated with it, too
         return Job(words, lambda progress: None, here=True)
-    return body.job(words, rung, body.folder / rung)
+    return body.job(words, variant, body.folder / variant)
 
 
-def _valid_accuracy(run: Path) -> float:
-    """Accuracy on valid, which the choice of a rung may look at."""
+def valid_accuracy(run: Path) -> float:
+    """Accuracy on valid, which the choice of a variant may look at."""
     return float(read_manifest(run)["metrics"]["valid"]["plain"]["accuracy"])
 
 
-def _evaluate_variants(climbed: Sequence[tuple[Architecture, str, Path]], folder: Path) -> Ladder:
+def evaluate_variants(climbed: Sequence[tuple[Architecture, str, Path]], folder: Path) -> Ladder:
     import pandas as pd
 
     from baseline.evaluation.metrics import accuracy_of
     from baseline.evaluation.significance import holm_correction, paired_test
 
     split = headline_split(read_manifest(climbed[0][2])["metrics"])
-    tables = [predictions_on(run, split, rung == "tta") for _, rung, run in climbed]
-    below = [_reference_row(climbed, number) for number in range(len(climbed))]
+    tables = [read_split_predictions(run, split, variant == "tta") for _, variant, run in climbed]
+    below = [reference_index(climbed, number) for number in range(len(climbed))]
     tests = holm_correction(
         [{} if at is None else paired_test(tables[at], told) for at, told in zip(below, tables, strict=True)]
     )
     rows = []
-    for (body, rung, run), told, at, test in zip(climbed, tables, below, tests, strict=True):
+    for (body, variant, run), told, at, test in zip(climbed, tables, below, tests, strict=True):
         accuracy, low, high = accuracy_of(told)
         stages = read_manifest(run)["stages"]
         less, more = test.get("interval", (None, None))
         rows.append(
             {
-                "arch": body.recipe.arch if rung not in WITHOUT_BODY else "",
-                "rung": rung,
-                "words": _variant_name(body, rung, run),
+                "arch": body.recipe.arch if variant not in ARCH_INDEPENDENT else "",
+                "variant": variant,
+                "words": variant_title(body, variant, run),
                 "images": len(told),
                 "accuracy": accuracy,
                 "low": low,
@@ -193,36 +201,36 @@ def _evaluate_variants(climbed: Sequence[tuple[Architecture, str, Path]], folder
                 "run": str(run),
             }
         )
-    return Ladder(folder, split, pd.DataFrame(rows), _summarize(rows, tables, below, split))
+    return Ladder(folder, split, pd.DataFrame(rows), summarize_ladder(rows, tables, below, split))
 
 
-def _variant_name(body: Architecture, rung: str, run: Path) -> str:
-    if rung == "zeroshot":
-        return f"{VARIANTS[rung]}, {body.planned(rung).arch}"
-    return f"{VARIANTS[run.name]}, {VARIANTS[rung]}" if rung == "tta" else VARIANTS[rung]
+def variant_title(body: Architecture, variant: str, run: Path) -> str:
+    if variant == "zeroshot":
+        return f"{VARIANTS[variant]}, {body.planned(variant).arch}"
+    return f"{VARIANTS[run.name]}, {VARIANTS[variant]}" if variant == "tta" else VARIANTS[variant]
 
 
-def _reference_row(climbed: Sequence[tuple[Architecture, str, Path]], number: int) -> int | None:
-    """The number of the rung that one is tested against: the one below it, of the same body, but for three.
+def reference_index(climbed: Sequence[tuple[Architecture, str, Path]], number: int) -> int | None:
+    """The number of the variant that one is tested against: the one below it, of the same body, but for three.
 
     Test-time augmentation is tested against the same network without it, random weights and zero-shot classification
     against a fine-tuned body.
     """
-    body, rung, run = climbed[number]
+    body, variant, run = climbed[number]
     own = [at for at in range(number) if climbed[at][0] is body and climbed[at][1] != "tta"]
-    if rung == "tta":
+    if variant == "tta":
         return next(at for at in own if climbed[at][2] == run)
-    if rung in ("scratch", "zeroshot") and (tuned := [at for at in own if climbed[at][1] in ("groups", "all")]):
+    if variant in ("scratch", "zeroshot") and (tuned := [at for at in own if climbed[at][1] in ("groups", "all")]):
         return tuned[-1]
     if own:
         return own[-1]
     return 0 if number and climbed[0][1] == "majority" else None
 
 
-def _summarize(
+def summarize_ladder(
     rows: Sequence[Mapping[str, Any]], tables: Sequence[pd.DataFrame], below: Sequence[int | None], split: str
 ) -> list[str]:
-    """The cheapest rung that the best one does not beat beyond noise, what it gains, and what the rest would bring.
+    """The cheapest variant that the best one does not beat beyond noise, what it gains, and what the rest would bring.
 
     Of those that take about as long as the cheapest it is the one with the highest accuracy.
     """
@@ -259,15 +267,15 @@ def _summarize(
     asides = {"tta": "Test-time augmentation brings", "scratch": "Random weights instead bring",
               "zeroshot": "Zero-shot classification instead brings"}  # fmt: skip
     for at, row in enumerate(rows):
-        if row["rung"] in asides and (lower := below[at]) is not None:
+        if row["variant"] in asides and (lower := below[at]) is not None:
             words, beyond = gain(lower, at)
             found.append(
-                f"{asides[row['rung']]} {words} over {named[lower]}{'' if beyond else ': nothing beyond noise'}."
+                f"{asides[row['variant']]} {words} over {named[lower]}{'' if beyond else ': nothing beyond noise'}."
             )
     return found
 
 
-def _write_files(found: Ladder) -> None:
+def write_ladder_files(found: Ladder) -> None:
     from markupsafe import Markup
 
     from baseline.report import figures
@@ -281,9 +289,9 @@ def _write_files(found: Ladder) -> None:
         "found": found,
         "rows": rows,
         "several": len({row["arch"] for row in rows if row["arch"]}) > 1,
-        "drawing": Markup(figures.svg(figure, "ladder", "Accuracy of each rung")),
+        "drawing": Markup(figures.svg(figure, "ladder", "Accuracy of each variant")),
     }
-    told = {"split": found.split, "sentences": found.sentences, "rungs": rows}
+    told = {"split": found.split, "sentences": found.sentences, "variants": rows}
     write_atomic(found.folder / "ladder.csv", found.table.to_csv(index=False))
     write_atomic(found.folder / "ladder.json", to_json(told))
     write_atomic(found.folder / "ladder.png", figures.png(figure))

@@ -1,6 +1,6 @@
 """Images -> accuracy by the number of training images, and what more of them should bring.
 
-The same test images judge every size. Knows rungs and their run folders; trains nothing itself.
+The same test images judge every size. Knows variants and their run folders; trains nothing itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
 from baseline.experiments.power_law import fit_power_law
 from baseline.experiments.variants import (
+    ARCH_INDEPENDENT,
     PROBES,
     VARIANTS,
-    WITHOUT_BODY,
-    predictions_on,
     prepare_architectures,
+    read_split_predictions,
     resume_hint_on_interrupt,
 )
 from baseline.files import to_json, write_atomic
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 __all__ = ["LearningCurve", "run_learning_curve"]
 
 
-MIN_IMAGES_PER_CLASS = 5
+SMALLEST_SIZE = 5
 """Images a class; from there on doubled."""
 
 MIN_SIZES = 3
 
 MIN_GROUPS = 16
 
-MIN_CHOICES = 5
+MIN_REDUNDANCY_SEEDS = 5
 
-WORDS = "Accuracy by training images"
+FIGURE_TITLE = "Accuracy by training images"
 
-VARIANT_LABELS = tuple(name for name in VARIANTS if name not in (*WITHOUT_BODY, "tta"))
+CURVE_VARIANTS = tuple(name for name in VARIANTS if name not in (*ARCH_INDEPENDENT, "tta"))
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class LearningCurve:
     """Holds `curve.csv`, `curve.json`, `curve.png`, `curve.html`, `split.csv` and the run folders."""
     split: str
     table: pd.DataFrame
-    """One row a training: `rung, size` (images a class), `seed` (of the choice of images), `images` (for training),
+    """One row a training: `variant, size` (images a class), `seed` (of the choice of images), `images` (for training),
     `accuracy` (0-1, on the plain image) and `run` (its folder; empty where no network was trained)."""
     fits: dict[str, dict[str, Any]]
-    """By rung: `floor, scale, exponent`; `doubled`: images, expected accuracy and the interval of the gain; `checked`:
+    """By variant: `floor, scale, exponent`; `doubled`: images, expected accuracy and the interval of the gain; `checked`:
     the accuracy of all images, foretold from at most half of them, as an interval, and measured."""
     redundancy: dict[str, Any]
     """Where images have groups: accuracies with a share of every group's images, and with all images of a share of the
@@ -81,7 +81,7 @@ def run_learning_curve(
     *,
     sizes: Sequence[int] = (),
     seeds: int = 3,
-    rungs: Sequence[str] = ("logistic", "groups"),
+    variants: Sequence[str] = ("logistic", "groups"),
     out: str | Path | None = None,
     resume: bool = False,
     on: str = "",
@@ -97,14 +97,14 @@ def run_learning_curve(
         images, recipe, changes: as `make_baseline` takes them.
         sizes: training images a class; 5, 10, 20 ... and all if not given.
         seeds: choices of images for each size.
-        rungs: what is trained; names from `baseline ladder` but for `majority`, `tta` and `zeroshot`.
+        variants: what is trained; names from `baseline ladder` but for `majority`, `tta` and `zeroshot`.
         out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
-        on: what trains; see `run_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and
+        on: what trains; see `run_seeds`. Variants without a network of their own are arithmetic on what is in memory, and
             are done here meanwhile.
 
     Raises:
-        RecipeError: for unknown rungs, fewer than three sizes, a recipe with a budget, or if `on` is nothing that makes
+        RecipeError: for unknown variants, fewer than three sizes, a recipe with a budget, or if `on` is nothing that makes
             runs.
         DataError: if the images are too few for three sizes.
         OutputError: if `out` was begun and `resume` was not asked for, or with other images or another recipe.
@@ -112,8 +112,8 @@ def run_learning_curve(
     >>> run_learning_curve("images/").sentences[0]                                         # doctest: +SKIP
     'logistic regression on pretrained features: twice the images (4,044) should bring 0.4 to 1.9 points.'
     """
-    if strange := [name for name in rungs if name not in VARIANT_LABELS]:
-        raise RecipeError(unknown_name("rung", strange[0], VARIANT_LABELS))
+    if strange := [name for name in variants if name not in CURVE_VARIANTS]:
+        raise RecipeError(unknown_name("variant", strange[0], CURVE_VARIANTS))
     if sizes and (len(set(sizes)) < MIN_SIZES or min(sizes) < 1):
         raise RecipeError(f"--sizes are {', '.join(map(str, sizes))}; {MIN_SIZES} different ones, 1 or more images a "
                           "class each, were needed for a curve.")  # fmt: skip
@@ -124,19 +124,19 @@ def run_learning_curve(
     with create_run_folder(out, f"curve-{chosen.name}") as folder, workers:
         body = prepare_architectures(images, chosen, (), folder, progress, changes, resume=resume)[0]
         with resume_hint_on_interrupt(folder, progress):
-            planned = _training_sizes(body.table, body.wished.labels, sizes)
-            found = _CurvePlan(body, planned, seeds, tuple(rungs), folder, progress).curve(workers)
-        _write_files(found)
+            planned = training_sizes(body.table, body.wished.labels, sizes)
+            found = CurvePlan(body, planned, seeds, tuple(variants), folder, progress).curve(workers)
+        write_curve_files(found)
     return found
 
 
 @dataclass(frozen=True)
-class _CurvePlan:
+class CurvePlan:
     body: Architecture
     sizes: list[int]
     """Images a class; the last one takes all."""
     seeds: int
-    rungs: tuple[str, ...]
+    variants: tuple[str, ...]
     folder: Path
     progress: Progress
 
@@ -147,38 +147,38 @@ class _CurvePlan:
     @cached_property
     def label(self) -> pd.Series:
         """Of each image the one that it counts for: its rarest where it has several."""
-        return _count_training_images(self.body.table, self.body.recipe.labels)
+        return primary_labels(self.body.table, self.body.recipe.labels)
 
     def curve(self, workers: Executor) -> LearningCurve:
         import pandas as pd
 
         every = [
-            (rung, size, seed)
-            for rung in self.rungs
+            (variant, size, seed)
+            for variant in self.variants
             for size in self.sizes
             for seed in range(self.seeds)
-            if not (rung in PROBES and size == self.sizes[-1] and seed)  # the same images, and no chance in it
+            if not (variant in PROBES and size == self.sizes[-1] and seed)  # the same images, and no chance in it
         ]
         words = {
             each: f"{number} of {len(every)}: {VARIANTS[each[0]]}, {each[1]} images a class, choice {each[2] + 1}"
             for number, each in enumerate(every, 1)
         }
         jobs = (self._job(words[each], *each) for each in every)
-        count = sum(rung not in PROBES for rung, _, _ in every)
+        count = sum(variant not in PROBES for variant, _, _ in every)
         probed = {job.words: right for job, right in workers.each(jobs, count)}
         rows: list[dict[str, Any]] = []
         hits: list[np.ndarray] = []
-        for rung, size, seed in every:
-            run = "" if rung in PROBES else str(self._run(rung, size, seed))
-            right = self._right(run) if run else probed[words[rung, size, seed]]
+        for variant, size, seed in every:
+            run = "" if variant in PROBES else str(self._run(variant, size, seed))
+            right = self._right(run) if run else probed[words[variant, size, seed]]
             hits.append(right)
             images = int((self._chosen(size, seed)["split"] == "train").sum())
-            rows.append({"rung": rung, "size": size, "seed": seed, "images": images, "accuracy": float(right.mean()),
+            rows.append({"variant": variant, "size": size, "seed": seed, "images": images, "accuracy": float(right.mean()),
                          "run": run})  # fmt: skip
         table = pd.DataFrame(rows)
-        fits = {rung: _fit_power_law(table[table["rung"] == rung], np.array(hits)) for rung in self.rungs}
+        fits = {variant: fit_variant(table[table["variant"] == variant], np.array(hits)) for variant in self.variants}
         redundancy = self._redundancy()
-        told = [f"{VARIANTS[rung]}: {line}" for rung in self.rungs for line in fits[rung]["words"]]
+        told = [f"{VARIANTS[variant]}: {line}" for variant in self.variants for line in fits[variant]["words"]]
         return LearningCurve(self.folder, self.split, table, fits, redundancy, told + redundancy.get("words", []))
 
     def _chosen(self, size: int, seed: int) -> pd.DataFrame:
@@ -202,32 +202,34 @@ class _CurvePlan:
         kept |= valid & ((rank <= np.ceil(count * share)) | (self.split == "valid"))
         return table[kept]
 
-    def _job(self, words: str, rung: str, size: int, seed: int) -> Job:
+    def _job(self, words: str, variant: str, size: int, seed: int) -> Job:
         """What trains a network into its run folder, or gives which of the judging images a probe has right."""
-        if rung in PROBES:
-            return Job(words, lambda progress: self._probed(rung, self._chosen(size, seed)), here=True)
-        chosen, run = self._chosen(size, seed), self._run(rung, size, seed)
+        if variant in PROBES:
+            return Job(words, lambda progress: self._probed(variant, self._chosen(size, seed)), here=True)
+        chosen, run = self._chosen(size, seed), self._run(variant, size, seed)
         split_file = self.folder / "splits" / f"{run.name}.csv"
         write_atomic(split_file, split_to_csv(chosen))
         # batches and steps follow from how many images there are
         wished = self.body.recipe.changed(batch_size=self.body.wished.batch_size, seed=self.body.recipe.seed + seed)
-        return dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished).job(words, rung, run)
+        return dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished).job(
+            words, variant, run
+        )
 
-    def _run(self, rung: str, size: int, seed: int) -> Path:
-        return self.folder / rung / f"images-{size}-{seed + 1}"
+    def _run(self, variant: str, size: int, seed: int) -> Path:
+        return self.folder / variant / f"images-{size}-{seed + 1}"
 
     def _right(self, run: str) -> np.ndarray:
         """Which of the judging images a run has right, in the order of their paths."""
-        told = predictions_on(Path(run), self.split, augmented=False).sort_values("path")
+        told = read_split_predictions(Path(run), self.split, augmented=False).sort_values("path")
         return (told["predicted"] == told["label"]).to_numpy()
 
-    def _probed(self, rung: str, chosen: pd.DataFrame) -> np.ndarray:
+    def _probed(self, variant: str, chosen: pd.DataFrame) -> np.ndarray:
         from baseline.data.labels import classes_in, predicted_labels
 
         table, recipe = self.body.table, self.body.recipe
         rows = {name: chosen.index[chosen["split"] == name].to_numpy() for name in ("train", "valid")}
         judges = table[table["split"] == self.split].sort_values("path")
-        found = self.body.probe(rung, rows["train"], rows["valid"], judges.index.to_numpy())
+        found = self.body.probe(variant, rows["train"], rows["valid"], judges.index.to_numpy())
         threshold = recipe.threshold if recipe.labels == "many" else None
         return predicted_labels(found.told, classes_in(table, recipe.labels), threshold) == judges["label"].to_numpy()
 
@@ -250,27 +252,27 @@ class _CurvePlan:
         rows = []
         for share in (1 / 2, 1 / 4, 1 / 8):
             found: dict[str, list[float]] = {"of_each": [], "of_them": []}
-            for seed in range(max(self.seeds, MIN_CHOICES)):
+            for seed in range(max(self.seeds, MIN_REDUNDANCY_SEEDS)):
                 chance = np.random.default_rng(seed).random(len(table))
                 for name, kept in (
-                    ("of_each", _sample_within_groups(train, chance, share)),
-                    ("of_them", _sample_groups(train, seed, share)),
+                    ("of_each", sample_within_groups(train, chance, share)),
+                    ("of_them", sample_groups(train, seed, share)),
                 ):
                     chosen = table[table["split"].ne("train") | table.index.isin(kept)]
                     found[name].append(float(self._probed("logistic", chosen).mean()))
             rows.append({"share": share, **{name: float(np.mean(values)) for name, values in found.items()}})
         facts = {"groups": int(train["group"].nunique()), "images": len(train), "all": whole, "shares": rows}
-        return facts | {"words": _describe_redundancy(facts)}
+        return facts | {"words": describe_redundancy(facts)}
 
 
-def _sample_within_groups(train: pd.DataFrame, chance: np.ndarray, share: float) -> pd.Index:
+def sample_within_groups(train: pd.DataFrame, chance: np.ndarray, share: float) -> pd.Index:
     """Rows of a share of the images of every group, one at least."""
     rank = train.assign(chance=chance[train.index]).groupby("group")["chance"].rank(method="first")
     count = train.groupby("group")["path"].transform("size")
     return train.index[rank <= np.maximum(1, np.round(count * share))]
 
 
-def _sample_groups(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
+def sample_groups(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
     """Rows of all images of a share of the groups of each class, one at least."""
     rng = np.random.default_rng(seed)
     kept: set[Any] = set()
@@ -280,7 +282,7 @@ def _sample_groups(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
     return train.index[train["group"].isin(kept)]
 
 
-def _describe_redundancy(facts: dict[str, Any]) -> list[str]:
+def describe_redundancy(facts: dict[str, Any]) -> list[str]:
     half = facts["shares"][0]
     lost = {name: 100 * (facts["all"] - half[name]) for name in ("of_each", "of_them")}
     told = [
@@ -292,17 +294,17 @@ def _describe_redundancy(facts: dict[str, Any]) -> list[str]:
     return told
 
 
-def _count_training_images(table: pd.DataFrame, labels: str) -> pd.Series:
+def primary_labels(table: pd.DataFrame, labels: str) -> pd.Series:
     from baseline.data.labels import rarest_label
 
     return rarest_label(table["label"]) if labels == "many" else table["label"]
 
 
-def _training_sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
+def training_sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
     """Images a class: those wished, or doubled from 5; and all."""
-    most = int(_count_training_images(table, labels)[table["split"] == "train"].value_counts().max())
+    most = int(primary_labels(table, labels)[table["split"] == "train"].value_counts().max())
     # the last is at most 3/4 of all
-    doubled = [size for size in (MIN_IMAGES_PER_CLASS * 2**n for n in range(40)) if size <= 0.75 * most]
+    doubled = [size for size in (SMALLEST_SIZE * 2**n for n in range(40)) if size <= 0.75 * most]
     found = sorted({size for size in wished if size < most}) if wished else doubled
     if len(found) + 1 < MIN_SIZES:
         words = ", ".join(map(str, [*found, most]))
@@ -313,8 +315,8 @@ def _training_sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> 
     return [*found, most]
 
 
-def _fit_power_law(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
-    """The power law of one rung, what twice the images should bring, and whether half of them would have foretold all.
+def fit_variant(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
+    """The power law of one variant, what twice the images should bring, and whether half of them would have foretold all.
 
     Args:
         hits: of all trainings, by the table's index.
@@ -347,20 +349,20 @@ def _fit_power_law(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
     return found | {"words": words}
 
 
-def _write_files(found: LearningCurve) -> None:
+def write_curve_files(found: LearningCurve) -> None:
     from markupsafe import Markup
 
     from baseline.report import figures
     from baseline.report.html import render
 
-    lines = {rung: _curve_points(found, rung) for rung in found.fits}
-    figure = figures.curve_figure(found.table, lines, {rung: VARIANTS[rung] for rung in found.fits})
+    lines = {variant: curve_points(found, variant) for variant in found.fits}
+    figure = figures.curve_figure(found.table, lines, {variant: VARIANTS[variant] for variant in found.fits})
     told = {"split": found.split, "sentences": found.sentences, "fits": found.fits, "redundancy": found.redundancy}
-    sizes = found.table.groupby(["rung", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
+    sizes = found.table.groupby(["variant", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
     page = {
         "found": found,
-        "drawing": Markup(figures.svg(figure, "curve", WORDS)),
-        "rungs": VARIANTS,
+        "drawing": Markup(figures.svg(figure, "curve", FIGURE_TITLE)),
+        "variants": VARIANTS,
         "rows": sizes.reset_index().to_dict("records"),
     }
     write_atomic(found.folder / "curve.csv", found.table.to_csv(index=False))
@@ -369,8 +371,8 @@ def _write_files(found: LearningCurve) -> None:
     write_atomic(found.folder / "curve.html", render("curve", page))
 
 
-def _curve_points(found: LearningCurve, rung: str) -> np.ndarray:
+def curve_points(found: LearningCurve, variant: str) -> np.ndarray:
     """The law as images and accuracies, 2 x points, to twice the images that there are."""
-    fit = found.fits[rung]
+    fit = found.fits[variant]
     images = np.geomspace(found.table["images"].min(), fit["doubled"]["images"], 60)
     return np.stack([images, 1 - (fit["floor"] + fit["scale"] * images ** -fit["exponent"])])

@@ -1,6 +1,6 @@
-"""An architecture's rungs, from a guess to a whole training: their recipes and run folders. Trains no network itself.
+"""An architecture's variants, from a guess to a whole training: their recipes and run folders. Trains no network itself.
 
-Rungs of one body share the split, the decoded images and what frozen layers make of them. Each gets a run folder, so
+Variants of one body share the split, the decoded images and what frozen layers make of them. Each gets a run folder, so
 that `baseline compare` takes it and, where a network was trained, `baseline report` and `baseline predict`.
 """
 
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
     from baseline.vision.weights import Weights
 
 __all__ = [
+    "ARCH_INDEPENDENT",
     "PROBES",
     "VARIANTS",
-    "WITHOUT_BODY",
     "Architecture",
     "Probe",
-    "predictions_on",
     "prepare_architectures",
+    "read_split_predictions",
     "resume_hint_on_interrupt",
 ]
 
 
 VARIANTS = {
     "majority": "the most frequent class",
-    "neighbours": "nearest neighbours on pretrained features",
+    "neighbors": "nearest neighbours on pretrained features",
     "logistic": "logistic regression on pretrained features",
     "head": "a new head on the frozen body",
     "fastai": "fastai's frozen stage, where BatchNorm moves",
@@ -66,22 +66,22 @@ VARIANTS = {
 """From the lowest to the highest, the one that shows what pretraining is worth, and one that sees no training image."""
 
 
-PROBES = ("majority", "neighbours", "logistic", "zeroshot")
-"""Rungs that train no network."""
+PROBES = ("majority", "neighbors", "logistic", "zeroshot")
+"""Variants that train no network."""
 
 
-WITHOUT_BODY = ("majority", "zeroshot")
-"""Rungs that are the same for every body."""
+ARCH_INDEPENDENT = ("majority", "zeroshot")
+"""Variants that are the same for every body."""
 
 
-HEAD = Stage("head", 10, steps=350)
+HEAD_ONLY_STAGE = Stage("head", 10, steps=350)
 """For a head that nothing follows; before a fine-tune, two epochs are better (see benchmarks/README.md)."""
 
-BEFORE = Stage("head", 2, steps=70)
+HEAD_FIRST_STAGE = Stage("head", 2, steps=70)
 
-GROUPS = Stage(0.55, 3, 3e-4, steps=100)
+LAST_GROUPS_STAGE = Stage(0.55, 3, 3e-4, steps=100)
 
-SCRATCH = Stage("all", 10, 1e-3, batch_norm="moving", steps=500)
+FROM_SCRATCH_STAGE = Stage("all", 10, 1e-3, batch_norm="moving", steps=500)
 """Without pretrained weights three epochs would show little but impatience."""
 
 
@@ -99,7 +99,7 @@ def prepare_architectures(
     """The bodies to climb with, on images that were audited and split once; the split is written into the folder.
 
     Args:
-        clip: for the rung `zeroshot`.
+        clip: for the variant `zeroshot`.
 
     Raises:
         RecipeError: if the recipe has a budget.
@@ -150,7 +150,7 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """An architecture, and what its rungs share."""
+    """An architecture, and what its variants share."""
 
     images: Any
     """As they were given."""
@@ -158,15 +158,15 @@ class Architecture:
     unread: pd.DataFrame
     split_file: Path
     folder: Path
-    """For the run folders of its rungs."""
+    """For the run folders of its variants."""
     wished: Recipe
     progress: Progress
     clip: ClipModel | None = None
-    """For the rung `zeroshot`."""
+    """For the variant `zeroshot`."""
 
     @cached_property
     def settled(self) -> tuple[Recipe, Weights | None]:
-        """The recipe of all rungs, but for what each of them trains, and the weights."""
+        """The recipe of all variants, but for what each of them trains, and the weights."""
         recipe, weights, _ = resolve(self.wished.changed(presets={}), self.table, self.progress)
         split_file = str(self.split_file.absolute())
         done_once = {"split": "auto", "audit": "none", "images_per_class": 0, "keep_if": "", "keep_model": ""}
@@ -191,30 +191,30 @@ class Architecture:
             )
             return timed_embeddings(learn, self.table, recipe, progress=self.progress)
 
-    def planned(self, rung: str) -> Recipe:
-        """The recipe of a rung."""
+    def planned(self, variant: str) -> Recipe:
+        """The recipe of a variant."""
         recipe = self.recipe
-        before = tuple(stage for stage in recipe.stages if stage.trains == "head") or (BEFORE,)
-        deep = next((stage for stage in reversed(recipe.stages) if stage.trains != "head"), GROUPS)
-        groups = deep if deep.trains != "all" else dataclasses.replace(GROUPS, epochs=deep.epochs)
+        before = tuple(stage for stage in recipe.stages if stage.trains == "head") or (HEAD_FIRST_STAGE,)
+        deep = next((stage for stage in reversed(recipe.stages) if stage.trains != "head"), LAST_GROUPS_STAGE)
+        groups = deep if deep.trains != "all" else dataclasses.replace(LAST_GROUPS_STAGE, epochs=deep.epochs)
         top = groups.lr[-1] if isinstance(groups.lr, tuple) else groups.lr
         whole = dataclasses.replace(groups, trains="all", lr=top if isinstance(top, str) else (top / 10, top))
         moving = dataclasses.replace(groups, trains="head", lr="find", batch_norm="moving", image_size=0)
         every: dict[str, dict[str, Any]] = {
-            "head": {"stages": (HEAD,)},
+            "head": {"stages": (HEAD_ONLY_STAGE,)},
             "fastai": {"stages": (moving,), "freeze": "fastai", "head": "fastai"},
             "groups": {"stages": (*before, groups)},
             "all": {"stages": (*before, whole)},
-            "scratch": {"stages": (SCRATCH,), "scratch": True, "weights": ""},
+            "scratch": {"stages": (FROM_SCRATCH_STAGE,), "scratch": True, "weights": ""},
         }
-        if rung == "zeroshot" and self.clip:
-            every[rung] = {"arch": self.clip.arch, "weights": self.clip.weights}
-        changed = recipe.changed(**every.get(rung, {}))
+        if variant == "zeroshot" and self.clip:
+            every[variant] = {"arch": self.clip.arch, "weights": self.clip.weights}
+        changed = recipe.changed(**every.get(variant, {}))
         images = int((self.table["split"] == "train").sum())
         return changed.changed(stages=resolve_epochs(changed.stages, images, int(changed.batch_size))[0])
 
-    def probe(self, rung: str, train: np.ndarray, valid: np.ndarray, asked: np.ndarray) -> Probe:
-        """What a rung without a network tells of some rows of the table.
+    def probe(self, variant: str, train: np.ndarray, valid: np.ndarray, asked: np.ndarray) -> Probe:
+        """What a variant without a network tells of some rows of the table.
 
         Args:
             train, valid, asked: which rows, as flags or numbers.
@@ -223,18 +223,18 @@ class Architecture:
         from baseline.experiments.probes import logistic_regression, majority, nearest_neighbors
 
         many, classes = self.recipe.labels == "many", classes_in(self.table, self.recipe.labels)
-        if rung == "zeroshot":
+        if variant == "zeroshot":
             return self._zero_shot(classes, self.table["path"].iloc[asked].tolist())
         weights = self.settled[1]
         label = self.table["label"]
         # of one label a ; is a part of its name
         flags = (label_matrix(label, classes) if many else label.to_numpy()[:, None] == np.array(classes)).astype(float)
-        if rung == "majority":
+        if variant == "majority":
             return Probe(majority(flags[train], len(asked)), "", 0.0, 0, weights)
         features, seconds = self.features
         began = time.perf_counter()
         known = (features[train], flags[train], features[valid], flags[valid], features[asked])
-        if rung == "neighbours":
+        if variant == "neighbors":
             told, count = nearest_neighbors(*known)
             why, parameters = f"{count} neighbours", 0
         else:
@@ -252,50 +252,50 @@ class Architecture:
         told = reads.probabilities(paths, prompts, workers=self.recipe.workers, progress=self.progress)
         return Probe(told, self.clip.words, round(time.perf_counter() - began, 2), 0, reads.weights)
 
-    def job(self, words: str, rung: str, folder: Path) -> Job:
-        """What makes the rung's run folder, unless it is there already.
+    def job(self, words: str, variant: str, folder: Path) -> Job:
+        """What makes the variant's run folder, unless it is there already.
 
         Raises:
             OutputError: if it is there, made by another recipe or prompt.
             RecipeError: for zero-shot classification of images with many labels.
         """
-        planned = self.planned(rung)
-        if rung == "zeroshot" and planned.labels == "many":
-            raise RecipeError("The rung zeroshot takes one label an image, and these have many. Leave it out.")
+        planned = self.planned(variant)
+        if variant == "zeroshot" and planned.labels == "many":
+            raise RecipeError("The variant zeroshot takes one label an image, and these have many. Leave it out.")
         if (folder / "manifest.json").exists():
-            _check_same_recipe(folder, planned)
-            if self.clip and rung == "zeroshot":
-                _check_same_prompt(folder, self.clip)
-            return Job(words, partial(_finished_run, folder), here=True)
-        if rung in PROBES:
-            return Job(words, lambda progress: _run_probe(self, rung, folder, planned), here=True)
+            check_same_recipe(folder, planned)
+            if self.clip and variant == "zeroshot":
+                check_same_prompt(folder, self.clip)
+            return Job(words, partial(log_finished_run, folder), here=True)
+        if variant in PROBES:
+            return Job(words, lambda progress: run_probe(self, variant, folder, planned), here=True)
         return training_job(words, self.images, planned, folder)
 
 
-def predictions_on(run: Path, split: str, augmented: bool) -> pd.DataFrame:
-    """What a rung predicted for the split, with test-time augmentation or without."""
+def read_split_predictions(run: Path, split: str, augmented: bool) -> pd.DataFrame:
+    """What a variant predicted for the split, with test-time augmentation or without."""
     table = read_predictions(run, ("path", "label", "split", "predicted", "plain_predicted"))
     table = table[table["split"] == split]
     return table if augmented else table.assign(predicted=table["plain_predicted"])
 
 
-def _finished_run(run: Path, progress: Progress) -> None:
+def log_finished_run(run: Path, progress: Progress) -> None:
     progress.log(f"{run}: kept from before")
 
 
-def _check_same_recipe(run: Path, planned: Recipe) -> None:
-    """An error if a finished rung was made by another recipe than the one planned now."""
+def check_same_recipe(run: Path, planned: Recipe) -> None:
+    """An error if a finished variant was made by another recipe than the one planned now."""
     if found := diff_recipes(read_manifest(run)["recipe"], planned.as_dict()):
         words = ", ".join(f"{key} {then} (now {now})" for key, (then, now) in list(found.items())[:3])
         raise OutputError(f"{run} was made by another recipe: {words}. Choose another --out.")
 
 
-def _check_same_prompt(run: Path, clip: ClipModel) -> None:
+def check_same_prompt(run: Path, clip: ClipModel) -> None:
     if (then := read_manifest(run)["stages"][0]["why"]) != clip.words:
         raise OutputError(f"{run} was made by {then} (now {clip.words}). Choose another --out.")
 
 
-def _run_probe(body: Architecture, rung: str, run: Path, recipe: Recipe) -> None:
+def run_probe(body: Architecture, variant: str, run: Path, recipe: Recipe) -> None:
     """A run folder of what is predicted without a network of its own."""
     from baseline.data.labels import classes_in
     from baseline.evaluation.metrics import evaluate
@@ -304,11 +304,11 @@ def _run_probe(body: Architecture, rung: str, run: Path, recipe: Recipe) -> None
     table = body.table
     train, valid, test = ((table["split"] == name).to_numpy() for name in ("train", "valid", "test"))
     asked = np.concatenate([np.flatnonzero(valid), np.flatnonzero(test)])
-    found = body.probe(rung, train, valid, asked)
+    found = body.probe(variant, train, valid, asked)
     threshold = recipe.threshold if recipe.labels == "many" else None
     rows = table.iloc[asked].reset_index(drop=True)
     predicted = prediction_table(rows, found.told, found.told, classes_in(table, recipe.labels), threshold)
-    stage = {"trains": VARIANTS[rung], "why": found.why, "seconds": found.seconds, "parameters": found.parameters}
+    stage = {"trains": VARIANTS[variant], "why": found.why, "seconds": found.seconds, "parameters": found.parameters}
     numbers = evaluate(predicted, recipe.labels)
     manifest = build_manifest(recipe, body.images, table, body.unread, found.weights, numbers, [stage],
                            {"training": found.seconds})  # fmt: skip

@@ -55,7 +55,7 @@ class ClipModel:
 
 
 @dataclass(frozen=True)
-class ClipReader:
+class ClipClassifier:
     """A CLIP model that is ready to read images and prompts."""
 
     model: Any
@@ -79,7 +79,9 @@ class ClipReader:
         device = default_device()
         model = self.model.to(device).eval()
         images: Any = list(paths)
-        batches = DataLoader(images, BATCH_SIZE, num_workers=workers, collate_fn=partial(_stack, self.preprocess))
+        batches = DataLoader(
+            images, BATCH_SIZE, num_workers=workers, collate_fn=partial(load_clip_batch, self.preprocess)
+        )
         with torch.inference_mode(), (progress or Progress()).bar("reading", len(paths), "images") as bar:
             texts = self.tokenizer(list(prompts)).to(device).split(BATCH_SIZE)
             names = torch.cat([model.encode_text(some, normalize=True) for some in texts])
@@ -111,16 +113,16 @@ def parse_clip(which: str = "", prompt: str = "") -> ClipModel:
     try:
         import open_clip
     except ImportError:
-        raise RecipeError("The rung zeroshot needs open_clip: pip install 'fastai-baseline[clip]'.") from None
+        raise RecipeError("The variant zeroshot needs open_clip: pip install 'fastai-baseline[clip]'.") from None
     arch, _, weights = (which or DEFAULT_CLIP).partition(":")
     if arch not in (names := open_clip.list_models()):
         raise RecipeError(unknown_name("CLIP model", arch, names))
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if weights in tags:
-        if _uses_quick_gelu(published := open_clip.get_pretrained_cfg(arch, weights)) != _uses_quick_gelu(
+        if uses_quick_gelu(published := open_clip.get_pretrained_cfg(arch, weights)) != uses_quick_gelu(
             open_clip.get_model_config(arch)
         ):
-            other = f"{arch}-quickgelu" if _uses_quick_gelu(published) else arch.removesuffix("-quickgelu")
+            other = f"{arch}-quickgelu" if uses_quick_gelu(published) else arch.removesuffix("-quickgelu")
             if other in names and other != arch:
                 raise RecipeError(f"The weights '{weights}' are those of {other}. Give --clip {other}:{weights}.")
     elif not weights:
@@ -150,7 +152,7 @@ def class_prompts(classes: Sequence[str], prompt: str = DEFAULT_PROMPT) -> list[
     return list(made)
 
 
-def load_clip(clip: ClipModel, progress: Progress | None = None) -> ClipReader:
+def load_clip(clip: ClipModel, progress: Progress | None = None) -> ClipClassifier:
     """The model with its weights, read without unpickling code; those of a tag from open_clip's cache, or downloaded.
 
     Raises:
@@ -160,30 +162,32 @@ def load_clip(clip: ClipModel, progress: Progress | None = None) -> ClipReader:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     progress = progress or Progress()
-    with _quiet_logging():
-        weights = _find_weights(clip, progress)
+    with quiet_root_logger():
+        weights = find_clip_weights(clip, progress)
         state_dict(weights)  # says what is wrong with a file that holds no tensors
         try:
             model = open_clip.create_model(
                 clip.arch,
                 pretrained=str(weights.path),
-                force_preprocess_cfg=_published_preprocessing(clip),
+                force_preprocess_cfg=published_preprocessing(clip),
                 weights_only=True,
             )
             tokenizer = open_clip.get_tokenizer(clip.arch)
         except Exception as error:  # open_clip converts weights of many kinds, and fetches what some tokenizers need
-            raise WeightsError(f"{weights.path} cannot be used as weights of {clip.arch}: {_reason(error)}.") from None
+            raise WeightsError(
+                f"{weights.path} cannot be used as weights of {clip.arch}: {failure_reason(error)}."
+            ) from None
     seen = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return ClipReader(model, seen, tokenizer, weights)
+    return ClipClassifier(model, seen, tokenizer, weights)
 
 
-def _find_weights(clip: ClipModel, progress: Progress) -> Weights:
+def find_clip_weights(clip: ClipModel, progress: Progress) -> Weights:
     import open_clip
 
     if not (published := open_clip.get_pretrained_cfg(clip.arch, clip.weights)):
         return weights_from_file(clip.arch, Path(clip.weights))
     origin = f"open_clip's {clip.weights}"
-    if (cached := _find_in_hub_cache(published.get("hf_hub", ""))) is not None:
+    if (cached := find_in_hub_cache(published.get("hf_hub", ""))) is not None:
         progress.log(f"weights: {clip.arch}:{clip.weights} from the Hugging Face cache")
         return dataclasses.replace(weights_from_file(clip.arch, cached), origin=origin)
     progress.log(f"weights: {clip.arch}:{clip.weights} from open_clip's cache, or downloaded")
@@ -191,13 +195,13 @@ def _find_weights(clip: ClipModel, progress: Progress) -> Weights:
         path = open_clip.download_pretrained(published)
     except Exception as error:  # every hub client has its own kinds; all of them mean: not to be had now
         raise WeightsError(
-            f"The weights {clip.weights} of {clip.arch} are in no cache here and cannot be downloaded: {_reason(error)}. "
+            f"The weights {clip.weights} of {clip.arch} are in no cache here and cannot be downloaded: {failure_reason(error)}. "
             f"Give a file of them: --clip {clip.arch}:FILE."
         ) from None
     return dataclasses.replace(weights_from_file(clip.arch, Path(path)), origin=origin)
 
 
-def _find_in_hub_cache(place: str) -> Path | None:
+def find_in_hub_cache(place: str) -> Path | None:
     """The file of `ORGANISATION/NAME/FILE`, without FILE open_clip's usual one, where it was downloaded before.
 
     Without a network open_clip itself would ask for a minute before it looks there.
@@ -211,7 +215,7 @@ def _find_in_hub_cache(place: str) -> Path | None:
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def _published_preprocessing(clip: ClipModel) -> dict[str, Any]:
+def published_preprocessing(clip: ClipModel) -> dict[str, Any]:
     """How images were prepared for the weights: as for those of the tag, or as for all tags of the model, if alike."""
     import open_clip
 
@@ -223,17 +227,17 @@ def _published_preprocessing(clip: ClipModel) -> dict[str, Any]:
     return every[0] if every and all(each == every[0] for each in every) else {}
 
 
-def _uses_quick_gelu(facts: dict[str, Any]) -> bool:
+def uses_quick_gelu(facts: dict[str, Any]) -> bool:
     return bool(facts.get("quick_gelu"))
 
 
-def _stack(preprocess: Any, paths: list[str]) -> Any:
+def load_clip_batch(preprocess: Any, paths: list[str]) -> Any:
     import torch
 
     return torch.stack([preprocess(load_image(path)) for path in paths])
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What open_clip says went wrong, in one line; torch says what does not fit in its second."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if not line.startswith("Error(s) in loading")), type(error).__name__)
@@ -241,7 +245,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_logging() -> Iterator[None]:
+def quiet_root_logger() -> Iterator[None]:
     """open_clip logs to the root logger, which would otherwise write to the terminal and stay set up so."""
     root, nowhere = logging.getLogger(), logging.NullHandler()
     root.addHandler(nowhere)

@@ -263,16 +263,16 @@ def time_figure(seconds: dict[str, float]) -> Figure:
 
 
 @_draw
-def ladder_figure(rungs: pd.DataFrame) -> Figure:
-    """Accuracy of each rung, in the order of the table, with its interval and the seconds it took; its name above it.
+def ladder_figure(variants: pd.DataFrame) -> Figure:
+    """Accuracy of each variant, in the order of the table, with its interval and the seconds it took; its name above it.
 
     As wide as a phone is.
 
     Args:
-        rungs: see `baseline.Ladder.table`.
+        variants: see `baseline.Ladder.table`.
     """
-    rows = rungs.iloc[::-1].to_dict("records")
-    archs = [name for name in dict.fromkeys(rungs["arch"]) if name]
+    rows = variants.iloc[::-1].to_dict("records")
+    archs = [name for name in dict.fromkeys(variants["arch"]) if name]
     colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
     names = [
         "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in _short_names([row["words"] for row in rows], 90)
@@ -317,17 +317,17 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], words: d
 
     Args:
         trainings: see `baseline.Curve.table`.
-        lines: by rung, images and accuracies of its law, 2 x points.
-        words: what each rung is called.
+        lines: by variant, images and accuracies of its law, 2 x points.
+        words: what each variant is called.
     """
     figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    for rung, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
-        rows = trainings[trainings["rung"] == rung]
+    for variant, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
+        rows = trainings[trainings["variant"] == variant]
         means = rows.groupby("images")["accuracy"].mean()
         axes.plot(rows["images"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
-        axes.plot(means.index, means, "-o", color=colour, markersize=5, label=words[rung])
-        axes.plot(*lines[rung], "--", color=colour, linewidth=1.2)
+        axes.plot(means.index, means, "-o", color=colour, markersize=5, label=words[variant])
+        axes.plot(*lines[variant], "--", color=colour, linewidth=1.2)
     axes.set(xscale="log", xlabel="training images", ylabel="accuracy")
     least, most = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 50 * least else (1,)))

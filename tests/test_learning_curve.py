@@ -15,7 +15,7 @@ import pytest
 
 import baseline
 from baseline import DataError, OutputError, Progress, RecipeError, run_learning_curve
-from baseline.experiments.learning_curve import _describe_redundancy, _sample_groups, _sample_within_groups
+from baseline.experiments.learning_curve import describe_redundancy, sample_groups, sample_within_groups
 from baseline.experiments.power_law import fit_power_law
 
 QUIET = Progress()
@@ -28,26 +28,26 @@ def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPat
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
         out = tmp_path_factory.mktemp("runs") / "curve"
         logistic = run_learning_curve(
-            images, still, sizes=[2, 4, 8], seeds=2, rungs=["logistic"], out=out, progress=QUIET
+            images, still, sizes=[2, 4, 8], seeds=2, variants=["logistic"], out=out, progress=QUIET
         )
         again = run_learning_curve(
-            images, still, sizes=[2, 4, 8], seeds=1, rungs=["head"], out=out, progress=QUIET, resume=True
+            images, still, sizes=[2, 4, 8], seeds=1, variants=["head"], out=out, progress=QUIET, resume=True
         )
-        found = run_learning_curve(images, still, sizes=[2, 4, 8], seeds=1, rungs=["logistic", "head"], out=out, progress=QUIET,
+        found = run_learning_curve(images, still, sizes=[2, 4, 8], seeds=1, variants=["logistic", "head"], out=out, progress=QUIET,
                            resume=True)  # fmt: skip
-    assert again.table["accuracy"].tolist() == found.table.loc[found.table["rung"] == "head", "accuracy"].tolist()
+    assert again.table["accuracy"].tolist() == found.table.loc[found.table["variant"] == "head", "accuracy"].tolist()
     assert logistic.table["images"].tolist() == [4, 4, 8, 8, 16, 16, logistic.table["images"].max()]
     return found
 
 
 def test_smaller_sets_are_within_larger_ones_and_all_are_judged_alike(curve: baseline.LearningCurve) -> None:
-    runs = curve.table.loc[curve.table["rung"] == "head", "run"]
+    runs = curve.table.loc[curve.table["variant"] == "head", "run"]
     splits = [pd.read_csv(Path(run) / "split.csv").groupby("split")["path"].apply(set) for run in runs]
     for less, more in itertools.pairwise(splits):
         assert less["train"] < more["train"] and less["valid"] <= more["valid"] and less["test"] == more["test"]
     whole = pd.read_csv(curve.folder / "split.csv").groupby("split")["path"].apply(set)
     assert splits[-1]["train"] == whole["train"] and splits[-1]["valid"] == whole["valid"]
-    for run, row in zip(runs, curve.table[curve.table["rung"] == "head"].itertuples(), strict=True):
+    for run, row in zip(runs, curve.table[curve.table["variant"] == "head"].itertuples(), strict=True):
         told = baseline.runs.folder.read_predictions(Path(run))
         test = told[told["split"] == "test"]
         assert row.accuracy == pytest.approx((test["plain_predicted"] == test["label"]).mean())
@@ -94,20 +94,20 @@ def test_a_share_of_each_group_and_a_share_of_the_groups() -> None:
     )
     train["label"] = np.where(train["group"] < 5, "a", "b")
     chance = np.random.default_rng(0).random(40)
-    each = train.loc[_sample_within_groups(train, chance, 1 / 4), "group"].value_counts()
+    each = train.loc[sample_within_groups(train, chance, 1 / 4), "group"].value_counts()
     assert len(each) == 10 and (each == 1).all()
-    them = train.loc[_sample_groups(train, 0, 1 / 5)]
+    them = train.loc[sample_groups(train, 0, 1 / 5)]
     assert them["group"].value_counts().tolist() == [4, 4] and set(them["label"]) == {"a", "b"}
     facts = {"groups": 10, "images": 40, "all": 0.9, "shares": [{"share": 0.5, "of_each": 0.89, "of_them": 0.8}]}
-    assert "1.0 points are lost, with half of the groups 10.0" in _describe_redundancy(facts)[0]
-    assert len(_describe_redundancy(facts)) == 2
-    assert len(_describe_redundancy(facts | {"shares": [{"share": 0.5, "of_each": 0.8, "of_them": 0.8}]})) == 1
+    assert "1.0 points are lost, with half of the groups 10.0" in describe_redundancy(facts)[0]
+    assert len(describe_redundancy(facts)) == 2
+    assert len(describe_redundancy(facts | {"shares": [{"share": 0.5, "of_each": 0.8, "of_them": 0.8}]})) == 1
 
 
 def test_a_image_without_a_group_is_one_of_its_own(
     images: Path, small: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: dict[Any, list[pd.Series]] = {_sample_within_groups: [], _sample_groups: []}
+    kept: dict[Any, list[pd.Series]] = {sample_within_groups: [], sample_groups: []}
 
     def noted(how: Any, train: pd.DataFrame, chance: Any, share: float) -> pd.Index:
         rows = how(train, chance, share)
@@ -116,19 +116,19 @@ def test_a_image_without_a_group_is_one_of_its_own(
 
     monkeypatch.setattr("baseline.experiments.learning_curve.MIN_GROUPS", 4)
     monkeypatch.setattr(
-        "baseline.experiments.learning_curve._sample_within_groups", partial(noted, _sample_within_groups)
+        "baseline.experiments.learning_curve.sample_within_groups", partial(noted, sample_within_groups)
     )
-    monkeypatch.setattr("baseline.experiments.learning_curve._sample_groups", partial(noted, _sample_groups))
+    monkeypatch.setattr("baseline.experiments.learning_curve.sample_groups", partial(noted, sample_groups))
     table = baseline.image_table(images)[["path", "label"]]
     numbers = table["path"].str.extract(r"(\d+)\.jpg")[0].astype(int)
     table["group"] = (table["label"] + "-" + (numbers // 6).astype(str)).where(numbers < 18)
-    found = run_learning_curve(table, small, sizes=[2, 4, 8], seeds=1, rungs=["logistic"], split="random", out=tmp_path / "c",
+    found = run_learning_curve(table, small, sizes=[2, 4, 8], seeds=1, variants=["logistic"], split="random", out=tmp_path / "c",
                        progress=QUIET)  # fmt: skip
     train = pd.read_csv(found.folder / "split.csv").query("split == 'train'")
     alone = train.loc[train["group"].isna(), "path"]
     assert len(alone) > 4 and found.redundancy["groups"] == train["group"].nunique() + len(alone)
-    assert all(set(alone) <= set(paths) for paths in kept[_sample_within_groups])
-    assert all(0 < paths.isin(alone).sum() < len(alone) for paths in kept[_sample_groups][:5]), "half of them"
+    assert all(set(alone) <= set(paths) for paths in kept[sample_within_groups])
+    assert all(0 < paths.isin(alone).sum() < len(alone) for paths in kept[sample_groups][:5]), "half of them"
 
 
 def test_what_cannot_be_a_curve_is_refused(
@@ -139,8 +139,8 @@ def test_what_cannot_be_a_curve_is_refused(
         run_learning_curve(images, small, sizes=[5, 10], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="--sizes"):
         run_learning_curve(images, small, sizes=[0, 5, 10], out=out, progress=QUIET)
-    with pytest.raises(RecipeError, match="rung 'tta'"):
-        run_learning_curve(images, small, rungs=["tta"], out=out, progress=QUIET)
+    with pytest.raises(RecipeError, match="variant 'tta'"):
+        run_learning_curve(images, small, variants=["tta"], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="--seeds"):
         run_learning_curve(images, small, seeds=0, out=out, progress=QUIET)
     with pytest.raises(DataError, match="3 were needed"):

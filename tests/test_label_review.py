@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import baseline
 from baseline import DataError, OutputError, clean, find_label_issues, predict_out_of_fold, read_fixes
-from baseline.experiments.label_review import _fold_ids, find_neighbors
+from baseline.experiments.label_review import assign_folds, find_neighbors
 from baseline.report.review_page import write_review_page
 
 pytest.importorskip("cleanlab", reason="cleanlab is not installed")
@@ -116,16 +116,16 @@ def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypa
     refused("'bees' has one image only", given=rows)
     groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), twins=-1)
     with pytest.raises(DataError, match="Class 'ants' has one group only"):
-        _fold_ids(groups, None, 0)
+        assign_folds(groups, None, 0)
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     refused(r"pip install 'fastai-baseline\[clean\]'")
 
 
 def test_parts_heed_groups_and_have_as_many_folds_as_the_smallest_class_allows() -> None:
     rows = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 3, "twins": [*range(5), *[-1] * 18]})
-    assert np.unique(_fold_ids(rows, None, 0)).tolist() == [0, 1, 2]
+    assert np.unique(assign_folds(rows, None, 0)).tolist() == [0, 1, 2]
     rows = pd.DataFrame({"label": ["a", "b"] * 20, "group": [f"g{n // 4}" for n in range(40)], "twins": -1})
-    parts = _fold_ids(rows, 5, 0)
+    parts = assign_folds(rows, 5, 0)
     assert (rows.assign(part=parts).groupby("group")["part"].nunique() == 1).all()
     near = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), parts)
     assert (parts[near.rows] != parts[:, None]).all()
