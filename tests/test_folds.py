@@ -177,7 +177,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     show = Listening()
     again = run_folds(given, short, out=out, resume=True, progress=show)
     assert (out / "fold-0" / "manifest.json").stat().st_mtime_ns == stamp
-    assert "fold 0, 1 of 3: finished before" in show.said and "fold 1, 2 of 3" in show.said
+    assert "fold 0, 1 of 3: already finished" in show.said and "fold 1, 2 of 3" in show.said
     for table in ("oof.csv", "predictions.csv"):
         assert (out / table).read_text() == (Path(folds.folder) / table).read_text()
     assert [run["accuracy"] for run in again.runs] == [run["accuracy"] for run in folds.runs]
@@ -227,7 +227,7 @@ def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
 
 def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
     ended = call("run", short, "--data", given, "--dry-run")
-    assert "folds: kfold:3, valid images 10, 10, 10; 18 test images stay apart" in ended.stdout
+    assert "folds: kfold:3, valid images 10, 10, 10; 18 test images are in no fold" in ended.stdout
     assert train_module._means_all_folds(str(short), None) and train_module._means_all_folds("default", "group-kfold:5")
     one = tmp_path / "one.toml"
     one.write_text(short.read_text().replace("image_size", "fold = 2\nimage_size"))
@@ -238,10 +238,10 @@ def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Pa
     table = baseline.image_table(given)
     with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 images only"):
         describe_folds(table, baseline.Recipe(split="kfold:16"))
-    with pytest.raises(OutputError, match=r"--resume goes on in a folder of folds\. Give it"):
+    with pytest.raises(OutputError, match=r"--resume continues in a folder of folds\. Give it"):
         run_folds(given, short, resume=True, progress=QUIET)
     for wrong, words in (
-        ({"fold": 1}, "fold names one fold"),
+        ({"fold": 1}, "fold selects a single fold"),
         ({"split": "group"}, "kfold:K or group-kfold:K was"),
         ({"split": "kfold:1"}, "needed: one of"),
         ({"split_file": "split.csv"}, "Give one of them"),
@@ -270,7 +270,7 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
     assert calls[0]["budget"] == "60s" and calls[0]["seed"] == 0
     assert calls[1]["budget"] == "" and calls[1]["image_size"] == 48 and calls[1]["stages"] == done.recipe.stages
     assert calls[1]["seed"] == 1 and "presets" not in calls[1]
-    words = f"2 of 3 seeds are finished; the same command with --out '{tmp_path / 'my out'}' --resume makes the rest"
+    words = f"2 of 3 seeds are finished; run the same command with --out '{tmp_path / 'my out'}' --resume for the remaining ones"
     assert words in show.said[-1]
 
 

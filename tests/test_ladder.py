@@ -1,4 +1,4 @@
-"""The ladder: variants on one split, each what it says, judged as the numbers of its run folder are."""
+"""The ladder: variants on one split, each trained as documented and evaluated from its run folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import baseline
 from baseline import OutputError, Progress, RecipeError, run_ladder, run_learning_curve
 from baseline.cli.options import CURVE_VARIANT_NAMES, VARIANT_NAMES
 from baseline.experiments.ladder import reference_index, summarize_ladder, write_ladder_files
-from baseline.experiments.learning_curve import CURVE_VARIANTS as CURVES
+from baseline.experiments.learning_curve import CURVE_VARIANTS
 from baseline.experiments.probes import logistic_regression, nearest_neighbors
 from baseline.experiments.variants import VARIANTS, Architecture
 from baseline.recipe.auto import EMBEDDED_ARCH
@@ -94,10 +94,10 @@ def test_variants_without_a_network_compare_with_those_that_have_one(ladder: bas
 def test_sentences_take_the_cheapest_that_is_not_beaten(ladder: baseline.Ladder) -> None:
     rows = ladder.table
     best = rows.loc[rows["accuracy"].idxmax()]
-    words = re.match(r"Take (.*): ([\d.]+)%", ladder.sentences[0])
-    assert words is not None
-    taken = rows[rows["words"] == words[1]].iloc[0]
-    assert float(words[2]) == pytest.approx(100 * taken["accuracy"], abs=0.05)
+    match = re.match(r"Recommended: (.*), ([\d.]+) % \(", ladder.sentences[0])
+    assert match is not None
+    taken = rows[rows["words"] == match[1]].iloc[0]
+    assert float(match[2]) == pytest.approx(100 * taken["accuracy"], abs=0.05)
     found = baseline.paired_test(*(_table(row, ladder) for row in (taken, best)))
     assert not found["beyond_noise"]
     for cheaper in rows[rows["seconds"] < taken["seconds"]].to_dict("records"):
@@ -117,9 +117,11 @@ def test_a_moment_more_or_less_decides_nothing(ladder: baseline.Ladder) -> None:
         return summarize_ladder(timed, [same[low], same[high]], [None, 0], "test")[0]
 
     for short, long in ((1.8, 1.9), (100.0, 109.0)):
-        assert all(f"Take {rows[high]['words']}: " in each for each in (taken(short, long), taken(long, short)))
-    assert f"Take {rows[low]['words']}: " in taken(1.8, 2.9) and f"Take {rows[high]['words']}: " in taken(2.9, 1.8)
-    assert f"Take {rows[low]['words']}: " in taken(100, 111)
+        assert all(f"Recommended: {rows[high]['words']}, " in each for each in (taken(short, long), taken(long, short)))
+    assert f"Recommended: {rows[low]['words']}, " in taken(
+        1.8, 2.9
+    ) and f"Recommended: {rows[high]['words']}, " in taken(2.9, 1.8)
+    assert f"Recommended: {rows[low]['words']}, " in taken(100, 111)
 
 
 def test_augmented_views_are_below_no_other_rung(images: Path, still: baseline.Recipe, tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_every_variants_trains_what_it_says(
 ) -> None:
     (tmp_path / "split.csv").write_text("")
     body = Architecture(images, settled[1], pd.DataFrame(), tmp_path / "split.csv", tmp_path, still, QUIET)
-    plans = {variant: body.planned(variant) for variant in VARIANTS}
+    plans = {variant: body.variant_recipe(variant) for variant in VARIANTS}
     trains = {variant: [stage.trains for stage in plan.stages] for variant, plan in plans.items()}
     assert trains["head"] == ["head"] and plans["head"].stages[0].epochs >= 10
     assert trains["fastai"] == ["head"] and plans["fastai"].freeze == plans["fastai"].head == "fastai"
@@ -228,7 +230,7 @@ def test_wishes_that_cannot_be_are_refused_before_anything_is_made(images: Path,
     with pytest.raises(RecipeError, match=r"'heads'.*head"):
         run_ladder(images, variants=("heads",), out=tmp_path / "no", progress=QUIET)
     for variants in (("tta",), ("majority", "tta", "scratch")):
-        with pytest.raises(RecipeError, match=r"variant tta is of a trained one.*head, fastai, groups, all"):
+        with pytest.raises(RecipeError, match=r"variant tta needs a trained variant.*head, fastai, groups, all"):
             run_ladder(images, variants=variants, out=tmp_path / "no", progress=QUIET)
     assert not (tmp_path / "no").exists()
     with pytest.raises(RecipeError, match="tta has no views"):
@@ -240,7 +242,7 @@ def test_wishes_that_cannot_be_are_refused_before_anything_is_made(images: Path,
 
 
 def test_the_command_line_names_the_variants_that_there_are() -> None:
-    assert tuple(VARIANTS) == VARIANT_NAMES and CURVES == CURVE_VARIANT_NAMES
+    assert tuple(VARIANTS) == VARIANT_NAMES and CURVE_VARIANTS == CURVE_VARIANT_NAMES
 
 
 def test_probes_tell_many_labels_class_by_class() -> None:

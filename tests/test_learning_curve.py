@@ -79,7 +79,7 @@ def test_the_interval_holds_what_more_images_measure() -> None:
 
         images = np.repeat(numbers, 3)
         hits = np.array([right(int(number)) for number in images])
-        low, high = fit_power_law(images, hits, same_test=True).measured(1600)
+        low, high = fit_power_law(images, hits, same_test=True).prediction_interval(1600)
         held["measured"] += low <= 1 - right(1600).mean() <= high
         truth = 1.5 * (800**-0.45 - 1600**-0.45)
         low, high = fit_power_law(images, hits).gain(800, 1600)
@@ -99,7 +99,7 @@ def test_a_share_of_each_group_and_a_share_of_the_groups() -> None:
     them = train.loc[sample_groups(train, 0, 1 / 5)]
     assert them["group"].value_counts().tolist() == [4, 4] and set(them["label"]) == {"a", "b"}
     facts = {"groups": 10, "images": 40, "all": 0.9, "shares": [{"share": 0.5, "of_each": 0.89, "of_them": 0.8}]}
-    assert "1.0 points are lost, with half of the groups 10.0" in describe_redundancy(facts)[0]
+    assert "costs 1.0 points; training on half of the groups costs 10.0 points" in describe_redundancy(facts)[0]
     assert len(describe_redundancy(facts)) == 2
     assert len(describe_redundancy(facts | {"shares": [{"share": 0.5, "of_each": 0.8, "of_them": 0.8}]})) == 1
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_a_curve_is_refused(
     images: Path, small: baseline.Recipe, curve: baseline.LearningCurve, tmp_path: Path
 ) -> None:
     out = tmp_path / "no"
-    with pytest.raises(RecipeError, match="--sizes are 5, 10; 3 different"):
+    with pytest.raises(RecipeError, match="--sizes is 5, 10; a curve needs at least 3 different"):
         run_learning_curve(images, small, sizes=[5, 10], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="--sizes"):
         run_learning_curve(images, small, sizes=[0, 5, 10], out=out, progress=QUIET)
@@ -143,7 +143,7 @@ def test_what_cannot_be_a_curve_is_refused(
         run_learning_curve(images, small, variants=["tta"], out=out, progress=QUIET)
     with pytest.raises(RecipeError, match="--seeds"):
         run_learning_curve(images, small, seeds=0, out=out, progress=QUIET)
-    with pytest.raises(DataError, match="3 were needed"):
+    with pytest.raises(DataError, match="a curve needs at least 3"):
         run_learning_curve(images, small, sizes=[1, 500, 600], out=out, progress=QUIET)
     with pytest.raises(OutputError, match="--resume"):
         run_learning_curve(images, small, out=curve.folder, progress=QUIET)

@@ -104,15 +104,15 @@ def test_its_run_folder_holds_what_open_clip_computes(open_clip: Any, weights: P
     assert told["predicted"].tolist() == [("ants", "bees")[at] for at in wanted.argmax(1)]
     manifest = read_manifest(run)
     assert manifest["weights"]["arch"] == "tiny-clip" and manifest["weights"]["path"] == str(weights)
-    assert manifest["stages"][0]["why"] == f'tiny-clip:{weights}, asked "{PROMPT}"'
+    assert manifest["stages"][0]["why"] == f'tiny-clip:{weights}, prompt "{PROMPT}"'
 
 
 def test_it_is_a_variants_trained_on_nothing(ladder: baseline.Ladder) -> None:
     row = ladder.table.set_index("variant").loc["zeroshot"]
     assert ladder.table["variant"].tolist() == ["majority", "logistic", "zeroshot"]
     assert row["parameters"] == 0 and 0 <= row["seconds"] < 60 and row["against"] == "logistic" and row["arch"] == ""
-    assert row["words"] == "zero-shot classification by CLIP, tiny-clip"
-    assert any(line.startswith("Zero-shot classification instead brings ") for line in ladder.sentences)
+    assert row["words"] == "zero-shot classification with CLIP, tiny-clip"
+    assert any(line.startswith("Zero-shot classification changes accuracy by ") for line in ladder.sentences)
     assert row["words"] in (ladder.folder / "ladder.html").read_text()
     found = baseline.compare_runs([ladder.folder / "logistic", ladder.folder / "zeroshot"])
     assert found.table["shared"].iloc[1] == row["images"]
@@ -123,13 +123,13 @@ def test_alone_it_is_recommended_as_what_needs_no_training(
 ) -> None:
     clip = f"tiny-clip:{weights}"
     found = run_ladder(images, small, variants=["zeroshot"], clip=clip, out=tmp_path / "one", progress=QUIET)
-    assert found.sentences[0].startswith("Take zero-shot classification by CLIP, tiny-clip: ")
+    assert found.sentences[0].startswith("Recommended: zero-shot classification with CLIP, tiny-clip, ")
     assert "without training, in " in found.sentences[0] and len(found.sentences) == 1
     before = (tmp_path / "one/zeroshot/manifest.json").stat().st_mtime_ns
     again = {"variants": ["zeroshot"], "out": tmp_path / "one", "resume": True, "progress": QUIET}
     run_ladder(images, small, clip=clip, **again)
     assert (tmp_path / "one/zeroshot/manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match=r"was made by .*an image of .*now .*a sketch"):
+    with pytest.raises(OutputError, match=r"was made with .*an image of .*now .*a sketch"):
         run_ladder(images, small, clip=clip, prompt="a sketch of {class}", **again)
 
 
@@ -170,7 +170,7 @@ def test_images_are_prepared_as_the_published_weights_want_it(
         found = load_clip(ClipModel("tiny-clip", "mine", PROMPT))
     assert found.weights.origin == "open_clip's mine" and found.preprocess(Image.new("RGB", (9, 6)))[2, 0, 0] < -1.1
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match=r"mine of tiny-clip are in no cache here .* --clip tiny-clip:FILE"):
+    with pytest.raises(WeightsError, match=r"mine of tiny-clip are in no cache .* --clip tiny-clip:FILE"):
         load_clip(ClipModel("tiny-clip", "mine", PROMPT))
 
 
@@ -217,6 +217,6 @@ def test_wishes_that_cannot_be_are_refused(open_clip: Any, weights: Path, images
         run_ladder(images, prompt="a {class}", out=tmp_path / "no", progress=QUIET)
     rows = [f"{path},{path.parent.name} small" for path in sorted(images.rglob("*.jpg"))]
     (tmp_path / "many.csv").write_text("\n".join(["path,label", *rows]))
-    with pytest.raises(RecipeError, match="one label an image"):
+    with pytest.raises(RecipeError, match="one label per image"):
         run_ladder(tmp_path / "many.csv", labels="many", variants=["majority", "zeroshot"], out=tmp_path / "many",
                     clip=f"tiny-clip:{weights}", progress=QUIET)  # fmt: skip
