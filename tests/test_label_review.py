@@ -84,7 +84,7 @@ def test_a_runs_images_splits_and_labels_are_taken(done: baseline.Baseline, tmp_
     assert len(merged) == len(found.issues) == len(table)
     assert (merged["split"] == merged["split_run"]).all() and (merged["given_label"] == merged["label"]).all()
     assert found.run == done.folder and found.fixes is None
-    with pytest.raises(OutputError, match="holds an earlier cleaning"):
+    with pytest.raises(OutputError, match="holds an earlier label review"):
         clean(done.folder, out=tmp_path / "out", progress=baseline.Progress())
     with pytest.raises(OutputError, match="holds a finished run"):
         clean(done.folder, out=done.folder, progress=baseline.Progress())
@@ -96,7 +96,7 @@ def test_a_run_without_its_images_is_refused(done: baseline.Baseline, tmp_path: 
     table = pd.read_csv(done.folder / "split.csv")
     table["path"] = "/nowhere" + table["path"]
     table.to_csv(tmp_path / "run" / "split.csv", index=False)
-    with pytest.raises(DataError, match=f"{len(table)} of {len(table)} images of .* are not there any more: '/nowhere"):
+    with pytest.raises(DataError, match=f"{len(table)} of {len(table)} images of .* no longer exist: '/nowhere"):
         clean(tmp_path / "run", out=tmp_path / "out", progress=baseline.Progress())
     assert not (tmp_path / "out").exists()
 
@@ -111,11 +111,11 @@ def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypa
     refused("30 folds, but class 'ants' has 24 images only. Give at most 24", folds=30)
     table = baseline.image_table(images)
     refused("these images have several", given=table.assign(label=["ants;bees", *table["label"][1:]]))
-    refused("All images are of one class", given=table[table["label"] == "ants"])
+    refused("All images belong to one class", given=table[table["label"] == "ants"])
     rows = pd.concat([table[table["label"] == "ants"], table[table["label"] == "bees"].head(1)])
-    refused("'bees' has one image only", given=rows)
+    refused("'bees' has only one image", given=rows)
     groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), twins=-1)
-    with pytest.raises(DataError, match="Class 'ants' has one group only"):
+    with pytest.raises(DataError, match="Class 'ants' has only one group"):
         assign_folds(groups, None, 0)
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     refused(r"pip install 'fastai-baseline\[clean\]'")
@@ -127,8 +127,8 @@ def test_parts_heed_groups_and_have_as_many_folds_as_the_smallest_class_allows()
     rows = pd.DataFrame({"label": ["a", "b"] * 20, "group": [f"g{n // 4}" for n in range(40)], "twins": -1})
     parts = assign_folds(rows, 5, 0)
     assert (rows.assign(part=parts).groupby("group")["part"].nunique() == 1).all()
-    near = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), parts)
-    assert (parts[near.rows] != parts[:, None]).all()
+    neighbors = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), parts)
+    assert (parts[neighbors.rows] != parts[:, None]).all()
 
 
 def test_probabilities_of_others_are_taken_in_any_order_and_checked(

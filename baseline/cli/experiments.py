@@ -252,7 +252,7 @@ def clean(
     show = Progress() if quiet else ConsoleProgress()
     parts = [name.strip() for name in splits.split(",")]
     options: dict[str, Any] = {"out": out, "splits": parts, "folds": folds, "oof": oof, "accept": accept}
-    _print(told(cleaned(images, recipe, shown=shown, progress=show, **options, **given), target))
+    _print(told(cleaned(images, recipe, max_images=shown, progress=show, **options, **given), target))
 
 
 def _parse_experiment(

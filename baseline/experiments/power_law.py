@@ -24,7 +24,7 @@ MAX_MISFIT = 0.03
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """Error = floor + scale x images ** -exponent, fitted to the errors and to `SAMPLE_COUNT` bootstrap samples of them."""
+    """Error = floor + scale x images ** -exponent, fitted to the errors and to `SAMPLE_COUNT` bootstrap samples."""
 
     floor: np.ndarray
     scale: np.ndarray
