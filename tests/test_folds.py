@@ -270,7 +270,10 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
     assert calls[0]["budget"] == "60s" and calls[0]["seed"] == 0
     assert calls[1]["budget"] == "" and calls[1]["image_size"] == 48 and calls[1]["stages"] == done.recipe.stages
     assert calls[1]["seed"] == 1 and "presets" not in calls[1]
-    words = f"2 of 3 seeds are finished; run the same command with --out '{tmp_path / 'my out'}' --resume for the remaining ones"
+    words = (
+        f"2 of 3 seeds are finished; run the same command with --out '{tmp_path / 'my out'}' --resume "
+        "for the remaining ones"
+    )
     assert words in show.said[-1]
 
 

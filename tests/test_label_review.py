@@ -111,7 +111,7 @@ def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypa
     refused("30 folds, but class 'ants' has 24 images only. Give at most 24", folds=30)
     table = baseline.image_table(images)
     refused("these images have several", given=table.assign(label=["ants;bees", *table["label"][1:]]))
-    refused("All images belong to one class", given=table[table["label"] == "ants"])
+    refused("All images are of one class", given=table[table["label"] == "ants"])
     rows = pd.concat([table[table["label"] == "ants"], table[table["label"] == "bees"].head(1)])
     refused("'bees' has only one image", given=rows)
     groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), twins=-1)

@@ -33,8 +33,9 @@ def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPat
         again = run_learning_curve(
             images, still, sizes=[2, 4, 8], seeds=1, variants=["head"], out=out, progress=QUIET, resume=True
         )
-        found = run_learning_curve(images, still, sizes=[2, 4, 8], seeds=1, variants=["logistic", "head"], out=out, progress=QUIET,
-                           resume=True)  # fmt: skip
+        found = run_learning_curve(
+            images, still, sizes=[2, 4, 8], seeds=1, variants=["logistic", "head"], out=out, progress=QUIET, resume=True
+        )
     assert again.table["accuracy"].tolist() == found.table.loc[found.table["variant"] == "head", "accuracy"].tolist()
     assert logistic.table["images"].tolist() == [4, 4, 8, 8, 16, 16, logistic.table["images"].max()]
     return found
@@ -122,8 +123,16 @@ def test_a_image_without_a_group_is_one_of_its_own(
     table = baseline.image_table(images)[["path", "label"]]
     numbers = table["path"].str.extract(r"(\d+)\.jpg")[0].astype(int)
     table["group"] = (table["label"] + "-" + (numbers // 6).astype(str)).where(numbers < 18)
-    found = run_learning_curve(table, small, sizes=[2, 4, 8], seeds=1, variants=["logistic"], split="random", out=tmp_path / "c",
-                       progress=QUIET)  # fmt: skip
+    found = run_learning_curve(
+        table,
+        small,
+        sizes=[2, 4, 8],
+        seeds=1,
+        variants=["logistic"],
+        split="random",
+        out=tmp_path / "c",
+        progress=QUIET,
+    )
     train = pd.read_csv(found.folder / "split.csv").query("split == 'train'")
     alone = train.loc[train["group"].isna(), "path"]
     assert len(alone) > 4 and found.redundancy["groups"] == train["group"].nunique() + len(alone)

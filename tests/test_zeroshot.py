@@ -28,7 +28,8 @@ PROMPT = "a drawing of {class} insects"
 def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['open_clip'] = None\n"
-        "from baseline.cli.app import main; sys.argv = ['baseline', 'ladder', 'images', '--variants', 'zeroshot']; main()"
+        "from baseline.cli.app import main\n"
+        "sys.argv = ['baseline', 'ladder', 'images', '--variants', 'zeroshot']; main()"
     )
     (tmp_path / "images").mkdir()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
