@@ -294,7 +294,7 @@ def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Reci
         run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET)
 
 
-# ---- ensembles of models ------------------------------------------------------------------------------------------------
+# ---- ensembles of models --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -412,7 +412,7 @@ def test_a_submission_uses_all_folds(folds: FoldRuns, given: Path, tmp_path: Pat
     assert (tmp_path / "named.csv").read_text() == made.path.read_text()
 
 
-# ---- ensembles of runs --------------------------------------------------------------------------------------------------
+# ---- ensembles of runs ----------------------------------------------------------------------------------------------
 
 
 def test_an_ensemble_of_runs_is_compared_with_them_and_with_the_best(folds: FoldRuns, tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def ladder(
     from baseline.cli.printing import ladder_table
     from baseline.experiments.ladder import run_ladder
 
-    found = run_ladder(images, recipe, archs=split_names(arch), variants=split_names(variants), out=out, resume=resume, on=on,
-                        clip=clip, prompt=prompt, progress=show, **changes)  # fmt: skip
+    found = run_ladder(images, recipe, archs=split_names(arch), variants=split_names(variants), out=out, resume=resume,
+                        on=on, clip=clip, prompt=prompt, progress=show, **changes)  # fmt: skip
     _print(ladder_table(found))
     show.log(f"page: {found.folder / 'ladder.html'}")
 
@@ -181,8 +181,8 @@ def curve(
         raise RecipeError(
             f"--sizes has '{wrong[0]}'; whole numbers with commas between were needed, such as 10,30,100."
         )
-    found = run_learning_curve(images, recipe, sizes=[int(number) for number in numbers], seeds=seeds, variants=split_names(variants),
-                       out=out, resume=resume, on=on, progress=show, **changes)  # fmt: skip
+    found = run_learning_curve(images, recipe, sizes=[int(number) for number in numbers], seeds=seeds,
+                       variants=split_names(variants), out=out, resume=resume, on=on, progress=show, **changes)  # fmt: skip
     _print(curve_table(found))
     show.log(f"page: {found.folder / 'curve.html'}")
 

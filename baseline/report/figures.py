@@ -264,7 +264,7 @@ def time_figure(seconds: dict[str, float]) -> Figure:
 
 @_draw
 def ladder_figure(variants: pd.DataFrame) -> Figure:
-    """Accuracy of each variant, in the order of the table, with its interval and the seconds it took; its name above it.
+    """Accuracy of each variant, in the order of the table, with its interval and seconds; its name is above it.
 
     As wide as a phone is.
 
