@@ -284,12 +284,12 @@ def test_folds_on_ray_equal_those_of_one_process_even_if_a_worker_is_killed(
 def test_a_ladder_on_ray_equals_that_of_one_process(
     two: Any, images: Path, short: baseline.Recipe, tmp_path: Path
 ) -> None:
-    rungs = ("logistic", "groups", "tta")
+    variants = ("logistic", "groups", "tta")
     short = short.changed(stages=(*short.stages, baseline.Stage(3, 1, 1e-4)))
-    one = run_ladder(images, short, rungs=rungs, out=tmp_path / "one", progress=QUIET)
-    other = run_ladder(images, short, rungs=rungs, out=tmp_path / "other", executor="ray", progress=QUIET)
+    one = run_ladder(images, short, variants=variants, out=tmp_path / "one", progress=QUIET)
+    other = run_ladder(images, short, variants=variants, out=tmp_path / "other", executor="ray", progress=QUIET)
     assert_same_runs(one.folder, other.folder)
-    same = ["rung", "accuracy", "low", "high", "against", "difference", "p", "parameters"]
+    same = ["variant", "accuracy", "low", "high", "against", "difference", "p", "parameters"]
     pd.testing.assert_frame_equal(one.table[same], other.table[same], check_exact=True)
 
 
@@ -297,7 +297,7 @@ def test_a_ladder_on_ray_equals_that_of_one_process(
 def test_a_learning_curve_on_ray_equals_that_of_one_process(
     two: Any, images: Path, short: baseline.Recipe, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"rungs": ("logistic", "head"), "sizes": (4, 6, 8), "seeds": 1, "progress": QUIET}
+    options: dict[str, Any] = {"variants": ("logistic", "head"), "sizes": (4, 6, 8), "seeds": 1, "progress": QUIET}
     one = baseline.run_learning_curve(images, short, out=tmp_path / "one", **options)
     other = baseline.run_learning_curve(images, short, out=tmp_path / "other", executor="ray", **options)
     pd.testing.assert_frame_equal(one.table.drop(columns="run"), other.table.drop(columns="run"), check_exact=True)

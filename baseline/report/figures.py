@@ -339,7 +339,7 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], names: d
     figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for variant, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
-        rows = trainings[trainings["rung"] == variant]
+        rows = trainings[trainings["variant"] == variant]
         means = rows.groupby("images")["accuracy"].mean()
         axes.plot(rows["images"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
         axes.plot(means.index, means, "-o", color=colour, markersize=5, label=names[variant])
