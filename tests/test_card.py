@@ -141,7 +141,7 @@ def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: bas
     table["label"] = ["ants;bees" if n % 3 == 0 else label for n, label in enumerate(table["label"])]
     facts = json.loads((run / "model" / "model.json").read_text()) | {"labels": "many"}
     (run / "model" / "model.json").write_text(json.dumps(facts))
-    numbers = baseline.evaluate(table, "many")
+    numbers = baseline.evaluate(table, "multilabel")
     text = changed(run, metrics=numbers, calibration={})
     result = {each["name"]: each["value"] for each in header_of(text)["model-index"][0]["results"][0]["metrics"]}
     assert result["Micro F1"] == round(numbers["test"]["tta"]["micro_f1"], 4)

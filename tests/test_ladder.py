@@ -372,7 +372,7 @@ def test_a_single_label_may_contain_the_separator_of_several(
         renamed = table.assign(label=table["label"].map(names))
         result = run_ladder(
             renamed,
-            deterministic.changed(labels="one"),
+            deterministic.changed(task="single"),
             variants=("majority", "neighbors", "logistic"),
             out=tmp_path / names["ants"],
             progress=QUIET,

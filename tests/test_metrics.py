@@ -267,11 +267,11 @@ def test_an_invalid_table_is_rejected_in_one_line(change: Any, message: str) -> 
 def test_multilabel_tables_are_validated() -> None:
     rows = {"path": list("ab"), "split": "test", "label": ["x;y", ""], "loss": 0.1, "plain_loss": 0.1}
     table = pd.DataFrame({**rows, "predicted": ["x", ""], "plain_predicted": ["x;y", "y"], "p_x": 0.9, "p_y": 0.2})
-    assert evaluate(table, "many")["test"]["tta"]["accuracy"] == 0.5
+    assert evaluate(table, "multilabel")["test"]["tta"]["accuracy"] == 0.5
     with pytest.raises(DataError, match="no column 'p_z'"):
-        evaluate(table.assign(label=["x;z", ""]), "many")
+        evaluate(table.assign(label=["x;z", ""]), "multilabel")
     with pytest.raises(DataError, match="not between 0 and 1"):
-        evaluate(table.assign(p_y=1.2), "many")
+        evaluate(table.assign(p_y=1.2), "multilabel")
 
 
 def simulate_multilabel(seed: int, images: int, sharpness: float = 1.0, split: str = "test") -> pd.DataFrame:
@@ -296,7 +296,7 @@ def simulate_multilabel(seed: int, images: int, sharpness: float = 1.0, split: s
 
 def test_multilabel_metrics_equal_scikit_learns() -> None:
     table = simulate_multilabel(0, 400)
-    result, names = evaluate(table, "many")["test"]["tta"], ["ants", "bees", "insect"]
+    result, names = evaluate(table, "multilabel")["test"]["tta"], ["ants", "bees", "insect"]
     truth, predicted = (baseline.data.labels.label_matrix(table[column], names) for column in ("label", "predicted"))
     probabilities = probabilities_of(table)
     expected = sk.precision_recall_fscore_support(truth, predicted)
@@ -324,11 +324,11 @@ def test_multilabel_classes_share_a_temperature(sharpness: float) -> None:
     table = pd.concat(
         [simulate_multilabel(1, 4000, sharpness, "valid"), simulate_multilabel(2, 4000, sharpness)], ignore_index=True
     )
-    fitted = fit_temperature(table, "many")
+    fitted = fit_temperature(table, "multilabel")
     assert fitted == pytest.approx(sharpness, rel=0.08)
-    result = calibration_report(table, "many")["test"]
-    changed = calibrate(table, fitted, "many")
-    after = evaluate(changed, "many")["test"]["tta"]
+    result = calibration_report(table, "multilabel")["test"]
+    changed = calibrate(table, fitted, "multilabel")
+    after = evaluate(changed, "multilabel")["test"]["tta"]
     assert result["ece"][1] == pytest.approx(after["ece"]) and result["loss"][1] == pytest.approx(after["loss"])
     assert result["ece"][1] < 0.4 * result["ece"][0] and result["loss"][1] < result["loss"][0]
     assert (changed["predicted"] == table["predicted"]).all()

@@ -284,7 +284,7 @@ def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: bas
     table.to_csv(run / "predictions.csv", index=False)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["recipe"]["labels"] = "many"
-    manifest["metrics"] = baseline.evaluate(table, "many")
+    manifest["metrics"] = baseline.evaluate(table, "multilabel")
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     said = page_of(run).said

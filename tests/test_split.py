@@ -130,7 +130,7 @@ def test_a_split_file_reproduces_the_split_of_moved_images(tmp_path: Path) -> No
 
 def test_multilabel_images_are_split_by_their_rarest_label() -> None:
     table = rows({"a": 40, "a;b": 10, "c": 30, "": 5})
-    done = split(table, Recipe(labels="many"))
+    done = split(table, Recipe(task="multilabel"))
     assert sorted(done["label"]) == sorted(table["label"])
     assert {"b"} <= {name for label in done.loc[done["split"] == "valid", "label"] for name in label.split(";")}
 
@@ -139,7 +139,7 @@ def test_multilabel_images_are_split_by_their_rarest_label() -> None:
 def test_no_class_of_multilabel_images_loses_its_last_training_image(seed: int, tmp_path: Path) -> None:
     table = rows({"a;c": 6, "b;c": 6, "a": 2, "b": 2, "c;e": 9, "e": 9, "": 5})
     table.loc[[0, 6], "label"] = "a;c;z", "b;c;z"  # z is never alone, nor always the rarest
-    for recipe in (Recipe(seed=seed, labels="many"), Recipe(seed=seed, images_per_class=2, test_share=0.4)):
+    for recipe in (Recipe(seed=seed, task="multilabel"), Recipe(seed=seed, images_per_class=2, test_share=0.4)):
         done = split(table, recipe)
         train = {name for label in done.loc[done["split"] == "train", "label"] for name in label.split(";") if name}
         assert train == {*"abcez"} and set(done["split"]) == {"train", "valid", "test"} and "row" not in done

@@ -230,5 +230,5 @@ def test_impossible_requests_are_rejected(open_clip: Any, weights: Path, images:
     rows = [f"{path},{path.parent.name} small" for path in sorted(images.rglob("*.jpg"))]
     (tmp_path / "many.csv").write_text("\n".join(["path,label", *rows]))
     with pytest.raises(RecipeError, match="one label per image"):
-        run_ladder(tmp_path / "many.csv", labels="many", variants=["majority", "zeroshot"], out=tmp_path / "many",
+        run_ladder(tmp_path / "many.csv", task="multilabel", variants=["majority", "zeroshot"], out=tmp_path / "many",
                     clip=f"tiny-clip:{weights}", progress=QUIET)  # fmt: skip

@@ -152,7 +152,9 @@ def curve_table(result: LearningCurve) -> RenderableType:
     variants = list(result.fits)
     for variant in variants:
         table.add_column(f"{variant}, accuracy on {result.split}", justify="right")
-    means = result.table.pivot_table(index="images", columns="variant", values="accuracy", aggfunc=["mean", "min", "max"])
+    means = result.table.pivot_table(
+        index="images", columns="variant", values="accuracy", aggfunc=["mean", "min", "max"]
+    )
     for images, row in means.iterrows():
         spans = [
             f"{row['mean', variant]:.1%} ({row['min', variant]:.1%} to {row['max', variant]:.1%})"

@@ -25,9 +25,9 @@ SEPARATOR = ";"
 """Separator between the labels of an image that has several."""
 
 
-def classes_in(table: pd.DataFrame, labels: str = "auto") -> list[str]:
+def classes_in(table: pd.DataFrame, task: str = "auto") -> list[str]:
     """Return the classes of an image table in alphabetical order."""
-    return sorted(explode_labels(table["label"], labels).dropna().unique())
+    return sorted(explode_labels(table["label"], task).dropna().unique())
 
 
 def binarize(labels: pd.Series, positive: str) -> pd.Series:
@@ -92,5 +92,5 @@ def label_matrix(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
 
 def rarest_label(labels: pd.Series) -> pd.Series:
     """Return each image's rarest label, by which multi-label images are split; empty for an image without labels."""
-    counts = explode_labels(labels, "many").value_counts()
+    counts = explode_labels(labels, "multilabel").value_counts()
     return labels.map(lambda label: min(split_labels(label), key=lambda name: (counts[name], name), default=""))

@@ -92,7 +92,7 @@ def load_image_table(
 
     data = recipe.data
     columns = Columns(data.image_col, data.label_col, data.group_col, data.split_col, data.image_dir)
-    options = {"label_from": data.label_from, "labels": data.task, "positive": data.positive}
+    options = {"label_from": data.label_from, "task": data.task, "positive": data.positive}
     table = image_table(images, columns=columns, **options, progress=progress)
     for line in summarize_source(table):
         progress.log(line)

@@ -307,7 +307,7 @@ class Exporter:
         uncalibrated = np.array([[facts["threshold"]]])
         if temperature is None:
             return float(uncalibrated[0, 0])
-        return float(apply_temperature(uncalibrated, temperature, "many")[0, 0])
+        return float(apply_temperature(uncalibrated, temperature, "multilabel")[0, 0])
 
     @contextmanager
     def _export_errors(self, to: str) -> Iterator[None]:

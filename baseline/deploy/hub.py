@@ -127,7 +127,7 @@ def check_network_files(folder: Path) -> None:
 
 def local_paths(run: Path, manifest: dict[str, Any]) -> list[str]:
     """Return folders of this machine that a file may contain by mistake: home, the run, the images and the weights."""
-    recipe, weights = manifest["recipe"], manifest.get("weights")
+    recipe, weights = flat_recipe(manifest["recipe"]), manifest.get("weights")
     paths = [str(Path.home()), str(run.absolute()), str(run.resolve()), str(manifest.get("images") or "")]
     paths += [str(recipe.get(key) or "") for key in ("image_dir", "weights", "split_file")]
     paths += [str(weights.get("path") or "")] if isinstance(weights, dict) else []

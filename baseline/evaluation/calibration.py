@@ -39,7 +39,7 @@ MIN_PROBABILITY = 1e-300
 """Replaces a probability of 0, which has no logarithm."""
 
 
-def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
+def fit_temperature(table: pd.DataFrame, task: str = "single") -> float:
     """Return the temperature that minimises the log loss of the table's valid images: logits are divided by it.
 
     Above 1 the network is overconfident (Guo et al. 2017, arXiv 1706.04599). The logarithms of probabilities are logits
@@ -48,7 +48,7 @@ def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
     0 (`PRIOR_STRENGTH`), which keeps it near 1 where there are few images.
 
     Args:
-        labels: `"one"` or `"many"` per image; with many, each class has a logit of its own and all share the
+        task: `"single"` or `"multilabel"` per image; with many, each class has a logit of its own and all share the
             temperature.
 
     Raises:
@@ -69,7 +69,7 @@ def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
     if not len(rows) or not classes:
         missing = "valid images" if classes else "columns p_CLASS"
         raise DataError(f"The prediction table has no {missing} to fit a temperature on. Predict on valid.")
-    logits, targets = logits_and_targets(rows, classes, labels)
+    logits, targets = logits_and_targets(rows, classes, task)
     target_logits = logits[np.arange(len(targets)), targets]
 
     def penalized_loss(log_temperature: float) -> float:
@@ -81,10 +81,10 @@ def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
     return math.exp(minimize_scalar(penalized_loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def calibrate(table: pd.DataFrame, temperature: float, labels: str = "one") -> pd.DataFrame:
+def calibrate(table: pd.DataFrame, temperature: float, task: str = "single") -> pd.DataFrame:
     """Return the prediction table with probabilities `softmax(log p / temperature)`, and its confidence and loss.
 
-    With `labels="many"` each probability is that of a yes-or-no decision of its own. The predicted classes do not
+    With `task="multilabel"` each probability is that of a yes-or-no decision of its own. The predicted classes do not
     change, nor do the columns without test-time augmentation.
 
     >>> table = pd.DataFrame({"label": ["a"], "predicted": ["a"], "p_a": [0.9], "p_b": [0.1]})
@@ -95,12 +95,12 @@ def calibrate(table: pd.DataFrame, temperature: float, labels: str = "one") -> p
 
     check_columns(table, ("label", "predicted"))
     classes = class_columns(table)
-    logits, targets = logits_and_targets(table, classes, labels)
+    logits, targets = logits_and_targets(table, classes, task)
     calibrated = softmax(logits / temperature, axis=1)
     result = table.copy()
     loss = -np.log(np.maximum(calibrated[np.arange(len(targets)), targets], MIN_PROBABILITY))
     columns = [f"p_{name}" for name in classes]
-    if labels == "many":
+    if task == "multilabel":
         positive = calibrated[:, 1].reshape(len(table), -1)
         predicted = label_matrix(table["predicted"], classes)
         result[columns] = positive
@@ -111,7 +111,7 @@ def calibrate(table: pd.DataFrame, temperature: float, labels: str = "one") -> p
     return result.assign(confidence=confidence, loss=loss)
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float, labels: str = "one") -> np.ndarray:
+def apply_temperature(probabilities: np.ndarray, temperature: float, task: str = "single") -> np.ndarray:
     """Return the probabilities, images x classes, calibrated in the same way as `calibrate` does it to a table.
 
     >>> apply_temperature(np.array([[0.9, 0.1]]), 2.0).round(2).tolist()
@@ -119,11 +119,11 @@ def apply_temperature(probabilities: np.ndarray, temperature: float, labels: str
     """
     from scipy.special import softmax
 
-    calibrated = softmax(log_probabilities(probabilities, labels) / temperature, axis=1)
-    return calibrated[:, 1].reshape(probabilities.shape) if labels == "many" else calibrated
+    calibrated = softmax(log_probabilities(probabilities, task) / temperature, axis=1)
+    return calibrated[:, 1].reshape(probabilities.shape) if task == "multilabel" else calibrated
 
 
-def calibration_report(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
+def calibration_report(table: pd.DataFrame, task: str = "single") -> dict[str, Any]:
     """Fit a temperature on valid and report the calibration error of the other splits before and after scaling.
 
     Returns:
@@ -131,12 +131,12 @@ def calibration_report(table: pd.DataFrame, labels: str = "one") -> dict[str, An
         (before, after), and `words`, the same as a sentence. Where valid is the only split, only the first two: on
         the images it was fitted on, the temperature would look too good.
     """
-    temperature = fit_temperature(table, labels)
+    temperature = fit_temperature(table, task)
     images = int((table["split"] == "valid").sum())
     report: dict[str, Any] = {"temperature": temperature, "images": images}
     for split, rows in table[table["split"] != "valid"].groupby("split", sort=False):
-        tables = (rows, calibrate(rows, temperature, labels))
-        before, after = (expected_calibration_error(*confidence_and_correct(part, labels)) for part in tables)
+        tables = (rows, calibrate(rows, temperature, task))
+        before, after = (expected_calibration_error(*confidence_and_correct(part, task)) for part in tables)
         loss = tuple(float(part["loss"].mean()) for part in tables)
         comparison = "lower" if round(after, 4) < round(before, 4) else "not lower"
         sentence = (
@@ -148,28 +148,28 @@ def calibration_report(table: pd.DataFrame, labels: str = "one") -> dict[str, An
     return report
 
 
-def logits_and_targets(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
+def logits_and_targets(rows: pd.DataFrame, classes: list[str], task: str) -> tuple[np.ndarray, np.ndarray]:
     """Return logits up to a constant, and the index of the true one in each row.
 
     The logits are images x classes, or with many labels per image (images x classes) x 2.
     """
-    if labels == "one":
-        return log_probabilities(probability_matrix(rows, classes), labels), class_codes(rows, "label", classes)
-    logits = log_probabilities(multilabel_probabilities(rows, classes), labels)
+    if task == "single":
+        return log_probabilities(probability_matrix(rows, classes), task), class_codes(rows, "label", classes)
+    logits = log_probabilities(multilabel_probabilities(rows, classes), task)
     return logits, label_matrix(rows["label"], classes).ravel().astype(int)
 
 
-def log_probabilities(probabilities: np.ndarray, labels: str) -> np.ndarray:
+def log_probabilities(probabilities: np.ndarray, task: str) -> np.ndarray:
     """Return the logarithms of probabilities; with many labels a row (no, yes) for each class of each image."""
-    if labels == "many":
+    if task == "multilabel":
         positive = probabilities.ravel()
         probabilities = np.column_stack([1 - positive, positive])
     return np.log(np.maximum(probabilities, MIN_PROBABILITY))
 
 
-def confidence_and_correct(rows: pd.DataFrame, labels: str) -> tuple[np.ndarray, np.ndarray]:
+def confidence_and_correct(rows: pd.DataFrame, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the confidence of each prediction in the table, and whether it is correct."""
-    if labels == "one":
+    if task == "single":
         return rows["confidence"].to_numpy(float), correct_rows(rows, "predicted")
     classes = class_columns(rows)
     truth, predicted = (label_matrix(rows[column], classes) for column in ("label", "predicted"))

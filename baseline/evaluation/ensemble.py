@@ -16,18 +16,18 @@ __all__ = ["average_probabilities", "ensemble"]
 
 
 def average_probabilities(
-    parts: Sequence[np.ndarray], temperatures: Sequence[float | None], labels: str = "one", threshold: float = 0.5
+    parts: Sequence[np.ndarray], temperatures: Sequence[float | None], task: str = "single", threshold: float = 0.5
 ) -> tuple[np.ndarray, float | None]:
     """Return the mean of several networks' probabilities, each calibrated by its own temperature.
 
     Args:
         parts: uncalibrated probabilities of each network for the same images, images x classes.
         temperatures: the networks' temperatures; None leaves the probabilities as they are.
-        labels: `"one"` or `"many"` per image.
+        task: `"single"` or `"multilabel"` per image.
         threshold: decision threshold on the uncalibrated probabilities, where an image may have several labels.
 
     Returns:
-        The mean, images x classes; and with `labels="many"` the threshold for it, which is the mean of the calibrated
+        The mean, images x classes; and with `task="multilabel"` the threshold for it, which is the mean of the calibrated
         thresholds, else None.
 
     >>> mean, _ = average_probabilities([np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]])], [2.0, None])
@@ -36,10 +36,10 @@ def average_probabilities(
     """
 
     def scale(probabilities: np.ndarray, temperature: float | None) -> np.ndarray:
-        return probabilities if temperature is None else apply_temperature(probabilities, temperature, labels)
+        return probabilities if temperature is None else apply_temperature(probabilities, temperature, task)
 
     mean = np.mean([scale(*pair) for pair in zip(parts, temperatures, strict=True)], axis=0)
-    if labels == "one":
+    if task == "single":
         return mean, None
     return mean, float(np.mean([scale(np.array([[threshold]]), temperature) for temperature in temperatures]))
 
@@ -47,7 +47,7 @@ def average_probabilities(
 def ensemble(
     tables: Sequence[pd.DataFrame],
     temperatures: Sequence[float | None],
-    labels: str = "one",
+    task: str = "single",
     threshold: float = 0.5,
 ) -> pd.DataFrame:
     """Return the prediction table of several networks' average, for the images that all their tables contain.
@@ -78,10 +78,10 @@ def ensemble(
         rows = first.merge(table[["path", "label"]], on="path", suffixes=("", "_other"))
         check_same_images(rows[rows["path"].isin(paths)])
         rows = table.set_index("path").loc[paths].reset_index()
-        parts.append((multilabel_probabilities if labels == "many" else probability_matrix)(rows, classes))
-    mean, mean_threshold = average_probabilities(parts, temperatures, labels, threshold)
+        parts.append((multilabel_probabilities if task == "multilabel" else probability_matrix)(rows, classes))
+    mean, mean_threshold = average_probabilities(parts, temperatures, task, threshold)
     columns = ["path", "label", "split", *(["group"] if "group" in first else [])]
     result = first.loc[paths.index, columns].reset_index(drop=True)
     result = result.assign(predicted=predicted_labels(mean, classes, mean_threshold), confidence=0.0, loss=0.0)
     probabilities = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes])
-    return calibrate(pd.concat([result, probabilities], axis=1), 1.0, labels)  # fills in confidence and loss
+    return calibrate(pd.concat([result, probabilities], axis=1), 1.0, task)  # fills in confidence and loss

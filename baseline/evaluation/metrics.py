@@ -54,7 +54,7 @@ REQUIRED_COLUMNS = ("split", "label", "predicted", "loss")
 PLAIN_COLUMNS = ("plain_predicted", "plain_loss")
 
 
-def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, Any]]:
+def evaluate(table: pd.DataFrame, task: str = "single") -> dict[str, dict[str, Any]]:
     """Return all metrics of the predictions by split, with and without test-time augmentation (TTA).
 
     Intervals are 95 % intervals: Wilson's for proportions; the others come from 1,000 bootstrap samples of the images,
@@ -64,7 +64,7 @@ def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, An
     Args:
         table: prediction table; see `baseline.predict`. Without columns `p_CLASS` only accuracies are returned; without
             `plain_predicted` and `plain_loss`, as in the tables of `ensemble`, neither `"plain"` nor `tta_gain`.
-        labels: `"one"` or `"many"` per image.
+        task: `"single"` or `"multilabel"` per image.
 
     Returns:
         By split (`"valid"`, `"test"`): `images`; `groups`, if there are any; `majority`, the most frequent class of the
@@ -80,7 +80,7 @@ def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, An
         groups. Means over the classes leave out classes without images in the split (for F1: classes that were not
         predicted either).
 
-        With `labels="many"` the accuracy counts images whose labels are all correct, and both also have `micro_f1` and
+        With `task="multilabel"` the accuracy counts images whose labels are all correct, and both also have `micro_f1` and
         `macro_f1`; with TTA there are `classes` as above, `mean_average_precision` over the classes with images in the
         split, and `ece` and `reliability` with each class of an image as a prediction of its own.
 
@@ -94,7 +94,7 @@ def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, An
     """
     check_columns(table, (*REQUIRED_COLUMNS, *(PLAIN_COLUMNS if set(PLAIN_COLUMNS) & set(table) else ())))
     classes = class_columns(table)
-    return {str(split): evaluate_split(rows, classes, labels) for split, rows in table.groupby("split", sort=False)}
+    return {str(split): evaluate_split(rows, classes, task) for split, rows in table.groupby("split", sort=False)}
 
 
 def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, float, float]:
@@ -114,17 +114,17 @@ def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, 
     return float(correct.mean()), *interval
 
 
-def evaluate_split(rows: pd.DataFrame, classes: list[str], labels: str) -> dict[str, Any]:
+def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str) -> dict[str, Any]:
     """Return the metrics of one split; see `evaluate`."""
     groups = group_codes(rows)
     numbers: dict[str, Any] = {"images": len(rows)}
     if groups is not None:
         numbers["groups"] = int(groups.max()) + 1
-    if labels == "one":
+    if task == "single":
         numbers["majority"] = majority_baseline(rows["label"])
     kinds = {"plain": "plain_", "tta": ""} if "plain_predicted" in rows else {"tta": ""}
-    numbers |= {name: evaluate_predictions(rows, prefix, labels) for name, prefix in kinds.items()}
-    if classes and labels == "one":
+    numbers |= {name: evaluate_predictions(rows, prefix, task) for name, prefix in kinds.items()}
+    if classes and task == "single":
         numbers["tta"] |= probability_metrics(rows, classes, groups)
     if "plain" in kinds:
         numbers["tta_gain"] = paired_statistics(
@@ -133,7 +133,7 @@ def evaluate_split(rows: pd.DataFrame, classes: list[str], labels: str) -> dict[
     return numbers
 
 
-def evaluate_predictions(rows: pd.DataFrame, prefix: str, labels: str) -> dict[str, Any]:
+def evaluate_predictions(rows: pd.DataFrame, prefix: str, task: str) -> dict[str, Any]:
     """Return accuracy, its interval, the number of wrong images and the log loss of the columns with the prefix."""
     hits = int(correct_rows(rows, f"{prefix}predicted").sum())
     return {
@@ -141,7 +141,7 @@ def evaluate_predictions(rows: pd.DataFrame, prefix: str, labels: str) -> dict[s
         "interval": wilson_interval(hits, len(rows)),
         "wrong": len(rows) - hits,
         "loss": float(rows[f"{prefix}loss"].mean()),
-        **(multilabel_metrics(rows, prefix) if labels == "many" else {}),
+        **(multilabel_metrics(rows, prefix) if task == "multilabel" else {}),
     }
 
 

@@ -65,9 +65,9 @@ def compare_fixes(
     if before is None and Path(str(recipe)).name == "manifest.json":
         before = Path(str(recipe)).parent
     base_recipe, table = load_images(images, recipe, progress=Progress(), **changes)
-    fix_files = [*base_recipe.fixes, *(str(Path(file).expanduser().absolute()) for file in fixes)]
+    fix_files = [*base_recipe.data.fixes, *(str(Path(file).expanduser().absolute()) for file in fixes)]
     fix_files = list(dict.fromkeys(fix_files))
-    read_fixes(fix_files, table, base_recipe.labels)
+    read_fixes(fix_files, table, base_recipe.data.task)
     if before is not None:
         read_manifest(before)
         changes = {"split_file": str(Path(before).absolute() / "split.csv"), **changes}

@@ -127,18 +127,18 @@ def clean(
     >>> review.issues.query("is_label_issue")                                      # doctest: +SKIP
     """
     progress = progress or ConsoleProgress()
-    _import_cleanlab()
+    import_cleanlab()
     if unknown := [name for name in splits if name not in SPLITS]:
         raise RecipeError(f"There is no split {quoted_list(unknown)}. Known: {', '.join(SPLITS)}.")
     run = find_run_folder(images)
     base_recipe, table = (
         load_run_images(run, changes) if run else load_images(images, recipe, progress=progress, **changes)
     )
-    if "image_size" not in changes and base_recipe.image_size < MIN_IMAGE_SIZE:
+    if "image_size" not in changes and base_recipe.model.image_size < MIN_IMAGE_SIZE:
         base_recipe = base_recipe.changed(image_size=MIN_IMAGE_SIZE)
-    if is_multilabel(table["label"], base_recipe.labels):
+    if is_multilabel(table["label"], base_recipe.data.task):
         raise DataError("A label review needs one label per image, and these images have several. Give one column.")
-    check_table(table, base_recipe.labels)
+    check_table(table, base_recipe.data.task)
     name = run.resolve().name if run else review_name(images, base_recipe)
     folder = Path(out).expanduser() if out else unique_path(Path(f"clean-{name}-{datetime.now():%Y%m%d-%H%M%S}"))
     if (folder / "issues.csv").exists():
@@ -146,7 +146,7 @@ def clean(
     with create_run_folder(folder, name) as folder, seed_everything(base_recipe.seed):
         data_audit = audit(table, grouped=True, progress=progress)
         if len(data_audit.unreadable):
-            check_table(data_audit.usable, base_recipe.labels)
+            check_table(data_audit.usable, base_recipe.data.task)
         usable = data_audit.usable if run else split(data_audit.usable, base_recipe)
         rows = usable[usable["split"].isin(splits)].reset_index(drop=True)
         fold_ids = assign_folds(rows, folds, base_recipe.seed)

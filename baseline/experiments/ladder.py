@@ -83,13 +83,13 @@ def run_ladder(
         variants: names from `VARIANTS` to run; all except `zeroshot` if empty.
         out: output folder; `runs/ladder-NAME-DATE-TIME` if not given.
         resume: keep the variants that an interrupted ladder in `out` has finished.
-        on: executor that trains the variants; see `run_seeds`. Variants that train no network run in this process
+        executor: the executor that trains the variants; see `run_seeds`. Variants that train no network run in this process
             meanwhile, because their data is in memory.
         clip, prompt: model and prompt of the variant `zeroshot`, which is run if it is named or `clip` is given; see
             `baseline.experiments.zeroshot.parse_clip`. Needs the extra `clip`.
 
     Raises:
-        RecipeError: if a variant does not exist, the recipe has a budget, `on` names no executor, `tta` is requested
+        RecipeError: if a variant does not exist, the recipe has a budget, `executor` does not exist, `tta` is requested
             without a variant or views to apply it to, or `zeroshot` is requested without the extra, for multi-label
             images, or with a model that open_clip does not know.
         WeightsError: if the weights of `clip` cannot be obtained or do not fit.
@@ -109,17 +109,17 @@ def run_ladder(
             f"The variant tta needs a trained variant to apply it to. Add one of {', '.join(TTA_BASE_VARIANTS)}."
         )
     clip_model = parse_clip(clip, prompt) if "zeroshot" in selected else None
-    base_recipe, executor = starting_recipe(images, recipe), get_executor(on, progress)
-    with create_run_folder(out, f"ladder-{base_recipe.name}") as folder, executor:
+    base_recipe, job_executor = starting_recipe(images, recipe), get_executor(executor, progress)
+    with create_run_folder(out, f"ladder-{base_recipe.name}") as folder, job_executor:
         architectures = prepare_architectures(
             images, base_recipe, archs, folder, progress, changes, resume=resume, clip=clip_model
         )
-        if "tta" in variants and not architectures[0].requested.tta:
+        if "tta" in variants and not architectures[0].requested.evaluation.tta:
             raise RecipeError(
                 "The variant tta was requested, but the recipe's tta has no views. Give some, or leave it out."
             )
         with resume_hint_on_interrupt(folder, progress):
-            ladder = evaluate_variants(run_variants(architectures, selected, executor), folder)
+            ladder = evaluate_variants(run_variants(architectures, selected, job_executor), folder)
         write_ladder_files(ladder)
     return ladder
 
@@ -132,18 +132,19 @@ def run_variants(
         (architecture, variant)
         for number, architecture in enumerate(architectures)
         for variant in variants
-        if not (variant in ARCH_INDEPENDENT and number) and not (variant == "tta" and not architecture.requested.tta)
+        if not (variant in ARCH_INDEPENDENT and number)
+        and not (variant == "tta" and not architecture.requested.evaluation.tta)
     ]
     jobs = [
         variant_job(
-            f"variant {number} of {len(pairs)}: {VARIANTS[variant]}, {architecture.variant_recipe(variant).arch}",
+            f"variant {number} of {len(pairs)}: {VARIANTS[variant]}, {architecture.variant_recipe(variant).model.arch}",
             architecture,
             variant,
         )
         # zero-shot first, so that weights that do not fit are reported before hours of training
         for number, (architecture, variant) in enumerate(sorted(pairs, key=lambda pair: pair[1] != "zeroshot"), 1)
     ]
-    executor.all(jobs, sum(not job.here for job in jobs))
+    executor.run(jobs, sum(not job.local for job in jobs))
     trained = {
         architecture: [variant for other, variant in pairs if other is architecture and variant in TTA_BASE_VARIANTS]
         for architecture in architectures
@@ -159,7 +160,7 @@ def run_variants(
 def variant_job(title: str, architecture: Architecture, variant: str) -> Job:
     """Return the job that makes the run folder of a variant."""
     if variant == "tta":  # the run of another variant, which is evaluated with TTA anyway
-        return Job(title, lambda progress: None, here=True)
+        return Job(title, lambda progress: None, local=True)
     return architecture.job(title, variant, architecture.folder / variant)
 
 
@@ -191,7 +192,7 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
         difference_low, difference_high = test.get("interval", (None, None))
         rows.append(
             {
-                "arch": architecture.recipe.arch if variant not in ARCH_INDEPENDENT else "",
+                "arch": architecture.recipe.model.arch if variant not in ARCH_INDEPENDENT else "",
                 "variant": variant,
                 "words": variant_title(architecture, variant, run),
                 "images": len(table),
@@ -214,7 +215,7 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
 
 def variant_title(architecture: Architecture, variant: str, run: Path) -> str:
     if variant == "zeroshot":
-        return f"{VARIANTS[variant]}, {architecture.variant_recipe(variant).arch}"
+        return f"{VARIANTS[variant]}, {architecture.variant_recipe(variant).model.arch}"
     return f"{VARIANTS[run.name]}, {VARIANTS[variant]}" if variant == "tta" else VARIANTS[variant]
 
 

@@ -103,12 +103,12 @@ def run_learning_curve(
         variants: what is trained; the names of `baseline ladder` except for `majority`, `tta` and `zeroshot`.
         out: output folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
-        on: executor that runs the trainings; see `run_seeds`. Variants that train no network run in this process,
+        executor: the executor that runs the trainings; see `run_seeds`. Variants that train no network run in this process,
             because their data is in memory.
 
     Raises:
-        RecipeError: if a variant does not exist, there are fewer than three sizes, the recipe has a budget, or `on`
-            names no executor.
+        RecipeError: if a variant does not exist, there are fewer than three sizes, the recipe has a budget, or
+            `executor` does not exist.
         DataError: if there are too few images for three sizes.
         OutputError: if `out` was started before and `resume` is false, or was started with other images or another
             recipe.
@@ -126,13 +126,13 @@ def run_learning_curve(
     if seeds < 1:
         raise RecipeError(f"--seeds is {seeds}; it must be 1 or more.")
     progress = progress or ConsoleProgress()
-    base_recipe, executor = starting_recipe(images, recipe), get_executor(on, progress)
-    with create_run_folder(out, f"curve-{base_recipe.name}") as folder, executor:
+    base_recipe, job_executor = starting_recipe(images, recipe), get_executor(executor, progress)
+    with create_run_folder(out, f"curve-{base_recipe.name}") as folder, job_executor:
         architecture = prepare_architectures(images, base_recipe, (), folder, progress, changes, resume=resume)[0]
         with resume_hint_on_interrupt(folder, progress):
-            all_sizes = training_sizes(architecture.table, architecture.requested.labels, sizes)
+            all_sizes = training_sizes(architecture.table, architecture.requested.data.task, sizes)
             plan = CurvePlan(architecture, all_sizes, seeds, tuple(variants), folder, progress)
-            curve = plan.run(executor)
+            curve = plan.run(job_executor)
         write_curve_files(curve)
     return curve
 
@@ -157,7 +157,7 @@ class CurvePlan:
     @cached_property
     def label(self) -> pd.Series:
         """Label that each image is counted under: its rarest one if it has several."""
-        return primary_labels(self.architecture.table, self.architecture.recipe.labels)
+        return primary_labels(self.architecture.table, self.architecture.recipe.data.task)
 
     def run(self, executor: Executor) -> LearningCurve:
         """Run all trainings and fit the power laws."""
@@ -178,7 +178,7 @@ class CurvePlan:
         }
         jobs = (self._job(titles[training], *training) for training in trainings)
         count = sum(variant not in PROBES for variant, _, _ in trainings)
-        job_results = {job.words: hits for job, hits in executor.each(jobs, count)}
+        job_results = {job.description: hits for job, hits in executor.as_completed(jobs, count)}
         rows: list[dict[str, Any]] = []
         all_hits: list[np.ndarray] = []
         for variant, size, seed in trainings:
@@ -211,7 +211,7 @@ class CurvePlan:
         rank = table.assign(priority=priority).groupby([label, "split"])["priority"].rank(method="first")
         fraction = size / self.sizes[-1]
         sampled = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
-        labels = explode_labels(table.loc[table["split"] == "train", "label"], self.architecture.recipe.labels)
+        labels = explode_labels(table.loc[table["split"] == "train", "label"], self.architecture.recipe.data.task)
         sampled[pd.Series(priority[labels.index], labels.index).groupby(labels.to_numpy()).idxmin()] = True
         valid = table["split"] == "valid"
         count = valid.groupby(label).transform("sum")
@@ -221,13 +221,13 @@ class CurvePlan:
     def _job(self, title: str, variant: str, size: int, seed: int) -> Job:
         """Return the job that trains a network into its run folder, or that returns a probe's hits."""
         if variant in PROBES:
-            return Job(title, lambda progress: self._probe_hits(variant, self._sample(size, seed)), here=True)
+            return Job(title, lambda progress: self._probe_hits(variant, self._sample(size, seed)), local=True)
         table, run = self._sample(size, seed), self._run_folder(variant, size, seed)
         split_file = self.folder / "splits" / f"{run.name}.csv"
         write_atomic(split_file, split_to_csv(table))
         # batch size and steps are resolved anew, because they depend on the number of images
         recipe = self.architecture.recipe
-        requested = recipe.changed(batch_size=self.architecture.requested.batch_size, seed=recipe.seed + seed)
+        requested = recipe.changed(batch_size=self.architecture.requested.training.batch_size, seed=recipe.seed + seed)
         architecture = dataclasses.replace(self.architecture, table=table, split_file=split_file, requested=requested)
         return architecture.job(title, variant, run)
 
@@ -247,8 +247,8 @@ class CurvePlan:
         rows = {name: sample.index[sample["split"] == name].to_numpy() for name in ("train", "valid")}
         evaluated = table[table["split"] == self.split].sort_values("path")
         probe = self.architecture.probe(variant, rows["train"], rows["valid"], evaluated.index.to_numpy())
-        threshold = recipe.threshold if recipe.labels == "many" else None
-        predicted = predicted_labels(probe.probabilities, classes_in(table, recipe.labels), threshold)
+        threshold = recipe.evaluation.threshold if recipe.data.task == "multilabel" else None
+        predicted = predicted_labels(probe.probabilities, classes_in(table, recipe.data.task), threshold)
         return predicted == evaluated["label"].to_numpy()
 
     def _measure_redundancy(self) -> dict[str, Any]:
@@ -314,20 +314,20 @@ def describe_redundancy(result: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def primary_labels(table: pd.DataFrame, labels: str) -> pd.Series:
+def primary_labels(table: pd.DataFrame, task: str) -> pd.Series:
     """Return the label that each image is counted under: its rarest one if images have several."""
     from baseline.data.labels import rarest_label
 
-    return rarest_label(table["label"]) if labels == "many" else table["label"]
+    return rarest_label(table["label"]) if task == "multilabel" else table["label"]
 
 
-def training_sizes(table: pd.DataFrame, labels: str, requested: Sequence[int]) -> list[int]:
+def training_sizes(table: pd.DataFrame, task: str, requested: Sequence[int]) -> list[int]:
     """Return the sizes in images per class: those requested, or doubled from `SMALLEST_SIZE`; and all images.
 
     Raises:
         DataError: if these are fewer than `MIN_SIZES`.
     """
-    largest = int(primary_labels(table, labels)[table["split"] == "train"].value_counts().max())
+    largest = int(primary_labels(table, task)[table["split"] == "train"].value_counts().max())
     # the last doubled size leaves a visible step to all images
     doubled = [size for size in (SMALLEST_SIZE * 2**power for power in range(40)) if size <= 0.75 * largest]
     sizes = sorted({size for size in requested if size < largest}) if requested else doubled

@@ -18,6 +18,7 @@ from baseline.files import to_json, write_atomic
 from baseline.inference.model_folder import EXPERIMENT_FILES
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
+from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_predictions
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def run_seeds(
 
     Args:
         resume: continue in `out`: keep the runs that are finished there, and make the remaining ones.
-        on: executor of the runs: this process, one run after the other, or `"ray"`, several at once; see `--on` in
+        executor: of the runs: this process, one run after the other, or `"ray"`, several at once; see `--on` in
             `baseline run --help` and docs/training.md. With the same number of threads per run, results are the same.
 
     Raises:
@@ -120,7 +121,7 @@ def run_seeds(
         raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
     base_recipe = starting_recipe(images, recipe)
     first = base_recipe.seed if seed is None else seed
-    series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), on)
+    series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), executor)
     with series.lock():
         series.run([{"seed": number} for number in range(first, first + count)], resume=resume)
         split = headline_split(series.manifests[0]["metrics"])
@@ -173,16 +174,20 @@ def run_folds(
         raise RecipeError("fold selects a single fold, and run_folds runs all. Leave it out, or use make_baseline.")
     split_changes = {key: changes[key] for key in ("split", "split_file") if key in changes}
     base_recipe = starting_recipe(images, recipe).changed(fold=0, **split_changes)
-    if "kfold" not in base_recipe.split:
-        raise RecipeError(f"split is '{base_recipe.split}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
-    if base_recipe.split_file:
+    if "kfold" not in base_recipe.split.method:
         raise RecipeError(
-            f"Both {base_recipe.split_file} and split {base_recipe.split} define the valid split. Give one of them."
+            f"split is '{base_recipe.split.method}'; kfold:K or group-kfold:K was needed, such as kfold:5."
+        )
+    if base_recipe.split.file:
+        raise RecipeError(
+            f"Both {base_recipe.split.file} and split {base_recipe.split.method} define the valid split. Give one of them."
         )
     changes |= {} if seed is None else {"seed": seed}
-    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), on)
+    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), executor)
     with series.lock():
-        series.run([{"fold": number} for number in range(int(base_recipe.split.partition(":")[2]))], resume=resume)
+        series.run(
+            [{"fold": number} for number in range(int(base_recipe.split.method.partition(":")[2]))], resume=resume
+        )
         runs = []
         for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
             metrics = manifest["metrics"]
@@ -194,7 +199,7 @@ def run_folds(
         against_best = ensemble_metrics.pop("against_best", None)
         result = FoldRuns(
             folder=series.folder,
-            way=base_recipe.split,
+            way=base_recipe.split.method,
             runs=runs,
             **accuracy_spread(runs),
             metrics={"oof": _write_out_of_fold(series, tables), **ensemble_metrics},
@@ -220,9 +225,7 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     test = int((split_table["split"] == "test").sum())
     test_part = f"; {test:,} test images are in no fold" if test else ""
     sizes = ", ".join(f"{count:,}" for count in counts)
-    return (
-        f"folds: {recipe.split}, valid images {sizes}{test_part}; before the audit, which keeps duplicates in one fold"
-    )
+    return f"folds: {recipe.split.method}, valid images {sizes}{test_part}; before the audit, which keeps duplicates in one fold"
 
 
 def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
@@ -239,7 +242,7 @@ def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
             "readable when these were made. Choose another --out."
         )
     write_atomic(series.folder / "oof.csv", rows.to_csv(index=False))
-    return evaluate(rows, series.manifests[0]["recipe"]["labels"])["valid"]
+    return evaluate(rows, flat_recipe(series.manifests[0]["recipe"])["task"])["valid"]
 
 
 def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
@@ -248,10 +251,10 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.significance import paired_test
 
-    recipe = series.manifests[0]["recipe"]
+    recipe = flat_recipe(series.manifests[0]["recipe"])
     test_tables = [table[table["split"] == "test"] for table in tables]
     temperatures = [manifest["calibration"].get("temperature") for manifest in series.manifests]
-    predictions = ensemble(test_tables, temperatures, recipe["labels"], recipe["threshold"])
+    predictions = ensemble(test_tables, temperatures, recipe["task"], recipe["threshold"])
     write_atomic(series.folder / "predictions.csv", predictions.to_csv(index=False))
     best = max(test_tables, key=lambda table: (table["predicted"] == table["label"]).mean())
-    return {"test": evaluate(predictions, recipe["labels"])["test"], "against_best": paired_test(best, predictions)}
+    return {"test": evaluate(predictions, recipe["task"])["test"], "against_best": paired_test(best, predictions)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from baseline.parallel.distributed import environment_world_size
 from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
 from baseline.recipe.choose import starting_recipe
-from baseline.recipe.diff import diff_recipes
-from baseline.recipe.schema import Recipe, parse_duration
+from baseline.recipe.diff import diff_recipes, flat_recipe
+from baseline.recipe.schema import LEAVES, parse_duration
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
 from baseline.runs.manifest import recipe_from_manifest
 
@@ -43,7 +42,7 @@ class RunSeries:
         executor: str,
     ) -> None:
         require_single_process()
-        self.executor = get_executor(on, progress)
+        self.executor = get_executor(executor, progress)
         self.kind, self.images, self.recipe, self.changes, self.progress = kind, images, recipe, dict(changes), progress
         name = starting_recipe(images, recipe).name
         self.folder = new_run_path(out, name)
@@ -84,10 +83,10 @@ class RunSeries:
         if self.changes.get("budget"):
             first = next((run for run in self.folders if is_finished(run)), None)
             if first is None:
-                executor.all([self._job(*remaining[0])], 1)
+                executor.run([self._job(*remaining[0])], 1)
                 first, remaining = self.folders[0], remaining[1:]
             self.changes |= self._first_plan(read_manifest(first))
-        executor.all([self._job(number, plan) for number, plan in remaining], len(remaining))
+        executor.run([self._job(number, plan) for number, plan in remaining], len(remaining))
 
     def _job(self, number: int, plan: dict[str, int]) -> Job:
         changes = {**self.changes, **plan}
@@ -104,11 +103,11 @@ class RunSeries:
         if not self.changes.get("budget"):
             return {}
         resolved = recipe_from_manifest(self.folder, manifest)
-        names = {field.name for field in dataclasses.fields(Recipe)} - {"preset", "presets", "seed", "fold"}
-        return {name: getattr(resolved, name) for name in names}
+        names = {*LEAVES, "augment", "stages"} - {"fold"}
+        return {name: resolved.value(name) for name in names}
 
     def _budget_per_run(self, count: int) -> dict[str, str]:
-        budget = self.changes.get("budget", starting_recipe(self.images, self.recipe).budget)
+        budget = self.changes.get("budget", starting_recipe(self.images, self.recipe).training.budget)
         return {"budget": f"{max(1, parse_duration(budget) // count)}s"} if parse_duration(budget) else {}
 
     def _check_folders(self, resume: bool) -> None:
@@ -138,7 +137,7 @@ class RunSeries:
             if request is None:
                 raise OutputError(f"{run} was made by an older version, which did not record its settings. Remove it.")
             # the run that made the plan (it may have been removed) was given the budget, the others the plan
-            expected_recipe = recipe if request["recipe"].get("budget") else planned_recipe
+            expected_recipe = recipe if flat_recipe(request["recipe"]).get("budget") else planned_recipe
             expected = run_request(expected_recipe.changed(**plan), table)
             differences = (
                 ["images"]

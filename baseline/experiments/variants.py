@@ -84,7 +84,7 @@ HEAD_FIRST_STAGE = Stage("head", 2, steps=70)
 
 LAST_GROUPS_STAGE = Stage(0.55, 3, 3e-4, steps=100)
 
-FROM_SCRATCH_STAGE = Stage("all", 10, 1e-3, batch_norm="moving", steps=500)
+FROM_SCRATCH_STAGE = Stage("all", 10, 1e-3, batch_norm="train", steps=500)
 """Stage without pretrained weights, which learn too little in three epochs for a fair comparison."""
 
 
@@ -112,8 +112,9 @@ def prepare_architectures(
     started = split_file.exists()
     if started and not resume:
         raise OutputError(f"{folder} was started before. Give --resume to continue it, or choose another --out.")
-    base_recipe, table, unreadable = prepare(images, recipe, folder, progress, **changes)
-    if base_recipe.budget:
+    prepared = prepare(images, recipe, progress, **changes)
+    base_recipe, table = prepared.recipe, prepared.table
+    if base_recipe.training.budget:
         raise RecipeError(
             "--budget applies to a single training, and these are several. Leave it out; --preset quick is shorter."
         )
@@ -124,14 +125,14 @@ def prepare_architectures(
         Architecture(
             images,
             table,
-            unreadable,
+            prepared.unreadable,
             split_file,
             folder / arch if len(archs) > 1 else folder,
             base_recipe.changed(arch=arch),
             progress,
             clip,
         )
-        for arch in archs or (base_recipe.arch,)
+        for arch in archs or (base_recipe.model.arch,)
     ]
 
 
@@ -220,7 +221,7 @@ class Architecture:
         all_layers_stage = dataclasses.replace(
             groups_stage, trains="all", lr=max_lr if isinstance(max_lr, str) else (max_lr / 10, max_lr)
         )
-        fastai_stage = dataclasses.replace(groups_stage, trains="head", lr="find", batch_norm="moving", image_size=0)
+        fastai_stage = dataclasses.replace(groups_stage, trains="head", lr="find", batch_norm="train", image_size=0)
         changes: dict[str, dict[str, Any]] = {
             "head": {"stages": (HEAD_ONLY_STAGE,)},
             "fastai": {"stages": (fastai_stage,), "freeze": "fastai", "head": "fastai"},
@@ -232,7 +233,7 @@ class Architecture:
             changes[variant] = {"arch": self.clip.arch, "weights": self.clip.weights}
         changed = recipe.changed(**changes.get(variant, {}))
         images = int((self.table["split"] == "train").sum())
-        return changed.changed(stages=resolve_epochs(changed.stages, images, int(changed.batch_size))[0])
+        return changed.changed(stages=resolve_epochs(changed.stages, images, int(changed.training.batch_size))[0])
 
     def probe(self, variant: str, train: np.ndarray, valid: np.ndarray, predict: np.ndarray) -> Probe:
         """Return the predictions of a variant that trains no network.
@@ -243,7 +244,7 @@ class Architecture:
         from baseline.data.labels import classes_in, label_matrix
         from baseline.experiments.probes import logistic_regression, majority, nearest_neighbors
 
-        many, classes = self.recipe.labels == "many", classes_in(self.table, self.recipe.labels)
+        many, classes = self.recipe.data.task == "multilabel", classes_in(self.table, self.recipe.data.task)
         if variant == "zeroshot":
             return self._zero_shot(classes, self.table["path"].iloc[predict].tolist())
         weights = self.resolved[1]
@@ -270,7 +271,9 @@ class Architecture:
         classifier = load_clip(self.clip, self.progress)
         start = time.perf_counter()
         prompts = class_prompts(classes, self.clip.prompt)
-        probabilities = classifier.probabilities(paths, prompts, workers=self.recipe.workers, progress=self.progress)
+        probabilities = classifier.probabilities(
+            paths, prompts, workers=self.recipe.options.workers, progress=self.progress
+        )
         return Probe(probabilities, self.clip.description, round(time.perf_counter() - start, 2), 0, classifier.weights)
 
     def job(self, title: str, variant: str, folder: Path) -> Job:
@@ -281,15 +284,15 @@ class Architecture:
             RecipeError: for zero-shot classification of multi-label images.
         """
         recipe = self.variant_recipe(variant)
-        if variant == "zeroshot" and recipe.labels == "many":
+        if variant == "zeroshot" and recipe.data.task == "multilabel":
             raise RecipeError("The variant zeroshot needs one label per image, and these have several. Leave it out.")
         if (folder / "manifest.json").exists():
             check_same_recipe(folder, recipe)
             if self.clip and variant == "zeroshot":
                 check_same_prompt(folder, self.clip)
-            return Job(title, partial(log_finished_run, folder), here=True)
+            return Job(title, partial(log_finished_run, folder), local=True)
         if variant in PROBES:
-            return Job(title, lambda progress: run_probe(self, variant, folder, recipe), here=True)
+            return Job(title, lambda progress: run_probe(self, variant, folder, recipe), local=True)
         return training_job(title, self.images, recipe, folder)
 
 
@@ -327,15 +330,15 @@ def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recip
     train, valid, test = ((table["split"] == name).to_numpy() for name in ("train", "valid", "test"))
     predict = np.concatenate([np.flatnonzero(valid), np.flatnonzero(test)])
     probe = architecture.probe(variant, train, valid, predict)
-    threshold = recipe.threshold if recipe.labels == "many" else None
+    threshold = recipe.evaluation.threshold if recipe.data.task == "multilabel" else None
     rows = table.iloc[predict].reset_index(drop=True)
     predictions = prediction_table(
-        rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.labels), threshold
+        rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.data.task), threshold
     )
     stage = {
         "trains": VARIANTS[variant], "why": probe.choice, "seconds": probe.seconds, "parameters": probe.parameters
     }  # fmt: skip
-    metrics = evaluate(predictions, recipe.labels)
+    metrics = evaluate(predictions, recipe.data.task)
     manifest = build_manifest(recipe, architecture.images, table, architecture.unreadable, probe.weights, metrics,
                               [stage], {"training": probe.seconds})  # fmt: skip
     write_atomic(run / "split.csv", split_to_csv(table))

@@ -17,7 +17,12 @@ __all__ = ["filter_by_model"]
 
 
 def filter_by_model(
-    table: pd.DataFrame, model: str | Path, keep: str, above: float = 0.5, *, task: str = "auto",
+    table: pd.DataFrame,
+    model: str | Path,
+    keep: str,
+    above: float = 0.5,
+    *,
+    task: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split a table into the images that a second model assigns to one of its classes, and the others.
@@ -41,7 +46,7 @@ def filter_by_model(
     from baseline.inference.model import load
 
     progress = progress or Progress()
-    network = load(resolve_path(model))
+    network = load(resolve_path(str(model)))
     if keep not in network.classes:
         raise DataError(f"In {model}: {unknown_name('class', keep, network.classes)}")
     parts: list[np.ndarray] = []
@@ -60,8 +65,6 @@ def filter_by_model(
     progress.log(f"{summary} and {verb} left out; {int(matches.sum()):,} kept")
     filtered = table[matches].reset_index(drop=True)
     if lost := sorted({*explode_labels(table["label"]).dropna()} - {*explode_labels(filtered["label"]).dropna()}):
-        raise DataError(
-            f"{summary}; none of {quoted_list(lost)} is left. Give a lower `above`, or another model."
-        )
+        raise DataError(f"{summary}; none of {quoted_list(lost)} is left. Give a lower `above`, or another model.")
     check_table_after(filtered, task, summary)
     return filtered, removed.sort_values("probability", kind="stable", ignore_index=True)

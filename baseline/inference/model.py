@@ -238,11 +238,11 @@ class BasePredictor:
     ) -> PredictionBatch:
         """Combine the members' probabilities of the readable images into the predictions for all images."""
         configs = [member.config for member in self.members]
-        labels = configs[0]["labels"]
+        task = "multilabel" if self.multilabel else "single"
         errors = [result if isinstance(result, str) else "" for result in decoded]
         readable = np.array([not error for error in errors], dtype=bool)
         mean, threshold = average_probabilities(
-            member_probabilities, [config["temperature"] for config in configs], labels, configs[0]["threshold"]
+            member_probabilities, [config["temperature"] for config in configs], task, configs[0]["threshold"]
         )
         reported = mean if calibrated else np.mean(member_probabilities, axis=0)
         certainty = reported[np.arange(len(reported)), mean.argmax(1)]
@@ -293,10 +293,9 @@ class Model(BasePredictor):
     @cached_property
     def _recipe(self) -> Recipe:
         config = self.config
-        fields = ("arch", "head", "image_size", "resize", "labels", "threshold")
-        return Recipe(
-            "model", scratch=True, augment=Augment(crop=config["crop"]), **{field: config[field] for field in fields}
-        )
+        fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "threshold")}
+        task = "multilabel" if config["labels"] == "many" else "single"
+        return Recipe("model").changed(pretrained=False, task=task, augment=Augment(crop=config["crop"]), **fields)
 
     @contextmanager
     def predictor(

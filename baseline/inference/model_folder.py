@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json, to_json, write_atomic
-from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES, VIEWS, is_int, is_number
+from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES, VIEWS
+from baseline.recipe.validation import is_int, is_number
 from baseline.vision.network import build_network
 
 __all__ = [
@@ -158,7 +159,8 @@ def read_golden(folder: Path, config: Mapping[str, Any]) -> tuple[Tensor, Tensor
     if GOLDEN_FILE not in config.get("sha256", {}) or not path.exists():
         raise OutputError(f"{folder} has no golden inputs: an older version wrote it, or they were left out.")
     tensors = read_tensors(path, read_bytes(path), config)
-    images, probabilities = (tensors.get(name, torch.empty(0)) for name in ("images", "probabilities"))
+    images = tensors.get("images", tensors.get("photos", torch.empty(0)))  # its name in older folders
+    probabilities = tensors.get("probabilities", torch.empty(0))
     count, classes = len(images), len(config["classes"])
     size = images.shape[1] if images.ndim == 4 else 0
     valid = images.dtype == torch.uint8 and images.shape == (count, size, size, 3) and count > 0

@@ -21,6 +21,7 @@ from baseline.errors import DataError, OutputError
 from baseline.evaluation.explain import explain
 from baseline.files import CARD_FILE, read_json, resolve_path, write_atomic
 from baseline.progress import Progress
+from baseline.recipe.diff import flat_recipe
 from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
@@ -50,10 +51,10 @@ FEW_IMAGES = 30
 NAMING_FILES = ("conflict", "unreadable")
 """Findings whose text ends, after a colon, in file names."""
 
-PATH_FIELDS = ("image_dir", "weights", "split_file", "fixes", "keep_if", "keep_model")
+PATH_FIELDS = ("image_dir", "weights", "split_file", "fixes")
 """Recipe fields that may name files of one machine."""
 
-OMITTED_FIELDS = ("name", "presets", "expected", "budget", "preset", "cache_gb", "workers", *PATH_FIELDS)
+OMITTED_FIELDS = ("name", "presets", "expected", "budget", "preset", "options", "cache_gb", "workers", *PATH_FIELDS)
 """Recipe fields that are not a decision of this training, or depend on one machine."""
 
 OLD_RECIPE = {"tta": (), "split": "", "images_per_class": 0, "audit": "", "leaks": "", "seed": None}
@@ -104,7 +105,7 @@ def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[
     """Return the card as Markdown with a YAML header."""
     import yaml
 
-    recipe = OLD_RECIPE | manifest["recipe"]
+    recipe = OLD_RECIPE | flat_recipe(manifest["recipe"])
     split = headline_split(manifest["metrics"])
     source = describe_source(manifest.get("images"), [collapse_to_line(name) for name in facts["classes"]])
     page = {
@@ -125,7 +126,7 @@ def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[
     page |= {
         "sentences": explain(page["numbers"]) if "tta_gain" in page["numbers"] else [],
         "limitations": list(list_limitations(page)),
-        "recipe_json": portable_recipe(manifest["recipe"]),
+        "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
         "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),
         "omitted_files": [key for key in PATH_FIELDS if recipe.get(key)],
         "version": page["manifest"]["versions"].get("fastai-baseline", __version__),

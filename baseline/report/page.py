@@ -33,6 +33,7 @@ from baseline.evaluation.label_errors import suspect_labels
 from baseline.evaluation.metrics import evaluate
 from baseline.files import read_json, sha256_of, write_atomic
 from baseline.progress import Progress
+from baseline.recipe.diff import flat_recipe
 from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
 from baseline.report import figures
 from baseline.report.figures import THUMBNAIL_SIZE, ThumbnailCache
@@ -105,12 +106,12 @@ class RunFiles:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return self.manifest["recipe"]
+        return flat_recipe(self.manifest["recipe"])
 
     @property
     def many(self) -> bool:
         """Whether an image may have several labels."""
-        return self.recipe.get("labels") == "many"
+        return self.recipe.get("task") == "multilabel"
 
     @cached_property
     def split(self) -> str:
@@ -128,7 +129,7 @@ class RunFiles:
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """The metrics of `rows`, computed again, because the manifest of an older version may lack some of them."""
-        return evaluate(self.rows, self.recipe.get("labels", "one"))[self.split]
+        return evaluate(self.rows, self.recipe.get("task", "single"))[self.split]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -166,7 +167,7 @@ def read_run(folder: Path) -> RunFiles:
     if run.rows.empty:
         raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
     used = pd.concat([run.rows["label"], run.rows["predicted"]])
-    if unknown := sorted({*explode_labels(used, run.recipe.get("labels", "one")).dropna()} - {*run.classes}):
+    if unknown := sorted({*explode_labels(used, run.recipe.get("task", "single")).dropna()} - {*run.classes}):
         raise DataError(
             f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {quoted_list(unknown)}. Run it again."
         )
@@ -295,7 +296,7 @@ def format_setting(value: Any) -> str:
 
 def data_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     """Return class counts, the findings of the audit, some training images, and pairs of duplicates."""
-    labels = explode_labels(run.table["label"], run.recipe.get("labels", "one"))  # a row per label, indexed by image
+    labels = explode_labels(run.table["label"], run.recipe.get("task", "single"))  # a row per label, indexed by image
     table = run.table.drop(columns="label").join(labels)
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts[[split for split in ("train", "valid", "test") if split in counts]]

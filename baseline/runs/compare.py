@@ -108,8 +108,8 @@ def compare_runs(
         rows.append(row)
     if len(tests) > 1:
         sentences.append(f"p-values are Holm-corrected for {len(tests)} comparisons.")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return Comparison(pd.DataFrame(rows, columns=columns), sentences)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return Comparison(pd.DataFrame(rows, columns=names), sentences)
 
 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:

@@ -72,7 +72,7 @@ def write_training(
         "mean": mean,
         "std": std,
         "tta": recipe.evaluation.tta,
-        "labels": recipe.data.task,
+        "labels": "many" if recipe.data.task == "multilabel" else "one",
         "threshold": recipe.evaluation.threshold,
         "temperature": temperature,
         "crop": recipe.augment.crop,

@@ -72,7 +72,7 @@ class Throughput:
 
     def __init__(self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, images: int = 32) -> None:
         self.model, self.splitter, self.recipe = copy.deepcopy(model), splitter, recipe
-        self.images = min(images, int(recipe.batch_size))
+        self.images = min(images, int(recipe.training.batch_size))
         self.network = LayerSequence(self.model, splitter)
         self.layers, self.device = self.network.layers, self.network.device
         self.measured: dict[tuple, float] = {}
@@ -142,7 +142,7 @@ class Throughput:
         return images.contiguous(memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
-        return mixed_precision(self.recipe.precision, self.device.type)
+        return mixed_precision(self.recipe.model.precision, self.device.type)
 
     def _seconds(self, run_pass: Callable[[], object], passes: int = 3) -> float:
         """Return the median seconds per image; a first pass, which sets up kernels and memory, is not counted."""
@@ -167,17 +167,17 @@ def estimate_seconds(
         images: number of images by split.
         cached: numbers of the stages, from 1, whose outputs of frozen layers are in the cache already.
     """
-    plan = FreezePlan(throughput.network, recipe, images, ArrayCache(recipe.cache_gb))
+    plan = FreezePlan(throughput.network, recipe, images, ArrayCache(recipe.options.cache_gb))
     stages = [_stage_seconds(throughput, plan, number, number in cached) for number in range(1, len(recipe.stages) + 1)]
-    views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.tta)
+    views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.evaluation.tta)
     evaluated = images["valid"] + images.get("test", 0)
-    return Estimate(tuple(stages), evaluated * views * throughput.forward(0, recipe.image_size))
+    return Estimate(tuple(stages), evaluated * views * throughput.forward(0, recipe.model.image_size))
 
 
 def _stage_seconds(throughput: Throughput, plan: FreezePlan, number: int, is_cached: bool) -> float:
     recipe, images = plan.recipe, plan.images
     stage = recipe.stages[number - 1]
-    small, large = stage.image_size or recipe.image_size, recipe.image_size
+    small, large = stage.image_size or recipe.model.image_size, recipe.model.image_size
     cut, view = plan.stages.get(number, (0, plan.full_view))
     seconds = 0.0
     is_shared = any(cut in plan.shared_cuts(n) and plan.stages[n][1] == view for n in plan.stages if n < number)
@@ -187,8 +187,8 @@ def _stage_seconds(throughput: Throughput, plan: FreezePlan, number: int, is_cac
         seconds += images["valid"] * throughput.frozen(cut, large)
     steps = stage.epochs * images["train"] * (2 if stage.views else 1)
     if stage.lr == "find":
-        steps += SWEEP_STEPS * min(int(recipe.batch_size), images["train"])
-    step = throughput.step(cut, plan.first_trained_group(number), small, stage.batch_norm == "moving")
+        steps += SWEEP_STEPS * min(int(recipe.training.batch_size), images["train"])
+    step = throughput.step(cut, plan.first_trained_group(number), small, stage.batch_norm == "train")
     return seconds + steps * step + stage.epochs * images["valid"] * throughput.forward(cut, large)
 
 
@@ -220,7 +220,7 @@ def fit_to_budget(
     plans = sorted(
         (p for base in bases for p in _candidate_recipes(base, bases, resizable, images["train"])), key=expected_error
     )
-    scaled = _ScaledThroughput(throughput, min(plan.image_size for plan in plans))
+    scaled = _ScaledThroughput(throughput, min(plan.model.image_size for plan in plans))
     shortest = float("inf")
     for plan in plans:
         needed = 0.0
@@ -231,7 +231,7 @@ def fit_to_budget(
         if needed <= seconds:
             stages = ", then ".join(f"{describe_trained(s.trains)} (epochs: {s.epochs})" for s in plan.stages)
             margin = f"needs {needed:.0f} of the {seconds:.0f} s left, including a margin of {SAFETY_FACTOR - 1:.0%}"
-            return plan, f"{plan.image_size} px, {stages}; {margin}"
+            return plan, f"{plan.model.image_size} px, {stages}; {margin}"
         shortest = min(shortest, needed)
     raise RecipeError(
         f"The budget leaves {max(seconds, 0):.1f} s for training and evaluation; the fastest plan needs about "
@@ -248,7 +248,7 @@ def expected_error(plan: Recipe) -> float:
     """
     last = plan.stages[-1]
     relative_error = 1.0 if last.trains != "head" else 2.3
-    return relative_error * plan.image_size**-0.94 * (last.epochs**-0.22 if last.trains != "head" else 1.0)
+    return relative_error * plan.model.image_size**-0.94 * (last.epochs**-0.22 if last.trains != "head" else 1.0)
 
 
 def _head_only(base: Recipe) -> Recipe:
@@ -257,10 +257,14 @@ def _head_only(base: Recipe) -> Recipe:
 
 
 def _candidate_recipes(base: Recipe, bases: Sequence[Recipe], resizable: bool, images: int) -> Iterator[Recipe]:
-    largest = max(recipe.image_size for recipe in bases)
-    sizes = {base.image_size, *(size for size in IMAGE_SIZES if size <= largest)} if resizable else {base.image_size}
-    *first, last = resolve_epochs(base.stages, images, int(base.batch_size))[0]
-    min_epochs = dataclasses.replace(last, epochs=1).epochs_of(images, int(base.batch_size))
+    largest = max(recipe.model.image_size for recipe in bases)
+    sizes = (
+        {base.model.image_size, *(size for size in IMAGE_SIZES if size <= largest)}
+        if resizable
+        else {base.model.image_size}
+    )
+    *first, last = resolve_epochs(base.stages, images, int(base.training.batch_size))[0]
+    min_epochs = dataclasses.replace(last, epochs=1).epochs_of(images, int(base.training.batch_size))
     epochs = {max(count, min_epochs) for count in EPOCHS} if last.trains != "head" else {last.epochs}
     for size, count in itertools.product(sorted(sizes), sorted(epochs)):
         stages = [*first, dataclasses.replace(last, epochs=count)]
@@ -294,16 +298,18 @@ def plan_for_budget(
     from baseline.vision.decoded import estimate_decoding_seconds
     from baseline.vision.network import build_network
 
-    model, splitter = build_network(recipe.arch, len(classes_in(table, recipe.labels)), None, recipe.head)
+    model, splitter = build_network(
+        recipe.model.arch, len(classes_in(table, recipe.data.task)), None, recipe.model.head
+    )
     model = model.to(default_device()).to(memory_format=torch.channels_last)
     presets = ("standard", *recipe.presets) if recipe.presets else ()
     bases = [recipe.with_preset(preset) for preset in presets] or [recipe]
-    largest = max(bases, key=lambda base: base.image_size)
+    largest = max(bases, key=lambda base: base.model.image_size)
     seconds_left = end - time.perf_counter() - reserve_seconds(0) - estimate_decoding_seconds(table, largest)
     plan, reason = fit_to_budget(
         Throughput(model, splitter, recipe), bases, count_by_split(table), seconds_left, resizable=resizable
     )
-    progress.log(f"budget {recipe.budget}: {reason}")
+    progress.log(f"budget {recipe.training.budget}: {reason}")
     return plan.changed(budget="", presets={}), reason
 
 

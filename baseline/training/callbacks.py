@@ -141,7 +141,7 @@ class ProgressCallback(Callback):
         super().__init__()
         self.number, self.stage, self.bar = number, run.frozen.recipe.stages[number - 1], bar
         self.best, self.log, self.progress, self.deadline = run.best, run.log, run.progress, run.deadline
-        self.patience, self.facts = run.frozen.recipe.patience, facts
+        self.patience, self.facts = run.frozen.recipe.training.patience, facts
         self.completed_epochs = run.state.epoch if run.state else 0
         dls = run.frozen.learn.dls
         self.max_loss = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))

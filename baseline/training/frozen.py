@@ -114,10 +114,10 @@ class FreezePlan:
         for number, stage in enumerate(recipe.stages, 1):
             if (trained := stage.groups(len(self.groups))) > len(self.groups):
                 raise RecipeError(
-                    f"Stage {number} trains {trained} layer groups, but {recipe.arch} has {len(self.groups)}. "
+                    f"Stage {number} trains {trained} layer groups, but {recipe.model.arch} has {len(self.groups)}. "
                     "Give fewer in its `trains`."
                 )
-        self.full_view = InputView("plain", recipe.image_size)
+        self.full_view = InputView("plain", recipe.model.image_size)
         numbers = range(1, len(recipe.stages) + 1)
         self.stages = {n: (self.cut(n), self._training_view(n)) for n in numbers if self._can_be_cached(n)}
 
@@ -164,9 +164,9 @@ class FreezePlan:
     def _can_be_cached(self, number: int) -> bool:
         """Whether the stage has frozen layers whose outputs are the same in every epoch, and there is room for them."""
         stage, cacheable = self.recipe.stages[number - 1], is_cacheable(self.recipe.augment)
-        if self.recipe.freeze != "features" or self.cut(number) == 0:
+        if self.recipe.training.freeze != "features" or self.cut(number) == 0:
             return False
-        if stage.trains != "head" and not (cacheable and stage.batch_norm == "still"):
+        if stage.trains != "head" and not (cacheable and stage.batch_norm == "frozen"):
             return False
         sets = ((self._training_view(number), self.images["train"]), (self.full_view, self.images["valid"]))
         needed = sum(_size_in_bytes(*self.shape(self.cut(number), view, images)) for view, images in sets)
@@ -175,7 +175,7 @@ class FreezePlan:
     def _training_view(self, number: int) -> InputView:
         """Return the view of the training images; flips are the only augmentation that stored outputs can have."""
         stage = self.recipe.stages[number - 1]
-        size = stage.image_size or self.recipe.image_size
+        size = stage.image_size or self.recipe.model.image_size
         if stage.views:
             return InputView("both", size)
         if not self.recipe.augment.flip:
@@ -188,7 +188,7 @@ class FrozenOutputs:
 
     def __init__(self, learn: Learner, recipe: Recipe, progress: Progress | None = None) -> None:
         self.learn, self.recipe, self.progress = learn, recipe, progress or Progress()
-        self.cache = ArrayCache(recipe.cache_gb, self.progress)
+        self.cache = ArrayCache(recipe.options.cache_gb, self.progress)
         self.rows = {"train": learn.dls.train_ds.items, "valid": learn.dls.valid_ds.items}
         images = {split: len(rows) for split, rows in self.rows.items()}
         self.plan = FreezePlan(LayerSequence(learn.model, learn.splitter), recipe, images, self.cache)
@@ -302,9 +302,9 @@ class FrozenOutputs:
             "cut": cut,
             "view": view,
             "seed": recipe.seed if view.kind == "either" else None,
-            "decoded": (recipe.decoded_size, recipe.image_size, recipe.resize),
-            "normalised": normalisation(recipe.arch),
-            "precision": (recipe.precision, recipe.frozen_precision),
+            "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
+            "normalised": normalisation(recipe.model.arch),
+            "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }
 
     @torch.no_grad()
@@ -363,10 +363,10 @@ def timed_embeddings(
     start = time.perf_counter()
     frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), progress)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
-    view = InputView("both", recipe.image_size) if views else frozen.plan.full_view
+    view = InputView("both", recipe.model.image_size) if views else frozen.plan.full_view
     if 1 not in frozen.plan.stages or not frozen.obtain("all", view, 1):
         raise RecipeError(
-            f"There is no room for the features of {len(table):,} images from '{recipe.arch}', neither in the cache "
+            f"There is no room for the features of {len(table):,} images from '{recipe.model.arch}', neither in the cache "
             "nor in memory. Give fewer images, or a larger --cache-gb."
         )
     features = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
@@ -376,7 +376,7 @@ def timed_embeddings(
 
 def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:
     """Return an autocast context for passes through frozen layers; on a GPU it has the precision of training."""
-    name = recipe.frozen_precision if device == "cpu" else recipe.precision
+    name = recipe.model.frozen_precision if device == "cpu" else recipe.model.precision
     return mixed_precision(name, device)
 
 

@@ -36,7 +36,7 @@ from baseline.training.lr_find import find_lr, sample_batch
 from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
 from baseline.training.resume import ResumeCallback
 from baseline.training.state import BestWeights, TrainingLog, TrainingRun
-from baseline.vision.cpu_speedups import compile_model, optimize_for_cpu
+from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import shard_loader
 
 if TYPE_CHECKING:
@@ -229,11 +229,7 @@ def fit_stage(
     freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
     steps_per_epoch = len(learner.dls.train) + len(learner.dls.valid)
     completed_epochs = run.state.epoch if run.state else 0
-    speedup = (
-        compile_model(learner.model)
-        if run.frozen.recipe.compile
-        else optimize_for_cpu(learner.model, sample_batch(learner))
-    )
+    speedup = optimize_for_cpu(learner.model, sample_batch(learner))
     progress_bar = run.progress.bar(f"stage {number}", stage.epochs * steps_per_epoch, "batches")
     with progress_bar as bar, learner.no_bar(), learner.no_logging(), speedup:
         bar.step(completed_epochs * steps_per_epoch)
@@ -260,7 +256,7 @@ def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) 
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
     callbacks: list[Callback] = []
-    if stage.batch_norm == "still" and not (stage.trains == "head" and recipe.freeze == "fastai"):
+    if stage.batch_norm == "frozen" and not (stage.trains == "head" and recipe.training.freeze == "fastai"):
         callbacks.append(FreezeBatchNorm(learn.model[0]))
     if learner is learn and stage.image_size:
         callbacks.append(ResizeBatch(stage.image_size))
@@ -284,7 +280,7 @@ def freeze_groups(learner: Learner, trained_groups: int, recipe: Recipe) -> None
     fastai would keep training BatchNorm in frozen groups, so that gradients run through the complete body; here it is
     frozen, unless the recipe has `freeze = "fastai"`.
     """
-    learner.train_bn = recipe.freeze == "fastai"
+    learner.train_bn = recipe.training.freeze == "fastai"
     learner.create_opt()
     groups = len(learner.opt.param_lists)
     learner.freeze_to(groups - min(trained_groups, groups))

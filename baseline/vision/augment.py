@@ -125,9 +125,9 @@ def batch_transforms(recipe: Recipe) -> list[Transform]:
         max_warp=augment.warp,
         p_affine=augment.probability,
         p_lighting=augment.probability,
-        **({} if augment.crop == 1 else {"size": recipe.image_size, "min_scale": augment.crop}),
+        **({} if augment.crop == 1 else {"size": recipe.model.image_size, "min_scale": augment.crop}),
     )
-    return [TrainOnly(transforms), ResizeValid(recipe.image_size)]
+    return [TrainOnly(transforms), ResizeValid(recipe.model.image_size)]
 
 
 def is_cacheable(augment: Augment) -> bool:

@@ -140,16 +140,16 @@ def dataloaders(
     progress = progress or Progress()
     table = table.reset_index(drop=True)
     decoded = decode_table(table, recipe, progress)
-    dls = _datablock(recipe, classes_in(table, recipe.labels), normalisation(recipe.arch)).dataloaders(
+    dls = _datablock(recipe, classes_in(table, recipe.data.task), normalisation(recipe.model.arch)).dataloaders(
         table[table["split"] != "test"].reset_index(drop=True),
-        bs=recipe.batch_size,
-        num_workers=0 if decoded else recipe.workers,
+        bs=recipe.training.batch_size,
+        num_workers=0 if decoded else recipe.options.workers,
         path=Path(path),
     )
     _annotate_loaders(dls, recipe, decoded)
     for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
         _use_decoded(loader, dls, table[table["split"] == name])
-    if recipe.balance == "sampler":
+    if recipe.training.class_balance == "sampler":
         dls.train.weights = _inverse_frequency(table.loc[table["split"] == "train", "label"])
     return dls
 
@@ -170,7 +170,7 @@ def empty_loaders(classes: Sequence[str], recipe: Recipe, normal: Normalization)
 
 
 def _annotate_loaders(dls: DataLoaders, recipe: Recipe, decoded: DecodedImages | None) -> None:
-    dls.multilabel = recipe.labels == "many"
+    dls.multilabel = recipe.data.task == "multilabel"
     dls.valid_ds.tls[0].types[1] = IMAGE_TYPES  # inputs of learn.predict
     dls.decoded = decoded
 
@@ -224,7 +224,7 @@ def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
 
 
 def _datablock(recipe: Recipe, classes: list[str], normal: Normalization) -> DataBlock:
-    many = recipe.labels == "many"
+    many = recipe.data.task == "multilabel"
     return DataBlock(
         blocks=(
             TransformBlock(type_tfms=LoadImage(recipe.decoded_size), batch_tfms=IntToFloatTensor),
@@ -233,7 +233,7 @@ def _datablock(recipe: Recipe, classes: list[str], normal: Normalization) -> Dat
         get_x=ColReader("path"),
         get_y=_row_labels if many else ColReader("label"),
         splitter=_split_indices,
-        item_tfms=Resize(recipe.decoded_size, recipe.resize),
+        item_tfms=Resize(recipe.decoded_size, recipe.model.resize),
         batch_tfms=[*batch_transforms(recipe), Normalize.from_stats(*normal)],
         dl_type=BatchLoader,
     )

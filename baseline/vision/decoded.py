@@ -58,7 +58,7 @@ def move_to_gpu_if_small(pixels: torch.Tensor) -> torch.Tensor:
 def _load_pixels(paths: list[str], recipe: Recipe, progress: Progress) -> np.ndarray | None:
     """Return the pixels, N x size x size x 3, from the cache or decoded now; None if there is no room for them."""
     size = recipe.decoded_size
-    cache, key = ArrayCache(recipe.cache_gb, progress), _cache_key(paths, recipe)
+    cache, key = ArrayCache(recipe.options.cache_gb, progress), _cache_key(paths, recipe)
     with cache.lock(key):
         cached = cache.get(key)
         if cached is not None:
@@ -76,13 +76,18 @@ def _load_pixels(paths: list[str], recipe: Recipe, progress: Progress) -> np.nda
 
 
 def _cache_key(paths: list[str], recipe: Recipe) -> dict[str, Any]:
-    return {"what": "images", "images": file_fingerprint(paths), "size": recipe.decoded_size, "resize": recipe.resize}
+    return {
+        "what": "images",
+        "images": file_fingerprint(paths),
+        "size": recipe.decoded_size,
+        "resize": recipe.model.resize,
+    }
 
 
 def estimate_decoding_seconds(table: pd.DataFrame, recipe: Recipe, samples: int = 32) -> float:
     """Estimate how long decoding the table's images will take, from a few of them; 0 if they are in the cache."""
     paths = sorted(set(table["path"]))
-    if ArrayCache(recipe.cache_gb).has(_cache_key(paths, recipe)):
+    if ArrayCache(recipe.options.cache_gb).has(_cache_key(paths, recipe)):
         return 0.0
     sample = paths[:: max(1, len(paths) // samples)]
     pixels = np.empty((len(sample), recipe.decoded_size, recipe.decoded_size, 3), dtype=np.uint8)
@@ -96,7 +101,7 @@ def decode_images(paths: list[str], pixels: np.ndarray, recipe: Recipe, progress
 
     def decode(number: int) -> None:
         pixels[number] = resize_image(
-            load_existing_image(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.resize
+            load_existing_image(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.model.resize
         )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar("decoding images", len(paths), "images") as bar:

@@ -47,29 +47,31 @@ def learner(
         RecipeError: if the architecture does not exist or its head cannot be cut off.
         WeightsError: if the weights are not available or belong to another architecture.
     """
-    if weights is None and not recipe.scratch:
-        weights = find_weights(recipe.arch, recipe.weights)
-    model, splitter = build_network(recipe.arch, len(dls.vocab), weights, recipe.head)
+    if weights is None and recipe.model.pretrained:
+        weights = find_weights(recipe.model.arch, recipe.model.weights)
+    model, splitter = build_network(recipe.model.arch, len(dls.vocab), weights, recipe.model.head)
     learn = Learner(
         dls,
         model,
         loss_func=_loss_function(dls, recipe),
         splitter=splitter,
-        metrics=F1ScoreMulti(recipe.threshold, average="micro") if recipe.labels == "many" else accuracy,
+        metrics=F1ScoreMulti(recipe.evaluation.threshold, average="micro")
+        if recipe.data.task == "multilabel"
+        else accuracy,
         path=path,
         cbs=ChannelsLast(),
     )
-    if recipe.precision in ("float16", "bfloat16"):
-        learn.to_fp16() if recipe.precision == "float16" else learn.to_bf16()
+    if recipe.model.precision in ("float16", "bfloat16"):
+        learn.to_fp16() if recipe.model.precision == "float16" else learn.to_bf16()
     model.to(default_device()).eval()
     return learn
 
 
 def _loss_function(dls: DataLoaders, recipe: Recipe) -> Any:
     """Return cross-entropy, with class weights if the recipe has them; for multi-label recipes the binary one."""
-    if recipe.labels == "many":
-        return BCEWithLogitsLossFlat(thresh=recipe.threshold)
-    if recipe.balance != "weights":
+    if recipe.data.task == "multilabel":
+        return BCEWithLogitsLossFlat(thresh=recipe.evaluation.threshold)
+    if recipe.training.class_balance != "weights":
         return CrossEntropyLossFlat()
     counts = dls.train_ds.items["label"].value_counts()
     class_weights = [len(dls.train_ds) / (len(dls.vocab) * counts[name]) for name in dls.vocab]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from baseline.errors import RecipeError
 from baseline.progress import Progress
 from baseline.recipe.auto import (
     resolve_arch,
@@ -13,7 +12,7 @@ from baseline.recipe.auto import (
     resolve_frozen_precision,
     resolve_precision,
 )
-from baseline.recipe.choose import _scratch_stages
+from baseline.recipe.choose import scratch_stages
 from baseline.system import device_type
 
 if TYPE_CHECKING:
@@ -43,44 +42,43 @@ def resolve(
         WeightsError: if the pretrained weights are not available.
     """
     from baseline.data.labels import is_multilabel
-    from baseline.system import bfloat16_instructions, has_compiler
+    from baseline.system import bfloat16_instructions
     from baseline.vision.weights import find_weights, is_obtainable
 
     progress = progress or Progress()
-    if recipe.compile and not has_compiler():
-        raise RecipeError(
-            "--compile needs what torch.compile builds with: a C++ compiler, and Triton on a GPU. Install it "
-            "(Debian: g++), or leave out --compile."
-        )
     device = device_type()
     reasons = {}
-    requested = recipe.arch.split(" or ")[0] if recipe.weights else recipe.arch  # a file fits only one
+    requested = (
+        recipe.model.arch.split(" or ")[0] if recipe.model.weights else recipe.model.arch
+    )  # a file fits only one
     checked: list[str] = []
 
     def has_weights(name: str) -> bool:
         checked.append(name)
-        return recipe.scratch or is_obtainable(name, progress)
+        return (not recipe.model.pretrained) or is_obtainable(name, progress)
 
     arch, reasons["arch"] = resolve_arch(requested, device, has_weights)
     images = int((table["split"] == "train").sum())
-    size, reasons["batch_size"] = resolve_batch_size(recipe.batch_size, images, device)
-    precision, reasons["precision"] = resolve_precision(recipe.precision, device)
+    size, reasons["batch_size"] = resolve_batch_size(recipe.training.batch_size, images, device)
+    precision, reasons["precision"] = resolve_precision(recipe.model.precision, device)
     frozen, reasons["frozen_precision"] = resolve_frozen_precision(
-        recipe.frozen_precision, device, bfloat16_instructions()
+        recipe.model.frozen_precision, device, bfloat16_instructions()
     )
     weights = (
-        None if recipe.scratch else find_weights(arch, recipe.weights, Progress() if arch in checked else progress)
+        None
+        if (not recipe.model.pretrained)
+        else find_weights(arch, recipe.model.weights, Progress() if arch in checked else progress)
     )
-    labels = "many" if is_multilabel(table["label"], recipe.labels) else "one"
-    resolved = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, labels=labels)
-    if recipe.scratch:
-        resolved, reasons["stages"] = _scratch_stages(resolved)
+    task = "multilabel" if is_multilabel(table["label"], recipe.data.task) else "single"
+    resolved = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, task=task)
+    if not recipe.model.pretrained:
+        resolved, reasons["stages"] = scratch_stages(resolved)
     stages, reason = resolve_epochs(resolved.stages, images, size)
-    if reason and not recipe.budget:  # a budget sets the epochs itself
+    if reason and not recipe.training.budget:  # a budget sets the epochs itself
         resolved, reasons["epochs"] = resolved.changed(stages=stages), reason
     for key, reason in reasons.items():
         if key in ("stages", "epochs"):
             progress.log(f"{key}: {reason}")
-        elif getattr(recipe, key) != getattr(resolved, key):
-            progress.log(f"{key}: {getattr(resolved, key)} ({reason})")
+        elif recipe.value(key) != resolved.value(key):
+            progress.log(f"{key}: {resolved.value(key)} ({reason})")
     return resolved, weights, reasons

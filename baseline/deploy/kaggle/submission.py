@@ -230,7 +230,7 @@ def read_sample(path: Path) -> SampleFile:
 def _read_from_zip(path: Path) -> SampleFile:
     """Read the only table in a zip, as Kaggle packs them."""
     with tempfile.TemporaryDirectory() as work:
-        unpack(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
+        unpack_archive(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
         tables = [file for file in sorted(inside.rglob("*.[ct]sv")) if not file.name.startswith(".")]
         if len(tables) != 1:
             raise DataError(
@@ -270,7 +270,7 @@ def match_ids(sample: SampleFile, folder: Path, explicit: bool) -> tuple[str, li
         explicit: whether the caller named the folder; otherwise images in test folders are preferred.
     """
     finder, frame, name = ImageFinder(folder, "test"), sample.frame, sample.path.name
-    column = image_column(frame, finder)
+    column = find_image_column(frame, finder)
     if column is None:
         raise DataError(
             f"{name} has no column of ids: none of {quoted_list(sample.columns, 8)} names images in {folder}. Pass the "
@@ -332,7 +332,7 @@ def training_images(folder: Path) -> set[str]:
     for path in _find_tables(folder):
         if "train" in path.name.lower() and (frame := _read_table_or_none(path)) is not None:
             finder = ImageFinder(folder, "train")
-            if (column := image_column(frame, finder)) is not None:
+            if (column := find_image_column(frame, finder)) is not None:
                 images |= {os.path.normpath(image) for image in map(finder.find, frame[column]) if image}
     return images
 

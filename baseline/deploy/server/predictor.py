@@ -82,7 +82,7 @@ class Predictor:
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
         self.network = ThreadPoolExecutor(1, "network")
         self.resources = ExitStack()
-        self.predict_squares = self.resources.enter_context(model.ready(tta=self.tta))
+        self.predict_squares = self.resources.enter_context(model.predictor(tta=self.tta))
         self.has_gradcam = self.network.submit(self._warm_up).result()
 
     @property
@@ -91,7 +91,7 @@ class Predictor:
 
     def _warm_up(self) -> bool:
         """Run the first pass, which takes longest, and return whether the network supports Grad-CAM."""
-        grey = np.full(self.model.shape, 127, np.uint8)
+        grey = np.full(self.model.decoded_shape, 127, np.uint8)
         self.predict_squares([grey])
         return grad_cam(self.model.network, self.model.inputs([grey]), [0]) is not None
 
