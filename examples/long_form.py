@@ -16,7 +16,7 @@ with baseline.seed_everything(recipe.seed):
     dls = baseline.dataloaders(table, recipe)
     learn = baseline.learner(dls, recipe, weights=weights)
     history = baseline.train(learn, recipe, baseline.ConsoleProgress())
-    predictions = baseline.predict(learn, table, recipe.tta)
+    predictions = baseline.predict(learn, table, recipe.evaluation.tta)
 print(history.epochs)
 print(baseline.evaluate(predictions))
 

@@ -25,7 +25,7 @@ def throughput(learn: Any, settled: tuple) -> Throughput:
 def test_estimate_has_no_side_effects(learn: Any, settled: tuple) -> None:
     before = {name: value.clone() for name, value in learn.model.state_dict().items()}
     state = torch.get_rng_state()
-    moving = settled[0].changed(stages=(Stage("head", 1), Stage("all", 1, 1e-3, batch_norm="moving")))
+    moving = settled[0].changed(stages=(Stage("head", 1), Stage("all", 1, 1e-3, batch_norm="train")))
     estimate = estimate_seconds(Throughput(learn.model, learn.splitter, moving, images=4), moving, IMAGES)
     assert len(estimate.stages) == 2 and 0 < estimate.total < 600
     assert all(torch.equal(before[name], value) for name, value in learn.model.state_dict().items())
@@ -79,7 +79,7 @@ def test_run_ends_within_its_budget(images: Path, tmp_path: Path) -> None:
     again = baseline.make_baseline(
         None, tmp_path / "run/manifest.json", out=tmp_path / "again", progress=baseline.Progress()
     )
-    assert again.recipe.stages == done.recipe.stages and again.recipe.image_size == done.recipe.image_size
+    assert again.recipe.stages == done.recipe.stages and again.recipe.model.image_size == done.recipe.model.image_size
 
 
 def test_bottleneck_is_reported_with_a_remedy() -> None:

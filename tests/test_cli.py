@@ -43,7 +43,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--image-size", "4"], "image_size is 4, needed: pixels"),
         (["run", "IMAGES", "--batch-size", "many"], "batch_size is 'many'"),
         (["run", "IMAGES", "--resize", "stretch"], "one of squish, crop, pad"),
-        (["run", "IMAGES", "--log", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
+        (["run", "IMAGES", "--loggers", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
         (["run", "IMAGES", "--precision", "bfloat16"], "needs a GPU"),
         (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
         (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
@@ -96,7 +96,7 @@ def test_recipes_lists_every_recipe() -> None:
 
 def test_copy_hands_over_a_recipe_that_loads_and_overwrites_nothing() -> None:
     assert call("copy", "cifar10").stdout == "cifar10.toml\n"
-    assert baseline.load_recipe("cifar10.toml").data == "cifar10"
+    assert baseline.load_recipe("cifar10.toml").data.dataset == "cifar10"
     again = call("copy", "cifar10")
     assert again.returncode == 2 and "exists already" in again.stderr
 

@@ -76,7 +76,7 @@ def test_batches_are_normalised_and_have_the_right_labels(learn: object, settled
     assert list(learn.dls.vocab) == ["ants", "bees"]
     rows = table[table["split"] == "valid"]
     assert [learn.dls.vocab[n] for n in labels] == list(rows["label"])[: len(labels)]
-    raw = np.asarray(resize_image(load_image(rows.iloc[0]["path"], 48), 48, recipe.resize)).transpose(2, 0, 1) / 255
+    raw = np.asarray(resize_image(load_image(rows.iloc[0]["path"], 48), 48, recipe.model.resize)).transpose(2, 0, 1) / 255
     assert np.allclose(images[0].numpy(), (raw - 0.5) / 0.5, atol=1e-5)
     assert any(isinstance(step, Normalize) for step in learn.dls.valid.after_batch.fs)
 
@@ -135,7 +135,7 @@ def test_images_are_decoded_larger_for_random_crops(settled: tuple, monkeypatch:
         monkeypatch.setattr(decoded, "MEMORY_FRACTION", 0)
         assert dls.train.one_batch()[0].shape[-1] == dls.valid.one_batch()[0].shape[-1] == 48
         loader = split_loader(dls, settled[1], "valid")
-        large = resize_image(load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.resize)
+        large = resize_image(load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.model.resize)
         pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
         assert torch.allclose(
             next(iter(loader))[0][0].as_subclass(torch.Tensor), augment.resize_batch(pixels, 48)[0], atol=1e-5
@@ -164,6 +164,6 @@ def test_labels_can_have_names_of_table_columns(tmp_path: Path) -> None:
         for number in range(6):
             Image.new("RGB", (16, 16), (40 * number, 90 * shade, 9)).save(tmp_path / f"{label}{number}.png")
             rows.append({"path": str(tmp_path / f"{label}{number}.png"), "label": label})
-    recipe = baseline.Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-3),))
+    recipe = baseline.Recipe().changed(image_size=32, stages=(baseline.Stage("head", 1, 1e-3),))
     done = baseline.make_baseline(pd.DataFrame(rows), recipe, out=tmp_path / "run", progress=baseline.Progress())
     assert {"p_path", "p_label", "p_loss"} <= set(done.predictions)

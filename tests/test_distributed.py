@@ -42,7 +42,7 @@ batch_norm = "moving"
 def test_sharded_loaders_split_each_batch_without_repeating_or_losing_images(
     settled: tuple, parts: int, balance: str, tmp_path: Path
 ) -> None:
-    recipe = settled[0].changed(batch_size=8, balance=balance)
+    recipe = settled[0].changed(batch_size=8, class_balance=balance)
 
     def make_loader() -> Any:
         with seed_everything(0):
@@ -106,7 +106,7 @@ def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two processes, the images that each of them saw, and a run of one process."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "plan.toml").write_text(PLAN)
-    words = ["run", str(folder / "plan.toml"), "--data", str(images), "--log", "csv", "--out"]
+    words = ["run", str(folder / "plan.toml"), "--data", str(images), "--loggers", "csv", "--out"]
     env = {**os.environ, "BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [

@@ -233,7 +233,7 @@ def test_a_dry_run_describes_the_folds_and_one_fold_is_one_run(given: Path, shor
     assert not train_module._means_all_folds(str(short), "random")
     table = baseline.image_table(given)
     with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 images only"):
-        describe_folds(table, baseline.Recipe(split="kfold:16"))
+        describe_folds(table, baseline.Recipe().changed(split="kfold:16"))
     with pytest.raises(OutputError, match=r"--resume continues in a folder of folds\. Give it"):
         run_folds(given, short, resume=True, progress=QUIET)
     for wrong, words in (
@@ -343,7 +343,7 @@ def test_models_of_any_size_predict_by_the_mean_and_share_decoded_images(
 
 
 def test_multilabel_ensembles_decide_by_calibrated_thresholds(models: Any, images: Path) -> None:
-    runs = [models(labels="many", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
+    runs = [models(task="multilabel", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
     single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]

@@ -113,16 +113,16 @@ def test_a_second_model_decides_which_images_belong(images: Path, tiny: Path) ->
     probability = baseline.load(tiny).predict(table["path"].tolist())["p_ants"].to_numpy()
     above = float(np.sort(probability)[10:12].mean())
     result, removed = filter_by_model(
-        table, Recipe(keep_if="ants", keep_model=str(tiny), keep_above=above), baseline.Progress()
+        table, Recipe().changed(keep_if="ants", keep_model=str(tiny), keep_above=above), baseline.Progress()
     )
     assert len(removed) == 11 and set(removed["path"]) == set(table["path"][probability < above])
     assert result["path"].tolist() == table["path"][probability >= above].tolist()
     with pytest.raises(DataError, match=r"There is no class 'ant'\. Did you mean 'ants'"):
-        filter_by_model(table, Recipe(keep_if="ant", keep_model=str(tiny)), baseline.Progress())
+        filter_by_model(table, Recipe().changed(keep_if="ant", keep_model=str(tiny)), baseline.Progress())
     with pytest.raises(DataError, match="none of 'ants', 'bees' is left"):
-        filter_by_model(table, Recipe(keep_if="ants", keep_model=str(tiny), keep_above=1.0), baseline.Progress())
+        filter_by_model(table, Recipe().changed(keep_if="ants", keep_model=str(tiny), keep_above=1.0), baseline.Progress())
     with pytest.raises(RecipeError, match="keep_model is not given"):
-        Recipe(keep_if="ants")
+        Recipe().changed(keep_if="ants")
 
 
 def test_a_run_with_fixes_compares_before_and_after_on_the_same_images(

@@ -180,7 +180,7 @@ def test_every_variant_trains_what_is_documented(
     assert not any(plan.scratch for variant, plan in plans.items() if variant != "scratch")
     assert {plan.split_file for plan in plans.values()} == {str(tmp_path / "split.csv")}
     assert {(plan.arch, plan.image_size, plan.seed) for plan in plans.values()} == {
-        (architecture.recipe.arch, 48, deterministic.seed)
+        (architecture.recipe.model.arch, 48, deterministic.seed)
     }
 
 

@@ -36,7 +36,7 @@ class RecordingProgress(Progress):
 def tracked(done: baseline.Baseline, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
     """Repeat the run `done` from its manifest, with a CSV log."""
     out = tmp_path_factory.mktemp("runs") / "tracked"
-    return make_baseline(None, done.folder / "manifest.json", log="csv", out=out, progress=QUIET)
+    return make_baseline(None, done.folder / "manifest.json", loggers="csv", out=out, progress=QUIET)
 
 
 def steps_of_epochs(done: baseline.Baseline) -> list[int]:
@@ -77,7 +77,7 @@ def test_tensorboard_has_one_run_with_recipe_and_result(
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = make_baseline(images, small, log=["tensorboard"], out=tmp_path / "run", progress=QUIET)
+    run = make_baseline(images, small, loggers=["tensorboard"], out=tmp_path / "run", progress=QUIET)
     assert len(list((run.folder / "tensorboard").rglob("*"))) == 1
     events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     assert [event.step for event in events.Scalars("epoch")] == steps_of_epochs(tracked)
@@ -89,7 +89,7 @@ def test_tensorboard_has_one_run_with_recipe_and_result(
     assert "| seed | 0 |" in recipe and "| stages.1.trains | head |" in recipe
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"augment.flip" in hparams and b"tf_efficientnet_lite0" in hparams
-    assert run.recipe.log == ("tensorboard",) and run.manifest["seconds"]["logs"] >= 0
+    assert run.recipe.options.loggers == ("tensorboard",) and run.manifest["seconds"]["logs"] >= 0
 
 
 def test_wandb_without_a_key_logs_offline(
@@ -101,7 +101,7 @@ def test_wandb_without_a_key_logs_offline(
     monkeypatch.setenv("HOME", str(tmp_path))  # without a .netrc file
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     progress = RecordingProgress()
-    run = make_baseline(images, small, log="wandb", out=tmp_path / "run", progress=progress)
+    run = make_baseline(images, small, loggers="wandb", out=tmp_path / "run", progress=progress)
     assert [
         line for line in progress.lines if "log: wandb: offline, as no API key is set; upload with: wandb sync" in line
     ]
@@ -158,7 +158,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_mlflow_has_the_run(
     images: Path, small: Recipe, tracked: baseline.Baseline, tmp_path: Path, store: Any
 ) -> None:
-    run = make_baseline(images, small, log="mlflow", out=tmp_path / "run", progress=QUIET)
+    run = make_baseline(images, small, loggers="mlflow", out=tmp_path / "run", progress=QUIET)
     (stored,) = store.search_runs([store.get_experiment_by_name("baseline").experiment_id])
     assert stored.info.status == "FINISHED" and stored.info.run_name.endswith("/run")
     assert stored.data.params["seed"] == "0" and stored.data.params["arch"] == "tf_efficientnet_lite0"
@@ -190,7 +190,7 @@ def test_unreachable_server_is_an_error_at_once(tmp_path: Path, store: Any, monk
 
 def test_each_seed_has_a_log_of_its_own(images: Path, small: Recipe, tmp_path: Path) -> None:
     recipe = small.changed(stages=(baseline.Stage("head", 1, 1e-3),))
-    run_seeds(2, images, recipe, out=tmp_path / "two", log="csv", progress=QUIET)
+    run_seeds(2, images, recipe, out=tmp_path / "two", loggers="csv", progress=QUIET)
     assert all((tmp_path / "two" / f"seed-{seed}" / "log.csv").stat().st_size > 100 for seed in (0, 1))
 
 
@@ -218,16 +218,16 @@ def test_full_disk_ends_the_log_and_not_the_training(
 def test_log_that_cannot_be_opened_is_an_error_before_training(images: Path, small: Recipe, tmp_path: Path) -> None:
     (tmp_path / "run" / "log.csv").mkdir(parents=True)
     progress = RecordingProgress()
-    with pytest.raises(OutputError, match=r"The log csv cannot be opened: .*Is a directory.*leave it out of --log"):
-        make_baseline(images, small, log="csv", out=tmp_path / "run", progress=progress)
+    with pytest.raises(OutputError, match=r"The log csv cannot be opened: .*Is a directory.*leave it out of --loggers"):
+        make_baseline(images, small, loggers="csv", out=tmp_path / "run", progress=progress)
     assert progress.lines and not any(line.startswith("stage") for line in progress.lines)
 
 
 @pytest.mark.parametrize("name", ["mlflow", "tensorboard", "wandb"])
 def test_missing_extra_error_has_the_pip_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(RecipeError, match=rf"--log {name} needs .*: pip install 'fastai-baseline\[{name}\]'"):
-        make_baseline(tmp_path / "nowhere", log=f"csv,{name}", out=tmp_path / "run", progress=QUIET)
+    with pytest.raises(RecipeError, match=rf"--loggers {name} needs .*: pip install 'fastai-baseline\[{name}\]'"):
+        make_baseline(tmp_path / "nowhere", loggers=f"csv,{name}", out=tmp_path / "run", progress=QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -236,16 +236,16 @@ def test_folder_with_the_name_of_a_package_is_not_the_package(tmp_path: Path, mo
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(RecipeError, match="needs the package wandb"):
-        make_baseline(tmp_path / "nowhere", log="wandb", progress=QUIET)
+        make_baseline(tmp_path / "nowhere", loggers="wandb", progress=QUIET)
 
 
 def test_recipe_takes_loggers_as_a_list_or_with_commas() -> None:
-    assert Recipe(log="csv, tensorboard,csv").log == Recipe(log=["csv", "tensorboard"]).log == ("csv", "tensorboard")
-    assert Recipe(log="none").log == Recipe(log="").log == ()
+    assert Recipe().changed(loggers="csv, tensorboard,csv").log == Recipe().changed(loggers=["csv", "tensorboard"]).log == ("csv", "tensorboard")
+    assert Recipe().changed(loggers="none").log == Recipe().changed(loggers="").log == ()
     with pytest.raises(RecipeError, match=r"log is \('wand',\), needed: a list from csv, mlflow, tensorboard, wandb"):
-        Recipe(log="wand")
+        Recipe().changed(loggers="wand")
     with pytest.raises(RecipeError, match="log is 3, needed"):
-        Recipe(log=3)  # type: ignore[arg-type]
+        Recipe().changed(loggers=3)  # type: ignore[arg-type]
 
 
 def test_metric_names_are_flat_and_intervals_have_two_bounds(done: baseline.Baseline) -> None:

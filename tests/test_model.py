@@ -96,16 +96,16 @@ def test_larger_decoded_images_are_resized_as_in_the_run(settled: tuple, tmp_pat
     recipe = recipe.changed(augment=Augment(crop=0.5))
     torch.manual_seed(0)
     learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
-    expected = baseline.predict(learn, table, recipe.tta)
-    config = {"arch": recipe.arch, "head": recipe.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
-             "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.tta, "labels": "one",
+    expected = baseline.predict(learn, table, recipe.evaluation.tta)
+    config = {"arch": recipe.model.arch, "head": recipe.model.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
+             "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.evaluation.tta, "labels": "one",
              "threshold": 0.5, "temperature": None, "precision": "float32"}  # fmt: skip
     found = Model(learn.model, config, tmp_path).predict(expected["path"])
     assert np.abs(found[SHARES].to_numpy() - expected[SHARES].to_numpy()).max() < 1e-5
 
 
 def test_multilabel_thresholds_apply_before_the_temperature(folder: Path, images: Path) -> None:
-    edit_config(folder, labels="many", threshold=0.4, temperature=4.0)
+    edit_config(folder, task="multilabel", threshold=0.4, temperature=4.0)
     model = load(folder)
     raw, found = model.predict(images, calibrated=False), model.predict(images)
     shares = [f"p_{name}" for name in model.classes]

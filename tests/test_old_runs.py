@@ -43,7 +43,7 @@ def test_its_recipe_has_the_same_values_under_todays_names() -> None:
     assert recipe.model.pretrained is (not raw["scratch"]) is False
     assert recipe.data.task == "single" and raw["labels"] == "one"
     assert recipe.training.class_balance == raw["balance"] == "weights"
-    assert recipe.split.valid_fraction == raw["valid_share"] == 0.2 and recipe.options.loggers == ("csv",)
+    assert recipe.split.valid_fraction == raw["valid_fraction"] == 0.2 and recipe.options.loggers == ("csv",)
     assert recipe.stages == (Stage("all", 3, 1e-3, batch_norm="train", steps=raw["stages"][0]["steps"]),)
 
 

@@ -153,8 +153,8 @@ def test_settings_that_change_no_result_may_differ_on_resume(
         with pytest.raises(KeyboardInterrupt):
             make_baseline(images, plan, out=run, progress=QUIET)
     copy = shutil.copytree(run, tmp_path / "copy")
-    done = make_baseline(images, plan.changed(log="csv", cache_gb=0, workers=1), out=run, progress=QUIET)
-    options = ["--resume", "--quiet", "--log", "csv", "--cache-gb", "0", "--workers", "1"]
+    done = make_baseline(images, plan.changed(loggers="csv", cache_gb=0, workers=1), out=run, progress=QUIET)
+    options = ["--resume", "--quiet", "--loggers", "csv", "--cache-gb", "0", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *options, "--seed", "7"])
     with pytest.raises(SystemExit) as ended:
         app.main()
@@ -219,7 +219,7 @@ def test_run_is_resumed_and_repeated_from_another_folder(
             make_baseline("table.csv", quick, out="run", progress=QUIET, **settings)
     monkeypatch.chdir(elsewhere)
     done = baseline.resume("../here/run", progress=QUIET)
-    assert done.recipe.image_dir == str(home / "images") and done.recipe.weights == str(home / weights.name)
+    assert done.recipe.data.image_dir == str(home / "images") and done.recipe.model.weights == str(home / weights.name)
     again = make_baseline(None, home / "run" / "manifest.json", out="again", progress=QUIET)
     assert again.predictions.equals(done.predictions)
 
@@ -411,7 +411,7 @@ def test_loss_that_goes_wrong_is_retried_at_half_the_rate(settled: tuple, tmp_pa
 
 
 def test_loss_that_goes_wrong_twice_ends_training_with_the_best_weights(settled: tuple, tmp_path: Path) -> None:
-    stages = (Stage("head", 2, 1e-3, batch_norm="moving"), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
+    stages = (Stage("head", 2, 1e-3, batch_norm="train"), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
     history, progress = train_with_faulty_loss(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
     assert history.epochs["stage"].max() <= 2 and "given_up" in history.stages[-1]
     assert "again; training ends with the best weights so far" in str(progress)

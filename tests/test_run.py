@@ -192,7 +192,7 @@ def test_from_scratch_trains_everything_and_says_so(images: Path, tmp_path: Path
     said: list[str] = []
     show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     changes: dict[str, Any] = {"stages": (Stage("head", 1), Stage("all", 1))}
-    done = make_baseline(images, small, scratch=True, out=tmp_path / "run", progress=show, **changes)
+    done = make_baseline(images, small, pretrained=False, out=tmp_path / "run", progress=show, **changes)
     assert done.manifest["weights"] == "random" and [s["trains"] for s in done.history.stages] == ["all"]
     assert any("random weights" in line for line in said)
 
@@ -206,7 +206,7 @@ def test_few_images_shrink_the_batch_in_words(images: Path, tmp_path: Path, smal
     show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     recipe = small.changed(batch_size=64, stages=(Stage("head", 2), Stage("all", 1, 1e-4)))
     done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", progress=show)
-    assert done.recipe.batch_size == 4
+    assert done.recipe.training.batch_size == 4
     assert any("4 training images do not fill a batch of 64" in line for line in said)
     assert done.history.epochs["train_loss"].notna().all()
 

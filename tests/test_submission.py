@@ -54,7 +54,7 @@ def expected(done: baseline.Baseline, folder: Path) -> pd.DataFrame:
     table = pd.DataFrame({"path": paths, "label": "ants", "split": "test"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(done.learner.dls, "decoded", None)  # it holds the run's images; these are read from disk
-        predictions = baseline.predict(done.learner, table, done.recipe.tta, splits=("test",))
+        predictions = baseline.predict(done.learner, table, done.recipe.evaluation.tta, splits=("test",))
     return baseline.calibrate(predictions, done.manifest["calibration"]["temperature"])
 
 

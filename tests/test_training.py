@@ -288,7 +288,7 @@ def test_batch_norm_statistics_are_updated_only_if_the_stage_says_so(learn: Any,
     before = weights_of(learn.model)
     train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4),)))
     assert not [name for name in changed(before, learn.model) if name.startswith("0.") and "running" in name]
-    train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4, batch_norm="moving"),)))
+    train(learn, settled[0].changed(stages=(Stage("all", 1, 1e-4, batch_norm="train"),)))
     assert [name for name in changed(before, learn.model) if name.startswith("0.") and "running" in name]
 
 

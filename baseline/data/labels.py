@@ -60,14 +60,14 @@ def predicted_labels(probabilities: np.ndarray, classes: Sequence[str], threshol
     return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
 
 
-def is_multilabel(labels: pd.Series, mode: str = "auto") -> bool:
+def is_multilabel(labels: pd.Series, task: str = "auto") -> bool:
     """Return whether images may have several labels.
 
     Args:
-        mode: `"one"`, `"many"`, or `"auto"`: several if any label contains a separator or is empty.
+        task: `"single"`, `"multilabel"`, or `"auto"`: several if any label contains a separator or is empty.
     """
     several = labels.eq("") | labels.str.contains(SEPARATOR, regex=False)
-    return mode == "many" or (mode == "auto" and bool(several.any()))
+    return task == "multilabel" or (task == "auto" and bool(several.any()))
 
 
 def split_labels(label: str) -> list[str]:
@@ -79,9 +79,9 @@ def split_labels(label: str) -> list[str]:
     return [name for name in label.split(SEPARATOR) if name]
 
 
-def explode_labels(labels: pd.Series, mode: str = "auto") -> pd.Series:
+def explode_labels(labels: pd.Series, task: str = "auto") -> pd.Series:
     """Return the labels with one class per row, under the index of its image; missing for an image without labels."""
-    return labels.map(split_labels).explode() if is_multilabel(labels, mode) else labels
+    return labels.map(split_labels).explode() if is_multilabel(labels, task) else labels
 
 
 def label_matrix(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:

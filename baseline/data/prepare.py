@@ -1,6 +1,6 @@
 """Recipe and source -> audited image table in which every image has its split.
 
-`load_images` reads the source; `prepare` also audits the table, splits it and applies label fixes. Neither writes a file.
+`load_images` reads the source; `prepare` also audits and splits the table and applies label fixes. Neither writes files.
 """
 
 from __future__ import annotations

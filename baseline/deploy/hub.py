@@ -17,6 +17,7 @@ from typing import Any
 from baseline.errors import OutputError, first_line
 from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json
 from baseline.progress import Progress
+from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest
 
 __all__ = ["PushPlan", "plan_push", "push"]

@@ -27,8 +27,8 @@ def average_probabilities(
         threshold: decision threshold on the uncalibrated probabilities, where an image may have several labels.
 
     Returns:
-        The mean, images x classes; and with `task="multilabel"` the threshold for it, which is the mean of the calibrated
-        thresholds, else None.
+        The mean, images x classes; and with `task="multilabel"` the threshold for it, which is the mean of the
+        calibrated thresholds, else None.
 
     >>> mean, _ = average_probabilities([np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]])], [2.0, None])
     >>> mean.round(3).tolist()  # of 0.75 and 0.3

@@ -80,8 +80,8 @@ def evaluate(table: pd.DataFrame, task: str = "single") -> dict[str, dict[str, A
         groups. Means over the classes leave out classes without images in the split (for F1: classes that were not
         predicted either).
 
-        With `task="multilabel"` the accuracy counts images whose labels are all correct, and both also have `micro_f1` and
-        `macro_f1`; with TTA there are `classes` as above, `mean_average_precision` over the classes with images in the
+        With `task="multilabel"` the accuracy counts images whose labels are all correct, and both also have `micro_f1`
+        and `macro_f1`; with TTA there are `classes` as above, `mean_average_precision` over the classes with images in the
         split, and `ece` and `reliability` with each class of an image as a prediction of its own.
 
     Raises:

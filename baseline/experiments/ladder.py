@@ -83,8 +83,8 @@ def run_ladder(
         variants: names from `VARIANTS` to run; all except `zeroshot` if empty.
         out: output folder; `runs/ladder-NAME-DATE-TIME` if not given.
         resume: keep the variants that an interrupted ladder in `out` has finished.
-        executor: the executor that trains the variants; see `run_seeds`. Variants that train no network run in this process
-            meanwhile, because their data is in memory.
+        executor: the executor that trains the variants; see `run_seeds`. Variants that train no network run in this
+            process meanwhile, because their data is in memory.
         clip, prompt: model and prompt of the variant `zeroshot`, which is run if it is named or `clip` is given; see
             `baseline.experiments.zeroshot.parse_clip`. Needs the extra `clip`.
 

@@ -103,8 +103,8 @@ def run_learning_curve(
         variants: what is trained; the names of `baseline ladder` except for `majority`, `tta` and `zeroshot`.
         out: output folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
-        executor: the executor that runs the trainings; see `run_seeds`. Variants that train no network run in this process,
-            because their data is in memory.
+        executor: the executor that runs the trainings; see `run_seeds`. Variants that train no network run in this
+            process, because their data is in memory.
 
     Raises:
         RecipeError: if a variant does not exist, there are fewer than three sizes, the recipe has a budget, or

@@ -174,20 +174,15 @@ def run_folds(
         raise RecipeError("fold selects a single fold, and run_folds runs all. Leave it out, or use make_baseline.")
     split_changes = {key: changes[key] for key in ("split", "split_file") if key in changes}
     base_recipe = starting_recipe(images, recipe).changed(fold=0, **split_changes)
-    if "kfold" not in base_recipe.split.method:
-        raise RecipeError(
-            f"split is '{base_recipe.split.method}'; kfold:K or group-kfold:K was needed, such as kfold:5."
-        )
+    method = base_recipe.split.method
+    if "kfold" not in method:
+        raise RecipeError(f"split is '{method}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
     if base_recipe.split.file:
-        raise RecipeError(
-            f"Both {base_recipe.split.file} and split {base_recipe.split.method} define the valid split. Give one of them."
-        )
+        raise RecipeError(f"Both {base_recipe.split.file} and split {method} define the valid split. Give one of them.")
     changes |= {} if seed is None else {"seed": seed}
     series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), executor)
     with series.lock():
-        series.run(
-            [{"fold": number} for number in range(int(base_recipe.split.method.partition(":")[2]))], resume=resume
-        )
+        series.run([{"fold": number} for number in range(int(method.partition(":")[2]))], resume=resume)
         runs = []
         for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
             metrics = manifest["metrics"]
@@ -199,7 +194,7 @@ def run_folds(
         against_best = ensemble_metrics.pop("against_best", None)
         result = FoldRuns(
             folder=series.folder,
-            way=base_recipe.split.method,
+            way=method,
             runs=runs,
             **accuracy_spread(runs),
             metrics={"oof": _write_out_of_fold(series, tables), **ensemble_metrics},
@@ -225,7 +220,8 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     test = int((split_table["split"] == "test").sum())
     test_part = f"; {test:,} test images are in no fold" if test else ""
     sizes = ", ".join(f"{count:,}" for count in counts)
-    return f"folds: {recipe.split.method}, valid images {sizes}{test_part}; before the audit, which keeps duplicates in one fold"
+    folds = f"folds: {recipe.split.method}, valid images {sizes}{test_part}"
+    return f"{folds}; before the audit, which keeps duplicates in one fold"
 
 
 def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:

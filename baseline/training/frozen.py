@@ -366,8 +366,8 @@ def timed_embeddings(
     view = InputView("both", recipe.model.image_size) if views else frozen.plan.full_view
     if 1 not in frozen.plan.stages or not frozen.obtain("all", view, 1):
         raise RecipeError(
-            f"There is no room for the features of {len(table):,} images from '{recipe.model.arch}', neither in the cache "
-            "nor in memory. Give fewer images, or a larger --cache-gb."
+            f"There is no room for the features of {len(table):,} images from '{recipe.model.arch}', neither in the "
+            "cache nor in memory. Give fewer images, or a larger --cache-gb."
         )
     features = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
     features = features.reshape(-1, len(table), features.shape[1]).mean(0) if views else features
