@@ -182,7 +182,8 @@ def curve(
             f"--sizes has '{wrong[0]}'; whole numbers with commas between were needed, such as 10,30,100."
         )
     found = run_learning_curve(images, recipe, sizes=[int(number) for number in numbers], seeds=seeds,
-                       variants=split_names(variants), out=out, resume=resume, on=on, progress=show, **changes)  # fmt: skip
+                               variants=split_names(variants), out=out, resume=resume, on=on, progress=show,
+                               **changes)  # fmt: skip
     _print(curve_table(found))
     show.log(f"page: {found.folder / 'curve.html'}")
 
