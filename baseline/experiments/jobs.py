@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["training_job"]
 
 
-def training_job(title: str, images: Any, recipe: Any, folder: Path, **changes: Any) -> Job:
+def training_job(title: str, images: Any, recipe: Any, folder: Path, /, **changes: Any) -> Job:
     """Return a job that makes a run folder with `make_baseline`, which takes the same arguments."""
     return Job(title, partial(run_training, images, recipe, folder, changes))
 
