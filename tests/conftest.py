@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from insects import draw
 
 import baseline
 from baseline.recipe import EMBEDDED_ARCH
@@ -55,19 +55,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if real:
                 shutil.copy(real[number], folder / name / f"{number:02}.jpg")
             else:
-                draw(name, number).save(folder / name / f"{number:02}.jpg")
+                draw(name, number).save(folder / name / f"{number:02}.jpg", quality=90)
     return folder
-
-
-def draw(name: str, number: int) -> Image.Image:
-    """A noisy picture of dots (ants) or stripes (bees), so that there is something to learn."""
-    rng = np.random.default_rng(number + 1000 * (name == "bees"))
-    image = Image.fromarray(rng.integers(90, 160, (96, 128, 3), dtype=np.uint8))
-    pen = ImageDraw.Draw(image)
-    for x, y in rng.integers(0, 90, (8, 2)):
-        shape = (x, y, x + 10, y + 10) if name == "ants" else (0, y, 128, y + 5)
-        pen.ellipse(shape, fill=(60, 20, 10)) if name == "ants" else pen.rectangle(shape, fill=(230, 190, 20))
-    return image
 
 
 @pytest.fixture(scope="session")

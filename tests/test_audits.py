@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REAL, draw
+from commands import call
+from conftest import REAL
+from insects import draw
 from PIL import Image, ImageEnhance
 
 import baseline
@@ -35,7 +35,7 @@ def picture(name: str, number: int) -> Image.Image:
     """A blurred pattern of its own, as photos have: large shapes in many colours."""
     rng = np.random.default_rng(100 * (name == "bees") + number)
     small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
-    return Image.blend(small.resize((128, 96), Image.Resampling.BICUBIC), draw(name, number), 0.2)
+    return Image.blend(small.resize((128, 96), Image.Resampling.BICUBIC), draw(name, number).resize((128, 96)), 0.2)
 
 
 def found(folder: Path, **options: bool) -> dict[str, pd.Series]:
@@ -219,7 +219,5 @@ def test_leaks_are_those_of_the_split_that_is_used(rich: Path, tmp_path: Path) -
 def test_a_pipe_and_markup_in_names_do_no_harm(rich: Path) -> None:
     os.mkfifo(rich / "train/ants/pipe.jpg")
     (rich / "train/ants/[red]x.jpg").write_text("no photo")
-    ended = subprocess.run(
-        [sys.executable, "-m", "baseline", "audit", str(rich), "-q"], capture_output=True, text=True, timeout=60
-    )
+    ended = call("audit", rich, "-q")
     assert ended.returncode == 0 and "[red]x.jpg" in ended.stdout and "not a file" in ended.stdout

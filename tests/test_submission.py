@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from conftest import REAL
-from test_cli import call
+from insects import draw
 
 import baseline
 from baseline import DataError, OutputError, submission, submit
@@ -24,8 +25,8 @@ STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
 
 
 @pytest.fixture
-def competition(tmp_path: Path, photos: Path) -> Competition:
-    """A competition's folder: photos of test, which the run has not seen where real ones are at hand, and a sample."""
+def competition(tmp_path: Path) -> Competition:
+    """A competition's folder: images of test, which the run has not seen, and a sample."""
 
     def made(sample: dict[str, list[str]] | str, test: str = "test", ending: str = ".jpg") -> Path:
         folder = tmp_path / "competition"
@@ -33,8 +34,11 @@ def competition(tmp_path: Path, photos: Path) -> Competition:
         for number, stem in enumerate(STEMS):
             name = ("ants", "bees")[number % 2]
             real = sorted((REAL / "hymenoptera_256" / "val" / name).glob("*.jpg"))
-            source = real[number] if real else photos / name / f"{number:02}.jpg"
-            shutil.copy(source, folder / test / f"{stem}{ending}")
+            target = folder / test / f"{stem}{ending}"
+            if real:
+                shutil.copy(real[number], target)
+            else:
+                draw(name, 100 + number).save(target, "JPEG", quality=90)
         path = folder / "sample_submission.csv"
         path.write_text(sample if isinstance(sample, str) else pd.DataFrame(sample).to_csv(index=False))
         return path
