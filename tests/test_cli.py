@@ -10,13 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import call
 
 import baseline
-
-
-def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb", **environment})
 
 
 def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) -> None:
@@ -27,7 +23,8 @@ def test_a_run_prints_its_number_and_its_folder(photos: Path, tmp_path: Path) ->
     assert "test accuracy with TTA:" in ended.stdout and "95 % interval" in ended.stdout
     assert str(tmp_path / "[b]run") in ended.stdout
     assert "will take about" in ended.stderr and "epoch 2/2" in ended.stderr and "\x1b" not in ended.stderr
-    quiet = call("run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet")
+    again = ["run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet"]
+    quiet = subprocess.run([sys.executable, "-m", "baseline", *again], capture_output=True, text=True)
     assert quiet.stderr == "" and quiet.stdout.splitlines()[0] == ended.stdout.splitlines()[0]
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from commands import call
 
 import baseline
 import baseline.experiments
@@ -31,11 +29,6 @@ from baseline import (
 )
 from baseline.printing import spread
 from baseline.save import read_predictions
-
-
-def call(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
 
 
 def altered(done: baseline.Baseline, folder: Path, predictions: Any = None, manifest: Any = None) -> Path:

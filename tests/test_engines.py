@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_cli import call
+from commands import call
 
 import baseline
 from baseline import OutputError, RecipeError, Show, engines, make_folds, make_ladder, make_seeds, write_predictions

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from PIL import Image
 
 import baseline
@@ -46,11 +44,6 @@ from baseline.save import read_predictions
 QUIET = Show()
 SHARES = ["p_ants", "p_bees"]
 STAGE = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
-
-
-def call(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
 
 
 class Listening(Show):

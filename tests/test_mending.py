@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 
 import baseline
 from baseline import DataError, Recipe, RecipeError, mended, read_fixes
@@ -149,13 +149,10 @@ def test_a_run_with_fixes_tells_before_and_after_on_the_same_photos(
 
 
 def test_the_command_refuses_fixes_before_it_trains(photos: Path, tmp_path: Path) -> None:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "baseline", "run", str(photos), *words, "--out", str(tmp_path / "run")]
-        return subprocess.run(command, capture_output=True, text=True)
-
+    run = partial(call, "run", photos, "--out", tmp_path / "run")
     file = written(tmp_path, ("/here/ant/77.jpg", "ant", "bees"))
-    ended = call("--fixes", str(file))
+    ended = run("--fixes", file)
     assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "names 1 photos that are not there" in ended.stderr and not (tmp_path / "run").exists()
-    assert "--before goes with --fixes" in call("--before", str(tmp_path)).stderr
-    assert "Give one of them" in call("--fixes", str(file), "--seeds", "2").stderr
+    assert "--before goes with --fixes" in run("--before", tmp_path).stderr
+    assert "Give one of them" in run("--fixes", file, "--seeds", 2).stderr

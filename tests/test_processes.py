@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import call
 
 import baseline
 from baseline import Recipe, RecipeError, Stage
@@ -211,10 +212,7 @@ def test_what_goes_with_one_process_only_is_refused(
     monkeypatch.setattr(baseline.make, "count", lambda: 2)
     with pytest.raises(RecipeError, match="A budget goes with one process"):
         baseline.make_baseline(photos, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
-    ended = subprocess.run(
-        [sys.executable, "-m", "baseline", "run", str(photos), "--processes", "2", "--seeds", "2"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    ended = call("run", photos, "--processes", 2, "--seeds", 2)
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     for several in (

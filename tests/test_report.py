@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from PIL import Image
 from torch import nn
 
@@ -305,7 +306,9 @@ def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
 
 def test_labels_that_may_be_wrong_are_shown_and_written(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
-    sure = table.index[table["predicted"] == table["label"]][0]
+    for name in ("ants", "bees"):  # a network that doubts every image a little, and no label
+        table[f"p_{name}"] = np.where(table["label"] == name, 0.9, 0.1)
+    sure = table.index[table["split"] == "test"][0]
     label = table.loc[sure, "label"]
     wrong = {"ants": "bees", "bees": "ants"}[label]
     table.loc[sure, ["label", f"p_{label}", f"p_{wrong}"]] = [wrong, 0.999, 0.001]
@@ -379,14 +382,12 @@ def test_a_prediction_table_that_is_none_is_refused_in_one_line(run: Path) -> No
 
 
 def test_the_command_prints_the_page_or_one_line(run: Path, tmp_path: Path) -> None:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "baseline", *words], capture_output=True, text=True)
-
     (run / "report.html").unlink()
-    ended = call("report", str(run), "--quiet")
+    command = [sys.executable, "-m", "baseline", "report", str(run), "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stdout.strip() == str(run / "report.html"), ended.stderr
     assert (run / "report.html").exists() and ended.stderr == ""
-    refused = call("report", str(tmp_path / "nowhere"))
+    refused = call("report", tmp_path / "nowhere")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("baseline: ")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import Command
 
 import baseline
 from baseline import (
@@ -469,25 +470,17 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
 
 
 RUN = """
-import sys
 from baseline import checkpoints, cli
 checkpoints.EVERY = checkpoints.SHARE = 0
-sys.argv = ["baseline", *sys.argv[1:]]
 cli.main()
 """
-
-
-def begin(*words: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
 
 
 def killed(words: list[Any], run: Path, kills: int, chance: random.Random, longest: float) -> list[str]:
     """Runs the command until it ends, killed so many times at random moments; what it was doing then."""
     moments: list[str] = []
     while True:
-        began, running = time.perf_counter(), begin(*words, run)
+        began, running = time.perf_counter(), Command(*words, run, code=RUN)
         if len(moments) == kills:
             _, errors = running.communicate()
             assert running.returncode == 0 and "it was begun on" not in errors, errors
@@ -531,7 +524,7 @@ def undisturbed(photos: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
     (tmp_path / "plan.toml").write_text(PLAN)
     words = ["run", tmp_path / "plan.toml", "--data", photos, "--out"]
     began = time.perf_counter()
-    whole = begin(*words, tmp_path / "whole")
+    whole = Command(*words, tmp_path / "whole", code=RUN)
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors
     return words, tmp_path / "whole", time.perf_counter() - began

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import Command
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -244,21 +244,8 @@ def test_a_full_disk_is_said_in_words_and_leaves_no_half_file(tmp_path: Path) ->
 def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow: signal.Signals) -> None:
     recipe = tmp_path / "long.toml"
     recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 100000\nlr = 1e-3\n')
-    command = [
-        sys.executable,
-        "-m",
-        "baseline",
-        "run",
-        str(recipe),
-        "--data",
-        str(photos),
-        "--out",
-        str(tmp_path / "run"),
-    ]
     with (tmp_path / "log").open("w") as log:
-        # a suite that was started in the background inherits an ignored SIGINT, which a person's terminal would not
-        unblock = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        running = subprocess.Popen(command, stderr=log, preexec_fn=unblock)
+        running = Command("run", recipe, "--data", photos, "--out", tmp_path / "run", stderr=log)
         try:
             for _ in range(1800):
                 if "epoch 3/" in (tmp_path / "log").read_text():
@@ -267,7 +254,7 @@ def test_an_interrupt_keeps_what_is_finished(photos: Path, tmp_path: Path, blow:
             running.send_signal(blow)
             assert running.wait(60) == 130
         finally:
-            running.kill()
+            running.send_signal(signal.SIGKILL)
     assert "interrupted: the best weights of" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["history.csv", "model", "unfinished"]
