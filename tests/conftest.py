@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,40 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     real = (REAL / "hymenoptera_256").is_dir()
     return f"baseline from {Path(baseline.__file__).parent}; photos: {REAL if real else 'drawn by the suite'}"
+
+
+_spent: Counter[str] = Counter()
+_counted: Counter[str] = Counter()
+_planned: Counter[str] = Counter()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    global _terminal
+    _terminal = node.config.pluginmanager.get_plugin("terminalreporter")
+    _planned.clear()  # each process has collected the same
+    _planned.update(each.split("::")[0] for each in ids)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Adds up the seconds of each file; where several processes run them, a line tells that a file has ended."""
+    file = report.nodeid.split("::")[0]
+    _spent[file] += report.duration
+    if report.when == "teardown":
+        _counted[file] += 1
+        if _counted[file] == _planned[file]:
+            done, total = _counted.total(), _planned.total()
+            _terminal.write_line(f"\n[{done / total:4.0%}] {file}: {_counted[file]} tests, {_spent[file]:.1f} s")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the files that took longest, with their fixtures."""
+    if len(_spent) > 1:
+        terminalreporter.section("slowest test files")
+        for file, seconds in _spent.most_common(12):
+            terminalreporter.line(f"{seconds:7.1f} s  {_counted[file]:4} tests  {file}")
+        terminalreporter.line(f"{_spent.total():7.1f} s  {_counted.total():4} tests  in {len(_spent)} files")
 
 
 @pytest.fixture(autouse=True)

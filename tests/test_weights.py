@@ -29,7 +29,7 @@ def test_the_embedded_weights_fit_every_tensor_of_the_body() -> None:
 
 
 def test_the_embedded_body_tells_real_classes_apart() -> None:
-    """ImageNet's own classifier on the embedded weights: a wrong order of its tensors would know none of these."""
+    """ImageNet's own classifier on the embedded weights: wrong tensors or normalisation would not know these."""
     shipped = {
         698: Path(sklearn.__file__).parent / "datasets/images/china.jpg",  # palace
         985: Path(sklearn.__file__).parent / "datasets/images/flower.jpg",  # daisy
