@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,17 @@ def small() -> baseline.Recipe:
         presets={},
         stages=(baseline.Stage("head", 4, "find", views=("flip",)), baseline.Stage(3, 1, (1e-4, 1e-3))),
     )
+
+
+def leave_out_pages(patch: pytest.MonkeyPatch) -> None:
+    """Lets runs end without a page, whose pictures take longer than a short training."""
+    home = sys.modules[baseline.write_report.__module__]
+    patch.setattr(home, "write_report", lambda folder, show=None: Path(folder) / "report.html")
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_pages(monkeypatch)
 
 
 @pytest.fixture(scope="session")

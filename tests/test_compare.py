@@ -30,6 +30,8 @@ from baseline import (
 from baseline.printing import spread
 from baseline.save import read_predictions
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 def altered(done: baseline.Baseline, folder: Path, predictions: Any = None, manifest: Any = None) -> Path:
     """A copy of the finished run with other predictions, other words in its manifest, or both."""

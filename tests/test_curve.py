@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import leave_out_pages
 
 import baseline
 from baseline import DataError, OutputError, RecipeError, Show, make_curve
 from baseline.curve import _of_each, _of_them, _redundancy_words, fitted_power
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Show()
 
@@ -25,6 +28,7 @@ def curve(photos: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPat
     still = small.changed(frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2), small.stages[1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
+        leave_out_pages(patch)
         out = tmp_path_factory.mktemp("runs") / "curve"
         logistic = make_curve(photos, still, sizes=[2, 4, 8], seeds=2, rungs=["logistic"], out=out, show=QUIET)
         again = make_curve(photos, still, sizes=[2, 4, 8], seeds=1, rungs=["head"], out=out, show=QUIET, resume=True)

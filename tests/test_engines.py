@@ -27,6 +27,8 @@ from baseline.engines import Engine, Job, engine
 from baseline.save import read_predictions
 from baseline.shards import cleared, in_shards
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 QUIET = Show()
 
 

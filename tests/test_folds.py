@@ -41,6 +41,8 @@ from baseline.model import load_model
 from baseline.printing import _told
 from baseline.save import read_predictions
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 QUIET = Show()
 SHARES = ["p_ants", "p_bees"]
 STAGE = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'

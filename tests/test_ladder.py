@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import leave_out_pages
 
 import baseline
 from baseline import OutputError, RecipeError, Show, make_curve, make_ladder
@@ -20,6 +21,8 @@ from baseline.probes import logistic, nearest
 from baseline.recipe import EMBEDDED_ARCH
 from baseline.rungs import RUNGS, Body
 from baseline.save import read_manifest, read_predictions
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Show()
 SOME = ("majority", "logistic", "groups", "tta")
@@ -36,6 +39,7 @@ def ladder(photos: Path, still: baseline.Recipe, tmp_path_factory: pytest.TempPa
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(home))
+        leave_out_pages(patch)
         return make_ladder(photos, still, rungs=SOME, out=tmp_path_factory.mktemp("runs") / "ladder", show=QUIET)
 
 

@@ -18,6 +18,8 @@ import baseline
 from baseline import OutputError, Recipe, RecipeError, Show, make_baseline, make_seeds, train
 from baseline.loggers import Logged, logged, plain, told
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 QUIET = Show()
 NAMES = ("valid_accuracy", "valid_loss", "train_loss", "lr", "stage", "seconds")
 """Of numbers that are told each epoch, as columns of the history have them."""

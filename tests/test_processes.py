@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import call
+from commands import Command, call
 
 import baseline
 from baseline import Recipe, RecipeError, Stage
@@ -106,16 +106,15 @@ def pair(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     (folder / "plan.toml").write_text(PLAN)
     words = ["run", str(folder / "plan.toml"), "--data", str(photos), "--log", "csv", "--out"]
-    env = {**os.environ, "BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+    env = {"BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [
-        subprocess.Popen([sys.executable, "-c", COUNTED, str(folder), *words, str(folder / "two")],
-                         env={**env, "RANK": str(each), "LOCAL_RANK": str(each)}, stderr=subprocess.PIPE, text=True)
+        Command(folder, *words, folder / "two", code=COUNTED, env={**env, "RANK": str(each), "LOCAL_RANK": str(each)})
         for each in range(2)
-    ]  # fmt: skip
+    ]
     for each in running:
-        _, errors = each.communicate(timeout=240)
-        assert each.returncode == 0, errors
+        each.wait(240)
+        assert each.returncode == 0, each.communicate()[1]
     baseline.make_baseline(photos, str(folder / "plan.toml"), out=folder / "one", show=baseline.Show())
     return folder
 

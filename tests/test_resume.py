@@ -36,6 +36,8 @@ from baseline import (
 from baseline.chance import seeded
 from baseline.checkpoints import Checkpoints, packed, unpacked
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 QUIET = Show()
 
 
@@ -73,7 +75,9 @@ def test_from_every_state_training_ends_the_same(
     plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     augment, stages = PLANS[plan]
-    recipe = settled[0].changed(stages=stages, augment={**vars(settled[0].augment), **augment})
+    recipe = settled[0].changed(
+        stages=stages, augment={**vars(settled[0].augment), **augment}, arch="test_efficientnet", scratch=True
+    )
     keep, copies = Checkpoints.keep, []
 
     def kept(self: Checkpoints, *args: Any) -> None:

@@ -11,6 +11,8 @@ from PIL import Image
 import baseline
 from baseline import DataError, photo_table, readable
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 def fill(folder: Path, *names: str) -> Path:
     """Small photos under these names."""

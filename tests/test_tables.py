@@ -16,6 +16,8 @@ import baseline
 from baseline import Columns, DataError, Show, photo_table
 from baseline.sources import understood
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 @pytest.fixture
 def forest(tmp_path: Path) -> Path:
