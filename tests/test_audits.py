@@ -202,6 +202,7 @@ def test_no_readable_photo_is_refused(tmp_path: Path) -> None:
         audit(photo_table(tmp_path))
 
 
+@pytest.mark.usefixtures("no_page")
 def test_leaks_are_those_of_the_split_that_is_used(rich: Path, tmp_path: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
     recipe = Recipe(image_size=32, stages=(baseline.Stage("head", 1, 1e-2),), audit="strict")

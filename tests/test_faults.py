@@ -315,6 +315,7 @@ def test_a_photo_that_goes_before_anything_is_kept_is_named(
 # ---- clocks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_clock_that_jumps_changes_no_number(
     roomy: baseline.Baseline, photos: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_second_model_decides_which_photos_belong(photos: Path, tiny: Path) ->
         Recipe(keep_if="ants")
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_run_with_fixes_tells_before_and_after_on_the_same_photos(
     photos: Path, small: baseline.Recipe, tiny: Path, tmp_path: Path
 ) -> None:

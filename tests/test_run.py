@@ -87,6 +87,7 @@ def _photos_of(done: baseline.Baseline) -> str:
     return done.manifest["photos"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     done: baseline.Baseline, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     assert not other.predictions["loss"].equals(done.predictions["loss"])
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_run_again_says_that_photos_have_come_or_gone(photos: Path, tmp_path: Path, small: Recipe) -> None:
     class Said(baseline.Show):
         def __init__(self) -> None:
@@ -163,6 +165,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(photos: Path, tmp_p
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_dataframe_and_a_folder_give_the_same_numbers(photos: Path, tmp_path: Path, small: Recipe) -> None:
     recipe = small.changed(stages=(Stage("head", 1, 1e-3),))
     table = baseline.photo_table(photos)[["path", "label"]]
@@ -176,6 +179,7 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(photos: Path, tmp_path: 
         make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", show=QUIET)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_given_splits_are_kept_and_no_test_split_is_said(photos: Path, tmp_path: Path, small: Recipe) -> None:
     for part, numbers in (("train", range(16)), ("val", range(16, 24))):
         for name in ("ants", "bees"):
@@ -188,6 +192,7 @@ def test_given_splits_are_kept_and_no_test_split_is_said(photos: Path, tmp_path:
     assert set(done.metrics) == {"valid"} and done.metrics["valid"]["photos"] == 16
 
 
+@pytest.mark.usefixtures("no_page")
 def test_from_scratch_trains_everything_and_says_so(photos: Path, tmp_path: Path, small: Recipe) -> None:
     said: list[str] = []
     show = type("Listening", (Show,), {"say": lambda self, line: said.append(line)})()
@@ -197,6 +202,7 @@ def test_from_scratch_trains_everything_and_says_so(photos: Path, tmp_path: Path
     assert any("random weights" in line for line in said)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_few_photos_shrink_the_batch_in_words(photos: Path, tmp_path: Path, small: Recipe) -> None:
     for name in ("ants", "bees"):
         (tmp_path / "few" / name).mkdir(parents=True)
