@@ -18,7 +18,8 @@ import ray
 import torch
 from predicting import chosen
 
-from baseline import ConsoleProgress, PredictOptions, load, write_predictions
+from baseline import ConsoleProgress, load, write_predictions
+from baseline.inference.output import PredictOptions
 
 
 def worker() -> int:

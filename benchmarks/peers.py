@@ -140,7 +140,9 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
     )
     dls = block.dataloaders(rows, bs=recipe.training.batch_size)
     extra = [ChannelsLast(), Autocast()] if bfloat16 else []
-    learn = vision_learner(dls, recipe.model.arch, pretrained=False, normalize=False, metrics=accuracy, cbs=[*extra, Watch()])
+    learn = vision_learner(
+        dls, recipe.model.arch, pretrained=False, normalize=False, metrics=accuracy, cbs=[*extra, Watch()]
+    )
     copy_weights(learn.model[0].model, find_weights(recipe.model.arch), needed=("",))
     learn.freeze()
     learn.epoch_is_real = False

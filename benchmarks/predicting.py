@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from baseline import PredictOptions, load, write_predictions
+from baseline import load, write_predictions
 from baseline.data.sources.folders import images_below
 from baseline.evaluation.predict import predict_probabilities
 from baseline.inference.model import Model
+from baseline.inference.output import PredictOptions
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.learner import mixed_precision
 

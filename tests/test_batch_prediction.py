@@ -24,15 +24,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from commands import Command, call
 from PIL import Image
-from test_cli import call
 
 import baseline
-from baseline import DataError, OutputError, PredictOptions, RecipeError, load, write_predictions
+from baseline import load, write_predictions
 from baseline.data.sources.image_list import list_images
+from baseline.errors import DataError, OutputError, RecipeError
 from baseline.inference import model as model_module
 from baseline.inference import output
 from baseline.inference.model import Model
+from baseline.inference.output import PredictOptions
 from baseline.inference.workers import predict_in_workers
 
 
@@ -252,19 +254,18 @@ def kill_repeatedly(tiny: Path, listed: Path, out: Path, kills: int, seed: int) 
     """Run the command with `--resume` repeatedly, killing it at random moments, and return the number of kills."""
     chance, done = random.Random(seed), 0
     lines = sum(1 for _ in listed.open())
-    command = [sys.executable, "-m", "baseline", "predict", str(tiny), "-", "--out", str(out), "--resume"]
+    words = ["predict", tiny, "-", "--out", out, "--resume", "--batch-size", "8"]
     for turn in range(kills + 1):
-        ended = subprocess.Popen(
-            [*command, "--batch-size", "8"], stdin=listed.open(), stderr=subprocess.PIPE, text=True
-        )
+        with listed.open() as file:
+            ended = Command(*words, stdin=file)
         least = chance.uniform(turn, turn + 1) / (kills + 1)  # rows to be seen, as a share of all, before it is killed
         while turn < kills and ended.poll() is None:
             if out.exists() and out.read_bytes().count(b"\n") > least * lines:
                 ended.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
-        words = ended.communicate()[1]
-        assert ended.returncode in (0, -signal.SIGKILL), words
+        errors = ended.communicate()[1]
+        assert ended.returncode in (0, -signal.SIGKILL), errors
         done += ended.returncode != 0
     return done
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import baseline
-from baseline import RecipeError, Stage
+from baseline import Stage
+from baseline.errors import RecipeError
 from baseline.runs.timing import bottleneck, time_by_part
 from baseline.training.budget import Throughput, estimate_seconds, expected_error, fit_to_budget
 

@@ -15,9 +15,11 @@ from conftest import REAL_WEIGHTS
 from test_kaggle import environment
 
 import baseline
-from baseline import BaselineError, OutputError, find_weights
+from baseline import BaselineError
 from baseline.deploy.kaggle import bundle as bundle_module
-from baseline.deploy.kaggle.bundle import normalize_name, read_requirements
+from baseline.deploy.kaggle.bundle import bundle, normalize_name, read_requirements
+from baseline.errors import OutputError
+from baseline.vision.weights import find_weights
 
 MOBILENET = REAL_WEIGHTS / "mobilenet_v2-b0353104.pth"
 
@@ -45,7 +47,7 @@ def test_weights_and_a_model_are_found_in_the_kernel(
 ) -> None:
     monkeypatch.setattr(bundle_module, "build_wheels", lambda *_: None)  # a slow test builds wheels
     target = tmp_path / "kaggle" / "input" / "mine"
-    done = baseline.bundle(target, ["mobilenet_v2", "tf_efficientnet_lite0"], tiny)
+    done = bundle(target, ["mobilenet_v2", "tf_efficientnet_lite0"], tiny)
     assert set(done.files) == {
         "README.md", "model/model.json", "model/model.safetensors", "weights/mobilenet_v2-b0353104.pth",
         "weights/tf_efficientnet_lite0.pth",
@@ -61,32 +63,32 @@ def test_weights_and_a_model_are_found_in_the_kernel(
 
 def test_a_failure_leaves_nothing(tiny: Path, without_index: None, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"pip cannot collect wheels: .*Is the package index reachable"):
-        baseline.bundle("new/one", model=tiny)
+        bundle("new/one", model=tiny)
     with pytest.raises(BaselineError, match="Did you mean 'resnet50'"):
-        baseline.bundle("new/one", ["resnet5O"])
+        bundle("new/one", ["resnet5O"])
     with pytest.raises(OutputError, match=r"model\.json cannot be read"):
-        baseline.bundle("new/one", model="nowhere")
+        bundle("new/one", model="nowhere")
     assert not list(Path("new").iterdir())
 
 
 def test_only_a_bundle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "build_wheels", lambda *_: None)
-    baseline.bundle("one")
+    bundle("one")
     with pytest.raises(OutputError, match=r"one exists. Pass --overwrite"):
-        baseline.bundle("one")
+        bundle("one")
     (Path("one") / "old").touch()
-    baseline.bundle("one", overwrite=True)
+    bundle("one", overwrite=True)
     assert sorted(path.name for path in Path("one").iterdir()) == ["README.md", "bundle.json"]
     Path("two").mkdir()
     with pytest.raises(OutputError, match="two is not a bundle, so it is not replaced"):
-        baseline.bundle("two", overwrite=True)
+        bundle("two", overwrite=True)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bundle_module, "build_wheels", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        baseline.bundle("one", overwrite=True)
+        bundle("one", overwrite=True)
     assert sorted(path.name for path in Path().iterdir()) == ["one", "two"] and len(list(Path("one").iterdir())) == 2
 
 
@@ -94,7 +96,7 @@ def test_only_a_bundle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_wheels_install_and_run_offline(
     images: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = baseline.bundle(tmp_path / "kaggle" / "input" / "mine", model=tiny)
+    done = bundle(tmp_path / "kaggle" / "input" / "mine", model=tiny)
     wheels = sorted((done.folder / "wheels").glob("*.whl"))
     names = {normalize_name(wheel.name.partition("-")[0]) for wheel in wheels}
     server = {"python-multipart", "starlette", "uvicorn"}  # needed by `baseline serve`

@@ -18,9 +18,11 @@ from markdown_it import MarkdownIt
 from test_report import made_run
 
 import baseline
-from baseline import OutputError, Weights, write_card
+from baseline.errors import OutputError
+from baseline.evaluation.explain import explain
 from baseline.report import model_card
-from baseline.vision.weights import published_info
+from baseline.report.model_card import write_card
+from baseline.vision.weights import Weights, published_info
 
 UNUSUAL_NAMES = [
     "a|b",
@@ -105,7 +107,7 @@ def test_the_card_agrees_with_the_manifest(done: baseline.Baseline) -> None:
     text, best = text_of(done.folder).replace("\\", ""), done.metrics["test"]["tta"]
     low, high = best["interval"]
     assert f"**{best['accuracy']:.1%}**, 95% interval {low:.1%} to {high:.1%}" in text
-    for sentence in baseline.explain(done.metrics["test"]):
+    for sentence in explain(done.metrics["test"]):
         assert sentence in text
     assert done.manifest["calibration"]["test"]["words"] in text
     assert "34 train, 4 valid, 10 test images; split: random." in text

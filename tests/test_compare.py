@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from commands import call
 
 import baseline
 import baseline.experiments.repeats
-from baseline import (
-    DataError,
-    OutputError,
-    Progress,
-    RecipeError,
-    SeedRuns,
-    compare_runs,
-    list_runs,
-    paired_test,
-    run_seeds,
-)
+from baseline import Progress, compare_runs, paired_test, run_seeds
 from baseline.cli import options
 from baseline.cli.printing import seeds_table
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.experiments.repeats import SeedRuns
+from baseline.runs.compare import list_runs
 from baseline.runs.folder import read_predictions
 
-
-def call(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def altered(done: baseline.Baseline, folder: Path, predictions: Any = None, manifest: Any = None) -> Path:
@@ -165,9 +153,7 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     assert "Nothing that the manifests tell differs" in unknown.sentences[0]
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
     words = compare_runs([one, seed]).sentences[0]
-    assert (
-        "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
-    )
+    assert "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
 
 
 def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Path) -> None:

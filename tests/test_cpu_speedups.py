@@ -9,7 +9,8 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from baseline import RecipeError, resolve
+from baseline import resolve
+from baseline.errors import RecipeError
 from baseline.system import has_compiler
 from baseline.vision.cpu_speedups import (
     compile_model,

@@ -76,7 +76,9 @@ def test_batches_are_normalised_and_have_the_right_labels(learn: object, settled
     assert list(learn.dls.vocab) == ["ants", "bees"]
     rows = table[table["split"] == "valid"]
     assert [learn.dls.vocab[n] for n in labels] == list(rows["label"])[: len(labels)]
-    raw = np.asarray(resize_image(load_image(rows.iloc[0]["path"], 48), 48, recipe.model.resize)).transpose(2, 0, 1) / 255
+    raw = (
+        np.asarray(resize_image(load_image(rows.iloc[0]["path"], 48), 48, recipe.model.resize)).transpose(2, 0, 1) / 255
+    )
     assert np.allclose(images[0].numpy(), (raw - 0.5) / 0.5, atol=1e-5)
     assert any(isinstance(step, Normalize) for step in learn.dls.valid.after_batch.fs)
 
@@ -135,7 +137,9 @@ def test_images_are_decoded_larger_for_random_crops(settled: tuple, monkeypatch:
         monkeypatch.setattr(decoded, "MEMORY_FRACTION", 0)
         assert dls.train.one_batch()[0].shape[-1] == dls.valid.one_batch()[0].shape[-1] == 48
         loader = split_loader(dls, settled[1], "valid")
-        large = resize_image(load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.model.resize)
+        large = resize_image(
+            load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.model.resize
+        )
         pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
         assert torch.allclose(
             next(iter(loader))[0][0].as_subclass(torch.Tensor), augment.resize_batch(pixels, 48)[0], atol=1e-5

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Command, call
 
 import baseline
-from baseline import Recipe, RecipeError, Stage
+from baseline import Recipe, Stage
+from baseline.errors import RecipeError
+from baseline.experiments.before_after import compare_fixes
 from baseline.parallel.distributed import all_gather, all_reduce_mean, broadcast_from_rank0, launch, rank, world_size
 from baseline.runs.folder import read_manifest
 from baseline.vision.dataloaders import shard_loader
@@ -62,11 +65,11 @@ def test_sharded_loaders_split_each_batch_without_repeating_or_losing_images(
         items = [item for part in by_shard for batch in part for item in batch]
         assert len(items) == len(set(items)) == len(batches_of_all) * 8
     assert sum(len(images) for images, _ in shards[0]) == len(batches_of_all) * 8 // parts
-    with pytest.raises(RecipeError, match=r"Batches of 8 cannot be split evenly among 3 processes\. Give --batch-size 6"):
+    with pytest.raises(
+        RecipeError, match=r"Batches of 8 cannot be split evenly among 3 processes\. Give --batch-size 6"
+    ):
         shard_loader(make_loader(), 0, 3)
-    at_least = (
-        r"Batches of 8 cannot be split evenly among {} processes, with at least two images each\. Give {}fewer --processes\."
-    )
+    at_least = r"Batches of 8 cannot be split evenly among {} processes, with at least two images each\. Give {}fewer --processes\."
     for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
         with pytest.raises(RecipeError, match=at_least.format(more, words)):
             shard_loader(make_loader(), 0, more)
@@ -107,16 +110,18 @@ def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     (folder / "plan.toml").write_text(PLAN)
     words = ["run", str(folder / "plan.toml"), "--data", str(images), "--loggers", "csv", "--out"]
-    env = {**os.environ, "BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+    env = {"BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [
-        subprocess.Popen([sys.executable, "-c", RECORDING_SCRIPT, str(folder), *words, str(folder / "two")],
-                         env={**env, "RANK": str(index), "LOCAL_RANK": str(index)}, stderr=subprocess.PIPE, text=True)
+        Command(
+            folder, *words, folder / "two", code=RECORDING_SCRIPT,
+            env={**env, "RANK": str(index), "LOCAL_RANK": str(index)},
+        )
         for index in range(2)
     ]  # fmt: skip
     for process in running:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+        process.wait(240)
+        assert process.returncode == 0, process.communicate()[1]
     baseline.make_baseline(images, str(folder / "plan.toml"), out=folder / "one", progress=baseline.Progress())
     return folder
 
@@ -215,16 +220,13 @@ def test_features_of_single_process_runs_are_refused(
     monkeypatch.setattr(baseline.make, "world_size", lambda: 2)
     with pytest.raises(RecipeError, match="A budget goes with one process"):
         baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
-    ended = subprocess.run(
-        [sys.executable, "-m", "baseline", "run", str(images), "--processes", "2", "--seeds", "2"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    ended = call("run", images, "--processes", 2, "--seeds", 2)
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     for several in (
         partial(baseline.run_seeds, 2),
         partial(baseline.run_folds, split="kfold:2"),
-        partial(baseline.compare_fixes, ["fixes.csv"]),
+        partial(compare_fixes, ["fixes.csv"]),
     ):
         with pytest.raises(RecipeError, match=r"Several processes go with a single run, .*\. Start one process\."):
             several(images, small, progress=baseline.Progress())

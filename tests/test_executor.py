@@ -18,16 +18,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_cli import call
+from commands import call
 
 import baseline
-from baseline import OutputError, Progress, RecipeError, run_folds, run_ladder, run_seeds, write_predictions
+from baseline import Progress, run_folds, run_ladder, run_seeds, write_predictions
+from baseline.errors import OutputError, RecipeError
 from baseline.inference.batch import BATCHES_PER_SHARD
 from baseline.inference.output import PredictOptions
 from baseline.inference.shards import predict_in_shards, remove_shards
 from baseline.parallel import executor
 from baseline.parallel.executor import Executor, Job, get_executor
 from baseline.runs.folder import read_predictions
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import baseline
-from baseline import OutputError, WeightsError
 from baseline.data.image import load_image, resize_image
 from baseline.deploy import export as export_file
 from baseline.deploy.export_module import ExportModule, pillow_resize
+from baseline.errors import OutputError, WeightsError
 
 PROBABILITIES = ["p_ants", "p_bees", "p_wasps"]
 

@@ -23,8 +23,9 @@ import pytest
 from PIL import Image
 
 import baseline
-from baseline import DataError, OutputError, make_baseline
+from baseline import make_baseline
 from baseline.data.image import read_image_bytes
+from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.runs.folder import create_run_folder, lock_folder, looks_unfinished, new_run_path
 from baseline.system import free_memory_bytes
@@ -315,6 +316,7 @@ def test_an_image_that_disappears_is_named(
 # ---- clocks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_jumping_clock_changes_no_result(
     undisturbed: baseline.Baseline, images: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

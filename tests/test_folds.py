@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from PIL import Image
 
 import baseline
 from baseline import (
-    DataError,
-    Ensemble,
-    FoldRuns,
-    OutputError,
-    PredictOptions,
     Progress,
-    RecipeError,
     Stage,
     calibrate,
     compare_runs,
-    ensemble,
     load,
     paired_test,
     run_folds,
@@ -39,19 +30,19 @@ from baseline import (
 from baseline.cli import results, use
 from baseline.cli import train as train_module
 from baseline.cli.printing import _accuracy_text
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.evaluation.ensemble import ensemble
 from baseline.evaluation.intervals import wilson_interval
-from baseline.experiments.repeats import describe_folds
-from baseline.inference.model import load_model
+from baseline.experiments.repeats import FoldRuns, describe_folds
+from baseline.inference.model import Ensemble, load_model
+from baseline.inference.output import PredictOptions
 from baseline.runs.folder import read_predictions
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 SHARES = ["p_ants", "p_bees"]
 STAGE = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
-
-
-def call(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
 
 
 class RecordingProgress(Progress):

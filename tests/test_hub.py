@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 import baseline
-from baseline import OutputError
 from baseline.deploy.hub import plan_push
+from baseline.errors import OutputError
+from baseline.inference.model_folder import load_network
 
 pytest.importorskip("huggingface_hub")
 
@@ -199,7 +200,7 @@ def test_the_model_folder_arrives_byte_by_byte_in_one_commit_and_comes_back(run:
     back = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert back.returncode == 0, back.stderr
     facts, folder = json.loads(back.stdout)
-    assert facts == sorted(baseline.load_network(run)[1])
+    assert facts == sorted(load_network(run)[1])
     assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == hub.files["me/ants"]
 
 

@@ -21,7 +21,8 @@ from torch import nn
 from torchvision.models import resnet18, squeezenet1_1
 
 import baseline
-from baseline import OutputError, WeightsError, import_learner
+from baseline.deploy.import_fastai import import_learner
+from baseline.errors import OutputError, WeightsError
 
 Options = dict[str, Any]
 

@@ -15,8 +15,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import baseline
-from baseline import DataError, OutputError, clean, find_label_issues, predict_out_of_fold, read_fixes
-from baseline.experiments.label_review import assign_folds, find_neighbors
+from baseline import clean
+from baseline.data.label_fixes import read_fixes
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.evaluation.label_errors import find_label_issues
+from baseline.experiments.label_review import LabelReview, assign_folds, find_neighbors, predict_out_of_fold
 from baseline.report.review_page import write_review_page
 
 pytest.importorskip("cleanlab", reason="cleanlab is not installed")
@@ -39,7 +42,7 @@ def swapped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def review(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> baseline.LabelReview:
+def review(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelReview:
     out = tmp_path_factory.mktemp("clean") / "out"
     return clean(swapped, out=out, accept=0.6, progress=baseline.Progress())
 
@@ -49,7 +52,7 @@ def is_swapped(issues: pd.DataFrame) -> pd.Series:
     return issues["given_label"].to_numpy() != names.str.split("-").str[0].where(names.str.contains("-"), "ants")
 
 
-def test_swapped_labels_come_first(review: baseline.LabelReview) -> None:
+def test_swapped_labels_come_first(review: LabelReview) -> None:
     issues = review.issues
     wrong = is_swapped(issues) & ~issues["path"].str.endswith("nothing.png")
     assert wrong.sum() == 7  # six and the copy
@@ -61,7 +64,7 @@ def test_swapped_labels_come_first(review: baseline.LabelReview) -> None:
     assert set(issues["split"]) == {"train", "valid", "test"}
 
 
-def test_conflicting_duplicates_and_outliers_are_reported(review: baseline.LabelReview) -> None:
+def test_conflicting_duplicates_and_outliers_are_reported(review: LabelReview) -> None:
     by_name = review.issues.assign(name=review.issues["path"].map(lambda path: Path(path).name)).set_index("name")
     assert Path(by_name.loc["copy.jpg", "conflict"]).name == "ants-03.jpg"
     assert Path(by_name.loc["ants-03.jpg", "conflict"]).name == "copy.jpg"
@@ -69,7 +72,7 @@ def test_conflicting_duplicates_and_outliers_are_reported(review: baseline.Label
     assert by_name["outlier_score"].idxmin() == "nothing.png" and by_name.loc["nothing.png", "is_outlier_issue"]
 
 
-def test_accepted_suggestions_are_valid_fixes(review: baseline.LabelReview, swapped: Path) -> None:
+def test_accepted_suggestions_are_valid_fixes(review: LabelReview, swapped: Path) -> None:
     table = baseline.image_table(swapped)
     fixes = read_fixes([review.fixes], table)
     accepted = review.issues[review.issues["is_label_issue"] & (review.issues["confidence"] >= 0.6)]
@@ -103,7 +106,7 @@ def test_a_run_without_its_images_is_rejected(done: baseline.Baseline, tmp_path:
 
 def test_unsuitable_input_is_rejected(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def assert_rejected(message: str, source: Any = images, **options: Any) -> None:
-        with pytest.raises((DataError, baseline.RecipeError), match=message):
+        with pytest.raises((DataError, RecipeError), match=message):
             clean(source, out=tmp_path / "out", progress=baseline.Progress(), **options)
         assert not (tmp_path / "out").exists()
 
@@ -131,7 +134,7 @@ def test_folds_respect_groups_and_the_size_of_the_smallest_class() -> None:
     assert (fold_ids[neighbors.rows] != fold_ids[:, None]).all()
 
 
-def test_given_probabilities_may_be_in_any_order_and_are_checked(review: baseline.LabelReview, tmp_path: Path) -> None:
+def test_given_probabilities_may_be_in_any_order_and_are_checked(review: LabelReview, tmp_path: Path) -> None:
     rows = review.issues[["path", "split", "given_label"]].rename(columns={"given_label": "label"})
     rng = np.random.default_rng(0)
     p = rng.uniform(0.6, 0.9, len(rows))
@@ -187,7 +190,7 @@ UNUSUAL_NAME = """"><script>alert(1)</script>, 'Ärger'"""
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_labels_are_fixed_in_a_browser_by_mouse_and_keyboard(
-    review: baseline.LabelReview, tmp_path: Path, browser: Any, width: int, scheme: str
+    review: LabelReview, tmp_path: Path, browser: Any, width: int, scheme: str
 ) -> None:
     issues = review.issues.copy()
     issues["given_label"] = issues["given_label"].replace("ants", UNUSUAL_NAME)

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import leave_out_pages
 
 import baseline
-from baseline import OutputError, Progress, RecipeError, run_ladder, run_learning_curve
+from baseline import Progress, run_ladder, run_learning_curve
 from baseline.cli.options import CURVE_VARIANT_NAMES, VARIANT_NAMES
-from baseline.experiments.ladder import reference_index, summarize_ladder, write_ladder_files
+from baseline.errors import OutputError, RecipeError
+from baseline.experiments.ladder import Ladder, reference_index, summarize_ladder, write_ladder_files
 from baseline.experiments.learning_curve import CURVE_VARIANTS
 from baseline.experiments.probes import logistic_regression, nearest_neighbors
 from baseline.experiments.variants import VARIANTS, Architecture
 from baseline.recipe.auto import EMBEDDED_ARCH
 from baseline.runs.folder import read_manifest, read_predictions
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 LADDER_VARIANTS = ("majority", "logistic", "groups", "tta")
@@ -32,10 +36,11 @@ def deterministic(small: baseline.Recipe) -> baseline.Recipe:
 
 
 @pytest.fixture(scope="module")
-def ladder(images: Path, deterministic: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Ladder:
+def ladder(images: Path, deterministic: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> Ladder:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(home))
+        leave_out_pages(patch)
         return run_ladder(
             images,
             deterministic,
@@ -51,7 +56,7 @@ def correct_by_path(run: Path, column: str) -> pd.Series:
     return pd.Series((test[column] == test["label"]).to_numpy(), index=test["path"])
 
 
-def test_each_variant_is_evaluated_from_its_run_folder(ladder: baseline.Ladder) -> None:
+def test_each_variant_is_evaluated_from_its_run_folder(ladder: Ladder) -> None:
     table = ladder.table.set_index("variant")
     assert list(table.index) == list(LADDER_VARIANTS) and ladder.split == "test"
     for variant, column in zip(
@@ -73,7 +78,7 @@ def test_each_variant_is_evaluated_from_its_run_folder(ladder: baseline.Ladder) 
     assert (table["seconds"].iloc[1:] > 0).all()
 
 
-def test_the_majority_class_is_that_of_the_training_images(ladder: baseline.Ladder) -> None:
+def test_the_majority_class_is_that_of_the_training_images(ladder: Ladder) -> None:
     table = pd.read_csv(ladder.folder / "split.csv")
     majority = table.loc[table["split"] == "train", "label"].value_counts().index[0]
     assert set(read_predictions(ladder.folder / "majority")["predicted"]) == {majority}
@@ -81,7 +86,7 @@ def test_the_majority_class_is_that_of_the_training_images(ladder: baseline.Ladd
     assert ladder.table["accuracy"][0] == pytest.approx(frequency)
 
 
-def test_its_files_agree_and_the_page_is_self_contained(ladder: baseline.Ladder) -> None:
+def test_its_files_agree_and_the_page_is_self_contained(ladder: Ladder) -> None:
     written = pd.read_csv(ladder.folder / "ladder.csv").fillna({"arch": ""})
     columns = ["arch", "variant", "words", "accuracy", "low", "high", "difference", "p", "seconds", "parameters", "run"]
     pd.testing.assert_frame_equal(written[columns], ladder.table[columns], check_dtype=False)
@@ -94,13 +99,13 @@ def test_its_files_agree_and_the_page_is_self_contained(ladder: baseline.Ladder)
     assert (ladder.folder / "ladder.png").stat().st_size > 5000
 
 
-def test_variants_without_a_network_can_be_compared_with_trained_ones(ladder: baseline.Ladder) -> None:
+def test_variants_without_a_network_can_be_compared_with_trained_ones(ladder: Ladder) -> None:
     result = baseline.compare_runs([ladder.folder / "logistic", ladder.folder / "groups"])
     assert result.table["shared"].iloc[1] == ladder.table["images"][0]
     assert "stages" not in result.table["differs"][1] or "trains" in result.table["differs"][1]
 
 
-def test_the_cheapest_variant_that_is_not_beaten_is_recommended(ladder: baseline.Ladder) -> None:
+def test_the_cheapest_variant_that_is_not_beaten_is_recommended(ladder: Ladder) -> None:
     rows = ladder.table
     best = rows.loc[rows["accuracy"].idxmax()]
     match = re.match(r"Recommended: (.*), ([\d.]+) % \(", ladder.sentences[0])
@@ -114,7 +119,7 @@ def test_the_cheapest_variant_that_is_not_beaten_is_recommended(ladder: baseline
             assert taken["seconds"] - cheaper["seconds"] <= 1 and taken["accuracy"] >= cheaper["accuracy"]
 
 
-def test_small_differences_in_time_do_not_change_the_recommendation(ladder: baseline.Ladder) -> None:
+def test_small_differences_in_time_do_not_change_the_recommendation(ladder: Ladder) -> None:
     rows = ladder.table.to_dict("records")
     tables = [_table(row, ladder) for row in rows]
     low, high = sorted((0, 1, 2), key=lambda at: rows[at]["accuracy"])[::2]
@@ -156,7 +161,7 @@ def test_an_architecture_named_twice_is_run_once(images: Path, deterministic: ba
     assert result.table["run"].tolist() == [str(tmp_path / "l" / variant) for variant in ("majority", "logistic")]
 
 
-def _table(row: Any, ladder: baseline.Ladder) -> pd.DataFrame:
+def _table(row: Any, ladder: Ladder) -> pd.DataFrame:
     table = read_predictions(Path(row["run"]))
     return table if row["variant"] == "tta" else table.assign(predicted=table["plain_predicted"])
 
@@ -187,7 +192,7 @@ def test_every_variant_trains_what_is_documented(
 def test_an_interrupted_ladder_is_resumed(
     images: Path,
     deterministic: baseline.Recipe,
-    ladder: baseline.Ladder,
+    ladder: Ladder,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -289,9 +294,7 @@ def test_probes_predict_multilabel_images_class_by_class() -> None:
 
 
 @pytest.fixture(scope="module")
-def pages(
-    images: Path, deterministic: baseline.Recipe, ladder: baseline.Ladder, tmp_path_factory: Any
-) -> tuple[Path, ...]:
+def pages(images: Path, deterministic: baseline.Recipe, ladder: Ladder, tmp_path_factory: Any) -> tuple[Path, ...]:
     """The pages of a ladder, of a curve, and of a ladder of two architectures with perfect variants and long names."""
     out = tmp_path_factory.mktemp("pages")
     run_learning_curve(
@@ -302,7 +305,7 @@ def pages(
         [sure, sure.iloc[1:].assign(arch="mobilenetv4_conv_small", words=VARIANTS["all"] + ", " + VARIANTS["logistic"])]
     )
     (out / "sure").mkdir()
-    write_ladder_files(baseline.Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
+    write_ladder_files(Ladder(out / "sure", "test", both.assign(difference=None), ladder.sentences))
     return ladder.folder / "ladder.html", out / "curve" / "curve.html", out / "sure" / "ladder.html"
 
 
@@ -365,7 +368,7 @@ def test_multilabel_images_have_ladders_and_curves(
 
 
 def test_a_single_label_may_contain_the_separator_of_several(
-    images: Path, deterministic: baseline.Recipe, ladder: baseline.Ladder, tmp_path: Path
+    images: Path, deterministic: baseline.Recipe, ladder: Ladder, tmp_path: Path
 ) -> None:
     table = baseline.image_table(images)[["path", "label"]]
     for names in ({"ants": "ants", "bees": "bees;wasps"}, {"ants": "a;b", "bees": "b"}):

@@ -12,20 +12,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import leave_out_pages
 
 import baseline
-from baseline import DataError, OutputError, Progress, RecipeError, run_learning_curve
-from baseline.experiments.learning_curve import describe_redundancy, sample_groups, sample_within_groups
+from baseline import Progress, run_learning_curve
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.experiments.learning_curve import LearningCurve, describe_redundancy, sample_groups, sample_within_groups
 from baseline.experiments.power_law import fit_power_law
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 
 
 @pytest.fixture(scope="module")
-def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.LearningCurve:
+def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> LearningCurve:
     deterministic = small.changed(frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2), small.stages[1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
+        leave_out_pages(patch)
         out = tmp_path_factory.mktemp("runs") / "curve"
         logistic = run_learning_curve(
             images, deterministic, sizes=[2, 4, 8], seeds=2, variants=["logistic"], out=out, progress=QUIET
@@ -48,7 +53,7 @@ def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPat
     return result
 
 
-def test_samples_are_nested_and_evaluated_on_the_same_images(curve: baseline.LearningCurve) -> None:
+def test_samples_are_nested_and_evaluated_on_the_same_images(curve: LearningCurve) -> None:
     runs = curve.table.loc[curve.table["variant"] == "head", "run"]
     splits = [pd.read_csv(Path(run) / "split.csv").groupby("split")["path"].apply(set) for run in runs]
     for smaller, larger in itertools.pairwise(splits):
@@ -62,7 +67,7 @@ def test_samples_are_nested_and_evaluated_on_the_same_images(curve: baseline.Lea
         assert row.accuracy == pytest.approx((test["plain_predicted"] == test["label"]).mean())
 
 
-def test_its_files_and_its_page_agree(curve: baseline.LearningCurve) -> None:
+def test_its_files_and_its_page_agree(curve: LearningCurve) -> None:
     pd.testing.assert_frame_equal(
         pd.read_csv(curve.folder / "curve.csv").fillna({"run": ""}), curve.table, check_dtype=False
     )
@@ -149,7 +154,7 @@ def test_an_image_without_a_group_forms_its_own(
 
 
 def test_impossible_curves_are_rejected(
-    images: Path, small: baseline.Recipe, curve: baseline.LearningCurve, tmp_path: Path
+    images: Path, small: baseline.Recipe, curve: LearningCurve, tmp_path: Path
 ) -> None:
     out = tmp_path / "no"
     with pytest.raises(RecipeError, match="--sizes is 5, 10; a curve needs at least 3 different"):

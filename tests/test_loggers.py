@@ -15,9 +15,12 @@ import pandas as pd
 import pytest
 
 import baseline
-from baseline import OutputError, Progress, Recipe, RecipeError, make_baseline, run_seeds, train
+from baseline import Progress, Recipe, make_baseline, run_seeds, train
+from baseline.errors import OutputError, RecipeError
 from baseline.recipe.diff import flatten_plain
 from baseline.training.loggers import LoggingProgress, flatten_metrics, open_loggers
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 NAMES = ("valid_accuracy", "valid_loss", "train_loss", "lr", "stage", "seconds")
@@ -240,7 +243,11 @@ def test_folder_with_the_name_of_a_package_is_not_the_package(tmp_path: Path, mo
 
 
 def test_recipe_takes_loggers_as_a_list_or_with_commas() -> None:
-    assert Recipe().changed(loggers="csv, tensorboard,csv").log == Recipe().changed(loggers=["csv", "tensorboard"]).log == ("csv", "tensorboard")
+    assert (
+        Recipe().changed(loggers="csv, tensorboard,csv").log
+        == Recipe().changed(loggers=["csv", "tensorboard"]).log
+        == ("csv", "tensorboard")
+    )
     assert Recipe().changed(loggers="none").log == Recipe().changed(loggers="").log == ()
     with pytest.raises(RecipeError, match=r"log is \('wand',\), needed: a list from csv, mlflow, tensorboard, wandb"):
         Recipe().changed(loggers="wand")

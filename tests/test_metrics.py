@@ -17,18 +17,12 @@ from sklearn.calibration import calibration_curve
 
 import baseline
 import baseline.data.sources.tables
-from baseline import (
-    DataError,
-    calibrate,
-    calibration_report,
-    evaluate,
-    explain,
-    fit_temperature,
-    paired_test,
-    suspect_labels,
-)
-from baseline.evaluation.calibration import assign_bins, ece_interval
+from baseline import calibrate, evaluate, paired_test
+from baseline.errors import DataError
+from baseline.evaluation.calibration import assign_bins, calibration_report, ece_interval, fit_temperature
+from baseline.evaluation.explain import explain
 from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval
+from baseline.evaluation.label_errors import suspect_labels
 from baseline.evaluation.metrics import BootstrapSums, one_vs_rest_metrics
 
 

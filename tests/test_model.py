@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from test_kaggle import environment, wheel
 
 import baseline
-from baseline import Augment, BaselineError, DataError, OutputError, WeightsError, load
+from baseline import Augment, BaselineError, load
 from baseline.data.labels import label_matrix
 from baseline.errors import BaselineError as Root
+from baseline.errors import DataError, OutputError, WeightsError
 from baseline.inference.model import Model
 from baseline.inference.model_folder import load_network
 

@@ -68,7 +68,9 @@ def test_it_is_listed_and_compared_with_others(tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(OLD, tmp_path / name)
     runs = list_runs(tmp_path)
-    assert runs["state"].tolist() == ["finished", "finished"] and runs["arch"].unique().tolist() == ["test_efficientnet"]
+    assert runs["state"].tolist() == ["finished", "finished"] and runs["arch"].unique().tolist() == [
+        "test_efficientnet"
+    ]
     table = compare_runs([tmp_path / "one", tmp_path / "two"]).table
     assert table["images"].notna().all() and table["difference"][1] == 0 and table["differs"][1] == ""
 

@@ -14,7 +14,6 @@ from conftest import shortened
 from baseline import (
     Progress,
     Recipe,
-    RecipeError,
     Stage,
     dataloaders,
     image_table,
@@ -22,13 +21,13 @@ from baseline import (
     load_images,
     load_recipe,
     make_baseline,
-    recipe_names,
     resolve,
     split,
     train,
 )
 from baseline.data.sources.datasets import DATASETS
 from baseline.data.sources.external import is_external
+from baseline.errors import RecipeError
 from baseline.recipe.auto import (
     EMBEDDED_ARCH,
     resolve_arch,
@@ -38,7 +37,7 @@ from baseline.recipe.auto import (
     resolve_precision,
     resolve_preset,
 )
-from baseline.recipe.load import recipe_from_dict, recipes_folder
+from baseline.recipe.load import recipe_from_dict, recipe_names, recipes_folder
 
 
 def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
@@ -223,7 +222,9 @@ def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
 def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: Path) -> None:
     changes = shortened(name)
     recipe = load_recipe(name).with_preset(changes.pop("preset")).changed(**changes)
-    table = split(image_table(grouped if recipe.split.method == "group" else rubbish, positive=recipe.data.positive), recipe)
+    table = split(
+        image_table(grouped if recipe.split.method == "group" else rubbish, positive=recipe.data.positive), recipe
+    )
     recipe, weights, _ = resolve(recipe, table)
     learn = learner(dataloaders(table, recipe, path=tmp_path), recipe, weights=weights, path=tmp_path)
     history = train(learn, recipe)

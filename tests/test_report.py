@@ -18,15 +18,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from PIL import Image
 from torch import nn
 
 import baseline
-from baseline import DataError, OutputError, load_network, write_report
+from baseline.errors import DataError, OutputError
 from baseline.evaluation.gradcam import grad_cam
 from baseline.inference import model_folder
+from baseline.inference.model_folder import load_network
 from baseline.report import figures
 from baseline.report import page as page_module
+from baseline.report.page import write_report
 
 UNUSUAL_NAMES = ["<b>bold</b>", "quo\"te's", "🐝 bees", "$5 & $x$", "NA", "{{ 7 * 7 }}"]
 LOADS = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "background"}
@@ -313,10 +316,12 @@ def test_duplicates_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> No
 
 def test_suspect_labels_are_shown_and_saved(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
-    index = table.index[table["predicted"] == table["label"]][0]
-    label = table.loc[index, "label"]
+    for name in ("ants", "bees"):  # a network that doubts every image a little, and no label
+        table[f"p_{name}"] = np.where(table["label"] == name, 0.9, 0.1)
+    sure = table.index[table["split"] == "test"][0]
+    label = table.loc[sure, "label"]
     wrong = {"ants": "bees", "bees": "ants"}[label]
-    table.loc[index, ["label", f"p_{label}", f"p_{wrong}"]] = [wrong, 0.999, 0.001]
+    table.loc[sure, ["label", f"p_{label}", f"p_{wrong}"]] = [wrong, 0.999, 0.001]
     table.to_csv(run / "predictions.csv", index=False)
     write_report(run)
     listed = pd.read_csv(run / "suspected_labels.csv")
@@ -387,14 +392,12 @@ def test_an_invalid_prediction_table_is_rejected_in_one_line(run: Path) -> None:
 
 
 def test_the_command_prints_the_path_or_one_line(run: Path, tmp_path: Path) -> None:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "baseline", *words], capture_output=True, text=True)
-
     (run / "report.html").unlink()
-    ended = call("report", str(run), "--quiet")
+    command = [sys.executable, "-m", "baseline", "report", str(run), "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stdout.strip() == str(run / "report.html"), ended.stderr
     assert (run / "report.html").exists() and ended.stderr == ""
-    refused = call("report", str(tmp_path / "nowhere"))
+    refused = call("report", tmp_path / "nowhere")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("baseline: ")
 
 

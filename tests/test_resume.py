@@ -18,13 +18,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import Command
 
 import baseline
-from baseline import OutputError, Progress, Recipe, RecipeError, Stage, TrainingError, files, make_baseline, train
+from baseline import Progress, Recipe, Stage, files, make_baseline, train
 from baseline.cli import app
+from baseline.errors import OutputError, RecipeError, TrainingError
 from baseline.training import checkpoint
 from baseline.training.checkpoint import Checkpoints, pack, unpack
+from baseline.training.state import History
 from baseline.vision.rng import seed_everything
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 
@@ -63,7 +68,9 @@ def test_training_from_every_state_ends_the_same(
     plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     augment, stages = PLANS[plan]
-    recipe = settled[0].changed(stages=stages, augment={**vars(settled[0].augment), **augment})
+    recipe = settled[0].changed(
+        stages=stages, augment={**vars(settled[0].augment), **augment}, arch="test_efficientnet", pretrained=False
+    )
     save, copies = Checkpoints.save, []
 
     def save_and_copy(self: Checkpoints, *args: Any) -> None:
@@ -78,7 +85,7 @@ def test_training_from_every_state_ends_the_same(
         assert_same(expected, run_training(recipe, settled[1], run))
 
 
-def run_training(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[baseline.History, dict[str, torch.Tensor]]:
+def run_training(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[History, dict[str, torch.Tensor]]:
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=run), recipe, path=run)
         return train(learn, recipe, checkpoints=Checkpoints(run)), learn.model.state_dict()
@@ -473,19 +480,11 @@ def test_reader_that_dies_is_restarted_once(settled: tuple, tmp_path: Path, monk
 
 
 RUN = """
-import sys
 from baseline.cli import app
 from baseline.training import checkpoint
 checkpoint.MIN_SECONDS_BETWEEN = checkpoint.MAX_TIME_FRACTION = 0
-sys.argv = ["baseline", *sys.argv[1:]]
 app.main()
 """
-
-
-def start_command(*arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
 
 
 def run_with_kills(
@@ -494,7 +493,7 @@ def run_with_kills(
     """Run the command until it ends, killed `kills` times at random moments; return what it was doing at these."""
     moments: list[str] = []
     while True:
-        start, process = time.perf_counter(), start_command(*arguments, run)
+        start, process = time.perf_counter(), Command(*arguments, run, code=RUN)
         if len(moments) == kills:
             _, errors = process.communicate()
             assert process.returncode == 0 and "was started on" not in errors, errors
@@ -538,7 +537,7 @@ def uninterrupted(images: Path, tmp_path: Path) -> tuple[list[Any], Path, float]
     (tmp_path / "plan.toml").write_text(PLAN)
     arguments = ["run", tmp_path / "plan.toml", "--data", images, "--out"]
     start = time.perf_counter()
-    process = start_command(*arguments, tmp_path / "whole")
+    process = Command(*arguments, tmp_path / "whole", code=RUN)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     return arguments, tmp_path / "whole", time.perf_counter() - start

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 import baseline
-from baseline import DataError, drop_unreadable, image_table
+from baseline import image_table
+from baseline.data.audit.findings import drop_unreadable
+from baseline.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def fill(folder: Path, *names: str) -> Path:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from baseline import DataError, Recipe, split
+from baseline import Recipe, split
 from baseline.data.split import resolve_split
+from baseline.errors import DataError
 
 
 def rows(counts: dict[str, int], given: str | None = None) -> pd.DataFrame:
@@ -139,7 +140,10 @@ def test_multilabel_images_are_split_by_their_rarest_label() -> None:
 def test_no_class_of_multilabel_images_loses_its_last_training_image(seed: int, tmp_path: Path) -> None:
     table = rows({"a;c": 6, "b;c": 6, "a": 2, "b": 2, "c;e": 9, "e": 9, "": 5})
     table.loc[[0, 6], "label"] = "a;c;z", "b;c;z"  # z is never alone, nor always the rarest
-    for recipe in (Recipe().changed(seed=seed, task="multilabel"), Recipe().changed(seed=seed, images_per_class=2, test_fraction=0.4)):
+    for recipe in (
+        Recipe().changed(seed=seed, task="multilabel"),
+        Recipe().changed(seed=seed, images_per_class=2, test_fraction=0.4),
+    ):
         done = split(table, recipe)
         train = {name for label in done.loc[done["split"] == "train", "label"] for name in label.split(";") if name}
         assert train == {*"abcez"} and set(done["split"]) == {"train", "valid", "test"} and "row" not in done

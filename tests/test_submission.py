@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from conftest import REAL
-from test_cli import call
+from insects import draw
 
 import baseline
-from baseline import DataError, OutputError, submit
+from baseline import submit
 from baseline.deploy.kaggle import submission
+from baseline.errors import DataError, OutputError
 
 Competition = Callable[..., Path]
 STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
@@ -25,8 +27,8 @@ STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
 
 
 @pytest.fixture
-def competition(tmp_path: Path, images: Path) -> Competition:
-    """A competition's folder: a sample, and test images, which are new to the run if real images are available."""
+def competition(tmp_path: Path) -> Competition:
+    """A competition's folder: images of test, which are new to the run, and a sample."""
 
     def make(sample: dict[str, list[str]] | str, test: str = "test", ending: str = ".jpg") -> Path:
         folder = tmp_path / "competition"
@@ -34,8 +36,11 @@ def competition(tmp_path: Path, images: Path) -> Competition:
         for number, stem in enumerate(STEMS):
             name = ("ants", "bees")[number % 2]
             real = sorted((REAL / "hymenoptera_256" / "val" / name).glob("*.jpg"))
-            source = real[number] if real else images / name / f"{number:02}.jpg"
-            shutil.copy(source, folder / test / f"{stem}{ending}")
+            target = folder / test / f"{stem}{ending}"
+            if real:
+                shutil.copy(real[number], target)
+            else:
+                draw(name, 100 + number).save(target, "JPEG", quality=90)
         path = folder / "sample_submission.csv"
         path.write_text(sample if isinstance(sample, str) else pd.DataFrame(sample).to_csv(index=False))
         return path

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from baseline import DataError
 from baseline.deploy.kaggle.submission_format import (
     GIVEN,
     ClassNaming,
@@ -16,6 +15,7 @@ from baseline.deploy.kaggle.submission_format import (
     detect_format,
     format_predictions,
 )
+from baseline.errors import DataError
 
 CLASSES = ["ants", "bees"]
 TABLE = pd.DataFrame({"predicted": ["ants", "bees"], "p_ants": [0.9, 0.2], "p_bees": [0.1, 0.8]})

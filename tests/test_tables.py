@@ -13,8 +13,12 @@ import pytest
 from PIL import Image
 
 import baseline
-from baseline import Columns, DataError, Progress, image_table
+from baseline import Progress, image_table
+from baseline.data.sources.tables import Columns
 from baseline.data.table import summarize_source
+from baseline.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 @pytest.fixture
@@ -269,7 +273,9 @@ def test_multilabel_end_to_end(images: Path, tmp_path: Path) -> None:
         for number, path in enumerate(paths)
     ]
     frame = pd.DataFrame({"image": [str(path) for path in paths], "tags": tags})
-    recipe = baseline.Recipe().changed(image_size=48, stages=(baseline.Stage("head", 8, 1e-2), baseline.Stage(3, 1, 1e-4)))
+    recipe = baseline.Recipe().changed(
+        image_size=48, stages=(baseline.Stage("head", 8, 1e-2), baseline.Stage(3, 1, 1e-4))
+    )
     done = baseline.make_baseline(frame, recipe, out=tmp_path / "run", progress=Progress())
     assert done.recipe.data.task == "many" and set(done.learner.dls.vocab) == {"ants", "bees", "insect"}
     numbers = done.metrics["test"]["tta"]
@@ -300,7 +306,9 @@ def test_every_source_gives_the_same_predictions(images: Path, tmp_path: Path) -
         shutil.copy(path, tmp_path / "kaggle/train_images" / f"{path.parent.name}{path.name}")
     ids = frame["file"].str.replace("/", "").str.removesuffix(".jpg")
     pd.DataFrame({"image_id": ids, "label": frame["kind"]}).to_csv(tmp_path / "kaggle/train.csv", index=False)
-    recipe = baseline.Recipe().changed(image_size=32, frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2),))
+    recipe = baseline.Recipe().changed(
+        image_size=32, frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2),)
+    )
     in_folder = recipe.changed(image_dir=str(images))
     runs = {
         "folders": (images, recipe),

@@ -14,7 +14,8 @@ import torch
 from fastai.learner import Learner
 
 import baseline
-from baseline import RecipeError, Stage, TrainingError, train
+from baseline import Stage, train
+from baseline.errors import RecipeError, TrainingError
 from baseline.recipe.schema import OPTIMIZERS
 from baseline.training import callbacks
 from baseline.training.frozen import FrozenOutputs, embeddings, find_layers

@@ -17,7 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import baseline
-from baseline import DataError, OutputError, Progress, RecipeError, WeightsError, run_ladder
+from baseline import Progress, run_ladder
+from baseline.errors import DataError, OutputError, RecipeError, WeightsError
+from baseline.experiments.ladder import Ladder
 from baseline.experiments.zeroshot import DEFAULT_CLIP, ClipModel, class_prompts, load_clip, parse_clip
 from baseline.runs.folder import read_manifest, read_predictions
 
@@ -96,9 +98,7 @@ def reference_probabilities(open_clip: Any, weights: Path, paths: list[str], pro
     return torch.stack(rows).numpy()
 
 
-def test_its_run_folder_contains_what_open_clip_computes(
-    open_clip: Any, weights: Path, ladder: baseline.Ladder
-) -> None:
+def test_its_run_folder_contains_what_open_clip_computes(open_clip: Any, weights: Path, ladder: Ladder) -> None:
     run = ladder.folder / "zeroshot"
     predictions, other = read_predictions(run), read_predictions(ladder.folder / "logistic")
     pd.testing.assert_frame_equal(predictions[["path", "label", "split"]], other[["path", "label", "split"]])
@@ -112,7 +112,7 @@ def test_its_run_folder_contains_what_open_clip_computes(
     assert manifest["stages"][0]["why"] == f'tiny-clip:{weights}, prompt "{PROMPT}"'
 
 
-def test_it_is_a_variants_trained_on_nothing(ladder: baseline.Ladder) -> None:
+def test_it_is_a_variants_trained_on_nothing(ladder: Ladder) -> None:
     row = ladder.table.set_index("variant").loc["zeroshot"]
     assert ladder.table["variant"].tolist() == ["majority", "logistic", "zeroshot"]
     assert row["parameters"] == 0 and 0 <= row["seconds"] < 60 and row["against"] == "logistic" and row["arch"] == ""
