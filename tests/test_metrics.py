@@ -470,7 +470,9 @@ def test_tables_without_common_images_or_labels_are_rejected() -> None:
 def test_sentences_name_errors_majority_class_and_tta_gain(done: baseline.Baseline) -> None:
     numbers = done.metrics["test"]
     text = " ".join(explain(numbers))
-    assert f"{numbers['tta']['wrong']} of 10 predictions" in text and "most frequent class, would score 50.0%" in text
+    wrong = numbers["tta"]["wrong"]
+    assert f"{wrong} of 10 predictions {'is' if wrong == 1 else 'are'} wrong: an error rate of {wrong / 10:.1%}" in text
+    assert "most frequent class, would score 50.0%" in text
     table = make_table(*simulate(1, 400))
     worse = table["predicted"].where(table.index >= 100, "c003")
     numbers = evaluate(table.assign(plain_predicted=worse))["test"]
