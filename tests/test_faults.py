@@ -402,7 +402,7 @@ def test_a_table_of_ten_million_rows_is_refused_before_it_fills_the_memory(
     with file.open("wb") as opened:
         opened.write(b"path,label\n" + row * 10_000)
         opened.truncate(len(row) * 10_000_000)  # a sparse file: only its size is read
-    monkeypatch.setattr("baseline.system.free_memory_bytes", lambda: 8 * 10**9)
+    monkeypatch.setattr("baseline.data.sources.read_table.free_memory_bytes", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         DataError, match=r"about 9,99\d,\d{3} rows, which take 11\.4 GB of memory, and 8\.0 GB are free"
