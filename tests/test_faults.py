@@ -403,7 +403,7 @@ def test_a_table_of_ten_million_rows_is_refused_before_it_fills_the_memory(
     row = b"0000001.jpg,ants\n"
     with file.open("wb") as opened:
         opened.write(b"path,label\n" + row * 10_000)
-        opened.truncate(len(row) * 10_000_000)  # a sparse file: only its size is checked
+        opened.truncate(len(row) * 10_000_000)  # a sparse file: only its size is read
     monkeypatch.setattr("baseline.data.sources.read_table.free_memory_bytes", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
