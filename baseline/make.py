@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from fastai.learner import Learner
 
+    from baseline.evaluation.results import Metrics
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
     from baseline.training.state import History
@@ -52,7 +53,7 @@ class Baseline:
 
     learner: Learner
     """The whole network with its best weights, in evaluation mode: a complete fastai Learner."""
-    metrics: dict[str, dict[str, Any]]
+    metrics: Metrics
     """By split, plain and with test-time augmentation (TTA); see `baseline.evaluate`."""
     predictions: pd.DataFrame
     """One row per image of the valid and test splits; see `baseline.predict`."""

@@ -11,9 +11,8 @@ import pytest
 from commands import call
 
 import baseline
-from baseline import Recipe
 from baseline.data.label_fixes import apply_fixes, read_fixes
-from baseline.errors import DataError, RecipeError
+from baseline.errors import DataError
 from baseline.experiments.before_after import compare_fixes
 from baseline.inference.filter import filter_by_model
 
@@ -90,7 +89,7 @@ def test_later_fixes_apply_to_the_labels_that_earlier_ones_leave(tmp_path: Path)
         ),
         ([("/here/ant/0.jpg", "ant", "waps")], r"classes that do not exist: 'waps'.* Did you mean 'wasp'"),
         ([("/here/ant/0.jpg", "ant", "bee"), ("/here/ant/0.jpg", "ant", "wasp")], "lists an image twice"),
-        ([("/elsewhere/0.jpg", "ant", "bee")], "may be several of these"),
+        ([("/elsewhere/0.jpg", "ant", "bee")], "match several of these"),
     ],
 )
 def test_fixes_that_do_not_match_the_table_are_rejected(tmp_path: Path, rows: list, message: str) -> None:
@@ -115,37 +114,44 @@ def test_a_second_model_decides_which_images_belong(images: Path, tiny: Path) ->
     table = baseline.image_table(images)
     probability = baseline.load(tiny).predict(table["path"].tolist())["p_ants"].to_numpy()
     above = float(np.sort(probability)[10:12].mean())
-    result, removed = filter_by_model(
-        table, Recipe().changed(keep_if="ants", keep_model=str(tiny), keep_above=above), baseline.Progress()
-    )
+    result, removed = filter_by_model(table, tiny, "ants", above)
     assert len(removed) == 11 and set(removed["path"]) == set(table["path"][probability < above])
     assert result["path"].tolist() == table["path"][probability >= above].tolist()
     with pytest.raises(DataError, match=r"There is no class 'ant'\. Did you mean 'ants'"):
-        filter_by_model(table, Recipe().changed(keep_if="ant", keep_model=str(tiny)), baseline.Progress())
+        filter_by_model(table, tiny, "ant")
     with pytest.raises(DataError, match="none of 'ants', 'bees' is left"):
-        filter_by_model(
-            table, Recipe().changed(keep_if="ants", keep_model=str(tiny), keep_above=1.0), baseline.Progress()
-        )
-    with pytest.raises(RecipeError, match="keep_model is not given"):
-        Recipe().changed(keep_if="ants")
+        filter_by_model(table, tiny, "ants", 1.0)
+
+
+def test_the_filter_command_writes_a_table_that_a_run_reads(images: Path, tiny: Path, tmp_path: Path) -> None:
+    table = baseline.image_table(images)
+    probability = baseline.load(tiny).predict(table["path"].tolist())["p_ants"].to_numpy()
+    above = float(np.sort(probability)[10:12].mean())
+    out = tmp_path / "kept.csv"
+    options = ("--model", tiny, "--keep", "ants", "--above", above, "--out", out)
+    ended = call("filter", images, *options)
+    assert ended.returncode == 0 and ended.stdout.strip() == str(out), ended.stderr
+    kept = baseline.image_table(out)
+    assert sorted(kept["path"]) == sorted(table["path"][probability >= above])
+    left_out = pd.read_csv(tmp_path / "kept-left-out.csv")
+    assert len(left_out) == 11 and left_out["probability"].is_monotonic_increasing
+    again = call("filter", images, *options)
+    assert again.returncode == 2 and "exists already" in again.stderr
 
 
 def test_a_run_with_fixes_compares_before_and_after_on_the_same_images(
     images: Path, small: baseline.Recipe, tiny: Path, tmp_path: Path
 ) -> None:
-    quick = small.changed(stages=(baseline.Stage("head", 2, 0.01),), keep_if="ants", keep_model=str(tiny))
-    predictions = baseline.load(tiny).predict(images)
-    quick = quick.changed(keep_above=float(np.sort(predictions["p_ants"])[3:5].mean()))
+    quick = small.changed(stages=(baseline.Stage("head", 2, 0.01),))
     table = baseline.split(baseline.image_table(images), quick)
     ants = table[table["label"] == "ants"]
-    ants = ants[ants["path"].isin(predictions["path"][predictions["p_ants"] >= quick.keep_above])]
     train, test = (ants.loc[ants["split"] == name, "path"].iloc[0] for name in ("train", "test"))
     file = write_fixes(tmp_path, (train, "ants", "bees"), (test, "ants", "bees"))
     result = compare_fixes([file], images, quick, out=tmp_path / "run", progress=baseline.Progress())
     assert result.before == tmp_path / "run" / "before" and result.after.folder == tmp_path / "run" / "after"
     assert result.comparison.table["images"].nunique() == 1 and len(result.comparison.sentences) == 1
     before, after = (pd.read_csv(folder / "split.csv") for folder in (result.before, result.after.folder))
-    assert len(pd.read_csv(result.before / "not_kept.csv")) == 4 and len(before) == len(table) - 4
+    assert len(before) == len(table)
     changed = before["label"] != after["label"]
     assert before["path"].equals(after["path"]) and len(before[changed]) <= 2
     assert set(before["path"][changed]) == {
@@ -161,5 +167,5 @@ def test_the_command_rejects_fixes_before_it_trains(images: Path, tmp_path: Path
     ended = run("--fixes", str(file))
     assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "names 1 image not found here" in ended.stderr and not (tmp_path / "run").exists()
-    assert "--before goes with --fixes" in run("--before", str(tmp_path)).stderr
+    assert "--before works with --fixes" in run("--before", str(tmp_path)).stderr
     assert "Give one of them" in run("--fixes", str(file), "--seeds", "2").stderr

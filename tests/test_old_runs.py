@@ -27,11 +27,14 @@ def test_a_manifest_of_format_1_is_read_in_todays_layout() -> None:
     for split, metrics in manifest["metrics"].items():
         assert metrics["images"] == raw["metrics"][split]["photos"]
         for way in ("plain", "tta"):
-            before = raw["metrics"][split][way]
-            assert metrics[way]["accuracy"] == before["accuracy"]
-            assert [row["images"] for row in metrics[way]["reliability"]] == [
-                row["photos"] for row in before["reliability"]
-            ]
+            assert metrics[way]["accuracy"] == raw["metrics"][split][way]["accuracy"]
+        before = raw["metrics"][split]["tta"]
+        assert metrics["tta_gain"]["images"] == raw["metrics"][split]["tta_gain"]["photos"]
+        for table in ("reliability", "confused"):
+            assert [row["images"] for row in metrics["tta"][table]] == [row["photos"] for row in before[table]]
+        assert {name: row["images"] for name, row in metrics["tta"]["classes"].items()} == {
+            name: row["photos"] for name, row in before["classes"].items()
+        }
     assert "photos" not in json.dumps({**manifest, "asked": None})
 
 
@@ -43,7 +46,7 @@ def test_its_recipe_has_the_same_values_under_todays_names() -> None:
     assert recipe.model.pretrained is (not raw["scratch"]) is False
     assert recipe.data.task == "single" and raw["labels"] == "one"
     assert recipe.training.class_balance == raw["balance"] == "weights"
-    assert recipe.split.valid_fraction == raw["valid_fraction"] == 0.2 and recipe.options.loggers == ("csv",)
+    assert recipe.split.valid_fraction == raw["valid_share"] == 0.2 and recipe.options.loggers == ("csv",)
     assert recipe.stages == (Stage("all", 3, 1e-3, batch_norm="train", steps=raw["stages"][0]["steps"]),)
 
 

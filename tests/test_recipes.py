@@ -102,12 +102,12 @@ def test_a_file_that_is_no_toml_is_refused_with_its_place(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("image_size", "128"), ("image_size", True), ("valid_fraction", 0), ("tta", ("rotate",)), ("augment", {"spin": 3}),
-     ("seed", -1), ("freeze", "yes"), ("stages", ()), ("precision", "int8"), ("scratch", 1), ("workers", 1.5),
+     ("seed", -1), ("freeze", "yes"), ("stages", ()), ("precision", "int8"), ("pretrained", 1), ("workers", 1.5),
      ("budget", "soon"), ("budget", 600), ("budget", "0m"), ("cache_gb", -1)],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:
     with pytest.raises(RecipeError, match=field):
-        Recipe(**{field: value})
+        Recipe().changed(**{field: value})
 
 
 def test_an_unknown_change_is_answered_with_the_nearest_field() -> None:
@@ -178,7 +178,7 @@ def test_few_images_get_the_steps_they_need_and_many_the_epochs_asked_for(images
 def test_a_share_of_the_layer_groups_is_above_0_and_below_1() -> None:
     assert Stage(0.01, 1).groups(9) == 2 and Stage(0.99, 1).groups(3) == 3 and Stage(4, 1).groups(9) == 4
     for share in (0.0, 1.0, 1.5, -0.5):
-        with pytest.raises(RecipeError, match="or their share of all"):
+        with pytest.raises(RecipeError, match="or a fraction of them"):
             Recipe().changed(stages=(Stage(share, 1),))
 
 
@@ -239,7 +239,7 @@ def test_skylines_keeps_groups_together_and_says_how_it_was_trained(grouped: Pat
     kept = json.loads((tmp_path / "run" / "manifest.json").read_text())
     for stage in (*kept["stages"], *kept["recipe"]["stages"]):
         assert (stage["optimizer"], stage["schedule"]) == ("sgd", "plateau")
-    assert done.recipe == Recipe(**kept["recipe"])
+    assert done.recipe == recipe_from_dict(kept["recipe"])
     for file in ("model/README.md", "report.html"):
         assert (tmp_path / "run" / file).read_text().count("optimizer sgd, schedule plateau") == 2
 
@@ -266,14 +266,16 @@ def test_a_recipes_body_is_the_one_whose_weights_are_at_hand_and_the_choice_is_w
     recipe = load_recipe("alpaca").changed(image_size=48)
     table = split(image_table(images), recipe)
     found, weights, reasons = resolve(recipe, table)
-    assert found.arch == weights.arch == EMBEDDED_ARCH
+    assert found.model.arch == weights.arch == EMBEDDED_ARCH
     assert reasons["arch"].startswith("the weights of mobilenet_v2 are not available; ")
     (tmp_path / "kaggle/input/weights").mkdir(parents=True)
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "kaggle/input/weights/mobilenet_v2.pth")
     found, weights, reasons = resolve(recipe, table)
-    assert found.arch == weights.arch == "mobilenet_v2" and "are available" in reasons["arch"]
-    assert resolve(recipe.changed(pretrained=False, arch="resnet18 or auto"), table)[0].arch == "resnet18"
+    assert found.model.arch == weights.arch == "mobilenet_v2" and "are available" in reasons["arch"]
+    assert resolve(recipe.changed(pretrained=False, arch="resnet18 or auto"), table)[0].model.arch == "resnet18"
     mine = recipe.changed(arch="resnet18 or auto", weights=str(tmp_path / "kaggle/input/weights/mobilenet_v2.pth"))
-    assert resolve(mine, table)[0].arch == "resnet18", "a file of weights is for the body that the recipe names first"
+    assert resolve(mine, table)[0].model.arch == "resnet18", (
+        "a file of weights is for the body that the recipe names first"
+    )
     with pytest.raises(RecipeError, match="no architecture 'resnet81'"):
         resolve(recipe.changed(arch="resnet81 or auto"), table)

@@ -201,12 +201,11 @@ def test_run_of_another_version_is_refused(
 
 
 def test_run_is_resumed_and_repeated_from_another_folder(
-    images: Path, small: Recipe, tiny: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, elsewhere, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
     elsewhere.mkdir()
     shutil.copytree(images, home / "images")
-    shutil.copytree(tiny, home / "second")
     weights = baseline.vision.weights.find_weights(baseline.recipe.auto.EMBEDDED_ARCH).path
     shutil.copy(weights, home / weights.name)
     files = sorted(path for path in images.rglob("*.jpg"))
@@ -218,8 +217,8 @@ def test_run_is_resumed_and_repeated_from_another_folder(
     (home / "table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     shutil.copy(home / "table.csv", home / "split.csv")
     monkeypatch.chdir(home)
-    settings = {"image_dir": "images", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
-             "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.auto.EMBEDDED_ARCH}  # fmt: skip
+    settings = {"image_dir": "images", "split_file": "split.csv", "weights": weights.name,
+             "arch": baseline.recipe.auto.EMBEDDED_ARCH}  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):

@@ -53,8 +53,8 @@ def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseli
 
 def test_the_manifest_tells_everything_that_was_decided(done: baseline.Baseline) -> None:
     manifest = json.loads((done.folder / "manifest.json").read_text())
-    assert manifest["recipe"]["arch"] == "tf_efficientnet_lite0" and manifest["reasons"]["arch"]
-    assert manifest["recipe"]["batch_size"] == 16 and "auto" not in (manifest["recipe"]["precision"],)
+    assert manifest["recipe"]["model"]["arch"] == "tf_efficientnet_lite0" and manifest["reasons"]["arch"]
+    assert manifest["recipe"]["training"]["batch_size"] == 16 and manifest["recipe"]["model"]["precision"] == "float32"
     assert manifest["weights"]["sha256"].startswith("57934424")
     assert set(manifest["seconds"]) >= {"data", "weights", "training", "evaluation"}
     assert manifest["data"]["images"] == {"train": 34, "valid": 4, "test": 10}
@@ -119,8 +119,9 @@ def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.B
         "import sys, torch, baseline\n"
         "from baseline.data.image import resize_image, load_image\n"
         "import numpy as np\n"
-        "model, facts = baseline.load_network(sys.argv[1])\n"
-        "square = fit_image(open_image(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
+        "from baseline.inference.model_folder import load_network\n"
+        "model, facts = load_network(sys.argv[1])\n"
+        "square = resize_image(load_image(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
         "x = torch.tensor(np.asarray(square).transpose(2, 0, 1)[None] / 255, dtype=torch.float32)\n"
         "mean, std = (torch.tensor(facts[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))\n"
         "with torch.no_grad(): print(*model((x - mean) / std).softmax(1)[0].tolist())\n"
@@ -167,7 +168,7 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: 
     again = make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", progress=QUIET)
     assert again.predictions.equals(one.predictions)
     (two.folder / "split.csv").unlink()
-    with pytest.raises(RecipeError, match="names no data set and none was given"):
+    with pytest.raises(RecipeError, match="names no data set, and no images were given"):
         make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", progress=QUIET)
 
 

@@ -109,7 +109,9 @@ def test_too_few_readable_images_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "b/2.png").write_text("nothing")
     table = image_table(tmp_path)
     assert table.attrs["source"]["notes"] == []
-    with pytest.raises(DataError, match=r"Class 'b' has one image only; two were needed to train\. Add images"):
+    with pytest.raises(
+        DataError, match=r"Class 'b' has only one image; at least two are needed for training\. Add images"
+    ):
         baseline.make_baseline(table, out=tmp_path / "run", progress=baseline.Progress())
     assert not (tmp_path / "run" / "manifest.json").exists()
 

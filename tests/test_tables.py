@@ -86,7 +86,7 @@ def test_competition_folder_is_read_by_its_train_csv(forest: Path, tmp_path: Pat
     assert all("train_images" in path for path in table["path"]) and table["label"].tolist() == frame["label"].tolist()
     summary = "\n".join(summarize_source(table))
     assert "images from 'image_id', labels from 'tree'" in summary and "6 images are named without a suffix" in summary
-    assert "6 images that train.csv does not name are left alone" in summary
+    assert "6 images not listed in train.csv, ignored" in summary
 
 
 def test_loose_images_with_a_table_are_read_by_the_table(forest: Path, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_multilabel_end_to_end(images: Path, tmp_path: Path) -> None:
         image_size=48, stages=(baseline.Stage("head", 8, 1e-2), baseline.Stage(3, 1, 1e-4))
     )
     done = baseline.make_baseline(frame, recipe, out=tmp_path / "run", progress=Progress())
-    assert done.recipe.data.task == "many" and set(done.learner.dls.vocab) == {"ants", "bees", "insect"}
+    assert done.recipe.data.task == "multilabel" and set(done.learner.dls.vocab) == {"ants", "bees", "insect"}
     numbers = done.metrics["test"]["tta"]
     assert set(numbers["classes"]) == {"ants", "bees", "insect"}
     assert 0 < numbers["micro_f1"] <= 1 and 0 < numbers["mean_average_precision"] <= 1
@@ -422,7 +422,7 @@ def test_file_name_that_is_not_utf8_is_rejected(forest: Path) -> None:
 def test_all_zero_one_hot_rows_are_images_without_a_label(forest: Path) -> None:
     frame = rows(forest)[["image"]].assign(oak=[1, 1, 0, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1])
     frame.to_csv(forest / "a.csv", index=False)
-    assert "2 classes, several an image" in summarize_source(image_table(forest / "a.csv"))[2]
+    assert "2 classes (several per image)" in summarize_source(image_table(forest / "a.csv"))[2]
 
 
 def test_class_folder_names_are_unique(tmp_path: Path) -> None:

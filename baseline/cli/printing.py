@@ -48,13 +48,13 @@ def result_table(result: Baseline) -> RenderableType:
     """The result of a run: accuracy by split, seconds by part, and where the files are."""
     table = Table("split", "images", "accuracy", "95 % interval", "wrong")
     for split, numbers in result.metrics.items():
-        for kind, words in (("plain", ""), ("tta", f" + {', '.join(result.recipe.evaluation.tta)}")):
-            if kind == "plain" or result.recipe.evaluation.tta:
-                found = numbers[kind]
-                low, high = found["interval"]
-                span = f"{low:.2%} to {high:.2%}"
-                counts = (f"{numbers['images']:,}", f"{found['accuracy']:.2%}", span, f"{found['wrong']:,}")
-                table.add_row(split + words, *counts)
+        ways = [(numbers["plain"], split)]
+        if result.recipe.evaluation.tta:
+            ways.append((numbers["tta"], f"{split} with TTA"))
+        for scores, name in ways:
+            low, high = scores["interval"]
+            accuracy, interval = f"{scores['accuracy']:.2%}", f"{low:.2%} to {high:.2%}"
+            table.add_row(name, f"{numbers['images']:,}", accuracy, interval, f"{scores['wrong']:,}")
     seconds = "  ".join(f"{name} {value:.0f}" for name, value in result.manifest["seconds"].items())
     ended = enumerate(result.manifest["stages"], 1)
     stages = "  ".join(
@@ -239,14 +239,14 @@ def runs_table(result: pd.DataFrame) -> RenderableType:
 
 def _headline(result: Baseline) -> str:
     split = headline_split(result.metrics)
-    kind = "tta" if result.recipe.evaluation.tta else "plain"
-    found = result.metrics[split][kind]
-    low, high = found["interval"]
-    tta = " with TTA" if result.recipe.evaluation.tta else ""
+    metrics, has_tta = result.metrics[split], bool(result.recipe.evaluation.tta)
+    scores = metrics["tta"] if has_tta else metrics["plain"]
+    low, high = scores["interval"]
+    tta = " with TTA" if has_tta else ""
     if result.recipe.data.task == "multilabel":
-        best = result.metrics[split]["tta"]
+        precision = metrics["tta"]["mean_average_precision"]
         return (
-            f"{split}{tta}: micro F1 {found['micro_f1']:.2%}, macro F1 {found['macro_f1']:.2%}, mean average precision "
-            f"{best['mean_average_precision']:.2%}; the table counts images whose labels are all correct"
+            f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average precision "
+            f"{precision:.2%}; the table counts images whose labels are all correct"
         )
-    return f"{split} accuracy{tta}: {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+    return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

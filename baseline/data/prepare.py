@@ -1,6 +1,6 @@
 """Recipe and source -> audited image table in which every image has its split.
 
-`load_images` reads the source; `prepare` also audits and splits the table and applies label fixes. Neither writes files.
+`load_images` reads the source; `prepare` also audits and splits the table and applies label fixes. They write no files.
 """
 
 from __future__ import annotations

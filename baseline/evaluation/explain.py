@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["describe_difference", "explain"]
 
 
-def explain(numbers: dict[str, Any]) -> list[str]:
+def explain(numbers: Mapping[str, Any]) -> list[str]:
     """Say in plain English what the metrics of one split mean, a sentence per list item.
 
     Args:

@@ -6,7 +6,7 @@ such as the recall of a class without images, is None, and `undefined` gives the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from baseline.evaluation.intervals import (
     percentile_interval,
     wilson_interval,
 )
+from baseline.evaluation.results import Metrics, SplitMetrics
 from baseline.evaluation.significance import paired_statistics
 from baseline.evaluation.table import (
     check_columns,
@@ -54,7 +55,7 @@ REQUIRED_COLUMNS = ("split", "label", "predicted", "loss")
 PLAIN_COLUMNS = ("plain_predicted", "plain_loss")
 
 
-def evaluate(table: pd.DataFrame, task: str = "single") -> dict[str, dict[str, Any]]:
+def evaluate(table: pd.DataFrame, task: str = "single") -> Metrics:
     """Return all metrics of the predictions by split, with and without test-time augmentation (TTA).
 
     Intervals are 95 % intervals: Wilson's for proportions; the others come from 1,000 bootstrap samples of the images,
@@ -81,8 +82,8 @@ def evaluate(table: pd.DataFrame, task: str = "single") -> dict[str, dict[str, A
         predicted either).
 
         With `task="multilabel"` the accuracy counts images whose labels are all correct, and both also have `micro_f1`
-        and `macro_f1`; with TTA there are `classes` as above, `mean_average_precision` over the classes with images in the
-        split, and `ece` and `reliability` with each class of an image as a prediction of its own.
+        and `macro_f1`; with TTA there are `classes` as above, `mean_average_precision` over the classes with images in
+        the split, and `ece` and `reliability` with each class of an image as a prediction of its own.
 
     Raises:
         DataError: if a column or a value is missing, a row does not sum to 1, or a class has no column.
@@ -114,7 +115,7 @@ def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, 
     return float(correct.mean()), *interval
 
 
-def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str) -> dict[str, Any]:
+def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str) -> SplitMetrics:
     """Return the metrics of one split; see `evaluate`."""
     groups = group_codes(rows)
     numbers: dict[str, Any] = {"images": len(rows)}
@@ -130,7 +131,7 @@ def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str) -> dict[st
         numbers["tta_gain"] = paired_statistics(
             correct_rows(rows, "plain_predicted"), correct_rows(rows, "predicted"), groups
         )
-    return numbers
+    return cast(SplitMetrics, numbers)
 
 
 def evaluate_predictions(rows: pd.DataFrame, prefix: str, task: str) -> dict[str, Any]:

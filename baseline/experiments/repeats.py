@@ -224,7 +224,7 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     return f"{folds}; before the audit, which keeps duplicates in one fold"
 
 
-def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> SplitMetrics:
     """Write the predictions of each fold's valid images as one table, and return its metrics."""
     import pandas as pd
 

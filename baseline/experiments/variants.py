@@ -185,7 +185,7 @@ class Architecture:
         """The recipe that all variants share, apart from their stages, and the weights."""
         recipe, weights, _ = resolve(self.requested.changed(presets={}), self.table, self.progress)
         split_file = str(self.split_file.absolute())
-        done_once = {"split": "auto", "audit": "none", "images_per_class": 0, "keep_if": "", "keep_model": ""}
+        done_once = {"split": "auto", "audit": "none", "images_per_class": 0}
         return recipe.changed(split_file=split_file, **done_once), weights
 
     @property

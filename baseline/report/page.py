@@ -31,6 +31,7 @@ from baseline.evaluation.calibration import BIN_COUNT
 from baseline.evaluation.explain import explain
 from baseline.evaluation.label_errors import suspect_labels
 from baseline.evaluation.metrics import evaluate
+from baseline.evaluation.results import SplitMetrics
 from baseline.files import read_json, sha256_of, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.diff import flat_recipe
@@ -127,7 +128,7 @@ class RunFiles:
         )
 
     @cached_property
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> SplitMetrics:
         """The metrics of `rows`, computed again, because the manifest of an older version may lack some of them."""
         return evaluate(self.rows, self.recipe.get("task", "single"))[self.split]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -148,7 +148,7 @@ def _manifest_row(folder: Path, manifest: dict[str, Any], split: str) -> dict[st
     }
 
 
-def _metrics_row(numbers: dict[str, Any]) -> dict[str, Any]:
+def _metrics_row(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a split as columns; those that older versions did not compute are None."""
     metrics = numbers.get("tta", {})
     low, high = metrics.get("interval", (None, None))

@@ -161,12 +161,12 @@ def upgrade_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
     upgraded = {_rename(key): value for key, value in manifest.items()}
     upgraded["recipe"] = recipe_from_dict(upgrade_recipe(manifest["recipe"])).as_dict()
-    for key in ("data", "calibration"):
+    for key in ("data", "calibration", "asked"):
         if isinstance(upgraded.get(key), Mapping):
             upgraded[key] = {_rename(name): value for name, value in upgraded[key].items()}
     upgraded["metrics"] = {
         split: {
-            _rename(name): {key: _rename_counts(value) for key, value in group.items()}
+            _rename(name): {_rename(key): _rename_counts(value) for key, value in group.items()}
             if isinstance(group, dict)
             else group
             for name, group in metrics.items()
