@@ -325,7 +325,7 @@ def test_suspect_labels_are_shown_and_saved(run: Path, done: baseline.Baseline) 
     table.to_csv(run / "predictions.csv", index=False)
     write_report(run)
     listed = pd.read_csv(run / "suspected_labels.csv")
-    assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[index, "path"], wrong, label]
+    assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[sure, "path"], wrong, label]
     said = page_of(run).said
     assert "Labels that may be wrong" in said and f"label: {wrong} suggested: {label} (99.9" in said
     assert (run / "suspects.png").exists()

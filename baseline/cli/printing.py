@@ -246,7 +246,7 @@ def _headline(result: Baseline) -> str:
     if result.recipe.data.task == "multilabel":
         precision = metrics["tta"]["mean_average_precision"]
         return (
-            f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average precision "
-            f"{precision:.2%}; the table counts images whose labels are all correct"
+            f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average "
+            f"precision {precision:.2%}; the table counts images whose labels are all correct"
         )
     return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

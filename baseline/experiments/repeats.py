@@ -24,6 +24,7 @@ from baseline.runs.folder import headline_split, read_predictions
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.evaluation.results import SplitMetrics
     from baseline.inference.model import Ensemble, Model
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
