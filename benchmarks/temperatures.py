@@ -4,7 +4,7 @@
 
 Of each run's test images (valid, where there is no test split) some are drawn 200 times, a temperature is fitted on
 them, and the log loss of the rest is told: uncalibrated, by the likeliest temperature (Guo et al. 2017), and by
-`baseline.fit_temperature`. So for the probabilities as they are, and for sharper (logits times 2) and flatter (by 2) ones.
+`baseline.fit_temperature`. The same for sharper (logits times 2) and flatter (by 2) ones.
 """
 
 from __future__ import annotations
