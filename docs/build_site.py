@@ -135,8 +135,8 @@ def write_recipe_fields() -> None:
         "# Recipe fields",
         "",
         "The name is the key in a TOML file, the keyword argument of `make_baseline` and, with dashes, the option of",
-        "`baseline run`. `--set KEY=VALUE` takes the name or the full name. The fields of `augment` and `stages` are",
-        "described under [Augment](Augment.md) and [Stage](Stage.md).",
+        "`baseline run` (whose `--data` is the path of the images). `--set KEY=VALUE` takes the name or the full name.",
+        "The fields of `augment` and `stages` are described under [Augment](Augment.md) and [Stage](Stage.md).",
     ]
     for group, names in FLAT_NAMES.items():
         summary = (GROUPS[group].__doc__ or "").split("\n")[0].split("; see ")[0].rstrip(".")
