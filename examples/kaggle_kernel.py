@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A baseline and a verified submission, with the internet off
 #
-# Attach two inputs: the competition, and a dataset with the output of `baseline bundle`: the wheels of `fastai-baseline`
-# and of the dependencies that Kaggle's image lacks. The ImageNet weights of EfficientNet-Lite0 are included; other
-# weights in the bundle are found automatically.
+# Attach two inputs: the competition, and a dataset with the output of `baseline bundle`: the wheels of
+# `fastai-baseline` and of the dependencies that Kaggle's image lacks. The ImageNet weights of EfficientNet-Lite0 are
+# included; other weights in the bundle are found automatically.
 
 # %%
 import os

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From the long form to a model of your own
 #
-# `make_baseline` is short for a few calls, and each of them can be replaced. This notebook keeps the images, the splits,
-# the training loop and the evaluation, and replaces the network. Set `IMAGES` to a folder with one folder per class.
+# `make_baseline` is short for a few calls, and each of them can be replaced. This notebook keeps the images, the
+# splits, the training loop and the evaluation, and replaces the network. Set `IMAGES` to a folder with one folder per class.
 
 # %%
 import os
@@ -34,8 +34,8 @@ history.epochs[["epoch", "lr", "train_loss", "valid_loss", "valid_accuracy"]]
 
 # %% [markdown]
 # Then a network of your own: any `nn.Sequential(body, head)` in a fastai Learner. The recipe still defines how it is
-# trained: here all layers, at the learning rate found by the search, with the `flat_cos` schedule and BatchNorm in train
-# mode.
+# trained: here all layers, at the learning rate found by the search, with the `flat_cos` schedule and BatchNorm in
+# train mode.
 
 
 # %%
