@@ -2,7 +2,8 @@
 # # From the long form to a model of your own
 #
 # `make_baseline` is short for a few calls, and each of them can be replaced. This notebook keeps the images, the
-# splits, the training loop and the evaluation, and replaces the network. Set `IMAGES` to a folder with one folder per class.
+# splits, the training loop and the evaluation, and replaces the network. Set `IMAGES` to a folder with one folder per
+# class.
 
 # %%
 import os
