@@ -9,98 +9,89 @@ The names below are loaded on first use; importing the package loads neither tor
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baseline.data.audit.findings import audit as audit
+    from baseline.data.prepare import load_images as load_images
+    from baseline.data.split import split as split
+    from baseline.data.table import image_table as image_table
+    from baseline.deploy.export import export as export
+    from baseline.deploy.kaggle.submission import submit as submit
+    from baseline.deploy.server.app import serve as serve
+    from baseline.errors import BaselineError as BaselineError
+    from baseline.evaluation.calibration import calibrate as calibrate
+    from baseline.evaluation.metrics import evaluate as evaluate
+    from baseline.evaluation.predict import predict as predict
+    from baseline.evaluation.significance import paired_test as paired_test
+    from baseline.experiments.label_review import clean as clean
+    from baseline.experiments.ladder import run_ladder as run_ladder
+    from baseline.experiments.learning_curve import run_learning_curve as run_learning_curve
+    from baseline.experiments.repeats import run_folds as run_folds
+    from baseline.experiments.repeats import run_seeds as run_seeds
+    from baseline.inference.batch import write_predictions as write_predictions
+    from baseline.inference.model import Model as Model
+    from baseline.inference.model import load as load
+    from baseline.make import Baseline as Baseline
+    from baseline.make import make_baseline as make_baseline
+    from baseline.make import resume as resume
+    from baseline.progress import ConsoleProgress as ConsoleProgress
+    from baseline.progress import Progress as Progress
+    from baseline.recipe.load import load_recipe as load_recipe
+    from baseline.recipe.schema import Augment as Augment
+    from baseline.recipe.schema import Recipe as Recipe
+    from baseline.recipe.schema import RunOptions as RunOptions
+    from baseline.recipe.schema import Stage as Stage
+    from baseline.runs.compare import compare_runs as compare_runs
+    from baseline.training.stages import train as train
+    from baseline.vision.dataloaders import dataloaders as dataloaders
+    from baseline.vision.learner import learner as learner
+    from baseline.vision.resolve import resolve as resolve
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Audit": "data.audit.findings",
     "Augment": "recipe.schema",
     "Baseline": "make",
     "BaselineError": "errors",
-    "Bundle": "deploy.kaggle.bundle",
-    "LabelReview": "experiments.label_review",
-    "Columns": "data.sources.tables",
-    "Comparison": "runs.compare",
-    "LearningCurve": "experiments.learning_curve",
-    "DataError": "errors",
-    "Ensemble": "inference.model",
-    "Exported": "deploy.export",
-    "FixComparison": "experiments.before_after",
-    "FoldRuns": "experiments.repeats",
-    "History": "training.state",
-    "Ladder": "experiments.ladder",
-    "Imported": "deploy.import_fastai",
-    "LeakError": "errors",
-    "Limits": "deploy.server.predictor",
-    "Model": "inference.model",
-    "OutputError": "errors",
-    "Recipe": "recipe.schema",
-    "RecipeError": "errors",
-    "SeedRuns": "experiments.repeats",
-    "Progress": "progress",
-    "Stage": "recipe.schema",
-    "Submission": "deploy.kaggle.submission",
     "ConsoleProgress": "progress",
-    "TrainingError": "errors",
-    "PredictOptions": "inference.output",
-    "Weights": "vision.weights",
-    "WeightsError": "errors",
+    "Model": "inference.model",
+    "Progress": "progress",
+    "Recipe": "recipe.schema",
+    "RunOptions": "recipe.schema",
+    "Stage": "recipe.schema",
     "audit": "data.audit.findings",
-    "ensemble": "evaluation.ensemble",
-    "bundle": "deploy.kaggle.bundle",
     "calibrate": "evaluation.calibration",
-    "calibration_report": "evaluation.calibration",
     "clean": "experiments.label_review",
     "compare_runs": "runs.compare",
     "dataloaders": "vision.dataloaders",
-    "dataset": "data.sources.datasets",
-    "embeddings": "training.frozen",
+    "evaluate": "evaluation.metrics",
     "export": "deploy.export",
-    "find_weights": "vision.weights",
-    "resume": "make",
-    "import_learner": "deploy.import_fastai",
-    "find_label_issues": "evaluation.label_errors",
+    "image_table": "data.table",
     "learner": "vision.learner",
     "load": "inference.model",
-    "load_network": "inference.model_folder",
+    "load_images": "data.prepare",
     "load_recipe": "recipe.load",
     "make_baseline": "make",
-    "run_learning_curve": "experiments.learning_curve",
-    "compare_fixes": "experiments.before_after",
+    "paired_test": "evaluation.significance",
+    "predict": "evaluation.predict",
+    "resolve": "vision.resolve",
+    "resume": "make",
     "run_folds": "experiments.repeats",
     "run_ladder": "experiments.ladder",
+    "run_learning_curve": "experiments.learning_curve",
     "run_seeds": "experiments.repeats",
-    "evaluate": "evaluation.metrics",
-    "apply_fixes": "data.label_fixes",
-    "predict_out_of_fold": "experiments.label_review",
-    "image_table": "data.table",
-    "predict": "evaluation.predict",
-    "push": "deploy.hub",
-    "read_fixes": "data.label_fixes",
-    "drop_unreadable": "data.audit.findings",
-    "recipe_names": "recipe.load",
-    "list_runs": "runs.compare",
-    "paired_test": "evaluation.significance",
-    "seed_everything": "vision.rng",
-    "explain": "evaluation.explain",
     "serve": "deploy.server.app",
-    "resolve": "vision.resolve",
     "split": "data.split",
     "submit": "deploy.kaggle.submission",
-    "suspect_labels": "evaluation.label_errors",
-    "fit_temperature": "evaluation.calibration",
     "train": "training.stages",
-    "load_images": "data.prepare",
-    "write_card": "report.model_card",
     "write_predictions": "inference.batch",
-    "write_report": "report.page",
 }
 
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'baseline' has no attribute '{name}'")
     value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -109,3 +100,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+if not TYPE_CHECKING:  # a type checker knows the names from the imports above, and refuses others
+    __getattr__ = _load

@@ -1,7 +1,8 @@
 """`make_baseline`: the road from images to a run folder, one call per step.
 
 Each step is a function of the wing that does it: `data` reads and splits the images, `vision` makes the DataLoaders and
-the Learner, `training` trains the stages, `evaluation` predicts and measures, `runs` and `report` write the results.
+the Learner, `training` trains the stages, `evaluation` predicts and measures, and `runs` writes the results. The
+`report` wing adds pages and pictures where it is installed; nothing before it depends on it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack
@@ -26,7 +28,7 @@ from baseline.recipe.schema import Recipe, parse_duration
 from baseline.runs.folder import create_run_folder, is_finished
 from baseline.runs.manifest import build_manifest, describe_device, logger_config, recipe_from_manifest, source_name
 from baseline.runs.timing import RunTimer, bottleneck, time_by_part
-from baseline.runs.writing import write_run, write_training
+from baseline.runs.writing import write_preparation, write_run, write_training
 from baseline.system import device_type
 from baseline.training.budget import plan_for_budget, reserve_seconds
 from baseline.training.loggers import check_loggers, flatten_metrics, open_loggers
@@ -146,10 +148,10 @@ def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpa
 
     run = Path(run).expanduser()
     checkpoints = Checkpoints(run)
-    if not checkpoints.exist:
+    if not checkpoints.exists:
         state = "holds a finished run" if is_finished(run) else "holds no unfinished run"
         raise OutputError(f"{run} {state}. Give the folder of a run that was interrupted.")
-    saved = checkpoints.begun()
+    saved = checkpoints.read_start()
     images = saved.get("images", saved.get("photos"))
     if images is None:
         raise OutputError(
@@ -181,8 +183,6 @@ def _run(
     from baseline.evaluation.calibration import calibration_report
     from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.predict import predict
-    from baseline.report.model_card import write_card
-    from baseline.report.page import write_report
     from baseline.training.budget import Throughput, estimate_seconds
     from baseline.training.checkpoint import Checkpoints
     from baseline.training.frozen import FrozenOutputs
@@ -194,13 +194,20 @@ def _run(
     checkpoints = Checkpoints(run_folder)
     with seed_everything(recipe.seed), ExitStack() as stack:
         with timer.part("audit"):
-            recipe, table, unreadable = prepare_table(table, recipe, folder, progress, reasons)
+            prepared = prepare_table(table, recipe, progress)
+            recipe, table = prepared.recipe, prepared.table
+            reasons |= prepared.reasons
+            write_preparation(folder, prepared)
+            if prepared.audit is not None and len(prepared.audit.findings) and find_spec("baseline.report"):
+                from baseline.report.audit_files import write_audit
+
+                write_audit(folder / "audit", prepared.audit)
             if repeated is not None and splits_differ(repeated, recipe, table):
                 option = f"--split-file {shlex.quote(str(repeated.with_name('split.csv')))}"
                 progress.log(
                     f"images or splits differ from {repeated.parent}; {option} restores those that still exist"
                 )
-        saved = broadcast_from_rank0(lambda: checkpoints.gone_on_with(request, table) if checkpoints.exist else None)
+        saved = broadcast_from_rank0(lambda: checkpoints.verify_start(request, table) if checkpoints.exists else None)
         if saved:
             progress.log(f"resuming the run in {folder}")
             if (device := saved["device"]) != describe_device():
@@ -229,16 +236,16 @@ def _run(
             learn = learner(dls, recipe, weights=weights, path=folder)
         with timer.part("estimate"):
             throughput = Throughput(learn.model, learn.splitter, recipe)
-            cached = FrozenOutputs(learn, recipe).ready()
+            cached = FrozenOutputs(learn, recipe).cached_stages()
             estimate = estimate_seconds(throughput, recipe, count_by_split(table), cached)
             duration = format_duration(estimate.total)
             progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
         deadline = timer.began + budget - reserve_seconds(estimate.evaluation) if budget else math.inf
         if not saved and rank() == 0:
             start = {"images": source_name(images), "asked": request, "recipe": recipe.as_dict(), "reasons": reasons}
-            checkpoints.begin({**start, "device": describe_device()}, table)
+            checkpoints.start({**start, "device": describe_device()}, table)
         with timer.part("training"), _save_on_interrupt(learn, recipe, weights, folder, progress):
-            history = train(learn, recipe, loggers, deadline=deadline, kept=checkpoints)
+            history = train(learn, recipe, loggers, deadline=deadline, checkpoints=checkpoints)
         timer.seconds["training"] += saved["spent"] if saved else 0
         with timer.part("evaluation"):
             predictions = predict(learn, table, recipe.evaluation.tta, progress=progress)
@@ -247,7 +254,9 @@ def _run(
             metrics = evaluate(predictions, recipe.data.task)
             calibration = calibration_report(predictions, recipe.data.task)
             loggers.summary(flatten_metrics(metrics))
-    manifest = build_manifest(recipe, images, table, unreadable, weights, metrics, history.stages, timer.seconds)
+    manifest = build_manifest(
+        recipe, images, table, prepared.unreadable, weights, metrics, history.stages, timer.seconds
+    )
     manifest |= {
         "asked": request,
         "reasons": reasons,
@@ -257,9 +266,13 @@ def _run(
         "bound": bottleneck(times, recipe, device_type()),
     }
     write_run(folder, learn, weights, table, history, predictions, manifest)
-    write_card(folder, progress)
-    write_report(folder, progress)
-    checkpoints.end()
+    if find_spec("baseline.report"):
+        from baseline.report.model_card import write_card
+        from baseline.report.page import write_report
+
+        write_card(folder, progress)
+        write_report(folder, progress)
+    checkpoints.remove()
     return Baseline(learn, metrics, predictions, history, folder, recipe, manifest)
 
 

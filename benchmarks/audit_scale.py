@@ -75,7 +75,7 @@ def of_rows(count: int) -> None:
     images["duplicate_id"] = duplicates.duplicate_ids(images, pairs)
     findings = list(audit_findings.collect_findings(images, pairs, grouped=False))
     print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
-    parted = baseline.split(images, baseline.Recipe(split="group"))
+    parted = baseline.split(images, baseline.Recipe().changed(split="group"))
     shares = parted["split"].value_counts(normalize=True).round(3).to_dict()
     print(f"split by group: {shares}, {time.perf_counter() - began:.1f} s in all")
     print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} more than the imports")

@@ -30,7 +30,10 @@ from sklearn.metrics import roc_auc_score
 
 import baseline
 from baseline.data.split import fold_numbers
-from baseline.experiments.label_review import find_neighbors, outlier_scores
+from baseline.evaluation.label_errors import find_label_issues
+from baseline.experiments.before_after import compare_fixes
+from baseline.experiments.label_review import find_neighbors, outlier_scores, predict_out_of_fold
+from baseline.training.frozen import embeddings
 
 PIECE = 10_000
 ACCEPT = (0.5, 0.7, 0.9)
@@ -44,7 +47,7 @@ def features_of(table: pd.DataFrame, size: int) -> np.ndarray:
     recipe, weights, _ = baseline.resolve(recipe, table, show)
     learn = baseline.learner(baseline.dataloaders(table, recipe, progress=show), recipe, weights=weights)
     pieces = [table.iloc[at : at + PIECE] for at in range(0, len(table), PIECE)]
-    return np.concatenate([baseline.embeddings(learn, piece, recipe, ("flip",), show) for piece in pieces])
+    return np.concatenate([embeddings(learn, piece, recipe, ("flip",), show) for piece in pieces])
 
 
 def name_of(paths: pd.Series) -> pd.Series:
@@ -114,8 +117,8 @@ def main(
         given = truth if name == "label" else name_of(table["path"]).map(noisy[name]).fillna(truth)
         rows = table.assign(label=given)
         began = time.perf_counter()
-        probabilities = baseline.predict_out_of_fold(values, given, parts, near)
-        issues = baseline.find_label_issues(rows, probabilities, outlier_scores(near))
+        probabilities = predict_out_of_fold(values, given, parts, near)
+        issues = find_label_issues(rows, probabilities, outlier_scores(near))
         told: dict[str, Any] = {"labels": name, "seconds": round(time.perf_counter() - began)}
         if name == "label":
             print(json.dumps(told | confirmed_among_first(issues, labels / "cifar10_test_label_errors_cleanlab.csv")))
@@ -142,7 +145,7 @@ def run(rows: pd.DataFrame, issues: pd.DataFrame, train: int, name: str, least: 
     with tempfile.TemporaryDirectory() as folder:
         fixes.to_csv(f"{folder}/fixes.csv", index=False)
         recipe = baseline.load_recipe("cifar10").changed(data="", images_per_class=train)
-        found = baseline.compare_fixes(
+        found = compare_fixes(
             [f"{folder}/fixes.csv"], rows[["path", "label", "split"]], recipe, out=f"{folder}/run", preset="quick"
         )
         print(json.dumps({"labels": name, "quick": found.comparison.sentences}), flush=True)

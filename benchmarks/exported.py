@@ -27,8 +27,8 @@ TURNS = 15
 def main(run: str, images: str) -> None:
     model = baseline.load(run)
     paths = list(list_images([images])[0])
-    squares = np.stack([load_square(path, model.decoded_size, model.facts["resize"]) for path in paths[:32]])
-    module = ExportModule(model.network, model.facts, model.decoded_size, (), any_size=False).to(
+    squares = np.stack([load_square(path, model.decoded_size, model.config["resize"]) for path in paths[:32]])
+    module = ExportModule(model.network, model.config, model.decoded_size, (), any_size=False).to(
         memory_format=torch.channels_last
     )
     runs: dict[str, Callable[[np.ndarray], object]] = {"torch": lambda each: module(torch.from_numpy(each))}

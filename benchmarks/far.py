@@ -18,14 +18,15 @@ import ray
 import torch
 from predicting import chosen
 
-from baseline import ConsoleProgress, PredictOptions, load, write_predictions
+from baseline import ConsoleProgress, load, write_predictions
+from baseline.inference.output import PredictOptions
 
 
 def worker() -> int:
     """A process on this machine in which a worker does its work; 0 while there is none."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::_work"):
+            if (process / "cmdline").read_bytes().startswith(b"ray::run_job"):
                 return int(process.name)
         except OSError:  # it has just ended
             continue
@@ -62,7 +63,7 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", num_cpus=given.workers, include_dashboard=False, log_to_driver=False)
     threading.Thread(target=kill_one, args=(far.with_name("far.csv.shards"), given.kill_after), daemon=True).start()
-    done = write_predictions(model, paths, far, wanted, resume=far.exists(), on="ray", progress=show)
+    done = write_predictions(model, paths, far, wanted, resume=far.exists(), executor="ray", progress=show)
     print(f"{given.workers} workers: {done}", flush=True)
     same = alone.read_bytes() == far.read_bytes()
     print(f"{len(paths):,} rows, the same to the last byte: {same}")

@@ -25,7 +25,7 @@ def rates(arch: str, size: int) -> dict[str, float]:
     body = build_network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
     images = torch.rand(32, 3, size, size).contiguous(memory_format=torch.channels_last)
     seconds: dict[str, float] = {}
-    with optimize_for_cpu(body, images, learns=False):
+    with optimize_for_cpu(body, images, trainable=False):
         for turn in range(6):
             for name in ("float32", "bfloat16"):
                 began = time.perf_counter()

@@ -45,7 +45,7 @@ def row(name: str, images: Path, seed: int, out: Path) -> str:
     low, high = found["interval"]
     counts = f"{done.manifest['data']['images']['train']:,} train, {done.metrics[split]['images']:,} {split}"
     number = f"{found['accuracy']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
-    body = f"{done.recipe.arch}, {done.recipe.image_size} px"
+    body = f"{done.recipe.model.arch}, {done.recipe.model.image_size} px"
     seconds = f"{sum(done.manifest['seconds'].values()):.0f}"
     print(f"{name}: {done.manifest['device']}, torch {done.manifest['versions']['torch']}", file=sys.stderr)
     return f"| {' | '.join([name, data, counts, body, number, published, seconds])} |"

@@ -72,11 +72,11 @@ def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dic
             recipe.name,
             preset=preset,
             seed=recipe.seed,
-            arch=recipe.arch,
+            arch=recipe.model.arch,
             cache_gb=0.0,
             out=Path(folder) / "run",
             progress=baseline.Progress(),
-            **({} if preset == "quick" else {"image_size": recipe.image_size}),
+            **({} if preset == "quick" else {"image_size": recipe.model.image_size}),
         )
     seconds = done.manifest["seconds"]
     at = sum(seconds[name] for name in ("data", "audit", "weights", "decoding", "estimate"))
@@ -135,13 +135,15 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
         get_x=ColReader("path"),
         get_y=ColReader("label"),
         splitter=lambda frame: tuple(frame.index[frame["split"] == name].tolist() for name in ("train", "valid")),
-        item_tfms=Resize(recipe.image_size),
-        batch_tfms=[*aug_transforms(), Normalize.from_stats(*normalisation(recipe.arch))],
+        item_tfms=Resize(recipe.model.image_size),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(*normalisation(recipe.model.arch))],
     )
-    dls = block.dataloaders(rows, bs=recipe.batch_size)
+    dls = block.dataloaders(rows, bs=recipe.training.batch_size)
     extra = [ChannelsLast(), Autocast()] if bfloat16 else []
-    learn = vision_learner(dls, recipe.arch, pretrained=False, normalize=False, metrics=accuracy, cbs=[*extra, Watch()])
-    copy_weights(learn.model[0].model, find_weights(recipe.arch), needed=("",))
+    learn = vision_learner(
+        dls, recipe.model.arch, pretrained=False, normalize=False, metrics=accuracy, cbs=[*extra, Watch()]
+    )
+    copy_weights(learn.model[0].model, find_weights(recipe.model.arch), needed=("",))
     learn.freeze()
     learn.epoch_is_real = False
     with learn.no_bar(), learn.no_logging():
@@ -192,8 +194,8 @@ def whole_network(recipe: Any, classes: int) -> Any:
     from baseline.vision.network import copy_weights
     from baseline.vision.weights import find_weights
 
-    model = timm.create_model(recipe.arch, num_classes=classes)
-    copy_weights(model, find_weights(recipe.arch), needed=("conv_stem", "bn1", "blocks", "conv_head", "bn2"))
+    model = timm.create_model(recipe.model.arch, num_classes=classes)
+    copy_weights(model, find_weights(recipe.model.arch), needed=("conv_stem", "bn1", "blocks", "conv_head", "bn2"))
     return model
 
 
@@ -228,8 +230,8 @@ def run_pytorch(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     from baseline.vision.weights import normalisation
 
     torch.manual_seed(recipe.seed)
-    after = [transforms.ToTensor(), transforms.Normalize(*normalisation(recipe.arch))]
-    size = recipe.image_size
+    after = [transforms.ToTensor(), transforms.Normalize(*normalisation(recipe.model.arch))]
+    size = recipe.model.image_size
     both = {
         "train": transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *after]),
         "eval": transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *after]),
@@ -237,7 +239,7 @@ def run_pytorch(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     model = whole_network(recipe, table["label"].nunique())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
-    return fit(model, loaders(table, both, recipe.batch_size), optimizer, lambda _: schedule.step(), run)
+    return fit(model, loaders(table, both, recipe.training.batch_size), optimizer, lambda _: schedule.step(), run)
 
 
 def run_timm(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
@@ -249,8 +251,8 @@ def run_timm(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     from baseline.vision.weights import normalisation
 
     torch.manual_seed(recipe.seed)
-    mean, std = normalisation(recipe.arch)
-    size = (3, recipe.image_size, recipe.image_size)
+    mean, std = normalisation(recipe.model.arch)
+    size = (3, recipe.model.image_size, recipe.model.image_size)
     both = {
         "train": create_transform(size, is_training=True, mean=mean, std=std, interpolation="bicubic"),
         "eval": create_transform(size, mean=mean, std=std, interpolation="bicubic"),
@@ -258,7 +260,7 @@ def run_timm(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     model = whole_network(recipe, table["label"].nunique())
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
     schedule, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=EPOCHS, warmup_epochs=1, warmup_lr=1e-5)
-    return fit(model, loaders(table, both, recipe.batch_size), optimizer, schedule.step, run)
+    return fit(model, loaders(table, both, recipe.training.batch_size), optimizer, schedule.step, run)
 
 
 def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
@@ -271,10 +273,10 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
 
     from baseline.vision.weights import normalisation
 
-    mean, std = normalisation(recipe.arch)
-    size = (3, recipe.image_size, recipe.image_size)
+    mean, std = normalisation(recipe.model.arch)
+    size = (3, recipe.model.image_size, recipe.model.image_size)
     plain = create_transform(size, mean=mean, std=std, interpolation="bicubic", crop_pct=1.0)
-    parts = loaders(table, {"train": plain, "eval": plain}, recipe.batch_size)
+    parts = loaders(table, {"train": plain, "eval": plain}, recipe.training.batch_size)
     model = whole_network(recipe, 2).eval()
     model.reset_classifier(0)
     seen = {}

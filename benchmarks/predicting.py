@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from baseline import PredictOptions, load, write_predictions
+from baseline import load, write_predictions
 from baseline.data.sources.folders import images_below
 from baseline.evaluation.predict import predict_probabilities
 from baseline.inference.model import Model
+from baseline.inference.output import PredictOptions
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.learner import mixed_precision
 
@@ -42,17 +43,17 @@ def chosen(folder: str, count: int) -> list[str]:
 def bare(model: Model, batch: torch.Tensor, count: int, views: tuple[str, ...], precision: str) -> float:
     """Images/s of the network alone."""
     numbers = mixed_precision(precision, "cpu")
-    with optimize_for_cpu(model.network, batch, learns=False):
-        predict_probabilities(model.network, batch, views, many=model.many, numbers=numbers)
+    with optimize_for_cpu(model.network, batch, trainable=False):
+        predict_probabilities(model.network, batch, views, many=model.multilabel, numbers=numbers)
         began = time.perf_counter()
         for _ in range(count // len(batch)):
-            predict_probabilities(model.network, batch, views, many=model.many, numbers=numbers)
+            predict_probabilities(model.network, batch, views, many=model.multilabel, numbers=numbers)
         return count // len(batch) * len(batch) / (time.perf_counter() - began)
 
 
 def rate(given: argparse.Namespace) -> None:
     model, paths = load(given.model), chosen(given.images_in, given.images)
-    views = () if given.no_tta else tuple(model.facts["tta"])
+    views = () if given.no_tta else tuple(model.config["tta"])
     wanted = PredictOptions(tta=not given.no_tta, precision=given.precision)
     squares = [model._square(path) for path in paths[:64]]
     batch = model._inputs([each for each in squares if isinstance(each, np.ndarray)])
@@ -71,7 +72,7 @@ def rate(given: argparse.Namespace) -> None:
         found["share"].append(found["predict"][-1] / found["bare"][-1])
         print({name: round(values[-1], 3) for name, values in found.items()}, flush=True)
     medians = ", ".join(f"{name} {statistics.median(values):,.3f}" for name, values in found.items())
-    print(f"{model.facts['image_size']} px, views {views}, {torch.get_num_threads()} threads; medians: {medians}")
+    print(f"{model.config['image_size']} px, views {views}, {torch.get_num_threads()} threads; medians: {medians}")
 
 
 def memory(given: argparse.Namespace) -> None:

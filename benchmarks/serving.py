@@ -71,7 +71,7 @@ def main(run: Path, images: Path, turns: int = 300, clients: int = 50, each: int
 
     @torch.inference_mode()
     def bare(content: bytes) -> Any:
-        return model.network(model.inputs([model.square(content)])).softmax(-1).tolist()
+        return model.network(model.inputs([model.load_square(content)])).softmax(-1).tolist()
 
     with served(run) as (port, _):
         client = Client(port)

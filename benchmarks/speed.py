@@ -79,10 +79,10 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
         frozen = FrozenOutputs(learn, recipe)
         shape, kind = frozen.plan.shape(frozen.plan.stages[1][0], frozen.plan.stages[1][1], len(rows))
         outputs = {frozen.plan.stages[1][0]: torch.from_numpy(np.empty(shape, kind))}
-        frozen._pass("train", frozen.plan.stages[1][1], outputs)
+        frozen.compute("train", frozen.plan.stages[1][1], outputs)
 
     seconds = alternating({"bare": bare, "ours": ours})
-    said(part="passes", image_size=image_size, format=recipe.frozen_precision, bare=len(rows) / seconds["bare"],
+    said(part="passes", image_size=image_size, format=recipe.model.frozen_precision, bare=len(rows) / seconds["bare"],
          ours=len(rows) / seconds["ours"], share=seconds["bare"] / seconds["ours"])  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
     from baseline.vision import cpu_speedups
 
     learn, recipe, _ = learner_of(data, image_size, per_class)
-    recipe = recipe.changed(stages=(Stage("all", 1, 1e-4, batch_norm="moving"),))
+    recipe = recipe.changed(stages=(Stage("all", 1, 1e-4, batch_norm="train"),))
 
     def bare() -> None:
         learn.create_opt()
@@ -235,7 +235,7 @@ def rows(count: int, image_size: int = 64, batches: int = 200) -> None:
     table = pd.DataFrame({"path": [f"{folder}/{number % 100}.jpg" for number in numbers]})
     table["label"] = np.where(numbers % 2, "odd", "even")
     table["split"] = np.where(numbers % 10 == 0, "valid", "train")
-    recipe = baseline.Recipe(arch="tf_efficientnet_lite0", image_size=image_size, batch_size=64, cache_gb=0.0)
+    recipe = baseline.Recipe().changed(arch="tf_efficientnet_lite0", image_size=image_size, batch_size=64, cache_gb=0.0)
     from baseline.vision import decoded
 
     decoded.MEMORY_SHARE = 0.0  # as if these were a million files

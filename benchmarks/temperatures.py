@@ -17,6 +17,7 @@ import typer
 
 import baseline
 from baseline.evaluation import calibration
+from baseline.evaluation.calibration import fit_temperature
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
 DRAWS = 200
@@ -43,7 +44,7 @@ def main(runs: list[Path]) -> None:
                     some, rest = bent.iloc[rows[:count]], bent.iloc[rows[count : count + MOST]]
                     found = [1.0]
                     for calibration.PRIOR_STRENGTH in (math.inf, prior):
-                        found.append(baseline.fit_temperature(some))
+                        found.append(fit_temperature(some))
                     lost.append([baseline.calibrate(rest, each)["loss"].mean() for each in found])
                 plain, likeliest, ours = np.mean(lost, axis=0)
                 print(

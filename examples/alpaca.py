@@ -8,7 +8,7 @@ import sys
 import baseline
 
 done = baseline.make_baseline(sys.argv[1], "alpaca")
-print(f"body: {done.recipe.arch} ({done.manifest['reasons']['arch']})")
+print(f"body: {done.recipe.model.arch} ({done.manifest['reasons']['arch']})")
 split, numbers = list(done.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
 print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")

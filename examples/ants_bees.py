@@ -11,6 +11,7 @@ import os
 import PIL.Image
 
 import baseline
+from baseline.evaluation.explain import explain
 
 images = os.environ.get("IMAGES", "hymenoptera_data")
 done = baseline.make_baseline(images, "ants_bees")
@@ -22,7 +23,7 @@ done = baseline.make_baseline(images, "ants_bees")
 split, numbers = list(done.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
 print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
-print(*baseline.explain(numbers), sep="\n")
+print(*explain(numbers), sep="\n")
 
 # %% [markdown]
 # Losses and learning rate by epoch:

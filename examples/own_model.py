@@ -15,6 +15,7 @@ from fastai.torch_core import params
 from torch import nn
 
 import baseline
+from baseline.vision.rng import seed_everything
 
 recipe = baseline.load_recipe("default").with_preset("quick")
 table = baseline.split(baseline.image_table(os.environ.get("IMAGES", "images")), recipe)
@@ -27,7 +28,7 @@ table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
 
 # %%
 frozen = recipe.changed(stages=(baseline.Stage("head", 10, "find"),))
-with baseline.seed_everything(0):
+with seed_everything(0):
     learn = baseline.learner(dls, frozen, weights=weights)
     history = baseline.train(learn, frozen)
 to_beat = baseline.predict(learn, table)
@@ -45,7 +46,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 mine = recipe.changed(stages=(baseline.Stage("all", 12, "find", "moving", optimizer="ranger", schedule="flat_cos"),))
-with baseline.seed_everything(0):
+with seed_everything(0):
     body = nn.Sequential(block(3, 32), block(32, 64), block(64, 128), block(128, 256))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(dls.vocab)))
     learn = Learner(

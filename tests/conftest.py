@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from insects import draw
 
 import baseline
 from baseline.recipe.auto import EMBEDDED_ARCH
@@ -37,6 +38,40 @@ def pytest_report_header() -> str:
     return f"baseline from {Path(baseline.__file__).parent}; images: {REAL if real else 'drawn by the suite'}"
 
 
+_spent: Counter[str] = Counter()
+_counted: Counter[str] = Counter()
+_planned: Counter[str] = Counter()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    global _terminal
+    _terminal = node.config.pluginmanager.get_plugin("terminalreporter")
+    _planned.clear()  # each process has collected the same
+    _planned.update(node_id.split("::")[0] for node_id in ids)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Adds up the seconds of each file; where several processes run them, a line tells that a file has ended."""
+    file = report.nodeid.split("::")[0]
+    _spent[file] += report.duration
+    if report.when == "teardown":
+        _counted[file] += 1
+        if _counted[file] == _planned[file]:
+            done, total = _counted.total(), _planned.total()
+            _terminal.write_line(f"\n[{done / total:4.0%}] {file}: {_counted[file]} tests, {_spent[file]:.1f} s")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the files that took longest, with their fixtures."""
+    if len(_spent) > 1:
+        terminalreporter.section("slowest test files")
+        for file, seconds in _spent.most_common(12):
+            terminalreporter.line(f"{seconds:7.1f} s  {_counted[file]:4} tests  {file}")
+        terminalreporter.line(f"{_spent.total():7.1f} s  {_counted.total():4} tests  in {len(_spent)} files")
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has a cache and a working folder of its own."""
@@ -55,19 +90,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if real:
                 shutil.copy(real[number], folder / name / f"{number:02}.jpg")
             else:
-                draw(name, number).save(folder / name / f"{number:02}.jpg")
+                draw(name, number).save(folder / name / f"{number:02}.jpg", quality=90)
     return folder
-
-
-def draw(name: str, number: int) -> Image.Image:
-    """A noisy picture of dots (ants) or stripes (bees), so that there is something to learn."""
-    rng = np.random.default_rng(number + 1000 * (name == "bees"))
-    image = Image.fromarray(rng.integers(90, 160, (96, 128, 3), dtype=np.uint8))
-    pen = ImageDraw.Draw(image)
-    for x, y in rng.integers(0, 90, (8, 2)):
-        shape = (x, y, x + 10, y + 10) if name == "ants" else (0, y, 128, y + 5)
-        pen.ellipse(shape, fill=(60, 20, 10)) if name == "ants" else pen.rectangle(shape, fill=(230, 190, 20))
-    return image
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +138,18 @@ def small() -> baseline.Recipe:
         presets={},
         stages=(baseline.Stage("head", 4, "find", views=("flip",)), baseline.Stage(3, 1, (1e-4, 1e-3))),
     )
+
+
+def leave_out_pages(patch: pytest.MonkeyPatch) -> None:
+    """Lets runs end without a page, whose pictures take longer than a short training."""
+    from baseline.report import page
+
+    patch.setattr(page, "write_report", lambda folder, progress=None: Path(folder) / "report.html")
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_pages(monkeypatch)
 
 
 @pytest.fixture(scope="session")

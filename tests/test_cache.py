@@ -1,4 +1,4 @@
-"""What is kept is whole or not there: damage, killed runs, full disks, other runs, and the limit."""
+"""The array cache: damaged entries, killed runs, full disks, concurrent runs, and the size limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from baseline.vision.cache import ArrayCache, file_fingerprint
 KEY = {"what": "things", "number": 1}
 
 
-class Said(baseline.Progress):
+class RecordingProgress(baseline.Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -26,35 +26,35 @@ class Said(baseline.Progress):
         self.lines.append(line)
 
 
-def filled(cache: ArrayCache, key: dict, count: int = 10, value: int = 7) -> None:
-    room = cache.room(key, (count, 1000), np.int32)
-    assert room is not None
-    room[:] = value
-    cache.keep(key, room)
+def store(cache: ArrayCache, key: dict, count: int = 10, value: int = 7) -> None:
+    array = cache.allocate(key, (count, 1000), np.int32)
+    assert array is not None
+    array[:] = value
+    cache.commit(key, array)
 
 
-def test_what_was_kept_is_found_by_its_key_only(tmp_path: Path) -> None:
+def test_entry_is_returned_for_its_key_only(tmp_path: Path) -> None:
     cache = ArrayCache(1, folder=tmp_path / "c")
-    assert cache.find(KEY) is None
-    filled(cache, KEY)
-    found = ArrayCache(1, folder=tmp_path / "c").find(KEY)
-    assert found is not None and found.shape == (10, 1000) and found.dtype == np.int32 and (found == 7).all()
-    assert cache.find({**KEY, "number": 2}) is None
+    assert cache.get(KEY) is None
+    store(cache, KEY)
+    array = ArrayCache(1, folder=tmp_path / "c").get(KEY)
+    assert array is not None and array.shape == (10, 1000) and array.dtype == np.int32 and (array == 7).all()
+    assert cache.get({**KEY, "number": 2}) is None
 
 
-def test_changes_to_what_was_found_stay_in_memory(tmp_path: Path) -> None:
+def test_changes_to_an_array_are_not_written(tmp_path: Path) -> None:
     cache = ArrayCache(1, folder=tmp_path)
-    filled(cache, KEY)
-    cache.find(KEY)[:] = 0
-    assert (cache.find(KEY) == 7).all()
+    store(cache, KEY)
+    cache.get(KEY)[:] = 0
+    assert (cache.get(KEY) == 7).all()
 
 
 @pytest.mark.parametrize("damage", ["byte", "short", "facts", "empty"])
-def test_what_is_damaged_is_removed_and_never_used(tmp_path: Path, damage: str) -> None:
-    said = Said()
-    cache = ArrayCache(1, said, tmp_path)
-    filled(cache, KEY)
-    folder = cache._place(KEY)
+def test_damaged_entry_is_removed_and_never_used(tmp_path: Path, damage: str) -> None:
+    progress = RecordingProgress()
+    cache = ArrayCache(1, progress, tmp_path)
+    store(cache, KEY)
+    folder = cache.entry_path(KEY)
     data = (folder / "data").read_bytes()
     if damage == "byte":
         (folder / "data").write_bytes(data[:5000] + b"x" + data[5001:])
@@ -62,103 +62,101 @@ def test_what_is_damaged_is_removed_and_never_used(tmp_path: Path, damage: str) 
         (folder / "data").write_bytes(data[:-1])
     else:
         (folder / "facts.json").write_text("{" if damage == "facts" else "{}")
-    assert cache.find(KEY) is None and not folder.exists()
-    assert len(said.lines) == 1 and "damaged" in said.lines[0]
-    filled(cache, KEY)
-    assert (cache.find(KEY) == 7).all()
+    assert cache.get(KEY) is None and not folder.exists()
+    assert len(progress.lines) == 1 and "damaged" in progress.lines[0]
+    store(cache, KEY)
+    assert (cache.get(KEY) == 7).all()
 
 
-def test_what_a_killed_run_left_is_not_found_and_gives_way(tmp_path: Path) -> None:
+def test_entry_of_a_killed_run_is_ignored_and_replaced(tmp_path: Path) -> None:
     code = (
         "import os, signal, numpy as np; from pathlib import Path; from baseline.vision.cache import ArrayCache\n"
-        f"cache, key = Cache(1, folder=Path({str(tmp_path)!r})), {KEY!r}\n"
-        "with cache.alone(key):\n"
-        "    cache.room(key, (10, 1000), np.int32)[:5] = 7\n"
+        f"cache, key = ArrayCache(1, folder=Path({str(tmp_path)!r})), {KEY!r}\n"
+        "with cache.lock(key):\n"
+        "    cache.allocate(key, (10, 1000), np.int32)[:5] = 7\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     cache = ArrayCache(1, folder=tmp_path)
-    assert list(tmp_path.glob("*.part")) and cache.find(KEY) is None
-    with cache.alone(KEY):
-        filled(cache, KEY)
-    assert (cache.find(KEY) == 7).all() and not list(tmp_path.glob("*.part"))
+    assert list(tmp_path.glob("*.part")) and cache.get(KEY) is None
+    with cache.lock(KEY):
+        store(cache, KEY)
+    assert (cache.get(KEY) == 7).all() and not list(tmp_path.glob("*.part"))
 
 
-def test_the_longest_unused_gives_way_to_what_is_new(tmp_path: Path) -> None:
+def test_least_recently_used_entry_makes_room(tmp_path: Path) -> None:
     cache = ArrayCache(0.00013, folder=tmp_path)  # three entries of 40 kB
     keys = [{"what": "things", "number": number} for number in range(4)]
     for age, key in enumerate(keys[:3]):
-        filled(cache, key)
-        os.utime(cache._place(key), (age, age))
-    assert cache.find(keys[0]) is not None, "used just now"
-    filled(cache, keys[3])
-    assert [cache.find(key) is not None for key in keys] == [True, False, True, True]
+        store(cache, key)
+        os.utime(cache.entry_path(key), (age, age))
+    assert cache.get(keys[0]) is not None, "this marks it as used"
+    store(cache, keys[3])
+    assert [cache.get(key) is not None for key in keys] == [True, False, True, True]
 
 
-def test_what_is_larger_than_the_limit_leaves_the_others_alone(tmp_path: Path) -> None:
-    said = Said()
-    cache = ArrayCache(0.0001, said, tmp_path)
-    filled(cache, KEY)
-    assert cache.room({"what": "large"}, (10**6,), np.float32) is None
-    assert not cache.could_hold(10**6) and cache.could_hold(10**5)
-    assert cache.find(KEY) is not None and said.lines == [
-        "cache: 4.0 MB are more than --cache-gb; nothing more is kept there"
-    ]
+def test_array_larger_than_the_limit_removes_no_entry(tmp_path: Path) -> None:
+    progress = RecordingProgress()
+    cache = ArrayCache(0.0001, progress, tmp_path)
+    store(cache, KEY)
+    assert cache.allocate({"what": "large"}, (10**6,), np.float32) is None
+    assert not cache.could_fit(10**6) and cache.could_fit(10**5)
+    assert cache.get(KEY) is not None and progress.lines == ["cache: 4.0 MB exceed --cache-gb; nothing more is stored"]
 
 
-def test_a_full_disk_is_said_once_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_logged_once_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    said = Said()
-    cache = ArrayCache(1, said, tmp_path)
+    progress = RecordingProgress()
+    cache = ArrayCache(1, progress, tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert cache.room(KEY, (10,), np.int8) is None and cache.room(KEY, (10,), np.int8) is None
-    assert len(said.lines) == 1 and "No space left" in said.lines[0]
+    assert cache.allocate(KEY, (10,), np.int8) is None and cache.allocate(KEY, (10,), np.int8) is None
+    assert len(progress.lines) == 1 and "No space left" in progress.lines[0]
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-def test_little_free_space_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_free_space_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baseline.vision.cache.MIN_FREE_BYTES", 10**18)
-    assert ArrayCache(1, folder=tmp_path).room(KEY, (10,), np.int8) is None
+    assert ArrayCache(1, folder=tmp_path).allocate(KEY, (10,), np.int8) is None
 
 
-def test_a_cache_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_created_stores_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = Said()
-    cache = ArrayCache(1, said, tmp_path / "file" / "arrays")
-    with cache.alone(KEY):
-        assert cache.find(KEY) is None and cache.room(KEY, (10,), np.int8) is None
-    assert len(said.lines) == 1
+    progress = RecordingProgress()
+    cache = ArrayCache(1, progress, tmp_path / "file" / "arrays")
+    with cache.lock(KEY):
+        assert cache.get(KEY) is None and cache.allocate(KEY, (10,), np.int8) is None
+    assert len(progress.lines) == 1
 
 
-def test_nothing_is_kept_where_nothing_is_wished(tmp_path: Path) -> None:
+def test_cache_of_zero_gb_stores_nothing(tmp_path: Path) -> None:
     cache = ArrayCache(0, folder=tmp_path / "c")
-    with cache.alone(KEY):
-        assert cache.room(KEY, (10,), np.int8) is None
+    with cache.lock(KEY):
+        assert cache.allocate(KEY, (10,), np.int8) is None
     assert not (tmp_path / "c").exists()
 
 
-def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
-    first, said, order = ArrayCache(1, folder=tmp_path), Said(), []
+def test_second_run_waits_for_the_first(tmp_path: Path) -> None:
+    first, progress, order = ArrayCache(1, folder=tmp_path), RecordingProgress(), []
 
     def second() -> None:
-        cache = ArrayCache(1, said, tmp_path)
-        with cache.alone(KEY):
+        cache = ArrayCache(1, progress, tmp_path)
+        with cache.lock(KEY):
             order.append("second")
-            assert (cache.find(KEY) == 7).all()
+            assert (cache.get(KEY) == 7).all()
 
-    with first.alone(KEY):
+    with first.lock(KEY):
         other = threading.Thread(target=second)
         other.start()
         time.sleep(0.3)
-        filled(first, KEY)
+        store(first, KEY)
         order.append("first")
     other.join(20)
-    assert order == ["first", "second"] and "another run" in said.lines[0]
+    assert order == ["first", "second"] and "another run" in progress.lines[0]
 
 
-def test_a_image_that_changes_changes_the_fingerprint(tmp_path: Path) -> None:
+def test_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(name)
     paths = [str(tmp_path / name) for name in "ab"]

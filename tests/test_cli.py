@@ -10,13 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import call
 
 import baseline
-
-
-def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb", **environment})
+from baseline.recipe.load import recipe_names
 
 
 def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) -> None:
@@ -27,7 +24,8 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
     assert "test accuracy with TTA:" in ended.stdout and "95 % interval" in ended.stdout
     assert str(tmp_path / "[b]run") in ended.stdout
     assert "will take about" in ended.stderr and "epoch 2/2" in ended.stderr and "\x1b" not in ended.stderr
-    quiet = call("run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet")
+    again = ["run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet"]
+    quiet = subprocess.run([sys.executable, "-m", "baseline", *again], capture_output=True, text=True)
     assert quiet.stderr == "" and quiet.stdout.splitlines()[0] == ended.stdout.splitlines()[0]
 
 
@@ -43,7 +41,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--image-size", "4"], "image_size is 4, needed: pixels"),
         (["run", "IMAGES", "--batch-size", "many"], "batch_size is 'many'"),
         (["run", "IMAGES", "--resize", "stretch"], "one of squish, crop, pad"),
-        (["run", "IMAGES", "--log", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
+        (["run", "IMAGES", "--loggers", "csv,wand"], "needed: a list from csv, mlflow, tensorboard, wandb, or none"),
         (["run", "IMAGES", "--precision", "bfloat16"], "needs a GPU"),
         (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
         (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
@@ -55,7 +53,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
         (["submit", "nowhere", "--sample", "IMAGES"], "There is no file"),
         (["run", "nothing.toml"], "cannot be read"),
-        (["run", "cifar10", "--data", "nowhere"], "is not there"),
+        (["run", "cifar10", "--data", "nowhere"], "does not exist"),
         (["copy", "nothing"], "There is no recipe 'nothing'"),
         (["copy", "default", "mine.txt"], "ends in .toml"),
     ],
@@ -91,12 +89,12 @@ def test_completion_knows_recipes_and_presets() -> None:
 
 def test_recipes_lists_every_recipe() -> None:
     printed = call("recipes").stdout
-    assert all(name in printed for name in baseline.recipe_names()) and "60,000" in printed
+    assert all(name in printed for name in recipe_names()) and "60,000" in printed
 
 
 def test_copy_hands_over_a_recipe_that_loads_and_overwrites_nothing() -> None:
     assert call("copy", "cifar10").stdout == "cifar10.toml\n"
-    assert baseline.load_recipe("cifar10.toml").data == "cifar10"
+    assert baseline.load_recipe("cifar10.toml").data.dataset == "cifar10"
     again = call("copy", "cifar10")
     assert again.returncode == 2 and "exists already" in again.stderr
 

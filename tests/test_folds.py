@@ -1,34 +1,25 @@
-"""Folds are all run, hold every image once, go on after an interrupt, and predict together; so do runs of any kind."""
+"""Cross-validation runs all folds, covers every image once, resumes, and predicts as an ensemble, as other runs can."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from PIL import Image
 
 import baseline
 from baseline import (
-    DataError,
-    Ensemble,
-    FoldRuns,
-    OutputError,
-    PredictOptions,
     Progress,
-    RecipeError,
     Stage,
     calibrate,
     compare_runs,
-    ensemble,
     load,
     paired_test,
     run_folds,
@@ -39,27 +30,27 @@ from baseline import (
 from baseline.cli import results, use
 from baseline.cli import train as train_module
 from baseline.cli.printing import _accuracy_text
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.evaluation.ensemble import ensemble
 from baseline.evaluation.intervals import wilson_interval
-from baseline.experiments.repeats import describe_folds
-from baseline.inference.model import load_model
+from baseline.experiments.repeats import FoldRuns, describe_folds
+from baseline.inference.model import Ensemble, load_model
+from baseline.inference.output import PredictOptions
 from baseline.runs.folder import read_predictions
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 SHARES = ["p_ants", "p_bees"]
 STAGE = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
 
 
-def call(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baseline", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TERM": "dumb"})
-
-
-class Listening(Progress):
+class RecordingProgress(Progress):
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def log(self, line: str) -> None:
-        self.said.append(line)
+        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +111,16 @@ def test_every_image_is_predicted_once_by_the_fold_that_did_not_train_on_it(
         parts = pd.read_csv(Path(folds.runs[fold]["folder"]) / "split.csv")
         assert set(parts.loc[parts["split"] == "train", "path"]).isdisjoint(mine["path"])
     hits = int((rows["predicted"] == rows["label"]).sum())
-    told = folds.metrics["oof"]["tta"]
-    assert (told["accuracy"], tuple(told["interval"])) == (hits / 30, wilson_interval(hits, 30))
-    assert told["loss"] == pytest.approx(rows["loss"].mean()) and folds.metrics["oof"]["plain"]["accuracy"] > 0
+    oof = folds.metrics["oof"]["tta"]
+    assert (oof["accuracy"], tuple(oof["interval"])) == (hits / 30, wilson_interval(hits, 30))
+    assert oof["loss"] == pytest.approx(rows["loss"].mean()) and folds.metrics["oof"]["plain"]["accuracy"] > 0
     accuracies = [run["accuracy"] for run in folds.runs]
     assert (folds.mean, folds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
     assert f"out-of-fold accuracy of 3 folds: {hits / 30:.2%} (95 % interval" in ended.stdout
     assert "fold 2, 3 of 3" in ended.stderr and f"mean {folds.mean:.2%}, sd {100 * folds.sd:.2f}" in ended.stdout
 
 
-def test_test_images_get_the_average_of_the_folds_and_so_does_what_is_loaded(
-    folds: FoldRuns, given: Path, ended: Any
-) -> None:
+def test_test_images_are_predicted_by_the_ensemble_as_after_loading(folds: FoldRuns, given: Path, ended: Any) -> None:
     rows = pd.read_csv(Path(folds.folder) / "predictions.csv")
     parts = tables(folds, "test")
     mean = np.mean([calibrate(part, t)[SHARES] for part, t in zip(parts, temperatures(folds), strict=True)], axis=0)
@@ -151,21 +140,19 @@ def test_test_images_get_the_average_of_the_folds_and_so_does_what_is_loaded(
     with pytest.raises(OutputError, match="holds 3 models, and one was needed"):
         load_model(folds.folder)
     assert isinstance(together, Ensemble) and len(together.members) == 3 and together.check() < 1e-5
-    found = together.predict(rows["path"].tolist())
-    assert list(found) == ["path", "predicted", "confidence", *SHARES]
-    assert list(found["predicted"]) == list(rows["predicted"])
-    assert np.allclose(found[["confidence", *SHARES]], rows[["confidence", *SHARES]], atol=1e-5)
+    result = together.predict(rows["path"].tolist())
+    assert list(result) == ["path", "predicted", "confidence", *SHARES]
+    assert list(result["predicted"]) == list(rows["predicted"])
+    assert np.allclose(result[["confidence", *SHARES]], rows[["confidence", *SHARES]], atol=1e-5)
     named = load([run["folder"] for run in folds.runs])
     assert named.identity == together.identity != load([run["folder"] for run in folds.runs[:2]]).identity
 
 
-def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
-    folds: FoldRuns, given: Path, short: Path, tmp_path: Path
-) -> None:
+def test_resuming_gives_the_same_results(folds: FoldRuns, given: Path, short: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(folds.folder, tmp_path / "out"))
     for lost in ("folds.json", "oof.csv", "predictions.csv", "fold-1/manifest.json"):
         (out / lost).unlink()
-    with pytest.raises(OutputError, match=r"holds 2 finished folds, but no folds\.json"):
+    with pytest.raises(OutputError, match=r"holds 2 finished folds but no folds\.json"):
         load(out)
     with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
         run_folds(given, short, out=out, progress=QUIET)
@@ -174,10 +161,10 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
     with pytest.raises(OutputError, match="fold-0 was made with other images"):
         run_folds(given / "train", short, out=out, resume=True, progress=QUIET)
     stamp = (out / "fold-0" / "manifest.json").stat().st_mtime_ns
-    show = Listening()
+    show = RecordingProgress()
     again = run_folds(given, short, out=out, resume=True, progress=show)
     assert (out / "fold-0" / "manifest.json").stat().st_mtime_ns == stamp
-    assert "fold 0, 1 of 3: finished before" in show.said and "fold 1, 2 of 3" in show.said
+    assert "fold 0, 1 of 3: already finished" in show.lines and "fold 1, 2 of 3" in show.lines
     for table in ("oof.csv", "predictions.csv"):
         assert (out / table).read_text() == (Path(folds.folder) / table).read_text()
     assert [run["accuracy"] for run in again.runs] == [run["accuracy"] for run in folds.runs]
@@ -194,17 +181,17 @@ def test_what_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(
         load(out)
 
 
-def test_groups_lie_in_one_fold_and_the_interval_is_over_them(images: Path, tmp_path: Path, small: Any) -> None:
+def test_groups_are_in_one_fold_and_the_interval_is_over_groups(images: Path, tmp_path: Path, small: Any) -> None:
     table = baseline.image_table(images)[["path", "label"]]
     table["group"] = [f"{label}{at % 24 // 4}" for at, label in enumerate(table["label"])]
     recipe = small.changed(stages=(Stage("head", 1, 1e-3),), audit="none")
-    found = run_folds(table, recipe, out=tmp_path / "out", split="group-kfold:2", progress=QUIET)
-    rows = pd.read_csv(found.folder / "oof.csv")
+    result = run_folds(table, recipe, out=tmp_path / "out", split="group-kfold:2", progress=QUIET)
+    rows = pd.read_csv(result.folder / "oof.csv")
     assert rows.groupby("group")["fold"].nunique().max() == 1 and len(rows) == 48
-    oof = found.metrics["oof"]
+    oof = result.metrics["oof"]
     assert oof["groups"] == 12 and "group_interval" in oof["tta"] and "12 groups" in _accuracy_text(oof)
-    assert found.against_best is None and not (found.folder / "predictions.csv").exists() and len(found.runs) == 2
-    assert len(found.model.members) == 2
+    assert result.against_best is None and not (result.folder / "predictions.csv").exists() and len(result.runs) == 2
+    assert len(result.model.members) == 2
 
 
 @pytest.mark.parametrize(
@@ -217,7 +204,7 @@ def test_groups_lie_in_one_fold_and_the_interval_is_over_them(images: Path, tmp_
         (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 images only. Give at most 15."),
     ],
 )
-def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
+def test_impossible_folds_are_reported_in_one_line_and_leave_nothing(
     words: list[Any], message: str, given: Path, short: Path
 ) -> None:
     ended = call("run", short, "--data", given, "-q", *words)
@@ -225,9 +212,9 @@ def test_what_cannot_be_folded_is_one_line_and_leaves_nothing(
     assert not list(Path.cwd().iterdir())
 
 
-def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
+def test_a_dry_run_describes_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
     ended = call("run", short, "--data", given, "--dry-run")
-    assert "folds: kfold:3, valid images 10, 10, 10; 18 test images stay apart" in ended.stdout
+    assert "folds: kfold:3, valid images 10, 10, 10; 18 test images are in no fold" in ended.stdout
     assert train_module._means_all_folds(str(short), None) and train_module._means_all_folds("default", "group-kfold:5")
     one = tmp_path / "one.toml"
     one.write_text(short.read_text().replace("image_size", "fold = 2\nimage_size"))
@@ -237,11 +224,11 @@ def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Pa
     assert not train_module._means_all_folds(str(short), "random")
     table = baseline.image_table(given)
     with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 images only"):
-        describe_folds(table, baseline.Recipe(split="kfold:16"))
-    with pytest.raises(OutputError, match=r"--resume goes on in a folder of folds\. Give it"):
+        describe_folds(table, baseline.Recipe().changed(split="kfold:16"))
+    with pytest.raises(OutputError, match=r"--resume continues in a folder of folds\. Give it"):
         run_folds(given, short, resume=True, progress=QUIET)
     for wrong, words in (
-        ({"fold": 1}, "fold names one fold"),
+        ({"fold": 1}, "fold selects a single fold"),
         ({"split": "group"}, "kfold:K or group-kfold:K was"),
         ({"split": "kfold:1"}, "needed: one of"),
         ({"split_file": "split.csv"}, "Give one of them"),
@@ -251,7 +238,7 @@ def test_a_dry_run_says_the_folds_and_one_fold_is_one_run(given: Path, short: Pa
     assert not (tmp_path / "none").exists()
 
 
-def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
+def test_a_budget_is_divided_and_the_first_runs_plan_is_used_by_all(
     done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
@@ -264,14 +251,17 @@ def test_a_budget_is_shared_and_the_first_runs_plan_is_that_of_all(
         return done
 
     monkeypatch.setattr(baseline.make, "make_baseline", made)
-    show = Listening()
+    show = RecordingProgress()
     with pytest.raises(KeyboardInterrupt):
         run_seeds(3, "images", out=tmp_path / "my out", budget="3m", progress=show)
     assert calls[0]["budget"] == "60s" and calls[0]["seed"] == 0
     assert calls[1]["budget"] == "" and calls[1]["image_size"] == 48 and calls[1]["stages"] == done.recipe.stages
     assert calls[1]["seed"] == 1 and "presets" not in calls[1]
-    words = f"2 of 3 seeds are finished; the same command with --out '{tmp_path / 'my out'}' --resume makes the rest"
-    assert words in show.said[-1]
+    words = (
+        f"2 of 3 seeds are finished; run the same command with --out '{tmp_path / 'my out'}' --resume "
+        "for the remaining ones"
+    )
+    assert words in show.lines[-1]
 
 
 def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Recipe, tmp_path: Path) -> None:
@@ -287,20 +277,20 @@ def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Reci
     assert json.loads((out / "seed-0" / "manifest.json").read_text())["recipe"] == recipes[0]
     shutil.rmtree(out / "seed-1")
     assert len(run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET).runs) == 2
-    told = json.loads((out / "seed-0" / "manifest.json").read_text())
-    told["recipe"]["mixup"] = 0.2
-    (out / "seed-0" / "manifest.json").write_text(json.dumps(told))
+    manifest = json.loads((out / "seed-0" / "manifest.json").read_text())
+    manifest["recipe"]["mixup"] = 0.2
+    (out / "seed-0" / "manifest.json").write_text(json.dumps(manifest))
     shutil.rmtree(out / "seed-1")
     with pytest.raises(OutputError, match="out was started by another version of baseline"):
         run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET)
 
 
-# ---- models together ------------------------------------------------------------------------------------------------
+# ---- ensembles of models --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def models(tiny: Path, tmp_path: Path) -> Any:
-    """Makes copies of the tiny model that tell something else."""
+    """Return a function that copies the tiny model with changes to its configuration."""
 
     def made(**changes: Any) -> Path:
         folder = Path(shutil.copytree(tiny, tmp_path / f"model{len(list(tmp_path.iterdir()))}"))
@@ -311,7 +301,7 @@ def models(tiny: Path, tmp_path: Path) -> Any:
     return made
 
 
-def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
+def test_models_of_any_size_predict_by_the_mean_and_share_decoded_images(
     models: Any, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [models(), models(temperature=0.5), models(image_size=64, tta=[], temperature=None)]
@@ -326,51 +316,53 @@ def test_models_of_any_size_predict_by_the_mean_and_share_what_is_decoded(
         sizes.append(size)
         return square(image, size, resize)
 
-    monkeypatch.setattr(baseline.inference.model, "square", counted)
+    monkeypatch.setattr(baseline.inference.model, "load_square", counted)
     together = load(runs)
-    found = together.predict(paths)
+    result = together.predict(paths)
     assert sorted(sizes) == [48] * 48 + [64] * 48
-    assert np.allclose(found[shares], mean, atol=1e-6) and np.allclose(found["confidence"], mean.max(1), atol=1e-6)
-    assert list(found["predicted"]) == [together.classes[at] for at in mean.argmax(1)]
-    hurried = np.concatenate([block.probabilities for block in together.blocks(paths, batch_size=20)])
+    assert np.allclose(result[shares], mean, atol=1e-6) and np.allclose(result["confidence"], mean.max(1), atol=1e-6)
+    assert list(result["predicted"]) == [together.classes[at] for at in mean.argmax(1)]
+    hurried = np.concatenate([batch.probabilities for batch in together.predict_batches(paths, batch_size=20)])
     assert np.allclose(hurried, mean, atol=1e-5)
     raw = together.predict(paths, calibrated=False)
-    assert list(raw["predicted"]) == list(found["predicted"]) and not np.allclose(raw[shares], mean, atol=1e-3)
+    assert list(raw["predicted"]) == list(result["predicted"]) and not np.allclose(raw[shares], mean, atol=1e-3)
     big = str(images.parent / "big.jpg")
     Image.open(paths[0]).resize((900, 700)).save(big)
     assert np.allclose(together.predict(Image.open(big))[shares], together.predict(big)[shares], atol=0.02)
-    block = next(together.blocks([paths[0], "nowhere.jpg", 3]))
-    assert block.errors[1] == "No such file or directory" and "not int" in block.errors[2] and not block.errors[0]
+    batch = next(together.predict_batches([paths[0], "nowhere.jpg", 3]))
+    assert batch.errors[1] == "No such file or directory" and "not int" in batch.errors[2] and not batch.errors[0]
 
 
-def test_of_many_labels_models_together_decide_by_their_calibrated_thresholds(models: Any, images: Path) -> None:
-    runs = [models(labels="many", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
+def test_multilabel_ensembles_decide_by_calibrated_thresholds(models: Any, images: Path) -> None:
+    runs = [models(task="multilabel", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
     single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]
-    assert together.many and list(single[0]["predicted"]) == list(single[1]["predicted"])
-    found = together.predict(images)
-    assert list(found["predicted"]) == list(single[0]["predicted"])  # the same network: the temperatures decide nothing
+    assert together.multilabel and list(single[0]["predicted"]) == list(single[1]["predicted"])
+    result = together.predict(images)
+    assert list(result["predicted"]) == list(
+        single[0]["predicted"]
+    )  # the same network: the temperatures decide nothing
     odds = np.log(single[0][shares] / (1 - single[0][shares]))
     expected = (1 / (1 + np.exp(-odds / 4)) + single[0][shares]) / 2
-    assert np.allclose(found[shares], expected, atol=1e-6)
+    assert np.allclose(result[shares], expected, atol=1e-6)
 
 
-def test_models_that_have_no_average_are_refused(models: Any, tiny: Path) -> None:
+def test_incompatible_models_are_rejected(models: Any, tiny: Path) -> None:
     for changes, words in (
-        ({"classes": ["ants", "bees", "flies"]}, "have not the same classes: they differ in 'flies', 'wasps'"),
-        ({"classes": ["bees", "ants", "wasps"]}, "have not the same classes: they differ in their order"),
-        ({"labels": "many"}, "differ in labels, many and one"),
-        ({}, "is there twice, also as"),
+        ({"classes": ["ants", "bees", "flies"]}, "do not have the same classes: they differ in 'flies', 'wasps'"),
+        ({"classes": ["bees", "ants", "wasps"]}, "do not have the same classes: they differ in their order"),
+        ({"labels": "many"}, r"differ in labels \(many and one\)"),
+        ({}, "is included twice, also as"),
     ):
         with pytest.raises(OutputError, match=words):
             load([tiny, models(**changes)])
-    with pytest.raises(OutputError, match="No model was given"):
+    with pytest.raises(OutputError, match="There is no model to predict with"):
         load([])
     assert load([tiny]).members[0].folder == tiny
 
 
-def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
+def test_an_ensembles_job_is_resumed_with_the_same_models_only(
     models: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     one, two, three = models(), models(image_size=64), models(temperature=None)
@@ -382,7 +374,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     shutil.copy(whole.with_name("whole.csv.job.json"), cut.with_name("cut.csv.job.json"))
     cut.write_bytes(whole.read_bytes()[:1500])
     for other in (one, [one, three], [two, one]):
-        with pytest.raises(OutputError, match="was begun with another model"):
+        with pytest.raises(OutputError, match="was started with a different model"):
             write_predictions(load(other), paths, cut, wanted, resume=True)
     ended = call("predict", one, images, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
                  "--processes", 2)  # fmt: skip
@@ -396,7 +388,7 @@ def test_a_job_of_several_models_goes_on_with_the_same_ones_only(
     ]  # fmt: skip
 
 
-def test_a_submission_is_of_all_folds(folds: FoldRuns, given: Path, tmp_path: Path) -> None:
+def test_a_submission_uses_all_folds(folds: FoldRuns, given: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(Path(folds.folder) / "predictions.csv")
     test = tmp_path / "test"
     test.mkdir()
@@ -411,43 +403,43 @@ def test_a_submission_is_of_all_folds(folds: FoldRuns, given: Path, tmp_path: Pa
     assert (tmp_path / "named.csv").read_text() == made.path.read_text()
 
 
-# ---- runs averaged --------------------------------------------------------------------------------------------------
+# ---- ensembles of runs ----------------------------------------------------------------------------------------------
 
 
-def test_the_average_of_runs_is_judged_beside_them_and_against_the_best(folds: FoldRuns, tmp_path: Path) -> None:
+def test_an_ensemble_of_runs_is_compared_with_them_and_with_the_best(folds: FoldRuns, tmp_path: Path) -> None:
     runs = [run["folder"] for run in folds.runs]
-    found = compare_runs(runs, averages=[runs])
-    row, rows = found.table.iloc[-1], pd.read_csv(Path(folds.folder) / "predictions.csv")
-    assert row["run"] == f"ensemble of {runs[0]} and {runs[1]} and {runs[2]}" and len(found.table) == 4
+    result = compare_runs(runs, averages=[runs])
+    row, rows = result.table.iloc[-1], pd.read_csv(Path(folds.folder) / "predictions.csv")
+    assert row["run"] == f"ensemble of {runs[0]} and {runs[1]} and {runs[2]}" and len(result.table) == 4
     assert row["accuracy"] == (rows["predicted"] == rows["label"]).mean() and row["images"] == 18
     assert row["loss"] == pytest.approx(rows["loss"].mean())
-    assert row["megabytes"] == pytest.approx(found.table["megabytes"][:3].sum(), abs=0.11)
+    assert row["megabytes"] == pytest.approx(result.table["megabytes"][:3].sum(), abs=0.11)
     accuracies = [run["test"] for run in folds.runs]
     best = runs[accuracies.index(max(accuracies))]
     assert row["difference"] == pytest.approx(row["accuracy"] - max(accuracies))
-    assert f"against the best of these, {best}, on 18 images" in found.sentences[2]
-    assert found.sentences[-1].startswith("p-values are Holm-corrected for 3 comparisons")
+    assert f"against the best of these, {best}, on 18 images" in result.sentences[2]
+    assert result.sentences[-1].startswith("p-values are Holm-corrected for 3 comparisons")
     results.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
     two = ensemble(tables(folds, "test")[:2], temperatures(folds)[:2])
-    told = pd.read_csv(tmp_path / "found.csv").iloc[-1]
-    assert told["loss"] == pytest.approx(two["loss"].mean()) and told["differs"] == "ensemble of 2 runs"
+    row = pd.read_csv(tmp_path / "found.csv").iloc[-1]
+    assert row["loss"] == pytest.approx(two["loss"].mean()) and row["differs"] == "ensemble of 2 runs"
     with pytest.raises(DataError, match="is not among the runs that are compared"):
         compare_runs(runs[:2], averages=[[runs[0], runs[2]]])
     with pytest.raises(DataError, match="two or more different runs"):
         compare_runs(runs, averages=[[runs[0], runs[0]]])
 
 
-def test_tables_are_averaged_where_they_hold_the_same_images() -> None:
+def test_tables_are_averaged_over_their_common_images() -> None:
     rows = {"path": list("abc"), "label": list("xyx"), "split": "test", "group": list("112")}
     one = pd.DataFrame({**rows, "p_x": [0.9, 0.6, 0.8], "p_y": [0.1, 0.4, 0.2]})
     other = pd.DataFrame({**rows, "p_y": [0.3, 0.8, 0.5], "p_x": [0.7, 0.2, 0.5]}).iloc[[1, 0]]
-    found = ensemble([one, other], [None, None])
-    assert list(found["path"]) == ["a", "b"] and list(found["predicted"]) == ["x", "y"]
-    assert np.allclose(found["p_x"], [0.8, 0.4]) and np.allclose(found["loss"], -np.log([0.8, 0.6]))
-    assert list(found["group"]) == ["1", "1"]
+    result = ensemble([one, other], [None, None])
+    assert list(result["path"]) == ["a", "b"] and list(result["predicted"]) == ["x", "y"]
+    assert np.allclose(result["p_x"], [0.8, 0.4]) and np.allclose(result["loss"], -np.log([0.8, 0.6]))
+    assert list(result["group"]) == ["1", "1"]
     with pytest.raises(DataError, match="share no image"):
         ensemble([one, other.assign(path=["q", "r"])], [None, None])
-    with pytest.raises(DataError, match="another label in the other table, first a: 'x' and 'y'"):
+    with pytest.raises(DataError, match="1 image is labelled differently in the two tables, first a: 'x' and 'y'"):
         ensemble([one, other.assign(label="y")], [None, None])
-    with pytest.raises(DataError, match="Runs of other classes have no average: 'x', 'y' and 'y', 'z'"):
+    with pytest.raises(DataError, match="Runs with different classes cannot be averaged: 'x', 'y' and 'y', 'z'"):
         ensemble([one, other.rename(columns={"p_x": "p_z"})], [None, None])

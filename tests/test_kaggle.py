@@ -1,6 +1,6 @@
-"""The Kaggle kernel runs where inputs are read-only and nothing answers, from wheels; the notebook is the same text.
+"""The Kaggle kernel runs from wheels, with read-only inputs and without internet; the notebook has the same text.
 
-`python tests/test_kaggle.py` writes the notebook again.
+`python tests/test_kaggle.py` rewrites the notebook.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 
 
 def notebook(text: str) -> dict[str, Any]:
-    """The cells that `# %%` divides a script into."""
+    """Convert a script with `# %%` cell markers to a notebook."""
     cells = []
     for number, part in enumerate(re.split(r"^# %%", text, flags=re.MULTILINE)[1:]):
-        head, _, body = part.partition("\n")
-        words = "markdown" in head
+        header, _, body = part.partition("\n")
+        is_text = "markdown" in header
         lines = body.strip("\n").splitlines(keepends=True)
-        source = [re.sub(r"^# ?", "", line) for line in lines] if words else lines
-        more = {} if words else {"execution_count": None, "outputs": []}
-        kind = "markdown" if words else "code"
-        cells.append({"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source, **more})
+        source = [re.sub(r"^# ?", "", line) for line in lines] if is_text else lines
+        fields = {} if is_text else {"execution_count": None, "outputs": []}
+        kind = "markdown" if is_text else "code"
+        cells.append({"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source, **fields})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
@@ -58,7 +58,7 @@ def test_the_notebook_is_the_script() -> None:
 
 @pytest.fixture
 def kaggle(images: Path, tmp_path: Path) -> Iterator[Path]:
-    """A folder like `/kaggle`: a competition of ants and bees below `input`, which nobody can write, and `working`."""
+    """A folder like `/kaggle`: a competition of ants and bees in `input`, which is read-only, and `working`."""
     root, competition = tmp_path / "kaggle", tmp_path / "kaggle/input/insects"
     for folder in (competition / "train_images", competition / "test_images", root / "input/wheels", root / "working"):
         folder.mkdir(parents=True)
@@ -76,38 +76,38 @@ def kaggle(images: Path, tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Root may write in spite of it; what is inside is therefore compared, too."""
-    inside = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    """Make a folder read-only. Root can write nevertheless, so the contents are compared, too."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     before = sorted(map(str, folder.rglob("*")))
-    for each in inside:
-        each.chmod(0o555)
+    for path in folders:
+        path.chmod(0o555)
     yield
-    for each in inside:
-        each.chmod(0o755)
+    for path in folders:
+        path.chmod(0o755)
     assert sorted(map(str, folder.rglob("*"))) == before
 
 
 def check_submission(kaggle: Path) -> None:
     with (kaggle / "working/submission.csv").open() as file, (kaggle / SAMPLE).open() as sample:
-        found, asked = list(csv.reader(file)), list(csv.reader(sample))
-    assert found[0] == asked[0] and [row[0] for row in found] == [row[0] for row in asked] and len(found) == 9
-    assert {row[1] for row in found[1:]} <= {"ants", "bees"}
+        rows, expected = list(csv.reader(file)), list(csv.reader(sample))
+    assert rows[0] == expected[0] and [row[0] for row in rows] == [row[0] for row in expected] and len(rows) == 9
+    assert {row[1] for row in rows[1:]} <= {"ants", "bees"}
 
 
 def test_the_kernels_cells_end_with_a_valid_submission(
     kaggle: Path, small: baseline.Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """All cells but the installing one, on a recipe that ends in seconds."""
+    """All cells except for the installation, with a recipe that takes seconds."""
 
-    def made(images: Path, *, preset: str, out: Path) -> baseline.Baseline:
+    def make_small(images: Path, *, preset: str, out: Path) -> baseline.Baseline:
         assert preset in baseline.recipe.schema.PRESETS
         return baseline.make.make_baseline(images, small, out=out, progress=baseline.Progress())
 
-    def refused(*_: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError("the internet is off")
 
-    monkeypatch.setattr(socket.socket, "connect", refused)
-    monkeypatch.setattr(baseline, "make_baseline", made, raising=False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(baseline, "make_baseline", make_small, raising=False)
     monkeypatch.setenv("BASELINE_KAGGLE", str(kaggle))
     install, *cells = ["".join(cell["source"]) for cell in notebook(KERNEL.read_text())["cells"]
                        if cell["cell_type"] == "code"]  # fmt: skip
@@ -126,21 +126,21 @@ def test_the_kernel_runs_from_wheels_in_an_environment_without_internet(kaggle: 
     settings |= {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", *settings)}
     python = environment(tmp_path / "venv")
     with read_only(kaggle / "input/wheels"):
-        ended = subprocess.run([python, KERNEL], env=settings, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert "8 rows" in ended.stdout
+        result = subprocess.run([python, KERNEL], env=settings, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "8 rows" in result.stdout
     check_submission(kaggle)
 
 
 def wheel(folder: Path) -> Path:
-    """The wheel of this checkout, built into the folder."""
+    """Build the wheel of this checkout into the folder."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=EXAMPLES.parent, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
 
 def environment(folder: Path) -> Path:
-    """A Python with every package of this one but baseline, which the kernel has to install, and no internet."""
+    """Create a Python without internet that has all packages except for baseline, which the kernel must install."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     packages = next(folder.glob("lib/python*/site-packages"))
     for path in (path for place in map(Path, site.getsitepackages()) if place.is_dir() for path in place.iterdir()):

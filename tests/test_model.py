@@ -1,4 +1,4 @@
-"""What was trained is used: a loaded model predicts as its run did; a folder that is not whole is refused."""
+"""A loaded model predicts what its run predicted, and a damaged model folder is refused."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from safetensors.torch import load_file, save_file
 from test_kaggle import environment, wheel
 
 import baseline
-from baseline import Augment, BaselineError, DataError, OutputError, WeightsError, load
+from baseline import Augment, BaselineError, load
 from baseline.data.labels import label_matrix
 from baseline.errors import BaselineError as Root
+from baseline.errors import DataError, OutputError, WeightsError
 from baseline.inference.model import Model
 from baseline.inference.model_folder import load_network
 
 SHARES = ["p_ants", "p_bees"]
 OLD = Path(__file__).parent / "models"
-"""Model folders as older versions wrote them, and what they predicted."""
+"""Model folders that older versions wrote, and what they predicted."""
 
 
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model folder, to be changed."""
+    """A copy of the tiny model folder that a test may change."""
     return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
-def told(folder: Path, **changes: Any) -> None:
-    """Changes what `model.json` says."""
-    facts = json.loads((folder / "model.json").read_text()) | changes
-    (folder / "model.json").write_text(json.dumps({key: value for key, value in facts.items() if value is not ...}))
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change fields of `model.json`; `...` removes one."""
+    config = json.loads((folder / "model.json").read_text()) | changes
+    (folder / "model.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
 
 
-# ---- it predicts as its run did -------------------------------------------------------------------------------------
+# ---- predictions ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline) -> None:
+def test_a_loaded_model_predicts_what_its_run_predicted(done: baseline.Baseline) -> None:
     rows = done.predictions
     model = load(done.folder)
     found = model.predict(rows["path"].tolist(), calibrated=False)
@@ -56,14 +57,14 @@ def test_a_loaded_model_predicts_what_the_run_predicted(done: baseline.Baseline)
     assert list(found["predicted"]) == list(rows["predicted"])
     plain = model.predict(rows["path"].tolist(), tta=False, calibrated=False)
     assert np.allclose(plain["confidence"], rows["plain_confidence"], atol=1e-5)
-    tempered = baseline.calibrate(rows, model.facts["temperature"])
+    tempered = baseline.calibrate(rows, model.config["temperature"])
     calibrated = done.predict(rows["path"])
     assert np.allclose(calibrated[["confidence", *SHARES]], tempered[["confidence", *SHARES]], atol=1e-5)
-    assert model.facts["weights_license"] == "apache-2.0"
-    assert model.facts["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
+    assert model.config["weights_license"] == "apache-2.0"
+    assert model.config["temperature"] == done.manifest["calibration"]["temperature"] and model.check() < 1e-5
 
 
-def test_images_may_be_anything(tiny: Path, images: Path) -> None:
+def test_images_may_be_paths_folders_bytes_arrays_or_pil_images(tiny: Path, images: Path) -> None:
     model, path = load(tiny), images / "ants" / "00.jpg"
     by_path = model.predict(path)
     assert model.predict(str(path)).equals(by_path) and model.predict([path]).equals(by_path)
@@ -81,7 +82,7 @@ def test_images_may_be_anything(tiny: Path, images: Path) -> None:
         model.predict("nowhere.jpg")
 
 
-def test_one_image_many_images_and_any_batch_give_the_same(tiny: Path, images: Path) -> None:
+def test_the_batch_size_does_not_change_predictions(tiny: Path, images: Path) -> None:
     model = load(tiny)
     paths = sorted(map(str, images.rglob("*.jpg")))
     whole = model.predict(paths)  # below a batch, and so without the quicker passes
@@ -91,21 +92,21 @@ def test_one_image_many_images_and_any_batch_give_the_same(tiny: Path, images: P
         assert np.allclose(again.iloc[:, 2:], whole.iloc[:, 2:], atol=1e-5)
 
 
-def test_a_larger_decoded_image_is_made_smaller_as_in_the_run(settled: tuple, tmp_path: Path) -> None:
+def test_larger_decoded_images_are_resized_as_in_the_run(settled: tuple, tmp_path: Path) -> None:
     recipe, table = settled
     recipe = recipe.changed(augment=Augment(crop=0.5))
     torch.manual_seed(0)
     learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
-    expected = baseline.predict(learn, table, recipe.tta)
-    facts = {"arch": recipe.arch, "head": recipe.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
-             "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.tta, "labels": "one",
+    expected = baseline.predict(learn, table, recipe.evaluation.tta)
+    config = {"arch": recipe.model.arch, "head": recipe.model.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
+             "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.evaluation.tta, "labels": "one",
              "threshold": 0.5, "temperature": None, "precision": "float32"}  # fmt: skip
-    found = Model(learn.model, facts, tmp_path).predict(expected["path"])
+    found = Model(learn.model, config, tmp_path).predict(expected["path"])
     assert np.abs(found[SHARES].to_numpy() - expected[SHARES].to_numpy()).max() < 1e-5
 
 
-def test_of_many_labels_the_threshold_comes_before_the_temperature(folder: Path, images: Path) -> None:
-    told(folder, labels="many", threshold=0.4, temperature=4.0)
+def test_multilabel_thresholds_apply_before_the_temperature(folder: Path, images: Path) -> None:
+    edit_config(folder, task="multilabel", threshold=0.4, temperature=4.0)
     model = load(folder)
     raw, found = model.predict(images, calibrated=False), model.predict(images)
     shares = [f"p_{name}" for name in model.classes]
@@ -118,7 +119,7 @@ def test_of_many_labels_the_threshold_comes_before_the_temperature(folder: Path,
     assert np.allclose(found["confidence"], sure)
 
 
-def test_the_learner_is_fastais_and_predicts_the_same(tiny: Path, images: Path) -> None:
+def test_the_fastai_learner_predicts_the_same(tiny: Path, images: Path) -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     model = load(tiny)
     learn = model.learner
@@ -128,14 +129,14 @@ def test_the_learner_is_fastais_and_predicts_the_same(tiny: Path, images: Path) 
     plain = model.predict(paths, tta=False, calibrated=False)
     with learn.no_bar():
         shares, _ = learn.get_preds(dl=learn.dls.test_dl([str(path) for path in paths]))
-        name, number, each = learn.predict(paths[0])
+        name, index, probabilities = learn.predict(paths[0])
     assert np.allclose(shares, plain.iloc[:, 3:], atol=1e-5) and np.allclose(
-        each, plain.iloc[0, 3:].astype(float), atol=1e-5
+        probabilities, plain.iloc[0, 3:].astype(float), atol=1e-5
     )
-    assert name == plain["predicted"][0] == model.classes[int(number)] and list(learn.dls.vocab) == model.classes
+    assert name == plain["predicted"][0] == model.classes[int(index)] and list(learn.dls.vocab) == model.classes
 
 
-def test_alone_read_only_without_images_or_network_in_a_fresh_process(
+def test_a_read_only_model_folder_predicts_in_a_fresh_process_without_images_or_network(
     done: baseline.Baseline, images: Path, tmp_path: Path
 ) -> None:
     alone = Path(shutil.copytree(done.folder / "model", tmp_path / "alone"))
@@ -160,10 +161,10 @@ def test_alone_read_only_without_images_or_network_in_a_fresh_process(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, to become somebody else")
-def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_somebody_else_without_images_and_network(
+def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_another_user_without_images_or_network(
     small: baseline.Recipe, images: Path
 ) -> None:
-    """Under user 65534, with the network off, from a folder that nobody can write, after the images were deleted."""
+    """As user 65534, with the network off, from a read-only folder, after the images were deleted."""
     pytest.importorskip("hatchling")
     with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are root's alone
         work = Path(place)
@@ -207,7 +208,7 @@ def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_somebody_else_with
 
 
 @pytest.mark.parametrize("old", sorted(OLD.iterdir()), ids=lambda path: path.name)
-def test_old_folders_load_for_ever(old: Path) -> None:
+def test_folders_of_older_versions_still_load(old: Path) -> None:
     expected = json.loads((old / "expected.json").read_text())
     squares = np.arange(2 * 48 * 48 * 3).reshape(2, 48, 48, 3) * 7 % 251
     found = load(old).predict(squares.astype(np.uint8))
@@ -215,25 +216,25 @@ def test_old_folders_load_for_ever(old: Path) -> None:
     assert list(found["predicted"]) == expected["predicted"]
 
 
-def test_what_the_first_format_did_not_tell_is_filled_in(folder: Path, images: Path) -> None:
+def test_fields_missing_from_the_first_format_are_filled_in(folder: Path, images: Path) -> None:
     expected = load(folder).predict(images, tta=False, calibrated=False)
     (folder / "golden.safetensors").unlink()
-    told(
+    edit_config(
         folder,
         format=1,
         **dict.fromkeys(("sha256", "crop", "precision", "tta", "labels", "threshold", "temperature"), ...),
     )
     old = load(folder)
-    assert old.predict(images).equals(expected) and old.facts["tta"] == [] and old.facts["temperature"] is None
-    assert old.facts["weights_license"] == "unknown"
-    with pytest.raises(OutputError, match="keeps no golden inputs"):
+    assert old.predict(images).equals(expected) and old.config["tta"] == [] and old.config["temperature"] is None
+    assert old.config["weights_license"] == "unknown"
+    with pytest.raises(OutputError, match="has no golden inputs"):
         old.check()
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
-def test_check_sees_a_network_that_predicts_otherwise(folder: Path) -> None:
+def test_check_detects_a_network_that_predicts_something_else(folder: Path) -> None:
     assert load(folder).check() < 1e-5
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if name.endswith("weight"))
@@ -241,8 +242,8 @@ def test_check_sees_a_network_that_predicts_otherwise(folder: Path) -> None:
     with pytest.raises(WeightsError, match="is damaged: its sha256 begins with"):
         load(folder)
     sha256 = json.loads((folder / "model.json").read_text())["sha256"]
-    told(folder, sha256={"model.safetensors": "", "golden.safetensors": sha256["golden.safetensors"]})
-    with pytest.raises(WeightsError, match=r"does not predict as when it was saved: .* at most 0\.0001"):
+    edit_config(folder, sha256={"model.safetensors": "", "golden.safetensors": sha256["golden.safetensors"]})
+    with pytest.raises(WeightsError, match=r"does not predict as it did when saved: .* at most 0\.0001"):
         load(folder).check()
 
 
@@ -251,21 +252,21 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-def put(name: str, content: bytes) -> Any:
+def overwrite(name: str, content: bytes) -> Any:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def tensors_changed(change: Any, **facts: Any) -> Any:
-    """Tensors that were changed, with a `model.json` that knows no sha256 of them."""
+def change_tensors(change: Any, **fields: Any) -> Any:
+    """Return a function that changes the tensors of a folder whose `model.json` has no sha256 of them."""
 
     def damage(folder: Path) -> None:
         save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
-        told(folder, format=1, **facts)
+        edit_config(folder, format=1, **fields)
 
     return damage
 
 
-def first_as(value: Any) -> Any:
+def change_first(value: Any) -> Any:
     return lambda tensors: tensors | {min(tensors): value(tensors[min(tensors)])}
 
 
@@ -274,48 +275,57 @@ def first_as(value: Any) -> Any:
     [
         (lambda f: (f / "model.json").unlink(), r"model\.json cannot be read: No such file"),
         (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors cannot be read: No such file"),
-        (put("model.json", b""), r"model\.json is damaged"),
-        (put("model.json", b"\xff{}"), r"model\.json is damaged: 'utf-8' codec"),
-        (put("model.json", b"[1]"), "tells nothing of a network"),
-        (put("model.json", b"[" * 100_000), "is damaged: maximum recursion"),
-        (put("model.json", b"{}"), "has format None; this version reads 1 to 2"),
-        (lambda f: told(f, format=3), "has format 3; this version reads 1 to 2. Update baseline"),
-        (lambda f: told(f, format=True), "has format True"),
-        (lambda f: told(f, classes=...), "does not tell classes"),
-        (lambda f: told(f, sha256=...), "does not tell sha256"),
-        (lambda f: told(f, sha256=[]), "does not tell sha256"),
-        (lambda f: told(f, arch="resnet5O"), "There is no architecture 'resnet5O'. Did you mean 'resnet50'"),
-        (lambda f: told(f, arch="hf-hub:timm/resnet18"), "There is no architecture 'hf-hub:timm/resnet18'"),
-        (lambda f: told(f, arch="vgg16"), "is of another network than vgg16|lacks '"),
-        (lambda f: told(f, arch="vit_giant_patch14_dinov2"), "lacks '"),
-        (lambda f: told(f, head="fastai"), "lacks '|is of another network"),
-        (lambda f: told(f, image_size=10**9), "image_size is 1000000000, needed: pixels"),
-        (lambda f: told(f, image_size=48.0), "image_size is 48.0"),
-        (lambda f: told(f, classes=["a", "b"]), r"is of another network than test_efficientnet with 2 classes"),
-        (lambda f: told(f, classes=list("ab") * 2), "none twice"),
-        (lambda f: told(f, classes=[str(n) for n in range(100_001)]), "needed: a list of 1 to 100,000 names"),
-        (lambda f: told(f, classes=["a", "b", "\ud800"]), "classes is"),
-        (lambda f: told(f, mean=[0.5, 0.5]), "mean is .*three numbers"),
-        (lambda f: told(f, std=[0.5, 0.5, 0]), "std is .*three numbers above 0"),
-        (lambda f: told(f, std=[0.5, 0.5, float("nan")]), "is damaged: NaN is no number"),
-        (lambda f: told(f, temperature=0), "temperature is 0, needed"),
-        (lambda f: told(f, weights_license=["mit"]), "weights_license is .*, needed: a licence's name, or null"),
-        (lambda f: told(f, tta=["turn"], resize="stretch"), "resize is 'stretch', needed: .*; tta is"),
-        (put("model.safetensors", pickle.dumps(Bomb())), "is a pickle or an archive, and was not opened"),
-        (put("model.safetensors", b""), "is damaged"),
-        (lambda f: os.truncate(f / "model.safetensors", 9999), "is damaged: its sha256 begins"),
-        (tensors_changed(lambda t: {}), "lacks '"),
-        (tensors_changed(lambda t: {key: t[key] for key in list(t)[1:]}), "lacks '"),
-        (tensors_changed(lambda t: t | {"more": torch.ones(1)}), "holds 'more', which"),
-        (tensors_changed(first_as(lambda t: t[..., None].contiguous())), "is of another network"),
-        (tensors_changed(first_as(lambda t: t * float("nan"))), "values that are no numbers, first in"),
+        (overwrite("model.json", b""), r"model\.json is damaged"),
+        (overwrite("model.json", b"\xff{}"), r"model\.json is damaged: 'utf-8' codec"),
+        (overwrite("model.json", b"[1]"), "does not describe a network"),
+        (overwrite("model.json", b"[" * 100_000), "is damaged: maximum recursion"),
+        (overwrite("model.json", b"{}"), "has format None; this version reads 1 to 2"),
+        (lambda f: edit_config(f, format=3), "has format 3; this version reads 1 to 2. Update baseline"),
+        (lambda f: edit_config(f, format=True), "has format True"),
+        (lambda f: edit_config(f, classes=...), "lacks classes"),
+        (lambda f: edit_config(f, sha256=...), "lacks sha256"),
+        (lambda f: edit_config(f, sha256=[]), "lacks sha256"),
+        (lambda f: edit_config(f, arch="resnet5O"), "There is no architecture 'resnet5O'. Did you mean 'resnet50'"),
+        (lambda f: edit_config(f, arch="hf-hub:timm/resnet18"), "There is no architecture 'hf-hub:timm/resnet18'"),
+        (lambda f: edit_config(f, arch="vgg16"), "belongs to a network other than vgg16|lacks '"),
+        (lambda f: edit_config(f, arch="vit_giant_patch14_dinov2"), "lacks '"),
+        (lambda f: edit_config(f, head="fastai"), "lacks '|belongs to a network other than"),
+        (lambda f: edit_config(f, image_size=10**9), "image_size is 1000000000, needed: a whole number of pixels"),
+        (lambda f: edit_config(f, image_size=48.0), "image_size is 48.0"),
         (
-            tensors_changed(first_as(lambda t: t.to(torch.int64) if t.is_floating_point() else t.float())),
-            "is of another",
+            lambda f: edit_config(f, classes=["a", "b"]),
+            r"belongs to a network other than test_efficientnet with 2 classes",
+        ),
+        (lambda f: edit_config(f, classes=list("ab") * 2), "needed: a list of 1 to 100,000 unique names"),
+        (
+            lambda f: edit_config(f, classes=[str(n) for n in range(100_001)]),
+            "needed: a list of 1 to 100,000 unique names",
+        ),
+        (lambda f: edit_config(f, classes=["a", "b", "\ud800"]), "classes is"),
+        (lambda f: edit_config(f, mean=[0.5, 0.5]), "mean is .*three numbers"),
+        (lambda f: edit_config(f, std=[0.5, 0.5, 0]), "std is .*three numbers above 0"),
+        (lambda f: edit_config(f, std=[0.5, 0.5, float("nan")]), "is damaged: NaN is not a number"),
+        (lambda f: edit_config(f, temperature=0), "temperature is 0, needed"),
+        (
+            lambda f: edit_config(f, weights_license=["mit"]),
+            "weights_license is .*, needed: the name of a license, or null",
+        ),
+        (lambda f: edit_config(f, tta=["turn"], resize="stretch"), "resize is 'stretch', needed: .*; tta is"),
+        (overwrite("model.safetensors", pickle.dumps(Bomb())), "is a pickle or an archive, and was not opened"),
+        (overwrite("model.safetensors", b""), "is damaged"),
+        (lambda f: os.truncate(f / "model.safetensors", 9999), "is damaged: its sha256 begins"),
+        (change_tensors(lambda t: {}), "lacks '"),
+        (change_tensors(lambda t: {key: t[key] for key in list(t)[1:]}), "lacks '"),
+        (change_tensors(lambda t: t | {"more": torch.ones(1)}), "holds 'more', which"),
+        (change_tensors(change_first(lambda t: t[..., None].contiguous())), "belongs to a network other than"),
+        (change_tensors(change_first(lambda t: t * float("nan"))), "values that are not finite, first in"),
+        (
+            change_tensors(change_first(lambda t: t.to(torch.int64) if t.is_floating_point() else t.float())),
+            "belongs to a network other",
         ),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused_in_one_line(folder: Path, damage: Any, words: str) -> None:
+def test_a_damaged_folder_is_refused_with_a_one_line_error(folder: Path, damage: Any, words: str) -> None:
     damage(folder)
     with pytest.raises((OutputError, WeightsError), match=words) as caught:
         load(folder)
@@ -323,20 +333,20 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(folder: Path, damage:
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path, name: str) -> None:
+def test_a_pipe_in_place_of_a_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(OutputError, match="is no file"):
+    with pytest.raises(OutputError, match="is not a file"):
         load(folder)
 
 
-def test_golden_inputs_that_are_damaged_are_refused(folder: Path) -> None:
+def test_damaged_golden_inputs_are_refused(folder: Path) -> None:
     (folder / "golden.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(WeightsError, match=r"golden\.safetensors is damaged"):
         load(folder).check()
-    told(folder, sha256={"model.safetensors": "", "golden.safetensors": ""})
+    edit_config(folder, sha256={"model.safetensors": "", "golden.safetensors": ""})
     save_file({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, folder / "golden.safetensors")
-    with pytest.raises(WeightsError, match="holds no images with their probabilities"):
+    with pytest.raises(WeightsError, match="does not hold images and their probabilities"):
         load(folder).check()
 
 
@@ -346,17 +356,17 @@ VALUES = [None, True, -1, 0, 1, 3, 1e308, 10**40, "", "a", "../../etc/passwd", "
           ["a"] * 3, [0.5] * 3, [1e300] * 3, {"a": 1}, "\x00", "x" * 10_000, ["flip"], "file:///etc", 0.5]  # fmt: skip
 
 
-def mutated(folder: Path, chance: random.Random) -> None:
-    """One to three changes of the folder's files."""
+def mutate(folder: Path, chance: random.Random) -> None:
+    """Change the folder's files in one to three ways."""
     for _ in range(chance.randint(1, 3)):
         path = folder / chance.choice(["model.json", "model.json", "model.safetensors", "golden.safetensors"])
-        kind = chance.choice(["fact", "fact", "flip", "cut", "header", "grow"])
+        kind = chance.choice(["field", "field", "flip", "cut", "header", "grow"])
         content = bytearray(path.read_bytes())
-        if kind == "fact":
+        if kind == "field":
             try:
-                facts = json.loads((folder / "model.json").read_text())
-                facts[chance.choice([*facts, "format", "sha256"])] = chance.choice(VALUES)
-                (folder / "model.json").write_text(json.dumps(facts))
+                config = json.loads((folder / "model.json").read_text())
+                config[chance.choice([*config, "format", "sha256"])] = chance.choice(VALUES)
+                (folder / "model.json").write_text(json.dumps(config))
             except (ValueError, TypeError, LookupError):
                 pass
         elif kind == "cut":
@@ -370,13 +380,13 @@ def mutated(folder: Path, chance: random.Random) -> None:
             path.write_bytes(content)
 
 
-def survived(tiny: Path, work: Path, image: Path, seed: int) -> str:
-    """What became of a mutated folder: loaded, or the kind of its error."""
+def use_mutated_folder(tiny: Path, work: Path, image: Path, seed: int) -> str:
+    """Mutate a copy of the folder and use it; return "loaded", or the type of the error."""
     chance = random.Random(seed)
     folder = Path(shutil.copytree(tiny, work / "model", dirs_exist_ok=True))
     if chance.random() < 0.5:  # otherwise nearly all end at the checksum
-        told(folder, format=1)
-    mutated(folder, chance)
+        edit_config(folder, format=1)
+    mutate(folder, chance)
     try:
         model = load(folder)
         model.predict(image)
@@ -387,21 +397,21 @@ def survived(tiny: Path, work: Path, image: Path, seed: int) -> str:
     return "loaded"
 
 
-def test_mutated_folders_are_used_or_refused_and_nothing_else(tiny: Path, images: Path, tmp_path: Path) -> None:
+def test_mutated_folders_are_either_used_or_refused(tiny: Path, images: Path, tmp_path: Path) -> None:
     image = images / "ants" / "00.jpg"
-    seen = [survived(tiny, tmp_path, image, seed) for seed in range(200)]
-    assert {"OutputError", "WeightsError"} <= set(seen) and not list(Path().iterdir())
+    outcomes = [use_mutated_folder(tiny, tmp_path, image, seed) for seed in range(200)]
+    assert {"OutputError", "WeightsError"} <= set(outcomes) and not list(Path().iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 @pytest.mark.slow
 def test_ten_thousand_mutated_folders(tiny: Path, images: Path, tmp_path: Path) -> None:
     for seed in range(10_000):
-        survived(tiny, tmp_path, images / "ants" / "00.jpg", seed)
+        use_mutated_folder(tiny, tmp_path, images / "ants" / "00.jpg", seed)
     assert not list(Path().iterdir())
 
 
-def test_the_networks_own_loader_gives_every_fact(tiny: Path) -> None:
-    network, facts = load_network(tiny)
-    assert not network.training and facts["crop"] == 1.0 and issubclass(WeightsError, Root)
-    assert set(facts["sha256"]) == {"model.safetensors", "golden.safetensors"}
+def test_load_network_returns_the_complete_config(tiny: Path) -> None:
+    network, config = load_network(tiny)
+    assert not network.training and config["crop"] == 1.0 and issubclass(WeightsError, Root)
+    assert set(config["sha256"]) == {"model.safetensors", "golden.safetensors"}

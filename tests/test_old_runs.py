@@ -43,7 +43,7 @@ def test_its_recipe_has_the_same_values_under_todays_names() -> None:
     assert recipe.model.pretrained is (not raw["scratch"]) is False
     assert recipe.data.task == "single" and raw["labels"] == "one"
     assert recipe.training.class_balance == raw["balance"] == "weights"
-    assert recipe.split.valid_fraction == raw["valid_share"] == 0.2 and recipe.options.loggers == ("csv",)
+    assert recipe.split.valid_fraction == raw["valid_fraction"] == 0.2 and recipe.options.loggers == ("csv",)
     assert recipe.stages == (Stage("all", 3, 1e-3, batch_norm="train", steps=raw["stages"][0]["steps"]),)
 
 
@@ -68,7 +68,9 @@ def test_it_is_listed_and_compared_with_others(tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(OLD, tmp_path / name)
     runs = list_runs(tmp_path)
-    assert runs["state"].tolist() == ["finished", "finished"] and runs["arch"].unique().tolist() == ["test_efficientnet"]
+    assert runs["state"].tolist() == ["finished", "finished"] and runs["arch"].unique().tolist() == [
+        "test_efficientnet"
+    ]
     table = compare_runs([tmp_path / "one", tmp_path / "two"]).table
     assert table["images"].notna().all() and table["difference"][1] == 0 and table["differs"][1] == ""
 

@@ -1,4 +1,4 @@
-"""Predictions are probabilities, softmax is taken once, views are fixed, and metrics are arithmetic on the table."""
+"""Predictions are probabilities from a single softmax, TTA views are fixed, and metrics follow from the table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from baseline.evaluation.intervals import wilson_interval
 from baseline.evaluation.predict import augmented_views
 
 
-def test_plain_predictions_are_fastais_own(learn: Any, settled: tuple) -> None:
+def test_plain_predictions_equal_fastais_get_preds(learn: Any, settled: tuple) -> None:
     table = predict(learn, settled[1], (), splits=("valid",))
     ours = table[[f"p_{name}" for name in learn.dls.vocab]].to_numpy()
     theirs, _ = learn.get_preds()
@@ -35,7 +35,7 @@ def test_tta_is_the_mean_over_fixed_views(learn: Any, settled: tuple) -> None:
     assert np.allclose(mean[["p_ants", "p_bees"]].to_numpy(), flipped.numpy(), atol=1e-5)
 
 
-def test_views_keep_size_and_number() -> None:
+def test_views_keep_the_size_and_number_of_images() -> None:
     images = torch.rand(2, 3, 40, 40)
     views = list(augmented_views(images, ("flip", "five_crops")))
     assert len(views) == 7 and all(view.shape == images.shape for view in views)
@@ -43,7 +43,7 @@ def test_views_keep_size_and_number() -> None:
     assert torch.allclose(views[2][..., 20, 20], images[..., 17:19, 17:19].mean((-1, -2)), atol=0.5)
 
 
-def test_rows_are_the_images_in_order_with_their_losses(done: baseline.Baseline) -> None:
+def test_rows_follow_the_image_order_with_matching_losses(done: baseline.Baseline) -> None:
     table = done.predictions
     assert table["path"].is_unique and set(table["split"]) == {"valid", "test"}
     columns = ["p_ants", "p_bees"]
@@ -55,22 +55,22 @@ def test_rows_are_the_images_in_order_with_their_losses(done: baseline.Baseline)
         assert f"/{label}/" in path
 
 
-def test_intervals_are_wilsons() -> None:
+def test_wilson_intervals_match_reference_values() -> None:
     assert wilson_interval(8100, 10000) == pytest.approx((0.80219, 0.81757), abs=1e-4)
     assert wilson_interval(20, 20)[1] == pytest.approx(1) and wilson_interval(20, 20)[0] == pytest.approx(
         0.8389, abs=1e-4
     )
 
 
-def test_wilsons_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_wilson_intervals_have_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     hits = rng.binomial(200, 0.9, 2000)
     by_hits = {hit: wilson_interval(int(hit), 200) for hit in set(hits)}
-    held = np.mean([by_hits[hit][0] <= 0.9 <= by_hits[hit][1] for hit in hits])
-    assert 0.93 <= held <= 0.97
+    coverage = np.mean([by_hits[hit][0] <= 0.9 <= by_hits[hit][1] for hit in hits])
+    assert 0.93 <= coverage <= 0.97
 
 
-def test_numbers_are_by_split() -> None:
+def test_metrics_are_grouped_by_split() -> None:
     table = pd.DataFrame(
         {
             "split": ["valid"] * 2 + ["test"] * 4,

@@ -14,7 +14,6 @@ from conftest import shortened
 from baseline import (
     Progress,
     Recipe,
-    RecipeError,
     Stage,
     dataloaders,
     image_table,
@@ -22,13 +21,13 @@ from baseline import (
     load_images,
     load_recipe,
     make_baseline,
-    recipe_names,
     resolve,
     split,
     train,
 )
 from baseline.data.sources.datasets import DATASETS
 from baseline.data.sources.external import is_external
+from baseline.errors import RecipeError
 from baseline.recipe.auto import (
     EMBEDDED_ARCH,
     resolve_arch,
@@ -38,7 +37,7 @@ from baseline.recipe.auto import (
     resolve_precision,
     resolve_preset,
 )
-from baseline.recipe.load import recipe_from_dict, recipes_folder
+from baseline.recipe.load import recipe_from_dict, recipe_names, recipes_folder
 
 
 def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
@@ -47,7 +46,7 @@ def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name and recipe.title
-        assert not recipe.data or recipe.data in DATASETS or is_external(recipe.data)
+        assert not recipe.data.dataset or recipe.data.dataset in DATASETS or is_external(recipe.data.dataset)
         for preset in ("standard", *recipe.presets):
             assert recipe.with_preset(preset).presets == {}
 
@@ -102,7 +101,7 @@ def test_a_file_that_is_no_toml_is_refused_with_its_place(tmp_path: Path, text: 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", "128"), ("image_size", True), ("valid_share", 0), ("tta", ("rotate",)), ("augment", {"spin": 3}),
+    [("image_size", "128"), ("image_size", True), ("valid_fraction", 0), ("tta", ("rotate",)), ("augment", {"spin": 3}),
      ("seed", -1), ("freeze", "yes"), ("stages", ()), ("precision", "int8"), ("scratch", 1), ("workers", 1.5),
      ("budget", "soon"), ("budget", 600), ("budget", "0m"), ("cache_gb", -1)],
 )  # fmt: skip
@@ -119,7 +118,7 @@ def test_an_unknown_change_is_answered_with_the_nearest_field() -> None:
 def test_a_preset_changes_only_what_it_names() -> None:
     recipe = load_recipe("cifar10")
     quick = recipe.with_preset("quick")
-    assert quick.preset == "quick" and quick.data == "cifar10" and quick.stages != recipe.stages
+    assert quick.preset == "quick" and quick.data.dataset == "cifar10" and quick.stages != recipe.stages
     assert recipe.with_preset("standard").stages == recipe.stages
 
 
@@ -130,7 +129,7 @@ def test_a_recipe_survives_the_way_through_json() -> None:
 
 def test_rates_may_be_a_pair_or_a_number_or_found() -> None:
     for lr in ("find", 1e-3, (1e-6, 1e-4)):
-        assert Recipe(stages=(Stage("all", 1, lr),)).stages[0].lr == lr
+        assert Recipe().changed(stages=(Stage("all", 1, lr),)).stages[0].lr == lr
 
 
 def test_the_preset_follows_the_device() -> None:
@@ -180,14 +179,14 @@ def test_a_share_of_the_layer_groups_is_above_0_and_below_1() -> None:
     assert Stage(0.01, 1).groups(9) == 2 and Stage(0.99, 1).groups(3) == 3 and Stage(4, 1).groups(9) == 4
     for share in (0.0, 1.0, 1.5, -0.5):
         with pytest.raises(RecipeError, match="or their share of all"):
-            Recipe(stages=(Stage(share, 1),))
+            Recipe().changed(stages=(Stage(share, 1),))
 
 
 def test_a_stage_is_no_larger_than_the_recipe() -> None:
     with pytest.raises(
         RecipeError, match="stage 1: image_size is 200, needed: pixels, from 8 to the recipe's image_size 160"
     ):
-        Recipe(stages=(Stage("head", 1, image_size=200),))
+        Recipe().changed(stages=(Stage("head", 1, image_size=200),))
 
 
 def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp
     assert "stage 1: optimizer is 'sdg', needed: one of adam, sgd" in str(caught.value)
     assert "schedule is 'onecycle', needed: one of one_cycle, flat_cos, plateau, constant" in str(caught.value)
     with pytest.raises(RecipeError, match="optimizer is 3"):
-        Recipe(stages=(Stage("head", 1, optimizer=3),))  # type: ignore[arg-type]
+        Recipe().changed(stages=(Stage("head", 1, optimizer=3),))  # type: ignore[arg-type]
 
 
 def test_bfloat16_is_taken_where_the_cpu_has_units_for_it() -> None:
@@ -223,7 +222,9 @@ def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
 def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: Path) -> None:
     changes = shortened(name)
     recipe = load_recipe(name).with_preset(changes.pop("preset")).changed(**changes)
-    table = split(image_table(grouped if recipe.split == "group" else rubbish, positive=recipe.positive), recipe)
+    table = split(
+        image_table(grouped if recipe.split.method == "group" else rubbish, positive=recipe.data.positive), recipe
+    )
     recipe, weights, _ = resolve(recipe, table)
     learn = learner(dataloaders(table, recipe, path=tmp_path), recipe, weights=weights, path=tmp_path)
     history = train(learn, recipe)
@@ -271,7 +272,7 @@ def test_a_recipes_body_is_the_one_whose_weights_are_at_hand_and_the_choice_is_w
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "kaggle/input/weights/mobilenet_v2.pth")
     found, weights, reasons = resolve(recipe, table)
     assert found.arch == weights.arch == "mobilenet_v2" and "are available" in reasons["arch"]
-    assert resolve(recipe.changed(scratch=True, arch="resnet18 or auto"), table)[0].arch == "resnet18"
+    assert resolve(recipe.changed(pretrained=False, arch="resnet18 or auto"), table)[0].arch == "resnet18"
     mine = recipe.changed(arch="resnet18 or auto", weights=str(tmp_path / "kaggle/input/weights/mobilenet_v2.pth"))
     assert resolve(mine, table)[0].arch == "resnet18", "a file of weights is for the body that the recipe names first"
     with pytest.raises(RecipeError, match="no architecture 'resnet81'"):

@@ -1,4 +1,4 @@
-"""The page of a run: whole in one file, true to the manifest, safe with any class name, and made without a new pass."""
+"""The report of a run: self-contained, true to the manifest, safe with any class name, written without rerunning."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from PIL import Image
 from torch import nn
 
 import baseline
-from baseline import DataError, OutputError, load_network, write_report
+from baseline.errors import DataError, OutputError
 from baseline.evaluation.gradcam import grad_cam
 from baseline.inference import model_folder
+from baseline.inference.model_folder import load_network
 from baseline.report import figures
 from baseline.report import page as page_module
+from baseline.report.page import write_report
 
-ODD = ["<b>bold</b>", "quo\"te's", "🐝 bees", "$5 & $x$", "NA", "{{ 7 * 7 }}"]
+UNUSUAL_NAMES = ["<b>bold</b>", "quo\"te's", "🐝 bees", "$5 & $x$", "NA", "{{ 7 * 7 }}"]
 LOADS = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "background"}
 EMPTY = {"meta", "link", "img", "br", "hr", "input", "use", "path"}
 
 
 class Page(HTMLParser):
-    """What of a page the tests look at."""
+    """Parser of a page that collects its tags and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,30 +78,30 @@ def page(done: baseline.Baseline) -> Page:
 
 @pytest.fixture
 def run(done: baseline.Baseline, tmp_path: Path) -> Path:
-    """A copy of the finished run, to do things to."""
+    """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(done.folder, tmp_path / "run"))
 
 
 def made_run(source: Path, folder: Path, classes: list[str], images: list[str], each: int, every: int = 5) -> Path:
-    """A run folder with other classes: the manifest of a real run, made-up predictions, no model.
+    """Write a run folder with other classes: the manifest of a real run, synthetic predictions, no model.
 
     Args:
-        images: paths, taken in turn.
-        each: test images of a class.
-        every: one of so many is predicted as the next class.
+        images: paths, used in turn.
+        each: number of test images per class.
+        every: every n-th image is predicted as the next class.
     """
     manifest = json.loads((source / "manifest.json").read_text())
     labels = np.repeat(np.array(classes, dtype=object), each)
     count, rng = len(labels), np.random.default_rng(0)
-    told, truth = np.arange(count) // each, np.arange(count) // each
-    told[::every] = (told[::every] + 1) % len(classes)
+    predicted, truth = np.arange(count) // each, np.arange(count) // each
+    predicted[::every] = (predicted[::every] + 1) % len(classes)
     raw = rng.random((count, len(classes))) ** 8
-    raw[np.arange(count), told] += rng.random(count) * len(classes)
-    raw[np.arange(count), told] = raw.max(1) * 1.01
+    raw[np.arange(count), predicted] += rng.random(count) * len(classes)
+    raw[np.arange(count), predicted] = raw.max(1) * 1.01
     probabilities = raw / raw.sum(1, keepdims=True)
     rows = pd.DataFrame({"path": [images[n % len(images)] for n in range(count)], "label": labels, "split": "test"})
     for prefix in ("", "plain_"):
-        rows[f"{prefix}predicted"] = np.array(classes, dtype=object)[told]
+        rows[f"{prefix}predicted"] = np.array(classes, dtype=object)[predicted]
         rows[f"{prefix}confidence"] = probabilities.max(1)
         rows[f"{prefix}loss"] = -np.log(probabilities[np.arange(count), truth])
     table = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])
@@ -117,7 +120,7 @@ def made_run(source: Path, folder: Path, classes: list[str], images: list[str], 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def test_every_run_ends_with_a_page_and_its_pictures(done: baseline.Baseline) -> None:
+def test_every_run_writes_a_report_and_its_pictures(done: baseline.Baseline) -> None:
     names = {"classes", "confusion", "lr_find", "random", "reliability", "sample", "time", "training"}
     names |= {"errors"} if done.metrics["test"]["tta"]["wrong"] else set()
     for name in names:
@@ -138,12 +141,12 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert not re.search(r"""url\(\s*['"]?(?!#)""", page.text)
 
 
-def test_the_page_is_for_everyone(page: Page) -> None:
+def test_the_page_is_accessible(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1 and levels[0] == 1
     assert all(below <= above + 1 for above, below in pairwise(levels))
     assert page.all("img") and all(image.get("alt") for image in page.all("img"))
-    assert not any(image.get("loading") for image in page.all("img"))  # lazy ones are missing on paper
+    assert not any(image.get("loading") for image in page.all("img"))  # lazy images are missing in print
     drawings = page.all("svg")
     assert len(drawings) >= 6 and all(each.get("role") == "img" and each.get("aria-label") for each in drawings)
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
@@ -155,7 +158,7 @@ def test_the_page_is_for_everyone(page: Page) -> None:
     assert not page.open
 
 
-def test_text_stands_out_from_its_ground_by_night_and_by_day(page: Page) -> None:
+def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page) -> None:
     def light(colour: str) -> float:
         shares = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
         red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
@@ -177,17 +180,17 @@ def test_text_stands_out_from_its_ground_by_night_and_by_day(page: Page) -> None
         assert all(contrast(colour, scheme["ground"]) >= 3 for scheme in schemes), colour
 
 
-def test_the_page_says_what_the_manifest_says(done: baseline.Baseline, page: Page) -> None:
+def test_the_page_agrees_with_the_manifest(done: baseline.Baseline, page: Page) -> None:
     said = page.said.replace("\N{NO-BREAK SPACE}", " ")
     for split in ("valid", "test"):
         for kind in ("plain", "tta"):
-            found = done.metrics[split][kind]
-            assert f"{100 * found['accuracy']:.2f} %" in said
-            assert " to ".join(f"{100 * end:.2f} %" for end in found["interval"]) in said
+            result = done.metrics[split][kind]
+            assert f"{100 * result['accuracy']:.1f} %" in said
+            assert " to ".join(f"{100 * end:.1f} %" for end in result["interval"]) in said
     best = done.metrics["test"]["tta"]
-    assert f"{10 - best['wrong']} of 10 test images were right, {best['wrong']} were wrong" in said
-    for why in done.manifest["reasons"].values():
-        assert why in said
+    assert f"{10 - best['wrong']} of 10 test images were classified correctly, {best['wrong']} incorrectly" in said
+    for reason in done.manifest["reasons"].values():
+        assert reason in said
     for stage in done.history.stages:
         assert stage["why"] in said
     assert done.manifest["bound"] in said and done.manifest["data"]["sha256"] in said
@@ -197,15 +200,15 @@ def test_the_page_says_what_the_manifest_says(done: baseline.Baseline, page: Pag
         assert version in said
 
 
-def test_class_by_class_is_scikit_learns(done: baseline.Baseline) -> None:
+def test_metrics_by_class_equal_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = page_module.read_run(done.folder)
-    rows = page_module._quality_section(found, figures.ThumbnailCache())["per_class"]
-    wanted = precision_recall_fscore_support(
-        found.rows["label"], found.rows["predicted"], labels=found.classes, zero_division=np.nan
+    files = page_module.read_run(done.folder)
+    rows = page_module.quality_section(files, figures.ThumbnailCache())["per_class"]
+    expected = precision_recall_fscore_support(
+        files.rows["label"], files.rows["predicted"], labels=files.classes, zero_division=np.nan
     )
-    for name, values in zip(("precision", "recall", "f1", "images"), wanted, strict=True):
+    for name, values in zip(("precision", "recall", "f1", "images"), expected, strict=True):
         assert [np.nan if row[name] is None else row[name] for row in rows] == pytest.approx(values, nan_ok=True)
 
 
@@ -217,21 +220,21 @@ def test_a_class_without_images_or_predictions_has_dashes(run: Path) -> None:
     assert "wasps 0 – – –" in page_of(run).said
 
 
-# ---- what may come --------------------------------------------------------------------------------------------------
+# ---- unusual input --------------------------------------------------------------------------------------------------
 
 
-def test_odd_class_names_are_text_and_nothing_else(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_unusual_class_names_are_shown_as_plain_text(done: baseline.Baseline, tmp_path: Path) -> None:
     paths = done.predictions["path"].tolist()
-    folder = made_run(done.folder, tmp_path / "odd", ODD, paths, each=5)
+    folder = made_run(done.folder, tmp_path / "odd", UNUSUAL_NAMES, paths, each=5)
     write_report(folder)
     page = page_of(folder)
-    for name in ODD:
+    for name in UNUSUAL_NAMES:
         assert page.said.count(name) >= 4, name
     assert not page.all("b") and "49" not in page.said.split()
     assert any("🐝 bees" in (image["alt"] or "") for image in page.all("img"))
 
 
-def test_images_that_have_moved_leave_grey_boxes_and_a_sentence(run: Path, tmp_path: Path) -> None:
+def test_missing_images_are_grey_boxes_with_a_note(run: Path, tmp_path: Path) -> None:
     before = page_of(run)
     for name in ("predictions.csv", "split.csv"):
         table = pd.read_csv(run / name, dtype=str, keep_default_na=False)
@@ -239,9 +242,9 @@ def test_images_that_have_moved_leave_grey_boxes_and_a_sentence(run: Path, tmp_p
         table.to_csv(run / name, index=False)
     write_report(run)
     page = page_of(run)
-    assert "could not be read where they were" in page.said and "could not be read" not in before.said
-    assert not page.all("img") and page.text.count("not there</div>") >= 10
-    assert "Grad-CAM: the images are not at hand" in page.said
+    assert "on this page can no longer be read" in page.said and "can no longer be read" not in before.said
+    assert not page.all("img") and page.text.count("not available</div>") >= 10
+    assert "Grad-CAM: the images are no longer available" in page.said
     assert [w for w in before.said.split() if "%" in w][:6] == [w for w in page.said.split() if "%" in w][:6]
 
 
@@ -254,7 +257,7 @@ def test_a_damaged_image_is_a_grey_box_too(run: Path, tmp_path: Path) -> None:
     assert "1 of the" in page_of(run).said
 
 
-def test_two_hundred_classes_are_small_and_readable(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_two_hundred_classes_stay_small_and_readable(done: baseline.Baseline, tmp_path: Path) -> None:
     classes = [f"class {number:03}" for number in range(200)]
     folder = made_run(done.folder, tmp_path / "many", classes, done.predictions["path"].tolist(), each=50)
     write_report(folder)
@@ -269,13 +272,13 @@ def test_two_hundred_classes_are_small_and_readable(done: baseline.Baseline, tmp
 
 def test_ten_thousand_images_take_seconds(done: baseline.Baseline, tmp_path: Path) -> None:
     folder = made_run(done.folder, tmp_path / "large", list("abcdefghij"), done.predictions["path"].tolist(), each=1000)
-    began = time.process_time()  # of this process alone, whatever else the machine does
+    began = time.process_time()  # CPU time of this process, whatever else the machine does
     write_report(folder)
     assert time.process_time() - began < 20
-    assert "8,000 of 10,000 test images were right" in page_of(folder).said
+    assert "8,000 of 10,000 test images were classified correctly" in page_of(folder).said
 
 
-def test_several_labels_a_image_have_their_own_numbers(run: Path, done: baseline.Baseline) -> None:
+def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
     table["label"] = [
         "ants;bees" if n % 3 == 0 else "" if n % 7 == 0 else label for n, label in enumerate(table["label"])
@@ -284,15 +287,15 @@ def test_several_labels_a_image_have_their_own_numbers(run: Path, done: baseline
     table.to_csv(run / "predictions.csv", index=False)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["recipe"]["labels"] = "many"
-    manifest["metrics"] = baseline.evaluate(table, "many")
+    manifest["metrics"] = baseline.evaluate(table, "multilabel")
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     said = page_of(run).said
     assert "micro F1 on the test split" in said and "An image may have several labels here" in said
-    assert f"{100 * manifest['metrics']['test']['tta']['micro_f1']:.2f}" in said
+    assert f"{100 * manifest['metrics']['test']['tta']['micro_f1']:.1f}" in said
 
 
-def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
+def test_duplicates_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
     one, other = done.predictions["path"].iloc[:2]
     pair = {"path": one, "other": other, "kind": "near", "distance": 4, "label": "ants", "other_label": "bees"}
     pairs = pd.DataFrame([{**pair, "split": "test", "other_split": "train", "leak": True, "conflict": True}])
@@ -302,38 +305,45 @@ def test_copies_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
     (run / "audit" / "findings.json").write_text(json.dumps({"findings": [finding]}))
     write_report(run)
     said = page_of(run).said
-    for words in ("Leaks: copies in two splits", "Conflicts: copies with", "Near-duplicates", "the number is too good"):
+    for words in (
+        "Leaks: duplicates across splits",
+        "Conflicts: duplicates with",
+        "Near-duplicates",
+        "the number is too good",
+    ):
         assert words in said
 
 
-def test_labels_that_may_be_wrong_are_shown_and_written(run: Path, done: baseline.Baseline) -> None:
+def test_suspect_labels_are_shown_and_saved(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
-    sure = table.index[table["predicted"] == table["label"]][0]
+    for name in ("ants", "bees"):  # a network that doubts every image a little, and no label
+        table[f"p_{name}"] = np.where(table["label"] == name, 0.9, 0.1)
+    sure = table.index[table["split"] == "test"][0]
     label = table.loc[sure, "label"]
     wrong = {"ants": "bees", "bees": "ants"}[label]
     table.loc[sure, ["label", f"p_{label}", f"p_{wrong}"]] = [wrong, 0.999, 0.001]
     table.to_csv(run / "predictions.csv", index=False)
     write_report(run)
     listed = pd.read_csv(run / "suspected_labels.csv")
-    assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[sure, "path"], wrong, label]
+    assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[index, "path"], wrong, label]
     said = page_of(run).said
-    assert "Labels that may be wrong" in said and f"label: {wrong} perhaps: {label} (99.9" in said
+    assert "Labels that may be wrong" in said and f"label: {wrong} suggested: {label} (99.9" in said
     assert (run / "suspects.png").exists()
 
 
-def test_a_run_that_searched_no_rate_says_so(run: Path) -> None:
+def test_a_run_without_a_learning_rate_search_says_so(run: Path) -> None:
     (run / "lr_find.csv").write_text("stage,lr,loss\n")
     write_report(run)
-    assert "the recipe gives the rates" in page_of(run).said
+    assert "the recipe sets the rates" in page_of(run).said
     (run / "lr_find.csv").unlink()
     write_report(run)
     assert "has no lr_find.csv" in page_of(run).said
 
 
-# ---- what cannot be used --------------------------------------------------------------------------------------------
+# ---- invalid input --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_finished_run_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_rejected_in_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "nowhere", tmp_path / "file"):
@@ -358,7 +368,7 @@ def test_what_is_no_finished_run_is_refused_in_one_line(run: Path, tmp_path: Pat
         write_report(run)
 
 
-def test_a_prediction_table_that_is_none_is_refused_in_one_line(run: Path) -> None:
+def test_an_invalid_prediction_table_is_rejected_in_one_line(run: Path) -> None:
     good = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
 
     def refused(table: pd.DataFrame, words: str) -> None:
@@ -381,43 +391,41 @@ def test_a_prediction_table_that_is_none_is_refused_in_one_line(run: Path) -> No
         write_report(run)
 
 
-def test_the_command_prints_the_page_or_one_line(run: Path, tmp_path: Path) -> None:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "baseline", *words], capture_output=True, text=True)
-
+def test_the_command_prints_the_path_or_one_line(run: Path, tmp_path: Path) -> None:
     (run / "report.html").unlink()
-    ended = call("report", str(run), "--quiet")
+    command = [sys.executable, "-m", "baseline", "report", str(run), "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stdout.strip() == str(run / "report.html"), ended.stderr
     assert (run / "report.html").exists() and ended.stderr == ""
-    refused = call("report", str(tmp_path / "nowhere"))
+    refused = call("report", tmp_path / "nowhere")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("baseline: ")
 
 
-# ---- the model runs for the images that are shown, and for no others ------------------------------------------------
+# ---- the model runs only on the images shown ------------------------------------------------------------------------
 
 
-def test_the_model_sees_only_the_images_that_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_runs_only_on_the_images_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, facts = load_network(run)
-    seen: list[int] = []
-    model[0].register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+    batch_sizes: list[int] = []
+    model[0].register_forward_hook(lambda _, images, __: batch_sizes.append(len(images[0])))
     monkeypatch.setattr(model_folder, "load_network", lambda _: (model, facts))
     table = pd.read_csv(run / "predictions.csv", dtype={"path": str, "label": str})
     pd.concat([table] * 50, ignore_index=True).to_csv(run / "predictions.csv", index=False)
     write_report(run)
-    looked = sum(seen)
-    assert 0 < looked <= page_module.ERROR_COUNT + page_module.HIT_COUNT < 500
+    total = sum(batch_sizes)
+    assert 0 < total <= page_module.ERROR_COUNT + page_module.CORRECT_COUNT < 500
     write_report(run)
-    assert sum(seen) == looked, "a page made again shows what was found"
+    assert sum(batch_sizes) == total, "a rewritten page uses the saved heatmaps"
     (run / "gradcam.npz").write_bytes(b"torn")
     write_report(run)
-    assert sum(seen) == 2 * looked
+    assert sum(batch_sizes) == 2 * total
     with (run / "model" / "model.safetensors").open("ab") as file:
         file.write(b" ")
     write_report(run)
-    assert sum(seen) == 3 * looked, "of another network nothing is taken over"
+    assert sum(batch_sizes) == 3 * total, "heatmaps of another network are not reused"
 
 
-def test_a_page_made_again_is_the_same_and_needs_no_torch(run: Path) -> None:
+def test_a_rewritten_page_is_identical_and_needs_no_torch(run: Path) -> None:
     write_report(run)
     before = (run / "report.html").read_text()
     code = "import sys, baseline; baseline.write_report(sys.argv[1]); assert 'torch' not in sys.modules"
@@ -425,21 +433,21 @@ def test_a_page_made_again_is_the_same_and_needs_no_torch(run: Path) -> None:
     assert (run / "report.html").read_text() == before
 
 
-def test_the_page_leaves_random_states_as_they_were(run: Path) -> None:
+def test_writing_the_page_preserves_random_states(run: Path) -> None:
     torch.manual_seed(3)
     np.random.seed(3)
-    wanted = torch.rand(2), np.random.rand(2)
+    expected = torch.rand(2), np.random.rand(2)
     torch.manual_seed(3)
     np.random.seed(3)
     write_report(run)
-    assert torch.rand(2).equal(wanted[0]) and (np.random.rand(2) == wanted[1]).all()
+    assert torch.rand(2).equal(expected[0]) and (np.random.rand(2) == expected[1]).all()
 
 
 # ---- Grad-CAM -------------------------------------------------------------------------------------------------------
 
 
 def red_and_blue() -> nn.Sequential:
-    """A network whose class 0 is how red an image is, class 1 how blue; 8 pixels a place."""
+    """Return a network whose class 0 score is redness and class 1 blueness, with locations of 8 x 8 pixels."""
     body = nn.Conv2d(3, 2, 8, stride=8, bias=False)
     with torch.no_grad():
         body.weight.zero_()
@@ -447,38 +455,38 @@ def red_and_blue() -> nn.Sequential:
     return nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())).eval()
 
 
-def test_grad_cam_finds_where_the_evidence_is() -> None:
+def test_grad_cam_locates_the_evidence() -> None:
     image = torch.zeros(2, 3, 32, 48)
     image[:, 0, :8, :8] = 1  # red above left
     image[:, 2, 24:, 40:] = 1  # blue below right
-    found = grad_cam(red_and_blue(), image, [0, 1])
-    assert found is not None and found.shape == (2, 4, 6) and found.dtype == np.float32
-    assert found[0, 0, 0] == 1 and found[0].sum() == 1
-    assert found[1, 3, 5] == 1 and found[1].sum() == 1
+    result = grad_cam(red_and_blue(), image, [0, 1])
+    assert result is not None and result.shape == (2, 4, 6) and result.dtype == np.float32
+    assert result[0, 0, 0] == 1 and result[0].sum() == 1
+    assert result[1, 3, 5] == 1 and result[1].sum() == 1
     nowhere = grad_cam(red_and_blue(), torch.zeros(1, 3, 32, 32), [0])
     assert nowhere is not None and not nowhere.any()
 
 
-def test_grad_cam_is_the_papers_formula_by_hooks(done: baseline.Baseline) -> None:
+def test_grad_cam_equals_the_formula_of_the_paper(done: baseline.Baseline) -> None:
     model, _ = load_network(done.folder)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    kept: dict[str, torch.Tensor] = {}
+    captured: dict[str, torch.Tensor] = {}
 
-    def keep(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
-        kept["maps"] = maps
-        maps.register_hook(lambda slope: kept.update(slopes=slope))
+    def capture(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
+        captured["maps"] = maps
+        maps.register_hook(lambda slope: captured.update(slopes=slope))
 
-    handle = model[0].register_forward_hook(keep)
+    handle = model[0].register_forward_hook(capture)
     model(images)[[0, 1], [1, 0]].sum().backward()
     handle.remove()
-    places = (kept["slopes"].mean((2, 3), keepdim=True) * kept["maps"]).sum(1).relu().detach()
-    wanted = places / places.amax((1, 2), keepdim=True).clamp(min=1e-12)  # dark where nothing speaks for the class
-    found = grad_cam(model, images, [1, 0])
-    assert found is not None and found == pytest.approx(wanted.numpy(), abs=1e-5)
+    places = (captured["slopes"].mean((2, 3), keepdim=True) * captured["maps"]).sum(1).relu().detach()
+    expected = places / places.amax((1, 2), keepdim=True).clamp(min=1e-12)  # dark where nothing supports the class
+    result = grad_cam(model, images, [1, 0])
+    assert result is not None and result == pytest.approx(expected.numpy(), abs=1e-5)
     assert all(parameter.grad is None for parameter in load_network(done.folder)[0].parameters())
 
 
-def test_an_overlay_is_bright_where_the_evidence_is() -> None:
+def test_the_overlay_is_bright_where_the_evidence_is() -> None:
     places = np.zeros((4, 4), dtype=np.float32)
     places[0, 3] = 1
     overlay = np.asarray(figures.overlay_heatmap(Image.new("RGB", (60, 40), "gray"), places, 120).convert("L")).astype(
@@ -488,7 +496,9 @@ def test_an_overlay_is_bright_where_the_evidence_is() -> None:
     assert overlay[:30, 90:].mean() > overlay[60:, :60].mean() + 50
 
 
-def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_without_a_spatial_map_say_so(
+    run: Path, done: baseline.Baseline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(3, 2)).eval()
     (run / "gradcam.npz").unlink()
     facts = {**load_network(run)[1], "arch": "vit_tiny_patch16_224"}
@@ -501,9 +511,11 @@ def test_networks_without_a_map_say_so(run: Path, done: baseline.Baseline, monke
     assert "Grad-CAM: the run folder holds no model" in page_of(run).said
 
 
-def test_errors_and_hits_come_with_an_overlay(run: Path, page: Page) -> None:
+def test_errors_and_correct_predictions_come_with_an_overlay(run: Path, page: Page) -> None:
     shown = page.text[page.text.index('id="images"') :]
-    assert shown.count("what spoke for") == re.split("Labels that may|Random pred", shown)[0].count("<figure")
+    assert shown.count("Grad-CAM: the evidence for") == re.split("Labels that may|Random pred", shown)[0].count(
+        "<figure"
+    )
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
@@ -511,21 +523,21 @@ def test_errors_and_hits_come_with_an_overlay(run: Path, page: Page) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it_and_asks_for_nothing(
+def test_a_browser_shows_the_page_and_requests_nothing(
     done: baseline.Baseline, tmp_path: Path, browser: Any, width: int, scheme: str
 ) -> None:
-    folder = made_run(done.folder, tmp_path / "odd", ODD, done.predictions["path"].tolist(), each=5, every=4)
+    folder = made_run(done.folder, tmp_path / "odd", UNUSUAL_NAMES, done.predictions["path"].tolist(), each=5, every=4)
     target = write_report(folder)
     complaints: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab.on("console", lambda message: complaints.append(message.text))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("request", lambda request: requested.append(request.url))
     tab.goto(target.as_uri())
     assert tab.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
 
@@ -540,7 +552,7 @@ def test_a_browser_shows_it_and_asks_for_nothing(
     tab.click("#per-class th:nth-child(4) button")
     assert [float(text.rstrip(" %\N{NO-BREAK SPACE}")) for text in column(4)] == sorted(recalls)
     tab.click("#per-class th:nth-child(1) button")
-    assert set(column(1)) == set(before) == set(ODD)
+    assert set(column(1)) == set(before) == set(UNUSUAL_NAMES)
     assert tab.get_attribute("#per-class th:nth-child(4)", "aria-sort") is None
     tab.close()
-    assert complaints == [] and [url for url in asked if not url.startswith("data:")] == [target.as_uri()]
+    assert complaints == [] and [url for url in requested if not url.startswith("data:")] == [target.as_uri()]

@@ -1,4 +1,4 @@
-"""A run that dies goes on, and ends with the numbers of one that did not; what goes wrong in its loop is helped."""
+"""Interrupted runs resume with exactly the results of an uninterrupted run, and training recovers from errors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import Command
 
 import baseline
-from baseline import OutputError, Progress, Recipe, RecipeError, Stage, TrainingError, files, make_baseline, train
+from baseline import Progress, Recipe, Stage, files, make_baseline, train
 from baseline.cli import app
+from baseline.errors import OutputError, RecipeError, TrainingError
 from baseline.training import checkpoint
 from baseline.training.checkpoint import Checkpoints, pack, unpack
+from baseline.training.state import History
 from baseline.vision.rng import seed_everything
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 QUIET = Progress()
 
 
-class Said(Progress):
+class RecordingProgress(Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -42,15 +47,15 @@ class Said(Progress):
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state is written at the end of every epoch."""
+    """Write a checkpoint at the end of every epoch."""
     monkeypatch.setattr(checkpoint, "MIN_SECONDS_BETWEEN", 0)
     monkeypatch.setattr(checkpoint, "MAX_TIME_FRACTION", 0)
 
 
-STILL = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
+FLIP_ONLY = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
 PLANS: dict[str, Any] = {
-    "kept outputs": (STILL, (Stage("head", 2), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
-    "whole images": ({}, (Stage(3, 2, "find", "moving", optimizer="sgd"), Stage("head", 1, 1e-3))),
+    "cached features": (FLIP_ONLY, (Stage("head", 2), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
+    "images": ({}, (Stage(3, 2, "find", "moving", optimizer="sgd"), Stage("head", 1, 1e-3))),
     "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau"),
                      Stage(3, 2, 1e-4, optimizer="ranger", schedule="flat_cos"))),
     "smaller": ({}, (Stage(3, 2, 1e-3, image_size=32, optimizer="lamb", schedule="constant"),
@@ -59,32 +64,34 @@ PLANS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_from_every_state_training_ends_the_same(
+def test_training_from_every_state_ends_the_same(
     plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     augment, stages = PLANS[plan]
-    recipe = settled[0].changed(stages=stages, augment={**vars(settled[0].augment), **augment})
-    keep, copies = Checkpoints.keep, []
+    recipe = settled[0].changed(
+        stages=stages, augment={**vars(settled[0].augment), **augment}, arch="test_efficientnet", pretrained=False
+    )
+    save, copies = Checkpoints.save, []
 
-    def kept(self: Checkpoints, *args: Any) -> None:
-        keep(self, *args)
-        if self.run.name == "whole":  # as a run that is killed now would leave it
+    def save_and_copy(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        if self.run.name == "whole":  # like the folder of a run that is killed now
             copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
 
-    monkeypatch.setattr(Checkpoints, "keep", kept)
-    theirs = trained(recipe, settled[1], tmp_path / "whole")
+    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
+    expected = run_training(recipe, settled[1], tmp_path / "whole")
     assert len(copies) == sum(stage.epochs for stage in stages) + len(stages)
     for run in copies:
-        same(theirs, trained(recipe, settled[1], run))
+        assert_same(expected, run_training(recipe, settled[1], run))
 
 
-def trained(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[baseline.History, dict[str, torch.Tensor]]:
+def run_training(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[History, dict[str, torch.Tensor]]:
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=run), recipe, path=run)
-        return train(learn, recipe, kept=Checkpoints(run)), learn.model.state_dict()
+        return train(learn, recipe, checkpoints=Checkpoints(run)), learn.model.state_dict()
 
 
-def same(one: Any, two: Any) -> None:
+def assert_same(one: Any, two: Any) -> None:
     for first, second in zip(one[0].epochs.items(), two[0].epochs.items(), strict=True):
         if first[0] != "seconds":
             pd.testing.assert_series_equal(first[1], second[1], check_exact=True)
@@ -96,34 +103,34 @@ def same(one: Any, two: Any) -> None:
         ]
 
 
-def test_what_was_begun_otherwise_is_refused_with_the_difference(
+def test_a_run_begun_otherwise_is_refused_with_the_differences(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     own, run = shutil.copytree(images, tmp_path / "own"), tmp_path / "my run"
     quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(3), raising=False)
-        said = Said()
+        progress = RecordingProgress()
         with pytest.raises(KeyboardInterrupt):
-            make_baseline(own, quick, out=run, progress=said)
-    assert f"to resume: baseline run '{run}' --resume" in str(said)
+            make_baseline(own, quick, out=run, progress=progress)
+    assert f"to resume: baseline run '{run}' --resume" in str(progress)
     before = {path: path.read_bytes() for path in (run / "unfinished").iterdir()}
-    for words, changes in (
-        (r"tta was \['flip'\] and is \[\]\. Give the same as then", {"tta": ()}),
-        (r"stages.1.epochs was 2 and is 3; stages.2.trains was 3 and is 'all'",
+    for message, changes in (
+        (r"tta was \['flip'\] and is now \[\]\. Use the same settings", {"tta": ()}),
+        (r"stages.1.epochs was 2 and is now 3; stages.2.trains was 3 and is now 'all'",
          {"stages": (Stage("head", 3, 1e-3), Stage("all", 1, 1e-4))}),
     ):  # fmt: skip
-        with pytest.raises(OutputError, match=words):
+        with pytest.raises(OutputError, match=message):
             make_baseline(own, quick.changed(**changes), out=run, progress=QUIET)
-    with pytest.raises(OutputError, match="seed was 0 and is 1"):
+    with pytest.raises(OutputError, match="seed was 0 and is now 1"):
         make_baseline(own, quick, out=run, progress=QUIET, seed=1)
     first = own / "ants" / "00.jpg"
     stat, content = first.stat(), first.read_bytes()
     first.write_bytes(content)
-    with pytest.raises(OutputError, match=r"1 were written anew, such as .*00\.jpg"):
+    with pytest.raises(OutputError, match=r"1 image file was rewritten, such as .*00\.jpg"):
         make_baseline(own, quick, out=run, progress=QUIET)
     first.rename(tmp_path / "away.jpg")
-    with pytest.raises(OutputError, match=r"1 images have gone, such as .*00\.jpg"):
+    with pytest.raises(OutputError, match=r"1 image is missing, such as .*00\.jpg"):
         make_baseline(own, quick, out=run, progress=QUIET)
     (tmp_path / "away.jpg").rename(first)
     os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -135,7 +142,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
         with pytest.raises(SystemExit) as ended:
             app.main()
         assert not ended.value.code
-    assert "going on in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
+    assert "resuming in stage 2" in (errors := capsys.readouterr().err) and "stage 1: training" not in errors
     assert f"the run was started on 2 x Tesla T4, and this is {begun['device']}: its numbers will differ" in errors
     assert sorted(path.name for path in run.iterdir()).count("unfinished") == 0
     with pytest.raises(OutputError, match="holds a finished run"):
@@ -144,7 +151,7 @@ def test_what_was_begun_otherwise_is_refused_with_the_difference(
         baseline.resume(tmp_path)
 
 
-def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
+def test_settings_that_change_no_result_may_differ_on_resume(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3),), cache_gb=1)
@@ -153,27 +160,27 @@ def test_what_changes_no_number_may_be_other_when_a_run_goes_on(
         with pytest.raises(KeyboardInterrupt):
             make_baseline(images, plan, out=run, progress=QUIET)
     copy = shutil.copytree(run, tmp_path / "copy")
-    done = make_baseline(images, plan.changed(log="csv", cache_gb=0, workers=1), out=run, progress=QUIET)
-    words = ["--resume", "--quiet", "--log", "csv", "--cache-gb", "0", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words, "--seed", "7"])
+    done = make_baseline(images, plan.changed(loggers="csv", cache_gb=0, workers=1), out=run, progress=QUIET)
+    options = ["--resume", "--quiet", "--loggers", "csv", "--cache-gb", "0", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *options, "--seed", "7"])
     with pytest.raises(SystemExit) as ended:
         app.main()
-    assert ended.value.code == 2 and "seed was 0 and is 7" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *words])
+    assert ended.value.code == 2 and "seed was 0 and is now 7" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["baseline", "run", str(copy), *options])
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert not ended.value.code
-    for each in (run, copy):
-        recipe = baseline.runs.folder.read_manifest(each)["recipe"]
+    for folder in (run, copy):
+        recipe = baseline.runs.folder.read_manifest(folder)["recipe"]
         assert (recipe["log"], recipe["cache_gb"], recipe["workers"]) == (["csv"], 0, 1)
-        assert (each / "log.csv").exists()
+        assert (folder / "log.csv").exists()
     assert (
         baseline.runs.folder.read_predictions(copy).equals(baseline.runs.folder.read_predictions(run))
         and len(done.history.epochs) == 3
     )
 
 
-def test_a_run_of_another_version_is_refused_in_words(
+def test_run_of_another_version_is_refused(
     images: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -189,53 +196,53 @@ def test_a_run_of_another_version_is_refused_in_words(
         OutputError, match=r"run was started by another version of baseline\. Remove it, or choose another"
     ):
         baseline.resume(tmp_path / "run", progress=QUIET)
-    with pytest.raises(OutputError, match=r"was begun with something else: mixup was 0\.2 and is None"):
+    with pytest.raises(OutputError, match=r"was started differently: mixup was 0\.2 and is now None"):
         make_baseline(images, small, out=tmp_path / "run", progress=QUIET)
 
 
-def test_a_run_goes_on_and_is_made_again_from_another_folder(
+def test_run_is_resumed_and_repeated_from_another_folder(
     images: Path, small: Recipe, tiny: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, away, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
-    away.mkdir()
-    shutil.copytree(images, here / "images")
-    shutil.copytree(tiny, here / "second")
+    home, elsewhere, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
+    elsewhere.mkdir()
+    shutil.copytree(images, home / "images")
+    shutil.copytree(tiny, home / "second")
     weights = baseline.vision.weights.find_weights(baseline.recipe.auto.EMBEDDED_ARCH).path
-    shutil.copy(weights, here / weights.name)
+    shutil.copy(weights, home / weights.name)
     files = sorted(path for path in images.rglob("*.jpg"))
-    rows = [f"{path.name},{path.parent.name},{'valid' if at % 4 else 'train'}" for at, path in enumerate(files)]
+    rows = [f"{path.name},{path.parent.name},{'valid' if i % 4 else 'train'}" for i, path in enumerate(files)]
     for name in ("ants", "bees"):
-        for path in (here / "images" / name).iterdir():
-            path.rename(here / "images" / f"{name}-{path.name}")
+        for path in (home / "images" / name).iterdir():
+            path.rename(home / "images" / f"{name}-{path.name}")
     rows = [f"{path.parent.name}-{row}" for path, row in zip(files, rows, strict=True)]
-    (here / "table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
-    shutil.copy(here / "table.csv", here / "split.csv")
-    monkeypatch.chdir(here)
-    given = {"image_dir": "images", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
+    (home / "table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    shutil.copy(home / "table.csv", home / "split.csv")
+    monkeypatch.chdir(home)
+    settings = {"image_dir": "images", "split_file": "split.csv", "weights": weights.name, "keep_if": "ants",
              "keep_model": "second", "keep_above": 0.01, "arch": baseline.recipe.auto.EMBEDDED_ARCH}  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
-            make_baseline("table.csv", quick, out="run", progress=QUIET, **given)
-    monkeypatch.chdir(away)
+            make_baseline("table.csv", quick, out="run", progress=QUIET, **settings)
+    monkeypatch.chdir(elsewhere)
     done = baseline.resume("../here/run", progress=QUIET)
-    assert done.recipe.image_dir == str(here / "images") and done.recipe.weights == str(here / weights.name)
-    again = make_baseline(None, here / "run" / "manifest.json", out="again", progress=QUIET)
+    assert done.recipe.data.image_dir == str(home / "images") and done.recipe.model.weights == str(home / weights.name)
+    again = make_baseline(None, home / "run" / "manifest.json", out="again", progress=QUIET)
     assert again.predictions.equals(done.predictions)
 
 
 def interrupted_in(epoch: int) -> Any:
-    """A callback's `before_train` that is Ctrl-C in the so many-th epoch of all."""
-    seen = iter(range(1, epoch))
+    """Return a `before_train` that raises KeyboardInterrupt in the given epoch, counted over all stages."""
+    epochs = iter(range(1, epoch))
 
     def before_train(_: Any) -> None:
-        if next(seen, None) is None:
+        if next(epochs, None) is None:
             raise KeyboardInterrupt
 
     return before_train
 
 
-def test_a_budget_is_that_of_all_beginnings_together(
+def test_budget_includes_the_time_before_an_interruption(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -248,23 +255,25 @@ def test_a_budget_is_that_of_all_beginnings_together(
     copy = shutil.copytree(run, tmp_path / "late")
     (copy / "unfinished" / "state.json").write_text(json.dumps(state | {"spent": 290}))
     epochs = []
-    for each in (run, copy):
-        done = make_baseline(images, plan, out=each, progress=QUIET)
-        manifest = baseline.runs.folder.read_manifest(each)
+    for folder in (run, copy):
+        done = make_baseline(images, plan, out=folder, progress=QUIET)
+        manifest = baseline.runs.folder.read_manifest(folder)
         assert (manifest["recipe"], manifest["reasons"]) == (begun["recipe"], begun["reasons"])
         epochs.append(len(done.history.epochs))
     assert epochs[0] > epochs[1] and done.manifest["seconds"]["training"] > 290
 
 
-def test_resume_needs_something_to_go_on_with(images: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for words, needed in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
-        monkeypatch.setattr(sys, "argv", ["baseline", "run", str(images), *words, "--resume"])
+def test_resume_without_an_unfinished_run_is_an_error(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for options, message in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
+        monkeypatch.setattr(sys, "argv", ["baseline", "run", str(images), *options, "--resume"])
         with pytest.raises(SystemExit) as ended:
             app.main()
-        assert ended.value.code == 2 and needed in " ".join(capsys.readouterr().err.split())
+        assert ended.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_table_in_memory_has_to_be_given_again(
+def test_table_in_memory_must_be_passed_again(
     images: Path, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(1), raising=False)
@@ -274,102 +283,105 @@ def test_a_table_in_memory_has_to_be_given_again(
         baseline.resume(tmp_path / "run")
 
 
-def test_a_damaged_state_is_refused_and_a_half_written_one_is_none(settled: tuple, often: None, tmp_path: Path) -> None:
-    trained(settled[0], settled[1], tmp_path)
-    kept = Checkpoints(tmp_path)
-    (now,) = kept.folder.glob("now-*.safetensors")
+def test_damaged_state_is_refused_and_half_written_one_is_ignored(settled: tuple, often: None, tmp_path: Path) -> None:
+    run_training(settled[0], settled[1], tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    (now,) = checkpoints.folder.glob("now-*.safetensors")
     content = now.read_bytes()
-    (kept.folder / ".state.json.part").write_text("{")
-    assert kept.state() is not None
+    (checkpoints.folder / ".state.json.part").write_text("{")
+    assert checkpoints.load() is not None
     for damaged in (content[:-1], content[:5000] + b"\x01" + content[5001:], b""):
         now.write_bytes(damaged)
-        with pytest.raises(OutputError, match=r"now-.* is damaged\. Remove .*unfinished, and the run begins anew"):
-            Checkpoints(tmp_path).state()
+        with pytest.raises(
+            OutputError, match=r"now-.* is damaged\. Remove .*unfinished to start the run from the beginning"
+        ):
+            Checkpoints(tmp_path).load()
     now.write_bytes(content)
-    (kept.folder / "state.json").unlink()
-    assert Checkpoints(tmp_path).state() is None
+    (checkpoints.folder / "state.json").unlink()
+    assert Checkpoints(tmp_path).load() is None
 
 
-def test_until_a_state_is_whole_the_last_one_is(
+def test_until_a_state_is_whole_the_last_one_is_used(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a run that is killed when all but the last file of a state is written would leave it."""
-    put, copies = files.write_atomic, []
+    """The copies are like the folder of a run that was killed when all but the last file of a state was written."""
+    write, copies = files.write_atomic, []
 
-    def written(path: Path, content: Any) -> None:
+    def copy_and_write(path: Path, content: Any) -> None:
         if path.name == "state.json" and path.exists():
             copies.append(shutil.copytree(path.parent, tmp_path / f"{len(copies)}" / "unfinished").parent)
-        put(path, content)
+        write(path, content)
 
-    monkeypatch.setattr(files, "write_atomic", written)
-    trained(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
+    monkeypatch.setattr(checkpoint, "write_atomic", copy_and_write)
+    run_training(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
     assert len(copies) == 5
-    assert all(Checkpoints(run).state() for run in copies)
+    assert all(Checkpoints(run).load() for run in copies)
 
 
-def test_where_no_state_can_be_written_the_last_one_stays_and_training_goes_on(
+def test_if_no_state_can_be_written_the_last_one_stays_and_training_continues(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, said = files.write_atomic, Said()
+    write, progress = files.write_atomic, RecordingProgress()
 
-    def full(path: Path, content: Any) -> None:
+    def write_to_full_disk(path: Path, content: Any) -> None:
         if "now-" in path.name and list(path.parent.glob("state.json")):
             (path.parent / f".{path.name}.part").symlink_to("/dev/full")
         write(path, content)
 
-    monkeypatch.setattr(files, "write_atomic", full)
+    monkeypatch.setattr(checkpoint, "write_atomic", write_to_full_disk)
     recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3),))
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
-        history = train(learn, recipe, said, kept=Checkpoints(tmp_path))
+        history = train(learn, recipe, progress, checkpoints=Checkpoints(tmp_path))
     assert len(history.epochs) == 3
-    assert sum("cannot be kept" in line and "the disk is full" in line for line in said.lines) == 1
-    state, _ = Checkpoints(tmp_path).state()
+    assert sum("checkpoints cannot be written" in line and "the disk is full" in line for line in progress.lines) == 1
+    state, _ = Checkpoints(tmp_path).load()
     assert state["point"]["epoch"] == 1
 
 
-def test_what_is_kept_comes_back_as_it_was() -> None:
-    chance = random.Random(3)
-    chance.gauss(0, 1)
+def test_unpack_reverses_pack() -> None:
+    generator = random.Random(3)
+    generator.gauss(0, 1)
     value = {
         "a": (1, [2.5, float("inf"), None], {"tensor": "no tensor"}),
         "b": {3: torch.arange(3), "tuple": {}},
-        "c": chance.getstate(),
+        "c": generator.getstate(),
         "d": np.float64(0.1),
         "e": {"tuple": [1]},
     }
-    told, tensors = pack(value)
-    back = unpack(json.loads(json.dumps(told)), tensors)
-    assert torch.equal(back["b"].pop(3), value["b"].pop(3)) and back == value
-    random.Random().setstate(back["c"])
+    packed, tensors = pack(value)
+    unpacked = unpack(json.loads(json.dumps(packed)), tensors)
+    assert torch.equal(unpacked["b"].pop(3), value["b"].pop(3)) and unpacked == value
+    random.Random().setstate(unpacked["c"])
 
 
 @pytest.mark.parametrize("room", ["then", "now"])
-def test_outputs_of_frozen_layers_that_found_room_only_then_or_only_now(
+def test_cached_features_that_had_room_only_before_or_only_on_resume(
     settled: tuple, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str
 ) -> None:
-    still = {**vars(settled[0].augment), **STILL}
-    recipe = settled[0].changed(stages=(Stage(3, 3, 1e-4),), cache_gb=0, augment=still)
+    augment = {**vars(settled[0].augment), **FLIP_ONLY}
+    recipe = settled[0].changed(stages=(Stage(3, 3, 1e-4),), cache_gb=0, augment=augment)
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(3), raising=False)
         patch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4 if room == "then" else 0)
         with pytest.raises(KeyboardInterrupt):
-            trained(recipe, settled[1], tmp_path / "run")
+            run_training(recipe, settled[1], tmp_path / "run")
     monkeypatch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4 if room == "now" else 0)
     if room == "then":
         with pytest.raises(
-            OutputError, match=r"no room now\. .* or remove .*run/unfinished, and the run begins anew\.$"
+            OutputError,
+            match=r"no longer has room .* or remove .*run/unfinished to start the run from the beginning\.$",
         ):
-            trained(recipe, settled[1], tmp_path / "run")
+            run_training(recipe, settled[1], tmp_path / "run")
         monkeypatch.setattr(baseline.training.frozen, "MEMORY_FRACTION", 1 / 4)
-    assert trained(recipe, settled[1], tmp_path / "run")[0].epochs["epoch"].tolist() == [1, 2, 3]
+    assert run_training(recipe, settled[1], tmp_path / "run")[0].epochs["epoch"].tolist() == [1, 2, 3]
 
 
-# ---- guards ---------------------------------------------------------------------------------------------------------
+# ---- recovery --------------------------------------------------------------------------------------------------------
 
 
-class Spoilt:
-    """A loss that goes wrong in some training batches, by their number from 1."""
+class FaultyLoss:
+    """A loss that is multiplied by a factor in some training batches, given by their number from 1."""
 
     def __init__(self, loss: Any, batches: set[int], factor: float) -> None:
         self.loss, self.batches, self.factor, self.seen = loss, batches, factor, 0
@@ -383,79 +395,82 @@ class Spoilt:
         return getattr(self.loss, name)
 
 
-def spoilt(settled: tuple, folder: Path, batches: set[int], factor: float, *stages: Stage) -> tuple[Any, Said]:
-    recipe, said = settled[0].changed(stages=stages), Said()
+def train_with_faulty_loss(
+    settled: tuple, folder: Path, batches: set[int], factor: float, *stages: Stage
+) -> tuple[Any, RecordingProgress]:
+    recipe, progress = settled[0].changed(stages=stages), RecordingProgress()
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=folder), recipe, path=folder)
-        learn.loss_func = Spoilt(learn.loss_func, batches, factor)
-        return train(learn, recipe, said), said
+        learn.loss_func = FaultyLoss(learn.loss_func, batches, factor)
+        return train(learn, recipe, progress), progress
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e9])
-def test_a_loss_that_goes_wrong_is_gone_back_from_at_half_the_rate(
-    settled: tuple, tmp_path: Path, factor: float
-) -> None:
+def test_loss_that_goes_wrong_is_retried_at_half_the_rate(settled: tuple, tmp_path: Path, factor: float) -> None:
     steps = len(settled[1][settled[1]["split"] == "train"]) // settled[0].batch_size
-    history, said = spoilt(settled, tmp_path, {2 * steps + 1}, factor, Stage(3, 4, (1e-4, 1e-3)))
+    history, progress = train_with_faulty_loss(settled, tmp_path, {2 * steps + 1}, factor, Stage(3, 4, (1e-4, 1e-3)))
     assert history.epochs["epoch"].tolist() == [1, 2, 3, 4]
     assert np.isfinite(history.epochs["train_loss"]).all()
     (stage,) = history.stages
     assert stage["lr"] == (5e-5, 5e-4) and "in epoch 3" in stage["halved"]
-    assert "back to epoch 2, at half the rate" in str(said)
+    assert "back to epoch 2, at half the learning rate" in str(progress)
     assert history.epochs["lr"].iloc[2] < 0.51 * 1e-3
 
 
-def test_a_loss_that_goes_wrong_twice_ends_training_with_the_best_so_far(settled: tuple, tmp_path: Path) -> None:
-    stages = (Stage("head", 2, 1e-3, batch_norm="moving"), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
-    history, said = spoilt(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
+def test_loss_that_goes_wrong_twice_ends_training_with_the_best_weights(settled: tuple, tmp_path: Path) -> None:
+    stages = (Stage("head", 2, 1e-3, batch_norm="train"), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
+    history, progress = train_with_faulty_loss(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
     assert history.epochs["stage"].max() <= 2 and "given_up" in history.stages[-1]
-    assert "again; training ends with the best weights so far" in str(said)
-    with pytest.raises(TrainingError, match=r"Training diverges in stage 1: the loss is no number in epoch 1, at half"):
-        spoilt(settled, tmp_path, set(range(1, 1000)), float("nan"), *stages)
+    assert "again; training ends with the best weights so far" in str(progress)
+    with pytest.raises(
+        TrainingError, match=r"Training diverges in stage 1: the loss became NaN in epoch 1, also at half"
+    ):
+        train_with_faulty_loss(settled, tmp_path, set(range(1, 1000)), float("nan"), *stages)
 
 
-def test_a_stage_that_no_longer_gets_better_ends(settled: tuple, tmp_path: Path) -> None:
-    recipe, said = settled[0].changed(stages=(Stage("head", 50, 1e-6), Stage("head", 2, 1e-3)), patience=3), Said()
+def test_patience_ends_a_stage_that_stops_improving(settled: tuple, tmp_path: Path) -> None:
+    recipe, progress = (
+        settled[0].changed(stages=(Stage("head", 50, 1e-6), Stage("head", 2, 1e-3)), patience=3),
+        RecordingProgress(),
+    )
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
-        learn.loss_func = Spoilt(learn.loss_func, set(), 1)
-        history = train(learn, recipe.changed(stages=(Stage("head", 50, 1e-1), Stage("head", 2, 1e-3))), said)
+        learn.loss_func = FaultyLoss(learn.loss_func, set(), 1)
+        history = train(learn, recipe.changed(stages=(Stage("head", 50, 1e-1), Stage("head", 2, 1e-3))), progress)
     first = history.epochs[history.epochs["stage"] == 1]
     scores = list(zip(first["valid_accuracy"], -first["valid_loss"], strict=True))
     assert len(first) < 50 and len(first) - 1 - scores.index(max(scores)) == 3
-    assert history.stages[0]["cut_short"] == "3 epochs were no better" and history.epochs["stage"].iloc[-1] == 2
+    assert history.stages[0]["cut_short"] == "no improvement for 3 epochs" and history.epochs["stage"].iloc[-1] == 2
     with pytest.raises(RecipeError, match="patience is -1, needed: epochs, a whole number"):
         recipe.changed(patience=-1)
 
 
-def test_a_reader_that_dies_is_replaced_once_and_then_named(
-    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reader_that_dies_is_restarted_once(settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, table = settled[0].changed(workers=1, cache_gb=0, stages=(Stage(3, 2, 1e-3),)), settled[1]
-    monkeypatch.setattr(baseline.vision.dataloaders, "MEMORY_SHARE", 0)
-    fit, deaths = baseline.data.image.resize_image, tmp_path / "deaths"
+    monkeypatch.setattr(baseline.vision.decoded, "MEMORY_FRACTION", 0)
+    resize, deaths = baseline.data.image.resize_image, tmp_path / "deaths"
     deaths.write_text("")
     pid = os.getpid()
 
-    def deadly(*given: Any) -> Any:
-        if os.getpid() != pid and len(deaths.read_text()) < most:
+    def resize_or_die(*args: Any) -> Any:
+        if os.getpid() != pid and len(deaths.read_text()) < max_deaths:
             deaths.write_text(deaths.read_text() + "x")
             os.kill(os.getpid(), signal.SIGKILL)
-        return fit(*given)
+        return resize(*args)
 
-    most, found = 0, []
-    monkeypatch.setattr(baseline.vision.dataloaders, "fit_image", deadly)
-    for most in (0, 1):
-        said = Said()
+    max_deaths, results = 0, []
+    monkeypatch.setattr(baseline.vision.augment, "resize_image", resize_or_die)
+    for max_deaths in (0, 1):
+        progress = RecordingProgress()
         with seed_everything(0):
             learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
-            found.append((train(learn, recipe, said), learn.model.state_dict()))
-        assert ("it is replaced, once" in str(said)) == (most == 1)
-    same(*found)
-    most = 9
+            results.append((train(learn, recipe, progress), learn.model.state_dict()))
+        assert ("restarting it once" in str(progress)) == (max_deaths == 1)
+    assert_same(*results)
+    max_deaths = 9
     with (
         seed_everything(0),
-        pytest.raises(TrainingError, match=r"Readers of images die: .*exited unexpectedly.*--workers"),
+        pytest.raises(TrainingError, match=r"Data-loading workers keep dying: .*exited unexpectedly.*--workers"),
     ):
         learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
         train(learn, recipe, QUIET)
@@ -465,39 +480,34 @@ def test_a_reader_that_dies_is_replaced_once_and_then_named(
 
 
 RUN = """
-import sys
-from baseline import checkpoints, cli
-checkpoint.EVERY = checkpoint.SHARE = 0
-sys.argv = ["baseline", *sys.argv[1:]]
+from baseline.cli import app
+from baseline.training import checkpoint
+checkpoint.MIN_SECONDS_BETWEEN = checkpoint.MAX_TIME_FRACTION = 0
 app.main()
 """
 
 
-def begin(*words: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def killed(words: list[Any], run: Path, kills: int, chance: random.Random, longest: float) -> list[str]:
-    """Runs the command until it ends, killed so many times at random moments; what it was doing then."""
+def run_with_kills(
+    arguments: list[Any], run: Path, kills: int, generator: random.Random, max_seconds: float
+) -> list[str]:
+    """Run the command until it ends, killed `kills` times at random moments; return what it was doing at these."""
     moments: list[str] = []
     while True:
-        began, running = time.perf_counter(), begin(*words, run)
+        start, process = time.perf_counter(), Command(*arguments, run, code=RUN)
         if len(moments) == kills:
-            _, errors = running.communicate()
-            assert running.returncode == 0 and "was started on" not in errors, errors
+            _, errors = process.communicate()
+            assert process.returncode == 0 and "was started on" not in errors, errors
             return moments
         with suppress(subprocess.TimeoutExpired):
-            running.wait(chance.uniform(0.1, 1) * longest)
-        running.send_signal(signal.SIGKILL)
-        errors = running.communicate()[1]
-        assert running.returncode in (0, -signal.SIGKILL), errors
-        if baseline.runs.folder.is_finished(run):  # too late: again
+            process.wait(generator.uniform(0.1, 1) * max_seconds)
+        process.send_signal(signal.SIGKILL)
+        errors = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        if baseline.runs.folder.is_finished(run):  # too late: try again
             shutil.rmtree(run)
             continue
         last = errors.strip().splitlines()[-1].strip() if errors.strip() else "starting"
-        moments.append(f"{time.perf_counter() - began:.1f} s: {last}")
+        moments.append(f"{time.perf_counter() - start:.1f} s: {last}")
 
 
 PLAN = """
@@ -514,42 +524,42 @@ lr = 3e-4
 """
 
 
-def numbers(run: Path) -> dict[str, Any]:
+def read_results(run: Path) -> dict[str, Any]:
     names = ("predictions.csv", "split.csv", "lr_find.csv", "model/model.safetensors")
-    found: dict[str, Any] = {name: (run / name).read_bytes() for name in names}
+    results: dict[str, Any] = {name: (run / name).read_bytes() for name in names}
     history = pd.read_csv(run / "history.csv").drop(columns="seconds")
-    return found | {"history": history.to_csv(), "metrics": baseline.runs.folder.read_manifest(run)["metrics"]}
+    return results | {"history": history.to_csv(), "metrics": baseline.runs.folder.read_manifest(run)["metrics"]}
 
 
 @pytest.fixture
-def undisturbed(images: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
-    """A run's command, but for its folder, the folder of one that nobody disturbed, and its seconds."""
+def uninterrupted(images: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
+    """Arguments of a run without its folder, the folder of an uninterrupted run, and the seconds it took."""
     (tmp_path / "plan.toml").write_text(PLAN)
-    words = ["run", tmp_path / "plan.toml", "--data", images, "--out"]
-    began = time.perf_counter()
-    whole = begin(*words, tmp_path / "whole")
-    _, errors = whole.communicate()
-    assert whole.returncode == 0, errors
-    return words, tmp_path / "whole", time.perf_counter() - began
+    arguments = ["run", tmp_path / "plan.toml", "--data", images, "--out"]
+    start = time.perf_counter()
+    process = Command(*arguments, tmp_path / "whole", code=RUN)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return arguments, tmp_path / "whole", time.perf_counter() - start
 
 
-def ended_alike(run: Path, whole: Path) -> bool:
-    names = [sorted(path.name for path in folder.iterdir()) for folder in (run, whole)]
-    return numbers(run) == numbers(whole) and names[0] == names[1]
+def have_same_results(run: Path, other: Path) -> bool:
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (run, other)]
+    return read_results(run) == read_results(other) and names[0] == names[1]
 
 
-def test_kill_9_three_times(undisturbed: tuple, tmp_path: Path) -> None:
-    words, whole, longest = undisturbed
-    assert len(killed(words, tmp_path / "run", 3, random.Random(0), longest)) == 3
-    assert ended_alike(tmp_path / "run", whole)
+def test_kill_9_three_times(uninterrupted: tuple, tmp_path: Path) -> None:
+    arguments, expected, seconds = uninterrupted
+    assert len(run_with_kills(arguments, tmp_path / "run", 3, random.Random(0), seconds)) == 3
+    assert have_same_results(tmp_path / "run", expected)
 
 
 @pytest.mark.slow
-def test_kill_9_of_twenty_runs(undisturbed: tuple, tmp_path: Path, capsys: Any) -> None:
-    words, whole, longest = undisturbed
-    chance = random.Random(0)
+def test_kill_9_of_twenty_runs(uninterrupted: tuple, tmp_path: Path, capsys: Any) -> None:
+    arguments, expected, seconds = uninterrupted
+    generator = random.Random(0)
     for number in range(1, 21):
-        (moment,) = killed(words, tmp_path / f"run-{number}", 1, chance, longest)
-        assert ended_alike(tmp_path / f"run-{number}", whole)
+        (moment,) = run_with_kills(arguments, tmp_path / f"run-{number}", 1, generator, seconds)
+        assert have_same_results(tmp_path / f"run-{number}", expected)
         with capsys.disabled():
             print(f"\n{number} killed after {moment}", end="", flush=True)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import Command
 from PIL import Image
 from safetensors.torch import load_file
 
 import baseline
-from baseline import (
-    DataError,
-    OutputError,
-    Progress,
-    Recipe,
-    RecipeError,
-    Stage,
-    WeightsError,
-    files,
-    load_network,
-    make_baseline,
-)
+from baseline import Progress, Recipe, Stage, files, make_baseline
+from baseline.errors import DataError, OutputError, RecipeError, WeightsError
+from baseline.evaluation.label_errors import suspect_labels
+from baseline.inference.model_folder import load_network
 
 QUIET = Progress()
 
@@ -43,7 +35,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseline) -> None:
     wrong = bool(done.metrics["test"]["tta"]["wrong"])  # a run without an error has no picture of errors
-    doubt = len(baseline.suspect_labels(done.predictions)) > 0
+    doubt = len(suspect_labels(done.predictions)) > 0
     assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
         "classes.png", "confusion.png", *["errors.png"] * wrong, "gradcam.npz", "history.csv", "hits.png",
         "lr_find.csv",
@@ -87,6 +79,7 @@ def _images_of(done: baseline.Baseline) -> str:
     return done.manifest["images"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     done: baseline.Baseline, tmp_path: Path
 ) -> None:
@@ -98,6 +91,7 @@ def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     assert not other.predictions["loss"].equals(done.predictions["loss"])
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_run_again_says_that_images_have_come_or_gone(images: Path, tmp_path: Path, small: Recipe) -> None:
     class Said(baseline.Progress):
         def __init__(self) -> None:
@@ -163,6 +157,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_p
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: Path, small: Recipe) -> None:
     recipe = small.changed(stages=(Stage("head", 1, 1e-3),))
     table = baseline.image_table(images)[["path", "label"]]
@@ -176,6 +171,7 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: 
         make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", progress=QUIET)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path: Path, small: Recipe) -> None:
     for part, numbers in (("train", range(16)), ("val", range(16, 24))):
         for name in ("ants", "bees"):
@@ -188,15 +184,17 @@ def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path:
     assert set(done.metrics) == {"valid"} and done.metrics["valid"]["images"] == 16
 
 
+@pytest.mark.usefixtures("no_page")
 def test_from_scratch_trains_everything_and_says_so(images: Path, tmp_path: Path, small: Recipe) -> None:
     said: list[str] = []
     show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     changes: dict[str, Any] = {"stages": (Stage("head", 1), Stage("all", 1))}
-    done = make_baseline(images, small, scratch=True, out=tmp_path / "run", progress=show, **changes)
+    done = make_baseline(images, small, pretrained=False, out=tmp_path / "run", progress=show, **changes)
     assert done.manifest["weights"] == "random" and [s["trains"] for s in done.history.stages] == ["all"]
     assert any("random weights" in line for line in said)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_few_images_shrink_the_batch_in_words(images: Path, tmp_path: Path, small: Recipe) -> None:
     for name in ("ants", "bees"):
         (tmp_path / "few" / name).mkdir(parents=True)
@@ -206,7 +204,7 @@ def test_few_images_shrink_the_batch_in_words(images: Path, tmp_path: Path, smal
     show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
     recipe = small.changed(batch_size=64, stages=(Stage("head", 2), Stage("all", 1, 1e-4)))
     done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", progress=show)
-    assert done.recipe.batch_size == 4
+    assert done.recipe.training.batch_size == 4
     assert any("4 training images do not fill a batch of 64" in line for line in said)
     assert done.history.epochs["train_loss"].notna().all()
 
@@ -244,21 +242,8 @@ def test_a_full_disk_is_said_in_words_and_leaves_no_half_file(tmp_path: Path) ->
 def test_an_interrupt_keeps_what_is_finished(images: Path, tmp_path: Path, blow: signal.Signals) -> None:
     recipe = tmp_path / "long.toml"
     recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 100000\nlr = 1e-3\n')
-    command = [
-        sys.executable,
-        "-m",
-        "baseline",
-        "run",
-        str(recipe),
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-    ]
     with (tmp_path / "log").open("w") as log:
-        # a suite that was started in the background inherits an ignored SIGINT, which a person's terminal would not
-        unblock = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        running = subprocess.Popen(command, stderr=log, preexec_fn=unblock)
+        running = Command("run", recipe, "--data", images, "--out", tmp_path / "run", stderr=log)
         try:
             for _ in range(1800):
                 if "epoch 3/" in (tmp_path / "log").read_text():
@@ -267,7 +252,7 @@ def test_an_interrupt_keeps_what_is_finished(images: Path, tmp_path: Path, blow:
             running.send_signal(blow)
             assert running.wait(60) == 130
         finally:
-            running.kill()
+            running.send_signal(signal.SIGKILL)
     assert "interrupted: the best weights of" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["history.csv", "model", "unfinished"]

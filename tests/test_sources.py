@@ -1,4 +1,4 @@
-"""Folders and DataFrames become the image table; what cannot be a baseline's images is refused in one line."""
+"""Folders and DataFrames become the image table; unusable ones are rejected in one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 from PIL import Image
 
 import baseline
-from baseline import DataError, drop_unreadable, image_table
+from baseline import image_table
+from baseline.data.audit.findings import drop_unreadable
+from baseline.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def fill(folder: Path, *names: str) -> Path:
-    """Small images under these names."""
+    """Save small images under these names."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name, format="PNG")
@@ -27,13 +31,13 @@ def test_class_folders_become_rows_without_split(images: Path) -> None:
 
 
 @pytest.mark.parametrize("valid", ["valid", "val", "validation", "Val"])
-def test_split_folders_are_known_by_their_names(tmp_path: Path, valid: str) -> None:
+def test_split_folders_are_recognised_by_name(tmp_path: Path, valid: str) -> None:
     names = [f"{part}/{label}/{n}.png" for part in ("train", valid, "test") for label in "ab" for n in range(2)]
     table = image_table(fill(tmp_path, *names))
     assert table.groupby("split").size().to_dict() == {"test": 4, "train": 4, "valid": 4}
 
 
-def test_hidden_files_other_endings_and_nested_folders(tmp_path: Path) -> None:
+def test_hidden_files_other_suffixes_and_nested_folders(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.PNG", "a/deep/er/2.jpg", "a/.hidden.png", "b/ö ü.png", "b/3.png", ".git/x/4.png")
     (tmp_path / "a" / "notes.txt").write_text("no image")
     table = image_table(tmp_path)
@@ -41,7 +45,7 @@ def test_hidden_files_other_endings_and_nested_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [
         ([], "contains no images"),
         (["1.png", "2.png"], "contains 2 images but no class folders"),
@@ -52,47 +56,47 @@ def test_hidden_files_other_endings_and_nested_folders(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, names: list[str], words: str) -> None:
-    with pytest.raises(DataError, match=words):
+def test_unusable_folder_is_rejected(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         image_table(fill(tmp_path, *names))
 
 
-def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
+def test_missing_folder_and_plain_file_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no folder or file .*nowhere"):
         image_table(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"or a file that ends in \.csv"):
         image_table(fill(tmp_path, "a.png") / "a.png")
 
 
-def test_a_dataframe_is_checked_and_copied(images: Path) -> None:
+def test_dataframe_is_checked_and_copied(images: Path) -> None:
     table = image_table(images)
     again = image_table(table[["path", "label"]].sample(frac=1, random_state=0))
     assert set(again["path"]) == set(table["path"]) and "split" in again
-    for frame, words in [
+    for frame, message in [
         (table[["path"]], "no column that looks like labels; its columns: 'path'"),
-        (table.assign(label=None), "48 of 48 rows of the DataFrame have no label in 'label', first row 1"),
+        (table.assign(label=None), "48 of 48 rows of the DataFrame have no label in 'label', the first is row 1"),
         (table.assign(path="/nowhere/" + table.index.astype(str)), "48 of 48 images of the DataFrame are not in"),
         (table.iloc[:0], "has no rows"),
     ]:
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             image_table(frame)
 
 
-def test_unreadable_images_are_left_out_counted_and_kept_on_disk(images: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_excluded_and_kept_on_disk(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "mixed")
-    whole = (tmp_path / "mixed/ants/00.jpg").read_bytes()
-    (tmp_path / "mixed/ants/half.jpg").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "mixed/ants/00.jpg").read_bytes()
+    (tmp_path / "mixed/ants/half.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "mixed/bees/text.jpg").write_text("this is no image")
     (tmp_path / "mixed/bees/empty.png").touch()
     table, broken = drop_unreadable(image_table(tmp_path / "mixed"))
     assert sorted(Path(path).name for path in broken["path"]) == ["empty.png", "half.jpg", "text.jpg"]
-    reasons = {Path(path).name: why for path, why in broken[["path", "reason"]].to_numpy()}
+    reasons = {Path(path).name: reason for path, reason in broken[["path", "reason"]].to_numpy()}
     assert reasons["empty.png"] == "empty file" and reasons["text.jpg"] == "not an image"
     assert "truncated" in reasons["half.jpg"] and len(table) == 48
     assert (tmp_path / "mixed/ants/half.jpg").exists()
 
 
-def test_no_readable_image_at_all_is_refused(tmp_path: Path) -> None:
+def test_no_readable_image_is_rejected(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("nothing")
@@ -100,7 +104,7 @@ def test_no_readable_image_at_all_is_refused(tmp_path: Path) -> None:
         drop_unreadable(image_table(tmp_path))
 
 
-def test_too_few_images_left_after_the_unreadable_ones_is_refused(tmp_path: Path) -> None:
+def test_too_few_readable_images_are_rejected(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png")
     (tmp_path / "b/2.png").write_text("nothing")
     table = image_table(tmp_path)
@@ -110,7 +114,7 @@ def test_too_few_images_left_after_the_unreadable_ones_is_refused(tmp_path: Path
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
-def test_what_cannot_be_trained_with_can_be_looked_at(tmp_path: Path) -> None:
+def test_table_that_cannot_be_trained_on_can_be_audited(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png", "B/1.png", "ant/1.png", "ant/2.png", "Ant/1.png", "Ant/2.png")
     table = image_table(tmp_path)
     assert table.attrs["source"]["notes"] == [
@@ -122,7 +126,7 @@ def test_what_cannot_be_trained_with_can_be_looked_at(tmp_path: Path) -> None:
         baseline.make_baseline(table, out=tmp_path / "run", progress=baseline.Progress())
 
 
-def test_one_class_is_told_from_all_others(tmp_path: Path) -> None:
+def test_positive_class_against_all_others(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{label}/{n}.png" for label in ("glass", "metal", "plastic") for n in range(3)))
     table = image_table(tmp_path, positive="plastic")
     assert table.groupby("label").size().to_dict() == {"not plastic": 6, "plastic": 3}

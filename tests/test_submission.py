@@ -1,4 +1,4 @@
-"""A submission has the sample's columns, ids and order, and the run's predictions in the shape it asks for."""
+"""A submission has the sample's columns, ids and order, and the run's predictions in the format it asks for."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from conftest import REAL
-from test_cli import call
+from insects import draw
 
 import baseline
-from baseline import DataError, OutputError, submit
-from baseline.deploy.kaggle import submission_format
+from baseline import submit
+from baseline.deploy.kaggle import submission
+from baseline.errors import DataError, OutputError
 
 Competition = Callable[..., Path]
 STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
-"""Ids as competitions have them, and worse: leading zeros, blanks, commas, dots."""
+"""Ids as in competitions, and harder ones: leading zeros, spaces, commas, dots."""
 
 
 @pytest.fixture
-def competition(tmp_path: Path, images: Path) -> Competition:
-    """A competition's folder: images of test, which the run has not seen where real ones are at hand, and a sample."""
+def competition(tmp_path: Path) -> Competition:
+    """A competition's folder: images of test, which are new to the run, and a sample."""
 
-    def made(sample: dict[str, list[str]] | str, test: str = "test", ending: str = ".jpg") -> Path:
+    def make(sample: dict[str, list[str]] | str, test: str = "test", ending: str = ".jpg") -> Path:
         folder = tmp_path / "competition"
         (folder / test).mkdir(parents=True)
         for number, stem in enumerate(STEMS):
             name = ("ants", "bees")[number % 2]
             real = sorted((REAL / "hymenoptera_256" / "val" / name).glob("*.jpg"))
-            source = real[number] if real else images / name / f"{number:02}.jpg"
-            shutil.copy(source, folder / test / f"{stem}{ending}")
+            target = folder / test / f"{stem}{ending}"
+            if real:
+                shutil.copy(real[number], target)
+            else:
+                draw(name, 100 + number).save(target, "JPEG", quality=90)
         path = folder / "sample_submission.csv"
         path.write_text(sample if isinstance(sample, str) else pd.DataFrame(sample).to_csv(index=False))
         return path
 
-    return made
+    return make
 
 
 def rows(path: Path, delimiter: str = ",") -> list[list[str]]:
@@ -49,63 +54,65 @@ def rows(path: Path, delimiter: str = ",") -> list[list[str]]:
 
 
 def expected(done: baseline.Baseline, folder: Path) -> pd.DataFrame:
-    """What the run's own Learner makes of the test images, with TTA and the fitted temperature."""
+    """Predictions of the run's own Learner for the test images, with TTA and the fitted temperature."""
     paths = [str(folder / f"{stem}.jpg") for stem in STEMS]
     table = pd.DataFrame({"path": paths, "label": "ants", "split": "test"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(done.learner.dls, "decoded", None)  # the images of the run; these are read from disk
-        found = baseline.predict(done.learner, table, done.recipe.tta, splits=("test",))
-    return baseline.calibrate(found, done.manifest["calibration"]["temperature"])
+        patch.setattr(done.learner.dls, "decoded", None)  # it holds the run's images; these are read from disk
+        predictions = baseline.predict(done.learner, table, done.recipe.evaluation.tta, splits=("test",))
+    return baseline.calibrate(predictions, done.manifest["calibration"]["temperature"])
 
 
-def test_class_names_are_written_for_the_samples_ids_in_its_order(
+def test_class_names_are_written_for_the_samples_ids_in_order(
     done: baseline.Baseline, competition: Competition
 ) -> None:
-    turned = list(reversed(STEMS))
-    sample = competition({"id": turned, "species": ["bees"] * 8})
+    reversed_stems = list(reversed(STEMS))
+    sample = competition({"id": reversed_stems, "species": ["bees"] * 8})
     made = submit(done.folder, sample)
     truth = expected(done, sample.parent / "test")["predicted"].tolist()
-    assert made.path == Path.cwd() / "submission.csv" and made.shape.kind == "names"
-    assert rows(made.path) == [["id", "species"], *map(list, zip(turned, reversed(truth), strict=True))]
-    assert "8 rows; columns, ids and their order as in the sample" in made.told["checked"]
+    assert made.path == Path.cwd() / "submission.csv" and made.format.kind == "names"
+    assert rows(made.path) == [["id", "species"], *map(list, zip(reversed_stems, reversed(truth), strict=True))]
+    assert "8 rows; columns, ids and their order as in the sample" in made.notes["checked"]
 
 
-def test_probabilities_are_the_calibrated_ones_of_the_run(done: baseline.Baseline, competition: Competition) -> None:
+def test_probabilities_are_calibrated(done: baseline.Baseline, competition: Competition) -> None:
     sample = competition({"file": [f"{stem}.jpg" for stem in STEMS], "bees": ["0.5"] * 8, "ants": ["0.5"] * 8})
     made = submit(done.folder, sample, sample.parent / "test", out="deep/er/mine.csv")
-    header, *found = rows(made.path)
+    header, *values = rows(made.path)
     truth = expected(done, sample.parent / "test")
-    assert header == ["file", "bees", "ants"] and [row[0] for row in found] == [f"{stem}.jpg" for stem in STEMS]
-    assert np.abs(np.array([row[1:] for row in found], dtype=float) - truth[["p_bees", "p_ants"]]).max().max() < 1e-5
+    assert header == ["file", "bees", "ants"] and [row[0] for row in values] == [f"{stem}.jpg" for stem in STEMS]
+    assert np.abs(np.array([row[1:] for row in values], dtype=float) - truth[["p_bees", "p_ants"]]).max().max() < 1e-5
     assert (
-        made.path == Path("deep/er/mine.csv").absolute() and "each row's sum within 1e-06 of 1" in made.told["checked"]
+        made.path == Path("deep/er/mine.csv").absolute() and "each row's sum within 1e-06 of 1" in made.notes["checked"]
     )
 
 
-@pytest.mark.parametrize("who", ["table", "json", "option", "alphabet"])
-def test_integer_codes_are_those_of_who_knows_them(done: baseline.Baseline, competition: Competition, who: str) -> None:
-    sample = competition({"image_id": STEMS, "label": ["4"] * 8 if who != "alphabet" else ["1"] * 8})
-    if who == "table":
+@pytest.mark.parametrize("source", ["table", "json", "option", "alphabet"])
+def test_integer_codes_come_from_each_source(done: baseline.Baseline, competition: Competition, source: str) -> None:
+    sample = competition({"image_id": STEMS, "label": ["4"] * 8 if source != "alphabet" else ["1"] * 8})
+    if source == "table":
         table = pd.DataFrame({"image": ["a", "b", "c"], "code": [4, 2, 4], "name": ["ants", "bees", "ants"]})
         table.to_csv(sample.with_name("train.csv"), index=False)
-    if who == "json":
+    if source == "json":
         sample.with_name("label_num_to_name.json").write_text(json.dumps({"4": "ants", "2": "bees"}))
-    made = submit(done.folder, sample, codes="ants=4,bees=2" if who == "option" else None)
-    codes = {"ants": "4", "bees": "2"} if who != "alphabet" else {"ants": "0", "bees": "1"}
+    made = submit(done.folder, sample, codes="ants=4,bees=2" if source == "option" else None)
+    codes = {"ants": "4", "bees": "2"} if source != "alphabet" else {"ants": "0", "bees": "1"}
     truth = expected(done, sample.parent / "test")["predicted"].map(codes).tolist()
-    assert [row[1] for row in rows(made.path)[1:]] == truth and made.shape.kind == "codes"
-    words = ("'name' and 'code' of train.csv", "by label_num_to_name.json", "as --codes says", "A GUESS")
-    assert words[("table", "json", "option", "alphabet").index(who)] in made.told["shape"]
+    assert [row[1] for row in rows(made.path)[1:]] == truth and made.format.kind == "codes"
+    notes = ("'name' and 'code' of train.csv", "by label_num_to_name.json", "as given by --codes", "A GUESS")
+    assert notes[("table", "json", "option", "alphabet").index(source)] in made.notes["shape"]
 
 
-def test_one_probability_column_holds_that_of_one_class(done: baseline.Baseline, competition: Competition) -> None:
+def test_a_single_probability_column_holds_the_probability_of_one_class(
+    done: baseline.Baseline, competition: Competition
+) -> None:
     sample = competition({"id": STEMS, "is_bees": ["0.5"] * 8})
-    found = np.array([row[1] for row in rows(submit(done.folder, sample).path)[1:]], dtype=float)
-    assert np.abs(found - expected(done, sample.parent / "test")["p_bees"]).max() < 1e-5
+    values = np.array([row[1] for row in rows(submit(done.folder, sample).path)[1:]], dtype=float)
+    assert np.abs(values - expected(done, sample.parent / "test")["p_bees"]).max() < 1e-5
 
 
 @pytest.mark.parametrize("test", ["test", "test_images", "images/test", "data/Test_set"])
-def test_ids_name_images_in_any_test_folder_with_and_without_ending(
+def test_ids_name_images_in_any_test_folder_with_and_without_extension(
     done: baseline.Baseline, competition: Competition, images: Path, test: str
 ) -> None:
     sample = competition({"id": [stem if number % 2 else f"{stem}.jpg" for number, stem in enumerate(STEMS)],
@@ -116,7 +123,7 @@ def test_ids_name_images_in_any_test_folder_with_and_without_ending(
     assert [row[1] for row in rows(made.path)[1:]] == expected(done, sample.parent / test)["predicted"].tolist()
 
 
-def test_ids_with_folders_and_training_images_in_between(
+def test_ids_with_folders_and_training_images_among_the_test_images(
     done: baseline.Baseline, competition: Competition, images: Path
 ) -> None:
     sample = competition({"id": [f"all/{stem}" for stem in STEMS], "label": [""] * 8}, "all")
@@ -128,14 +135,14 @@ def test_ids_with_folders_and_training_images_in_between(
     assert len(rows(submit(done.folder, sample).path)) == 9
 
 
-def test_images_that_the_run_was_trained_on_are_no_test_images(done: baseline.Baseline, images: Path) -> None:
+def test_training_images_of_the_run_are_not_test_images(done: baseline.Baseline, images: Path) -> None:
     ids = [path.stem for path in sorted((images / "ants").iterdir())][:5]
-    Path("sample.csv").write_text("id,label\n" + "".join(f"ants/{each},\n" for each in ids))
+    Path("sample.csv").write_text("id,label\n" + "".join(f"ants/{stem},\n" for stem in ids))
     assert len(rows(submit(done.folder, "sample.csv", images).path)) == 6
 
 
 @pytest.mark.parametrize("form", ["bom", "semicolon", "tab", "crlf", "utf-16"])
-def test_samples_in_other_forms_keep_their_delimiter(
+def test_samples_in_other_encodings_keep_their_delimiter(
     done: baseline.Baseline, competition: Competition, form: str
 ) -> None:
     delimiter = {"semicolon": ";", "tab": "\t"}.get(form, ",")
@@ -144,76 +151,74 @@ def test_samples_in_other_forms_keep_their_delimiter(
     encoding = {"bom": "utf-8-sig", "utf-16": "utf-16"}.get(form, "utf-8")
     text = frame.to_csv(index=False, sep=delimiter, lineterminator="\r\n" if form == "crlf" else "\n")
     sample.write_bytes(text.encode(encoding))
-    found = rows(submit(done.folder, sample).path, delimiter)
-    assert found[0] == ["", "Label"] and [row[0] for row in found[1:]] == list(STEMS)
+    header, *values = rows(submit(done.folder, sample).path, delimiter)
+    assert header == ["", "Label"] and [row[0] for row in values] == list(STEMS)
 
 
-def test_a_image_that_cannot_be_read_gets_the_mean_of_the_others_and_is_told(
+def test_an_unreadable_image_gets_the_mean_of_the_others_and_is_reported(
     done: baseline.Baseline, competition: Competition
 ) -> None:
     sample = competition({"id": STEMS, "ants": ["0.5"] * 8, "bees": ["0.5"] * 8})
     (sample.parent / "test" / "A.jpg").write_bytes(b"no image")
     made = submit(done.folder, sample)
-    found = np.array([row[1:] for row in rows(made.path)[1:]], dtype=float)
-    place = STEMS.index("A")
-    assert np.allclose(found[place], np.delete(found, place, axis=0).mean(0)) and "A.jpg" in made.told["unread"]
+    values = np.array([row[1:] for row in rows(made.path)[1:]], dtype=float)
+    index = STEMS.index("A")
+    assert np.allclose(values[index], np.delete(values, index, axis=0).mean(0)) and "A.jpg" in made.notes["unread"]
     for image in (sample.parent / "test").iterdir():
         image.write_bytes(b"")
-    with pytest.raises(DataError, match="None of 8 test images can be read"):
+    with pytest.raises(DataError, match="None of 8 test images can be read; the first is"):
         submit(done.folder, sample, overwrite=True)
     assert rows(made.path)[1:] != []
 
 
 @pytest.mark.parametrize(
-    ("sample", "words"),
+    ("sample", "message"),
     [
         ("label\nants\n", "has no column of ids"),
         ("ants,bees\n0.5,0.5\n", "has no column of ids: none of 'ants', 'bees' names images"),
         ("id\n0012\n", "no column to fill"),
-        ("id,label\n0012,ants\n13,ants\n14,ants\n", r"2 of 3 ids of .* have no image below .*: '13', '14'"),
-        ("id,label\n0012,ants\n0012,ants\nA,ants\n", "1 ids of .* come more than once: '0012'"),
+        ("id,label\n0012,ants\n13,ants\n14,ants\n", r"2 of 3 ids of .* have no image in .*: '13', '14'"),
+        ("id,label\n0012,ants\n0012,ants\nA,ants\n", "1 id of .* appears more than once: '0012'"),
         ("id,label\n0012,ants\nA,ants\n", r"6 images have no id in .*: '10.jpg', '2_a.jpg', '3.v2.jpg' and 3 more"),
-        ("id,label\n0012,ants,1\n", "Row 1 of .* has 3 values, its header 2"),
-        ("id,id\n0012,ants\n", "two columns of one name"),
+        ("id,label\n0012,ants,1\n", "Row 1 of .* has 3 values, but the header has 2"),
+        ("id,id\n0012,ants\n", "two columns of the same name"),
         ("", "is empty"),
         ("id,label\n", "no rows"),
     ],
 )
 def test_a_sample_that_does_not_fit_the_images_is_refused_and_nothing_is_written(
-    done: baseline.Baseline, competition: Competition, sample: str, words: str
+    done: baseline.Baseline, competition: Competition, sample: str, message: str
 ) -> None:
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         submit(done.folder, competition(sample))
     assert not list(Path().iterdir())
 
 
-def test_images_without_an_id_are_passed_over_where_that_is_wished(
-    done: baseline.Baseline, competition: Competition
-) -> None:
+def test_images_without_an_id_are_skipped_on_request(done: baseline.Baseline, competition: Competition) -> None:
     made = submit(done.folder, competition("id,label\n0012,ants\nA,ants\n"), leave_extra=True)
-    assert len(rows(made.path)) == 3 and "6 without an id are passed over" in made.told["images"]
+    assert len(rows(made.path)) == 3 and "6 without an id skipped" in made.notes["images"]
 
 
-def test_a_training_image_does_not_stand_in_for_a_test_image(
+def test_a_training_image_is_not_used_for_a_test_id(
     done: baseline.Baseline, competition: Competition, images: Path
 ) -> None:
     sample = competition({"id": [*STEMS, "new"], "label": [""] * 9})
     (sample.parent / "train").mkdir()
     shutil.copy(images / "ants" / "00.jpg", sample.parent / "train" / "new.jpg")
-    with pytest.raises(DataError, match=r"1 of 9 ids .*: 'new'"):
+    with pytest.raises(DataError, match=r"1 of 9 ids .* has no image .*: 'new'"):
         submit(done.folder, sample)
 
 
-def test_only_a_folder_makes_test_images_of_its_images(done: baseline.Baseline, competition: Competition) -> None:
+def test_test_in_a_file_name_does_not_make_a_test_image(done: baseline.Baseline, competition: Competition) -> None:
     sample = competition({"id": [*STEMS[1:], "testarossa"], "species": ["bees"] * 8}, test="images")
     (sample.parent / "images" / f"{STEMS[0]}.jpg").rename(sample.parent / "images" / "testarossa.jpg")
     assert len(rows(submit(done.folder, sample).path)) == 9
 
 
-def test_what_is_there_is_kept_unless_it_may_be_overwritten(done: baseline.Baseline, competition: Competition) -> None:
+def test_an_existing_file_is_kept_unless_overwrite_is_given(done: baseline.Baseline, competition: Competition) -> None:
     sample = competition({"id": STEMS, "label": [""] * 8})
     Path("submission.csv").write_text("mine")
-    with pytest.raises(OutputError, match=r"exists already\. Give --overwrite"):
+    with pytest.raises(OutputError, match=r"already exists\. Pass --overwrite"):
         submit(done.folder, sample)
     with pytest.raises(OutputError, match="is the sample itself"):
         submit(done.folder, sample, out=sample, overwrite=True)
@@ -224,68 +229,75 @@ def test_what_is_there_is_kept_unless_it_may_be_overwritten(done: baseline.Basel
     assert [path.name for path in Path().iterdir()] == ["submission.csv"]
 
 
-def test_a_file_that_is_not_as_it_should_be_is_not_left_behind(
+def test_a_file_that_fails_verification_is_not_left_behind(
     done: baseline.Baseline, competition: Competition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = competition({"id": STEMS, "ants": ["0.5"] * 8, "bees": ["0.5"] * 8})
-    for value, words in (("nan", "numbers leave 0 to 1"), ("0.6", "sum is 0.2 from 1"), ("", "values are missing")):
+    for value, message in (
+        ("nan", "numbers are outside 0 to 1"),
+        ("0.6", "differs from 1 by 0.2"),
+        ("", "values are missing"),
+    ):
         monkeypatch.setattr(
-            submission_format,
+            submission,
             "format_predictions",
             lambda *_, value=value: dict.fromkeys(("ants", "bees"), [value] * 8),
         )
-        with pytest.raises(OutputError, match=words):
+        with pytest.raises(OutputError, match=message):
             submit(done.folder, sample)
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_a_sample_in_a_zip_is_read_as_if_it_lay_beside(
-    done: baseline.Baseline, competition: Competition, monkeypatch: pytest.MonkeyPatch, given: bool
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_sample_in_a_zip_is_read_like_a_plain_one(
+    done: baseline.Baseline, competition: Competition, monkeypatch: pytest.MonkeyPatch, explicit: bool
 ) -> None:
     sample = competition({"id": STEMS, "label": [""] * 8})
     truth = expected(done, sample.parent / "test")["predicted"].tolist()
     archive = sample.with_name("sample_submission.csv.zip")
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.write(sample, sample.name)
-        opened.writestr("__MACOSX/._sample_submission.csv", b"x")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(sample, sample.name)
+        file.writestr("__MACOSX/._sample_submission.csv", b"x")
     shutil.copytree(sample.parent, "input/c")
     monkeypatch.setenv("BASELINE_KAGGLE", str(Path.cwd()))
     assert (
         submit(done.folder, out="both.csv")
-        .told["sample"]
+        .notes["sample"]
         .startswith(str(Path("input/c/sample_submission.csv:").absolute()))
     )
     sample.unlink()
     Path("input/c/sample_submission.csv").unlink()
-    made = submit(done.folder, archive if given else None, out="zipped.csv")
-    assert [row[1] for row in rows(made.path)[1:]] == truth and "sample_submission.csv.zip: 8 rows" in made.told[
+    made = submit(done.folder, archive if explicit else None, out="zipped.csv")
+    assert [row[1] for row in rows(made.path)[1:]] == truth and "sample_submission.csv.zip: 8 rows" in made.notes[
         "sample"
     ]
     assert Path("both.csv").read_bytes() == Path("zipped.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("members", "words"),
+    ("members", "message"),
     [
-        ({"a.csv": "id,label\n0012,\n", "b.csv": "id,label\n"}, "holds 2 tables; one sample submission was needed"),
-        ({"readme.txt": "x"}, "holds 0 tables"),
+        (
+            {"a.csv": "id,label\n0012,\n", "b.csv": "id,label\n"},
+            "contains 2 tables, but must contain exactly one sample submission",
+        ),
+        ({"readme.txt": "x"}, "contains 0 tables"),
         ({"../a.csv": "id,label\n0012,\n"}, "leads out of the folder"),
-        ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip have no image"),
+        ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip has no image"),
         ({"a.csv": "id,label\n0012,ants\n"}, r"7 images have no id in sample_submission\.csv\.zip"),
-        (None, "is damaged, cut short"),
+        (None, "is damaged, truncated"),
     ],
 )
-def test_a_zip_that_holds_no_fitting_sample_is_refused(
-    done: baseline.Baseline, competition: Competition, members: dict[str, str] | None, words: str
+def test_a_zip_without_a_valid_sample_is_refused(
+    done: baseline.Baseline, competition: Competition, members: dict[str, str] | None, message: str
 ) -> None:
     archive = competition("").with_name("sample_submission.csv.zip")
     archive.write_bytes(b"PK\3\4 and no more")
     if members is not None:
-        with zipfile.ZipFile(archive, "w") as opened:
+        with zipfile.ZipFile(archive, "w") as file:
             for name, text in members.items():
-                opened.writestr(name, text)
-    with pytest.raises(DataError, match=words):
+                file.writestr(name, text)
+    with pytest.raises(DataError, match=message):
         submit(done.folder, archive)
     assert not list(Path().iterdir())
 
@@ -298,7 +310,7 @@ def test_images_in_an_archive_beside_the_sample_are_unpacked(done: baseline.Base
     assert [row[1] for row in rows(submit(done.folder, sample).path)[1:]] == truth
 
 
-def test_on_kaggle_the_sample_is_found_and_the_command_ends_in_a_checked_file(
+def test_on_kaggle_the_sample_is_found_and_the_command_writes_a_checked_file(
     done: baseline.Baseline, competition: Competition, tmp_path: Path
 ) -> None:
     sample = competition({"id": STEMS, "label": ["ants"] * 8})
@@ -307,16 +319,16 @@ def test_on_kaggle_the_sample_is_found_and_the_command_ends_in_a_checked_file(
     inside = Path(shutil.move(sample.parent, tmp_path / "kaggle" / "input"))
     for folder in (inside / "test", inside, inside.parent):
         folder.chmod(0o555)
-    ended = call("submit", str(done.folder), BASELINE_KAGGLE=str(tmp_path / "kaggle"))
+    first = call("submit", str(done.folder), BASELINE_KAGGLE=str(tmp_path / "kaggle"))
     again = call("submit", str(done.folder), BASELINE_KAGGLE=str(tmp_path / "kaggle"))
     for folder in (inside.parent, inside, inside / "test"):
         folder.chmod(0o755)
     written = tmp_path / "kaggle" / "working" / "submission.csv"
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == str(written) and "checked: 8 rows; columns, ids" in ended.stdout
-    assert "shape: class names in 'label', by name" in ended.stdout
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[-1] == str(written) and "checked: 8 rows; columns, ids" in first.stdout
+    assert "shape: class names in 'label', by name" in first.stdout
     assert [row[0] for row in rows(written)] == ["id", *STEMS]
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "exists already" in again.stderr
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "already exists" in again.stderr
     shutil.copy(inside / "sample_submission.csv", inside / "sample_submission_2.csv")
     two = call("submit", str(done.folder), BASELINE_KAGGLE=str(tmp_path / "kaggle"))
     none = call("submit", str(done.folder), BASELINE_KAGGLE=str(tmp_path / "none"))
@@ -328,9 +340,9 @@ def test_a_folder_without_a_model_and_codes_of_other_classes_are_refused(
     done: baseline.Baseline, competition: Competition
 ) -> None:
     sample = competition({"id": STEMS, "label": ["0"] * 8})
-    with pytest.raises(OutputError, match="holds no model"):
+    with pytest.raises(OutputError, match="contains no model"):
         submit(sample.parent, sample)
     for codes in ("ants=0", "ants=0,bees=0", "ants=0,bees=1,wasps=2", "ants", "ants=,bees=1"):
-        with pytest.raises(DataError, match="--codes has to give each of the run's classes a word of its own"):
+        with pytest.raises(DataError, match="--codes must give each of the run's classes a name of its own"):
             submit(done.folder, sample, codes=codes)
     assert submit(done.folder / "model", sample).path.exists() and len(list(Path().iterdir())) == 1

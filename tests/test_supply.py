@@ -1,6 +1,6 @@
-"""What comes with an installation, where it connects to, and what it tells: licences, no telemetry, no secrets.
+"""Supply chain and privacy: licences of dependencies, no network access, no secrets in files or output.
 
-`SECURITY.md` names what is promised, with the test of each promise.
+`SECURITY.md` lists the promises, with the test of each.
 """
 
 from __future__ import annotations
@@ -29,86 +29,92 @@ SECRETS = {
                                    "KAGGLE_KEY", "AWS_SECRET_ACCESS_KEY"))
 }  # fmt: skip
 
-WATCHED = """
+WATCHED_SCRIPT = """
 import json, os, socket, sys
-seen = []
+events = []
 def watch(event, arguments):
     if not event.startswith("socket.") or event in ("socket.__new__", "socket.gethostname"):
         return
     if event in ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"):
         if arguments[0].family == socket.AF_UNIX:
             return
-        if event == "socket.bind" and arguments[1][0] in ("::1", "127.0.0.1"):  # urllib3 asks what IPv6 there is
+        if event == "socket.bind" and arguments[1][0] in ("::1", "127.0.0.1"):  # urllib3 tests for IPv6
             return
-    seen.append(f"{event} {arguments}")
+    events.append(f"{event} {arguments}")
     raise OSError("no connection is allowed here")
 sys.addaudithook(watch)
 import baseline
 from baseline import Augment, Stage
 from baseline.cli.app import main
 images, out = sys.argv[1:3]
-def command(*words):
-    sys.argv = ["baseline", *words]
+def command(*arguments):
+    sys.argv = ["baseline", *arguments]
     try:
         main()
-    except SystemExit as ended:
-        return ended.code
+    except SystemExit as exit:
+        return exit.code
 if os.environ.get("CALLS_HOME"):
     try:
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     except OSError:
         pass
 recipe = baseline.load_recipe("default").changed(
-    image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=(), log=("csv", "tensorboard"))
+    image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=(), loggers=("csv", "tensorboard"))
 if not os.environ.get("CALLS_HOME"):
     command("doctor")
-    for words in (["run", "nothing-of-the-kind"], ["predict", "nowhere", images], ["push", "nowhere", "some/one"]):
-        assert command(*words) == 2, words
+    for arguments in (["run", "nothing-of-the-kind"], ["predict", "nowhere", images], ["push", "nowhere", "some/one"]):
+        assert command(*arguments) == 2, arguments
     done = baseline.make_baseline(images, recipe, out=out)
-    for words in (["predict", out, images, "--out", out + "/more.csv"], ["report", out], ["audit", images],
+    for arguments in (["predict", out, images, "--out", out + "/more.csv"], ["report", out], ["audit", images],
                   ["check", out]):
-        assert not command(*words), words
-print("SEEN " + json.dumps(seen))
+        assert not command(*arguments), arguments
+print("EVENTS " + json.dumps(events))
 """
 
 
-class Watched(NamedTuple):
+class WatchedRun(NamedTuple):
     folder: Path
-    printed: str
-    seen: list[str]
+    output: str
+    events: list[str]
 
 
-def watched(images: Path, folder: Path, **more: str) -> Watched:
-    """A run, its prediction, report and audit, and commands that fail, with secrets in the environment."""
-    environment = {**os.environ, **SECRETS, "HF_HUB_OFFLINE": "0", "BASELINE_HOME": str(folder / "home"), **more}
+def run_watched(images: Path, folder: Path, **environment_changes: str) -> WatchedRun:
+    """Run training, prediction, report and audit, and failing commands, with secrets in the environment."""
+    environment = {
+        **os.environ,
+        **SECRETS,
+        "HF_HUB_OFFLINE": "0",
+        "BASELINE_HOME": str(folder / "home"),
+        **environment_changes,
+    }
     environment["PYTHONPATH"] = str(Path(baseline.__file__).parents[1])
-    command = [sys.executable, "-c", WATCHED, images, folder / "run"]
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    (line,) = re.findall("^SEEN (.*)$", ran.stdout, re.MULTILINE)
-    return Watched(folder, ran.stdout + ran.stderr, json.loads(line))
+    command = [sys.executable, "-c", WATCHED_SCRIPT, images, folder / "run"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = re.findall("^EVENTS (.*)$", result.stdout, re.MULTILINE)
+    return WatchedRun(folder, result.stdout + result.stderr, json.loads(line))
 
 
 @pytest.fixture(scope="module")
-def ran(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    return watched(images, tmp_path_factory.mktemp("watched"))
+def watched_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> WatchedRun:
+    return run_watched(images, tmp_path_factory.mktemp("watched"))
 
 
-def test_a_run_predict_report_audit_and_check_ask_nothing_of_any_network(ran: Watched) -> None:
-    assert ran.seen == []
-    assert (ran.folder / "run" / "report.html").exists() and (ran.folder / "run" / "more.csv").exists()
+def test_a_run_predict_report_audit_and_check_use_no_network(watched_run: WatchedRun) -> None:
+    assert watched_run.events == []
+    assert (watched_run.folder / "run" / "report.html").exists() and (watched_run.folder / "run" / "more.csv").exists()
 
 
-def test_a_connection_would_have_been_seen(images: Path, tmp_path: Path) -> None:
-    assert any("192.0.2.1" in event for event in watched(images, tmp_path, CALLS_HOME="1").seen)
+def test_a_connection_would_be_detected(images: Path, tmp_path: Path) -> None:
+    assert any("192.0.2.1" in event for event in run_watched(images, tmp_path, CALLS_HOME="1").events)
 
 
-def test_no_secret_of_the_environment_is_written_or_said(ran: Watched) -> None:
-    assert "There is no recipe" in ran.printed, "the commands that fail did"
-    files = [file for file in ran.folder.rglob("*") if file.is_file()]
+def test_no_secret_of_the_environment_is_written_or_printed(watched_run: WatchedRun) -> None:
+    assert "There is no recipe" in watched_run.output, "the failing commands did not fail"
+    files = [file for file in watched_run.folder.rglob("*") if file.is_file()]
     assert {"manifest.json", "report.html", "log.csv", "README.md", "model.json"} <= {file.name for file in files}
     for name, secret in SECRETS.items():
-        assert secret not in ran.printed, name
+        assert secret not in watched_run.output, name
         assert not [file for file in files if secret.encode() in file.read_bytes()], name
 
 
@@ -126,10 +132,10 @@ def licences() -> ModuleType:
     return module
 
 
-def test_every_package_that_is_needed_has_a_known_licence(licences: ModuleType) -> None:
-    found = licences.packages()
-    assert len(found) > 40 and {"fastai", "torch", "pillow", "numpy"} <= {each.name for each in found}
-    assert [each.fault for each in found if each.fault] == []
+def test_every_required_package_has_a_known_licence(licences: ModuleType) -> None:
+    packages = licences.packages()
+    assert len(packages) > 40 and {"fastai", "torch", "pillow", "numpy"} <= {package.name for package in packages}
+    assert [package.fault for package in packages if package.fault] == []
 
 
 @pytest.mark.parametrize("licence", ["GPL-3.0-only", "MIT AND AGPL-3.0", "GNU Lesser General Public License", ""])
@@ -137,21 +143,21 @@ def test_a_forbidden_or_unknown_licence_is_a_fault(licences: ModuleType, licence
     assert licences.Package("thing", "1", licence, True).fault.startswith("thing 1: ")
 
 
-def test_the_table_has_every_package_that_this_one_names() -> None:
+def test_the_table_lists_every_direct_dependency() -> None:
     table = (ROOT / "docs" / "licences.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.split("[>=<]", each)[0].replace("_", "-") for each in project["dependencies"]}
+    names = {re.split("[>=<]", line)[0].replace("_", "-") for line in project["dependencies"]}
     assert {name for name in names if f"| {name} | yes |" not in table} == set()
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for each in chain(project["dependencies"], *project["optional-dependencies"].values()):
-        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=\d[\w.]*(,<\d[\w.]*)?", each), each
+    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=\d[\w.]*(,<\d[\w.]*)?", requirement), requirement
 
 
-def test_the_tests_that_security_md_names_are_there() -> None:
-    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", (ROOT / "SECURITY.md").read_text())
-    assert len(named) > 15
-    for file, test in named:
+def test_the_tests_that_security_md_lists_exist() -> None:
+    references = re.findall(r"`(test_\w+)\.py::(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(references) > 15
+    for file, test in references:
         assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(), test

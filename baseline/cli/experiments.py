@@ -213,7 +213,7 @@ def clean_command(
     is_run = Path(target).name == "manifest.json" or (Path(target).expanduser() / "manifest.json").is_file()
     images, recipe = (target, "default") if is_run else parse_target(target)
     result = clean(
-        images, recipe, splits=split_names(splits), folds=folds, oof=oof, accept=accept, shown=shown, out=out,
+        images, recipe, splits=split_names(splits), folds=folds, oof=oof, accept=accept, max_images=shown, out=out,
         progress=make_progress(quiet), **changes,
     )  # fmt: skip
     print_table(label_review_table(result, target))

@@ -162,7 +162,8 @@ def recipe_field(name: str) -> tuple[dataclasses.Field[Any], Any]:
     """The dataclass field behind a flat name, and its type."""
     group, leaf = LEAVES.get(name, ("", name))
     kind = GROUPS[group] if group else Recipe
-    return kind.__dataclass_fields__[leaf], field_hints(kind)[leaf]
+    fields: dict[str, Any] = vars(kind)["__dataclass_fields__"]
+    return fields[leaf], field_hints(kind)[leaf]
 
 
 def recipe_option(name: str, common: Sequence[str] | None = None) -> Any:

@@ -132,9 +132,9 @@ def _accuracy_text(numbers: Mapping[str, Any]) -> str:
 def ladder_table(result: Ladder) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = result.table["arch"].nunique() > 2
-    names = ["rung", *(["body"] if several else []), f"accuracy on {result.split}", "points gained", "over", "p"]
+    names = ["variant", *(["backbone"] if several else []), f"accuracy on {result.split}", "points gained", "over", "p"]
     for name in (*names, "seconds", "parameters"):
-        table.add_column(name, justify="left" if name in ("rung", "body", "over") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in ("variant", "backbone", "over") else "right", overflow="fold")
     for row in result.table.to_dict("records"):
         tested = isinstance(row["against"], str)
         points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
@@ -149,16 +149,18 @@ def ladder_table(result: Ladder) -> RenderableType:
 def curve_table(result: LearningCurve) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("training images", justify="right")
-    rungs = list(result.fits)
-    for rung in rungs:
-        table.add_column(f"{rung}, accuracy on {result.split}", justify="right")
-    means = result.table.pivot_table(index="images", columns="rung", values="accuracy", aggfunc=["mean", "min", "max"])
+    variants = list(result.fits)
+    for variant in variants:
+        table.add_column(f"{variant}, accuracy on {result.split}", justify="right")
+    means = result.table.pivot_table(
+        index="images", columns="variant", values="accuracy", aggfunc=["mean", "min", "max"]
+    )
     for images, row in means.iterrows():
         spans = [
-            f"{row['mean', rung]:.1%} ({row['min', rung]:.1%} to {row['max', rung]:.1%})"
-            if row["mean", rung] == row["mean", rung]
+            f"{row['mean', variant]:.1%} ({row['min', variant]:.1%} to {row['max', variant]:.1%})"
+            if row["mean", variant] == row["mean", variant]
             else ""
-            for rung in rungs
+            for variant in variants
         ]
         table.add_row(f"{images:,}", *spans)
     return Group(table, "", *result.sentences)

@@ -202,7 +202,7 @@ def check_command(model: Model) -> None:
 
     for member in load(model).members:
         difference = member.check()
-        print(f"{member.folder}: {member.facts['arch']}, {len(member.classes):,} classes, all tensors intact")
+        print(f"{member.folder}: {member.config['arch']}, {len(member.classes):,} classes, all tensors intact")
         print(f"golden inputs: largest difference in a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
 

@@ -28,7 +28,7 @@ FIX_COLUMNS = ("path", "label", "new_label")
 """Columns of a table of fixes."""
 
 
-def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, labels: str = "auto") -> pd.DataFrame:
+def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, task: str = "auto") -> pd.DataFrame:
     """Read fix files into one table: `path` (as in the image table), `label` and `new_label` of each changed image.
 
     Files are applied in order, each to the labels that the previous ones leave. Images are matched as those of a run's
@@ -37,7 +37,7 @@ def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, labels: str = "
     Args:
         files: CSV files with the columns `path, label, new_label`.
         table: an image table as `image_table` returns it, before any image is left out.
-        labels: the recipe's `labels`; fixes need one label per image.
+        task: the recipe's `labels`; fixes need one label per image.
 
     Raises:
         DataError: if a file cannot be read, names images or classes that do not exist, or was made for other labels;
@@ -45,7 +45,7 @@ def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, labels: str = "
 
     >>> read_fixes(["fixes.csv"], image_table("images/"))                          # doctest: +SKIP
     """
-    if is_multilabel(table["label"], labels):
+    if is_multilabel(table["label"], task):
         raise DataError("Fixes need one label per image, and these images have several. Edit their table instead.")
     classes = sorted(table["label"].unique())
     current = table["label"].copy()
@@ -96,14 +96,14 @@ def apply_fixes(table: pd.DataFrame, fixes: pd.DataFrame) -> tuple[pd.DataFrame,
     if gone := len(fixes) - int(changed.sum() + dropped.sum() + protected.sum()):
         summary.append(f"{format_count(gone, 'image')} skipped, no longer in the table")
     table = table.assign(label=table["label"].mask(changed, new))[~dropped].reset_index(drop=True)
-    check_table_after(table, "one", "After these fixes")
+    check_table_after(table, "single", "After these fixes")
     return table, "; ".join(summary)
 
 
-def check_table_after(table: pd.DataFrame, labels: str, change: str) -> None:
+def check_table_after(table: pd.DataFrame, task: str, change: str) -> None:
     """Run `check_table` on a changed table, and begin the message of its error with the change."""
     try:
-        check_table(table, labels)
+        check_table(table, task)
     except DataError as error:
         raise DataError(f"{change}: {error}") from None
 

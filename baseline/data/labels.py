@@ -25,9 +25,9 @@ SEPARATOR = ";"
 """Separator between the labels of an image that has several."""
 
 
-def classes_in(table: pd.DataFrame, labels: str = "auto") -> list[str]:
+def classes_in(table: pd.DataFrame, task: str = "auto") -> list[str]:
     """Return the classes of an image table in alphabetical order."""
-    return sorted(explode_labels(table["label"], labels).dropna().unique())
+    return sorted(explode_labels(table["label"], task).dropna().unique())
 
 
 def binarize(labels: pd.Series, positive: str) -> pd.Series:
@@ -60,14 +60,14 @@ def predicted_labels(probabilities: np.ndarray, classes: Sequence[str], threshol
     return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
 
 
-def is_multilabel(labels: pd.Series, mode: str = "auto") -> bool:
+def is_multilabel(labels: pd.Series, task: str = "auto") -> bool:
     """Return whether images may have several labels.
 
     Args:
-        mode: `"one"`, `"many"`, or `"auto"`: several if any label contains a separator or is empty.
+        task: `"single"`, `"multilabel"`, or `"auto"`: several if any label contains a separator or is empty.
     """
     several = labels.eq("") | labels.str.contains(SEPARATOR, regex=False)
-    return mode == "many" or (mode == "auto" and bool(several.any()))
+    return task == "multilabel" or (task == "auto" and bool(several.any()))
 
 
 def split_labels(label: str) -> list[str]:
@@ -79,9 +79,9 @@ def split_labels(label: str) -> list[str]:
     return [name for name in label.split(SEPARATOR) if name]
 
 
-def explode_labels(labels: pd.Series, mode: str = "auto") -> pd.Series:
+def explode_labels(labels: pd.Series, task: str = "auto") -> pd.Series:
     """Return the labels with one class per row, under the index of its image; missing for an image without labels."""
-    return labels.map(split_labels).explode() if is_multilabel(labels, mode) else labels
+    return labels.map(split_labels).explode() if is_multilabel(labels, task) else labels
 
 
 def label_matrix(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
@@ -92,5 +92,5 @@ def label_matrix(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
 
 def rarest_label(labels: pd.Series) -> pd.Series:
     """Return each image's rarest label, by which multi-label images are split; empty for an image without labels."""
-    counts = explode_labels(labels, "many").value_counts()
+    counts = explode_labels(labels, "multilabel").value_counts()
     return labels.map(lambda label: min(split_labels(label), key=lambda name: (counts[name], name), default=""))

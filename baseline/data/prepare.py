@@ -1,23 +1,22 @@
 """Recipe and source -> audited image table in which every image has its split.
 
-`load_images` reads the source; `prepare` also audits the table, filters it, splits it and applies label fixes.
+`load_images` reads the source; `prepare` also audits and splits the table and applies label fixes. Neither writes files.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.data.split import split_to_csv
 from baseline.errors import LeakError, format_count
-from baseline.files import write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import apply_changes, choose_recipe
 from baseline.recipe.diff import diff_recipes
 from baseline.recipe.load import read_values
-from baseline.recipe.schema import COLUMN_KEYS
-from baseline.report.audit_files import write_audit
+from baseline.recipe.schema import LEAVES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["load_images", "prepare", "run_request"]
 
 
-SPLIT_FIELDS = {*COLUMN_KEYS, "image_dir", "label_from", "labels", "positive", "split", "split_file", "fold", "seed",
-           "valid_share", "test_share", "images_per_class", "audit", "leaks", "fixes", "keep_if", "keep_model",
-           "keep_above"}  # fmt: skip
-"""Recipe fields that decide which images are used and in which split."""
+@dataclass(frozen=True)
+class Prepared:
+    """The images of a run, and what was found on the way."""
+
+    recipe: Recipe
+    """The recipe with its split method and task resolved."""
+    table: pd.DataFrame
+    """The image table with splits and fixed labels."""
+    unreadable: pd.DataFrame
+    """`path` and `reason` of the images that were left out."""
+    audit: Audit | None = None
+    fixes: pd.DataFrame | None = None
+    """The label fixes that were applied."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why settings were chosen, by the name of the field."""
 
 
 def load_images(
@@ -52,19 +62,14 @@ def load_images(
 
 
 def prepare(
-    images: str | Path | pd.DataFrame | None,
-    recipe: str | Path | Recipe,
-    folder: Path,
-    progress: Progress,
-    **changes: Any,
-) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
-    """Return the recipe, the image table with splits that `make_baseline` trains on, and the unreadable images.
+    images: str | Path | pd.DataFrame | None, recipe: str | Path | Recipe, progress: Progress, **changes: Any
+) -> Prepared:
+    """Return the image table with splits that `make_baseline` trains on.
 
-    The results of the audit are written into the folder. A recipe whose `split_file` holds `split_to_csv` of the table
-    reproduces the splits, without an audit.
+    A recipe whose `split_file` holds `split_to_csv` of the table reproduces the splits, without an audit.
     """
     recipe, table = load_images(images, recipe, progress=progress, **changes)
-    return prepare_table(table, recipe, folder, progress, {})
+    return prepare_table(table, recipe, progress)
 
 
 def run_request(recipe: Recipe, table: pd.DataFrame) -> dict[str, Any]:
@@ -79,19 +84,21 @@ def run_request(recipe: Recipe, table: pd.DataFrame) -> dict[str, Any]:
 def load_image_table(
     images: Any, recipe: Recipe, reasons: dict[str, str], progress: Progress
 ) -> tuple[Recipe, pd.DataFrame]:
-    """Read the image table, and resolve the recipe's `split` and `labels` by it; add the reasons to `reasons`."""
+    """Read the image table, and resolve the recipe's `split` and `task` by it; add the reasons to `reasons`."""
     from baseline.data.labels import is_multilabel
     from baseline.data.sources.tables import Columns
     from baseline.data.split import resolve_split
     from baseline.data.table import image_table, summarize_source
 
-    columns = Columns(recipe.image_col, recipe.label_col, recipe.group_col, recipe.split_col, recipe.image_dir)
-    options = {"label_from": recipe.label_from, "labels": recipe.labels, "positive": recipe.positive}
+    data = recipe.data
+    columns = Columns(data.image_col, data.label_col, data.group_col, data.split_col, data.image_dir)
+    options = {"label_from": data.label_from, "task": data.task, "positive": data.positive}
     table = image_table(images, columns=columns, **options, progress=progress)
     for line in summarize_source(table):
         progress.log(line)
     method, reasons["split"] = resolve_split(table, recipe)
-    return recipe.changed(split=method, labels="many" if is_multilabel(table["label"], recipe.labels) else "one"), table
+    task = "multilabel" if is_multilabel(table["label"], data.task) else "single"
+    return recipe.changed(split=method, task=task), table
 
 
 def _audit_table(
@@ -100,58 +107,46 @@ def _audit_table(
     """Audit the table and log the findings; return the readable images, the unreadable ones and the audit, if any."""
     from baseline.data.audit.findings import audit, drop_unreadable
 
-    if recipe.audit == "none":
+    if recipe.data.audit == "none":
         return *drop_unreadable(table, progress), None
-    report = audit(table, grouped="group" in recipe.split, progress=progress)
+    report = audit(table, grouped="group" in recipe.split.method, progress=progress)
     for row in report.findings.itertuples():
         progress.log(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
     return report.usable, report.unreadable, report
 
 
-def prepare_table(
-    table: pd.DataFrame, recipe: Recipe, folder: Path, progress: Progress, reasons: dict[str, str]
-) -> tuple[Recipe, pd.DataFrame, pd.DataFrame]:
-    """Return the recipe, the image table with splits and fixed labels, and the unreadable images.
-
-    The results of the audit, the images that `keep_if` left out and the fixes are written into the folder.
-    """
+def prepare_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> Prepared:
+    """Audit and split an image table, and apply the recipe's label fixes."""
     from baseline.data.label_fixes import apply_fixes, read_fixes
     from baseline.data.split import split
     from baseline.data.table import check_table
     from baseline.files import resolve_path
-    from baseline.inference.filter import filter_by_model
 
-    fixes = None
-    if recipe.fixes:
-        recipe = recipe.changed(fixes=[str(resolve_path(file)) for file in recipe.fixes])
-        fixes = read_fixes(recipe.fixes, table, recipe.labels)
-    check_table(table, recipe.labels)
+    fixes, reasons = None, {}
+    task = recipe.data.task
+    if recipe.data.fixes:
+        recipe = recipe.changed(fixes=[str(resolve_path(file)) for file in recipe.data.fixes])
+        fixes = read_fixes(recipe.data.fixes, table, task)
+    check_table(table, task)
     table, unreadable, report = _audit_table(table, recipe, progress)
     if len(unreadable):
-        check_table(table, recipe.labels)
-    if recipe.keep_if:
-        table, removed = filter_by_model(table, recipe, progress)
-        write_atomic(folder / "not_kept.csv", removed.to_csv(index=False))
-        reasons["keep_if"] = f"{format_count(len(removed), 'image')} left out, listed in not_kept.csv"
+        check_table(table, task)
     table = _drop_leaks(split(table, recipe), recipe, progress)
     if fixes is not None:
         table, reasons["fixes"] = apply_fixes(table, fixes)
         progress.log(f"fixes: {reasons['fixes']}")
-        write_atomic(folder / "fixes.csv", fixes.to_csv(index=False))
-    if report is not None and len(report.findings):
-        write_audit(folder / "audit", report)
-    progress.log(_describe_splits(table, recipe.labels))
-    return recipe, table, unreadable
+    progress.log(_describe_splits(table, task))
+    return Prepared(recipe, table, unreadable, report, fixes, reasons)
 
 
 def splits_differ(manifest: Path, recipe: Recipe, table: pd.DataFrame) -> bool:
     """Return whether the splits differ from those of a run's manifest, although no recipe field explains it."""
     values = read_values(manifest)
     expected = values["data"].get("sha256") if "recipe" in values and isinstance(values.get("data"), dict) else None
-    if (
-        expected is None
-        or {key.partition(".")[0] for key in diff_recipes(values["recipe"], recipe.as_dict())} & SPLIT_FIELDS
-    ):
+    if expected is None:
+        return False
+    changed = diff_recipes(values["recipe"], recipe.as_dict())
+    if any(name == "seed" or LEAVES.get(name, ("",))[0] in ("data", "split") for name in changed):
         return False
     return bool(expected != hashlib.sha256(split_to_csv(table).encode()).hexdigest())
 
@@ -160,11 +155,11 @@ def _drop_leaks(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> pd.D
     """Drop images with a duplicate in a later split if `leaks` is `"drop"`; raise if `audit` is `"strict"`."""
     from baseline.data.audit.findings import find_leaks
 
-    if recipe.audit == "none" or (recipe.leaks == "keep" and recipe.audit != "strict"):
+    if recipe.data.audit == "none" or (recipe.split.leaks == "keep" and recipe.data.audit != "strict"):
         return table
     leaks = find_leaks(table)
     count = format_count(int(leaks.sum()), "image")
-    if recipe.leaks == "drop":
+    if recipe.split.leaks == "drop":
         progress.log(f"audit: dropped {count} with a duplicate in a later split")
         return table[~leaks].reset_index(drop=True)
     if leaks.any():

@@ -41,7 +41,7 @@ OTHER_LABELS = "labels as given"
 
 
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """Return the image table with the column `split` filled in (`train`, `valid`, `test`), as `recipe.split` says.
+    """Return the image table with the column `split` filled in (`train`, `valid`, `test`), by `recipe.split.method`.
 
     The module lists the methods. If no image has a split, `test_share` of all images become the test split; if there is
     no valid split, `valid_share` of the training images become it. Every class keeps a training image. With
@@ -56,21 +56,21 @@ def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     >>> split(table, Recipe()).groupby("split").size().to_dict()
     {'test': 8, 'train': 28, 'valid': 4}
     """
-    if recipe.split_file:
-        result = read_split(table, resolve_path(recipe.split_file))
-    elif is_multilabel(label := table["label"], recipe.labels):
+    if recipe.split.file:
+        result = read_split(table, resolve_path(recipe.split.file))
+    elif is_multilabel(label := table["label"], recipe.data.task):
         result = _split_single_label(table.assign(label=rarest_label(label), **{OTHER_LABELS: label}), recipe)
         result = result.assign(label=result[OTHER_LABELS]).drop(columns=OTHER_LABELS)
     else:
         result = _split_single_label(table, recipe)
-    return check_splits(result, recipe.labels)
+    return check_splits(result, recipe.data.task)
 
 
 def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """Split by one label per image, without a split file; `OTHER_LABELS` holds all labels of a multi-label image."""
     table = table.reset_index(drop=True).copy()
     rng = np.random.default_rng(recipe.seed)
-    method, _, argument = recipe.split.partition(":")
+    method, _, argument = recipe.split.method.partition(":")
     method = resolve_split(table, recipe)[0] if method == "auto" else method
     if method == "provided" and table["split"].isna().all():
         raise DataError("The images come without splits. Give --split-col COLUMN, split folders, or another --split.")
@@ -82,29 +82,29 @@ def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     units = unit_ids(table, unit_column)
     if method == "time":
         split_by_time(table, units, argument, recipe)
-        return subsample(table, recipe.images_per_class, rng) if recipe.images_per_class else table
+        return subsample(table, recipe.data.images_per_class, rng) if recipe.data.images_per_class else table
     if without_splits and not method.endswith("kfold"):
-        hold_out(table, units, "test", recipe.test_share, rng)
-    if recipe.images_per_class:
-        table = subsample(table, recipe.images_per_class, rng)
+        hold_out(table, units, "test", recipe.split.test_fraction, rng)
+    if recipe.data.images_per_class:
+        table = subsample(table, recipe.data.images_per_class, rng)
         units = unit_ids(table, unit_column)
     if method.endswith("kfold"):
         split_kfold(table, units, int(argument), recipe)
     elif not (table["split"] == "valid").any():
-        hold_out(table, units, "valid", recipe.valid_share, rng)
+        hold_out(table, units, "valid", recipe.split.valid_fraction, rng)
     return table
 
 
 def resolve_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
     """Return the split method that `auto` stands for here, and the reason."""
-    if recipe.split_file:
-        return "auto", f"taken from {recipe.split_file}"
-    if recipe.split != "auto":
-        return recipe.split, "as given"
+    if recipe.split.file:
+        return "auto", f"taken from {recipe.split.file}"
+    if recipe.split.method != "auto":
+        return recipe.split.method, "as given"
     if table["split"].notna().any():
         return "provided", "the images come with splits"
-    if recipe.group_col:
-        return "group", f"the group column '{recipe.group_col}' was given"
+    if recipe.data.group_col:
+        return "group", f"the group column '{recipe.data.group_col}' was given"
     return "random", "the images come without splits"
 
 
@@ -239,10 +239,10 @@ def hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rn
 def split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
     """Assign all images except the test split to folds (column `fold`); fold `recipe.fold` becomes the valid split."""
     rows = np.flatnonzero(table["split"] != "test")
-    grouped = "group" in recipe.split
+    grouped = "group" in recipe.split.method
     table["fold"] = -1
     table.loc[rows, "fold"] = fold_numbers(table.loc[rows, "label"], units[rows], folds, recipe.seed, grouped=grouped)
-    table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.fold, "valid", "train")
+    table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.split.fold, "valid", "train")
 
 
 def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *, grouped: bool = False) -> np.ndarray:
@@ -277,8 +277,8 @@ def split_by_time(table: pd.DataFrame, units: np.ndarray, column: str, recipe: R
     times = own_times.groupby(units).transform("max").to_numpy()  # duplicates count as the newest of them
     order = np.argsort(times, kind="stable")
     sorted_times = times[order]
-    test = len(table) - round(len(table) * recipe.test_share)
-    valid = test - max(1, round(test * recipe.valid_share))
+    test = len(table) - round(len(table) * recipe.split.test_fraction)
+    valid = test - max(1, round(test * recipe.split.valid_fraction))
     edges = [int(np.searchsorted(sorted_times, sorted_times[max(0, row)], "left")) for row in (valid, test)]
     table["split"] = "train"
     table.loc[order[edges[0] : edges[1]], "split"] = "valid"
@@ -334,14 +334,14 @@ def subsample(table: pd.DataFrame, per_class: int, rng: np.random.Generator) -> 
     return table.drop(index=list(set(dropped) - set(restored))).reset_index(drop=True)
 
 
-def check_splits(table: pd.DataFrame, labels: str) -> pd.DataFrame:
+def check_splits(table: pd.DataFrame, task: str) -> pd.DataFrame:
     """Return the table, or raise DataError if it has no valid split or a class without training images."""
     if not (table["split"] == "valid").any():
         raise DataError(
             "No images can be held out for validation: every class keeps a training image, and duplicates stay "
             "together. Add images."
         )
-    single_labels = explode_labels(table["label"], labels)
+    single_labels = explode_labels(table["label"], task)
     in_train = (table["split"] == "train")[single_labels.index].to_numpy()
     if missing := sorted(set(single_labels[~in_train].dropna()) - set(single_labels[in_train])):
         raise DataError(

@@ -31,7 +31,7 @@ from baseline.data.sources.archives import (
     is_archive,
     max_unpacked_bytes,
     report_write_errors,
-    unpack,
+    unpack_archive,
 )
 from baseline.data.sources.datasets import DATASETS, dataset
 from baseline.data.sources.external import export_external, is_external
@@ -58,7 +58,7 @@ def image_table(
     *,
     columns: Columns | None = None,
     label_from: str = "",
-    labels: str = "auto",
+    task: str = "auto",
     positive: str = "",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def image_table(
         columns: roles of a table's columns, and the folder of its images; detected where not given.
         label_from: a regular expression, searched in each image's path below the folder; its group named `label`, or
             its first, is the class, and one named `group` the group.
-        labels: whether an image has `"one"` label or `"many"`; `"auto"`: many if a label contains `;`.
+        task: whether an image has `"single"` label or `"multilabel"`; `"auto"`: many if a label contains `;`.
         positive: a class to distinguish from all others, which are merged into one.
 
     Raises:
@@ -96,12 +96,12 @@ def image_table(
         raise DataError(f"Columns were named, but the source is {source.form}. Give the table, or name no columns.")
     table = source.table.sort_values("path", kind="stable", ignore_index=True)
     if positive:
-        if is_multilabel(table["label"], labels):
+        if is_multilabel(table["label"], task):
             raise DataError(f"positive={positive!r} needs one label per image, and these have several. Leave it out.")
         others = table.loc[table["label"] != positive, "label"].nunique()
         source.notes += [f"{others} classes merged into 'not {positive}'"] if others > 1 else []
         table["label"] = binarize(table["label"], positive)
-    counts = count_trainable(table, labels)
+    counts = count_trainable(table, task)
     source.notes += [_single_image_message(single)] if (single := sorted(counts.index[counts < 2])) else []
     by_lower_case = counts.index.to_series().groupby(counts.index.str.casefold())
     same_but_case = [sorted(names) for _, names in by_lower_case if len(names) > 1]
@@ -110,13 +110,13 @@ def image_table(
     return table
 
 
-def count_trainable(table: pd.DataFrame, labels: str = "auto") -> pd.Series:
+def count_trainable(table: pd.DataFrame, task: str = "auto") -> pd.Series:
     """Return the number of images per class that are available for training.
 
     Raises:
         DataError: if there is only one class, or a class in valid or test that train lacks.
     """
-    if is_multilabel(table["label"], labels):
+    if is_multilabel(table["label"], task):
         table = table.assign(label=table["label"].map(split_labels)).explode("label").dropna(subset="label")
     trainable = table[table["split"].isna() | (table["split"] == "train")]
     counts = trainable["label"].value_counts()
@@ -131,12 +131,12 @@ def count_trainable(table: pd.DataFrame, labels: str = "auto") -> pd.Series:
     return counts
 
 
-def check_table(table: pd.DataFrame, labels: str = "auto") -> None:
+def check_table(table: pd.DataFrame, task: str = "auto") -> None:
     """Raise DataError if the table cannot be trained on, or a class has only one image.
 
     One image cannot be used for both training and evaluation. For the other conditions see `count_trainable`.
     """
-    counts = count_trainable(table, labels)
+    counts = count_trainable(table, task)
     if single := sorted(counts.index[counts < 2]):
         message = _single_image_message(single)
         raise DataError(f"{message[0].upper()}{message[1:]}. Add images, or remove the class.")
@@ -197,7 +197,7 @@ def unpack_cached(archive: Path, progress: Progress) -> Path:
     if folder.exists():
         progress.log(f"data: {folder} is incomplete or was changed; unpacking it again")
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-    unpack(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
+    unpack_archive(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
     with report_write_errors(size_file):
         size_file.write_bytes(_folder_size(folder))
     progress.log(f"data: unpacked {archive} into {folder}")
@@ -259,7 +259,7 @@ def read_table_source(frame: pd.DataFrame, name: str, folder: Path, columns: Col
     if frame.empty:
         raise DataError(f"{name} has no rows. Give a table with one row per image.")
     rows = rows_from_table(frame, name, folder, columns)
-    return SourceTable(rows.table, f"a table of {format_count(len(frame), 'row')}, {name}", rows.words, rows.notes)
+    return SourceTable(rows.table, f"a table of {format_count(len(frame), 'row')}, {name}", rows.summary, rows.notes)
 
 
 def read_competition_folder(folder: Path, tables: list[Path], columns: Columns) -> SourceTable:

@@ -1,7 +1,7 @@
-"""Model folder -> a repository on the Hugging Face hub. Knows files and the hub's client; knows no numbers.
+"""Push a model folder to the Hugging Face Hub.
 
-What is pushed is what `plan_push` lists, no more: the files of the run's `model/` but its golden inputs, which are
-images, in one commit.
+Only what `plan_push` lists is pushed, in one commit: the files of the run's `model/` except its golden inputs, which
+are images.
 """
 
 from __future__ import annotations
@@ -17,133 +17,134 @@ from typing import Any
 from baseline.errors import OutputError, first_line
 from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json
 from baseline.progress import Progress
+from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest
 
 __all__ = ["PushPlan", "plan_push", "push"]
 
 
 NETWORK_FILES = (CONFIG_FILE, TENSORS_FILE)
-"""What a model folder cannot do without."""
+"""Files that every model folder must contain."""
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What is to be pushed."""
+    """The files to be pushed, and the model card."""
 
     folder: Path
     files: dict[str, int]
-    """Their names in the repository, and bytes."""
+    """Names in the repository, and sizes in bytes."""
     card: str
-    """The text of the model card."""
+    """Text of the model card."""
 
 
 def push(run: str | Path, repo: str, *, private: bool = False, progress: Progress | None = None) -> str:
-    """Puts the model folder of a finished run on the Hugging Face hub, in one commit, and returns its address.
+    """Push the model folder of a finished run to the Hugging Face Hub in one commit, and return its URL.
 
-    The token is the one that huggingface_hub finds: `HF_TOKEN`, or what `hf auth login` kept. A repository that is not
-    there is made; in one that is there, files of the same names are replaced and others stay.
+    The token is the one that huggingface_hub finds: `HF_TOKEN`, or the one stored by `hf auth login`. The repository is
+    created if it does not exist; in an existing one, files of the same names are replaced and others stay.
 
     Args:
         repo: `OWNER/NAME`.
-        private: a new repository is private; one that is there has to be.
+        private: create a private repository; an existing one must be private.
 
     Raises:
-        OutputError: if the folder holds no finished run, a file names a path of this machine, there is no token, the
-            hub cannot be reached, or it refuses.
+        OutputError: if the folder holds no finished run, a file contains a path of this machine, there is no token, or
+            the hub cannot be reached or refuses.
 
     >>> push("runs/mine", "me/ants-and-bees")                                      # doctest: +SKIP
     'https://huggingface.co/me/ants-and-bees'
     """
     progress = progress or Progress()
-    ready = plan_push(run, repo)
-    client = _client()
+    plan = plan_push(run, repo)
+    client = hub_client()
     if client.get_token() is None:
-        raise OutputError("There is no token for the Hugging Face hub. Set HF_TOKEN, or run: hf auth login")
+        raise OutputError("There is no token for the Hugging Face Hub. Set HF_TOKEN, or run: hf auth login")
     hub = client.HfApi(library_name="fastai-baseline")
-    with _one_line_errors(client, hub.endpoint, repo):
+    with hub_errors(client, hub.endpoint, repo):
         hub.create_repo(repo, private=private or None, exist_ok=True)
         if private and not hub.repo_info(repo).private:
-            raise OutputError(f"{repo} is there and public. Choose another name, or make that one private first.")
-        progress.log(
-            f"push: {len(ready.files)} files, {sum(ready.files.values()) / 1e6:.1f} MB, to {hub.endpoint}/{repo}"
-        )
-        operations = [client.CommitOperationAdd(name, ready.folder / name) for name in ready.files]
+            raise OutputError(f"{repo} exists and is public. Choose another name, or make it private first.")
+        megabytes, plural = sum(plan.files.values()) / 1e6, "" if len(plan.files) == 1 else "s"
+        progress.log(f"push: {len(plan.files)} file{plural}, {megabytes:.1f} MB, to {hub.endpoint}/{repo}")
+        operations = [client.CommitOperationAdd(name, plan.folder / name) for name in plan.files]
         commit = hub.create_commit(repo, operations, commit_message="Model and card, by fastai-baseline")
     progress.log(f"push: commit {commit.oid}")
     return f"{hub.endpoint}/{repo}"
 
 
 def plan_push(run: str | Path, repo: str) -> PushPlan:
-    """What `push` would push, looked through: nothing is sent.
+    """Check and list what `push` would push; nothing is sent.
 
-    A run of before there were cards gets its card first.
+    A run that was written before model cards existed gets its card first.
 
     Raises:
-        OutputError: as `push` does, as far as that can be told without the hub.
+        OutputError: as `push` does, except for what only the hub can tell.
     """
-    _check_name(repo)
+    check_repo_name(repo)
     run = Path(run)
     manifest, folder = read_manifest(run), run / "model"
-    if lacking := [name for name in NETWORK_FILES if not (folder / name).is_file()]:
-        raise OutputError(f"{folder} lacks {' and '.join(lacking)}, without which there is no model. Run it again.")
-    _check_network(folder)
+    if missing := [name for name in NETWORK_FILES if not (folder / name).is_file()]:
+        raise OutputError(f"{folder} is incomplete: {' and '.join(missing)} missing. Train the run again.")
+    check_network_files(folder)
     if not (folder / CARD_FILE).exists():
         from baseline.report.model_card import write_card
 
         write_card(run)
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = [path.relative_to(folder) for path in paths]
-    kept = [name for name in names if name.name != GOLDEN_FILE and not any(part.startswith(".") for part in name.parts)]
-    for name in kept:
-        _check_no_paths(folder / name, _local_paths(run, manifest))
-    sizes = {name.as_posix(): (folder / name).stat().st_size for name in kept}
+    names = [name for name in names if name.name != GOLDEN_FILE and not any(p.startswith(".") for p in name.parts)]
+    for name in names:
+        check_no_local_paths(folder / name, local_paths(run, manifest))
+    sizes = {name.as_posix(): (folder / name).stat().st_size for name in names}
     return PushPlan(folder, sizes, (folder / CARD_FILE).read_text(encoding="utf-8"))
 
 
-def _check_name(repo: str) -> None:
-    """The hub's own rules: two names of letters, digits and `-_.`, no `--` or `..`, at most 96 characters each."""
-    each = r"(?![-.])[A-Za-z0-9_.-]{1,96}(?<![-.])"
-    if not re.fullmatch(f"{each}/{each}", repo) or "--" in repo or ".." in repo or repo.endswith(".git"):
+def check_repo_name(repo: str) -> None:
+    """Apply the hub's rules: two names of letters, digits and `-_.`, no `--` or `..`, at most 96 characters each."""
+    name = r"(?![-.])[A-Za-z0-9_.-]{1,96}(?<![-.])"
+    if not re.fullmatch(f"{name}/{name}", repo) or "--" in repo or ".." in repo or repo.endswith(".git"):
         raise OutputError(
-            f"{repo!r} is no name of a repository. OWNER/NAME was needed, both of letters, digits, '-', '_' and '.', "
-            "without '-' or '.' first or last, '--', '..', or .git at the end."
+            f"{repo!r} is not a repository name. Use OWNER/NAME, both of letters, digits, '-', '_' and '.', without a "
+            "leading or trailing '-' or '.', and without '--', '..' or a final .git."
         )
 
 
-def _check_network(folder: Path) -> None:
+def check_network_files(folder: Path) -> None:
+    """Raise an OutputError if configuration or tensors of a model folder are unreadable."""
     from safetensors import SafetensorError, safe_open
 
-    facts = read_json(folder / NETWORK_FILES[0])
+    config, tensors = (folder / name for name in NETWORK_FILES)
+    facts = read_json(config)
     if not isinstance(facts, dict) or not {"arch", "classes"} <= set(facts):
-        raise OutputError(f"{folder / NETWORK_FILES[0]} does not tell arch and classes. Run it again.")
+        raise OutputError(f"{config} does not contain arch and classes. Train the run again.")
     try:
-        with safe_open(folder / NETWORK_FILES[1], framework="np") as tensors:
-            tensors.keys()
+        with safe_open(tensors, framework="np") as file:
+            file.keys()
     except (SafetensorError, OSError) as error:
-        words = " ".join(str(error).split())
-        raise OutputError(f"{folder / NETWORK_FILES[1]} is damaged: {words}. Run it again.") from None
+        reason = " ".join(str(error).split())
+        raise OutputError(f"{tensors} is damaged: {reason}. Train the run again.") from None
 
 
-def _local_paths(run: Path, manifest: dict[str, Any]) -> list[str]:
-    """Folders of this machine that a file may name by mistake: home, the run, and where images and weights were."""
-    recipe, weights = manifest["recipe"], manifest.get("weights")
-    found = [str(Path.home()), str(run.absolute()), str(run.resolve()), str(manifest.get("images") or "")]
-    found += [str(recipe.get(key) or "") for key in ("image_dir", "weights", "split_file")]
-    found += [str(weights.get("path") or "")] if isinstance(weights, dict) else []
-    return list(dict.fromkeys(place for place in found if Path(place).is_absolute() and len(Path(place).parts) > 1))
+def local_paths(run: Path, manifest: dict[str, Any]) -> list[str]:
+    """Return folders of this machine that a file may contain by mistake: home, the run, the images and the weights."""
+    recipe, weights = flat_recipe(manifest["recipe"]), manifest.get("weights")
+    paths = [str(Path.home()), str(run.absolute()), str(run.resolve()), str(manifest.get("images") or "")]
+    paths += [str(recipe.get(key) or "") for key in ("image_dir", "weights", "split_file")]
+    paths += [str(weights.get("path") or "")] if isinstance(weights, dict) else []
+    return list(dict.fromkeys(path for path in paths if Path(path).is_absolute() and len(Path(path).parts) > 1))
 
 
-def _check_no_paths(file: Path, places: list[str]) -> None:
+def check_no_local_paths(file: Path, paths: list[str]) -> None:
+    """Raise an OutputError if a file contains one of the paths, as plain text or inside JSON."""
     content = file.read_bytes()
-    for place in places:
-        written = {place.encode(), json.dumps(place)[1:-1].encode()}
-        if any(re.search(re.escape(each) + rb"(?![\w.-])", content) for each in written):
-            raise OutputError(
-                f"{file} names {place}, a place on this machine, and would be published. Take that out of it."
-            )
+    for path in paths:
+        encodings = {path.encode(), json.dumps(path)[1:-1].encode()}
+        if any(re.search(re.escape(encoded) + rb"(?![\w.-])", content) for encoded in encodings):
+            raise OutputError(f"{file} contains {path}, a path on this machine, and would be published. Remove it.")
 
 
-def _client() -> Any:
+def hub_client() -> Any:
     try:
         import huggingface_hub
     except ImportError:
@@ -152,16 +153,16 @@ def _client() -> Any:
 
 
 @contextmanager
-def _one_line_errors(client: Any, endpoint: str, repo: str) -> Iterator[None]:
-    """What the client raises of a refusal or of the network, in words."""
+def hub_errors(client: Any, endpoint: str, repo: str) -> Iterator[None]:
+    """Turn what the client raises about the network or a refusal into an OutputError of one line."""
     try:
         yield
     except client.errors.OfflineModeIsEnabled:
-        raise OutputError("HF_HUB_OFFLINE is set, so that nothing can be pushed. Unset it.") from None
+        raise OutputError("HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it.") from None
     except client.errors.HfHubHTTPError as error:
         raise OutputError(_refusal_message(error, endpoint, repo)) from None
     except (client.errors.HTTPError, ConnectionError, TimeoutError) as error:
-        raise OutputError(f"{endpoint} cannot be reached: {first_line(error)}. Look at the network.") from None
+        raise OutputError(f"{endpoint} cannot be reached: {first_line(error)}. Check the network.") from None
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, OutputError):
             raise
@@ -171,8 +172,8 @@ def _one_line_errors(client: Any, endpoint: str, repo: str) -> Iterator[None]:
 def _refusal_message(error: Any, endpoint: str, repo: str) -> str:
     status = getattr(error.response, "status_code", None)
     if status == 401:
-        return f"{endpoint} does not take the token. Make one that may write, then set HF_TOKEN or run: hf auth login"
+        return f"{endpoint} rejects the token. Create one with write access, then set HF_TOKEN or run: hf auth login"
     if status == 403:
-        return f"{endpoint} does not let this token write to {repo}. Is the owner yours, and may the token write?"
-    said = getattr(error, "server_message", None) or first_line(error)
-    return f"{endpoint} refuses {repo} ({status}): {' '.join(str(said).split())[:200]}"
+        return f"{endpoint} does not let this token write to {repo}. Check the owner and the token's permissions."
+    message = getattr(error, "server_message", None) or first_line(error)
+    return f"{endpoint} refuses {repo} ({status}): {' '.join(str(message).split())[:200]}"

@@ -1,6 +1,7 @@
-"""A learner that fastai exported -> a model folder. Knows fastai's pickle and the folder; knows no training.
+"""Convert an exported fastai learner to a model folder.
 
-fastai's `Learner.export` writes a pickle, and loading one runs whatever code is in it: here only for who says so.
+fastai's `Learner.export` writes a pickle, and loading a pickle runs any code in it: it is only opened if the caller
+trusts it.
 """
 
 from __future__ import annotations
@@ -35,39 +36,41 @@ __all__ = ["Imported", "import_learner"]
 
 
 GOLDEN_IMAGES = 4
+"""Number of golden inputs in an imported model folder."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model folder that was made from a learner."""
+    """A model folder that was converted from a learner."""
 
     folder: Path
     arch: str
     classes: int
-    difference: float
-    """The largest between a probability that the learner's network and the folder's make of the same tensors."""
-    differs: list[str]
-    """In what images are prepared otherwise than by the learner, in words."""
+    network_difference: float
+    """Largest probability difference between the learner's network and the folder's, on the same tensors."""
+    preprocessing_differences: list[str]
+    """How the preparation of images differs from the learner's."""
     images: int = 0
-    """Images that both were asked, files and all."""
-    same: int = 0
-    """Of these, how many are predicted the same."""
-    largest: float = 0.0
-    """The largest difference of their probabilities."""
+    """Number of images that both were run on, from the files on."""
+    agreeing: int = 0
+    """Number of those images with the same prediction."""
+    max_difference: float = 0.0
+    """Largest difference between their probabilities."""
 
     def __str__(self) -> str:
         lines = [
-            f"{self.folder}: {self.arch}, {self.classes:,} classes; the same network: of the same tensors the largest "
-            f"difference of a probability is {self.difference:.1e}"
+            f"{self.folder}: {self.arch}, {self.classes:,} class{'' if self.classes == 1 else 'es'}; same network: "
+            f"largest probability difference on the same tensors {self.network_difference:.1e}"
         ]
-        lines += [f"prepared otherwise: {'; '.join(self.differs)}"] if self.differs else []
+        if self.preprocessing_differences:
+            lines.append(f"preprocessing differs: {'; '.join(self.preprocessing_differences)}")
         if self.images:
             lines.append(
-                f"of {self.images:,} images {self.same:,} are predicted the same ({self.same / self.images:.2%}), "
-                f"largest difference of a probability {self.largest:.1e}"
+                f"same prediction for {self.agreeing:,} of {self.images:,} image{'' if self.images == 1 else 's'} "
+                f"({self.agreeing / self.images:.2%}), largest probability difference {self.max_difference:.1e}"
             )
-        elif self.differs:
-            lines.append("what that changes is told with --images")
+        elif self.preprocessing_differences:
+            lines.append("pass --images to see the effect on predictions")
         return "\n".join(lines)
 
 
@@ -80,143 +83,150 @@ def import_learner(
     images: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Imported:
-    """A model folder from what `Learner.export` of fastai wrote, of a `vision_learner` with classes.
+    """Convert the output of fastai's `Learner.export` to a model folder, for a `vision_learner` that classifies.
 
     The folder's network is fastai's own body and head with the learner's tensors, and is compared with the learner's.
-    Sizes and normalisation are found by sending pictures through the learner's transforms.
+    Sizes and normalization are determined by sending images through the learner's transforms.
 
     Args:
-        out: the new folder; the file's name without its ending, in the working folder, if not given.
-        trust_pickle: whether the file may be opened, which runs whatever code is in it.
-        arch: the architecture, for learners that do not tell it: those that `vision_learner` made do.
-        images: the model is compared with the learner on them, files and all, and four are kept as golden inputs.
+        out: the new folder; default: the file's name without its extension, in the working directory.
+        trust_pickle: whether the file may be opened, which runs any code in it.
+        arch: the architecture, for learners that do not record it; those of `vision_learner` do.
+        images: images to compare model and learner on, from the files on; four are kept as golden inputs.
 
     Raises:
-        OutputError: if it is not trusted or not there, the folder exists, or a model folder cannot express it.
-        WeightsError: if it cannot be loaded, or the network does not give what the learner's gives.
+        OutputError: if the file is not trusted or does not exist, the folder exists, or a model folder cannot represent
+            the learner.
+        WeightsError: if the file cannot be loaded, or the network's outputs differ from the learner's.
 
     >>> import_learner("export.pkl", "mine", trust_pickle=True)                    # doctest: +SKIP
     """
     path, progress = Path(path).expanduser(), progress or Progress()
     if not trust_pickle:
         raise OutputError(
-            f"{path} is a pickle: opening it runs whatever code is in it, so it was not opened. "
-            "If you trust who made it, give --trust-pickle."
+            f"{path} is a pickle: opening it runs any code in it, so it was not opened. "
+            "If you trust its author, pass --trust-pickle."
         )
     if not path.is_file():
-        raise OutputError(f"There is no file {path}. Give what fastai's Learner.export wrote.")
+        raise OutputError(f"There is no file {path}. Pass a file that fastai's Learner.export wrote.")
     folder = Path(out).expanduser() if out else Path(path.stem)
     if folder.exists():
         raise OutputError(f"{folder} exists. Choose another --out.")
     paths = list(list_images([images] if isinstance(images, str) else images)[0]) if images else []
     learn = _load_pickle(path)
-    with _raise_unsupported(path):
-        facts, differs = _build_config(learn, _find_arch(learn, arch))
-        model, facts = _convert(learn, facts)
-    golden = _golden_tensors(model, facts, paths)
+    with _unsupported_errors(path):
+        facts, differences = build_config(learn, find_arch(learn, arch))
+        model, facts = convert_network(learn, facts)
+    golden = _make_golden(model, facts, paths)
     theirs = golden_outputs(learn.model, facts, golden["images"].numpy())["probabilities"]
-    difference = float((theirs - golden["probabilities"]).abs().max())
-    if not difference <= TOLERANCE:
+    network_difference = float((theirs - golden["probabilities"]).abs().max())
+    if not network_difference <= TOLERANCE:
         raise WeightsError(
-            f"{path} cannot be a model folder: with its tensors {facts['arch']} gives probabilities that differ by "
-            f"{difference:.2g}. Its network has been changed in a way that a folder cannot tell."
+            f"{path} cannot become a model folder: with its tensors, probabilities of {facts['arch']} differ by "
+            f"{network_difference:.2g}. Its network was modified in a way that a model folder cannot represent."
         )
     with atomic_folder(folder) as work:
-        save_network(model, facts | {"imported": {"from": path.name, "differs": differs}}, work, golden)
+        save_network(model, facts | {"imported": {"from": path.name, "differs": differences}}, work, golden)
         load_model(work).check()
-    compared = _compare(learn, folder, paths, progress) if paths else (0, 0, 0.0)
-    return Imported(folder, facts["arch"], len(facts["classes"]), difference, differs, *compared)
+    comparison = compare_predictions(learn, folder, paths, progress) if paths else (0, 0, 0.0)
+    return Imported(folder, facts["arch"], len(facts["classes"]), network_difference, differences, *comparison)
 
 
 def _load_pickle(path: Path) -> Learner:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = load_learner(path)
-    except Exception as error:  # whatever is missing here, or whatever its code raises
-        words = f"{path} cannot be loaded: {type(error).__name__}: {first_line(error)}"
-        raise WeightsError(f"{words}. Use the versions that wrote it, or load its tensors in fastai.") from None
-    if not isinstance(found, Learner):
-        raise OutputError(f"{path} holds {type(found).__name__}, no fastai Learner. Give what Learner.export wrote.")
-    found.model.eval()
-    return found
+            learn = load_learner(path)
+    except Exception as error:  # a missing package, or anything that its code raises
+        message = f"{path} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        raise WeightsError(f"{message}. Use the versions that wrote it, or load its tensors in fastai.") from None
+    if not isinstance(learn, Learner):
+        raise OutputError(
+            f"{path} contains an object of type {type(learn).__name__}, not a fastai Learner. Pass a file that "
+            "Learner.export wrote."
+        )
+    learn.model.eval()
+    return learn
 
 
 class _Unsupported(Exception):
-    """What a model folder cannot say, in words."""
+    """A property of the learner that a model folder cannot represent."""
 
 
 @contextmanager
-def _raise_unsupported(path: Path) -> Iterator[None]:
+def _unsupported_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (_Unsupported, RecipeError) as error:
-        raise OutputError(f"{path} cannot be a model folder: {first_line(error)}. Keep using it in fastai.") from None
+        message = f"{path} cannot become a model folder: {first_line(error)}"
+        raise OutputError(f"{message}. Keep using it in fastai.") from None
 
 
-def _find_arch(learn: Learner, given: str) -> str:
-    found = given or getattr(learn, "arch", None)
-    if not found:
-        raise _Unsupported("it does not tell its architecture, as vision_learner's do; give --arch")
-    if not isinstance(found, str):
-        return str(getattr(found, "__name__", type(found).__name__))
-    return _timm_name(found) if not given and is_torchvision(found) else found
+def find_arch(learn: Learner, arch: str) -> str:
+    """Return the learner's architecture, `arch` if that is given, under the name that `build_network` takes."""
+    recorded = arch or getattr(learn, "arch", None)
+    if not recorded:
+        raise _Unsupported("it does not record its architecture, as vision_learner does; pass --arch")
+    if not isinstance(recorded, str):
+        return str(getattr(recorded, "__name__", type(recorded).__name__))
+    return _timm_name(recorded) if not arch and is_torchvision(recorded) else recorded
 
 
 def _timm_name(arch: str) -> str:
-    """fastai takes named architectures from timm; a name that torchvision has, too, is timm's with its tag."""
+    """Return the name with its timm tag: fastai takes named architectures from timm even where torchvision has them."""
     import timm
 
     tag = getattr(timm.get_pretrained_cfg(arch), "tag", "") if timm.is_model(arch) else ""
     return f"{arch}.{tag}" if tag else arch
 
 
-def _build_config(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
-    """What a model folder tells, all but the head, and in what it prepares images otherwise."""
-    classes, many = _find_classes(learn)
-    sides = {_find_image_size(learn, wide, high) for wide, high in ((300, 400), (500, 350), (640, 640))}
-    if len(sides) > 1:
-        raise _Unsupported("its transforms do not bring images to one size")
-    decoded, side = sides.pop()
-    resize, differs = _find_resize(learn)
+def build_config(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
+    """Return a model folder's configuration without the head, and how its preprocessing differs from the learner's."""
+    classes, multilabel = find_classes(learn)
+    sizes = {find_image_size(learn, width, height) for width, height in ((300, 400), (500, 350), (640, 640))}
+    if len(sizes) > 1:
+        raise _Unsupported("its transforms do not bring images to a single size")
+    decoded, side = sizes.pop()
+    resize, differences = find_resize(learn)
     if decoded < side:
-        differs.append(f"images of {decoded} pixels were enlarged to {side}")
-    share = min(1.0, (side / decoded) ** 2 * (1 + 1e-9))
-    mean, std = _find_normalization(learn)
+        differences.append(f"images of {decoded} pixels were enlarged to {side}")
+    crop = min(1.0, (side / decoded) ** 2 * (1 + 1e-9))
+    mean, std = find_normalization(learn)
     facts: dict[str, Any] = {
         "arch": arch, "classes": classes, "image_size": side, "resize": resize, "mean": mean, "std": std, "tta": [],
-        "labels": "many" if many else "one", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
-        "temperature": None, "crop": share, "precision": "float32",
+        "labels": "many" if multilabel else "one", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
+        "temperature": None, "crop": crop, "precision": "float32",
     }  # fmt: skip
-    if wrong := [name for name, value in facts.items() if not FIELD_CHECKS[name][0](value)]:
-        raise _Unsupported(f"its {wrong[0]} is {str(facts[wrong[0]])[:80]}, needed: {FIELD_CHECKS[wrong[0]][1]}")
-    return facts, differs
+    if invalid := [name for name, value in facts.items() if not FIELD_CHECKS[name][0](value)]:
+        name = invalid[0]
+        raise _Unsupported(f"its {name} is {str(facts[name])[:80]}, but must be {FIELD_CHECKS[name][1]}")
+    return facts, differences
 
 
-def _find_classes(learn: Learner) -> tuple[list[str], bool]:
-    """Its classes, and whether an image may have several."""
-    names = [type(each).__name__ for part in learn.dls.tls[1:] for each in part.tfms.fs]
-    many = any(name in ("MultiCategorize", "EncodedMultiCategorize") for name in names)
-    if len(learn.dls.tls) != 2 or not (many or "Categorize" in names):
-        raise _Unsupported("it predicts something else than one CategoryBlock or MultiCategoryBlock of one image")
-    return [str(each) for each in learn.dls.vocab], many
+def find_classes(learn: Learner) -> tuple[list[str], bool]:
+    """Return the learner's classes, and whether an image may have several."""
+    names = [type(transform).__name__ for pipeline in learn.dls.tls[1:] for transform in pipeline.tfms.fs]
+    multilabel = any(name in ("MultiCategorize", "EncodedMultiCategorize") for name in names)
+    if len(learn.dls.tls) != 2 or not (multilabel or "Categorize" in names):
+        raise _Unsupported("its target is not a single CategoryBlock or MultiCategoryBlock per image")
+    return [str(name) for name in learn.dls.vocab], multilabel
 
 
-def _prepare(learn: Learner, image: Image.Image) -> tuple[Tensor, Tensor]:
-    """A picture after the learner's item transforms, 1 x 3 x H x W, and after its batch transforms."""
+def apply_transforms(learn: Learner, image: Image.Image) -> tuple[Tensor, Tensor]:
+    """Return an image after the learner's item transforms, 1 x 3 x H x W, and after its batch transforms."""
     loader = learn.dls.valid
     for transforms in (loader.after_item, loader.after_batch):
         transforms.split_idx = 1
     item = loader.after_item((PILImage(image),))[0]
     if not isinstance(item, Tensor) or item.ndim != 3 or len(item) != 3:
-        raise _Unsupported("its transforms do not make pictures of three colours")
+        raise _Unsupported("its transforms do not produce images with three channels")
     batch = item[None].to(next(learn.model.parameters()).device)
     return batch.as_subclass(Tensor), loader.after_batch((batch,))[0].as_subclass(Tensor)
 
 
 def _own_resize(learn: Learner) -> Any:
-    """What makes squares in an export of this library; None in others."""
-    return next((each for each in learn.dls.valid.after_item.fs if isinstance(each, Resize)), None)
+    """Return the transform that makes squares in learners that this library exported; None for others."""
+    return next((item for item in learn.dls.valid.after_item.fs if isinstance(item, Resize)), None)
 
 
 def _open_like(learn: Learner, path: str) -> Image.Image:
@@ -224,99 +234,107 @@ def _open_like(learn: Learner, path: str) -> Image.Image:
     return PILImage.create(path) if own is None else load_image(path, own.size)
 
 
-def _find_image_size(learn: Learner, wide: int, high: int) -> tuple[int, int]:
-    """Of the squares after item and after batch transforms."""
-    made = _prepare(learn, Image.new("RGB", (wide, high)))
-    for each in made:
-        if each.shape[-1] != each.shape[-2]:
-            raise _Unsupported(f"it sees images of {each.shape[-1]} x {each.shape[-2]} pixels, and squares were needed")
-    return made[0].shape[-1], made[1].shape[-1]
+def find_image_size(learn: Learner, width: int, height: int) -> tuple[int, int]:
+    """Return the side of the squares after item transforms, and after batch transforms."""
+    outputs = apply_transforms(learn, Image.new("RGB", (width, height)))
+    for output in outputs:
+        height, width = output.shape[-2:]
+        if height != width:
+            raise _Unsupported(f"it takes images of {width} x {height} pixels, and only squares are supported")
+    return outputs[0].shape[-1], outputs[1].shape[-1]
 
 
-def _find_resize(learn: Learner) -> tuple[str, list[str]]:
-    """How images become squares, and in what that is not quite what the learner does."""
+def find_resize(learn: Learner) -> tuple[str, list[str]]:
+    """Return how images become squares, and how that differs from what the learner does."""
     if own := _own_resize(learn):
         return own.resize, []
-    by_name = {type(each).__name__: each for each in learn.dls.valid.after_item.fs}
-    differs = ["images are turned as their EXIF says"]
-    if found := by_name.get("Resize"):
-        if found.mode != Image.Resampling.BICUBIC:
-            differs.append("resized bicubic, not bilinear")
-        if found.method == "pad" and found.pad_mode != "zeros":
-            differs.append(f"black bars, not {found.pad_mode}")
-        return (found.method if found.method in RESIZES else "squish"), differs
-    return "squish", [*differs, f"squeezed to the whole square, not by {', '.join(by_name) or 'nothing'}"]
+    by_name = {type(item).__name__: item for item in learn.dls.valid.after_item.fs}
+    differences = ["images are rotated by their EXIF orientation"]
+    if transform := by_name.get("Resize"):
+        if transform.mode != Image.Resampling.BICUBIC:
+            differences.append("bicubic instead of bilinear resizing")
+        if transform.method == "pad" and transform.pad_mode != "zeros":
+            differences.append(f"black bars instead of {transform.pad_mode} padding")
+        return (transform.method if transform.method in RESIZES else "squish"), differences
+    names = ", ".join(by_name) or "no transform"
+    return "squish", [*differences, f"squished to a square, instead of {names}"]
 
 
-def _find_normalization(learn: Learner) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by colour, from what becomes of black, grey and white."""
+def find_normalization(learn: Learner) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel, derived from what becomes of black, grey and white images."""
     black, grey, white = (
-        _prepare(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].double().mean((1, 2)).cpu()
+        apply_transforms(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].double().mean((1, 2)).cpu()
         for level in (0, 51, 255)
     )
     std = 1 / (white - black)
     mean = -black * std
     if not torch.allclose((0.2 - mean) / std, grey, atol=1e-4):
-        raise _Unsupported("its transforms change colours otherwise than by a mean and a standard deviation")
+        raise _Unsupported("its transforms change colors by more than a mean and a standard deviation")
     return mean.numpy().round(6).tolist(), std.numpy().round(6).tolist()
 
 
-def _convert(learn: Learner, facts: dict[str, Any]) -> tuple[nn.Sequential, dict[str, Any]]:
-    """The network of a model folder with the learner's tensors, and the facts with its head."""
-    given = {name: value.shape for name, value in learn.model.state_dict().items()}
+def convert_network(learn: Learner, facts: dict[str, Any]) -> tuple[nn.Sequential, dict[str, Any]]:
+    """Return a model folder's network with the learner's tensors, and the configuration with its head."""
+    learner_shapes = {name: value.shape for name, value in learn.model.state_dict().items()}
     arch, classes = facts["arch"], facts["classes"]
     for head in HEADS:
         model = build_network(arch, len(classes), None, head)[0].eval()
-        wanted = {name: value.shape for name, value in model.state_dict().items()}
-        if wanted == given:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if shapes == learner_shapes:
             model.load_state_dict(learn.model.state_dict())
-            _check_activation(learn, facts)
+            check_activation(learn, facts)
             return model, facts | {"head": head}
-    body = [{name: shape for name, shape in each.items() if name.startswith("0.")} for each in (given, wanted)]
-    if body[0] == body[1]:
-        raise _Unsupported(f"its head is its own: neither fastai's nor one linear layer, for {len(classes)} classes")
-    lacking = next((name for name in wanted if given.get(name) != wanted[name]), next(iter(given), "any tensor"))
-    raise _Unsupported(f"its network is not {arch} as fastai cuts it, first in '{lacking}'")
+    body, own_body = (
+        {name: shape for name, shape in group.items() if name.startswith("0.")} for group in (learner_shapes, shapes)
+    )
+    if body == own_body:
+        raise _Unsupported(f"its head is custom: neither fastai's nor one linear layer, for {len(classes)} classes")
+    mismatch = next(
+        (name for name in shapes if learner_shapes.get(name) != shapes[name]), next(iter(learner_shapes), "any tensor")
+    )
+    raise _Unsupported(f"its network is not {arch} as fastai cuts it: the first mismatch is in '{mismatch}'")
 
 
 @torch.inference_mode()
-def _check_activation(learn: Learner, facts: dict[str, Any]) -> None:
+def check_activation(learn: Learner, facts: dict[str, Any]) -> None:
+    """Raise if the learner does not turn outputs into probabilities by softmax, or sigmoid for several labels."""
     outputs = torch.linspace(-3, 4, 2 * len(facts["classes"])).view(2, -1)
     theirs = learn.loss_func.activation(outputs) if hasattr(learn.loss_func, "activation") else outputs
     ours = outputs.sigmoid() if facts["labels"] == "many" else outputs.softmax(-1)
     if not torch.allclose(theirs, ours, atol=1e-5):
         kind = "sigmoid" if facts["labels"] == "many" else "softmax"
-        raise _Unsupported(f"its loss {type(learn.loss_func).__name__} does not make probabilities by {kind}")
+        raise _Unsupported(f"its loss {type(learn.loss_func).__name__} does not use {kind} for probabilities")
 
 
-def _golden_tensors(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[str, Tensor]:
-    """Golden inputs: the first images, or drawn ones, as there are none in a learner."""
+def _make_golden(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> dict[str, Tensor]:
+    """Return golden inputs and outputs for the first images, or for random ones, as a learner contains no images."""
     side = round(facts["image_size"] / facts["crop"] ** 0.5)
-    kept: list[Any] = list(paths[:GOLDEN_IMAGES])
-    if not kept:
-        drawn = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, 8, 8, 3), dtype=np.uint8)
-        kept = list(drawn)
+    images: list[Any] = list(paths[:GOLDEN_IMAGES])
+    if not images:
+        noise = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, 8, 8, 3), dtype=np.uint8)
+        images = list(noise)
     try:
-        return golden_outputs(model, facts, np.stack([load_square(each, side, facts["resize"]) for each in kept]))
+        return golden_outputs(model, facts, np.stack([load_square(image, side, facts["resize"]) for image in images]))
     except OSError as error:
-        raise OutputError(f"An image of --images cannot be read: {first_line(error)}. Leave it out.") from None
+        raise OutputError(f"An image of --images cannot be read: {first_line(error)}. Remove it.") from None
 
 
 @torch.inference_mode()
-def _compare(learn: Learner, folder: Path, paths: list[str], progress: Progress) -> tuple[int, int, float]:
-    """Images, those predicted the same, and the largest difference, from the files on, each in its own way."""
-    model, same, worst, count = load_model(folder), 0, 0.0, 0
+def compare_predictions(learn: Learner, folder: Path, paths: list[str], progress: Progress) -> tuple[int, int, float]:
+    """Return the number of images, of equal predictions, and the largest difference; both start from the files."""
+    model, agreeing, max_difference, count = load_model(folder), 0, 0.0, 0
     with progress.bar("comparing", len(paths), "images") as bar:
         for path in paths:
-            (block,) = model.blocks([path], hurry=False)
+            (block,) = model.predict_batches([path], optimize=False)
             bar.step()
             if block.errors[0]:
                 continue
-            outputs = learn.model(_prepare(learn, _open_like(learn, path))[1])[0].double().cpu()
-            theirs = (outputs.sigmoid() if model.many else outputs.softmax(-1)).numpy()
+            outputs = learn.model(apply_transforms(learn, _open_like(learn, path))[1])[0].double().cpu()
+            theirs = (outputs.sigmoid() if model.multilabel else outputs.softmax(-1)).numpy()
             ours = block.probabilities[0]
-            limit = model.facts["threshold"]
-            decided = [each >= limit if model.many else each.argmax(keepdims=True) for each in (ours, theirs)]
-            same += int((decided[0] == decided[1]).all())
-            worst, count = float(np.maximum(worst, np.abs(ours - theirs).max())), count + 1
-    return count, same, worst
+            threshold = model.config["threshold"]
+            decisions = [p >= threshold if model.multilabel else p.argmax(keepdims=True) for p in (ours, theirs)]
+            agreeing += int((decisions[0] == decisions[1]).all())
+            max_difference = float(np.maximum(max_difference, np.abs(ours - theirs).max()))
+            count += 1
+    return count, agreeing, max_difference

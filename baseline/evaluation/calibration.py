@@ -1,4 +1,4 @@
-"""TODO."""
+"""Prediction table -> temperature, calibrated table and calibration error. Knows probabilities; knows no networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from baseline.data.labels import label_matrix
 from baseline.errors import DataError
-from baseline.evaluation.intervals import CONFIDENCE_LEVEL, wilson_interval
+from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL, wilson_interval
 from baseline.evaluation.table import (
     check_columns,
     class_codes,
@@ -24,36 +24,38 @@ __all__ = ["BIN_COUNT", "apply_temperature", "assign_bins", "calibrate", "calibr
 
 
 BIN_COUNT = 15
-"""Of equal width, in which confidence is compared with accuracy (Guo et al. 2017, arXiv 1706.04599)."""
+"""Number of bins of equal width in which confidence is compared with accuracy (Guo et al. 2017, arXiv 1706.04599)."""
 
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-"""Ends of the temperatures that are tried."""
+"""Bounds of the temperature."""
 
 
 PRIOR_STRENGTH = 0.3
-"""Standard deviation of the logarithm of temperatures before any image is seen (`benchmarks/temperatures.py`)."""
+"""Standard deviation of the prior on the logarithm of the temperature (`benchmarks/temperatures.py`)."""
 
 
-MIN_IMAGES = 1e-300
-"""Taken for a probability of 0, which has no logarithm."""
+MIN_PROBABILITY = 1e-300
+"""Replaces a probability of 0, which has no logarithm."""
 
 
-def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
-    """The number that logits have to be divided by for the table's valid images to be told with the least log loss.
+def fit_temperature(table: pd.DataFrame, task: str = "single") -> float:
+    """Return the temperature that minimises the log loss of the table's valid images: logits are divided by it.
 
-    Above 1 the network is surer than it is right (Guo et al. 2017, arXiv 1706.04599). The logarithms of probabilities
-    are logits up to a constant, so the table is enough. A few images say little of it, and where none is wrong the loss
-    would fall without end: the logarithm has a normal prior around 0 (`PRIOR_STRENGTH`), so that few images leave it near 1.
+    Above 1 the network is overconfident (Guo et al. 2017, arXiv 1706.04599). The logarithms of probabilities are logits
+    up to a constant, so the table is all that is needed. A few images say little about the temperature, and where none
+    is misclassified the loss would fall for ever: the logarithm of the temperature therefore has a normal prior around
+    0 (`PRIOR_STRENGTH`), which keeps it near 1 where there are few images.
 
     Args:
-        labels: `"one"` or `"many"` an image; of many, each has a logit of its own, and they share the temperature.
+        task: `"single"` or `"multilabel"` per image; with many, each class has a logit of its own and all share the
+            temperature.
 
     Raises:
-        DataError: if there are no valid images or no probabilities, or the table cannot be used; see `measure`.
+        DataError: if there are no valid images or no probabilities, or the table is invalid; see `evaluate`.
 
     >>> rows = {"split": "valid", "label": list("aaab") * 1000, "p_a": 0.95, "p_b": 0.05}
-    >>> round(fit_temperature(pd.DataFrame(rows)), 2)  # it says 0.95 and is right for 0.75: log 19 / log 3 is 2.68
+    >>> round(fit_temperature(pd.DataFrame(rows)), 2)  # confidence 0.95, accuracy 0.75: log 19 / log 3 is 2.68
     2.65
     >>> round(fit_temperature(pd.DataFrame(rows).head(4)), 2)
     1.17
@@ -65,25 +67,25 @@ def fit_temperature(table: pd.DataFrame, labels: str = "one") -> float:
     rows = table[table["split"] == "valid"]
     classes = class_columns(table)
     if not len(rows) or not classes:
-        lacks = "valid images" if classes else "columns p_CLASS"
-        raise DataError(f"The prediction table has no {lacks}, which a temperature is fitted on. Predict on valid.")
-    logits, truth = _logits(rows, classes, labels)
-    of_truth = logits[np.arange(len(truth)), truth]
+        missing = "valid images" if classes else "columns p_CLASS"
+        raise DataError(f"The prediction table has no {missing} to fit a temperature on. Predict on valid.")
+    logits, targets = logits_and_targets(rows, classes, task)
+    target_logits = logits[np.arange(len(targets)), targets]
 
-    def loss(log: float) -> float:
-        sharpness = math.exp(-log)
-        lost = np.sum(logsumexp(logits * sharpness, axis=1) - of_truth * sharpness)
-        return float(lost + (log / PRIOR_STRENGTH) ** 2 / 2)
+    def penalized_loss(log_temperature: float) -> float:
+        scale = math.exp(-log_temperature)
+        loss = np.sum(logsumexp(logits * scale, axis=1) - target_logits * scale)
+        return float(loss + (log_temperature / PRIOR_STRENGTH) ** 2 / 2)
 
     bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+    return math.exp(minimize_scalar(penalized_loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def calibrate(table: pd.DataFrame, temperature: float, labels: str = "one") -> pd.DataFrame:
-    """The prediction table with probabilities of `softmax(log p / temperature)`, and confidence and loss by these.
+def calibrate(table: pd.DataFrame, temperature: float, task: str = "single") -> pd.DataFrame:
+    """Return the prediction table with probabilities `softmax(log p / temperature)`, and its confidence and loss.
 
-    With `labels="many"` each probability is that of its own yes or no. What is predicted stays, and so do the columns
-    without test-time augmentation.
+    With `task="multilabel"` each probability is that of a yes-or-no decision of its own. The predicted classes do not
+    change, nor do the columns without test-time augmentation.
 
     >>> table = pd.DataFrame({"label": ["a"], "predicted": ["a"], "p_a": [0.9], "p_b": [0.1]})
     >>> calibrate(table, 2.0)["p_a"].round(2).tolist()  # odds of 9 become odds of 3
@@ -93,122 +95,141 @@ def calibrate(table: pd.DataFrame, temperature: float, labels: str = "one") -> p
 
     check_columns(table, ("label", "predicted"))
     classes = class_columns(table)
-    logits, truth = _logits(table, classes, labels)
-    changed = softmax(logits / temperature, axis=1)
-    found = table.copy()
-    loss = -np.log(np.maximum(changed[np.arange(len(truth)), truth], MIN_IMAGES))
-    if labels == "many":
-        yes = changed[:, 1].reshape(len(table), -1)
-        told = label_matrix(table["predicted"], classes)
-        found[[f"p_{name}" for name in classes]] = yes
-        return found.assign(confidence=np.where(told, yes, 1 - yes).min(1), loss=loss.reshape(yes.shape).mean(1))
-    found[[f"p_{name}" for name in classes]] = changed
-    return found.assign(confidence=changed[np.arange(len(table)), class_codes(table, "predicted", classes)], loss=loss)
+    logits, targets = logits_and_targets(table, classes, task)
+    calibrated = softmax(logits / temperature, axis=1)
+    result = table.copy()
+    loss = -np.log(np.maximum(calibrated[np.arange(len(targets)), targets], MIN_PROBABILITY))
+    columns = [f"p_{name}" for name in classes]
+    if task == "multilabel":
+        positive = calibrated[:, 1].reshape(len(table), -1)
+        predicted = label_matrix(table["predicted"], classes)
+        result[columns] = positive
+        confidence = np.where(predicted, positive, 1 - positive).min(1)
+        return result.assign(confidence=confidence, loss=loss.reshape(positive.shape).mean(1))
+    result[columns] = calibrated
+    confidence = calibrated[np.arange(len(table)), class_codes(table, "predicted", classes)]
+    return result.assign(confidence=confidence, loss=loss)
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float, labels: str = "one") -> np.ndarray:
-    """Probabilities, images x classes, calibrated as `calibrate` does it to a table.
+def apply_temperature(probabilities: np.ndarray, temperature: float, task: str = "single") -> np.ndarray:
+    """Return the probabilities, images x classes, calibrated in the same way as `calibrate` does it to a table.
 
     >>> apply_temperature(np.array([[0.9, 0.1]]), 2.0).round(2).tolist()
     [[0.75, 0.25]]
     """
     from scipy.special import softmax
 
-    changed = softmax(_log_probabilities(probabilities, labels) / temperature, axis=1)
-    return changed[:, 1].reshape(probabilities.shape) if labels == "many" else changed
+    calibrated = softmax(log_probabilities(probabilities, task) / temperature, axis=1)
+    return calibrated[:, 1].reshape(probabilities.shape) if task == "multilabel" else calibrated
 
 
-def calibration_report(table: pd.DataFrame, labels: str = "one") -> dict[str, Any]:
-    """The temperature fitted on valid, and `ece` and `loss` of each other split before and after it, with words.
+def calibration_report(table: pd.DataFrame, task: str = "single") -> dict[str, Any]:
+    """Fit a temperature on valid and report the calibration error of the other splits before and after scaling.
 
     Returns:
-        `fit_temperature`, `images` (that it was fitted on), and by split `ece` and `loss`, each (before, after), and
-        `words`. Nothing but the temperature where valid is the only split: on its own images it would flatter.
+        `temperature`, `images` (the number it was fitted on), and for each other split `ece` and `loss`, each as
+        (before, after), and `words`, the same as a sentence. Where valid is the only split, only the first two: on
+        the images it was fitted on, the temperature would look too good.
     """
-    fitted = fit_temperature(table, labels)
-    found: dict[str, Any] = {"temperature": fitted, "images": int((table["split"] == "valid").sum())}
-    rest = table[table["split"] != "valid"]
-    for split, rows in rest.groupby("split", sort=False):
-        each = (rows, calibrate(rows, fitted, labels))
-        before, after = (expected_calibration_error(*confidence_and_hits(one, labels)) for one in each)
-        loss = tuple(float(one["loss"].mean()) for one in each)
-        better = "lower" if round(after, 4) < round(before, 4) else "not lower"
-        words = (
-            f"A temperature of {fitted:.2f}, fitted on {found['images']:,} valid images, takes the calibration error "
-            f"on {split} from {before:.2%} to {after:.2%} ({better}), and the log loss from {loss[0]:.4f} to "
-            f"{loss[1]:.4f}."
+    temperature = fit_temperature(table, task)
+    images = int((table["split"] == "valid").sum())
+    report: dict[str, Any] = {"temperature": temperature, "images": images}
+    for split, rows in table[table["split"] != "valid"].groupby("split", sort=False):
+        tables = (rows, calibrate(rows, temperature, task))
+        before, after = (expected_calibration_error(*confidence_and_correct(part, task)) for part in tables)
+        loss = tuple(float(part["loss"].mean()) for part in tables)
+        comparison = "lower" if round(after, 4) < round(before, 4) else "not lower"
+        sentence = (
+            f"A temperature of {temperature:.2f}, fitted on {images:,} valid image{'' if images == 1 else 's'}, "
+            f"changes the expected calibration error on {split} from {before:.2%} to {after:.2%} ({comparison}) and "
+            f"the log loss from {loss[0]:.4f} to {loss[1]:.4f}."
         )
-        found[str(split)] = {"ece": (before, after), "loss": loss, "words": words}
-    return found
+        report[str(split)] = {"ece": (before, after), "loss": loss, "words": sentence}
+    return report
 
 
-def _logits(rows: pd.DataFrame, classes: list[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits up to a constant, and which of a row's is the true one: images x classes, or (images x classes) x 2."""
-    if labels == "one":
-        return _log_probabilities(probability_matrix(rows, classes), labels), class_codes(rows, "label", classes)
-    both = _log_probabilities(multilabel_probabilities(rows, classes), labels)
-    return both, label_matrix(rows["label"], classes).ravel().astype(int)
+def logits_and_targets(rows: pd.DataFrame, classes: list[str], task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits up to a constant, and the index of the true one in each row.
+
+    The logits are images x classes, or with many labels per image (images x classes) x 2.
+    """
+    if task == "single":
+        return log_probabilities(probability_matrix(rows, classes), task), class_codes(rows, "label", classes)
+    logits = log_probabilities(multilabel_probabilities(rows, classes), task)
+    return logits, label_matrix(rows["label"], classes).ravel().astype(int)
 
 
-def _log_probabilities(probabilities: np.ndarray, labels: str) -> np.ndarray:
-    if labels == "many":
-        yes = probabilities.ravel()
-        probabilities = np.column_stack([1 - yes, yes])
-    return np.log(np.maximum(probabilities, MIN_IMAGES))
+def log_probabilities(probabilities: np.ndarray, task: str) -> np.ndarray:
+    """Return the logarithms of probabilities; with many labels a row (no, yes) for each class of each image."""
+    if task == "multilabel":
+        positive = probabilities.ravel()
+        probabilities = np.column_stack([1 - positive, positive])
+    return np.log(np.maximum(probabilities, MIN_PROBABILITY))
 
 
-def confidence_and_hits(rows: pd.DataFrame, labels: str) -> tuple[np.ndarray, np.ndarray]:
-    """How sure each prediction of the table was, and whether it was right."""
-    if labels == "one":
+def confidence_and_correct(rows: pd.DataFrame, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the confidence of each prediction in the table, and whether it is correct."""
+    if task == "single":
         return rows["confidence"].to_numpy(float), correct_rows(rows, "predicted")
     classes = class_columns(rows)
-    truth, told = (label_matrix(rows[column], classes) for column in ("label", "predicted"))
-    return class_decisions(multilabel_probabilities(rows, classes), truth, told)
+    truth, predicted = (label_matrix(rows[column], classes) for column in ("label", "predicted"))
+    return class_decisions(multilabel_probabilities(rows, classes), truth, predicted)
 
 
-def class_decisions(probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each class of each image as a prediction of its own, yes or no: how sure it was, and whether it was right."""
-    return np.where(told, probabilities, 1 - probabilities).ravel(), (truth == told).ravel()
+def class_decisions(
+    probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidence and correctness with each class of each image as a yes-or-no prediction of its own."""
+    return np.where(predicted, probabilities, 1 - probabilities).ravel(), (truth == predicted).ravel()
 
 
 def assign_bins(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each confidence, 0 to 14; an end belongs to the bin below it, as in sklearn's `calibration_curve`."""
+    """Return the bin of each confidence, 0 to 14.
+
+    An edge belongs to the bin below it, as in scikit-learn's `calibration_curve`.
+    """
     return np.searchsorted(np.linspace(0, 1, BIN_COUNT + 1)[1:-1], confidence)
 
 
-def reliability_table(sure: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """Bin by bin: its ends, predictions, mean confidence, accuracy and its interval; None where it has none."""
-    at = assign_bins(sure)
-    images, sums, hits = (np.bincount(at, weights=each, minlength=BIN_COUNT) for each in (None, sure, right))
+def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
+    """Return for each bin its edges, number of predictions, mean confidence, accuracy and the interval of the accuracy.
+
+    The last three are None for an empty bin.
+    """
+    bins = assign_bins(confidence)
+    images, sums, hits = (
+        np.bincount(bins, weights=weights, minlength=BIN_COUNT) for weights in (None, confidence, correct)
+    )
     return [
         {
-            "from": bin_ / BIN_COUNT,
-            "to": (bin_ + 1) / BIN_COUNT,
-            "images": (count := int(images[bin_])),
-            "confidence": float(sums[bin_] / count) if count else None,
-            "accuracy": float(hits[bin_] / count) if count else None,
-            "interval": wilson_interval(round(hits[bin_]), count) if count else None,
+            "from": number / BIN_COUNT,
+            "to": (number + 1) / BIN_COUNT,
+            "images": (count := int(images[number])),
+            "confidence": float(sums[number] / count) if count else None,
+            "accuracy": float(hits[number] / count) if count else None,
+            "interval": wilson_interval(round(hits[number]), count) if count else None,
         }
-        for bin_ in range(BIN_COUNT)
+        for number in range(BIN_COUNT)
     ]
 
 
-def expected_calibration_error(sure: np.ndarray, right: np.ndarray) -> float:
-    gaps = np.bincount(assign_bins(sure), weights=right - sure, minlength=BIN_COUNT)
-    return float(np.abs(gaps).sum() / len(sure))
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the mean over predictions of the gap between confidence and accuracy in their bin, 0-1."""
+    gaps = np.bincount(assign_bins(confidence), weights=correct - confidence, minlength=BIN_COUNT)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def ece_interval(gaps: np.ndarray, draws: np.ndarray) -> tuple[float, float]:
-    """The interval of the sum of |gaps| over the bins, from its bootstrap draws x bins.
+    """Return the interval of the ECE, the sum of |gaps| over the bins, from bootstrap draws of the gaps, draws x bins.
 
-    Chance adds to an absolute value and never takes from it, so ECE is too high on few images, its bootstrap draws are
-    higher still, and their percentiles held the truth in 0 to 89 % of simulations. So it is asked instead which true
-    gaps, from none to twice those that were seen, could have shown this ECE: that held it in 91 to 95 % (300 and 2,000
-    images, well and badly calibrated).
+    Noise only ever adds to an absolute value, so on few images the ECE is too high and its bootstrap draws are higher
+    still: their percentiles covered the truth in 0 to 89 % of simulations. The interval therefore holds those true
+    gaps, from none to twice the observed ones, that could have produced the observed ECE. That covered the truth in 91
+    to 95 % of simulations (300 and 2,000 images, well and badly calibrated).
     """
-    seen, noise, times = np.abs(gaps).sum(), draws - gaps, np.linspace(0, 2, 81)
-    shown = np.abs(times[:, None, None] * gaps + noise).sum(2)
-    least, most = np.quantile(shown, [CONFIDENCE_LEVEL / 2, 1 - CONFIDENCE_LEVEL / 2], axis=1)
-    able = times[(least <= seen) & (seen <= most)]
-    low, high = (able.min(), able.max()) if len(able) else (0.0, 1.0)
-    return float(min(low, 1.0) * seen), float(max(high, 1.0) * seen)
+    observed, noise, factors = np.abs(gaps).sum(), draws - gaps, np.linspace(0, 2, 81)
+    simulated = np.abs(factors[:, None, None] * gaps + noise).sum(2)
+    lower, upper = np.quantile(simulated, [SIGNIFICANCE_LEVEL / 2, 1 - SIGNIFICANCE_LEVEL / 2], axis=1)
+    plausible = factors[(lower <= observed) & (observed <= upper)]
+    low, high = (plausible.min(), plausible.max()) if len(plausible) else (0.0, 1.0)
+    return float(min(low, 1.0) * observed), float(max(high, 1.0) * observed)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Predictions of several networks -> their average. Knows tables and arrays of the same images; runs no network."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ __all__ = ["average_probabilities", "ensemble"]
 
 
 def average_probabilities(
-    parts: Sequence[np.ndarray], temperatures: Sequence[float | None], labels: str = "one", threshold: float = 0.5
+    parts: Sequence[np.ndarray], temperatures: Sequence[float | None], task: str = "single", threshold: float = 0.5
 ) -> tuple[np.ndarray, float | None]:
-    """The mean of what several networks make of the same images, each calibrated by its own temperature.
+    """Return the mean of several networks' probabilities, each calibrated by its own temperature.
 
     Args:
-        parts: uncalibrated probabilities, images x classes, of each network.
-        temperatures: theirs; None leaves as it is.
-        threshold: with many labels an image, that of uncalibrated probabilities.
+        parts: uncalibrated probabilities of each network for the same images, images x classes.
+        temperatures: the networks' temperatures; None leaves the probabilities as they are.
+        task: `"single"` or `"multilabel"` per image.
+        threshold: decision threshold on the uncalibrated probabilities, where an image may have several labels.
 
     Returns:
-        Images x classes; and with many labels the threshold for these: the mean of the calibrated ones.
+        The mean, images x classes; and with `task="multilabel"` the threshold for it, which is the mean of the
+        calibrated thresholds, else None.
 
     >>> mean, _ = average_probabilities([np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]])], [2.0, None])
     >>> mean.round(3).tolist()  # of 0.75 and 0.3
     [[0.525, 0.475]]
     """
 
-    def cooled(shares: np.ndarray, temperature: float | None) -> np.ndarray:
-        return shares if temperature is None else apply_temperature(shares, temperature, labels)
+    def scale(probabilities: np.ndarray, temperature: float | None) -> np.ndarray:
+        return probabilities if temperature is None else apply_temperature(probabilities, temperature, task)
 
-    mean = np.mean([cooled(*each) for each in zip(parts, temperatures, strict=True)], axis=0)
-    if labels == "one":
+    mean = np.mean([scale(*pair) for pair in zip(parts, temperatures, strict=True)], axis=0)
+    if task == "single":
         return mean, None
-    return mean, float(np.mean([cooled(np.array([[threshold]]), each) for each in temperatures]))
+    return mean, float(np.mean([scale(np.array([[threshold]]), temperature) for temperature in temperatures]))
 
 
 def ensemble(
     tables: Sequence[pd.DataFrame],
     temperatures: Sequence[float | None],
-    labels: str = "one",
+    task: str = "single",
     threshold: float = 0.5,
 ) -> pd.DataFrame:
-    """The prediction table of several networks together, as `average_probabilities` has it, of the images that all their tables hold.
+    """Return the prediction table of several networks' average, for the images that all their tables contain.
 
-    Its columns are `path`, `label`, `split`, `group` where the first has it, `predicted`, `confidence`, `loss`, and
-    `p_CLASS` for each class; its rows are in the order of the first.
+    The average is that of `average_probabilities`. The columns are `path`, `label`, `split`, `group` where the first
+    table has it, `predicted`, `confidence`, `loss`, and `p_CLASS` for each class; the rows are in the order of the
+    first table.
 
     Raises:
-        DataError: if they share no image, or differ in their classes or an image's label.
+        DataError: if the tables share no image, or differ in their classes or in an image's label.
 
     >>> rows = {"path": ["1.jpg"], "label": ["a"], "split": ["test"]}
     >>> two = [pd.DataFrame({**rows, "p_a": [p], "p_b": [1 - p]}) for p in (0.9, 0.3)]
@@ -62,22 +65,23 @@ def ensemble(
     [{'predicted': 'a', 'confidence': 0.6}]
     """
     first, classes = tables[0], class_columns(tables[0])
-    paths = first["path"][np.logical_and.reduce([first["path"].isin(each["path"]) for each in tables])]
+    paths = first["path"][np.logical_and.reduce([first["path"].isin(table["path"]) for table in tables])]
     if not len(paths):
         raise DataError("The tables share no image. Average runs of the same images.")
     parts = []
     for table in tables:
         if set(class_columns(table)) != set(classes):
             raise DataError(
-                f"Runs of other classes have no average: {quoted_list(classes)} and {quoted_list(class_columns(table))}."
+                f"Runs with different classes cannot be averaged: {quoted_list(classes)} and "
+                f"{quoted_list(class_columns(table))}. Average runs with the same classes."
             )
         rows = first.merge(table[["path", "label"]], on="path", suffixes=("", "_other"))
         check_same_images(rows[rows["path"].isin(paths)])
         rows = table.set_index("path").loc[paths].reset_index()
-        parts.append((multilabel_probabilities if labels == "many" else probability_matrix)(rows, classes))
-    mean, least = average_probabilities(parts, temperatures, labels, threshold)
-    kept = ["path", "label", "split", *(["group"] if "group" in first else [])]
-    found = first.loc[paths.index, kept].reset_index(drop=True)
-    found = found.assign(predicted=predicted_labels(mean, classes, least), confidence=0.0, loss=0.0)
-    shares = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes])
-    return calibrate(pd.concat([found, shares], axis=1), 1.0, labels)  # which tells confidence and loss
+        parts.append((multilabel_probabilities if task == "multilabel" else probability_matrix)(rows, classes))
+    mean, mean_threshold = average_probabilities(parts, temperatures, task, threshold)
+    columns = ["path", "label", "split", *(["group"] if "group" in first else [])]
+    result = first.loc[paths.index, columns].reset_index(drop=True)
+    result = result.assign(predicted=predicted_labels(mean, classes, mean_threshold), confidence=0.0, loss=0.0)
+    probabilities = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes])
+    return calibrate(pd.concat([result, probabilities], axis=1), 1.0, task)  # fills in confidence and loss

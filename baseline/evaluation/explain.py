@@ -1,4 +1,4 @@
-"""TODO."""
+"""Metrics -> sentences in plain English. Knows the numbers that `evaluate` and `paired_test` return; computes none."""
 
 from __future__ import annotations
 
@@ -8,46 +8,64 @@ __all__ = ["describe_difference", "explain"]
 
 
 def explain(numbers: dict[str, Any]) -> list[str]:
-    """What the numbers of one split mean, in plain words.
+    """Say in plain English what the metrics of one split mean, a sentence per list item.
 
-    >>> rows = {"split": ["test"] * 4, "label": list("aabb"), "loss": [0.1] * 4, "plain_loss": [0.1] * 4}
-    >>> table = pd.DataFrame({**rows, "predicted": list("aabb"), "plain_predicted": list("aaba")})
-    >>> print(*explain(measure(table)["test"]), sep="\\n")
-    0 of 4 images are wrong; the true share of wrong ones lies between 0.0% and 49.0%, as far as 4 images can tell.
-    Always saying 'a', the most frequent class, would score 50.0%.
-    Test-time augmentation changes accuracy by +25.0 points (+0.0 to +75.0): no difference beyond noise (p = 0.50).
+    Args:
+        numbers: the metrics of one split, as `baseline.evaluate` returns them.
+
+    >>> import pandas as pd
+    >>> from baseline import evaluate
+    >>> rows = {"split": "test", "label": list("ab") * 10, "loss": 0.1, "plain_loss": 0.1}
+    >>> table = pd.DataFrame({**rows, "predicted": list("ab") * 10, "plain_predicted": ["b", *"ba" * 9, "b"]})
+    >>> print(*explain(evaluate(table)["test"]), sep="\\n")
+    0 of 20 predictions are wrong: an error rate of 0.0% (95% interval 0.0% to 16.1%).
+    Always predicting 'a', the most frequent class, would score 50.0%.
+    Test-time augmentation (TTA) changes accuracy by +5.0 points (+0.0 to +15.0): no difference beyond noise (p = 0.50).
     """
     tta, images = numbers["tta"], numbers["images"]
-    low, high = tta["interval"]
-    told = [
-        f"{tta['wrong']:,} of {images:,} images are wrong; the true share of wrong ones lies between {1 - high:.1%} "
-        f"and {1 - low:.1%}, as far as {images:,} images can tell."
+    wrong, (low, high) = tta["wrong"], tta["interval"]
+    sentences = [
+        f"{wrong:,} of {images:,} predictions {'is' if wrong == 1 else 'are'} wrong: an error rate of "
+        f"{wrong / images:.1%} (95% interval {1 - high:.1%} to {1 - low:.1%})."
     ]
     if "group_interval" in tta:
         low, high = tta["group_interval"]
-        told.append(f"Over its {numbers['groups']:,} groups the interval of the accuracy is {low:.1%} to {high:.1%}.")
+        sentences.append(
+            f"Resampling whole groups ({numbers['groups']:,} groups), the 95% interval of the accuracy is {low:.1%} to "
+            f"{high:.1%}."
+        )
     if "majority" in numbers:
-        most = numbers["majority"]
-        told.append(f"Always saying '{most['label']}', the most frequent class, would score {most['accuracy']:.1%}.")
+        majority = numbers["majority"]
+        sentences.append(
+            f"Always predicting '{majority['label']}', the most frequent class, would score {majority['accuracy']:.1%}."
+        )
     gain = numbers.get("tta_gain")
     if gain and (gain["only_one"] or gain["only_other"]):
-        told.append(f"Test-time augmentation changes accuracy by {describe_difference(gain)}.")
+        sentences.append(f"Test-time augmentation (TTA) changes accuracy by {describe_difference(gain)}.")
     if "ece" in tta:
-        told.append(_describe_calibration(tta))
-    return told + [f"{name} is not defined: {why}." for name, why in tta.get("undefined", {}).items()]
+        sentences.append(describe_calibration(tta))
+    return sentences + [f"{name} is undefined: {reason}." for name, reason in tta.get("undefined", {}).items()]
 
 
-def describe_difference(found: dict[str, Any]) -> str:
-    """A difference, its interval and whether it is more than noise; `found` is what `paired_test` gives."""
-    low, high = (100 * end for end in found["interval"])
-    verdict = "more than noise" if found["beyond_noise"] else "no difference beyond noise"
-    sure = f"p = {found['p']:.2f}" if found["p"] >= 0.01 else "p < 0.01" if found["p"] >= 0.001 else "p < 0.001"
-    return f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({sure})"
+def describe_difference(result: dict[str, Any]) -> str:
+    """Describe a difference in accuracy, its interval and whether it is more than noise.
+
+    Args:
+        result: what `paired_test` returned.
+    """
+    low, high = (100 * end for end in result["interval"])
+    verdict = "more than noise" if result["beyond_noise"] else "no difference beyond noise"
+    p = result["p"]
+    p_text = f"p = {p:.2f}" if p >= 0.01 else "p < 0.01" if p >= 0.001 else "p < 0.001"
+    return f"{100 * result['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({p_text})"
 
 
-def _describe_calibration(tta: dict[str, Any]) -> str:
-    told = [each for each in tta["reliability"] if each["images"]]
-    surer = sum(each["images"] * (each["confidence"] - each["accuracy"]) for each in told)
-    way = "it is surer than it is right" if surer > 0 else "it is right more often than it is sure"
-    points = f"{100 * tta['ece']:.1f} points"
-    return f"Confidence and accuracy are {points} apart (expected calibration error); on the whole {way}."
+def describe_calibration(tta: dict[str, Any]) -> str:
+    """Describe the expected calibration error, and whether the model is over- or underconfident."""
+    bins = [row for row in tta["reliability"] if row["images"]]
+    excess = sum(row["images"] * (row["confidence"] - row["accuracy"]) for row in bins)
+    tendency = "overconfident" if excess > 0 else "underconfident"
+    return (
+        f"Confidence and accuracy differ by {100 * tta['ece']:.1f} points on average (expected calibration error); "
+        f"overall the model is {tendency}."
+    )

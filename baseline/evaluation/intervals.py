@@ -1,4 +1,4 @@
-"""TODO."""
+"""Counts and per-image values -> 95 % intervals: Wilson's score interval and the bootstrap. Knows arrays only."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ __all__ = ["wilson_interval"]
 
 
 BOOTSTRAP_DRAWS = 1000
-"""Bootstrap samples behind an interval."""
+"""Number of bootstrap samples behind an interval."""
 
 
 MAX_CELLS = 1_000_000
-"""Most counts of drawn images that are held at once, 8 bytes each."""
+"""Maximum number of resampling counts in memory at once, 8 bytes each."""
 
 
-CONFIDENCE_LEVEL = 0.05
-"""Of what is called more than noise."""
+SIGNIFICANCE_LEVEL = 0.05
+"""Significance level of tests; intervals cover 1 minus this."""
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson's score (1927), which holds for small counts and shares near 0 and 1.
+    """Return the 95 % interval of a proportion by Wilson's score method (1927).
+
+    It holds its level for small counts and for proportions near 0 and 1.
 
     >>> [round(end, 3) for end in wilson_interval(0, 20)]
     [0.0, 0.161]
@@ -34,40 +36,41 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
 
 
 def bootstrap_sums(features: Any, groups: np.ndarray | None = None, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
-    """Sums of `features`, units x F, over as many units drawn with replacement: draws x F.
+    """Return the sums of `features`, units x F, over bootstrap samples of the units: draws x F.
 
-    Where there are groups, N codes from 0, the units are these. The counts of drawn units times the features is the
-    whole work; nothing is gathered, and no metric is computed image by image again.
+    With `groups` (N codes from 0) the units drawn are whole groups. All the work is one product of the resampling
+    counts with the features: nothing is gathered, and no metric is recomputed image by image.
     """
     from scipy.sparse import csr_array
 
     if groups is not None:
-        each = np.arange(len(groups))
-        features = csr_array((np.ones(len(groups)), (groups, each))) @ features
-    units, turned = features.shape[0], features.T.tocsr()
-    random, step = np.random.default_rng(0), max(1, MAX_CELLS // features.shape[0])
+        rows = np.arange(len(groups))
+        features = csr_array((np.ones(len(groups)), (groups, rows))) @ features
+    units, transposed = features.shape[0], features.T.tocsr()
+    rng, step = np.random.default_rng(0), max(1, MAX_CELLS // features.shape[0])
     parts = []
-    for begin in range(0, draws, step):
-        count = min(step, draws - begin)
-        picked = random.integers(units, size=(units, count)) * count + np.arange(count)
-        times = np.bincount(picked.ravel(), minlength=units * count).reshape(units, count)
-        parts.append((turned @ times.astype(float)).T)
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        cells = rng.integers(units, size=(units, count)) * count + np.arange(count)
+        times_drawn = np.bincount(cells.ravel(), minlength=units * count).reshape(units, count)
+        parts.append((transposed @ times_drawn.astype(float)).T)
     return np.concatenate(parts)
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [CONFIDENCE_LEVEL / 2, 1 - CONFIDENCE_LEVEL / 2])
+    """Return the central 95 % interval of bootstrap values."""
+    low, high = np.quantile(values, [SIGNIFICANCE_LEVEL / 2, 1 - SIGNIFICANCE_LEVEL / 2])
     return float(low), float(high)
 
 
 def paired_interval(change: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """The interval of the mean of N changes, each -1, 0 or 1."""
+    """Return the bootstrap interval of the mean of N changes, each -1, 0 or 1."""
     from scipy.sparse import csr_array
 
     if groups is not None:
         sums = bootstrap_sums(csr_array(np.column_stack([change, np.ones(len(change))])), groups)
         return percentile_interval(sums[:, 0] / sums[:, 1])
-    # drawing images with replacement is drawing how many of the three kinds there are
+    # drawing images with replacement amounts to drawing how many there are of each of the three kinds
     shares = np.array([(change == kind).mean() for kind in (1, -1, 0)])
     counts = np.random.default_rng(0).multinomial(len(change), shares, size=BOOTSTRAP_DRAWS)
     return percentile_interval((counts[:, 0] - counts[:, 1]) / len(change))

@@ -1,7 +1,7 @@
-"""Prediction table -> numbers with intervals. Knows arithmetic; knows no images and no models.
+"""Prediction table -> metrics with intervals. Knows arithmetic; knows no images and no models.
 
-Everything is one pass over the N images x C classes of the table, and no array is larger. What is undefined, such as
-the recall of a class without images, is None, and `undefined` says why.
+Everything is one pass over the N images x C classes of the table, and no array is larger. A metric that is undefined,
+such as the recall of a class without images, is None, and `undefined` gives the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from baseline.evaluation.intervals import (
     percentile_interval,
     wilson_interval,
 )
-from baseline.evaluation.significance import _paired_statistics
+from baseline.evaluation.significance import paired_statistics
 from baseline.evaluation.table import (
     check_columns,
     class_codes,
@@ -43,9 +43,10 @@ __all__ = ["accuracy_of", "evaluate"]
 
 
 TOP_K = 5
+"""k of the top-k accuracy, where there are more classes than that."""
 
 MAX_CONFUSIONS = 50
-"""Most pairs of classes that are listed."""
+"""Maximum number of confused pairs of classes that are listed."""
 
 
 REQUIRED_COLUMNS = ("split", "label", "predicted", "loss")
@@ -53,36 +54,38 @@ REQUIRED_COLUMNS = ("split", "label", "predicted", "loss")
 PLAIN_COLUMNS = ("plain_predicted", "plain_loss")
 
 
-def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, Any]]:
-    """Everything that the predictions tell, by split, plain and with test-time augmentation, with 95 % intervals.
+def evaluate(table: pd.DataFrame, task: str = "single") -> dict[str, dict[str, Any]]:
+    """Return all metrics of the predictions by split, with and without test-time augmentation (TTA).
 
-    The intervals of shares are Wilson's, the others are from 1,000 bootstrap samples of the images, or of whole groups
-    where the table has a column `group`: images of one group tell less than as many images on their own. The samples
-    are drawn with a fixed seed, so that the same table gives the same numbers.
+    Intervals are 95 % intervals: Wilson's for proportions; the others come from 1,000 bootstrap samples of the images,
+    or of whole groups where the table has a column `group`, because images of one group carry less information than as
+    many independent ones. The samples are drawn with a fixed seed: the same table always gives the same numbers.
 
     Args:
-        table: a prediction table; see `baseline.predict`. Without columns `p_CLASS` only the accuracies are told;
-            without `plain_predicted` and `plain_loss`, as `averaged` gives it, neither `"plain"` nor `tta_gain`.
+        table: prediction table; see `baseline.predict`. Without columns `p_CLASS` only accuracies are returned; without
+            `plain_predicted` and `plain_loss`, as in the tables of `ensemble`, neither `"plain"` nor `tta_gain`.
+        task: `"single"` or `"multilabel"` per image.
 
     Returns:
-        By split (`"valid"`, `"test"`): `images`; `groups`, if it has any; `majority`, the most frequent class of the
-        split and what always saying it would score; under `"plain"` and `"tta"` each `accuracy` (0-1), `interval`
-        (low, high), `wrong` (images) and `loss` (log loss: mean, nats); and `tta_gain`, as `paired_test` tells it.
+        By split (`"valid"`, `"test"`): `images`; `groups`, if there are any; `majority`, the most frequent class of the
+        split and the accuracy of always predicting it; under `"plain"` and `"tta"` each `accuracy` (0-1), `interval`
+        (low, high), `wrong` (images) and `loss` (log loss: mean, nats); and `tta_gain`, as `paired_test` returns it.
 
-        Beside them under `"tta"`: `error`, `top_k` (k is 5, or one less than the classes), `balanced_accuracy`,
+        Under `"tta"` also: `error`, `top_k` (k is 5, or one less than the number of classes), `balanced_accuracy`,
         `macro_f1`, `micro_f1`, `weighted_f1`, `brier` (summed over the classes, 0-2), `kappa` (Cohen's), `roc_auc` and
-        `average_precision` (means over the classes, one against rest), `ece` (expected calibration error over 15 bins
-        of equal width, 0-1), `intervals` of these, `reliability` (the bins), `classes` (`images`, `precision`,
-        `recall` with its interval, `f1`, `roc_auc`, `average_precision` by class), `confused` (the most confused
-        pairs), `undefined` (why a number is None), and `group_interval` of the accuracy if there are groups. Means
-        over the classes leave out those that the split has no image of (F1: and that were not predicted either).
+        `average_precision` (means over the classes, one-vs-rest), `ece` (expected calibration error over 15 bins of
+        equal width, 0-1), `intervals` of these, `reliability` (the bins), `classes` (`images`, `precision`, `recall`
+        with its interval, `f1`, `roc_auc`, `average_precision` by class), `confused` (the most confused pairs),
+        `undefined` (the reason for each metric that is None), and `group_interval` of the accuracy if there are
+        groups. Means over the classes leave out classes without images in the split (for F1: classes that were not
+        predicted either).
 
-        With `labels="many"` the accuracy counts images of which every label is right, and each has also `micro_f1`
-        and `macro_f1`; with test-time augmentation `classes` as above, `mean_average_precision` over those that the
-        split has images of, and `ece` and `reliability` of each class of an image as a prediction of its own.
+        With `task="multilabel"` the accuracy counts images whose labels are all correct, and both also have `micro_f1`
+        and `macro_f1`; with TTA there are `classes` as above, `mean_average_precision` over the classes with images in the
+        split, and `ece` and `reliability` with each class of an image as a prediction of its own.
 
     Raises:
-        DataError: if a column is missing, a value is, a row does not sum to 1, or a class has no column.
+        DataError: if a column or a value is missing, a row does not sum to 1, or a class has no column.
 
     >>> rows = {"split": ["test"] * 4, "label": list("aabb"), "loss": [0.1] * 4, "plain_loss": [0.1] * 4}
     >>> table = pd.DataFrame({**rows, "predicted": list("aabb"), "plain_predicted": list("aaba")})
@@ -91,186 +94,197 @@ def evaluate(table: pd.DataFrame, labels: str = "one") -> dict[str, dict[str, An
     """
     check_columns(table, (*REQUIRED_COLUMNS, *(PLAIN_COLUMNS if set(PLAIN_COLUMNS) & set(table) else ())))
     classes = class_columns(table)
-    return {str(split): _evaluate_split(rows, classes, labels) for split, rows in table.groupby("split", sort=False)}
+    return {str(split): evaluate_split(rows, classes, task) for split, rows in table.groupby("split", sort=False)}
 
 
 def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, float, float]:
-    """The share of images that are right, 0-1, and the ends of its 95 % interval.
+    """Return the accuracy of a prediction column, 0-1, and the ends of its 95 % interval.
 
-    The interval is Wilson's, or by bootstrap over whole groups where the table has any.
+    The interval is Wilson's, or a bootstrap over whole groups where the table has any.
 
     >>> accuracy_of(pd.DataFrame({"label": list("aabb"), "predicted": list("aaba")}))[0]
     0.75
     """
-    right, groups = correct_rows(table, column), group_codes(table)
-    within = (
-        wilson_interval(int(right.sum()), len(right))
+    correct, groups = correct_rows(table, column), group_codes(table)
+    interval = (
+        wilson_interval(int(correct.sum()), len(correct))
         if groups is None
-        else paired_interval(right.astype(float), groups)
+        else paired_interval(correct.astype(float), groups)
     )
-    return float(right.mean()), *within
+    return float(correct.mean()), *interval
 
 
-def _evaluate_split(rows: pd.DataFrame, classes: list[str], labels: str) -> dict[str, Any]:
+def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str) -> dict[str, Any]:
+    """Return the metrics of one split; see `evaluate`."""
     groups = group_codes(rows)
-    found: dict[str, Any] = {"images": len(rows)}
+    numbers: dict[str, Any] = {"images": len(rows)}
     if groups is not None:
-        found["groups"] = int(groups.max()) + 1
-    if labels == "one":
-        found["majority"] = _majority_baseline(rows["label"])
+        numbers["groups"] = int(groups.max()) + 1
+    if task == "single":
+        numbers["majority"] = majority_baseline(rows["label"])
     kinds = {"plain": "plain_", "tta": ""} if "plain_predicted" in rows else {"tta": ""}
-    found |= {name: _evaluate_predictions(rows, prefix, labels) for name, prefix in kinds.items()}
-    if classes and labels == "one":
-        found["tta"] |= _probability_metrics(rows, classes, groups)
+    numbers |= {name: evaluate_predictions(rows, prefix, task) for name, prefix in kinds.items()}
+    if classes and task == "single":
+        numbers["tta"] |= probability_metrics(rows, classes, groups)
     if "plain" in kinds:
-        found["tta_gain"] = _paired_statistics(
+        numbers["tta_gain"] = paired_statistics(
             correct_rows(rows, "plain_predicted"), correct_rows(rows, "predicted"), groups
         )
-    return found
+    return numbers
 
 
-def _evaluate_predictions(rows: pd.DataFrame, prefix: str, labels: str) -> dict[str, Any]:
+def evaluate_predictions(rows: pd.DataFrame, prefix: str, task: str) -> dict[str, Any]:
+    """Return accuracy, its interval, the number of wrong images and the log loss of the columns with the prefix."""
     hits = int(correct_rows(rows, f"{prefix}predicted").sum())
     return {
         "accuracy": hits / len(rows),
         "interval": wilson_interval(hits, len(rows)),
         "wrong": len(rows) - hits,
         "loss": float(rows[f"{prefix}loss"].mean()),
-        **(_multilabel_metrics(rows, prefix) if labels == "many" else {}),
+        **(multilabel_metrics(rows, prefix) if task == "multilabel" else {}),
     }
 
 
-def _majority_baseline(labels: pd.Series) -> dict[str, Any]:
+def majority_baseline(labels: pd.Series) -> dict[str, Any]:
+    """Return the most frequent class, the accuracy of always predicting it, and the interval of that."""
     counts = labels.value_counts()
     name, images = counts.index[0], int(counts.iloc[0])
     return {"label": str(name), "accuracy": images / len(labels), "interval": wilson_interval(images, len(labels))}
 
 
-def _probability_metrics(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) -> dict[str, Any]:
-    """What only the whole row of probabilities tells, and what is told class by class; N x C, one label an image."""
+def probability_metrics(rows: pd.DataFrame, classes: list[str], groups: np.ndarray | None) -> dict[str, Any]:
+    """Return the metrics that need all N x C probabilities, and the metrics by class, for one label per image."""
     from sklearn.metrics import f1_score
 
     probabilities = probability_matrix(rows, classes)
-    truth, told = class_codes(rows, "label", classes), class_codes(rows, "predicted", classes)
-    by_class = _per_class_metrics(probabilities, truth, told)
-    parts = _BootstrapSums(rows, probabilities, truth, told)
-    numbers = {name: float(value[0]) for name, value in parts.statistics(parts.whole()).items()}
-    draws = bootstrap_sums(parts.features, groups)
-    intervals = {name: percentile_interval(values) for name, values in parts.statistics(draws).items()}
-    intervals["ece"] = ece_interval(parts.gaps(parts.whole())[0], parts.gaps(draws))
+    truth, predicted = class_codes(rows, "label", classes), class_codes(rows, "predicted", classes)
+    by_class = per_class_metrics(probabilities, truth, predicted)
+    sums = BootstrapSums(rows, probabilities, truth, predicted)
+    numbers = {name: float(value[0]) for name, value in sums.statistics(sums.total()).items()}
+    draws = bootstrap_sums(sums.features, groups)
+    intervals = {name: percentile_interval(values) for name, values in sums.statistics(draws).items()}
+    intervals["ece"] = ece_interval(sums.gaps(sums.total())[0], sums.gaps(draws))
     accuracy = numbers.pop("accuracy")
-    within = intervals.pop("accuracy")
-    found = {
-        "error": 1 - accuracy,
-        "top_k": _top_k_accuracy(probabilities, truth),
-        **numbers,
-        **{f"{kind}_f1": float(f1_score(truth, told, average=kind, zero_division=0)) for kind in ("micro", "weighted")},
-        "kappa": _cohen_kappa(truth, told),
-        **{name: _mean(by_class[name]) for name in ("roc_auc", "average_precision")},
-        "intervals": intervals,
-        "reliability": reliability_table(probabilities[np.arange(len(truth)), told], truth == told),
-        "classes": {name: _class_row(by_class, at) for at, name in enumerate(classes)},
-        "confused": _top_confusions(truth, told, classes),
-        "undefined": _undefined_reasons(truth, told, classes),
+    accuracy_interval = intervals.pop("accuracy")
+    f1 = {
+        f"{kind}_f1": float(f1_score(truth, predicted, average=kind, zero_division=0)) for kind in ("micro", "weighted")
     }
-    return found | ({} if groups is None else {"group_interval": within})
+    metrics = {
+        "error": 1 - accuracy,
+        "top_k": top_k_accuracy(probabilities, truth),
+        **numbers,
+        **f1,
+        "kappa": cohen_kappa(truth, predicted),
+        **{name: mean_of_defined(by_class[name]) for name in ("roc_auc", "average_precision")},
+        "intervals": intervals,
+        "reliability": reliability_table(probabilities[np.arange(len(truth)), predicted], truth == predicted),
+        "classes": {name: class_summary(by_class, number) for number, name in enumerate(classes)},
+        "confused": top_confusions(truth, predicted, classes),
+        "undefined": undefined_reasons(truth, predicted, classes),
+    }
+    return metrics | ({} if groups is None else {"group_interval": accuracy_interval})
 
 
-def _multilabel_metrics(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
+def multilabel_metrics(rows: pd.DataFrame, prefix: str) -> dict[str, Any]:
+    """Return F1 scores for many labels per image, and with TTA (no prefix) the metrics that need probabilities."""
     from sklearn.metrics import f1_score
 
     classes = class_columns(rows)
     for column in ("label", f"{prefix}predicted"):
-        each = rows[[column, *(["path"] if "path" in rows else [])]].assign(**{column: rows[column].map(split_labels)})
-        class_codes(each.explode(column).dropna(subset=column), column, classes)
+        lists = rows[[column, *(["path"] if "path" in rows else [])]].assign(**{column: rows[column].map(split_labels)})
+        class_codes(lists.explode(column).dropna(subset=column), column, classes)
     probabilities = multilabel_probabilities(rows, classes)
-    truth, told = (label_matrix(rows[column], classes) for column in ("label", f"{prefix}predicted"))
-    found: dict[str, Any] = {
-        f"{kind}_f1": float(f1_score(truth, told, average=kind, zero_division=0)) for kind in ("micro", "macro")
+    truth, predicted = (label_matrix(rows[column], classes) for column in ("label", f"{prefix}predicted"))
+    metrics: dict[str, Any] = {
+        f"{kind}_f1": float(f1_score(truth, predicted, average=kind, zero_division=0)) for kind in ("micro", "macro")
     }
     if not prefix:
-        by_class = _per_class_metrics(probabilities, truth, told)
-        sure, right = class_decisions(probabilities, truth, told)
-        found |= {
-            "mean_average_precision": _mean(by_class["average_precision"]),
-            "ece": expected_calibration_error(sure, right),
-            "reliability": reliability_table(sure, right),
-            "classes": {name: _class_row(by_class, at) for at, name in enumerate(classes)},
+        by_class = per_class_metrics(probabilities, truth, predicted)
+        confidence, correct = class_decisions(probabilities, truth, predicted)
+        metrics |= {
+            "mean_average_precision": mean_of_defined(by_class["average_precision"]),
+            "ece": expected_calibration_error(confidence, correct),
+            "reliability": reliability_table(confidence, correct),
+            "classes": {name: class_summary(by_class, number) for number, name in enumerate(classes)},
         }
-    return found
+    return metrics
 
 
-def _per_class_metrics(probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of one number a class, NaN where it is undefined; a class never predicted has a precision of 0.
+def per_class_metrics(probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Return each metric as C values, NaN where it is undefined; a class never predicted has a precision of 0.
 
     Args:
-        truth: N numbers of classes, or with many labels N x C flags; so is `told`.
+        truth: N class indices, or with many labels N x C flags; `predicted` likewise.
     """
     if truth.ndim == 1:
-        counted = (np.bincount(each, minlength=probabilities.shape[1]) for each in (truth, told, truth[truth == told]))
+        count = probabilities.shape[1]
+        images, positives, hits = (
+            np.bincount(codes, minlength=count) for codes in (truth, predicted, truth[truth == predicted])
+        )
     else:
-        counted = (each.sum(0) for each in (truth, told, truth & told))
-    images, said, hits = counted
-    roc_auc, average_precision = _one_vs_rest(probabilities, truth)
+        images, positives, hits = (flags.sum(0) for flags in (truth, predicted, truth & predicted))
+    roc_auc, average_precision = one_vs_rest_metrics(probabilities, truth)
     return {
         "images": images,
-        "predicted": said,
-        "precision": hits / np.maximum(said, 1),
+        "predicted": positives,
+        "precision": hits / np.maximum(positives, 1),
         "recall": np.where(images > 0, hits / np.maximum(images, 1), np.nan),
-        "f1": np.where(images + said > 0, 2 * hits / np.maximum(images + said, 1), np.nan),
+        "f1": np.where(images + positives > 0, 2 * hits / np.maximum(images + positives, 1), np.nan),
         "roc_auc": roc_auc,
         "average_precision": average_precision,
     }
 
 
-def _one_vs_rest(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ROC-AUC and average precision of each class against all others, NaN where the split lacks one of the two.
+def one_vs_rest_metrics(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ROC AUC and average precision of each class against all others, NaN where the split lacks one of the two.
 
-    Counted from one sorted column a class; scikit-learn's functions give the same numbers, ties included, and for
-    1,000 classes of 50,000 images take ten times as long.
+    Both are counted from one sorted column per class. scikit-learn's functions give the same numbers, ties included,
+    but take ten times as long for 1,000 classes of 50,000 images.
     """
     images, classes = probabilities.shape
-    rows = _rows_by_class(truth, classes)
+    indices = image_indices_by_class(truth, classes)
     auc, precision = np.full(classes, np.nan), np.full(classes, np.nan)
-    for at in range(classes):
-        column = np.sort(probabilities[:, at])
-        own = np.sort(probabilities[rows[at], at])
-        if not len(own):
+    for number in range(classes):
+        scores = np.sort(probabilities[:, number])
+        positives = np.sort(probabilities[indices[number], number])
+        if not len(positives):
             continue
-        below, upto = (np.searchsorted(column, own, side) for side in ("left", "right"))
-        own_below, own_upto = (np.searchsorted(own, own, side) for side in ("left", "right"))
-        precision[at] = np.mean((len(own) - own_below) / (images - below))
-        if len(own) < images:
-            beaten = below - own_below + (upto - own_upto - below + own_below) / 2
-            auc[at] = beaten.mean() / (images - len(own))
+        below, up_to = (np.searchsorted(scores, positives, side) for side in ("left", "right"))
+        positives_below, positives_up_to = (np.searchsorted(positives, positives, side) for side in ("left", "right"))
+        precision[number] = np.mean((len(positives) - positives_below) / (images - below))
+        if len(positives) < images:
+            # negatives ranked below each positive, ties counted half
+            outranked = below - positives_below + (up_to - positives_up_to - below + positives_below) / 2
+            auc[number] = outranked.mean() / (images - len(positives))
     return auc, precision
 
 
-def _rows_by_class(truth: np.ndarray, classes: int) -> list[np.ndarray]:
-    """The numbers of the images of each class."""
+def image_indices_by_class(truth: np.ndarray, classes: int) -> list[np.ndarray]:
+    """Return the indices of the images of each class."""
     if truth.ndim == 2:
         return [np.flatnonzero(flags) for flags in truth.T]
     order = np.argsort(truth, kind="stable")
     return np.split(order, np.searchsorted(truth[order], np.arange(1, classes)))
 
 
-def _class_row(by_class: dict[str, np.ndarray], at: int) -> dict[str, Any]:
-    images = int(by_class["images"][at])
-    recall = by_class["recall"][at]
+def class_summary(by_class: dict[str, np.ndarray], number: int) -> dict[str, Any]:
+    """Return the metrics of the class with this index as plain Python values."""
+    images = int(by_class["images"][number])
+    recall = by_class["recall"][number]
     return {
         "images": images,
-        "predicted": int(by_class["predicted"][at]),
-        "precision": float(by_class["precision"][at]),
-        "recall": _finite_or_none(recall),
+        "predicted": int(by_class["predicted"][number]),
+        "precision": float(by_class["precision"][number]),
+        "recall": nan_to_none(recall),
         "recall_interval": wilson_interval(round(recall * images), images) if images else None,
-        **{name: _finite_or_none(by_class[name][at]) for name in ("f1", "roc_auc", "average_precision")},
+        **{name: nan_to_none(by_class[name][number]) for name in ("f1", "roc_auc", "average_precision")},
     }
 
 
-def _top_confusions(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
-    """The most frequent mistakes first: `label`, `predicted`, `images`, and their share of the label's images."""
-    wrong = truth != told
-    pairs, counts = np.unique(truth[wrong] * len(classes) + told[wrong], return_counts=True)
+def top_confusions(truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+    """Return the most frequent confusions: `label`, `predicted`, `images`, and the share of the label's images."""
+    wrong = truth != predicted
+    pairs, counts = np.unique(truth[wrong] * len(classes) + predicted[wrong], return_counts=True)
     images = np.bincount(truth, minlength=len(classes))
     return [
         {
@@ -283,107 +297,109 @@ def _top_confusions(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> 
     ]
 
 
-def _undefined_reasons(truth: np.ndarray, told: np.ndarray, classes: list[str]) -> dict[str, str]:
-    """Why numbers are None, or of fewer classes than the table has."""
-    found = {}
-    there = set(truth.tolist())
-    lacking = [name for at, name in enumerate(classes) if at not in there]
-    one = len(classes) - len(lacking) == 1
-    if one:
-        found["roc_auc"] = f"all images are of '{classes[truth[0]]}', and it needs images of two classes"
-    if len({*truth.tolist(), *told.tolist()}) == 1:
-        found["kappa"] = "label and prediction are the same one class everywhere, which chance would score, too"
-    if lacking:
-        found["recall of a class"] = (
-            f"the split has no image of {quoted_list(lacking)}; means are over the other classes"
+def undefined_reasons(truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> dict[str, str]:
+    """Return why metrics are None, or cover fewer classes than the table has."""
+    reasons = {}
+    present = set(truth.tolist())
+    missing = [name for number, name in enumerate(classes) if number not in present]
+    if len(classes) - len(missing) == 1:
+        reasons["roc_auc"] = f"all images are of '{classes[truth[0]]}', and images of two classes are needed"
+    if len({*truth.tolist(), *predicted.tolist()}) == 1:
+        reasons["kappa"] = "all labels and predictions are the same class, so chance alone would agree as often"
+    if missing:
+        reasons["recall of a class"] = (
+            f"the split has no image of {quoted_list(missing)}; means are over the other classes"
         )
-    return found
+    return reasons
 
 
-def _cohen_kappa(truth: np.ndarray, told: np.ndarray) -> float | None:
+def cohen_kappa(truth: np.ndarray, predicted: np.ndarray) -> float | None:
+    """Return Cohen's kappa, or None where all labels and predictions are one class."""
     from sklearn.metrics import cohen_kappa_score
 
-    seen = np.unique(np.concatenate([truth, told]))
-    return float(cohen_kappa_score(truth, told)) if len(seen) > 1 else None
+    classes = np.unique(np.concatenate([truth, predicted]))
+    return float(cohen_kappa_score(truth, predicted)) if len(classes) > 1 else None
 
 
-def _top_k_accuracy(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """The share of images whose label is among the k most probable classes; of equal ones the first comes first."""
+def top_k_accuracy(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Return the share of images whose label is among the k most probable classes; ties go to the earlier class."""
     images, classes = probabilities.shape
     k = max(1, min(TOP_K, classes - 1))
     hits = 0
-    for begin in range(0, images, step := max(1, MAX_CELLS // classes)):
-        part, label = probabilities[begin : begin + step], truth[begin : begin + step, None]
-        own = np.take_along_axis(part, label, axis=1)
-        before = (part > own) | ((part == own) & (np.arange(classes) < label))
-        hits += int((before.sum(1) < k).sum())
+    for start in range(0, images, step := max(1, MAX_CELLS // classes)):
+        part, label = probabilities[start : start + step], truth[start : start + step, None]
+        of_label = np.take_along_axis(part, label, axis=1)
+        ahead = (part > of_label) | ((part == of_label) & (np.arange(classes) < label))
+        hits += int((ahead.sum(1) < k).sum())
     return {"k": k, "share": hits / images, "interval": wilson_interval(hits, images)}
 
 
-class _BootstrapSums:
-    """What an image adds to the sums that the numbers are made of, so that a bootstrap sample is one product.
+class BootstrapSums:
+    """What each image adds to the sums behind the metrics, so that a bootstrap sample is one matrix product.
 
-    `features` is a sparse matrix, N x (3 C + 3 bins + 2), of about eight entries an image: its label, its prediction,
-    its hit, its bin, confidence and hit there, and its loss and Brier score.
+    `features` is a sparse matrix, N x (3 C + 3 bins + 2), with about eight entries per image: its label, its
+    prediction, its hit, its bin with confidence and hit there, its loss and its Brier score.
     """
 
-    def __init__(self, rows: pd.DataFrame, probabilities: np.ndarray, truth: np.ndarray, told: np.ndarray) -> None:
+    def __init__(self, rows: pd.DataFrame, probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
         from scipy.sparse import csr_array
 
         images, self.classes = probabilities.shape
-        each, hit = np.arange(images), (truth == told).astype(float)
-        sure = probabilities[each, told]
-        bins, start = assign_bins(sure), 3 * self.classes
-        # Brier 1950: over all classes, (p - 1)^2 for the label and p^2 for the rest
-        brier = np.einsum("nc,nc->n", probabilities, probabilities) - 2 * probabilities[each, truth] + 1
+        indices, hit = np.arange(images), (truth == predicted).astype(float)
+        confidence = probabilities[indices, predicted]
+        bins, start = assign_bins(confidence), 3 * self.classes
+        # Brier 1950: over all classes, (p - 1)^2 for the label and p^2 for the others
+        brier = np.einsum("nc,nc->n", probabilities, probabilities) - 2 * probabilities[indices, truth] + 1
         entries = [
             (truth, np.ones(images)),
-            (self.classes + told, np.ones(images)),
+            (self.classes + predicted, np.ones(images)),
             (2 * self.classes + truth, hit),
             (start + bins, np.ones(images)),
-            (start + BIN_COUNT + bins, sure),
+            (start + BIN_COUNT + bins, confidence),
             (start + 2 * BIN_COUNT + bins, hit),
             (np.full(images, start + 3 * BIN_COUNT), rows["loss"].to_numpy(float)),
             (np.full(images, start + 3 * BIN_COUNT + 1), brier),
         ]
         columns, values = (np.concatenate(parts) for parts in zip(*entries, strict=True))
-        where = (np.tile(each, len(entries)), columns)
-        self.features = csr_array((values, where), shape=(images, start + 3 * BIN_COUNT + 2))
+        positions = (np.tile(indices, len(entries)), columns)
+        self.features = csr_array((values, positions), shape=(images, start + 3 * BIN_COUNT + 2))
 
-    def whole(self) -> np.ndarray:
-        """The sums over all images, 1 x features."""
+    def total(self) -> np.ndarray:
+        """Return the sums over all images, 1 x features."""
         return np.asarray(self.features.sum(axis=0)).reshape(1, -1)
 
     def statistics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The numbers of each row of sums, draws x features."""
+        """Return the metrics of each row of sums, draws x features."""
         count = self.classes
-        images, said, hits = sums[:, :count], sums[:, count : 2 * count], sums[:, 2 * count : 3 * count]
+        images, positives, hits = sums[:, :count], sums[:, count : 2 * count], sums[:, 2 * count : 3 * count]
         total = images.sum(1)
         return {
             "accuracy": hits.sum(1) / total,
-            "balanced_accuracy": _mean_ratio(hits, images),
-            "macro_f1": _mean_ratio(2 * hits, images + said),
+            "balanced_accuracy": mean_ratio(hits, images),
+            "macro_f1": mean_ratio(2 * hits, images + positives),
             "ece": np.abs(self.gaps(sums)).sum(1),
             "loss": sums[:, -2] / total,
             "brier": sums[:, -1] / total,
         }
 
     def gaps(self, sums: np.ndarray) -> np.ndarray:
-        """What each bin adds to the calibration error, with its sign, draws x bins."""
-        in_bin, sure, right = (sums[:, 3 * self.classes + BIN_COUNT * part :][:, :BIN_COUNT] for part in range(3))
-        return (right - sure) / in_bin.sum(1, keepdims=True)
+        """Return the signed contribution of each bin to the calibration error, draws x bins."""
+        counts, confidence, hits = (sums[:, 3 * self.classes + BIN_COUNT * part :][:, :BIN_COUNT] for part in range(3))
+        return (hits - confidence) / counts.sum(1, keepdims=True)
 
 
-def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Row by row the mean of above / below over the columns where below is not 0."""
-    ratio = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-    return ratio.sum(1) / (below > 0).sum(1)
+def mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return for each row the mean of the ratio over the columns whose denominator is not 0."""
+    ratio = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+    return ratio.sum(1) / (denominator > 0).sum(1)
 
 
-def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+def mean_of_defined(values: np.ndarray) -> float | None:
+    """Return the mean of the values that are not NaN, or None where there are none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else None
 
 
-def _finite_or_none(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
+    """Return the value as a Python float, or None for NaN."""
     return None if np.isnan(value) else float(value)

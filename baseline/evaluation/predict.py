@@ -1,19 +1,20 @@
-"""Learner + images -> prediction table, plain and with test-time augmentation. Knows probabilities; knows no files.
+"""Learner + images -> prediction table, plain and with test-time augmentation (TTA). Knows probabilities; no files.
 
-The prediction table is a pandas DataFrame with one row an image and the columns
+The prediction table is a pandas DataFrame with one row per image and these columns:
 
-| column | holds |
+| column | contents |
 |---|---|
-| `path`, `label`, `split` | as in the image table, and `group` where that has groups |
+| `path`, `label`, `split` | as in the image table; also `group` where that has groups |
 | `predicted`, `confidence` | the most probable class and its probability, 0-1 |
-| `loss` | minus the logarithm of the probability of `label` |
-| `plain_predicted`, `plain_confidence`, `plain_loss` | the same without test-time augmentation |
-| `p_CLASS` ... | the probability of each class, 0-1, with test-time augmentation; a row sums to 1 |
+| `loss` | negative logarithm of the probability of `label` |
+| `plain_predicted`, `plain_confidence`, `plain_loss` | the same without TTA |
+| `p_CLASS` ... | probability of each class, 0-1, with TTA; a row sums to 1 |
 
-Probabilities are as the network gives them, uncalibrated: `baseline.calibrate(table, temperature)` calibrates them.
+Probabilities are the network's own, uncalibrated: `baseline.calibrate(table, temperature)` calibrates them.
 
-Where an image has many labels each class has a probability of its own: `predicted` holds all from the threshold on, with
-`;` between, `confidence` is how sure the least sure of these decisions is, and `loss` the mean over the classes.
+Where an image may have several labels, each class has a probability of its own: `predicted` holds all classes at or
+above the threshold, separated by `;`, `confidence` is that of the least certain of these decisions, and `loss` is the
+mean over the classes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = ["augmented_views", "predict", "predict_probabilities"]
 
 
 CROP_FRACTION = 0.875
+"""Side of a crop as a fraction of the image's side."""
 
 
 def predict(
@@ -48,66 +50,67 @@ def predict(
     splits: tuple[str, ...] = ("valid", "test"),
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """The prediction table (see the module) of the given splits, each image read once and seen in every view.
+    """Return the prediction table (see the module) of the given splits, reading each image once for all its views.
 
-    Several processes see a part each, and all get the whole table.
+    In distributed runs each process predicts a part, and all of them get the full table.
 
-    Probabilities are the mean over the plain image and its `views`; the views are fixed, so that the same network
-    gives the same numbers every time, unlike fastai's `tta`, which draws training augmentations.
+    Probabilities are the mean over the plain image and its `views`. The views are fixed, so the same network always
+    gives the same numbers, unlike fastai's `tta`, which draws random training augmentations.
 
     Args:
         views: `"flip"` (mirrored left to right), `"five_crops"` (centre and corners, 7/8 of the side).
     """
     progress = progress or Progress()
-    parts = [name for name in splits if (table["split"] == name).any()]
+    names = [name for name in splits if (table["split"] == name).any()]
     if "group" in table and not table["group"].notna().any():
         table = table.drop(columns="group")
-    total = int(table["split"].isin(parts).sum())
+    total = int(table["split"].isin(names).sum())
     with progress.bar("predicting", total, "images") as bar, ExitStack() as stack:
         tables: list[pd.DataFrame] = []
-        for name in parts:
+        for name in names:
             rows = table[table["split"] == name].reset_index(drop=True)
             plain: list[torch.Tensor] = []
             mean: list[torch.Tensor] = []
-            own = rows.iloc[rank() :: world_size()]  # none, where there are more processes than images
-            for images, _ in split_loader(learn.dls, own, name) if len(own) else ():
-                if not tables and not plain:
-                    stack.enter_context(
-                        optimize_for_cpu(learn.model.eval(), images.as_subclass(torch.Tensor), learns=False)
-                    )
+            shard = rows.iloc[rank() :: world_size()]  # empty where there are more processes than images
+            for images, _ in split_loader(learn.dls, shard, name) if len(shard) else ():
                 inputs = images.as_subclass(torch.Tensor)
+                if not tables and not plain:
+                    stack.enter_context(optimize_for_cpu(learn.model.eval(), inputs, trainable=False))
                 by_view = predict_probabilities(
-                    learn.model, inputs, views, many=learn.dls.many, numbers=autocast(learn)
+                    learn.model, inputs, views, many=learn.dls.multilabel, numbers=autocast(learn)
                 )
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(images))
-            threshold = learn.loss_func.thresh if learn.dls.many else None
-            each = tuple(_interleave(all_gather(torch.cat(part).numpy() if part else None)) for part in (plain, mean))
-            tables.append(prediction_table(rows, each[0], each[1], classes=list(learn.dls.vocab), threshold=threshold))
+            threshold = learn.loss_func.thresh if learn.dls.multilabel else None
+            plain_array, mean_array = (
+                interleave_rows(all_gather(torch.cat(parts).numpy() if parts else None)) for parts in (plain, mean)
+            )
+            classes = list(learn.dls.vocab)
+            tables.append(prediction_table(rows, plain_array, mean_array, classes=classes, threshold=threshold))
     return pd.concat(tables, ignore_index=True)
 
 
-def _interleave(parts: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Rows of each process, every so many-th, in their order again."""
-    each = [part for part in parts if part is not None]
-    whole = np.empty((sum(map(len, each)), each[0].shape[1]))
-    for at, part in enumerate(each):
-        whole[at :: len(parts)] = part
-    return whole
+def interleave_rows(parts: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return the rows of all processes in their original order: process r of n has rows r, r + n, r + 2n and so on."""
+    arrays = [part for part in parts if part is not None]
+    rows = np.empty((sum(map(len, arrays)), arrays[0].shape[1]))
+    for process, array in enumerate(arrays):
+        rows[process :: len(parts)] = array
+    return rows
 
 
 def augmented_views(images: torch.Tensor, views: tuple[str, ...]) -> Iterator[torch.Tensor]:
-    """The images, N x 3 x H x W, and then each view of them, all of the same size."""
+    """Yield the images, N x 3 x H x W, then each view of them, all of the same size."""
     yield images
     if "flip" in views:
         yield images.flip(-1)
     if "five_crops" in views:
         height, width = images.shape[-2:]
-        high, wide = round(height * CROP_FRACTION), round(width * CROP_FRACTION)
-        bottom, right = height - high, width - wide
+        crop_height, crop_width = round(height * CROP_FRACTION), round(width * CROP_FRACTION)
+        bottom, right = height - crop_height, width - crop_width
         for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)):
-            crop = images[..., top : top + high, left : left + wide]
+            crop = images[..., top : top + crop_height, left : left + crop_width]
             yield F.interpolate(crop, size=(height, width), mode="bicubic", align_corners=False)
 
 
@@ -115,12 +118,14 @@ def augmented_views(images: torch.Tensor, views: tuple[str, ...]) -> Iterator[to
 def predict_probabilities(
     model: nn.Module, images: torch.Tensor, views: tuple[str, ...], *, many: bool, numbers: torch.autocast
 ) -> torch.Tensor:
-    """Views x N x classes, the plain images first, on the CPU; float64 so that rows sum to 1 to twelve digits.
+    """Return probabilities, views x N x classes, the plain images first, on the CPU.
+
+    They are float64, so that rows sum to 1 to twelve digits.
 
     Args:
-        images: what the model takes, N x 3 x H x W.
-        many: each class has a probability of its own.
-        numbers: the number format of the passes.
+        images: input of the model, N x 3 x H x W.
+        many: each class has a probability of its own (sigmoid instead of softmax).
+        numbers: autocast context that sets the number format of the forward passes.
     """
     with numbers:
         outputs = [model(view.contiguous(memory_format=torch.channels_last)) for view in augmented_views(images, views)]

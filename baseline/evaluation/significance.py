@@ -1,4 +1,4 @@
-"""TODO."""
+"""Two prediction tables -> whether they differ by more than noise. Knows tables of the same images; knows no runs."""
 
 from __future__ import annotations
 
@@ -8,71 +8,74 @@ import numpy as np
 import pandas as pd
 
 from baseline.errors import DataError
-from baseline.evaluation.intervals import CONFIDENCE_LEVEL, paired_interval
+from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL, paired_interval
 from baseline.evaluation.table import check_columns, check_same_images, correct_rows, group_codes
 
 __all__ = ["holm_correction", "paired_test"]
 
 
 def paired_test(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
-    """Whether two prediction tables differ by more than noise on the images that both hold, by `path`.
+    """Test whether two prediction tables differ by more than noise on the images they share, matched by `path`.
 
-    The images are those of test, or of valid where the two share none of test. The test is McNemar's, which looks only
-    at images that one has right and the other wrong; its mid-p value (Fagerland, Lydersen and Laake 2013) is what
-    decides, and the exact one is told. Where the table has groups their bootstrap interval decides instead, as
-    McNemar's test takes images for independent.
+    The images are those of test, or of valid where the tables share none of test. The test is McNemar's, which looks
+    only at images that exactly one of the two gets right. Its mid-p value (Fagerland, Lydersen and Laake 2013)
+    decides; the exact one is reported, too. Where the table has groups, their bootstrap interval decides instead,
+    because McNemar's test assumes independent images.
 
     Returns:
-        `split`, `images`, `only_one` and `only_other` (images that only this one has right), `difference` (accuracy of
-        other minus one, -1 to 1), `interval` (its 95 % interval, paired bootstrap), `p` (mid-p), `p_exact`, and
-        `beyond_noise`.
+        `split`, `images`, `only_one` and `only_other` (number of images that only this table gets right), `difference`
+        (accuracy of other minus one, -1 to 1), `interval` (its 95 % interval, paired bootstrap), `p` (mid-p),
+        `p_exact`, and `beyond_noise`.
 
     Raises:
-        DataError: if they share no image, or an image has another label in the other table.
+        DataError: if the tables share no image, or an image has different labels in them.
 
     >>> one = pd.DataFrame({"path": list("abcdef"), "split": "test", "label": list("xxxyyy"), "predicted": "x"})
-    >>> found = paired_test(one, one.assign(predicted=one["label"]))
-    >>> found["only_other"], found["difference"], found["p_exact"], found["p"], found["beyond_noise"]
+    >>> result = paired_test(one, one.assign(predicted=one["label"]))
+    >>> result["only_other"], result["difference"], result["p_exact"], result["p"], result["beyond_noise"]
     (3, 0.5, 0.25, 0.125, False)
     """
-    needed = ["path", "split", "label", "predicted"]
+    required = ["path", "split", "label", "predicted"]
     for table in (one, other):
-        check_columns(table, needed)
-    columns = [*needed, *([] if "group" not in one else ["group"])]
+        check_columns(table, required)
+    columns = [*required, *([] if "group" not in one else ["group"])]
     for split in ("test", "valid"):
-        rows, others = one.loc[one["split"] == split, columns], other.loc[other["split"] == split, needed]
-        both = rows.merge(others, on="path", suffixes=("", "_other"))
+        rows, other_rows = one.loc[one["split"] == split, columns], other.loc[other["split"] == split, required]
+        both = rows.merge(other_rows, on="path", suffixes=("", "_other"))
         if len(both):
             break
     else:
-        raise DataError("The two tables share no image of test or valid. Compare runs on the same images.")
+        raise DataError("The two tables share no image in test or valid. Compare runs on the same images.")
     check_same_images(both)
-    right = (correct_rows(both, "predicted"), correct_rows(both, "predicted_other"))
-    return {"split": split, **_paired_statistics(*right, group_codes(both))}
+    correct = (correct_rows(both, "predicted"), correct_rows(both, "predicted_other"))
+    return {"split": split, **paired_statistics(*correct, group_codes(both))}
 
 
-def holm_correction(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `paired_test` gave for several pairs, with p values held against one another (Holm 1979); changed in place.
+def holm_correction(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Apply the Holm correction (Holm 1979) to the results of `paired_test` for several pairs, in place.
 
-    The more pairs are compared, the likelier one of them differs by chance: the smallest p is taken times the number of
-    comparisons, the next times one less, and so on, none below the one before. Empty ones stay out.
+    The more pairs are compared, the likelier one of them differs by chance: the smallest p is multiplied by the number
+    of comparisons, the next by one less, and so on, and none may fall below the one before. Empty results are skipped.
     """
-    tested = sorted((each for each in found if each), key=lambda each: each["p"])
-    least = 0.0
-    for rank, each in enumerate(tested):
-        least = each["p"] = max(least, min(1.0, each["p"] * (len(tested) - rank)))
-        each["beyond_noise"] &= len(tested) == 1 or least < CONFIDENCE_LEVEL
-    return found
+    tested = sorted((result for result in results if result), key=lambda result: result["p"])
+    p = 0.0
+    for rank, result in enumerate(tested):
+        p = result["p"] = max(p, min(1.0, result["p"] * (len(tested) - rank)))
+        result["beyond_noise"] &= len(tested) == 1 or p < SIGNIFICANCE_LEVEL
+    return results
 
 
-def _paired_statistics(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
-    """McNemar's test and the paired bootstrap of two columns of hits of the same N images; see `paired_test`."""
+def paired_statistics(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """Run McNemar's test and the paired bootstrap on which of the same N images two models get right.
+
+    See `paired_test` for what is returned.
+    """
     from scipy.stats import binom
 
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
-    fewer, torn = min(only_one, only_other), only_one + only_other
-    exact = min(1.0, float(2 * binom.cdf(fewer, torn, 0.5)))
-    middle = min(1.0, float(2 * binom.cdf(fewer, torn, 0.5) - binom.pmf(fewer, torn, 0.5)))
+    fewer, discordant = min(only_one, only_other), only_one + only_other
+    exact = min(1.0, float(2 * binom.cdf(fewer, discordant, 0.5)))
+    mid_p = min(1.0, float(2 * binom.cdf(fewer, discordant, 0.5) - binom.pmf(fewer, discordant, 0.5)))
     low, high = paired_interval(other.astype(float) - one, groups)
     return {
         "images": len(one),
@@ -80,7 +83,7 @@ def _paired_statistics(one: np.ndarray, other: np.ndarray, groups: np.ndarray | 
         "only_other": only_other,
         "difference": (only_other - only_one) / len(one),
         "interval": (low, high),
-        "p": middle,
+        "p": mid_p,
         "p_exact": exact,
-        "beyond_noise": middle < CONFIDENCE_LEVEL if groups is None else low > 0 or high < 0,
+        "beyond_noise": mid_p < SIGNIFICANCE_LEVEL if groups is None else low > 0 or high < 0,
     }

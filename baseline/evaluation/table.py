@@ -1,4 +1,7 @@
-"""TODO."""
+"""Images + probabilities -> prediction table, and its validated arrays. Knows the table's columns; knows no models.
+
+The columns are described in `baseline.evaluation.predict`.
+"""
 
 from __future__ import annotations
 
@@ -15,137 +18,145 @@ __all__ = ["prediction_table", "probability_matrix"]
 
 
 SUM_TOLERANCE = 1e-3
-"""So far may a row's sum be from 1: tables of others are often rounded."""
+"""Maximum deviation of a row's sum from 1; tables made elsewhere are often rounded."""
 
 
-def check_columns(table: pd.DataFrame, needed: Sequence[str]) -> None:
-    """An error if a column is missing or has missing values, or there are no rows."""
-    if missing := [name for name in needed if name not in table]:
+def check_columns(table: pd.DataFrame, required: Sequence[str]) -> None:
+    """Raise a DataError if a required column is missing or has missing values, or if the table has no rows."""
+    if missing := [name for name in required if name not in table]:
         raise DataError(
-            f"The prediction table has no column {quoted_list(missing)}. Give the table of a run's predictions.csv."
+            f"The prediction table has no column {quoted_list(missing)}. Pass the table of a run's predictions.csv."
         )
     if not len(table):
         raise DataError("The prediction table has no rows. Predict on valid or test.")
-    for name in needed:
+    for name in required:
         if (empty := table[name].isna()).any():
             raise DataError(
-                f"The column '{name}' of the prediction table has no value in {int(empty.sum()):,} of {len(table):,} "
-                f"rows, first {_describe_row(table, empty)}. Fill or drop them."
+                f"Column '{name}' of the prediction table has no value in {int(empty.sum()):,} of {len(table):,} rows, "
+                f"first {locate_row(table, empty)}. Fill or drop them."
             )
 
 
 def check_same_images(both: pd.DataFrame) -> None:
-    """An error if an image has another label in the other table, or is there twice."""
-    torn = both[both["label"].map(str) != both["label_other"].map(str)]
-    if len(torn):
-        first = torn.iloc[0]
+    """Raise a DataError if an image is labelled differently in the other table, or occurs twice."""
+    differing = both[both["label"].map(str) != both["label_other"].map(str)]
+    if len(differing):
+        first = differing.iloc[0]
+        subject = "1 image is" if len(differing) == 1 else f"{len(differing):,} images are"
         raise DataError(
-            f"{len(torn):,} images have another label in the other table, first {first['path']}: '{first['label']}' "
-            f"and '{first['label_other']}'. Compare runs on the same labels."
+            f"{subject} labelled differently in the two tables, first {first['path']}: '{first['label']}' and "
+            f"'{first['label_other']}'. Compare runs on the same labels."
         )
     if both["path"].duplicated().any():
-        raise DataError(f"{both['path'][both['path'].duplicated()].iloc[0]} is there twice. Drop the repeats.")
+        raise DataError(f"{both['path'][both['path'].duplicated()].iloc[0]} occurs twice. Drop the duplicates.")
 
 
 def class_columns(table: pd.DataFrame) -> list[str]:
+    """Return the class names of the columns `p_CLASS`, in their order."""
     return [column.removeprefix("p_") for column in map(str, table) if column.startswith("p_")]
 
 
 def probability_matrix(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """The columns `p_CLASS` of a prediction table, N x C, float64.
+    """Return the columns `p_CLASS` of a prediction table, N x C, float64.
 
     Raises:
-        DataError: if a row holds a NaN or what is below 0, or does not sum to 1.
+        DataError: if a row contains NaN or a negative value, or does not sum to 1.
     """
-    found = rows[[f"p_{name}" for name in classes]].to_numpy(float)
-    sums = found.sum(1)
-    for wrong, words in (
-        (np.isnan(sums), "hold a NaN"),
+    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(float)
+    sums = probabilities.sum(1)
+    for invalid, problem in (
+        (np.isnan(sums), "contain NaN"),
         (~(np.abs(sums - 1) <= SUM_TOLERANCE), "do not sum to 1"),
-        (found.min(1) < 0, "are partly below 0"),
+        (probabilities.min(1) < 0, "include negative values"),
     ):
-        if wrong.any():
+        if invalid.any():
             raise DataError(
-                f"In {int(wrong.sum()):,} of {len(rows):,} rows of the prediction table the probabilities {words}, "
-                f"first {_describe_row(rows, wrong)}. Probabilities of 0 to 1 that sum to 1 were needed."
+                f"In {int(invalid.sum()):,} of {len(rows):,} rows of the prediction table the probabilities {problem}, "
+                f"first {locate_row(rows, invalid)}. They have to be between 0 and 1 and sum to 1."
             )
-    return found
+    return probabilities
 
 
 def multilabel_probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """N x C, float64, where each class is a yes or no of its own."""
-    found = rows[[f"p_{name}" for name in classes]].to_numpy(float)
-    if (wrong := ~((found >= 0) & (found <= 1)).all(1)).any():
+    """Return the columns `p_CLASS`, N x C, float64, where each class is a yes-or-no decision of its own."""
+    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(float)
+    if (invalid := ~((probabilities >= 0) & (probabilities <= 1)).all(1)).any():
         raise DataError(
-            f"In {int(wrong.sum()):,} of {len(rows):,} rows of the prediction table a probability is not one of 0 to "
-            f"1, first {_describe_row(rows, wrong)}. Mend or drop them."
+            f"In {int(invalid.sum()):,} of {len(rows):,} rows of the prediction table a probability is not between 0 "
+            f"and 1, first {locate_row(rows, invalid)}. Fix or drop them."
         )
-    return found
+    return probabilities
 
 
 def class_codes(rows: pd.DataFrame, column: str, classes: list[str]) -> np.ndarray:
-    """The class of each row by its number, N integers."""
+    """Return the class index of each row, N integers."""
     codes = pd.Index(classes).get_indexer(pd.Index(rows[column].map(str)))
-    if (wrong := codes < 0).any():
+    if (unknown := codes < 0).any():
         raise DataError(
-            f"The prediction table has no column 'p_{rows[column][wrong].iloc[0]}' for what is in '{column}' of "
-            f"{_describe_row(rows, wrong)}. Its classes: {quoted_list(classes)}."
+            f"The prediction table has no column 'p_{rows[column][unknown].iloc[0]}' for the '{column}' of "
+            f"{locate_row(rows, unknown)}. Its classes: {quoted_list(classes)}."
         )
     return codes
 
 
 def group_codes(rows: pd.DataFrame) -> np.ndarray | None:
-    """The group of each row by number, from 0; an image without one is a group of its own. None where none has any."""
+    """Return the group index of each row, from 0, or None where no image has a group.
+
+    An image without a group is a group of its own.
+    """
     if "group" not in rows:
         return None
     known = rows["group"].notna() & (rows["group"].map(str) != "")
     if not known.any():
         return None
-    codes, found = pd.factorize(rows["group"].where(known))
-    codes[codes < 0] = len(found) + np.arange(int((codes < 0).sum()))
+    codes, names = pd.factorize(rows["group"].where(known))
+    codes[codes < 0] = len(names) + np.arange(int((codes < 0).sum()))
     return codes
 
 
-def _describe_row(rows: pd.DataFrame, wrong: Any) -> str:
-    at = int(np.flatnonzero(np.asarray(wrong))[0])
+def locate_row(rows: pd.DataFrame, mask: Any) -> str:
+    """Name the first row of the mask, by its path where the table has one."""
+    at = int(np.flatnonzero(np.asarray(mask))[0])
     return f"'{rows['path'].iloc[at]}'" if "path" in rows else f"row {at + 1}"
 
 
 def correct_rows(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """Return whether each row's prediction in `column` equals its label, N booleans."""
     return (rows[column] == rows["label"]).to_numpy(bool)
 
 
 def prediction_table(
     rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str], threshold: float | None = None
 ) -> pd.DataFrame:
-    """The prediction table (see the module) of images and their probabilities, images x classes.
+    """Return the prediction table of images and their probabilities, images x classes.
 
     Args:
-        rows: of the image table, with labels.
-        plain, mean: without and with test-time augmentation.
-        threshold: for many labels an image; see `predicted_labels`.
+        rows: rows of the image table, with labels.
+        plain, mean: probabilities without and with test-time augmentation (TTA).
+        threshold: decision threshold where an image may have several labels; see `predicted_labels`.
 
     >>> rows = pd.DataFrame({"path": ["1.jpg"], "label": ["ant"], "split": ["test"]})
-    >>> sure = np.array([[0.75, 0.25]])
-    >>> prediction_table(rows, sure, sure, ["ant", "bee"])[["predicted", "confidence"]].to_dict("list")
+    >>> probabilities = np.array([[0.75, 0.25]])
+    >>> table = prediction_table(rows, probabilities, probabilities, ["ant", "bee"])
+    >>> table[["predicted", "confidence"]].to_dict("list")
     {'predicted': ['ant'], 'confidence': [0.75]}
     """
     table = rows[["path", "label", "split", *(["group"] if "group" in rows else [])]].copy()
-    truth = label_matrix(rows["label"], classes) if threshold is not None else _label_numbers(rows["label"], classes)
+    truth = label_matrix(rows["label"], classes) if threshold is not None else label_codes(rows["label"], classes)
     for prefix, probabilities in (("", mean), ("plain_", plain)):
         table[f"{prefix}predicted"] = predicted_labels(probabilities, classes, threshold)
         if threshold is None:
-            each = np.arange(len(probabilities))
             table[f"{prefix}confidence"] = probabilities.max(1)
-            right = probabilities[each, truth][:, None]
+            of_label = probabilities[np.arange(len(probabilities)), truth][:, None]
         else:
-            sure = np.where(probabilities >= threshold, probabilities, 1 - probabilities)
-            table[f"{prefix}confidence"] = sure.min(1)
-            right = np.where(truth, probabilities, 1 - probabilities)
-        table[f"{prefix}loss"] = -np.log(np.maximum(right, 1e-300)).mean(1)
+            decisions = np.where(probabilities >= threshold, probabilities, 1 - probabilities)
+            table[f"{prefix}confidence"] = decisions.min(1)
+            of_label = np.where(truth, probabilities, 1 - probabilities)
+        table[f"{prefix}loss"] = -np.log(np.maximum(of_label, 1e-300)).mean(1)
     columns = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes], index=table.index)
     return pd.concat([table, columns], axis=1)
 
 
-def _label_numbers(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+def label_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+    """Return the class index of each label, N integers."""
     return labels.map({name: number for number, name in enumerate(classes)}).to_numpy()

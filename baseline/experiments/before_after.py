@@ -1,4 +1,4 @@
-"""TODO."""
+"""Comparison of a run before label fixes with a run after them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["FixComparison", "compare_fixes"]
 
 @dataclass(frozen=True)
 class FixComparison:
-    """A run before fixes of labels and one after them."""
+    """A run before label fixes, and one after them."""
 
     before: Path
     """The run folder."""
     after: Baseline
     comparison: Comparison
-    """Of both, on the test images, which fixes do not touch (valid, if there is no test split)."""
+    """Comparison of the two on the test images, which fixes do not change (valid images if there is no test split)."""
 
 
 def compare_fixes(
@@ -48,14 +48,15 @@ def compare_fixes(
     progress: Progress | None = None,
     **changes: Any,
 ) -> FixComparison:
-    """Trains without and with fixes of labels, and compares both on the same images.
+    """Train without and with label fixes, and compare the two runs on the same images.
 
-    The run before them is `before`, or, where the recipe is a finished run's `manifest.json`, that run; then only the
-    run after them is trained, into `out`, with that run's splits. Otherwise both are, into `out/before` and
-    `out/after`. The other arguments and errors are those of `make_baseline`; fixes are added to those of the recipe.
+    The run before the fixes is `before` or, if the recipe is the `manifest.json` of a finished run, that run; then only
+    the run after the fixes is trained, into `out`, with the splits of the first. Otherwise both are trained, into
+    `out/before` and `out/after`. The other arguments and errors are those of `make_baseline`; fixes are added to those
+    of the recipe.
 
     Raises:
-        DataError: if the fixes do not fit the images (see `baseline.read_fixes`); before anything is trained.
+        DataError: before training, if the fixes do not fit the images (see `baseline.read_fixes`).
 
     >>> compare_fixes(["fixes.csv"], recipe="runs/mine/manifest.json").comparison.sentences    # doctest: +SKIP
     """
@@ -63,20 +64,20 @@ def compare_fixes(
     progress = progress or ConsoleProgress()
     if before is None and Path(str(recipe)).name == "manifest.json":
         before = Path(str(recipe)).parent
-    chosen, table = load_images(images, recipe, progress=Progress(), **changes)
-    every = [*chosen.fixes, *(str(Path(file).expanduser().absolute()) for file in fixes)]
-    every = list(dict.fromkeys(every))
-    read_fixes(every, table, chosen.labels)
+    base_recipe, table = load_images(images, recipe, progress=Progress(), **changes)
+    fix_files = [*base_recipe.data.fixes, *(str(Path(file).expanduser().absolute()) for file in fixes)]
+    fix_files = list(dict.fromkeys(fix_files))
+    read_fixes(fix_files, table, base_recipe.data.task)
     if before is not None:
         read_manifest(before)
         changes = {"split_file": str(Path(before).absolute() / "split.csv"), **changes}
-        after = make_baseline(images, recipe, out=out, seed=seed, progress=progress, **changes, fixes=every)
+        after = make_baseline(images, recipe, out=out, seed=seed, progress=progress, **changes, fixes=fix_files)
         return FixComparison(Path(before), after, compare_runs([before, after.folder]))
-    with lock_folder(new_run_path(out, chosen.name), named=out is not None) as folder:
+    with lock_folder(new_run_path(out, base_recipe.name), named=out is not None) as folder:
         if is_finished(folder / "after"):
             raise OutputError(f"{folder / 'after'} holds a finished run. Choose another --out, or remove it.")
         progress.log("before the fixes")
-        # of what it returns no more is kept: its network and images go before the next run needs the room
+        # only the folder is kept, so that the first run's network and images are freed before the second run
         before = make_baseline(images, recipe, out=folder / "before", seed=seed, progress=progress, **changes).folder
         progress.log("after the fixes")
         return compare_fixes(fixes, images, before / "manifest.json", out=folder / "after", progress=progress)

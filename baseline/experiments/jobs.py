@@ -1,4 +1,4 @@
-"""TODO."""
+"""Executor jobs that train a run folder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["training_job"]
 
 
-def training_job(words: str, images: Any, recipe: Any, folder: Path, **changes: Any) -> Job:
-    """The job that makes a run folder with `make_baseline`, of whose arguments these are."""
-    return Job(words, partial(_run_training, images, recipe, folder, changes))
+def training_job(title: str, images: Any, recipe: Any, folder: Path, /, **changes: Any) -> Job:
+    """Return a job that makes a run folder with `make_baseline`, which takes the same arguments."""
+    return Job(title, partial(run_training, images, recipe, folder, changes))
 
 
-def _run_training(images: Any, recipe: Any, folder: Path, changes: dict[str, Any], progress: Progress) -> None:
+def run_training(images: Any, recipe: Any, folder: Path, changes: dict[str, Any], progress: Progress) -> None:
     from baseline.make import make_baseline
 
     progress.part_of_series = True
     try:
-        # of what it returns nothing is kept: its network and images go before the next run needs the room
+        # the result is dropped, so that its network and images are freed before the next run
         make_baseline(images, recipe, out=folder, progress=progress, **changes)
     finally:
         progress.part_of_series = False

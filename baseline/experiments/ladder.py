@@ -1,7 +1,4 @@
-"""Images -> the rungs from saying the most frequent class to training every layer, each with what it gains and costs.
-
-Knows rungs and their run folders; trains nothing itself.
-"""
+"""Ladder experiment: variants of increasing effort on one split, with what each gains over the one below and costs."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import RecipeError, unknown_name
 from baseline.experiments.variants import (
+    ARCH_INDEPENDENT,
     PROBES,
     VARIANTS,
-    WITHOUT_BODY,
-    predictions_on,
     prepare_architectures,
+    read_split_predictions,
     resume_hint_on_interrupt,
 )
 from baseline.experiments.zeroshot import parse_clip
@@ -37,29 +34,30 @@ if TYPE_CHECKING:
 __all__ = ["Ladder", "run_ladder"]
 
 
-TTA_VARIANTS = tuple(name for name in VARIANTS if name not in (*PROBES, "scratch", "tta"))
-"""Rungs that test-time augmentation may be of."""
+TTA_BASE_VARIANTS = tuple(name for name in VARIANTS if name not in (*PROBES, "scratch", "tta"))
+"""Variants whose network the variant `tta` may use."""
 
 
 SIMILAR_TIME = 0.1, 1.0
-"""By so large a share, or by so many seconds, the same training takes longer another time."""
+"""Variation of the same training's duration from run to run, as a fraction and in seconds; smaller differences are
+ignored."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What each rung reached."""
+    """Results of all variants."""
 
     folder: Path
-    """Holds `ladder.csv`, `ladder.json`, `ladder.png`, `ladder.html`, `split.csv` and a run folder for each rung."""
+    """Contains `ladder.csv`, `ladder.json`, `ladder.png`, `ladder.html`, `split.csv` and a run folder per variant."""
     split: str
-    """Whose images the rungs are judged on: test, or valid where there is none."""
+    """Split that the variants are evaluated on: test, or valid if there is no test split."""
     table: pd.DataFrame
-    """One row a rung: `arch, rung, words, images, accuracy` (0-1, on the plain image but for the rung `tta`), `low` and
-    `high` (its 95 % interval), `against` (the rung it is tested against), `difference` (-1 to 1), `difference_low`,
-    `difference_high`, `p` (McNemar's mid-p, Holm's over all rungs), `beyond_noise`, `seconds` (of training, and of what
-    the frozen layers made of the images), `parameters` (trained) and `run` (its folder)."""
+    """One row per variant: `arch, variant, words` (its title), `images, accuracy` (0-1, without TTA except for the
+    variant `tta`), `low` and `high` (95 % interval), `against` (the variant it is compared with), `difference` (-1 to
+    1), `difference_low`, `difference_high`, `p` (McNemar's mid-p, Holm-corrected over all variants), `beyond_noise`,
+    `seconds` (training, and the outputs of the frozen layers), `parameters` (trained) and `run` (its folder)."""
     sentences: list[str]
-    """What to take, and what the rest would bring."""
+    """The recommended variant, and how the others compare with it."""
 
 
 def run_ladder(
@@ -67,224 +65,255 @@ def run_ladder(
     recipe: str | Path | Recipe = "default",
     *,
     archs: Sequence[str] = (),
-    rungs: Sequence[str] = (),
+    variants: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     clip: str = "",
     prompt: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> Ladder:
-    """Climbs the ladder on one split of the images; tells what each rung gains over the one below, and what it costs.
+    """Run variants of increasing effort on one split of the images, and report what each gains and what it costs.
 
     Args:
-        images, recipe, changes: as `make_baseline` takes them; its stages are what the rungs `groups` and `all` do.
-        archs: bodies to compare, each with all rungs; the recipe's own if not given.
-        rungs: some of `VARIANTS`, to climb only these; all but `zeroshot` if not given.
-        out: the folder; `runs/ladder-NAME-DATE-TIME` if not given.
-        resume: keep the rungs that an interrupted ladder in `out` has finished.
-        on: what trains the rungs; see `run_seeds`. Those without a network of their own are arithmetic on what is in
-            memory, and are done here meanwhile.
-        clip, prompt: for the rung `zeroshot`, which is climbed where it is asked for or `clip` is given; see
-            `baseline.zeroshot.clip_of`. Needs the extra `clip`.
+        images, recipe, changes: as for `make_baseline`; the recipe's stages are those of the variants `groups` and
+            `all`.
+        archs: architectures to compare, each with all variants; the recipe's own if empty.
+        variants: names from `VARIANTS` to run; all except `zeroshot` if empty.
+        out: output folder; `runs/ladder-NAME-DATE-TIME` if not given.
+        resume: keep the variants that an interrupted ladder in `out` has finished.
+        executor: the executor that trains the variants; see `run_seeds`. Variants that train no network run in this
+            process meanwhile, because their data is in memory.
+        clip, prompt: model and prompt of the variant `zeroshot`, which is run if it is named or `clip` is given; see
+            `baseline.experiments.zeroshot.parse_clip`. Needs the extra `clip`.
 
     Raises:
-        RecipeError: for a rung that does not exist, a recipe with a budget, if `on` is nothing that makes runs, for a
-            rung `tta` without a rung or views that it is of, or for a rung `zeroshot` without the extra, with many
-            labels an image, or with a model that open_clip does not know.
-        WeightsError: if the weights of `clip` cannot be had or do not fit.
-        OutputError: if `out` holds a ladder and `resume` was not asked for, or one of other images or another recipe.
+        RecipeError: if a variant does not exist, the recipe has a budget, `executor` does not exist, `tta` is requested
+            without a variant or views to apply it to, or `zeroshot` is requested without the extra, for multi-label
+            images, or with a model that open_clip does not know.
+        WeightsError: if the weights of `clip` cannot be obtained or do not fit.
+        OutputError: if `out` contains a ladder and `resume` is false, or a ladder of other images or another recipe.
 
     >>> run_ladder("images/").sentences[0]                                        # doctest: +SKIP
-    'Take the last layer groups fine-tuned: 87.7% (84.6% to 90.3%) on test, trained in 45 s.'
+    'Recommended: last layer groups fine-tuned, 87.7 % (84.6 to 90.3 %) on test, trained in 45 s.'
     """
-    if strange := [name for name in rungs if name not in VARIANTS]:
-        raise RecipeError(unknown_name("rung", strange[0], VARIANTS))
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        raise RecipeError(unknown_name("variant", unknown[0], VARIANTS))
     progress = progress or ConsoleProgress()
-    wanted = [name for name in VARIANTS if name in rungs or (bool(clip) if name == "zeroshot" else not rungs)]
-    if prompt and "zeroshot" not in wanted:
-        raise RecipeError("The prompt is for the rung zeroshot. Add it to --rungs, or give --clip.")
-    if "tta" in wanted and not set(wanted) & set(TTA_VARIANTS):
-        raise RecipeError(f"The rung tta is of a trained one, and there is none. Add one of {', '.join(TTA_VARIANTS)}.")
-    asked = parse_clip(clip, prompt) if "zeroshot" in wanted else None
-    chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
-    with create_run_folder(out, f"ladder-{chosen.name}") as folder, workers:
-        bodies = prepare_architectures(images, chosen, archs, folder, progress, changes, resume=resume, clip=asked)
-        if "tta" in rungs and not bodies[0].wished.tta:
+    selected = [name for name in VARIANTS if name in variants or (bool(clip) if name == "zeroshot" else not variants)]
+    if prompt and "zeroshot" not in selected:
+        raise RecipeError("The prompt is for the variant zeroshot. Add it to --variants, or give --clip.")
+    if "tta" in selected and not set(selected) & set(TTA_BASE_VARIANTS):
+        raise RecipeError(
+            f"The variant tta needs a trained variant to apply it to. Add one of {', '.join(TTA_BASE_VARIANTS)}."
+        )
+    clip_model = parse_clip(clip, prompt) if "zeroshot" in selected else None
+    base_recipe, job_executor = starting_recipe(images, recipe), get_executor(executor, progress)
+    with create_run_folder(out, f"ladder-{base_recipe.name}") as folder, job_executor:
+        architectures = prepare_architectures(
+            images, base_recipe, archs, folder, progress, changes, resume=resume, clip=clip_model
+        )
+        if "tta" in variants and not architectures[0].requested.evaluation.tta:
             raise RecipeError(
-                "The rung tta is asked for, and the recipe's tta has no views. Give some, or leave it out."
+                "The variant tta was requested, but the recipe's tta has no views. Give some, or leave it out."
             )
         with resume_hint_on_interrupt(folder, progress):
-            found = _evaluate_variants(_run_variants(bodies, wanted, workers), folder)
-        _write_files(found)
-    return found
+            ladder = evaluate_variants(run_variants(architectures, selected, job_executor), folder)
+        write_ladder_files(ladder)
+    return ladder
 
 
-def _run_variants(
-    bodies: Sequence[Architecture], rungs: Sequence[str], workers: Executor
+def run_variants(
+    architectures: Sequence[Architecture], variants: Sequence[str], executor: Executor
 ) -> list[tuple[Architecture, str, Path]]:
-    """Body, rung and run folder of each rung, when all are finished."""
-    each = [
-        (body, rung)
-        for number, body in enumerate(bodies)
-        for rung in rungs
-        if not (rung in WITHOUT_BODY and number) and not (rung == "tta" and not body.wished.tta)
+    """Run all variants, and return the architecture, variant and run folder of each."""
+    pairs = [
+        (architecture, variant)
+        for number, architecture in enumerate(architectures)
+        for variant in variants
+        if not (variant in ARCH_INDEPENDENT and number)
+        and not (variant == "tta" and not architecture.requested.evaluation.tta)
     ]
     jobs = [
-        _variant_job(f"rung {number} of {len(each)}: {VARIANTS[rung]}, {body.planned(rung).arch}", body, rung)
-        # zero-shot first: that its weights do not fit is better told before hours of training
-        for number, (body, rung) in enumerate(sorted(each, key=lambda one: one[1] != "zeroshot"), 1)
+        variant_job(
+            f"variant {number} of {len(pairs)}: {VARIANTS[variant]}, {architecture.variant_recipe(variant).model.arch}",
+            architecture,
+            variant,
+        )
+        # zero-shot first, so that weights that do not fit are reported before hours of training
+        for number, (architecture, variant) in enumerate(sorted(pairs, key=lambda pair: pair[1] != "zeroshot"), 1)
     ]
-    workers.all(jobs, sum(not job.here for job in jobs))
-    trained = {body: [rung for own, rung in each if own is body and rung in TTA_VARIANTS] for body in bodies}
-    found = []
-    for body, rung in each:
-        viewed = max(trained[body], key=lambda name: _valid_accuracy(body.folder / name)) if rung == "tta" else rung
-        found.append((body, rung, body.folder / viewed))
-    return found
+    executor.run(jobs, sum(not job.local for job in jobs))
+    trained = {
+        architecture: [variant for other, variant in pairs if other is architecture and variant in TTA_BASE_VARIANTS]
+        for architecture in architectures
+    }
+    runs = []
+    for architecture, variant in pairs:
+        folders = [architecture.folder / name for name in trained[architecture]]
+        run = max(folders, key=valid_accuracy) if variant == "tta" else architecture.folder / variant
+        runs.append((architecture, variant, run))
+    return runs
 
 
-def _variant_job(words: str, body: Architecture, rung: str) -> Job:
-    if rung == "tta":  # of a rung that was evaluated with it, too
-        return Job(words, lambda progress: None, here=True)
-    return body.job(words, rung, body.folder / rung)
+def variant_job(title: str, architecture: Architecture, variant: str) -> Job:
+    """Return the job that makes the run folder of a variant."""
+    if variant == "tta":  # the run of another variant, which is evaluated with TTA anyway
+        return Job(title, lambda progress: None, local=True)
+    return architecture.job(title, variant, architecture.folder / variant)
 
 
-def _valid_accuracy(run: Path) -> float:
-    """Accuracy on valid, which the choice of a rung may look at."""
+def valid_accuracy(run: Path) -> float:
+    """Return the accuracy on the valid images, which may be used to choose a variant."""
     return float(read_manifest(run)["metrics"]["valid"]["plain"]["accuracy"])
 
 
-def _evaluate_variants(climbed: Sequence[tuple[Architecture, str, Path]], folder: Path) -> Ladder:
+def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Path) -> Ladder:
+    """Return the results of all variants, each tested against its reference."""
     import pandas as pd
 
     from baseline.evaluation.metrics import accuracy_of
     from baseline.evaluation.significance import holm_correction, paired_test
 
-    split = headline_split(read_manifest(climbed[0][2])["metrics"])
-    tables = [predictions_on(run, split, rung == "tta") for _, rung, run in climbed]
-    below = [_reference_row(climbed, number) for number in range(len(climbed))]
+    split = headline_split(read_manifest(runs[0][2])["metrics"])
+    tables = [read_split_predictions(run, split, variant == "tta") for _, variant, run in runs]
+    references = [reference_index(runs, index) for index in range(len(runs))]
     tests = holm_correction(
-        [{} if at is None else paired_test(tables[at], told) for at, told in zip(below, tables, strict=True)]
+        [
+            {} if reference is None else paired_test(tables[reference], table)
+            for reference, table in zip(references, tables, strict=True)
+        ]
     )
     rows = []
-    for (body, rung, run), told, at, test in zip(climbed, tables, below, tests, strict=True):
-        accuracy, low, high = accuracy_of(told)
+    for (architecture, variant, run), table, reference, test in zip(runs, tables, references, tests, strict=True):
+        accuracy, low, high = accuracy_of(table)
         stages = read_manifest(run)["stages"]
-        less, more = test.get("interval", (None, None))
+        difference_low, difference_high = test.get("interval", (None, None))
         rows.append(
             {
-                "arch": body.recipe.arch if rung not in WITHOUT_BODY else "",
-                "rung": rung,
-                "words": _variant_name(body, rung, run),
-                "images": len(told),
+                "arch": architecture.recipe.model.arch if variant not in ARCH_INDEPENDENT else "",
+                "variant": variant,
+                "words": variant_title(architecture, variant, run),
+                "images": len(table),
                 "accuracy": accuracy,
                 "low": low,
                 "high": high,
-                "against": None if at is None else climbed[at][1],
+                "against": None if reference is None else runs[reference][1],
                 "difference": test.get("difference"),
-                "difference_low": less,
-                "difference_high": more,
+                "difference_low": difference_low,
+                "difference_high": difference_high,
                 "p": test.get("p"),
                 "beyond_noise": test.get("beyond_noise"),
-                "seconds": round(sum(each["seconds"] + each.get("cached_seconds", 0) for each in stages), 1),
-                "parameters": max(each["parameters"] for each in stages),
+                "seconds": round(sum(stage["seconds"] + stage.get("cached_seconds", 0) for stage in stages), 1),
+                "parameters": max(stage["parameters"] for stage in stages),
                 "run": str(run),
             }
         )
-    return Ladder(folder, split, pd.DataFrame(rows), _summarize(rows, tables, below, split))
+    return Ladder(folder, split, pd.DataFrame(rows), summarize_ladder(rows, tables, references, split))
 
 
-def _variant_name(body: Architecture, rung: str, run: Path) -> str:
-    if rung == "zeroshot":
-        return f"{VARIANTS[rung]}, {body.planned(rung).arch}"
-    return f"{VARIANTS[run.name]}, {VARIANTS[rung]}" if rung == "tta" else VARIANTS[rung]
+def variant_title(architecture: Architecture, variant: str, run: Path) -> str:
+    if variant == "zeroshot":
+        return f"{VARIANTS[variant]}, {architecture.variant_recipe(variant).model.arch}"
+    return f"{VARIANTS[run.name]}, {VARIANTS[variant]}" if variant == "tta" else VARIANTS[variant]
 
 
-def _reference_row(climbed: Sequence[tuple[Architecture, str, Path]], number: int) -> int | None:
-    """The number of the rung that one is tested against: the one below it, of the same body, but for three.
+def reference_index(runs: Sequence[tuple[Architecture, str, Path]], index: int) -> int | None:
+    """Return the index of the run that a run is tested against: the previous variant of the same architecture.
 
-    Test-time augmentation is tested against the same network without it, random weights and zero-shot classification
-    against a fine-tuned body.
+    There are three exceptions. TTA is tested against the same network without it; random weights and zero-shot
+    classification are tested against a fine-tuned network.
     """
-    body, rung, run = climbed[number]
-    own = [at for at in range(number) if climbed[at][0] is body and climbed[at][1] != "tta"]
-    if rung == "tta":
-        return next(at for at in own if climbed[at][2] == run)
-    if rung in ("scratch", "zeroshot") and (tuned := [at for at in own if climbed[at][1] in ("groups", "all")]):
-        return tuned[-1]
-    if own:
-        return own[-1]
-    return 0 if number and climbed[0][1] == "majority" else None
+    architecture, variant, run = runs[index]
+    previous = [number for number in range(index) if runs[number][0] is architecture and runs[number][1] != "tta"]
+    if variant == "tta":
+        return next(number for number in previous if runs[number][2] == run)
+    if variant in ("scratch", "zeroshot") and (
+        fine_tuned := [number for number in previous if runs[number][1] in ("groups", "all")]
+    ):
+        return fine_tuned[-1]
+    if previous:
+        return previous[-1]
+    return 0 if index and runs[0][1] == "majority" else None
 
 
-def _summarize(
-    rows: Sequence[Mapping[str, Any]], tables: Sequence[pd.DataFrame], below: Sequence[int | None], split: str
+def summarize_ladder(
+    rows: Sequence[Mapping[str, Any]], tables: Sequence[pd.DataFrame], references: Sequence[int | None], split: str
 ) -> list[str]:
-    """The cheapest rung that the best one does not beat beyond noise, what it gains, and what the rest would bring.
+    """Return sentences that recommend a variant, and say how others compare with it.
 
-    Of those that take about as long as the cheapest it is the one with the highest accuracy.
+    The recommended variant is the cheapest one that the most accurate one does not beat beyond noise; of several that
+    take about as long, it is the one with the highest accuracy.
     """
     from baseline.evaluation.significance import paired_test
 
-    def gain(one: int, other: int) -> tuple[str, bool]:
-        found = paired_test(tables[one], tables[other])
-        low, high = (100 * end for end in found["interval"])
-        return f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f})", bool(found["beyond_noise"])
+    def gain(reference: int, other: int) -> tuple[str, bool]:
+        test = paired_test(tables[reference], tables[other])
+        low, high = (100 * bound for bound in test["interval"])
+        return f"{100 * test['difference']:+.1f} points ({low:+.1f} to {high:+.1f})", bool(test["beyond_noise"])
 
-    def costs(one: int, other: int) -> str:
-        return f"{format_duration(rows[other]['seconds'] - rows[one]['seconds'])} more"
+    def extra_time(reference: int, other: int) -> str:
+        return f"{format_duration(rows[other]['seconds'] - rows[reference]['seconds'])} more"
 
     several = len({row["arch"] for row in rows if row["arch"]}) > 1
-    named = [f"{row['words']} ({row['arch']})" if several and row["arch"] else row["words"] for row in rows]
-    order = sorted(range(len(rows)), key=lambda at: (rows[at]["seconds"], at))
-    best = max(order, key=lambda at: rows[at]["accuracy"])
-    equal = [at for at in order if at == best or not gain(at, best)[1]]
-    least = rows[equal[0]]["seconds"]
-    near = [at for at in equal if rows[at]["seconds"] - least <= max(SIMILAR_TIME[0] * least, SIMILAR_TIME[1])]
-    taken = max(near, key=lambda at: rows[at]["accuracy"])
-    row = rows[taken]
-    span = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
-    how = "trained" if row["parameters"] else "without training,"
-    found = [f"Take {named[taken]}: {span} on {split}, {how} in {format_duration(row['seconds'])}."]
-    cheaper = [at for at in order[: order.index(taken)] if rows[at]["seconds"] < row["seconds"]]
+    titles = [f"{row['words']} ({row['arch']})" if several and row["arch"] else row["words"] for row in rows]
+    by_time = sorted(range(len(rows)), key=lambda index: (rows[index]["seconds"], index))
+    best = max(by_time, key=lambda index: rows[index]["accuracy"])
+    not_beaten = [index for index in by_time if index == best or not gain(index, best)[1]]
+    shortest = rows[not_beaten[0]]["seconds"]
+    tolerance = max(SIMILAR_TIME[0] * shortest, SIMILAR_TIME[1])
+    similar_time = [index for index in not_beaten if rows[index]["seconds"] - shortest <= tolerance]
+    recommended = max(similar_time, key=lambda index: rows[index]["accuracy"])
+    row = rows[recommended]
+    accuracy = f"{100 * row['accuracy']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f} %)"
+    effort = "trained in" if row["parameters"] else "without training, in"
+    sentences = [
+        f"Recommended: {titles[recommended]}, {accuracy} on {split}, {effort} {format_duration(row['seconds'])}."
+    ]
+    cheaper = [index for index in by_time[: by_time.index(recommended)] if rows[index]["seconds"] < row["seconds"]]
     if cheaper:
-        next_best = max(cheaper, key=lambda at: rows[at]["accuracy"])
-        words = f"{gain(next_best, taken)[0]} over {named[next_best]}, for {costs(next_best, taken)}"
-        found.append(f"It brings {words}.")
-    if taken != best:
-        words = f"{gain(taken, best)[0]}, no difference beyond noise, for {costs(taken, best)}"
-        found.append(f"The highest number is that of {named[best]}: {words}.")
-    asides = {"tta": "Test-time augmentation brings", "scratch": "Random weights instead bring",
-              "zeroshot": "Zero-shot classification instead brings"}  # fmt: skip
-    for at, row in enumerate(rows):
-        if row["rung"] in asides and (lower := below[at]) is not None:
-            words, beyond = gain(lower, at)
-            found.append(
-                f"{asides[row['rung']]} {words} over {named[lower]}{'' if beyond else ': nothing beyond noise'}."
+        runner_up = max(cheaper, key=lambda index: rows[index]["accuracy"])
+        sentences.append(
+            f"It gains {gain(runner_up, recommended)[0]} over {titles[runner_up]}, "
+            f"for {extra_time(runner_up, recommended)}."
+        )
+    if recommended != best:
+        sentences.append(
+            f"The highest accuracy is that of {titles[best]}: {gain(recommended, best)[0]}, a difference within noise, "
+            f"for {extra_time(recommended, best)}."
+        )
+    subjects = {"tta": "TTA", "scratch": "Starting from random weights", "zeroshot": "Zero-shot classification"}
+    for index, row in enumerate(rows):
+        if row["variant"] in subjects and (reference := references[index]) is not None:
+            points, beyond_noise = gain(reference, index)
+            sentences.append(
+                f"{subjects[row['variant']]} changes accuracy by {points} compared with {titles[reference]}"
+                f"{'' if beyond_noise else ', a difference within noise'}."
             )
-    return found
+    return sentences
 
 
-def _write_files(found: Ladder) -> None:
+def write_ladder_files(ladder: Ladder) -> None:
+    """Write the table, the figure and the page of a ladder into its folder."""
     from markupsafe import Markup
 
     from baseline.report import figures
     from baseline.report.html import render
 
     rows = [
-        {key: None if value != value else value for key, value in row.items()} for row in found.table.to_dict("records")
+        {key: None if value != value else value for key, value in row.items()}
+        for row in ladder.table.to_dict("records")
     ]
-    figure = figures.ladder_figure(found.table)
+    figure = figures.ladder_figure(ladder.table)
     page = {
-        "found": found,
+        "ladder": ladder,
         "rows": rows,
         "several": len({row["arch"] for row in rows if row["arch"]}) > 1,
-        "drawing": Markup(figures.svg(figure, "ladder", "Accuracy of each rung")),
+        "drawing": Markup(figures.svg(figure, "ladder", "Accuracy of each variant")),
     }
-    told = {"split": found.split, "sentences": found.sentences, "rungs": rows}
-    write_atomic(found.folder / "ladder.csv", found.table.to_csv(index=False))
-    write_atomic(found.folder / "ladder.json", to_json(told))
-    write_atomic(found.folder / "ladder.png", figures.png(figure))
-    write_atomic(found.folder / "ladder.html", render("ladder", page))
+    contents = {"split": ladder.split, "sentences": ladder.sentences, "variants": rows}
+    write_atomic(ladder.folder / "ladder.csv", ladder.table.to_csv(index=False))
+    write_atomic(ladder.folder / "ladder.json", to_json(contents))
+    write_atomic(ladder.folder / "ladder.png", figures.png(figure))
+    write_atomic(ladder.folder / "ladder.html", render("ladder", page))

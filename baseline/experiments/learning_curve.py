@@ -1,6 +1,6 @@
-"""Images -> accuracy by the number of training images, and what more of them should bring.
+"""Learning curve experiment: accuracy by the number of training images, and what more of them should gain.
 
-The same test images judge every size. Knows rungs and their run folders; trains nothing itself.
+All sizes are evaluated on the same images.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
 from baseline.experiments.power_law import fit_power_law
 from baseline.experiments.variants import (
+    ARCH_INDEPENDENT,
     PROBES,
     VARIANTS,
-    WITHOUT_BODY,
-    predictions_on,
     prepare_architectures,
+    read_split_predictions,
     resume_hint_on_interrupt,
 )
 from baseline.files import to_json, write_atomic
@@ -42,18 +42,21 @@ if TYPE_CHECKING:
 __all__ = ["LearningCurve", "run_learning_curve"]
 
 
-MIN_IMAGES_PER_CLASS = 5
-"""Images a class; from there on doubled."""
+SMALLEST_SIZE = 5
+"""Smallest number of training images per class; the sizes double from it."""
 
 MIN_SIZES = 3
+"""Minimum number of sizes that a power law is fitted to."""
 
 MIN_GROUPS = 16
+"""Minimum number of groups for an analysis of their redundancy."""
 
-MIN_CHOICES = 5
+MIN_REDUNDANCY_SEEDS = 5
+"""Minimum number of samples that each accuracy in that analysis is averaged over."""
 
-WORDS = "Accuracy by training images"
+FIGURE_TITLE = "Accuracy by training images"
 
-VARIANT_LABELS = tuple(name for name in VARIANTS if name not in (*WITHOUT_BODY, "tta"))
+CURVE_VARIANTS = tuple(name for name in VARIANTS if name not in (*ARCH_INDEPENDENT, "tta"))
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,17 @@ class LearningCurve:
     """Accuracy by the number of training images."""
 
     folder: Path
-    """Holds `curve.csv`, `curve.json`, `curve.png`, `curve.html`, `split.csv` and the run folders."""
+    """Contains `curve.csv`, `curve.json`, `curve.png`, `curve.html`, `split.csv` and the run folders."""
     split: str
     table: pd.DataFrame
-    """One row a training: `rung, size` (images a class), `seed` (of the choice of images), `images` (for training),
-    `accuracy` (0-1, on the plain image) and `run` (its folder; empty where no network was trained)."""
+    """One row per training: `variant, size` (images per class), `seed` (of the sample of images), `images` (for
+    training), `accuracy` (0-1, without TTA) and `run` (its folder; empty if no network was trained)."""
     fits: dict[str, dict[str, Any]]
-    """By rung: `floor, scale, exponent`; `doubled`: images, expected accuracy and the interval of the gain; `checked`:
-    the accuracy of all images, foretold from at most half of them, as an interval, and measured."""
+    """By variant: `floor, scale, exponent`; `doubled`: number of images, expected accuracy and interval of the gain;
+    `checked`: the accuracy with all images, as extrapolated from at most half of them (an interval) and as measured."""
     redundancy: dict[str, Any]
-    """Where images have groups: accuracies with a share of every group's images, and with all images of a share of the
-    groups."""
+    """If images have groups: accuracies with a fraction of every group's images, and with all images of a fraction of
+    the groups."""
     sentences: list[str]
 
 
@@ -81,296 +84,327 @@ def run_learning_curve(
     *,
     sizes: Sequence[int] = (),
     seeds: int = 3,
-    rungs: Sequence[str] = ("logistic", "groups"),
+    variants: Sequence[str] = ("logistic", "groups"),
     out: str | Path | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> LearningCurve:
-    """Trains on more and more of the images, and tells what twice as many should bring.
+    """Train on increasing numbers of images, and extrapolate what twice as many should gain.
 
-    Training and valid images are thinned alike, class by class; those of one seed hold the smaller sets of it. With all
-    images there is nothing to choose, and the seed is that of the training alone.
+    Training and valid images are subsampled alike, class by class; with the same seed, larger samples contain the
+    smaller ones. With all images nothing is sampled, and the seed is that of the training alone.
 
     Args:
-        images, recipe, changes: as `make_baseline` takes them.
-        sizes: training images a class; 5, 10, 20 ... and all if not given.
-        seeds: choices of images for each size.
-        rungs: what is trained; names from `baseline ladder` but for `majority`, `tta` and `zeroshot`.
-        out: the folder; `runs/curve-NAME-DATE-TIME` if not given.
+        images, recipe, changes: as for `make_baseline`.
+        sizes: training images per class; 5, 10, 20 ... and all if empty.
+        seeds: number of samples of images for each size.
+        variants: what is trained; the names of `baseline ladder` except for `majority`, `tta` and `zeroshot`.
+        out: output folder; `runs/curve-NAME-DATE-TIME` if not given.
         resume: keep the trainings that an interrupted curve in `out` has finished.
-        on: what trains; see `run_seeds`. Rungs without a network of their own are arithmetic on what is in memory, and
-            are done here meanwhile.
+        executor: the executor that runs the trainings; see `run_seeds`. Variants that train no network run in this
+            process, because their data is in memory.
 
     Raises:
-        RecipeError: for unknown rungs, fewer than three sizes, a recipe with a budget, or if `on` is nothing that makes
-            runs.
-        DataError: if the images are too few for three sizes.
-        OutputError: if `out` was begun and `resume` was not asked for, or with other images or another recipe.
+        RecipeError: if a variant does not exist, there are fewer than three sizes, the recipe has a budget, or
+            `executor` does not exist.
+        DataError: if there are too few images for three sizes.
+        OutputError: if `out` was started before and `resume` is false, or was started with other images or another
+            recipe.
 
     >>> run_learning_curve("images/").sentences[0]                                         # doctest: +SKIP
-    'logistic regression on pretrained features: twice the images (4,044) should bring 0.4 to 1.9 points.'
+    'logistic regression on pretrained features: doubling the training images to 4,044 should gain 0.4 to 1.9 points.'
     """
-    if strange := [name for name in rungs if name not in VARIANT_LABELS]:
-        raise RecipeError(unknown_name("rung", strange[0], VARIANT_LABELS))
+    if unknown := [name for name in variants if name not in CURVE_VARIANTS]:
+        raise RecipeError(unknown_name("variant", unknown[0], CURVE_VARIANTS))
     if sizes and (len(set(sizes)) < MIN_SIZES or min(sizes) < 1):
-        raise RecipeError(f"--sizes are {', '.join(map(str, sizes))}; {MIN_SIZES} different ones, 1 or more images a "
-                          "class each, were needed for a curve.")  # fmt: skip
+        raise RecipeError(
+            f"--sizes is {', '.join(map(str, sizes))}; a curve needs at least {MIN_SIZES} different sizes of 1 or more "
+            "images per class."
+        )
     if seeds < 1:
-        raise RecipeError(f"--seeds is {seeds}; 1 or more were needed.")
+        raise RecipeError(f"--seeds is {seeds}; it must be 1 or more.")
     progress = progress or ConsoleProgress()
-    chosen, workers = starting_recipe(images, recipe), get_executor(on, progress)
-    with create_run_folder(out, f"curve-{chosen.name}") as folder, workers:
-        body = prepare_architectures(images, chosen, (), folder, progress, changes, resume=resume)[0]
+    base_recipe, job_executor = starting_recipe(images, recipe), get_executor(executor, progress)
+    with create_run_folder(out, f"curve-{base_recipe.name}") as folder, job_executor:
+        architecture = prepare_architectures(images, base_recipe, (), folder, progress, changes, resume=resume)[0]
         with resume_hint_on_interrupt(folder, progress):
-            planned = _training_sizes(body.table, body.wished.labels, sizes)
-            found = _CurvePlan(body, planned, seeds, tuple(rungs), folder, progress).curve(workers)
-        _write_files(found)
-    return found
+            all_sizes = training_sizes(architecture.table, architecture.requested.data.task, sizes)
+            plan = CurvePlan(architecture, all_sizes, seeds, tuple(variants), folder, progress)
+            curve = plan.run(job_executor)
+        write_curve_files(curve)
+    return curve
 
 
 @dataclass(frozen=True)
-class _CurvePlan:
-    body: Architecture
+class CurvePlan:
+    """The trainings of a learning curve."""
+
+    architecture: Architecture
     sizes: list[int]
-    """Images a class; the last one takes all."""
+    """Training images per class; the last size takes all."""
     seeds: int
-    rungs: tuple[str, ...]
+    variants: tuple[str, ...]
     folder: Path
     progress: Progress
 
     @property
     def split(self) -> str:
-        return "test" if (self.body.table["split"] == "test").any() else "valid"
+        """Split that all sizes are evaluated on."""
+        return "test" if (self.architecture.table["split"] == "test").any() else "valid"
 
     @cached_property
     def label(self) -> pd.Series:
-        """Of each image the one that it counts for: its rarest where it has several."""
-        return _count_training_images(self.body.table, self.body.recipe.labels)
+        """Label that each image is counted under: its rarest one if it has several."""
+        return primary_labels(self.architecture.table, self.architecture.recipe.data.task)
 
-    def curve(self, workers: Executor) -> LearningCurve:
+    def run(self, executor: Executor) -> LearningCurve:
+        """Run all trainings and fit the power laws."""
         import pandas as pd
 
-        every = [
-            (rung, size, seed)
-            for rung in self.rungs
+        trainings = [
+            (variant, size, seed)
+            for variant in self.variants
             for size in self.sizes
             for seed in range(self.seeds)
-            if not (rung in PROBES and size == self.sizes[-1] and seed)  # the same images, and no chance in it
+            # probes are deterministic, so on the same images another seed changes nothing
+            if not (variant in PROBES and size == self.sizes[-1] and seed)
         ]
-        words = {
-            each: f"{number} of {len(every)}: {VARIANTS[each[0]]}, {each[1]} images a class, choice {each[2] + 1}"
-            for number, each in enumerate(every, 1)
+        titles = {
+            (variant, size, seed): f"{number} of {len(trainings)}: {VARIANTS[variant]}, {size} images per class, "
+            f"sample {seed + 1}"
+            for number, (variant, size, seed) in enumerate(trainings, 1)
         }
-        jobs = (self._job(words[each], *each) for each in every)
-        count = sum(rung not in PROBES for rung, _, _ in every)
-        probed = {job.words: right for job, right in workers.each(jobs, count)}
+        jobs = (self._job(titles[training], *training) for training in trainings)
+        count = sum(variant not in PROBES for variant, _, _ in trainings)
+        job_results = {job.description: hits for job, hits in executor.as_completed(jobs, count)}
         rows: list[dict[str, Any]] = []
-        hits: list[np.ndarray] = []
-        for rung, size, seed in every:
-            run = "" if rung in PROBES else str(self._run(rung, size, seed))
-            right = self._right(run) if run else probed[words[rung, size, seed]]
-            hits.append(right)
-            images = int((self._chosen(size, seed)["split"] == "train").sum())
-            rows.append({"rung": rung, "size": size, "seed": seed, "images": images, "accuracy": float(right.mean()),
-                         "run": run})  # fmt: skip
+        all_hits: list[np.ndarray] = []
+        for variant, size, seed in trainings:
+            run = "" if variant in PROBES else str(self._run_folder(variant, size, seed))
+            hits = self._read_hits(run) if run else job_results[titles[variant, size, seed]]
+            all_hits.append(hits)
+            images = int((self._sample(size, seed)["split"] == "train").sum())
+            rows.append({"variant": variant, "size": size, "seed": seed, "images": images,
+                         "accuracy": float(hits.mean()), "run": run})  # fmt: skip
         table = pd.DataFrame(rows)
-        fits = {rung: _fit_power_law(table[table["rung"] == rung], np.array(hits)) for rung in self.rungs}
-        redundancy = self._redundancy()
-        told = [f"{VARIANTS[rung]}: {line}" for rung in self.rungs for line in fits[rung]["words"]]
-        return LearningCurve(self.folder, self.split, table, fits, redundancy, told + redundancy.get("words", []))
+        fits = {
+            variant: fit_variant(table[table["variant"] == variant], np.array(all_hits)) for variant in self.variants
+        }
+        redundancy = self._measure_redundancy()
+        sentences = [f"{VARIANTS[variant]}: {line}" for variant in self.variants for line in fits[variant]["words"]]
+        return LearningCurve(self.folder, self.split, table, fits, redundancy, sentences + redundancy.get("words", []))
 
-    def _chosen(self, size: int, seed: int) -> pd.DataFrame:
-        """The image table with so many training images a class, and as small a share of the valid ones.
+    def _sample(self, size: int, seed: int) -> pd.DataFrame:
+        """Return the image table with `size` training images per class, and the same fraction of the valid images.
 
-        Valid images stay whole where they are the judges. Of several labels the rarest counts; every class keeps one.
+        All valid images are kept if they are what the curve is evaluated on. An image with several labels is counted
+        under the rarest; every class keeps at least one image.
         """
         import pandas as pd
 
         from baseline.data.labels import explode_labels
 
-        table, label = self.body.table, self.label
-        chance = np.random.default_rng(seed).random(len(table))
-        rank = table.assign(chance=chance).groupby([label, "split"])["chance"].rank(method="first")
-        share = size / self.sizes[-1]
-        kept = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
-        every = explode_labels(table.loc[table["split"] == "train", "label"], self.body.recipe.labels)
-        kept[pd.Series(chance[every.index], every.index).groupby(every.to_numpy()).idxmin()] = True
+        table, label = self.architecture.table, self.label
+        priority = np.random.default_rng(seed).random(len(table))
+        rank = table.assign(priority=priority).groupby([label, "split"])["priority"].rank(method="first")
+        fraction = size / self.sizes[-1]
+        sampled = (table["split"] == "test") | ((table["split"] == "train") & (rank <= size))
+        labels = explode_labels(table.loc[table["split"] == "train", "label"], self.architecture.recipe.data.task)
+        sampled[pd.Series(priority[labels.index], labels.index).groupby(labels.to_numpy()).idxmin()] = True
         valid = table["split"] == "valid"
         count = valid.groupby(label).transform("sum")
-        kept |= valid & ((rank <= np.ceil(count * share)) | (self.split == "valid"))
-        return table[kept]
+        sampled |= valid & ((rank <= np.ceil(count * fraction)) | (self.split == "valid"))
+        return table[sampled]
 
-    def _job(self, words: str, rung: str, size: int, seed: int) -> Job:
-        """What trains a network into its run folder, or gives which of the judging images a probe has right."""
-        if rung in PROBES:
-            return Job(words, lambda progress: self._probed(rung, self._chosen(size, seed)), here=True)
-        chosen, run = self._chosen(size, seed), self._run(rung, size, seed)
+    def _job(self, title: str, variant: str, size: int, seed: int) -> Job:
+        """Return the job that trains a network into its run folder, or that returns a probe's hits."""
+        if variant in PROBES:
+            return Job(title, lambda progress: self._probe_hits(variant, self._sample(size, seed)), local=True)
+        table, run = self._sample(size, seed), self._run_folder(variant, size, seed)
         split_file = self.folder / "splits" / f"{run.name}.csv"
-        write_atomic(split_file, split_to_csv(chosen))
-        # batches and steps follow from how many images there are
-        wished = self.body.recipe.changed(batch_size=self.body.wished.batch_size, seed=self.body.recipe.seed + seed)
-        return dataclasses.replace(self.body, table=chosen, split_file=split_file, wished=wished).job(words, rung, run)
+        write_atomic(split_file, split_to_csv(table))
+        # batch size and steps are resolved anew, because they depend on the number of images
+        recipe = self.architecture.recipe
+        requested = recipe.changed(batch_size=self.architecture.requested.training.batch_size, seed=recipe.seed + seed)
+        architecture = dataclasses.replace(self.architecture, table=table, split_file=split_file, requested=requested)
+        return architecture.job(title, variant, run)
 
-    def _run(self, rung: str, size: int, seed: int) -> Path:
-        return self.folder / rung / f"images-{size}-{seed + 1}"
+    def _run_folder(self, variant: str, size: int, seed: int) -> Path:
+        return self.folder / variant / f"images-{size}-{seed + 1}"
 
-    def _right(self, run: str) -> np.ndarray:
-        """Which of the judging images a run has right, in the order of their paths."""
-        told = predictions_on(Path(run), self.split, augmented=False).sort_values("path")
-        return (told["predicted"] == told["label"]).to_numpy()
+    def _read_hits(self, run: str) -> np.ndarray:
+        """Return which evaluation images a run predicts correctly, in the order of their paths."""
+        predictions = read_split_predictions(Path(run), self.split, tta=False).sort_values("path")
+        return (predictions["predicted"] == predictions["label"]).to_numpy()
 
-    def _probed(self, rung: str, chosen: pd.DataFrame) -> np.ndarray:
+    def _probe_hits(self, variant: str, sample: pd.DataFrame) -> np.ndarray:
+        """Return which evaluation images a probe fitted to the sample predicts correctly, in path order."""
         from baseline.data.labels import classes_in, predicted_labels
 
-        table, recipe = self.body.table, self.body.recipe
-        rows = {name: chosen.index[chosen["split"] == name].to_numpy() for name in ("train", "valid")}
-        judges = table[table["split"] == self.split].sort_values("path")
-        found = self.body.probe(rung, rows["train"], rows["valid"], judges.index.to_numpy())
-        threshold = recipe.threshold if recipe.labels == "many" else None
-        return predicted_labels(found.told, classes_in(table, recipe.labels), threshold) == judges["label"].to_numpy()
+        table, recipe = self.architecture.table, self.architecture.recipe
+        rows = {name: sample.index[sample["split"] == name].to_numpy() for name in ("train", "valid")}
+        evaluated = table[table["split"] == self.split].sort_values("path")
+        probe = self.architecture.probe(variant, rows["train"], rows["valid"], evaluated.index.to_numpy())
+        threshold = recipe.evaluation.threshold if recipe.data.task == "multilabel" else None
+        predicted = predicted_labels(probe.probabilities, classes_in(table, recipe.data.task), threshold)
+        return predicted == evaluated["label"].to_numpy()
 
-    def _redundancy(self) -> dict[str, Any]:
-        """By logistic regression: a share of every group's images against all images of that share of the groups.
+    def _measure_redundancy(self) -> dict[str, Any]:
+        """Compare a fraction of every group's images with all images of that fraction of the groups.
 
-        An image without a group is one of its own, as where images are split.
+        The accuracies are those of logistic regression. An image without a group forms its own, as in the split.
         """
         from baseline.data.split import unit_ids
 
-        table = self.body.table
+        table = self.architecture.table
         train = table[table["split"] == "train"].assign(label=self.label)
         if "group" not in train or train["group"].isna().all():
             return {}
         train["group"] = unit_ids(train, "group")
         if train["group"].nunique() < MIN_GROUPS or len(train) < 2 * train["group"].nunique():
             return {}
-        self.progress.log("groups: fewer images of each, or fewer of them")
-        whole = float(self._probed("logistic", table).mean())
+        self.progress.log("groups: training on fewer images of each group, and on fewer groups")
+        full_accuracy = float(self._probe_hits("logistic", table).mean())
         rows = []
-        for share in (1 / 2, 1 / 4, 1 / 8):
-            found: dict[str, list[float]] = {"of_each": [], "of_them": []}
-            for seed in range(max(self.seeds, MIN_CHOICES)):
-                chance = np.random.default_rng(seed).random(len(table))
-                for name, kept in (
-                    ("of_each", _sample_within_groups(train, chance, share)),
-                    ("of_them", _sample_groups(train, seed, share)),
+        for fraction in (1 / 2, 1 / 4, 1 / 8):
+            accuracies: dict[str, list[float]] = {"of_each": [], "of_them": []}
+            for seed in range(max(self.seeds, MIN_REDUNDANCY_SEEDS)):
+                priority = np.random.default_rng(seed).random(len(table))
+                for name, index in (
+                    ("of_each", sample_within_groups(train, priority, fraction)),
+                    ("of_them", sample_groups(train, seed, fraction)),
                 ):
-                    chosen = table[table["split"].ne("train") | table.index.isin(kept)]
-                    found[name].append(float(self._probed("logistic", chosen).mean()))
-            rows.append({"share": share, **{name: float(np.mean(values)) for name, values in found.items()}})
-        facts = {"groups": int(train["group"].nunique()), "images": len(train), "all": whole, "shares": rows}
-        return facts | {"words": _describe_redundancy(facts)}
+                    sample = table[table["split"].ne("train") | table.index.isin(index)]
+                    accuracies[name].append(float(self._probe_hits("logistic", sample).mean()))
+            rows.append({"share": fraction, **{name: float(np.mean(values)) for name, values in accuracies.items()}})
+        result = {"groups": int(train["group"].nunique()), "images": len(train), "all": full_accuracy, "shares": rows}
+        return result | {"words": describe_redundancy(result)}
 
 
-def _sample_within_groups(train: pd.DataFrame, chance: np.ndarray, share: float) -> pd.Index:
-    """Rows of a share of the images of every group, one at least."""
-    rank = train.assign(chance=chance[train.index]).groupby("group")["chance"].rank(method="first")
+def sample_within_groups(train: pd.DataFrame, priority: np.ndarray, fraction: float) -> pd.Index:
+    """Return the rows of a fraction of the images of every group, at least one each."""
+    rank = train.assign(priority=priority[train.index]).groupby("group")["priority"].rank(method="first")
     count = train.groupby("group")["path"].transform("size")
-    return train.index[rank <= np.maximum(1, np.round(count * share))]
+    return train.index[rank <= np.maximum(1, np.round(count * fraction))]
 
 
-def _sample_groups(train: pd.DataFrame, seed: int, share: float) -> pd.Index:
-    """Rows of all images of a share of the groups of each class, one at least."""
+def sample_groups(train: pd.DataFrame, seed: int, fraction: float) -> pd.Index:
+    """Return the rows of all images of a fraction of the groups of each class, at least one group each."""
     rng = np.random.default_rng(seed)
-    kept: set[Any] = set()
+    sampled: set[Any] = set()
     for _, rows in train.groupby("label"):
         groups = rows["group"].unique()
-        kept |= set(rng.permutation(groups)[: max(1, round(len(groups) * share))])
-    return train.index[train["group"].isin(kept)]
+        sampled |= set(rng.permutation(groups)[: max(1, round(len(groups) * fraction))])
+    return train.index[train["group"].isin(sampled)]
 
 
-def _describe_redundancy(facts: dict[str, Any]) -> list[str]:
-    half = facts["shares"][0]
-    lost = {name: 100 * (facts["all"] - half[name]) for name in ("of_each", "of_them")}
-    told = [
-        f"{facts['images']:,} training images are of {facts['groups']:,} groups: with half of each group's images "
-        f"{lost['of_each']:.1f} points are lost, with half of the groups {lost['of_them']:.1f}."
+def describe_redundancy(result: dict[str, Any]) -> list[str]:
+    """Return sentences on whether more images of each group or more groups are worth collecting."""
+    half = result["shares"][0]
+    loss = {name: 100 * (result["all"] - half[name]) for name in ("of_each", "of_them")}
+    sentences = [
+        f"The {result['images']:,} training images belong to {result['groups']:,} groups. Training on half of each "
+        f"group's images costs {loss['of_each']:.1f} points; training on half of the groups costs "
+        f"{loss['of_them']:.1f} points."
     ]
-    if lost["of_each"] < lost["of_them"] / 3:
-        told.append("More images of the same groups would add little; images of new ones would.")
-    return told
+    if loss["of_each"] < loss["of_them"] / 3:
+        sentences.append("More images of the same groups would gain little; images of new groups would gain more.")
+    return sentences
 
 
-def _count_training_images(table: pd.DataFrame, labels: str) -> pd.Series:
+def primary_labels(table: pd.DataFrame, task: str) -> pd.Series:
+    """Return the label that each image is counted under: its rarest one if images have several."""
     from baseline.data.labels import rarest_label
 
-    return rarest_label(table["label"]) if labels == "many" else table["label"]
+    return rarest_label(table["label"]) if task == "multilabel" else table["label"]
 
 
-def _training_sizes(table: pd.DataFrame, labels: str, wished: Sequence[int]) -> list[int]:
-    """Images a class: those wished, or doubled from 5; and all."""
-    most = int(_count_training_images(table, labels)[table["split"] == "train"].value_counts().max())
-    # the last is at most 3/4 of all
-    doubled = [size for size in (MIN_IMAGES_PER_CLASS * 2**n for n in range(40)) if size <= 0.75 * most]
-    found = sorted({size for size in wished if size < most}) if wished else doubled
-    if len(found) + 1 < MIN_SIZES:
-        words = ", ".join(map(str, [*found, most]))
+def training_sizes(table: pd.DataFrame, task: str, requested: Sequence[int]) -> list[int]:
+    """Return the sizes in images per class: those requested, or doubled from `SMALLEST_SIZE`; and all images.
+
+    Raises:
+        DataError: if these are fewer than `MIN_SIZES`.
+    """
+    largest = int(primary_labels(table, task)[table["split"] == "train"].value_counts().max())
+    # the last doubled size leaves a visible step to all images
+    doubled = [size for size in (SMALLEST_SIZE * 2**power for power in range(40)) if size <= 0.75 * largest]
+    sizes = sorted({size for size in requested if size < largest}) if requested else doubled
+    if len(sizes) + 1 < MIN_SIZES:
         raise DataError(
-            f"The largest class has {most} training images, and the sizes are {words}; {MIN_SIZES} were needed for a "
-            "curve. Give more images, or other --sizes."
+            f"The largest class has {largest} training images, which leaves the sizes "
+            f"{', '.join(map(str, [*sizes, largest]))}; a curve needs at least {MIN_SIZES}. "
+            "Give more images, or other --sizes."
         )
-    return [*found, most]
+    return [*sizes, largest]
 
 
-def _fit_power_law(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
-    """The power law of one rung, what twice the images should bring, and whether half of them would have foretold all.
+def fit_variant(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
+    """Fit the power law of one variant, extrapolate it to twice the images, and check it.
+
+    The check extrapolates from at most half of the images to all, and compares with the measured accuracy.
 
     Args:
-        hits: of all trainings, by the table's index.
+        table: the rows of one variant.
+        hits: which evaluation images each training predicts correctly, by the table's index, all trainings x images.
     """
-    power = fit_power_law(table["images"].to_numpy(), hits[table.index])
-    most = int(table["images"].max())
-    low, high = power.gain(most, 2 * most)
+    law = fit_power_law(table["images"].to_numpy(), hits[table.index])
+    largest = int(table["images"].max())
+    low, high = law.gain(largest, 2 * largest)
     doubled = {
-        "images": 2 * most,
-        "accuracy": float(1 - power.error(2 * most)[0]),
+        "images": 2 * largest,
+        "accuracy": float(1 - law.error(2 * largest)[0]),
         "gain": (low, high),
     }
-    words = [f"twice the images ({2 * most:,}) should bring {100 * low:.1f} to {100 * high:.1f} points."]
-    fit = {name: float(getattr(power, name)[0]) for name in ("floor", "scale", "exponent")}
-    found: dict[str, Any] = {**fit, "noise": power.noise, "doubled": doubled}
-    half = table[table["images"] <= most / 2]
+    sentences = [
+        f"doubling the training images to {2 * largest:,} should gain {100 * low:.1f} to {100 * high:.1f} points."
+    ]
+    parameters = {name: float(getattr(law, name)[0]) for name in ("floor", "scale", "exponent")}
+    result: dict[str, Any] = {**parameters, "noise": law.noise, "doubled": doubled}
+    half = table[table["images"] <= largest / 2]
     if half["images"].nunique() >= MIN_SIZES:
-        earlier = fit_power_law(half["images"].to_numpy(), hits[half.index], same_test=True)
-        trainings = int((table["images"] == most).sum())
-        high, low = (1 - end for end in earlier.measured(most, trainings))
-        measured = float(table.loc[table["images"] == most, "accuracy"].mean())
-        image = 1 / hits.shape[1]  # no accuracy is told more finely
-        inside = low - image <= measured <= high + image
-        found["checked"] = {"from": int(half["images"].max()), "foretold": (low, high), "measured": measured,
-                            "inside": inside}  # fmt: skip
-        words.append(
-            f"from at most {found['checked']['from']:,} images, {low:.1%} to {high:.1%} was foretold for all {most:,}; "
-            f"measured {measured:.1%}, {'inside' if inside else 'outside: take the line above with care'}."
+        earlier_law = fit_power_law(half["images"].to_numpy(), hits[half.index], same_test=True)
+        trainings = int((table["images"] == largest).sum())
+        high, low = (1 - bound for bound in earlier_law.prediction_interval(largest, trainings))
+        measured = float(table.loc[table["images"] == largest, "accuracy"].mean())
+        resolution = 1 / hits.shape[1]  # an accuracy is a multiple of one image
+        inside = low - resolution <= measured <= high + resolution
+        result["checked"] = {"from": int(half["images"].max()), "foretold": (low, high), "measured": measured,
+                             "inside": inside}  # fmt: skip
+        verdict = "inside the interval" if inside else "outside the interval: read the line above with caution"
+        sentences.append(
+            f"extrapolated from at most {result['checked']['from']:,} images, the accuracy with all {largest:,} was "
+            f"expected at {100 * low:.1f} to {100 * high:.1f} %; measured {100 * measured:.1f} %, {verdict}."
         )
-    return found | {"words": words}
+    return result | {"words": sentences}
 
 
-def _write_files(found: LearningCurve) -> None:
+def write_curve_files(curve: LearningCurve) -> None:
+    """Write the table, the figure and the page of a learning curve into its folder."""
     from markupsafe import Markup
 
     from baseline.report import figures
     from baseline.report.html import render
 
-    lines = {rung: _curve_points(found, rung) for rung in found.fits}
-    figure = figures.curve_figure(found.table, lines, {rung: VARIANTS[rung] for rung in found.fits})
-    told = {"split": found.split, "sentences": found.sentences, "fits": found.fits, "redundancy": found.redundancy}
-    sizes = found.table.groupby(["rung", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
+    lines = {variant: curve_points(curve, variant) for variant in curve.fits}
+    figure = figures.curve_figure(curve.table, lines, {variant: VARIANTS[variant] for variant in curve.fits})
+    contents = {"split": curve.split, "sentences": curve.sentences, "fits": curve.fits, "redundancy": curve.redundancy}
+    sizes = curve.table.groupby(["variant", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
     page = {
-        "found": found,
-        "drawing": Markup(figures.svg(figure, "curve", WORDS)),
-        "rungs": VARIANTS,
+        "curve": curve,
+        "drawing": Markup(figures.svg(figure, "curve", FIGURE_TITLE)),
+        "variants": VARIANTS,
         "rows": sizes.reset_index().to_dict("records"),
     }
-    write_atomic(found.folder / "curve.csv", found.table.to_csv(index=False))
-    write_atomic(found.folder / "curve.json", to_json(told))
-    write_atomic(found.folder / "curve.png", figures.png(figure))
-    write_atomic(found.folder / "curve.html", render("curve", page))
+    write_atomic(curve.folder / "curve.csv", curve.table.to_csv(index=False))
+    write_atomic(curve.folder / "curve.json", to_json(contents))
+    write_atomic(curve.folder / "curve.png", figures.png(figure))
+    write_atomic(curve.folder / "curve.html", render("curve", page))
 
 
-def _curve_points(found: LearningCurve, rung: str) -> np.ndarray:
-    """The law as images and accuracies, 2 x points, to twice the images that there are."""
-    fit = found.fits[rung]
-    images = np.geomspace(found.table["images"].min(), fit["doubled"]["images"], 60)
+def curve_points(curve: LearningCurve, variant: str) -> np.ndarray:
+    """Return the power law as numbers of images and accuracies, up to twice the available images (2 x points)."""
+    fit = curve.fits[variant]
+    images = np.geomspace(curve.table["images"].min(), fit["doubled"]["images"], 60)
     return np.stack([images, 1 - (fit["floor"] + fit["scale"] * images ** -fit["exponent"])])

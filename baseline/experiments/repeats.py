@@ -1,7 +1,7 @@
-"""Experiments that are several runs: seeds, folds, before and after fixes. Knows `make_baseline` and run folders.
+"""Repeated runs: several seeds of one recipe, or all folds of a cross-validation.
 
-Each run has a folder of its own. What is told of seeds or folds is made from these folders, so that it does not matter
-whether a run was made now or before an interrupt.
+Each run has a folder of its own. All results are computed from these folders, so it makes no difference whether a run
+was made now or before an interruption.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from baseline.files import to_json, write_atomic
 from baseline.inference.model_folder import EXPERIMENT_FILES
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
+from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_predictions
 
 if TYPE_CHECKING:
@@ -32,50 +33,55 @@ __all__ = ["FoldRuns", "SeedRuns", "describe_folds", "run_folds", "run_seeds"]
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """Runs that differ by their seed only."""
+    """Runs that differ only in their seed."""
 
     folder: Path
-    """Holds `seed-K`, a run folder each, and `seeds.json`."""
+    """Contains a run folder `seed-K` per run, and `seeds.json`."""
     split: str
     runs: list[dict[str, Any]]
-    """Each run's `seed`, `folder`, `accuracy` (0-1, with test-time augmentation), `plain` (without), `seconds`."""
+    """Each run's `seed`, `folder`, `accuracy` (0-1, with TTA), `plain` (accuracy without TTA) and `seconds`."""
     mean: float
-    """Of the accuracies, 0-1."""
+    """Mean accuracy, 0-1."""
     sd: float | None
-    """Standard deviation of one run, n - 1 below the line; None for one run."""
+    """Sample standard deviation of the accuracies (divided by n - 1); None for a single run."""
     least: float
+    """Lowest accuracy."""
     most: float
+    """Highest accuracy."""
     same_images: bool
-    """Whether all were measured on the same images; if not, the spread holds that of the images, too."""
+    """Whether all runs were evaluated on the same images; if not, the spread includes that of the images."""
 
 
 @dataclass(frozen=True)
 class FoldRuns:
-    """Runs of which each has another part of the images as its valid split, and what they are together."""
+    """Cross-validation: runs that each have another part of the images as their valid split."""
 
     folder: Path
-    """Holds `fold-K`, a run folder each; `oof.csv`, the prediction table of all images, each by the network that did
-    not train on it, with a column `fold`; `folds.json`; and, where there is a test split, `predictions.csv`, the table
-    of the folds' average on it, as `baseline.averaged` makes it."""
+    """Contains a run folder `fold-K` per run; `oof.csv`, the out-of-fold prediction table of all images, each predicted
+    by the network that did not train on it, with a column `fold`; `folds.json`; and, if there is a test split,
+    `predictions.csv`, the prediction table of the folds' ensemble on it, as `baseline.ensemble` returns it."""
     way: str
     """The split: `"kfold:5"`, `"group-kfold:5"`."""
     runs: list[dict[str, Any]]
-    """Each run's `fold`, `folder`, `images` (of its valid split), `accuracy` on them (0-1, with test-time
-    augmentation), `plain` (without), `test` (accuracy there; None without a test split), `seconds`."""
+    """Each run's `fold`, `folder`, `images` (number in its valid split), `accuracy` on them (0-1, with TTA), `plain`
+    (accuracy without TTA), `test` (test accuracy; None without a test split) and `seconds`."""
     mean: float
-    """Of the accuracies on valid, 0-1."""
+    """Mean accuracy on the valid splits, 0-1."""
     sd: float
-    """Their standard deviation, n - 1 below the line."""
+    """Sample standard deviation of these accuracies (divided by n - 1)."""
     least: float
+    """Lowest of these accuracies."""
     most: float
+    """Highest of these accuracies."""
     metrics: dict[str, dict[str, Any]]
-    """What `baseline.evaluate` tells of a split: `"oof"`, out of fold, and `"test"` of the average, if there is one."""
+    """Metrics as `baseline.evaluate` returns them for a split: `"oof"`, out of fold, and `"test"`, those of the
+    ensemble, if there is a test split."""
     against_best: dict[str, Any] | None
-    """What `baseline.paired_test` tells of the fold that is best on test and the average; None without a test split."""
+    """Result of `baseline.paired_test` of the best fold on test and the ensemble; None without a test split."""
 
     @property
     def model(self) -> Model | Ensemble:
-        """What `baseline.load` makes of the folder: all folds together."""
+        """The ensemble of all folds, as `baseline.load` loads the folder."""
         from baseline.inference.model import load
 
         return load(self.folder)
@@ -89,50 +95,50 @@ def run_seeds(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> SeedRuns:
-    """Runs `make_baseline` with `count` seeds, from `seed` on, into `out/seed-K`, and tells mean and spread.
+    """Run `make_baseline` with `count` seeds, from `seed` on, into `out/seed-K`, and compute mean and spread.
 
-    The other arguments and errors are those of `make_baseline`; a budget is that of all runs together, and the first
-    one's plan is that of all. What was finished before an interrupt stays.
+    The other arguments and errors are those of `make_baseline`. A budget is divided among the runs, and the plan that
+    the first run makes for it is used by all. Runs that were finished before an interruption are kept.
 
     Args:
-        resume: go on in `out`: runs that are finished there are taken as they are, the rest is made.
-        on: what makes the runs: this process, one after the other, or `"ray"`, several at once; see `--on` in
-            `baseline run --help` and docs/training.md. With as many threads a run the numbers are the same.
+        resume: continue in `out`: keep the runs that are finished there, and make the remaining ones.
+        executor: of the runs: this process, one run after the other, or `"ray"`, several at once; see `--on` in
+            `baseline run --help` and docs/training.md. With the same number of threads per run, results are the same.
 
     Raises:
-        RecipeError: if `count` is not 1 or more, or `on` is nothing that makes runs.
-        OutputError: before anything is trained, if one of the run folders holds a finished run already, or, with
-            `resume`, one of another recipe or of other images.
+        RecipeError: if `count` is less than 1, or `on` names no executor.
+        OutputError: before training, if one of the run folders already holds a finished run or, with `resume`, one of
+            another recipe or of other images.
 
-    >>> found = run_seeds(5, "images/")                                           # doctest: +SKIP
-    >>> found.mean, found.sd                                                       # doctest: +SKIP
+    >>> seeds = run_seeds(5, "images/")                                           # doctest: +SKIP
+    >>> seeds.mean, seeds.sd                                                       # doctest: +SKIP
     """
     if count < 1:
         raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
-    chosen = starting_recipe(images, recipe)
-    first = chosen.seed if seed is None else seed
-    series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), on)
-    with series.alone():
-        series.make([{"seed": number} for number in range(first, first + count)], resume=resume)
+    base_recipe = starting_recipe(images, recipe)
+    first = base_recipe.seed if seed is None else seed
+    series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), executor)
+    with series.lock():
+        series.run([{"seed": number} for number in range(first, first + count)], resume=resume)
         split = headline_split(series.manifests[0]["metrics"])
-        runs, seen = [], set()
+        runs, image_sets = [], set()
         for run, manifest in zip(series.folders, series.manifests, strict=True):
             rows = read_predictions(run, ("path", "split"))
-            seen.add(frozenset(rows["path"][rows["split"] == split]))
+            image_sets.add(frozenset(rows["path"][rows["split"] == split]))
             runs.append({"seed": int(run.name.rpartition("-")[2]), **summary_row(run, manifest, split)})
-        found = SeedRuns(
+        result = SeedRuns(
             folder=series.folder,
             split=split,
             runs=runs,
             **accuracy_spread(runs),
-            same_images=len(seen) == 1,
+            same_images=len(image_sets) == 1,
         )
-        write_atomic(series.folder / EXPERIMENT_FILES["seed"], to_json(dataclasses.asdict(found)))
-        return found
+        write_atomic(series.folder / EXPERIMENT_FILES["seed"], to_json(dataclasses.asdict(result)))
+        return result
 
 
 def run_folds(
@@ -142,40 +148,41 @@ def run_folds(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
     **changes: Any,
 ) -> FoldRuns:
-    """Runs `make_baseline` for each fold into `out/fold-K`, and tells what they say of all images.
+    """Run `make_baseline` for each fold, into `out/fold-K`, and evaluate all images out of fold.
 
-    Every image is predicted by the network that did not train on it. Images that are given as the test split are in no
-    fold; they get the average of the folds' calibrated probabilities, as all images do that `baseline.load(out)`
-    predicts.
+    Every image is predicted by the network that did not train on it. Images of a given test split are in no fold; the
+    ensemble of the folds predicts them, by the average of calibrated probabilities, as `baseline.load(out)` predicts
+    any image.
 
     Args:
-        resume, on: see `run_seeds`, which has the other arguments and errors, too.
+        resume, on: see `run_seeds`, which also documents the other arguments and errors.
         **changes: as for `make_baseline`; `split`, here or in the recipe, is `"kfold:K"` or `"group-kfold:K"`.
 
     Raises:
-        DataError: if there are more folds than images (or groups) of a class; before anything is trained.
-        RecipeError: if `split` names no folds, or one fold alone is asked for.
+        DataError: before training, if there are more folds than images (or groups) of a class.
+        RecipeError: if `split` is not a cross-validation, or a single fold is requested.
 
-    >>> found = run_folds("images/", split="kfold:5")                             # doctest: +SKIP
-    >>> found.metrics["oof"]["tta"]["accuracy"], found.sd                          # doctest: +SKIP
-    >>> baseline.load(found.folder).predict("holiday/")                            # doctest: +SKIP
+    >>> folds = run_folds("images/", split="kfold:5")                             # doctest: +SKIP
+    >>> folds.metrics["oof"]["tta"]["accuracy"], folds.sd                          # doctest: +SKIP
+    >>> baseline.load(folds.folder).predict("holiday/")                            # doctest: +SKIP
     """
     if "fold" in changes:
-        raise RecipeError("fold names one fold, and make_folds runs all. Leave it out, or take make_baseline.")
-    given = {key: changes[key] for key in ("split", "split_file") if key in changes}
-    asked = starting_recipe(images, recipe).changed(fold=0, **given)
-    if "kfold" not in asked.split:
-        raise RecipeError(f"split is '{asked.split}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
-    if asked.split_file:
-        raise RecipeError(f"{asked.split_file} says what is valid, and so does {asked.split}. Give one of them.")
+        raise RecipeError("fold selects a single fold, and run_folds runs all. Leave it out, or use make_baseline.")
+    split_changes = {key: changes[key] for key in ("split", "split_file") if key in changes}
+    base_recipe = starting_recipe(images, recipe).changed(fold=0, **split_changes)
+    method = base_recipe.split.method
+    if "kfold" not in method:
+        raise RecipeError(f"split is '{method}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
+    if base_recipe.split.file:
+        raise RecipeError(f"Both {base_recipe.split.file} and split {method} define the valid split. Give one of them.")
     changes |= {} if seed is None else {"seed": seed}
-    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), on)
-    with series.alone():
-        series.make([{"fold": number} for number in range(int(asked.split.partition(":")[2]))], resume=resume)
+    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), executor)
+    with series.lock():
+        series.run([{"fold": number} for number in range(int(method.partition(":")[2]))], resume=resume)
         runs = []
         for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
             metrics = manifest["metrics"]
@@ -183,65 +190,67 @@ def run_folds(
             row = summary_row(run, manifest, "valid")
             runs.append({"fold": number, "images": metrics["valid"]["images"], **row, "test": test})
         tables = [read_predictions(run) for run in series.folders]
-        together = _evaluate_ensemble(series, tables) if "test" in series.manifests[0]["metrics"] else {}
-        against_best = together.pop("against_best", None)
-        found = FoldRuns(
+        ensemble_metrics = _evaluate_ensemble(series, tables) if "test" in series.manifests[0]["metrics"] else {}
+        against_best = ensemble_metrics.pop("against_best", None)
+        result = FoldRuns(
             folder=series.folder,
-            way=asked.split,
+            way=method,
             runs=runs,
             **accuracy_spread(runs),
-            metrics={"oof": _write_out_of_fold(series, tables), **together},
+            metrics={"oof": _write_out_of_fold(series, tables), **ensemble_metrics},
             against_best=against_best,
         )
-        write_atomic(series.folder / EXPERIMENT_FILES["fold"], to_json(dataclasses.asdict(found)))
-        return found
+        write_atomic(series.folder / EXPERIMENT_FILES["fold"], to_json(dataclasses.asdict(result)))
+        return result
 
 
 def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
-    """The folds that a recipe makes of the images, in words, as far as no copies have to stay together.
+    """Describe the folds of a recipe in one line, before the audit adds duplicates that have to stay together.
 
     >>> import pandas as pd
+    >>> from baseline import Recipe
     >>> rows = {"path": [f"{n}.jpg" for n in range(10)], "label": ["ant", "bee"] * 5, "split": None}
     >>> describe_folds(pd.DataFrame(rows), Recipe(split="kfold:4"))
-    'folds: kfold:4, valid images 3, 3, 2, 2; before the audit, which keeps copies on one side'
+    'folds: kfold:4, valid images 3, 3, 2, 2; before the audit, which keeps duplicates in one fold'
     """
     from baseline.data.split import split
 
-    parted = split(table, recipe)
-    counts = parted.loc[parted["fold"] >= 0, "fold"].value_counts().sort_index()
-    test = int((parted["split"] == "test").sum())
-    apart = f"; {test:,} test images stay apart" if test else ""
+    split_table = split(table, recipe)
+    counts = split_table.loc[split_table["fold"] >= 0, "fold"].value_counts().sort_index()
+    test = int((split_table["split"] == "test").sum())
+    test_part = f"; {test:,} test images are in no fold" if test else ""
     sizes = ", ".join(f"{count:,}" for count in counts)
-    return f"folds: {recipe.split}, valid images {sizes}{apart}; before the audit, which keeps copies on one side"
+    folds = f"folds: {recipe.split.method}, valid images {sizes}{test_part}"
+    return f"{folds}; before the audit, which keeps duplicates in one fold"
 
 
 def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """Writes the predictions of each fold's valid images as one table, and measures it."""
+    """Write the predictions of each fold's valid images as one table, and return its metrics."""
     import pandas as pd
 
     from baseline.evaluation.metrics import evaluate
 
-    parts = [table[table["split"] == "valid"].assign(fold=fold) for fold, table in enumerate(tables)]
-    rows = pd.concat(parts, ignore_index=True)
-    if (twice := rows["path"].duplicated()).any():
+    valid_tables = [table[table["split"] == "valid"].assign(fold=fold) for fold, table in enumerate(tables)]
+    rows = pd.concat(valid_tables, ignore_index=True)
+    if (repeated := rows["path"].duplicated()).any():
         raise OutputError(
-            f"{rows['path'][twice].iloc[0]} is in two folds of {series.folder}: other images could be read when the "
-            "one was made than when the other was. Choose another --out."
+            f"{rows['path'][repeated].iloc[0]} is in two folds of {series.folder}, because not the same images were "
+            "readable when these were made. Choose another --out."
         )
     write_atomic(series.folder / "oof.csv", rows.to_csv(index=False))
-    return evaluate(rows, series.manifests[0]["recipe"]["labels"])["valid"]
+    return evaluate(rows, flat_recipe(series.manifests[0]["recipe"])["task"])["valid"]
 
 
 def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """Writes what the folds' average predicts of the test images, measures it, and compares it with the best fold."""
+    """Write the ensemble's predictions of the test images; return its metrics and its test against the best fold."""
     from baseline.evaluation.ensemble import ensemble
     from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.significance import paired_test
 
-    recipe = series.manifests[0]["recipe"]
-    rows = [table[table["split"] == "test"] for table in tables]
+    recipe = flat_recipe(series.manifests[0]["recipe"])
+    test_tables = [table[table["split"] == "test"] for table in tables]
     temperatures = [manifest["calibration"].get("temperature") for manifest in series.manifests]
-    together = ensemble(rows, temperatures, recipe["labels"], recipe["threshold"])
-    write_atomic(series.folder / "predictions.csv", together.to_csv(index=False))
-    best = max(rows, key=lambda each: (each["predicted"] == each["label"]).mean())
-    return {"test": evaluate(together, recipe["labels"])["test"], "against_best": paired_test(best, together)}
+    predictions = ensemble(test_tables, temperatures, recipe["task"], recipe["threshold"])
+    write_atomic(series.folder / "predictions.csv", predictions.to_csv(index=False))
+    best = max(test_tables, key=lambda table: (table["predicted"] == table["label"]).mean())
+    return {"test": evaluate(predictions, recipe["task"])["test"], "against_best": paired_test(best, predictions)}

@@ -1,7 +1,8 @@
-"""An architecture's rungs, from a guess to a whole training: their recipes and run folders. Trains no network itself.
+"""Training variants of one architecture, from a majority guess to full fine-tuning: their recipes and run folders.
 
-Rungs of one body share the split, the decoded images and what frozen layers make of them. Each gets a run folder, so
-that `baseline compare` takes it and, where a network was trained, `baseline report` and `baseline predict`.
+The variants of an architecture share the split, the decoded images and the outputs of the frozen layers. Each gets a
+run folder, so that `baseline compare` accepts it and, where a network was trained, so do `baseline report` and
+`baseline predict`.
 """
 
 from __future__ import annotations
@@ -40,49 +41,51 @@ if TYPE_CHECKING:
     from baseline.vision.weights import Weights
 
 __all__ = [
+    "ARCH_INDEPENDENT",
     "PROBES",
     "VARIANTS",
-    "WITHOUT_BODY",
     "Architecture",
     "Probe",
-    "predictions_on",
     "prepare_architectures",
+    "read_split_predictions",
     "resume_hint_on_interrupt",
 ]
 
 
 VARIANTS = {
-    "majority": "the most frequent class",
-    "neighbours": "nearest neighbours on pretrained features",
+    "majority": "most frequent class",
+    "neighbors": "nearest neighbors on pretrained features",
     "logistic": "logistic regression on pretrained features",
-    "head": "a new head on the frozen body",
-    "fastai": "fastai's frozen stage, where BatchNorm moves",
-    "groups": "the last layer groups fine-tuned",
-    "all": "all layers fine-tuned, slice rates",
-    "tta": "with test-time augmentation",
+    "head": "new head on the frozen body",
+    "fastai": "fastai's frozen stage, BatchNorm in train mode",
+    "groups": "last layer groups fine-tuned",
+    "all": "all layers fine-tuned, discriminative learning rates",
+    "tta": "with TTA",
     "scratch": "all layers from random weights",
-    "zeroshot": "zero-shot classification by CLIP",
+    "zeroshot": "zero-shot classification with CLIP",
 }
-"""From the lowest to the highest, the one that shows what pretraining is worth, and one that sees no training image."""
+"""Titles of the variants, in order of effort. `scratch` shows what pretraining is worth, and `zeroshot` sees no
+training image."""
 
 
-PROBES = ("majority", "neighbours", "logistic", "zeroshot")
-"""Rungs that train no network."""
+PROBES = ("majority", "neighbors", "logistic", "zeroshot")
+"""Variants that train no network."""
 
 
-WITHOUT_BODY = ("majority", "zeroshot")
-"""Rungs that are the same for every body."""
+ARCH_INDEPENDENT = ("majority", "zeroshot")
+"""Variants that are the same for every architecture."""
 
 
-HEAD = Stage("head", 10, steps=350)
-"""For a head that nothing follows; before a fine-tune, two epochs are better (see benchmarks/README.md)."""
+HEAD_ONLY_STAGE = Stage("head", 10, steps=350)
+"""Stage for a head that is not fine-tuned afterwards; before fine-tuning, two epochs are better
+(see benchmarks/README.md)."""
 
-BEFORE = Stage("head", 2, steps=70)
+HEAD_FIRST_STAGE = Stage("head", 2, steps=70)
 
-GROUPS = Stage(0.55, 3, 3e-4, steps=100)
+LAST_GROUPS_STAGE = Stage(0.55, 3, 3e-4, steps=100)
 
-SCRATCH = Stage("all", 10, 1e-3, batch_norm="moving", steps=500)
-"""Without pretrained weights three epochs would show little but impatience."""
+FROM_SCRATCH_STAGE = Stage("all", 10, 1e-3, batch_norm="train", steps=500)
+"""Stage without pretrained weights, which learn too little in three epochs for a fair comparison."""
 
 
 def prepare_architectures(
@@ -96,222 +99,248 @@ def prepare_architectures(
     resume: bool,
     clip: ClipModel | None = None,
 ) -> list[Architecture]:
-    """The bodies to climb with, on images that were audited and split once; the split is written into the folder.
+    """Return the architectures to compare, on images audited and split once; writes the split into the folder.
 
     Args:
-        clip: for the rung `zeroshot`.
+        clip: the model of the variant `zeroshot`.
 
     Raises:
         RecipeError: if the recipe has a budget.
-        OutputError: if the folder was begun before and `resume` was not asked for, or with other images.
+        OutputError: if the folder was started before and `resume` is false, or was started with other images.
     """
     archs, split_file = list(dict.fromkeys(archs)), folder / "split.csv"
-    begun = split_file.exists()
-    if begun and not resume:
-        raise OutputError(f"{folder} was begun before. Give --resume to go on with it, or choose another --out.")
-    chosen, table, unread = prepare(images, recipe, folder, progress, **changes)
-    if chosen.budget:
-        raise RecipeError("--budget fits one training, and these are several. Leave it out; --preset quick is shorter.")
-    if begun and split_file.read_text(encoding="utf-8") != split_to_csv(table):
-        raise OutputError(f"{folder} was begun with other images or another split. Choose another --out.")
+    started = split_file.exists()
+    if started and not resume:
+        raise OutputError(f"{folder} was started before. Give --resume to continue it, or choose another --out.")
+    prepared = prepare(images, recipe, progress, **changes)
+    base_recipe, table = prepared.recipe, prepared.table
+    if base_recipe.training.budget:
+        raise RecipeError(
+            "--budget applies to a single training, and these are several. Leave it out; --preset quick is shorter."
+        )
+    if started and split_file.read_text(encoding="utf-8") != split_to_csv(table):
+        raise OutputError(f"{folder} was started with other images or another split. Choose another --out.")
     write_atomic(split_file, split_to_csv(table))
     return [
         Architecture(
-            images, table, unread, split_file, folder / arch if len(archs) > 1 else folder, wished, progress, clip
+            images,
+            table,
+            prepared.unreadable,
+            split_file,
+            folder / arch if len(archs) > 1 else folder,
+            base_recipe.changed(arch=arch),
+            progress,
+            clip,
         )
-        for arch, wished in ((arch, chosen.changed(arch=arch)) for arch in archs or (chosen.arch,))
+        for arch in archs or (base_recipe.model.arch,)
     ]
 
 
 @contextmanager
 def resume_hint_on_interrupt(folder: Path, progress: Progress) -> Iterator[None]:
-    """On Ctrl-C says how to go on."""
+    """Log how to resume if Ctrl-C interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:
-        progress.log(f"interrupted: what is finished is kept; --out {shlex.quote(str(folder))} --resume does the rest")
+        progress.log(
+            f"interrupted: finished runs are kept; --out {shlex.quote(str(folder))} --resume makes the remaining ones"
+        )
         raise
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was told without a network of its own."""
+    """Predictions made without training a network."""
 
-    told: np.ndarray
-    """Probabilities, images x classes."""
-    why: str
-    """What was chosen on the valid images."""
+    probabilities: np.ndarray
+    """Images x classes."""
+    choice: str
+    """What was selected on the valid images, such as the number of neighbors."""
     seconds: float
     parameters: int
-    """Trained."""
+    """Number of trained parameters."""
     weights: Weights | None
-    """Of the network whose features they are."""
+    """Weights of the network that computed the features."""
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """An architecture, and what its rungs share."""
+    """An architecture, and what its variants share."""
 
     images: Any
-    """As they were given."""
+    """The images as the caller gave them."""
     table: pd.DataFrame
-    unread: pd.DataFrame
+    unreadable: pd.DataFrame
     split_file: Path
     folder: Path
-    """For the run folders of its rungs."""
-    wished: Recipe
+    """Folder for the run folders of its variants."""
+    requested: Recipe
+    """Recipe before its automatic settings are resolved."""
     progress: Progress
     clip: ClipModel | None = None
-    """For the rung `zeroshot`."""
+    """Model of the variant `zeroshot`."""
 
     @cached_property
-    def settled(self) -> tuple[Recipe, Weights | None]:
-        """The recipe of all rungs, but for what each of them trains, and the weights."""
-        recipe, weights, _ = resolve(self.wished.changed(presets={}), self.table, self.progress)
+    def resolved(self) -> tuple[Recipe, Weights | None]:
+        """The recipe that all variants share, apart from their stages, and the weights."""
+        recipe, weights, _ = resolve(self.requested.changed(presets={}), self.table, self.progress)
         split_file = str(self.split_file.absolute())
         done_once = {"split": "auto", "audit": "none", "images_per_class": 0, "keep_if": "", "keep_model": ""}
         return recipe.changed(split_file=split_file, **done_once), weights
 
     @property
     def recipe(self) -> Recipe:
-        return self.settled[0]
+        return self.resolved[0]
 
     @cached_property
     def features(self) -> tuple[np.ndarray, float]:
-        """What the body makes of every image, in the table's order, and the seconds it takes."""
+        """Features of every image, in the table's order (images x features), and the seconds that they took."""
         from baseline.training.frozen import timed_embeddings
         from baseline.vision.dataloaders import dataloaders
         from baseline.vision.learner import learner
         from baseline.vision.rng import seed_everything
 
-        recipe, weights = self.settled
+        recipe, weights = self.resolved
         with seed_everything(recipe.seed):
             learn = learner(
                 dataloaders(self.table, recipe, path=self.folder, progress=self.progress), recipe, weights=weights
             )
             return timed_embeddings(learn, self.table, recipe, progress=self.progress)
 
-    def planned(self, rung: str) -> Recipe:
-        """The recipe of a rung."""
+    def variant_recipe(self, variant: str) -> Recipe:
+        """Return the recipe of a variant."""
         recipe = self.recipe
-        before = tuple(stage for stage in recipe.stages if stage.trains == "head") or (BEFORE,)
-        deep = next((stage for stage in reversed(recipe.stages) if stage.trains != "head"), GROUPS)
-        groups = deep if deep.trains != "all" else dataclasses.replace(GROUPS, epochs=deep.epochs)
-        top = groups.lr[-1] if isinstance(groups.lr, tuple) else groups.lr
-        whole = dataclasses.replace(groups, trains="all", lr=top if isinstance(top, str) else (top / 10, top))
-        moving = dataclasses.replace(groups, trains="head", lr="find", batch_norm="moving", image_size=0)
-        every: dict[str, dict[str, Any]] = {
-            "head": {"stages": (HEAD,)},
-            "fastai": {"stages": (moving,), "freeze": "fastai", "head": "fastai"},
-            "groups": {"stages": (*before, groups)},
-            "all": {"stages": (*before, whole)},
-            "scratch": {"stages": (SCRATCH,), "scratch": True, "weights": ""},
+        head_stages = tuple(stage for stage in recipe.stages if stage.trains == "head") or (HEAD_FIRST_STAGE,)
+        last_stage = next((stage for stage in reversed(recipe.stages) if stage.trains != "head"), LAST_GROUPS_STAGE)
+        groups_stage = (
+            last_stage
+            if last_stage.trains != "all"
+            else dataclasses.replace(LAST_GROUPS_STAGE, epochs=last_stage.epochs)
+        )
+        max_lr = groups_stage.lr[-1] if isinstance(groups_stage.lr, tuple) else groups_stage.lr
+        all_layers_stage = dataclasses.replace(
+            groups_stage, trains="all", lr=max_lr if isinstance(max_lr, str) else (max_lr / 10, max_lr)
+        )
+        fastai_stage = dataclasses.replace(groups_stage, trains="head", lr="find", batch_norm="train", image_size=0)
+        changes: dict[str, dict[str, Any]] = {
+            "head": {"stages": (HEAD_ONLY_STAGE,)},
+            "fastai": {"stages": (fastai_stage,), "freeze": "fastai", "head": "fastai"},
+            "groups": {"stages": (*head_stages, groups_stage)},
+            "all": {"stages": (*head_stages, all_layers_stage)},
+            "scratch": {"stages": (FROM_SCRATCH_STAGE,), "scratch": True, "weights": ""},
         }
-        if rung == "zeroshot" and self.clip:
-            every[rung] = {"arch": self.clip.arch, "weights": self.clip.weights}
-        changed = recipe.changed(**every.get(rung, {}))
+        if variant == "zeroshot" and self.clip:
+            changes[variant] = {"arch": self.clip.arch, "weights": self.clip.weights}
+        changed = recipe.changed(**changes.get(variant, {}))
         images = int((self.table["split"] == "train").sum())
-        return changed.changed(stages=resolve_epochs(changed.stages, images, int(changed.batch_size))[0])
+        return changed.changed(stages=resolve_epochs(changed.stages, images, int(changed.training.batch_size))[0])
 
-    def probe(self, rung: str, train: np.ndarray, valid: np.ndarray, asked: np.ndarray) -> Probe:
-        """What a rung without a network tells of some rows of the table.
+    def probe(self, variant: str, train: np.ndarray, valid: np.ndarray, predict: np.ndarray) -> Probe:
+        """Return the predictions of a variant that trains no network.
 
         Args:
-            train, valid, asked: which rows, as flags or numbers.
+            train, valid, predict: rows of the table, as boolean masks or row numbers.
         """
         from baseline.data.labels import classes_in, label_matrix
         from baseline.experiments.probes import logistic_regression, majority, nearest_neighbors
 
-        many, classes = self.recipe.labels == "many", classes_in(self.table, self.recipe.labels)
-        if rung == "zeroshot":
-            return self._zero_shot(classes, self.table["path"].iloc[asked].tolist())
-        weights = self.settled[1]
+        many, classes = self.recipe.data.task == "multilabel", classes_in(self.table, self.recipe.data.task)
+        if variant == "zeroshot":
+            return self._zero_shot(classes, self.table["path"].iloc[predict].tolist())
+        weights = self.resolved[1]
         label = self.table["label"]
-        # of one label a ; is a part of its name
+        # with one label per image, a semicolon is part of the class name
         flags = (label_matrix(label, classes) if many else label.to_numpy()[:, None] == np.array(classes)).astype(float)
-        if rung == "majority":
-            return Probe(majority(flags[train], len(asked)), "", 0.0, 0, weights)
+        if variant == "majority":
+            return Probe(majority(flags[train], len(predict)), "", 0.0, 0, weights)
         features, seconds = self.features
-        began = time.perf_counter()
-        known = (features[train], flags[train], features[valid], flags[valid], features[asked])
-        if rung == "neighbours":
-            told, count = nearest_neighbors(*known)
-            why, parameters = f"{count} neighbours", 0
+        start = time.perf_counter()
+        arrays = (features[train], flags[train], features[valid], flags[valid], features[predict])
+        if variant == "neighbors":
+            probabilities, count = nearest_neighbors(*arrays)
+            choice, parameters = f"{count} neighbors", 0
         else:
-            told, strength = logistic_regression(*known, many=many)
-            why, parameters = f"C {strength:g}", (features.shape[1] + 1) * flags.shape[1]
-        return Probe(told, why, round(seconds + time.perf_counter() - began, 2), parameters, weights)
+            probabilities, strength = logistic_regression(*arrays, many=many)
+            choice, parameters = f"C {strength:g}", (features.shape[1] + 1) * flags.shape[1]
+        return Probe(probabilities, choice, round(seconds + time.perf_counter() - start, 2), parameters, weights)
 
     def _zero_shot(self, classes: Sequence[str], paths: Sequence[str]) -> Probe:
         from baseline.experiments.zeroshot import class_prompts, load_clip
 
         assert self.clip
-        reads = load_clip(self.clip, self.progress)
-        began = time.perf_counter()
+        classifier = load_clip(self.clip, self.progress)
+        start = time.perf_counter()
         prompts = class_prompts(classes, self.clip.prompt)
-        told = reads.probabilities(paths, prompts, workers=self.recipe.workers, progress=self.progress)
-        return Probe(told, self.clip.words, round(time.perf_counter() - began, 2), 0, reads.weights)
+        probabilities = classifier.probabilities(
+            paths, prompts, workers=self.recipe.options.workers, progress=self.progress
+        )
+        return Probe(probabilities, self.clip.description, round(time.perf_counter() - start, 2), 0, classifier.weights)
 
-    def job(self, words: str, rung: str, folder: Path) -> Job:
-        """What makes the rung's run folder, unless it is there already.
+    def job(self, title: str, variant: str, folder: Path) -> Job:
+        """Return the job that makes the variant's run folder, or keeps it if it is finished.
 
         Raises:
-            OutputError: if it is there, made by another recipe or prompt.
-            RecipeError: for zero-shot classification of images with many labels.
+            OutputError: if the folder was made with another recipe or prompt.
+            RecipeError: for zero-shot classification of multi-label images.
         """
-        planned = self.planned(rung)
-        if rung == "zeroshot" and planned.labels == "many":
-            raise RecipeError("The rung zeroshot takes one label an image, and these have many. Leave it out.")
+        recipe = self.variant_recipe(variant)
+        if variant == "zeroshot" and recipe.data.task == "multilabel":
+            raise RecipeError("The variant zeroshot needs one label per image, and these have several. Leave it out.")
         if (folder / "manifest.json").exists():
-            _check_same_recipe(folder, planned)
-            if self.clip and rung == "zeroshot":
-                _check_same_prompt(folder, self.clip)
-            return Job(words, partial(_finished_run, folder), here=True)
-        if rung in PROBES:
-            return Job(words, lambda progress: _run_probe(self, rung, folder, planned), here=True)
-        return training_job(words, self.images, planned, folder)
+            check_same_recipe(folder, recipe)
+            if self.clip and variant == "zeroshot":
+                check_same_prompt(folder, self.clip)
+            return Job(title, partial(log_finished_run, folder), local=True)
+        if variant in PROBES:
+            return Job(title, lambda progress: run_probe(self, variant, folder, recipe), local=True)
+        return training_job(title, self.images, recipe, folder)
 
 
-def predictions_on(run: Path, split: str, augmented: bool) -> pd.DataFrame:
-    """What a rung predicted for the split, with test-time augmentation or without."""
+def read_split_predictions(run: Path, split: str, tta: bool) -> pd.DataFrame:
+    """Return a run's prediction table of one split, with or without TTA."""
     table = read_predictions(run, ("path", "label", "split", "predicted", "plain_predicted"))
     table = table[table["split"] == split]
-    return table if augmented else table.assign(predicted=table["plain_predicted"])
+    return table if tta else table.assign(predicted=table["plain_predicted"])
 
 
-def _finished_run(run: Path, progress: Progress) -> None:
-    progress.log(f"{run}: kept from before")
+def log_finished_run(run: Path, progress: Progress) -> None:
+    progress.log(f"{run}: already finished")
 
 
-def _check_same_recipe(run: Path, planned: Recipe) -> None:
-    """An error if a finished rung was made by another recipe than the one planned now."""
-    if found := diff_recipes(read_manifest(run)["recipe"], planned.as_dict()):
-        words = ", ".join(f"{key} {then} (now {now})" for key, (then, now) in list(found.items())[:3])
-        raise OutputError(f"{run} was made by another recipe: {words}. Choose another --out.")
+def check_same_recipe(run: Path, recipe: Recipe) -> None:
+    """Raise an OutputError if a finished run was made with another recipe than the given one."""
+    if changes := diff_recipes(read_manifest(run)["recipe"], recipe.as_dict()):
+        listing = ", ".join(f"{key} {old} (now {new})" for key, (old, new) in list(changes.items())[:3])
+        raise OutputError(f"{run} was made with another recipe: {listing}. Choose another --out.")
 
 
-def _check_same_prompt(run: Path, clip: ClipModel) -> None:
-    if (then := read_manifest(run)["stages"][0]["why"]) != clip.words:
-        raise OutputError(f"{run} was made by {then} (now {clip.words}). Choose another --out.")
+def check_same_prompt(run: Path, clip: ClipModel) -> None:
+    """Raise an OutputError if a finished zero-shot run was made with another CLIP model or prompt."""
+    if (description := read_manifest(run)["stages"][0]["why"]) != clip.description:
+        raise OutputError(f"{run} was made with {description} (now {clip.description}). Choose another --out.")
 
 
-def _run_probe(body: Architecture, rung: str, run: Path, recipe: Recipe) -> None:
-    """A run folder of what is predicted without a network of its own."""
+def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recipe) -> None:
+    """Make the run folder of a variant that trains no network."""
     from baseline.data.labels import classes_in
     from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.table import prediction_table
 
-    table = body.table
+    table = architecture.table
     train, valid, test = ((table["split"] == name).to_numpy() for name in ("train", "valid", "test"))
-    asked = np.concatenate([np.flatnonzero(valid), np.flatnonzero(test)])
-    found = body.probe(rung, train, valid, asked)
-    threshold = recipe.threshold if recipe.labels == "many" else None
-    rows = table.iloc[asked].reset_index(drop=True)
-    predicted = prediction_table(rows, found.told, found.told, classes_in(table, recipe.labels), threshold)
-    stage = {"trains": VARIANTS[rung], "why": found.why, "seconds": found.seconds, "parameters": found.parameters}
-    numbers = evaluate(predicted, recipe.labels)
-    manifest = build_manifest(recipe, body.images, table, body.unread, found.weights, numbers, [stage],
-                           {"training": found.seconds})  # fmt: skip
+    predict = np.concatenate([np.flatnonzero(valid), np.flatnonzero(test)])
+    probe = architecture.probe(variant, train, valid, predict)
+    threshold = recipe.evaluation.threshold if recipe.data.task == "multilabel" else None
+    rows = table.iloc[predict].reset_index(drop=True)
+    predictions = prediction_table(
+        rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.data.task), threshold
+    )
+    stage = {
+        "trains": VARIANTS[variant], "why": probe.choice, "seconds": probe.seconds, "parameters": probe.parameters
+    }  # fmt: skip
+    metrics = evaluate(predictions, recipe.data.task)
+    manifest = build_manifest(recipe, architecture.images, table, architecture.unreadable, probe.weights, metrics,
+                              [stage], {"training": probe.seconds})  # fmt: skip
     write_atomic(run / "split.csv", split_to_csv(table))
-    write_atomic(run / "predictions.csv", predicted.to_csv(index=False))
+    write_atomic(run / "predictions.csv", predictions.to_csv(index=False))
     write_atomic(run / "manifest.json", to_json(manifest))

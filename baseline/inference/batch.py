@@ -1,9 +1,9 @@
-"""Model + images by the thousand -> rows in a file, as they are made. Knows that file; knows no networks.
+"""Predict many images and write a row for each, in the images' order, to a file that can be resumed.
 
-Rows stand in the order of the images, and each is written whole or, by a job that was killed, cut off when it goes on.
-Beside `predictions.csv` lies `predictions.csv.job.json`: which model and which options the rows are of. The rows of
-`predictions.parquet` are kept in `predictions.parquet.rows.csv` until all are there. In `predictions.csv.shards` lies
-what workers have made before its turn.
+A job that is killed can leave an incomplete last row, which is cut off when the job is resumed. The file
+`predictions.csv.job.json` beside `predictions.csv` holds the model and the options of its rows. The rows of
+`predictions.parquet` are kept in `predictions.parquet.rows.csv` until all are there. `predictions.csv.shards` holds
+what remote workers have predicted ahead of their turn.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from baseline.inference.output import (
     PredictionStats,
     PredictOptions,
     RowFormat,
-    _path_of_record,
-    _printable_path,
-    _read_records,
+    check_finished_parquet,
     check_resume,
-    continue_file,
     convert_to_parquet,
-    finished_rows,
     job_file,
     open_output,
+    path_of_record,
+    printable_path,
+    read_records,
+    resume_output,
 )
-from baseline.inference.shards import remove_shards, write_in_shards
+from baseline.inference.shards import predict_in_shards, remove_shards
 from baseline.inference.workers import encode_for_worker, load_checked, predict_in_workers
 from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
@@ -44,152 +44,155 @@ if TYPE_CHECKING:
 __all__ = ["write_predictions"]
 
 BATCHES_PER_SHARD = 16
-"""That a worker is given at once, and that are lost with it."""
+"""Number of batches that a remote worker gets at once, and that are lost if it is killed."""
 
 
 def write_predictions(
     model: Model | Ensemble,
     images: Iterable[Any],
     out: str | Path | IO[bytes],
-    wanted: PredictOptions | None = None,
+    options: PredictOptions | None = None,
     *,
     total: int = 0,
     processes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
-    on: str = "",
+    executor: str = "",
     progress: Progress | None = None,
 ) -> PredictionStats:
-    """Writes a row an image: `path, predicted, confidence, error`, and as wanted `class_1, probability_1` and so on, and
-    `p_CLASS` for each class; shares have six decimals. An image that cannot be read has a row that says why. In Parquet,
-    which gets its name when all rows are there, what is empty is null.
+    """Write one row per image: `path`, `predicted`, `confidence`, `error`, and what `options` asks for: `class_1`,
+    `probability_1` and so on, and `p_CLASS` for each class.
 
-    A job that was killed goes on with `resume` where it stopped, in whole batches, so that its file is in the end that
-    of a job that was left alone. Memory stays the same however many images there are.
+    Probabilities have six decimals. An image that cannot be read has a row with the reason. A Parquet file, in which
+    empty values are null, appears under its name when all rows are there. With `resume` a job that was killed continues
+    where it stopped, in whole batches, so that its file ends up identical to that of an undisturbed job. Memory use
+    does not depend on the number of images.
 
     Args:
-        images: their paths or members of archives, taken from the iterable as they are needed.
+        images: paths or archive members, consumed lazily.
         out: a file, or a binary stream.
-        processes: so many, each with a GPU or its share of the CPU, predict with the model of the model's folder. As
-            ever with several processes, a script that asks for them begins with `if __name__ == "__main__":`.
-        total: how many images there are, for the bar; 0 where that is not known.
-        on: `"ray"` or a cluster (see `run_seeds`): workers predict, `processes` at once, or one for each CPU or GPU if
-            that is 1. They make shards in a folder beside the file, each of which gets its name when it is whole; a
-            killed worker costs its shard, which is made again. The file is that of one process with as many threads.
+        total: number of images, for the progress bar; 0 if unknown.
+        processes: number of processes that predict, each on its own GPU or with its share of the CPU. As with all
+            multiprocessing, a script that uses several needs `if __name__ == "__main__":`.
+        executor: `"ray"` or the address of a cluster (see `run_seeds`): remote workers predict, `processes` at once, or
+            one for each CPU or GPU if that is 1. They write shards into a folder beside the file, each complete when it
+            appears; if a worker is killed, only its shard is lost and predicted again. The file is identical to that of
+            one process with as many threads.
 
     Raises:
-        OutputError: if the file exists and neither `overwrite` nor `resume` is given, cannot be written, is being
-            written by another job, or holds rows of another model, other options or other images.
-        RecipeError: for bfloat16 on a CPU that has nothing for it, or if `on` is nothing that predicts.
+        OutputError: if the file exists and neither `overwrite` nor `resume` is set, it cannot be written, another job
+            is writing it, or its rows come from another model, other options or other images.
+        RecipeError: for bfloat16 on a CPU without instructions for it, or if `executor` is not a known executor.
 
     >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", PredictOptions(top_k=3))  # doctest: +SKIP
     """
-    wanted = wanted or PredictOptions()
+    options = options or PredictOptions()
     progress = progress or Progress()
-    path = Path(out).expanduser() if isinstance(out, str | Path) else None
-    workers = get_executor(on, progress)
-    wanted = _with_resolved_precision(model, wanted, progress)
-    rows = RowFormat(model.classes, wanted)
+    workers = get_executor(executor, progress)
+    options = resolve_options(model, options, progress)
+    rows = RowFormat(model.classes, options)
+    chunks: Iterable[tuple[bytes, PredictionStats]]
     if not isinstance(out, str | Path):
-        if wanted.format == "parquet":
-            raise OutputError("Parquet goes into a file. Give --out FILE.parquet.")
-        if workers.far:
-            raise OutputError("What --on predicts goes into a file. Give --out FILE.")
+        if options.format == "parquet":
+            raise OutputError("Parquet needs a file. Give --out FILE.parquet.")
+        if workers.remote:
+            raise OutputError("Predicting with --on needs a file. Give --out FILE.")
         out.write(rows.header)
-        return _write_rows(
-            map(rows.of, _prediction_batches(model, images, wanted, processes)), out, PredictionStats(), total, progress
-        )
-    assert path is not None
-    written = path.with_name(f"{path.name}.rows.csv") if wanted.format == "parquet" else path
-    job = {"model": model.identity, **asdict(wanted)}
-    goes_on = check_resume(path, written, job, overwrite=overwrite, resume=resume)
-    if goes_on and not written.exists():
-        return finished_rows(path, iter(images))
-    shards, size = path.with_name(f"{path.name}.shards"), wanted.batch_size * (BATCHES_PER_SHARD if workers.far else 1)
-    with open_output(written) as file, workers:
-        if not goes_on:
+        chunks = map(rows.format_batch, predict_stream(model, images, options, processes))
+        return write_rows(chunks, out, PredictionStats(), total, progress)
+    path = Path(out).expanduser()
+    row_file = path.with_name(f"{path.name}.rows.csv") if options.format == "parquet" else path
+    job = {"model": model.identity, **asdict(options)}
+    resuming = check_resume(path, row_file, job, overwrite=overwrite, resume=resume)
+    if resuming and not row_file.exists():
+        return check_finished_parquet(path, iter(images))
+    shards = path.with_name(f"{path.name}.shards")
+    chunk_size = options.batch_size * (BATCHES_PER_SHARD if workers.remote else 1)
+    with open_output(row_file) as file, workers:
+        if not resuming:
             file.truncate(0)
-            if path != written:
+            if path != row_file:
                 path.unlink(missing_ok=True)
             write_atomic(job_file(path), to_json(job))
             remove_shards(shards)
-        counts, rest = continue_file(written, file, rows, iter(images), size)
-        pieces: Iterable[tuple[bytes, PredictionStats]] = map(
-            rows.of, _prediction_batches(model, rest, wanted, processes)
-        )
-        if workers.far:
-            made = partial(_predict_shard, tuple(model.folders), model.identity, wanted)
-            named = ((str(image), encode_for_worker(image)) for image in rest)
-            count = processes if processes > 1 else 0
-            pieces = write_in_shards(
-                named, size, made, partial(_finished_shard, rows), shards, workers, counts.before, count
+        stats, remaining = resume_output(row_file, file, rows, iter(images), chunk_size)
+        chunks = map(rows.format_batch, predict_stream(model, remaining, options, processes))
+        if workers.remote:
+            encoded = ((str(image), encode_for_worker(image)) for image in remaining)
+            predict = partial(predict_shard, tuple(model.folders), model.identity, options)
+            check_existing = partial(check_shard, rows)
+            max_workers = processes if processes > 1 else 0
+            chunks = predict_in_shards(
+                encoded, chunk_size, predict, check_existing, shards, workers, stats.already_done, max_workers
             )
-        _write_rows(pieces, file, counts, total, progress)
-        if written != path:
+        write_rows(chunks, file, stats, total, progress)
+        if row_file != path:
             file.flush()
-            convert_to_parquet(written, path, rows.header)
+            convert_to_parquet(row_file, path, rows.header)
         remove_shards(shards)
-    return counts
+    return stats
 
 
-def _with_resolved_precision(model: Model | Ensemble, wanted: PredictOptions, progress: Progress) -> PredictOptions:
-    """With the number format that the passes will have."""
-    name, why = model.settled_precision(wanted.precision)
-    if wanted.precision == "auto":
-        progress.log(f"precision: {name} ({why})")
-    return replace(wanted, precision=name)
+def resolve_options(model: Model | Ensemble, options: PredictOptions, progress: Progress) -> PredictOptions:
+    """Return the options with the number format that the forward passes will have."""
+    precision, reason = model.resolve_precision(options.precision)
+    if options.precision == "auto":
+        progress.log(f"precision: {precision} ({reason})")
+    return replace(options, precision=precision)
 
 
-def _prediction_batches(
-    model: Model | Ensemble, images: Iterable[Any], wanted: PredictOptions, processes: int
+def predict_stream(
+    model: Model | Ensemble, images: Iterable[Any], options: PredictOptions, processes: int
 ) -> Iterator[PredictionBatch]:
+    """Yield predictions in batches, made in this process or in several."""
     if processes < 2:
-        return model.blocks(images, **_predict_kwargs(wanted))
-    return predict_in_workers(model.folders, model.identity, images, processes, **_predict_kwargs(wanted))
+        return model.predict_batches(images, **predict_kwargs(options))
+    return predict_in_workers(model.folders, model.identity, images, processes, **predict_kwargs(options))
 
 
-def _predict_kwargs(wanted: PredictOptions) -> dict[str, Any]:
-    return {"tta": wanted.tta, "batch_size": wanted.batch_size, "precision": wanted.precision}
+def predict_kwargs(options: PredictOptions) -> dict[str, Any]:
+    """Return the keyword arguments for `Model.predict_batches`."""
+    return {"tta": options.tta, "batch_size": options.batch_size, "precision": options.precision}
 
 
-_loaded = lru_cache(maxsize=1)(load_checked)
+_load_cached = lru_cache(maxsize=1)(load_checked)
 
 
-def _predict_shard(
-    folders: tuple[Path, ...], identity: str, wanted: PredictOptions, part: list[Any]
+def predict_shard(
+    folders: tuple[Path, ...], identity: str, options: PredictOptions, shard: list[Any]
 ) -> tuple[bytes, PredictionStats]:
-    """In a worker, which loads the model once: the rows of names and images, and what is in them."""
-    model, names, counts = _loaded(folders, identity), (name for name, _ in part), PredictionStats()
-    rows, content = RowFormat(model.classes, wanted), []
-    for block in model.blocks([image for _, image in part], **_predict_kwargs(wanted)):
-        some, more = rows.of(replace(block, images=list(islice(names, len(block.images)))))
-        content.append(some)
-        counts.add(more)
-    return b"".join(content), counts
+    """Return the rows of a shard of names and images, and their counts; a worker runs it and loads the model once."""
+    model, names, stats = _load_cached(folders, identity), (name for name, _ in shard), PredictionStats()
+    rows, content = RowFormat(model.classes, options), []
+    for batch in model.predict_batches([image for _, image in shard], **predict_kwargs(options)):
+        chunk, chunk_stats = rows.format_batch(replace(batch, images=list(islice(names, len(batch.images)))))
+        content.append(chunk)
+        stats.add(chunk_stats)
+    return b"".join(content), stats
 
 
-def _finished_shard(rows: RowFormat, content: bytes, part: list[Any]) -> PredictionStats | None:
-    """What a shard that lies there counts, if its rows are of these names."""
-    records = _read_records(io.BytesIO(content), quoted=rows.csv)
-    same = [_path_of_record(record, rows) for record in records] == [_printable_path(name) for name, _ in part]
-    return PredictionStats(before=len(part)) if same else None
+def check_shard(rows: RowFormat, content: bytes, shard: list[Any]) -> PredictionStats | None:
+    """Return the counts of an existing shard, or None if its rows are not for these names."""
+    records = read_records(io.BytesIO(content), quoted=rows.csv)
+    same = [path_of_record(record, rows) for record in records] == [printable_path(name) for name, _ in shard]
+    return PredictionStats(already_done=len(shard)) if same else None
 
 
-def _write_rows(
-    pieces: Iterable[tuple[bytes, PredictionStats]],
+def write_rows(
+    chunks: Iterable[tuple[bytes, PredictionStats]],
     file: IO[bytes],
-    counts: PredictionStats,
+    stats: PredictionStats,
     total: int,
     progress: Progress,
 ) -> PredictionStats:
-    """Writes rows as they are made, and counts them."""
-    began = time.perf_counter()
+    """Write rows as they are made, and add up their counts."""
+    start = time.perf_counter()
     with progress.bar("predicting", total, "images") as bar:
-        bar.step(counts.before)
-        for content, more in pieces:
+        bar.step(stats.already_done)
+        for content, chunk_stats in chunks:
             file.write(content)
             file.flush()
-            counts.add(more)
-            counts.seconds = time.perf_counter() - began
-            bar.step(more.images + more.before, f"{counts.images / counts.seconds:,.0f} images/s")
-    return counts
+            stats.add(chunk_stats)
+            stats.seconds = time.perf_counter() - start
+            bar.step(chunk_stats.images + chunk_stats.already_done, f"{stats.images / stats.seconds:,.0f} images/s")
+    return stats

@@ -1,8 +1,8 @@
-"""TODO."""
+"""Keep only the images that a second model assigns to a class, such as photographs among scans."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,48 +11,60 @@ from baseline.data.label_fixes import check_table_after
 from baseline.data.labels import explode_labels
 from baseline.errors import DataError, quoted_list, unknown_name
 from baseline.files import resolve_path
-
-if TYPE_CHECKING:
-    from baseline.progress import Progress
-    from baseline.recipe.schema import Recipe
+from baseline.progress import Progress
 
 __all__ = ["filter_by_model"]
 
 
-def filter_by_model(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The images that `recipe.keep_model` calls `recipe.keep_if` by at least `recipe.keep_above`, and the others.
+def filter_by_model(
+    table: pd.DataFrame,
+    model: str | Path,
+    keep: str,
+    above: float = 0.5,
+    *,
+    task: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split a table into the images that a second model assigns to one of its classes, and the others.
 
     Args:
         table: an image table of readable images.
+        model: the run or model folder of the second model.
+        keep: one of its classes.
+        above: minimum calibrated probability of that class, 0 to 1.
+        task: the task of the table; see `baseline.image_table`.
 
     Returns:
-        The image table without them, and of those that leave it `path, label, probability`, the least probable first.
+        The table of the images to keep, and `path`, `label` and `probability` of the others, the least probable first.
 
     Raises:
         DataError: if the model has no such class, an image cannot be read, or too few images or classes are left.
         OutputError, WeightsError: if the model cannot be used; see `baseline.load`.
-    """
+
+    >>> kept, left_out = filter_by_model(table, "runs/skyline-or-not", "skyline")  # doctest: +SKIP
+    """  # fmt: skip
     from baseline.inference.model import load
 
-    model = load(resolve_path(recipe.keep_model))
-    if recipe.keep_if not in model.classes:
-        raise DataError(f"In --keep-model {recipe.keep_model}: {unknown_name('class', recipe.keep_if, model.classes)}")
+    progress = progress or Progress()
+    network = load(resolve_path(str(model)))
+    if keep not in network.classes:
+        raise DataError(f"In {model}: {unknown_name('class', keep, network.classes)}")
     parts: list[np.ndarray] = []
-    with progress.bar(f"which images are '{recipe.keep_if}'", len(table), "images") as bar:
-        for block in model.blocks(table["path"]):
-            if bad := [(path, why) for path, why in zip(block.images, block.errors, strict=True) if why]:
+    with progress.bar(f"finding images of '{keep}'", len(table), "images") as bar:
+        for batch in network.predict_batches(table["path"]):
+            if bad := [(path, error) for path, error in zip(batch.images, batch.errors, strict=True) if error]:
                 raise DataError(f"Image {bad[0][0]} cannot be read: {bad[0][1]}. Leave it out.")
-            parts.append(block.probabilities[:, model.classes.index(recipe.keep_if)])
-            bar.step(len(block.images))
+            parts.append(batch.probabilities[:, network.classes.index(keep)])
+            bar.step(len(batch.images))
     probability = np.concatenate(parts)
-    kept = probability >= recipe.keep_above
-    left = table.loc[~kept, ["path", "label"]].assign(probability=probability[~kept].round(4))
-    words = f"{int((~kept).sum()):,} of {len(table):,} images are not '{recipe.keep_if}' by {recipe.keep_model}"
-    progress.log(f"kept: {int(kept.sum()):,} images; {words}, and are left out")
-    found = table[kept].reset_index(drop=True)
-    if lost := sorted({*explode_labels(table["label"]).dropna()} - {*explode_labels(found["label"]).dropna()}):
-        raise DataError(
-            f"{words}; none of {quoted_list(lost)} is left. Give a lower --keep-above, or another --keep-model."
-        )
-    check_table_after(found, recipe.labels, words)
-    return found, left.sort_values("probability", kind="stable", ignore_index=True)
+    matches = probability >= above
+    removed = table.loc[~matches, ["path", "label"]].assign(probability=probability[~matches].round(4))
+    count = int((~matches).sum())
+    verb = "is" if count == 1 else "are"
+    summary = f"{count:,} of {len(table):,} images {verb} not '{keep}' according to {model}"
+    progress.log(f"{summary} and {verb} left out; {int(matches.sum()):,} kept")
+    filtered = table[matches].reset_index(drop=True)
+    if lost := sorted({*explode_labels(table["label"]).dropna()} - {*explode_labels(filtered["label"]).dropna()}):
+        raise DataError(f"{summary}; none of {quoted_list(lost)} is left. Give a lower `above`, or another model.")
+    check_table_after(filtered, task, summary)
+    return filtered, removed.sort_values("probability", kind="stable", ignore_index=True)

@@ -1,6 +1,4 @@
-"""Model folders -> a model that predicts, one or several together. Knows networks, images and probabilities.
-
-No training data is needed.
+"""Load trained models and predict with them, one at a time or as an ensemble. No training data is needed.
 
 >>> model = load("runs/cifar10-20261122-101500")                                   # doctest: +SKIP
 >>> model.predict("holiday.jpg")[["predicted", "confidence"]]                      # doctest: +SKIP
@@ -53,197 +51,219 @@ __all__ = ["Ensemble", "Model", "PredictionBatch", "golden_outputs", "load", "lo
 
 
 TOLERANCE = 1e-4
-"""By how much a probability of a golden input may differ, in float32."""
+"""Maximum difference of a golden input's probability from the saved one, in float32."""
+
+
+BATCHES_IN_FLIGHT = 3
+"""Number of batches that are read at the same time: the one being predicted and two ahead of it."""
 
 
 @dataclass(frozen=True)
 class PredictionBatch:
-    """Predictions of some images, in their order."""
+    """Predictions for a batch of images, in the order of the images."""
 
     images: list[Any]
-    """As they were given."""
+    """The images as passed in."""
     errors: list[str]
-    """Why an image cannot be read; empty where it was."""
+    """Why an image cannot be read; empty if it was read."""
     probabilities: np.ndarray
-    """Images x classes, float64; of an image that cannot be read NaN."""
+    """Images x classes, float64; NaN for an image that cannot be read."""
     predicted: list[str]
-    """A class, or with many labels an image those predicted, with `;` between."""
+    """The predicted class; for multi-label models all predicted classes, joined by `;`."""
     confidence: np.ndarray
-    """The probability of the predicted class; with many labels that of the least sure decision."""
+    """The probability of the predicted class; for multi-label models that of the least certain decision."""
 
 
 def load(folder: str | Path | Sequence[str | Path]) -> Model | Ensemble:
-    """The model of a run folder, or of its `model/` alone, ready to predict; of several, all of them together.
+    """Load the model of a run folder, or of its `model/` folder alone; several models are loaded as an ensemble.
 
-    No training data is needed, nothing is unpickled, and random states stay as they were.
+    No training data is needed, nothing is unpickled, and random states are left unchanged.
 
     Args:
-        folder: a run; a folder of folds or seeds, which means all its runs; or a list of such.
+        folder: a run folder; a folder of folds or seeds, which stands for all its runs; or a list of such folders.
 
     Raises:
-        OutputError: if there is no model folder, a newer version wrote it, it says what cannot be, or several are not
-            of the same classes.
-        WeightsError: if its tensors are damaged or not those of the network it names.
+        OutputError: if there is no model folder, a newer version wrote it, its `model.json` is invalid, or several
+            models do not share the same classes.
+        WeightsError: if its tensors are damaged or do not fit the network that it names.
 
     >>> load("runs/mine").predict(["a.jpg", "b.jpg"])                              # doctest: +SKIP
     >>> load(["runs/mine", "runs/other"]).predict("a.jpg")                         # doctest: +SKIP
     """
-    given = [folder] if isinstance(folder, str | Path) else folder
-    models = [load_model(each) for one in given for each in member_folders(one)]
+    folders = [folder] if isinstance(folder, str | Path) else folder
+    models = [load_model(member) for path in folders for member in member_folders(path)]
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
 def load_model(folder: str | Path) -> Model:
-    """The one model of a run folder, or of its `model/` alone; errors are those of `load`, and one for a folder of
-    several."""
+    """Load the single model of a run folder, or of its `model/` folder alone.
+
+    Raises:
+        OutputError, WeightsError: as in `load`, and if the folder holds several models.
+    """
     first, *others = member_folders(folder)
     if others:
-        raise OutputError(f"{folder} holds {len(others) + 1} models, and one was needed. Give one, such as {first}.")
+        raise OutputError(
+            f"{folder} holds {len(others) + 1} models, and one was needed. Give one of them, such as {first}."
+        )
     with preserve_rng_state():
-        network, facts = load_network(folder)
-    return Model(network.to(default_device()), facts, model_folder(folder))
+        network, config = load_network(folder)
+    return Model(network.to(default_device()), config, model_folder(folder))
 
 
-class _Predictor:
-    """What one model and several together do alike."""
+class BasePredictor:
+    """What a single model and an ensemble have in common."""
 
     @property
     def members(self) -> tuple[Model, ...]:
-        """The models whose probabilities are averaged; of one model, itself."""
+        """The models whose probabilities are averaged; a single model is its own only member."""
         raise NotImplementedError
 
     @property
     def classes(self) -> list[str]:
-        """In the order of the networks' outputs."""
-        return self.members[0].facts["classes"]
+        """Class names, in the order of the network's outputs."""
+        return self.members[0].config["classes"]
 
     @property
-    def many(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether an image may have several labels."""
-        return self.members[0].facts["labels"] == "many"
+        return self.members[0].config["labels"] == "many"
 
     @property
     def folders(self) -> list[Path]:
-        """Those of the members."""
+        """The model folders of the members."""
         return [member.folder for member in self.members]
 
     def predict(self, images: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
-        """A row an image: `path` (or `image`, its number from 0, where it is no file), `predicted`, `confidence`, and
-        the probability of each class as `p_CLASS`.
+        """Return one row per image: `path`, `predicted`, `confidence`, and the probability of each class as `p_CLASS`.
+
+        If the images are not all paths, the first column is `image`, their index from 0.
 
         Args:
-            images: one image or many; each a path, a folder, bytes, a PIL image, or a uint8 array H x W x 3.
-            tta: average over the views of the training's evaluation; without, the plain image alone.
-            calibrated: divide by the fitted temperature, if there is one. What is predicted is the same without.
+            images: one image or several; each a path, a folder, bytes, a PIL image, or a uint8 array H x W x 3.
+            tta: average over the views of the run's evaluation (test-time augmentation); if False, predict the plain
+                image alone.
+            calibrated: divide the logits by the fitted temperature, if there is one. The predicted classes are the same
+                either way.
 
         Raises:
-            DataError: if an image cannot be read; `blocks` goes on.
+            DataError: if an image cannot be read; `predict_batches` continues instead.
 
         >>> model.predict("holiday/")                                              # doctest: +SKIP
         """
-        given = list(_iterate_images(images))
-        by_path = all(isinstance(each, str | Path) for each in given)
-        names = [str(each) for each in given] if by_path else list(range(len(given)))
-        made = list(self.blocks(given, tta=tta, calibrated=calibrated, batch_size=batch_size,
-                                hurry=len(given) >= batch_size))  # fmt: skip
-        for name, error in zip(names, (error for block in made for error in block.errors), strict=True):
+        inputs = list(iterate_images(images))
+        all_paths = all(isinstance(image, str | Path) for image in inputs)
+        names = [str(image) for image in inputs] if all_paths else list(range(len(inputs)))
+        batches = list(self.predict_batches(inputs, tta=tta, calibrated=calibrated, batch_size=batch_size,
+                                            optimize=len(inputs) >= batch_size))  # fmt: skip
+        for name, error in zip(names, (error for batch in batches for error in batch.errors), strict=True):
             if error:
                 raise DataError(f"Image {name} cannot be read: {error}. Leave it out.")
         columns = [f"p_{name}" for name in self.classes]
-        found = np.concatenate([block.probabilities for block in made]) if made else np.empty((0, len(columns)))
-        told = {
-            "path" if by_path else "image": names,
-            "predicted": [each for block in made for each in block.predicted],
-            "confidence": np.concatenate([block.confidence for block in made]) if made else [],
+        empty = np.empty((0, len(columns)))
+        probabilities = np.concatenate([batch.probabilities for batch in batches]) if batches else empty
+        table = {
+            "path" if all_paths else "image": names,
+            "predicted": [label for batch in batches for label in batch.predicted],
+            "confidence": np.concatenate([batch.confidence for batch in batches]) if batches else [],
         }
-        return pd.concat([pd.DataFrame(told), pd.DataFrame(found, columns=columns)], axis=1)
+        return pd.concat([pd.DataFrame(table), pd.DataFrame(probabilities, columns=columns)], axis=1)
 
-    def blocks(
+    def predict_batches(
         self,
         images: Iterable[Any],
         *,
         tta: bool = True,
         calibrated: bool = True,
         batch_size: int = 64,
-        hurry: bool = True,
+        optimize: bool = True,
         precision: str = "",
     ) -> Iterator[PredictionBatch]:
-        """Predictions as they are made, `batch_size` images at a time, in order; of an image that cannot be read, why.
+        """Yield predictions in batches of `batch_size` images, in order, with the reason for each unreadable image.
 
-        Images are read in threads while the network works, at most two blocks ahead, so that memory stays the same
-        however many there are. The same images in the same blocks give the same numbers.
+        Images are read in threads while the network works, at most two batches ahead, so memory use does not depend on
+        the number of images. The same images in the same batches give the same numbers.
 
         Args:
-            images: taken from the iterable as they are needed: what `predict` takes, or functions that return it,
-                which are called in the reading threads.
-            hurry: with quicker passes (see `optimize_for_cpu`), which pay from a few dozen images on.
-            precision: the number format of the passes; see `settled_precision`.
+            images: consumed lazily: anything that `predict` takes, or functions that return it, which are called in the
+                reading threads.
+            optimize: speed up the forward pass on CPU (see `optimize_for_cpu`), which pays off from a few dozen images
+                on.
+            precision: number format of the forward pass; see `resolve_precision`.
         """
-        forms = list(dict.fromkeys(member._form for member in self.members))
+        specs = list(dict.fromkeys(member._decode_spec for member in self.members))
         with ExitStack() as stack:
             networks: list[nn.Module] = [member.network for member in self.members]
-            formats = [member._numbers(precision) for member in self.members]
-            hurried = not hurry
-            for given, squares in _read_batches(images, batch_size, forms):
-                whole = [each for each in squares if not isinstance(each, str)]
-                fitting = [[each[forms.index(member._form)] for each in whole] for member in self.members]
-                if whole and not hurried:
-                    hurried = True
-                    networks = [
-                        stack.enter_context(member._quick(some[:2]))
-                        for member, some in zip(self.members, fitting, strict=True)
-                    ]
-                seen = [
-                    member._seen(network, some, tta, numbers)
-                    for member, network, some, numbers in zip(self.members, networks, fitting, formats, strict=True)
+            autocasts = [member._autocast(precision) for member in self.members]
+            optimized = not optimize
+            for inputs, decoded in read_batches(images, batch_size, specs):
+                readable = [squares for squares in decoded if not isinstance(squares, str)]
+                by_member = [
+                    [squares[specs.index(member._decode_spec)] for squares in readable] for member in self.members
                 ]
-                yield self._block(given, squares, seen, calibrated)
+                if readable and not optimized:
+                    optimized = True
+                    networks = [
+                        stack.enter_context(member._optimized_network(squares[:2]))
+                        for member, squares in zip(self.members, by_member, strict=True)
+                    ]
+                probabilities = [
+                    member._predict_squares(network, squares, tta, autocast)
+                    for member, network, squares, autocast in zip(
+                        self.members, networks, by_member, autocasts, strict=True
+                    )
+                ]
+                yield self._make_batch(inputs, decoded, probabilities, calibrated)
 
-    def settled_precision(self, wish: str = "") -> tuple[str, str]:
-        """The number format of passes and why: that of the run's evaluation, which on a CPU is float32, if nothing is
-        wished; `"float32"` or `"bfloat16"` as wished; `"auto"`: on a CPU that has units for it, bfloat16.
-        Empty where several were evaluated in formats that differ.
+    def resolve_precision(self, precision: str = "") -> tuple[str, str]:
+        """Return the number format of the forward pass, and the reason for it.
+
+        If `precision` is empty it is that of the run's evaluation, which on a CPU is float32; `"float32"` and
+        `"bfloat16"` are taken as they are; `"auto"` is bfloat16 on a CPU with instructions for it. The format is empty
+        if the members were evaluated in different formats.
 
         Raises:
-            RecipeError: for bfloat16 on a CPU that has nothing for it.
+            RecipeError: for bfloat16 on a CPU without instructions for it.
         """
         device = device_of(self.members[0].network).type
         if device != "cpu":
-            if wish not in ("", "auto"):
-                return wish, "as given"
-            formats = {member.facts["precision"] for member in self.members}
+            if precision not in ("", "auto"):
+                return precision, "as given"
+            formats = {member.config["precision"] for member in self.members}
             return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
-        return resolve_frozen_precision(wish or "float32", device, bfloat16_instructions())
+        return resolve_frozen_precision(precision or "float32", device, bfloat16_instructions())
 
-    def _block(
-        self, images: list[Any], squares: list[Any], seen: list[np.ndarray], calibrated: bool
+    def _make_batch(
+        self, images: list[Any], decoded: list[Any], member_probabilities: list[np.ndarray], calibrated: bool
     ) -> PredictionBatch:
-        facts = [member.facts for member in self.members]
-        labels = facts[0]["labels"]
-        errors = [each if isinstance(each, str) else "" for each in squares]
-        read = np.array([not error for error in errors], dtype=bool)
+        """Combine the members' probabilities of the readable images into the predictions for all images."""
+        configs = [member.config for member in self.members]
+        task = "multilabel" if self.multilabel else "single"
+        errors = [result if isinstance(result, str) else "" for result in decoded]
+        readable = np.array([not error for error in errors], dtype=bool)
         mean, threshold = average_probabilities(
-            seen, [each["temperature"] for each in facts], labels, facts[0]["threshold"]
+            member_probabilities, [config["temperature"] for config in configs], task, configs[0]["threshold"]
         )
-        told = mean if calibrated else np.mean(seen, axis=0)
-        sure = told[np.arange(len(told)), mean.argmax(1)]
+        reported = mean if calibrated else np.mean(member_probabilities, axis=0)
+        certainty = reported[np.arange(len(reported)), mean.argmax(1)]
         if threshold is not None:
-            sure = np.where(mean >= threshold, told, 1 - told).min(1)
+            certainty = np.where(mean >= threshold, reported, 1 - reported).min(1)
         predicted = np.full(len(images), "", dtype=object)
         confidence = np.full(len(images), np.nan)
-        found = np.full((len(images), len(self.classes)), np.nan)
-        predicted[read], confidence[read], found[read] = predicted_labels(mean, self.classes, threshold), sure, told
-        return PredictionBatch(images, errors, found, predicted.tolist(), confidence)
+        probabilities = np.full((len(images), len(self.classes)), np.nan)
+        predicted[readable] = predicted_labels(mean, self.classes, threshold)
+        confidence[readable], probabilities[readable] = certainty, reported
+        return PredictionBatch(images, errors, probabilities, predicted.tolist(), confidence)
 
 
 @dataclass(frozen=True, eq=False)
-class Model(_Predictor):
+class Model(BasePredictor):
     """A trained network and what is needed to use it; made by `load`."""
 
     network: nn.Sequential
-    """In evaluation mode, on the GPU where there is one."""
-    facts: Mapping[str, Any]
-    """What `model.json` says; see the module `networks`."""
+    """In evaluation mode, on the GPU if there is one."""
+    config: Mapping[str, Any]
+    """Content of `model.json`; see `baseline.inference.model_folder`."""
     folder: Path
 
     @property
@@ -253,208 +273,226 @@ class Model(_Predictor):
 
     @property
     def decoded_size(self) -> int:
-        """Pixels, side of the squares that images are decoded to."""
+        """Side length in pixels of the squares that images are decoded to."""
         return self._recipe.decoded_size
 
     @cached_property
     def identity(self) -> str:
-        """A hash of the network and all facts: models of one identity predict the same."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        """A hash of the network and its config: models of the same identity predict the same."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def learner(self) -> Learner:
         """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
         recipe = self._recipe
         with preserve_rng_state():
-            learn = learner(empty_loaders(self.classes, recipe, (self.facts["mean"], self.facts["std"])), recipe)
+            learn = learner(empty_loaders(self.classes, recipe, (self.config["mean"], self.config["std"])), recipe)
         learn.model.load_state_dict(self.network.state_dict())
         return learn
 
     @cached_property
     def _recipe(self) -> Recipe:
-        facts = self.facts
-        taken = ("arch", "head", "image_size", "resize", "labels", "threshold")
-        return Recipe("model", scratch=True, augment=Augment(crop=facts["crop"]), **{key: facts[key] for key in taken})
+        config = self.config
+        fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "threshold")}
+        task = "multilabel" if config["labels"] == "many" else "single"
+        return Recipe("model").changed(pretrained=False, task=task, augment=Augment(crop=config["crop"]), **fields)
 
     @contextmanager
-    def ready(
+    def predictor(
         self, *, tta: bool = True, calibrated: bool = True
     ) -> Iterator[Callable[[Sequence[np.ndarray]], PredictionBatch]]:
-        """Inside, a function that predicts squares (see `load_square`), with quicker passes prepared once for many calls.
+        """Context manager that prepares an optimized network once and yields a function that predicts squares (see
+        `load_square`), for many calls.
 
-        >>> with model.ready(tta=False) as predicted:                              # doctest: +SKIP
-        ...     predicted([model.square("a.jpg"), model.square("b.jpg")]).predicted
+        >>> with model.predictor(tta=False) as predict:                            # doctest: +SKIP
+        ...     predict([model.load_square("a.jpg"), model.load_square("b.jpg")]).predicted
         ['ants', 'bees']
         """
-        numbers = self._numbers()
-        noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.shape), dtype=np.uint8)]
-        with self._quick(noise) as network:
-            yield lambda squares: self._block(
-                [*squares], [*squares], [self._seen(network, squares, tta, numbers)], calibrated
+        autocast = self._autocast()
+        noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.decoded_shape), dtype=np.uint8)]
+        with self._optimized_network(noise) as network:
+            yield lambda squares: self._make_batch(
+                [*squares], [*squares], [self._predict_squares(network, squares, tta, autocast)], calibrated
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """That of a `load_square`."""
+    def decoded_shape(self) -> tuple[int, int, int]:
+        """Shape of the array that `load_square` returns."""
         return (self.decoded_size, self.decoded_size, 3)
 
-    def square(self, image: Any) -> np.ndarray:
-        """The square that is left of an image for the network, uint8; what cannot be read raises whatever PIL raises."""
-        return load_square(image, self.decoded_size, self.facts["resize"])
+    def load_square(self, image: Any) -> np.ndarray:
+        """Decode and resize an image to the square that the network takes, `decoded_size` x `decoded_size` x 3, uint8.
+
+        Raises whatever PIL raises for an image that cannot be read.
+        """
+        return load_square(image, self.decoded_size, self.config["resize"])
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
-        """What the network takes: N x 3 x image_size x image_size, normalised, on its device."""
-        return _to_inputs(np.stack(squares), self.facts, device_of(self.network))
+        """Return the network's input for squares: N x 3 x image_size x image_size, normalised, on its device."""
+        return to_inputs(np.stack(squares), self.config, device_of(self.network))
 
     def check(self) -> float:
-        """The largest difference between what the network makes of the folder's golden inputs now and what it made of
-        them when it was saved, as a probability.
+        """Return the largest difference between the probabilities of the folder's golden inputs now and when saved.
 
         Raises:
-            OutputError: if the folder keeps no golden inputs.
-            WeightsError: if it is above 1e-4.
+            OutputError: if the folder has no golden inputs.
+            WeightsError: if the difference is above 1e-4.
         """
-        images, expected = read_golden(self.folder, self.facts)
-        found = golden_outputs(self.network, self.facts, images.numpy())["probabilities"]
-        difference = float((found - expected).abs().max())
+        images, expected = read_golden(self.folder, self.config)
+        actual = golden_outputs(self.network, self.config, images.numpy())["probabilities"]
+        difference = float((actual - expected).abs().max())
         if not difference <= TOLERANCE:
             raise WeightsError(
-                f"{self.folder} does not predict as when it was saved: the probability of a golden input differs by "
-                f"{difference:.2g}, at most {TOLERANCE:g} was allowed. Copy it again, or use the versions it tells."
+                f"{self.folder} does not predict as it did when saved: the probability of a golden input differs by "
+                f"{difference:.2g}, and at most {TOLERANCE:g} is allowed. Copy the folder again, or install the "
+                "package versions that it was saved with."
             )
         return difference
 
     @property
-    def _form(self) -> tuple[int, str]:
-        """Of a `load_square`: pixels, and how an image becomes one."""
-        return self.decoded_size, self.facts["resize"]
+    def _decode_spec(self) -> tuple[int, str]:
+        """Arguments of `load_square` for this model: size in pixels, and the resize method."""
+        return self.decoded_size, self.config["resize"]
 
     @contextmanager
-    def _quick(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
-        """A copy of the network with quicker passes, so that others may use the model meanwhile."""
+    def _optimized_network(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
+        """Yield an optimized copy of the network, so that the model can be used by others at the same time."""
         network = copy.deepcopy(self.network)
-        with optimize_for_cpu(network, self.inputs(squares), learns=False):
+        with optimize_for_cpu(network, self.inputs(squares), trainable=False):
             yield network
 
-    def _numbers(self, precision: str = "") -> torch.autocast:
-        return mixed_precision(self.settled_precision(precision)[0], device_of(self.network).type)
+    def _autocast(self, precision: str = "") -> torch.autocast:
+        return mixed_precision(self.resolve_precision(precision)[0], device_of(self.network).type)
 
-    def _seen(
-        self, network: nn.Module, squares: Sequence[np.ndarray], tta: bool, numbers: torch.autocast
+    def _predict_squares(
+        self, network: nn.Module, squares: Sequence[np.ndarray], tta: bool, autocast: torch.autocast
     ) -> np.ndarray:
-        """Uncalibrated probabilities, squares x classes, mean over the plain image and its views."""
+        """Uncalibrated probabilities, squares x classes, averaged over the plain image and its views."""
         if len(squares) == 0:
             return np.empty((0, len(self.classes)))
-        views = tuple(self.facts["tta"]) if tta else ()
-        return (
-            predict_probabilities(network, self.inputs(squares), views, many=self.many, numbers=numbers).mean(0).numpy()
+        views = tuple(self.config["tta"]) if tta else ()
+        probabilities = predict_probabilities(
+            network, self.inputs(squares), views, many=self.multilabel, numbers=autocast
         )
+        return probabilities.mean(0).numpy()
 
 
-class Ensemble(_Predictor):
+class Ensemble(BasePredictor):
     """Several models that predict together, by the mean of their calibrated probabilities; made by `load`.
 
     They may differ in architecture, image size and views. An image is decoded once for all models that take it in the
-    same size and form.
+    same size with the same resize method.
 
     Raises:
-        OutputError: if they have not the same classes in the same order, some take several labels an image and some
-            one, their thresholds differ, or one is there twice.
+        OutputError: if they do not have the same classes in the same order, some are multi-label and some are not,
+            their thresholds differ, or a model is included twice.
     """
 
     def __init__(self, members: Sequence[Model]) -> None:
         if not members:
-            raise OutputError("No model was given to predict with. Give the folder of a run.")
-        _check_compatible(members)
+            raise OutputError("There is no model to predict with. Give the folder of a run.")
+        check_compatible(members)
         self._members = tuple(members)
 
     @property
     def members(self) -> tuple[Model, ...]:
-        """The models, in the order in which they were given."""
+        """The models, in the order in which they were passed in."""
         return self._members
 
     @cached_property
     def identity(self) -> str:
-        """A hash of all members' identities, in their order."""
+        """A hash of the identities of all members, in their order."""
         return hashlib.sha256(" ".join(member.identity for member in self.members).encode()).hexdigest()
 
     def check(self) -> float:
-        """The largest difference of any member; see `Model.check`."""
+        """Return the largest difference of any member; see `Model.check`."""
         return max(member.check() for member in self.members)
 
 
-def _check_compatible(members: Sequence[Model]) -> None:
+def check_compatible(members: Sequence[Model]) -> None:
+    """Raise an `OutputError` if the models cannot be averaged."""
     first = members[0]
-    seen: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for member in members:
-        both = f"{member.folder} and {first.folder}"
+        pair = f"{member.folder} and {first.folder}"
         if member.classes != first.classes:
-            other = quoted_list(sorted(set(member.classes) ^ set(first.classes))) or "their order"
-            raise OutputError(f"{both} have not the same classes: they differ in {other}. Give runs of the same.")
-        for name in ("labels", *(["threshold"] if first.many else [])):
-            if (one := member.facts[name]) != (two := first.facts[name]):
-                raise OutputError(f"{both} differ in {name}, {one} and {two}, and have no average.")
-        if member.identity in seen:
-            raise OutputError(f"{member.folder} is there twice, also as {seen[member.identity]}. Leave one out.")
-        seen[member.identity] = member.folder
+            difference = quoted_list(sorted(set(member.classes) ^ set(first.classes))) or "their order"
+            raise OutputError(
+                f"{pair} do not have the same classes: they differ in {difference}. Give runs of the same classes."
+            )
+        for field in ("labels", *(["threshold"] if first.multilabel else [])):
+            if (value := member.config[field]) != (other := first.config[field]):
+                raise OutputError(
+                    f"{pair} differ in {field} ({value} and {other}) and cannot be averaged. Leave one of them out."
+                )
+        if member.identity in folders:
+            raise OutputError(
+                f"{member.folder} is included twice, also as {folders[member.identity]}. Leave one of them out."
+            )
+        folders[member.identity] = member.folder
 
 
-def golden_outputs(network: nn.Module, facts: Mapping[str, Any], images: np.ndarray) -> dict[str, Tensor]:
-    """What a model folder keeps to be checked by: images, and their probabilities, plain, float32, made on the CPU.
+def golden_outputs(network: nn.Module, config: Mapping[str, Any], images: np.ndarray) -> dict[str, Tensor]:
+    """Return the golden tensors that a model folder keeps for `Model.check`: images and their probabilities.
+
+    The probabilities are those of the plain images, uncalibrated, in float32, computed on the CPU.
 
     Args:
-        images: N x size x size x 3, uint8, as `baseline.images.square` makes them.
+        images: N x size x size x 3, uint8, as `baseline.data.image.load_square` returns them.
     """
-    still = copy.deepcopy(network).cpu().eval()
-    numbers = mixed_precision("float32", "cpu")
-    inputs = _to_inputs(images, facts, torch.device("cpu"))
-    found = predict_probabilities(still, inputs, (), many=facts["labels"] == "many", numbers=numbers)[0]
-    return {"images": torch.from_numpy(images), "probabilities": found.float().clone()}
+    cpu_network = copy.deepcopy(network).cpu().eval()
+    autocast = mixed_precision("float32", "cpu")
+    inputs = to_inputs(images, config, torch.device("cpu"))
+    many = config["labels"] == "many"
+    probabilities = predict_probabilities(cpu_network, inputs, (), many=many, numbers=autocast)[0]
+    return {"images": torch.from_numpy(images), "probabilities": probabilities.float().clone()}
 
 
-def _read_batches(
-    images: Iterable[Any], batch_size: int, forms: Sequence[tuple[int, str]]
+def read_batches(
+    images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Images in blocks, and for each its squares, one a form (pixels, resize), or why there are none."""
-    rest = iter(images)
-    blocks = iter(lambda: list(islice(rest, batch_size)), [])
+    """Yield batches of images, and for each image its squares, one for each spec (size, resize), or why it cannot be
+    read."""
+    remaining = iter(images)
+    batches = iter(lambda: list(islice(remaining, batch_size)), [])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ahead: deque[tuple[list[Any], list[Future]]] = deque()
+        pending: deque[tuple[list[Any], list[Future]]] = deque()
         try:
             while True:
-                for block in islice(blocks, 3 - len(ahead)):
-                    ahead.append((block, [pool.submit(_load_squares, each, forms) for each in block]))
-                if not ahead:
+                for batch in islice(batches, BATCHES_IN_FLIGHT - len(pending)):
+                    pending.append((batch, [pool.submit(load_squares, image, specs) for image in batch]))
+                if not pending:
                     return
-                given, futures = ahead.popleft()
-                yield given, [future.result() for future in futures]
+                batch, futures = pending.popleft()
+                yield batch, [future.result() for future in futures]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load_squares(image: Any, forms: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
+def load_squares(image: Any, specs: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
+    """Return the image's squares, one for each spec (size, resize), or why it cannot be read."""
     try:
         content = image() if callable(image) else image
         if not isinstance(content, IMAGE_TYPES):
             return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
-        if isinstance(content, Image.Image) and len(forms) > 1:
-            content = content.copy()  # else a file not yet read would be read in the size of the first form
-        return [load_square(content, *form) for form in forms]
+        if isinstance(content, Image.Image) and len(specs) > 1:
+            content = content.copy()  # a file that is not yet read would be decoded in the size of the first spec
+        return [load_square(content, *spec) for spec in specs]
     except Exception as error:
         return unreadable_reason(error)
 
 
-def _to_inputs(squares: np.ndarray, facts: Mapping[str, Any], device: torch.device) -> Tensor:
-    """N x 3 x image_size x image_size, float32, normalised as in training."""
+def to_inputs(squares: np.ndarray, config: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Convert squares to N x 3 x image_size x image_size, float32, normalised as in training."""
     images = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (torch.tensor(facts[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return resize_batch(images, facts["image_size"]).sub_(mean).div_(std)
+    mean, std = (torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
+    return resize_batch(images, config["image_size"]).sub_(mean).div_(std)
 
 
-def _iterate_images(images: Any) -> Iterator[Any]:
-    """Images one by one; a folder is all images in it."""
-    one = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
-    if isinstance(images, str | Path | bytes) or hasattr(images, "getexif") or one:
+def iterate_images(images: Any) -> Iterator[Any]:
+    """Yield images one by one; a folder stands for all images in it."""
+    single_array = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
+    if isinstance(images, str | Path | bytes) or hasattr(images, "getexif") or single_array:
         images = [images]
     for image in images:
         if isinstance(image, str | Path) and os.path.isdir(image):  # noqa: PTH112  # no error for a name too long

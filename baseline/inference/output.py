@@ -1,4 +1,4 @@
-"""TODO."""
+"""Prediction files: their rows as CSV, JSON lines or Parquet, and resuming a file that an interrupted job left."""
 
 from __future__ import annotations
 
@@ -22,133 +22,155 @@ from baseline.files import read_json
 if TYPE_CHECKING:
     from baseline.inference.model import PredictionBatch
 
-__all__ = ["FORMATS", "PredictOptions", "PredictionStats"]
+__all__ = [
+    "FORMATS",
+    "PredictOptions",
+    "PredictionStats",
+    "RowFormat",
+    "check_finished_parquet",
+    "check_resume",
+    "convert_to_parquet",
+    "job_file",
+    "open_output",
+    "path_of_record",
+    "printable_path",
+    "read_records",
+    "resume_output",
+]
 
 
 FORMATS = ("csv", "jsonl", "parquet")
+"""File formats for predictions."""
+
 
 ROW_GROUP_BYTES = 2**23
-"""Of rows as CSV that become a group of rows of Parquet, and are in memory at once."""
+"""Bytes of CSV that become one row group of a Parquet file and are in memory at once."""
 
 
 UNSURE = "unsure"
+"""Value of `predicted` if the confidence is below `min_confidence`."""
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is to be predicted and told."""
+    """What to predict for each image, and in which format to write it."""
 
     format: str = "csv"
-    """`"csv"`, `"jsonl"`: a JSON object a line, or `"parquet"`, for a file only."""
+    """`"csv"`; `"jsonl"`, one JSON object per line; or `"parquet"`, which needs a file."""
     tta: bool = True
-    """Average over the views of the training's evaluation."""
+    """Average over the views of the run's evaluation (test-time augmentation)."""
     top_k: int = 0
-    """So many most probable classes with their probabilities."""
+    """Number of most probable classes to write with their probabilities."""
     every: bool = False
-    """The probability of every class."""
+    """Write the probability of every class."""
     min_confidence: float = 0.0
-    """Below it `predicted` is "unsure"."""
+    """Confidence below which `predicted` is "unsure"."""
     batch_size: int = 64
+    """Number of images per forward pass."""
     precision: str = ""
-    """`"float32"`, `"bfloat16"` or `"auto"`; as the run was evaluated where empty. See `Model.settled_precision`."""
+    """`"float32"`, `"bfloat16"` or `"auto"`; empty for that of the run's evaluation. See `Model.resolve_precision`."""
 
     def __post_init__(self) -> None:
-        good = {
+        checks = {
             "format": self.format in FORMATS,
             "precision": self.precision in ("", "auto", "float32", "bfloat16"),
             "top_k": self.top_k >= 0,
             "min_confidence": 0 <= self.min_confidence <= 1,
             "batch_size": 1 <= self.batch_size <= 65536,
         }
-        if wrong := [name for name, each in good.items() if not each]:
-            raise OutputError(f"{wrong[0]} is {getattr(self, wrong[0])!r}. See baseline predict --help.")
+        if invalid := [name for name, valid in checks.items() if not valid]:
+            raise OutputError(f"{invalid[0]} is {getattr(self, invalid[0])!r}. See baseline predict --help.")
         if self.format == "parquet" and find_spec("pyarrow") is None:
             raise OutputError("Writing Parquet needs pyarrow: pip install 'fastai-baseline[parquet]', or give a .csv.")
 
 
 @dataclass
 class PredictionStats:
-    """What came of a job."""
+    """Counts of a prediction job."""
 
     images: int = 0
+    """Images predicted by this job, including unreadable ones."""
     unreadable: int = 0
     unsure: int = 0
-    before: int = 0
-    """Images that were done when it went on."""
+    already_done: int = 0
+    """Images that were done before the job was resumed."""
     seconds: float = 0.0
 
-    def add(self, more: PredictionStats) -> None:
-        """Counts other images, too."""
-        for name in ("images", "unreadable", "unsure", "before"):
-            setattr(self, name, getattr(self, name) + getattr(more, name))
+    def add(self, other: PredictionStats) -> None:
+        """Add the counts of other images."""
+        for name in ("images", "unreadable", "unsure", "already_done"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def __str__(self) -> str:
-        parts = [
-            f"{self.images:,} images in {self.seconds:.1f} s ({self.images / max(self.seconds, 1e-9):,.0f} images/s)"
-        ]
-        parts += [f"{self.before:,} were done before"] if self.before else []
+        images = "1 image" if self.images == 1 else f"{self.images:,} images"
+        parts = [f"{images} in {self.seconds:.1f} s ({self.images / max(self.seconds, 1e-9):,.0f} images/s)"]
+        parts += [f"{self.already_done:,} already done"] if self.already_done else []
         parts += [f"{self.unsure:,} unsure"] if self.unsure else []
         parts += [f"{self.unreadable:,} could not be read"] if self.unreadable else []
         return ", ".join(parts)
 
 
 class RowFormat:
-    """Predictions as bytes to write, and back as far as that is needed to go on."""
+    """Converts predictions to the bytes of rows, and reads the path back from a written row, as resuming needs it."""
 
-    def __init__(self, classes: Sequence[str], wanted: PredictOptions) -> None:
-        self.classes, self.wanted = classes, wanted
-        self.top = min(wanted.top_k, len(classes))
-        self.csv = wanted.format != "jsonl"
+    def __init__(self, classes: Sequence[str], options: PredictOptions) -> None:
+        self.classes, self.options = classes, options
+        self.top_k = min(options.top_k, len(classes))
+        self.csv = options.format != "jsonl"
 
     @property
     def header(self) -> bytes:
+        """The first line of the file; empty for JSON lines."""
         if not self.csv:
             return b""
-        top = [name for k in range(1, self.top + 1) for name in (f"class_{k}", f"probability_{k}")]
-        every = [f"p_{name}" for name in self.classes] if self.wanted.every else []
+        top = [name for k in range(1, self.top_k + 1) for name in (f"class_{k}", f"probability_{k}")]
+        every = [f"p_{name}" for name in self.classes] if self.options.every else []
         return _to_csv([["path", "predicted", "confidence", "error", *top, *every]])
 
-    def of(self, block: PredictionBatch) -> tuple[bytes, PredictionStats]:
-        """The block's rows, and what is in them."""
-        sure = block.confidence >= self.wanted.min_confidence
-        unsure = int((block.confidence < self.wanted.min_confidence).sum())
-        counts = PredictionStats(len(block.images), sum(map(bool, block.errors)), unsure)
-        predicted = [name if each else UNSURE for name, each in zip(block.predicted, sure, strict=True)]
-        made = self._csv_row if self.csv else self._line
-        rows = zip(map(str, block.images), predicted, block.confidence, block.errors, block.probabilities, strict=True)
-        return (_to_csv(made(*row) for row in rows) if self.csv else b"".join(made(*row) for row in rows)), counts
+    def format_batch(self, batch: PredictionBatch) -> tuple[bytes, PredictionStats]:
+        """Return the rows of a batch, and their counts."""
+        sure = batch.confidence >= self.options.min_confidence
+        unsure = int((batch.confidence < self.options.min_confidence).sum())
+        stats = PredictionStats(len(batch.images), sum(map(bool, batch.errors)), unsure)
+        predicted = [name if is_sure else UNSURE for name, is_sure in zip(batch.predicted, sure, strict=True)]
+        columns = (map(str, batch.images), predicted, batch.confidence, batch.errors, batch.probabilities)
+        rows = zip(*columns, strict=True)
+        if self.csv:
+            return _to_csv(self._csv_row(*row) for row in rows), stats
+        return b"".join(self._json_line(*row) for row in rows), stats
 
-    def _best(self, shares: np.ndarray) -> list[int]:
-        return np.argsort(-shares, kind="stable")[: self.top].tolist() if self.top else []
+    def _top_classes(self, probabilities: np.ndarray) -> list[int]:
+        return np.argsort(-probabilities, kind="stable")[: self.top_k].tolist() if self.top_k else []
 
-    def _csv_row(self, path: str, predicted: str, confidence: float, error: str, shares: np.ndarray) -> Any:
+    def _csv_row(self, path: str, predicted: str, confidence: float, error: str, probabilities: np.ndarray) -> Any:
         if error:
-            rest = 2 * self.top + (len(self.classes) if self.wanted.every else 0)
-            return [_printable_path(path), "", "", error, *[""] * rest]
-        best = [value for k in self._best(shares) for value in (self.classes[k], f"{shares[k]:.6f}")]
-        every = [f"{share:.6f}" for share in shares] if self.wanted.every else []
-        return [_printable_path(path), predicted, f"{confidence:.6f}", "", *best, *every]
+            empty = 2 * self.top_k + (len(self.classes) if self.options.every else 0)
+            return [printable_path(path), "", "", error, *[""] * empty]
+        indices = self._top_classes(probabilities)
+        top = [value for k in indices for value in (self.classes[k], f"{probabilities[k]:.6f}")]
+        every = [f"{probability:.6f}" for probability in probabilities] if self.options.every else []
+        return [printable_path(path), predicted, f"{confidence:.6f}", "", *top, *every]
 
-    def _line(self, path: str, predicted: str, confidence: float, error: str, shares: np.ndarray) -> Any:
+    def _json_line(self, path: str, predicted: str, confidence: float, error: str, probabilities: np.ndarray) -> Any:
         row: dict[str, Any] = {
-            "path": _printable_path(path),
+            "path": printable_path(path),
             "predicted": predicted,
             "confidence": round(float(confidence), 6),
         }
         if error:
-            row = {"path": _printable_path(path), "predicted": None, "confidence": None, "error": error}
-        elif self.top:
-            best = self._best(shares)
-            row["top"] = [{"class": self.classes[k], "probability": round(float(shares[k]), 6)} for k in best]
-        if self.wanted.every and not error:
-            row["probabilities"] = dict(zip(self.classes, np.round(shares, 6).tolist(), strict=True))
+            row = {"path": printable_path(path), "predicted": None, "confidence": None, "error": error}
+        elif self.top_k:
+            indices = self._top_classes(probabilities)
+            row["top"] = [{"class": self.classes[k], "probability": round(float(probabilities[k]), 6)} for k in indices]
+        if self.options.every and not error:
+            row["probabilities"] = dict(zip(self.classes, np.round(probabilities, 6).tolist(), strict=True))
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
-    def path_in(self, record: bytes) -> str:
-        """The path that a written row begins with.
+    def parse_path(self, record: bytes) -> str:
+        """Return the path of a written row.
 
         Raises:
-            ValueError: if it is no such row.
+            ValueError, LookupError, TypeError, StopIteration, csv.Error: if it is not such a row.
         """
         if not self.csv:
             return str(json.loads(record)["path"])
@@ -161,34 +183,44 @@ def _to_csv(rows: Iterable[list[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _printable_path(path: str) -> str:
-    """The path as it can be written: what is no text in UTF-8 becomes question marks."""
+def printable_path(path: str) -> str:
+    """Return the path as it can be written: bytes that are not UTF-8 become question marks."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def job_file(path: Path) -> Path:
+    """Return the file beside a prediction file that says which model and options its rows are from."""
     return path.with_name(f"{path.name}.job.json")
 
 
-def check_resume(path: Path, written: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
-    """Whether what is there is gone on with; refuses what is there and may neither be gone on with nor replaced."""
-    there = [each for each in dict.fromkeys((path, written)) if each.exists()]
-    if odd := [each for each in there if not each.is_file()]:
-        raise OutputError(f"{odd[0]} is no file that can be written. Choose another --out.")
-    if there and not (overwrite or resume):
-        raise OutputError(f"{there[0]} exists. Give --resume to go on with it, --overwrite, or another --out.")
-    if there and resume:
-        _refuse_other_job(path, job_file(path), job)
-    return bool(there) and resume
+def check_resume(path: Path, row_file: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
+    """Return whether to continue an existing file.
+
+    Args:
+        row_file: the file that rows are written to: `path` itself, or for Parquet a CSV file beside it.
+
+    Raises:
+        OutputError: if a file exists and may neither be continued nor replaced.
+    """
+    existing = [file for file in dict.fromkeys((path, row_file)) if file.exists()]
+    if irregular := [file for file in existing if not file.is_file()]:
+        raise OutputError(f"{irregular[0]} is not a file that can be written. Choose another --out.")
+    if existing and not (overwrite or resume):
+        raise OutputError(
+            f"{existing[0]} exists. Give --resume to continue it, --overwrite to replace it, or another --out."
+        )
+    if existing and resume:
+        check_same_job(path, job_file(path), job)
+    return bool(existing) and resume
 
 
 @contextmanager
 def open_output(path: Path) -> Iterator[IO[bytes]]:
-    """The file, to read what is in it and to append, for this job alone."""
+    """Open the file for reading and appending, locked for this job."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
-            _lock_file(file, path)
+            lock_output(file, path)
             yield file
     except (DataError, OutputError):
         raise
@@ -196,16 +228,22 @@ def open_output(path: Path) -> Iterator[IO[bytes]]:
         raise OutputError(f"{path} cannot be written: {error.strerror}. Make room, or choose another --out.") from None
 
 
-def _refuse_other_job(path: Path, beside: Path, job: dict[str, Any]) -> None:
-    if not beside.exists():
-        raise OutputError(f"{beside}, which tells what {path} is of, is not there. Give --overwrite, or another --out.")
-    begun = read_json(beside)
-    if not isinstance(begun, dict) or (differ := [name for name in job if begun.get(name, ...) != job[name]]):
-        words = ", ".join(differ) if isinstance(begun, dict) else "job"
-        raise OutputError(f"{path} was begun with another {words}. Give the same, --overwrite, or another --out.")
+def check_same_job(path: Path, job_path: Path, job: dict[str, Any]) -> None:
+    """Raise an `OutputError` if the file was written with another model or other options."""
+    if not job_path.exists():
+        raise OutputError(f"{job_path} is missing, so {path} cannot be continued. Give --overwrite, or another --out.")
+    started = read_json(job_path)
+    if not isinstance(started, dict) or (differing := [name for name in job if started.get(name, ...) != job[name]]):
+        names = ", ".join(differing) if isinstance(started, dict) else "job"
+        raise OutputError(f"{path} was started with a different {names}. Give the same, --overwrite, or another --out.")
 
 
-def _lock_file(file: IO[bytes], path: Path) -> None:
+def lock_output(file: IO[bytes], path: Path) -> None:
+    """Lock the file, where the system and the disk have locks.
+
+    Raises:
+        OutputError: if another job holds the lock.
+    """
     try:
         import fcntl
 
@@ -216,53 +254,66 @@ def _lock_file(file: IO[bytes], path: Path) -> None:
         pass  # a system or disk without locks
 
 
-def continue_file(
-    path: Path, file: IO[bytes], rows: RowFormat, images: Iterator[Any], size: int
+def resume_output(
+    path: Path, file: IO[bytes], rows: RowFormat, images: Iterator[Any], chunk_size: int
 ) -> tuple[PredictionStats, Iterator[Any]]:
-    """Cuts the file to whole parts of so many rows, all of it where it is complete; how many images those are, and the
-    rest."""
+    """Truncate a prediction file to whole chunks of rows and return the count of their images, and the other images.
+
+    A file that has a row for every image is kept as it is.
+
+    Args:
+        chunk_size: rows in a chunk.
+
+    Raises:
+        OutputError: if the rows are not for these images, or another program wrote the file.
+    """
     file.seek(0)
-    kept = len(rows.header)
-    if file.read(kept) != rows.header:
-        _check_own_file(path, file, rows)
+    kept_bytes = len(rows.header)
+    if file.read(kept_bytes) != rows.header:
+        check_own_file(path, file, rows)
         file.truncate(0)
         file.write(rows.header)
         return PredictionStats(), images
-    end, done, waiting = kept, 0, []
-    for record in _read_records(file, quoted=rows.csv):
+    end, count, pending = kept_bytes, 0, []
+    for record in read_records(file, quoted=rows.csv):
         image = next(images, None)
-        if image is None or _path_of_record(record, rows) != _printable_path(str(image)):
-            words = f"row {done + 1} of {path} is not of image {image}" if image else f"{path} has rows of more images"
-            raise OutputError(f"{words}: it was begun with other images. Give the same, or --overwrite.")
-        end, done = end + len(record), done + 1
-        waiting.append(image)
-        if done % size == 0:
-            kept, waiting = end, []
-    following = next(images, None)
-    if following is None:
-        kept, waiting = end, []
+        if image is None or path_of_record(record, rows) != printable_path(str(image)):
+            problem = f"Row {count + 1} of {path} is not for image {image}" if image else f"{path} has too many rows"
+            raise OutputError(f"{problem}: the job was started with other images. Give the same, or --overwrite.")
+        end, count = end + len(record), count + 1
+        pending.append(image)
+        if count % chunk_size == 0:
+            kept_bytes, pending = end, []
+    next_image = next(images, None)
+    if next_image is None:
+        kept_bytes, pending = end, []
     else:
-        waiting.append(following)
-    file.truncate(kept)
-    return PredictionStats(before=done - max(0, len(waiting) - 1)), chain(waiting, images)
+        pending.append(next_image)
+    file.truncate(kept_bytes)
+    return PredictionStats(already_done=count - max(0, len(pending) - 1)), chain(pending, images)
 
 
-def _check_own_file(path: Path, file: IO[bytes], rows: RowFormat) -> None:
-    """A file that holds no more than a part of the header may be begun anew; another was not written by this job."""
+def check_own_file(path: Path, file: IO[bytes], rows: RowFormat) -> None:
+    """Raise an `OutputError` unless the file is a part of the header, which this job may have written."""
     file.seek(0)
     if not rows.header.startswith(file.read(len(rows.header) + 1)):
-        raise OutputError(f"{path} does not begin as this job's file would. Give --overwrite, or another --out.")
+        raise OutputError(f"{path} was not written by this job. Give --overwrite, or another --out.")
 
 
-def _path_of_record(record: bytes, rows: RowFormat) -> str | None:
+def path_of_record(record: bytes, rows: RowFormat) -> str | None:
+    """Return the path of a written row, or None if it is not such a row."""
     try:
-        return rows.path_in(record)
+        return rows.parse_path(record)
     except (ValueError, LookupError, TypeError, StopIteration, csv.Error):
         return None
 
 
-def _read_records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
-    """Whole rows; in CSV one may go over several lines, between quotes. What follows the last whole one is left out."""
+def read_records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
+    """Yield the complete rows of a file; an incomplete last row is left out.
+
+    Args:
+        quoted: whether a row may span several lines between quotes, as in CSV.
+    """
     record = b""
     for line in file:
         record += line
@@ -271,61 +322,69 @@ def _read_records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
             record = b""
 
 
-def convert_to_parquet(written: Path, path: Path, header: bytes) -> None:
-    """Turns the rows into a file of groups of rows, one after the other, and removes them when it has its name."""
+def convert_to_parquet(row_file: Path, path: Path, header: bytes) -> None:
+    """Convert a CSV file of rows to Parquet, one row group at a time, and remove it once that is complete."""
     import pyarrow as pa
     from pyarrow import csv as arrow
     from pyarrow import parquet
 
     columns = next(csv.reader(io.StringIO(header.decode(), newline="")))
-    kinds = {name: pa.string() if _is_text_column(name) else pa.float64() for name in columns}
+    types = {name: pa.string() if _is_text_column(name) else pa.float64() for name in columns}
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            with parquet.ParquetWriter(file, pa.schema(list(kinds.items())), compression="zstd") as writer:
-                for batch in _row_groups(arrow, written, kinds, len(header)):
-                    writer.write_batch(batch)
+            with parquet.ParquetWriter(file, pa.schema(list(types.items())), compression="zstd") as writer:
+                for group in iterate_row_groups(arrow, row_file, types, len(header)):
+                    writer.write_batch(group)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    written.unlink()
+    row_file.unlink()
 
 
 def _is_text_column(column: str) -> bool:
     return column in ("path", "predicted", "error") or column.startswith("class_")
 
 
-def _row_groups(arrow: Any, written: Path, kinds: dict[str, Any], header: int) -> Iterator[Any]:
-    if written.stat().st_size == header:
+def iterate_row_groups(arrow: Any, row_file: Path, types: dict[str, Any], header_bytes: int) -> Iterator[Any]:
+    """Yield the rows of a CSV file as Arrow record batches of about `ROW_GROUP_BYTES`."""
+    if row_file.stat().st_size == header_bytes:
         return
     yield from arrow.open_csv(
-        written,
+        row_file,
         read_options=arrow.ReadOptions(block_size=ROW_GROUP_BYTES),
         parse_options=arrow.ParseOptions(newlines_in_values=True),
         convert_options=arrow.ConvertOptions(
-            column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+            column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
         ),
     )
 
 
-def finished_rows(path: Path, images: Iterator[Any]) -> PredictionStats:
-    """How many rows a finished file of Parquet has, if they are of these images and of no fewer."""
+def check_finished_parquet(path: Path, images: Iterator[Any]) -> PredictionStats:
+    """Return the number of rows of a finished Parquet file, if they are for these images and no fewer.
+
+    Raises:
+        OutputError: if the rows are for other images, there are more images, or the file is damaged.
+    """
     from pyarrow import ArrowException, parquet
 
-    done = 0
+    count = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(columns=["path"]):
-            for each in batch.column(0).to_pylist():
+        for group in parquet.ParquetFile(path).iter_batches(columns=["path"]):
+            for written_path in group.column(0).to_pylist():
                 image = next(images, None)
-                if image is None or _printable_path(str(image)) != each:
-                    raise OutputError(f"Row {done + 1} of {path} is of another image. Give the same, or --overwrite.")
-                done += 1
+                if image is None or printable_path(str(image)) != written_path:
+                    raise OutputError(
+                        f"Row {count + 1} of {path} is for another image. Give the same images, or --overwrite."
+                    )
+                count += 1
     except (ArrowException, KeyError, OSError) as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"{path} is no whole Parquet file: {first_line(error)}. Give --overwrite.") from None
+        raise OutputError(f"{path} is not a complete Parquet file: {first_line(error)}. Give --overwrite.") from None
     if next(images, None) is not None:
-        raise OutputError(f"{path} is finished, with {done:,} rows, and there are more images now. Give --overwrite.")
-    return PredictionStats(before=done)
+        rows = "1 row" if count == 1 else f"{count:,} rows"
+        raise OutputError(f"{path} is complete with {rows}, and there are more images now. Give --overwrite.")
+    return PredictionStats(already_done=count)

@@ -1,7 +1,7 @@
-"""Images by the thousand -> their rows, made by workers into files of their own, and put together in the images' order.
+"""Let remote workers predict shards of images into files, and put their rows together in the images' order.
 
-Knows images only as what is sent and counted. A shard gets its name when it is whole, so that one that is there needs
-not be made again; it is named by how many images come before it, and removed when its rows have been taken over.
+A shard file appears under its name when it is complete, so an existing one need not be made again. Its name is the
+number of images before it, and it is removed once its rows have been taken over.
 """
 
 from __future__ import annotations
@@ -19,70 +19,73 @@ if TYPE_CHECKING:
     from baseline.parallel.executor import Executor
     from baseline.progress import Progress
 
-__all__ = ["remove_shards", "write_in_shards"]
+__all__ = ["predict_in_shards", "remove_shards"]
 
 
-def write_in_shards(
+def predict_in_shards(
     images: Iterable[Any],
-    size: int,
-    made: Callable[[list[Any]], tuple[bytes, Any]],
-    kept: Callable[[bytes, list[Any]], Any],
+    shard_size: int,
+    predict: Callable[[list[Any]], tuple[bytes, Any]],
+    check_existing: Callable[[bytes, list[Any]], Any],
     folder: Path,
     workers: Executor,
     first: int = 0,
-    count: int = 0,
+    max_workers: int = 0,
 ) -> Iterator[tuple[bytes, Any]]:
-    """Rows of the images, a shard at a time in their order, and what is told of it.
+    """Yield the rows of the images, one shard at a time and in order, with their counts.
 
     Args:
-        images: taken from the iterable as they are needed, a few shards ahead.
-        size: images in a shard.
-        made: gives the rows of images and what is to be told of them; is sent to workers.
-        kept: what is to be told of rows that were found in the folder, or None where they are not those of the images.
-        folder: for shards that are not taken over yet; all workers have to reach it.
-        first: how many images come before these.
-        count: so many workers; as many as there are processors if not given.
+        images: consumed lazily, a few shards ahead.
+        shard_size: images in a shard.
+        predict: returns the rows of a list of images and their counts; it is sent to the workers.
+        check_existing: returns the counts of rows that were found in the folder, or None if they are not those of the
+            images.
+        folder: where shards wait until their rows are taken over; all workers must be able to reach it.
+        first: number of images before these.
+        max_workers: number of shards predicted at once; 0 for one for each processor.
     """
-    rest = iter(images)
+    remaining = iter(images)
 
     def jobs() -> Iterator[Job]:
-        begin = first
-        for part in iter(lambda: list(islice(rest, size)), []):
-            path = folder / f"{begin:012}"
-            told = kept(path.read_bytes(), part) if path.exists() else None
-            if told is None:
-                yield Job("", partial(_write_shard, made, part, path, begin))
+        start = first
+        for shard in iter(lambda: list(islice(remaining, shard_size)), []):
+            path = folder / f"{start:012}"
+            stats = check_existing(path.read_bytes(), shard) if path.exists() else None
+            if stats is None:
+                yield Job("", partial(write_shard, predict, shard, path, start))
             else:
-                yield Job("", partial(_report_shard, told, len(part), begin), here=True)
-            begin += len(part)
+                yield Job("", partial(reuse_shard, stats, len(shard), start), local=True)
+            start += len(shard)
 
-    ended: dict[int, tuple[int, Any]] = {}
-    following = first
-    for _, (begin, length, told) in workers.each(jobs(), count):
-        ended[begin] = length, told
-        while following in ended:
-            path = folder / f"{following:012}"
-            length, told = ended.pop(following)
-            yield path.read_bytes(), told
+    completed: dict[int, tuple[int, Any]] = {}
+    next_start = first
+    for _, (start, length, stats) in workers.as_completed(jobs(), max_workers):
+        completed[start] = length, stats
+        while next_start in completed:
+            path = folder / f"{next_start:012}"
+            length, stats = completed.pop(next_start)
+            yield path.read_bytes(), stats
             path.unlink()
-            following += length
+            next_start += length
 
 
 def remove_shards(folder: Path) -> None:
-    """Removes the shards, and the folder unless there is something else in it."""
+    """Remove the shards, and the folder unless it holds anything else."""
     for path in (*folder.glob("[0-9]*"), *folder.glob(".[0-9]*.part")):
         path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _write_shard(
-    made: Callable[[list[Any]], tuple[bytes, Any]], part: list[Any], path: Path, begin: int, progress: Progress
+def write_shard(
+    predict: Callable[[list[Any]], tuple[bytes, Any]], shard: list[Any], path: Path, start: int, progress: Progress
 ) -> Any:
-    rows, told = made(part)
+    """Predict a shard and write its rows; the job of a worker."""
+    rows, stats = predict(shard)
     write_atomic(path, rows)
-    return begin, len(part), told
+    return start, len(shard), stats
 
 
-def _report_shard(told: Any, length: int, begin: int, progress: Progress) -> Any:
-    return begin, length, told
+def reuse_shard(stats: Any, length: int, start: int, progress: Progress) -> Any:
+    """Return what `write_shard` would return, for a shard that exists already."""
+    return start, length, stats

@@ -1,7 +1,7 @@
-"""Model folders + images -> blocks of predictions, in order, by several processes. Knows processes; knows no files.
+"""Predict images in several local processes, and yield the predictions in the images' order.
 
-Each process has the model of the folder on a GPU of its own, or on its share of the CPU, and block `i` goes to process
-`i` modulo their number, so that the same images meet the same blocks as in one process.
+Each process loads the model onto its own GPU, or uses its share of the CPU. Batch `i` goes to process `i` modulo the
+number of processes, so that images are batched in the same way as in a single process.
 """
 
 from __future__ import annotations
@@ -29,70 +29,75 @@ __all__ = ["encode_for_worker", "load_checked", "predict_in_workers"]
 
 
 BATCHES_AHEAD = 4
-"""Blocks that a process is given ahead; it reads up to three before it gives back the first."""
+"""Number of batches sent to a process in advance; it reads up to three before it returns the first."""
 
 
-TIMEOUT_SECONDS = 1.0
-"""Seconds between looks whether the other side still lives."""
+POLL_INTERVAL_SECONDS = 1.0
+"""Seconds between checks that the process at the other end is still alive."""
 
 
 def predict_in_workers(
     folders: Sequence[Path], identity: str, images: Iterable[Any], processes: int, *, batch_size: int, **options: Any
 ) -> Iterator[PredictionBatch]:
-    """What `Model.blocks` of the folders' models gives for the images, in their order, made by so many processes.
+    """Yield what `Model.predict_batches` of the folders' models yields for the images, predicted by several processes.
 
     Args:
-        identity: that of the model which the folders have to hold; see `Model.identity`.
-        images: taken from the iterable as they are needed, at most four blocks a process ahead.
-        options: for `Model.blocks`.
+        identity: identity of the model that the folders must hold; see `Model.identity`.
+        images: consumed lazily, at most four batches per process ahead.
+        options: keyword arguments for `Model.predict_batches`.
 
     Raises:
-        OutputError: if a folder holds another model by now, or a process was killed.
+        OutputError: if a folder holds a different model by now, or a process was killed.
 
     >>> list(predict_in_workers(model.folders, model.identity, paths, 2, batch_size=64))     # doctest: +SKIP
     """
-    rest = iter(images)
-    blocks = iter(lambda: list(islice(rest, batch_size)), [])
+    remaining = iter(images)
+    batches = iter(lambda: list(islice(remaining, batch_size)), [])
     options["batch_size"] = batch_size
-    with _start_workers(folders, identity, processes, options) as workers:
-        waiting: deque[list[Any]] = deque()
-        ended: list[Any] = []
-        next_fed, next_done = cycle(workers), cycle(workers)
-        for block in chain(blocks, repeat(None, BATCHES_AHEAD * processes)):
-            if block is not None:
-                next(next_fed).tasks.put([encode_for_worker(each) for each in block])
-                waiting.append(block)
-            elif not ended:
-                ended = [worker.tasks.put(None) for worker in workers]
-            if len(waiting) == BATCHES_AHEAD * processes or (ended and waiting):
-                yield replace(next(next_done).result(), images=waiting.popleft())
+    with start_workers(folders, identity, processes, options) as workers:
+        pending: deque[list[Any]] = deque()
+        finished = False
+        next_to_feed, next_to_read = cycle(workers), cycle(workers)
+        for batch in chain(batches, repeat(None, BATCHES_AHEAD * processes)):
+            if batch is not None:
+                next(next_to_feed).tasks.put([encode_for_worker(image) for image in batch])
+                pending.append(batch)
+            elif not finished:
+                finished = True
+                for worker in workers:
+                    worker.tasks.put(None)
+            if len(pending) == BATCHES_AHEAD * processes or (finished and pending):
+                yield replace(next(next_to_read).result(), images=pending.popleft())
 
 
 @dataclass(frozen=True)
-class _Worker:
+class PredictionWorker:
+    """A process that predicts, and the queues to and from it."""
+
     process: Any
     tasks: Any
     results: Any
 
     def result(self) -> PredictionBatch:
+        """Wait for the next batch of predictions."""
         while True:
             try:
-                found = self.results.get(timeout=TIMEOUT_SECONDS)
+                result = self.results.get(timeout=POLL_INTERVAL_SECONDS)
             except queue.Empty:
                 if not self.process.is_alive():
                     raise OutputError(
-                        f"A process that predicts ended by itself, exit code {self.process.exitcode}; -9 is often too "
-                        "little memory. Give fewer --processes; --resume goes on."
+                        f"A prediction process ended unexpectedly with exit code {self.process.exitcode}; -9 often "
+                        "means too little memory. Give fewer --processes, and --resume to continue."
                     ) from None
                 continue
-            if isinstance(found, BaseException):
-                raise found
-            return found
+            if isinstance(result, BaseException):
+                raise result
+            return result
 
 
 @dataclass(frozen=True)
-class _EncodedImage:
-    """An image out of an archive on its way to another process, or why it cannot be read."""
+class EncodedImage:
+    """The bytes of an archive member on its way to another process, or why it cannot be read."""
 
     content: bytes
     error: str = ""
@@ -104,97 +109,100 @@ class _EncodedImage:
 
 
 def encode_for_worker(image: Any) -> Any:
-    """The image as another process can take it: one out of an archive is read."""
+    """Return the image in a form that can be sent to another process: an archive member is read."""
     if not callable(image):
         return image
     try:
-        return _EncodedImage(image())
+        return EncodedImage(image())
     except Exception as error:
-        return _EncodedImage(b"", unreadable_reason(error))
+        return EncodedImage(b"", unreadable_reason(error))
 
 
 @contextmanager
-def _start_workers(
+def start_workers(
     folders: Sequence[Path], identity: str, processes: int, options: dict[str, Any]
-) -> Iterator[list[_Worker]]:
-    """Processes that wait for blocks; what is not done in the end is dropped with them."""
+) -> Iterator[list[PredictionWorker]]:
+    """Start processes that wait for batches, and terminate them on exit; unfinished batches are dropped."""
     context = multiprocessing.get_context("spawn")
-    made: list[_Worker] = []
+    workers: list[PredictionWorker] = []
     try:
-        for number in range(processes):
+        for index in range(processes):
             tasks, results = context.Queue(), context.Queue()
-            share = _WorkerTask([*folders], identity, number, processes, options, tasks, results, [*warnings.filters])
-            process = context.Process(target=_run_worker, args=(share,), daemon=True)
+            task = WorkerTask([*folders], identity, index, processes, options, tasks, results, [*warnings.filters])
+            process = context.Process(target=run_worker, args=(task,), daemon=True)
             process.start()
-            made.append(_Worker(process, tasks, results))
-        yield made
+            workers.append(PredictionWorker(process, tasks, results))
+        yield workers
     finally:
-        for worker in made:
+        for worker in workers:
             worker.process.terminate()
             worker.tasks.cancel_join_thread()
-        for worker in made:
+        for worker in workers:
             worker.process.join()
 
 
-class _WorkerTask(NamedTuple):
-    """What a process has to know."""
+class WorkerTask(NamedTuple):
+    """Everything that a worker process needs."""
 
     folders: list[Path]
     identity: str
-    number: int
+    worker_index: int
     processes: int
     options: dict[str, Any]
     tasks: Any
     results: Any
-    filters: list[Any]
-    """What the first process does not want to be warned of."""
+    warning_filters: list[Any]
+    """The parent's warning filters."""
 
 
-def _run_worker(share: _WorkerTask) -> None:
-    """What a process does until it is told that there is no more, or nobody is there to tell it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
-    warnings.filters[:] = share.filters  # type: ignore[index]
+def run_worker(task: WorkerTask) -> None:
+    """Predict batches until there are no more or the parent process has ended; the main function of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent terminates the workers
+    warnings.filters[:] = task.warning_filters  # type: ignore[index]
     try:
-        _apply_task(share)
-        for block in load_checked(share.folders, share.identity).blocks(_next_tasks(share.tasks), **share.options):
-            share.results.put(replace(block, images=[]))
+        assign_device(task)
+        model = load_checked(task.folders, task.identity)
+        for batch in model.predict_batches(iterate_tasks(task.tasks), **task.options):
+            task.results.put(replace(batch, images=[]))
     except BaselineError as error:
-        share.results.put(error)
+        task.results.put(error)
 
 
-def _apply_task(share: _WorkerTask) -> None:
+def assign_device(task: WorkerTask) -> None:
+    """Select the worker's GPU, or limit it to its share of the CPU threads."""
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(share.number % torch.cuda.device_count())
+        torch.cuda.set_device(task.worker_index % torch.cuda.device_count())
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // share.processes))
+        torch.set_num_threads(max(1, torch.get_num_threads() // task.processes))
 
 
 def load_checked(folders: Sequence[Path], identity: str) -> Model | Ensemble:
-    """The model of the folders, in a process that was told its identity.
+    """Load the model of the folders, and check that it is the one with this identity.
 
     Raises:
-        OutputError: if it is another one by now.
+        OutputError: if it is a different one by now.
     """
     from baseline.inference.model import load
 
     model = load(folders)
     if model.identity != identity:
-        words = ", ".join(map(str, folders))
-        raise OutputError(f"{words} was changed while its model predicted. Leave it as it is.")
+        names = ", ".join(map(str, folders))
+        raise OutputError(f"{names} changed while predicting. Leave the model as it is until the job has finished.")
     return model
 
 
-def _next_tasks(tasks: Any) -> Iterator[Any]:
+def iterate_tasks(tasks: Any) -> Iterator[Any]:
+    """Yield the images of the batches in the queue, and end the process if its parent has ended."""
     parent = multiprocessing.parent_process()
     while True:
         try:
-            block = tasks.get(timeout=TIMEOUT_SECONDS)
+            batch = tasks.get(timeout=POLL_INTERVAL_SECONDS)
         except queue.Empty:
             if parent is not None and not parent.is_alive():
                 os._exit(1)
             continue
-        if block is None:
+        if batch is None:
             return
-        yield from block
+        yield from batch

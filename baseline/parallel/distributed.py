@@ -1,11 +1,11 @@
-"""Several processes of one run: which of them this is, and what they tell each other. Knows no images, no training.
+"""Communication between the processes of one distributed training.
 
-They are begun by `launch` (`baseline run --processes 2`), by `torchrun` or by `accelerate launch`, which name them in
-the environment, and are joined by torch.distributed: NCCL between GPUs, gloo for everything else. Where there is but
-one, all of this gives back what it is given.
+The processes are started by `launch` (`baseline run --processes 2`), by `torchrun` or by `accelerate launch`, which
+describe the group in environment variables, and are connected by torch.distributed: NCCL between GPUs, gloo for
+everything else. In a single process every function returns what it is passed.
 
-fastai's own distributed context is not used: its loader pads each epoch with images seen twice, and the wrapped network
-is no sequence of layers any more, which frozen outputs need. Gradients are averaged after each backward pass instead.
+fastai's own distributed context is not used: its loader pads each epoch with repeated images, and a wrapped network is
+no longer a sequence of layers, which frozen outputs need. Gradients are averaged after each backward pass instead.
 """
 
 from __future__ import annotations
@@ -38,52 +38,52 @@ __all__ = [
 ]
 
 
-TIMEOUT_SECONDS = timedelta(days=1)
-"""How long one process waits for the others; what has died is seen by who began them."""
+GROUP_TIMEOUT = timedelta(days=1)
+"""Time that a process waits for the others; whoever started them notices a process that has died."""
 
 
 GRACE_SECONDS = 30
-"""Seconds that a process has to end in, once it is told to."""
+"""Seconds that a process has to shut down after it is asked to terminate."""
 
 
-FORWARDED_VARIABLES = 3
-"""Seconds in which the first process says what another has ended with, if it is the same."""
+SAME_FAILURE_SECONDS = 3
+"""Seconds to wait for the first process to report the failure that another process has ended with."""
 
 
 T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes this run has.
+    """Return the number of processes in this run.
 
     >>> world_size(), rank()
     (1, 0)
     """
-    dist = _torch_distributed()
+    dist = torch_distributed()
     return dist.get_world_size() if dist else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0: the first writes, and speaks."""
-    dist = _torch_distributed()
+    """Return the index of this process, from 0; only rank 0 writes files and prints."""
+    dist = torch_distributed()
     return dist.get_rank() if dist else 0
 
 
 def environment_world_size() -> int:
-    """How many processes the environment names, whether they are joined yet or not."""
+    """Return the number of processes that the environment names, whether or not they are connected yet."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _torch_distributed() -> Any:
-    """torch.distributed, where this process is joined with others; it need not be imported to know that it is not."""
+def torch_distributed() -> Any:
+    """Return torch.distributed if this process is in a group, else None, without importing torch to find out."""
     dist = sys.modules.get("torch.distributed")
     return dist if dist and dist.is_available() and dist.is_initialized() else None
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside, this process is joined with the others that the environment names, each on a GPU of its own."""
-    if environment_world_size() < 2 or _torch_distributed():
+    """Context manager in which this process is connected to the others of the environment, each on its own GPU."""
+    if environment_world_size() < 2 or torch_distributed():
         yield
         return
     import torch
@@ -91,97 +91,101 @@ def process_group() -> Iterator[None]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT_SECONDS)
-    # fastai, which reads them, would wait for the others wherever it detaches a tensor, in steps of the first only, too
-    told = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK") if name in os.environ}
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=GROUP_TIMEOUT)
+    # fastai reads these and would wait for the other processes wherever it detaches a tensor, even in steps that only
+    # rank 0 takes
+    hidden = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK") if name in os.environ}
     try:
         yield
     finally:
-        os.environ |= told
+        os.environ |= hidden
         dist.destroy_process_group()
 
 
-def _exit_with_parent(parent: int) -> None:
-    """Ends this process, which may be waiting for one that is no more, with the one that began it."""
+def exit_with_parent(parent: int) -> None:
+    """End this process when its parent ends; it may be waiting for a process that no longer exists."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def broadcast_from_rank0(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them; the others wait for it."""
+    """Call `make` on rank 0 and return its result on every process; the others wait for it."""
     if world_size() == 1:
         return make()
     import torch
     import torch.distributed as dist
 
-    told = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(told, device=torch.device("cpu"))
-    return told[0]  # type: ignore[return-value]
+    values = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]  # type: ignore[return-value]
 
 
 def all_gather(value: T) -> list[T]:
-    """The values of all processes, in their order, in each of them."""
+    """Return the values of all processes on every process, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def all_reduce_mean(tensors: Sequence[torch.Tensor]) -> None:
-    """Makes each tensor the mean of all processes' own, in place."""
+    """Replace each tensor by its mean over all processes, in place."""
     if world_size() == 1 or not tensors:
         return
     import torch
     import torch.distributed as dist
 
-    flat = torch.cat([each.detach().reshape(-1).float() for each in tensors])
+    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world_size()
-    at = 0
-    for each in tensors:
-        each.detach().copy_(flat[at : at + each.numel()].view(each.shape))
-        at += each.numel()
+    offset = 0
+    for tensor in tensors:
+        tensor.detach().copy_(flat[offset : offset + tensor.numel()].view(tensor.shape))
+        offset += tensor.numel()
 
 
-def launch(processes: int, words: Sequence[str]) -> tuple[int, str]:
-    """Runs `python -m baseline` with these words in so many processes; the exit code of the first that fails, else 0.
+def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+    """Run `python -m baseline` with these arguments in several processes.
 
-    Only the first one's output is shown; if another fails first, and not the first with the same, its last line is
-    given back. The rest are ended.
+    Only the output of rank 0 is shown. As soon as one process fails the others are terminated.
+
+    Returns:
+        The exit code of the first process that fails, else 0; and the last line that the processes other than rank 0
+        wrote to stderr, if rank 0 was not the first to fail and does not fail in the same way.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes),
              "OMP_NUM_THREADS": threads}  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryFile() as silent:
+    with tempfile.TemporaryFile() as stderr:
         try:
-            for each in range(processes):
-                env = {**os.environ, **group, "RANK": str(each), "LOCAL_RANK": str(each)}
-                quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": silent} if each else {}
-                running.append(subprocess.Popen([sys.executable, "-m", "baseline", *words], env=env, **quiet))
-            while any(process.poll() is None for process in running) and not _first_failure(running):
+            for index in range(processes):
+                env = {**os.environ, **group, "RANK": str(index), "LOCAL_RANK": str(index)}
+                output: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": stderr} if index else {}
+                running.append(subprocess.Popen([sys.executable, "-m", "baseline", *arguments], env=env, **output))
+            while any(process.poll() is None for process in running) and not failed_processes(running):
                 time.sleep(0.05)
-            failed = _first_failure(running)
+            failed = failed_processes(running)
             if failed and failed[0] is not running[0]:
-                if failed[0].returncode > 1:  # an error in words, which the first may be about to say, too
+                if failed[0].returncode > 1:  # an error with a message, which rank 0 may be about to print, too
                     with suppress(subprocess.TimeoutExpired):
-                        if running[0].wait(FORWARDED_VARIABLES) == failed[0].returncode:
+                        if running[0].wait(SAME_FAILURE_SECONDS) == failed[0].returncode:
                             return failed[0].returncode, ""
-                silent.seek(0)
-                lines = silent.read().decode(errors="replace").strip().splitlines()
-                last = lines[-1] if lines else f"baseline: a process ended with {failed[0].returncode}"
+                stderr.seek(0)
+                lines = stderr.read().decode(errors="replace").strip().splitlines()
+                last = lines[-1] if lines else f"baseline: a process ended with exit code {failed[0].returncode}"
                 return abs(failed[0].returncode), last
             return (abs(failed[0].returncode) if failed else 0), ""
-        except KeyboardInterrupt:  # which all of them got, too, and write what they have
+        except KeyboardInterrupt:  # all processes got it, too, and are saving their state
             for process in running:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE_SECONDS)
@@ -192,10 +196,11 @@ def launch(processes: int, words: Sequence[str]) -> tuple[int, str]:
             for process in running:
                 try:
                     process.wait(GRACE_SECONDS)
-                except subprocess.TimeoutExpired:  # it waits for one that has gone
+                except subprocess.TimeoutExpired:  # it is waiting for a process that no longer exists
                     process.kill()
                     process.wait()
 
 
-def _first_failure(running: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+def failed_processes(running: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+    """Return the processes that have ended with an exit code other than 0."""
     return [process for process in running if process.poll()]

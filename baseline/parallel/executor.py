@@ -1,7 +1,7 @@
-"""Jobs that do not depend on each other -> what each gives: one after the other here, or by Ray's workers.
+"""Run independent jobs one after the other in this process, or several at once on Ray workers.
 
-Knows jobs and workers; knows no images, no models and no files. Ray decides where a job is done, and begins it again
-when its worker was killed. Nothing is sent to Ray's makers, and its dashboard is not started.
+Ray decides where a job runs, and restarts it if its worker was killed. Ray's usage statistics are turned off, and its
+dashboard is not started.
 """
 
 from __future__ import annotations
@@ -27,83 +27,85 @@ __all__ = ["Executor", "Job", "get_executor"]
 
 
 MAX_RETRIES = 3
-"""So often a job is begun again whose worker was killed."""
+"""Maximum number of times that a job is restarted after its worker was killed."""
 
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-"""Seconds in which an address has to answer."""
+"""Seconds to wait for an address, or for the workers' messages."""
 
 
 POLL_SECONDS = 0.5
-"""Seconds between looks for news from workers."""
+"""Seconds to wait for finished jobs before messages from workers are shown."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to do."""
+    """A function to run, here or on a worker."""
 
-    words: str
-    """What it is, for the person who waits; empty for one of many that a bar counts."""
-    make: Callable[[Progress], Any]
-    """Does it. Where it goes to a worker, it and what it gives are pickled, and it may be done twice: a worker can be
-    killed at any moment."""
-    here: bool = False
-    """It is not worth a worker, or needs what is in memory here."""
+    description: str
+    """What the job does, for progress lines; empty for one of many jobs that a bar counts."""
+    function: Callable[[Progress], Any]
+    """Runs the job. If it is sent to a worker, it and its result are pickled, and it may run twice, because a worker
+    can be killed at any moment."""
+    local: bool = False
+    """Run in this process: the job is not worth a worker, or needs objects in memory."""
 
 
-def get_executor(on: str, progress: Progress) -> Executor:
-    """What jobs are done by.
+def get_executor(executor: str, progress: Progress) -> Executor:
+    """Return the executor of this name.
 
     Args:
-        on: empty: one after the other in this process. `"ray"`: by a Ray of this machine, which is started for it and
-            ends with it, or by the cluster of `RAY_ADDRESS`, or by the one that a script has joined. `"ray://HOST:10001"`
-            (from outside), `"ray:HOST:6379"` or `"ray:auto"` (on one of its machines): by a cluster.
+        executor: empty to run jobs one after the other in this process. `"ray"` for a Ray on this machine, which is
+            started for the jobs and ends with them, or the cluster of `RAY_ADDRESS`, or the one that a script has
+            connected to. `"ray://HOST:10001"` (from outside), `"ray:HOST:6379"` or `"ray:auto"` (on one of its
+            machines) for a cluster.
 
     Raises:
-        RecipeError: for other words, or if Ray is not installed.
+        RecipeError: for any other name, or if Ray is not installed.
         OutputError: if the address does not answer.
 
-    >>> with get_executor("", Progress()) as here:
-    ...     [made for _, made in here.each([Job("", lambda show: 1), Job("", lambda show: 2)])]
+    >>> with get_executor("", Progress()) as executor:
+    ...     jobs = [Job("", lambda progress: 1), Job("", lambda progress: 2)]
+    ...     [result for _, result in executor.as_completed(jobs)]
     [1, 2]
     """
-    if not on:
+    if not executor:
         return Executor(progress)
-    name, _, rest = on.partition(":")
-    if name != "ray" or (":" in on and not rest.strip("/")):
-        raise RecipeError(f"--on is '{on}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
+    name, _, location = executor.partition(":")
+    if name != "ray" or (":" in executor and not location.strip("/")):
+        raise RecipeError(f"--on is '{executor}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
     if find_spec("ray") is None:
         raise RecipeError("--on ray needs the package ray: pip install 'fastai-baseline[ray]'.")
-    address = on if rest.startswith("//") else rest or os.environ.get("RAY_ADDRESS", "")
-    _check_reachable(address)
-    return _RayExecutor(progress, address)
+    address = executor if location.startswith("//") else location or os.environ.get("RAY_ADDRESS", "")
+    check_reachable(address)
+    return RayExecutor(progress, address)
 
 
 class Executor:
-    """Does jobs one after the other in this process."""
+    """Runs jobs one after the other in this process."""
 
-    far = False
-    """Whether several are done at once, elsewhere."""
+    remote = False
+    """Whether jobs run on workers, several at once."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
-    def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
-        """Does the jobs, and gives each with what came of it as soon as it is done.
+    def as_completed(self, jobs: Iterable[Job], max_workers: int = 0) -> Iterator[tuple[Job, Any]]:
+        """Run the jobs, and yield each with its result as soon as it has finished.
 
         Args:
-            jobs: taken from the iterable as they are needed.
-            count: so many may be done at once, each with its share of the processors; as many as there are
-                processors if not given.
+            jobs: consumed lazily.
+            max_workers: maximum number of jobs at once, each with its share of the processors; 0 for one for each
+                processor.
         """
         for job in jobs:
-            if job.words:
-                self.progress.log(job.words)
-            yield job, job.make(self.progress)
+            if job.description:
+                self.progress.log(job.description)
+            yield job, job.function(self.progress)
 
-    def all(self, jobs: Iterable[Job], count: int = 0) -> None:
-        """Does the jobs, and waits for the last."""
-        for _ in self.each(jobs, count):
+    def run(self, jobs: Iterable[Job], max_workers: int = 0) -> None:
+        """Run the jobs, and wait for the last one."""
+        for _ in self.as_completed(jobs, max_workers):
             pass
 
     def __enter__(self) -> Self:
@@ -113,8 +115,8 @@ class Executor:
         pass
 
 
-def _check_reachable(address: str) -> None:
-    """An error if nobody listens there: Ray itself would try for minutes."""
+def check_reachable(address: str) -> None:
+    """Raise an error if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("", "auto", "local"):
         return
@@ -123,200 +125,211 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        words = getattr(error, "strerror", None) or first_line(error)
-        raise OutputError(f"Ray at {address} cannot be reached: {words}. Start it there, or leave --on out.") from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise OutputError(f"Ray at {address} cannot be reached: {reason}. Start it there, or leave --on out.") from None
 
 
-class _RayExecutor(Executor):
-    far = True
+class RayExecutor(Executor):
+    """Runs jobs on Ray workers, several at once."""
+
+    remote = True
 
     def __init__(self, progress: Progress, address: str) -> None:
         super().__init__(progress)
         self.address = address
-        self.own = False
+        self.owns_ray = False
 
-    def each(self, jobs: Iterable[Job], count: int = 0) -> Iterator[tuple[Job, Any]]:
-        rest, aside = iter(jobs), deque[Job]()
-        team: _WorkerPool | None = None
+    def as_completed(self, jobs: Iterable[Job], max_workers: int = 0) -> Iterator[tuple[Job, Any]]:
+        remaining, local_jobs = iter(jobs), deque[Job]()
+        pool: WorkerPool | None = None
         try:
             while True:
-                while (team is None or team.has_room) and (job := next(rest, None)) is not None:
-                    if job.here:
-                        aside.append(job)
+                while (pool is None or pool.has_capacity) and (job := next(remaining, None)) is not None:
+                    if job.local:
+                        local_jobs.append(job)
                         continue
-                    team = team or self._team(count)
-                    team.send(job)
-                if aside:
-                    yield from super().each([aside.popleft()])
-                elif team is None or not team.waiting:
+                    pool = pool or self._create_pool(max_workers)
+                    pool.submit(job)
+                if local_jobs:
+                    yield from super().as_completed([local_jobs.popleft()])
+                elif pool is None or not pool.pending:
                     return
-                if team is not None:
-                    yield from team.done(0 if aside else POLL_SECONDS)
+                if pool is not None:
+                    yield from pool.finished_jobs(0 if local_jobs else POLL_SECONDS)
         finally:
-            if team is not None:
-                team.end()
+            if pool is not None:
+                pool.shutdown()
 
-    def _team(self, count: int) -> _WorkerPool:
-        """Workers, with a share of the processors each, or a GPU."""
-        ray = self._joined()
+    def _create_pool(self, max_workers: int) -> WorkerPool:
+        """Return a pool of workers, each with a GPU or its share of the processors."""
+        ray = self._connect()
         from fastai.torch_core import default_device
 
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus = [int(node.get("CPU", 0)) for node in found]
-        gpus = int(sum(node.get("GPU", 0) for node in found)) if default_device().type == "cuda" else 0
-        wished = os.environ.get("OMP_NUM_THREADS", "")
-        at_once = min(count or sum(cpus), gpus or sum(cpus))
-        share = int(wished) if wished.isdecimal() else min(sum(cpus) // max(1, at_once), max(cpus, default=1))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        gpus = int(sum(node.get("GPU", 0) for node in nodes)) if default_device().type == "cuda" else 0
+        requested = os.environ.get("OMP_NUM_THREADS", "")
+        at_once = min(max_workers or sum(cpus), gpus or sum(cpus))
+        share = int(requested) if requested.isdecimal() else min(sum(cpus) // max(1, at_once), max(cpus, default=1))
         threads = max(1, share)
-        slots = min(gpus or sum(cpus), sum(each // threads for each in cpus))
+        slots = min(gpus or sum(cpus), sum(count // threads for count in cpus))
         if not slots:
-            raise RecipeError(f"No machine of this Ray has {threads} CPUs. Set OMP_NUM_THREADS to fewer.")
-        # a few more than can be done, so that no worker waits for this process
-        room = count if 0 < count <= slots else slots + max(2, slots // 2)
-        self.progress.log(f"Ray: at most {min(room, slots)} at once, threads of each: {threads}")
-        options = {"num_cpus": threads, "num_gpus": 1 if gpus else 0, "scheduling_strategy": "SPREAD"}
-        return _WorkerPool(ray, room, options, _CallerContext.of_this(threads), self.progress)
+            raise RecipeError(f"No machine of this Ray has {threads} CPUs. Set OMP_NUM_THREADS to a lower number.")
+        # a few more jobs than can run at once, so that no worker has to wait for this process
+        capacity = max_workers if 0 < max_workers <= slots else slots + max(2, slots // 2)
+        self.progress.log(f"Ray: at most {min(capacity, slots)} at once, threads for each: {threads}")
+        resources = {"num_cpus": threads, "num_gpus": 1 if gpus else 0, "scheduling_strategy": "SPREAD"}
+        return WorkerPool(ray, capacity, resources, CallerContext.from_this_process(threads), self.progress)
 
-    def _joined(self) -> Any:
-        """Ray, connected."""
+    def _connect(self) -> Any:
+        """Connect to Ray, starting it if necessary, and return the module."""
         import ray
 
         if ray.is_initialized():
-            if self.address and not self.own:
-                raise RecipeError("This script has joined a Ray already. Give on='ray' to use it, or ray.shutdown().")
+            if self.address and not self.owns_ray:
+                raise RecipeError(
+                    "This script is connected to a Ray already. Give executor='ray' to use it, or call ray.shutdown()."
+                )
             return ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of what this will mean one day
-        begun: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-        main = threading.current_thread() is threading.main_thread()
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it Ray warns of a future change
+        options: dict[str, Any] = {} if self.address else {"include_dashboard": False}
+        in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **begun)
+            ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:
-            where = f"at {self.address} cannot be joined" if self.address else "did not start"
-            raise OutputError(f"Ray {where}: {first_line(error)}. Mend it, or leave --on out.") from None
+            problem = f"Ray at {self.address} cannot be joined" if self.address else "Ray did not start"
+            raise OutputError(f"{problem}: {first_line(error)}. Repair it, or leave --on out.") from None
         finally:
-            if main:  # Ray takes the signal for itself
+            if in_main_thread:  # Ray replaces the handler
                 signal.signal(signal.SIGTERM, handler)
-        self.own = True
+        self.owns_ray = True
         return ray
 
     def __exit__(self, *error: object) -> None:
-        if self.own:
+        if self.owns_ray:
             import ray
 
             ray.shutdown()
 
 
-class _WorkerPool:
-    """Workers that do jobs in no order."""
+class WorkerPool:
+    """Ray workers that run jobs in any order."""
 
-    def __init__(self, ray: Any, room: int, options: dict[str, Any], asker: _CallerContext, progress: Progress) -> None:
-        self.ray, self.room, self.asker, self.progress = ray, room, asker, progress
-        self.work = ray.remote(max_retries=MAX_RETRIES, **options)(_run_job)
-        self.lines = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_MessageQueue).remote()
-        self.waiting: dict[Any, Job] = {}
+    def __init__(
+        self, ray: Any, capacity: int, resources: dict[str, Any], context: CallerContext, progress: Progress
+    ) -> None:
+        self.ray, self.capacity, self.context, self.progress = ray, capacity, context, progress
+        self.remote_function = ray.remote(max_retries=MAX_RETRIES, **resources)(run_job)
+        self.messages = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MessageQueue).remote()
+        self.pending: dict[Any, Job] = {}
 
     @property
-    def has_room(self) -> bool:
-        return len(self.waiting) < self.room
+    def has_capacity(self) -> bool:
+        return len(self.pending) < self.capacity
 
-    def send(self, job: Job) -> None:
-        self.waiting[self.work.remote(job, self.asker, self.lines)] = job
+    def submit(self, job: Job) -> None:
+        """Send a job to the workers."""
+        self.pending[self.remote_function.remote(job, self.context, self.messages)] = job
 
-    def done(self, seconds: float) -> Iterator[tuple[Job, Any]]:
-        """What has ended, after so many seconds at most."""
-        if self.waiting:
-            ended, _ = self.ray.wait([*self.waiting], num_returns=len(self.waiting), timeout=0)
-            ended = ended or self.ray.wait([*self.waiting], timeout=seconds)[0]
-            for line in self._told():
+    def finished_jobs(self, timeout_seconds: float) -> Iterator[tuple[Job, Any]]:
+        """Yield the jobs that have finished, with their results, and wait for the first one if there is none yet."""
+        if self.pending:
+            finished, _ = self.ray.wait([*self.pending], num_returns=len(self.pending), timeout=0)
+            finished = finished or self.ray.wait([*self.pending], timeout=timeout_seconds)[0]
+            for line in self._new_messages():
                 self.progress.log(line)
-            for task in ended:
-                job = self.waiting.pop(task)
+            for task in finished:
+                job = self.pending.pop(task)
                 yield job, self._result(task, job)
 
-    def end(self) -> None:
-        """Drops what is not done."""
+    def shutdown(self) -> None:
+        """Cancel the jobs that have not finished."""
         if not self.ray.is_initialized():
             return
-        for task in self.waiting:
+        for task in self.pending:
             self.ray.cancel(task, force=True)
-        self.ray.kill(self.lines)
+        self.ray.kill(self.messages)
 
-    def _told(self) -> list[str]:
-        with suppress(self.ray.exceptions.RayError):  # news may be lost; results are not
-            return self.ray.get(self.lines.taken.remote(), timeout=CONNECT_TIMEOUT_SECONDS)
+    def _new_messages(self) -> list[str]:
+        with suppress(self.ray.exceptions.RayError):  # messages may be lost; results are not
+            return self.ray.get(self.messages.pop_all.remote(), timeout=CONNECT_TIMEOUT_SECONDS)
         return []
 
     def _result(self, task: Any, job: Job) -> Any:
-        what, ray = job.words or "a part of the work", self.ray
+        description, ray = job.description or "a part of the work", self.ray
         try:
-            found = ray.get(task)
+            outcome = ray.get(task)
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
             raise OutputError(
-                f"{what}: its worker ended {MAX_RETRIES + 1} times, often for too little memory. What is finished is kept; "
-                "give each worker more, and --resume goes on."
+                f"{description}: its worker ended {MAX_RETRIES + 1} times, often for too little memory. What is "
+                "finished is kept; give each worker more memory, and --resume to continue."
             ) from None
-        if isinstance(found, BaselineError):
-            raise found
-        made, seconds, where = found
-        if job.words:
-            self.progress.log(f"{job.words}: done in {format_duration(seconds)} on {where}")
-        return made
+        if isinstance(outcome, BaselineError):
+            raise outcome
+        result, seconds, place = outcome
+        if job.description:
+            self.progress.log(f"{job.description}: finished in {format_duration(seconds)} on {place}")
+        return result
 
 
-class _MessageQueue:
-    """What workers tell; lives in a process of its own."""
+class MessageQueue:
+    """Messages from workers; lives in a process of its own."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
-    def tell(self, line: str) -> None:
-        self.told.append(line)
+    def put(self, message: str) -> None:
+        self.messages.append(message)
 
-    def taken(self) -> list[str]:
-        told, self.told = self.told, []
-        return told
+    def pop_all(self) -> list[str]:
+        messages, self.messages = self.messages, []
+        return messages
 
 
 @dataclass(frozen=True)
-class _CallerContext:
-    """What a worker has to have as the process that asks."""
+class CallerContext:
+    """What a worker must have in common with the process that sends the jobs."""
 
     folder: str
-    settings: dict[str, str]
+    variables: dict[str, str]
     threads: int
-    facts: dict[str, str]
+    environment: dict[str, str]
 
     @classmethod
-    def of_this(cls, threads: int) -> _CallerContext:
-        settings = {name: value for name, value in os.environ.items() if name.startswith("BASELINE_")}
-        return cls(str(Path.cwd()), settings, threads, _environment_facts())
+    def from_this_process(cls, threads: int) -> CallerContext:
+        variables = {name: value for name, value in os.environ.items() if name.startswith("BASELINE_")}
+        return cls(str(Path.cwd()), variables, threads, numeric_environment())
 
-    def follow(self) -> None:
-        """Takes its folder, settings and number of threads.
+    def apply(self) -> None:
+        """Adopt the caller's environment variables, number of threads and working folder.
 
         Raises:
-            OutputError: if this machine has another installation, or not its folder.
+            OutputError: if this machine has a different installation, or no such folder.
         """
         import torch
 
-        os.environ.update(self.settings)
+        os.environ.update(self.variables)
         torch.set_num_threads(self.threads)
-        here = socket.gethostname()
-        for name, value in _environment_facts().items():
-            if value != self.facts[name]:
-                raise OutputError(f"{here} has {name} {value}, and {self.facts[name]} was needed, as where this was "
-                                  "begun: numbers would differ. Install the same on all machines.")  # fmt: skip
+        host = socket.gethostname()
+        for name, value in numeric_environment().items():
+            if value != self.environment[name]:
+                raise OutputError(
+                    f"{host} has {name} {value}, and this job was started with {self.environment[name]}: the numbers "
+                    "would differ. Install the same versions on all machines."
+                )
         try:
             os.chdir(self.folder)
         except OSError as error:
-            raise OutputError(f"{here} cannot go to {self.folder}: {error.strerror}. All machines of the Ray need the "
-                              "working folder, the images and --out under the same paths.") from None  # fmt: skip
+            raise OutputError(
+                f"{host} cannot change to {self.folder}: {error.strerror}. All machines of the cluster need the "
+                "working folder, the images and --out under the same paths."
+            ) from None
 
 
-def _environment_facts() -> dict[str, str]:
-    """What numbers depend on."""
+def numeric_environment() -> dict[str, str]:
+    """Return the versions and the hardware that numerical results depend on."""
     from fastai.torch_core import default_device
 
     from baseline.system import bfloat16_instructions, package_versions
@@ -324,19 +337,23 @@ def _environment_facts() -> dict[str, str]:
     return {
         **package_versions(),
         "device": default_device().type,
-        "bfloat16": " and ".join(bfloat16_instructions()) or "no units",
+        "bfloat16": " and ".join(bfloat16_instructions()) or "no instructions",
     }
 
 
-def _run_job(job: Job, asker: _CallerContext, lines: Any) -> Any:
-    """In a worker: what came of the job, its seconds and where it was done; or what is wrong with what was asked."""
-    where = f"{socket.gethostname()}, process {os.getpid()}"
+def run_job(job: Job, context: CallerContext, messages: Any) -> Any:
+    """Run a job in a worker.
+
+    Returns:
+        The job's result, its seconds and the place where it ran; or the error, if the library raised one.
+    """
+    place = f"{socket.gethostname()}, process {os.getpid()}"
     try:
-        asker.follow()
-        if job.words:
-            lines.tell.remote(f"{job.words}: begun on {where}")
-        began = time.perf_counter()
-        made = job.make(Progress())
-        return made, time.perf_counter() - began, where
+        context.apply()
+        if job.description:
+            messages.put.remote(f"{job.description}: started on {place}")
+        start = time.perf_counter()
+        result = job.function(Progress())
+        return result, time.perf_counter() - start, place
     except BaselineError as error:
         return error

@@ -8,9 +8,9 @@ from typing import Any
 
 from baseline.files import to_json
 from baseline.recipe.legacy import upgrade_recipe
-from baseline.recipe.schema import LEAVES
+from baseline.recipe.schema import FLAT_NAMES, LEAVES
 
-__all__ = ["diff_recipes", "flatten", "flatten_plain", "flatten_recipe"]
+__all__ = ["diff_recipes", "flat_recipe", "flatten", "flatten_plain", "flatten_recipe"]
 
 IGNORED_FIELDS = ("name", "title", "expected", "presets", "preset", "options")
 """Fields of a recipe that cannot change the result, and may be others when a run or an experiment is resumed."""
@@ -53,6 +53,22 @@ def flatten_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {f"{group}.{leaf}": flat for flat, (group, leaf) in LEAVES.items()}
     return {names.get(key, key): value for key, value in flatten(upgrade_recipe(recipe)).items()}
+
+
+def flat_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe, as a manifest of any version holds it, under flat names, without its groups.
+
+    >>> flat_recipe({"seed": 0, "model": {"image_size": 128}, "augment": {"flip": True}})
+    {'seed': 0, 'image_size': 128, 'augment': {'flip': True}}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in upgrade_recipe(recipe).items():
+        names = FLAT_NAMES.get(key)
+        if names and isinstance(value, Mapping):
+            flat |= {names.get(leaf, leaf): item for leaf, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def diff_recipes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

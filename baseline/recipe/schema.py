@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval, Predicate
 
@@ -48,6 +48,12 @@ SPLIT_METHODS = ("auto", "provided", "random", "group", "kfold:K", "group-kfold:
 LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 
 VIEWS = ("flip", "five_crops")
+
+HEADS = ("linear", "fastai")
+
+RESIZES = ("squish", "crop", "pad")
+
+PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 
 OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "adam": ("Adam", {}),
@@ -474,7 +480,16 @@ class Recipe:
             known = [name for name in PRESETS if name == "standard" or name in self.presets]
             raise RecipeError(f"Recipe '{self.name}' has no preset '{preset}'. Known: {', '.join(known)}.")
         changed = self._changed(changes, f"preset '{preset}' of recipe '{self.name}'")
-        return dataclasses.replace(changed, preset=preset, presets={})
+        return dataclasses.replace(changed, preset=cast(Any, preset), presets={})
+
+    def value(self, name: str) -> Any:
+        """Return the value of a field by its flat name.
+
+        >>> Recipe().value("image_size"), Recipe().value("seed")
+        (160, 0)
+        """
+        group, leaf = LEAVES.get(name, ("", name))
+        return getattr(getattr(self, group), leaf) if group else getattr(self, leaf)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain nested values, as `recipe_from_dict` reads them; the manifest keeps them."""

@@ -16,7 +16,7 @@ from annotated_types import Interval
 
 from baseline.errors import unknown_name
 
-__all__ = ["Before", "Needed", "as_tuple", "check", "describe_needed"]
+__all__ = ["Before", "Needed", "as_tuple", "check", "describe_needed", "is_int", "is_number"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +133,13 @@ def describe_needed(kind: type, name: str) -> str:
     if get_origin(inner) is Literal:
         return f"one of {', '.join(map(str, get_args(inner)))}"
     return {bool: "true or false", int: "a whole number"}.get(inner, "another type")
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether the value is a number from `low` to `high`, and not a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_int(value: Any, low: int, high: int) -> bool:
+    """Whether the value is a whole number from `low` to `high`, and not a flag."""
+    return isinstance(value, int) and is_number(value, low, high)

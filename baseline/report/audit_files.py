@@ -1,4 +1,4 @@
-"""TODO."""
+"""Write the results of an audit as files: findings, pairs, unreadable images and pictures of the pairs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 __all__ = ["write_audit"]
 
 
-def write_audit(folder: Path, checked: Audit) -> list[Path]:
-    """Writes `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs into the folder; says which."""
+def write_audit(folder: Path, audit: Audit) -> list[Path]:
+    """Write `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs; return their paths."""
     from baseline.report import figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str | bytes] = {"findings.json": to_json({"findings": checked.findings.to_dict("records")})}
-    if len(checked.pairs):
-        files["pairs.csv"] = checked.pairs.to_csv(index=False)
-    if len(checked.unreadable):
-        files["unreadable.csv"] = checked.unreadable.to_csv(index=False)
-    for name, pairs in checked.pairs_to_review().items():
+    files: dict[str, str | bytes] = {"findings.json": to_json({"findings": audit.findings.to_dict("records")})}
+    if len(audit.pairs):
+        files["pairs.csv"] = audit.pairs.to_csv(index=False)
+    if len(audit.unreadable):
+        files["unreadable.csv"] = audit.unreadable.to_csv(index=False)
+    for name, pairs in audit.pairs_to_review().items():
         files[f"{name}.png"] = figures.png(figures.pairs_figure(pairs, name))
     for name, content in files.items():
         write_atomic(folder / name, content)

@@ -1,7 +1,7 @@
-"""Run folder -> the model card of its network, to publish. Knows the manifest's facts; adds none, and names no paths.
+"""Write the model card of a run for publication, without paths of this machine.
 
-The card is `model/README.md`: a YAML header that the Hugging Face hub reads, and the same facts for people. What is not
-in the run folder is left out. Whatever comes from the run is escaped, so that a class may be called anything.
+The card is `model/README.md`: a YAML header that the Hugging Face Hub reads, and the same facts for people. It reports
+only what the run folder records. Everything that comes from the run is escaped, so a class may have any name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from baseline.errors import DataError, OutputError
 from baseline.evaluation.explain import explain
 from baseline.files import CARD_FILE, read_json, resolve_path, write_atomic
 from baseline.progress import Progress
+from baseline.recipe.diff import flat_recipe
 from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
+from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (
     SOURCE_HUB,
@@ -41,34 +43,35 @@ __all__ = ["write_card"]
 MARKER = "<!-- Written by baseline; `baseline report` writes it again, and loses changes, while this line is here. -->"
 
 MAX_CLASSES = 50
-"""That are told one by one."""
+"""Maximum number of classes that are listed one by one."""
 
 FEW_IMAGES = 30
-"""Test images of a class below which its own numbers are called rough."""
+"""Number of test images of a class below which its metrics are called rough."""
 
 NAMING_FILES = ("conflict", "unreadable")
-"""Findings whose words end, after a colon, in names of files."""
+"""Findings whose text ends, after a colon, in file names."""
 
-PATH_FIELDS = ("image_dir", "weights", "split_file", "fixes", "keep_if", "keep_model")
-"""What a recipe may hold of one machine's files."""
+PATH_FIELDS = ("image_dir", "weights", "split_file", "fixes")
+"""Recipe fields that may name files of one machine."""
 
-OMITTED_FIELDS = ("name", "presets", "expected", "budget", "preset", "cache_gb", "workers", *PATH_FIELDS)
-"""What a recipe holds that is no decision of this training, or is of one machine."""
+OMITTED_FIELDS = ("name", "presets", "expected", "budget", "preset", "options", "cache_gb", "workers", *PATH_FIELDS)
+"""Recipe fields that are not a decision of this training, or depend on one machine."""
 
 OLD_RECIPE = {"tta": (), "split": "", "images_per_class": 0, "audit": "", "leaks": "", "seed": None}
+"""Defaults for recipe fields that older runs did not record."""
 
 OLD_MANIFEST: dict[str, Any] = {
     **{key: {} for key in ("data", "calibration", "seconds", "versions")},
     **dict.fromkeys(("device", "finished"), ""),
     "stages": [],
 }
-"""What older runs may not have written: nothing is told of it."""
+"""Defaults for what older runs did not record; the card does not mention it."""
 
 
 def write_card(run: str | Path, progress: Progress | None = None) -> Path:
-    """Writes the model card, `model/README.md`, of a finished run, and returns its path.
+    """Write the model card of a finished run, `model/README.md`, and return its path.
 
-    A card without its marking line, which says that it is written again, has been taken over by hand: it stays.
+    A card without its marker line, which says that it will be overwritten, has been edited by hand and is not changed.
 
     Raises:
         OutputError: if the folder holds no finished run or no model, or cannot be written.
@@ -80,200 +83,213 @@ def write_card(run: str | Path, progress: Progress | None = None) -> Path:
     run = Path(run)
     manifest, target = read_manifest(run), run / "model" / CARD_FILE
     facts = read_json(run / "model" / "model.json")
-    if target.exists() and MARKER not in _read_text(target):
-        progress.log(f"model card: {target} was changed by hand and stays")
+    if target.exists() and MARKER not in read_existing_card(target):
+        progress.log(f"model card: {target} was edited by hand and is not changed")
         return target
-    findings = run / "audit" / "findings.json"
-    found = read_json(findings)["findings"] if findings.exists() else []
-    write_atomic(target, _render_card(manifest, facts, found))
+    file = run / "audit" / "findings.json"
+    findings = read_json(file)["findings"] if file.exists() else []
+    write_atomic(target, render_card(manifest, facts, findings))
     progress.log(f"model card: {target}")
     return target
 
 
-def _read_text(path: Path) -> str:
+def read_existing_card(path: Path) -> str:
+    """Return the text of a card that is already there."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}. Mend or remove it.") from None
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Fix or remove it.") from None
 
 
-def _render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
+def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
+    """Return the card as Markdown with a YAML header."""
     import yaml
 
-    recipe = OLD_RECIPE | manifest["recipe"]
+    recipe = OLD_RECIPE | flat_recipe(manifest["recipe"])
     split = headline_split(manifest["metrics"])
-    source = _data_source(manifest.get("images"), [_one_line(name) for name in facts["classes"]])
+    source = describe_source(manifest.get("images"), [collapse_to_line(name) for name in facts["classes"]])
     page = {
         "manifest": OLD_MANIFEST | manifest,
         "recipe": recipe,
         "facts": facts,
-        "findings": [_describe_finding(each) for each in findings],
+        "findings": [redact_finding(finding) for finding in findings],
         "source": source,
         "title": f"{source['title']}: {facts['arch']}",
         "split": split,
         "numbers": manifest["metrics"][split],
-        "found": manifest["metrics"][split]["tta" if recipe["tta"] else "plain"],
+        "metrics": (metrics := manifest["metrics"][split]["tta" if recipe["tta"] else "plain"]),
+        "digits": interval_digits(metrics["interval"]),
         "many": facts.get("labels") == "many",
-        "weights": _describe_weights(manifest.get("weights")),
-        "most": MAX_CLASSES,
+        "weights": describe_initial_weights(manifest.get("weights")),
+        "max_classes": MAX_CLASSES,
     }
     page |= {
-        "told": explain(page["numbers"]) if "tta_gain" in page["numbers"] else [],
-        "limits": list(_limitations(page)),
-        "again": _recipe_json(manifest["recipe"]),
-        "again_data": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),
-        "own_files": [key for key in PATH_FIELDS if recipe.get(key)],
+        "sentences": explain(page["numbers"]) if "tta_gain" in page["numbers"] else [],
+        "limitations": list(list_limitations(page)),
+        "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
+        "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),
+        "omitted_files": [key for key in PATH_FIELDS if recipe.get(key)],
         "version": page["manifest"]["versions"].get("fastai-baseline", __version__),
-        "mark": MARKER,
+        "marker": MARKER,
     }
-    header = yaml.safe_dump(_metadata(page), sort_keys=False, allow_unicode=True, width=10**6)
-    return _template_environment().get_template("card.md.j2").render({**page, "header": header})
+    header = yaml.safe_dump(hub_metadata(page), sort_keys=False, allow_unicode=True, width=10**6)
+    return markdown_environment().get_template("card.md.j2").render({**page, "header": header})
 
 
-def _metadata(page: dict[str, Any]) -> dict[str, Any]:
-    """What the Hugging Face hub reads: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
+def hub_metadata(page: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata for the Hugging Face Hub: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     arch, source = page["facts"]["arch"], page["source"]
     library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
     known = {key: page["weights"][key] for key in ("license", "base_model") if page["weights"][key]}
-    metrics = _metrics(page)
+    metrics = hub_metrics(page)
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
         "dataset": {"name": source["title"], "type": source["type"], "split": page["split"]},
         "metrics": metrics,
     }
     return {
-        "library_name": "fastai",  # one of those that the hub knows; what is saved is the network of a fastai Learner
+        "library_name": "fastai",  # a library that the hub knows; the saved network is that of a fastai Learner
         "pipeline_tag": "image-classification",
         **known,
         **({"datasets": [source["hub"]]} if source["hub"] else {}),
-        "metrics": list(dict.fromkeys(each["type"] for each in metrics)),
+        "metrics": list(dict.fromkeys(metric["type"] for metric in metrics)),
         "tags": ["fastai-baseline", library, arch, *(["multi-label"] if page["many"] else [])],
         "model-index": [{"name": page["title"], "results": [result]}],
     }
 
 
-def _metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
+def hub_metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics in the format of the hub's evaluation results."""
     numbers = page["numbers"]
-    every = ", every label right" if page["many"] else ""
-    rows = [("accuracy", f"Accuracy{every}", numbers["plain"]["accuracy"])]
+    suffix = ", all labels correct" if page["many"] else ""
+    rows = [("accuracy", f"Accuracy{suffix}", numbers["plain"]["accuracy"])]
     if page["recipe"]["tta"]:
-        rows.insert(0, ("accuracy", f"Accuracy{every}, with test-time augmentation", numbers["tta"]["accuracy"]))
+        rows.insert(0, ("accuracy", f"Accuracy{suffix}, with TTA", numbers["tta"]["accuracy"]))
     for kind in ("micro", "macro") if page["many"] else ("macro",):
         rows.append(("f1", f"{kind.capitalize()} F1", numbers["tta"].get(f"{kind}_f1")))
     return [{"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in rows if value is not None]
 
 
-def _data_source(images: str | None, classes: list[str]) -> dict[str, Any]:
-    """What is told of where the images are from: the name of a public data set, else the classes, never a path."""
+def describe_source(images: str | None, classes: list[str]) -> dict[str, Any]:
+    """Describe the source of the images: the name of a public data set, or else the classes, but never a path."""
     kind, _, name = (images or "").partition(":")
-    known: Dataset | None = DATASETS.get(images or "")
-    if known:
-        return _named_source(known.title, known.hub or known.name, known.hub) | {
-            "citation": known.citation,
-            "data": images,
-        }
+    dataset: Dataset | None = DATASETS.get(images or "")
+    if dataset:
+        source = named_source(dataset.title, dataset.hub_id or dataset.name, dataset.hub_id)
+        return source | {"citation": dataset.citation, "data": images}
     if kind == "torchvision" and re.fullmatch(r"\w+", name):
-        return _named_source(f"{name} of torchvision", name) | {"data": images}
-    if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not _is_installed(name):
-        return _named_source(name, name, name) | {"data": images}
-    listed = ", ".join(classes)
-    words = f"{len(classes)} classes of images"
-    return _named_source(listed if len(classes) <= 5 and len(listed) <= 60 else words, "imagefolder")
+        return named_source(f"{name} of torchvision", name) | {"data": images}
+    if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not is_existing_path(name):
+        return named_source(name, name, name) | {"data": images}
+    names = ", ".join(classes)
+    short = len(classes) <= 5 and len(names) <= 60
+    return named_source(names if short else f"{len(classes)} classes of images", "imagefolder")
 
 
-def _named_source(title: str, kind: str, hub: str = "") -> dict[str, Any]:
+def named_source(title: str, kind: str, hub: str = "") -> dict[str, Any]:
+    """Return a source with this title, type and hub id."""
     return {"title": title, "type": kind, "hub": hub, "citation": "", "data": "IMAGES"}
 
 
-def _is_installed(name: str) -> bool:
+def is_existing_path(name: str) -> bool:
+    """Return whether the name of a hub data set is in fact a path on this machine."""
     try:
         return resolve_path(name).exists()
     except DataError:
         return False
 
 
-def _describe_weights(said: Any) -> dict[str, str]:
-    """Of the weights that training began with: where they were found, unless that is a path, hash, licence, hub id."""
-    nothing = dict.fromkeys(("words", "sha256", "license", "base_model"), "")
-    if not isinstance(said, dict):
-        return nothing | ({"words": "random weights"} if said == "random" else {})
-    weights = Weights(**said)
+def describe_initial_weights(recorded: Any) -> dict[str, str]:
+    """Describe the weights that training started from: origin (unless it is a path), hash, licence and hub id.
+
+    Args:
+        recorded: `weights` of the manifest: facts, `"random"`, or None.
+    """
+    empty = dict.fromkeys(("description", "sha256", "license", "base_model"), "")
+    if not isinstance(recorded, dict):
+        return empty | ({"description": "random weights"} if recorded == "random" else {})
+    weights = Weights(**recorded)
     public = weights.origin.startswith((SOURCE_PACKAGE, SOURCE_HUB, SOURCE_HUB_CACHE, "https://"))
-    where = f" from {weights.origin}" if public else ""
-    return nothing | {"words": f"pretrained weights{where}", "sha256": weights.sha256, **published_info(weights)}
+    description = "pretrained weights" + (f" from {weights.origin}" if public else "")
+    return empty | {"description": description, "sha256": weights.sha256, **published_info(weights)}
 
 
-def _describe_finding(finding: dict[str, Any]) -> dict[str, Any]:
+def redact_finding(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return the finding without names of files."""
     if finding["finding"] not in NAMING_FILES:
         return finding
     return finding | {"words": finding["words"].partition(":")[0]}
 
 
-def _limitations(page: dict[str, Any]) -> Iterator[str]:
-    """What the measured numbers warn of."""
-    split, found, numbers = page["split"], page["found"], page["numbers"]
-    low, high = found["interval"]
+def list_limitations(page: dict[str, Any]) -> Iterator[str]:
+    """Yield the caveats that follow from the metrics."""
+    split, numbers = page["split"], page["numbers"]
+    low, high = page["metrics"]["interval"]
     if split == "valid":
-        yield "There was no test split: the weights were chosen on the valid images of the number, which flatters it."
+        yield "There was no test split: the weights were chosen on the same valid images, so metrics are optimistic."
     if high - low > 0.04:
-        spread = f"{100 * (high - low):.1f} points"
-        yield f"{numbers['images']:,} {split} images are few: the interval of the share of right ones is {spread} wide."
+        images = f"{numbers['images']:,} {split} image{'' if numbers['images'] == 1 else 's'}"
+        yield f"With only {images}, the 95% interval of the accuracy is {100 * (high - low):.1f} points wide."
     if "majority" in numbers and low <= numbers["majority"]["accuracy"]:
-        yield f"It is not shown to be better than always saying '{numbers['majority']['label']}'."
-    yield from _class_limitations(numbers["tta"], split)
+        majority = numbers["majority"]["label"]
+        yield f"The metrics do not show that it is better than always predicting '{majority}'."
+    yield from class_limitations(numbers["tta"], split)
     for finding in page["findings"]:
         dropped = finding["finding"] == "leak" and page["recipe"]["leaks"] == "drop"
         if finding["finding"] in ("leak", "conflict", "unused group") and not dropped:
             yield f"{finding['words']} ({finding['effect']})."
     if page["recipe"]["seed"] is not None:
-        yield f"It is one training with one seed ({page['recipe']['seed']}); another would give another number."
-    yield f"It was measured on the {split} images alone; nothing was measured on images from elsewhere."
+        seed = page["recipe"]["seed"]
+        yield f"The metrics are those of one training run with seed {seed}; another seed would give different ones."
+    yield f"It was evaluated on the {split} images only, not on images from other sources."
     if not page["many"]:
         count = len(page["facts"]["classes"])
-        yield f"It answers with one of its {count:,} classes, whatever an image shows."
+        yield f"It always predicts one of its {count:,} classes, whatever an image shows."
 
 
-def _class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
+def class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
+    """Yield the weakest class, the most frequent confusion, and the number of classes with few images."""
     classes = tta.get("classes", {})
-    seen = {name: row for name, row in classes.items() if row["images"]}
-    if seen:
-        name, worst = min(seen.items(), key=lambda item: item[1]["recall"])
+    present = {name: row for name, row in classes.items() if row["images"]}
+    if present:
+        name, worst = min(present.items(), key=lambda item: item[1]["recall"])
         if worst["recall"] < 1:
             low, high = worst["recall_interval"]
             yield (
-                f"The class that it finds least is '{name}': {worst['recall']:.1%} of {worst['images']:,} {split} "
-                f"images (95% interval {low:.1%} to {high:.1%})."
+                f"The class with the lowest recall is '{name}': {worst['recall']:.1%} of {worst['images']:,} {split} "
+                f"image{'' if worst['images'] == 1 else 's'} (95% interval {low:.1%} to {high:.1%})."
             )
     for pair in tta.get("confused", [])[:1]:
-        yield (
-            f"Its most frequent mistake: {pair['images']:,} {split} images of '{pair['label']}' "
-            f"({pair['share']:.1%}) are taken for '{pair['predicted']}'."
-        )
+        images = f"{pair['images']:,} {split} image{'' if pair['images'] == 1 else 's'} of '{pair['label']}'"
+        verb = "is" if pair["images"] == 1 else "are"
+        yield f"The most frequent confusion: {images} ({pair['share']:.1%}) {verb} predicted as '{pair['predicted']}'."
     few = [name for name, row in classes.items() if row["images"] < FEW_IMAGES]
     if few:
-        share = f"{len(few):,} of {len(classes):,} classes"
-        yield f"{share} have fewer than {FEW_IMAGES} {split} images: what is told of each of them is rough."
+        share = f"{len(few):,} of {len(classes):,} classes {'has' if len(few) == 1 else 'have'}"
+        yield f"{share} fewer than {FEW_IMAGES} {split} images, so the metrics of these classes are rough."
 
 
-def _recipe_json(recipe: dict[str, Any]) -> Markup:
-    """The recipe as JSON for a fenced block, without what is of one machine."""
-    kept = {key: value for key, value in recipe.items() if key not in OMITTED_FIELDS and value not in ("", None)}
-    if kept.get("data") not in DATASETS:
-        kept.pop("data", None)
-    return Markup(json.dumps(kept, indent=2, ensure_ascii=False).replace("`", "\\u0060"))
+def portable_recipe(recipe: dict[str, Any]) -> Markup:
+    """Return the recipe as JSON for a fenced block, without fields that depend on one machine."""
+    portable = {key: value for key, value in recipe.items() if key not in OMITTED_FIELDS and value not in ("", None)}
+    if portable.get("data") not in DATASETS:
+        portable.pop("data", None)
+    return Markup(json.dumps(portable, indent=2, ensure_ascii=False).replace("`", "\\u0060"))
 
 
-def _template_environment() -> Environment:
+def markdown_environment() -> Environment:
+    """Return the Jinja environment of the card, which escapes every value for Markdown."""
     environment = Environment(
         loader=PackageLoader("baseline.report"),
-        finalize=_escape,  # class names are anybody's
+        finalize=escape_value,  # class names are not under our control
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=lambda share: "–" if share is None else f"{share:.2%}",
+        percent=lambda share, digits=2: "–" if share is None else f"{share:.{digits}%}",
+        digits=interval_digits,
         thousands=lambda value: f"{value:,}",
         course=describe_schedule,
         rate=format_lr,
@@ -283,24 +299,26 @@ def _template_environment() -> Environment:
     return environment
 
 
-def _escape(value: Any) -> Any:
-    """Text as Markdown that shows it, in one line; what is said to be Markdown stays."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else _markdown(value)
+def escape_value(value: Any) -> Any:
+    """Return text escaped for Markdown and in one line; Markdown and other values stay as they are."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else escape_markdown(value)
 
 
-def _markdown(text: str) -> str:
-    r"""
-    >>> _markdown("a|b\n*c* <i>")
+def escape_markdown(text: str) -> str:
+    r"""Return Markdown that shows the text literally, in one line.
+
+    >>> escape_markdown("a|b\n*c* <i>")
     'a\\|b \\*c\\* \\<i\\>'
     """
-    return re.sub(r"([\\`*_{}\[\]<>#|~&$@!])", r"\\\1", _printable(text)).replace("://", r"\://")
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$@!])", r"\\\1", printable_text(text)).replace("://", r"\://")
 
 
-def _one_line(text: Any) -> str:
-    return _printable(str(text)).strip()
+def collapse_to_line(text: Any) -> str:
+    """Return the value as text in one line, without space at its ends."""
+    return printable_text(str(text)).strip()
 
 
-def _printable(text: str) -> str:
-    """The text in one line, without what cannot be seen but what joins emoji."""
-    seen = "".join(each if each.isprintable() or each == "\N{ZERO WIDTH JOINER}" else " " for each in text)
-    return re.sub(r"\s+", " ", seen)
+def printable_text(text: str) -> str:
+    """Return the text in one line without unprintable characters, except the joiner inside emoji."""
+    visible = "".join(char if char.isprintable() or char == "\N{ZERO WIDTH JOINER}" else " " for char in text)
+    return re.sub(r"\s+", " ", visible)

@@ -1,9 +1,9 @@
-"""Run folder -> one page that shows and explains it, and its pictures. Knows a run's files; trains nothing.
+"""Write the HTML report of a run, with its pictures, from the run folder.
 
 Everything is read back from the folder (`manifest.json`, `predictions.csv`, `history.csv`, `lr_find.csv`, `split.csv`,
-`audit/`, `model/`), so that the page can be made again later, elsewhere, and says the same. The model runs once, on the
-few images that are shown with a Grad-CAM, and not again for a page that shows the same. The page holds its pictures,
-styles and its one small script itself, and asks the browser (by its content security policy) to load nothing else.
+`audit/`, `model/`), so the report can be written again later or elsewhere and says the same. The model runs once, on
+the few images that are shown with a Grad-CAM, and not again for a report that shows the same images. The page holds its
+pictures, styles and one small script, and its content security policy tells the browser to load nothing else.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from baseline.evaluation.label_errors import suspect_labels
 from baseline.evaluation.metrics import evaluate
 from baseline.files import read_json, sha256_of, write_atomic
 from baseline.progress import Progress
+from baseline.recipe.diff import flat_recipe
 from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
 from baseline.report import figures
 from baseline.report.figures import THUMBNAIL_SIZE, ThumbnailCache
-from baseline.report.html import percent, render
+from baseline.report.html import interval_digits, percent, render
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
 if TYPE_CHECKING:
@@ -45,43 +46,45 @@ if TYPE_CHECKING:
 __all__ = ["write_report"]
 
 
-ERROR_COUNT, HIT_COUNT, RANDOM_COUNT, SAMPLE_COUNT = 12, 8, 24, 24
-"""Images shown: most confident errors and least confident hits (these with Grad-CAM), random ones, training ones."""
+ERROR_COUNT, CORRECT_COUNT, RANDOM_COUNT, SAMPLE_COUNT = 12, 8, 24, 24
+"""Number of images shown: most confident errors, least confident correct predictions (both with Grad-CAM), random
+predictions, and training images."""
 
 SUSPECT_COUNT = 12
-"""Images shown whose label may be wrong."""
+"""Number of images shown whose label may be wrong."""
 
 PAIR_COUNT = 6
-"""Pairs of copies that are shown of each kind."""
+"""Number of pairs of duplicates shown of each kind."""
 
 CONFUSION_COUNT = 15
+"""Number of confused pairs of classes in the table."""
 
 
 REQUIRED_KEYS = ("recipe", "reasons", "metrics", "seconds", "stages", "data", "device", "versions", "finished")
 
 
 def write_report(run: str | Path, progress: Progress | None = None) -> Path:
-    """Writes `report.html` and its pictures (PNG) into the folder of a finished run, and returns the page's path.
+    """Write `report.html` and its pictures (PNG) into the folder of a finished run, and return the page's path.
 
     Images that are no longer where they were are shown as grey boxes, and the page says so.
 
     Raises:
         OutputError: if the folder holds no finished run, a newer version wrote it, or it cannot be written.
-        DataError: if its prediction table lacks columns or holds what is no number.
+        DataError: if its prediction table lacks columns or holds values that are not numbers.
 
     >>> write_report("runs/cifar10-20261122-101500")                               # doctest: +SKIP
     PosixPath('runs/cifar10-20261122-101500/report.html')
     """
     progress = progress or Progress()
-    found = read_run(Path(run))
+    files = read_run(Path(run))
     with progress.bar("writing the report", 5, "parts") as bar:
-        page: dict[str, Any] = {"run": found, "version": __version__}
+        page: dict[str, Any] = {"run": files, "version": __version__}
         images = ThumbnailCache()
-        for part in (_headline_section, _training_section, _data_section, _quality_section, _examples_section):
-            page |= part(found, images)
+        for section in (headline_section, training_section, data_section, quality_section, examples_section):
+            page |= section(files, images)
             bar.step()
-        page |= _time_section(found) | {"missing": images.missing, "asked": images.asked}
-    target = found.folder / "report.html"
+        page |= time_section(files) | {"missing": images.missing, "requested_count": images.requested_count}
+    target = files.folder / "report.html"
     write_atomic(target, render("report", page))
     progress.log(f"report: {target}")
     return target
@@ -89,7 +92,7 @@ def write_report(run: str | Path, progress: Progress | None = None) -> Path:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds."""
+    """Contents of a run folder."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -103,30 +106,30 @@ class RunFiles:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return self.manifest["recipe"]
+        return flat_recipe(self.manifest["recipe"])
 
     @property
     def many(self) -> bool:
         """Whether an image may have several labels."""
-        return self.recipe.get("labels") == "many"
+        return self.recipe.get("task") == "multilabel"
 
     @cached_property
     def split(self) -> str:
-        """The split that the headline is measured on."""
+        """The split that the headline number comes from."""
         return headline_split(self.manifest["metrics"])
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """The predictions of that split, with `right`."""
+        """The predictions of that split, with a column `right`."""
         rows = self.predictions[self.predictions["split"] == self.split].reset_index(drop=True)
-        return rows.copy().assign(  # a copy, in which a thousand classes are one block again
+        return rows.copy().assign(  # the copy consolidates a thousand class columns into one block
             right=rows["predicted"] == rows["label"]
         )
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """What `evaluate` tells of `rows`: the manifest of an older version may not hold all of it."""
-        return evaluate(self.rows, self.recipe.get("labels", "one"))[self.split]
+        """The metrics of `rows`, computed again, because the manifest of an older version may lack some of them."""
+        return evaluate(self.rows, self.recipe.get("task", "single"))[self.split]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -134,44 +137,53 @@ class RunFiles:
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Images x classes, of `rows`."""
+        """Probabilities of `rows`, images x classes."""
         return self.rows[[f"p_{name}" for name in self.classes]].to_numpy()
 
 
 def read_run(folder: Path) -> RunFiles:
+    """Read the folder of a finished run.
+
+    Raises:
+        OutputError: if the folder holds no finished run, or a file of it cannot be read.
+        DataError: if its prediction table is invalid.
+    """
     manifest = read_manifest(folder)
-    if lacking := [key for key in REQUIRED_KEYS if key not in manifest]:
+    if missing := [key for key in REQUIRED_KEYS if key not in manifest]:
         raise OutputError(
-            f"{folder / 'manifest.json'} lacks {quoted_list(lacking)}. Give the folder of a finished run."
+            f"{folder / 'manifest.json'} lacks {quoted_list(missing)}. Give the folder of a finished run."
         )
-    findings = folder / "audit" / "findings.json"
+    findings, pairs = folder / "audit" / "findings.json", folder / "audit" / "pairs.csv"
     run = RunFiles(
         folder,
         manifest,
         read_predictions(folder),
-        _read_table(folder / "history.csv"),
-        _read_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
-        _read_table(folder / "split.csv", texts=True),
+        read_run_table(folder / "history.csv"),
+        read_run_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
+        read_run_table(folder / "split.csv", as_text=True),
         read_json(findings)["findings"] if findings.exists() else [],
-        _read_table(folder / "audit" / "pairs.csv", texts=True) if (folder / "audit" / "pairs.csv").exists() else None,
+        read_run_table(pairs, as_text=True) if pairs.exists() else None,
     )
     if run.rows.empty:
         raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
-    told = pd.concat([run.rows["label"], run.rows["predicted"]])
-    if strange := sorted({*explode_labels(told, run.recipe.get("labels", "one")).dropna()} - {*run.classes}):
-        raise DataError(f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {quoted_list(strange)}.")
+    used = pd.concat([run.rows["label"], run.rows["predicted"]])
+    if unknown := sorted({*explode_labels(used, run.recipe.get("task", "single")).dropna()} - {*run.classes}):
+        raise DataError(
+            f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {quoted_list(unknown)}. Run it again."
+        )
     return run
 
 
-def _read_table(path: Path, texts: bool = False) -> pd.DataFrame:
-    """A table of the run folder; with `texts` every value is text as it stands, so that a class may be called NA."""
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if texts else {}
+def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
+    """Read a table of the run folder; with `as_text` values are kept as text, so that a class may be called NA."""
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if as_text else {}
     try:
         return pd.read_csv(path, **options)
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
     except ValueError as error:
-        raise OutputError(f"{path} is no whole table: {' '.join(str(error).split())[:120]}. Run it again.") from None
+        reason = " ".join(str(error).split())[:120]
+        raise OutputError(f"{path} is not a complete table: {reason}. Run it again.") from None
 
 
 @dataclass(frozen=True)
@@ -179,74 +191,77 @@ class ImageCard:
     """An image as the page shows it."""
 
     image: Image.Image | None
-    words: str
-    """What it is, for those who cannot see it."""
-    lines: list[str]
-    """What stands below it."""
+    alt: str
+    """Alternative text for screen readers."""
+    caption: list[str]
+    """Lines below the image."""
     path: str
     wrong: bool = False
-    looked: Image.Image | None = None
-    """The same with its Grad-CAM."""
-    looked_words: str = ""
+    heatmap: Image.Image | None = None
+    """The image with its Grad-CAM laid over it."""
+    heatmap_alt: str = ""
 
 
-def _save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
-    """The cards as a picture in the run folder; an image with a Grad-CAM has that one beside it."""
-    pictures = []
+def save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
+    """Save the cards as a picture in the run folder; a Grad-CAM stands beside its image."""
+    images = []
     for card in cards:
-        pictures.append((card.image, "\n".join(card.lines)))
-        if card.looked is not None:
-            pictures.append((card.looked, ""))
-    if pictures:
-        write_atomic(run.folder / f"{name}.png", figures.image_sheet(pictures))
+        images.append((card.image, "\n".join(card.caption)))
+        if card.heatmap is not None:
+            images.append((card.heatmap, ""))
+    if images:
+        write_atomic(run.folder / f"{name}.png", figures.image_sheet(images))
 
 
-def _save_figure(run: RunFiles, name: str, figure: Figure, words: str) -> Markup:
-    """The figure for the page, and as a PNG in the run folder."""
+def save_figure(run: RunFiles, name: str, figure: Figure, description: str) -> Markup:
+    """Save the figure as a PNG in the run folder, and return it as SVG for the page."""
     write_atomic(run.folder / f"{name}.png", figures.png(figure))
-    return Markup(figures.svg(figure, name, words))  # matplotlib and `svg` escape what is not theirs
+    return Markup(figures.svg(figure, name, description))  # matplotlib and `svg` escape all text in it
 
 
-def _headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
-    """The number, its interval, and what to hold against it."""
+def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
+    """Return the headline number, its interval, and the numbers to compare it with."""
     kind = "tta" if run.recipe["tta"] else "plain"
-    found = run.manifest["metrics"][run.split][kind]
-    low, high = found["interval"]
+    metrics = run.manifest["metrics"][run.split][kind]
+    low, high = metrics["interval"]
     return {
-        "title": _title(run),
-        "found": found,
+        "title": page_title(run),
+        "metrics": metrics,
+        "digits": interval_digits(metrics["interval"]),
         "half": (high - low) / 2,
         "kind": kind,
         "images": len(run.rows),
-        "sentences": explain(run.numbers)[1:],  # the first is the headline's own
+        "sentences": explain(run.numbers)[1:],  # the first repeats the headline
         "numbers": [
-            (split, way, numbers["images"], numbers[way])
+            (split, views, numbers["images"], numbers[views])
             for split, numbers in run.manifest["metrics"].items()
-            for way in (("plain", "tta") if run.recipe["tta"] else ("plain",))
+            for views in (("plain", "tta") if run.recipe["tta"] else ("plain",))
         ],
     }
 
 
-def _title(run: RunFiles) -> str:
-    """The recipe's, where it is for one data set; else what the images were called."""
+def page_title(run: RunFiles) -> str:
+    """Return the recipe's title where it belongs to one data set, else the name of the image source."""
     if run.recipe.get("data") or not run.manifest.get("images"):
         return run.recipe["title"] or run.recipe["name"]
     return Path(run.manifest["images"].rpartition(":")[2]).stem
 
 
-def _training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
-    """Recipe and reasons, stages, and the curves."""
+def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
+    """Return the recipe with its reasons, the stages, and the training curves."""
     stages = run.manifest["stages"]
     reasons = run.manifest["reasons"]
     hidden = {"stages", "presets", "expected", "title"}
-    kept = {key: value for key, value in run.recipe.items() if key not in hidden and value not in ("", {}, [], None)}
-    settings = [(key, _plain_value(value), reasons.get(key, "")) for key, value in kept.items()]
-    settings += [(key, "", why) for key, why in reasons.items() if key not in kept]
+    shown = {key: value for key, value in run.recipe.items() if key not in hidden and value not in ("", {}, [], None)}
+    settings = [(key, format_setting(value), reasons.get(key, "")) for key, value in shown.items()]
+    settings += [(key, "", reason) for key, reason in reasons.items() if key not in shown]
     metric = next((name for name in map(str, run.epochs) if name.startswith("valid_") and name != "valid_loss"), "")
     best = run.epochs[run.epochs["best"]].iloc[-1:]
-    words = f"Losses, {metric.removeprefix('valid_').replace('_', ' ')} and learning rate of {len(run.epochs)} epochs"
+    metric_name = metric.removeprefix("valid_").replace("_", " ")
+    epochs = f"{len(run.epochs)} epoch{'' if len(run.epochs) == 1 else 's'}"
+    description = f"Losses, {metric_name} and learning rate over {epochs}"
     for row in best.to_dict("records"):
-        words += f"; the best, {row[metric]:.2%} on valid, was epoch {row['epoch']} of stage {row['stage']}"
+        description += f"; the best was epoch {row['epoch']} of stage {row['stage']} with {row[metric]:.2%} on valid"
     context = {
         "settings": settings,
         "stages": [
@@ -259,89 +274,92 @@ def _training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
             for stage in stages
         ],
         "weights": run.manifest.get("weights"),
-        "training": _save_figure(run, "training", figures.training_figure(run.epochs), words),
+        "training": save_figure(run, "training", figures.training_figure(run.epochs), description),
         "search": None,
     }
     if run.sweeps is not None:
         searched = [f"stage {n}: {format_lr(stages[n - 1]['lr'])}" for n in sorted(run.sweeps["stage"].unique())]
-        words = f"Loss against learning rate; taken: {', '.join(searched) or 'the rates of the recipe'}"
+        description = f"Loss against learning rate; used: {', '.join(searched) or 'the rates of the recipe'}"
         figure = figures.lr_find_figure(run.sweeps, stages)
-        context["search"] = _save_figure(run, "lr_find", figure, words)
+        context["search"] = save_figure(run, "lr_find", figure, description)
     return context
 
 
-def _plain_value(value: Any) -> str:
+def format_setting(value: Any) -> str:
+    """Format a recipe's value for people: lists with commas, yes and no."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain_value(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {format_setting(item)}" for key, item in value.items())
     if isinstance(value, tuple | list):
-        return ", ".join(map(_plain_value, value))
+        return ", ".join(map(format_setting, value))
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _data_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
-    """Counts, what the audit found, some training images, and pairs of copies."""
-    labels = explode_labels(run.table["label"], run.recipe.get("labels", "one"))  # a row a label, by the image's index
+def data_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
+    """Return class counts, the findings of the audit, some training images, and pairs of duplicates."""
+    labels = explode_labels(run.table["label"], run.recipe.get("task", "single"))  # a row per label, indexed by image
     table = run.table.drop(columns="label").join(labels)
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts[[split for split in ("train", "valid", "test") if split in counts]]
     smallest, largest = counts.sum(axis=1).min(), counts.sum(axis=1).max()
-    words = f"Images of {len(counts)} classes by split; the smallest class has {smallest:,}, the largest {largest:,}"
-    sample = [_image_card(images, row["path"], row["label"], "a training image of") for row in _sample_images(run)]
-    _save_sheet(run, "sample", sample)
+    description = f"Images of {len(counts)} classes by split; class sizes range from {smallest:,} to {largest:,}"
+    sample = [image_card(images, row["path"], row["label"], "a training image of") for row in sample_images(run)]
+    save_sheet(run, "sample", sample)
     return {
         "counts": counts,
         "totals": run.table["split"].value_counts(),
-        "class_counts": _save_figure(run, "classes", figures.counts_figure(counts), words),
+        "class_counts": save_figure(run, "classes", figures.counts_figure(counts), description),
         "findings": run.findings,
         "left_out": run.manifest["data"].get("left_out", []),
         "sample": sample,
-        "pairs": [] if run.pairs is None else list(_pair_cards(run.pairs, images)),
+        "pairs": [] if run.pairs is None else list(pair_cards(run.pairs, images)),
     }
 
 
-def _sample_images(run: RunFiles) -> list[dict[Any, Any]]:
-    """Training images of as many classes as there is room for, the same number of each."""
+def sample_images(run: RunFiles) -> list[dict[Any, Any]]:
+    """Return rows of training images from as many classes as there is room for, the same number from each."""
     rows = run.table[run.table["split"] == "train"]
     labels = rows["label"].unique()
-    chosen = np.sort(np.random.default_rng(0).permutation(labels)[:SAMPLE_COUNT])
-    each = max(1, min(4, SAMPLE_COUNT // max(1, len(chosen))))
-    picked = rows[rows["label"].isin(chosen)].groupby("label").sample(frac=1, random_state=0)
-    return picked.groupby("label", sort=True).head(each).sort_values("label", kind="stable").to_dict("records")
+    classes = np.sort(np.random.default_rng(0).permutation(labels)[:SAMPLE_COUNT])
+    per_class = max(1, min(4, SAMPLE_COUNT // max(1, len(classes))))
+    shuffled = rows[rows["label"].isin(classes)].groupby("label").sample(frac=1, random_state=0)
+    sample = shuffled.groupby("label", sort=True).head(per_class)
+    return sample.sort_values("label", kind="stable").to_dict("records")
 
 
-def _pair_cards(
+def pair_cards(
     pairs: pd.DataFrame, images: ThumbnailCache
 ) -> Iterable[tuple[str, int, list[tuple[ImageCard, ImageCard]]]]:
-    """By what they are, how many there are and the first of them."""
+    """Yield for each kind of pair its title, the number of pairs, and the cards of the first of them."""
     near = pairs[pairs["kind"] == "near"].sort_values("distance", key=lambda bits: bits.astype(int), kind="stable")
-    parts = {
-        "Leaks: copies in two splits": pairs[pairs["leak"] == "True"],
-        "Conflicts: copies with different labels": pairs[pairs["conflict"] == "True"],
+    kinds = {
+        "Leaks: duplicates across splits": pairs[pairs["leak"] == "True"],
+        "Conflicts: duplicates with different labels": pairs[pairs["conflict"] == "True"],
         "Near-duplicates": near,
     }
-    for title, part in parts.items():
-        if len(part):
-            shown = [
+    for title, rows in kinds.items():
+        if len(rows):
+            cards = [
                 (
-                    _image_card(images, row["path"], row["label"], "an image of", row["split"]),
-                    _image_card(images, row["other"], row["other_label"], "its copy, labelled", row["other_split"]),
+                    image_card(images, row["path"], row["label"], "an image of", row["split"]),
+                    image_card(images, row["other"], row["other_label"], "its duplicate, labelled", row["other_split"]),
                 )
-                for row in part.head(PAIR_COUNT).to_dict("records")
+                for row in rows.head(PAIR_COUNT).to_dict("records")
             ]
-            yield title, len(part), shown
+            yield title, len(rows), cards
 
 
-def _image_card(images: ThumbnailCache, path: str, label: str, words: str, split: str = "") -> ImageCard:
-    lines = [label or "no label", *([split] if split else [])]
-    return ImageCard(images.get(path), f"{words} {label or 'no label'}", lines, path)
+def image_card(images: ThumbnailCache, path: str, label: str, prefix: str, split: str = "") -> ImageCard:
+    """Return the card of an image with its label; `prefix` is the alternative text before the label."""
+    caption = [label or "no label", *([split] if split else [])]
+    return ImageCard(images.get(path), f"{prefix} {label or 'no label'}", caption, path)
 
 
-def _quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
-    """Confusions, classes one by one, and whether the confidence can be trusted."""
+def quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
+    """Return the confusions, the metrics by class, and the calibration."""
     tta = run.numbers["tta"]
     bins = pd.DataFrame(tta["reliability"]).dropna(subset="confidence")
-    words = (
-        f"Share right against confidence in {BIN_COUNT} bins; on average they are {100 * tta['ece']:.1f} points apart"
+    description = (
+        f"Accuracy against confidence in {BIN_COUNT} bins; on average they differ by {100 * tta['ece']:.1f} points"
     )
     context: dict[str, Any] = {
         "confusion": None,
@@ -349,152 +367,166 @@ def _quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         "large": len(run.classes) > figures.MAX_NAMED_CLASSES,
         "bins": bins.to_dict("records"),
         "ece": tta["ece"],
-        "lean": float(np.average(bins["confidence"] - bins["accuracy"], weights=bins["images"])),
+        "overconfidence": float(np.average(bins["confidence"] - bins["accuracy"], weights=bins["images"])),
         "temperature": run.manifest.get("calibration", {}).get(run.split, {}).get("words", ""),
-        "reliability": _save_figure(run, "reliability", figures.reliability_figure(bins), words),
+        "reliability": save_figure(run, "reliability", figures.reliability_figure(bins), description),
     }
-    matrix = None if run.many else _confusion(run)
-    most = [""] * len(run.classes)
+    matrix = None if run.many else count_confusions(run)
+    top_errors = [""] * len(run.classes)
     if matrix is not None:
-        right = int(np.trace(matrix))
-        words = f"Truth by prediction for {len(run.classes)} classes: {right:,} of {matrix.sum():,} images are right"
-        for first in context["confused"][:1]:
-            words += f"; most often {first['label']} is taken for {first['predicted']}, {first['images']} times"
-        context["confusion"] = _save_figure(run, "confusion", figures.confusion_figure(matrix, run.classes), words)
+        correct = int(np.trace(matrix))
+        description = f"Confusion matrix of {len(run.classes)} classes: {correct:,} of {matrix.sum():,} images correct"
+        for pair in context["confused"][:1]:
+            description += (
+                f"; the most frequent confusion is {pair['label']} predicted as {pair['predicted']} ({pair['images']})"
+            )
+        figure = figures.confusion_figure(matrix, run.classes)
+        context["confusion"] = save_figure(run, "confusion", figure, description)
         wrong = matrix - np.diag(matrix.diagonal())
-        most = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
-    each = zip(tta["classes"].items(), most, strict=True)
-    return context | {"per_class": [{"name": name, "taken_for": what, **row} for (name, row), what in each]}
+        top_errors = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
+    classes = zip(tta["classes"].items(), top_errors, strict=True)
+    return context | {"per_class": [{"name": name, "top_error": error, **row} for (name, row), error in classes]}
 
 
-def _confusion(run: RunFiles) -> np.ndarray:
-    """Truth x prediction, images: memory for classes x classes, and no more."""
-    number = {name: at for at, name in enumerate(run.classes)}
-    truth, told = (run.rows[column].map(number).to_numpy() for column in ("label", "predicted"))
-    count = len(number)
-    return np.bincount(truth * count + told, minlength=count * count).reshape(count, count)
+def count_confusions(run: RunFiles) -> np.ndarray:
+    """Return the confusion matrix, truth x prediction, without more memory than classes x classes."""
+    codes = {name: number for number, name in enumerate(run.classes)}
+    truth, predicted = (run.rows[column].map(codes).to_numpy() for column in ("label", "predicted"))
+    count = len(codes)
+    return np.bincount(truth * count + predicted, minlength=count * count).reshape(count, count)
 
 
-def _examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
-    """Most confident errors and least confident hits with Grad-CAM, and random predictions."""
+def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
+    """Return the most confident errors and least confident correct predictions with Grad-CAM, and random ones."""
     rows = run.rows
     errors = rows[~rows["right"]].sort_values("confidence", ascending=False, kind="stable").head(ERROR_COUNT)
-    hits = rows[rows["right"]].sort_values("confidence", kind="stable").head(HIT_COUNT)
-    shown = pd.concat([errors, hits])
-    places, why_not = _gradcam_maps(run, shown, images)
+    correct = rows[rows["right"]].sort_values("confidence", kind="stable").head(CORRECT_COUNT)
+    shown = pd.concat([errors, correct])
+    heatmaps, no_gradcam = gradcam_maps(run, shown, images)
     cards = [
-        _prediction_card(run, images, row, where) for row, where in zip(shown.to_dict("records"), places, strict=True)
+        prediction_card(run, images, row, heatmap)
+        for row, heatmap in zip(shown.to_dict("records"), heatmaps, strict=True)
     ]
-    chosen = rows.sample(min(RANDOM_COUNT, len(rows)), random_state=int(run.recipe.get("seed", 0)) % 2**32)
+    random = rows.sample(min(RANDOM_COUNT, len(rows)), random_state=int(run.recipe.get("seed", 0)) % 2**32)
     suspects = pd.DataFrame() if run.many else suspect_labels(run.predictions)
-    parts = {
+    sheets = {
         "errors": cards[: len(errors)],
         "hits": cards[len(errors) :],
-        "random": [_prediction_card(run, images, row, None) for row in chosen.to_dict("records")],
-        "suspects": [_suspect_card(images, row) for row in suspects.head(SUSPECT_COUNT).to_dict("records")],
+        "random": [prediction_card(run, images, row, None) for row in random.to_dict("records")],
+        "suspects": [suspect_card(images, row) for row in suspects.head(SUSPECT_COUNT).to_dict("records")],
     }
-    for name, part in parts.items():
-        _save_sheet(run, name, part)
+    for name, sheet in sheets.items():
+        save_sheet(run, name, sheet)
     if len(suspects):
         write_atomic(run.folder / "suspected_labels.csv", suspects.to_csv(index=False))
-    return {**parts, "why_not": why_not, "suspected": len(suspects), "held_out": len(run.predictions)}
+    return {**sheets, "no_gradcam": no_gradcam, "suspected": len(suspects), "held_out": len(run.predictions)}
 
 
-def _suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
-    sure = percent(row["suggested_probability"])
-    lines = [f"label: {row['label']}", f"perhaps: {row['suggested']} ({sure})", row["split"]]
-    words = f"an image labelled {row['label']}, perhaps of {row['suggested']}"
-    return ImageCard(images.get(row["path"]), words, lines, row["path"], wrong=True)
+def suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
+    """Return the card of an image whose label may be wrong."""
+    probability = percent(row["suggested_probability"])
+    caption = [f"label: {row['label']}", f"suggested: {row['suggested']} ({probability})", row["split"]]
+    alt = f"an image labelled {row['label']}, possibly of {row['suggested']}"
+    return ImageCard(images.get(row["path"]), alt, caption, row["path"], wrong=True)
 
 
-def _prediction_card(run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], where: np.ndarray | None) -> ImageCard:
-    truth, told, sure = row["label"] or "no label", row["predicted"] or "no label", percent(row["confidence"])
+def prediction_card(
+    run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], heatmap: np.ndarray | None
+) -> ImageCard:
+    """Return the card of a prediction, with its Grad-CAM where there is one."""
+    truth, predicted = row["label"] or "no label", row["predicted"] or "no label"
+    confidence = percent(row["confidence"])
     image = images.get(row["path"])
-    looked = None
-    if where is not None and (square := images.read(row["path"], THUMBNAIL_SIZE)) is not None:
-        looked = figures.overlay_heatmap(
-            resize_image(square, THUMBNAIL_SIZE, run.recipe["resize"]), where, THUMBNAIL_SIZE
-        )
-    words = f"an image of {truth}, predicted {told} with confidence {sure}"
-    lines = [f"truth: {truth}", f"predicted: {told}", f"confidence: {sure}"]
-    asked = run.classes[_gradcam_class(run, row)]
-    return ImageCard(image, words, lines, row["path"], not row["right"], looked, f"what spoke for {asked} in it")
+    overlay = None
+    if heatmap is not None and (original := images.read(row["path"], THUMBNAIL_SIZE)) is not None:
+        square = resize_image(original, THUMBNAIL_SIZE, run.recipe["resize"])
+        overlay = figures.overlay_heatmap(square, heatmap, THUMBNAIL_SIZE)
+    alt = f"an image of {truth}, predicted {predicted} with confidence {confidence}"
+    caption = [f"truth: {truth}", f"predicted: {predicted}", f"confidence: {confidence}"]
+    explained = run.classes[gradcam_class(run, row)]
+    heatmap_alt = f"Grad-CAM: the evidence for {explained} in it"
+    return ImageCard(image, alt, caption, row["path"], not row["right"], overlay, heatmap_alt)
 
 
-def _gradcam_class(run: RunFiles, row: dict[Any, Any]) -> int:
-    """The class that a Grad-CAM shows the evidence for: the predicted one; of many the one most surely wrong, or,
-    where all are right, the least sure."""
+def gradcam_class(run: RunFiles, row: dict[Any, Any]) -> int:
+    """Return the class whose evidence a Grad-CAM shows: the predicted one.
+
+    With many labels, it is the most confident wrong decision or, where all are correct, the least confident one.
+    """
     if not run.many:
         return run.classes.index(row["predicted"])
-    values = np.array([row[f"p_{name}"] for name in run.classes])
-    truth, said = (label_matrix(pd.Series([row[column]]), run.classes)[0] for column in ("label", "predicted"))
-    sure = np.where(said, values, 1 - values)
-    return int(np.where(truth != said, sure, -1).argmax() if (truth != said).any() else sure.argmin())
+    probabilities = np.array([row[f"p_{name}"] for name in run.classes])
+    truth, predicted = (label_matrix(pd.Series([row[column]]), run.classes)[0] for column in ("label", "predicted"))
+    confidence = np.where(predicted, probabilities, 1 - probabilities)
+    wrong = truth != predicted
+    return int(np.where(wrong, confidence, -1).argmax() if wrong.any() else confidence.argmin())
 
 
-def _gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> tuple[list[np.ndarray | None], str]:
-    """For each image where the evidence for its predicted class lies, else None; and why there is none, if so.
+def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> tuple[list[np.ndarray | None], str]:
+    """Return the Grad-CAM heatmap of each image, or None for it, and the reason where there are none at all.
 
-    What was found is kept in `gradcam.npz`, so that a page made again needs no network, and in a tenth of the memory.
+    The heatmaps are cached in `gradcam.npz`, so that writing the report again needs no network and a tenth of the
+    memory.
     """
-    nothing: list[np.ndarray | None] = [None] * len(shown)
+    heatmaps: list[np.ndarray | None] = [None] * len(shown)
     rows = shown.to_dict("records")
-    at_hand = [at for at, row in enumerate(rows) if images.get(row["path"]) is not None]
-    if not at_hand:
-        return nothing, "the images are not at hand"
+    readable = [at for at, row in enumerate(rows) if images.get(row["path"]) is not None]
+    if not readable:
+        return heatmaps, "the images are no longer available"
     if not (run.folder / "model" / "model.json").exists():
-        return nothing, "the run folder holds no model"
-    paths, asked = [rows[at]["path"] for at in at_hand], [_gradcam_class(run, rows[at]) for at in at_hand]
-    key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, asked])
-    found = _saved_maps(run.folder / "gradcam.npz", key)
-    if found is None:
-        found, facts = _compute_maps(run, paths, asked)
-        if found is None:
-            words = f"not available for {facts['arch']} at {facts['image_size']} pixels"
-            return nothing, f"{words}: its last layers keep no map of places"
+        return heatmaps, "the run folder holds no model"
+    paths, classes = [rows[at]["path"] for at in readable], [gradcam_class(run, rows[at]) for at in readable]
+    key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, classes])
+    maps = load_saved_maps(run.folder / "gradcam.npz", key)
+    if maps is None:
+        maps, facts = compute_maps(run, paths, classes)
+        if maps is None:
+            where = f"{facts['arch']} at {facts['image_size']} pixels"
+            return heatmaps, f"not available for {where}, whose last layers keep no spatial map"
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, key=key, places=found)
+        np.savez_compressed(buffer, key=key, places=maps)
         write_atomic(run.folder / "gradcam.npz", buffer.getvalue())
-    for at, where in zip(at_hand, found, strict=True):
-        nothing[at] = where
-    return nothing, ""
+    for at, heatmap in zip(readable, maps, strict=True):
+        heatmaps[at] = heatmap
+    return heatmaps, ""
 
 
-def _saved_maps(path: Path, key: str) -> np.ndarray | None:
-    """The maps that an earlier page was made with, if they are of the same network, images and classes."""
+def load_saved_maps(path: Path, key: str) -> np.ndarray | None:
+    """Return the heatmaps of an earlier report if they are of the same network, images and classes, else None."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return kept["places"] if str(kept["key"]) == key else None
+        with np.load(path, allow_pickle=False) as saved:
+            return saved["places"] if str(saved["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 
-def _compute_maps(
-    run: RunFiles, paths: Sequence[str], asked: Sequence[int]
+def compute_maps(
+    run: RunFiles, paths: Sequence[str], classes: Sequence[int]
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Grad-CAM maps of the images for these classes, and the facts of the network."""
+    """Return the Grad-CAM heatmaps of the images for these classes, and the facts of the network."""
     import torch
 
     from baseline.evaluation.gradcam import grad_cam
     from baseline.inference.model_folder import load_network
     from baseline.vision.rng import preserve_rng_state
 
-    with preserve_rng_state():  # a network is born with random weights before it gets its own
+    with preserve_rng_state():  # building a network draws random weights before it loads its own
         model, facts = load_network(run.folder)
     size, resize = facts["image_size"], facts["resize"]
     squares = [resize_image(load_image(path, size), size, resize) for path in paths]
-    inputs = torch.from_numpy(np.stack([np.asarray(each) for each in squares])).permute(0, 3, 1, 2).float() / 255
+    inputs = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return grad_cam(model, (inputs - mean) / std, asked), facts
+    return grad_cam(model, (inputs - mean) / std, classes), facts
 
 
-def _time_section(run: RunFiles) -> dict[str, Any]:
+def time_section(run: RunFiles) -> dict[str, Any]:
+    """Return the seconds by part of the run, and the command that repeats it."""
     seconds = dict(run.manifest.get("time") or run.manifest["seconds"])
     seconds = {name: value for name, value in seconds.items() if value >= 0.005}
-    words = "Seconds by part: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    description = "Seconds by part: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return {
         "seconds": seconds,
         "total": sum(run.manifest["seconds"].values()),
-        "where": _save_figure(run, "time", figures.time_figure(seconds), words),
+        "time_chart": save_figure(run, "time", figures.time_figure(seconds), description),
         "command": f"baseline run {shlex.quote(str(run.folder / 'manifest.json'))}",
     }

@@ -1,8 +1,7 @@
-"""Table of issues -> a page to decide on them, image by image. Knows HTML; judges nothing.
+"""Write the page on which a person reviews suspected labels image by image.
 
-The page holds its images, styles and script itself and asks the browser (by its content security policy) to load
-nothing else. What a person decides stays in that browser's storage, where it allows that, and leaves the page as the
-download `fixes.csv`.
+The page holds its images, styles and script, and its content security policy tells the browser to load nothing else.
+Decisions stay in the browser's storage, where it allows that, and leave the page as the download `fixes.csv`.
 """
 
 from __future__ import annotations
@@ -23,36 +22,37 @@ __all__ = ["write_review_page"]
 
 
 IMAGE_SIDE = 224
-"""Pixels of an image's longer side in the page."""
+"""Longer side of an image in the page, in pixels."""
 
 
 def write_review_page(
-    target: Path, issues: pd.DataFrame, title: str, most: int = 500, progress: Progress | None = None
+    target: Path, issues: pd.DataFrame, title: str, max_images: int = 500, progress: Progress | None = None
 ) -> Path:
-    """Writes the page of suspected labels and of images unlike all others.
+    """Write the page of suspected labels and outliers, and return its path.
 
     Args:
-        issues: of `baseline.find_label_issues`, the most suspicious first.
-        most: images shown of each kind.
+        issues: table from `baseline.find_label_issues`, the most suspicious image first.
+        title: heading of the page.
+        max_images: maximum number of images shown of each kind.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the page cannot be written.
 
-    >>> write_review_page(Path("clean.html"), found.issues, "images")                  # doctest: +SKIP
+    >>> write_review_page(Path("clean.html"), review.issues, "images")                 # doctest: +SKIP
     PosixPath('clean.html')
     """
     progress = progress or Progress()
-    labels = issues["is_label_issue"] | (issues["conflict"] != "")
-    kinds = {"labels": issues[labels], "outliers": issues[issues["is_outlier_issue"] & ~labels]}
+    suspect = issues["is_label_issue"] | (issues["conflict"] != "")
+    kinds = {"labels": issues[suspect], "outliers": issues[issues["is_outlier_issue"] & ~suspect]}
     kinds["outliers"] = kinds["outliers"].sort_values("outlier_score", kind="stable")
     images, label_of = ThumbnailCache(IMAGE_SIDE), issues.set_index("path")["given_label"]
     cards: dict[str, list[dict[Any, Any]]] = {}
-    with progress.bar("writing the page", sum(len(rows.head(most)) for rows in kinds.values()), "images") as bar:
+    with progress.bar("writing the page", sum(len(rows.head(max_images)) for rows in kinds.values()), "images") as bar:
         for kind, rows in kinds.items():
             cards[kind] = []
-            for row in rows.head(most).to_dict("records"):
-                copy = {"copy_label": label_of.get(row["conflict"], "")}
-                cards[kind].append({**row, **copy, "image": images.get(row["path"])})
+            for row in rows.head(max_images).to_dict("records"):
+                copy_label = label_of.get(row["conflict"], "")
+                cards[kind].append({**row, "copy_label": copy_label, "image": images.get(row["path"])})
                 bar.step()
     page = {
         "title": title,

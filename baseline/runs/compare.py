@@ -38,8 +38,8 @@ class Comparison:
     with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
     `difference_high`, `p` (McNemar's mid-p, Holm-corrected for more than two runs), `shared` (images),
     `seconds`, `megabytes` (of the model file) and `differs` (what differs from the first run in recipe, weights, device
-    and versions). Missing where a manifest does not say. An ensemble has the sums of its runs' seconds and megabytes, and
-    differences to the best of them."""
+    and versions). Missing where a manifest does not say. An ensemble has the sums of its runs' seconds and megabytes,
+    and differences to the best of them."""
     sentences: list[str]
     """One for each run but the first: how much it differs from the first (an ensemble: from the best of its runs), and
     how certain that is."""
@@ -108,8 +108,8 @@ def compare_runs(
         rows.append(row)
     if len(tests) > 1:
         sentences.append(f"p-values are Holm-corrected for {len(tests)} comparisons.")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return Comparison(pd.DataFrame(rows, columns=columns), sentences)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return Comparison(pd.DataFrame(rows, columns=names), sentences)
 
 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:

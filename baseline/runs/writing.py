@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
     from torch import Tensor
 
+    from baseline.data.prepare import Prepared
     from baseline.recipe.schema import Recipe
     from baseline.training.state import History
     from baseline.vision.weights import Weights
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 GOLDEN_IMAGES = 4
 """Number of images that the model folder keeps to check itself by."""
+
+
+def write_preparation(folder: Path, prepared: Prepared) -> None:
+    """Write the label fixes that were applied, if any."""
+    if prepared.fixes is not None:
+        write_atomic(folder / "fixes.csv", prepared.fixes.to_csv(index=False))
 
 
 def write_run(
@@ -33,6 +40,7 @@ def write_run(
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
 ) -> None:
+    """Write every file of a finished run, the manifest last."""
     temperature = manifest["calibration"].get("temperature")
     write_training(folder, learn, history, recipe_from_dict(manifest["recipe"]), weights, temperature)
     write_atomic(folder / "split.csv", split_to_csv(table))
@@ -49,6 +57,7 @@ def write_training(
     weights: Weights | None,
     temperature: float | None = None,
 ) -> None:
+    """Write the history and the model folder."""
     from baseline.inference.model_folder import save_network
     from baseline.vision.weights import is_torchvision, normalisation, published_info
 
@@ -63,7 +72,7 @@ def write_training(
         "mean": mean,
         "std": std,
         "tta": recipe.evaluation.tta,
-        "labels": recipe.data.task,
+        "labels": "many" if recipe.data.task == "multilabel" else "one",
         "threshold": recipe.evaluation.threshold,
         "temperature": temperature,
         "crop": recipe.augment.crop,

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: stages, callbacks, checkpoints, cached features, budgets and loggers."""

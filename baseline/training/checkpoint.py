@@ -1,14 +1,15 @@
-"""A run that is under way <-> `unfinished/` in its run folder. Knows tensors and files; knows no training.
+"""Checkpoints of an unfinished run: reading and writing `unfinished/` in its run folder.
 
-| file | holds |
+| file | contents |
 |---|---|
-| `begun.json` | what the run was asked for, and the recipe as it was settled |
-| `images.csv` | each image with its label, split, size and time of change |
-| `state.json` | where training stands; names the next two and their sha256, and is renamed into place after them |
-| `now-HASH.safetensors` | the weights as they are, the optimizer's and the random states |
+| `begun.json` | what the run was called with, and the recipe with every "auto" resolved |
+| `images.csv` | each image with its label, split, size and modification time |
+| `state.json` | the training state; names the next two files and their sha256, and is renamed into place last |
+| `now-HASH.safetensors` | current weights, optimizer state and random states |
 | `best-HASH.safetensors` | the best weights so far |
 
-Nothing here pickles. A state is believed if its files have the checksums that it tells.
+Nothing is pickled. A checkpoint is used only if its files have the checksums recorded in `state.json`.
+This module handles tensors and files; it knows nothing of training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
 from baseline.files import UNFINISHED_DIR, read_json, to_json, write_atomic
@@ -35,233 +37,245 @@ __all__ = ["Checkpoints", "describe_differences", "pack", "unpack"]
 
 
 MIN_SECONDS_BETWEEN = 10.0
-"""Seconds of training, at least, between two states on disk."""
+"""Minimum number of seconds between two checkpoints."""
 
 
 MAX_TIME_FRACTION = 20
-"""Times as long as it takes to write a state, at least, is trained before the next is written."""
+"""Minimum time between two checkpoints, as a multiple of the time that it takes to write one."""
 
 
 FORMAT = 2
-"""Version of the layout; another one is not gone on with."""
+"""Version of the file layout; a run with another version cannot be resumed."""
 
 
 class Checkpoints:
-    """The states of one run, in its folder.
+    """The checkpoints of one run, in its folder.
 
-    >>> kept = Checkpoints(Path("runs/mine"))
-    >>> kept.exist
+    >>> checkpoints = Checkpoints(Path("runs/mine"))
+    >>> checkpoints.exists
     False
     """
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / UNFINISHED_DIR
-        self.trouble = ""
-        """Why states are not kept any more, in words; empty while they are."""
-        self._last = time.perf_counter()
-        self._took = 0.0
+        self.error = ""
+        """Why checkpoints cannot be written any more; empty while they can."""
+        self._last_save = time.perf_counter()
+        self._save_seconds = 0.0
         self._best: tuple[Any, str, str] = (None, "", "")
-        """The weights that were written last, their file and its sha256."""
+        """The best weights that were written last, their file name and its sha256."""
 
     @property
-    def exist(self) -> bool:
-        """Whether a run was begun here and has not ended."""
+    def exists(self) -> bool:
+        """Whether the folder holds an unfinished run."""
         return (self.folder / "begun.json").exists()
 
-    def begin(self, facts: Mapping[str, Any], table: pd.DataFrame) -> None:
-        """Writes what a run begins with; of an earlier one in the folder nothing stays.
+    def start(self, facts: Mapping[str, Any], table: pd.DataFrame) -> None:
+        """Record what the run starts with; checkpoints of an earlier run in the folder are removed.
 
         Args:
-            facts: `images`, as they were given, `asked`, `reasons`, the settled `recipe`, `device`; as JSON has it.
+            facts: `images` as the user gave them, `asked`, `reasons`, the resolved `recipe`, `device`; all as JSON.
             table: the images with their splits.
         """
-        self.end()
-        write_atomic(self.folder / "images.csv", _table_to_text(table).to_csv(index=False))
+        self.remove()
+        write_atomic(self.folder / "images.csv", _fingerprint_table(table).to_csv(index=False))
         write_atomic(self.folder / "begun.json", to_json({"format": FORMAT, **facts}))
 
-    def begun(self) -> dict[str, Any]:
-        """What `begin` was told.
+    def read_start(self) -> dict[str, Any]:
+        """Return the facts that `start` recorded.
 
         Raises:
-            OutputError: if it cannot be read, or another version wrote it.
+            OutputError: if they cannot be read, or were written by another version.
         """
         facts = read_json(self.folder / "begun.json")
         if facts.get("format") != FORMAT:
             raise incompatible_version(self.run)
         return facts
 
-    def gone_on_with(self, asked: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
-        """What `begun` gives, if what is asked for now is what was begun; and `spent`, seconds of training so far.
+    def verify_start(self, request: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+        """Check that the run was started with the same request and images.
+
+        Returns:
+            What `read_start` returns, and `spent`, the seconds of training so far.
 
         Raises:
-            OutputError: with the difference, if recipe, images, labels, splits or the files themselves are others.
+            OutputError: if the recipe, images, labels, splits or image files differ; the message says how.
         """
-        begun = self.begun()
-        found = diff_recipes(begun["asked"]["recipe"], asked["recipe"])
-        words = describe_differences(found) if found else _describe_change(self._images(), _table_to_text(table))
-        if words:
-            raise OutputError(f"{self.run} is unfinished and was begun with something else: {words}. Give the same as "
-                              "then, choose another --out, or remove it.")  # fmt: skip
-        spent = read_json(self._told)["spent"] if self._told.exists() else 0.0
-        return {**begun, "spent": spent}
+        start = self.read_start()
+        changes = diff_recipes(start["asked"]["recipe"], request["recipe"])
+        message = describe_differences(changes) if changes else _describe_change(
+            self._read_images(), _fingerprint_table(table)
+        )  # fmt: skip
+        if message:
+            raise OutputError(f"{self.run} is unfinished and was started differently: {message}. Use the same settings "
+                              "and images, choose another --out, or remove the folder.")  # fmt: skip
+        seconds = read_json(self._state_file)["spent"] if self._state_file.exists() else 0.0
+        return {**start, "spent": seconds}
 
     @property
-    def _told(self) -> Path:
+    def _state_file(self) -> Path:
         return self.folder / "state.json"
 
-    def _images(self) -> pd.DataFrame:
+    def _read_images(self) -> pd.DataFrame:
         import pandas as pd
 
         return pd.read_csv(self.folder / "images.csv", dtype=str, keep_default_na=False)
 
-    def due(self) -> bool:
-        """Whether it is time for another state."""
-        return not self.trouble and time.perf_counter() - self._last >= max(
-            MIN_SECONDS_BETWEEN, MAX_TIME_FRACTION * self._took
+    def is_due(self) -> bool:
+        """Whether it is time for another checkpoint."""
+        return not self.error and time.perf_counter() - self._last_save >= max(
+            MIN_SECONDS_BETWEEN, MAX_TIME_FRACTION * self._save_seconds
         )
 
-    def keep(self, state: Mapping[str, Any], best: Mapping[str, torch.Tensor], spent: float) -> None:
-        """Writes a state in place of the last; one that cannot be written leaves the last one and says so once.
+    def save(self, state: Mapping[str, Any], best: Mapping[str, torch.Tensor], spent: float) -> None:
+        """Write a checkpoint in place of the last one.
+
+        If it cannot be written, the last one stays in place and `error` holds the reason.
 
         Args:
             state: numbers, text, tensors, and lists, tuples and dicts of them.
-            best: tensors by name; written only if it is another object than the last time.
+            best: the best weights by name; written only if they are another object than the last time.
             spent: seconds of training so far.
         """
-        began = time.perf_counter()
-        told, tensors = pack(state)
+        start = time.perf_counter()
+        plain_state, tensors = pack(state)
         try:
-            now, sha256 = self._tensors("now", tensors)
+            now, sha256 = self._write_tensors("now", tensors)
             if best is not self._best[0]:
-                self._best = (best, *self._tensors("best", dict(best)))
+                self._best = (best, *self._write_tensors("best", dict(best)))
             files = {now: sha256, self._best[1]: self._best[2]}
-            facts = {"spent": spent, "now": now, "best": self._best[1], "sha256": files, "state": told}
-            write_atomic(self._told, to_json(facts))
+            facts = {"spent": spent, "now": now, "best": self._best[1], "sha256": files, "state": plain_state}
+            write_atomic(self._state_file, to_json(facts))
             for path in self.folder.glob("*.safetensors"):
                 if path.name not in files:
                     path.unlink(missing_ok=True)
         except OSError as error:
-            self.trouble = first_line(error)
-        self._last = time.perf_counter()
-        self._took = self._last - began
+            self.error = first_line(error)
+        self._last_save = time.perf_counter()
+        self._save_seconds = self._last_save - start
 
-    def _tensors(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-        """Writes them; the file's name, which no other content has, as the last state holds until the next is whole;
-        and its sha256."""
-        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    def _write_tensors(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+        """Write the tensors to a file and return its name and sha256.
+
+        The name depends on the content, so that the files of the last checkpoint stay valid until the next is complete.
+        """
+        content = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(content).hexdigest()
         write_atomic(self.folder / (file := f"{kind}-{sha256[:16]}.safetensors"), content)
         return file, sha256
 
-    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """The last state and the best weights; None if none was written yet.
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return the last state and the best weights, or None if there is no checkpoint yet.
 
         Raises:
             OutputError: if its files were changed, or cannot be read.
         """
-        if not self._told.exists():
+        if not self._state_file.exists():
             return None
-        told = read_json(self._told)
-        found = []
-        for name in (told["now"], told["best"]):
+        facts = read_json(self._state_file)
+        contents = []
+        for name in (facts["now"], facts["best"]):
             path = self.folder / Path(name).name
             content = path.read_bytes() if path.exists() else b""
-            if hashlib.sha256(content).hexdigest() != told["sha256"][name]:
-                raise OutputError(f"{path} is damaged. Remove {self.folder}, and the run begins anew.")
-            found.append(load(content))
-        now, best = found
-        self._best = (best, Path(told["best"]).name, told["sha256"][told["best"]])
-        return unpack(told["state"], now), best
+            if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
+                raise OutputError(f"{path} is damaged. Remove {self.folder} to start the run from the beginning.")
+            contents.append(load_tensors(content))
+        now, best = contents
+        self._best = (best, Path(facts["best"]).name, facts["sha256"][facts["best"]])
+        return unpack(facts["state"], now), best
 
-    def end(self) -> None:
-        """Removes what was kept."""
+    def remove(self) -> None:
+        """Delete all checkpoints of the run."""
         if self.folder.exists():
-            going = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
-            self.folder.rename(going)
-            shutil.rmtree(going, ignore_errors=True)
+            renamed = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
+            self.folder.rename(renamed)
+            shutil.rmtree(renamed, ignore_errors=True)
 
 
-def describe_differences(found: Mapping[str, tuple[Any, Any]]) -> str:
-    """What `baseline.save.differing` found, in words.
+def describe_differences(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Describe what `diff_recipes` returned, at most four fields of it.
 
     >>> describe_differences({"image_size": (128, 160)})
-    'image_size was 128 and is 160'
+    'image_size was 128 and is now 160'
     """
-    words = [f"{key} was {one!r} and is {two!r}" for key, (one, two) in found.items()]
-    return "; ".join([*words[:4], *([f"and {len(words) - 4} more"] if len(words) > 4 else [])])
+    parts = [f"{key} was {before!r} and is now {now!r}" for key, (before, now) in changes.items()]
+    return "; ".join([*parts[:4], *([f"and {len(parts) - 4} more"] if len(parts) > 4 else [])])
 
 
 def pack(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Nested values as JSON can hold them, and the tensors among them by name; `unpack` undoes it.
+    """Split nested values into what JSON can hold and the tensors among them by name; `unpack` reverses it.
 
     >>> pack({"at": (1, torch.zeros(2))})
     ({'at': {'tuple': [1, {'tensor': '0'}]}}, {'0': tensor([0., 0.])})
     """
     tensors: dict[str, torch.Tensor] = {}
 
-    def told(value: Any) -> Any:
+    def to_plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             tensors[str(len(tensors))] = value
             return {"tensor": str(len(tensors) - 1)}
         if isinstance(value, Mapping):
-            return {"dict": [[key, told(each)] for key, each in value.items()]} if _is_ambiguous(value) else {
-                key: told(each) for key, each in value.items()}  # fmt: skip
+            return {"dict": [[key, to_plain(item)] for key, item in value.items()]} if _is_ambiguous(value) else {
+                key: to_plain(item) for key, item in value.items()}  # fmt: skip
         if isinstance(value, tuple):
-            return {"tuple": [told(each) for each in value]}
+            return {"tuple": [to_plain(item) for item in value]}
         if isinstance(value, list) or type(value).__name__ == "L":  # fastcore's list
-            return [told(each) for each in value]
+            return [to_plain(item) for item in value]
         return value.item() if hasattr(value, "item") else value
 
-    return told(value), tensors
+    return to_plain(value), tensors
 
 
 def _is_ambiguous(value: Mapping[Any, Any]) -> bool:
-    """Whether a dict could be taken for something else once it is JSON."""
+    """Whether a dict would not survive JSON, or could be mistaken there for a tensor, tuple or dict of `pack`."""
     return not all(isinstance(key, str) for key in value) or (
         len(value) == 1 and {*value} <= {"tensor", "tuple", "dict"}
     )
 
 
-def unpack(told: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What was given to `pack`."""
-    if isinstance(told, list):
-        return [unpack(each, tensors) for each in told]
-    if not isinstance(told, dict):
-        return told
-    if len(told) == 1:
-        ((kind, value),) = told.items()
+def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the value that `pack` was called on."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if len(packed) == 1:
+        ((kind, value),) = packed.items()
         if kind == "tensor":
             return tensors[value]
         if kind == "tuple":
-            return tuple(unpack(each, tensors) for each in value)
+            return tuple(unpack(item, tensors) for item in value)
         if kind == "dict":
-            return {key: unpack(each, tensors) for key, each in value}
-    return {key: unpack(each, tensors) for key, each in told.items()}
+            return {key: unpack(item, tensors) for key, item in value}
+    return {key: unpack(item, tensors) for key, item in packed.items()}
 
 
-def _table_to_text(table: pd.DataFrame) -> pd.DataFrame:
-    """What must not change in a run's images, as text."""
+def _fingerprint_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what must not change in a run's images, as text: path, label, split, size and modification time."""
     try:
         stats = [Path(path).stat() for path in table["path"]]
     except FileNotFoundError as error:
         raise missing_image(error) from None
-    found = table[["path", "label", "split"]].astype(str)
-    return found.assign(bytes=[str(each.st_size) for each in stats], changed=[str(each.st_mtime_ns) for each in stats])
+    columns = table[["path", "label", "split"]].astype(str)
+    return columns.assign(
+        bytes=[str(stat.st_size) for stat in stats], changed=[str(stat.st_mtime_ns) for stat in stats]
+    )
 
 
 def _describe_change(before: pd.DataFrame, now: pd.DataFrame) -> str:
-    """What became of the images, in words; empty if nothing did."""
+    """Describe what changed in the images; empty if nothing did."""
     if before.equals(now):
         return ""
     both = before.merge(now, on="path", how="outer", suffixes=("", "_now"), indicator=True)
-    here, told = both["_merge"] == "both", []
-    for words, rows in (
-        ("images are new", both["_merge"] == "right_only"),
-        ("images have gone", both["_merge"] == "left_only"),
-        ("have another label", here & (both["label"] != both["label_now"])),
-        ("have another split", here & (both["split"] != both["split_now"])),
-        ("were written anew", here & ((both["bytes"] != both["bytes_now"]) | (both["changed"] != both["changed_now"]))),
+    common, parts = both["_merge"] == "both", []
+    is_rewritten = common & ((both["bytes"] != both["bytes_now"]) | (both["changed"] != both["changed_now"]))
+    for one, many, rows in (
+        ("image is new", "images are new", both["_merge"] == "right_only"),
+        ("image is missing", "images are missing", both["_merge"] == "left_only"),
+        ("image has another label", "images have another label", common & (both["label"] != both["label_now"])),
+        ("image has another split", "images have another split", common & (both["split"] != both["split_now"])),
+        ("image file was rewritten", "image files were rewritten", is_rewritten),
     ):
-        if rows.any():
-            told.append(f"{int(rows.sum()):,} {words}, such as {both.loc[rows, 'path'].iloc[0]}")
-    return "; ".join(told) or "the images are in another order"
+        if count := int(rows.sum()):
+            parts.append(f"{count:,} {one if count == 1 else many}, such as {both.loc[rows, 'path'].iloc[0]}")
+    return "; ".join(parts) or "the images are in another order"

@@ -1,10 +1,13 @@
-"""Outputs of a network's frozen first layers, computed once, and Learners that train the rest on them. Knows no epochs.
+"""Cached features: outputs of a network's frozen first layers, computed once, and Learners that train the other layers.
 
-A stage that trains the head, or the last layer groups with still BatchNorm statistics, leaves everything before as it
-is; running it again for every epoch is waste. `FrozenOutputs` computes what comes out of the frozen layers once an image
-and view, in one pass for all the stages that can use it: maps as float16, features as float32. Outputs of pretrained
-layers are kept in the cache, for the next run; others, and where the cache takes no more, in memory. What cannot be
-kept, or must not (random changes of the images other than mirroring), is trained the usual way.
+A stage that trains the head, or the last layer groups with frozen BatchNorm statistics, leaves all layers before them
+unchanged; running those again in every epoch is wasted work. `FrozenOutputs` computes the outputs of the frozen layers
+once per image and view, in one pass for all the stages that can use it: feature maps as float16, pooled features as
+float32. Outputs of pretrained layers are kept in the cache on disk for the next run; others, and those that the cache
+has no room for, in memory. A stage whose outputs do not fit, or change with every pass (random augmentation other than
+flips), is trained the usual way.
+
+This module knows layers, images and caches; it knows no epochs.
 """
 
 from __future__ import annotations
@@ -54,47 +57,52 @@ __all__ = [
 
 
 MEMORY_FRACTION = 1 / 4
-"""Of the machine's memory, for outputs that are kept there."""
+"""Maximum fraction of the machine's memory for the outputs of one stage."""
 
 
 class InputView(NamedTuple):
-    """How images are seen: plain, mirrored by chance (either), or both, one below the other; and how large."""
+    """How images enter the network: `kind` and `size` in pixels.
+
+    Kinds are `"plain"` (as they are), `"either"` (each flipped or not, at random) and `"both"` (all images as they are,
+    then all flipped).
+    """
 
     kind: str
     size: int
 
 
 class LayerSequence:
-    """A network as layers that run one after the other, with its layer groups; looked at once for many plans.
+    """A network as a sequence of layers, with its layer groups; analysed once and shared by many plans.
 
     Args:
-        splitter: from the network to its layer groups.
+        splitter: function that returns the layer groups of the network.
     """
 
     def __init__(self, model: nn.Sequential, splitter: Splitter) -> None:
-        self.each = find_layers(model)
+        self.layers = find_layers(model)
         self.groups = [{id(p) for p in group} for group in splitter(model)]
         self.device = device_of(model)
         self.shapes: dict[tuple[int, int], tuple[tuple[int, ...], type]] = {}
 
     def shape(self, cut: int, size: int) -> tuple[tuple[int, ...], type]:
-        """Shape, channels last, and type of what is kept of one image at the cut."""
+        """Return shape (channels last) and dtype of the stored output of one image at the cut."""
         if (cut, size) not in self.shapes:
             with torch.no_grad():
                 inputs = torch.zeros(1, 3, size, size, device=self.device)
-                output = nn.Sequential(*self.each[:cut]).eval()(inputs)
-            _, *rest = output.shape if output.ndim != 4 else output.permute(0, 2, 3, 1).shape
-            self.shapes[cut, size] = tuple(rest), np.float16 if output.ndim == 4 else np.float32
+                output = nn.Sequential(*self.layers[:cut]).eval()(inputs)
+            _, *shape = output.shape if output.ndim != 4 else output.permute(0, 2, 3, 1).shape
+            self.shapes[cut, size] = tuple(shape), np.float16 if output.ndim == 4 else np.float32
         return self.shapes[cut, size]
 
 
 class FreezePlan:
-    """What each stage of a recipe runs on: whole images, or kept outputs at a cut, seen in a view.
+    """Decides for each stage whether it runs on images or on stored outputs, at which cut and in which view.
 
-    Stages are named by their number in the recipe, from 1; `stages` has those that run on kept outputs.
+    Stages are identified by their number in the recipe, from 1. `stages` maps those that run on stored outputs to their
+    cut and view.
 
     Args:
-        images: how many there are, by split.
+        images: number of images by split.
 
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
@@ -102,68 +110,72 @@ class FreezePlan:
 
     def __init__(self, network: LayerSequence, recipe: Recipe, images: Mapping[str, int], cache: ArrayCache) -> None:
         self.network, self.recipe, self.images, self.cache = network, recipe, images, cache
-        self.layers, self.groups = network.each, network.groups
+        self.layers, self.groups = network.layers, network.groups
         for number, stage in enumerate(recipe.stages, 1):
             if (trained := stage.groups(len(self.groups))) > len(self.groups):
-                words = f"{trained} layer groups; {recipe.arch} has {len(self.groups)}"
-                raise RecipeError(f"Stage {number} trains {words}.")
-        self.whole = InputView("plain", recipe.image_size)
+                raise RecipeError(
+                    f"Stage {number} trains {trained} layer groups, but {recipe.model.arch} has {len(self.groups)}. "
+                    "Give fewer in its `trains`."
+                )
+        self.full_view = InputView("plain", recipe.model.image_size)
         numbers = range(1, len(recipe.stages) + 1)
-        self.stages = {n: (self.cut(n), self._view(n)) for n in numbers if self._useful(n)}
+        self.stages = {n: (self.cut(n), self._training_view(n)) for n in numbers if self._can_be_cached(n)}
 
-    def first_trained(self, number: int) -> int:
-        """The number, from 0, of the first layer group that the stage trains."""
-        return len(self.groups) - self.trained(number)
+    def first_trained_group(self, number: int) -> int:
+        """Return the index, from 0, of the first layer group that the stage trains."""
+        return len(self.groups) - self.trained_groups(number)
 
-    def trained(self, number: int) -> int:
-        """How many last layer groups the stage trains."""
+    def trained_groups(self, number: int) -> int:
+        """Return how many of the last layer groups the stage trains."""
         return self.recipe.stages[number - 1].groups(len(self.groups))
 
     def cut(self, number: int) -> int:
-        """The number of layers before the first that the stage trains."""
-        trained = set().union(*self.groups[self.first_trained(number) :])
+        """Return the number of layers before the first one that the stage trains."""
+        trained = set().union(*self.groups[self.first_trained_group(number) :])
         return next(n for n, layer in enumerate(self.layers) if any(id(p) in trained for p in layer.parameters()))
 
-    def needs(self, cut: int) -> int:
-        """How many layer groups have to stay as they are for the outputs at `cut` to hold."""
+    def needed_groups(self, cut: int) -> int:
+        """Return how many of the first layer groups must stay unchanged for the outputs at `cut` to stay valid."""
         before = {id(p) for layer in self.layers[:cut] for p in layer.parameters()}
         return max((number for number, group in enumerate(self.groups, 1) if group & before), default=0)
 
-    def pristine(self, number: int) -> bool:
-        """Whether the layers before the stage's are still as they were at the start, and so worth a place on disk."""
-        needs = self.needs(self.cut(number))
-        return all(needs <= self.first_trained(n) for n in range(1, number))
+    def is_pristine(self, number: int) -> bool:
+        """Whether no earlier stage trains the layers before the cut, so their outputs are worth storing on disk."""
+        needed = self.needed_groups(self.cut(number))
+        return all(needed <= self.first_trained_group(n) for n in range(1, number))
 
-    def cuts(self, number: int) -> list[int]:
-        """The stage's own cut, and those before it of later stages that see the same and whose layers stay frozen."""
+    def shared_cuts(self, number: int) -> list[int]:
+        """Return the cuts one pass serves: the stage's own, and earlier ones of later stages with the same view."""
         cut, view = self.stages[number]
-        found = {cut}
-        for later, (at, seen) in self.stages.items():
-            between = range(number, later)
-            if later > number and seen == view and all(self.needs(at) <= self.first_trained(n) for n in between):
-                found.add(at)
-        return sorted(at for at in found if at <= cut)
+        cuts = {cut}
+        for later, (other, other_view) in self.stages.items():
+            if later <= number or other_view != view:
+                continue
+            needed = self.needed_groups(other)
+            if all(needed <= self.first_trained_group(n) for n in range(number, later)):
+                cuts.add(other)
+        return sorted(other for other in cuts if other <= cut)
 
     def shape(self, cut: int, view: InputView, images: int) -> tuple[tuple[int, ...], type]:
-        """Shape and type of what is kept of so many images, channels last."""
+        """Return shape (channels last) and dtype of the stored outputs of `images` images."""
         shape, kind = self.network.shape(cut, view.size)
         return (images * (2 if view.kind == "both" else 1), *shape), kind
 
-    def _useful(self, number: int) -> bool:
-        """Whether the stage has a frozen part that gives the same every time, and there is room for what it gives."""
-        stage, still = self.recipe.stages[number - 1], is_cacheable(self.recipe.augment)
-        if self.recipe.freeze != "features" or self.cut(number) == 0:
+    def _can_be_cached(self, number: int) -> bool:
+        """Whether the stage has frozen layers whose outputs are the same in every epoch, and there is room for them."""
+        stage, cacheable = self.recipe.stages[number - 1], is_cacheable(self.recipe.augment)
+        if self.recipe.training.freeze != "features" or self.cut(number) == 0:
             return False
-        if stage.trains != "head" and not (still and stage.batch_norm == "still"):
+        if stage.trains != "head" and not (cacheable and stage.batch_norm == "frozen"):
             return False
-        sets = ((self._view(number), self.images["train"]), (self.whole, self.images["valid"]))
+        sets = ((self._training_view(number), self.images["train"]), (self.full_view, self.images["valid"]))
         needed = sum(_size_in_bytes(*self.shape(self.cut(number), view, images)) for view, images in sets)
-        return needed <= _max_bytes() or (self.pristine(number) and self.cache.could_hold(needed))
+        return needed <= _max_bytes() or (self.is_pristine(number) and self.cache.could_fit(needed))
 
-    def _view(self, number: int) -> InputView:
-        """Both views, one of the two by chance, or the plain image: mirrored copies of it are all that can be kept."""
+    def _training_view(self, number: int) -> InputView:
+        """Return the view of the training images; flips are the only augmentation that stored outputs can have."""
         stage = self.recipe.stages[number - 1]
-        size = stage.image_size or self.recipe.image_size
+        size = stage.image_size or self.recipe.model.image_size
         if stage.views:
             return InputView("both", size)
         if not self.recipe.augment.flip:
@@ -172,47 +184,47 @@ class FreezePlan:
 
 
 class FrozenOutputs:
-    """What the layers before a stage's trained ones make of the training and valid images, by `FreezePlan`."""
+    """Outputs of the frozen layers for the training and valid images, as `FreezePlan` has it."""
 
     def __init__(self, learn: Learner, recipe: Recipe, progress: Progress | None = None) -> None:
         self.learn, self.recipe, self.progress = learn, recipe, progress or Progress()
-        self.cache = ArrayCache(recipe.cache_gb, self.progress)
+        self.cache = ArrayCache(recipe.options.cache_gb, self.progress)
         self.rows = {"train": learn.dls.train_ds.items, "valid": learn.dls.valid_ds.items}
         images = {split: len(rows) for split, rows in self.rows.items()}
         self.plan = FreezePlan(LayerSequence(learn.model, learn.splitter), recipe, images, self.cache)
-        self.prints: dict[str, str] = {}
-        self.kept: dict[tuple[str, int, InputView], torch.Tensor] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.outputs: dict[tuple[str, int, InputView], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
-        self.saved = 0.0
-        """Seconds that outputs found in the cache, for the last stage asked for, had taken to compute."""
+        self.cached_seconds = 0.0
+        """Seconds that the outputs read from the cache, for the last stage requested, once took to compute."""
 
     def learner(self, number: int) -> Learner | None:
-        """A complete fastai Learner over the layers that the stage trains, on the outputs of those before.
+        """Return a fastai Learner over the layers that the stage trains, on the outputs of the layers before them.
 
-        The layers are those of the whole network themselves: what this Learner learns, the network knows. None for a
-        stage that has to be trained the usual way.
+        It shares its layers with the complete network, so training one trains the other. None for a stage that has to
+        be trained on images.
         """
         if number not in self.plan.stages:
             return None
         learn, stage, plan = self.learn, self.recipe.stages[number - 1], self.plan
-        self.saved = 0.0
+        self.cached_seconds = 0.0
         cut, view = plan.stages[number]
-        sets = (("train", view), ("valid", plan.whole))
-        if not all((split, cut, seen) in self.kept or self._obtain(split, seen, number) for split, seen in sets):
+        sets = (("train", view), ("valid", plan.full_view))
+        if not all((split, cut, view) in self.outputs or self.obtain(split, view, number) for split, view in sets):
             return None
-        train, valid = self.kept["train", cut, view], self.kept["valid", cut, plan.whole]
+        train, valid = self.outputs["train", cut, view], self.outputs["valid", cut, plan.full_view]
         count, size = len(self.rows["train"]), learn.dls.train.bs
         views = len(train) // count
-        times = views if stage.views else 1  # each view of an image in every epoch, instead of one of them by chance
-        large = size
-        if stage.trains == "head" and count >= 100 * size:  # a step costs so little there that its overhead counts
-            large = 4 * size
-        targets = self.targets["train"].repeat(times, *[1] * (self.targets["train"].ndim - 1))
-        fit = _batch_loader(train, targets, views // times, learn, bs=large, shuffle=True, drop_last=True)
+        repeats = views if stage.views else 1  # all views of an image in each epoch, instead of a random one
+        train_size = size
+        if stage.trains == "head" and count >= 100 * size:  # steps are so cheap there that their overhead matters
+            train_size = 4 * size
+        targets = self.targets["train"].repeat(repeats, *[1] * (self.targets["train"].ndim - 1))
+        fit = _batch_loader(train, targets, views // repeats, learn, bs=train_size, shuffle=True, drop_last=True)
         if learn.dls.train.weights is not None:
-            fit.weights = np.tile(learn.dls.train.weights, times)
+            fit.weights = np.tile(learn.dls.train.weights, repeats)
         check = _batch_loader(valid, self.targets["valid"], 1, learn, bs=1024 if valid.ndim == 2 else max(size, 64))
-        first = plan.first_trained(number)
+        first = plan.first_trained_group(number)
         return Learner(
             DataLoaders(fit, check),
             nn.Sequential(*plan.layers[cut:]),
@@ -223,92 +235,98 @@ class FrozenOutputs:
             splitter=lambda _: learn.splitter(learn.model)[first:],
         )
 
-    def ready(self) -> list[int]:
-        """Stages whose outputs are all in the cache already."""
+    def cached_stages(self) -> list[int]:
+        """Return the numbers of the stages whose outputs are all in the cache already."""
         plan = self.plan
-        wanted = {
-            number: [self._key("train", cut, view), self._key("valid", cut, plan.whole)]
+        keys_by_stage = {
+            number: [self._key("train", cut, view), self._key("valid", cut, plan.full_view)]
             for number, (cut, view) in plan.stages.items()
-            if plan.pristine(number)
+            if plan.is_pristine(number)
         }
-        return [number for number, keys in wanted.items() if all(self.cache.has(key) for key in keys)]
+        return [number for number, keys in keys_by_stage.items() if all(self.cache.has(key) for key in keys)]
 
-    def forget(self, number: int) -> None:
-        """Drops what the stage has made wrong, and what no later stage sees."""
+    def release(self, number: int) -> None:
+        """Free the outputs that training the stage has invalidated, and those that no later stage uses."""
         plan = self.plan
-        wanted = {(cut, view) for n, (cut, view) in plan.stages.items() if n > number}
-        for split, cut, view in list(self.kept):
-            seen = any(cut == c and view in (v, plan.whole) for c, v in wanted)
-            if not seen or plan.needs(cut) > plan.first_trained(number):
-                del self.kept[split, cut, view]
+        later_stages = {(cut, view) for n, (cut, view) in plan.stages.items() if n > number}
+        for split, cut, view in list(self.outputs):
+            is_used = any(cut == c and view in (v, plan.full_view) for c, v in later_stages)
+            if not is_used or plan.needed_groups(cut) > plan.first_trained_group(number):
+                del self.outputs[split, cut, view]
 
-    def _obtain(self, split: str, view: InputView, number: int) -> bool:
-        """Outputs for this stage and for the later ones that one pass can serve: from the cache, else computed."""
+    def obtain(self, split: str, view: InputView, number: int) -> bool:
+        """Read from the cache, or compute, the outputs for this stage and for later ones that the same pass can serve.
+
+        Returns:
+            False where there is no room for them, neither in the cache nor in memory.
+        """
         rows, plan = self.rows[split], self.plan
         self.targets[split] = encode_targets(self.learn.dls, rows)
-        cache = self.cache if plan.pristine(number) else ArrayCache(0)
-        keys = {cut: self._key(split, cut, view) for cut in plan.cuts(number)}
-        with cache.alone(next(iter(keys.values()))):
-            found = {cut: cache.find(key) for cut, key in keys.items()}
-            missing = {cut: plan.shape(cut, view, len(rows)) for cut, array in found.items() if array is None}
-            rooms = {cut: cache.room(keys[cut], *shape) for cut, shape in missing.items()}
-            if any(rooms[cut] is None and _size_in_bytes(*shape) > _max_bytes() for cut, shape in missing.items()):
+        cache = self.cache if plan.is_pristine(number) else ArrayCache(0)
+        keys = {cut: self._key(split, cut, view) for cut in plan.shared_cuts(number)}
+        with cache.lock(next(iter(keys.values()))):
+            arrays = {cut: cache.get(key) for cut, key in keys.items()}
+            missing = {cut: plan.shape(cut, view, len(rows)) for cut, array in arrays.items() if array is None}
+            allocated = {cut: cache.allocate(keys[cut], *shape) for cut, shape in missing.items()}
+            if any(allocated[cut] is None and _size_in_bytes(*shape) > _max_bytes() for cut, shape in missing.items()):
                 return False
-            found |= {cut: np.empty(*shape) if rooms[cut] is None else rooms[cut] for cut, shape in missing.items()}
-            outputs = {cut: _to_channels_first(torch.from_numpy(np.asarray(array))) for cut, array in found.items()}
-            began = time.perf_counter()
+            arrays |= {
+                cut: np.empty(*shape) if allocated[cut] is None else allocated[cut] for cut, shape in missing.items()
+            }
+            outputs = {cut: _to_channels_first(torch.from_numpy(np.asarray(array))) for cut, array in arrays.items()}
+            start = time.perf_counter()
             if missing:
-                self._pass(split, view, {cut: outputs[cut] for cut in missing})
+                self.compute(split, view, {cut: outputs[cut] for cut in missing})
             else:
                 self.progress.log(f"outputs of the frozen layers, {split}: from the cache")
-                self.saved += max(map(cache.seconds, keys.values()))
-            spent = time.perf_counter() - began
-            for cut, room in rooms.items():
-                if room is not None:
-                    cache.keep(keys[cut], room, spent)
-        self.kept |= {(split, cut, view): outputs[cut] for cut in outputs}
+                self.cached_seconds += max(map(cache.compute_seconds, keys.values()))
+            seconds = time.perf_counter() - start
+            for cut, array in allocated.items():
+                if array is not None:
+                    cache.commit(keys[cut], array, seconds)
+        self.outputs |= {(split, cut, view): outputs[cut] for cut in outputs}
         return True
 
     def _key(self, split: str, cut: int, view: InputView) -> dict[str, Any]:
-        """Everything that the outputs depend on."""
-        if split not in self.prints:
-            self.prints[split] = file_fingerprint(self.rows[split]["path"])
+        """Return everything that the outputs depend on."""
+        if split not in self.fingerprints:
+            self.fingerprints[split] = file_fingerprint(self.rows[split]["path"])
         recipe, layers = self.recipe, nn.Sequential(*self.plan.layers[:cut])
         digest = hashlib.sha256(repr(layers).encode())
         for value in layers.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return {
             "what": "outputs",
-            "images": self.prints[split],
+            "images": self.fingerprints[split],
             "layers": digest.hexdigest(),
             "cut": cut,
             "view": view,
             "seed": recipe.seed if view.kind == "either" else None,
-            "decoded": (recipe.decoded_size, recipe.image_size, recipe.resize),
-            "normalised": normalisation(recipe.arch),
-            "precision": (recipe.precision, recipe.frozen_precision),
+            "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
+            "normalised": normalisation(recipe.model.arch),
+            "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }
 
     @torch.no_grad()
-    def _pass(self, split: str, view: InputView, outputs: dict[int, torch.Tensor]) -> None:
-        """Fills in the outputs of these images at every cut."""
+    def compute(self, split: str, view: InputView, outputs: dict[int, torch.Tensor]) -> None:
+        """Fill in the outputs of the split's images at every cut."""
         rows = self.rows[split]
-        plain = torch.zeros(len(rows), dtype=torch.bool)
-        chance = torch.rand(len(rows), generator=torch.Generator().manual_seed(self.recipe.seed)) < 0.5
-        masks = {"plain": [plain], "both": [plain, ~plain], "either": [chance]}[view.kind]
+        unflipped = torch.zeros(len(rows), dtype=torch.bool)
+        random = torch.rand(len(rows), generator=torch.Generator().manual_seed(self.recipe.seed)) < 0.5
+        masks = {"plain": [unflipped], "both": [unflipped, ~unflipped], "either": [random]}[view.kind]
         before = nn.Sequential(*self.plan.layers[: max(outputs)]).eval()
         title, total = f"outputs of the frozen layers, {split}", len(rows) * len(masks)
         with self.progress.bar(title, total, "images") as bar, preserve_rng_state(), ExitStack() as stack:
             at = 0
-            for mirrored in masks:
+            for mask in masks:
                 for images, _ in split_loader(self.learn.dls, rows, split):
-                    chosen = torch.arange(at, at + len(images))
-                    flip = mirrored[chosen % len(rows)].to(images.device)
+                    indices = torch.arange(at, at + len(images))
+                    flip = mask[indices % len(rows)].to(images.device)
                     values = images.as_subclass(torch.Tensor)
                     values[flip] = values[flip].flip(-1)
                     values = resize_batch(values, view.size).contiguous(memory_format=torch.channels_last)
                     if not at:
-                        stack.enter_context(optimize_for_cpu(before, values, learns=False))
+                        stack.enter_context(optimize_for_cpu(before, values, trainable=False))
                     for start, cut in pairwise([0, *sorted(outputs)]):
                         with frozen_precision(self.recipe, values.device.type):
                             values = before[start:cut](values)
@@ -320,18 +338,17 @@ class FrozenOutputs:
 def embeddings(
     learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), progress: Progress | None = None
 ) -> np.ndarray:
-    """What the network's body makes of each image, pooled: images x features, float32, in the table's order.
+    """Return the pooled features of each image: N x features, float32, in the table's order.
 
-    Images are seen whole. With the weights that the body came with they are kept in the cache for the next time, as
-    the outputs of frozen layers are.
+    Images are not augmented. Features are kept in the cache for the next call, like the outputs of frozen layers.
 
     Args:
-        learn: of `baseline.learner`, over DataLoaders of this table.
-        recipe: settled, the one that the Learner was made by.
-        views: `("flip",)` takes the mean of the image's features and of its mirror image's.
+        learn: a Learner from `baseline.learner`, over DataLoaders of this table.
+        recipe: the recipe that the Learner was made from, with every "auto" resolved.
+        views: `("flip",)` averages the features of each image and of its flipped copy.
 
     Raises:
-        RecipeError: if the machine's memory does not hold them, or the network is one layer that cannot be cut.
+        RecipeError: if they do not fit into memory, or the network is a single layer that cannot be cut.
 
     >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
     (2527, 1280)
@@ -342,30 +359,32 @@ def embeddings(
 def timed_embeddings(
     learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), progress: Progress | None = None
 ) -> tuple[np.ndarray, float]:
-    """What `embeddings` gives, and the seconds that it takes to compute, now or before."""
-    began = time.perf_counter()
+    """Return what `embeddings` returns, and the seconds it took to compute, now or when it was cached."""
+    start = time.perf_counter()
     frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), progress)
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
-    view = InputView("both", recipe.image_size) if views else frozen.plan.whole
-    if 1 not in frozen.plan.stages or not frozen._obtain("all", view, 1):
-        raise RecipeError(f"The features of {len(table):,} images by '{recipe.arch}' cannot be kept: they need memory. "
-                          "Give fewer images, or a larger --cache-gb.")  # fmt: skip
-    found = frozen.kept["all", frozen.plan.cut(1), view].numpy()
-    found = found.reshape(-1, len(table), found.shape[1]).mean(0) if views else found
-    return found, time.perf_counter() - began + frozen.saved
+    view = InputView("both", recipe.model.image_size) if views else frozen.plan.full_view
+    if 1 not in frozen.plan.stages or not frozen.obtain("all", view, 1):
+        raise RecipeError(
+            f"There is no room for the features of {len(table):,} images from '{recipe.model.arch}', neither in the "
+            "cache nor in memory. Give fewer images, or a larger --cache-gb."
+        )
+    features = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
+    features = features.reshape(-1, len(table), features.shape[1]).mean(0) if views else features
+    return features, time.perf_counter() - start + frozen.cached_seconds
 
 
 def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:
-    """The number format of passes through frozen layers; on a GPU that of training."""
-    name = recipe.frozen_precision if device == "cpu" else recipe.precision
+    """Return an autocast context for passes through frozen layers; on a GPU it has the precision of training."""
+    name = recipe.model.frozen_precision if device == "cpu" else recipe.model.precision
     return mixed_precision(name, device)
 
 
 def find_layers(model: nn.Sequential) -> list[nn.Module]:
-    """The network as layers that run one after the other, as finely as that can be told.
+    """Split the network into layers that run one after the other, as finely as possible.
 
-    torchvision bodies are sequences. A timm network is taken for the sequence of its children before the pooling where
-    that computes the same; otherwise it is one layer.
+    torchvision bodies are sequences. A timm network is split into its children before the pooling if these compute
+    the same when run in sequence; otherwise it is one layer.
     """
     body, head = model[0], model[1]
     layers = _flatten(body)
@@ -387,13 +406,13 @@ def _flatten(module: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def _computes_same(body: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether these layers compute what the body computes, seen on a small random image."""
+    """Whether running the layers in sequence gives the body's output for a small random image."""
     device = device_of(body)
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     training = body.training
     try:
         return torch.equal(body.eval()(images), nn.Sequential(*layers)(images))
-    except (RuntimeError, TypeError, ValueError):  # a size that the network does not take, or no sequence at all
+    except (RuntimeError, TypeError, ValueError):  # an unsupported image size, or no sequence at all
         return False
     finally:
         body.train(training)
@@ -408,7 +427,7 @@ def _max_bytes() -> float:
 
 
 def _to_channels_first(outputs: torch.Tensor) -> torch.Tensor:
-    """Maps are kept as N x H x W x C, so that they are channels last in memory, and handed on as N x C x H x W."""
+    """Return maps, stored as N x H x W x C, as N x C x H x W, so that they are channels last in memory."""
     return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
 
 
@@ -416,5 +435,5 @@ def _batch_loader(
     inputs: torch.Tensor, targets: torch.Tensor, views: int, learn: Learner, **options: object
 ) -> BatchLoader:
     rows = torch.arange(len(targets), device=inputs.device)
-    slices = BatchSource(inputs, rows, targets, torch.Tensor, views=views)
-    return BatchLoader(slices, num_workers=0, device=learn.dls.device, **options)
+    source = BatchSource(inputs, rows, targets, torch.Tensor, views=views)
+    return BatchLoader(source, num_workers=0, device=learn.dls.device, **options)

@@ -1,9 +1,9 @@
-"""Numbers of a run -> TensorBoard, Weights & Biases, MLflow or a CSV file. Knows names and steps; knows no networks.
+"""Experiment loggers: the metrics of a run, written to TensorBoard, Weights & Biases, MLflow or a CSV file.
 
-They come from `Show.numbers`, to which training tells them, and not from fastai's callbacks, which are made for a
-single `fit`. Seen with fastai 2.8.12: `TensorBoardCallback` writes a file a fit, begins each at step 1 and writes
-validation batches as steps of training; `WandbCallback` ends in a TypeError on our Learners before the first batch; an
-error in either ends the training; for MLflow there is none. A search for a learning rate tells no numbers.
+Training reports its metrics through `Progress.numbers`. fastai's own logging callbacks are not used because they are
+made for a single `fit`; with fastai 2.8.12, `TensorBoardCallback` writes one file per fit, starts each at step 1 and
+logs validation batches as training steps; `WandbCallback` raises a TypeError on our Learners before the first batch;
+an error in either ends the training; and there is none for MLflow. Learning-rate searches are not logged.
 """
 
 from __future__ import annotations
@@ -28,43 +28,46 @@ __all__ = ["LoggingProgress", "check_loggers", "flatten_metrics", "open_loggers"
 
 
 PROJECT = "baseline"
-"""The project of Weights & Biases, and the experiment of MLflow, where the environment names no other."""
+"""Default name of the Weights & Biases project and of the MLflow experiment; environment variables override it."""
 
 
 INIT_TIMEOUT_SECONDS = 30
-"""How long an answer of Weights & Biases is waited for."""
+"""Seconds to wait for an answer from Weights & Biases."""
 
 
 FLUSH_INTERVAL_SECONDS = 10
-"""About how old the newest number on disk, or on a server, may be."""
+"""Maximum age, in seconds, of metrics that are not yet written to disk or sent to a server."""
 
 
 Values = Mapping[str, float]
+"""Metrics by name."""
 
 
-class _Logger(Protocol):
-    """Where the numbers of one run go."""
+class MetricLogger(Protocol):
+    """A destination for the metrics of one run."""
 
-    words: str
-    """What it is and where to look."""
+    description: str
+    """What it is and where to find its output."""
 
-    def log_metrics(self, step: int, values: Values) -> None: ...
+    def log_metrics(self, step: int, values: Values) -> None:
+        """Log metrics of one step: the number of training batches so far."""
 
-    def summary(self, step: int, values: Values) -> None: ...
+    def summary(self, step: int, values: Values) -> None:
+        """Log the final metrics of the run."""
 
     def close(self, status: str) -> None:
-        """The last call; the status is `"finished"`, `"failed"` or `"killed"`."""
+        """Close the log; `status` is `"finished"`, `"failed"` or `"killed"`."""
 
 
 def check_loggers(names: tuple[str, ...]) -> None:
-    """Sees that the package behind each logger is installed.
+    """Check that the package that each logger needs is installed.
 
     Raises:
-        RecipeError: if one is not, with the line that installs it.
+        RecipeError: if one is missing; the message has the command that installs it.
     """
     for name in names:
         spec = find_spec(name) if name in EXTRAS else None
-        if name in EXTRAS and (spec is None or spec.origin is None):  # a folder of that name is no package
+        if name in EXTRAS and (spec is None or spec.origin is None):  # a namespace: just a folder of that name
             raise RecipeError(f"--log {name} needs the package {name}: pip install 'fastai-baseline[{name}]'.")
 
 
@@ -72,46 +75,47 @@ def check_loggers(names: tuple[str, ...]) -> None:
 def open_loggers(
     names: tuple[str, ...], folder: Path, facts: Mapping[str, Any], progress: Progress
 ) -> Iterator[LoggingProgress]:
-    """Opens a run in each of the loggers and closes them with how it ended; what is inside shows to `LoggingProgress`.
+    """Open each of the loggers, yield a `Progress` that writes to them, and close them with the outcome of the run.
 
     Args:
-        names: from `baseline.recipe.LOGGERS`.
-        folder: the run folder; its last two parts name the run.
-        facts: what the run is made from, flat, as parameters.
-        show: where everything but numbers goes on to.
+        names: names of loggers, from `LOGGERS` in `baseline.recipe.schema`.
+        folder: the run folder; the last two parts of its path name the run.
+        facts: the settings of the run, flat, logged as parameters.
+        progress: receives messages and progress bars.
 
     Raises:
-        OutputError: if one cannot be opened.
+        OutputError: if a logger cannot be opened.
     """
-    logs = LoggingProgress(progress)
+    logging_progress = LoggingProgress(progress)
     status = "failed"
     try:
         for name in names:
-            logs.add(name, LOGGER_CLASSES[name], folder, facts)
-        yield logs
+            logging_progress.add(name, LOGGER_CLASSES[name], folder, facts)
+        yield logging_progress
         status = "finished"
     except KeyboardInterrupt:
         status = "killed"
         raise
     finally:
-        logs.close(status)
+        logging_progress.close(status)
 
 
 class LoggingProgress(Progress):
-    """A `Progress` that hands numbers to loggers. One that fails is told once, and left out from there on."""
+    """A `Progress` that also sends metrics to loggers. A logger that fails is reported once and not used again."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.step = 0
-        self.loggers: dict[str, _Logger] = {}
+        self.loggers: dict[str, MetricLogger] = {}
 
-    def add(self, name: str, opener: Callable[..., _Logger], folder: Path, facts: Mapping[str, Any]) -> None:
+    def add(self, name: str, opener: Callable[..., MetricLogger], folder: Path, facts: Mapping[str, Any]) -> None:
         try:
             self.loggers[name] = opener(folder, facts)
         except Exception as error:
-            words = f"The log {name} cannot be opened: {first_line(error)}. Mend that, or leave it out of --log."
-            raise OutputError(words) from error
-        self.progress.log(f"log: {self.loggers[name].words}")
+            raise OutputError(
+                f"The log {name} cannot be opened: {first_line(error)}. Fix that, or leave it out of --log."
+            ) from error
+        self.progress.log(f"log: {self.loggers[name].description}")
 
     def log(self, line: str) -> None:
         self.progress.log(line)
@@ -123,50 +127,50 @@ class LoggingProgress(Progress):
 
     def log_metrics(self, step: int, values: Values) -> None:
         self.step = step
-        self._each(lambda logger: logger.log_metrics(step, values))
+        self._call_all(lambda logger: logger.log_metrics(step, values))
 
     def summary(self, values: Values) -> None:
-        """Takes what the run reached in the end."""
-        self._each(lambda logger: logger.summary(self.step, values))
+        """Log the final metrics of the run."""
+        self._call_all(lambda logger: logger.summary(self.step, values))
 
     def close(self, status: str) -> None:
-        self._each(lambda logger: logger.close(status))
+        self._call_all(lambda logger: logger.close(status))
         self.loggers = {}
 
-    def _each(self, work: Callable[[_Logger], None]) -> None:
+    def _call_all(self, call: Callable[[MetricLogger], None]) -> None:
         for name, logger in list(self.loggers.items()):
             try:
-                work(logger)
+                call(logger)
             except Exception as error:
                 del self.loggers[name]
-                self.progress.log(f"log: {name} has failed and is left out from here on: {first_line(error)}")
+                self.progress.log(f"log: {name} failed and is not used any more: {first_line(error)}")
 
 
 def flatten_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of `baseline.evaluate` under names such as `test/tta/accuracy`, ends of intervals beside them.
+    """Flatten the result of `baseline.evaluate` to names such as `test/tta/accuracy`, with interval bounds beside them.
 
     >>> flatten_metrics({"test": {"images": 9, "tta": {"accuracy": 0.75, "interval": (0.3, 0.9), "loss": None}}})
     {'test/tta/accuracy': 0.75, 'test/tta/accuracy_low': 0.3, 'test/tta/accuracy_high': 0.9}
     """
-    found: dict[str, float] = {}
-    for split, of_split in metrics.items():
+    flat: dict[str, float] = {}
+    for split, views in metrics.items():
         for view in ("plain", "tta"):
-            numbers = of_split.get(view, {})
+            numbers = views.get(view, {})
             intervals = {"accuracy": numbers.get("interval"), **numbers.get("intervals", {})}
             for name, value in numbers.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     low, high = intervals.get(name) or (None, None)
-                    ends = {name: value, f"{name}_low": low, f"{name}_high": high}
-                    found |= {f"{split}/{view}/{end}": float(v) for end, v in ends.items() if v is not None}
-    return found
+                    values = {name: value, f"{name}_low": low, f"{name}_high": high}
+                    flat |= {f"{split}/{view}/{key}": float(v) for key, v in values.items() if v is not None}
+    return flat
 
 
-class _CsvLogger:
-    """`log.csv`, a row a number, as training goes."""
+class CsvLogger:
+    """`log.csv` with one row per metric, written during training."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         path = folder / "log.csv"
-        self.words = f"csv: {path}, written as training goes; its epochs are in history.csv after every run anyway"
+        self.description = f"csv: {path}, written during training (its epochs are also in history.csv after the run)"
         self.file = path.open("w", encoding="utf-8")
         self._write("step,name,value\n")
 
@@ -184,13 +188,13 @@ class _CsvLogger:
         self.file.flush()
 
 
-class _TensorBoardLogger:
-    """Event files in the run folder: scalars, the facts as text, and at the end a row of the hparams table."""
+class TensorBoardLogger:
+    """Event files in the run folder: scalars, the settings as text, and a row of the hparams table at the end."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.words = f"tensorboard: {folder / 'tensorboard'}; look with: tensorboard --logdir {folder}"
+        self.description = f"tensorboard: {folder / 'tensorboard'}; view with: tensorboard --logdir {folder}"
         self.facts = facts
         self.writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=FLUSH_INTERVAL_SECONDS)
         rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
@@ -204,18 +208,18 @@ class _TensorBoardLogger:
         from torch.utils.tensorboard.summary import hparams
 
         self.log_metrics(step, values)
-        # SummaryWriter.add_hparams would put them into a folder, and so a run, of their own
-        for part in hparams(dict(self.facts), dict(values)):
-            self.writer._get_file_writer().add_summary(part)
+        # SummaryWriter.add_hparams would write them to a folder, and so a TensorBoard run, of their own
+        for summary in hparams(dict(self.facts), dict(values)):
+            self.writer._get_file_writer().add_summary(summary)
 
     def close(self, status: str) -> None:
         self.writer.close()
 
 
-class _WandbLogger:
-    """A run of Weights & Biases, apart from any that the caller has open; offline where no key is set or none answers.
+class WandbLogger:
+    """A Weights & Biases run, separate from any that the caller has open.
 
-    Its files lie in the run folder, unless `WANDB_DIR` says where.
+    It is offline if no API key is set or the server does not answer. Its files are in the run folder or `WANDB_DIR`.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -223,7 +227,7 @@ class _WandbLogger:
             import wandb
 
             settings = wandb.setup().settings
-        begin = partial(
+        init = partial(
             wandb.init,
             project=settings.project or PROJECT,
             name=settings.run_name or _run_name(folder),
@@ -232,15 +236,15 @@ class _WandbLogger:
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS),
         )
-        why = ", as no API key is set" if settings.mode == "online" and not _has_api_key(settings) else ""
+        reason = ", as no API key is set" if settings.mode == "online" and not _has_api_key(settings) else ""
         try:
-            self.run = begin(mode="offline" if why else None)
+            self.run = init(mode="offline" if reason else None)
         except wandb.errors.CommError as error:
-            why = f", as {settings.base_url} did not answer ({first_line(error)})"
-            self.run = begin(mode="offline")
+            reason = f", as {settings.base_url} did not answer ({first_line(error)})"
+            self.run = init(mode="offline")
         self.run.define_metric("*", step_metric="step")
-        offline = f"offline{why}; send with: wandb sync {Path(self.run.dir).parent}"
-        self.words = f"wandb: {offline if self.run.offline else self.run.url or 'disabled'}"
+        offline = f"offline{reason}; upload with: wandb sync {Path(self.run.dir).parent}"
+        self.description = f"wandb: {offline if self.run.offline else self.run.url or 'disabled'}"
 
     def log_metrics(self, step: int, values: Values) -> None:
         self.run.log({"step": step, **values})
@@ -252,34 +256,34 @@ class _WandbLogger:
         self.run.finish(exit_code={"finished": 0, "failed": 1, "killed": 255}[status])
 
 
-class _MLflowLogger:
-    """A run of MLflow where its own settings say (`MLFLOW_TRACKING_URI`, else a store in the working folder).
+class MLflowLogger:
+    """An MLflow run in the store of `MLFLOW_TRACKING_URI`, else in one in the working directory.
 
-    Numbers are sent together, as each request takes its time.
+    Metrics are sent in batches because every request is slow.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         import mlflow
         from mlflow.entities import Metric, Param
 
-        self.metric = Metric
-        self.waiting: list[Any] = []
-        self.sent = time.monotonic()
+        self.metric_class = Metric
+        self.pending: list[Any] = []
+        self.last_sent = time.monotonic()
         with _quiet_logging(), _short_timeouts():
             self.client = mlflow.MlflowClient()
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
-            known = self.client.get_experiment_by_name(name)
-            number = known.experiment_id if known else self.client.create_experiment(name)
-            self.run = self.client.create_run(number, run_name=_run_name(folder)).info.run_id
+            experiment = self.client.get_experiment_by_name(name)
+            experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
+            self.run = self.client.create_run(experiment_id, run_name=_run_name(folder)).info.run_id
             params = [Param(key, str(value)) for key, value in facts.items()]
-            for start in range(0, len(params), 100):  # at most so many a request
+            for start in range(0, len(params), 100):  # MLflow accepts at most 100 per request
                 self.client.log_batch(self.run, params=params[start : start + 100])
-        self.words = f"mlflow: run {self.run} of experiment {name} in {mlflow.get_tracking_uri()}"
+        self.description = f"mlflow: run {self.run} of experiment {name} in {mlflow.get_tracking_uri()}"
 
     def log_metrics(self, step: int, values: Values) -> None:
         now = int(1000 * time.time())
-        self.waiting += [self.metric(name, float(value), now, step) for name, value in values.items()]
-        if time.monotonic() - self.sent > FLUSH_INTERVAL_SECONDS or len(self.waiting) > 900:
+        self.pending += [self.metric_class(name, float(value), now, step) for name, value in values.items()]
+        if time.monotonic() - self.last_sent > FLUSH_INTERVAL_SECONDS or len(self.pending) > 900:
             self._send()
 
     def summary(self, step: int, values: Values) -> None:
@@ -292,27 +296,28 @@ class _MLflowLogger:
 
     def _send(self) -> None:
         with _short_timeouts():
-            self.client.log_batch(self.run, metrics=self.waiting)
-        self.waiting, self.sent = [], time.monotonic()
+            self.client.log_batch(self.run, metrics=self.pending)
+        self.pending, self.last_sent = [], time.monotonic()
 
 
-LOGGER_CLASSES: dict[str, Callable[..., _Logger]] = {
-    "csv": _CsvLogger,
-    "mlflow": _MLflowLogger,
-    "tensorboard": _TensorBoardLogger,
-    "wandb": _WandbLogger,
+LOGGER_CLASSES: dict[str, Callable[..., MetricLogger]] = {
+    "csv": CsvLogger,
+    "mlflow": MLflowLogger,
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
 }
 
 EXTRAS = ("mlflow", "tensorboard", "wandb")
+"""Loggers whose packages are extras of this one."""
 
 
 def _run_name(folder: Path) -> str:
-    """The folder's last two parts: `runs/mine-20261123-101500`, `five/seed-0`."""
+    """Return the last two parts of the folder's path, such as `runs/mine-20261123-101500` or `five/seed-0`."""
     return "/".join(folder.absolute().parts[-2:])
 
 
 def _has_api_key(settings: Any) -> bool:
-    """Whether Weights & Biases could log in without asking: by its settings and environment, or a .netrc."""
+    """Whether Weights & Biases can log in without a prompt: by its settings, the environment, or a .netrc file."""
     from requests.utils import get_netrc_auth
 
     return bool(settings.api_key or settings.identity_token_file or get_netrc_auth(settings.base_url))
@@ -320,27 +325,27 @@ def _has_api_key(settings: Any) -> bool:
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """Inside, logging tells warnings and errors only: MLflow tells of each table that a new store gets."""
-    before = logging.root.manager.disable
+    """Hide log messages below warnings: MLflow reports each table that it creates in a new store."""
+    previous_level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(previous_level)
 
 
 def _short_timeouts() -> AbstractContextManager[None]:
-    """Inside, MLflow gives up on a server that is gone after seconds, not the minutes that it has by default."""
+    """Make MLflow give up on an unreachable server after seconds instead of its default of minutes."""
     return _set_environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="15")
 
 
 @contextmanager
-def _set_environment(**wished: str) -> Iterator[None]:
-    """Inside, these environment variables are set, unless they were already."""
-    own = {name: value for name, value in wished.items() if name not in os.environ}
-    os.environ.update(own)
+def _set_environment(**variables: str) -> Iterator[None]:
+    """Set environment variables that are not set already, and unset them on exit."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
     try:
         yield
     finally:
-        for name in own:
+        for name in new:
             del os.environ[name]

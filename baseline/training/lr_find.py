@@ -1,4 +1,4 @@
-"""TODO."""
+"""Learning-rate search: fastai's `lr_find` without its side effects."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ __all__ = ["find_lr"]
 
 
 SWEEP_STEPS = 100
-"""Steps of a search for a learning rate."""
+"""Number of steps of a learning-rate search."""
 
 
 FALLBACK_LR = 1e-3
+"""Learning rate where the search finds no valley."""
 
 MIN_LR, MAX_LR = 1e-6, 1e-1
+"""Bounds of the learning rate that a search may suggest."""
 
 
 def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
-    """fastai's learning-rate search without its side effects: the rate, the curve (`lr, loss`), and a word on it.
+    """Run fastai's learning-rate search without its side effects.
 
-    A hundred steps with rates from 1e-7 to 10, stopped once the loss has risen fourfold; the rate is fastai's
-    `valley`, held between 1e-6 and 0.1. Weights, optimizer, loaders and random states are as before; no file is
-    written. Where the curve shows no valley the rate is 1e-3 and the word says so.
+    The search takes 100 steps with rates from 1e-7 to 10 and stops early once the loss has risen fourfold. The
+    suggested rate is fastai's `valley`, clipped to between 1e-6 and 0.1; where the curve has no valley it is 1e-3.
+    Weights, optimizer, loaders and random states are unchanged afterwards, and no file is written.
+
+    Returns:
+        The learning rate, the curve (columns `lr, loss`), and where the rate comes from, in words.
     """
     with _preserve_state(learn), learn.no_bar(), learn.no_logging(), optimize_for_cpu(learn.model, sample_batch(learn)):
         learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_LRSweep(num_it=SWEEP_STEPS))
@@ -44,20 +49,20 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     try:
         rate = float(valley(torch.tensor(usable["lr"].values), torch.tensor(usable["loss"].values), SWEEP_STEPS)[0])
     except (IndexError, RuntimeError, ValueError):
-        return FALLBACK_LR, curve, "the search showed no valley, so this is the default"
+        return FALLBACK_LR, curve, "the default, as the search found no valley"
     if not MIN_LR <= rate <= MAX_LR:
-        return min(max(rate, MIN_LR), MAX_LR), curve, f"the search gave {rate:.1e}, held within bounds"
+        return min(max(rate, MIN_LR), MAX_LR), curve, f"the search suggested {rate:.1e}, which was clipped"
     return rate, curve, "found by a search of 100 steps"
 
 
 def sample_batch(learn: Learner) -> torch.Tensor:
-    """Some inputs of the network."""
+    """Return a validation batch of network inputs."""
     with preserve_rng_state():
         return learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
 
 class _LRSweep(LRFinder):
-    """fastai's LRFinder without the file it saves the network to, and with losses that are no numbers as an end."""
+    """fastai's LRFinder without the file it saves the network to; it also stops at a loss that is not finite."""
 
     def before_fit(self) -> None:
         ParamScheduler.before_fit(self)
@@ -69,8 +74,8 @@ class _LRSweep(LRFinder):
             return
         loss = float(self.smooth_loss)
         self.best_loss = min(self.best_loss, loss)
-        risen = self.train_iter > SWEEP_STEPS // 3 and loss > 4 * self.best_loss
-        if self.train_iter >= self.num_it or risen or not math.isfinite(loss):
+        has_risen = self.train_iter > SWEEP_STEPS // 3 and loss > 4 * self.best_loss
+        if self.train_iter >= self.num_it or has_risen or not math.isfinite(loss):
             raise CancelFitException()
 
     def after_fit(self) -> None:
@@ -79,7 +84,7 @@ class _LRSweep(LRFinder):
 
 @contextmanager
 def _preserve_state(learn: Learner) -> Iterator[None]:
-    """Whatever happens inside to weights, optimizer, loader and random states is undone."""
+    """Undo all changes to weights, optimizer, loader and random states on exit."""
     weights = clone_weights(learn.model)
     loader_state = learn.dls.train.rng.getstate()
     try:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Recovery from errors during training: divergence, too little memory, and dead worker processes."""
 
 from __future__ import annotations
 
@@ -17,57 +17,69 @@ if TYPE_CHECKING:
 
 
 class Diverged(Exception):
-    """The loss has gone wrong."""
+    """The loss became NaN or infinite, or rose far above chance."""
 
-    def __init__(self, how: str) -> None:
-        super().__init__(how)
-        self.how = how  # fastai adds words of its own to the message
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason  # fastai appends text of its own to the message
 
     def __str__(self) -> str:
-        return self.how
+        return self.reason
 
 
 def with_recovery(
-    run: TrainingRun, trainee: Learner, number: int, facts: dict[str, Any], work: Callable[[], Any]
+    run: TrainingRun, learner: Learner, number: int, facts: dict[str, Any], work: Callable[[], Any]
 ) -> Any:
-    """The work's result; what can be helped is, and it begins again from the last point."""
-    died = False
+    """Call `work` and return its result; on a recoverable error call it again from the last saved state.
+
+    - Out of memory: halve the batch size and accumulate gradients over the smaller batches.
+    - Divergence: halve the learning rate, once per stage.
+    - A data-loading worker died: start it again, once per call.
+
+    Raises:
+        TrainingError: if memory is too small for two images, or workers die again.
+        Diverged: if the loss diverges again at half the learning rate.
+    """
+    worker_died = False
     while True:
         try:
             return work()
         except torch.OutOfMemoryError:
-            size = trainee.dls.train.bs
-            if size <= 2 or world_size() > 1:  # of a single image BatchNorm learns nothing
-                words = "Memory is too small for two images at a time. Give a smaller --image-size or another --arch."
-                if world_size() > 1:  # the others would wait for this one
-                    words = f"Memory is too small for {size} images in each process. Give a smaller --batch-size."
-                raise TrainingError(words) from None
+            size = learner.dls.train.bs
+            if size <= 2 or world_size() > 1:  # BatchNorm cannot learn from a single image
+                message = "Not enough memory for two images at a time. Give a smaller --image-size or another --arch."
+                if world_size() > 1:  # the other processes would wait for this one
+                    message = f"Not enough memory for {size} images per process. Give a smaller --batch-size."
+                raise TrainingError(message) from None
             size = max(2, size // 2)
-            run.progress.log(f"stage {number}: out of memory; batches of {size}, gathered for each step")
-            reduce_batch_size(trainee, size)
-        except Diverged as wrong:
+            run.progress.log(f"stage {number}: out of memory; continuing with batches of {size}, accumulated per step")
+            reduce_batch_size(learner, size)
+        except Diverged as error:
             if "halved" in facts:
                 raise
-            whole, facts["halved"] = facts["lr"], str(wrong)
-            facts["lr"] = tuple(each / 2 for each in whole) if isinstance(whole, tuple) else whole / 2
-            at = f"epoch {run.point.epoch}" if run.point and run.point.epoch else "its beginning"
-            run.progress.log(f"stage {number}: {wrong}; back to {at}, at half the rate, {format_lr(facts['lr'])}")
+            lr, facts["halved"] = facts["lr"], str(error)
+            facts["lr"] = tuple(rate / 2 for rate in lr) if isinstance(lr, tuple) else lr / 2
+            position = f"epoch {run.state.epoch}" if run.state and run.state.epoch else "its beginning"
+            run.progress.log(
+                f"stage {number}: {error}; back to {position}, at half the learning rate, {format_lr(facts['lr'])}"
+            )
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            if died or world_size() > 1:
+            if worker_died or world_size() > 1:
                 raise TrainingError(
-                    f"Readers of images die: {first_line(error)}. Give fewer --workers; they may lack memory."
+                    f"Data-loading workers keep dying: {first_line(error)}. They may lack memory; give fewer --workers."
                 ) from None
-            died = True
-            run.progress.log(f"stage {number}: {first_line(error)}; it is replaced, once")
-        if run.point is not None:
-            run.frozen.learn.model.load_state_dict(run.point.weights)
+            worker_died = True
+            run.progress.log(f"stage {number}: {first_line(error)}; restarting it once")
+        if run.state is not None:
+            run.frozen.learn.model.load_state_dict(run.state.weights)
 
 
-def reduce_batch_size(trainee: Learner, size: int) -> None:
-    if size == trainee.dls.train.bs:
+def reduce_batch_size(learner: Learner, size: int) -> None:
+    """Replace the Learner's training loader by one with batches of `size`."""
+    if size == learner.dls.train.bs:
         return
-    smaller = trainee.dls.train.new(bs=size)
-    smaller.weights = trainee.dls.train.weights
-    trainee.dls.loaders[0] = smaller
+    loader = learner.dls.train.new(bs=size)
+    loader.weights = learner.dls.train.weights
+    learner.dls.loaders[0] = loader

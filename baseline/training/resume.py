@@ -1,4 +1,4 @@
-"""TODO."""
+"""The callback that resumes a stage in the middle, and records after each epoch where it could resume."""
 
 from __future__ import annotations
 
@@ -20,87 +20,90 @@ if TYPE_CHECKING:
 
 
 class ResumeCallback(Callback):
-    """Skips the epochs that have ended, goes on as at the run's point, and moves the point on after each epoch."""
+    """Skip completed epochs, restore the saved state, and save a new one after each epoch."""
 
-    order = 90  # after all others have had their say
+    order = 90  # after all other callbacks
 
-    def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], laps: StepTimer) -> None:
+    def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], timer: StepTimer) -> None:
         super().__init__()
-        self.whole, self.number, self.facts, self.laps = run, number, facts, laps
-        self.done = run.point.epoch if run.point else 0
-        self.before, self.began = facts["seconds"], time.perf_counter()
+        self.training_run, self.number, self.facts, self.timer = run, number, facts, timer
+        self.completed_epochs = run.state.epoch if run.state else 0
+        self.seconds_before, self.start = facts["seconds"], time.perf_counter()
 
     def before_epoch(self) -> None:
-        if self.epoch < self.done:
+        if self.epoch < self.completed_epochs:
             raise CancelEpochException()
-        if self.epoch > self.done:
+        if self.epoch > self.completed_epochs:
             return
-        if self.whole.point is None:
-            self.whole.point = self._now(0, clone_weights(self.whole.frozen.learn.model), None)
+        run = self.training_run
+        if run.state is None:
+            run.state = self._current_state(0, clone_weights(run.frozen.learn.model), None)
         else:
-            self._go_back(self.whole.point)
+            self._restore(run.state)
 
     def after_fit(self) -> None:
-        if self.done == self.n_epoch and self.whole.point is not None:
-            self._go_back(self.whole.point)
+        if self.completed_epochs == self.n_epoch and self.training_run.state is not None:
+            self._restore(self.training_run.state)
 
     def after_epoch(self) -> None:
-        if self.epoch < self.done:
+        if self.epoch < self.completed_epochs:
             return
-        run = self.whole
-        best = run.log.epochs[-1]["best"]
-        weights = run.best.weights if best else clone_weights(run.frozen.learn.model)
-        run.point = self._now(self.epoch + 1, weights, _copy_to(self.opt.state_dict()))
-        run.keep(run.point)
+        run = self.training_run
+        is_best = run.log.epochs[-1]["best"]
+        weights = run.best.weights if is_best else clone_weights(run.frozen.learn.model)
+        run.state = self._current_state(self.epoch + 1, weights, copy_to_device(self.opt.state_dict()))
+        run.save(run.state)
 
-    def _now(self, epoch: int, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None) -> TrainingState:
-        train, own = self.whole.frozen.learn.dls.train, self.dls.train
-        smooth, scaler = self.recorder.smooth_loss, getattr(self, "scaler", None)
-        spent = round(self.before + time.perf_counter() - self.began, 2)
+    def _current_state(
+        self, epoch: int, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None
+    ) -> TrainingState:
+        network_loader, stage_loader = self.training_run.frozen.learn.dls.train, self.dls.train
+        smooth_loss, scaler = self.recorder.smooth_loss, getattr(self, "scaler", None)
+        seconds = round(self.seconds_before + time.perf_counter() - self.start, 2)
         return TrainingState(
             stage=self.number,
             epoch=epoch,
-            facts={**self.facts, "seconds": spent, "laps": dict(self.laps.seconds)},
+            facts={**self.facts, "seconds": seconds, "laps": dict(self.timer.seconds)},
             weights=weights,
             optimizer=optimizer,
             random=all_gather(get_rng_state()),
-            loaders=(loader_state(train), loader_state(own)),
-            batch_size=own.bs * world_size(),
-            smooth=(smooth.count, smooth.val.detach().clone()),
+            loaders=(loader_state(network_loader), loader_state(stage_loader)),
+            batch_size=stage_loader.bs * world_size(),
+            smooth=(smooth_loss.count, smooth_loss.val.detach().clone()),
             scaler=scaler.state_dict() if scaler is not None else None,
         )
 
-    def _go_back(self, point: TrainingState) -> None:
-        """Takes up all of the point but its weights, which the network has by now."""
-        learn = self.whole.frozen.learn
-        first = next(learn.model.parameters())
-        if point.optimizer is not None:
-            found = _copy_to(point.optimizer, first.device)
-            for (parameter, *_), state in zip(self.opt.all_params(), found["state"], strict=True):
-                state.update({key: _match_strides(value, parameter) for key, value in state.items()})
-            self.opt.load_state_dict({**found, "hypers": L(found["hypers"])})
-        set_loader_state(learn.dls.train, point.loaders[0])
-        set_loader_state(self.dls.train, point.loaders[1])
-        set_rng_state(point.random[rank() % len(point.random)])
-        smooth = self.recorder.smooth_loss
-        smooth.count, smooth.val = point.smooth[0], point.smooth[1].to(first.device)
-        if point.scaler and getattr(self, "scaler", None) is not None:
-            self.scaler.load_state_dict(point.scaler)
+    def _restore(self, state: TrainingState) -> None:
+        """Restore everything but the weights, which the network already has."""
+        learn = self.training_run.frozen.learn
+        device = next(learn.model.parameters()).device
+        if state.optimizer is not None:
+            optimizer = copy_to_device(state.optimizer, device)
+            for (parameter, *_), values in zip(self.opt.all_params(), optimizer["state"], strict=True):
+                values.update({key: match_strides(value, parameter) for key, value in values.items()})
+            self.opt.load_state_dict({**optimizer, "hypers": L(optimizer["hypers"])})
+        set_loader_state(learn.dls.train, state.loaders[0])
+        set_loader_state(self.dls.train, state.loaders[1])
+        set_rng_state(state.random[rank() % len(state.random)])
+        smooth_loss = self.recorder.smooth_loss
+        smooth_loss.count, smooth_loss.val = state.smooth[0], state.smooth[1].to(device)
+        if state.scaler and getattr(self, "scaler", None) is not None:
+            self.scaler.load_state_dict(state.scaler)
 
 
-def _match_strides(value: Any, like: torch.Tensor) -> Any:
-    """A tensor with the strides of another of its shape: sums over it then round as they did."""
+def match_strides(value: Any, like: torch.Tensor) -> Any:
+    """Return a tensor of the same shape as `like` with its strides, so that sums over it round the same."""
     if isinstance(value, torch.Tensor) and value.shape == like.shape:
         return torch.empty_like(like, dtype=value.dtype).copy_(value)
     return value
 
 
-def _copy_to(value: Any, device: torch.device | str = "cpu") -> Any:
-    """Nested values with their tensors copied to the device."""
+def copy_to_device(value: Any, device: torch.device | str = "cpu") -> Any:
+    """Copy the tensors in nested values to the device."""
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _copy_to(each, device) for key, each in value.items()}
+        return {key: copy_to_device(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple | L):
-        return [_copy_to(each, device) for each in value]
+        return [copy_to_device(item, device) for item in value]
     return value

@@ -1,4 +1,7 @@
-"""Learner + stages -> history, with the best weights of all stages loaded. Knows losses; knows no files, no images."""
+"""Training: run a recipe's stages on a Learner and load the best weights of all of them.
+
+Learner + stages -> history. This module knows losses and learning rates; it knows no files and no images.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from baseline.training.lr_find import find_lr, sample_batch
 from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
 from baseline.training.resume import ResumeCallback
 from baseline.training.state import BestWeights, TrainingLog, TrainingRun
-from baseline.vision.cpu_speedups import compile_model, optimize_for_cpu
+from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import shard_loader
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 SHUFFLE_SEED_OFFSET = 1_000_003
+"""Distance between the random seeds of two training processes."""
 
 
 def train(
@@ -52,41 +56,42 @@ def train(
     progress: Progress | None = None,
     *,
     deadline: float = math.inf,
-    kept: Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Trains the recipe's stages in order and leaves the best weights of all of them in `learn`.
+    """Train the recipe's stages in order and load the best weights of all of them into `learn`.
 
-    Best is the highest accuracy (micro F1 with many labels) on the valid split, the lower loss where two are
-    equal, over all epochs of all stages: a fine-tune that makes things worse never replaces what was better. Each
-    stage is fastai's `fit_one_cycle`, or what else its `schedule` names, with its `optimizer`, which becomes the
-    Learner's `opt_func`; a head stage runs on the frozen body's outputs (`freeze = "features"`) or as fastai does it.
+    The best epoch is the one with the highest accuracy (micro F1 for multi-label recipes) on the valid split, the lower
+    loss breaking ties, over all epochs of all stages: a fine-tune that makes things worse never replaces better
+    weights. Each stage runs fastai's `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, which
+    becomes the Learner's `opt_func`. A head stage is trained on cached outputs of the frozen body
+    (`freeze = "features"`) or as fastai does it.
 
-    At the `deadline` (seconds of `time.perf_counter`) training ends, in the middle of an epoch if need be, whose
-    weights are then looked at like any others; a run whose time is up before its first step makes that one. With a
-    `patience`, a stage ends where it no longer gets better.
+    Errors are recovered from, starting again at the end of the last epoch. If the loss becomes NaN or infinite, or
+    rises far above chance, the learning rate is halved, once per stage; if it happens again, training ends with the
+    best weights so far. If memory runs out, the batch size is halved and gradients are accumulated. A data-loading
+    worker that dies is restarted, once per stage.
 
-    What goes wrong is gone back from, to the end of the last epoch: a loss that is no number, or has risen far above
-    chance, halves the rate, once a stage; a device whose memory is too small halves the batches and gathers them for
-    each step; a dead reader of images is replaced, once a stage. If the loss goes wrong again, training ends with the
-    best weights so far.
-
-    With `kept`, the state at the end of epochs is written there every now and then, and training goes on from the one
-    that is found there: on a CPU to the same numbers, to the last digit.
-
-    An interrupt (`KeyboardInterrupt`) leaves the best weights so far in `learn` and goes on to the caller, with the
-    history so far as its `history`.
+    Args:
+        learn: a Learner from `baseline.learner`.
+        recipe: a recipe with every "auto" resolved.
+        progress: receives messages, progress bars and metrics.
+        deadline: time, in seconds of `time.perf_counter`, at which training ends, in the middle of an epoch if
+            necessary; that epoch is then validated like any other. Training always makes at least one step. With a
+            `patience` in the recipe, a stage also ends when it stops improving.
+        checkpoints: where to write checkpoints at the ends of epochs, every now and then. If it holds one, training
+            resumes from it: on a CPU with exactly the results of an uninterrupted run.
 
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
-        TrainingError: if the loss goes wrong before any epoch has ended, the device's memory is too small for batches
-            of two images, or readers of images die again.
-        OutputError: if what `kept` has is damaged, or fits outputs of frozen layers for which there is no room now.
+        TrainingError: if the loss diverges before any epoch has ended, the device's memory is too small for batches
+            of two images, or data-loading workers die again.
+        OutputError: if the checkpoint is damaged, or was taken on cached features that there is no room for now.
+        KeyboardInterrupt: passed on to the caller, with the best weights so far in `learn` and the history so far as
+            its attribute `history`.
     """
     progress = progress or Progress()
-    if rank():
-        torch.manual_seed(
-            recipe.seed + SHUFFLE_SEED_OFFSET * rank()
-        )  # or all would mirror the same images of their parts
+    if rank():  # with the same seed, all processes would flip the same images of their parts
+        torch.manual_seed(recipe.seed + SHUFFLE_SEED_OFFSET * rank())
     run = TrainingRun(
         FrozenOutputs(learn, recipe, progress),
         BestWeights(learn),
@@ -94,17 +99,17 @@ def train(
         progress,
         deadline,
         learn.dls.train.bs,
-        kept,
+        checkpoints,
     )
     try:
-        for at in range(run.go_on(), len(recipe.stages) + 1):
+        for number in range(run.resume(), len(recipe.stages) + 1):
             if run.log.epochs and time.perf_counter() > deadline:
-                progress.log(f"stage {at}: left out, the time is up")
+                progress.log(f"stage {number}: skipped, the time is up")
                 continue
-            if "given_up" in _train_stage(run, at):
+            if "given_up" in train_stage(run, number):
                 break
-            run.frozen.forget(at)
-            run.stage_ends(at)
+            run.frozen.release(number)
+            run.end_stage(number)
     except KeyboardInterrupt as interrupt:
         interrupt.history = run.log.history()  # type: ignore[attr-defined]
         raise
@@ -115,148 +120,167 @@ def train(
     return run.log.history()
 
 
-def _train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
-    """Trains it; what the history tells of it."""
-    began = time.perf_counter()
+def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
+    """Train one stage and return its history entry."""
+    start = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
-    stage, trained = recipe.stages[number - 1], run.frozen.plan.trained(number)
-    learn.opt_func = _optimizer_function(stage.optimizer)
-    trainee = _stage_learner(run, number)
-    size = run.batch_size if trainee is learn else trainee.dls.train.bs
-    if run.point is not None and run.point.epoch:
-        facts = dict(run.point.facts)
-        reduce_batch_size(trainee, run.point.batch_size)
+    learn.opt_func = optimizer_function(recipe.stages[number - 1].optimizer)
+    learner = stage_learner(run, number)
+    size = run.batch_size if learner is learn else learner.dls.train.bs
+    if run.state is not None and run.state.epoch:
+        facts = dict(run.state.facts)
+        reduce_batch_size(learner, run.state.batch_size)
     else:
-        run.point = None
-        facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
-        facts["parameters"] = sum(p.numel() for group in learn.splitter(learn.model)[-trained:] for p in group)
-        facts["features_seconds"] = round(time.perf_counter() - began, 2) if trainee is not learn else 0.0
-        facts["cached_seconds"] = round(run.frozen.saved, 2) if trainee is not learn else 0.0
-        rate, why = stage.lr, "as given"
-        if stage.lr == "find":
-            before = time.perf_counter()
-            run.progress.log(f"stage {number}: searching the learning rate")
-            search = partial(with_recovery, run, trainee, number, facts, lambda: _search_lr(run, trainee, number, size))
-            found, curve, why = broadcast_from_rank0(search)
-            run.log.sweeps += curve.assign(stage=number).to_dict("records")
-            rate = found if trainee is not learn or stage.trains == "head" else (found / 10, found)
-            facts["lr_find_seconds"] = round(time.perf_counter() - before, 2)
-        facts.update(lr=rate, why=why, seconds=0.0)
-        what = describe_trained(stage.trains if isinstance(stage.trains, str) else trained)
-        words = [what, f"{stage.epochs} epochs", describe_schedule(facts), f"learning rate {format_lr(rate)} ({why})"]
-        run.progress.log(f"stage {number}: training {', '.join(filter(None, words))}")
-    before, laps = facts["seconds"], StepTimer(facts.get("laps", {}))
-    whole = trainee.dls.train
+        run.state = None
+        facts = begin_stage(run, learner, number, size, start)
+    seconds_before, timer = facts["seconds"], StepTimer(facts.get("laps", {}))
+    complete_loader = learner.dls.train
     if world_size() > 1:
-        trainee.dls.loaders[0], size = shard_loader(whole, rank(), world_size()), size // world_size()
+        learner.dls.loaders[0] = shard_loader(complete_loader, rank(), world_size())
+        size = size // world_size()
     try:
-        with_recovery(run, trainee, number, facts, lambda: _fit_stage(run, trainee, number, facts, laps, size))
-    except Diverged as wrong:
-        facts["given_up"] = str(wrong)
+        with_recovery(run, learner, number, facts, lambda: fit_stage(run, learner, number, facts, timer, size))
+    except Diverged as error:
+        facts["given_up"] = str(error)
         if not run.log.epochs:
             raise TrainingError(
-                f"Training diverges in stage {number}: {wrong}, at half the rate, {format_lr(facts['lr'])}, too. "
-                "Give a lower lr in the recipe, and look at the images."
+                f"Training diverges in stage {number}: {error}, also at half the learning rate "
+                f"({format_lr(facts['lr'])}). Give a lower lr in the recipe, and check the images."
             ) from None
-        run.progress.log(f"stage {number}: {wrong} again; training ends with the best weights so far")
+        run.progress.log(f"stage {number}: {error} again; training ends with the best weights so far")
     finally:
         if world_size() > 1:
-            whole.rng.setstate(trainee.dls.train.rng.getstate())
-            trainee.dls.loaders[0] = whole
-    facts["seconds"] = round(before + time.perf_counter() - began, 2)
-    facts["laps"] = {name: round(seconds, 4) for name, seconds in laps.seconds.items()}
+            complete_loader.rng.setstate(learner.dls.train.rng.getstate())
+            learner.dls.loaders[0] = complete_loader
+    facts["seconds"] = round(seconds_before + time.perf_counter() - start, 2)
+    facts["laps"] = {name: round(seconds, 4) for name, seconds in timer.seconds.items()}
     run.log.stages.append(facts)
     return facts
 
 
-def _stage_learner(run: TrainingRun, number: int) -> Learner:
-    """The layers after the frozen ones, on their outputs, where there is room for these, else the whole network.
+def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, start: float) -> dict[str, Any]:
+    """Choose the learning rate of a stage that was not started before, and return its history entry so far.
+
+    Args:
+        size: images per optimizer step.
+        start: time at which the stage began, in seconds of `time.perf_counter`.
+    """
+    learn, stage, trained_groups = (
+        run.frozen.learn,
+        run.frozen.recipe.stages[number - 1],
+        run.frozen.plan.trained_groups,
+    )
+    is_cached = learner is not learn
+    facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
+    groups = learn.splitter(learn.model)[-trained_groups(number) :]
+    facts["parameters"] = sum(p.numel() for group in groups for p in group)
+    facts["features_seconds"] = round(time.perf_counter() - start, 2) if is_cached else 0.0
+    facts["cached_seconds"] = round(run.frozen.cached_seconds, 2) if is_cached else 0.0
+    rate, reason = stage.lr, "as given"
+    if stage.lr == "find":
+        search_start = time.perf_counter()
+        run.progress.log(f"stage {number}: searching for a learning rate")
+        search = partial(with_recovery, run, learner, number, facts, lambda: search_lr(run, learner, number, size))
+        suggested, curve, reason = broadcast_from_rank0(search)
+        run.log.sweeps += curve.assign(stage=number).to_dict("records")
+        rate = suggested if is_cached or stage.trains == "head" else (suggested / 10, suggested)
+        facts["lr_find_seconds"] = round(time.perf_counter() - search_start, 2)
+    facts.update(lr=rate, why=reason, seconds=0.0)
+    layers = describe_trained(stage.trains if isinstance(stage.trains, str) else trained_groups(number))
+    epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
+    parts = [layers, epochs, describe_schedule(facts), f"learning rate {format_lr(rate)} ({reason})"]
+    run.progress.log(f"stage {number}: training {', '.join(filter(None, parts))}")
+    return facts
+
+
+def stage_learner(run: TrainingRun, number: int) -> Learner:
+    """Return a Learner over the layers after the frozen ones, on cached features, or that of the complete network.
 
     Raises:
-        OutputError: if the stage goes on, was on such outputs, and there is no room for them now.
+        OutputError: if the stage is resumed from a checkpoint on cached features that there is no room for now.
     """
     learn = run.frozen.learn
-    kept = len(run.point.optimizer["state"]) if run.point is not None and run.point.optimizer is not None else 0
-    if kept == sum(len(group) for group in learn.splitter(learn.model)):
+    optimizer = run.state.optimizer if run.state is not None else None
+    saved_parameters = len(optimizer["state"]) if optimizer is not None else 0
+    if saved_parameters == sum(len(group) for group in learn.splitter(learn.model)):
         return learn
-    found = run.frozen.learner(number)
-    if found is None and kept:
+    cached_learner = run.frozen.learner(number)
+    if cached_learner is None and saved_parameters:
         raise OutputError(
-            "What was kept of the run fits outputs of frozen layers, for which there is no room now. Make room on the "
-            "cache's disk, give a larger --cache-gb, or remove "
-            f"{run.kept and run.kept.folder}, and the run begins anew."
+            "This checkpoint was taken on cached features, and the cache no longer has room for them. Free space on "
+            "the cache's disk, give a larger --cache-gb, or remove "
+            f"{run.checkpoints and run.checkpoints.folder} to start the run from the beginning."
         )
-    return found or learn
+    return cached_learner or learn
 
 
-def _search_lr(run: TrainingRun, trainee: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
-    _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
-    with trainee.added_cbs(_stage_callbacks(run, trainee, number, size)):
-        return find_lr(trainee)
+def search_lr(run: TrainingRun, learner: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
+    """Run `find_lr` on a stage, with its layers frozen and its callbacks."""
+    freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
+    with learner.added_cbs(stage_callbacks(run, learner, number, size)):
+        return find_lr(learner)
 
 
-def _fit_stage(
-    run: TrainingRun, trainee: Learner, number: int, facts: dict[str, Any], laps: StepTimer, size: int
+def fit_stage(
+    run: TrainingRun, learner: Learner, number: int, facts: dict[str, Any], timer: StepTimer, size: int
 ) -> None:
-    """One cycle, or what else the stage's schedule is, from its beginning or from the point where it stood."""
+    """Run the stage's schedule, from its beginning or from the saved state."""
     stage = run.frozen.recipe.stages[number - 1]
-    _freeze(trainee, run.frozen.plan.trained(number), run.frozen.recipe)
-    done, steps = run.point.epoch if run.point else 0, len(trainee.dls.train) + len(trainee.dls.valid)
-    quicker = (
-        compile_model(trainee.model)
-        if run.frozen.recipe.compile
-        else optimize_for_cpu(trainee.model, sample_batch(trainee))
-    )
-    show = run.progress.bar(f"stage {number}", stage.epochs * steps, "batches")
-    with show as bar, trainee.no_bar(), trainee.no_logging(), quicker:
-        bar.step(done * steps)
+    freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
+    steps_per_epoch = len(learner.dls.train) + len(learner.dls.valid)
+    completed_epochs = run.state.epoch if run.state else 0
+    speedup = optimize_for_cpu(learner.model, sample_batch(learner))
+    progress_bar = run.progress.bar(f"stage {number}", stage.epochs * steps_per_epoch, "batches")
+    with progress_bar as bar, learner.no_bar(), learner.no_logging(), speedup:
+        bar.step(completed_epochs * steps_per_epoch)
         callbacks = [
-            *_stage_callbacks(run, trainee, number, size),
-            laps,
+            *stage_callbacks(run, learner, number, size),
+            timer,
             ProgressCallback(run, number, facts, bar),
-            ResumeCallback(run, number, facts, laps),
+            ResumeCallback(run, number, facts, timer),
         ]
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
-        fit = {"one_cycle": trainee.fit_one_cycle, "flat_cos": trainee.fit_flat_cos}.get(stage.schedule, trainee.fit)
-        fit(stage.epochs, _group_lrs(trainee, facts["lr"]), cbs=callbacks)
+        fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
+        fit(stage.epochs, group_lrs(learner, facts["lr"]), cbs=callbacks)
 
 
-def _optimizer_function(name: str) -> Callable[..., Any]:
-    known, settings = OPTIMIZERS[name]
-    return partial(getattr(optimizers, known), **settings)
+def optimizer_function(name: str) -> Callable[..., Any]:
+    """Return fastai's optimizer of that name with its settings."""
+    function, settings = OPTIMIZERS[name]
+    return partial(getattr(optimizers, function), **settings)
 
 
-def _stage_callbacks(run: TrainingRun, trainee: Learner, number: int, size: int) -> list[Callback]:
-    """What a stage wants done in its loop: still statistics, smaller images, batches gathered to the size wished."""
+def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) -> list[Callback]:
+    """Return the callbacks for frozen BatchNorm statistics, smaller images, and batches smaller than `size`."""
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
-    found: list[Callback] = []
-    if stage.batch_norm == "still" and not (stage.trains == "head" and recipe.freeze == "fastai"):
-        found.append(FreezeBatchNorm(learn.model[0]))
-    if trainee is learn and stage.image_size:
-        found.append(ResizeBatch(stage.image_size))
-    if trainee.dls.train.bs < size:
-        found.append(AccumulateGradients(size))
-    return found
+    callbacks: list[Callback] = []
+    if stage.batch_norm == "frozen" and not (stage.trains == "head" and recipe.training.freeze == "fastai"):
+        callbacks.append(FreezeBatchNorm(learn.model[0]))
+    if learner is learn and stage.image_size:
+        callbacks.append(ResizeBatch(stage.image_size))
+    if learner.dls.train.bs < size:
+        callbacks.append(AccumulateGradients(size))
+    return callbacks
 
 
-def _group_lrs(trainee: Learner, rate: Any) -> Any:
-    """One rate, or a rate for each layer group: from the first to the last that is trained, evenly multiplied."""
-    if not isinstance(rate, tuple):
-        return rate
-    groups = len(trainee.opt.param_lists)
-    frozen = trainee.opt.frozen_idx
-    return [rate[0]] * frozen + list(even_mults(*rate, groups - frozen))
+def group_lrs(learner: Learner, lr: Any) -> Any:
+    """Return a single rate, or for a pair of rates one per layer group, geometrically spaced over the trained ones."""
+    if not isinstance(lr, tuple):
+        return lr
+    groups = len(learner.opt.param_lists)
+    frozen = learner.opt.frozen_idx
+    return [lr[0]] * frozen + list(even_mults(*lr, groups - frozen))
 
 
-def _freeze(trainee: Learner, last: int, recipe: Recipe) -> None:
-    """A fresh optimizer, with the layer groups before so many last ones frozen (fastai's `freeze_to`).
+def freeze_groups(learner: Learner, trained_groups: int, recipe: Recipe) -> None:
+    """Create a fresh optimizer and freeze all but the last `trained_groups` layer groups (fastai's `freeze_to`).
 
-    fastai would keep BatchNorm learning in frozen groups, so that gradients run through the whole body; ours are
-    still, unless the recipe asks for fastai's way.
+    fastai would keep training BatchNorm in frozen groups, so that gradients run through the complete body; here it is
+    frozen, unless the recipe has `freeze = "fastai"`.
     """
-    trainee.train_bn = recipe.freeze == "fastai"
-    trainee.create_opt()
-    groups = len(trainee.opt.param_lists)
-    trainee.freeze_to(groups - min(last, groups))
+    learner.train_bn = recipe.training.freeze == "fastai"
+    learner.create_opt()
+    groups = len(learner.opt.param_lists)
+    learner.freeze_to(groups - min(trained_groups, groups))

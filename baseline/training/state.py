@@ -1,4 +1,4 @@
-"""TODO."""
+"""The state that all stages of a training run share: history, best weights, and where to resume."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from baseline.vision.network import clone_weights
 from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from baseline.progress import Progress
     from baseline.training.checkpoint import Checkpoints
     from baseline.training.frozen import FrozenOutputs
@@ -24,22 +26,22 @@ __all__ = ["History"]
 
 @dataclass
 class History:
-    """What training did, epoch by epoch and stage by stage."""
+    """Record of a training run, by epoch and by stage."""
 
     epochs: pd.DataFrame
-    """One row an epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`; with many
-    labels an image `valid_f1_score` (micro) instead of the accuracy."""
+    """One row per epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`; multi-label
+    runs have `valid_f1_score` (micro) instead of the accuracy."""
     sweeps: pd.DataFrame
-    """One row a step of each learning-rate search: `stage, lr, loss`."""
+    """One row per step of each learning-rate search: `stage, lr, loss`."""
     stages: list[dict[str, Any]]
-    """One entry a stage: `trains`, `epochs`, `optimizer`, `schedule`, `parameters` (trained), `lr` as used, `why`,
-    `seconds`, `features_seconds` and `lr_find_seconds` of these, and `cached_seconds`: what the outputs that came from
-    the cache once took."""
+    """One entry per stage: `trains`, `epochs`, `optimizer`, `schedule`, `parameters` (number trained), `lr` as used,
+    `why` (the reason for that rate), `seconds`, of which `features_seconds` and `lr_find_seconds`, and
+    `cached_seconds`: the time it once took to compute the outputs that were read from the cache."""
 
 
 @dataclass
 class TrainingRun:
-    """What all stages of one training share."""
+    """State shared by all stages of one training run."""
 
     frozen: FrozenOutputs
     best: BestWeights
@@ -47,37 +49,37 @@ class TrainingRun:
     progress: Progress
     deadline: float
     batch_size: int
-    kept: Checkpoints | None
-    point: TrainingState | None = None
-    """Where training can go back to, or, after an interrupt, has to go on from."""
+    checkpoints: Checkpoints | None
+    state: TrainingState | None = None
+    """The state to return to after an error, or to resume from after an interruption."""
 
-    def go_on(self) -> int:
-        """The number of the stage to begin with; what was kept is taken up."""
-        found = self.kept.state() if self.kept else None
-        all_gather(None)  # none goes on, and drops what was kept, before all have read it
-        if found is None:
+    def resume(self) -> int:
+        """Restore the last checkpoint, if there is one, and return the number of the stage to start with."""
+        checkpoint = self.checkpoints.load() if self.checkpoints else None
+        all_gather(None)  # no process continues, and deletes checkpoints, before all have read them
+        if checkpoint is None:
             return 1
-        state, best = found
+        values, best_weights = checkpoint
         learn = self.frozen.learn
-        self.log = TrainingLog(**state["log"])
-        self.best.score, self.best.weights = state["score"], best
-        self.point = point = TrainingState(**state["point"])
-        learn.model.load_state_dict(point.weights)
-        set_loader_state(learn.dls.train, point.loaders[0])
-        set_rng_state(point.random[rank() % len(point.random)])
-        for step, values in self.log.told:
-            self.progress.log_metrics(step, values)
-        at = f" after epoch {point.epoch} of {self.frozen.recipe.stages[point.stage - 1].epochs}" if point.epoch else ""
-        stages = len(self.frozen.recipe.stages)
-        where = f"in stage {point.stage}{at}" if point.stage <= stages else "after the last stage"
-        self.progress.log(f"going on {where}, with the best weights of {len(self.log.epochs)} epochs")
-        return point.stage
+        self.log = TrainingLog.from_state(values["log"])
+        self.best.score, self.best.weights = values["score"], best_weights
+        self.state = state = TrainingState(**values["point"])
+        learn.model.load_state_dict(state.weights)
+        set_loader_state(learn.dls.train, state.loaders[0])
+        set_rng_state(state.random[rank() % len(state.random)])
+        for step, metrics in self.log.logged_metrics:
+            self.progress.log_metrics(step, metrics)
+        stages = self.frozen.recipe.stages
+        epoch = f" after epoch {state.epoch} of {stages[state.stage - 1].epochs}" if state.epoch else ""
+        position = f"in stage {state.stage}{epoch}" if state.stage <= len(stages) else "after the last stage"
+        self.progress.log(f"resuming {position}, with the best weights of {len(self.log.epochs)} epochs")
+        return state.stage
 
-    def stage_ends(self, number: int) -> None:
-        """The next stage begins with the weights and random states of now."""
+    def end_stage(self, number: int) -> None:
+        """Save the state that the next stage starts from: the current weights and random states."""
         weights = self.best.weights if self.log.epochs[-1]["best"] else clone_weights(self.frozen.learn.model)
-        self.point = None
-        self.keep(
+        self.state = None
+        self.save(
             TrainingState(
                 number + 1,
                 0,
@@ -89,49 +91,70 @@ class TrainingRun:
             )
         )
 
-    def keep(self, point: TrainingState) -> None:
-        """Writes the state, if it is time to."""
-        if self.kept is None or rank() or not self.kept.due():
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint of the state if one is due."""
+        if self.checkpoints is None or rank() or not self.checkpoints.is_due():
             return
-        told = {"steps": self.log.steps, "point": vars(point), "log": vars(self.log), "score": self.best.score}
-        spent = sum(facts["seconds"] for facts in [*self.log.stages, point.facts])
-        self.kept.keep(told, self.best.weights, spent)
-        if self.kept.trouble:
-            self.progress.log(f"what has been trained cannot be kept ({self.kept.trouble}); training goes on without")
+        values = {
+            "steps": self.log.steps,
+            "point": vars(state),
+            "log": self.log.to_state(),
+            "score": self.best.score,
+        }
+        seconds = sum(facts["seconds"] for facts in [*self.log.stages, state.facts])
+        self.checkpoints.save(values, self.best.weights, seconds)
+        if self.checkpoints.error:
+            self.progress.log(
+                f"checkpoints cannot be written ({self.checkpoints.error}); training continues without them"
+            )
 
 
 @dataclass
 class TrainingState:
-    """A place that training can go on from: the beginning of a stage, or the end of one of its epochs."""
+    """A state that training can resume from: the start of a stage, or the end of one of its epochs.
+
+    Checkpoints hold these fields under their names.
+    """
 
     stage: int
     epoch: int
-    """Epochs of the stage that have ended."""
+    """Number of completed epochs of the stage."""
     facts: dict[str, Any]
-    """What the history will tell of the stage, as far as it is known."""
+    """The history entry of the stage, as far as it is known."""
     weights: dict[str, torch.Tensor]
-    """Of the whole network."""
+    """Weights of the complete network."""
     optimizer: dict[str, Any] | None
     random: list[dict[str, Any]]
-    """States of each process."""
+    """Random states, one entry per process."""
     loaders: tuple[Any, ...]
-    """States of the training loaders of the whole network's Learner and, within a stage, of the stage's."""
+    """States of the training loaders of the complete network's Learner and, within a stage, of the stage's Learner."""
     batch_size: int = 0
     smooth: tuple[int, torch.Tensor] = (0, torch.zeros(()))
-    """Steps and value of fastai's smoothed loss."""
+    """Step count and value of fastai's smoothed loss."""
     scaler: dict[str, Any] | None = None
-    """Of float16 training."""
+    """State of the gradient scaler of float16 training."""
 
 
 @dataclass
 class TrainingLog:
+    """Epochs, stages and logged metrics so far."""
+
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
-    """Training batches so far."""
+    """Number of training batches so far."""
     sweeps: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
-    told: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """The numbers of each epoch and the step at which loggers were told of it."""
+    logged_metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """Metrics of each epoch, with the step at which they were sent to the loggers."""
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the fields as checkpoints hold them, where the logged metrics are called `told`."""
+        return {"told" if name == "logged_metrics" else name: value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TrainingLog:
+        """Return the log that `to_state` was called on."""
+        return cls(**{"logged_metrics" if name == "told" else name: value for name, value in state.items()})
 
     def history(self) -> History:
         return History(
@@ -140,12 +163,12 @@ class TrainingLog:
 
 
 def epoch_score(metric: float, loss: float) -> tuple[float, float]:
-    """What epochs are compared by: the metric, then the loss."""
+    """Return the value that epochs are ranked by: the higher metric, then the lower loss."""
     return metric, -loss if math.isfinite(loss) else -math.inf
 
 
 class BestWeights:
-    """A copy of the whole network's weights from its best epoch."""
+    """A copy of the complete network's weights from its best epoch."""
 
     def __init__(self, learn: Learner) -> None:
         self.model = learn.model
@@ -153,7 +176,7 @@ class BestWeights:
         self.weights: dict[str, torch.Tensor] = {}
 
     def offer(self, metric: float, loss: float) -> bool:
-        """Keeps the weights as they are now if they are the best so far."""
+        """Copy the current weights if they are the best so far; return whether they are."""
         score = epoch_score(metric, loss)
         if self.score is not None and score <= self.score:
             return False
@@ -162,16 +185,21 @@ class BestWeights:
         return True
 
     def restore(self) -> None:
+        """Load the best weights into the network."""
         if self.weights:
             self.model.load_state_dict(self.weights)
 
 
 def loader_state(loader: Any) -> tuple[Any, bool]:
-    """Its own random state, and whether it has looked at an item to learn its types, which may have taken chance."""
+    """Return the loader's random state, and whether it has read an item to learn its types.
+
+    That first item may have consumed random numbers.
+    """
     return loader.rng.getstate(), "_types" in vars(loader)
 
 
 def set_loader_state(loader: Any, state: tuple[Any, bool]) -> None:
+    """Restore what `loader_state` returned."""
     if state[1] and "_types" not in vars(loader):
         loader._one_pass()
     loader.rng.setstate(state[0])

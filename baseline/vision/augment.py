@@ -1,4 +1,4 @@
-"""TODO."""
+"""Item and batch transforms: loading, resizing and augmenting images."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE_TYPES", "resize_batch"]
 
 IMAGE_TYPES = (str, Path, bytes, np.ndarray, Image.Image)
-"""What `baseline.images.open_image` takes."""
+"""Types that `load_image` accepts as a source."""
 
 
-def _load(source: Any, size: int) -> Image.Image:
+def load_existing_image(source: Any, size: int) -> Image.Image:
+    """Call `load_image`.
+
+    Raises:
+        DataError: if the file is missing; the message says what to do.
+    """
     try:
         return load_image(source, size)
     except FileNotFoundError as error:
@@ -35,18 +40,18 @@ def _load(source: Any, size: int) -> Image.Image:
 
 
 class LoadImage(Transform):
-    """`load_image` as fastai's type transform."""
+    """`load_image` as a fastai type transform."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        return PILImage(_load(source, self.size))
+        return PILImage(load_existing_image(source, self.size))
 
 
 class Resize(Transform):
-    """`resize_image` as fastai's item transform, before its `ToTensor`."""
+    """`resize_image` as a fastai item transform, run before `ToTensor`."""
 
     order = 1
 
@@ -59,22 +64,22 @@ class Resize(Transform):
 
 
 class TrainOnly(Transform):
-    """fastai's random changes, on training batches only: on valid ones its own would resample, and change nothing."""
+    """Apply fastai's augmentation to training batches only; on validation batches it would resample for nothing."""
 
     order, split_idx = 30, 0
 
-    def __init__(self, changes: Sequence[Any]) -> None:
+    def __init__(self, transforms: Sequence[Any]) -> None:
         super().__init__()
-        self.changes = changes
+        self.transforms = transforms
 
     def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
-        for change in self.changes:
-            images = change(images, split_idx=0)
+        for transform in self.transforms:
+            images = transform(images, split_idx=0)
         return images
 
 
 class ResizeValid(Transform):
-    """Valid images that were decoded larger, for random crops of training images, at the size the network sees."""
+    """Resize validation images to the network's input size, if images were decoded larger for random crops."""
 
     order, split_idx = 30, 1
 
@@ -87,28 +92,32 @@ class ResizeValid(Transform):
 
 
 class RandomFlip(Transform):
-    """Half of the images of a training batch, left to right: fastai's flip resamples them, at eight times the cost."""
+    """Flip each image of a training batch horizontally with probability 0.5.
+
+    fastai's own flip resamples images, which takes eight times as long.
+    """
 
     order, split_idx = 30, 0
 
     def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
-        chosen = torch.rand(len(images), device=images.device) < 0.5
-        images[chosen] = images[chosen].flip(-1)
+        mask = torch.rand(len(images), device=images.device) < 0.5
+        images[mask] = images[mask].flip(-1)
         return images
 
 
 def resize_batch(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The images, N x C x H x W, as squares of `size` pixels where that is another size; 0 leaves them."""
+    """Resize images, N x C x H x W, to squares of `size` pixels; 0 leaves them unchanged."""
     if size in (0, images.shape[-1]):
         return images
     return F.interpolate(images.as_subclass(torch.Tensor), (size, size), mode="bilinear", antialias=True)
 
 
 def batch_transforms(recipe: Recipe) -> list[Transform]:
+    """Return the batch transforms that the recipe's augmentation needs."""
     augment = recipe.augment
     if is_cacheable(augment):
         return [RandomFlip()] if augment.flip else []
-    changes = aug_transforms(
+    transforms = aug_transforms(
         do_flip=augment.flip,
         max_rotate=augment.rotate,
         max_zoom=augment.zoom,
@@ -116,11 +125,11 @@ def batch_transforms(recipe: Recipe) -> list[Transform]:
         max_warp=augment.warp,
         p_affine=augment.probability,
         p_lighting=augment.probability,
-        **({} if augment.crop == 1 else {"size": recipe.image_size, "min_scale": augment.crop}),
+        **({} if augment.crop == 1 else {"size": recipe.model.image_size, "min_scale": augment.crop}),
     )
-    return [TrainOnly(changes), ResizeValid(recipe.image_size)]
+    return [TrainOnly(transforms), ResizeValid(recipe.model.image_size)]
 
 
 def is_cacheable(augment: Augment) -> bool:
-    """Whether images are changed in no other way than mirroring."""
+    """Whether flips are the only augmentation, so that outputs of frozen layers can be cached."""
     return augment.rotate == augment.lighting == augment.warp == 0 and augment.zoom == augment.crop == 1

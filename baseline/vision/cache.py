@@ -1,8 +1,9 @@
-"""Arrays computed once and kept in files for the next run. Knows files and checksums; knows no images, no networks.
+"""A cache on disk for arrays that are expensive to compute, such as decoded images and cached features.
 
-An entry is a folder with `data`, one array that can be mapped into memory, and `facts.json`: its shape, the checksum of
-every block of `BLOCK_BYTES`, and its key. A folder gets its name when it is whole; what a killed run left has another
-one. Checksums are compared whenever an entry is opened: what does not agree is computed again.
+An entry is a folder with `data`, one array that can be memory-mapped, and `facts.json`: its shape, the checksum of
+every block of `BLOCK_BYTES`, and its key. A folder gets its final name only when it is complete; what an interrupted
+run left behind has another name. Checksums are verified whenever an entry is opened; a damaged entry is computed again.
+This module knows files and checksums; it knows no images and no networks.
 """
 
 from __future__ import annotations
@@ -29,186 +30,193 @@ __all__ = ["ArrayCache", "file_fingerprint"]
 
 
 FORMAT = 1
+"""Version of the entry layout; part of the key."""
 
 BLOCK_BYTES = 2**24
+"""Number of bytes per checksum."""
 
 MIN_FREE_BYTES = 10**9
-"""What stays free on the disk."""
+"""Number of bytes to leave free on the disk."""
 
 
 class ArrayCache:
-    """Arrays by key, at most `most_gb` in all (10^9 bytes); the longest unused are removed for new ones.
+    """Arrays by key; the least recently used are removed to make room for new ones.
 
-    Where the folder cannot be written, is full, or `most_gb` is 0, nothing is kept, and the reason is said once.
+    Nothing is stored if the folder is not writable or full, which is logged once, or if `max_gb` is 0.
 
     Args:
-        most_gb: 0 keeps nothing.
-        folder: `arrays` in the cache's root if not given.
+        max_gb: maximum size of all entries, in 10^9 bytes; 0 disables the cache.
+        progress: receives messages.
+        folder: defaults to `arrays` in the root of the cache.
     """
 
-    def __init__(self, most_gb: float, progress: Progress | None = None, folder: Path | None = None) -> None:
-        self.most_bytes = int(most_gb * 1e9)
+    def __init__(self, max_gb: float, progress: Progress | None = None, folder: Path | None = None) -> None:
+        self.max_bytes = int(max_gb * 1e9)
         self.progress = progress or Progress()
         self.folder = folder or cache_home() / "arrays"
-        self.silent = False
+        self.warned = False
 
-    def find(self, key: Mapping[str, Any]) -> np.ndarray | None:
-        """The array of that key, checked and mapped into memory; changes to it are never written. None if it is not
-        there, or damaged."""
-        folder = self._place(key)
+    def get(self, key: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the array of the key, verified and memory-mapped, or None if it is missing or damaged.
+
+        Changes to the array are not written to the file.
+        """
+        folder = self.entry_path(key)
         if not self.has(key):
             return None
         try:
             facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
             array = np.memmap(folder / "data", facts["dtype"], "c", shape=tuple(facts["shape"]))
-            whole = facts["checksums"] == _checksums(array)
+            is_intact = facts["checksums"] == block_checksums(array)
         except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            self.progress.log(f"cache: {folder} is damaged; it is removed, and computed again")
+            is_intact = False
+        if not is_intact:
+            self.progress.log(f"cache: {folder} is damaged; it is removed and computed again")
             shutil.rmtree(folder, ignore_errors=True)
             return None
         self._touch(folder)
         return array
 
     def has(self, key: Mapping[str, Any]) -> bool:
-        """Whether there is something of that key, without looking at it."""
-        return bool(self.most_bytes) and (self._place(key) / "facts.json").is_file()
+        """Whether there is an entry for the key; it is not verified."""
+        return bool(self.max_bytes) and (self.entry_path(key) / "facts.json").is_file()
 
     @contextmanager
-    def alone(self, key: Mapping[str, Any]) -> Iterator[None]:
-        """Inside, no other run makes what this key stands for; first its work is waited for, where one does."""
-        if not self.most_bytes or not self._writable():
+    def lock(self, key: Mapping[str, Any]) -> Iterator[None]:
+        """Keep other runs from computing the entry at the same time; waits for a run that is computing it now."""
+        if not self.max_bytes or not self._writable():
             yield
             return
-        lock = FileLock(f"{self._place(key)}.lock")
+        lock = FileLock(f"{self.entry_path(key)}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self.progress.log("cache: another run is computing the same; waiting for it")
+            self.progress.log("cache: another run is computing the same entry; waiting for it")
             lock.acquire()
         try:
             yield
         finally:
             lock.release()
 
-    def room(self, key: Mapping[str, Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
-        """An array of that shape in a file, to be filled and then handed to `keep`; None where there is no room."""
+    def allocate(self, key: Mapping[str, Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
+        """Return an array in a file, to be filled and then passed to `commit`; None if there is no room for it."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if not size or not self.most_bytes or not self._writable() or not self._make_room(size):
+        if not size or not self.max_bytes or not self._writable() or not self._make_room(size):
             return None
         part = self._part(key)
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            _reserve_file(part / "data", size)
+            reserve_file(part / "data", size)
             return np.memmap(part / "data", dtype, "r+", shape=shape)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            self._say_once(f"{self.folder} took no {_format_size(size)}: {error.strerror}")
+            self._warn_once(f"no room for {_format_size(size)} in {self.folder}: {error.strerror}")
             return None
 
-    def seconds(self, key: Mapping[str, Any]) -> float:
-        """How long what is kept of that key took to make; 0 where that is not known."""
+    def compute_seconds(self, key: Mapping[str, Any]) -> float:
+        """Return the seconds that the entry took to compute; 0 if unknown."""
         try:
-            return float(json.loads((self._place(key) / "facts.json").read_text(encoding="utf-8")).get("seconds", 0))
+            return float(
+                json.loads((self.entry_path(key) / "facts.json").read_text(encoding="utf-8")).get("seconds", 0)
+            )
         except (OSError, ValueError, TypeError, AttributeError):
             return 0.0
 
-    def keep(self, key: Mapping[str, Any], array: np.ndarray, seconds: float = 0.0) -> None:
-        """Gives a filled array of `room`, which took so many seconds, its name, so that it is found from now on."""
-        part, folder = self._part(key), self._place(key)
-        facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": _checksums(array), "key": key,
+    def commit(self, key: Mapping[str, Any], array: np.ndarray, seconds: float = 0.0) -> None:
+        """Store a filled array from `allocate` under its key, with the seconds it took to compute."""
+        part, folder = self._part(key), self.entry_path(key)
+        facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": block_checksums(array), "key": key,
                  "seconds": round(seconds, 2)}  # fmt: skip
         try:
             (part / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)  # what is mapped stays readable until it is let go
-            self._say_once(f"{self.folder} cannot be written: {error.strerror}")
+            shutil.rmtree(part, ignore_errors=True)  # on POSIX a mapped file stays readable until it is unmapped
+            self._warn_once(f"{self.folder} cannot be written: {error.strerror}")
 
-    def could_hold(self, size: int) -> bool:
-        """Whether there would be room for so many bytes once everything else is removed."""
-        if size > self.most_bytes or not self._writable():
+    def could_fit(self, size: int) -> bool:
+        """Whether there would be room for `size` bytes if all other entries were removed."""
+        if size > self.max_bytes or not self._writable():
             return False
         return size <= shutil.disk_usage(self.folder).free - MIN_FREE_BYTES + sum(s for _, s, _ in self._entries())
 
-    def _place(self, key: Mapping[str, Any]) -> Path:
+    def entry_path(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True, default=str)
         return self.folder / f"{key['what']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
     def _part(self, key: Mapping[str, Any]) -> Path:
-        return self._place(key).with_suffix(".part")
+        return self.entry_path(key).with_suffix(".part")
 
     def _writable(self) -> bool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._say_once(f"{self.folder} cannot be made: {error.strerror}")
+            self._warn_once(f"{self.folder} cannot be created: {error.strerror}")
             return False
         if not os.access(self.folder, os.W_OK):
-            self._say_once(f"{self.folder} cannot be written")
+            self._warn_once(f"{self.folder} cannot be written")
             return False
         return True
 
     def _make_room(self, size: int) -> bool:
-        """Removes what was longest unused until there is room for `size` bytes; False where that cannot be."""
+        """Remove the least recently used entries until there is room for `size` bytes; return whether there is."""
         entries = sorted(self._entries())
-        kept = sum(size for _, size, _ in entries)
+        used = sum(size for _, size, _ in entries)
         free = shutil.disk_usage(self.folder).free - MIN_FREE_BYTES
-        if size > min(self.most_bytes, free + kept):
-            limit = "--cache-gb" if size > self.most_bytes else "what is free on its disk"
-            self._say_once(f"{_format_size(size)} are more than {limit}")
+        if size > min(self.max_bytes, free + used):
+            limit = "--cache-gb" if size > self.max_bytes else "the free space on its disk"
+            self._warn_once(f"{_format_size(size)} exceed {limit}")
             return False
-        for _, bytes_there, folder in entries:
-            if kept + size <= self.most_bytes and size <= free:
+        for _, entry_size, folder in entries:
+            if used + size <= self.max_bytes and size <= free:
                 break
             shutil.rmtree(folder, ignore_errors=True)
-            kept, free = kept - bytes_there, free + bytes_there
+            used, free = used - entry_size, free + entry_size
         return True
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """When last used, bytes, and folder of everything here that no other run is working on."""
+        """Yield time of last use, size in bytes and folder of all entries that no other run is working on."""
         for folder in self.folder.iterdir():
-            if folder.suffix == ".lock" or (folder.suffix == ".part" and _is_locked(folder.with_suffix(".lock"))):
+            if folder.suffix == ".lock" or (folder.suffix == ".part" and is_locked(folder.with_suffix(".lock"))):
                 continue
             try:
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 yield folder.stat().st_mtime, size, folder
-            except OSError:  # another run has just removed it
+            except OSError:  # just removed by another run
                 continue
 
     def _touch(self, folder: Path) -> None:
         try:
             os.utime(folder)
-        except OSError:  # a cache that can only be read
+        except OSError:  # the cache is read-only
             return
 
-    def _say_once(self, words: str) -> None:
-        if not self.silent:
-            self.progress.log(f"cache: {words}; nothing more is kept there")
-        self.silent = True
+    def _warn_once(self, reason: str) -> None:
+        if not self.warned:
+            self.progress.log(f"cache: {reason}; nothing more is stored")
+        self.warned = True
 
 
 def file_fingerprint(paths: Iterable[str]) -> str:
-    """A hash of paths, sizes and times of change of these files, in their order.
+    """Return a hash of the paths, sizes and modification times of files, in the given order.
 
     Raises:
-        DataError: if one has gone.
+        DataError: if a file is missing.
     """
     digest = hashlib.sha256()
     for path in paths:
         try:
-            found = Path(path).stat()
+            stat = Path(path).stat()
         except FileNotFoundError as error:
             raise missing_image(error) from None
-        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _reserve_file(path: Path, size: int) -> None:
-    """A file of that size, with its place on the disk: a full disk is an error now, and not a crash later."""
+def reserve_file(path: Path, size: int) -> None:
+    """Create a file of `size` bytes with its disk space allocated: a full disk is an error now, not a crash later."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -216,21 +224,22 @@ def _reserve_file(path: Path, size: int) -> None:
             file.truncate(size)
 
 
-def _checksums(array: np.ndarray) -> list[int]:
-    whole = array.reshape(-1).view(np.uint8)
-    blocks = [whole[start : start + BLOCK_BYTES] for start in range(0, len(whole), BLOCK_BYTES)]
+def block_checksums(array: np.ndarray) -> list[int]:
+    """Return the CRC-32 of every block of the array."""
+    data = array.reshape(-1).view(np.uint8)
+    blocks = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(zlib.crc32, blocks))
 
 
-def _is_locked(lock: Path) -> bool:
+def is_locked(lock: Path) -> bool:
     """Whether another run holds the lock."""
-    held = FileLock(lock)
+    file_lock = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except (Timeout, OSError):
         return True
-    held.release()
+    file_lock.release()
     return False
 
 

@@ -1,8 +1,10 @@
-"""Recipe + DataLoaders -> a complete fastai Learner. Knows networks and weights; knows no images, no stages.
+"""The fastai Learner of a recipe.
 
-The network is put together as fastai's `vision_learner` does it, from the same parts (`create_body` or `TimmBody`,
-`add_head`, `Learner`), because three things must differ: weights come from a checked file, normalisation belongs to
-the weights and not to a list of known names, and timm's layer groups are timm's own instead of two.
+Recipe + DataLoaders -> Learner. The network is assembled like in fastai's `vision_learner`, from the same parts
+(`create_body` or `TimmBody`, `add_head`, `Learner`). `vision_learner` itself is not used because three things must
+differ: weights come from a verified file, normalisation belongs to the weights instead of a list of known names, and
+timm networks have timm's own layer groups instead of two.
+This module knows networks and weights; it knows no images and no stages.
 """
 
 from __future__ import annotations
@@ -31,54 +33,61 @@ __all__ = ["autocast", "learner", "mixed_precision"]
 def learner(
     dls: DataLoaders, recipe: Recipe, *, weights: Weights | None = None, path: Path | str | None = None
 ) -> Learner:
-    """A fastai Learner over the recipe's network: pretrained body, fastai's head, discriminative layer groups.
+    """Return a fastai Learner over the recipe's network: pretrained body, fastai's head, layer groups.
 
-    The body's weights are `weights`, else what `find_weights` finds; with `recipe.scratch` they are random. The
-    Learner is on the device of `dls`, in evaluation mode, with all layers trainable until a stage freezes some.
+    The Learner is on fastai's default device, in evaluation mode, with all layers trainable until a stage freezes some.
+
+    Args:
+        dls: the DataLoaders, from `baseline.dataloaders`.
+        recipe: a recipe with every "auto" resolved.
+        weights: weights of the body; defaults to those of `find_weights`, or random ones with `recipe.scratch`.
+        path: folder that the Learner may write to.
 
     Raises:
-        RecipeError: if the architecture does not exist or has no body that can be cut off.
-        WeightsError: if the weights cannot be had or are not of this architecture.
+        RecipeError: if the architecture does not exist or its head cannot be cut off.
+        WeightsError: if the weights are not available or belong to another architecture.
     """
-    if weights is None and not recipe.scratch:
-        weights = find_weights(recipe.arch, recipe.weights)
-    model, splitter = build_network(recipe.arch, len(dls.vocab), weights, recipe.head)
+    if weights is None and recipe.model.pretrained:
+        weights = find_weights(recipe.model.arch, recipe.model.weights)
+    model, splitter = build_network(recipe.model.arch, len(dls.vocab), weights, recipe.model.head)
     learn = Learner(
         dls,
         model,
         loss_func=_loss_function(dls, recipe),
         splitter=splitter,
-        metrics=F1ScoreMulti(recipe.threshold, average="micro") if recipe.labels == "many" else accuracy,
+        metrics=F1ScoreMulti(recipe.evaluation.threshold, average="micro")
+        if recipe.data.task == "multilabel"
+        else accuracy,
         path=path,
         cbs=ChannelsLast(),
     )
-    if recipe.precision in ("float16", "bfloat16"):
-        learn.to_fp16() if recipe.precision == "float16" else learn.to_bf16()
+    if recipe.model.precision in ("float16", "bfloat16"):
+        learn.to_fp16() if recipe.model.precision == "float16" else learn.to_bf16()
     model.to(default_device()).eval()
     return learn
 
 
 def _loss_function(dls: DataLoaders, recipe: Recipe) -> Any:
-    """Cross-entropy, weighted by how rare a class is where that is wished; for many labels binary cross-entropy."""
-    if recipe.labels == "many":
-        return BCEWithLogitsLossFlat(thresh=recipe.threshold)
-    if recipe.balance != "weights":
+    """Return cross-entropy, with class weights if the recipe has them; for multi-label recipes the binary one."""
+    if recipe.data.task == "multilabel":
+        return BCEWithLogitsLossFlat(thresh=recipe.evaluation.threshold)
+    if recipe.training.class_balance != "weights":
         return CrossEntropyLossFlat()
     counts = dls.train_ds.items["label"].value_counts()
-    shares = [len(dls.train_ds) / (len(dls.vocab) * counts[name]) for name in dls.vocab]
-    return CrossEntropyLossFlat(weight=torch.tensor(shares, dtype=torch.float32, device=default_device()))
+    class_weights = [len(dls.train_ds) / (len(dls.vocab) * counts[name]) for name in dls.vocab]
+    return CrossEntropyLossFlat(weight=torch.tensor(class_weights, dtype=torch.float32, device=default_device()))
 
 
 def autocast(learn: Learner) -> torch.autocast:
-    """The number format that the Learner trains in, for a forward pass outside its loop."""
-    mixed = getattr(learn, "mixed_precision", None)
-    bfloat16 = mixed is not None and "bf16" in str(mixed.amp_mode).lower()
-    name = "float32" if mixed is None else "bfloat16" if bfloat16 else "float16"
+    """Return an autocast context with the precision that the Learner trains in, for passes outside its loop."""
+    callback = getattr(learn, "mixed_precision", None)
+    is_bfloat16 = callback is not None and "bf16" in str(callback.amp_mode).lower()
+    name = "float32" if callback is None else "bfloat16" if is_bfloat16 else "float16"
     return mixed_precision(name, device_of(learn.model).type)
 
 
 def mixed_precision(name: str, device: str) -> torch.autocast:
-    """Inside, passes run in the format of that name: `"float16"`, `"bfloat16"`, any other is float32."""
+    """Return an autocast context for `"float16"` or `"bfloat16"`; any other name means float32."""
     return torch.autocast(
         device, torch.float16 if name == "float16" else torch.bfloat16, enabled=name in ("float16", "bfloat16")
     )

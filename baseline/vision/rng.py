@@ -1,4 +1,4 @@
-"""Random states: set for a run, kept by whatever should leave no trace. Knows nothing else."""
+"""Random states of Python, NumPy and PyTorch: seeding, saving and restoring them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["get_rng_state", "preserve_rng_state", "seed_everything", "set_rng_st
 
 @contextmanager
 def seed_everything(seed: int) -> Iterator[None]:
-    """All random states set from `seed` inside, and as they were outside."""
+    """Seed all random number generators inside the context and restore their states on exit."""
     with preserve_rng_state():
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -24,31 +24,31 @@ def seed_everything(seed: int) -> Iterator[None]:
 
 
 def get_rng_state() -> dict[str, Any]:
-    """All random states as they are now, as plain numbers, for `set_rng_state`."""
-    kind, keys, *rest = np.random.get_state()
+    """Return all random states as plain numbers, for `set_rng_state`."""
+    kind, keys, *position = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        "numpy": (kind, np.asarray(keys).tolist(), *position),
         "torch": torch.get_rng_state().tolist(),
-        "cuda": [each.tolist() for each in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
     }
 
 
-def set_rng_state(found: Mapping[str, Any]) -> None:
-    """Sets all random states to what `get_rng_state` gave."""
-    random.setstate(found["python"])
-    kind, keys, *rest = found["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(torch.tensor(found["torch"], dtype=torch.uint8))
-    for device, state in enumerate(found["cuda"]):
-        torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), device)
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Restore all random states from what `get_rng_state` returned."""
+    random.setstate(state["python"])
+    kind, keys, *position = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    for device, cuda_state in enumerate(state["cuda"]):
+        torch.cuda.set_rng_state(torch.tensor(cuda_state, dtype=torch.uint8), device)
 
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Whatever happens inside, all random states are outside as they were before."""
-    before = get_rng_state()
+    """Restore all random states on exit."""
+    state = get_rng_state()
     try:
         yield
     finally:
-        set_rng_state(before)
+        set_rng_state(state)

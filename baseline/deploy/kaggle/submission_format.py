@@ -1,12 +1,12 @@
-"""What a sample submission asks for, and predictions in that shape. Knows columns and values; knows no files.
+"""Detect the format that a sample submission asks for, and write predictions in it.
 
-| the sample, beside its ids, has | and gets | shape |
+| the sample, beside its ids, has | and gets | format |
 |---|---|---|
-| one column, of class names or empty | the predicted class; several where the sample has several | `quoted_list` |
-| one column, of whole numbers that are no class names | the same by the classes' codes | `codes` |
+| one column, of class names or empty | the predicted class; several where the sample has several | `names` |
+| one column, of whole numbers that are not class names | the same, as the classes' codes | `codes` |
 | one column, of numbers such as 0.5, and the run has two classes | the probability of one of them | `probabilities` |
-| a column for each class, by name or code, perhaps behind a common beginning | probabilities | `probabilities` |
-| the same, where it is wished | 1 for what is predicted, else 0 | `one-hot` |
+| one column per class, by name or code, possibly after a common prefix | probabilities | `probabilities` |
+| the same, if requested | 1 for what is predicted, else 0 | `one-hot` |
 """
 
 from __future__ import annotations
@@ -26,309 +26,339 @@ __all__ = ["FORMATS", "GIVEN", "ClassNaming", "SubmissionFormat", "detect_format
 
 
 FORMATS = ("auto", "names", "codes", "probabilities", "one-hot")
+"""Formats of a submission; `"auto"` follows the sample."""
 
 
 LABEL_SEPARATORS = (" ", SEPARATOR, ",", "|")
-"""That samples put between several labels of an image, the most usual first."""
+"""Separators that samples use between several labels of an image, most common first."""
 
 
-TRUE_WORDS = ({"0", "1"}, {"false", "true"}, {"no", "yes"}, {"negative", "positive"}, {"absent", "present"})
-"""Pairs of classes of which the one later in the alphabet is the one whose probability is meant."""
+POSITIVE_PAIRS = ({"0", "1"}, {"false", "true"}, {"no", "yes"}, {"negative", "positive"}, {"absent", "present"})
+"""Pairs of class names of which the alphabetically later one is the positive class."""
 
 
-OWN, GIVEN = "by name", "as --codes says"
-"""The sources of what the run itself calls its classes, and of what the caller says they are called."""
+OWN, GIVEN = "by name", "as given by --codes"
+"""Sources of a naming: the run's own class names, and the names that the caller gives."""
 
 
 DIGITS = 9
-"""Of a written probability."""
+"""Number of significant digits of a written probability."""
 
 
 @dataclass(frozen=True)
 class ClassNaming:
-    """What each class is called in a sample, and who says so."""
+    """The name of each class in a sample, and where these names come from."""
 
-    called: Mapping[str, str]
+    names: Mapping[str, str]
+    """Maps each class to its name in the sample."""
     source: str
 
     @property
-    def counts(self) -> bool:
-        """Whether classes are called by whole numbers."""
-        return all(re.fullmatch(r"\d+", word) for word in self.called.values())
+    def numeric(self) -> bool:
+        """Whether the names are whole numbers."""
+        return all(re.fullmatch(r"\d+", name) for name in self.names.values())
+
+
+Namings = Callable[[], Iterator[ClassNaming]]
+"""Returns the namings to try, in order."""
 
 
 @dataclass(frozen=True)
 class SubmissionFormat:
-    """What is to be written."""
+    """The format of a submission."""
 
     kind: str
     """One of `FORMATS`."""
-    called: Mapping[str, str]
-    """What each class is called: its word in a column of labels, or its column."""
-    words: list[str] = field(default_factory=list)
-    """What was understood, and how."""
+    names: Mapping[str, str]
+    """Maps each class to its name in the label column, or to the name of its own column."""
+    notes: list[str] = field(default_factory=list)
+    """What was detected, and how."""
     column: str = ""
-    """That of labels."""
+    """Name of the label column."""
     separator: str = ""
-    """Between the labels of an image that may have several."""
-    most: int = 1
-    """Labels an image: its most probable classes, where it has one."""
+    """Separator between the labels of an image that may have several."""
+    labels_per_image: int = 1
+    """Number of most probable classes to write for an image with a single label."""
 
 
 def detect_format(
     columns: Mapping[str, Sequence[str]],
     classes: Sequence[str],
-    namings: Callable[[], Iterator[ClassNaming]],
+    namings: Namings,
     *,
-    given: ClassNaming | None = None,
-    many: bool = False,
-    wish: str = "auto",
-    name: str = "the sample",
+    codes: ClassNaming | None = None,
+    multilabel: bool = False,
+    requested: str = "auto",
+    sample_name: str = "the sample",
 ) -> SubmissionFormat:
-    """The shape that a sample asks for.
+    """Return the format that a sample asks for.
 
     Args:
-        columns: its columns but the ids, in order, and their values.
-        classes: of the run, in its order.
-        namings: what else than by their names classes may be called; asked only if names do not fit.
-        given: what they are called, where the caller says so; nothing else is tried then.
-        many: whether an image may have several labels.
-        wish: one of `FORMATS`.
+        columns: the sample's columns except for the ids, in order, with their values.
+        classes: the run's classes, in its order.
+        namings: other names that the classes may have; called only if the classes' own names do not match.
+        codes: the naming that the caller gives; nothing else is tried then.
+        multilabel: whether an image may have several labels.
+        requested: one of `FORMATS`.
 
     Raises:
-        DataError: if its columns or values are not those of the classes.
+        DataError: if the columns or values do not match the classes.
 
     >>> detect_format({"label": ["ants", "ants"]}, ["ants", "bees"], lambda: iter(())).kind
     'names'
     >>> detect_format({"p_ants": ["0.5"], "p_bees": ["0.5"]}, ["ants", "bees"], lambda: iter(())).kind
     'probabilities'
     """
-    if wish not in FORMATS:
-        raise DataError(unknown_name("shape", wish, FORMATS))
+    if requested not in FORMATS:
+        raise DataError(unknown_name("shape", requested, FORMATS))
 
-    def tried() -> Iterator[ClassNaming]:
-        return iter([given]) if given else chain([ClassNaming({each: each for each in classes}, OWN)], namings())
+    def candidates() -> Iterator[ClassNaming]:
+        return iter([codes]) if codes else chain([ClassNaming({name: name for name in classes}, OWN)], namings())
 
     if not columns:
-        raise DataError(f"{name} has ids and no column to fill. Give the sample of the competition.")
+        raise DataError(f"{sample_name} has ids but no column to fill. Pass the competition's sample submission.")
     if len(columns) > 1:
-        return _format_with_class_columns(columns, classes, tried, wish, name)
-    return _format_with_one_column(columns, classes, tried, many, wish, name)
+        return class_column_format(columns, classes, candidates, requested, sample_name)
+    return single_column_format(columns, classes, candidates, multilabel, requested, sample_name)
 
 
-def format_predictions(table: pd.DataFrame, shape: SubmissionFormat) -> dict[str, list[str]]:
-    """What goes into each column of the sample but the ids, as text.
+def format_predictions(table: pd.DataFrame, submission: SubmissionFormat) -> dict[str, list[str]]:
+    """Return the text for each column of the sample except for the ids.
 
     Args:
-        table: `predicted` and `p_CLASS` for each class, a row for each of the sample's.
+        table: `predicted` and `p_CLASS` for each class, one row per row of the sample.
     """
-    classes = list(shape.called)
-    if shape.kind == "probabilities":
-        return {column: [_format_number(p) for p in table[f"p_{each}"]] for each, column in shape.called.items()}
-    told = _row_classes(table, shape, classes)
-    if shape.kind == "one-hot":
-        return {column: [str(int(each in row)) for row in told] for each, column in shape.called.items()}
-    return {shape.column: [shape.separator.join(shape.called[each] for each in row) for row in told]}
+    classes, names = list(submission.names), submission.names
+    if submission.kind == "probabilities":
+        return {column: [_format_number(p) for p in table[f"p_{name}"]] for name, column in names.items()}
+    rows = row_classes(table, submission, classes)
+    if submission.kind == "one-hot":
+        return {column: [str(int(name in row)) for row in rows] for name, column in names.items()}
+    return {submission.column: [submission.separator.join(names[name] for name in row) for row in rows]}
 
 
-def _row_classes(table: pd.DataFrame, shape: SubmissionFormat, classes: list[str]) -> list[list[str]]:
-    """The classes that each row is given; the most probable one where none reaches the threshold."""
-    probable = table[[f"p_{each}" for each in classes]].to_numpy()
-    if shape.most > 1:
-        order = np.argsort(-probable, axis=1, kind="stable")[:, : shape.most]
-        return [[classes[place] for place in row] for row in order]
-    if not shape.separator and shape.kind != "one-hot":
+def row_classes(table: pd.DataFrame, submission: SubmissionFormat, classes: list[str]) -> list[list[str]]:
+    """Return the classes to write for each row; the most probable one if none reaches the threshold."""
+    probabilities = table[[f"p_{name}" for name in classes]].to_numpy()
+    if submission.labels_per_image > 1:
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : submission.labels_per_image]
+        return [[classes[index] for index in row] for row in order]
+    if not submission.separator and submission.kind != "one-hot":
         return [[label] for label in table["predicted"]]
-    best = [classes[place] for place in probable.argmax(1)]
-    several = (split_labels(text) if text not in shape.called else [text] for text in table["predicted"])
-    return [row or [first] for row, first in zip(several, best, strict=True)]
+    best = [classes[index] for index in probabilities.argmax(1)]
+    labels = (split_labels(text) if text not in submission.names else [text] for text in table["predicted"])
+    return [row or [first] for row, first in zip(labels, best, strict=True)]
 
 
 def _format_number(value: float) -> str:
     return f"{value:.{DIGITS}g}"
 
 
-def _format_with_class_columns(
+def class_column_format(
     columns: Mapping[str, Sequence[str]],
     classes: Sequence[str],
-    tried: Callable[[], Iterator[ClassNaming]],
-    wish: str,
-    name: str,
+    candidates: Namings,
+    requested: str,
+    sample_name: str,
 ) -> SubmissionFormat:
-    if wish in ("names", "codes"):
-        raise DataError(f"{name} has {len(columns)} columns to fill; shape {wish} needs one. Leave --shape out.")
-    for naming in _with_numbered(tried, classes, _without_prefix(columns)):
-        if called := _match_class_columns(list(columns), naming):
+    """Return the format of a sample with one column per class."""
+    if requested in ("names", "codes"):
+        raise DataError(
+            f"{sample_name} has {len(columns)} columns to fill; shape {requested} needs exactly one. Omit --shape."
+        )
+    for naming in namings_with_guess(candidates, classes, _without_prefix(columns)):
+        if names := match_class_columns(list(columns), naming):
             break
     else:
-        raise DataError(_column_mismatch(columns, classes, name))
-    kind = "one-hot" if wish == "one-hot" else "probabilities"
-    words = [f"{'0 or 1' if kind == 'one-hot' else 'probabilities'} in {len(columns)} columns, {naming.source}"]
+        raise DataError(_column_mismatch(columns, classes, sample_name))
+    kind = "one-hot" if requested == "one-hot" else "probabilities"
+    notes = [f"{'0 or 1' if kind == 'one-hot' else 'probabilities'} in {len(columns)} columns, {naming.source}"]
     if naming.source != OWN:
-        words.append(_list_names(called))
-    if wish == "auto" and {value for values in columns.values() for value in values} <= {"0", "1"}:
-        words.append(f"{name} holds 0 and 1, which says nothing of what is judged; --shape one-hot writes these")
-    return SubmissionFormat(kind, called, words)
+        notes.append(_list_names(names))
+    if requested == "auto" and {value for values in columns.values() for value in values} <= {"0", "1"}:
+        notes.append(
+            f"{sample_name} contains only 0 and 1, which does not show what is scored; --shape one-hot writes 0 and 1"
+        )
+    return SubmissionFormat(kind, names, notes)
 
 
-def _match_class_columns(columns: list[str], naming: ClassNaming) -> dict[str, str]:
-    """For each class its column, where all columns have the classes' words behind a beginning that they share."""
-    for start in range(len(_common_prefix(columns)) + 1):
+def match_class_columns(columns: list[str], naming: ClassNaming) -> dict[str, str]:
+    """Map each class to its column, if the columns are exactly the classes' names after a common prefix; else empty."""
+    for start in range(len(common_prefix(columns)) + 1):
         for form in (str, _normalize):
-            behind = {form(column[start:]): column for column in columns}
-            words = {each: form(word) for each, word in naming.called.items()}
-            if len(columns) == len(behind) == len(words) and set(behind) == set(words.values()):
-                return {each: behind[word] for each, word in words.items()}
+            by_suffix = {form(column[start:]): column for column in columns}
+            names = {label: form(name) for label, name in naming.names.items()}
+            if len(columns) == len(by_suffix) == len(names) and set(by_suffix) == set(names.values()):
+                return {label: by_suffix[name] for label, name in names.items()}
     return {}
 
 
 def _without_prefix(columns: Mapping[str, Sequence[str]]) -> list[str]:
-    start = len(re.sub(r"\d+$", "", _common_prefix(list(columns))))
+    start = len(re.sub(r"\d+$", "", common_prefix(list(columns))))
     return [column[start:] for column in columns]
 
 
-def _common_prefix(words: Sequence[str]) -> str:
-    """What all words begin with."""
+def common_prefix(words: Sequence[str]) -> str:
+    """Return the longest prefix that all words share.
+
+    >>> common_prefix(["p_ants", "p_bees"])
+    'p_'
+    """
     low, high = min(words), max(words)
-    return low[: next((place for place, letter in enumerate(low) if letter != high[place]), len(low))]
+    return low[: next((index for index, letter in enumerate(low) if letter != high[index]), len(low))]
 
 
-def _column_mismatch(columns: Mapping[str, Sequence[str]], classes: Sequence[str], name: str) -> str:
-    known = {_normalize(each) for each in classes}
-    strange = [each for each in columns if not any(_normalize(each).endswith(word) for word in known)]
-    lacking = [each for each in classes if not any(_normalize(column).endswith(_normalize(each)) for column in columns)]
-    found = [f"{quoted_list(strange, 3)} {'are' if len(strange) > 1 else 'is'} no class of the run"] if strange else []
-    found += (
-        [f"{quoted_list(lacking, 3)} of the run {'have' if len(lacking) > 1 else 'has'} no column"] if lacking else []
+def _column_mismatch(columns: Mapping[str, Sequence[str]], classes: Sequence[str], sample_name: str) -> str:
+    known = {_normalize(name) for name in classes}
+    unknown = [column for column in columns if not any(_normalize(column).endswith(name) for name in known)]
+    missing = [name for name in classes if not any(_normalize(column).endswith(_normalize(name)) for column in columns)]
+    reasons = []
+    if unknown:
+        reasons.append(f"{quoted_list(unknown, 3)} {'are not classes' if len(unknown) > 1 else 'is not a class'}")
+    if missing:
+        reasons.append(f"{quoted_list(missing, 3)} {'have' if len(missing) > 1 else 'has'} no column")
+    reasons = reasons or [f"{len(columns)} columns do not match {len(classes)} classes one to one"]
+    return (
+        f"In {sample_name}, {' and '.join(reasons)}. The run's classes: {quoted_list(classes, 8)}. "
+        "Pass --codes CLASS=COLUMN,..."
     )
-    found = found or [f"{len(columns)} columns do not fit {len(classes)} classes one to one"]
-    return f"In {name} {', and '.join(found)}. Its classes: {quoted_list(classes, 8)}. Give --codes CLASS=COLUMN,..."
 
 
-def _format_with_one_column(
+def single_column_format(
     columns: Mapping[str, Sequence[str]],
     classes: Sequence[str],
-    tried: Callable[[], Iterator[ClassNaming]],
-    many: bool,
-    wish: str,
-    name: str,
+    candidates: Namings,
+    multilabel: bool,
+    requested: str,
+    sample_name: str,
 ) -> SubmissionFormat:
+    """Return the format of a sample with one column to fill."""
     [(column, values)] = columns.items()
-    seen = {value.strip() for value in values} - {""}
-    if wish == "one-hot":
-        raise DataError(f"{name} has one column to fill, '{column}'; shape one-hot needs one for each class.")
-    if wish == "probabilities":
-        return _probability_format(column, classes, tried, many, name)
-    for naming in _with_numbered(tried, classes, _tokens(seen, many)):
-        cut = _split_values(seen, set(naming.called.values()), many) if _is_allowed(naming, wish) else None
-        if cut is not None:
-            hint = wish == "auto" and not many and len(classes) == 2 and bool(seen) and seen <= {"0", "1"}
-            return _label_format(
-                column, naming, *cut, many, ["--shape probabilities writes probabilities"] if hint else []
+    examples = {value.strip() for value in values} - {""}
+    if requested == "one-hot":
+        raise DataError(f"{sample_name} has one column to fill, '{column}'; shape one-hot needs one for each class.")
+    if requested == "probabilities":
+        return probability_format(column, classes, candidates, multilabel, sample_name)
+    for naming in namings_with_guess(candidates, classes, _tokens(examples, multilabel)):
+        split = split_values(examples, set(naming.names.values()), multilabel) if _allows(naming, requested) else None
+        if split is not None:
+            hint = requested == "auto" and not multilabel and len(classes) == 2 and examples and examples <= {"0", "1"}
+            return label_format(
+                column, naming, *split, multilabel, ["--shape probabilities writes probabilities"] if hint else []
             )
-    numbers = all(map(_is_probability, seen)) and not all(each.isdecimal() for each in seen)
-    if wish == "auto" and len(classes) == 2 and not many and numbers:
-        return _probability_format(column, classes, tried, many, name)
-    first = next(tried())
-    if wish != "auto" or first.source == GIVEN:  # at its word
-        allowed = (each for each in tried() if each.source == GIVEN or _is_allowed(each, wish))
-        naming = next(chain(allowed, _numbered_naming(classes, ["0"])))
-        return _label_format(
-            column, naming, "", 1, many, [f"though {name} holds {quoted_list(sorted(seen), 2)}"] if seen else []
-        )
+    fractions = all(map(_is_probability, examples)) and not all(value.isdecimal() for value in examples)
+    if requested == "auto" and len(classes) == 2 and not multilabel and fractions:
+        return probability_format(column, classes, candidates, multilabel, sample_name)
+    first = next(candidates())
+    if requested != "auto" or first.source == GIVEN:  # explicit requests override the sample's values
+        allowed = (naming for naming in candidates() if naming.source == GIVEN or _allows(naming, requested))
+        naming = next(chain(allowed, numbered_naming(classes, ["0"])))
+        hints = [f"although {sample_name} contains {quoted_list(sorted(examples), 2)}"] if examples else []
+        return label_format(column, naming, "", 1, multilabel, hints)
     raise DataError(
-        f"The column '{column}' of {name} holds {quoted_list(sorted(seen - set(classes)), 3)}, and the run's classes are "
-        f"{quoted_list(classes, 8)}. Give --codes CLASS=WORD,... to say what they are called there, or --shape."
+        f"Column '{column}' of {sample_name} contains {quoted_list(sorted(examples - set(classes)), 3)}, but the run's "
+        f"classes are {quoted_list(classes, 8)}. Pass --codes CLASS=NAME,... with their names there, or --shape."
     )
 
 
-def _is_allowed(naming: ClassNaming, wish: str) -> bool:
-    return wish == "auto" or naming.counts == (wish == "codes") or (wish == "names" and naming.source == OWN)
+def _allows(naming: ClassNaming, requested: str) -> bool:
+    """Whether a naming can be used for the requested format."""
+    if requested == "auto" or (requested == "names" and naming.source == OWN):
+        return True
+    return naming.numeric == (requested == "codes")
 
 
-def _split_values(seen: set[str], known: set[str], many: bool) -> tuple[str, int] | None:
-    """What lies between the words of each value, and how many it has where an image has one label; None: other words."""
+def split_values(values: set[str], names: set[str], multilabel: bool) -> tuple[str, int] | None:
+    """Return the separator between the names in each value, and how many there are for single-label images.
+
+    None if the values consist of anything else than the names.
+    """
     for separator in ("", *LABEL_SEPARATORS):
-        rows = [value.split(separator) if separator else [value] for value in seen]
-        if all(part in known for row in rows for part in row):
-            sizes = {len(row) for row in rows} or {1}
-            return (separator, 1) if many else (separator, max(sizes)) if len(sizes) == 1 else None
+        rows = [value.split(separator) if separator else [value] for value in values]
+        if all(part in names for row in rows for part in row):
+            counts = {len(row) for row in rows} or {1}
+            return (separator, 1) if multilabel else (separator, max(counts)) if len(counts) == 1 else None
     return None
 
 
-def _label_format(
-    column: str, naming: ClassNaming, separator: str, most: int, many: bool, hints: list[str]
+def label_format(
+    column: str, naming: ClassNaming, separator: str, labels_per_image: int, multilabel: bool, hints: list[str]
 ) -> SubmissionFormat:
-    kind = "codes" if naming.counts else "names"
-    words = [f"{'codes' if kind == 'codes' else 'class names'} in '{column}', {naming.source}"]
-    words += [_list_names(naming.called)] if naming.source != OWN else []
-    if most > 1:
-        words.append(f"the {most} most probable classes of an image, as the sample has so many")
-    if many:
-        separator = separator or (" " if not any(" " in word for word in naming.called.values()) else SEPARATOR)
-        words.append(f"several with {separator!r} between; where none is likely enough, the likeliest")
-    return SubmissionFormat(kind, naming.called, [*words, *hints], column, separator, most)
-
-
-def _probability_format(
-    column: str, classes: Sequence[str], tried: Callable[[], Iterator[ClassNaming]], many: bool, name: str
-) -> SubmissionFormat:
-    if len(classes) != 2 or many:
-        raise DataError(
-            f"{name} has one column, '{column}', for a probability, which goes with two classes and one label an image; "
-            f"the run has {len(classes)}{' and several an image' if many else ''}. Give --shape names or --shape codes."
+    """Return the format of a column of labels."""
+    kind = "codes" if naming.numeric else "names"
+    notes = [f"{'codes' if kind == 'codes' else 'class names'} in '{column}', {naming.source}"]
+    notes += [_list_names(naming.names)] if naming.source != OWN else []
+    if labels_per_image > 1:
+        notes.append(f"the {labels_per_image} most probable classes of each image, as in the sample")
+    if multilabel:
+        separator = separator or (" " if not any(" " in name for name in naming.names.values()) else SEPARATOR)
+        notes.append(
+            f"several labels separated by {separator!r}; the most probable one where none reaches the threshold"
         )
-    chosen, source = _positive_class(column, classes, tried)
+    return SubmissionFormat(kind, naming.names, [*notes, *hints], column, separator, labels_per_image)
+
+
+def probability_format(
+    column: str, classes: Sequence[str], candidates: Namings, multilabel: bool, sample_name: str
+) -> SubmissionFormat:
+    """Return the format of a single column for the probability of one of two classes."""
+    if len(classes) != 2 or multilabel:
+        plural = "" if len(classes) == 1 else "es"
+        raise DataError(
+            f"{sample_name} has a single column, '{column}', and a probability in it needs two classes and one label "
+            f"per image; the run has {len(classes)} class{plural}"
+            f"{' and several labels per image' if multilabel else ''}. "
+            "Pass --shape names or --shape codes."
+        )
+    positive, reason = positive_class(column, classes, candidates)
     return SubmissionFormat(
-        "probabilities", {chosen: column}, [f"the probability of '{chosen}' in '{column}', {source}"]
+        "probabilities", {positive: column}, [f"the probability of '{positive}' in '{column}', {reason}"]
     )
 
 
-def _positive_class(column: str, classes: Sequence[str], tried: Callable[[], Iterator[ClassNaming]]) -> tuple[str, str]:
-    """The one of two classes whose probability is meant, and how that was decided."""
-    coded = [(each, naming.source) for naming in tried() for each, word in naming.called.items() if word == "1"]
-    if given := [each for each, source in coded if source == GIVEN]:
-        return given[0], f"whose code is 1 {GIVEN}"
+def positive_class(column: str, classes: Sequence[str], candidates: Namings) -> tuple[str, str]:
+    """Return which of two classes the probability is for, and how that was decided."""
+    coded = [(label, naming.source) for naming in candidates() for label, name in naming.names.items() if name == "1"]
+    if explicit := [label for label, source in coded if source == GIVEN]:
+        return explicit[0], f"whose code is 1 {GIVEN}"
     bare = re.sub(r"^(is|has|p|prob|probability|label|target|class)_", "", _normalize(column))
-    if named := [each for each in classes if _normalize(each) == bare]:
-        return named[0], "which the column is named after"
+    if matches := [label for label in classes if _normalize(label) == bare]:
+        return matches[0], "which the column is named after"
     low, high = sorted(classes, key=_normalize)
-    if {_normalize(low), _normalize(high)} in TRUE_WORDS:
+    if {_normalize(low), _normalize(high)} in POSITIVE_PAIRS:
         return high, "by the classes' names"
-    for each, other in ((low, high), (high, low)):
-        if re.fullmatch(r"(not|no|non|without)_?" + re.escape(_normalize(each)), _normalize(other)):
-            return each, f"as '{other}' is its opposite"
+    for label, other in ((low, high), (high, low)):
+        if re.fullmatch(r"(not|no|non|without)_?" + re.escape(_normalize(label)), _normalize(other)):
+            return label, f"as '{other}' is its opposite"
     if coded:
         return coded[0][0], f"whose code is 1 {coded[0][1]}"
-    return max(classes), "the later in the alphabet, A GUESS: nothing here tells which; --codes CLASS=1,CLASS=0 does"
+    return max(classes), "the later one in the alphabet, A GUESS: nothing here decides; use --codes CLASS=1,CLASS=0"
 
 
-def _numbered_naming(classes: Sequence[str], words: Sequence[str]) -> Iterator[ClassNaming]:
-    """Classes called by their place in the alphabet, where all words are whole numbers in that range."""
-    if not words or not all(re.fullmatch(r"\d+", word) for word in words):
+def numbered_naming(classes: Sequence[str], names: Sequence[str]) -> Iterator[ClassNaming]:
+    """Yield a naming by alphabetical position, if all names are whole numbers in that range."""
+    if not names or not all(re.fullmatch(r"\d+", name) for name in names):
         return
-    numbers = {int(word) for word in words}
+    numbers = {int(name) for name in names}
     first = int(0 not in numbers and len(classes) in numbers)
     if max(numbers) < len(classes) + first:
-        source = "by alphabetical order, A GUESS: nothing here tells it; --codes CLASS=0,CLASS=1,... does"
-        yield ClassNaming({each: str(place) for place, each in enumerate(sorted(classes), first)}, source)
+        source = "by alphabetical order, A GUESS: nothing here decides; use --codes CLASS=0,CLASS=1,..."
+        yield ClassNaming({label: str(number) for number, label in enumerate(sorted(classes), first)}, source)
 
 
-def _with_numbered(
-    tried: Callable[[], Iterator[ClassNaming]], classes: Sequence[str], words: Sequence[str]
-) -> Iterator[ClassNaming]:
-    """The namings that are tried, and then a guess, where the caller says nothing."""
-    for naming in tried():
+def namings_with_guess(candidates: Namings, classes: Sequence[str], names: Sequence[str]) -> Iterator[ClassNaming]:
+    """Yield the candidates, and then a guess by alphabetical position unless the caller gives the names."""
+    for naming in candidates():
         yield naming
         if naming.source == GIVEN:
             return
-    yield from _numbered_naming(classes, words)
+    yield from numbered_naming(classes, names)
 
 
-def _tokens(seen: set[str], many: bool) -> list[str]:
-    """The words of the values, cut at the first separator that they have."""
-    cut = next((each for each in LABEL_SEPARATORS if any(each in value for value in seen)), None)
-    return [part for value in seen for part in (value.split(cut) if cut and many else [value])]
+def _tokens(values: set[str], multilabel: bool) -> list[str]:
+    """Return the words of the values, split at the first separator that occurs."""
+    separator = next((mark for mark in LABEL_SEPARATORS if any(mark in value for value in values)), None)
+    return [part for value in values for part in (value.split(separator) if separator and multilabel else [value])]
 
 
 def _is_probability(value: str) -> bool:
@@ -342,6 +372,6 @@ def _normalize(word: str) -> str:
     return re.sub(r"[\W_]+", "_", word.strip().lower()).strip("_")
 
 
-def _list_names(called: Mapping[str, str], limit: int = 6) -> str:
-    listed = [f"{each} = {word}" for each, word in called.items()]
-    return ", ".join(listed[:limit]) + (f", and {len(listed) - limit} more" if len(listed) > limit else "")
+def _list_names(names: Mapping[str, str], limit: int = 6) -> str:
+    pairs = [f"{label} = {name}" for label, name in names.items()]
+    return ", ".join(pairs[:limit]) + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "")

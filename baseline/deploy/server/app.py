@@ -1,17 +1,14 @@
-"""Model folder -> a small web page and an HTTP API that predict images. Knows requests and a queue; trains nothing.
+"""Serve a model as a small web page and an HTTP API.
 
-| address | answers |
+| address | answer |
 |---|---|
-| `GET /` | the page; it loads nothing from elsewhere |
-| `POST /predict` | JSON; images come as multipart/form-data or, in base64, as JSON |
-| `POST /gradcam` | a JPEG: what in one image speaks for a class |
+| `GET /` | the page, which loads nothing from other servers |
+| `POST /predict` | JSON; images are sent as multipart/form-data or, in base64, as JSON |
+| `POST /gradcam` | a JPEG: which parts of an image speak for a class |
 | `GET /health`, `GET /openapi.json` | JSON |
 
-An image goes from the event loop to a thread that decodes it, then waits until the network is free, which takes all that
-wait by then, up to a batch: an image that comes alone is never kept waiting for others. What was sent stays in memory.
-
-Starlette and uvicorn are there because fastai brings them, under FastHTML. FastHTML itself is not used: its pages load
-scripts from elsewhere, and it writes a session key into the working folder.
+Starlette and uvicorn are installed with fastai, which needs them for FastHTML. FastHTML itself is not used: its pages
+load scripts from other servers, and it writes a session key into the working directory.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ import logging
 import random
 import socket
 import webbrowser
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from importlib.resources import files
@@ -58,6 +55,7 @@ __all__ = ["create_app", "serve"]
 
 
 MAX_CONNECTIONS, IDLE_TIMEOUT_SECONDS = 512, 20
+"""Maximum number of open connections, and seconds after which an idle one is closed."""
 
 
 def serve(
@@ -72,32 +70,32 @@ def serve(
     browser: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Serves the page and the API of a model until SIGINT (Ctrl-C) or SIGTERM.
+    """Serve the page and the API of a model until SIGINT (Ctrl-C) or SIGTERM.
 
     Args:
         model: a run folder, or its `model/` alone.
-        host: the address to listen at; 127.0.0.1 is this machine alone.
-        port: 0 for any that is free; `show` is told which.
-        tta: average over the views of the training's evaluation.
-        examples: show a few of the run's images, where they are still there.
-        hosts: names by which the server is reached, beside addresses, localhost and the machine's own name.
+        host: the address to listen on; 127.0.0.1 is reachable from this machine only.
+        port: the port; 0 for any free one, which `progress` reports.
+        tta: average over the views of the run's evaluation (test-time augmentation, TTA).
+        examples: show some of the run's images, if they still exist.
+        hosts: names of the server, in addition to addresses, localhost and the machine's own name.
         browser: open the page in a browser.
 
     Raises:
-        OutputError: if it cannot listen there, or there is no model folder.
+        OutputError: if the server cannot listen there, or there is no model folder.
         WeightsError: if the model's tensors are damaged.
 
     >>> serve("runs/mine", port=8080)                                              # doctest: +SKIP
     """
     progress = progress or Progress()
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         app = create_app(model, tta=tta, examples=examples, limits=limits, hosts=(host, *hosts), progress=progress)
-        address = _address(host, listener.getsockname()[1])
-        progress.log(f"serving: {address} (Ctrl-C stops it)")
+        url = server_url(host, listener.getsockname()[1])
+        progress.log(f"serving: {url} (press Ctrl-C to stop)")
         if browser:
-            webbrowser.open(address)
-        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every form that is damaged
-        # `timeout_graceful_shutdown`: what is being answered may end; what is being sent is cut off
+            webbrowser.open(url)
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs every damaged form
+        # timeout_graceful_shutdown: answers in progress are completed, uploads in progress are cut off
         config = uvicorn.Config(
             app, http=TimedProtocol, ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,
             server_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=IDLE_TIMEOUT_SECONDS,
@@ -117,7 +115,7 @@ def create_app(
     hosts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ASGIApp:
-    """What `serve` serves, for an ASGI server of your own.
+    """Return the application that `serve` runs, for an ASGI server of your own.
 
     >>> app = create_app("runs/mine")                                             # doctest: +SKIP
     """
@@ -125,208 +123,226 @@ def create_app(
     limits = limits or Limits()
     loaded = model if isinstance(model, Model) else load_model(model)
     folder = loaded.folder if isinstance(model, Model) else Path(model).expanduser()
-    engine = Predictor(loaded, tta, limits)
-    site = _Routes(engine, *_run_summary(folder, examples, progress))
+    predictor = Predictor(loaded, tta, limits)
+    handlers = Routes(predictor, *run_summary(folder, examples, progress))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with engine.working():
+        async with predictor.running():
             yield
 
     routes = [
-        Route("/", site.page),
-        Route("/serve.css", site.style),
-        Route("/serve.js", site.script),
-        Route("/examples/{number:int}", site.example),
-        Route("/examples/{number:int}/small", site.small_example),
-        Route("/predict", site.predict, methods=["POST"]),
-        Route("/gradcam", site.gradcam, methods=["POST"]),
-        Route("/health", site.health),
-        Route("/openapi.json", site.openapi),
+        Route("/", handlers.page),
+        Route("/serve.css", handlers.style),
+        Route("/serve.js", handlers.script),
+        Route("/examples/{number:int}", handlers.example),
+        Route("/examples/{number:int}/small", handlers.small_example),
+        Route("/predict", handlers.predict, methods=["POST"]),
+        Route("/gradcam", handlers.gradcam, methods=["POST"]),
+        Route("/health", handlers.health),
+        Route("/openapi.json", handlers.openapi),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _on_http_error, ClientDisconnect: _on_disconnect, Exception: _on_error}
-    return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), engine, hosts)
+    on_exception: dict[Any, Any] = {
+        HTTPException: _on_http_error,
+        ClientDisconnect: _on_disconnect,
+        Exception: _on_error,
+    }
+    app = Starlette(routes=routes, exception_handlers=on_exception, lifespan=lifespan)
+    return SecurityMiddleware(app, predictor, hosts)
 
 
 @contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens: who comes before the model is loaded is answered then."""
+def listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a listening socket; requests that arrive before the model is loaded are answered afterwards."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address, family=family, backlog=1024)
     except OSError as error:
-        why = (error.strerror or str(error)).partition(" (while")[0]
-        words = f"Cannot listen at {host}, port {port}: {why}."
-        raise OutputError(f"{words} Give another --port (0 takes any that is free), or another --host.") from None
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        message = f"Cannot listen on {host}, port {port}: {reason}."
+        raise OutputError(f"{message} Use another --port (0 for any free one), or another --host.") from None
     with listener:
         yield listener
 
 
-def _address(host: str, port: int) -> str:
-    if host in ("0.0.0.0", "::", ""):  # everywhere: told is where others of the network find it
+def server_url(host: str, port: int) -> str:
+    """Return the URL of the server; if it listens on all addresses, the one that others in the network can use."""
+    if host in ("0.0.0.0", "::", ""):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
             probe.connect(("192.0.2.1", 9))  # sends nothing
             host = probe.getsockname()[0]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _InMemoryFormParser(MultiPartParser):
-    """Starlette's, which would put large files into temporary ones."""
+class InMemoryFormParser(MultiPartParser):
+    """Starlette's form parser, which would otherwise put large files into temporary ones."""
 
-    spool_max_size = 0  # of tempfile: never
+    spool_max_size = 0  # for tempfile: never
 
 
-async def _read_images(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
-    """Images with their names, and whatever else was sent with them."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+async def read_images(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
+    """Return the images of a request with their names, and its other fields.
+
+    Raises:
+        HTTPException: if the request is malformed, or contains no image or too many.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
         images, fields = await _images_from_form(request, limits)
-    elif kind == "application/json":
+    elif content_type == "application/json":
         images, fields = await asyncio.to_thread(_images_from_json, await request.body())
     else:
-        raise HTTPException(415, f"multipart/form-data or application/json was needed, not {kind[:100]!r}.")
+        raise HTTPException(
+            415, f"The content type must be multipart/form-data or application/json, not {content_type[:100]!r}."
+        )
     if not images:
         raise HTTPException(422, 'There is no image in the request. Send files, or base64 as "image" in JSON.')
-    if len(images) > (most := min(limits.images, limits.waiting)):
-        raise HTTPException(413, f"At most {most} images may be sent at once, not {len(images)}.")
+    if len(images) > (max_images := min(limits.images, limits.waiting)):
+        plural = "" if max_images == 1 else "s"
+        raise HTTPException(413, f"At most {max_images} image{plural} can be sent at once, not {len(images)}.")
     return images, fields
 
 
 async def _images_from_form(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
-    form = _InMemoryFormParser(request.headers, request.stream(), max_files=limits.images, max_fields=16)
+    form = InMemoryFormParser(request.headers, request.stream(), max_files=limits.images, max_fields=16)
     try:
-        sent = (await form.parse()).multi_items()
+        items = (await form.parse()).multi_items()
     except MultiPartException as error:
         raise HTTPException(400, f"The form cannot be read: {first_line(Exception(error.message))}.") from None
-    files = [each for _, each in sent if isinstance(each, UploadFile)]
-    return [(each.filename or "", await each.read()) for each in files], {
-        name: value for name, value in sent if isinstance(value, str)
-    }
+    uploads = [value for _, value in items if isinstance(value, UploadFile)]
+    images = [(upload.filename or "", await upload.read()) for upload in uploads]
+    return images, {name: value for name, value in items if isinstance(value, str)}
 
 
 def _images_from_json(body: bytes) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
     try:
-        given = json.loads(body)
+        fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"The body is no JSON: {first_line(error)}.") from None
-    if not isinstance(given, dict):
-        raise HTTPException(422, 'JSON such as {"image": "BASE64"} was needed.')
-    images = given.get("images", [given["image"]] if "image" in given else [])
-    if not isinstance(images, list) or not all(isinstance(each, str) for each in images):
-        raise HTTPException(422, '"image" has to be text in base64, "images" a list of such texts.')
-    return [("", _decode_base64(each)) for each in images], given
+        raise HTTPException(400, f"The body is not valid JSON: {first_line(error)}.") from None
+    if not isinstance(fields, dict):
+        raise HTTPException(422, 'The JSON must be an object such as {"image": "BASE64"}.')
+    images = fields.get("images", [fields["image"]] if "image" in fields else [])
+    if not isinstance(images, list) or not all(isinstance(text, str) for text in images):
+        raise HTTPException(422, '"image" must be a base64 string, and "images" a list of such strings.')
+    return [("", _decode_base64(text)) for text in images], fields
 
 
 def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
     except (binascii.Error, ValueError):
-        raise HTTPException(422, "An image is no base64.") from None
+        raise HTTPException(422, "An image is not valid base64.") from None
 
 
-class _Routes:
-    """The addresses."""
+class Routes:
+    """Request handlers of all addresses."""
 
-    def __init__(self, engine: Predictor, number: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
-        self.engine, self.examples = engine, examples
-        facts = engine.model.facts
-        page = {
-            "facts": facts, "classes": engine.classes, "many": engine.model.many, "has_maps": engine.has_maps,
-            "views": facts["tta"] if engine.tta else [], "number": number, "examples": [label for _, label in examples],
-            "limits": engine.limits, "version": __version__,
+    def __init__(self, predictor: Predictor, headline: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
+        self.predictor, self.examples = predictor, examples
+        facts = predictor.model.config
+        context = {
+            "facts": facts, "classes": predictor.classes, "multilabel": predictor.model.multilabel,
+            "has_gradcam": predictor.has_gradcam, "views": facts["tta"] if predictor.tta else [], "headline": headline,
+            "examples": [label for _, label in examples], "limits": predictor.limits, "version": __version__,
         }  # fmt: skip
         style, script = (files("baseline.report") / "templates" / name for name in ("serve.css", "serve.js"))
         colours = files("baseline.report") / "templates" / "colours.css"
-        self.page = _static_response("text/html", render("serve", page))
+        self.page = _static_response("text/html", render("serve", context))
         self.style = _static_response("text/css", colours.read_text("utf-8") + style.read_text("utf-8"))
         self.script = _static_response("text/javascript", script.read_text("utf-8"))
-        self.openapi = _static_response("application/json", json.dumps(_openapi_schema(engine)))
+        self.openapi = _static_response("application/json", json.dumps(openapi_schema(predictor)))
 
     async def predict(self, request: Request) -> Response:
-        engine = self.engine
-        top = request.query_params.get("top", str(len(engine.classes)))
+        predictor = self.predictor
+        top = request.query_params.get("top", str(len(predictor.classes)))
         if not (top.isdecimal() and len(top) < 9 and int(top) > 0):
-            raise HTTPException(422, "top has to be a whole number from 1 on.")
-        if engine.waiting >= engine.limits.waiting:
-            raise engine.full()
-        images, _ = await _read_images(request, engine.limits)
-        async with engine.place(len(images)):
-            found = await asyncio.gather(*(self._told(name, content, int(top)) for name, content in images))
-        errors = [each for _, each in found if each is not None]
-        if len(errors) == len(found):
+            raise HTTPException(422, "top must be a positive whole number.")
+        if predictor.waiting >= predictor.limits.waiting:
+            raise predictor.queue_full_error()
+        images, _ = await read_images(request, predictor.limits)
+        async with predictor.reserve(len(images)):
+            results = await asyncio.gather(*(self._predict_one(name, content, int(top)) for name, content in images))
+        errors = [error for _, error in results if error is not None]
+        if len(errors) == len(results):
             raise errors[0]
-        return JSONResponse({"predictions": [each for each, _ in found]})
+        return JSONResponse({"predictions": [prediction for prediction, _ in results]})
 
-    async def _told(self, name: str, content: bytes, top: int) -> tuple[dict[str, Any], HTTPException | None]:
-        """What is told of one image, and why it was refused, if it was."""
-        engine = self.engine
+    async def _predict_one(self, name: str, content: bytes, top: int) -> tuple[dict[str, Any], HTTPException | None]:
+        """Return the JSON for one image, and the error if it was refused."""
+        predictor = self.predictor
         try:
-            block, number = await engine.predict(content)
+            block, index = await predictor.predict(content)
         except HTTPException as error:
             return {"name": name, "error": error.detail}, error
-        by_class = zip(engine.classes, block.probabilities[number].tolist(), strict=True)
-        first = sorted(by_class, key=lambda each: -each[1])[:top]
-        predicted: Any = block.predicted[number]
-        if engine.model.many:
+        by_class = zip(predictor.classes, block.probabilities[index].tolist(), strict=True)
+        most_probable = sorted(by_class, key=lambda pair: -pair[1])[:top]
+        predicted: Any = block.predicted[index]
+        if predictor.model.multilabel:
             predicted = predicted.split(SEPARATOR) if predicted else []
         return {
             "name": name,
             "predicted": predicted,
-            "confidence": round(float(block.confidence[number]), 6),
-            "probabilities": {name: round(value, 6) for name, value in first},
+            "confidence": round(float(block.confidence[index]), 6),
+            "probabilities": {label: round(value, 6) for label, value in most_probable},
         }, None
 
     async def gradcam(self, request: Request) -> Response:
-        engine = self.engine
-        if not engine.has_maps:
-            facts = engine.model.facts
-            words = f"There is no Grad-CAM for {facts['arch']} at {facts['image_size']} pixels"
-            raise HTTPException(404, f"{words}: its last layers keep no map of places.")
-        if engine.waiting >= engine.limits.waiting:
-            raise engine.full()
-        images, fields = await _read_images(request, engine.limits)
+        predictor = self.predictor
+        if not predictor.has_gradcam:
+            facts = predictor.model.config
+            message = f"Grad-CAM is not available for {facts['arch']} at {facts['image_size']} pixels"
+            raise HTTPException(404, f"{message}: its last layers have no spatial feature map.")
+        if predictor.waiting >= predictor.limits.waiting:
+            raise predictor.queue_full_error()
+        images, fields = await read_images(request, predictor.limits)
         name = fields.get("class")
-        if name is not None and name not in engine.classes:
-            raise HTTPException(422, unknown_name("class", str(name)[:100], engine.classes))
+        if name is not None and name not in predictor.classes:
+            raise HTTPException(422, unknown_name("class", str(name)[:100], predictor.classes))
         if len(images) > 1:
-            raise HTTPException(422, f"One image was needed, not {len(images)}.")
-        async with engine.place():
-            return Response(await engine.look(images[0][1], name), media_type="image/jpeg")
+            raise HTTPException(422, f"Send exactly one image, not {len(images)}.")
+        async with predictor.reserve():
+            return Response(await predictor.gradcam(images[0][1], name), media_type="image/jpeg")
 
     async def health(self, _: Request) -> Response:
-        engine = self.engine
-        told = {"status": "ok", "version": __version__, "model": engine.model.identity, "waiting": engine.waiting}
-        return JSONResponse(told)
+        predictor = self.predictor
+        return JSONResponse(
+            {
+                "status": "ok",
+                "version": __version__,
+                "model": predictor.model.identity,
+                "waiting": predictor.waiting,
+            }
+        )
 
     async def example(self, request: Request) -> Response:
-        path = self._example(request)
+        path = self._example_path(request)
         return Response(await self._read(path.read_bytes), media_type="application/octet-stream")
 
     async def small_example(self, request: Request) -> Response:
-        path = self._example(request)
-        return Response(await self._read(partial(_small_image, path)), media_type="image/jpeg")
+        path = self._example_path(request)
+        return Response(await self._read(partial(thumbnail_jpeg, path)), media_type="image/jpeg")
 
-    def _example(self, request: Request) -> Path:
+    def _example_path(self, request: Request) -> Path:
         number = request.path_params["number"]
         if number >= len(self.examples):
             raise HTTPException(404, "There is no such example.")
         return self.examples[number][0]
 
-    async def _read(self, read: Any) -> bytes:
+    async def _read(self, read: Callable[[], bytes]) -> bytes:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.engine.readers, read)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL says of damaged files
-            raise HTTPException(404, "The example is no longer there.") from None
+            return await asyncio.get_running_loop().run_in_executor(self.predictor.readers, read)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on damaged files
+            raise HTTPException(404, "The example no longer exists.") from None
 
 
-def _static_response(kind: str, content: str) -> Any:
-    async def answer(_: Request) -> Response:
-        return Response(content, media_type=kind)
+def _static_response(media_type: str, content: str) -> Any:
+    async def respond(_: Request) -> Response:
+        return Response(content, media_type=media_type)
 
-    return answer
+    return respond
 
 
-def _small_image(path: Path) -> bytes:
+def thumbnail_jpeg(path: Path) -> bytes:
     image = load_image(path, THUMBNAIL_SIZE)
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     return encode_jpeg(image)
@@ -337,109 +353,114 @@ async def _on_http_error(_: Request, error: HTTPException) -> Response:
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:
-    return error_response(HTTPException(400, "The request broke off."))
+    return error_response(HTTPException(400, "The connection was closed before the request was complete."))
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("a request failed", exc_info=error)
-    return error_response(HTTPException(500, "This failed here; the server's own output says why."))
+    return error_response(HTTPException(500, "The request failed on the server; see the server's output."))
 
 
-def _run_summary(folder: Path, examples: bool, progress: Progress) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
-    """The number of the run and some of its images with their labels; nothing where the folder is a model's alone."""
+def run_summary(folder: Path, examples: bool, progress: Progress) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
+    """Return the run's headline accuracy and some of its images with labels; both empty for a model folder alone."""
     if not (folder / "manifest.json").exists():
         return {}, []
     try:
         metrics = read_manifest(folder)["metrics"]
         split = headline_split(metrics)
-        found = metrics[split]["tta"]
-        low, high = found["interval"]
-        number = {"split": split, "accuracy": float(found["accuracy"]), "interval": (float(low), float(high))}
-        return number, _find_examples(folder / "split.csv", split) if examples else []
+        values = metrics[split]["tta"]
+        low, high = values["interval"]
+        headline = {"split": split, "accuracy": float(values["accuracy"]), "interval": (float(low), float(high))}
+        return headline, find_examples(folder / "split.csv", split) if examples else []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        progress.log(f"the page goes without the run's numbers and images: {first_line(error)}")
+        progress.log(f"the page omits the run's accuracy and images: {first_line(error)}")
         return {}, []
 
 
-def _find_examples(path: Path, split: str) -> list[tuple[Path, str]]:
-    """A few images of the split that are still there, of as many classes as there is room for."""
+def find_examples(path: Path, split: str) -> list[tuple[Path, str]]:
+    """Return some images of the split that still exist, taking turns between classes."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(Path(row["path"]), row["label"]) for row in csv.DictReader(file) if row["split"] == split]
     random.Random(0).shuffle(rows)
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     turns = []
-    for each, label in rows:
-        seen[label] = seen.get(label, 0) + 1
-        turns.append((seen[label], each, label))
-    there = ((each, label) for _, each, label in sorted(turns, key=lambda turn: turn[0])[:200] if each.is_file())
-    return [found for _, found in zip(range(MAX_EXAMPLES), there, strict=False)]
+    for image, label in rows:
+        counts[label] = counts.get(label, 0) + 1
+        turns.append((counts[label], image, label))
+    candidates = sorted(turns, key=lambda turn: turn[0])[:200]
+    existing = ((image, label) for _, image, label in candidates if image.is_file())
+    return [example for _, example in zip(range(MAX_EXAMPLES), existing, strict=False)]
 
 
-def _openapi_schema(engine: Predictor) -> dict[str, Any]:
-    """The API in the words of OpenAPI 3.1."""
-    words = {"type": "string"}
-    share = {"type": "number", "minimum": 0, "maximum": 1}
+def openapi_schema(predictor: Predictor) -> dict[str, Any]:
+    """Return the description of the API in OpenAPI 3.1."""
+    string = {"type": "string"}
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
     binary = {"type": "string", "format": "binary"}
     text = {"type": "string", "contentEncoding": "base64"}
-    predicted = {"type": "array", "items": words} if engine.model.many else words
-    asked = {"class": {**words, "description": "The class that is asked about; the most probable one if not given."}}
+    predicted = {"type": "array", "items": string} if predictor.model.multilabel else string
+    gradcam_class = {"class": {**string, "description": "The class to explain; default: the most probable one."}}
 
     def body(form: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        kinds = {"multipart/form-data": form, "application/json": data}
-        content = {kind: {"schema": {"type": "object", "properties": each}} for kind, each in kinds.items()}
+        properties = {"multipart/form-data": form, "application/json": data}
+        content = {kind: {"schema": {"type": "object", "properties": value}} for kind, value in properties.items()}
         return {"required": True, "content": content}
 
-    def answers(kind: str, schema: dict[str, Any], what: str, errors: Mapping[int, str]) -> dict[str, Any]:
-        told = {"200": {"description": what, "content": {kind: {"schema": schema}}}}
-        refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        return told | {str(code): {"description": why, "content": refused} for code, why in errors.items()}
+    def responses(kind: str, schema: dict[str, Any], description: str, errors: Mapping[int, str]) -> dict[str, Any]:
+        success = {"200": {"description": description, "content": {kind: {"schema": schema}}}}
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        return success | {str(code): {"description": reason, "content": content} for code, reason in errors.items()}
 
     prediction = {
         "type": "object",
         "properties": {
-            "name": {**words, "description": "The file's name, as it was sent."},
+            "name": {**string, "description": "The file name, as it was sent."},
             "predicted": predicted,
-            "confidence": {**share, "description": "Calibrated, if the run was."},
-            "probabilities": {"type": "object", "additionalProperties": share, "description": "Highest first."},
-            "error": {**words, "description": "Why this image was refused; nothing else is told of it."},
+            "confidence": {**probability, "description": "Calibrated, if the run was."},
+            "probabilities": {"type": "object", "additionalProperties": probability, "description": "Highest first."},
+            "error": {**string, "description": "Why this image was refused; the other properties are then missing."},
         },
     }
-    every = {"type": "object", "properties": {"predictions": {"type": "array", "items": prediction}}}
+    predictions = {"type": "object", "properties": {"predictions": {"type": "array", "items": prediction}}}
     top = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1},
-           "description": "Tells so many of the most probable classes; all if not given."}  # fmt: skip
-    several = {"type": "array", "items": text, "maxItems": engine.limits.images}
+           "description": "Number of most probable classes to return; default: all."}  # fmt: skip
+    several = {"type": "array", "items": text, "maxItems": predictor.limits.images}
     return {
         "openapi": "3.1.0",
         "info": {"title": "baseline", "version": __version__, "description": "Predicts the classes of images."},
         "paths": {
             "/predict": {"post": {
-                "summary": "Predicts images. If some of several are refused, they have an `error`; if all are, that is "
-                           "the answer.",
+                "summary": "Predict the classes of images. If some of several images are refused, they have an "
+                           "`error`; if all are, the answer is an error.",
                 "parameters": [top],
                 "requestBody": body({"image": {"type": "array", "items": binary}}, {"image": text, "images": several}),
-                "responses": answers("application/json", every, "A prediction for each image, in order.", ERROR_MESSAGES),
+                "responses": responses("application/json", predictions, "One prediction per image, in order.",
+                                       ERROR_MESSAGES),
             }},
             "/gradcam": {"post": {
-                "summary": "Shows what in one image speaks for a class (Grad-CAM).",
-                "requestBody": body({"image": binary, **asked}, {"image": text, **asked}),
-                "responses": answers("image/jpeg", binary, "The image, yellow where it speaks most for it.",
-                                     {**ERROR_MESSAGES, 404: "The network has no map of places."}),
+                "summary": "Show which parts of an image speak for a class (Grad-CAM).",
+                "requestBody": body({"image": binary, **gradcam_class}, {"image": text, **gradcam_class}),
+                "responses": responses("image/jpeg", binary, "The image, yellow where it speaks for the class.",
+                                       {**ERROR_MESSAGES, 404: "The network has no spatial feature map."}),
             }},
             "/health": {"get": {
-                "summary": "Whether the server answers.",
-                "responses": answers("application/json", {"type": "object"}, "It does.", {}),
+                "summary": "Check whether the server answers.",
+                "responses": responses("application/json", {"type": "object"}, "It does.", {}),
             }},
         },
-        "components": {"schemas": {"Error": {"type": "object", "required": ["error"], "properties": {"error": words}}}},
+        "components": {"schemas": {
+            "Error": {"type": "object", "required": ["error"], "properties": {"error": string}},
+        }},
     }  # fmt: skip
 
 
 ERROR_MESSAGES = {
     400: "The request cannot be read.",
-    403: "It came by a strange name, or from another site's page.",
-    408: "It was not whole in time.",
+    403: "The request used an unknown host name, or came from another site's page.",
+    408: "The request was incomplete when its time was up.",
     413: "Too many bytes, pixels or images.",
-    415: "It, or a file in it, is of another kind than can be read.",
-    422: "What it says cannot be, or an image is damaged.",
-    503: "Too many images are waiting; Retry-After tells for how many seconds.",
+    415: "The request, or a file in it, has an unsupported format.",
+    422: "A value is invalid, or an image is damaged.",
+    503: "Too many images are waiting; Retry-After contains the number of seconds to wait.",
 }
+"""Descriptions of the error codes in the OpenAPI schema."""

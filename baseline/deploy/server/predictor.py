@@ -1,4 +1,8 @@
-"""TODO."""
+"""Decode uploaded images and run the network on them in batches, within the server's limits.
+
+An image is decoded in a thread, then waits until the network is free, which takes everything that waits by then, up to
+a batch: an image that comes alone never waits for others. Uploads stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -23,179 +27,196 @@ from baseline.report.figures import overlay_heatmap
 if TYPE_CHECKING:
     from baseline.inference.model import Model, PredictionBatch
 
-__all__ = ["Limits"]
+    Prediction = tuple[PredictionBatch, int]
+    """A batch of predictions, and the index of one image in it."""
+
+__all__ = ["MAX_EXAMPLES", "THUMBNAIL_SIZE", "Limits", "Predictor", "busy_error", "encode_jpeg"]
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Of PIL, that are read from strangers. Others run programs (EPS), or have been looked at by few."""
+"""Pillow's formats that are accepted from strangers. Others run programs (EPS), or have been reviewed by few."""
 
 
 MAX_EXAMPLES = 8
+"""Maximum number of example images on the page."""
 
 DISPLAY_SIZE, THUMBNAIL_SIZE = 640, 176
-"""Pixels of the longer side of a Grad-CAM and of an example in the page."""
+"""Pixels of the longer side of a Grad-CAM image, and of an example on the page."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes; what is more is refused in a sentence."""
+    """Limits of a server; requests beyond them are refused with a message."""
 
     megabytes: int = 32
-    """Of a request."""
+    """Maximum size of a request in MB."""
     megapixels: int = 64
-    """Millions of pixels of an image, before it is decoded."""
+    """Maximum size of an image in millions of pixels, checked before it is decoded."""
     images: int = 64
-    """In a request."""
+    """Maximum number of images in a request."""
     waiting: int = 256
-    """Images that are not yet answered; then 503 with Retry-After."""
+    """Maximum number of images that wait for an answer; beyond it, the answer is 503 with Retry-After."""
     batch: int = 16
-    """Images that the network sees at once."""
+    """Maximum number of images in a pass of the network."""
     seconds: float = 30
-    """For a request to be sent, and again for its answer."""
+    """Seconds to wait for a request to be sent, and again for its answer."""
 
     @property
     def bytes(self) -> int:
+        """Maximum size of a request in bytes."""
         return self.megabytes * 1_000_000
 
 
 class Predictor:
-    """Images' bytes -> predictions. Decodes in a few threads, and runs the network in one of its own."""
+    """Predicts the contents of image files: decodes in a few threads, and runs the network in a thread of its own."""
 
     def __init__(self, model: Model, tta: bool, limits: Limits) -> None:
-        self.model, self.tta, self.limits = model, tta and bool(model.facts["tta"]), limits
+        self.model, self.tta, self.limits = model, tta and bool(model.config["tta"]), limits
         self.waiting = 0
-        """Images that are not yet answered."""
-        self.pace = 0.05
-        """Seconds that an image takes the network."""
+        """Number of images that wait for an answer."""
+        self.seconds_per_image = 0.05
+        """Seconds that the network takes for an image, a moving average."""
         Image.init()
         self.formats = tuple(name for name in FORMATS if name in Image.OPEN)
-        self.queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future[tuple[PredictionBatch, int]]]] = asyncio.Queue()
+        self.queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Prediction]]] = asyncio.Queue()
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
         self.network = ThreadPoolExecutor(1, "network")
-        self.open = ExitStack()
-        self.predicted = self.open.enter_context(model.ready(tta=self.tta))
-        self.has_maps = self.network.submit(self._warmed).result()
+        self.resources = ExitStack()
+        self.predict_squares = self.resources.enter_context(model.predictor(tta=self.tta))
+        self.has_gradcam = self.network.submit(self._warm_up).result()
 
-    def _warmed(self) -> bool:
-        """The first pass takes longest; and whether Grad-CAM is to be had."""
-        grey = np.full(self.model.shape, 127, np.uint8)
-        self.predicted([grey])
+    @property
+    def classes(self) -> list[str]:
+        return self.model.classes
+
+    def _warm_up(self) -> bool:
+        """Run the first pass, which takes longest, and return whether the network supports Grad-CAM."""
+        grey = np.full(self.model.decoded_shape, 127, np.uint8)
+        self.predict_squares([grey])
         return grad_cam(self.model.network, self.model.inputs([grey]), [0]) is not None
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._batches())
+    async def running(self) -> AsyncIterator[None]:
+        """Process the queue while the context is open."""
+        task = asyncio.create_task(self._process_queue())
         try:
             yield
         finally:
             task.cancel()
             for pool in (self.readers, self.network):
                 pool.shutdown(wait=False, cancel_futures=True)
-            self.open.close()
+            self.resources.close()
 
-    async def _batches(self) -> None:
+    async def _process_queue(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self.queue.get()]
             while len(batch) < self.limits.batch and not self.queue.empty():
                 batch.append(self.queue.get_nowait())
-            batch = [(square, future) for square, future in batch if not future.done()]  # whose time is not yet up
+            batch = [(square, future) for square, future in batch if not future.done()]  # without timed-out requests
             if not batch:
                 continue
-            began = loop.time()
+            start = loop.time()
             try:
-                block = await loop.run_in_executor(self.network, self.predicted, [square for square, _ in batch])
+                block = await loop.run_in_executor(self.network, self.predict_squares, [square for square, _ in batch])
             except Exception as error:
                 _set_results(batch, lambda _, error=error: error)
                 continue
             _set_results(batch, lambda number, block=block: (block, number))
-            self.pace += 0.2 * ((loop.time() - began) / len(batch) - self.pace)
+            self.seconds_per_image += 0.2 * ((loop.time() - start) / len(batch) - self.seconds_per_image)
 
     @asynccontextmanager
-    async def place(self, images: int = 1) -> AsyncIterator[None]:
-        """Room for so many images, and time for their answer."""
+    async def reserve(self, images: int = 1) -> AsyncIterator[None]:
+        """Reserve places in the queue for some images, and limit the time for their answer.
+
+        Raises:
+            HTTPException: 503 if the queue is full, or the time is up.
+        """
         if self.waiting + images > self.limits.waiting:
-            raise self.full()
+            raise self.queue_full_error()
         self.waiting += images
         try:
             async with asyncio.timeout(self.limits.seconds):
                 yield
         except TimeoutError:
-            raise busy_error(f"There was no answer after {self.limits.seconds:g} s.", self.delay) from None
+            raise busy_error(f"There was no answer after {self.limits.seconds:g} s.", self.retry_after) from None
         finally:
             self.waiting -= images
 
     @property
-    def delay(self) -> int:
-        """Seconds until what waits now may be done."""
-        return max(1, math.ceil(self.waiting * self.pace))
+    def retry_after(self) -> int:
+        """Estimated seconds until the images that wait now are done."""
+        return max(1, math.ceil(self.waiting * self.seconds_per_image))
 
-    def full(self) -> HTTPException:
-        return busy_error(f"The queue is full: {self.waiting} of {self.limits.waiting} places.", self.delay)
+    def queue_full_error(self) -> HTTPException:
+        return busy_error(f"The queue is full: {self.waiting} of {self.limits.waiting} places.", self.retry_after)
 
-    async def predict(self, content: bytes) -> tuple[PredictionBatch, int]:
-        """A block, and which of it this image is."""
+    async def predict(self, content: bytes) -> Prediction:
+        """Return a batch of predictions, and the index of this image in it.
+
+        Raises:
+            HTTPException: if the image is refused.
+        """
         loop = asyncio.get_running_loop()
-        square = await loop.run_in_executor(self.readers, self._square, content)
-        future: asyncio.Future[tuple[PredictionBatch, int]] = loop.create_future()
+        square = await loop.run_in_executor(self.readers, self._decode_square, content)
+        future: asyncio.Future[Prediction] = loop.create_future()
         self.queue.put_nowait((square, future))
         return await future
 
-    async def look(self, content: bytes, name: str | None) -> bytes:
-        """A JPEG of the image with its Grad-CAM for a class; for the most probable one, if none is named."""
+    async def gradcam(self, content: bytes, class_name: str | None) -> bytes:
+        """Return a JPEG of the image with its Grad-CAM for a class; default: the most probable one."""
         loop = asyncio.get_running_loop()
-        square = await loop.run_in_executor(self.readers, self._square, content)
-        places = await loop.run_in_executor(self.network, self._places, square, name)
-        return await loop.run_in_executor(self.readers, self._laid_over, content, places)
+        square = await loop.run_in_executor(self.readers, self._decode_square, content)
+        heatmap = await loop.run_in_executor(self.network, self._heatmap, square, class_name)
+        return await loop.run_in_executor(self.readers, self._overlay, content, heatmap)
 
-    def _image(self, content: bytes) -> Image.Image:
+    def _open(self, content: bytes) -> Image.Image:
         if not content:
             raise HTTPException(422, "The file is empty.")
-        most = self.limits.megapixels * 1_000_000
+        max_pixels = self.limits.megapixels * 1_000_000
         try:
             image = open_image(content, self.formats)
         except Image.DecompressionBombError:
-            raise HTTPException(413, f"The image has more than {most:,} pixels. Send a smaller one.") from None
+            raise HTTPException(413, f"The image has more than {max_pixels:,} pixels. Send a smaller one.") from None
         except Exception:
-            words = f"This is no image, or none of a kind that is read here: {', '.join(self.formats)}."
-            raise HTTPException(415, words) from None
+            message = f"This is not an image in a supported format: {', '.join(self.formats)}."
+            raise HTTPException(415, message) from None
         width, height = image.size
-        if width * height > most:
-            words = f"The image has {width:,} x {height:,} pixels, at most {most:,} are taken. Send a smaller one."
-            raise HTTPException(413, words)
+        if width * height > max_pixels:
+            message = f"The image has {width:,} x {height:,} pixels; the maximum is {max_pixels:,}. Send a smaller one."
+            raise HTTPException(413, message)
         return image
 
-    def _square(self, content: bytes) -> np.ndarray:
-        image = self._image(content)
+    def _decode_square(self, content: bytes) -> np.ndarray:
+        image = self._open(content)
         try:
-            return self.model.square(image)
+            return self.model.load_square(image)
         except Exception as error:
             raise HTTPException(422, f"The image is damaged: {unreadable_reason(error)}.") from None
 
-    def _places(self, square: np.ndarray, name: str | None) -> np.ndarray:
-        asked = int(self.predicted([square]).probabilities[0].argmax()) if name is None else self.classes.index(name)
-        places = grad_cam(self.model.network, self.model.inputs([square]), [asked])
-        assert places is not None  # `has_maps`
-        return places[0]
+    def _heatmap(self, square: np.ndarray, class_name: str | None) -> np.ndarray:
+        if class_name is None:
+            index = int(self.predict_squares([square]).probabilities[0].argmax())
+        else:
+            index = self.classes.index(class_name)
+        heatmaps = grad_cam(self.model.network, self.model.inputs([square]), [index])
+        assert heatmaps is not None  # `has_gradcam`
+        return heatmaps[0]
 
-    def _laid_over(self, content: bytes, places: np.ndarray) -> bytes:
-        image, resize = load_image(self._image(content), DISPLAY_SIZE), self.model.facts["resize"]
-        looked = overlay_heatmap(resize_image(image, DISPLAY_SIZE, resize), places, DISPLAY_SIZE)
+    def _overlay(self, content: bytes, heatmap: np.ndarray) -> bytes:
+        image, resize = load_image(self._open(content), DISPLAY_SIZE), self.model.config["resize"]
+        overlay = overlay_heatmap(resize_image(image, DISPLAY_SIZE, resize), heatmap, DISPLAY_SIZE)
         if resize == "squish":
             image.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE))
-            looked = looked.resize(image.size)
-        return encode_jpeg(looked)
-
-    @property
-    def classes(self) -> list[str]:
-        return self.model.classes
+            overlay = overlay.resize(image.size)
+        return encode_jpeg(overlay)
 
 
-def _set_results(batch: Sequence[tuple[Any, asyncio.Future]], answer: Any) -> None:
+def _set_results(batch: Sequence[tuple[Any, asyncio.Future]], result_of: Any) -> None:
     for number, (_, future) in enumerate(batch):
         if not future.done():
-            found = answer(number)
-            future.set_exception(found) if isinstance(found, Exception) else future.set_result(found)
+            result = result_of(number)
+            future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
@@ -204,5 +225,6 @@ def encode_jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def busy_error(words: str, seconds: int) -> HTTPException:
-    return HTTPException(503, f"{words} Try again in {seconds} s.", {"Retry-After": str(seconds)})
+def busy_error(message: str, seconds: int) -> HTTPException:
+    """Return a 503 that asks the client to try again after some seconds."""
+    return HTTPException(503, f"{message} Try again in {seconds} s.", {"Retry-After": str(seconds)})

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Protect the server: accept requests only by its own names and from its own pages, and bound their size and time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from baseline.deploy.server.predictor import busy_error
 if TYPE_CHECKING:
     from baseline.deploy.server.predictor import Predictor
 
+__all__ = ["SecurityMiddleware", "TimedProtocol", "error_response"]
 
-MAX_HEAD_SECONDS = 16
-"""Bodies of the largest size that are held at once, in bytes."""
+
+MAX_BODIES_IN_MEMORY = 16
+"""Maximum size of all request bodies in memory together, in multiples of the maximum size of one."""
 
 
 SECURITY_HEADERS = [
@@ -34,10 +36,11 @@ SECURITY_HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]  # fmt: skip
+"""Headers that are added to every response."""
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's HTTP, but a request's head has to be whole in time, not only begun."""
+    """uvicorn's HTTP protocol, except that the head of a request must be complete in time, not only begun."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -45,70 +48,80 @@ class TimedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
-        self.handle_events()  # stops the clock when a head is whole
+        self.handle_events()  # cancels the timeout when a head is complete
 
 
 class SecurityMiddleware:
-    """Stands before everything: who may ask, how much may be sent, and what browsers are told of every answer.
+    """Wraps the application: decides who may send requests and how much, and adds security headers to every response.
 
-    A page of another site may make a browser send requests here, and with a name of its own that leads here (DNS
-    rebinding) read the answers. So `Host` has to be an address or a name of ours, and `Origin`, if told, the same.
+    A page of another site can make a browser send requests here, and, with a name of its own that resolves to this
+    machine (DNS rebinding), read the answers. So `Host` must be an address or a name of this server, and `Origin`, if
+    present, the same.
     """
 
-    def __init__(self, app: ASGIApp, engine: Predictor, hosts: Sequence[str]) -> None:
-        self.app, self.limits, self.held = app, engine.limits, 0
+    def __init__(self, app: ASGIApp, predictor: Predictor, hosts: Sequence[str]) -> None:
+        self.app, self.limits = app, predictor.limits
+        self.bytes_in_memory = 0
+        """Size of all request bodies in memory."""
         own = socket.gethostname().lower()
-        given = {name.lower() for name in hosts}
-        self.names = {"localhost", own, f"{own}.local"} | given
-        self.sites = {name for name in given if name != "localhost" and not is_ip_address(name)}
+        extra = {name.lower() for name in hosts}
+        self.names = {"localhost", own, f"{own}.local"} | extra
+        self.sites = {name for name in extra if name != "localhost" and not is_ip_address(name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *SECURITY_HEADERS]
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope))
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, answer)
+        error = self._check_headers(Headers(scope=scope))
+        if error is not None:
+            await error_response(error)(scope, receive, send_with_headers)
             return
         body = LimitedBody(self, receive)
         try:
-            await self.app(scope, body, answer)
+            await self.app(scope, body, send_with_headers)
         finally:
-            self.held -= body.size
+            self.bytes_in_memory -= body.size
 
-    def _refusal(self, headers: Headers) -> HTTPException | None:
+    def _check_headers(self, headers: Headers) -> HTTPException | None:
         host = headers.get("host", "")
-        if not self._is_ours(host):
-            words = f"This server does not answer to the name {host[:200]!r}. Start it with --allow-host and that name."
-            return HTTPException(403, words)
+        if not self._is_own_host(host):
+            message = (
+                f"This server does not answer to the name {host[:200]!r}. Start it with --allow-host and that name."
+            )
+            return HTTPException(403, message)
         origin = headers.get("origin")
         if origin is not None and not self._is_own_page(origin, host):
             return HTTPException(403, "Pages of other sites may not use this server.")
         length = headers.get("content-length", "0")
-        return self.too_large() if not length.isdecimal() or int(length) > self.limits.bytes else None
+        return self.too_large_error() if not length.isdecimal() or int(length) > self.limits.bytes else None
 
     def _is_own_page(self, origin: str, host: str) -> bool:
-        """Behind a proxy, a page may come by a name of ours while the proxy asks by an address."""
-        place = origin.lower().partition("://")[2]
-        return place == host.lower() or host_name(place) in self.sites
+        """Whether a page is ours; behind a proxy, it may use one of our names while the proxy uses an address."""
+        page_host = origin.lower().partition("://")[2]
+        return page_host == host.lower() or host_name(page_host) in self.sites
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_own_host(self, host: str) -> bool:
         name = host_name(host)
         return name in self.names or name.endswith(".localhost") or is_ip_address(name)
 
-    def too_large(self) -> HTTPException:
-        most = self.limits.megabytes
-        return HTTPException(413, f"At most {most} MB may be sent at once. Send fewer or smaller images.")
+    def too_large_error(self) -> HTTPException:
+        return HTTPException(
+            413, f"The maximum size of a request is {self.limits.megabytes} MB. Send fewer or smaller images."
+        )
 
 
 def host_name(host: str) -> str:
-    """A host without its port; empty where it is none."""
+    """Return a host without its port, or an empty string if it is invalid.
+
+    >>> host_name("localhost:8000")
+    'localhost'
+    """
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -123,25 +136,26 @@ def is_ip_address(name: str) -> bool:
 
 
 class LimitedBody:
-    """The body of one request as it comes in: counted, and in time."""
+    """The body of a request as it arrives, limited in size and time."""
 
-    def __init__(self, guard: SecurityMiddleware, receive: Receive) -> None:
-        self.guard, self.receive, self.size = guard, receive, 0
-        self.until = asyncio.get_running_loop().time() + guard.limits.seconds
+    def __init__(self, middleware: SecurityMiddleware, receive: Receive) -> None:
+        self.middleware, self.receive, self.size = middleware, receive, 0
+        self.deadline = asyncio.get_running_loop().time() + middleware.limits.seconds
 
     async def __call__(self) -> Message:
+        middleware, limits = self.middleware, self.middleware.limits
         try:
-            async with asyncio.timeout_at(self.until):
+            async with asyncio.timeout_at(self.deadline):
                 message = await self.receive()
         except TimeoutError:
-            raise HTTPException(408, f"The request was not whole after {self.guard.limits.seconds:g} s.") from None
+            raise HTTPException(408, f"The request was incomplete after {limits.seconds:g} s.") from None
         size = len(message.get("body", b""))
         self.size += size
-        self.guard.held += size
-        if self.size > self.guard.limits.bytes:
-            raise self.guard.too_large()
-        if self.guard.held > MAX_HEAD_SECONDS * self.guard.limits.bytes:
-            raise busy_error("Too much is being sent at once.", 1)
+        middleware.bytes_in_memory += size
+        if self.size > limits.bytes:
+            raise middleware.too_large_error()
+        if middleware.bytes_in_memory > MAX_BODIES_IN_MEMORY * limits.bytes:
+            raise busy_error("Too many requests are being sent at once.", 1)
         return message
 
 

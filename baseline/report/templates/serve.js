@@ -1,139 +1,140 @@
 "use strict";
-// Images go to /predict one by one, a few at a time, so that each has its own answer as soon as it is there.
+// Images go to /predict one by one, a few at a time, so that each shows its answer as soon as it arrives.
 
-const AT_ONCE = 4, SHOWN = 5, TRIES = 6;
-const facts = document.body.dataset;
-const many = facts.many === "1", maps = facts.maps === "1", megabytes = Number(facts.megabytes);
+const MAX_REQUESTS = 4, MIN_BARS = 5, MAX_TRIES = 6;
+const settings = document.body.dataset;
+const multilabel = settings.multilabel === "1", hasGradcam = settings.gradcam === "1";
+const megabytes = Number(settings.megabytes);
 const $ = (id) => document.getElementById(id);
-const percent = (share) => share > 0 && share < 0.001 ? "< 0.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
-const later = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
-const waiting = [];
+const percent = (value) => value > 0 && value < 0.001 ? "< 0.1\u00a0%" : `${(100 * value).toFixed(1)}\u00a0%`;
+const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+const queue = [];
 let running = 0;
 
 class Refused extends Error {}
 
-async function ask(address, image, name, fields = {}) {
-  if (image.size === 0) throw new Refused("The file is empty.");
-  if (image.size > megabytes * 1e6) throw new Refused(`The file has more than ${megabytes} MB.`);
-  for (let tried = 1; ; tried++) {
+async function post(address, file, name, fields = {}) {
+  if (file.size === 0) throw new Refused("The file is empty.");
+  if (file.size > megabytes * 1e6) throw new Refused(`The file is larger than ${megabytes} MB.`);
+  for (let attempt = 1; ; attempt++) {
     const form = new FormData();
-    form.append("image", image, name);
+    form.append("image", file, name);
     for (const [key, value] of Object.entries(fields)) form.append(key, value);
-    let answer;
+    let response;
     try {
-      answer = await fetch(address, { method: "POST", body: form });
+      response = await fetch(address, { method: "POST", body: form });
     } catch {
       throw new Refused("The server does not answer. Is it still running?");
     }
-    if (answer.ok) return answer;
-    if (answer.status === 503 && tried < TRIES) {
-      await later(Number(answer.headers.get("Retry-After")) || 1);
+    if (response.ok) return response;
+    if (response.status === 503 && attempt < MAX_TRIES) {
+      await sleep(Number(response.headers.get("Retry-After")) || 1);
       continue;
     }
-    const told = await answer.json().catch(() => ({}));
-    throw new Refused(told.error || `The server answered ${answer.status}.`);
+    const body = await response.json().catch(() => ({}));
+    throw new Refused(body.error || `The server answered with status ${response.status}.`);
   }
 }
 
-function add(image, name, label = null) {
+function addImage(file, name, label = null) {
   const card = $("card").content.firstElementChild.cloneNode(true);
   const part = (selector) => card.querySelector(selector);
-  const image = part("img"), address = URL.createObjectURL(image);
+  const preview = part("img"), address = URL.createObjectURL(file);
   card.addresses = [address];
-  card.classList.add("waits");
+  card.classList.add("pending");
   part(".name").textContent = label === null ? name : `${name}, labelled ${label || "nothing"} in the run`;
-  image.alt = name;
-  image.onerror = () => {  // a TIFF, say
+  preview.alt = name;
+  preview.onerror = () => {  // a TIFF, for example
     card.classList.add("blank");
     part("figcaption").textContent = "no preview";
   };
-  image.src = address;
-  $("found").prepend(card);
+  preview.src = address;
+  $("cards").prepend(card);
   $("results").hidden = false;
   card.scrollIntoView({ block: "nearest" });
-  waiting.push(async () => {
+  queue.push(async () => {
     if (!card.isConnected) return;
     try {
-      const answer = await ask("predict", image, name);
-      tell(card, (await answer.json()).predictions[0], image, name);
+      const response = await post("predict", file, name);
+      showPrediction(card, (await response.json()).predictions[0], file, name);
     } catch (error) {
       if (!(error instanceof Refused)) console.error(error);
-      part(".answer").textContent = error instanceof Refused ? error.message : "This failed.";
-      card.classList.add("wrong");
+      part(".answer").textContent = error instanceof Refused ? error.message : "The prediction failed.";
+      card.classList.add("failed");
     }
-    card.classList.remove("waits");
+    card.classList.remove("pending");
   });
-  next();
+  runQueue();
 }
 
-function next() {
-  while (running < AT_ONCE && waiting.length) {
+function runQueue() {
+  while (running < MAX_REQUESTS && queue.length) {
     running++;
-    waiting.shift()().finally(() => { running--; next(); });
+    queue.shift()().finally(() => { running--; runQueue(); });
   }
-  const left = running + waiting.length;
-  $("said").textContent = left > 1 ? `${left} images to go` : "";
+  const remaining = running + queue.length;
+  $("status").textContent = remaining > 1 ? `${remaining} images remaining` : "";
 }
 
-function tell(card, found, image, name) {
+function showPrediction(card, prediction, file, name) {
   const part = (selector) => card.querySelector(selector);
-  const told = many ? found.predicted : [found.predicted];
-  const rows = Object.entries(found.probabilities);
-  const sure = many ? "" : ` ${percent(found.confidence)}`;
-  part(".answer").textContent = told.length ? told.join(", ") + sure : "none of its labels";
-  const least = Math.max(SHOWN, told.length);
-  const show = (count) => part(".bars").replaceChildren(...rows.slice(0, count).map((row) => bar(...row, told)));
-  show(least);
-  if (rows.length > least) {
+  const predicted = multilabel ? prediction.predicted : [prediction.predicted];
+  const rows = Object.entries(prediction.probabilities);
+  const confidence = multilabel ? "" : ` ${percent(prediction.confidence)}`;
+  part(".answer").textContent = predicted.length ? predicted.join(", ") + confidence : "no label";
+  const count = Math.max(MIN_BARS, predicted.length);
+  const show = (n) => part(".bars").replaceChildren(...rows.slice(0, n).map((row) => makeBar(...row, predicted)));
+  show(count);
+  if (rows.length > count) {
     const more = part(".more");
     more.hidden = false;
     more.textContent = `All ${rows.length.toLocaleString("en")} classes`;
     more.onclick = () => { show(rows.length); more.hidden = true; };
   }
-  if (maps) offer(card, told[0] ?? rows[0][0], image, name);
+  if (hasGradcam) addGradcam(card, predicted[0] ?? rows[0][0], file, name);
 }
 
-function bar(name, share, told) {
-  const row = document.createElement("li"), label = document.createElement("b");
+function makeBar(label, probability, predicted) {
+  const row = document.createElement("li"), text = document.createElement("b");
   const number = document.createElement("span"), line = document.createElement("i");
-  label.textContent = name;
-  number.textContent = percent(share);
-  line.style.setProperty("--share", `${100 * share}%`);
-  row.classList.toggle("sure", told.includes(name));
-  row.append(label, number, line);
+  text.textContent = label;
+  number.textContent = percent(probability);
+  line.style.setProperty("--share", `${100 * probability}%`);
+  row.classList.toggle("predicted", predicted.includes(label));
+  row.append(text, number, line);
   return row;
 }
 
-function offer(card, name, image, file) {
-  const button = card.querySelector(".look"), image = card.querySelector("img"), words = card.querySelector("figcaption");
-  const plain = image.src;
-  let looked = null, blank = false;
+function addGradcam(card, label, file, name) {
+  const button = card.querySelector(".gradcam"), preview = card.querySelector("img");
+  const caption = card.querySelector("figcaption"), original = preview.src;
+  let overlay = null, blank = false;
   const show = (on) => {
-    image.src = on ? looked : plain;
+    preview.src = on ? overlay : original;
     card.classList.toggle("blank", blank && !on);
-    words.textContent = on ? `Yellow speaks most for ${name} (Grad-CAM)` : blank ? "no preview" : "";
-    button.textContent = on ? "Show the image alone" : `What speaks for ${name}?`;
+    caption.textContent = on ? `Yellow areas speak most for ${label} (Grad-CAM)` : blank ? "no preview" : "";
+    button.textContent = on ? "Show the original" : `Why ${label}?`;
     button.setAttribute("aria-pressed", String(on));
   };
   button.hidden = false;
-  button.textContent = `What speaks for ${name}?`;
+  button.textContent = `Why ${label}?`;
   button.onclick = async () => {
-    if (looked !== null) return show(button.getAttribute("aria-pressed") !== "true");
+    if (overlay !== null) return show(button.getAttribute("aria-pressed") !== "true");
     blank = card.classList.contains("blank");
     button.disabled = true;
     try {
-      const answer = await ask("gradcam", image, file, { class: name });
-      looked = URL.createObjectURL(await answer.blob());
-      card.addresses.push(looked);
+      const response = await post("gradcam", file, name, { class: label });
+      overlay = URL.createObjectURL(await response.blob());
+      card.addresses.push(overlay);
       show(true);
     } catch (error) {
-      words.textContent = error instanceof Refused ? error.message : "This failed.";
+      caption.textContent = error instanceof Refused ? error.message : "Grad-CAM failed.";
     }
     button.disabled = false;
   };
 }
 
-const addAll = (files) => { for (const file of files) add(file, file.name || "pasted"); };
+const addAll = (files) => { for (const file of files) addImage(file, file.name || "pasted"); };
 
 for (const id of ["choose", "take"]) {
   $(id).addEventListener("change", (event) => { addAll(event.target.files); event.target.value = ""; });
@@ -147,22 +148,22 @@ addEventListener("drop", (event) => {
   addAll(event.dataTransfer.files);
 });
 $("clear").addEventListener("click", () => {
-  for (const card of $("found").children) card.addresses.forEach((each) => URL.revokeObjectURL(each));
-  waiting.length = 0;
-  $("found").replaceChildren();
+  for (const card of $("cards").children) card.addresses.forEach((address) => URL.revokeObjectURL(address));
+  queue.length = 0;
+  $("cards").replaceChildren();
   $("results").hidden = true;
-  next();
+  runQueue();
 });
 for (const button of document.querySelectorAll("#examples button")) {
   button.querySelector("img").onerror = () => { button.parentElement.remove(); };
   button.addEventListener("click", async () => {
     const { number, label } = button.dataset;
     try {
-      const answer = await fetch(`examples/${number}`);
-      if (!answer.ok) throw new Refused();
-      add(await answer.blob(), `Example ${Number(number) + 1}`, label);
+      const response = await fetch(`examples/${number}`);
+      if (!response.ok) throw new Refused();
+      addImage(await response.blob(), `Example ${Number(number) + 1}`, label);
     } catch {
-      $("said").textContent = "The example is no longer there.";
+      $("status").textContent = "The example no longer exists.";
     }
   });
 }

@@ -1,4 +1,4 @@
-"""Processes of one run see every image once, learn the same network, and end together."""
+"""The processes of one run see every image once, train the same network, and end together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Command, call
 
 import baseline
-from baseline import Recipe, RecipeError, Stage
+from baseline import Recipe, Stage
+from baseline.errors import RecipeError
+from baseline.experiments.before_after import compare_fixes
 from baseline.parallel.distributed import all_gather, all_reduce_mean, broadcast_from_rank0, launch, rank, world_size
 from baseline.runs.folder import read_manifest
 from baseline.vision.dataloaders import shard_loader
@@ -39,87 +42,91 @@ batch_norm = "moving"
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_the_parts_of_a_loader_are_its_batches_with_no_image_twice_and_none_lost(
+def test_sharded_loaders_split_each_batch_without_repeating_or_losing_images(
     settled: tuple, parts: int, balance: str, tmp_path: Path
 ) -> None:
-    recipe = settled[0].changed(batch_size=8, balance=balance)
+    recipe = settled[0].changed(batch_size=8, class_balance=balance)
 
-    def loader() -> Any:
+    def make_loader() -> Any:
         with seed_everything(0):
             return baseline.dataloaders(settled[1], recipe, path=tmp_path).train
 
-    def batches(each: Any) -> list[list[int]]:
+    def batches(loader: Any) -> list[list[int]]:
         with seed_everything(1):
-            order = each.get_idxs()
-        return [order[at : at + each.bs] for at in range(0, len(order) - each.bs + 1, each.bs)]
+            order = loader.get_idxs()
+        return [order[at : at + loader.bs] for at in range(0, len(order) - loader.bs + 1, loader.bs)]
 
-    whole, shares = batches(loader()), [shard_loader(loader(), at, parts) for at in range(parts)]
-    each = [batches(share) for share in shares]
-    assert {len(share) for share in shares} == {len(whole)} == {len(found) for found in each}
-    for number, batch in enumerate(whole):
-        assert sorted(batch) == sorted(item for found in each for item in found[number])
+    batches_of_all, shards = batches(make_loader()), [shard_loader(make_loader(), at, parts) for at in range(parts)]
+    by_shard = [batches(shard) for shard in shards]
+    assert {len(shard) for shard in shards} == {len(batches_of_all)} == {len(part) for part in by_shard}
+    for number, batch in enumerate(batches_of_all):
+        assert sorted(batch) == sorted(item for part in by_shard for item in part[number])
     if balance == "none":
-        seen = [item for found in each for batch in found for item in batch]
-        assert len(seen) == len(set(seen)) == len(whole) * 8
-    assert sum(len(images) for images, _ in shares[0]) == len(whole) * 8 // parts
-    with pytest.raises(RecipeError, match=r"Batches of 8 cannot be parted among 3 processes\. Give --batch-size 6"):
-        shard_loader(loader(), 0, 3)
-    at_least = (
-        r"Batches of 8 cannot be parted among {} processes, two images each at least\. Give {}fewer --processes\."
-    )
+        items = [item for part in by_shard for batch in part for item in batch]
+        assert len(items) == len(set(items)) == len(batches_of_all) * 8
+    assert sum(len(images) for images, _ in shards[0]) == len(batches_of_all) * 8 // parts
+    with pytest.raises(
+        RecipeError, match=r"Batches of 8 cannot be split evenly among 3 processes\. Give --batch-size 6"
+    ):
+        shard_loader(make_loader(), 0, 3)
+    at_least = r"Batches of 8 cannot be split evenly among {} processes, with at least two images each\. Give {}fewer --processes\."
     for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
         with pytest.raises(RecipeError, match=at_least.format(more, words)):
-            shard_loader(loader(), 0, more)
+            shard_loader(make_loader(), 0, more)
 
 
-def test_one_process_is_its_own_first() -> None:
+def test_a_single_process_is_rank_0() -> None:
     value = torch.ones(3)
     all_reduce_mean([value])
     assert (world_size(), rank(), broadcast_from_rank0(lambda: 5), all_gather(7), value.sum()) == (1, 0, 5, [7], 3)
 
 
-COUNTED = """
+RECORDING_SCRIPT = """
 import json, os, sys
-from baseline import cli, data, training
-folder, *words = sys.argv[1:]
-taken, step = data.SliceDL.get_idxs, training._Together.after_backward
+from baseline.cli.app import main
+from baseline.training.callbacks import SyncGradients
+from baseline.vision.dataloaders import BatchLoader
+folder, *arguments = sys.argv[1:]
+original_get_idxs, original_after_backward = BatchLoader.get_idxs, SyncGradients.after_backward
 def get_idxs(self):
-    found = taken(self)
+    indices = original_get_idxs(self)
     if self.share:
         with open(f"{folder}/seen-{os.environ['LOCAL_RANK']}.txt", "a") as file:
-            file.write(json.dumps(found) + "\\n")
-    return found
+            file.write(json.dumps(indices) + "\\n")
+    return indices
 def after_backward(self):
-    step(self)
+    original_after_backward(self)
     with open(f"{folder}/grads-{os.environ['LOCAL_RANK']}.txt", "a") as file:
         file.write(f"{sum(float(p.grad.double().sum()) for p in self.model.parameters() if p.grad is not None)!r}\\n")
-data.SliceDL.get_idxs, training._Together.after_backward = get_idxs, after_backward
-sys.argv = ["baseline", *words]
-cli.main()
+BatchLoader.get_idxs, SyncGradients.after_backward = get_idxs, after_backward
+sys.argv = ["baseline", *arguments]
+main()
 """
 
 
 @pytest.fixture(scope="module")
 def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of two processes, what each was given, and a run of one."""
+    """A folder with a run of two processes, the images that each of them saw, and a run of one process."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "plan.toml").write_text(PLAN)
-    words = ["run", str(folder / "plan.toml"), "--data", str(images), "--log", "csv", "--out"]
-    env = {**os.environ, "BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+    words = ["run", str(folder / "plan.toml"), "--data", str(images), "--loggers", "csv", "--out"]
+    env = {"BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [
-        subprocess.Popen([sys.executable, "-c", COUNTED, str(folder), *words, str(folder / "two")],
-                         env={**env, "RANK": str(each), "LOCAL_RANK": str(each)}, stderr=subprocess.PIPE, text=True)
-        for each in range(2)
+        Command(
+            folder, *words, folder / "two", code=RECORDING_SCRIPT,
+            env={**env, "RANK": str(index), "LOCAL_RANK": str(index)},
+        )
+        for index in range(2)
     ]  # fmt: skip
-    for each in running:
-        _, errors = each.communicate(timeout=240)
-        assert each.returncode == 0, errors
+    for process in running:
+        process.wait(240)
+        assert process.returncode == 0, process.communicate()[1]
     baseline.make_baseline(images, str(folder / "plan.toml"), out=folder / "one", progress=baseline.Progress())
     return folder
 
 
-def test_each_image_is_seen_once_an_epoch_and_gradients_are_those_of_all(pair: Path) -> None:
+def test_each_image_is_seen_once_per_epoch_and_gradients_are_averaged(pair: Path) -> None:
     orders = [[json.loads(line) for line in (pair / f"seen-{at}.txt").read_text().splitlines()] for at in range(2)]
     manifest = read_manifest(pair / "two")
     images = manifest["data"]["images"]["train"]
@@ -130,7 +137,7 @@ def test_each_image_is_seen_once_an_epoch_and_gradients_are_those_of_all(pair: P
     assert grads[0] == grads[1] and len(grads[0].splitlines()) == 6 * (images // 8)
 
 
-def test_two_processes_reach_what_one_does_on_the_same_images(pair: Path) -> None:
+def test_two_processes_reach_the_accuracy_of_one_on_the_same_images(pair: Path) -> None:
     one, two = (read_manifest(pair / name) for name in ("one", "two"))
     assert one["data"] == two["data"]
     assert {name: of["images"] for name, of in one["metrics"].items()} == {
@@ -143,20 +150,20 @@ def test_two_processes_reach_what_one_does_on_the_same_images(pair: Path) -> Non
     steps = {line.split(",")[0] for line in (pair / "two" / "log.csv").read_text().splitlines()[1:]}
     assert len(steps) > 2 and not (pair / "two" / "unfinished").exists()
     assert baseline.load(pair / "two").check() < 1e-5
-    assert [each["device"].startswith("2 x ") for each in (one, two)] == [False, True]
+    assert [manifest["device"].startswith("2 x ") for manifest in (one, two)] == [False, True]
 
 
-def test_processes_that_fail_say_why_once_and_end_together(images: Path, tmp_path: Path, capfd: Any) -> None:
+def test_failing_processes_report_the_error_once_and_end_together(images: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 7"))
     assert (
         launch(2, ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")])[0] == 2
     )
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
-    assert errors == ["baseline: Batches of 7 cannot be parted among 2 processes. Give --batch-size 6, or "
+    assert errors == ["baseline: Batches of 7 cannot be split evenly among 2 processes. Give --batch-size 6, or "
                       "fewer --processes."]  # fmt: skip
 
 
-def test_what_all_processes_say_is_said_once(
+def test_an_error_of_all_processes_is_printed_once(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os, time; time.sleep(1 - int(os.environ.get('RANK', 1)))\n")
@@ -166,7 +173,7 @@ def test_what_all_processes_say_is_said_once(
     assert capfd.readouterr().err.count("batch_size is 'many'") == 1
 
 
-def test_more_processes_than_images_of_a_split_predict_them_all(images: Path, tmp_path: Path) -> None:
+def test_more_processes_than_images_in_a_split_predict_them_all(images: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 6"))
     files = [
         file
@@ -182,8 +189,8 @@ def test_more_processes_than_images_of_a_split_predict_them_all(images: Path, tm
     assert sorted(table["path"]) == sorted(map(str, files[14:]))
 
 
-@pytest.mark.parametrize("which", ["one of them", "who began them"])
-def test_one_that_is_killed_ends_the_others(images: Path, tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize("which", ["worker", "parent"])
+def test_killing_one_process_ends_the_others(images: Path, tmp_path: Path, which: str) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 1000"))
     words = ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")]
     running = subprocess.Popen([sys.executable, "-m", "baseline", *words, "--processes", "2"], stderr=subprocess.PIPE,
@@ -196,10 +203,10 @@ def test_one_that_is_killed_ends_the_others(images: Path, tmp_path: Path, which:
         running.kill()
         pytest.skip("no list of children here")
     workers = [*map(int, children.read_text().split())]
-    os.kill(workers.pop() if which == "one of them" else running.pid, signal.SIGKILL)
+    os.kill(workers.pop() if which == "worker" else running.pid, signal.SIGKILL)
     _, errors = running.communicate(timeout=60)
-    if which == "one of them":
-        assert running.returncode == signal.SIGKILL and "a process ended with -9" in errors
+    if which == "worker":
+        assert running.returncode == signal.SIGKILL and "a process ended with exit code -9" in errors
     for _ in range(100):
         if not any(Path(f"/proc/{worker}").exists() for worker in workers):
             break
@@ -207,22 +214,19 @@ def test_one_that_is_killed_ends_the_others(images: Path, tmp_path: Path, which:
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def test_what_goes_with_one_process_only_is_refused(
+def test_features_of_single_process_runs_are_refused(
     images: Path, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline.make, "count", lambda: 2)
+    monkeypatch.setattr(baseline.make, "world_size", lambda: 2)
     with pytest.raises(RecipeError, match="A budget goes with one process"):
         baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
-    ended = subprocess.run(
-        [sys.executable, "-m", "baseline", "run", str(images), "--processes", "2", "--seeds", "2"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    ended = call("run", images, "--processes", 2, "--seeds", 2)
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     for several in (
         partial(baseline.run_seeds, 2),
         partial(baseline.run_folds, split="kfold:2"),
-        partial(baseline.compare_fixes, ["fixes.csv"]),
+        partial(compare_fixes, ["fixes.csv"]),
     ):
         with pytest.raises(RecipeError, match=r"Several processes go with a single run, .*\. Start one process\."):
             several(images, small, progress=baseline.Progress())

@@ -1,4 +1,4 @@
-"""What is computed quicker is the same: outputs, gradients of every parameter, and the model afterwards."""
+"""CPU speedups change no result: outputs, gradients of every parameter, and the model afterwards are the same."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from baseline import RecipeError, resolve
+from baseline import resolve
+from baseline.errors import RecipeError
 from baseline.system import has_compiler
 from baseline.vision.cpu_speedups import (
-    _conv_bn_pairs,
-    _fast_depthwise,
-    _retain_freed_memory,
     compile_model,
+    fast_depthwise,
+    find_conv_bn_pairs,
     optimize_for_cpu,
+    retain_freed_memory,
 )
 from baseline.vision.network import build_network
 
@@ -34,7 +35,7 @@ def outputs_and_gradients(model: nn.Module, images: torch.Tensor) -> list[torch.
 def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
     torch.manual_seed(0)
     model, _ = build_network(arch, 3, None)
-    for module in model.modules():  # a fresh BatchNorm does nothing that could go wrong
+    for module in model.modules():  # folding a freshly initialised BatchNorm would change nothing
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
@@ -42,38 +43,38 @@ def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
             nn.init.normal_(module.bias, 0, 0.1)
     model.eval().double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    theirs = outputs_and_gradients(model, images)
+    expected = outputs_and_gradients(model, images)
     with optimize_for_cpu(model, images):
-        ours = outputs_and_gradients(model, images)
-    assert len(theirs) == len(ours)
-    for one, two in zip(theirs, ours, strict=True):
+        actual = outputs_and_gradients(model, images)
+    assert len(expected) == len(actual)
+    for one, two in zip(expected, actual, strict=True):
         assert torch.allclose(one, two, rtol=1e-6, atol=1e-8 * float(one.abs().max()) + 1e-12)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_a_body_with_batch_norm_is_folded_throughout() -> None:
+def test_every_batch_norm_of_a_body_is_folded() -> None:
     model, _ = build_network("tf_efficientnet_lite0", 3, None)
-    assert len(_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
+    assert len(find_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
 
 
-def test_moving_batch_norm_is_left_alone() -> None:
+def test_batch_norm_in_training_mode_is_not_folded() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
-    twin = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
-    twin.load_state_dict(model.state_dict())
+    copy = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    copy.load_state_dict(model.state_dict())
     images = torch.randn(8, 3, 9, 9)
     with optimize_for_cpu(model, images):
-        assert torch.equal(model(images), twin(images))
-    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+        assert torch.equal(model(images), copy(images))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), copy.buffers(), strict=True))
     assert model[1].running_mean.abs().sum() > 0
 
 
-def test_weights_that_change_are_heeded() -> None:
+def test_weight_changes_take_effect() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
     images = torch.randn(2, 3, 9, 9)
     with torch.no_grad(), optimize_for_cpu(model, images):
         for parameter in (model[0].weight, model[1].bias, model[1].weight):
             before = model(images)
-            parameter.data += 1  # as fastai's optimizers do it, unseen by torch's count of versions
+            parameter.data += 1  # like fastai's optimizers, which bypass torch's version counter
             assert not torch.allclose(model(images), before)
     with torch.no_grad():
         expected = model(images)
@@ -81,8 +82,8 @@ def test_weights_that_change_are_heeded() -> None:
             assert torch.allclose(model(images), expected, atol=1e-5)
 
 
-class Shared(nn.Module):
-    """A convolution whose output is read by more than the BatchNorm."""
+class SharedOutput(nn.Module):
+    """A convolution whose output is used by more than the BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,62 +91,62 @@ class Shared(nn.Module):
         self.norm.running_mean.fill_(1.0)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        inner = self.convolution(images)
-        return inner + self.norm(inner)
+        output = self.convolution(images)
+        return output + self.norm(output)
 
 
-def test_a_convolution_that_others_read_is_not_folded() -> None:
-    model = Shared().eval()
+def test_convolution_with_shared_output_is_not_folded() -> None:
+    model = SharedOutput().eval()
     images = torch.randn(2, 3, 5, 5)
     expected = model(images)
     with optimize_for_cpu(model, images):
         assert torch.equal(model(images), expected)
 
 
-def test_memory_is_handed_back_afterwards() -> None:
-    with _retain_freed_memory():
+def test_memory_is_usable_afterwards() -> None:
+    with retain_freed_memory():
         tensors = [torch.zeros(2**24) for _ in range(4)]
         del tensors
     assert torch.zeros(2**24).sum() == 0
 
 
 @pytest.mark.parametrize(("channels", "side", "kernel"), [(8, 2, 5), (6, 4, 5), (7, 2, 3), (5, 1, 3), (4, 9, 3)])
-def test_quick_depthwise_gradients_are_torchs_own(channels: int, side: int, kernel: int) -> None:
+def test_fast_depthwise_gradients_equal_those_of_torch(channels: int, side: int, kernel: int) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
     images = torch.randn(3, channels, side, side, requires_grad=True)
-    found = []
-    for context in (nullcontext(), _fast_depthwise(layer)):
+    results = []
+    for context in (nullcontext(), fast_depthwise(layer)):
         with context:
             output = layer(images)
-            found.append((output, *torch.autograd.grad(output.sin().sum(), (images, layer.weight))))
-    for theirs, ours in zip(*found, strict=True):
-        assert torch.allclose(theirs, ours, atol=1e-5)
+            results.append((output, *torch.autograd.grad(output.sin().sum(), (images, layer.weight))))
+    for expected, actual in zip(*results, strict=True):
+        assert torch.allclose(expected, actual, atol=1e-5)
     assert "forward" not in vars(layer)
 
 
-def test_quick_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
+def test_fast_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
     layer = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
-    with _fast_depthwise(layer):
+    with fast_depthwise(layer):
         assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
         assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler for torch.compile")
-def test_a_compiled_model_computes_the_same_and_is_as_before_afterwards() -> None:
+def test_compiled_model_computes_the_same_and_is_restored() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
     images = torch.randn(2, 3, 8, 8)
-    theirs, names = outputs_and_gradients(model, images), list(model.state_dict())
+    expected, names = outputs_and_gradients(model, images), list(model.state_dict())
     with compile_model(model):
         assert model._compiled_call_impl is not None
-        ours = outputs_and_gradients(model, images)
-    for one, two in zip(theirs, ours, strict=True):
+        actual = outputs_and_gradients(model, images)
+    for one, two in zip(expected, actual, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert model._compiled_call_impl is None and list(model.state_dict()) == names
 
 
-def test_without_a_compiler_there_is_a_line_before_anything_is_trained(
+def test_compile_without_a_compiler_is_an_error_before_training(
     settled: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))

@@ -1,4 +1,4 @@
-"""Labels that were made wrong on purpose come first, and can be mended on the page."""
+"""Label review: labels swapped on purpose come first, and can be fixed on the page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import baseline
-from baseline import DataError, OutputError, clean, find_label_issues, predict_out_of_fold, read_fixes
-from baseline.experiments.label_review import _fold_ids, find_neighbors
+from baseline import clean
+from baseline.data.label_fixes import read_fixes
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.evaluation.label_errors import find_label_issues
+from baseline.experiments.label_review import LabelReview, assign_folds, find_neighbors, predict_out_of_fold
 from baseline.report.review_page import write_review_page
 
 pytest.importorskip("cleanlab", reason="cleanlab is not installed")
@@ -25,8 +28,8 @@ SWAPPED = ("00", "05", "10")
 
 @pytest.fixture(scope="module")
 def swapped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shared images with three of each class in the other folder, a copy among the others, and a picture of
-    nothing."""
+    """The shared images with three of each class in the other folder, a duplicate in the other class, and a blank
+    gradient image."""
     folder = tmp_path_factory.mktemp("swapped")
     for name, other in (("ants", "bees"), ("bees", "ants")):
         for path in (images / name).glob("*.jpg"):
@@ -39,7 +42,7 @@ def swapped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> baseline.LabelReview:
+def review(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelReview:
     out = tmp_path_factory.mktemp("clean") / "out"
     return clean(swapped, out=out, accept=0.6, progress=baseline.Progress())
 
@@ -49,102 +52,103 @@ def is_swapped(issues: pd.DataFrame) -> pd.Series:
     return issues["given_label"].to_numpy() != names.str.split("-").str[0].where(names.str.contains("-"), "ants")
 
 
-def test_swapped_labels_come_first(found: baseline.LabelReview) -> None:
-    issues = found.issues
+def test_swapped_labels_come_first(review: LabelReview) -> None:
+    issues = review.issues
     wrong = is_swapped(issues) & ~issues["path"].str.endswith("nothing.png")
     assert wrong.sum() == 7  # six and the copy
     assert wrong.head(5).all()
     assert roc_auc_score(wrong, -issues["label_quality"]) > 0.85
     assert set(issues.loc[wrong & issues["is_label_issue"], "predicted_label"]) == {"ants", "bees"}
     assert {"path", "confidence", "is_label_issue", "label_quality", "given_label", "predicted_label"} <= set(issues)
-    assert len(pd.read_csv(found.folder / "issues.csv")) == len(issues) == 50
+    assert len(pd.read_csv(review.folder / "issues.csv")) == len(issues) == 50
     assert set(issues["split"]) == {"train", "valid", "test"}
 
 
-def test_copies_with_different_labels_and_images_unlike_all_others_are_told(found: baseline.LabelReview) -> None:
-    by_name = found.issues.assign(name=found.issues["path"].map(lambda path: Path(path).name)).set_index("name")
+def test_conflicting_duplicates_and_outliers_are_reported(review: LabelReview) -> None:
+    by_name = review.issues.assign(name=review.issues["path"].map(lambda path: Path(path).name)).set_index("name")
     assert Path(by_name.loc["copy.jpg", "conflict"]).name == "ants-03.jpg"
     assert Path(by_name.loc["ants-03.jpg", "conflict"]).name == "copy.jpg"
     assert (by_name["conflict"] != "").sum() == 2
     assert by_name["outlier_score"].idxmin() == "nothing.png" and by_name.loc["nothing.png", "is_outlier_issue"]
 
 
-def test_accepted_suggestions_are_fixes_that_fit(found: baseline.LabelReview, swapped: Path) -> None:
+def test_accepted_suggestions_are_valid_fixes(review: LabelReview, swapped: Path) -> None:
     table = baseline.image_table(swapped)
-    fixes = read_fixes([found.fixes], table)
-    taken = found.issues[found.issues["is_label_issue"] & (found.issues["confidence"] >= 0.6)]
-    assert len(fixes) == len(taken) >= 4
-    assert fixes.set_index("path")["new_label"].to_dict() == taken.set_index("path")["predicted_label"].to_dict()
+    fixes = read_fixes([review.fixes], table)
+    accepted = review.issues[review.issues["is_label_issue"] & (review.issues["confidence"] >= 0.6)]
+    assert len(fixes) == len(accepted) >= 4
+    assert fixes.set_index("path")["new_label"].to_dict() == accepted.set_index("path")["predicted_label"].to_dict()
 
 
-def test_a_runs_images_splits_and_labels_are_taken(done: baseline.Baseline, tmp_path: Path) -> None:
-    found = clean(done.folder, out=tmp_path / "out", splits=("train", "valid"), progress=baseline.Progress())
+def test_images_splits_and_labels_come_from_the_run(done: baseline.Baseline, tmp_path: Path) -> None:
+    review = clean(done.folder, out=tmp_path / "out", splits=("train", "valid"), progress=baseline.Progress())
     table = pd.read_csv(done.folder / "split.csv").query("split != 'test'")
-    merged = found.issues.merge(table, on="path", suffixes=("", "_run"))
-    assert len(merged) == len(found.issues) == len(table)
+    merged = review.issues.merge(table, on="path", suffixes=("", "_run"))
+    assert len(merged) == len(review.issues) == len(table)
     assert (merged["split"] == merged["split_run"]).all() and (merged["given_label"] == merged["label"]).all()
-    assert found.run == done.folder and found.fixes is None
-    with pytest.raises(OutputError, match="holds an earlier cleaning"):
+    assert review.run == done.folder and review.fixes is None
+    with pytest.raises(OutputError, match="holds an earlier label review"):
         clean(done.folder, out=tmp_path / "out", progress=baseline.Progress())
     with pytest.raises(OutputError, match="holds a finished run"):
         clean(done.folder, out=done.folder, progress=baseline.Progress())
 
 
-def test_a_run_without_its_images_is_refused(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_a_run_without_its_images_is_rejected(done: baseline.Baseline, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     shutil.copy(done.folder / "manifest.json", tmp_path / "run")
     table = pd.read_csv(done.folder / "split.csv")
     table["path"] = "/nowhere" + table["path"]
     table.to_csv(tmp_path / "run" / "split.csv", index=False)
-    with pytest.raises(DataError, match=f"{len(table)} of {len(table)} images of .* are not there any more: '/nowhere"):
+    with pytest.raises(DataError, match=f"{len(table)} of {len(table)} images of .* no longer exist: '/nowhere"):
         clean(tmp_path / "run", out=tmp_path / "out", progress=baseline.Progress())
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_judged_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(words: str, given: Any = images, **options: Any) -> None:
-        with pytest.raises((DataError, baseline.RecipeError), match=words):
-            clean(given, out=tmp_path / "out", progress=baseline.Progress(), **options)
+def test_unsuitable_input_is_rejected(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def assert_rejected(message: str, source: Any = images, **options: Any) -> None:
+        with pytest.raises((DataError, RecipeError), match=message):
+            clean(source, out=tmp_path / "out", progress=baseline.Progress(), **options)
         assert not (tmp_path / "out").exists()
 
-    refused("There is no split 'dev'", splits=("dev",))
-    refused("30 folds, but class 'ants' has 24 images only. Give at most 24", folds=30)
+    assert_rejected("There is no split 'dev'", splits=("dev",))
+    assert_rejected("30 folds, but class 'ants' has 24 images only. Give at most 24", folds=30)
     table = baseline.image_table(images)
-    refused("these images have several", given=table.assign(label=["ants;bees", *table["label"][1:]]))
-    refused("All images are of one class", given=table[table["label"] == "ants"])
+    assert_rejected("these images have several", source=table.assign(label=["ants;bees", *table["label"][1:]]))
+    assert_rejected("All images are of one class", source=table[table["label"] == "ants"])
     rows = pd.concat([table[table["label"] == "ants"], table[table["label"] == "bees"].head(1)])
-    refused("'bees' has one image only", given=rows)
+    assert_rejected("'bees' has only one image", source=rows)
     groups = table.assign(group=np.where(table["label"] == "ants", "one", table["path"]), duplicate_id=-1)
-    with pytest.raises(DataError, match="Class 'ants' has one group only"):
-        _fold_ids(groups, None, 0)
+    with pytest.raises(DataError, match="Class 'ants' has only one group"):
+        assign_folds(groups, None, 0)
     monkeypatch.setitem(sys.modules, "cleanlab", None)
-    refused(r"pip install 'fastai-baseline\[clean\]'")
+    assert_rejected(r"pip install 'fastai-baseline\[clean\]'")
 
 
-def test_parts_heed_groups_and_have_as_many_folds_as_the_smallest_class_allows() -> None:
+def test_folds_respect_groups_and_the_size_of_the_smallest_class() -> None:
     rows = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 3, "duplicate_id": [*range(5), *[-1] * 18]})
-    assert np.unique(_fold_ids(rows, None, 0)).tolist() == [0, 1, 2]
+    assert np.unique(assign_folds(rows, None, 0)).tolist() == [0, 1, 2]
     rows = pd.DataFrame({"label": ["a", "b"] * 20, "group": [f"g{n // 4}" for n in range(40)], "duplicate_id": -1})
-    parts = _fold_ids(rows, 5, 0)
-    assert (rows.assign(part=parts).groupby("group")["part"].nunique() == 1).all()
-    near = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), parts)
-    assert (parts[near.rows] != parts[:, None]).all()
+    fold_ids = assign_folds(rows, 5, 0)
+    assert (rows.assign(fold=fold_ids).groupby("group")["fold"].nunique() == 1).all()
+    neighbors = find_neighbors(np.random.default_rng(0).normal(size=(40, 4)), fold_ids)
+    assert (fold_ids[neighbors.rows] != fold_ids[:, None]).all()
 
 
-def test_probabilities_of_others_are_taken_in_any_order_and_checked(
-    found: baseline.LabelReview, tmp_path: Path
-) -> None:
-    rows = found.issues[["path", "split", "given_label"]].rename(columns={"given_label": "label"})
+def test_given_probabilities_may_be_in_any_order_and_are_checked(review: LabelReview, tmp_path: Path) -> None:
+    rows = review.issues[["path", "split", "given_label"]].rename(columns={"given_label": "label"})
     rng = np.random.default_rng(0)
     p = rng.uniform(0.6, 0.9, len(rows))
-    p[:3] = 0.02  # of the label that they have
+    p[:3] = 0.02  # probability of their given label
     table = rows[["path"]].assign(p_ants=np.where(rows["label"] == "ants", p, 1 - p))
     table["p_bees"] = 1 - table["p_ants"]
     table.sample(frac=1, random_state=0).to_csv(tmp_path / "oof.csv", index=False)
-    by_path = found.issues.sort_values("path")["path"].iloc[0]
+    by_path = review.issues.sort_values("path")["path"].iloc[0]
     folder = Path(by_path).parents[1]
-    told = clean(folder, out=tmp_path / "out", oof=tmp_path / "oof.csv", progress=baseline.Progress())
-    assert set(told.issues["path"].head(3)) == set(rows["path"].head(3)) and told.issues["is_label_issue"].head(3).all()
+    review = clean(folder, out=tmp_path / "out", oof=tmp_path / "oof.csv", progress=baseline.Progress())
+    assert (
+        set(review.issues["path"].head(3)) == set(rows["path"].head(3))
+        and review.issues["is_label_issue"].head(3).all()
+    )
     table.iloc[1:].to_csv(tmp_path / "oof.csv", index=False)
     with pytest.raises(DataError, match=r"oof.csv lacks 1 of 50 images"):
         clean(folder, out=tmp_path / "two", oof=tmp_path / "oof.csv", progress=baseline.Progress())
@@ -154,25 +158,25 @@ def test_probabilities_of_others_are_taken_in_any_order_and_checked(
         find_label_issues(rows, table[["p_ants"]].assign(p_ants=0.5, p_wasps=0.5))
 
 
-def test_no_label_of_its_own_part_moves_a_images_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_label_of_its_own_fold_changes_an_images_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "baseline.experiments.label_review.PENALTIES", (0.01,)
     )  # the choice of these two looks at all labels
     monkeypatch.setattr("baseline.experiments.label_review.VOTE_WEIGHTS", (0.35,))
     rng = np.random.default_rng(1)
-    labels, parts = pd.Series(["a", "b", "c"] * 30), np.arange(90) // 3 % 5
+    labels, fold_ids = pd.Series(["a", "b", "c"] * 30), np.arange(90) // 3 % 5
     features = rng.normal(size=(90, 8)) + 3 * np.eye(8)[pd.factorize(labels)[0]]
-    one = predict_out_of_fold(features, labels, parts)
-    own = np.flatnonzero(parts == 2)[:1]
+    one = predict_out_of_fold(features, labels, fold_ids)
+    own = np.flatnonzero(fold_ids == 2)[:1]
     other = labels.copy()
     other.iloc[own] = "b"
-    two = predict_out_of_fold(features, other, parts)
+    two = predict_out_of_fold(features, other, fold_ids)
     assert np.abs(one.to_numpy()[own] - two.to_numpy()[own]).max() < 1e-9
     assert np.abs(one - two).to_numpy().max() > 1e-4  # others are judged by it
     assert (one.sum(axis=1) - 1).abs().max() < 1e-9
 
 
-def test_the_command_tells_what_is_suspected_and_what_comes_next(swapped: Path, tmp_path: Path) -> None:
+def test_the_command_reports_suspected_labels_and_the_next_step(swapped: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "baseline", "clean", str(swapped), "--out", str(tmp_path / "out"), "--quiet"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
@@ -180,26 +184,26 @@ def test_the_command_tells_what_is_suspected_and_what_comes_next(swapped: Path, 
     assert (tmp_path / "out" / "clean.html").exists() and not (tmp_path / "out" / "fixes.csv").exists()
 
 
-ODD = """"><script>alert(1)</script>, 'Ärger'"""
+UNUSUAL_NAME = """"><script>alert(1)</script>, 'Ärger'"""
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_labels_are_mended_by_click_and_key(
-    found: baseline.LabelReview, tmp_path: Path, browser: Any, width: int, scheme: str
+def test_labels_are_fixed_in_a_browser_by_mouse_and_keyboard(
+    review: LabelReview, tmp_path: Path, browser: Any, width: int, scheme: str
 ) -> None:
-    issues = found.issues.copy()
-    issues["given_label"] = issues["given_label"].replace("ants", ODD)
-    issues["predicted_label"] = issues["predicted_label"].replace("ants", ODD)
-    page = write_review_page(tmp_path / "clean.html", issues, ODD)
+    issues = review.issues.copy()
+    issues["given_label"] = issues["given_label"].replace("ants", UNUSUAL_NAME)
+    issues["predicted_label"] = issues["predicted_label"].replace("ants", UNUSUAL_NAME)
+    page = write_review_page(tmp_path / "clean.html", issues, UNUSUAL_NAME)
     complaints: list[str] = []
-    asked: list[str] = []
+    requests: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
     tab = context.new_page()
     tab.on("console", lambda message: complaints.append(message.text))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("request", lambda request: requests.append(request.url))
     tab.goto(page.as_uri())
     assert tab.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -213,14 +217,14 @@ def test_in_a_browser_labels_are_mended_by_click_and_key(
     cards.nth(1).locator("text=keep").click()
     cards.nth(2).scroll_into_view_if_needed()
     tab.wait_for_function("document.querySelectorAll('#labels select')[2].options.length > 1")
-    other = next(name for name in (ODD, "bees") if name != rows[2]["given_label"])
+    other = next(name for name in (UNUSUAL_NAME, "bees") if name != rows[2]["given_label"])
     cards.nth(2).locator("select").select_option(other)
     cards.nth(2).focus()
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("d")  # the fourth is dropped, and the fifth is next
     tab.keyboard.press("a")
     tab.keyboard.press("ArrowLeft")
-    tab.keyboard.press("a")  # taken back: the fifth stays as it is
+    tab.keyboard.press("a")  # undone: the fifth stays as it is
     assert tab.text_content("#status") == "4 of {} decided: 2 labels changed, 1 image dropped.".format(
         tab.locator(".card").count()
     )
@@ -236,5 +240,5 @@ def test_in_a_browser_labels_are_mended_by_click_and_key(
     assert fixes["new_label"].tolist() == [rows[0]["predicted_label"], other, ""]
     table = issues[["path", "split", "given_label"]].rename(columns={"given_label": "label"})
     assert len(read_fixes([tmp_path / "fixes.csv"], table)) == 3
-    assert complaints == [] and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert complaints == [] and all(url.startswith(("file:", "data:", "blob:")) for url in requests)
     context.close()

@@ -1,4 +1,4 @@
-"""Predictions by the thousand: rows in order, errors as rows, and a job that was killed ends as if it had not been."""
+"""Bulk prediction: rows in order, unreadable images as rows, and a resumed job that ends like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from commands import Command, call
 from PIL import Image
-from test_cli import call
 
 import baseline
-from baseline import DataError, OutputError, PredictOptions, RecipeError, load, system, write_predictions
+from baseline import load, write_predictions
 from baseline.data.sources.image_list import list_images
-from baseline.inference import batch, output
+from baseline.errors import DataError, OutputError, RecipeError
+from baseline.inference import model as model_module
+from baseline.inference import output
 from baseline.inference.model import Model
+from baseline.inference.output import PredictOptions
 from baseline.inference.workers import predict_in_workers
 
 
@@ -45,15 +48,15 @@ def paths(images: Path) -> list[str]:
     return sorted(str(path) for path in images.rglob("*.jpg"))
 
 
-def rows_of(path: str | Path) -> list[dict[str, str]]:
+def read_rows(path: str | Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(Path(path).read_text(), newline="")))
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_what_the_model_predicts_in_order(model: Model, paths: list[str]) -> None:
-    counts = write_predictions(model, iter(paths), "out.csv", PredictOptions(top_k=2, every=True, batch_size=7))
+def test_rows_hold_the_models_predictions_in_order(model: Model, paths: list[str]) -> None:
+    stats = write_predictions(model, iter(paths), "out.csv", PredictOptions(top_k=2, every=True, batch_size=7))
     written, expected = pd.read_csv("out.csv"), model.predict(paths)
     top = ["class_1", "probability_1", "class_2", "probability_2"]
     shares = ["p_ants", "p_bees", "p_wasps"]
@@ -64,10 +67,10 @@ def test_rows_are_what_the_model_predicts_in_order(model: Model, paths: list[str
         written["probability_1"] == written["confidence"]
     ).all()
     assert (written["probability_2"] == np.sort(written[shares], axis=1)[:, -2]).all()
-    assert (counts.images, counts.unreadable, counts.before) == (48, 0, 0)
+    assert (stats.images, stats.unreadable, stats.already_done) == (48, 0, 0)
 
 
-def test_json_lines_say_the_same(model: Model, paths: list[str]) -> None:
+def test_json_lines_hold_the_same_predictions(model: Model, paths: list[str]) -> None:
     plain = PredictOptions(format="jsonl", tta=False, top_k=9, every=True)
     write_predictions(model, [*paths, "nowhere.jpg"], "out.jsonl", plain)
     *rows, last = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
@@ -78,14 +81,14 @@ def test_json_lines_say_the_same(model: Model, paths: list[str]) -> None:
     assert last == {"path": "nowhere.jpg", "predicted": None, "confidence": None, "error": "No such file or directory"}
 
 
-def test_what_is_unsure_is_called_so(model: Model, paths: list[str]) -> None:
+def test_low_confidence_is_reported_as_unsure(model: Model, paths: list[str]) -> None:
     sure = model.predict(paths)["confidence"]
-    counts = write_predictions(model, paths, "out.csv", PredictOptions(min_confidence=float(sure.median())))
-    unsure = [row["predicted"] == "unsure" for row in rows_of("out.csv")]
-    assert unsure == (sure < sure.median()).tolist() and counts.unsure == sum(unsure) > 0
+    stats = write_predictions(model, paths, "out.csv", PredictOptions(min_confidence=float(sure.median())))
+    unsure = [row["predicted"] == "unsure" for row in read_rows("out.csv")]
+    assert unsure == (sure < sure.median()).tolist() and stats.unsure == sum(unsure) > 0
 
 
-def test_images_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
+def test_unreadable_images_get_a_row_with_the_reason(model: Model, paths: list[str], tmp_path: Path) -> None:
     whole = Path(paths[0]).read_bytes()
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").write_bytes(b"")
@@ -95,9 +98,9 @@ def test_images_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: 
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     bad = ["text.jpg", "empty.jpg", "half.jpg", "folder.jpg", "pipe.jpg", "huge.png", "nowhere.jpg", "nul\0.jpg"]
     mixed = [paths[0], *[str(tmp_path / name) for name in bad], paths[1]]
-    counts = write_predictions(model, mixed, "out.csv", PredictOptions(batch_size=3))
-    rows = rows_of("out.csv")
-    assert [row["path"] for row in rows] == mixed and counts.unreadable == len(bad) and counts.images == len(mixed)
+    stats = write_predictions(model, mixed, "out.csv", PredictOptions(batch_size=3))
+    rows = read_rows("out.csv")
+    assert [row["path"] for row in rows] == mixed and stats.unreadable == len(bad) and stats.images == len(mixed)
     words = ["not an image", "empty file", "truncated", "not a file", "not a file", "more than", "No such file", "null"]
     for row, word in zip(rows[1:-1], words, strict=True):
         assert word in row["error"] and row["predicted"] == row["confidence"] == "", row
@@ -105,8 +108,8 @@ def test_images_that_cannot_be_read_have_rows_that_say_why(model: Model, paths: 
     assert [float(rows[at]["confidence"]) for at in (0, -1)] == pytest.approx(alone.tolist(), abs=1e-5)
 
 
-def in_many_forms(path: str) -> list[bytes]:
-    """A picture in the formats, modes and compressions that PIL writes."""
+def encode_in_many_formats(path: str) -> list[bytes]:
+    """Return an image in the formats, modes and compressions that PIL writes."""
     picture = Image.open(path).convert("RGB").resize((90, 60))
     turned = Image.Exif()
     turned[0x0112], turned[0x010E] = 6, "a picture"
@@ -114,28 +117,31 @@ def in_many_forms(path: str) -> list[bytes]:
     clear.putalpha(100)
     grey = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256)
     more = {"save_all": True, "append_images": [picture.rotate(20), picture.rotate(40)]}
-    wanted: list[tuple[Image.Image, str, dict]] = [
+    variants: list[tuple[Image.Image, str, dict]] = [
         (picture, "JPEG", {"exif": turned, "icc_profile": bytes(600)}), (picture, "JPEG", {"progressive": True}),
         (picture.convert("CMYK"), "JPEG", {}), (picture.convert("L"), "JPEG", {"restart_marker_blocks": 4}),
         (picture, "PNG", {"exif": turned}), (clear, "PNG", {}), (grey, "PNG", {}), (picture, "PNG", more),
         (picture.quantize(16), "PNG", {"transparency": 3}), (picture.convert("1"), "PNG", {}),
         (picture, "GIF", {}), (picture, "GIF", more), (picture, "WEBP", {"exif": turned}), (picture, "WEBP", more),
-        (clear, "WEBP", {"lossless": True}), (picture, "BMP", {}), (picture.quantize(16), "BMP", {}), (clear, "BMP", {}),
-        (picture, "TIFF", {}), (picture, "TIFF", {"compression": "tiff_lzw"}), (grey, "TIFF", {"compression": "packbits"}),
+        (clear, "WEBP", {"lossless": True}), (picture, "BMP", {}), (picture.quantize(16), "BMP", {}),
+        (clear, "BMP", {}),
+        (picture, "TIFF", {}), (picture, "TIFF", {"compression": "tiff_lzw"}),
+        (grey, "TIFF", {"compression": "packbits"}),
         (picture, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
         (picture.convert("F"), "TIFF", {}), (picture, "TIFF", more), (picture, "PPM", {}), (picture, "AVIF", {}),
-        (picture, "JPEG2000", {}), (picture, "MPO", more), (picture, "TGA", {"compression": "tga_rle"}), (picture, "ICO", {}),
+        (picture, "JPEG2000", {}), (picture, "MPO", more), (picture, "TGA", {"compression": "tga_rle"}),
+        (picture, "ICO", {}),
     ]  # fmt: skip
     made = []
-    for image, form, options in wanted:
+    for image, format_name, options in variants:
         content = io.BytesIO()
-        image.save(content, form, **options)
+        image.save(content, format_name, **options)
         made.append(content.getvalue())
     return made
 
 
-def mutated(content: bytes, other: bytes, chance: random.Random) -> bytes:
-    """The image with bits turned, its header edited, parts swapped, out, doubled or from another, or cut short."""
+def mutate(content: bytes, other: bytes, chance: random.Random) -> bytes:
+    """Return the bytes with bits flipped, the header edited, parts swapped, removed or replaced, or truncated."""
     data = bytearray(content)
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
         at = chance.randrange(len(data) or 1)
@@ -168,39 +174,39 @@ def mutated(content: bytes, other: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def mutants(paths: list[str], count: int) -> Iterator[bytes]:
+def mutated_images(paths: list[str], count: int) -> Iterator[bytes]:
     chance = random.Random(0)
-    whole = [content for path in paths[:4] for content in in_many_forms(path)]
+    whole = [content for path in paths[:4] for content in encode_in_many_formats(path)]
     for _ in range(count):
-        yield mutated(chance.choice(whole), chance.choice(whole), chance)
+        yield mutate(chance.choice(whole), chance.choice(whole), chance)
 
 
-def test_a_image_in_any_form_is_read(model: Model, paths: list[str]) -> None:
-    [block] = model.blocks(in_many_forms(paths[0]))
-    assert set(block.errors) == {""} and len(block.images) == 31
+def test_images_in_any_format_are_read(model: Model, paths: list[str]) -> None:
+    [batch] = model.predict_batches(encode_in_many_formats(paths[0]))
+    assert set(batch.errors) == {""} and len(batch.images) == 31
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mutated_images_are_predicted_or_say_why(model: Model, paths: list[str], tmp_path: Path) -> None:
+def test_mutated_images_are_predicted_or_reported(model: Model, paths: list[str], tmp_path: Path) -> None:
     made = []
-    for number, content in enumerate(mutants(paths, 300)):
+    for number, content in enumerate(mutated_images(paths, 300)):
         made.append(str(tmp_path / str(number)))
         Path(made[-1]).write_bytes(content)
-    counts = write_predictions(model, made, "out.csv")
-    assert counts.images == 300 > counts.unreadable > 0 and [row["path"] for row in rows_of("out.csv")] == made
+    stats = write_predictions(model, made, "out.csv")
+    assert stats.images == 300 > stats.unreadable > 0 and [row["path"] for row in read_rows("out.csv")] == made
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ten_thousand_mutated_images(model: Model, paths: list[str], tmp_path: Path, capfd: Any) -> None:
     read, slowest = 0, (0.0, 0)
-    for number, content in enumerate(mutants(paths, 10_000)):
+    for number, content in enumerate(mutated_images(paths, 10_000)):
         began = time.perf_counter()
-        [block] = model.blocks([content], hurry=False)
+        [batch] = model.predict_batches([content], optimize=False)
         slowest = max(slowest, (time.perf_counter() - began, number))
-        read += not block.errors[0]
-        assert bool(block.errors[0]) == bool(np.isnan(block.confidence[0])) and "\n" not in block.errors[0]
-        assert block.errors[0] or block.probabilities[0].sum() == pytest.approx(1)
+        read += not batch.errors[0]
+        assert bool(batch.errors[0]) == bool(np.isnan(batch.confidence[0])) and "\n" not in batch.errors[0]
+        assert batch.errors[0] or batch.probabilities[0].sum() == pytest.approx(1)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with capfd.disabled():
         print(
@@ -210,7 +216,7 @@ def test_ten_thousand_mutated_images(model: Model, paths: list[str], tmp_path: P
     assert not list(Path().iterdir()) and not list(tmp_path.iterdir())
 
 
-def test_a_program_in_place_of_a_image_is_not_run(model: Model, tmp_path: Path) -> None:
+def test_a_program_in_place_of_an_image_is_not_run(model: Model, tmp_path: Path) -> None:
     script = tmp_path / "bin" / "gs"
     script.parent.mkdir()
     script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
@@ -218,103 +224,102 @@ def test_a_program_in_place_of_a_image_is_not_run(model: Model, tmp_path: Path) 
     (tmp_path / "image.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-        [block] = model.blocks([tmp_path / "image.jpg"])
-    assert block.errors == ["not an image"] and not (tmp_path / "ran").exists()
+        [batch] = model.predict_batches([tmp_path / "image.jpg"])
+    assert batch.errors == ["not an image"] and not (tmp_path / "ran").exists()
 
 
-# ---- going on after a kill ------------------------------------------------------------------------------------------
+# ---- resuming after a kill -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_file_cut_anywhere_becomes_the_undisturbed_one(
+def test_a_file_truncated_anywhere_is_completed_identically(
     model: Model, paths: list[str], tmp_path: Path, kind: str
 ) -> None:
     odd = tmp_path / 'comma, "quote"\nand newline.jpg'
     shutil.copy(paths[0], odd)
     mixed = [*paths[:9], str(odd), "nowhere,\n.jpg", *paths[9:19]]
-    wanted, out = PredictOptions(format=kind, top_k=1, batch_size=4), Path(f"out.{kind}")
-    write_predictions(model, mixed, out, wanted)
+    options, out = PredictOptions(format=kind, top_k=1, batch_size=4), Path(f"out.{kind}")
+    write_predictions(model, mixed, out, options)
     whole, chance = out.read_bytes(), random.Random(1)
     for size in [0, 1, len(whole) - 1, len(whole), *[chance.randrange(len(whole)) for _ in range(30)]]:
         out.write_bytes(whole[:size])
-        counts = write_predictions(model, iter(mixed), out, wanted, resume=True)
-        assert out.read_bytes() == whole and counts.before + counts.images == len(mixed), size
-    assert counts.before % 4 == 0
+        stats = write_predictions(model, iter(mixed), out, options, resume=True)
+        assert out.read_bytes() == whole and stats.already_done + stats.images == len(mixed), size
+    assert stats.already_done % 4 == 0
     out.unlink()
-    assert write_predictions(model, mixed, out, wanted, resume=True).before == 0 and out.read_bytes() == whole
+    assert write_predictions(model, mixed, out, options, resume=True).already_done == 0 and out.read_bytes() == whole
 
 
-def killed(tiny: Path, listed: Path, out: Path, kills: int, seed: int) -> int:
-    """Runs the command with `--resume` again and again, killed at random moments, until it ends; how often it was."""
+def kill_repeatedly(tiny: Path, listed: Path, out: Path, kills: int, seed: int) -> int:
+    """Run the command with `--resume` repeatedly, killing it at random moments, and return the number of kills."""
     chance, done = random.Random(seed), 0
     lines = sum(1 for _ in listed.open())
-    command = [sys.executable, "-m", "baseline", "predict", str(tiny), "-", "--out", str(out), "--resume"]
+    words = ["predict", tiny, "-", "--out", out, "--resume", "--batch-size", "8"]
     for turn in range(kills + 1):
-        ended = subprocess.Popen(
-            [*command, "--batch-size", "8"], stdin=listed.open(), stderr=subprocess.PIPE, text=True
-        )
+        with listed.open() as file:
+            ended = Command(*words, stdin=file)
         least = chance.uniform(turn, turn + 1) / (kills + 1)  # rows to be seen, as a share of all, before it is killed
         while turn < kills and ended.poll() is None:
             if out.exists() and out.read_bytes().count(b"\n") > least * lines:
                 ended.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
-        words = ended.communicate()[1]
-        assert ended.returncode in (0, -signal.SIGKILL), words
+        errors = ended.communicate()[1]
+        assert ended.returncode in (0, -signal.SIGKILL), errors
         done += ended.returncode != 0
     return done
 
 
-def test_kill_9_loses_and_repeats_nothing(tiny: Path, paths: list[str], tmp_path: Path) -> None:
+def test_kill_9_loses_and_repeats_no_rows(tiny: Path, paths: list[str], tmp_path: Path) -> None:
     listed = tmp_path / "paths.txt"
     listed.write_text("".join(f"{path}\n" for path in paths * 8))
-    assert killed(tiny, listed, tmp_path / "whole.csv", 0, 0) == 0
-    assert killed(tiny, listed, tmp_path / "killed.csv", 2, 0) > 0
+    assert kill_repeatedly(tiny, listed, tmp_path / "whole.csv", 0, 0) == 0
+    assert kill_repeatedly(tiny, listed, tmp_path / "killed.csv", 2, 0) > 0
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert [row["path"] for row in rows_of(tmp_path / "killed.csv")] == paths * 8
+    assert [row["path"] for row in read_rows(tmp_path / "killed.csv")] == paths * 8
 
 
 @pytest.mark.slow
 def test_twenty_kills_of_twenty_thousand_images(tiny: Path, paths: list[str], tmp_path: Path) -> None:
     listed = tmp_path / "paths.txt"
     listed.write_text("".join(f"{path}\n" for path in (paths * 417)[:20_000]))
-    killed(tiny, listed, tmp_path / "whole.csv", 0, 0)
-    assert killed(tiny, listed, tmp_path / "killed.csv", 20, 0) == 20
+    kill_repeatedly(tiny, listed, tmp_path / "whole.csv", 0, 0)
+    assert kill_repeatedly(tiny, listed, tmp_path / "killed.csv", 20, 0) == 20
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_another_job_cannot_go_on_with_the_file(model: Model, done: baseline.Baseline, paths: list[str]) -> None:
-    wanted = PredictOptions(batch_size=4)
-    write_predictions(model, paths[:8], "out.csv", wanted)
+def test_a_different_job_cannot_resume_the_file(model: Model, done: baseline.Baseline, paths: list[str]) -> None:
+    options = PredictOptions(batch_size=4)
+    write_predictions(model, paths[:8], "out.csv", options)
     before = Path("out.csv").read_bytes()
-    with pytest.raises(OutputError, match=r"out\.csv exists. Give --resume to go on"):
-        write_predictions(model, paths, "out.csv", wanted)
+    with pytest.raises(OutputError, match=r"out\.csv exists. Give --resume to continue it"):
+        write_predictions(model, paths, "out.csv", options)
     for words, one, images, other in (
-        ("begun with another tta, top_k", model, paths, PredictOptions(tta=False, top_k=1, batch_size=4)),
-        ("begun with another model", done.model, paths, wanted),
-        (r"row 1 of out\.csv is not of image .*: it was begun with other images", model, paths[1:], wanted),
-        (r"out\.csv has rows of more images", model, paths[:7], wanted),
+        ("started with a different tta, top_k", model, paths, PredictOptions(tta=False, top_k=1, batch_size=4)),
+        ("started with a different model", done.model, paths, options),
+        (r"Row 1 of out\.csv is not for image .*: the job was started with other images", model, paths[1:], options),
+        (r"out\.csv has too many rows: the job was started with other images", model, paths[:7], options),
     ):
         with pytest.raises(OutputError, match=words):
             write_predictions(one, images, "out.csv", other, resume=True)
     assert Path("out.csv").read_bytes() == before
     Path("out.csv").write_text("mine\n")
-    with pytest.raises(OutputError, match="does not begin as this job's file would"):
-        write_predictions(model, paths, "out.csv", wanted, resume=True)
+    with pytest.raises(OutputError, match=r"out\.csv was not written by this job"):
+        write_predictions(model, paths, "out.csv", options, resume=True)
     Path("out.csv.job.json").unlink()
-    with pytest.raises(OutputError, match=r"out\.csv\.job\.json, which tells what out\.csv is of, is not there"):
-        write_predictions(model, paths, "out.csv", wanted, resume=True)
+    with pytest.raises(OutputError, match=r"out\.csv\.job\.json is missing, so out\.csv cannot be continued"):
+        write_predictions(model, paths, "out.csv", options, resume=True)
     assert Path("out.csv").read_text() == "mine\n"
-    write_predictions(model, paths[:8], "out.csv", wanted, overwrite=True)
+    write_predictions(model, paths[:8], "out.csv", options, overwrite=True)
     assert Path("out.csv").read_bytes() == before
 
 
-def test_rows_are_in_the_file_while_the_job_goes_on(model: Model, paths: list[str]) -> None:
+def test_rows_are_written_while_the_job_runs(model: Model, paths: list[str]) -> None:
     def watched() -> Iterator[str]:
-        for number, each in enumerate(paths):
+        for number, path in enumerate(paths):
             written = Path("out.csv").read_bytes().count(b"\n") - 1 if number > 20 else number
-            assert written >= number - 4 * 4  # three blocks are read ahead
-            yield each
+            assert written >= number - 4 * 4  # three batches are read ahead
+            yield path
 
     write_predictions(model, watched(), "out.csv", PredictOptions(batch_size=4))
 
@@ -330,13 +335,13 @@ def test_two_jobs_cannot_write_one_file(model: Model, paths: list[str]) -> None:
         yield paths[1]
 
     assert write_predictions(model, meanwhile(), "out.csv").images == 2
-    assert [row["path"] for row in rows_of(Path("out.csv"))] == paths[:2]
+    assert [row["path"] for row in read_rows(Path("out.csv"))] == paths[:2]
 
 
 # ---- Parquet, several processes, number formats ---------------------------------------------------------------------
 
 
-def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
+def test_parquet_holds_the_same_rows_as_csv_and_appears_at_the_end(
     model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -345,9 +350,9 @@ def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
     options: dict[str, Any] = {"top_k": 2, "every": True, "min_confidence": 0.4, "batch_size": 4}
 
     def seen() -> Iterator[str]:
-        for number, each in enumerate(mixed):
+        for number, path in enumerate(mixed):
             assert not Path("out.parquet").exists() and (not number or Path("out.parquet.rows.csv").exists())
-            yield each
+            yield path
 
     write_predictions(model, mixed, "out.csv", PredictOptions(**options))
     write_predictions(model, seen(), "out.parquet", PredictOptions("parquet", **options))
@@ -363,99 +368,99 @@ def test_parquet_holds_the_rows_of_csv_and_gets_its_name_at_the_end(
     assert list(pd.read_parquet("none.parquet")) == ["path", "predicted", "confidence", "error"]
 
 
-def test_a_job_that_writes_parquet_goes_on_and_ends_once(
+def test_a_parquet_job_resumes_and_finishes_once(
     model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow")
-    wanted, again = PredictOptions("parquet", batch_size=4), {"resume": True}
+    options, again = PredictOptions("parquet", batch_size=4), {"resume": True}
 
     def stopped(rest: list[str]) -> Iterator[str]:
         yield from rest
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(model, stopped(paths[:22]), "out.parquet", wanted)
+        write_predictions(model, stopped(paths[:22]), "out.parquet", options)
     with pytest.raises(OutputError, match=r"out\.parquet\.rows\.csv exists. Give --resume"):
-        write_predictions(model, paths, "out.parquet", wanted)
+        write_predictions(model, paths, "out.parquet", options)
     with monkeypatch.context() as patch:
-        patch.setattr(output, "_row_groups", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
+        patch.setattr(output, "iterate_row_groups", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
         with pytest.raises(ZeroDivisionError):
-            write_predictions(model, paths, "out.parquet", wanted, **again)
+            write_predictions(model, paths, "out.parquet", options, **again)
     assert not Path("out.parquet").exists() and not list(Path().glob(".*"))
-    counts = write_predictions(model, paths, "out.parquet", wanted, **again)
-    assert counts.before == 48 and list(pd.read_parquet("out.parquet")["path"]) == paths
+    stats = write_predictions(model, paths, "out.parquet", options, **again)
+    assert stats.already_done == 48 and list(pd.read_parquet("out.parquet")["path"]) == paths
     before = Path("out.parquet").read_bytes()
-    counts = write_predictions(model, iter(paths), "out.parquet", wanted, **again)
-    assert (counts.before, counts.images) == (48, 0)
+    stats = write_predictions(model, iter(paths), "out.parquet", options, **again)
+    assert (stats.already_done, stats.images) == (48, 0)
     for images, words in (
-        (paths[1:], r"Row 1 of out\.parquet is of another image"),
-        (paths[:-1], r"Row 48 of out\.parquet is of another image"),
-        ([*paths, "more.jpg"], "is finished, with 48 rows, and there are more images"),
+        (paths[1:], r"Row 1 of out\.parquet is for another image"),
+        (paths[:-1], r"Row 48 of out\.parquet is for another image"),
+        ([*paths, "more.jpg"], "is complete with 48 rows, and there are more images"),
     ):
         with pytest.raises(OutputError, match=words):
-            write_predictions(model, images, "out.parquet", wanted, **again)
+            write_predictions(model, images, "out.parquet", options, **again)
     assert Path("out.parquet").read_bytes() == before
     Path("out.parquet").write_bytes(before[:-9])
-    with pytest.raises(OutputError, match="is no whole Parquet file"):
-        write_predictions(model, paths, "out.parquet", wanted, **again)
-    write_predictions(model, paths, "out.parquet", wanted, overwrite=True)
+    with pytest.raises(OutputError, match="is not a complete Parquet file"):
+        write_predictions(model, paths, "out.parquet", options, **again)
+    write_predictions(model, paths, "out.parquet", options, overwrite=True)
     assert pd.read_parquet("out.parquet").equals(pd.read_parquet(io.BytesIO(before)))
 
 
 def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "find_spec", lambda name: None)
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
         PredictOptions("parquet")
     monkeypatch.undo()
-    with pytest.raises(OutputError, match=r"Parquet goes into a file. Give --out FILE"):
+    with pytest.raises(OutputError, match=r"Parquet needs a file. Give --out FILE"):
         write_predictions(model, [], io.BytesIO(), PredictOptions("parquet"))
 
 
-def test_two_processes_write_the_file_of_one(model: Model, paths: list[str], tmp_path: Path) -> None:
-    whole = packed(tmp_path / "images.zip", [(f"{n}.jpg", Path(path).read_bytes()) for n, path in enumerate(paths[:9])])
-    spoiled(whole, b"3.jpg")
+def test_two_processes_write_the_same_file_as_one(model: Model, paths: list[str], tmp_path: Path) -> None:
+    whole = pack(tmp_path / "images.zip", [(f"{n}.jpg", Path(path).read_bytes()) for n, path in enumerate(paths[:9])])
+    damage_member(whole, b"3.jpg")
     mixed = [*paths, "nowhere.jpg", *paths[:20], *list_images([str(whole)])[0]]
-    wanted = PredictOptions(top_k=1, batch_size=8)
-    write_predictions(model, mixed, "one.csv", wanted)
+    options = PredictOptions(top_k=1, batch_size=8)
+    write_predictions(model, mixed, "one.csv", options)
     shutil.copy("one.csv.job.json", "two.csv.job.json")
     Path("two.csv").write_bytes(Path("one.csv").read_bytes()[:999])
-    counts = write_predictions(model, iter(mixed), "two.csv", wanted, processes=2, resume=True)
+    stats = write_predictions(model, iter(mixed), "two.csv", options, processes=2, resume=True)
     assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
-    assert (counts.before + counts.images, counts.unreadable) == (len(mixed), 2) and 0 < counts.before < 24
+    assert (stats.already_done + stats.images, stats.unreadable) == (len(mixed), 2) and 0 < stats.already_done < 24
     assert not multiprocessing.active_children()
 
 
-def test_what_ends_a_process_is_told(model: Model, tiny: Path, paths: list[str], tmp_path: Path) -> None:
+def test_a_killed_prediction_process_is_reported(model: Model, tiny: Path, paths: list[str], tmp_path: Path) -> None:
     def deadly() -> Iterator[str]:
         yield from paths[:8]
         for child in multiprocessing.active_children():
             child.kill()
         yield from paths * 9
 
-    with pytest.raises(OutputError, match="A process that predicts ended by itself, exit code -9"):
+    with pytest.raises(OutputError, match="A prediction process ended unexpectedly with exit code -9"):
         write_predictions(model, deadly(), "out.csv", PredictOptions(batch_size=4), processes=2)
     assert not multiprocessing.active_children()
-    with pytest.raises(OutputError, match="was changed while its model predicted"):
+    with pytest.raises(OutputError, match="changed while predicting"):
         list(predict_in_workers([tiny], "another", paths, 1, batch_size=4))
 
 
-def test_the_number_format_is_the_one_that_was_asked_for(
-    model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = {name: next(model.blocks(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")}
+def test_the_requested_number_format_is_used(model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {
+        name: next(model.predict_batches(paths, precision=name)).probabilities for name in ("", "float32", "bfloat16")
+    }
     assert np.array_equal(seen[""], seen["float32"])
     assert 1e-5 < np.abs(seen["bfloat16"] - seen["float32"]).max() < 0.05
-    monkeypatch.setattr(system, "bfloat16_instructions", lambda: ["AMX"])
+    monkeypatch.setattr(model_module, "bfloat16_instructions", lambda: ["AMX"])
     auto = PredictOptions(precision="auto", batch_size=4)
     write_predictions(model, paths[:6], "out.csv", auto)
     write_predictions(model, paths[:6], "out.csv", replace(auto, precision="bfloat16"), resume=True)
     write_predictions(model, paths, "out.csv", auto, resume=True)
     write_predictions(model, paths, "all.csv", PredictOptions(precision="bfloat16", batch_size=4))
     assert Path("out.csv").read_bytes() == Path("all.csv").read_bytes()
-    with pytest.raises(OutputError, match="begun with another precision"):
+    with pytest.raises(OutputError, match="started with a different precision"):
         write_predictions(model, paths, "out.csv", PredictOptions(batch_size=4), resume=True)
-    monkeypatch.setattr(system, "bfloat16_instructions", list)
-    assert model.settled_precision("auto")[0] == "float32"
+    monkeypatch.setattr(model_module, "bfloat16_instructions", list)
+    assert model.resolve_precision("auto")[0] == "float32"
     with pytest.raises(RecipeError, match="bfloat16 needs a CPU with AMX or AVX-512 BF16"):
         write_predictions(model, paths, "new.csv", PredictOptions(precision="bfloat16"))
     assert not Path("new.csv").exists()
@@ -464,7 +469,7 @@ def test_the_number_format_is_the_one_that_was_asked_for(
 # ---- archives -------------------------------------------------------------------------------------------------------
 
 
-def packed(archive: Path, members: list[tuple[str, bytes]]) -> Path:
+def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
             for name, content in members:
@@ -479,8 +484,8 @@ def packed(archive: Path, members: list[tuple[str, bytes]]) -> Path:
     return archive
 
 
-def spoiled(archive: Path, name: bytes) -> None:
-    """Changes some bytes of what a zip holds behind a member's name."""
+def damage_member(archive: Path, name: bytes) -> None:
+    """Overwrite some bytes behind a member's name in a zip."""
     content = bytearray(archive.read_bytes())
     start = content.index(name) + 200
     content[start : start + 50] = bytes(50)
@@ -488,42 +493,40 @@ def spoiled(archive: Path, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tgz", "tar.xz"])
-def test_images_in_archives_are_predicted_where_they_are(
+def test_images_in_archives_are_predicted_without_unpacking(
     model: Model, images: Path, paths: list[str], tmp_path: Path, ending: str
 ) -> None:
     inner = [path.relative_to(images).as_posix() for path in map(Path, paths)]
     others = [("labels.csv", b"x"), (".hidden/a.jpg", b"x"), ("__MACOSX/._a.jpg", b"x"), ("bad.jpg", b"no image")]
     whole = [(f"./{name}", Path(path).read_bytes()) for name, path in zip(inner, paths, strict=True)]
-    archive = packed(tmp_path / f"some images.{ending}", [*others, *whole])
+    archive = pack(tmp_path / f"some images.{ending}", [*others, *whole])
     found, total = list_images([str(archive)])
     assert total == 49
-    wanted = PredictOptions(batch_size=8, top_k=1)
-    write_predictions(model, found, "out.csv", wanted)
-    write_predictions(model, ["bad.jpg", *paths], "files.csv", wanted)
-    rows, expected = rows_of("out.csv"), rows_of("files.csv")
+    options = PredictOptions(batch_size=8, top_k=1)
+    write_predictions(model, found, "out.csv", options)
+    write_predictions(model, ["bad.jpg", *paths], "files.csv", options)
+    rows, expected = read_rows("out.csv"), read_rows("files.csv")
     assert [row["path"] for row in rows] == [f"{archive}/{name}" for name in ("bad.jpg", *inner)]
     assert rows[0]["error"] == "not an image"
     assert [{**row, "path": ""} for row in rows[1:]] == [{**row, "path": ""} for row in expected[1:]]
     once = Path("out.csv").read_bytes()
     Path("out.csv").write_bytes(once[: len(once) // 2])
-    counts = write_predictions(model, list_images([str(archive)])[0], "out.csv", wanted, resume=True)
-    assert Path("out.csv").read_bytes() == once and 0 < counts.before < 49
+    stats = write_predictions(model, list_images([str(archive)])[0], "out.csv", options, resume=True)
+    assert Path("out.csv").read_bytes() == once and 0 < stats.already_done < 49
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
     several, total = list_images([str(tmp_path / "*"), paths[0]])
     assert total == len(list(several)) == 50
     gone, _ = list_images([str(archive)])
     archive.unlink()
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        write_predictions(model, gone, "gone.csv", wanted)
+        write_predictions(model, gone, "gone.csv", options)
 
 
-def test_a_image_that_is_damaged_in_a_zip_has_a_row_that_says_so(
-    model: Model, paths: list[str], tmp_path: Path
-) -> None:
-    archive = packed(tmp_path / "p.zip", [(f"{number}.jpg", Path(paths[number]).read_bytes()) for number in range(3)])
-    spoiled(archive, b"1.jpg")
+def test_a_damaged_image_in_a_zip_gets_a_row_with_the_reason(model: Model, paths: list[str], tmp_path: Path) -> None:
+    archive = pack(tmp_path / "p.zip", [(f"{number}.jpg", Path(paths[number]).read_bytes()) for number in range(3)])
+    damage_member(archive, b"1.jpg")
     write_predictions(model, list_images([str(archive)])[0], "out.csv")
-    assert [bool(row["error"]) for row in rows_of("out.csv")] == [False, True, False]
+    assert [bool(row["error"]) for row in read_rows("out.csv")] == [False, True, False]
 
 
 LINK = tarfile.TarInfo("a.jpg")
@@ -533,20 +536,20 @@ LINK.type, LINK.linkname = tarfile.SYMTYPE, "/etc/passwd"
 @pytest.mark.parametrize(
     ("ending", "members", "words"),
     [
-        ("zip", [("../out.jpg", b"x")], "leads out of the folder"),
-        ("tgz", [("a/../../out.jpg", b"x")], "leads out of the folder"),
+        ("zip", [("../out.jpg", b"x")], "points outside the folder"),
+        ("tgz", [("a/../../out.jpg", b"x")], "points outside the folder"),
         ("tar", [("/etc/out.jpg", b"x")], "has an absolute name"),
-        ("zip", [("a.jpg", b"x"), ("a.jpg", b"y")], "comes twice"),
-        ("tar.xz", [("a.jpg", b"x"), ("a.jpg", b"y")], "comes twice"),
-        ("zip", [("a.jpg", bytes(200_000_000))], "goes beyond the 100,000,000 bytes allowed"),
-        ("tgz", [("a.txt", bytes(200_000_000)), ("b.jpg", b"x")], "goes beyond the 100,000,000 bytes allowed"),
+        ("zip", [("a.jpg", b"x"), ("a.jpg", b"y")], "appears twice"),
+        ("tar.xz", [("a.jpg", b"x"), ("a.jpg", b"y")], "appears twice"),
+        ("zip", [("a.jpg", bytes(200_000_000))], "exceeds the limit of 100,000,000 bytes"),
+        ("tgz", [("a.txt", bytes(200_000_000)), ("b.jpg", b"x")], "exceeds the limit of 100,000,000 bytes"),
         ("tar", [(LINK, b"")], "is a link or a device"),
-        ("cut.zip", [("a.jpg", b"x" * 999)], "is damaged, cut short"),
-        ("cut.tar.xz", [("a.jpg", random.Random(0).randbytes(999))], "is damaged, cut short"),
+        ("cut.zip", [("a.jpg", b"x" * 999)], "is damaged, truncated"),
+        ("cut.tar.xz", [("a.jpg", random.Random(0).randbytes(999))], "is damaged, truncated"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_archive_that_is_refused_gets_one_line_and_no_row(
+def test_a_refused_archive_gets_a_one_line_error_and_no_rows(
     tmp_path: Path, ending: str, members: Any, words: str
 ) -> None:
     archive = tmp_path / f"bad.{ending}"
@@ -554,7 +557,7 @@ def test_an_archive_that_is_refused_gets_one_line_and_no_row(
         with tarfile.open(archive, "w") as tar:
             tar.addfile(LINK)
     else:
-        packed(archive, members)
+        pack(archive, members)
     if "cut" in ending:
         archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(DataError, match=words) as caught:
@@ -562,10 +565,10 @@ def test_an_archive_that_is_refused_gets_one_line_and_no_row(
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
-# ---- what is to be predicted ----------------------------------------------------------------------------------------
+# ---- naming images and the command ----------------------------------------------------------------------------------
 
 
-def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
+def test_images_are_named_by_paths_patterns_tables_and_archives(images: Path, tmp_path: Path) -> None:
     def paths(*words: str, **options: object) -> list[str]:
         found, total = list_images(words, **options)  # type: ignore[arg-type]
         found = list(found)
@@ -584,14 +587,14 @@ def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "two.csv").write_text("x,y\n1,2\n")
     (tmp_path / "images.zip").write_bytes(b"")
-    packed(tmp_path / "list.zip", [("list.csv", b"path")])
+    pack(tmp_path / "list.zip", [("list.csv", b"path")])
     for word, words in (
         ("nowhere.jpg", "There is no image, folder or table"),
-        (str(tmp_path / "non?"), "no file fits it as a pattern"),
-        (str(tmp_path / "none"), "holds no images"),
+        (str(tmp_path / "non?"), "it matches no file as a pattern"),
+        (str(tmp_path / "none"), "contains no images"),
         (str(tmp_path / "two.csv"), "Give --image-col"),
-        (str(tmp_path / "images.zip"), "is damaged, cut short, or no tar or zip archive"),
-        (str(tmp_path / "list.zip"), "holds no images. Give an archive"),
+        (str(tmp_path / "images.zip"), "is damaged, truncated, or not a tar or zip archive"),
+        (str(tmp_path / "list.zip"), "contains no images. Give an archive"),
         ("nul\0", "There is no image"),
         ("long" * 100, "cannot be accessed"),
     ):
@@ -599,7 +602,7 @@ def test_words_name_images_in_many_ways(images: Path, tmp_path: Path) -> None:
             paths(word)
 
 
-def test_predict_is_a_command(tiny: Path, images: Path, paths: list[str]) -> None:
+def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None:
     printed = call("predict", str(tiny), str(images / "ants"))
     assert printed.returncode == 0, printed.stderr
     rows = list(csv.DictReader(io.StringIO(printed.stdout)))
@@ -610,15 +613,15 @@ def test_predict_is_a_command(tiny: Path, images: Path, paths: list[str]) -> Non
     ended = subprocess.run(command, input=fed, capture_output=True)
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.stderr == b"" and [line["path"] for line in lines] == [paths[0], "nowhere.jpg", "\ufffd"]
-    pack = packed(Path("p.zip"), [("a.jpg", Path(paths[0]).read_bytes())])
-    ended = call("predict", str(tiny), str(pack), "-o", "two.parquet", "--processes", "2", "--precision", "float32")
-    assert ended.returncode == 0 and ended.stderr.startswith("predicted: 1 images in"), ended.stderr
+    archive = pack(Path("p.zip"), [("a.jpg", Path(paths[0]).read_bytes())])
+    ended = call("predict", str(tiny), str(archive), "-o", "two.parquet", "--processes", "2", "--precision", "float32")
+    assert ended.returncode == 0 and ended.stderr.startswith("predicted: 1 image in"), ended.stderr
     assert pd.read_parquet("two.parquet")["path"].tolist() == ["p.zip/a.jpg"]
-    packed(pack, [("../a.jpg", b"")])
-    ended = call("predict", str(tiny), str(pack), "-o", "three.csv")
+    pack(archive, [("../a.jpg", b"")])
+    ended = call("predict", str(tiny), str(archive), "-o", "three.csv")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and not Path("three.csv").exists()
     ended = call("predict", str(tiny), paths[0], "--out", "deep/out.csv", "--no-tta")
-    assert ended.returncode == 0 and ended.stdout == "" and len(rows_of("deep/out.csv")) == 1
+    assert ended.returncode == 0 and ended.stdout == "" and len(read_rows("deep/out.csv")) == 1
     assert sorted(path.name for path in Path("deep").iterdir()) == ["out.csv", "out.csv.job.json"]
     checked = call("check", str(tiny))
     assert checked.returncode == 0 and "golden inputs: largest difference of a probability" in checked.stdout
@@ -639,12 +642,14 @@ def test_predict_is_a_command(tiny: Path, images: Path, paths: list[str]) -> Non
         (["TINY", "IMAGES", "--resume", "--overwrite", "--out", "o.csv"], "Give one of them"),
         (["TINY", "list.csv", "--out", "list.csv", "--overwrite"], "is one of those to predict"),
         (["TINY", "IMAGES", "--out", "list.csv"], "list.csv exists. Give --resume"),
-        (["TINY", "IMAGES", "--out", "folder.csv", "--overwrite"], "is no file that can be written"),
+        (["TINY", "IMAGES", "--out", "folder.csv", "--overwrite"], "is not a file that can be written"),
         (["TINY", "IMAGES", "--out", "/proc/none/out.csv"], "cannot be written"),
         (["TINY", "IMAGES", "--min-confidence", "2"], "Invalid value for '--min-confidence'"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(tiny: Path, images: Path, words: list[str], message: str) -> None:
+def test_bad_input_gets_a_one_line_error_and_exit_code_2(
+    tiny: Path, images: Path, words: list[str], message: str
+) -> None:
     Path("list.csv").write_text("path\na.jpg\n")
     Path("folder.csv").mkdir()
     known = {"TINY": str(tiny), "IMAGES": str(images)}

@@ -1,0 +1,190 @@
+"""Runs `baseline WORDS` in a process of its own without waiting for torch each time.
+
+A first process imports what the command needs, and is forked for each call: what a call does, changes and leaves
+behind stays its own, and it can be killed as any process. What depends on the imports themselves, on the environment
+they read, or on a process without them, is started with `sys.executable` instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+SERVER = """
+import atexit, json, os, runpy, signal, socket, sys, threading, traceback, warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import baseline, fastai.vision.all, matplotlib.pyplot, sklearn.metrics, timm, torchvision
+    for name in baseline.__all__:
+        getattr(baseline, name)
+
+def told(line, value):
+    line.sendall((json.dumps(value) + "\\n").encode())
+
+def child(wanted, files):
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(wanted["cwd"])
+    os.environ.clear()
+    os.environ.update(wanted["env"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
+    sys.argv = wanted["argv"]
+    if wanted["code"]:
+        exec(compile(wanted["code"], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_module("baseline", run_name="__main__", alter_sys=True)
+
+def served():
+    door = socket.socket(fileno=int(sys.argv[1]))
+    while True:
+        try:
+            line, files, _, _ = socket.recv_fds(door, 1, 4)
+        except ConnectionError:
+            return None
+        if not line:
+            return None
+        if os.fork():  # at once ready for the next one
+            for file in files:
+                os.close(file)
+            os.wait()
+            continue
+        line, *files = files
+        line = socket.socket(fileno=line)
+        if os.fork():
+            os._exit(0)  # nobody has to wait for who watches over the call
+        door.close()
+        wanted = json.loads(line.makefile().readline())
+        pid = os.fork()
+        if not pid:
+            line.close()
+            return wanted, files
+        told(line, pid)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        try:
+            told(line, status)
+        except OSError:
+            pass
+        os._exit(0)
+
+call = served()
+if call:
+    code = 0
+    try:
+        child(*call)
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without taking down every object of torch
+"""
+
+
+class _First:
+    """The process that is forked, begun when it is first needed."""
+
+    door: socket.socket | None = None
+
+    def ask(self, wanted: dict[str, Any], files: list[int]) -> socket.socket:
+        if self.door is None:
+            self.door, theirs = socket.socketpair()
+            environment = {**os.environ, "TERM": "dumb"}
+            command = [sys.executable, "-c", SERVER, str(theirs.fileno())]
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, cwd="/"
+            )
+            theirs.close()
+            atexit.register(process.wait)
+            atexit.register(self.door.close)
+        mine, theirs = socket.socketpair()
+        socket.send_fds(self.door, [b"x"], [theirs.fileno(), *files])
+        theirs.close()
+        mine.sendall((json.dumps(wanted) + "\n").encode())
+        return mine
+
+
+_first = _First()
+
+
+class Command:
+    """A call that goes on, as `subprocess.Popen` has it; what it prints is read when it has ended.
+
+    Args:
+        code: what is run instead of the command line, with the same words.
+        env: what is added to the environment.
+    """
+
+    def __init__(
+        self,
+        *words: Any,
+        code: str = "",
+        stdin: IO[Any] | None = None,
+        stderr: IO[Any] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.args = ["baseline", *map(str, words)]
+        self._printed = [file or TemporaryFile() for file in (None, stderr)]  # noqa: SIM115
+        with Path(os.devnull).open() as nothing:
+            files = [file.fileno() for file in (stdin or nothing, *self._printed)]
+            self._line = _first.ask({"argv": self.args, "cwd": str(Path.cwd()), "code": code,
+                                     "env": {**os.environ, "TERM": "dumb", **(env or {})}}, files)  # fmt: skip
+        self.pid = self._number()
+        self.returncode: int | None = None
+
+    def _number(self) -> int:
+        """The next line that is answered: first the number of the process, then its exit code."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self._line.recv(1) or b"-1\n"
+        return int(line)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._line.settimeout(timeout)
+            try:
+                self.returncode = self._number()
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+        return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self) -> tuple[str, str]:
+        self.wait()
+        texts = []
+        for file in self._printed:
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        return texts[0], texts[1]
+
+
+def call(*words: Any, **env: str) -> subprocess.CompletedProcess[str]:
+    """`baseline WORDS`, to its end."""
+    running = Command(*words, env=env)
+    try:
+        running.wait(300)
+    finally:
+        running.send_signal(signal.SIGKILL)
+    printed, errors = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.wait(), printed, errors)

@@ -1,0 +1,92 @@
+"""Time estimates have no side effects, and a budget gets the most promising plan that fits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import baseline
+from baseline import Stage
+from baseline.errors import RecipeError
+from baseline.runs.timing import bottleneck, time_by_part
+from baseline.training.budget import Throughput, estimate_seconds, expected_error, fit_to_budget
+
+IMAGES = {"train": 1000, "valid": 100, "test": 200}
+
+
+@pytest.fixture
+def throughput(learn: Any, settled: tuple) -> Throughput:
+    return Throughput(learn.model, learn.splitter, settled[0], images=4)
+
+
+def test_estimate_has_no_side_effects(learn: Any, settled: tuple) -> None:
+    before = {name: value.clone() for name, value in learn.model.state_dict().items()}
+    state = torch.get_rng_state()
+    moving = settled[0].changed(stages=(Stage("head", 1), Stage("all", 1, 1e-3, batch_norm="train")))
+    estimate = estimate_seconds(Throughput(learn.model, learn.splitter, moving, images=4), moving, IMAGES)
+    assert len(estimate.stages) == 2 and 0 < estimate.total < 600
+    assert all(torch.equal(before[name], value) for name, value in learn.model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in learn.model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_estimate_grows_with_images_epochs_and_layers_and_shrinks_with_cached_outputs(
+    throughput: Throughput, settled: tuple
+) -> None:
+    def seconds(*stages: Stage, images: dict = IMAGES, cached: tuple = ()) -> float:
+        return estimate_seconds(throughput, settled[0].changed(stages=stages), images, cached).total
+
+    head = Stage("head", 1, 1e-3)
+    assert seconds(head) < seconds(head, images={**IMAGES, "train": 4000})
+    assert seconds(head) < seconds(head, Stage("all", 1, 1e-3)) < seconds(head, Stage("all", 3, 1e-3))
+    assert seconds(head, cached=(1,)) < seconds(head)
+    assert seconds(head, head) < 1.5 * seconds(head), "one pass serves both"
+
+
+def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, settled: tuple) -> None:
+    still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}, image_size=96)
+    bases = [still.changed(stages=(Stage("head", 1), Stage(3, 1, 1e-4))), still.changed(stages=(Stage("head", 2),))]
+    cheapest = estimate_seconds(throughput, bases[1].changed(image_size=64), IMAGES).total
+    expected_errors = []
+    for times in (2, 5, 20, 100):
+        plan, reason = fit_to_budget(throughput, bases, IMAGES, times * cheapest)
+        assert 1.15 * estimate_seconds(throughput, plan, IMAGES).total <= times * cheapest
+        assert plan.image_size <= 96 and str(plan.image_size) in reason
+        expected_errors.append(expected_error(plan))
+    assert expected_errors == sorted(expected_errors, reverse=True) and expected_errors[-1] < expected_errors[0]
+    assert fit_to_budget(throughput, bases, IMAGES, 10**6)[0].stages[-1].epochs == 12
+
+
+def test_given_image_size_is_kept(throughput: Throughput, settled: tuple) -> None:
+    base = settled[0].changed(image_size=80, stages=(Stage("head", 1), Stage(3, 1, 1e-4)))
+    assert fit_to_budget(throughput, [base], IMAGES, 10**6, resizable=False)[0].image_size == 80
+
+
+def test_too_small_budget_is_refused_with_the_time_needed(throughput: Throughput, settled: tuple) -> None:
+    with pytest.raises(RecipeError, match=r"leaves 0\.0 s .* needs about [\d.]+ s"):
+        fit_to_budget(throughput, [settled[0]], IMAGES, -3)
+
+
+def test_run_ends_within_its_budget(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # independent of other load on the machine
+    start = time.perf_counter()
+    done = baseline.make_baseline(images, budget="40s", out=tmp_path / "run", progress=baseline.Progress())
+    assert time.perf_counter() - start < 40
+    assert done.manifest["recipe"]["training"]["budget"] == "" and "left" in done.manifest["reasons"]["budget"]
+    assert (tmp_path / "run" / "predictions.csv").exists()
+    again = baseline.load_recipe(tmp_path / "run/manifest.json")
+    assert again.stages == done.recipe.stages and again.model.image_size == done.recipe.model.image_size
+
+
+def test_bottleneck_is_reported_with_a_remedy() -> None:
+    stages = [{"features_seconds": 30.0, "laps": {"forward": 5.0}}, {"laps": {"forward": 6.0, "backward": 7.0}}]
+    where = time_by_part({"data": 1.0, "training": 99.0, "evaluation": 9.0}, stages)
+    assert list(where)[:3] == ["outputs of frozen layers", "forward", "evaluation"] and where["forward"] == 11
+    words = bottleneck(where, baseline.Recipe(), "cpu")
+    assert words.startswith("outputs of frozen layers, 52%") and "in the cache now" in words
+    for name in where:
+        assert "what would help: " in bottleneck({name: 1.0}, baseline.Recipe(), "cuda")
