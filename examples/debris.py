@@ -1,6 +1,6 @@
-"""Plastic or not, among images of rubbish: the same recipe with a frozen body, and fine-tuned.
+"""Classify rubbish as plastic or not, and compare a frozen backbone with a fine-tuned one.
 
-python examples/debris.py images/        # a folder for each class, one of them plastic
+python examples/debris.py images/        # one folder per class, one of them named plastic
 """
 
 import sys

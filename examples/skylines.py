@@ -1,6 +1,6 @@
-"""What a random split hides, where several images are of one thing: skylines by one photographer, frames of one sign.
+"""Compare a random split with a split by group, such as skylines by photographer or frames of one traffic sign.
 
-python examples/skylines.py images.csv        # columns: path, label, and group, photographer, patient or the like
+python examples/skylines.py images.csv        # columns: path, label, and group (or photographer, patient, ...)
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Tens of images, a new head, and then images that it has not seen.
+"""Train on 20 images per class, and predict images of your own.
 
 python examples/try_your_own.py images/ mine.jpg another.jpg
 """
