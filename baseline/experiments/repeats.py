@@ -24,7 +24,7 @@ from baseline.runs.folder import headline_split, read_predictions
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.evaluation.results import SplitMetrics
+    from baseline.evaluation.results import Metrics, SplitMetrics
     from baseline.inference.model import Ensemble, Model
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
@@ -74,7 +74,7 @@ class FoldRuns:
     """Lowest of these accuracies."""
     most: float
     """Highest of these accuracies."""
-    metrics: dict[str, dict[str, Any]]
+    metrics: Metrics
     """Metrics as `baseline.evaluate` returns them for a split: `"oof"`, out of fold, and `"test"`, those of the
     ensemble, if there is a test split."""
     against_best: dict[str, Any] | None
