@@ -1,4 +1,4 @@
-"""Facts about the machine and the installation: memory, CPU instructions, device, package versions and compiler."""
+"""Facts about the machine and the installation: memory, CPU instructions, device and package versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["bfloat16_instructions", "free_memory_bytes", "has_compiler", "package_versions", "total_memory_bytes"]
+__all__ = ["bfloat16_instructions", "free_memory_bytes", "package_versions", "total_memory_bytes"]
 
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
@@ -79,16 +79,3 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "unknown"
     return versions
-
-
-def has_compiler() -> bool:
-    """Return whether `torch.compile` finds what it needs: a C++ compiler, and Triton if there is a GPU."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-    from torch.utils._triton import has_triton
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return has_triton() or not torch.cuda.is_available()

@@ -25,7 +25,7 @@ FROZEN = (Stage("head", 10, "find"),)
 RUNS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "ants_bees": ("ants_bees", "hymenoptera_256", {}, "about 95 % (ResNet-18)"),
     "alpaca": ("alpaca", "alpaca_256", {}, ""),
-    "debris, scratch": ("debris", "trashnet_256", {"scratch": True, "image_size": 128}, "70 % (ResNet-18)"),
+    "debris, scratch": ("debris", "trashnet_256", {"pretrained": False, "image_size": 128}, "70 % (ResNet-18)"),
     "debris, frozen": ("debris", "trashnet_256", {"stages": FROZEN}, "88.5 % (ResNet-18)"),
     "debris": ("debris", "trashnet_256", {}, "89.2 % (ResNet-18)"),
     "debris, six classes": ("debris", "trashnet_256", {"positive": ""}, ""),

@@ -14,8 +14,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,16 @@ def step(arch: str = "tf_efficientnet_lite0", images: int = 64) -> None:
 @app.command("compile")
 def compile_(arch: str = "tf_efficientnet_lite0", images: int = 64, size: int = 128, steps: int = 8) -> None:
     """Training steps with `quick` and with `torch.compile`, images/s, and the images after which compiling has paid."""
-    from baseline.vision.cpu_speedups import compile_model, optimize_for_cpu
+    from baseline.vision.cpu_speedups import optimize_for_cpu
     from baseline.vision.network import build_network
+
+    @contextmanager
+    def compile_model(model: torch.nn.Module) -> Iterator[None]:
+        model.compile()
+        try:
+            yield
+        finally:
+            model._compiled_call_impl = None
 
     model = build_network(arch, 10, None)[0].to(memory_format=torch.channels_last).eval()
     inputs = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last)

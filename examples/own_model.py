@@ -45,7 +45,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-mine = recipe.changed(stages=(baseline.Stage("all", 12, "find", "moving", optimizer="ranger", schedule="flat_cos"),))
+mine = recipe.changed(stages=(baseline.Stage("all", 12, "find", "train", optimizer="ranger", schedule="flat_cos"),))
 with seed_everything(0):
     body = nn.Sequential(block(3, 32), block(32, 64), block(64, 128), block(128, 256))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(dls.vocab)))

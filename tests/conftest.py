@@ -164,8 +164,8 @@ def done(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPath
 def tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 0.5 MB that predicts at once: an untrained network of three classes at 48 pixels."""
     from baseline.data.image import load_square
-    from baseline.inference.model import golden_outputs
-    from baseline.inference.model_folder import save_network
+    from baseline.evaluation.golden import golden_outputs
+    from baseline.vision.model_folder import save_network
     from baseline.vision.network import build_network
 
     facts = {

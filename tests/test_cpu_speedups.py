@@ -9,11 +9,7 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from baseline import resolve
-from baseline.errors import RecipeError
-from baseline.system import has_compiler
 from baseline.vision.cpu_speedups import (
-    compile_model,
     fast_depthwise,
     find_conv_bn_pairs,
     optimize_for_cpu,
@@ -130,26 +126,3 @@ def test_fast_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
     with fast_depthwise(layer):
         assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
         assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
-
-
-@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler for torch.compile")
-def test_compiled_model_computes_the_same_and_is_restored() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
-    images = torch.randn(2, 3, 8, 8)
-    expected, names = outputs_and_gradients(model, images), list(model.state_dict())
-    with compile_model(model):
-        assert model._compiled_call_impl is not None
-        actual = outputs_and_gradients(model, images)
-    for one, two in zip(expected, actual, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-    assert model._compiled_call_impl is None and list(model.state_dict()) == names
-
-
-def test_compile_without_a_compiler_is_an_error_before_training(
-    settled: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    assert not has_compiler()
-    with pytest.raises(RecipeError, match=r"--compile needs .* a C\+\+ compiler"):
-        resolve(settled[0].changed(compile=True), settled[1])

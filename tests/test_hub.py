@@ -22,7 +22,7 @@ import yaml
 import baseline
 from baseline.deploy.hub import plan_push
 from baseline.errors import OutputError
-from baseline.inference.model_folder import load_network
+from baseline.vision.model_folder import load_network
 
 pytest.importorskip("huggingface_hub")
 
@@ -191,9 +191,9 @@ def test_the_model_folder_arrives_byte_by_byte_in_one_commit_and_comes_back(run:
     assert hub.files == {"me/ants": {name: (run / "model" / name).read_bytes() for name in names}}
     assert hub.private == {"me/ants": False} and len(hub.objects) == 1
     code = (
-        "import baseline, huggingface_hub, json;"
+        "import huggingface_hub, json; from baseline.vision import model_folder;"
         "folder = huggingface_hub.snapshot_download('me/ants');"
-        "print(json.dumps([sorted(baseline.load_network(folder)[1]), folder]))"
+        "print(json.dumps([sorted(model_folder.load_network(folder)[1]), folder]))"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(Path.cwd() / "other"), "NO_PROXY": "*"}
     environment |= {"HF_HUB_DISABLE_XET": "1"}
@@ -321,7 +321,7 @@ def test_a_missing_network_or_client_is_reported_in_one_line(run: Path, tmp_path
 
 
 def test_push_is_also_a_function(run: Path, hub: Hub) -> None:
-    code = f"import baseline; print(baseline.push({str(run)!r}, 'me/ants', private=True))"
+    code = f"from baseline.deploy.hub import push; print(push({str(run)!r}, 'me/ants', private=True))"
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.address,

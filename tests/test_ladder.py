@@ -181,8 +181,10 @@ def test_every_variant_trains_what_is_documented(
     assert trains["groups"] == ["head", 3] and trains["all"] == ["head", "all"]
     low, high = plans["all"].stages[1].lr
     assert low == high / 10 and high == deterministic.stages[1].lr[1]
-    assert trains["scratch"] == ["all"] and plans["scratch"].scratch and plans["scratch"].weights == ""
-    assert not any(plan.scratch for variant, plan in plans.items() if variant != "scratch")
+    assert (
+        trains["scratch"] == ["all"] and not plans["scratch"].model.pretrained and plans["scratch"].model.weights == ""
+    )
+    assert all(plan.model.pretrained for variant, plan in plans.items() if variant != "scratch")
     assert {plan.split_file for plan in plans.values()} == {str(tmp_path / "split.csv")}
     assert {(plan.arch, plan.image_size, plan.seed) for plan in plans.values()} == {
         (architecture.recipe.model.arch, 48, deterministic.seed)

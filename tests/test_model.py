@@ -26,7 +26,7 @@ from baseline.data.labels import label_matrix
 from baseline.errors import BaselineError as Root
 from baseline.errors import DataError, OutputError, WeightsError
 from baseline.inference.model import Model
-from baseline.inference.model_folder import load_network
+from baseline.vision.model_folder import load_network
 
 SHARES = ["p_ants", "p_bees"]
 OLD = Path(__file__).parent / "models"

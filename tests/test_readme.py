@@ -21,7 +21,11 @@ import baseline
 from baseline.cli.app import app
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-MODULES = sorted(module.name for module in pkgutil.iter_modules(baseline.__path__) if not module.name.startswith("_"))
+MODULES = sorted(
+    module.name.removeprefix("baseline.")
+    for module in pkgutil.walk_packages(baseline.__path__, "baseline.")
+    if not module.name.endswith("__main__")
+)
 
 
 @pytest.fixture

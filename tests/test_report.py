@@ -25,11 +25,11 @@ from torch import nn
 import baseline
 from baseline.errors import DataError, OutputError
 from baseline.evaluation.gradcam import grad_cam
-from baseline.inference import model_folder
-from baseline.inference.model_folder import load_network
 from baseline.report import figures
 from baseline.report import page as page_module
 from baseline.report.page import write_report
+from baseline.vision import model_folder
+from baseline.vision.model_folder import load_network
 
 UNUSUAL_NAMES = ["<b>bold</b>", "quo\"te's", "🐝 bees", "$5 & $x$", "NA", "{{ 7 * 7 }}"]
 LOADS = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "background"}

@@ -171,8 +171,8 @@ def test_settings_that_change_no_result_may_differ_on_resume(
         app.main()
     assert not ended.value.code
     for folder in (run, copy):
-        recipe = baseline.runs.folder.read_manifest(folder)["recipe"]
-        assert (recipe["log"], recipe["cache_gb"], recipe["workers"]) == (["csv"], 0, 1)
+        recipe = baseline.runs.folder.read_manifest(folder)["recipe"]["options"]
+        assert (recipe["loggers"], recipe["cache_gb"], recipe["workers"]) == (["csv"], 0, 1)
         assert (folder / "log.csv").exists()
     assert (
         baseline.runs.folder.read_predictions(copy).equals(baseline.runs.folder.read_predictions(run))

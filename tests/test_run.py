@@ -24,7 +24,7 @@ import baseline
 from baseline import Progress, Recipe, Stage, files, make_baseline
 from baseline.errors import DataError, OutputError, RecipeError, WeightsError
 from baseline.evaluation.label_errors import suspect_labels
-from baseline.inference.model_folder import load_network
+from baseline.vision.model_folder import load_network
 
 QUIET = Progress()
 
@@ -119,7 +119,7 @@ def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.B
         "import sys, torch, baseline\n"
         "from baseline.data.image import resize_image, load_image\n"
         "import numpy as np\n"
-        "from baseline.inference.model_folder import load_network\n"
+        "from baseline.vision.model_folder import load_network\n"
         "model, facts = load_network(sys.argv[1])\n"
         "square = resize_image(load_image(sys.argv[2], facts['image_size']), facts['image_size'], facts['resize'])\n"
         "x = torch.tensor(np.asarray(square).transpose(2, 0, 1)[None] / 255, dtype=torch.float32)\n"

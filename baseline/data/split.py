@@ -43,8 +43,8 @@ OTHER_LABELS = "labels as given"
 def split(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """Return the image table with the column `split` filled in (`train`, `valid`, `test`), by `recipe.split.method`.
 
-    The module lists the methods. If no image has a split, `test_share` of all images become the test split; if there is
-    no valid split, `valid_share` of the training images become it. Every class keeps a training image. With
+    The module lists the methods. If no image has a split, `test_fraction` of all images become the test split; if
+    there is no valid split, `valid_fraction` of the training images become it. Every class keeps a training image. With
     `images_per_class`, the training images are subsampled first, and the others are dropped from the table.
 
     Raises:

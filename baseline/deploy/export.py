@@ -35,8 +35,8 @@ from baseline.deploy.export_module import ExportModule
 from baseline.errors import OutputError, WeightsError, first_line, unknown_name
 from baseline.evaluation.calibration import apply_temperature
 from baseline.inference.model import TOLERANCE, load_model
-from baseline.inference.model_folder import read_golden
 from baseline.progress import Progress
+from baseline.vision.model_folder import read_golden
 
 if TYPE_CHECKING:
     from onnx import ModelProto

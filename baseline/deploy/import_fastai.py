@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from baseline.data.image import load_image, load_square
 from baseline.data.sources.image_list import list_images
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
+from baseline.evaluation.golden import golden_outputs
 from baseline.files import atomic_folder
-from baseline.inference.model import TOLERANCE, golden_outputs, load_model
-from baseline.inference.model_folder import FIELD_CHECKS, save_network
+from baseline.inference.model import TOLERANCE, load_model
 from baseline.progress import Progress
 from baseline.recipe.schema import HEADS, RESIZES
 from baseline.vision.augment import Resize
+from baseline.vision.model_folder import FIELD_CHECKS, save_network
 from baseline.vision.network import build_network
 from baseline.vision.weights import is_torchvision
 

@@ -339,7 +339,7 @@ def extract_features(rows: pd.DataFrame, recipe: Recipe, folder: Path, progress:
     from baseline.vision.dataloaders import dataloaders
     from baseline.vision.learner import learner
 
-    plain = {"scratch": False, "compile": False, "balance": "none", "budget": "", "presets": {}, "log": ()}
+    plain = {"pretrained": True, "class_balance": "none", "budget": "", "presets": {}, "loggers": ()}
     recipe = recipe.changed(**plain, freeze="features", stages=(Stage("head", 1),))
     # dataloaders need a train and a valid split, but nothing is trained
     split_rows = rows.assign(split=["valid", *["train"] * (len(rows) - 1)])

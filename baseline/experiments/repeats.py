@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from baseline.errors import OutputError, RecipeError
 from baseline.experiments.series import RunSeries, accuracy_spread, summary_row
 from baseline.files import to_json, write_atomic
-from baseline.inference.model_folder import EXPERIMENT_FILES
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_predictions
+from baseline.vision.model_folder import EXPERIMENT_FILES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from baseline.data.prepare import load_images, run_request
 from baseline.errors import OutputError, RecipeError
 from baseline.experiments.jobs import training_job
-from baseline.inference.model_folder import EXPERIMENT_FILES
 from baseline.parallel.distributed import environment_world_size
 from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
@@ -21,6 +20,7 @@ from baseline.recipe.diff import diff_recipes, flat_recipe
 from baseline.recipe.schema import LEAVES, Recipe, parse_duration
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
 from baseline.runs.manifest import recipe_from_manifest
+from baseline.vision.model_folder import EXPERIMENT_FILES
 
 if TYPE_CHECKING:
     from baseline.parallel.executor import Executor, Job

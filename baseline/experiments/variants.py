@@ -227,7 +227,7 @@ class Architecture:
             "fastai": {"stages": (fastai_stage,), "freeze": "fastai", "head": "fastai"},
             "groups": {"stages": (*head_stages, groups_stage)},
             "all": {"stages": (*head_stages, all_layers_stage)},
-            "scratch": {"stages": (FROM_SCRATCH_STAGE,), "scratch": True, "weights": ""},
+            "scratch": {"stages": (FROM_SCRATCH_STAGE,), "pretrained": False, "weights": ""},
         }
         if variant == "zeroshot" and self.clip:
             changes[variant] = {"arch": self.clip.arch, "weights": self.clip.weights}

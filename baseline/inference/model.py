@@ -31,15 +31,16 @@ from baseline.data.labels import predicted_labels
 from baseline.data.sources.folders import images_below
 from baseline.errors import DataError, OutputError, WeightsError, quoted_list
 from baseline.evaluation.ensemble import average_probabilities
+from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
-from baseline.inference.model_folder import load_network, member_folders, model_folder, read_golden
 from baseline.recipe.auto import resolve_frozen_precision
 from baseline.recipe.schema import Augment, Recipe
 from baseline.system import bfloat16_instructions
-from baseline.vision.augment import IMAGE_TYPES, resize_batch
+from baseline.vision.augment import IMAGE_TYPES
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import empty_loaders
 from baseline.vision.learner import learner, mixed_precision
+from baseline.vision.model_folder import load_network, member_folders, model_folder, read_golden
 from baseline.vision.network import device_of
 from baseline.vision.rng import preserve_rng_state
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
     from torch import Tensor, nn
 
-__all__ = ["Ensemble", "Model", "PredictionBatch", "golden_outputs", "load", "load_model"]
+__all__ = ["Ensemble", "Model", "PredictionBatch", "load", "load_model"]
 
 
 TOLERANCE = 1e-4
@@ -263,7 +264,7 @@ class Model(BasePredictor):
     network: nn.Sequential
     """In evaluation mode, on the GPU if there is one."""
     config: Mapping[str, Any]
-    """Content of `model.json`; see `baseline.inference.model_folder`."""
+    """Content of `model.json`; see `baseline.vision.model_folder`."""
     folder: Path
 
     @property
@@ -432,22 +433,6 @@ def check_compatible(members: Sequence[Model]) -> None:
         folders[member.identity] = member.folder
 
 
-def golden_outputs(network: nn.Module, config: Mapping[str, Any], images: np.ndarray) -> dict[str, Tensor]:
-    """Return the golden tensors that a model folder keeps for `Model.check`: images and their probabilities.
-
-    The probabilities are those of the plain images, uncalibrated, in float32, computed on the CPU.
-
-    Args:
-        images: N x size x size x 3, uint8, as `baseline.data.image.load_square` returns them.
-    """
-    cpu_network = copy.deepcopy(network).cpu().eval()
-    autocast = mixed_precision("float32", "cpu")
-    inputs = to_inputs(images, config, torch.device("cpu"))
-    many = config["labels"] == "many"
-    probabilities = predict_probabilities(cpu_network, inputs, (), many=many, numbers=autocast)[0]
-    return {"images": torch.from_numpy(images), "probabilities": probabilities.float().clone()}
-
-
 def read_batches(
     images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
@@ -480,13 +465,6 @@ def load_squares(image: Any, specs: Sequence[tuple[int, str]]) -> list[np.ndarra
         return [load_square(content, *spec) for spec in specs]
     except Exception as error:
         return unreadable_reason(error)
-
-
-def to_inputs(squares: np.ndarray, config: Mapping[str, Any], device: torch.device) -> Tensor:
-    """Convert squares to N x 3 x image_size x image_size, float32, normalised as in training."""
-    images = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return resize_batch(images, config["image_size"]).sub_(mean).div_(std)
 
 
 def iterate_images(images: Any) -> Iterator[Any]:

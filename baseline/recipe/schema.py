@@ -256,6 +256,7 @@ class Stage:
     """`"head"` (frozen body), `"all"`, or the last layer groups, the head among them: their number, or their fraction
     of all groups, which fits any architecture."""
     epochs: Annotated[int, Interval(ge=1, le=100_000), Needed("a whole number from 1")]
+    """Number of passes over the training images."""
     lr: Annotated[
         Literal["find"] | LearningRate | tuple[LearningRate, LearningRate],
         Before(as_tuple),
@@ -263,7 +264,7 @@ class Stage:
     ] = "find"
     """`"find"`, one rate, or (first layers, last layers), fastai's `slice`, evenly multiplied between."""
     batch_norm: Annotated[Literal["frozen", "train"], Needed("'frozen' or 'train'")] = "frozen"
-    """`"find"`, one rate, or (first layers, last layers), as in fastai: `slice`, multiplied evenly between."""
+    """BatchNorm statistics of the body: `"frozen"` keeps the pretrained ones, `"train"` updates them, as in fastai."""
     views: Annotated[tuple[Literal["flip"], ...], Before(as_tuple), Needed("[] or ['flip']")] = ()
     """What a head stage on cached features sees besides the plain training images."""
     image_size: int = 0

@@ -508,7 +508,7 @@ def compute_maps(
     import torch
 
     from baseline.evaluation.gradcam import grad_cam
-    from baseline.inference.model_folder import load_network
+    from baseline.vision.model_folder import load_network
     from baseline.vision.rng import preserve_rng_state
 
     with preserve_rng_state():  # building a network draws random weights before it loads its own

@@ -58,7 +58,7 @@ def write_training(
     temperature: float | None = None,
 ) -> None:
     """Write the history and the model folder."""
-    from baseline.inference.model_folder import save_network
+    from baseline.vision.model_folder import save_network
     from baseline.vision.weights import is_torchvision, normalisation, published_info
 
     mean, std = normalisation(recipe.model.arch)
@@ -89,7 +89,7 @@ def _golden_tensors(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> di
     import numpy as np
 
     from baseline.data.image import load_square
-    from baseline.inference.model import golden_outputs
+    from baseline.evaluation.golden import golden_outputs
 
     paths = learn.dls.valid_ds.items.groupby("label").head(1)["path"].head(GOLDEN_IMAGES)
     try:

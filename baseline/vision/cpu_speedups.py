@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["compile_model", "optimize_for_cpu"]
+__all__ = ["optimize_for_cpu"]
 
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -55,16 +55,6 @@ def optimize_for_cpu(model: nn.Module, sample: torch.Tensor, *, trainable: bool 
         return
     with retain_freed_memory(), fast_depthwise(model), fold_batch_norm(model, sample[:2], trainable):
         yield
-
-
-@contextmanager
-def compile_model(model: nn.Module) -> Iterator[None]:
-    """Compile the model with `torch.compile` inside the context; the first pass of each kind is slow."""
-    model.compile()
-    try:
-        yield
-    finally:
-        model._compiled_call_impl = None
 
 
 @contextmanager

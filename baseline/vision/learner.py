@@ -40,7 +40,7 @@ def learner(
     Args:
         dls: the DataLoaders, from `baseline.dataloaders`.
         recipe: a recipe with every "auto" resolved.
-        weights: weights of the body; defaults to those of `find_weights`, or random ones with `recipe.scratch`.
+        weights: weights of the body; defaults to those of `find_weights`, or random ones with `pretrained=False`.
         path: folder that the Learner may write to.
 
     Raises:

@@ -35,7 +35,7 @@ def resolve(
         progress: receives a message for each choice.
 
     Returns:
-        The resolved recipe, its weights (None with `recipe.scratch`), and the reason for each choice by field.
+        The resolved recipe, its weights (None if not pretrained), and the reason for each choice by field.
 
     Raises:
         RecipeError: if the architecture does not exist or the device does not support the precision.

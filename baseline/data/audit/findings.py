@@ -211,7 +211,7 @@ def class_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str,
         largest, smallest = counts.index[0], counts.index[-1]
         message = f"'{largest}' has {format_count(counts.iloc[0], 'image')}, '{smallest}' has {counts.iloc[-1]:,}"
         effect = f"always predicting '{largest}' scores {counts.iloc[0] / counts.sum():.1%}"
-        yield "imbalance", int(counts.iloc[0]), message, effect, "--balance weights"
+        yield "imbalance", int(counts.iloc[0]), message, effect, "--class-balance weights"
     tiny = counts[counts < TINY_CLASS]
     if len(tiny):
         listed = ", ".join(map(str, tiny.index[:3]))

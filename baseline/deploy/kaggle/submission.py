@@ -29,8 +29,8 @@ from baseline.data.table import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
 from baseline.files import KAGGLE_SEARCH_DEPTH, kaggle_dir, read_json, resolve_path, write_atomic
-from baseline.inference.model_folder import member_folders, model_folder
 from baseline.progress import ConsoleProgress
+from baseline.vision.model_folder import member_folders, model_folder
 
 if TYPE_CHECKING:
     from baseline.deploy.kaggle.submission_format import SubmissionFormat
