@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from fastai.learner import Learner
 
+    from baseline.data.prepare import Prepared
     from baseline.evaluation.results import Metrics
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
+    from baseline.training.budget import Estimate
+    from baseline.training.loggers import LoggingProgress
     from baseline.training.state import History
     from baseline.vision.weights import Weights
 
@@ -127,10 +130,10 @@ def make_baseline(
             raise RecipeError("budget works in a single process only. Leave out budget, or the other processes.")
         if rank() == 0:
             folder = broadcast_from_rank0(lambda: stack.enter_context(create_run_folder(out, chosen.name)))
-            return _run(images, chosen, reasons, folder, folder, progress, repeated)
+            return _Run(images, chosen, reasons, folder, folder, progress, repeated).go()
         run_folder = broadcast_from_rank0(lambda: Path())
         scratch = Path(stack.enter_context(TemporaryDirectory()))
-        return _run(images, chosen, reasons, scratch, run_folder, Progress())
+        return _Run(images, chosen, reasons, scratch, run_folder, Progress()).go()
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpack[RecipeChanges]) -> Baseline:
@@ -161,120 +164,173 @@ def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpa
     return make_baseline(images, recipe_from_manifest(run, saved["asked"]), out=run, progress=progress, **changes)
 
 
-def _run(
-    images: Any,
-    recipe: Recipe,
-    reasons: dict[str, str],
-    folder: Path,
-    run_folder: Path,
-    progress: Progress,
-    repeated: Path | None = None,
-) -> Baseline:
-    """The steps of a run, from images to the run folder.
+class _Run:
+    """One run, step by step; `go` is the road from images to the run folder.
 
     Args:
         folder: where this process writes; a temporary folder in all processes but the first.
         run_folder: the run folder.
         repeated: the manifest of the run that this one repeats.
     """
-    timer = RunTimer()
-    with timer.part("data"):
-        recipe, table = load_image_table(images, recipe, reasons, progress)
-        request = run_request(recipe, table)
-    from baseline.evaluation.calibration import calibration_report
-    from baseline.evaluation.metrics import evaluate
-    from baseline.evaluation.predict import predict
-    from baseline.training.budget import Throughput, estimate_seconds
-    from baseline.training.checkpoint import Checkpoints
-    from baseline.training.frozen import FrozenOutputs
-    from baseline.training.stages import train
-    from baseline.vision.dataloaders import dataloaders
-    from baseline.vision.learner import learner
-    from baseline.vision.rng import preserve_rng_state, seed_everything
 
-    checkpoints = Checkpoints(run_folder)
-    with seed_everything(recipe.seed), ExitStack() as stack:
-        with timer.part("audit"):
-            prepared = prepare_table(table, recipe, progress)
-            recipe, table = prepared.recipe, prepared.table
-            reasons |= prepared.reasons
-            write_preparation(folder, prepared)
-            if prepared.audit is not None and len(prepared.audit.findings) and find_spec("baseline.report"):
-                from baseline.report.audit_files import write_audit
+    table: pd.DataFrame
+    prepared: Prepared
 
-                write_audit(folder / "audit", prepared.audit)
-            if repeated is not None and splits_differ(repeated, recipe, table):
-                option = f"--split-file {shlex.quote(str(repeated.with_name('split.csv')))}"
-                progress.log(
-                    f"images or splits differ from {repeated.parent}; {option} restores those that still exist"
-                )
-        saved = broadcast_from_rank0(lambda: checkpoints.verify_start(request, table) if checkpoints.exists else None)
+    def __init__(
+        self, images: Any, recipe: Recipe, reasons: dict[str, str], folder: Path, run_folder: Path, progress: Progress,
+        repeated: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.images, self.recipe, self.reasons, self.progress = images, recipe, reasons, progress
+        self.folder, self.run_folder, self.repeated = folder, run_folder, repeated
+        self.timer = RunTimer()
+
+    def go(self) -> Baseline:
+        """Read, split, train, evaluate and write, in this order."""
+        with self.timer.part("data"):
+            self.recipe, self.table = load_image_table(self.images, self.recipe, self.reasons, self.progress)
+            self.request = run_request(self.recipe, self.table)
+        from baseline.evaluation.calibration import calibration_report
+        from baseline.evaluation.metrics import evaluate
+        from baseline.evaluation.predict import predict
+        from baseline.training.checkpoint import Checkpoints
+        from baseline.vision.rng import seed_everything
+
+        self.checkpoints = Checkpoints(self.run_folder)
+        with seed_everything(self.recipe.seed), ExitStack() as stack:
+            with self.timer.part("audit"):
+                self._split()
+            saved = self._saved_start()
+            weights = self._resolve(saved)
+            loggers = self._open_loggers(stack)
+            learn, estimate = self._make_learner(weights)
+            history = self._train(learn, weights, loggers, estimate, saved)
+            with self.timer.part("evaluation"):
+                predictions = predict(learn, self.table, self.recipe.evaluation.tta, progress=self.progress)
+                if rank():
+                    return Baseline(learn, {}, predictions, history, self.run_folder, self.recipe, {})
+                metrics = evaluate(predictions, self.recipe.data.task)
+                calibration = calibration_report(predictions, self.recipe.data.task)
+                loggers.summary(flatten_metrics(metrics))
+        facts = {"calibration": calibration, "estimated_seconds": round(estimate.total, 1)}
+        manifest = self._manifest(weights, metrics, history, facts)
+        write_run(self.folder, learn, weights, self.table, history, predictions, manifest)
+        self._write_report()
+        self.checkpoints.remove()
+        return Baseline(learn, metrics, predictions, history, self.folder, self.recipe, manifest)
+
+    def _split(self) -> None:
+        """Audit and split the images, and write what was found."""
+        self.prepared = prepare_table(self.table, self.recipe, self.progress)
+        self.recipe, self.table = self.prepared.recipe, self.prepared.table
+        self.reasons |= self.prepared.reasons
+        write_preparation(self.folder, self.prepared)
+        audit = self.prepared.audit
+        if audit is not None and len(audit.findings) and find_spec("baseline.report"):
+            from baseline.report.audit_files import write_audit
+
+            write_audit(self.folder / "audit", audit)
+        if self.repeated is not None and splits_differ(self.repeated, self.recipe, self.table):
+            option = f"--split-file {shlex.quote(str(self.repeated.with_name('split.csv')))}"
+            self.progress.log(
+                f"images or splits differ from {self.repeated.parent}; {option} restores those that still exist"
+            )
+
+    def _saved_start(self) -> dict[str, Any] | None:
+        """What an interrupted run in the folder was started with, or None for a new run."""
+        checkpoints = self.checkpoints
+        saved: dict[str, Any] | None = broadcast_from_rank0(
+            lambda: checkpoints.verify_start(self.request, self.table) if checkpoints.exists else None
+        )
         if saved:
-            progress.log(f"resuming the run in {folder}")
+            self.progress.log(f"resuming the run in {self.folder}")
             if (device := saved["device"]) != describe_device():
-                progress.log(
+                self.progress.log(
                     f"the run was started on {device}, and this is {describe_device()}: "
                     "its numbers will differ from those of an uninterrupted run"
                 )
-            timer.began -= saved["spent"]
-        with timer.part("weights"):
-            recipe, weights, more_reasons = resolve(recipe, table, progress)
-            reasons |= more_reasons
-        budget = parse_duration(recipe.training.budget)
-        if saved:
-            recipe, reasons = _restore_recipe(run_folder, saved, recipe), saved["reasons"]
-        elif budget:
-            with timer.part("planning"), preserve_rng_state():
-                resizable = "image_size" not in reasons
-                recipe, reasons["budget"] = plan_for_budget(recipe, table, timer.began + budget, resizable, progress)
-        names = recipe.options.loggers
-        with timer.part("logs") if names else nullcontext(), preserve_rng_state():
-            loggers = stack.enter_context(
-                open_loggers(names if rank() == 0 else (), folder, logger_config(recipe, images, table), progress)
-            )
-        with timer.part("decoding"):
-            dls = dataloaders(table, recipe, path=folder, progress=progress)
-            learn = learner(dls, recipe, weights=weights, path=folder)
-        with timer.part("estimate"):
-            throughput = Throughput(learn.model, learn.splitter, recipe)
-            cached = FrozenOutputs(learn, recipe).cached_stages()
-            estimate = estimate_seconds(throughput, recipe, count_by_split(table), cached)
-            duration = format_duration(estimate.total)
-            progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
-        deadline = timer.began + budget - reserve_seconds(estimate.evaluation) if budget else math.inf
-        if not saved and rank() == 0:
-            start = {"images": source_name(images), "asked": request, "recipe": recipe.as_dict(), "reasons": reasons}
-            checkpoints.start({**start, "device": describe_device()}, table)
-        with timer.part("training"), _save_on_interrupt(learn, recipe, weights, folder, progress):
-            history = train(learn, recipe, loggers, deadline=deadline, checkpoints=checkpoints)
-        timer.seconds["training"] += saved["spent"] if saved else 0
-        with timer.part("evaluation"):
-            predictions = predict(learn, table, recipe.evaluation.tta, progress=progress)
-            if rank():
-                return Baseline(learn, {}, predictions, history, run_folder, recipe, {})
-            metrics = evaluate(predictions, recipe.data.task)
-            calibration = calibration_report(predictions, recipe.data.task)
-            loggers.summary(flatten_metrics(metrics))
-    manifest = build_manifest(
-        recipe, images, table, prepared.unreadable, weights, metrics, history.stages, timer.seconds
-    )
-    manifest |= {
-        "asked": request,
-        "reasons": reasons,
-        "calibration": calibration,
-        "estimated_seconds": round(estimate.total, 1),
-        "time": (times := time_by_part(timer.seconds, history.stages)),
-        "bound": bottleneck(times, recipe, device_type()),
-    }
-    write_run(folder, learn, weights, table, history, predictions, manifest)
-    if find_spec("baseline.report"):
-        from baseline.report.model_card import write_card
-        from baseline.report.page import write_report
+            self.timer.began -= saved["spent"]
+        return saved
 
-        write_card(folder, progress)
-        write_report(folder, progress)
-    checkpoints.remove()
-    return Baseline(learn, metrics, predictions, history, folder, recipe, manifest)
+    def _resolve(self, saved: dict[str, Any] | None) -> Weights | None:
+        """Replace each `"auto"` of the recipe, fit it to the budget, and find the pretrained weights."""
+        from baseline.vision.rng import preserve_rng_state
+
+        with self.timer.part("weights"):
+            self.recipe, weights, reasons = resolve(self.recipe, self.table, self.progress)
+            self.reasons |= reasons
+        budget = self._budget = parse_duration(self.recipe.training.budget)
+        if saved:
+            self.recipe, self.reasons = _restore_recipe(self.run_folder, saved, self.recipe), saved["reasons"]
+        elif budget:
+            with self.timer.part("planning"), preserve_rng_state():
+                end, resizable = self.timer.began + budget, "image_size" not in self.reasons
+                self.recipe, self.reasons["budget"] = plan_for_budget(
+                    self.recipe, self.table, end, resizable, self.progress
+                )
+        return weights
+
+    def _open_loggers(self, stack: ExitStack) -> LoggingProgress:
+        from baseline.vision.rng import preserve_rng_state
+
+        names = self.recipe.options.loggers
+        with self.timer.part("logs") if names else nullcontext(), preserve_rng_state():
+            config = logger_config(self.recipe, self.images, self.table)
+            return stack.enter_context(open_loggers(names if rank() == 0 else (), self.folder, config, self.progress))
+
+    def _make_learner(self, weights: Weights | None) -> tuple[Learner, Estimate]:
+        """The fastai Learner on the images, and how long its training and evaluation will take."""
+        from baseline.training.budget import Throughput, estimate_seconds
+        from baseline.training.frozen import FrozenOutputs
+        from baseline.vision.dataloaders import dataloaders
+        from baseline.vision.learner import learner
+
+        with self.timer.part("decoding"):
+            dls = dataloaders(self.table, self.recipe, path=self.folder, progress=self.progress)
+            learn = learner(dls, self.recipe, weights=weights, path=self.folder)
+        with self.timer.part("estimate"):
+            throughput = Throughput(learn.model, learn.splitter, self.recipe)
+            cached = FrozenOutputs(learn, self.recipe).cached_stages()
+            estimate = estimate_seconds(throughput, self.recipe, count_by_split(self.table), cached)
+            duration = format_duration(estimate.total)
+            self.progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
+        return learn, estimate
+
+    def _train(
+        self, learn: Learner, weights: Weights | None, loggers: LoggingProgress, estimate: Estimate,
+        saved: dict[str, Any] | None,
+    ) -> History:  # fmt: skip
+        from baseline.training.stages import train
+
+        budget, recipe, deadline = self._budget, self.recipe, math.inf
+        if budget:
+            deadline = self.timer.began + budget - reserve_seconds(estimate.evaluation)
+        if not saved and rank() == 0:
+            start = {"images": source_name(self.images), "asked": self.request, "recipe": recipe.as_dict(),
+                     "reasons": self.reasons, "device": describe_device()}  # fmt: skip
+            self.checkpoints.start(start, self.table)
+        interrupted = _save_on_interrupt(learn, recipe, weights, self.folder, self.progress)
+        with self.timer.part("training"), interrupted:
+            history = train(learn, recipe, loggers, deadline=deadline, checkpoints=self.checkpoints)
+        self.timer.seconds["training"] += saved["spent"] if saved else 0
+        return history
+
+    def _manifest(
+        self, weights: Weights | None, metrics: Metrics, history: History, facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        seconds, stages = self.timer.seconds, history.stages
+        unreadable = self.prepared.unreadable
+        manifest = build_manifest(self.recipe, self.images, self.table, unreadable, weights, metrics, stages, seconds)
+        times = time_by_part(seconds, stages)
+        bound = bottleneck(times, self.recipe, device_type())
+        return manifest | {"asked": self.request, "reasons": self.reasons, **facts, "time": times, "bound": bound}
+
+    def _write_report(self) -> None:
+        if find_spec("baseline.report"):
+            from baseline.report.model_card import write_card
+            from baseline.report.page import write_report
+
+            write_card(self.folder, self.progress)
+            write_report(self.folder, self.progress)
 
 
 def _restore_recipe(run: Path, saved: dict[str, Any], recipe: Recipe) -> Recipe:

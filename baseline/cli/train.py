@@ -34,60 +34,63 @@ if TYPE_CHECKING:
     from baseline.make import Baseline
 
 
+Seeds = Annotated[
+    int | None, typer.Option(help="Train with this many seeds and report mean and spread.", rich_help_panel=RUN_PANEL)
+]
+
+Before = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --fixes: a finished run to compare with.", rich_help_panel=IMAGES_PANEL, hidden=True,
+        show_default=False,
+    ),
+]  # fmt: skip
+
+NoAudit = Annotated[
+    bool, typer.Option("--no-audit", help="Skip the audit of the images.", rich_help_panel=IMAGES_PANEL, hidden=True)
+]
+
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Fail if a duplicate is in two splits (exit code 3).",
+        rich_help_panel=IMAGES_PANEL,
+        hidden=True,
+    ),
+]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what was read, and stop.", rich_help_panel=RUN_PANEL)]
+
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, max=1024, show_default=False, rich_help_panel=RUN_PANEL, hidden=True,
+        help="Number of training processes, one per GPU, or each with its share of the CPU.",
+    ),
+]  # fmt: skip
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The run folder; runs/NAME-DATE-TIME by default.", show_default=False, rich_help_panel=RUN_PANEL),
+]
+
+
 @recipe_options()
 def run_command(
     target: Target,
     data: DataOption = None,
     preset: Preset = "auto",
     set: SetOption = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Train with this many seeds and report mean and spread.", rich_help_panel=RUN_PANEL),
-    ] = None,
-    before: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --fixes: a finished run to compare with.",
-            rich_help_panel=IMAGES_PANEL,
-            hidden=True,
-            show_default=False,
-        ),
-    ] = None,
-    no_audit: Annotated[
-        bool,
-        typer.Option("--no-audit", help="Skip the audit of the images.", rich_help_panel=IMAGES_PANEL, hidden=True),
-    ] = False,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Fail if a duplicate is in two splits (exit code 3).",
-            rich_help_panel=IMAGES_PANEL,
-            hidden=True,
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what was read, and stop.", rich_help_panel=RUN_PANEL)
-    ] = False,
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=1024,
-            show_default=False,
-            rich_help_panel=RUN_PANEL,
-            hidden=True,
-            help="Number of training processes, one per GPU, or each with its share of the CPU.",
-        ),
-    ] = 1,
+    seeds: Seeds = None,
+    before: Before = None,
+    no_audit: NoAudit = False,
+    strict: Strict = False,
+    dry_run: DryRun = False,
+    processes: Processes = 1,
     resume: Resume = False,
     on: ExecutorOption = "",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The run folder; runs/NAME-DATE-TIME by default.", show_default=False, rich_help_panel=RUN_PANEL
-        ),
-    ] = None,
+    out: Out = None,
     quiet: Quiet = False,
     help_all: HelpAll = False,
     *,
@@ -104,19 +107,13 @@ def run_command(
     baseline run images/ --split kfold:5 --out runs/folds
     baseline run runs/mine --resume
     ```
-    """  # fmt: skip
-    fold = changes.get("fold")
-    split = changes.get("split")
+    """
+    folds = changes.get("fold") is None and _means_all_folds(target, changes.get("split"))
     fixes = changes.get("fixes")
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        if seeds is not None or fixes or (fold is None and _means_all_folds(target, split)):
+        if seeds is not None or fixes or folds:
             raise RecipeError("--processes trains a single run. Leave it out, or --seeds, folds and --fixes.")
-        from baseline.parallel.distributed import launch
-
-        code, message = launch(processes, sys.argv[1:])
-        if message:
-            typer.echo(message, err=True)
-        raise typer.Exit(code)
+        _launch(processes)
     if no_audit and strict:
         raise RecipeError("--strict needs the audit that --no-audit skips. Give one of them.")
     changes |= {"audit": "none"} if no_audit else {"audit": "strict"} if strict else {}
@@ -125,20 +122,7 @@ def run_command(
         _resume_run(Path(target), quiet, **changes)
         return
     images, recipe = parse_target(target)
-    folds = fold is None and _means_all_folds(recipe, split)
-    if fixes and seeds is not None:
-        raise RecipeError("--fixes compares two runs, and --seeds trains several. Give one of them.")
-    if folds and (fixes or seeds is not None):
-        option = "--seeds" if seeds is not None else "--fixes"
-        raise RecipeError(
-            f"{option} and folds each train several runs. Give --fold K for one fold, or leave {option} out."
-        )
-    if resume and not (folds or seeds is not None):
-        _check_unfinished(out)
-    if on and not (folds or seeds is not None):
-        raise RecipeError("--on works with --seeds or folds, and this is a single run. Leave it out.")
-    if before is not None and not fixes:
-        raise RecipeError("--before works with --fixes. Give both, or use baseline compare.")
+    _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, on=on, before=before, out=out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = make_progress(quiet)
     if data is not None:
@@ -146,29 +130,63 @@ def run_command(
     if dry_run:
         print("\n".join(_describe_images(images, recipe, changes)))
         return
-    several: dict[str, Any] = {"out": out, "progress": progress, "resume": resume, "executor": on}
-    if folds:
-        from baseline.cli.printing import folds_table
-        from baseline.experiments.repeats import run_folds
-
-        print_table(folds_table(run_folds(images, recipe, **several, **changes)))
-    elif seeds is not None:
-        from baseline.cli.printing import seeds_table
-        from baseline.experiments.repeats import run_seeds
-
-        print_table(seeds_table(run_seeds(seeds, images, recipe, **several, **changes)))
+    options: dict[str, Any] = {"out": out, "progress": progress, **changes}
+    if folds or seeds is not None:
+        _run_several(seeds, images, recipe, resume=resume, executor=on, **options)
     elif fixes:
-        from baseline.cli.printing import fixes_table
-        from baseline.experiments.before_after import compare_fixes
-
-        files = changes.pop("fixes")
-        print_table(
-            fixes_table(compare_fixes(files, images, recipe, before=before, out=out, progress=progress, **changes))
-        )
+        _compare_fixes(images, recipe, before, **options)
     else:
         from baseline.make import make_baseline
 
-        _print_result(make_baseline(images, recipe, out=out, progress=progress, **changes))
+        _print_result(make_baseline(images, recipe, **options))
+
+
+def _launch(processes: int) -> None:
+    """Run this command in several processes, and exit with their code."""
+    from baseline.parallel.distributed import launch
+
+    code, message = launch(processes, sys.argv[1:])
+    if message:
+        typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def _check_combination(
+    *, seeds: int | None, fixes: Any, folds: bool, resume: bool, on: str, before: Path | None, out: Path | None
+) -> None:
+    """Raise an error for options that do not work together."""
+    several = folds or seeds is not None
+    if fixes and seeds is not None:
+        raise RecipeError("--fixes compares two runs, and --seeds trains several. Give one of them.")
+    if folds and (fixes or seeds is not None):
+        option = "--seeds" if seeds is not None else "--fixes"
+        raise RecipeError(
+            f"{option} and folds each train several runs. Give --fold K for one fold, or leave {option} out."
+        )
+    if resume and not several:
+        _check_unfinished(out)
+    if on and not several:
+        raise RecipeError("--on works with --seeds or folds, and this is a single run. Leave it out.")
+    if before is not None and not fixes:
+        raise RecipeError("--before works with --fixes. Give both, or use baseline compare.")
+
+
+def _run_several(seeds: int | None, images: str | None, recipe: str, **options: Any) -> None:
+    """Train all folds, or as many seeds, and print their summary."""
+    from baseline.cli.printing import folds_table, seeds_table
+    from baseline.experiments.repeats import run_folds, run_seeds
+
+    if seeds is None:
+        print_table(folds_table(run_folds(images, recipe, **options)))
+    else:
+        print_table(seeds_table(run_seeds(seeds, images, recipe, **options)))
+
+
+def _compare_fixes(images: str | None, recipe: str, before: Path | None, *, fixes: Any, **options: Any) -> None:
+    from baseline.cli.printing import fixes_table
+    from baseline.experiments.before_after import compare_fixes
+
+    print_table(fixes_table(compare_fixes(fixes, images, recipe, before=before, **options)))
 
 
 def _describe_images(images: str | None, recipe: str, changes: dict[str, Any]) -> list[str]:

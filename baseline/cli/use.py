@@ -86,19 +86,7 @@ def predict_command(
     find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
     ```
     """
-    if on and out is None:
-        raise OutputError("--on writes its predictions to a file. Give --out FILE.")
-    kind = format if out is None else out.suffix.lower().removeprefix(".")
-    known = OUTPUT_FORMATS if out is not None else tuple(name for name in OUTPUT_FORMATS if name != "parquet")
-    if kind not in known:
-        problem = f"{format} cannot be written to standard output" if out is None else f"{out} has an unknown ending"
-        raise OutputError(f"{problem}; needed: {', '.join(known)}.")
-    if (overwrite or resume) and out is None:
-        raise OutputError("--overwrite and --resume need a file. Give --out FILE.")
-    if overwrite and resume:
-        raise OutputError("--overwrite starts again and --resume continues. Give one of them.")
-    if out is not None and any(Path(name).absolute() == out.absolute() for name in images):
-        raise OutputError(f"{out} is one of the images to predict. Choose another --out.")
+    kind = _output_format(out, format, images, on=on, overwrite=overwrite, resume=resume)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from baseline.parallel.executor import get_executor
 
@@ -129,6 +117,24 @@ def predict_command(
             progress.log(f"interrupted: the predictions so far are kept; --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+
+
+def _output_format(out: Path | None, format: str, images: list[str], *, on: str, overwrite: bool, resume: bool) -> str:
+    """Return the format of the predictions; raise an error for options that do not work together."""
+    if on and out is None:
+        raise OutputError("--on writes its predictions to a file. Give --out FILE.")
+    kind = format if out is None else out.suffix.lower().removeprefix(".")
+    known = OUTPUT_FORMATS if out is not None else tuple(name for name in OUTPUT_FORMATS if name != "parquet")
+    if kind not in known:
+        problem = f"{format} cannot be written to standard output" if out is None else f"{out} has an unknown ending"
+        raise OutputError(f"{problem}; needed: {', '.join(known)}.")
+    if (overwrite or resume) and out is None:
+        raise OutputError("--overwrite and --resume need a file. Give --out FILE.")
+    if overwrite and resume:
+        raise OutputError("--overwrite starts again and --resume continues. Give one of them.")
+    if out is not None and any(Path(name).absolute() == out.absolute() for name in images):
+        raise OutputError(f"{out} is one of the images to predict. Choose another --out.")
+    return kind
 
 
 def serve_command(
