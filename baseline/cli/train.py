@@ -54,7 +54,7 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Fail if a duplicate is in two splits (exit code 3).",
+        help="Fail (exit code 3) if a duplicate is in two splits.",
         rich_help_panel=IMAGES_PANEL,
         hidden=True,
     ),

@@ -23,22 +23,37 @@ from baseline.cli.options import (
 from baseline.errors import OutputError
 
 
+PredictImages = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images, folders, zip or tar archives, glob patterns, tables with a column of paths, or - for paths "
+        "on standard input.",
+        show_default=False,
+    ),
+]
+
+PredictOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output by default.", show_default=False
+    ),
+]
+
+PredictPrecision = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, or auto (bfloat16 where the CPU supports it); by default as the run was "
+        "evaluated, which is float32 on a CPU.",
+        autocompletion=completion(lambda: ("auto", "float32", "bfloat16")),
+        show_default=False,
+    ),
+]
+
+
 def predict_command(
     model: Model,
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            help="Images, folders, zip or tar archives, glob patterns, tables with a column of paths, or - for paths "
-            "on standard input.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output by default.", show_default=False
-        ),
-    ] = None,
+    images: PredictImages,
+    out: PredictOut = None,
     format: Annotated[
         str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=completion(lambda: OUTPUT_FORMATS))
     ] = "csv",
@@ -53,15 +68,7 @@ def predict_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the file of --out where it stopped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 64,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="float32, bfloat16, or auto (bfloat16 where the CPU supports it); by default as the run was "
-            "evaluated, which is float32 on a CPU.",
-            autocompletion=completion(lambda: ("auto", "float32", "bfloat16")),
-            show_default=False,
-        ),
-    ] = "",
+    precision: PredictPrecision = "",
     processes: Annotated[
         int, typer.Option(min=1, max=1024, help="Number of processes, one per GPU, or each with its share of the CPU.")
     ] = 1,
