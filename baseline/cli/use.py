@@ -22,7 +22,6 @@ from baseline.cli.options import (
 )
 from baseline.errors import OutputError
 
-
 PredictImages = Annotated[
     list[str],
     typer.Argument(
