@@ -1,8 +1,8 @@
-"""`make_baseline`: the road from images to a run folder, one call per step.
+"""`make_baseline`: the pipeline from images to a run folder.
 
-Each step is a function of the wing that does it: `data` reads and splits the images, `vision` makes the DataLoaders and
+Each step calls the sub-package that does it: `data` reads and splits the images, `vision` makes the DataLoaders and
 the Learner, `training` trains the stages, `evaluation` predicts and measures, and `runs` writes the results. The
-`report` wing adds pages and pictures where it is installed; nothing before it depends on it.
+`report` sub-package adds pages and pictures where it is installed; nothing before it depends on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from baseline.recipe.schema import Recipe, parse_duration
 from baseline.runs.folder import create_run_folder, is_finished
 from baseline.runs.manifest import build_manifest, describe_device, logger_config, recipe_from_manifest, source_name
 from baseline.runs.timing import RunTimer, bottleneck, time_by_part
-from baseline.runs.writing import write_preparation, write_run, write_training
+from baseline.runs.writing import write_fixes, write_run, write_training
 from baseline.system import device_type
 from baseline.training.budget import plan_for_budget, reserve_seconds
 from baseline.training.loggers import check_loggers, flatten_metrics, open_loggers
@@ -113,8 +113,8 @@ def make_baseline(
             `"standard"`, `"best"`).
 
     Raises:
-        BaselineError: in one line that says what is, what was needed and what to do; also if `out` holds an unfinished
-            run with another recipe or other images.
+        BaselineError: with a one-line message that states the problem, what was expected, and a fix; also if `out` holds
+            an unfinished run with another recipe or other images.
 
     >>> result = make_baseline("images/", preset="quick")                          # doctest: +SKIP
     >>> result.metrics["test"]["tta"]["accuracy"]                                  # doctest: +SKIP
@@ -130,10 +130,10 @@ def make_baseline(
             raise RecipeError("budget works in a single process only. Leave out budget, or the other processes.")
         if rank() == 0:
             folder = broadcast_from_rank0(lambda: stack.enter_context(create_run_folder(out, chosen.name)))
-            return _Run(images, chosen, reasons, folder, folder, progress, repeated).go()
+            return _Run(images, chosen, reasons, folder, folder, progress, repeated).run()
         run_folder = broadcast_from_rank0(lambda: Path())
         scratch = Path(stack.enter_context(TemporaryDirectory()))
-        return _Run(images, chosen, reasons, scratch, run_folder, Progress()).go()
+        return _Run(images, chosen, reasons, scratch, run_folder, Progress()).run()
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpack[RecipeChanges]) -> Baseline:
@@ -165,7 +165,7 @@ def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpa
 
 
 class _Run:
-    """One run, step by step; `go` is the road from images to the run folder.
+    """One run, step by step; `run` goes through all of them in order.
 
     Args:
         folder: where this process writes; a temporary folder in all processes but the first.
@@ -184,7 +184,7 @@ class _Run:
         self.folder, self.run_folder, self.repeated = folder, run_folder, repeated
         self.timer = RunTimer()
 
-    def go(self) -> Baseline:
+    def run(self) -> Baseline:
         """Read, split, train, evaluate and write, in this order."""
         with self.timer.part("data"):
             self.recipe, self.table = load_image_table(self.images, self.recipe, self.reasons, self.progress)
@@ -198,7 +198,7 @@ class _Run:
         self.checkpoints = Checkpoints(self.run_folder)
         with seed_everything(self.recipe.seed), ExitStack() as stack:
             with self.timer.part("audit"):
-                self._split()
+                self._prepare()
             saved = self._saved_start()
             weights = self._resolve(saved)
             loggers = self._open_loggers(stack)
@@ -218,12 +218,12 @@ class _Run:
         self.checkpoints.remove()
         return Baseline(learn, metrics, predictions, history, self.folder, self.recipe, manifest)
 
-    def _split(self) -> None:
+    def _prepare(self) -> None:
         """Audit and split the images, and write what was found."""
         self.prepared = prepare_table(self.table, self.recipe, self.progress)
         self.recipe, self.table = self.prepared.recipe, self.prepared.table
         self.reasons |= self.prepared.reasons
-        write_preparation(self.folder, self.prepared)
+        write_fixes(self.folder, self.prepared)
         audit = self.prepared.audit
         if audit is not None and len(audit.findings) and find_spec("baseline.report"):
             from baseline.report.audit_files import write_audit
@@ -334,7 +334,7 @@ class _Run:
 
 
 def _restore_recipe(run: Path, saved: dict[str, Any], recipe: Recipe) -> Recipe:
-    """The recipe that the unfinished run was started with, and the options of the one that is asked for now.
+    """Return the original recipe of an unfinished run, with the `options` of the new call.
 
     Raises:
         OutputError: if this machine resolves the recipe differently.

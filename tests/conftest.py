@@ -1,7 +1,7 @@
 """Images and one finished run that many tests share.
 
-The suite draws its own images. Where BASELINE_TEST_PHOTOS names a folder with real ones, it uses these instead, and runs
-a few tests that need them. The header of the test run says which.
+The suite draws its own images. Where BASELINE_TEST_PHOTOS names a folder with real ones, it uses these instead, and
+runs a few tests that need them. The header of the test run says which.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: one Typer app, and how errors end."""
+"""Command-line entry point and error handling."""
 
 from __future__ import annotations
 

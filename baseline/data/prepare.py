@@ -37,7 +37,7 @@ class Prepared:
     table: pd.DataFrame
     """The image table with splits and fixed labels."""
     unreadable: pd.DataFrame
-    """`path` and `reason` of the images that were left out."""
+    """`path`, `label` and `reason` of the images that were left out."""
     audit: Audit | None = None
     fixes: pd.DataFrame | None = None
     """The label fixes that were applied."""

@@ -1,4 +1,4 @@
-"""Prediction table -> temperature, calibrated table and calibration error. Knows probabilities; knows no networks."""
+"""Temperature scaling: fitting a temperature, calibrating a prediction table, and measuring the calibration error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network + images -> heatmaps of where the evidence for a class lies. Knows tensors; knows no files.
+"""Grad-CAM heatmaps: where in an image the evidence for a class lies.
 
 Grad-CAM: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
 ICCV 2017, https://arxiv.org/abs/1610.02391. It weights the channels of the last feature map by the gradients of the

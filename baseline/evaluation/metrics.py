@@ -1,4 +1,4 @@
-"""Prediction table -> metrics with intervals. Knows arithmetic; knows no images and no models.
+"""Metrics of a prediction table, with confidence intervals. No images are read and no model is run.
 
 Everything is one pass over the N images x C classes of the table, and no array is larger. A metric that is undefined,
 such as the recall of a class without images, is None, and `undefined` gives the reason.

@@ -1,4 +1,4 @@
-"""Two prediction tables -> whether they differ by more than noise. Knows tables of the same images; knows no runs."""
+"""Paired tests: whether two prediction tables of the same images differ by more than noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images + probabilities -> prediction table, and its validated arrays. Knows the table's columns; knows no models.
+"""The prediction table: building it from probabilities, and reading validated arrays from it.
 
 The columns are described in `baseline.evaluation.predict`.
 """
@@ -115,7 +115,7 @@ def group_codes(rows: pd.DataFrame) -> np.ndarray | None:
 
 
 def locate_row(rows: pd.DataFrame, mask: Any) -> str:
-    """Name the first row of the mask, by its path where the table has one."""
+    """Describe the first masked row, by path if available."""
     at = int(np.flatnonzero(np.asarray(mask))[0])
     return f"'{rows['path'].iloc[at]}'" if "path" in rows else f"row {at + 1}"
 

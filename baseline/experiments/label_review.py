@@ -73,7 +73,7 @@ PENALTIES = tuple(float(10 ** (power / 2)) for power in range(-8, 3))
 """Values of scikit-learn's C that are tried, from the strongest regularization on, until the loss rises."""
 
 LARGE_DATASET = 10_000
-"""Number of images from which on only the first fold is used to choose C."""
+"""With at least this many images, C is chosen on the first fold only."""
 
 
 @dataclass(frozen=True)

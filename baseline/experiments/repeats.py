@@ -111,7 +111,7 @@ def run_seeds(
             `baseline run --help` and docs/training.md. With the same number of threads per run, results are the same.
 
     Raises:
-        RecipeError: if `count` is less than 1, or `on` names no executor.
+        RecipeError: if `count` is less than 1, or `executor` does not exist.
         OutputError: before training, if one of the run folders already holds a finished run or, with `resume`, one of
             another recipe or of other images.
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Recipes: what to train and how, as validated data."""

@@ -93,7 +93,7 @@ def _with_changes(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> 
 
 
 def _with_changed_presets(recipe: Recipe, changes: dict[str, Any], seed: int | None) -> Recipe:
-    """The recipe with the changes, which also win over its presets; a budget chooses among those later."""
+    """Apply the changes to the recipe and its presets; a budget chooses among the presets later."""
     presets = {
         preset: {key: value for key, value in values.items() if key not in changes}
         for preset, values in recipe.presets.items()

@@ -5,9 +5,10 @@ what a decision is about: `data`, `split`, `model`, `augment`, `training`, `stag
 result; `options` (`RunOptions`) cannot.
 
 Each field carries its own metadata: the help text, the panel of the command line that shows it, and what a valid value
-is. The command line, `--set`, the messages about wrong values and the comparison of recipes are all made from it, so a
-new field is one entry in this file. Within a recipe every field has a flat name, too (`image_size` for
-`model.image_size`), which TOML files, `make_baseline(images, image_size=128)` and the command line use.
+is. The command line, `--set`, the messages about wrong values and the comparison of recipes are made from it. A new
+field is one entry in this file and one in `RecipeChanges`, for type checkers; a test compares the two. Within a recipe
+every field has a flat name, too (`image_size` for `model.image_size`), which TOML files,
+`make_baseline(images, image_size=128)` and the command line use.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class DataSettings:
     dataset: Text = setting("", "Name of a data set, such as cifar10.", IMAGES_PANEL, flat="data")
     """The named data set that the recipe is for; empty where the images are given."""
     image_col: Text = setting("", "Column of a table that names the images.", IMAGES_PANEL)
-    """Found by name and content where empty, as are the next three."""
+    """If empty, detected by column names and contents. The same applies to the next three fields."""
     label_col: Text = setting(
         "", "Column of the labels, or several columns of 0 and 1, separated by commas.", IMAGES_PANEL, common=True
     )
@@ -225,7 +226,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images, in the terms and units of fastai's `aug_transforms`."""
+    """Augmentation of training images. Names and units follow fastai's `aug_transforms`."""
 
     flip: Flag = True
     """Mirror left and right, half of the time."""
@@ -284,7 +285,7 @@ class Stage:
     `"plateau"` divides by ten after each epoch in which the valid loss did not fall; `"constant"` does not change."""
 
     def epochs_of(self, images: int, batch_size: int) -> int:
-        """Number of epochs, more than `epochs` where so few training images would make fewer than `steps` steps.
+        """Return the number of epochs, increased if needed to reach at least `steps` training steps.
 
         >>> Stage("head", 2, steps=70).epochs_of(2250, 64), Stage("head", 2, steps=70).epochs_of(220, 16)
         (2, 6)
@@ -293,7 +294,7 @@ class Stage:
         return max(self.epochs, math.ceil(self.steps / max(1, views * images // batch_size)))
 
     def groups(self, of: int) -> int:
-        """How many of that many layer groups it trains; a fraction is at least the head and the group before it.
+        """Return how many of `of` layer groups the stage trains. A fraction always covers at least two groups.
 
         >>> Stage(0.55, 1).groups(9), Stage(0.55, 1).groups(3), Stage("head", 1).groups(9)
         (5, 2, 1)
@@ -560,7 +561,7 @@ def parse_duration(text: Any) -> int:
 
 
 def format_lr(lr: Any) -> str:
-    """A learning rate as text, or the first and the last layers' own.
+    """Format a learning rate, or a (first, last) pair.
 
     >>> format_lr(0.01), format_lr([1e-5, 1e-3])
     ('1.0e-02', '1.0e-05 to 1.0e-03')

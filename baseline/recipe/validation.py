@@ -21,20 +21,20 @@ __all__ = ["Before", "Needed", "as_tuple", "check", "describe_needed", "is_int",
 
 @dataclass(frozen=True)
 class Needed:
-    """Part of an annotation: what a valid value is, for the message about one that is not."""
+    """Annotation that describes valid values in error messages."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Before:
-    """Part of an annotation: a function that a value passes through before it is checked."""
+    """Annotation with a function that converts a value before it is checked."""
 
     convert: Callable[[Any], Any]
 
 
 def as_tuple(value: Any) -> Any:
-    """A list as a tuple, as TOML and JSON have only lists; anything else as it is."""
+    """Convert a list to a tuple; return other values unchanged. TOML and JSON have lists only."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -82,7 +82,7 @@ def _is_required(f: dataclasses.Field[Any]) -> bool:
 
 
 def _validate(kind: type, names: tuple[str, ...], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values as pydantic converts them, and the names of those that it refuses."""
+    """Return the converted values and the names of invalid fields."""
     from pydantic import ValidationError
 
     try:
@@ -93,7 +93,10 @@ def _validate(kind: type, names: tuple[str, ...], values: Mapping[str, Any]) -> 
 
 @functools.cache
 def _validator(kind: type, names: tuple[str, ...]) -> Any:
-    """A pydantic model with these fields of a dataclass. It is strict: text is no number, and a number no flag."""
+    """Return a pydantic model with these fields of a dataclass.
+
+    Validation is strict: strings are not coerced to numbers, nor numbers to booleans.
+    """
     from pydantic import BeforeValidator, ConfigDict, create_model
 
     hints = field_hints(kind)
@@ -111,12 +114,12 @@ def field_hints(kind: type) -> dict[str, Any]:
 
 
 def metadata_of(hint: Any) -> tuple[Any, ...]:
-    """What stands in an annotation beside the type."""
+    """Return the metadata of an `Annotated` type."""
     return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
 
 
 def describe_needed(kind: type, name: str) -> str:
-    """What a valid value of a field is, as text.
+    """Describe the valid values of a field.
 
     >>> from baseline.recipe.schema import Augment, ModelSettings
     >>> describe_needed(ModelSettings, "resize"), describe_needed(Augment, "rotate")

@@ -44,7 +44,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def interval_digits(interval: Sequence[float]) -> int:
-    """Return the decimals that a percentage deserves: one where its interval is wider than a point, else two.
+    """Return how many decimals of a percentage to show: one where its interval is wider than a point, else two.
 
     >>> interval_digits((0.84, 0.90)), interval_digits((0.871, 0.876))
     (1, 2)

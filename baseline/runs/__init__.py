@@ -1,1 +1,1 @@
-"""TODO."""
+"""Run folders: creating them, their manifest and files, and comparing them."""

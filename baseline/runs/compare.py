@@ -137,7 +137,7 @@ def _split_predictions(folder: Path, split: str) -> pd.DataFrame:
 
 
 def _manifest_row(folder: Path, manifest: dict[str, Any], split: str) -> dict[str, Any]:
-    """The row of a run, as its manifest has it."""
+    """Build a comparison row from a run's manifest."""
     file = folder / "model" / "model.safetensors"
     return {
         "run": str(folder),

@@ -181,7 +181,7 @@ def _rename(key: str) -> str:
 
 
 def _rename_counts(value: Any) -> Any:
-    """Counts in a table of metrics: a list of rows, or a row for each class, whose name stays as it is."""
+    """Rename the count in each row of a table of metrics; class names stay unchanged."""
     if isinstance(value, list):
         return [{_rename(key): item for key, item in row.items()} if isinstance(row, dict) else row for row in value]
     if isinstance(value, dict):

@@ -51,12 +51,12 @@ def build_manifest(
     stages: list[dict[str, Any]],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Return what `manifest.json` says of every run, however its predictions were made.
+    """Return the fields that the manifests of all runs have in common.
 
     Args:
         images: as they were given to `make_baseline`.
         table: the image table with its splits.
-        unreadable: `path` and `reason` of the images that were left out.
+        unreadable: `path`, `label` and `reason` of the images that were left out.
         seconds: by part of the run.
     """
     return {
@@ -95,7 +95,7 @@ def logger_config(recipe: Recipe, images: Any, table: pd.DataFrame) -> dict[str,
 
 
 def source_name(images: Any) -> str | None:
-    """Return what finds the images again: the name of a data set, or a path; None for a DataFrame."""
+    """Return the name of a data set or an absolute path that identifies the images; None for a DataFrame."""
     from baseline.data.sources.datasets import DATASETS
     from baseline.data.sources.external import is_external
 

@@ -25,7 +25,7 @@ GOLDEN_IMAGES = 4
 """Number of images that the model folder keeps to check itself by."""
 
 
-def write_preparation(folder: Path, prepared: Prepared) -> None:
+def write_fixes(folder: Path, prepared: Prepared) -> None:
     """Write the label fixes that were applied, if any."""
     if prepared.fixes is not None:
         write_atomic(folder / "fixes.csv", prepared.fixes.to_csv(index=False))

@@ -184,7 +184,7 @@ class FreezePlan:
 
 
 class FrozenOutputs:
-    """Outputs of the frozen layers for the training and valid images, as `FreezePlan` has it."""
+    """Computes and stores the frozen-layer outputs that a `FreezePlan` calls for."""
 
     def __init__(self, learn: Learner, recipe: Recipe, progress: Progress | None = None) -> None:
         self.learn, self.recipe, self.progress = learn, recipe, progress or Progress()

@@ -78,7 +78,7 @@ def train(
         deadline: time, in seconds of `time.perf_counter`, at which training ends, in the middle of an epoch if
             necessary; that epoch is then validated like any other. Training always makes at least one step. With a
             `patience` in the recipe, a stage also ends when it stops improving.
-        checkpoints: where to write checkpoints at the ends of epochs, every now and then. If it holds one, training
+        checkpoints: checkpoint store, written from time to time at the end of an epoch. If it holds one, training
             resumes from it: on a CPU with exactly the results of an uninterrupted run.
 
     Raises:

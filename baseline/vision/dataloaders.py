@@ -128,7 +128,7 @@ def dataloaders(
     """Return fastai DataLoaders over the table's train and valid splits.
 
     Inputs are `TensorImage`, N x 3 x image_size x image_size, float32, normalised as the recipe's weights expect.
-    Targets are `TensorCategory`, N, int64, or, with `labels = "many"`, `TensorMultiCategory`, N x classes, float32,
+    Targets are `TensorCategory`, N, int64, or, with `task = "multilabel"`, `TensorMultiCategory`, N x classes, float32,
     0 or 1. The vocabulary is the table's classes in alphabetical order. Training batches are shuffled and augmented.
 
     Args:

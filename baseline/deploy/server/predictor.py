@@ -1,6 +1,6 @@
 """Decode uploaded images and run the network on them in batches, within the server's limits.
 
-An image is decoded in a thread, then waits until the network is free, which takes everything that waits by then, up to
+An image is decoded in a thread, then waits until the network is idle; all waiting images then run as one batch, up to
 a batch: an image that comes alone never waits for others. Uploads stay in memory.
 """
 
