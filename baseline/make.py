@@ -113,8 +113,8 @@ def make_baseline(
             `"standard"`, `"best"`).
 
     Raises:
-        BaselineError: with a one-line message that states the problem, what was expected, and a fix; also if `out` holds
-            an unfinished run with another recipe or other images.
+        BaselineError: with a one-line message that states the problem, what was expected, and a fix; also if `out`
+            holds an unfinished run with another recipe or other images.
 
     >>> result = make_baseline("images/", preset="quick")                          # doctest: +SKIP
     >>> result.metrics["test"]["tta"]["accuracy"]                                  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Predictions of several networks -> their average. Knows tables and arrays of the same images; runs no network."""
+"""Ensembles: the average of the predictions of several networks for the same images."""
 
 from __future__ import annotations
 

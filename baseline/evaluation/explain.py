@@ -1,4 +1,4 @@
-"""Metrics -> sentences in plain English. Knows the numbers that `evaluate` and `paired_test` return; computes none."""
+"""Sentences in plain English about what `evaluate` and `paired_test` return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts and per-image values -> 95 % intervals: Wilson's score interval and the bootstrap. Knows arrays only."""
+"""95 % confidence intervals: Wilson's score interval for proportions, and the bootstrap."""
 
 from __future__ import annotations
 

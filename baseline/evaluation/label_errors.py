@@ -1,4 +1,4 @@
-"""Out-of-sample probabilities -> labels that are probably wrong, by confident learning. Knows tables; no images."""
+"""Labels that are probably wrong, found by confident learning from out-of-sample probabilities. It reads no images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learner + images -> prediction table, plain and with test-time augmentation (TTA). Knows probabilities; no files.
+"""Prediction of images by a Learner, with and without test-time augmentation (TTA), as a prediction table.
 
 The prediction table is a pandas DataFrame with one row per image and these columns:
 

@@ -1,9 +1,9 @@
 """Experiment loggers: the metrics of a run, written to TensorBoard, Weights & Biases, MLflow or a CSV file.
 
 Training reports its metrics through `Progress.log_metrics`. fastai's own logging callbacks are not used because they
-are made for a single `fit`; with fastai 2.8.12, `TensorBoardCallback` writes one file per fit, starts each at step 1 and
-logs validation batches as training steps; `WandbCallback` raises a TypeError on our Learners before the first batch;
-an error in either ends the training; and there is none for MLflow. Learning-rate searches are not logged.
+are made for a single `fit`; with fastai 2.8.12, `TensorBoardCallback` writes one file per fit, starts each at step 1
+and logs validation batches as training steps; `WandbCallback` raises a TypeError on our Learners before the first
+batch; an error in either ends the training; and there is none for MLflow. Learning-rate searches are not logged.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Resize(Transform):
 
 
 class TrainOnly(Transform):
-    """Apply fastai's augmentation to training batches only. Resampling validation batches would take time for nothing."""
+    """Apply fastai's augmentation to training batches only, since resampling validation batches changes nothing."""
 
     order, split_idx = 30, 0
 
