@@ -1,4 +1,4 @@
-"""The first honest number for an image-classification problem, and a model to go with it.
+"""A strong baseline for an image-classification problem: an accuracy with its interval, and the model.
 
 >>> import baseline
 >>> done = baseline.make_baseline("images/")                                       # doctest: +SKIP

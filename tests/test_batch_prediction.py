@@ -624,7 +624,7 @@ def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None
     assert ended.returncode == 0 and ended.stdout == "" and len(read_rows("deep/out.csv")) == 1
     assert sorted(path.name for path in Path("deep").iterdir()) == ["out.csv", "out.csv.job.json"]
     checked = call("check", str(tiny))
-    assert checked.returncode == 0 and "golden inputs: largest difference of a probability" in checked.stdout
+    assert checked.returncode == 0 and "golden inputs: largest difference in a probability" in checked.stdout
 
 
 @pytest.mark.parametrize(
@@ -633,14 +633,14 @@ def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None
         (["TINY"], "Missing argument 'images'"),
         (["TINY", "nowhere.jpg"], "There is no image, folder or table nowhere.jpg"),
         (["nowhere", "IMAGES"], "cannot be read: No such file"),
-        (["TINY", "IMAGES", "--out", "out.txt"], "out.txt is no such file by its name; needed: csv, jsonl, parquet"),
-        (["TINY", "IMAGES", "--format", "xml"], "xml does not go to standard output; needed: csv, jsonl"),
+        (["TINY", "IMAGES", "--out", "out.txt"], "out.txt has an unknown ending; needed: csv, jsonl, parquet"),
+        (["TINY", "IMAGES", "--format", "xml"], "xml cannot be written to standard output; needed: csv, jsonl"),
         (["TINY", "IMAGES", "--precision", "float16"], "precision is 'float16'"),
         (["TINY", "IMAGES", "--processes", "0"], "Invalid value for '--processes'"),
         (["TINY", "list.csv.zip", "--out", "o.csv"], "There is no image, folder or table list.csv.zip"),
-        (["TINY", "IMAGES", "--resume"], "go with a file. Give --out FILE"),
+        (["TINY", "IMAGES", "--resume"], "--overwrite and --resume need a file. Give --out FILE"),
         (["TINY", "IMAGES", "--resume", "--overwrite", "--out", "o.csv"], "Give one of them"),
-        (["TINY", "list.csv", "--out", "list.csv", "--overwrite"], "is one of those to predict"),
+        (["TINY", "list.csv", "--out", "list.csv", "--overwrite"], "is one of the images to predict"),
         (["TINY", "IMAGES", "--out", "list.csv"], "list.csv exists. Give --resume"),
         (["TINY", "IMAGES", "--out", "folder.csv", "--overwrite"], "is not a file that can be written"),
         (["TINY", "IMAGES", "--out", "/proc/none/out.csv"], "cannot be written"),

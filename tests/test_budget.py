@@ -55,7 +55,7 @@ def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, sett
     for times in (2, 5, 20, 100):
         plan, reason = fit_to_budget(throughput, bases, IMAGES, times * cheapest)
         assert 1.15 * estimate_seconds(throughput, plan, IMAGES).total <= times * cheapest
-        assert plan.image_size <= 96 and str(plan.image_size) in reason
+        assert plan.model.image_size <= 96 and str(plan.model.image_size) in reason
         expected_errors.append(expected_error(plan))
     assert expected_errors == sorted(expected_errors, reverse=True) and expected_errors[-1] < expected_errors[0]
     assert fit_to_budget(throughput, bases, IMAGES, 10**6)[0].stages[-1].epochs == 12
@@ -63,7 +63,7 @@ def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, sett
 
 def test_given_image_size_is_kept(throughput: Throughput, settled: tuple) -> None:
     base = settled[0].changed(image_size=80, stages=(Stage("head", 1), Stage(3, 1, 1e-4)))
-    assert fit_to_budget(throughput, [base], IMAGES, 10**6, resizable=False)[0].image_size == 80
+    assert fit_to_budget(throughput, [base], IMAGES, 10**6, resizable=False)[0].model.image_size == 80
 
 
 def test_too_small_budget_is_refused_with_the_time_needed(throughput: Throughput, settled: tuple) -> None:
@@ -87,6 +87,6 @@ def test_bottleneck_is_reported_with_a_remedy() -> None:
     where = time_by_part({"data": 1.0, "training": 99.0, "evaluation": 9.0}, stages)
     assert list(where)[:3] == ["outputs of frozen layers", "forward", "evaluation"] and where["forward"] == 11
     words = bottleneck(where, baseline.Recipe(), "cpu")
-    assert words.startswith("outputs of frozen layers, 52%") and "in the cache now" in words
+    assert "outputs of frozen layers (52%)" in words and "they are cached now" in words
     for name in where:
-        assert "what would help: " in bottleneck({name: 1.0}, baseline.Recipe(), "cuda")
+        assert "faster: " in bottleneck({name: 1.0}, baseline.Recipe(), "cuda")

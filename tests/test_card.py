@@ -122,7 +122,7 @@ def test_the_card_agrees_with_the_manifest(done: baseline.Baseline) -> None:
 
 
 def test_facts_missing_from_the_manifest_are_omitted(run: Path, done: baseline.Baseline) -> None:
-    recipe = {key: done.manifest["recipe"][key] for key in ("tta", "arch")}
+    recipe = {key: done.manifest["recipe"][key] for key in ("evaluation", "model")}
     keys = ("images", "plain", "tta")
     metrics = {split: {key: numbers[key] for key in keys} for split, numbers in done.metrics.items()}
     (run / "manifest.json").write_text(json.dumps({"recipe": recipe, "metrics": metrics}, default=str))

@@ -95,11 +95,11 @@ def test_other_test_images_by_seed_are_said(
     monkeypatch.setattr(baseline.make, "make_baseline", drawn)
     found = run_seeds(2, "images", out=tmp_path, progress=Progress())
     assert not found.same_images and found.sd == 0
-    options._print(seeds_table(found))
+    options.print_table(seeds_table(found))
     assert "Each seed drew other test images" in capsys.readouterr().out
     one = run_seeds(1, "images", out=tmp_path / "one", progress=Progress())
     assert one.sd is None
-    options._print(seeds_table(one))
+    options.print_table(seeds_table(one))
     assert "sd" not in capsys.readouterr().out.splitlines()[0]
 
 
@@ -150,7 +150,7 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     tables = (read_predictions(one), read_predictions(other))
     assert found.table["p"][1] == paired_test(*tables)["p"]
     unknown = compare_runs([one, altered(done, tmp_path / "code", big(0.9))])
-    assert "Nothing that the manifests tell differs" in unknown.sentences[0]
+    assert "The manifests have the same settings" in unknown.sentences[0]
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
     words = compare_runs([one, seed]).sentences[0]
     assert "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
@@ -167,7 +167,7 @@ def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Pa
     assert plain[0] < 0.05 < 3 * plain[0] and "more than noise" in alone.sentences[0]
     assert together.table["p"][1:].tolist() == pytest.approx([3 * plain[0], 1, 1, 4 * plain[3]])
     assert "no difference beyond noise" in together.sentences[0] and "more than noise" in together.sentences[3]
-    assert "4 comparisons made at once" in together.sentences[4]
+    assert "Holm-corrected for 4 comparisons" in together.sentences[4]
 
 
 def test_other_test_images_are_refused_unless_anyway(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_folders_that_are_no_finished_runs_get_one_line(command: str, done: base
         (tmp_path / "nowhere", "There is no folder"),
         (tmp_path / "empty", "is not a run folder: it has no manifest.json"),
         (half, "an unfinished run: it has no manifest.json"),
-        (newer, "has format 99; this version reads 1. Update baseline."),
+        (newer, "has format 99; this version of baseline reads up to 2. Update baseline."),
         (torn, "is damaged"),
         (other, "is not the manifest of a run"),
         (gone, "predictions.csv cannot be read"),
@@ -275,7 +275,7 @@ def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds:
     printed = call("runs", runs).stdout
     assert "unfinished" in printed and "2999-01-01" in printed and "notes" not in printed
     (tmp_path / "bare").mkdir()
-    assert call("runs", tmp_path / "bare").stdout == "No runs here.\n"
+    assert call("runs", tmp_path / "bare").stdout == "There are no runs in this folder.\n"
 
 
 def test_classes_with_names_like_numbers_or_nothing_are_read_as_text(tmp_path: Path) -> None:

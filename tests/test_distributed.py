@@ -36,7 +36,7 @@ lr = 3e-3
 trains = 3
 epochs = 2
 lr = 3e-4
-batch_norm = "moving"
+batch_norm = "train"
 """
 
 
@@ -221,7 +221,7 @@ def test_features_of_single_process_runs_are_refused(
     images: Path, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baseline.make, "world_size", lambda: 2)
-    with pytest.raises(RecipeError, match="A budget goes with one process"):
+    with pytest.raises(RecipeError, match="budget works in a single process only"):
         baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
     ended = call("run", images, "--processes", 2, "--seeds", 2)
     assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr

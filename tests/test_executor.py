@@ -92,7 +92,7 @@ def test_an_unreachable_address_is_reported_at_once(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["run", "IMAGES", "--on", "ray"], "--on goes with --seeds or folds"),
+        (["run", "IMAGES", "--on", "ray"], "--on works with --seeds or folds"),
         (["run", "IMAGES", "--seeds", "2", "--on", "sun"], "--on is 'sun'"),
         (["ladder", "IMAGES", "--on", "sun"], "--on is 'sun'"),
         (["curve", "IMAGES", "--on", "sun"], "--on is 'sun'"),

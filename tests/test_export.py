@@ -148,7 +148,7 @@ def test_incomplete_models_and_missing_packages_are_reported(
         baseline.export("nowhere", "torch-export")
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     (folder / "golden.safetensors").unlink()
-    with pytest.raises(OutputError, match=r"keeps no golden inputs.* Pass --images"):
+    with pytest.raises(OutputError, match=r"has no golden inputs.* Pass --images"):
         baseline.export(folder, "torch-export")
     monkeypatch.setattr(export_file, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'fastai-baseline\[onnx\]'"):

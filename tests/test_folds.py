@@ -133,7 +133,7 @@ def test_test_images_are_predicted_by_the_ensemble_as_after_loading(folds: FoldR
         folds.metrics["test"]["tta"]["interval"] == list(wilson_interval(hits, 18))
         and "plain" not in folds.metrics["test"]
     )
-    assert f"test accuracy of the folds' average: {hits / 18:.2%}" in ended.stdout
+    assert f"test accuracy of the ensemble of folds: {hits / 18:.2%}" in ended.stdout
     best = max(parts, key=lambda part: (part["predicted"] == part["label"]).mean())
     assert folds.against_best["difference"] == paired_test(best, rows)["difference"]
     together = load(folds.folder)
@@ -156,7 +156,7 @@ def test_resuming_gives_the_same_results(folds: FoldRuns, given: Path, short: Pa
         load(out)
     with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
         run_folds(given, short, out=out, progress=QUIET)
-    with pytest.raises(OutputError, match="fold-0 was made with other image_size, seed"):
+    with pytest.raises(OutputError, match="fold-0 was made with other seed, image_size"):
         run_folds(given, short, out=out, resume=True, image_size=40, seed=1, progress=QUIET)
     with pytest.raises(OutputError, match="fold-0 was made with other images"):
         run_folds(given / "train", short, out=out, resume=True, progress=QUIET)
@@ -197,11 +197,14 @@ def test_groups_are_in_one_fold_and_the_interval_is_over_groups(images: Path, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seeds", 2], "--seeds and folds are several runs each. Give --fold K"),
-        (["--processes", 2], "--processes goes with a single run"),
-        (["--split", "random", "--fold", 2], "fold is 2, and split 'random' names no folds. Give --split kfold:K"),
+        (["--seeds", 2], "--seeds and folds each train several runs. Give --fold K"),
+        (["--processes", 2], "--processes trains a single run"),
+        (
+            ["--split", "random", "--fold", 2],
+            "fold is 2, but split is 'random', which has no folds. Give split kfold:K",
+        ),
         (["--split", "random", "--resume"], "its folder is needed: --out RUN"),
-        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has 15 images only. Give at most 15."),
+        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has only 15 images. Give at most 15."),
     ],
 )
 def test_impossible_folds_are_reported_in_one_line_and_leave_nothing(
@@ -223,7 +226,7 @@ def test_a_dry_run_describes_the_folds_and_one_fold_is_one_run(given: Path, shor
     )
     assert not train_module._means_all_folds(str(short), "random")
     table = baseline.image_table(given)
-    with pytest.raises(DataError, match="16 folds, but class 'ants' has 15 images only"):
+    with pytest.raises(DataError, match="16 folds, but class 'ants' has only 15 images"):
         describe_folds(table, baseline.Recipe().changed(split="kfold:16"))
     with pytest.raises(OutputError, match=r"--resume continues in a folder of folds\. Give it"):
         run_folds(given, short, resume=True, progress=QUIET)
@@ -334,7 +337,7 @@ def test_models_of_any_size_predict_by_the_mean_and_share_decoded_images(
 
 
 def test_multilabel_ensembles_decide_by_calibrated_thresholds(models: Any, images: Path) -> None:
-    runs = [models(task="multilabel", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
+    runs = [models(labels="many", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
     single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]
@@ -382,7 +385,7 @@ def test_an_ensembles_job_is_resumed_with_the_same_models_only(
     (tmp_path / "seeds.json").write_text(json.dumps({"runs": [{"folder": f"far/seed-{at}"} for at in (3, 10)]}))
     for at, model in ((3, one), (10, three)):
         shutil.copytree(model, tmp_path / f"seed-{at}" / "model")
-    use.check(tmp_path)
+    use.check_command(tmp_path)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         str(tmp_path / "seed-3" / "model"), "golden inputs", str(tmp_path / "seed-10" / "model"), "golden inputs",
     ]  # fmt: skip
@@ -399,7 +402,7 @@ def test_a_submission_uses_all_folds(folds: FoldRuns, given: Path, tmp_path: Pat
     made = submit(folds.folder, sample, test, out=tmp_path / "all.csv", progress=QUIET)
     assert np.allclose(pd.read_csv(made.path)[["ants", "bees"]], rows[SHARES], atol=1e-5)
     first, *others = [run["folder"] for run in folds.runs]
-    use.submit(Path(first), sample, test, tmp_path / "named.csv", ensemble=[",".join(others)], quiet=True)
+    use.submit_command(Path(first), sample, test, tmp_path / "named.csv", ensemble=[",".join(others)], quiet=True)
     assert (tmp_path / "named.csv").read_text() == made.path.read_text()
 
 
@@ -419,7 +422,7 @@ def test_an_ensemble_of_runs_is_compared_with_them_and_with_the_best(folds: Fold
     assert row["difference"] == pytest.approx(row["accuracy"] - max(accuracies))
     assert f"against the best of these, {best}, on 18 images" in result.sentences[2]
     assert result.sentences[-1].startswith("p-values are Holm-corrected for 3 comparisons")
-    results.compare([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
+    results.compare_command([Path(run) for run in runs], ensemble=[",".join(runs[:2])], csv=tmp_path / "found.csv")
     two = ensemble(tables(folds, "test")[:2], temperatures(folds)[:2])
     row = pd.read_csv(tmp_path / "found.csv").iloc[-1]
     assert row["loss"] == pytest.approx(two["loss"].mean()) and row["differs"] == "ensemble of 2 runs"

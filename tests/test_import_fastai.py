@@ -75,7 +75,7 @@ def test_multilabel_models_take_the_threshold_of_the_loss(images: Path) -> None:
         table, images, label_delim=";", item_tfms=Resize(48), bs=8, num_workers=0, valid_pct=0.2, seed=1
     )
     done = import_learner(export_learner(dls, resnet18, n_out=3), "ours", trust_pickle=True, images=str(images))
-    facts = baseline.load("ours").facts
+    facts = baseline.load("ours").config
     assert facts["classes"] == ["ant", "bee", "leg"] and facts["labels"] == "many" and facts["threshold"] == 0.5
     assert facts["resize"] == "crop" and facts["mean"] == [0, 0, 0] and facts["std"] == [1, 1, 1]
     assert done.images == 48 and done.max_difference < 0.2

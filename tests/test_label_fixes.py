@@ -158,7 +158,7 @@ def test_a_run_with_fixes_compares_before_and_after_on_the_same_images(
         path for path in (train, test) if before.set_index("path")["split"][path] != "test"
     }
     again = baseline.load_recipe(result.after.folder / "manifest.json")
-    assert again.fixes == (str(file),)
+    assert again.data.fixes == (str(file),)
 
 
 def test_the_command_rejects_fixes_before_it_trains(images: Path, tmp_path: Path) -> None:

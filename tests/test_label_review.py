@@ -111,7 +111,7 @@ def test_unsuitable_input_is_rejected(images: Path, tmp_path: Path, monkeypatch:
         assert not (tmp_path / "out").exists()
 
     assert_rejected("There is no split 'dev'", splits=("dev",))
-    assert_rejected("30 folds, but class 'ants' has 24 images only. Give at most 24", folds=30)
+    assert_rejected("30 folds, but class 'ants' has only 24 images. Give at most 24", folds=30)
     table = baseline.image_table(images)
     assert_rejected("these images have several", source=table.assign(label=["ants;bees", *table["label"][1:]]))
     assert_rejected("All images are of one class", source=table[table["label"] == "ants"])
@@ -180,7 +180,7 @@ def test_the_command_reports_suspected_labels_and_the_next_step(swapped: Path, t
     command = [sys.executable, "-m", "baseline", "clean", str(swapped), "--out", str(tmp_path / "out"), "--quiet"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
-    assert "of 50 labels are suspected" in ended.stdout and "--fixes fixes.csv" in ended.stdout
+    assert "of 50 labels may be wrong" in ended.stdout and "--fixes fixes.csv" in ended.stdout
     assert (tmp_path / "out" / "clean.html").exists() and not (tmp_path / "out" / "fixes.csv").exists()
 
 

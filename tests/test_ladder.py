@@ -176,8 +176,8 @@ def test_every_variant_trains_what_is_documented(
     plans = {variant: architecture.variant_recipe(variant) for variant in VARIANTS}
     trains = {variant: [stage.trains for stage in plan.stages] for variant, plan in plans.items()}
     assert trains["head"] == ["head"] and plans["head"].stages[0].epochs >= 10
-    assert trains["fastai"] == ["head"] and plans["fastai"].freeze == plans["fastai"].head == "fastai"
-    assert plans["fastai"].stages[0].batch_norm == "moving"
+    assert trains["fastai"] == ["head"] and plans["fastai"].training.freeze == plans["fastai"].model.head == "fastai"
+    assert plans["fastai"].stages[0].batch_norm == "train"
     assert trains["groups"] == ["head", 3] and trains["all"] == ["head", "all"]
     low, high = plans["all"].stages[1].lr
     assert low == high / 10 and high == deterministic.stages[1].lr[1]
@@ -226,7 +226,7 @@ def test_an_interrupted_ladder_is_resumed(
         run_ladder(images, deterministic, variants=LADDER_VARIANTS, out=out, resume=True, progress=QUIET, image_size=64)
     with pytest.raises(OutputError, match="other images"):
         run_ladder(images, deterministic, variants=LADDER_VARIANTS, out=out, resume=True, progress=QUIET, seed=5)
-    assert read_manifest(out / "groups")["recipe"]["image_size"] == 48
+    assert read_manifest(out / "groups")["recipe"]["model"]["image_size"] == 48
 
 
 @pytest.mark.parametrize("make", [run_ladder, run_learning_curve])

@@ -244,8 +244,8 @@ def test_folder_with_the_name_of_a_package_is_not_the_package(tmp_path: Path, mo
 
 def test_recipe_takes_loggers_as_a_list_or_with_commas() -> None:
     assert (
-        Recipe().changed(loggers="csv, tensorboard,csv").log
-        == Recipe().changed(loggers=["csv", "tensorboard"]).log
+        Recipe().changed(loggers="csv, tensorboard,csv").options.loggers
+        == Recipe().changed(loggers=["csv", "tensorboard"]).options.loggers
         == ("csv", "tensorboard")
     )
     assert Recipe().changed(loggers="none").log == Recipe().changed(loggers="").log == ()

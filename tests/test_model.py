@@ -108,7 +108,7 @@ def test_larger_decoded_images_are_resized_as_in_the_run(settled: tuple, tmp_pat
 
 
 def test_multilabel_thresholds_apply_before_the_temperature(folder: Path, images: Path) -> None:
-    edit_config(folder, task="multilabel", threshold=0.4, temperature=4.0)
+    edit_config(folder, labels="many", threshold=0.4, temperature=4.0)
     model = load(folder)
     raw, found = model.predict(images, calibrated=False), model.predict(images)
     shares = [f"p_{name}" for name in model.classes]

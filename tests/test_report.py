@@ -286,7 +286,7 @@ def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: bas
     table["predicted"] = table["plain_predicted"] = np.where(table["p_ants"] > 0.6, "ants", "ants;bees")
     table.to_csv(run / "predictions.csv", index=False)
     manifest = json.loads((run / "manifest.json").read_text())
-    manifest["recipe"]["labels"] = "many"
+    manifest["recipe"]["data"]["task"] = "multilabel"
     manifest["metrics"] = baseline.evaluate(table, "multilabel")
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
@@ -361,7 +361,7 @@ def test_an_unfinished_run_is_rejected_in_one_line(run: Path, tmp_path: Path) ->
     newer = json.loads(manifest)
     newer["format"] = 99
     (run / "manifest.json").write_text(json.dumps(newer))
-    with pytest.raises(OutputError, match="has format 99; this version reads 1"):
+    with pytest.raises(OutputError, match="has format 99; this version of baseline reads up to 2"):
         write_report(run)
     (run / "manifest.json").unlink()
     with pytest.raises(OutputError, match="is an unfinished run"):
@@ -428,7 +428,7 @@ def test_the_model_runs_only_on_the_images_shown(run: Path, monkeypatch: pytest.
 def test_a_rewritten_page_is_identical_and_needs_no_torch(run: Path) -> None:
     write_report(run)
     before = (run / "report.html").read_text()
-    code = "import sys, baseline; baseline.write_report(sys.argv[1]); assert 'torch' not in sys.modules"
+    code = "import sys; from baseline.report.page import write_report; write_report(sys.argv[1]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(run)], check=True)
     assert (run / "report.html").read_text() == before
 

@@ -55,7 +55,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 FLIP_ONLY = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
 PLANS: dict[str, Any] = {
     "cached features": (FLIP_ONLY, (Stage("head", 2), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
-    "images": ({}, (Stage(3, 2, "find", "moving", optimizer="sgd"), Stage("head", 1, 1e-3))),
+    "images": ({}, (Stage(3, 2, "find", "train", optimizer="sgd"), Stage("head", 1, 1e-3))),
     "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau"),
                      Stage(3, 2, 1e-4, optimizer="ranger", schedule="flat_cos"))),
     "smaller": ({}, (Stage(3, 2, 1e-3, image_size=32, optimizer="lamb", schedule="constant"),
@@ -278,7 +278,9 @@ def test_table_in_memory_must_be_passed_again(
     monkeypatch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(1), raising=False)
     with pytest.raises(KeyboardInterrupt):
         make_baseline(baseline.image_table(images), small, out=tmp_path / "run", progress=QUIET)
-    with pytest.raises(OutputError, match=r"begun with a table in memory\. Call make_baseline with it and out="):
+    with pytest.raises(
+        OutputError, match=r"was started with a table in memory\. Call make_baseline with that table and out="
+    ):
         baseline.resume(tmp_path / "run")
 
 
@@ -406,7 +408,7 @@ def train_with_faulty_loss(
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e9])
 def test_loss_that_goes_wrong_is_retried_at_half_the_rate(settled: tuple, tmp_path: Path, factor: float) -> None:
-    steps = len(settled[1][settled[1]["split"] == "train"]) // settled[0].batch_size
+    steps = len(settled[1][settled[1]["split"] == "train"]) // settled[0].training.batch_size
     history, progress = train_with_faulty_loss(settled, tmp_path, {2 * steps + 1}, factor, Stage(3, 4, (1e-4, 1e-3)))
     assert history.epochs["epoch"].tolist() == [1, 2, 3, 4]
     assert np.isfinite(history.epochs["train_loss"]).all()

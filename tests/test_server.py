@@ -139,7 +139,7 @@ def test_images_of_every_format_are_read_as_by_the_model(client: TestClient, mod
 def test_multilabel_predictions_are_all_labels_above_the_threshold(
     tiny: Path, tmp_path: Path, files: list[Path]
 ) -> None:
-    folder = copy_with_facts(tiny, tmp_path / "many", task="multilabel", threshold=0.45)
+    folder = copy_with_facts(tiny, tmp_path / "many", labels="many", threshold=0.45)
     expected = baseline.load(folder).predict(files, tta=False)["predicted"].tolist()
     with make_client(folder) as client:
         predictions = client.post("/predict", files=uploads(*(path.read_bytes() for path in files))).json()[
@@ -283,12 +283,12 @@ def test_an_internal_error_shows_no_traceback_to_the_client(
     tiny: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with make_client(tiny) as client:
-        original = Model._seen
-        monkeypatch.setattr(Model, "_seen", lambda *_: 1 / 0)
+        original = Model._predict_squares
+        monkeypatch.setattr(Model, "_predict_squares", lambda *_: 1 / 0)
         answer = client.post("/predict", files=uploads(files[0].read_bytes()))
         assert answer.status_code == 500 and list(answer.json()) == ["error"] and "division" not in answer.text
         assert "ZeroDivisionError" in caplog.text
-        monkeypatch.setattr(Model, "_seen", original)
+        monkeypatch.setattr(Model, "_predict_squares", original)
         assert client.post("/predict", files=uploads(files[0].read_bytes())).status_code == 200
 
 
@@ -298,7 +298,7 @@ def test_an_internal_error_shows_no_traceback_to_the_client(
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[int]]]:
     """An event that blocks the network until it is set, and the sizes of the batches that the network ran."""
-    opened, sizes, original = threading.Event(), [], Model._seen
+    opened, sizes, original = threading.Event(), [], Model._predict_squares
     opened.set()
 
     def blocked(self: Model, network: Any, squares: Any, *more: Any) -> Any:
@@ -306,7 +306,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, lis
         assert opened.wait(20)
         return original(self, network, squares, *more)
 
-    monkeypatch.setattr(Model, "_seen", blocked)
+    monkeypatch.setattr(Model, "_predict_squares", blocked)
     yield opened, sizes
     opened.set()
 
@@ -461,8 +461,9 @@ def test_a_run_adds_its_accuracy_and_some_images(done: baseline.Baseline, tmp_pa
 
 START = """
 import sys
-from baseline import ConsoleProgress, Limits
+from baseline import ConsoleProgress
 from baseline.deploy.server import app
+from baseline.deploy.server.predictor import Limits
 app.IDLE_TIMEOUT_SECONDS = 1
 app.serve(sys.argv[1], port=0, limits=Limits(seconds=1.5, waiting=400), progress=ConsoleProgress())
 """

@@ -282,7 +282,7 @@ def test_a_sample_in_a_zip_is_read_like_a_plain_one(
             "contains 2 tables, but must contain exactly one sample submission",
         ),
         ({"readme.txt": "x"}, "contains 0 tables"),
-        ({"../a.csv": "id,label\n0012,\n"}, "leads out of the folder"),
+        ({"../a.csv": "id,label\n0012,\n"}, "points outside the folder"),
         ({"a.csv": "id,label\n13,ants\n0012,ants\n"}, r"1 of 2 ids of sample_submission\.csv\.zip has no image"),
         ({"a.csv": "id,label\n0012,ants\n"}, r"7 images have no id in sample_submission\.csv\.zip"),
         (None, "is damaged, truncated"),

@@ -211,7 +211,7 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     >>> import pandas as pd
     >>> from baseline import Recipe
     >>> rows = {"path": [f"{n}.jpg" for n in range(10)], "label": ["ant", "bee"] * 5, "split": None}
-    >>> describe_folds(pd.DataFrame(rows), Recipe(split="kfold:4"))
+    >>> describe_folds(pd.DataFrame(rows), Recipe().changed(split="kfold:4"))
     'folds: kfold:4, valid images 3, 3, 2, 2; before the audit, which keeps duplicates in one fold'
     """
     from baseline.data.split import split

@@ -84,6 +84,7 @@ def resolve_batch_size(batch_size: str | int, images: int, device: str) -> tuple
 def resolve_epochs(stages: tuple[Stage, ...], images: int, batch_size: int) -> tuple[tuple[Stage, ...], str]:
     """Return the stages, with epochs added where a stage would make fewer than its `steps`, and the reason.
 
+    >>> from baseline.recipe.schema import Stage
     >>> resolve_epochs((Stage("head", 2, steps=70),), 220, 16)[1]
     '220 images are 13 steps per epoch: stage 1 has 6 epochs instead of 2'
     """

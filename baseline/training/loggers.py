@@ -68,7 +68,7 @@ def check_loggers(names: tuple[str, ...]) -> None:
     for name in names:
         spec = find_spec(name) if name in EXTRAS else None
         if name in EXTRAS and (spec is None or spec.origin is None):  # a namespace: just a folder of that name
-            raise RecipeError(f"--log {name} needs the package {name}: pip install 'fastai-baseline[{name}]'.")
+            raise RecipeError(f"--loggers {name} needs the package {name}: pip install 'fastai-baseline[{name}]'.")
 
 
 @contextmanager
@@ -113,7 +113,7 @@ class LoggingProgress(Progress):
             self.loggers[name] = opener(folder, facts)
         except Exception as error:
             raise OutputError(
-                f"The log {name} cannot be opened: {first_line(error)}. Fix that, or leave it out of --log."
+                f"The log {name} cannot be opened: {first_line(error)}. Fix that, or leave it out of --loggers."
             ) from error
         self.progress.log(f"log: {self.loggers[name].description}")
 
