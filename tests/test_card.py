@@ -125,7 +125,9 @@ def test_facts_missing_from_the_manifest_are_omitted(run: Path, done: baseline.B
     recipe = {key: done.manifest["recipe"][key] for key in ("evaluation", "model")}
     keys = ("images", "plain", "tta")
     metrics = {split: {key: numbers[key] for key in keys} for split, numbers in done.metrics.items()}
-    (run / "manifest.json").write_text(json.dumps({"recipe": recipe, "metrics": metrics}, default=str))
+    (run / "manifest.json").write_text(
+        json.dumps({"format": done.manifest["format"], "recipe": recipe, "metrics": metrics}, default=str)
+    )
     text = write_card(run).read_text()
     for phrase in ("Calibration", "Seed", "sha256", "Versions", "seconds in total", "Audit", "license"):
         assert phrase not in text, phrase

@@ -96,7 +96,7 @@ def test_other_test_images_by_seed_are_said(
     found = run_seeds(2, "images", out=tmp_path, progress=Progress())
     assert not found.same_images and found.sd == 0
     options.print_table(seeds_table(found))
-    assert "Each seed drew other test images" in capsys.readouterr().out
+    assert "Each seed has other test images" in capsys.readouterr().out
     one = run_seeds(1, "images", out=tmp_path / "one", progress=Progress())
     assert one.sd is None
     options.print_table(seeds_table(one))

@@ -248,10 +248,10 @@ def test_recipe_takes_loggers_as_a_list_or_with_commas() -> None:
         == Recipe().changed(loggers=["csv", "tensorboard"]).options.loggers
         == ("csv", "tensorboard")
     )
-    assert Recipe().changed(loggers="none").log == Recipe().changed(loggers="").log == ()
-    with pytest.raises(RecipeError, match=r"log is \('wand',\), needed: a list from csv, mlflow, tensorboard, wandb"):
+    assert Recipe().changed(loggers="none").options.loggers == Recipe().changed(loggers="").options.loggers == ()
+    with pytest.raises(RecipeError, match="loggers is 'wand', needed: a list from csv, mlflow, tensorboard, wandb"):
         Recipe().changed(loggers="wand")
-    with pytest.raises(RecipeError, match="log is 3, needed"):
+    with pytest.raises(RecipeError, match="loggers is 3, needed"):
         Recipe().changed(loggers=3)  # type: ignore[arg-type]
 
 

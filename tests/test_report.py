@@ -428,7 +428,10 @@ def test_the_model_runs_only_on_the_images_shown(run: Path, monkeypatch: pytest.
 def test_a_rewritten_page_is_identical_and_needs_no_torch(run: Path) -> None:
     write_report(run)
     before = (run / "report.html").read_text()
-    code = "import sys; from baseline.report.page import write_report; write_report(sys.argv[1]); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from baseline.report.page import write_report; write_report(sys.argv[1]); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, str(run)], check=True)
     assert (run / "report.html").read_text() == before
 
