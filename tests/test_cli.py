@@ -38,6 +38,10 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "default"], "Give a folder of images"),
         (["run", "IMAGES", "--arch", "resnet5O"], "Did you mean 'resnet50'"),
         (["run", "IMAGES", "--preset", "quik"], "Did you mean 'quick'"),
+        (
+            ["run", "IMAGES", "--set", "augment.rotat=3"],
+            "Did you mean 'augment.rotate'? Known: augment.crop, augment.flip",
+        ),
         (["run", "IMAGES", "--image-size", "4"], "image_size is 4, needed: pixels"),
         (["run", "IMAGES", "--batch-size", "many"], "batch_size is 'many'"),
         (["run", "IMAGES", "--resize", "stretch"], "one of squish, crop, pad"),

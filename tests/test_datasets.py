@@ -315,6 +315,15 @@ def test_complete_cache_is_used_without_writing(tmp_path: Path, monkeypatch: pyt
     assert tree(cache) == before and recorder.lines == [f"data: cache {root}: 8 images in {root}"]
 
 
+def test_a_cache_filled_before_images_were_named_so_is_still_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = filled(monkeypatch, tmp_path)
+    marker = root / "complete.json"
+    marker.write_text(marker.read_text().replace('"images"', '"photos"'))
+    assert dataset("tiny10") == root
+
+
 @pytest.mark.parametrize("damage", ["no marker", "half a marker", "an image missing", "other dataset"])
 def test_cache_that_contradicts_its_marker_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str

@@ -43,7 +43,7 @@ def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path) -> None:
 def test_class_names_become_prompts_and_equal_prompts_are_rejected() -> None:
     names = ["polar_bear", "sea-lion", "T-shirt_/_top", "{class}"]
     assert class_prompts(names, "a {class}, {class}")[:2] == ["a polar bear, polar bear", "a sea lion, sea lion"]
-    assert class_prompts(names)[2:] == ["an image of a T shirt / top", "an image of a {class}"]
+    assert class_prompts(names)[2:] == ["a photo of a T shirt / top", "a photo of a {class}"]
     with pytest.raises(DataError, match=r"'sea-lion' and 'sea_lion' .* 'an image of a sea lion'"):
         class_prompts(["sea-lion", "ant", "sea_lion"])
     with pytest.raises(RecipeError, match=r"'an image' has no \{class\}"):
@@ -224,7 +224,7 @@ def test_impossible_requests_are_rejected(open_clip: Any, weights: Path, images:
             parse_clip(spec)
     with pytest.raises(WeightsError, match="There is no weights file"):
         parse_clip("ViT-B-32:no/such.safetensors")
-    assert parse_clip() == ClipModel("ViT-B-32", "laion2b_s34b_b79k", "an image of a {class}")
+    assert parse_clip() == ClipModel("ViT-B-32", "laion2b_s34b_b79k", "a photo of a {class}")
     with pytest.raises(RecipeError, match="--variants, or give --clip"):
         run_ladder(images, prompt="a {class}", out=tmp_path / "no", progress=QUIET)
     rows = [f"{path},{path.parent.name} small" for path in sorted(images.rglob("*.jpg"))]

@@ -81,9 +81,9 @@ def _dataset_rows() -> Iterator[tuple[str, str]]:
     from baseline.files import cache_home
 
     npm = "or npm on the PATH" if shutil.which("npm") is None else "or npm, which is installed"
-    for name in DATASETS:
+    for name, info in DATASETS.items():
         folder = cache_home() / "datasets" / name
-        missing = f"not in the cache; 'baseline run {name}' downloads it (internet, {npm})"
+        missing = f"not in the cache; 'baseline run {name}' downloads it (internet{f', {npm}' if info.npm else ''})"
         yield f"data set {name}", f"in {folder}" if (folder / "complete.json").exists() else missing
 
 

@@ -29,7 +29,7 @@ __all__ = ["DEFAULT_CLIP", "DEFAULT_PROMPT", "ClipClassifier", "ClipModel", "cla
 
 DEFAULT_CLIP = "ViT-B-32:laion2b_s34b_b79k"
 
-DEFAULT_PROMPT = "an image of a {class}"
+DEFAULT_PROMPT = "a photo of a {class}"
 
 BATCH_SIZE = 64
 """Number of images, or of prompts, per batch."""
@@ -105,7 +105,7 @@ def parse_clip(spec: str = "", prompt: str = "") -> ClipModel:
         WeightsError: if the file does not exist, or its name is not that of a weights file.
 
     >>> parse_clip("ViT-B-32:laion2b_s34b_b79k").description                          # doctest: +SKIP
-    'ViT-B-32:laion2b_s34b_b79k, prompt "an image of a {class}"'
+    'ViT-B-32:laion2b_s34b_b79k, prompt "a photo of a {class}"'
     """
     prompt = prompt or DEFAULT_PROMPT
     if "{class}" not in prompt:

@@ -458,7 +458,9 @@ class Recipe:
         for key, value in changes.items():
             group, leaf = locate(key, value)
             if not group:
-                unknown.append(unknown_name("key", key, known_names(), limit=99))
+                outer = key.partition(".")[0]
+                fields_of = dataclasses.fields(GROUPS[outer]) if outer in GROUPS else ()
+                unknown.append(unknown_name("key", key, [f"{outer}.{f.name}" for f in fields_of] or known_names(), 99))
             elif leaf:
                 fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), leaf: value}
             elif group in GROUPS and isinstance(value, Mapping):

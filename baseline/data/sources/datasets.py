@@ -377,7 +377,8 @@ def cache_problem(info: Dataset, folder: Path) -> str:
         return "does not exist"
     try:
         marker = json.loads((folder / MARKER_FILE).read_text("utf-8"))
-        name, recorded = marker["dataset"], (int(marker["images"]["train"]), int(marker["images"]["test"]))
+        counts = marker["images"] if "images" in marker else marker["photos"]  # as version 0.1's first caches name it
+        name, recorded = marker["dataset"], (int(counts["train"]), int(counts["test"]))
     except (OSError, ValueError, KeyError, TypeError):
         return f"not trusted, as it has no valid {MARKER_FILE}"
     if name != info.name:
