@@ -85,8 +85,8 @@ def filter_command(
     Examples:
 
     ```text
-    baseline filter images/ --model runs/skyline-or-not --keep skyline --out skylines.csv
-    baseline run skylines.csv
+    baseline filter images/ --model runs/first --keep skyline --out kept.csv
+    baseline run kept.csv
     ```
     """
     from baseline.data.prepare import load_images

@@ -86,9 +86,9 @@ def ladder_command(
     ```text
     baseline ladder images/
     baseline ladder cifar10 --images-per-class 250 --preset quick
-    baseline ladder images/ --arch resnet18,mobilenet_v2 --variants head,groups,tta
+    baseline ladder images/ --arch resnet18,mobilenet_v2 --variants head,tta
     baseline ladder images/ --out runs/ladder --resume
-    baseline ladder images/ --variants logistic,zeroshot --clip ViT-B-32:clip.safetensors
+    baseline ladder images/ --variants zeroshot --clip ViT-B-32:clip.safetensors
     ```
     """
     images, recipe, progress = _parse_experiment(target, data, preset, quiet, changes)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 Seeds = Annotated[
-    int | None, typer.Option(help="Train with this many seeds and report mean and spread.", rich_help_panel=RUN_PANEL)
+    int | None, typer.Option(help="Number of seeds to train with; reports mean and spread.", rich_help_panel=RUN_PANEL)
 ]
 
 Before = Annotated[
@@ -60,7 +60,7 @@ Strict = Annotated[
     ),
 ]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what was read, and stop.", rich_help_panel=RUN_PANEL)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print how the images were read, and stop.", rich_help_panel=RUN_PANEL)]
 
 Processes = Annotated[
     int,

@@ -85,11 +85,11 @@ def predict_command(
     ```text
     baseline predict runs/mine holiday.jpg
     baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
-    baseline predict runs/mine test.csv --image-col file --out predictions.csv --resume
+    baseline predict runs/mine test.csv --image-col file --out out.csv --resume
     baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
-    baseline predict runs/mine images.zip --out predictions.parquet --processes 4
-    baseline predict runs/mine images/ --out predictions.csv --on ray://head:10001
-    find / -name '*.jpg' | baseline predict runs/mine/model - --format jsonl --min-confidence 0.8
+    baseline predict runs/mine images.zip --out out.parquet --processes 4
+    baseline predict runs/mine images/ --out out.csv --on ray://head:10001
+    find . -name '*.jpg' | baseline predict runs/mine - --format jsonl
     ```
     """
     kind = _output_format(out, format, images, on=on, overwrite=overwrite, resume=resume)
@@ -430,7 +430,7 @@ def submit_command(
     ```text
     baseline submit runs/mine
     baseline submit runs/mine --sample sample_submission.csv --image-dir test/
-    baseline submit runs/mine --sample sample_submission.csv --codes ants=0,bees=1 --overwrite
+    baseline submit runs/mine --sample sample.csv --codes ants=0,bees=1
     ```
     """
     from baseline.deploy.kaggle.submission import submit

@@ -202,7 +202,7 @@ class ModelSettings:
     """The network and the images that it sees."""
 
     arch: Annotated[str, Predicate(is_nonempty), Needed("the name of an architecture or 'auto'")] = setting(
-        "auto", "A torchvision or timm name, auto, or 'NAME or auto'.", common=True
+        "auto", "Architecture: a torchvision or timm name, or auto.", common=True
     )
     """With `" or "` between names, the first whose weights are available (see `resolve_arch`)."""
     pretrained: Flag = setting(True, "Start from pretrained weights.", common=True)
@@ -212,7 +212,7 @@ class ModelSettings:
         "linear", "linear (pooling, BatchNorm, one layer) or fastai (two layers with dropout)."
     )
     """Fine-tuned briefly with frozen BatchNorm statistics, fastai's head diverges where the linear one learns."""
-    image_size: Pixels = setting(160, "Side of the square that the network sees, in pixels.", common=True)
+    image_size: Pixels = setting(160, "Height and width of the input of the network, in pixels.", common=True)
     resize: Literal["squish", "crop", "pad"] = setting(
         "squish", "How an image becomes a square: squish, crop (center) or pad (black)."
     )
