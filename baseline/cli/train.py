@@ -60,7 +60,9 @@ Strict = Annotated[
     ),
 ]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print how the images were read, and stop.", rich_help_panel=RUN_PANEL)]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print how the images were read, and stop.", rich_help_panel=RUN_PANEL)
+]
 
 Processes = Annotated[
     int,
