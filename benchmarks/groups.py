@@ -38,10 +38,10 @@ def drawn(found: dict[str, dict]) -> Figure:
     """Two bars with their intervals, from the metrics of the test split by way of splitting."""
     figure = Figure(figsize=(6.4, 2.2), layout="constrained")
     axes = figure.subplots()
-    for place, (split, colour) in enumerate(zip(WORDS, ("#b0413e", "#2a6f97"), strict=True)):
+    for place, (split, color) in enumerate(zip(WORDS, ("#b0413e", "#2a6f97"), strict=True)):
         numbers = found[split]["tta"]
         share, (low, high) = numbers["accuracy"], numbers["interval"]
-        axes.barh(place, share, height=0.6, color=colour)
+        axes.barh(place, share, height=0.6, color=color)
         axes.errorbar(share, place, xerr=[[share - low], [high - share]], color="black", capsize=4)
         words = f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
         axes.text(0.02, place, words, color="white", va="center", fontweight="bold")

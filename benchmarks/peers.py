@@ -110,7 +110,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
     )
 
     from baseline.vision.network import copy_weights
-    from baseline.vision.weights import find_weights, normalisation
+    from baseline.vision.weights import find_weights, normalization
 
     class Autocast(Callback):
         def before_batch(self) -> None:
@@ -136,7 +136,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
         get_y=ColReader("label"),
         splitter=lambda frame: tuple(frame.index[frame["split"] == name].tolist() for name in ("train", "valid")),
         item_tfms=Resize(recipe.model.image_size),
-        batch_tfms=[*aug_transforms(), Normalize.from_stats(*normalisation(recipe.model.arch))],
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(*normalization(recipe.model.arch))],
     )
     dls = block.dataloaders(rows, bs=recipe.training.batch_size)
     extra = [ChannelsLast(), Autocast()] if bfloat16 else []
@@ -227,10 +227,10 @@ def run_pytorch(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     import torch
     from torchvision import transforms
 
-    from baseline.vision.weights import normalisation
+    from baseline.vision.weights import normalization
 
     torch.manual_seed(recipe.seed)
-    after = [transforms.ToTensor(), transforms.Normalize(*normalisation(recipe.model.arch))]
+    after = [transforms.ToTensor(), transforms.Normalize(*normalization(recipe.model.arch))]
     size = recipe.model.image_size
     both = {
         "train": transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *after]),
@@ -248,10 +248,10 @@ def run_timm(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
-    from baseline.vision.weights import normalisation
+    from baseline.vision.weights import normalization
 
     torch.manual_seed(recipe.seed)
-    mean, std = normalisation(recipe.model.arch)
+    mean, std = normalization(recipe.model.arch)
     size = (3, recipe.model.image_size, recipe.model.image_size)
     both = {
         "train": create_transform(size, is_training=True, mean=mean, std=std, interpolation="bicubic"),
@@ -271,9 +271,9 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
     from timm.data import create_transform
 
-    from baseline.vision.weights import normalisation
+    from baseline.vision.weights import normalization
 
-    mean, std = normalisation(recipe.model.arch)
+    mean, std = normalization(recipe.model.arch)
     size = (3, recipe.model.image_size, recipe.model.image_size)
     plain = create_transform(size, mean=mean, std=std, interpolation="bicubic", crop_pct=1.0)
     parts = loaders(table, {"train": plain, "eval": plain}, recipe.training.batch_size)

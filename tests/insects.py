@@ -1,6 +1,6 @@
 """Draws ants and bees for the suite where no real images are at hand.
 
-They have what a test may rely on in a real image: a shape of its own, texture down to the pixel, colours that say
+They have what a test may rely on in a real image: a shape of its own, texture down to the pixel, colors that say
 little about the class, a JPEG file of many kilobytes, and no second image like it. A short training on 48 of them ends
 where one on real ants and bees does: most are right, not all.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Colour = tuple[int, ...]
+Color = tuple[int, ...]
 
 
 def draw(name: str, number: int) -> Image.Image:
@@ -28,13 +28,13 @@ def draw(name: str, number: int) -> Image.Image:
 
 
 def background(rng: np.random.Generator, side: int = 256) -> Image.Image:
-    """Noise whose strength falls with its frequency, as in nature, around a random colour."""
+    """Noise whose strength falls with its frequency, as in nature, around a random color."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) + 1 / side
     noise = np.fft.rfft2(rng.normal(size=(4, side, side))) / frequency ** rng.uniform(1, 1.6)
     waves = np.fft.irfft2(noise)
     light, *tints = waves / waves.std((1, 2), keepdims=True)
     base = rng.uniform((60, 60, 30), (190, 200, 170))
-    channels = [colour + 35 * light + 14 * tint for colour, tint in zip(base, tints, strict=True)]
+    channels = [color + 35 * light + 14 * tint for color, tint in zip(base, tints, strict=True)]
     return Image.fromarray(np.clip(np.stack(channels, 2), 0, 255).astype(np.uint8))
 
 
@@ -44,10 +44,10 @@ def insect(name: str, rng: np.random.Generator, side: int = 200) -> Image.Image:
     pen = ImageDraw.Draw(layer)
     unit = side / 100
 
-    def oval(x: float, y: float, wide: float, high: float, fill: Colour) -> None:
+    def oval(x: float, y: float, wide: float, high: float, fill: Color) -> None:
         pen.ellipse([unit * at for at in (x - wide, y - high, x + wide, y + high)], fill=fill)
 
-    def line(points: list[tuple[float, float]], width: int, fill: Colour) -> None:
+    def line(points: list[tuple[float, float]], width: int, fill: Color) -> None:
         pen.line([(unit * x, unit * y) for x, y in points], fill=fill, width=round(unit * width))
 
     dark = tuple(int(value) for value in rng.integers((20, 5, 0), (110, 50, 30)))

@@ -35,7 +35,7 @@ def rich(tmp_path: Path) -> Path:
 
 
 def draw_image(name: str, number: int) -> Image.Image:
-    """Draw a blurred pattern that is unique to the number: large shapes in many colours, as in photographs."""
+    """Draw a blurred pattern that is unique to the number: large shapes in many colors, as in photographs."""
     rng = np.random.default_rng(100 * (name == "bees") + number)
     small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
     return Image.blend(small.resize((128, 96), Image.Resampling.BICUBIC), draw(name, number).resize((128, 96)), 0.2)

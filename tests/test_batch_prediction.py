@@ -115,18 +115,18 @@ def encode_in_many_formats(path: str) -> list[bytes]:
     turned[0x0112], turned[0x010E] = 6, "a picture"
     clear = picture.convert("RGBA")
     clear.putalpha(100)
-    grey = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256)
+    gray = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256)
     more = {"save_all": True, "append_images": [picture.rotate(20), picture.rotate(40)]}
     variants: list[tuple[Image.Image, str, dict]] = [
         (picture, "JPEG", {"exif": turned, "icc_profile": bytes(600)}), (picture, "JPEG", {"progressive": True}),
         (picture.convert("CMYK"), "JPEG", {}), (picture.convert("L"), "JPEG", {"restart_marker_blocks": 4}),
-        (picture, "PNG", {"exif": turned}), (clear, "PNG", {}), (grey, "PNG", {}), (picture, "PNG", more),
+        (picture, "PNG", {"exif": turned}), (clear, "PNG", {}), (gray, "PNG", {}), (picture, "PNG", more),
         (picture.quantize(16), "PNG", {"transparency": 3}), (picture.convert("1"), "PNG", {}),
         (picture, "GIF", {}), (picture, "GIF", more), (picture, "WEBP", {"exif": turned}), (picture, "WEBP", more),
         (clear, "WEBP", {"lossless": True}), (picture, "BMP", {}), (picture.quantize(16), "BMP", {}),
         (clear, "BMP", {}),
         (picture, "TIFF", {}), (picture, "TIFF", {"compression": "tiff_lzw"}),
-        (grey, "TIFF", {"compression": "packbits"}),
+        (gray, "TIFF", {"compression": "packbits"}),
         (picture, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
         (picture.convert("F"), "TIFF", {}), (picture, "TIFF", more), (picture, "PPM", {}), (picture, "AVIF", {}),
         (picture, "JPEG2000", {}), (picture, "MPO", more), (picture, "TGA", {"compression": "tga_rle"}),

@@ -178,7 +178,7 @@ def test_other_test_images_are_refused_unless_anyway(done: baseline.Baseline, tm
     none = altered(done, tmp_path / "none", lambda table: table.assign(path="x" + table["path"]))
     assert "they share no image" in compare_runs([done.folder, none], anyway=True).sentences[0]
     torn = altered(done, tmp_path / "torn", lambda table: table.assign(label="ants"))
-    with pytest.raises(DataError, match="labelled differently in the two tables"):
+    with pytest.raises(DataError, match="labeled differently in the two tables"):
         compare_runs([done.folder, torn], anyway=True)
 
 

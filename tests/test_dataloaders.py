@@ -69,7 +69,7 @@ def test_images_are_resized_to_squares(resize: str) -> None:
     assert (black > 0.5) if resize == "pad" else (black == 0)
 
 
-def test_batches_are_normalised_and_have_the_right_labels(learn: object, settled: tuple) -> None:
+def test_batches_are_normalized_and_have_the_right_labels(learn: object, settled: tuple) -> None:
     recipe, table = settled
     images, labels = learn.dls.valid.one_batch()
     assert images.shape[1:] == (3, 48, 48) and images.dtype == torch.float32

@@ -442,7 +442,7 @@ def test_tables_are_averaged_over_their_common_images() -> None:
     assert list(result["group"]) == ["1", "1"]
     with pytest.raises(DataError, match="share no image"):
         ensemble([one, other.assign(path=["q", "r"])], [None, None])
-    with pytest.raises(DataError, match="1 image is labelled differently in the two tables, first a: 'x' and 'y'"):
+    with pytest.raises(DataError, match="1 image is labeled differently in the two tables, first a: 'x' and 'y'"):
         ensemble([one, other.assign(label="y")], [None, None])
     with pytest.raises(DataError, match="Runs with different classes cannot be averaged: 'x', 'y' and 'y', 'z'"):
         ensemble([one, other.rename(columns={"p_x": "p_z"})], [None, None])

@@ -33,20 +33,20 @@ COLOUR = Image.new("RGB", (8, 4), (200, 100, 50))
         (COLOUR.convert("LAB"), "TIFF"),
     ],
 )
-def test_colours_survive_every_mode(image: Image.Image, kind: str) -> None:
+def test_colors_survive_every_mode(image: Image.Image, kind: str) -> None:
     pixels = np.asarray(load_image(encode(image, kind)), dtype=int)
     assert pixels.shape == (4, 8, 3) and np.abs(pixels - (200, 100, 50)).max() < 26  # GIF's palette is coarse
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
-def test_greys_survive(mode: str) -> None:
+def test_grays_survive(mode: str) -> None:
     assert np.asarray(load_image(encode(Image.new("L", (8, 4), 255).convert(mode), "PNG"))).min() == 255
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    grey = np.asarray(load_image(encode(Image.fromarray(values), "PNG")))[..., 0]
-    assert np.array_equal(grey, (values / 257).round())
+    gray = np.asarray(load_image(encode(Image.fromarray(values), "PNG")))[..., 0]
+    assert np.array_equal(gray, (values / 257).round())
     floats = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert np.asarray(load_image(encode(Image.fromarray(floats), "TIFF")))[..., 0].max() == 255
 
@@ -59,7 +59,7 @@ def test_transparent_areas_become_white() -> None:
 
 
 def test_the_first_frame_of_an_animation_is_used() -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     pixels = np.asarray(load_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])))
     assert pixels[0, 0].tolist() == [255, 0, 0]
 

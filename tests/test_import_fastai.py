@@ -98,7 +98,7 @@ def regression_loaders(images: Path) -> Any:
     return block.dataloaders(images, bs=8, num_workers=0)
 
 
-def grey_loaders(images: Path) -> Any:
+def gray_loaders(images: Path) -> Any:
     blocks = (ImageBlock(PILImageBW), CategoryBlock)
     block = DataBlock(blocks, get_items=get_image_files, get_y=parent_label, item_tfms=Resize(48))
     return block.dataloaders(images, bs=8, num_workers=0)
@@ -114,7 +114,7 @@ def grey_loaders(images: Path) -> Any:
         (lambda images: folder_loaders(images, item_tfms=Resize((48, 64))), {}, "takes images of 64 x 48 pixels"),
         (lambda images: folder_loaders(images, item_tfms=None, bs=1), {}, "takes images of 300 x 400 pixels"),
         (regression_loaders, {"n_out": 1}, "not a single CategoryBlock"),
-        (grey_loaders, {"n_in": 1}, r"not resnet18 as fastai cuts it: the first mismatch is in '0\.0\.weight'"),
+        (gray_loaders, {"n_in": 1}, r"not resnet18 as fastai cuts it: the first mismatch is in '0\.0\.weight'"),
     ],
 )  # fmt: skip
 def test_unsupported_learners_are_refused_in_one_line(

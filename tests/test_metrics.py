@@ -458,7 +458,7 @@ def test_tables_without_common_images_or_labels_are_rejected() -> None:
     table = make_table(*simulate(1, 20))
     with pytest.raises(DataError, match="share no image"):
         paired_test(table, table.assign(path="other/" + table["path"]))
-    with pytest.raises(DataError, match="images are labelled differently"):
+    with pytest.raises(DataError, match="images are labeled differently"):
         paired_test(table, table.assign(label="c003"))
     with pytest.raises(DataError, match="occurs twice"):
         paired_test(table, pd.concat([table, table]))

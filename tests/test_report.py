@@ -159,8 +159,8 @@ def test_the_page_is_accessible(page: Page) -> None:
 
 
 def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page) -> None:
-    def light(colour: str) -> float:
-        shares = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    def light(color: str) -> float:
+        shares = (int(color[at : at + 2], 16) / 255 for at in (1, 3, 5))
         red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
@@ -174,10 +174,10 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page) -> None:
     assert len(schemes) == 3
     for scheme in schemes:
         for ground in ("ground", "card"):
-            for colour in ("ink", "soft", "link", "wrong"):
-                assert contrast(scheme[colour], scheme[ground]) >= 4.5, (colour, ground, scheme)
-    for colour in (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY):
-        assert all(contrast(colour, scheme["ground"]) >= 3 for scheme in schemes), colour
+            for color in ("ink", "soft", "link", "wrong"):
+                assert contrast(scheme[color], scheme[ground]) >= 4.5, (color, ground, scheme)
+    for color in (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY):
+        assert all(contrast(color, scheme["ground"]) >= 3 for scheme in schemes), color
 
 
 def test_the_page_agrees_with_the_manifest(done: baseline.Baseline, page: Page) -> None:
@@ -234,7 +234,7 @@ def test_unusual_class_names_are_shown_as_plain_text(done: baseline.Baseline, tm
     assert any("🐝 bees" in (image["alt"] or "") for image in page.all("img"))
 
 
-def test_missing_images_are_grey_boxes_with_a_note(run: Path, tmp_path: Path) -> None:
+def test_missing_images_are_gray_boxes_with_a_note(run: Path, tmp_path: Path) -> None:
     before = page_of(run)
     for name in ("predictions.csv", "split.csv"):
         table = pd.read_csv(run / name, dtype=str, keep_default_na=False)
@@ -248,7 +248,7 @@ def test_missing_images_are_grey_boxes_with_a_note(run: Path, tmp_path: Path) ->
     assert [w for w in before.said.split() if "%" in w][:6] == [w for w in page.said.split() if "%" in w][:6]
 
 
-def test_a_damaged_image_is_a_grey_box_too(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_a_gray_box_too(run: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     table = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
     table.loc[table["split"] == "test", "path"] = str(tmp_path / "torn.jpg")

@@ -111,13 +111,13 @@ def test_images_of_every_format_are_read_as_by_the_model(client: TestClient, mod
     image = Image.open(files[0])
     rotated = Image.Exif()
     rotated[274] = 6
-    grey = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    gray = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     transparent = image.convert("RGBA")
     transparent.putalpha(120)
     kinds = {
         "exif": encode("JPEG", image, exif=rotated),
         "cmyk": encode("JPEG", image.convert("CMYK")),
-        "16 bits": encode("PNG", grey),
+        "16 bits": encode("PNG", gray),
         "transparent": encode("PNG", transparent),
         "animation": encode("GIF", image, save_all=True, append_images=[Image.open(files[30])]),
         "webp": encode("WEBP", image),

@@ -31,7 +31,7 @@ def test_class_folders_become_rows_without_split(images: Path) -> None:
 
 
 @pytest.mark.parametrize("valid", ["valid", "val", "validation", "Val"])
-def test_split_folders_are_recognised_by_name(tmp_path: Path, valid: str) -> None:
+def test_split_folders_are_recognized_by_name(tmp_path: Path, valid: str) -> None:
     names = [f"{part}/{label}/{n}.png" for part in ("train", valid, "test") for label in "ab" for n in range(2)]
     table = image_table(fill(tmp_path, *names))
     assert table.groupby("split").size().to_dict() == {"test": 4, "train": 4, "valid": 4}

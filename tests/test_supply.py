@@ -133,14 +133,14 @@ def licences() -> ModuleType:
     return module
 
 
-def test_every_required_package_has_a_known_licence(licences: ModuleType) -> None:
+def test_every_required_package_has_a_known_license(licences: ModuleType) -> None:
     packages = licences.packages()
     assert len(packages) > 40 and {"fastai", "torch", "pillow", "numpy"} <= {package.name for package in packages}
     assert [package.fault for package in packages if package.fault] == []
 
 
 @pytest.mark.parametrize("licence", ["GPL-3.0-only", "MIT AND AGPL-3.0", "GNU Lesser General Public License", ""])
-def test_a_forbidden_or_unknown_licence_is_a_fault(licences: ModuleType, licence: str) -> None:
+def test_a_forbidden_or_unknown_license_is_a_fault(licences: ModuleType, licence: str) -> None:
     assert licences.Package("thing", "1", licence, True).fault.startswith("thing 1: ")
 
 

@@ -18,7 +18,7 @@ from conftest import REAL_WEIGHTS
 from baseline.errors import RecipeError, WeightsError
 from baseline.vision import weights
 from baseline.vision.network import build_network
-from baseline.vision.weights import find_weights, normalisation, state_dict
+from baseline.vision.weights import find_weights, normalization, state_dict
 
 ARCH = "tf_efficientnet_lite0"
 
@@ -30,7 +30,7 @@ def test_embedded_weights_match_every_tensor_of_the_body() -> None:
 
 
 def test_the_embedded_body_tells_real_classes_apart() -> None:
-    """ImageNet's own classifier on the embedded weights: wrong tensors or normalisation would not know these."""
+    """ImageNet's own classifier on the embedded weights: wrong tensors or normalization would not know these."""
     shipped = {
         698: Path(sklearn.__file__).parent / "datasets/images/china.jpg",  # palace
         985: Path(sklearn.__file__).parent / "datasets/images/flower.jpg",  # daisy
@@ -46,16 +46,16 @@ def test_the_embedded_body_tells_real_classes_apart() -> None:
             for f in shipped.values()
         ]
     )
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in normalisation(ARCH))
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in normalization(ARCH))
     with torch.no_grad():
         best = model.eval()((batch - mean) / std).argmax(1)
     assert best.tolist() == list(shipped)
 
 
-def test_normalisation_belongs_to_the_weights() -> None:
-    assert normalisation(ARCH) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert normalisation("resnet18")[0] == pytest.approx((0.485, 0.456, 0.406))
-    assert normalisation("mobilenet_v2")[1] == pytest.approx((0.229, 0.224, 0.225))
+def test_normalization_belongs_to_the_weights() -> None:
+    assert normalization(ARCH) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert normalization("resnet18")[0] == pytest.approx((0.485, 0.456, 0.406))
+    assert normalization("mobilenet_v2")[1] == pytest.approx((0.229, 0.224, 0.225))
 
 
 def test_unknown_architecture_error_suggests_the_nearest_name() -> None:

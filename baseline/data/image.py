@@ -34,7 +34,7 @@ def load_image(source: Any, size: int = 0) -> Image.Image:
     """Load an image as upright RGB.
 
     EXIF orientation is applied, an animation yields its first frame, transparent areas become white, and 16-bit
-    greyscale is scaled to 8 bits.
+    grayscale is scaled to 8 bits.
 
     Args:
         source: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
@@ -114,7 +114,7 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray_to_uint8(image: Image.Image) -> Image.Image:
-    """Scale greyscale of 16 or 32 bits, or floats, to 8 bits: by the format's range, else by that of the values."""
+    """Scale grayscale of 16 or 32 bits, or floats, to 8 bits: by the format's range, else by that of the values."""
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if image.mode == "F" and low >= 0 and high <= 1:

@@ -262,14 +262,14 @@ def find_resize(learn: Learner) -> tuple[str, list[str]]:
 
 
 def find_normalization(learn: Learner) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel, derived from what becomes of black, grey and white images."""
-    black, grey, white = (
+    """Return mean and standard deviation per channel, derived from what becomes of black, gray and white images."""
+    black, gray, white = (
         apply_transforms(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].double().mean((1, 2)).cpu()
         for level in (0, 51, 255)
     )
     std = 1 / (white - black)
     mean = -black * std
-    if not torch.allclose((0.2 - mean) / std, grey, atol=1e-4):
+    if not torch.allclose((0.2 - mean) / std, gray, atol=1e-4):
         raise _Unsupported("its transforms change colors by more than a mean and a standard deviation")
     return mean.numpy().round(6).tolist(), std.numpy().round(6).tolist()
 

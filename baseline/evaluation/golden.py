@@ -34,7 +34,7 @@ def golden_outputs(network: nn.Module, config: Mapping[str, Any], images: np.nda
 
 
 def to_inputs(squares: np.ndarray, config: Mapping[str, Any], device: torch.device) -> Tensor:
-    """Convert squares to N x 3 x image_size x image_size, float32, normalised as in training."""
+    """Convert squares to N x 3 x image_size x image_size, float32, normalized as in training."""
     images = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
     return resize_batch(images, config["image_size"]).sub_(mean).div_(std)

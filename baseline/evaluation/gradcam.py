@@ -22,7 +22,7 @@ def grad_cam(model: nn.Sequential, images: torch.Tensor, classes: Sequence[int])
 
     Args:
         model: `Sequential(body, head)` in evaluation mode, as `network` builds it.
-        images: N x 3 x H x W, normalised as the network expects them.
+        images: N x 3 x H x W, normalized as the network expects them.
         classes: for each image the index of the class to explain.
 
     Returns:

@@ -82,7 +82,7 @@ def suspect_labels(table: pd.DataFrame) -> pd.DataFrame:
     """Return the images whose label is probably wrong, worst first.
 
     This is confident learning (Northcutt et al. 2021, JAIR 70): consider only classes that are at least as probable
-    for the image as they are on average for the images labelled with them; if the most probable of these is not the
+    for the image as they are on average for the images labeled with them; if the most probable of these is not the
     label, the image is suspected. The probabilities have to be those of images that the network was not trained on,
     such as valid and test. Hard images are found, too: look before you change a label.
 

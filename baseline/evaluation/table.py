@@ -38,13 +38,13 @@ def check_columns(table: pd.DataFrame, required: Sequence[str]) -> None:
 
 
 def check_same_images(both: pd.DataFrame) -> None:
-    """Raise a DataError if an image is labelled differently in the other table, or occurs twice."""
+    """Raise a DataError if an image is labeled differently in the other table, or occurs twice."""
     differing = both[both["label"].map(str) != both["label_other"].map(str)]
     if len(differing):
         first = differing.iloc[0]
         subject = "1 image is" if len(differing) == 1 else f"{len(differing):,} images are"
         raise DataError(
-            f"{subject} labelled differently in the two tables, first {first['path']}: '{first['label']}' and "
+            f"{subject} labeled differently in the two tables, first {first['path']}: '{first['label']}' and "
             f"'{first['label_other']}'. Compare runs on the same labels."
         )
     if both["path"].duplicated().any():

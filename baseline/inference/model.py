@@ -329,7 +329,7 @@ class Model(BasePredictor):
         return load_square(image, self.decoded_size, self.config["resize"])
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
-        """Return the network's input for squares: N x 3 x image_size x image_size, normalised, on its device."""
+        """Return the network's input for squares: N x 3 x image_size x image_size, normalized, on its device."""
         return to_inputs(np.stack(squares), self.config, device_of(self.network))
 
     def check(self) -> float:

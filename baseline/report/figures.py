@@ -1,7 +1,7 @@
 """Charts and image sheets for reports, as PNG files and as SVG for pages.
 
 Charts are matplotlib figures. They are saved as PNG on a white background, and as SVG whose lines and letters take the
-colour of the surrounding text, so that a page in dark mode gets dark charts for free. Sheets of images are composed
+color of the surrounding text, so that a page in dark mode gets dark charts for free. Sheets of images are composed
 with PIL, which takes a twentieth of the time that matplotlib needs for a grid of axes.
 """
 
@@ -49,10 +49,10 @@ THUMBNAIL_SIZE = 144
 
 
 INK = "#22262b"
-"""Colour of lines and letters: dark on a PNG's white background; `svg` replaces it with the page's text colour."""
+"""Color of lines and letters: dark on a PNG's white background; `svg` replaces it with the page's text color."""
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d9730d", "#2e9e5b", "#d64545", "#8a9099"
-"""Chart colours with a contrast of at least 3 against white and against the page's dark background."""
+"""Chart colors with a contrast of at least 3 against white and against the page's dark background."""
 
 
 STYLE: dict[Any, Any] = {
@@ -75,7 +75,7 @@ P = ParamSpec("P")
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Apply our colours, and ignore warnings about glyphs that matplotlib's font lacks: the page's fonts have them."""
+    """Apply our colors, and ignore warnings about glyphs that matplotlib's font lacks: the page's fonts have them."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph .* missing")
         yield
@@ -181,13 +181,13 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     Args:
         counts: number of images, classes x splits.
     """
-    colours = dict(zip(("train", "valid", "test"), (BLUE, ORANGE, GREEN), strict=True))
+    colors = dict(zip(("train", "valid", "test"), (BLUE, ORANGE, GREEN), strict=True))
     if len(counts) > MAX_NAMED_CLASSES:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.subplots()
         for split, dashes in zip(counts, ("-", "--", ":"), strict=False):
             sizes = counts[split].sort_values(ascending=False).to_numpy()
-            axes.plot(np.arange(1, len(sizes) + 1), sizes, dashes, color=colours[str(split)], label=str(split))
+            axes.plot(np.arange(1, len(sizes) + 1), sizes, dashes, color=colors[str(split)], label=str(split))
         axes.set(xlabel="classes, largest first", ylabel="images", ylim=(0, None))
         axes.legend()
         return figure
@@ -195,7 +195,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     left = np.zeros(len(counts))
     for split in counts:
-        axes.barh(np.arange(len(counts)), counts[split], left=left, color=colours[str(split)], label=str(split))
+        axes.barh(np.arange(len(counts)), counts[split], left=left, color=colors[str(split)], label=str(split))
         left += counts[split].to_numpy()
     axes.set_yticks(np.arange(len(counts)), shorten_names(counts.index))
     axes.invert_yaxis()
@@ -231,9 +231,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set_xticks(range(count), names, rotation=60 if count > 2 else 0, ha="right" if count > 2 else "center")
     axes.set_yticks(range(count), names)
     for row, column in np.argwhere(matrix):
-        colour = "#ffffff" if shares[row, column] > 0.55 else "#16191d"
+        color = "#ffffff" if shares[row, column] > 0.55 else "#16191d"
         text = f"{matrix[row, column]:,}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=9 if len(text) < 5 else 7, color=colour)
+        axes.text(column, row, text, ha="center", va="center", fontsize=9 if len(text) < 5 else 7, color=color)
     return figure
 
 
@@ -286,7 +286,7 @@ def ladder_figure(variants: pd.DataFrame) -> Figure:
     """
     rows = variants.iloc[::-1].to_dict("records")
     archs = [name for name in dict.fromkeys(variants["arch"]) if name]
-    colours = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
+    colors = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
     names = [
         "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in shorten_names([row["words"] for row in rows], 90)
     ]
@@ -295,11 +295,11 @@ def ladder_figure(variants: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5, 0.9 + 0.46 * heights[-1] + 0.2 * (len(archs) > 1)), layout="constrained")
     axes = figure.subplots()
     for height, name, row in zip(heights, names, rows, strict=True):
-        colour = colours.get(row["arch"], GREY)
+        color = colors.get(row["arch"], GREY)
         axes.plot(
-            [row["low"], row["high"]], [height, height], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6
+            [row["low"], row["high"]], [height, height], color=color, linewidth=3, solid_capstyle="butt", alpha=0.6
         )
-        axes.plot(row["accuracy"], height, "o", color=colour)
+        axes.plot(row["accuracy"], height, "o", color=color)
         position: dict[str, Any] = {
             "xycoords": axes.get_yaxis_transform(),
             "textcoords": "offset points",
@@ -310,7 +310,7 @@ def ladder_figure(variants: pd.DataFrame) -> Figure:
             f"{row['accuracy']:.1%}, {row['seconds']:,.0f} s", (1, height), (6, 0), va="center", fontsize=10, **position
         )
     for name in archs if len(archs) > 1 else ():
-        axes.plot([], [], "o", color=colours[name], label=name)
+        axes.plot([], [], "o", color=colors[name], label=name)
     low, high = axes.get_xlim()
     axes.set_xlim(low, min(high, 1 + 0.02 * (high - low)))  # room for half a dot
     axes.set_ylim(heights[0] - 0.4, heights[-1] + 0.6 + extra_lines[-1])
@@ -338,12 +338,12 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], names: d
     """
     figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    for variant, colour in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
+    for variant, color in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
         rows = trainings[trainings["variant"] == variant]
         means = rows.groupby("images")["accuracy"].mean()
-        axes.plot(rows["images"], rows["accuracy"], "o", color=colour, alpha=0.35, markersize=4)
-        axes.plot(means.index, means, "-o", color=colour, markersize=5, label=names[variant])
-        axes.plot(*lines[variant], "--", color=colour, linewidth=1.2)
+        axes.plot(rows["images"], rows["accuracy"], "o", color=color, alpha=0.35, markersize=4)
+        axes.plot(means.index, means, "-o", color=color, markersize=5, label=names[variant])
+        axes.plot(*lines[variant], "--", color=color, linewidth=1.2)
     axes.set(xscale="log", xlabel="training images", ylabel="accuracy")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
@@ -362,7 +362,7 @@ def shorten_names(names: Any, max_length: int = 28) -> list[str]:
 
 
 def image_sheet(images: Sequence[tuple[Image.Image | None, str]], columns: int = 6, side: int = 120) -> bytes:
-    """Return a grid of images with captions (lines) as the content of a PNG file; None becomes a grey square."""
+    """Return a grid of images with captions (lines) as the content of a PNG file; None becomes a gray square."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
     lines = max((caption.count("\n") + 1 for _, caption in images), default=1)
     width, height = side + 10, side + 12 + 14 * lines
@@ -405,8 +405,8 @@ def overlay_heatmap(image: Image.Image, heatmap: np.ndarray, side: int = 160) ->
     square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     smooth = Image.fromarray(heatmap.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
     values = np.clip(np.asarray(smooth), 0, 1)
-    colours = matplotlib.colormaps["inferno"](values)[..., :3] * 255
-    blended = 0.5 * np.asarray(square, dtype=np.float32) + 0.5 * colours
+    colors = matplotlib.colormaps["inferno"](values)[..., :3] * 255
+    blended = 0.5 * np.asarray(square, dtype=np.float32) + 0.5 * colors
     return Image.fromarray(blended.astype(np.uint8))
 
 
@@ -432,7 +432,7 @@ def pairs_figure(pairs: pd.DataFrame, title: str, max_pairs: int = 18) -> Figure
 
 
 def pair_thumbnail(path: str) -> Any:
-    """Return the image, at most 160 px wide and high, or a grey square where it no longer exists."""
+    """Return the image, at most 160 px wide and high, or a gray square where it no longer exists."""
     try:
         image = load_image(path, 160)
     except OSError:
@@ -450,7 +450,7 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """Return the figure as an `<svg>` element for a page, in the colour of the page's text.
+    """Return the figure as an `<svg>` element for a page, in the color of the page's text.
 
     Args:
         name: prefix of the element's ids, unique within the page.

@@ -200,7 +200,7 @@ def is_existing_path(name: str) -> bool:
 
 
 def describe_initial_weights(recorded: Any) -> dict[str, str]:
-    """Describe the weights that training started from: origin (unless it is a path), hash, licence and hub id.
+    """Describe the weights that training started from: origin (unless it is a path), hash, license and hub id.
 
     Args:
         recorded: `weights` of the manifest: facts, `"random"`, or None.

@@ -67,7 +67,7 @@ REQUIRED_KEYS = ("recipe", "reasons", "metrics", "seconds", "stages", "data", "d
 def write_report(run: str | Path, progress: Progress | None = None) -> Path:
     """Write `report.html` and its pictures (PNG) into the folder of a finished run, and return the page's path.
 
-    Images that are no longer where they were are shown as grey boxes, and the page says so.
+    Images that are no longer where they were are shown as gray boxes, and the page says so.
 
     Raises:
         OutputError: if the folder holds no finished run, a newer version wrote it, or it cannot be written.
@@ -342,7 +342,7 @@ def pair_cards(
             cards = [
                 (
                     image_card(images, row["path"], row["label"], "an image of", row["split"]),
-                    image_card(images, row["other"], row["other_label"], "its duplicate, labelled", row["other_split"]),
+                    image_card(images, row["other"], row["other_label"], "its duplicate, labeled", row["other_split"]),
                 )
                 for row in rows.head(PAIR_COUNT).to_dict("records")
             ]
@@ -427,7 +427,7 @@ def suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
     """Return the card of an image whose label may be wrong."""
     probability = percent(row["suggested_probability"])
     caption = [f"label: {row['label']}", f"suggested: {row['suggested']} ({probability})", row["split"]]
-    alt = f"an image labelled {row['label']}, possibly of {row['suggested']}"
+    alt = f"an image labeled {row['label']}, possibly of {row['suggested']}"
     return ImageCard(images.get(row["path"]), alt, caption, row["path"], wrong=True)
 
 

@@ -59,9 +59,9 @@ def write_training(
 ) -> None:
     """Write the history and the model folder."""
     from baseline.vision.model_folder import save_network
-    from baseline.vision.weights import is_torchvision, normalisation, published_info
+    from baseline.vision.weights import is_torchvision, normalization, published_info
 
-    mean, std = normalisation(recipe.model.arch)
+    mean, std = normalization(recipe.model.arch)
     facts = {
         "library": "torchvision" if is_torchvision(recipe.model.arch) else "timm",
         "arch": recipe.model.arch,

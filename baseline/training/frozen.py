@@ -39,7 +39,7 @@ from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets
 from baseline.vision.learner import mixed_precision
 from baseline.vision.network import device_of
 from baseline.vision.rng import preserve_rng_state
-from baseline.vision.weights import normalisation
+from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -303,7 +303,7 @@ class FrozenOutputs:
             "view": view,
             "seed": recipe.seed if view.kind == "either" else None,
             "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
-            "normalised": normalisation(recipe.model.arch),
+            "normalised": normalization(recipe.model.arch),
             "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }
 

@@ -27,7 +27,7 @@ from baseline.errors import RecipeError
 from baseline.progress import Progress
 from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms
 from baseline.vision.decoded import decode_table
-from baseline.vision.weights import normalisation
+from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Normalization = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per colour channel."""
+"""Mean and standard deviation per color channel."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def dataloaders(
 ) -> DataLoaders:
     """Return fastai DataLoaders over the table's train and valid splits.
 
-    Inputs are `TensorImage`, N x 3 x image_size x image_size, float32, normalised as the recipe's weights expect.
+    Inputs are `TensorImage`, N x 3 x image_size x image_size, float32, normalized as the recipe's weights expect.
     Targets are `TensorCategory`, N, int64, or, with `task = "multilabel"`, `TensorMultiCategory`, N x classes, float32,
     0 or 1. The vocabulary is the table's classes in alphabetical order. Training batches are shuffled and augmented.
 
@@ -140,7 +140,7 @@ def dataloaders(
     progress = progress or Progress()
     table = table.reset_index(drop=True)
     decoded = decode_table(table, recipe, progress)
-    dls = _datablock(recipe, classes_in(table, recipe.data.task), normalisation(recipe.model.arch)).dataloaders(
+    dls = _datablock(recipe, classes_in(table, recipe.data.task), normalization(recipe.model.arch)).dataloaders(
         table[table["split"] != "test"].reset_index(drop=True),
         bs=recipe.training.batch_size,
         num_workers=0 if decoded else recipe.options.workers,
@@ -160,7 +160,7 @@ def empty_loaders(classes: Sequence[str], recipe: Recipe, normal: Normalization)
     Args:
         classes: the vocabulary.
         recipe: the recipe of the network.
-        normal: mean and standard deviation per colour channel; see `baseline.vision.weights.normalisation`.
+        normal: mean and standard deviation per color channel; see `baseline.vision.weights.normalization`.
     """
     blank = Image.new("RGB", (8, 8))
     table = pd.DataFrame({"path": [blank, blank], "label": classes[0], "split": ["train", "valid"]})

@@ -2,7 +2,7 @@
 
 Recipe + DataLoaders -> Learner. The network is assembled like in fastai's `vision_learner`, from the same parts
 (`create_body` or `TimmBody`, `add_head`, `Learner`). `vision_learner` itself is not used because three things must
-differ: weights come from a verified file, normalisation belongs to the weights instead of a list of known names, and
+differ: weights come from a verified file, normalization belongs to the weights instead of a list of known names, and
 timm networks have timm's own layer groups instead of two.
 This module knows networks and weights; it knows no images and no stages.
 """

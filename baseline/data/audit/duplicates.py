@@ -141,7 +141,7 @@ def similar_pairs(unique: np.ndarray, scan: ScanResult) -> tuple[np.ndarray, np.
 
 
 def thumbnail_distance(thumbs: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return one minus the correlation of each pair's thumbnails, centred by channel so that a colour cast is ignored.
+    """Return one minus the correlation of each pair's thumbnails, centred by channel so that a color cast is ignored.
 
     Args:
         thumbs: N x 192, uint8.

@@ -177,7 +177,7 @@ def collect_findings(
         examples = [f"{Path(one).name} = {Path(two).name}" for one, two in exact[["path", "other"]].head(3).to_numpy()]
         message += f": {', '.join(examples)}{' ...' if len(exact) > 3 else ''}" if examples else ""
         count = pd.concat([conflicts["path"], conflicts["other"]]).nunique()
-        effect = "at least one of each pair is mislabelled, which caps any accuracy"
+        effect = "at least one of each pair is mislabeled, which caps any accuracy"
         yield "conflict", count, message, effect, "fix the labels"
     if not grouped and readable["group"].notna().any():
         count = int(readable["group"].notna().sum())
@@ -220,7 +220,7 @@ def class_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str,
 
 
 def image_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
-    """Yield the findings about size, shape, colour mode, rotation and animation."""
+    """Yield the findings about size, shape, color mode, rotation and animation."""
     sides = readable[["width", "height"]]
     small = sides.min(axis=1) < SMALL_SIDE
     if small.any():
@@ -235,7 +235,7 @@ def image_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str,
     modes = readable["mode"].value_counts()
     if len(modes) > 1:
         message = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
-        effect = "a class with a mode of its own can be recognised by it; all are converted to RGB"
+        effect = "a class with a mode of its own can be recognized by it; all are converted to RGB"
         yield "modes", int(modes.iloc[1:].sum()), message, effect, "none needed"
     turned, animated = readable["turned"], readable["frames"] > 1
     if turned.any():

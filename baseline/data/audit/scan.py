@@ -1,4 +1,4 @@
-"""Decode every image of a table once and record its size, colour mode, hashes and thumbnail, or why it is unreadable.
+"""Decode every image of a table once and record its size, color mode, hashes and thumbnail, or why it is unreadable.
 
 The records are cached in an SQLite file in the cache folder, by path, size and modification time of the image.
 """

@@ -53,7 +53,7 @@ class Dataset:
     classes: tuple[str, ...]  # in the order of the class numbers
     train: int
     test: int
-    licence: str
+    license: str
     citation: str
     balanced: bool = True  # every class has the same number of images
     disk_bytes: int = 600_000_000  # for the archive, the unpacked archive and the images together
@@ -70,7 +70,7 @@ CIFAR10 = Dataset(
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     train=50_000,
     test=10_000,
-    licence="none stated by its authors; they ask to be cited",
+    license="none stated by its authors; they ask to be cited",
     citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
     fastai_name="CIFAR",
     hub_id="uoft-cs/cifar10",
@@ -96,7 +96,7 @@ IMAGENETTE = Dataset(
              "gas pump", "golf ball", "parachute"),
     train=9_469,
     test=3_925,  # the archive's val
-    licence="Apache-2.0 for the selection; the images are ImageNet's",
+    license="Apache-2.0 for the selection; the images are ImageNet's",
     citation="J. Howard, Imagenette, fast.ai, 2019; ImageNet: O. Russakovsky et al., IJCV 2015",
     balanced=False,
     fastai_name="IMAGENETTE_160",
@@ -118,7 +118,7 @@ PETS = Dataset(
              "shiba_inu", "staffordshire_bull_terrier", "wheaten_terrier", "yorkshire_terrier"),
     train=3_680,
     test=3_669,
-    licence="CC BY-SA 4.0",
+    license="CC BY-SA 4.0",
     citation="O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, Cats and Dogs, CVPR 2012",
     balanced=False,
     disk_bytes=1_900_000_000,
@@ -422,7 +422,7 @@ def build_cache_folder(
             "sha256": material_sha256(info, material),
             "images": {"train": train, "test": test},
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "licence": info.licence,
+            "license": info.license,
             "citation": info.citation,
         }
         (images / MARKER_FILE).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")

@@ -246,9 +246,9 @@ class Routes:
             "examples": [label for _, label in examples], "limits": predictor.limits, "version": __version__,
         }  # fmt: skip
         style, script = (files("baseline.report") / "templates" / name for name in ("serve.css", "serve.js"))
-        colours = files("baseline.report") / "templates" / "colours.css"
+        colors = files("baseline.report") / "templates" / "colors.css"
         self.page = _static_response("text/html", render("serve", context))
-        self.style = _static_response("text/css", colours.read_text("utf-8") + style.read_text("utf-8"))
+        self.style = _static_response("text/css", colors.read_text("utf-8") + style.read_text("utf-8"))
         self.script = _static_response("text/javascript", script.read_text("utf-8"))
         self.openapi = _static_response("application/json", json.dumps(openapi_schema(predictor)))
 

@@ -91,9 +91,9 @@ class Predictor:
 
     def _warm_up(self) -> bool:
         """Run the first pass, which takes longest, and return whether the network supports Grad-CAM."""
-        grey = np.full(self.model.decoded_shape, 127, np.uint8)
-        self.predict_squares([grey])
-        return grad_cam(self.model.network, self.model.inputs([grey]), [0]) is not None
+        gray = np.full(self.model.decoded_shape, 127, np.uint8)
+        self.predict_squares([gray])
+        return grad_cam(self.model.network, self.model.inputs([gray]), [0]) is not None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -42,7 +42,7 @@ function addImage(file, name, label = null) {
   const preview = part("img"), address = URL.createObjectURL(file);
   card.addresses = [address];
   card.classList.add("pending");
-  part(".name").textContent = label === null ? name : `${name}, labelled ${label || "nothing"} in the run`;
+  part(".name").textContent = label === null ? name : `${name}, labeled ${label || "nothing"} in the run`;
   preview.alt = name;
   preview.onerror = () => {  // a TIFF, for example
     card.classList.add("blank");
