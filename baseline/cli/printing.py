@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 def grid(rows: list[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for name, words in rows:
-        table.add_row(name, words)
+    for name, text in rows:
+        table.add_row(name, text)
     return table
 
 
@@ -39,8 +39,8 @@ def audit_table(result: Audit) -> RenderableType:
     if result.findings.empty:
         return f"{len(result.images):,} images: no problems found."
     table = Table("finding", "images", "details", "effect", "remedy")
-    for finding, images, *words in result.findings.itertuples(index=False):
-        table.add_row(str(finding), f"{images:,}", *(escape(str(each)) for each in words))
+    for finding, images, *texts in result.findings.itertuples(index=False):
+        table.add_row(str(finding), f"{images:,}", *(escape(str(text)) for text in texts))
     return table
 
 
@@ -73,8 +73,8 @@ def result_table(result: Baseline) -> RenderableType:
 def _explain_result(result: Baseline) -> list[str]:
     """What the metrics of the last split mean, and what calibration changes."""
     split, numbers = list(result.metrics.items())[-1]
-    found = result.manifest["calibration"].get(split)
-    return [escape(line) for line in (*explain(numbers), *([found["words"]] if found else []))]
+    calibration = result.manifest["calibration"].get(split)
+    return [escape(line) for line in (*explain(numbers), *([calibration["words"]] if calibration else []))]
 
 
 def seeds_table(result: SeedRuns) -> RenderableType:
@@ -84,8 +84,8 @@ def seeds_table(result: SeedRuns) -> RenderableType:
         shares = (f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
         table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
     deviation = "" if result.sd is None else f", sd {100 * result.sd:.2f} points"
-    words = f"{result.split} accuracy of {len(result.runs)} seeds: mean {result.mean:.2%}{deviation}"
-    lines = [f"{words}, {result.least:.2%} to {result.most:.2%}"]
+    summary = f"{result.split} accuracy of {len(result.runs)} seeds: mean {result.mean:.2%}{deviation}"
+    lines = [f"{summary}, {result.least:.2%} to {result.most:.2%}"]
     if not result.same_images:
         lines.append("Each seed has other test images: the spread comes from the images and the training together.")
     return Group(*lines, table, escape(f"results: {result.folder / 'seeds.json'}"))
@@ -97,8 +97,8 @@ def folds_table(result: FoldRuns) -> RenderableType:
     table = Table("fold", "images", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
     for run in result.runs:
         shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
-        words = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
-        table.add_row(*words)
+        cells = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
+        table.add_row(*cells)
     lines = [
         f"out-of-fold accuracy of {len(result.runs)} folds: {_accuracy_text(result.metrics['oof'])}",
         f"accuracy of a fold: mean {result.mean:.2%}, sd {100 * result.sd:.2f} points, "
@@ -122,11 +122,11 @@ def folds_table(result: FoldRuns) -> RenderableType:
 
 def _accuracy_text(numbers: Mapping[str, Any]) -> str:
     """An accuracy with its interval, over groups where there are any."""
-    found = numbers["tta"]
-    low, high = found.get("group_interval", found["interval"])
-    of = f"{numbers['groups']:,} groups" if "group_interval" in found else f"{numbers['images']:,} images"
-    micro = f"; micro F1 {found['micro_f1']:.2%}" if "mean_average_precision" in found else ""
-    return f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
+    scores = numbers["tta"]
+    low, high = scores.get("group_interval", scores["interval"])
+    of = f"{numbers['groups']:,} groups" if "group_interval" in scores else f"{numbers['images']:,} images"
+    micro = f"; micro F1 {scores['micro_f1']:.2%}" if "mean_average_precision" in scores else ""
+    return f"{scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
 
 
 def ladder_table(result: Ladder) -> RenderableType:
@@ -138,11 +138,11 @@ def ladder_table(result: Ladder) -> RenderableType:
     for row in result.table.to_dict("records"):
         tested = isinstance(row["against"], str)
         points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
-        told = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
+        gain = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
                 "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"] if tested else ["", "", ""]  # fmt: skip
         accuracy = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
         costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
-        table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *told, *costs)
+        table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *gain, *costs)
     return Group(table, "", *result.sentences)
 
 
@@ -194,8 +194,8 @@ def label_review_table(result: LabelReview, target: str) -> RenderableType:
 
 def fixes_table(result: FixComparison) -> RenderableType:
     """The result of a run with fixes, and what the fixes changed."""
-    words = f"fixes: {result.after.manifest['reasons']['fixes']}"
-    return Group(result_table(result.after), escape(words), comparison_table(result.comparison))
+    fixes = f"fixes: {result.after.manifest['reasons']['fixes']}"
+    return Group(result_table(result.after), escape(fixes), comparison_table(result.comparison))
 
 
 def comparison_table(result: Comparison) -> RenderableType:
@@ -205,8 +205,8 @@ def comparison_table(result: Comparison) -> RenderableType:
         loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
         size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
         images = "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}"
-        words = (escape(row["run"]), images, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
-        table.add_row(*words)
+        cells = (escape(row["run"]), images, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
+        table.add_row(*cells)
     return Group(table, *[escape(line) for line in result.sentences])
 
 

@@ -189,7 +189,7 @@ def find_clip_weights(clip: ClipModel, progress: Progress) -> Weights:
     if not (published := open_clip.get_pretrained_cfg(clip.arch, clip.weights)):
         return weights_from_file(clip.arch, Path(clip.weights))
     origin = f"open_clip's {clip.weights}"
-    if (cached := find_in_hub_cache(published.get("hf_hub", ""))) is not None:
+    if (cached := find_clip_in_hub_cache(published.get("hf_hub", ""))) is not None:
         progress.log(f"weights: {clip.arch}:{clip.weights} from the Hugging Face cache")
         return dataclasses.replace(weights_from_file(clip.arch, cached), origin=origin)
     progress.log(f"weights: {clip.arch}:{clip.weights} from open_clip's cache, or downloaded")
@@ -203,7 +203,7 @@ def find_clip_weights(clip: ClipModel, progress: Progress) -> Weights:
     return dataclasses.replace(weights_from_file(clip.arch, Path(path)), origin=origin)
 
 
-def find_in_hub_cache(location: str) -> Path | None:
+def find_clip_in_hub_cache(location: str) -> Path | None:
     """Return the cached file of `ORGANIZATION/NAME/FILE`; without FILE, the one that open_clip uses by default.
 
     Without a network, open_clip itself would try to connect for a minute before it looks into the cache.
