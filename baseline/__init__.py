@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from baseline.evaluation.metrics import evaluate as evaluate
     from baseline.evaluation.predict import predict as predict
     from baseline.evaluation.significance import paired_test as paired_test
+    from baseline.experiments.compare import compare_runs as compare_runs
     from baseline.experiments.label_review import clean as clean
     from baseline.experiments.ladder import run_ladder as run_ladder
     from baseline.experiments.learning_curve import run_learning_curve as run_learning_curve
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe as Recipe
     from baseline.recipe.schema import RunOptions as RunOptions
     from baseline.recipe.schema import Stage as Stage
-    from baseline.runs.compare import compare_runs as compare_runs
     from baseline.training.stages import train as train
     from baseline.vision.dataloaders import dataloaders as dataloaders
     from baseline.vision.learner import learner as learner
@@ -63,7 +63,7 @@ _HOMES = {
     "audit": "data.audit.findings",
     "calibrate": "evaluation.calibration",
     "clean": "experiments.label_review",
-    "compare_runs": "runs.compare",
+    "compare_runs": "experiments.compare",
     "dataloaders": "vision.dataloaders",
     "evaluate": "evaluation.metrics",
     "export": "deploy.export",

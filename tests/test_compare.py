@@ -19,8 +19,8 @@ from baseline import Progress, compare_runs, paired_test, run_seeds
 from baseline.cli import options
 from baseline.cli.printing import seeds_table
 from baseline.errors import DataError, OutputError, RecipeError
+from baseline.experiments.compare import list_runs
 from baseline.experiments.repeats import SeedRuns
-from baseline.runs.compare import list_runs
 from baseline.runs.folder import read_predictions
 
 pytestmark = pytest.mark.usefixtures("no_page")

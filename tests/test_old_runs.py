@@ -11,8 +11,8 @@ import pytest
 
 from baseline import Stage, compare_runs, evaluate, load, load_recipe
 from baseline.errors import OutputError
+from baseline.experiments.compare import list_runs
 from baseline.recipe.legacy import upgrade_recipe
-from baseline.runs.compare import list_runs
 from baseline.runs.folder import FORMAT, read_manifest, read_predictions
 from baseline.runs.manifest import recipe_from_manifest
 

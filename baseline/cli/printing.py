@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from baseline.data.audit.findings import Audit
     from baseline.experiments.before_after import FixComparison
+    from baseline.experiments.compare import Comparison
     from baseline.experiments.label_review import LabelReview
     from baseline.experiments.ladder import Ladder
     from baseline.experiments.learning_curve import LearningCurve
     from baseline.experiments.repeats import FoldRuns, SeedRuns
     from baseline.make import Baseline
-    from baseline.runs.compare import Comparison
 
 
 def grid(rows: list[tuple[str, str]]) -> Table:

@@ -37,8 +37,8 @@ def compare_command(
     ```
     """
     from baseline.cli.printing import comparison_table
+    from baseline.experiments.compare import compare_runs
     from baseline.files import write_atomic
-    from baseline.runs.compare import compare_runs
 
     result = compare_runs(runs, anyway=anyway, averages=[split_paths([text]) for text in ensemble or []])
     for path, content in ((csv, result.table.to_csv(index=False)), (html, result.as_html())):
@@ -60,7 +60,7 @@ def runs_command(
     ```
     """
     from baseline.cli.printing import runs_table
-    from baseline.runs.compare import list_runs
+    from baseline.experiments.compare import list_runs
 
     print_table(runs_table(list_runs(folder)))
 

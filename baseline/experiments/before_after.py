@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from baseline.data.label_fixes import read_fixes
 from baseline.data.prepare import load_images
 from baseline.errors import OutputError
+from baseline.experiments.compare import compare_runs
 from baseline.experiments.series import require_single_process
 from baseline.make import make_baseline
 from baseline.progress import ConsoleProgress, Progress
-from baseline.runs.compare import compare_runs
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.experiments.compare import Comparison
     from baseline.make import Baseline
     from baseline.recipe.schema import Recipe
-    from baseline.runs.compare import Comparison
 
 __all__ = ["FixComparison", "compare_fixes"]
 

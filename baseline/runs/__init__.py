@@ -1,1 +1,1 @@
-"""Run folders: creating them, their manifest and files, and comparing them."""
+"""Run folders: creating them, their manifest, files and timing."""
