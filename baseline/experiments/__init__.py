@@ -1,1 +1,1 @@
-"""Experiments that consist of several runs: seeds, folds, comparisons, ladders, learning curves, label fixes and label review."""
+"""Experiments of several runs: seeds, folds, comparisons, ladders, learning curves, label fixes and label review."""
