@@ -10,12 +10,12 @@ import baseline
 images = sys.argv[1]
 tuned = baseline.make_baseline(images, "debris")
 frozen = baseline.make_baseline(images, "debris", stages=[baseline.Stage("head", 10, "find")])
-for words, done in (("frozen", frozen), ("fine-tuned", tuned)):
-    found = done.metrics["test"]["tta"]
-    low, high = found["interval"]
-    print(f"{words}: accuracy {found['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
-    plastic = found["classes"]["plastic"]
-    print(f"  of the plastic {plastic['recall']:.0%} is found; of what is called plastic {plastic['precision']:.0%} is")
+for name, done in (("frozen", frozen), ("fine-tuned", tuned)):
+    scores = done.metrics["test"]["tta"]
+    low, high = scores["interval"]
+    print(f"{name}: accuracy {scores['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
+    plastic = scores["classes"]["plastic"]
+    print(f"  recall of plastic {plastic['recall']:.0%}, precision {plastic['precision']:.0%}")
 differ = baseline.paired_test(frozen.predictions, tuned.predictions)
 print(f"they differ by {'more than' if differ['beyond_noise'] else 'no more than'} noise (p = {differ['p']:.3f})")
 print(f"pictures: {tuned.folder / 'confusion.png'} and {tuned.folder / 'errors.png'}")

@@ -64,10 +64,10 @@ history.epochs.plot("epoch", ["train_loss", "valid_loss"])
 # Both were evaluated on the same images, so that a paired test can compare them.
 
 # %%
-for words, predicted in (("head of a pretrained body", to_beat), ("network of my own", own)):
-    found = baseline.evaluate(predicted)["test"]["tta"]
-    low, high = found["interval"]
-    print(f"{words}: test accuracy {found['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
-differ = baseline.paired_test(to_beat, own)
-low, high = differ["interval"]
-print(f"difference {differ['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {differ['p']:.2g}")
+for name, predictions in (("head of a pretrained body", to_beat), ("network of my own", own)):
+    metrics = baseline.evaluate(predictions)["test"]["tta"]
+    low, high = metrics["interval"]
+    print(f"{name}: test accuracy {metrics['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
+difference = baseline.paired_test(to_beat, own)
+low, high = difference["interval"]
+print(f"difference {difference['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {difference['p']:.2g}")
