@@ -20,7 +20,8 @@ from baseline.vision.rng import seed_everything
 recipe = baseline.load_recipe("default").with_preset("quick")
 table = baseline.split(baseline.image_table(os.environ.get("IMAGES", "images")), recipe)
 recipe, weights, reasons = baseline.resolve(recipe, table)
-dls = baseline.dataloaders(table, recipe)
+with seed_everything(0):
+    dls = baseline.dataloaders(table, recipe)
 table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
 
 # %% [markdown]

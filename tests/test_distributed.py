@@ -93,7 +93,7 @@ folder, *arguments = sys.argv[1:]
 original_get_idxs, original_after_backward = BatchLoader.get_idxs, SyncGradients.after_backward
 def get_idxs(self):
     indices = original_get_idxs(self)
-    if self.share:
+    if self.shard:
         with open(f"{folder}/seen-{os.environ['LOCAL_RANK']}.txt", "a") as file:
             file.write(json.dumps(indices) + "\\n")
     return indices
@@ -224,7 +224,7 @@ def test_features_of_single_process_runs_are_refused(
     with pytest.raises(RecipeError, match="budget works in a single process only"):
         baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
     ended = call("run", images, "--processes", 2, "--seeds", 2)
-    assert ended.returncode == 2 and "--processes goes with a single run" in ended.stderr
+    assert ended.returncode == 2 and "--processes trains a single run" in ended.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     for several in (
         partial(baseline.run_seeds, 2),

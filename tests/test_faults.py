@@ -239,7 +239,7 @@ def test_caches_on_a_full_disk_only_cost_time(
     progress = RecordingProgress()
     full = make_baseline(images, head, out=tmp_path / "full", progress=progress)
     assert full.predictions.equals(undisturbed.predictions)
-    assert any("not kept for the next time" in line for line in progress.lines), progress.lines
+    assert any("results of the scan cannot be cached" in line for line in progress.lines), progress.lines
     assert any("nothing more is stored" in line for line in progress.lines), progress.lines
 
 

@@ -426,7 +426,7 @@ def test_an_ensemble_of_runs_is_compared_with_them_and_with_the_best(folds: Fold
     two = ensemble(tables(folds, "test")[:2], temperatures(folds)[:2])
     row = pd.read_csv(tmp_path / "found.csv").iloc[-1]
     assert row["loss"] == pytest.approx(two["loss"].mean()) and row["differs"] == "ensemble of 2 runs"
-    with pytest.raises(DataError, match="is not among the runs that are compared"):
+    with pytest.raises(DataError, match="is part of an ensemble but not among the compared runs"):
         compare_runs(runs[:2], averages=[[runs[0], runs[2]]])
     with pytest.raises(DataError, match="two or more different runs"):
         compare_runs(runs, averages=[[runs[0], runs[0]]])

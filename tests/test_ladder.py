@@ -185,8 +185,8 @@ def test_every_variant_trains_what_is_documented(
         trains["scratch"] == ["all"] and not plans["scratch"].model.pretrained and plans["scratch"].model.weights == ""
     )
     assert all(plan.model.pretrained for variant, plan in plans.items() if variant != "scratch")
-    assert {plan.split_file for plan in plans.values()} == {str(tmp_path / "split.csv")}
-    assert {(plan.arch, plan.image_size, plan.seed) for plan in plans.values()} == {
+    assert {plan.split.file for plan in plans.values()} == {str(tmp_path / "split.csv")}
+    assert {(plan.model.arch, plan.model.image_size, plan.seed) for plan in plans.values()} == {
         (architecture.recipe.model.arch, 48, deterministic.seed)
     }
 

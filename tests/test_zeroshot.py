@@ -44,7 +44,7 @@ def test_class_names_become_prompts_and_equal_prompts_are_rejected() -> None:
     names = ["polar_bear", "sea-lion", "T-shirt_/_top", "{class}"]
     assert class_prompts(names, "a {class}, {class}")[:2] == ["a polar bear, polar bear", "a sea lion, sea lion"]
     assert class_prompts(names)[2:] == ["a photo of a T shirt / top", "a photo of a {class}"]
-    with pytest.raises(DataError, match=r"'sea-lion' and 'sea_lion' .* 'an image of a sea lion'"):
+    with pytest.raises(DataError, match=r"'sea-lion' and 'sea_lion' .* 'a photo of a sea lion'"):
         class_prompts(["sea-lion", "ant", "sea_lion"])
     with pytest.raises(RecipeError, match=r"'an image' has no \{class\}"):
         parse_clip(DEFAULT_CLIP, "an image")

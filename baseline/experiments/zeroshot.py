@@ -140,7 +140,7 @@ def class_prompts(classes: Sequence[str], prompt: str = DEFAULT_PROMPT) -> list[
         DataError: if two classes have the same prompt.
 
     >>> class_prompts(["polar_bear", "sea-lion"])
-    ['an image of a polar bear', 'an image of a sea lion']
+    ['a photo of a polar bear', 'a photo of a sea lion']
     """
     class_by_prompt: dict[str, str] = {}
     for name in classes:
