@@ -19,6 +19,7 @@ __all__ = [
     "RecipeError",
     "TrainingError",
     "WeightsError",
+    "closest_name",
     "first_line",
     "format_count",
     "incompatible_version",
@@ -67,10 +68,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str], limit: int = 12) ->
     "There is no recipe 'cifra10'. Did you mean 'cifar10'? Known: cifar10, default."
     """
     names = sorted(known)
-    matches = get_close_matches(name, names, n=1)
-    hint = f" Did you mean '{matches[0]}'?" if matches else ""
     listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return f"There is no {kind} '{name}'.{hint} Known: {listed}."
+    return f"{closest_name(kind, name, names)} Known: {listed}."
+
+
+def closest_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that does not exist, without the list of those that do.
+
+    >>> closest_name("recipe", "cifra10", ["cifar10", "default"])
+    "There is no recipe 'cifra10'. Did you mean 'cifar10'?"
+    """
+    matches = get_close_matches(name, sorted(known), n=1)
+    return f"There is no {kind} '{name}'." + (f" Did you mean '{matches[0]}'?" if matches else "")
 
 
 def missing_image(error: OSError) -> DataError:

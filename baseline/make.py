@@ -1,8 +1,8 @@
 """`make_baseline`: the pipeline from images to a run folder.
 
-Each step calls the sub-package that does it: `data` reads and splits the images, `vision` makes the DataLoaders and
+Each step calls the subpackage that does it: `data` reads and splits the images, `vision` makes the DataLoaders and
 the Learner, `training` trains the stages, `evaluation` predicts and measures, and `runs` writes the results. The
-`report` sub-package adds pages and pictures where it is installed; nothing before it depends on it.
+`report` subpackage adds pages and pictures where it is installed; nothing before it depends on it.
 """
 
 from __future__ import annotations

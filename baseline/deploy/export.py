@@ -132,7 +132,7 @@ def export(
         tta: average over the views of the run's evaluation (test-time augmentation, TTA), for which the temperature
             was fitted; if false, use the plain image alone, at a fraction of the cost.
         int8: quantize weights and activations of convolutions and matrix products to 8 bits; ranges are measured on a
-            quarter of the images, at most 200, and the file is judged on the others.
+            quarter of the images, at most 200, and the file is evaluated on the others.
 
     Raises:
         OutputError: if the format does not exist, the file exists, a package is missing, or the file cannot be written.
@@ -156,7 +156,7 @@ def export(
                     f"int8 needs at least {MIN_CALIBRATION_IMAGES} images, not {len(inputs)}. Pass more to --images."
                 )
             step = max(4, len(inputs) // MAX_CALIBRATION_IMAGES)
-            progress.log(f"int8: ranges measured on {len(inputs[::step])} images, judged on the others")
+            progress.log(f"int8: ranges measured on {len(inputs[::step])} images, evaluated on the others")
             exporter.onnx(part, calibration_images=inputs[::step])
             inputs = [image for number, image in enumerate(inputs) if number % step]
         else:

@@ -1,8 +1,8 @@
 """Label review: find labels that are probably wrong, and write a page to fix them on.
 
-Every image is judged by images of other folds; duplicates and groups are always in one fold. Two predictions are mixed:
-logistic regression on the features of the pretrained body (averaged over the image and its mirror image), and a vote of
-the nearest images. The weight of the vote is the one with the lowest log loss. From these out-of-fold probabilities,
+Every label is checked with images of other folds; duplicates and groups are always in one fold. Two predictions are
+mixed: logistic regression on the features of the pretrained body (averaged over the image and its mirror image), and a
+vote of the nearest images. The weight of the vote is the one with the lowest log loss. From these out-of-fold probabilities,
 confident learning (Northcutt et al. 2021, JAIR 70; the package cleanlab) finds labels that are probably wrong. Images
 whose nearest neighbors are far away are outliers; the audit finds duplicates with different labels.
 
@@ -112,7 +112,7 @@ def clean(
             `make_baseline`.
         recipe: as for `make_baseline`.
         out: a folder that holds no run; `clean-NAME-DATE-TIME` if not given.
-        splits: splits whose images are judged.
+        splits: splits whose labels are checked.
         folds: number of folds; if not given, 5, or as many as the smallest class has images.
         oof: a table of `path` and `p_CLASS` columns with out-of-fold probabilities, to use instead of own predictions.
         accept: write `fixes.csv` without a review, with the suggestions for suspected labels from this confidence on.

@@ -160,7 +160,7 @@ def run_folds(
     any image.
 
     Args:
-        resume, on: see `run_seeds`, which also documents the other arguments and errors.
+        resume, executor: see `run_seeds`, which also documents the other arguments and errors.
         **changes: as for `make_baseline`; `split`, here or in the recipe, is `"kfold:K"` or `"group-kfold:K"`.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from baseline.errors import RecipeError, unknown_name
+from baseline.errors import RecipeError, closest_name, unknown_name
 from baseline.recipe.legacy import upgrade_recipe
 from baseline.recipe.schema import Recipe, known_names, locate
 
@@ -33,8 +33,9 @@ def recipe_from_dict(values: Mapping[str, Any], name: str = "mine") -> Recipe:
             for preset, changes in presets.items()
             if isinstance(changes, dict)
         }
-    faults = [_unknown_key(key) for key, value in values.items() if not locate(key, value)[0]]
-    known = {key: value for key, value in values.items() if locate(key, value)[0]}
+    unknown = [key for key, value in values.items() if not locate(key, value)[0]]
+    faults = [closest_name("key", key, known_names()).rstrip(".") for key in unknown]
+    known = {key: value for key, value in values.items() if key not in unknown}
     try:
         recipe = Recipe(name=name).changed(**{**known, "name": known.get("name") or name})
         for preset in recipe.presets:
@@ -101,7 +102,3 @@ def read_values(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds a {type(values).__name__}; a table of keys and values was needed.")
     return values
-
-
-def _unknown_key(key: str) -> str:
-    return unknown_name("key", key, known_names(), limit=0).split(" Known:")[0].rstrip(".")

@@ -458,9 +458,7 @@ class Recipe:
         for key, value in changes.items():
             group, leaf = locate(key, value)
             if not group:
-                outer = key.partition(".")[0]
-                fields_of = dataclasses.fields(GROUPS[outer]) if outer in GROUPS else ()
-                unknown.append(unknown_name("key", key, [f"{outer}.{f.name}" for f in fields_of] or known_names(), 99))
+                unknown.append(unknown_name("key", key, known_names(key.partition(".")[0]), limit=99))
             elif leaf:
                 fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), leaf: value}
             elif group in GROUPS and isinstance(value, Mapping):
@@ -528,8 +526,10 @@ def as_mapping(group: Any) -> Mapping[str, Any]:
     return group if isinstance(group, Mapping) else vars(group)
 
 
-def known_names() -> list[str]:
-    """Every flat name of a recipe's fields, and its groups."""
+def known_names(group: str = "") -> list[str]:
+    """The fields of a group as `group.field`; without a group, every flat name of a recipe's fields, and its groups."""
+    if group in GROUPS:
+        return [f"{group}.{f.name}" for f in dataclasses.fields(GROUPS[group])]
     return sorted({f.name for f in dataclasses.fields(Recipe)} | set(LEAVES))
 
 
@@ -542,8 +542,7 @@ def locate(key: str, value: Any) -> tuple[str, str]:
     """
     group, dot, leaf = key.partition(".")
     if dot:
-        exists = group in GROUPS and leaf in {f.name for f in dataclasses.fields(GROUPS[group])}
-        return (group, leaf) if exists else ("", "")
+        return (group, leaf) if group in GROUPS and key in known_names(group) else ("", "")
     if key in GROUPS and (key not in LEAVES or isinstance(value, Mapping | GROUPS[key])):
         return key, ""
     if key in LEAVES:

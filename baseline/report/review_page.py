@@ -59,7 +59,7 @@ def write_review_page(
         "version": __version__,
         "cards": cards,
         "counts": {kind: len(rows) for kind, rows in kinds.items()},
-        "judged": len(issues),
+        "checked": len(issues),
         "suspected": int(issues["is_label_issue"].sum()),
         "conflicts": int((issues["conflict"] != "").sum()),
         "classes": sorted(issues["given_label"].unique()),
