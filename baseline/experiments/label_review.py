@@ -4,7 +4,7 @@ Every label is checked with images of other folds; duplicates and groups are alw
 mixed: logistic regression on the features of the pretrained body (averaged over the image and its mirror image), and a
 vote of the nearest images. The weight of the vote is the one with the lowest log loss. From these out-of-fold
 probabilities, confident learning (Northcutt et al. 2021, JAIR 70; the package cleanlab) finds labels that are
-probably wrong. Images whose nearest neighbors are far away are outliers; the audit finds duplicates with different labels.
+probably wrong. Images whose nearest neighbors are far away are outliers; the audit finds duplicates with other labels.
 
 The result includes images that are merely hard. It is meant for a person to look at, on the page that
 `baseline.report.review_page` writes.
