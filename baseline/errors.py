@@ -94,10 +94,12 @@ def missing_image(error: OSError) -> DataError:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 200 characters; its type where the message is empty.
 
+    A line that fastai puts before the message of an error in a callback is left out.
+
     >>> first_line(ValueError("no such thing.\\nat line 3")), first_line(KeyError())
     ('no such thing', 'KeyError')
     """
-    lines = str(error).strip().splitlines()
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("Exception occured in `")]
     return " ".join((lines[0] if lines else "").split())[:200].rstrip(".") or type(error).__name__
 
 

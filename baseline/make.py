@@ -7,8 +7,10 @@ the Learner, `training` trains the stages, `evaluation` predicts and measures, a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,27 +20,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack
 
-from baseline.data.prepare import count_by_split, load_image_table, prepare_table, run_request, splits_differ
+from baseline.data.prepare import Prepared, count_by_split, load_image_table, prepare_table, run_request, splits_differ
 from baseline.errors import OutputError, RecipeError
 from baseline.parallel.distributed import broadcast_from_rank0, process_group, rank, world_size
 from baseline.progress import ConsoleProgress, Progress, format_duration
 from baseline.recipe.choose import apply_changes, choose_recipe
 from baseline.recipe.diff import diff_recipes
-from baseline.recipe.schema import Recipe, parse_duration
-from baseline.runs.folder import create_run_folder, is_finished
+from baseline.recipe.fields import parse_duration
+from baseline.recipe.schema import NO_AUGMENT, Recipe
+from baseline.runs.folder import create_run_folder, is_finished, scratch_folder
 from baseline.runs.manifest import build_manifest, describe_device, logger_config, recipe_from_manifest, source_name
 from baseline.runs.timing import RunTimer, bottleneck, time_by_part
 from baseline.runs.writing import write_fixes, write_run, write_training
 from baseline.system import device_type
 from baseline.training.budget import plan_for_budget, reserve_seconds
 from baseline.training.loggers import check_loggers, flatten_metrics, open_loggers
+from baseline.vision.own_parts import OwnParts, part_name
 from baseline.vision.resolve import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
+    from fastai.data.core import DataLoaders
     from fastai.learner import Learner
 
-    from baseline.data.prepare import Prepared
     from baseline.evaluation.results import Metrics
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
@@ -67,13 +71,19 @@ class Baseline:
     """The recipe with every `"auto"` resolved."""
     manifest: dict[str, Any]
     """The content of `manifest.json`."""
+    transforms: tuple[Any, Any] = (None, None)
+    """The `item_tfms` and `batch_tfms` that were given."""
 
     @cached_property
     def model(self) -> Model:
-        """The saved model, as `baseline.load` returns it."""
+        """The saved model, as `baseline.load` returns it.
+
+        Raises:
+            OutputError: if the DataLoaders or the network were the caller's own; `learner` predicts with them.
+        """
         from baseline.inference.model import load_model
 
-        return load_model(self.folder)
+        return load_model(self.folder, *self.transforms)
 
     def predict(self, images: Any, **options: Any) -> pd.DataFrame:
         """Predict images with the saved model; see `baseline.Model.predict`.
@@ -84,12 +94,17 @@ class Baseline:
 
 
 def make_baseline(
-    images: str | Path | pd.DataFrame | None = None,
+    images: str | Path | pd.DataFrame | DataLoaders | Learner | None = None,
     recipe: str | Path | Recipe = "default",
     *,
     out: str | Path | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
+    item_tfms: Any = None,
+    batch_tfms: Any = None,
+    loss_func: Any = None,
+    metrics: Any = None,
+    cbs: Any = None,
     **changes: Unpack[RecipeChanges],
 ) -> Baseline:
     """Train a baseline on images and return the model, its metrics and the folder that holds them.
@@ -104,11 +119,19 @@ def make_baseline(
     Args:
         images: anything that `image_table` reads: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar
             archive, the name of a data set such as `"cifar10"`; or None for the recipe's own data set. The name of a
-            data set selects the recipe of that name.
+            data set selects the recipe of that name. Or fastai DataLoaders, or a Learner, of your own: they are used as
+            they are, and their train and valid images are those of the run.
         recipe: the name of a recipe, a TOML file, a run's manifest.json, or a `Recipe`.
         out: the run folder; `runs/NAME-DATE-TIME` by default.
         seed: random seed for splits and training; the recipe's by default.
         progress: where progress goes; the terminal by default, `Progress()` for nowhere.
+        item_tfms: transforms of your own, in fastai's meaning, as are the following arguments: run on each image before
+            it becomes a square, in training, validation and prediction. See `baseline.dataloaders`.
+        batch_tfms: transforms of your own for batches, in place of the recipe's augmentation.
+        loss_func: a loss of your own, in place of the recipe's. Probabilities are the softmax of the network's outputs,
+            with several labels the sigmoid, whatever the loss.
+        metrics: metrics of your own, recorded in the history beside the one that selects the best epoch.
+        cbs: callbacks of your own; see `baseline.learner`.
         **changes: fields of `Recipe` to change, by flat name (`image_size=128`) or by group, and `preset` (`"quick"`,
             `"standard"`, `"best"`).
 
@@ -120,7 +143,10 @@ def make_baseline(
     >>> result.metrics["test"]["tta"]["accuracy"]                                  # doctest: +SKIP
     0.9634
     """
-    progress = progress or ConsoleProgress()
+    progress, parts = progress or ConsoleProgress(), OwnParts(item_tfms, batch_tfms, loss_func, metrics, cbs)
+    if kind := own_kind(images):
+        (parts if kind == "Learner" else OwnParts(item_tfms, batch_tfms)).refuse(f"your {kind}")
+    run_class: type[_Run] = _OwnDataRun if kind else _Run
     repeated = Path(str(recipe)) if images is None and str(recipe).endswith(".json") else None
     chosen, images = choose_recipe(images, recipe)
     chosen, reasons = apply_changes(chosen, seed, dict(changes))
@@ -130,10 +156,10 @@ def make_baseline(
             raise RecipeError("budget works in a single process only. Leave out budget, or the other processes.")
         if rank() == 0:
             folder = broadcast_from_rank0(lambda: stack.enter_context(create_run_folder(out, chosen.name)))
-            return _Run(images, chosen, reasons, folder, folder, progress, repeated).run()
+            return run_class(images, chosen, reasons, folder, folder, progress, parts, repeated).run()
         run_folder = broadcast_from_rank0(lambda: Path())
         scratch = Path(stack.enter_context(TemporaryDirectory()))
-        return _Run(images, chosen, reasons, scratch, run_folder, Progress()).run()
+        return run_class(images, chosen, reasons, scratch, run_folder, Progress(), parts).run()
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpack[RecipeChanges]) -> Baseline:
@@ -178,17 +204,17 @@ class _Run:
 
     def __init__(
         self, images: Any, recipe: Recipe, reasons: dict[str, str], folder: Path, run_folder: Path, progress: Progress,
-        repeated: Path | None = None,
+        parts: OwnParts, repeated: Path | None = None,
     ) -> None:  # fmt: skip
         self.images, self.recipe, self.reasons, self.progress = images, recipe, reasons, progress
-        self.folder, self.run_folder, self.repeated = folder, run_folder, repeated
+        self.folder, self.run_folder, self.parts, self.repeated = folder, run_folder, parts, repeated
         self.timer = RunTimer()
 
     def run(self) -> Baseline:
         """Read, split, train, evaluate and write, in this order."""
         with self.timer.part("data"):
-            self.recipe, self.table = load_image_table(self.images, self.recipe, self.reasons, self.progress)
-            self.request = run_request(self.recipe, self.table)
+            self._read()
+            self.request = run_request(self.recipe, self.table, self.parts.names())
         from baseline.evaluation.calibration import calibration_report
         from baseline.evaluation.metrics import evaluate
         from baseline.evaluation.predict import predict
@@ -207,16 +233,31 @@ class _Run:
             with self.timer.part("evaluation"):
                 predictions = predict(learn, self.table, self.recipe.evaluation.tta, progress=self.progress)
                 if rank():
-                    return Baseline(learn, {}, predictions, history, self.run_folder, self.recipe, {})
+                    return Baseline(learn, {}, predictions, history, self.run_folder, self.recipe, {}, self.transforms)
                 metrics = evaluate(predictions, self.recipe.data.task)
                 calibration = calibration_report(predictions, self.recipe.data.task)
                 loggers.summary(flatten_metrics(metrics))
         facts = {"calibration": calibration, "estimated_seconds": round(estimate.total, 1)}
         manifest = self._manifest(weights, metrics, history, facts)
-        write_run(self.folder, learn, weights, self.table, history, predictions, manifest)
+        write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
         self._write_report()
         self.checkpoints.remove()
-        return Baseline(learn, metrics, predictions, history, self.folder, self.recipe, manifest)
+        return Baseline(learn, metrics, predictions, history, self.folder, self.recipe, manifest, self.transforms)
+
+    @property
+    def transforms(self) -> tuple[Any, Any]:
+        return self.parts.item_tfms, self.parts.batch_tfms
+
+    def _own_transforms(self) -> list[str]:
+        """Names of the user's transforms that images to predict have to go through."""
+        return self.parts.prediction_transforms()
+
+    def _read(self) -> None:
+        """Read the image table."""
+        self.recipe, self.table = load_image_table(self.images, self.recipe, self.reasons, self.progress)
+        if self.parts.batch_tfms is not None:
+            self.recipe = self.recipe.changed(augment=NO_AUGMENT)
+            self.progress.log(f"batch_tfms: {', '.join(self.parts.names()['batch_tfms'])}, in place of augmentation")
 
     def _prepare(self) -> None:
         """Audit and split the images, and write what was found."""
@@ -281,12 +322,9 @@ class _Run:
         """The fastai Learner on the images, and how long its training and evaluation will take."""
         from baseline.training.budget import Throughput, estimate_seconds
         from baseline.training.frozen import FrozenOutputs
-        from baseline.vision.dataloaders import dataloaders
-        from baseline.vision.learner import learner
 
         with self.timer.part("decoding"):
-            dls = dataloaders(self.table, self.recipe, path=self.folder, progress=self.progress)
-            learn = learner(dls, self.recipe, weights=weights, path=self.folder)
+            learn = self._build_learner(weights)
         with self.timer.part("estimate"):
             throughput = Throughput(learn.model, learn.splitter, self.recipe)
             cached = FrozenOutputs(learn, self.recipe).cached_stages()
@@ -294,6 +332,20 @@ class _Run:
             duration = format_duration(estimate.total)
             self.progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
         return learn, estimate
+
+    def _build_learner(self, weights: Weights | None) -> Learner:
+        from baseline.vision.dataloaders import dataloaders
+        from baseline.vision.learner import learner
+
+        parts, scratch = self.parts, scratch_folder(self.folder)
+        dls = dataloaders(
+            self.table, self.recipe, item_tfms=parts.item_tfms, batch_tfms=parts.batch_tfms, path=scratch,
+            progress=self.progress,
+        )  # fmt: skip
+        return learner(
+            dls, self.recipe, weights=weights, loss_func=parts.loss_func, metrics=parts.metrics, cbs=parts.cbs,
+            path=scratch,
+        )  # fmt: skip
 
     def _train(
         self, learn: Learner, weights: Weights | None, loggers: LoggingProgress, estimate: Estimate,
@@ -322,6 +374,7 @@ class _Run:
         manifest = build_manifest(self.recipe, self.images, self.table, unreadable, weights, metrics, stages, seconds)
         times = time_by_part(seconds, stages)
         bound = bottleneck(times, self.recipe, device_type())
+        facts |= {"own_parts": parts} if (parts := self.parts.names()) else {}
         return manifest | {"asked": self.request, "reasons": self.reasons, **facts, "time": times, "bound": bound}
 
     def _write_report(self) -> None:
@@ -329,8 +382,81 @@ class _Run:
             from baseline.report.model_card import write_card
             from baseline.report.page import write_report
 
-            write_card(self.folder, self.progress)
+            if (self.folder / "model" / "model.json").exists():
+                write_card(self.folder, self.progress)
             write_report(self.folder, self.progress)
+
+
+class _OwnDataRun(_Run):
+    """A run on DataLoaders, or with a Learner, of the caller's."""
+
+    @cached_property
+    def dls(self) -> DataLoaders:
+        from fastai.learner import Learner
+
+        from baseline.vision.own_loaders import adopt
+
+        return adopt(self.images.dls if isinstance(self.images, Learner) else self.images)
+
+    def _read(self) -> None:
+        from baseline.vision.own_loaders import own_table
+
+        self.table = own_table(self.dls)
+        size, task = self.dls.valid.one_batch()[0].shape[-1], "multilabel" if self.dls.multilabel else "single"
+        self.recipe = self.recipe.changed(
+            task=task, split="provided", image_size=size, batch_size=max(self.dls.train.bs, 2), augment=NO_AUGMENT,
+            audit="none", stages=[dataclasses.replace(stage, image_size=0) for stage in self.recipe.stages],
+        )  # fmt: skip
+        own = "the DataLoaders' own"
+        self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), own)
+        self.progress.log(
+            f"images: {len(self.table):,} of your DataLoaders, {size} px, batches of {self.dls.train.bs}; "
+            "their transforms stand in place of the recipe's image_size, batch_size, split, augmentation and audit"
+        )
+
+    def _prepare(self) -> None:
+        self.prepared = Prepared(self.recipe, self.table, self.table[["path", "label"]].iloc[:0].assign(reason=""))
+
+    def _own_transforms(self) -> list[str]:
+        return ["those of your DataLoaders"]
+
+    def _resolve(self, saved: dict[str, Any] | None) -> Weights | None:
+        from fastai.learner import Learner
+
+        if not isinstance(self.images, Learner):
+            return super()._resolve(saved)
+        self._budget = parse_duration(self.recipe.training.budget)
+        name = getattr(self.images, "arch", type(self.images.model))
+        self.recipe = self.recipe.changed(
+            arch=part_name(name) if not isinstance(name, str) else name, precision="float32",
+            frozen_precision="float32",
+        )  # fmt: skip
+        self.reasons["arch"] = "the Learner's own network"
+        return None
+
+    def _build_learner(self, weights: Weights | None) -> Learner:
+        from fastai.learner import Learner
+
+        from baseline.vision.learner import learner
+
+        if isinstance(self.images, Learner):
+            self.images.path = scratch_folder(self.folder)
+            return self.images
+        return learner(
+            self.dls, self.recipe, weights=weights, loss_func=self.parts.loss_func, metrics=self.parts.metrics,
+            cbs=self.parts.cbs, path=scratch_folder(self.folder), progress=self.progress,
+        )  # fmt: skip
+
+
+def own_kind(images: Any) -> str:
+    """Return `"Learner"` or `"DataLoaders"` if the images are one of fastai's, else an empty text.
+
+    fastai is loaded already if they are.
+    """
+    for module, name in (("fastai.learner", "Learner"), ("fastai.data.core", "DataLoaders")):
+        if module in sys.modules and isinstance(images, getattr(sys.modules[module], name)):
+            return name
+    return ""
 
 
 def _restore_recipe(run: Path, saved: dict[str, Any], recipe: Recipe) -> Recipe:

@@ -142,7 +142,7 @@ def test_every_problem_is_counted_and_a_run_still_completes(images: Path, tmp_pa
     (folder / "bees/half.jpg").write_bytes((folder / "bees/00.jpg").read_bytes()[:900])
     shutil.copy(folder / "bees/01.jpg", folder / "ants/torn.jpg")
     before = sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
-    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),))
+    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2, augment=False),))
     done = baseline.make_baseline(folder, recipe, out=tmp_path / "run", progress=Progress())
     assert {"conflict", "unreadable", "exact duplicates", "near duplicates", "small images", "long images", "modes",
             "EXIF-rotated", "animations"} <= set(audit(image_table(folder)).findings["finding"])  # fmt: skip
@@ -210,7 +210,7 @@ def test_a_table_without_readable_images_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_page")
 def test_leaks_are_those_of_the_split_in_use(rich: Path, tmp_path: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
-    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 1, 1e-2),), audit="strict")
+    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 1, 1e-2, augment=False),), audit="strict")
     with pytest.raises(LeakError, match="Found 1 image with a duplicate in a later split"):
         baseline.make_baseline(rich, recipe, out=tmp_path / "one", progress=Progress())
     assert not (tmp_path / "one").exists()

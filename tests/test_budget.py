@@ -26,7 +26,7 @@ def throughput(learn: Any, settled: tuple) -> Throughput:
 def test_estimate_has_no_side_effects(learn: Any, settled: tuple) -> None:
     before = {name: value.clone() for name, value in learn.model.state_dict().items()}
     state = torch.get_rng_state()
-    moving = settled[0].changed(stages=(Stage("head", 1), Stage("all", 1, 1e-3, batch_norm="train")))
+    moving = settled[0].changed(stages=(Stage("head", 1, augment=False), Stage("all", 1, 1e-3, batch_norm="train")))
     estimate = estimate_seconds(Throughput(learn.model, learn.splitter, moving, images=4), moving, IMAGES)
     assert len(estimate.stages) == 2 and 0 < estimate.total < 600
     assert all(torch.equal(before[name], value) for name, value in learn.model.state_dict().items())
@@ -40,7 +40,7 @@ def test_estimate_grows_with_images_epochs_and_layers_and_shrinks_with_cached_ou
     def seconds(*stages: Stage, images: dict = IMAGES, cached: tuple = ()) -> float:
         return estimate_seconds(throughput, settled[0].changed(stages=stages), images, cached).total
 
-    head = Stage("head", 1, 1e-3)
+    head = Stage("head", 1, 1e-3, augment=False)
     assert seconds(head) < seconds(head, images={**IMAGES, "train": 4000})
     assert seconds(head) < seconds(head, Stage("all", 1, 1e-3)) < seconds(head, Stage("all", 3, 1e-3))
     assert seconds(head, cached=(1,)) < seconds(head)
@@ -49,7 +49,10 @@ def test_estimate_grows_with_images_epochs_and_layers_and_shrinks_with_cached_ou
 
 def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, settled: tuple) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}, image_size=96)
-    bases = [still.changed(stages=(Stage("head", 1), Stage(3, 1, 1e-4))), still.changed(stages=(Stage("head", 2),))]
+    bases = [
+        still.changed(stages=(Stage("head", 1, augment=False), Stage(3, 1, 1e-4))),
+        still.changed(stages=(Stage("head", 2, augment=False),)),
+    ]
     cheapest = estimate_seconds(throughput, bases[1].changed(image_size=64), IMAGES).total
     expected_errors = []
     for times in (2, 5, 20, 100):
@@ -62,7 +65,7 @@ def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, sett
 
 
 def test_given_image_size_is_kept(throughput: Throughput, settled: tuple) -> None:
-    base = settled[0].changed(image_size=80, stages=(Stage("head", 1), Stage(3, 1, 1e-4)))
+    base = settled[0].changed(image_size=80, stages=(Stage("head", 1, augment=False), Stage(3, 1, 1e-4)))
     assert fit_to_budget(throughput, [base], IMAGES, 10**6, resizable=False)[0].model.image_size == 80
 
 

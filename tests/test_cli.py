@@ -40,7 +40,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--preset", "quik"], "Did you mean 'quick'"),
         (
             ["run", "IMAGES", "--set", "augment.rotat=3"],
-            "Did you mean 'augment.rotate'? Known: augment.crop, augment.flip",
+            "Did you mean 'augment.rotate'? Known: augment.crop, augment.dihedral",
         ),
         (["run", "IMAGES", "--image-size", "4"], "image_size is 4, needed: pixels"),
         (["run", "IMAGES", "--batch-size", "many"], "batch_size is 'many'"),

@@ -222,7 +222,7 @@ def test_features_of_single_process_runs_are_refused(
 ) -> None:
     monkeypatch.setattr(baseline.make, "world_size", lambda: 2)
     with pytest.raises(RecipeError, match="budget works in a single process only"):
-        baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3),)))
+        baseline.make_baseline(images, small.changed(budget="1m", stages=(Stage("head", 1, 1e-3, augment=False),)))
     ended = call("run", images, "--processes", 2, "--seeds", 2)
     assert ended.returncode == 2 and "--processes trains a single run" in ended.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does

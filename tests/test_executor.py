@@ -226,7 +226,9 @@ class KillingProgress(RecordingProgress):
 @pytest.fixture(scope="module")
 def short(small: baseline.Recipe) -> baseline.Recipe:
     """A recipe that trains in seconds, with reproducible numbers."""
-    return small.changed(frozen_precision="float32", audit="none", stages=(baseline.Stage("head", 1, 1e-2),))
+    return small.changed(
+        frozen_precision="float32", audit="none", stages=(baseline.Stage("head", 1, 1e-2, augment=False),)
+    )
 
 
 def busy_workers() -> list[int]:

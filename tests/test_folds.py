@@ -184,7 +184,7 @@ def test_resuming_gives_the_same_results(folds: FoldRuns, given: Path, short: Pa
 def test_groups_are_in_one_fold_and_the_interval_is_over_groups(images: Path, tmp_path: Path, small: Any) -> None:
     table = baseline.image_table(images)[["path", "label"]]
     table["group"] = [f"{label}{at % 24 // 4}" for at, label in enumerate(table["label"])]
-    recipe = small.changed(stages=(Stage("head", 1, 1e-3),), audit="none")
+    recipe = small.changed(stages=(Stage("head", 1, 1e-3, augment=False),), audit="none")
     result = run_folds(table, recipe, out=tmp_path / "out", split="group-kfold:2", progress=QUIET)
     rows = pd.read_csv(result.folder / "oof.csv")
     assert rows.groupby("group")["fold"].nunique().max() == 1 and len(rows) == 48
@@ -268,7 +268,7 @@ def test_a_budget_is_divided_and_the_first_runs_plan_is_used_by_all(
 
 
 def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Recipe, tmp_path: Path) -> None:
-    plan, out = small.changed(stages=(baseline.Stage("head", 2, 1e-3),)), tmp_path / "out"
+    plan, out = small.changed(stages=(baseline.Stage("head", 2, 1e-3, augment=False),)), tmp_path / "out"
     made = run_seeds(2, images, plan, out=out, budget="20m", progress=QUIET)
     recipes = [json.loads((Path(run["folder"]) / "manifest.json").read_text())["recipe"] for run in made.runs]
     (out / "seeds.json").unlink()

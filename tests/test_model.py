@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -417,3 +419,53 @@ def test_load_network_returns_the_complete_config(tiny: Path) -> None:
     network, config = load_network(tiny)
     assert not network.training and config["crop"] == 1.0 and issubclass(WeightsError, Root)
     assert set(config["sha256"]) == {"model.safetensors", "golden.safetensors"}
+
+
+def test_images_in_memory_are_predicted_as_their_files(tiny: Path, images: Path) -> None:
+    model, paths = baseline.load(tiny), sorted(images.rglob("*.jpg"))[:3]
+    expected = model.predict(paths)["p_ants"].to_numpy()
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    arrays = [torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) for picture in pictures]
+    forms = {
+        "a table": pd.DataFrame({"path": [str(path) for path in paths], "label": "x"}),
+        "streams": [io.BytesIO(path.read_bytes()) for path in paths],
+        "open files": [path.open("rb") for path in paths],
+    }
+    for name, form in forms.items():
+        assert np.allclose(model.predict(form)["p_ants"], expected, atol=1e-6), name
+    tensors = model.predict(pictures)["p_ants"].to_numpy()
+    assert np.allclose(model.predict(arrays)["p_ants"], tensors, atol=1e-6)
+    assert np.allclose(model.predict([array / 255 for array in arrays])["p_ants"], tensors, atol=1e-6)
+    assert np.allclose(model.predict(arrays[0])["p_ants"], tensors[:1], atol=1e-6)
+    assert np.allclose(model.predict(io.BytesIO(paths[0].read_bytes()))["p_ants"], expected[:1], atol=1e-6)
+
+
+def test_a_damaged_image_gets_a_row(tiny: Path, images: Path) -> None:
+    model, path = baseline.load(tiny), next(images.rglob("*.jpg"))
+    wrong = [b"no image", torch.rand(3, 8, 8) * 9, torch.rand(8, 8), None]
+    table = model.predict([path, *wrong], on_error="row")
+    assert table["error"].tolist()[0] == "" and all(table["error"].tolist()[1:])
+    assert table["predicted"].tolist()[1:] == [""] * 4 and table["p_ants"].isna().tolist() == [False] + [True] * 4
+    with pytest.raises(DataError, match=r"Image 1 cannot be read: not an image\. .*on_error='row'"):
+        model.predict([path, *wrong])
+    with pytest.raises(DataError, match="on_error is 'skip'"):
+        model.predict(path, on_error="skip")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="has no column path"):
+        model.predict(pd.DataFrame({"file": ["a.jpg"]}))
+
+
+def test_a_model_shows_itself_in_one_line(tiny: Path) -> None:
+    assert repr(baseline.load(tiny)) == f"Model({str(tiny)!r}: test_efficientnet, 3 classes, 48 px)"
+
+
+def test_labels_of_a_test_loader_come_from_folders_or_a_table(tiny: Path, images: Path, tmp_path: Path) -> None:
+    dls = baseline.load(tiny).learner.dls
+    paths = sorted(images.rglob("*.jpg"))[::12]
+    expected = [path.parent.name for path in paths]
+    loader = dls.test_dl(paths, with_labels=True)
+    assert [dls.vocab[int(target)] for target in loader.one_batch()[1]] == expected
+    table = pd.DataFrame({"path": [str(path) for path in paths], "label": "wasps"})
+    assert {dls.vocab[int(target)] for target in dls.test_dl(table, with_labels=True).one_batch()[1]} == {"wasps"}
+    copy = shutil.copy(paths[0], tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="its folder is not named after a class"):
+        dls.test_dl([Path(copy)], with_labels=True).one_batch()

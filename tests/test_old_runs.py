@@ -100,7 +100,7 @@ def test_old_values_are_translated_wherever_they_stand() -> None:
     }  # fmt: skip
     assert upgrade_recipe(old) == {
         "task": "multilabel", "image_dir": "scans", "images_per_class": 5, "loggers": ["csv"],
-        "stages": [{"trains": "head", "epochs": 1, "batch_norm": "frozen"}],
+        "stages": [{"trains": "head", "epochs": 1, "batch_norm": "frozen", "augment": False}],
         "presets": {
             "quick": {"test_fraction": 0.3, "stages": [{"trains": "all", "epochs": 2, "batch_norm": "train"}]}
         },

@@ -53,13 +53,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FLIP_ONLY = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
+EVERY_FIELD = {"rotate": 5.0, "erase": 0.5, "rand_augment": 5, "flip_vertical": True}
 PLANS: dict[str, Any] = {
-    "cached features": (FLIP_ONLY, (Stage("head", 2), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
-    "images": ({}, (Stage(3, 2, "find", "train", optimizer="sgd"), Stage("head", 1, 1e-3))),
-    "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau"),
+    "averaged": (FLIP_ONLY, (Stage("head", 2), Stage(3, 2, 1e-3)), {"ema": 0.9, "label_smoothing": 0.1}),
+    "mixed": (EVERY_FIELD, (Stage(3, 2, 1e-3), Stage("head", 2, 1e-3)), {"mixup": 0.4, "ema": 0.8}),
+    "cached features": (FLIP_ONLY, (Stage("head", 2, augment=False), Stage(3, 2, 1e-3), Stage("all", 1, (1e-4, 1e-3)))),
+    "images": ({}, (Stage(3, 2, "find", "train", optimizer="sgd"), Stage("head", 1, 1e-3, augment=False))),
+    "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau", augment=False),
                      Stage(3, 2, 1e-4, optimizer="ranger", schedule="flat_cos"))),
     "smaller": ({}, (Stage(3, 2, 1e-3, image_size=32, optimizer="lamb", schedule="constant"),
-                     Stage("head", 2, 1e-3))),
+                     Stage("head", 2, 1e-3, augment=False))),
 }  # fmt: skip
 
 
@@ -67,10 +70,11 @@ PLANS: dict[str, Any] = {
 def test_training_from_every_state_ends_the_same(
     plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    augment, stages = PLANS[plan]
+    augment, stages, *changes = PLANS[plan]
     recipe = settled[0].changed(
-        stages=stages, augment={**vars(settled[0].augment), **augment}, arch="test_efficientnet", pretrained=False
-    )
+        stages=stages, augment={**vars(settled[0].augment), **augment}, arch="test_efficientnet", pretrained=False,
+        **dict(*changes),
+    )  # fmt: skip
     save, copies = Checkpoints.save, []
 
     def save_and_copy(self: Checkpoints, *args: Any) -> None:
@@ -107,7 +111,7 @@ def test_a_run_begun_otherwise_is_refused_with_the_differences(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     own, run = shutil.copytree(images, tmp_path / "own"), tmp_path / "my run"
-    quick = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 1, 1e-4)))
+    quick = small.changed(stages=(Stage("head", 2, 1e-3, augment=False), Stage(3, 1, 1e-4)))
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(3), raising=False)
         progress = RecordingProgress()
@@ -118,7 +122,7 @@ def test_a_run_begun_otherwise_is_refused_with_the_differences(
     for message, changes in (
         (r"tta was \['flip'\] and is now \[\]\. Use the same settings", {"tta": ()}),
         (r"stages.1.epochs was 2 and is now 3; stages.2.trains was 3 and is now 'all'",
-         {"stages": (Stage("head", 3, 1e-3), Stage("all", 1, 1e-4))}),
+         {"stages": (Stage("head", 3, 1e-3, augment=False), Stage("all", 1, 1e-4))}),
     ):  # fmt: skip
         with pytest.raises(OutputError, match=message):
             make_baseline(own, quick.changed(**changes), out=run, progress=QUIET)
@@ -154,7 +158,7 @@ def test_a_run_begun_otherwise_is_refused_with_the_differences(
 def test_settings_that_change_no_result_may_differ_on_resume(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3),), cache_gb=1)
+    run, plan = tmp_path / "run", small.changed(stages=(Stage("head", 3, 1e-3, augment=False),), cache_gb=1)
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
@@ -190,20 +194,24 @@ def test_run_of_another_version_is_refused(
     file = tmp_path / "run" / "unfinished" / "begun.json"
     begun = json.loads(file.read_text())
     for recipe in (begun["recipe"], begun["asked"]["recipe"]):
-        recipe["mixup"] = 0.2
+        recipe["cutout"] = 0.2
     file.write_text(json.dumps(begun))
     with pytest.raises(
         OutputError, match=r"run was started by another version of baseline\. Remove it, or choose another"
     ):
         baseline.resume(tmp_path / "run", progress=QUIET)
-    with pytest.raises(OutputError, match=r"was started differently: mixup was 0\.2 and is now None"):
+    with pytest.raises(OutputError, match=r"was started differently: cutout was 0\.2 and is now None"):
         make_baseline(images, small, out=tmp_path / "run", progress=QUIET)
 
 
 def test_run_is_resumed_and_repeated_from_another_folder(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, elsewhere, quick = tmp_path / "here", tmp_path / "away", small.changed(stages=(Stage("head", 2, 1e-3),))
+    home, elsewhere, quick = (
+        tmp_path / "here",
+        tmp_path / "away",
+        small.changed(stages=(Stage("head", 2, 1e-3, augment=False),)),
+    )
     elsewhere.mkdir()
     shutil.copytree(images, home / "images")
     weights = baseline.vision.weights.find_weights(baseline.recipe.auto.EMBEDDED_ARCH).path
@@ -245,7 +253,7 @@ def test_budget_includes_the_time_before_an_interruption(
     images: Path, small: Recipe, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    plan = small.changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4)), budget="5m")
+    plan = small.changed(stages=(Stage("head", 2, 1e-3, augment=False), Stage(3, 2, 1e-4)), budget="5m")
     with monkeypatch.context() as patch:
         patch.setattr(baseline.training.callbacks.ProgressCallback, "before_train", interrupted_in(2), raising=False)
         with pytest.raises(KeyboardInterrupt):
@@ -314,7 +322,11 @@ def test_until_a_state_is_whole_the_last_one_is_used(
         write(path, content)
 
     monkeypatch.setattr(checkpoint, "write_atomic", copy_and_write)
-    run_training(settled[0].changed(stages=(Stage("head", 2, 1e-3), Stage(3, 2, 1e-4))), settled[1], tmp_path / "whole")
+    run_training(
+        settled[0].changed(stages=(Stage("head", 2, 1e-3, augment=False), Stage(3, 2, 1e-4))),
+        settled[1],
+        tmp_path / "whole",
+    )
     assert len(copies) == 5
     assert all(Checkpoints(run).load() for run in copies)
 
@@ -330,7 +342,7 @@ def test_if_no_state_can_be_written_the_last_one_stays_and_training_continues(
         write(path, content)
 
     monkeypatch.setattr(checkpoint, "write_atomic", write_to_full_disk)
-    recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3),))
+    recipe = settled[0].changed(stages=(Stage("head", 3, 1e-3, augment=False),))
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
         history = train(learn, recipe, progress, checkpoints=Checkpoints(tmp_path))
@@ -419,7 +431,7 @@ def test_loss_that_goes_wrong_is_retried_at_half_the_rate(settled: tuple, tmp_pa
 
 
 def test_loss_that_goes_wrong_twice_ends_training_with_the_best_weights(settled: tuple, tmp_path: Path) -> None:
-    stages = (Stage("head", 2, 1e-3, batch_norm="train"), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
+    stages = (Stage("head", 2, 1e-3, batch_norm="train", augment=False), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
     history, progress = train_with_faulty_loss(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
     assert history.epochs["stage"].max() <= 2 and "given_up" in history.stages[-1]
     assert "again; training ends with the best weights so far" in str(progress)
@@ -431,13 +443,19 @@ def test_loss_that_goes_wrong_twice_ends_training_with_the_best_weights(settled:
 
 def test_patience_ends_a_stage_that_stops_improving(settled: tuple, tmp_path: Path) -> None:
     recipe, progress = (
-        settled[0].changed(stages=(Stage("head", 50, 1e-6), Stage("head", 2, 1e-3)), patience=3),
+        settled[0].changed(
+            stages=(Stage("head", 50, 1e-6, augment=False), Stage("head", 2, 1e-3, augment=False)), patience=3
+        ),
         RecordingProgress(),
     )
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
         learn.loss_func = FaultyLoss(learn.loss_func, set(), 1)
-        history = train(learn, recipe.changed(stages=(Stage("head", 50, 1e-1), Stage("head", 2, 1e-3))), progress)
+        history = train(
+            learn,
+            recipe.changed(stages=(Stage("head", 50, 1e-1, augment=False), Stage("head", 2, 1e-3, augment=False))),
+            progress,
+        )
     first = history.epochs[history.epochs["stage"] == 1]
     scores = list(zip(first["valid_accuracy"], -first["valid_loss"], strict=True))
     assert len(first) < 50 and len(first) - 1 - scores.index(max(scores)) == 3

@@ -101,7 +101,12 @@ def test_a_run_again_says_that_images_have_come_or_gone(images: Path, tmp_path: 
             self.lines.append(line)
 
     own, run = shutil.copytree(images, tmp_path / "own"), tmp_path / "my run"
-    make_baseline(own, small.changed(stages=(baseline.Stage("head", 1, 1e-3),)), out=run, progress=baseline.Progress())
+    make_baseline(
+        own,
+        small.changed(stages=(baseline.Stage("head", 1, 1e-3, augment=False),)),
+        out=run,
+        progress=baseline.Progress(),
+    )
     option = f"--split-file '{run / 'split.csv'}'"
     words = f"images or splits differ from {run}; {option} restores those that still exist"
     found = []
@@ -152,7 +157,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_p
     work.mkdir()
     os.chdir(work)
     before = listing(images)
-    done = make_baseline(images, small.changed(stages=(Stage("head", 1),)), progress=QUIET)
+    done = make_baseline(images, small.changed(stages=(Stage("head", 1, augment=False),)), progress=QUIET)
     assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
     assert listing(images) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-2.sqlite"}
     assert [f.name for f in work.iterdir()] == ["runs"]
@@ -160,7 +165,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_p
 
 @pytest.mark.usefixtures("no_page")
 def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: Path, small: Recipe) -> None:
-    recipe = small.changed(stages=(Stage("head", 1, 1e-3),))
+    recipe = small.changed(stages=(Stage("head", 1, 1e-3, augment=False),))
     table = baseline.image_table(images)[["path", "label"]]
     one = make_baseline(images, recipe, out=tmp_path / "one", progress=QUIET)
     two = make_baseline(table, recipe, out=tmp_path / "two", progress=QUIET)
@@ -180,7 +185,10 @@ def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path:
             for number in numbers:
                 shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "given" / part / name)
     done = make_baseline(
-        tmp_path / "given", small.changed(stages=(Stage("head", 1),)), out=tmp_path / "run", progress=QUIET
+        tmp_path / "given",
+        small.changed(stages=(Stage("head", 1, augment=False),)),
+        out=tmp_path / "run",
+        progress=QUIET,
     )
     assert set(done.metrics) == {"valid"} and done.metrics["valid"]["images"] == 16
 
@@ -189,7 +197,7 @@ def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path:
 def test_from_scratch_trains_everything_and_says_so(images: Path, tmp_path: Path, small: Recipe) -> None:
     said: list[str] = []
     show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
-    changes: dict[str, Any] = {"stages": (Stage("head", 1), Stage("all", 1))}
+    changes: dict[str, Any] = {"stages": (Stage("head", 1, augment=False), Stage("all", 1))}
     done = make_baseline(images, small, pretrained=False, out=tmp_path / "run", progress=show, **changes)
     assert done.manifest["weights"] == "random" and [s["trains"] for s in done.history.stages] == ["all"]
     assert any("random weights" in line for line in said)
@@ -203,7 +211,7 @@ def test_few_images_shrink_the_batch_in_words(images: Path, tmp_path: Path, smal
             shutil.copy(images / name / f"{number:02}.jpg", tmp_path / "few" / name)
     said: list[str] = []
     show = type("Listening", (Progress,), {"log": lambda self, line: said.append(line)})()
-    recipe = small.changed(batch_size=64, stages=(Stage("head", 2), Stage("all", 1, 1e-4)))
+    recipe = small.changed(batch_size=64, stages=(Stage("head", 2, augment=False), Stage("all", 1, 1e-4)))
     done = make_baseline(tmp_path / "few", recipe, out=tmp_path / "run", progress=show)
     assert done.recipe.training.batch_size == 4
     assert any("4 training images do not fill a batch of 64" in line for line in said)

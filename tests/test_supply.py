@@ -59,7 +59,7 @@ if os.environ.get("CALLS_HOME"):
     except OSError:
         pass
 recipe = baseline.load_recipe("default").changed(
-    image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3),), tta=(),
+    image_size=48, augment=Augment(), presets={}, stages=(Stage("head", 1, 1e-3, augment=False),), tta=(),
     loggers=("csv", "tensorboard"))
 if not os.environ.get("CALLS_HOME"):
     command("doctor")

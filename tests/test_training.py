@@ -62,7 +62,7 @@ def test_layers_before_and_after_the_cut_equal_the_network(
 
 def test_flipped_view_has_outputs_of_flipped_images(learn: Any, settled: tuple) -> None:
     recipe = settled[0].changed(frozen_precision="float32")
-    frozen = frozen_outputs(learn, recipe, Stage("head", 1, views=("flip",)))
+    frozen = frozen_outputs(learn, recipe, Stage("head", 1, views=("flip",), augment=False))
     frozen.learner(1)
     train = settled[1].assign(split="valid")[settled[1]["split"] == "train"]
     images = torch.cat([images for images, _ in split_loader(learn.dls, train, "valid")]).as_subclass(torch.Tensor)
@@ -74,7 +74,9 @@ def test_flipped_view_has_outputs_of_flipped_images(learn: Any, settled: tuple) 
 
 def test_one_pass_serves_all_stages_with_the_same_view(learn: Any, settled: tuple) -> None:
     cacheable = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
-    frozen = frozen_outputs(learn, cacheable, Stage("head", 2), Stage(3, 1), Stage(4, 2), Stage("all", 1))
+    frozen = frozen_outputs(
+        learn, cacheable, Stage("head", 2, augment=False), Stage(3, 1), Stage(4, 2), Stage("all", 1)
+    )
     assert [view.kind for _, view in frozen.plan.stages.values()] == [
         "either",
         "either",
@@ -119,19 +121,21 @@ def test_training_is_the_same_with_and_without_cached_outputs(
 
 def test_second_run_with_other_rates_reads_no_image(learn: Any, settled: tuple, monkeypatch: Any) -> None:
     cacheable = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
-    frozen = frozen_outputs(learn, cacheable, Stage("head", 1), Stage(3, 1))
+    frozen = frozen_outputs(learn, cacheable, Stage("head", 1, augment=False), Stage(3, 1))
     assert frozen.cached_stages() == []
     frozen.learner(1)
-    assert frozen_outputs(learn, cacheable, Stage("head", 1), Stage(3, 1)).cached_stages() == [1, 2]
+    assert frozen_outputs(learn, cacheable, Stage("head", 1, augment=False), Stage(3, 1)).cached_stages() == [1, 2]
     monkeypatch.setattr(FrozenOutputs, "compute", None)
     fresh = baseline.learner(learn.dls, cacheable)
-    history = train(fresh, cacheable.changed(stages=(Stage("head", 2, 1e-2), Stage(3, 1, 1e-4))))
+    history = train(fresh, cacheable.changed(stages=(Stage("head", 2, 1e-2, augment=False), Stage(3, 1, 1e-4))))
     assert len(history.epochs) == 3
 
 
 def test_outputs_of_changed_layers_are_computed_again(learn: Any, settled: tuple) -> None:
     cacheable = settled[0].changed(augment={"flip": False, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0})
-    frozen = frozen_outputs(learn, cacheable, Stage("head", 1), Stage(3, 1), Stage("head", 1))
+    frozen = frozen_outputs(
+        learn, cacheable, Stage("head", 1, augment=False), Stage(3, 1), Stage("head", 1, augment=False)
+    )
     assert frozen.plan.is_pristine(1) and frozen.plan.is_pristine(2) and not frozen.plan.is_pristine(3)
     frozen.learner(1)
     before = frozen.outputs["train", *frozen.plan.stages[1]].clone()
@@ -189,7 +193,7 @@ def test_running_out_of_time_before_the_first_step_is_not_divergence(
                 monkeypatch.setattr(time, "perf_counter", lambda: real() + 1000)
 
     real, progress = time.perf_counter, Busy()
-    stages = (Stage("head", 2, 1e-3), Stage("all", 2, 1e-4), Stage("all", 1, 1e-4))
+    stages = (Stage("head", 2, 1e-3, augment=False), Stage("all", 2, 1e-4), Stage("all", 1, 1e-4))
     history = train(learn, settled[0].changed(stages=stages), progress, deadline=real() + 500)
     assert [tuple(row) for row in history.epochs[["stage", "epoch"]].values] == (
         [(1, 1)] if late == 1 else [(1, 1), (1, 2)]
@@ -265,7 +269,7 @@ def test_network_that_is_not_sequential_is_one_layer() -> None:
 
 
 def test_head_stage_trains_the_head_and_not_the_body(learn: Any, settled: tuple) -> None:
-    recipe = settled[0].changed(stages=(Stage("head", 4, 3e-3),))
+    recipe = settled[0].changed(stages=(Stage("head", 4, 3e-3, augment=False),))
     before = weights_of(learn.model)
     history = train(learn, recipe)
     moved = changed(before, learn.model)
@@ -275,7 +279,7 @@ def test_head_stage_trains_the_head_and_not_the_body(learn: Any, settled: tuple)
 
 def test_fastai_freeze_updates_batch_norm_statistics(learn: Any, settled: tuple) -> None:
     before = weights_of(learn.model)
-    train(learn, settled[0].changed(stages=(Stage("head", 1, 1e-3),), freeze="fastai"))
+    train(learn, settled[0].changed(stages=(Stage("head", 1, 1e-3, augment=False),), freeze="fastai"))
     assert any(name.startswith("0.") and "running_mean" in name for name in changed(before, learn.model))
 
 
@@ -340,7 +344,7 @@ def test_lr_search_without_valley_uses_the_default(learn: Any) -> None:
 
 def test_worse_stage_never_replaces_better_weights(learn: Any, settled: tuple) -> None:
     diverging = Stage("all", 1, 10.0)
-    recipe = settled[0].changed(stages=(Stage("head", 6, 3e-3, views=("flip",)), diverging))
+    recipe = settled[0].changed(stages=(Stage("head", 6, 3e-3, views=("flip",), augment=False), diverging))
     history = train(learn, recipe)
     best = history.epochs["valid_accuracy"].max()
     predicted = baseline.predict(learn, settled[1], (), splits=("valid",))
@@ -352,7 +356,9 @@ def test_loss_falls_with_every_seed(learn: Any, settled: tuple) -> None:
     for seed in range(3):
         with seed_everything(seed):
             fresh = baseline.learner(learn.dls, settled[0])
-            history = train(fresh, settled[0].changed(stages=(Stage("head", 30, 1e-2, views=("flip",)),)))
+            history = train(
+                fresh, settled[0].changed(stages=(Stage("head", 30, 1e-2, views=("flip",), augment=False),))
+            )
         assert history.epochs["train_loss"].iloc[-1] < 0.4, "guessing between two classes has a loss of 0.69"
 
 
@@ -365,7 +371,7 @@ def test_history_has_a_row_per_epoch_and_an_entry_per_stage(done: baseline.Basel
 
 def rates(learn: Any, recipe: baseline.Recipe, schedule: str) -> np.ndarray:
     """Return the learning rate at the end of each of eight epochs, as a fraction of the stage's."""
-    stage = Stage("head", 8, 1e-2, schedule=schedule)
+    stage = Stage("head", 8, 1e-2, schedule=schedule, augment=False)
     return train(learn, recipe.changed(stages=(stage,))).epochs["lr"].to_numpy() / 1e-2
 
 
@@ -381,7 +387,7 @@ def test_plateau_schedule_lowers_the_rate_when_the_valid_loss_stalls(
     learn: Any, settled: tuple, freeze: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "MAX_RELATIVE_LOSS", float("inf"))
-    stage = Stage("head", 12, 0.3, schedule="plateau")  # a rate so high that the loss stalls soon
+    stage = Stage("head", 12, 0.3, schedule="plateau", augment=False)  # a rate so high that the loss stalls soon
     epochs = train(learn, settled[0].changed(stages=(stage,), freeze=freeze)).epochs
     losses, expected, rate = epochs["valid_loss"], [], 0.3
     for number in range(len(epochs)):
@@ -399,7 +405,7 @@ def test_stage_and_its_lr_search_use_the_named_optimizer(
     create = Learner.create_opt
     monkeypatch.setattr(Learner, "create_opt", lambda self: (create(self), optimizers.append(self.opt))[0])
     progress = RecordingProgress()
-    recipe = settled[0].changed(stages=(Stage("head", 6, "find", optimizer=name),))
+    recipe = settled[0].changed(stages=(Stage("head", 6, "find", optimizer=name, augment=False),))
     before = weights_of(learn.model)
     history = train(learn, recipe, progress)
     reference = getattr(fastai.optimizer, OPTIMIZERS[name][0])([torch.zeros(1)], lr=1, **OPTIMIZERS[name][1])
@@ -412,7 +418,7 @@ def test_stage_and_its_lr_search_use_the_named_optimizer(
 
 
 def test_each_stage_has_its_own_optimizer(learn: Any, settled: tuple) -> None:
-    recipe = settled[0].changed(stages=(Stage("head", 1, 1e-3, optimizer="sgd"), Stage("all", 1, 1e-4)))
+    recipe = settled[0].changed(stages=(Stage("head", 1, 1e-3, optimizer="sgd", augment=False), Stage("all", 1, 1e-4)))
     history = train(learn, recipe)
     assert [stage["optimizer"] for stage in history.stages] == ["sgd", "adam"]
     learn.create_opt()
@@ -431,7 +437,7 @@ def test_seeding_restores_random_states() -> None:
 
 
 def test_stage_learner_is_a_fastai_learner_with_shared_layers(learn: Any, settled: tuple) -> None:
-    stage_learner = frozen_outputs(learn, settled[0], Stage("head", 1)).learner(1)
+    stage_learner = frozen_outputs(learn, settled[0], Stage("head", 1, augment=False)).learner(1)
     assert {id(p) for p in stage_learner.model.parameters()} == {id(p) for p in learn.model[1].parameters()}
     stage_learner.fit_one_cycle(1, 1e-3)
     assert stage_learner.recorder.values

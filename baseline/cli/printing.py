@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from baseline.evaluation.explain import describe_difference, explain
-from baseline.recipe.schema import describe_trained
+from baseline.recipe.describe import describe_trained
 from baseline.runs.folder import headline_split
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,17 @@ def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def load_square(source: Any, size: int, resize: str) -> np.ndarray:
-    """Load and resize an image: size x size x 3, uint8. A file is read into memory before it is decoded."""
+def load_square(
+    source: Any, size: int, resize: str, transform: Callable[[Image.Image], Image.Image] | None = None
+) -> np.ndarray:
+    """Load and resize an image: size x size x 3, uint8. A file is read into memory before it is decoded.
+
+    Args:
+        transform: applied to the complete image before it is resized.
+    """
     content = read_image_bytes(source) if isinstance(source, str | Path) else source
-    return np.asarray(resize_image(load_image(content, size), size, resize))
+    image = load_image(content, size) if transform is None else transform(load_image(content))
+    return np.asarray(resize_image(image, size, resize))
 
 
 def read_image_bytes(path: str | Path) -> bytes:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,13 +73,17 @@ def prepare(
     return prepare_table(table, recipe, progress)
 
 
-def run_request(recipe: Recipe, table: pd.DataFrame) -> dict[str, Any]:
+def run_request(
+    recipe: Recipe, table: pd.DataFrame, own_parts: Mapping[str, list[str]] | None = None
+) -> dict[str, Any]:
     """Return what identifies a run: the recipe from `load_images`, and the SHA-256 of paths, labels, splits and groups.
 
-    It is stored in the manifest, so that a later call can tell whether it asks for the same run.
+    The names of the caller's own parts are added, if there are any. It is stored in the manifest, so that a later call
+    can tell whether it asks for the same run.
     """
     identity = table[[column for column in ("path", "label", "split", "group") if column in table]]
-    return {"recipe": recipe.as_dict(), "images": hashlib.sha256(identity.to_csv(index=False).encode()).hexdigest()}
+    digest = hashlib.sha256(identity.to_csv(index=False).encode()).hexdigest()
+    return {"recipe": recipe.as_dict(), "images": digest} | ({"own_parts": dict(own_parts)} if own_parts else {})
 
 
 def load_image_table(

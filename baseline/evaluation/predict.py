@@ -35,6 +35,7 @@ from baseline.progress import Progress
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import split_loader
 from baseline.vision.learner import autocast
+from baseline.vision.own_loaders import adopt
 
 __all__ = ["augmented_views", "predict", "predict_probabilities"]
 
@@ -60,7 +61,7 @@ def predict(
     Args:
         views: `"flip"` (mirrored left to right), `"five_crops"` (centre and corners, 7/8 of the side).
     """
-    progress = progress or Progress()
+    progress, dls = progress or Progress(), adopt(learn.dls)
     names = [name for name in splits if (table["split"] == name).any()]
     if "group" in table and not table["group"].notna().any():
         table = table.drop(columns="group")
@@ -72,21 +73,21 @@ def predict(
             plain: list[torch.Tensor] = []
             mean: list[torch.Tensor] = []
             shard = rows.iloc[rank() :: world_size()]  # empty where there are more processes than images
-            for images, _ in split_loader(learn.dls, shard, name) if len(shard) else ():
+            for images, _ in split_loader(dls, shard, name) if len(shard) else ():
                 inputs = images.as_subclass(torch.Tensor)
                 if not tables and not plain:
                     stack.enter_context(optimize_for_cpu(learn.model.eval(), inputs, trainable=False))
                 by_view = predict_probabilities(
-                    learn.model, inputs, views, many=learn.dls.multilabel, numbers=autocast(learn)
+                    learn.model, inputs, views, many=dls.multilabel, numbers=autocast(learn)
                 )
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(images))
-            threshold = learn.loss_func.thresh if learn.dls.multilabel else None
+            threshold = getattr(learn.loss_func, "thresh", 0.5) if dls.multilabel else None
             plain_array, mean_array = (
                 interleave_rows(all_gather(torch.cat(parts).numpy() if parts else None)) for parts in (plain, mean)
             )
-            classes = list(learn.dls.vocab)
+            classes = [str(name) for name in dls.vocab]
             tables.append(prediction_table(rows, plain_array, mean_array, classes=classes, threshold=threshold))
     return pd.concat(tables, ignore_index=True)
 

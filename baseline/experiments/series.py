@@ -17,7 +17,8 @@ from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
 from baseline.recipe.choose import starting_recipe
 from baseline.recipe.diff import diff_recipes, flat_recipe
-from baseline.recipe.schema import LEAVES, Recipe, parse_duration
+from baseline.recipe.fields import parse_duration
+from baseline.recipe.schema import LEAVES, Recipe
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
 from baseline.runs.manifest import recipe_from_manifest
 from baseline.vision.model_folder import EXPERIMENT_FILES

@@ -18,18 +18,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import default_device
+from fastai.torch_core import TensorImage, default_device
+from fasttransform import Pipeline
 from PIL import Image
 
 from baseline.data.image import load_square, unreadable_reason
 from baseline.data.labels import predicted_labels
 from baseline.data.sources.folders import images_below
-from baseline.errors import DataError, OutputError, WeightsError, quoted_list
+from baseline.errors import DataError, OutputError, WeightsError, format_count, quoted_list
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
@@ -42,6 +43,7 @@ from baseline.vision.dataloaders import empty_loaders
 from baseline.vision.learner import learner, mixed_precision
 from baseline.vision.model_folder import load_network, member_folders, model_folder, read_golden
 from baseline.vision.network import device_of
+from baseline.vision.own_parts import ItemTransforms, OwnParts
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
@@ -75,13 +77,17 @@ class PredictionBatch:
     """The probability of the predicted class; for multi-label models that of the least certain decision."""
 
 
-def load(folder: str | Path | Sequence[str | Path]) -> Model | Ensemble:
+def load(
+    folder: str | Path | Sequence[str | Path], *, item_tfms: Any = None, batch_tfms: Any = None
+) -> Model | Ensemble:
     """Load the model of a run folder, or of its `model/` folder alone; several models are loaded as an ensemble.
 
     No training data is needed, nothing is unpickled, and random states are left unchanged.
 
     Args:
         folder: a run folder; a folder of folds or seeds, which stands for all its runs; or a list of such folders.
+        item_tfms: the transforms that were given to `make_baseline`, which a model folder cannot hold; `batch_tfms`
+            likewise. They are needed if they also run on images to predict.
 
     Raises:
         OutputError: if there is no model folder, a newer version wrote it, its `model.json` is invalid, or several
@@ -92,11 +98,11 @@ def load(folder: str | Path | Sequence[str | Path]) -> Model | Ensemble:
     >>> load(["runs/mine", "runs/other"]).predict("a.jpg")                         # doctest: +SKIP
     """
     folders = [folder] if isinstance(folder, str | Path) else folder
-    models = [load_model(member) for path in folders for member in member_folders(path)]
+    models = [load_model(member, item_tfms, batch_tfms) for path in folders for member in member_folders(path)]
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
-def load_model(folder: str | Path) -> Model:
+def load_model(folder: str | Path, item_tfms: Any = None, batch_tfms: Any = None) -> Model:
     """Load the single model of a run folder, or of its `model/` folder alone.
 
     Raises:
@@ -109,7 +115,21 @@ def load_model(folder: str | Path) -> Model:
         )
     with preserve_rng_state():
         network, config = load_network(folder)
-    return Model(network.to(default_device()), config, model_folder(folder))
+    check_transforms(folder, config, OwnParts(item_tfms, batch_tfms))
+    return Model(network.to(default_device()), config, model_folder(folder), item_tfms, batch_tfms)
+
+
+def check_transforms(folder: str | Path, config: Mapping[str, Any], given: OwnParts) -> None:
+    """Raise an `OutputError` if the transforms are not those that the model was trained with."""
+    needed, names = config.get("transforms", []), given.prediction_transforms()
+    if needed == names:
+        return
+    if not needed:
+        raise OutputError(f"{folder} was trained without {', '.join(names)}. Load it without item_tfms and batch_tfms.")
+    raise OutputError(
+        f"{folder} was trained with transforms of your own, which a model folder cannot hold: {', '.join(needed)}. "
+        "Give them to baseline.load as item_tfms and batch_tfms, or predict with the Learner of the run."
+    )
 
 
 class BasePredictor:
@@ -135,31 +155,45 @@ class BasePredictor:
         """The model folders of the members."""
         return [member.folder for member in self.members]
 
-    def predict(self, images: Any, *, tta: bool = True, calibrated: bool = True, batch_size: int = 64) -> pd.DataFrame:
+    def predict(
+        self,
+        images: Any,
+        *,
+        tta: bool = True,
+        calibrated: bool = True,
+        batch_size: int = 64,
+        on_error: Literal["raise", "row"] = "raise",
+    ) -> pd.DataFrame:
         """Return one row per image: `path`, `predicted`, `confidence`, and the probability of each class as `p_CLASS`.
 
         If the images are not all paths, the first column is `image`, their index from 0.
 
         Args:
-            images: one image or several; each a path, a folder, bytes, a PIL image, or a uint8 array H x W x 3.
+            images: one image or several; each a path, a folder, bytes, an open file, a PIL image, a uint8 array
+                H x W x 3, or a tensor 3 x H x W, uint8 or float from 0 to 1. A DataFrame is read by its column `path`.
             tta: average over the views of the run's evaluation (test-time augmentation); if False, predict the plain
                 image alone.
             calibrated: divide the logits by the fitted temperature, if there is one. The predicted classes are the same
                 either way.
+            on_error: what an image does that cannot be read: `"raise"` an error, or get a `"row"` with the reason in a
+                column `error`, an empty `predicted` and NaN. The column is empty for images that were read.
 
         Raises:
-            DataError: if an image cannot be read; `predict_batches` continues instead.
+            DataError: if an image cannot be read and `on_error` is `"raise"`, or a DataFrame has no column `path`.
 
         >>> model.predict("holiday/")                                              # doctest: +SKIP
         """
+        if on_error not in ("raise", "row"):
+            raise DataError(f"on_error is {on_error!r}. Give 'raise' or 'row'.")
         inputs = list(iterate_images(images))
         all_paths = all(isinstance(image, str | Path) for image in inputs)
         names = [str(image) for image in inputs] if all_paths else list(range(len(inputs)))
         batches = list(self.predict_batches(inputs, tta=tta, calibrated=calibrated, batch_size=batch_size,
                                             optimize=len(inputs) >= batch_size))  # fmt: skip
-        for name, error in zip(names, (error for batch in batches for error in batch.errors), strict=True):
-            if error:
-                raise DataError(f"Image {name} cannot be read: {error}. Leave it out.")
+        errors = [error for batch in batches for error in batch.errors]
+        for name, error in zip(names, errors, strict=True):
+            if error and on_error == "raise":
+                raise DataError(f"Image {name} cannot be read: {error}. Leave it out, or give on_error='row'.")
         columns = [f"p_{name}" for name in self.classes]
         empty = np.empty((0, len(columns)))
         probabilities = np.concatenate([batch.probabilities for batch in batches]) if batches else empty
@@ -167,7 +201,7 @@ class BasePredictor:
             "path" if all_paths else "image": names,
             "predicted": [label for batch in batches for label in batch.predicted],
             "confidence": np.concatenate([batch.confidence for batch in batches]) if batches else [],
-        }
+        } | ({"error": errors} if on_error == "row" else {})
         return pd.concat([pd.DataFrame(table), pd.DataFrame(probabilities, columns=columns)], axis=1)
 
     def predict_batches(
@@ -266,6 +300,15 @@ class Model(BasePredictor):
     config: Mapping[str, Any]
     """Content of `model.json`; see `baseline.vision.model_folder`."""
     folder: Path
+    item_tfms: Any = None
+    batch_tfms: Any = None
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"Model({str(self.folder)!r}: {config['arch']}, {format_count(len(self.classes), 'class', 'classes')}, "
+            f"{config['image_size']} px)"
+        )
 
     @property
     def members(self) -> tuple[Model, ...]:
@@ -287,7 +330,9 @@ class Model(BasePredictor):
         """A complete fastai Learner with a copy of the network: `predict`, `test_dl`, or training on DataLoaders."""
         recipe = self._recipe
         with preserve_rng_state():
-            learn = learner(empty_loaders(self.classes, recipe, (self.config["mean"], self.config["std"])), recipe)
+            normal = (self.config["mean"], self.config["std"])
+            dls = empty_loaders(self.classes, recipe, normal, self.item_tfms, self.batch_tfms)
+            learn = learner(dls, recipe)
         learn.model.load_state_dict(self.network.state_dict())
         return learn
 
@@ -326,11 +371,24 @@ class Model(BasePredictor):
 
         Raises whatever PIL raises for an image that cannot be read.
         """
-        return load_square(image, self.decoded_size, self.config["resize"])
+        return load_square(image, *self._decode_spec)
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input for squares: N x 3 x image_size x image_size, normalized, on its device."""
-        return to_inputs(np.stack(squares), self.config, device_of(self.network))
+        device = device_of(self.network)
+        if self._batch_pipeline is None:
+            return to_inputs(np.stack(squares), self.config, device)
+        images = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
+        return self._batch_pipeline(TensorImage(images)).as_subclass(torch.Tensor)
+
+    @cached_property
+    def _batch_pipeline(self) -> Pipeline | None:
+        """The batch transforms of the Learner, where some are the user's own."""
+        return None if self.batch_tfms is None else Pipeline(self.learner.dls.valid.after_batch.fs, split_idx=1)
+
+    @cached_property
+    def _item_transform(self) -> ItemTransforms | None:
+        return None if self.item_tfms is None else ItemTransforms(self.item_tfms)
 
     def check(self) -> float:
         """Return the largest difference between the probabilities of the folder's golden inputs now and when saved.
@@ -351,9 +409,9 @@ class Model(BasePredictor):
         return difference
 
     @property
-    def _decode_spec(self) -> tuple[int, str]:
-        """Arguments of `load_square` for this model: size in pixels, and the resize method."""
-        return self.decoded_size, self.config["resize"]
+    def _decode_spec(self) -> tuple[int, str, ItemTransforms | None]:
+        """Arguments of `load_square` for this model: size in pixels, the resize method, and the user's transforms."""
+        return self.decoded_size, self.config["resize"], self._item_transform
 
     @contextmanager
     def _optimized_network(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
@@ -434,7 +492,7 @@ def check_compatible(members: Sequence[Model]) -> None:
 
 
 def read_batches(
-    images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str]]
+    images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str, ItemTransforms | None]]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
     """Yield batches of images, and for each image its squares, one for each spec (size, resize), or why it cannot be
     read."""
@@ -454,12 +512,13 @@ def read_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def load_squares(image: Any, specs: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
+def load_squares(image: Any, specs: Sequence[tuple[int, str, ItemTransforms | None]]) -> list[np.ndarray] | str:
     """Return the image's squares, one for each spec (size, resize), or why it cannot be read."""
     try:
-        content = image() if callable(image) else image
+        content = to_source(image() if callable(image) else image)
         if not isinstance(content, IMAGE_TYPES):
-            return f"a path, bytes, an array or a PIL image was needed, not {type(content).__name__}"
+            kind = type(content).__name__
+            return f"a path, bytes, an open file, an array, a tensor or a PIL image was needed, not {kind}"
         if isinstance(content, Image.Image) and len(specs) > 1:
             content = content.copy()  # a file that is not yet read would be decoded in the size of the first spec
         return [load_square(content, *spec) for spec in specs]
@@ -467,10 +526,32 @@ def load_squares(image: Any, specs: Sequence[tuple[int, str]]) -> list[np.ndarra
         return unreadable_reason(error)
 
 
+def to_source(image: Any) -> Any:
+    """Return the content of an open file, the array of a tensor 3 x H x W, and anything else as it is.
+
+    Raises:
+        ValueError: for a tensor that is no image.
+    """
+    if isinstance(image, torch.Tensor):
+        values = image.detach().as_subclass(torch.Tensor).cpu()
+        if values.ndim != 3 or values.shape[0] not in (1, 3):
+            raise ValueError(f"a tensor 3 x H x W was needed, not {' x '.join(map(str, values.shape))}")
+        if values.is_floating_point():
+            if not (values.min() >= 0 and values.max() <= 1):
+                raise ValueError("a float tensor has to hold values from 0 to 1, without normalization")
+            values = (values * 255).round().to(torch.uint8)
+        return values.expand(3, -1, -1).permute(1, 2, 0).to(torch.uint8).numpy()
+    return image.read() if hasattr(image, "read") and not isinstance(image, Image.Image) else image
+
+
 def iterate_images(images: Any) -> Iterator[Any]:
-    """Yield images one by one; a folder stands for all images in it."""
-    single_array = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
-    if isinstance(images, str | Path | bytes) or hasattr(images, "getexif") or single_array:
+    """Yield images one by one; a folder stands for all images in it, a DataFrame for its column `path`."""
+    if isinstance(images, pd.DataFrame):
+        if "path" not in images:
+            raise DataError(f"The table has no column path; it has {quoted_list(images)}. Rename the column of paths.")
+        images = list(images["path"])
+    single_array = isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4 and images.dtype != object
+    if isinstance(images, str | Path | bytes) or hasattr(images, "getexif") or hasattr(images, "read") or single_array:
         images = [images]
     for image in images:
         if isinstance(image, str | Path) and os.path.isdir(image):  # noqa: PTH112  # no error for a name too long

@@ -55,6 +55,12 @@ class RecipeChanges(TypedDict, total=False):
     batch_size: int | Literal["auto"]
     class_balance: Literal["none", "weights", "sampler"]
     freeze: Literal["features", "fastai"]
+    loss: Literal["cross_entropy", "focal"]
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    weight_decay: float | Literal["auto"]
+    ema: float
     patience: int
     budget: str
     augment: Augment | Mapping[str, Any]
@@ -62,6 +68,7 @@ class RecipeChanges(TypedDict, total=False):
     # evaluation
     evaluation: Mapping[str, Any]
     tta: Sequence[Literal["flip", "five_crops"]]
+    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "log_loss"]
     threshold: float
     # options
     options: RunOptions | Mapping[str, Any]

@@ -30,7 +30,7 @@ def upgrade_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     {'task': 'multilabel', 'pretrained': False, 'stages': [{'trains': 'all', 'batch_norm': 'train'}]}
     """
     if isinstance(values.get("model"), Mapping):
-        return dict(values)
+        return _mark_stages(dict(values), values.get("training", {}))
     upgraded: dict[str, Any] = {}
     for key, value in values.items():
         if key == "scratch":
@@ -45,7 +45,21 @@ def upgrade_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         elif key not in REMOVED:
             name = RENAMED.get(key, key)
             upgraded[name] = _upgrade_value(name, value)
-    return upgraded
+    return _mark_stages(upgraded, upgraded)
+
+
+def _mark_stages(recipe: dict[str, Any], training: Any) -> dict[str, Any]:
+    """Say `augment = false` where a recorded head stage, from before stages said so, ran on cached features."""
+    freeze = training.get("freeze", "features") if isinstance(training, Mapping) else ""
+    stages = recipe.get("stages")
+    if freeze == "features" and isinstance(stages, list | tuple):
+        recipe["stages"] = [_mark_stage(stage) for stage in stages]
+    return recipe
+
+
+def _mark_stage(stage: Any) -> Any:
+    is_old = isinstance(stage, Mapping) and "batch_norm" in stage and "augment" not in stage
+    return {**stage, "augment": False} if is_old and stage.get("trains") == "head" else stage
 
 
 def _upgrade_stage(stage: Any) -> Any:

@@ -15,15 +15,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval, Predicate
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.recipe.fields import (
+    IMAGES_PANEL,
+    RUN_PANEL,
+    SPLIT_METHODS,
+    SPLIT_PANEL,
+    Flag,
+    Fraction,
+    LearningRate,
+    PathText,
+    Pixels,
+    Text,
+    Views,
+    as_paths,
+    augmentation,
+    is_budget,
+    is_nonempty,
+    is_split_method,
+    setting,
+    split_logger_names,
+)
 from baseline.recipe.validation import Before, Needed, as_tuple, check
 
 __all__ = [
@@ -36,19 +54,11 @@ __all__ = [
     "SplitSettings",
     "Stage",
     "TrainingSettings",
-    "describe_schedule",
-    "describe_trained",
-    "format_lr",
-    "parse_duration",
 ]
 
 PRESETS = ("quick", "standard", "best")
 
-SPLIT_METHODS = ("auto", "provided", "random", "group", "kfold:K", "group-kfold:K", "time:COLUMN")
-
 LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
-
-VIEWS = ("flip", "five_crops")
 
 HEADS = ("linear", "fastai")
 
@@ -69,71 +79,6 @@ OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 """The fastai optimizer behind each name, with its settings. Weight decay is decoupled: fastai's Adam is AdamW."""
 
 SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
-
-IMAGES_PANEL = "Images and labels"
-SPLIT_PANEL = "Splits"
-MODEL_PANEL = "Model and training"
-RUN_PANEL = "This run"
-
-
-def setting(default: Any, help: str, panel: str = MODEL_PANEL, *, flat: str = "", common: bool = False) -> Any:
-    """A field of a recipe.
-
-    Args:
-        default: its value where a recipe does not name it.
-        help: one line for `--help`.
-        panel: the heading under which `--help` shows it.
-        flat: its name outside its group, where that differs from the field's own.
-        common: whether `baseline run --help` shows it; the others are under `--help-all` and `--set`.
-    """
-    return field(default=default, metadata={"help": help, "panel": panel, "flat": flat, "common": common})
-
-
-def is_split_method(value: str) -> bool:
-    """Whether the text is one of `SPLIT_METHODS`, with the number or the column that has to follow.
-
-    >>> is_split_method("kfold:5"), is_split_method("kfold"), is_split_method("time:date")
-    (True, False, True)
-    """
-    method, _, rest = value.partition(":")
-    if method in ("kfold", "group-kfold"):
-        return rest.isdecimal() and 2 <= int(rest) <= 1000
-    return (method == "time" and bool(rest)) or value in ("auto", "provided", "random", "group")
-
-
-def is_nonempty(value: str) -> bool:
-    """Whether the text has any characters."""
-    return bool(value)
-
-
-def is_budget(value: str) -> bool:
-    """Whether the text is empty or a duration such as `10m`."""
-    return value == "" or parse_duration(value) > 0
-
-
-def as_paths(value: Any) -> Any:
-    """One path or several as a tuple of text; an empty path is none."""
-    paths = [value] if isinstance(value, str | Path) else value
-    return tuple(str(path) for path in paths if str(path)) if isinstance(paths, list | tuple) else value
-
-
-def split_logger_names(value: Any) -> Any:
-    """Logger names in a list, or in one text with commas, each once and without `none`."""
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return value
-    return tuple(dict.fromkeys(name for name in names if name not in ("", "none")))
-
-
-Text = Annotated[str, Needed("text")]
-PathText = Annotated[str, Needed("a path")]
-Flag = Annotated[bool, Needed("true or false")]
-Pixels = Annotated[int, Interval(ge=8, le=4096), Needed("pixels, a whole number from 8 to 4096")]
-Fraction = Annotated[float, Interval(ge=0.01, le=0.9), Needed("a fraction from 0.01 to 0.9")]
-LearningRate = Annotated[float, Interval(ge=1e-12, le=100)]
-Views = Annotated[
-    tuple[Literal["flip", "five_crops"], ...], Before(as_tuple), Needed(f"a list from {', '.join(VIEWS)}")
-]
 
 
 @dataclass(frozen=True)
@@ -228,22 +173,44 @@ class ModelSettings:
 class Augment:
     """Augmentation of training images. Names and units follow fastai's `aug_transforms`."""
 
-    flip: Flag = True
+    flip: Flag = augmentation(True, cacheable=(True, False))
     """Mirror left and right, half of the time."""
-    rotate: Annotated[float, Interval(ge=0, le=180)] = 10.0
+    flip_vertical: Flag = augmentation(False, cacheable=(False,))
+    """Mirror top and bottom, half of the time."""
+    dihedral: Flag = augmentation(False, cacheable=(False,))
+    """Flip and rotate by multiples of 90 degrees, for images without an upright position (fastai's `Dihedral`)."""
+    rotate: Annotated[float, Interval(ge=0, le=180)] = augmentation(10.0, cacheable=(0,))
     """Maximum rotation either way, in degrees."""
-    zoom: Annotated[float, Interval(ge=1, le=10)] = 1.1
+    zoom: Annotated[float, Interval(ge=1, le=10)] = augmentation(1.1, cacheable=(1,))
     """Maximum magnification."""
-    lighting: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    lighting: Annotated[float, Interval(ge=0, le=1)] = augmentation(0.2, cacheable=(0,))
     """Maximum change of brightness and contrast, as a fraction."""
-    warp: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    warp: Annotated[float, Interval(ge=0, le=1)] = augmentation(0.2, cacheable=(0,))
     """Maximum change of perspective, as a fraction of the side."""
-    crop: Annotated[float, Interval(ge=0.1, le=1)] = 1.0
+    crop: Annotated[float, Interval(ge=0.1, le=1)] = augmentation(1.0, cacheable=(1,))
     """Minimum fraction of an image's area that is seen: below 1, images are decoded larger (see
     `Recipe.decoded_size`) and a random square of them is taken, one per batch (fastai's `RandomResizedCropGPU`); valid
     images are seen whole."""
-    probability: Annotated[float, Interval(ge=0, le=1)] = 0.75
+    erase: Annotated[float, Interval(ge=0, le=1)] = augmentation(0.0, cacheable=(0,))
+    """Probability that a rectangle of an image is replaced by noise (fastai's `RandomErasing`)."""
+    rand_augment: Annotated[int, Interval(ge=0, le=10)] = augmentation(0, cacheable=(0,))
+    """Magnitude of timm's RandAugment, two operations per image; 0 for none, 9 is common."""
+    probability: Annotated[float, Interval(ge=0, le=1)] = augmentation(0.75, cacheable=())
     """Probability of rotation, zoom and warp, and of lighting."""
+
+    def changing(self) -> tuple[str, ...]:
+        """Return the names of the fields that change images in every epoch, so that features cannot be cached.
+
+        Flips are not among them: features of both sides can be cached.
+
+        >>> Augment(rotate=0, zoom=1, lighting=0).changing()
+        ('warp',)
+        """
+        values = {f.name: f.metadata["cacheable"] for f in dataclasses.fields(self)}
+        return tuple(name for name, cacheable in values.items() if cacheable and getattr(self, name) not in cacheable)
+
+
+NO_AUGMENT = Augment(flip=False, rotate=0, zoom=1, lighting=0, warp=0)
 
 
 @dataclass(frozen=True)
@@ -268,6 +235,9 @@ class Stage:
     """BatchNorm statistics of the body: `"frozen"` keeps the pretrained ones, `"train"` updates them, as in fastai."""
     views: Annotated[tuple[Literal["flip"], ...], Before(as_tuple), Needed("[] or ['flip']")] = ()
     """What a head stage on cached features sees besides the plain training images."""
+    augment: Annotated[bool, Needed("true or false")] = True
+    """Whether the stage trains on augmented images. `False` leaves flips only, so that a stage with frozen layers can
+    run on cached features where the recipe's other augmentation would change the images in every epoch."""
     image_size: int = 0
     """Side of the square that the stage trains on, in pixels, at most the recipe's; 0 is the recipe's own. Progressive
     resizing is a smaller stage before a larger one. Valid images keep the recipe's size."""
@@ -318,6 +288,25 @@ class TrainingSettings:
         "features", "How a head stage freezes the body: features (computed once) or fastai's own frozen stage."
     )
     """In fastai's own frozen stage BatchNorm keeps updating and every epoch runs the whole body."""
+    loss: Literal["cross_entropy", "focal"] = setting(
+        "cross_entropy", "Loss for one label per image: cross_entropy, or focal for many easy images and few hard ones."
+    )
+    """With several labels per image the loss is binary cross-entropy."""
+    label_smoothing: Annotated[float, Interval(ge=0, le=0.5), Needed("a fraction from 0 to 0.5")] = setting(
+        0.0, "Share of each target that is spread evenly over the classes."
+    )
+    mixup: Annotated[float, Interval(ge=0, le=10), Needed("a number from 0 to 10, 0 for none")] = setting(
+        0.0, "Strength (alpha) of mixup, which blends pairs of images; 0 for none, 0.4 is common."
+    )
+    cutmix: Annotated[float, Interval(ge=0, le=10), Needed("a number from 0 to 10, 0 for none")] = setting(
+        0.0, "Strength (alpha) of CutMix, which pastes parts of other images; 0 for none, 1 is common."
+    )
+    weight_decay: Annotated[
+        Literal["auto"] | Annotated[float, Interval(ge=0, le=10)], Needed("'auto' or a number from 0 to 10")
+    ] = setting("auto", "Weight decay; auto is the optimizer's own.")
+    ema: Annotated[float, Interval(ge=0, lt=1), Needed("a decay from 0, for none, to below 1")] = setting(
+        0.0, "Decay of an exponential moving average of the weights, used instead of them; 0 for none, 0.99 is common."
+    )
     patience: Annotated[int, Interval(ge=0, le=100_000), Needed("epochs, a whole number, 0 for none")] = setting(
         0, "Early stopping: end a stage after this many epochs without improvement; 0 for none."
     )
@@ -331,6 +320,10 @@ class EvaluationSettings:
     """How the result is computed."""
 
     tta: Views = setting(("flip",), "Views averaged by test-time augmentation (TTA): flip, five_crops, or none.")
+    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "log_loss"] = setting(
+        "auto", "Metric on the valid split that decides which epoch is best."
+    )
+    """`"auto"` is accuracy, and with several labels per image micro F1. The lower loss breaks ties."""
     threshold: Annotated[float, Interval(ge=0.001, le=0.999), Needed("a probability above 0 and below 1")] = setting(
         0.5, "Probability from which a label is predicted, for several labels per image."
     )
@@ -419,6 +412,12 @@ class Recipe:
             faults.append("leaks is 'drop', which needs the audit that is left out")
         if self.data.task == "multilabel" and self.training.class_balance != "none":
             faults.append("class_balance needs one label per image, and task is 'multilabel'")
+        if self.data.task == "multilabel" and (self.training.loss != "cross_entropy" or self.training.label_smoothing):
+            faults.append("loss and label_smoothing need one label per image, and task is 'multilabel'")
+        if self.training.loss == "focal" and self.training.label_smoothing:
+            faults.append("label_smoothing needs loss 'cross_entropy', and loss is 'focal'")
+        if self.training.mixup and self.training.cutmix:
+            faults.append("mixup and cutmix are both above 0, and a batch takes one of them")
         folds = self.split.method.partition(":")[2] if "kfold" in self.split.method else ""
         if folds and self.split.fold >= int(folds):
             faults.append(f"fold is {self.split.fold}, needed: below the {folds} folds of split")
@@ -548,47 +547,3 @@ def locate(key: str, value: Any) -> tuple[str, str]:
     if key in LEAVES:
         return LEAVES[key]
     return (key, "") if key in {f.name for f in dataclasses.fields(Recipe)} else ("", "")
-
-
-def parse_duration(text: Any) -> int:
-    """Seconds that a text such as `"1h30m"` stands for; 0 if it is no duration.
-
-    >>> parse_duration("1h30m"), parse_duration("90s"), parse_duration("soon")
-    (5400, 90, 0)
-    """
-    parts = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", text) if isinstance(text, str) else None
-    hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def format_lr(lr: Any) -> str:
-    """Format a learning rate, or a (first, last) pair.
-
-    >>> format_lr(0.01), format_lr([1e-5, 1e-3])
-    ('1.0e-02', '1.0e-05 to 1.0e-03')
-    """
-    return f"{lr[0]:.1e} to {lr[1]:.1e}" if isinstance(lr, tuple | list) else f"{lr:.1e}"
-
-
-def describe_trained(trains: Any) -> str:
-    """What a stage trains, as text.
-
-    >>> describe_trained("head"), describe_trained(5), describe_trained(0.55)
-    ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
-    """
-    if isinstance(trains, str):
-        return {"head": "the head, body frozen", "all": "all layers"}[trains]
-    return (
-        f"the last {trains:.0%} of the layer groups" if isinstance(trains, float) else f"the last {trains} layer groups"
-    )
-
-
-def describe_schedule(stage: Mapping[str, Any]) -> str:
-    """Optimizer and schedule of a stage as text, where they differ from the defaults.
-
-    >>> describe_schedule({"optimizer": "sgd", "schedule": "plateau"}), describe_schedule({"optimizer": "adam"})
-    ('optimizer sgd, schedule plateau', '')
-    """
-    defaults = {f.name: f.default for f in dataclasses.fields(Stage)}
-    values = {key: stage.get(key, defaults[key]) for key in ("optimizer", "schedule")}
-    return ", ".join(f"{key} {value}" for key, value in values.items() if value != defaults[key])

@@ -146,7 +146,8 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     middle.plot(steps, rows[metric], marker="s", color=GREEN, label="valid")
     best = rows[rows["best"]].index[-1:]
     middle.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="best epoch")
-    middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    if metric != "valid_log_loss":
+        middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     right.plot(steps, rows["lr"], marker="o", color=GREY)
     right.set(yscale="log")
     titles = ("loss", f"{metric.removeprefix('valid_').replace('_', ' ')} on valid", "learning rate at end of epoch")

@@ -21,8 +21,8 @@ from baseline.errors import DataError, OutputError
 from baseline.evaluation.explain import explain
 from baseline.files import CARD_FILE, read_json, resolve_path, write_atomic
 from baseline.progress import Progress
+from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
-from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (

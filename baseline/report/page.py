@@ -26,7 +26,7 @@ from PIL import Image
 from baseline import __version__
 from baseline.data.image import load_image, resize_image
 from baseline.data.labels import explode_labels, label_matrix
-from baseline.errors import DataError, OutputError, quoted_list
+from baseline.errors import DataError, OutputError, format_count, quoted_list
 from baseline.evaluation.calibration import BIN_COUNT
 from baseline.evaluation.explain import explain
 from baseline.evaluation.label_errors import suspect_labels
@@ -34,8 +34,8 @@ from baseline.evaluation.metrics import evaluate
 from baseline.evaluation.results import SplitMetrics
 from baseline.files import read_json, sha256_of, write_atomic
 from baseline.progress import Progress
+from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
-from baseline.recipe.schema import describe_schedule, describe_trained, format_lr
 from baseline.report import figures
 from baseline.report.figures import THUMBNAIL_SIZE, ThumbnailCache
 from baseline.report.html import interval_digits, percent, render
@@ -78,6 +78,8 @@ def write_report(run: str | Path, progress: Progress | None = None) -> Path:
     """
     progress = progress or Progress()
     files = read_run(Path(run))
+    if files.epochs is None:
+        progress.log(f"{files.folder / 'history.csv'} is damaged: the training curves are left out")
     with progress.bar("writing the report", 5, "parts") as bar:
         page: dict[str, Any] = {"run": files, "version": __version__}
         images = ThumbnailCache()
@@ -98,7 +100,8 @@ class RunFiles:
     folder: Path
     manifest: dict[str, Any]
     predictions: pd.DataFrame
-    epochs: pd.DataFrame
+    epochs: pd.DataFrame | None
+    """The history; None if it is damaged."""
     sweeps: pd.DataFrame | None
     """None where the folder has no `lr_find.csv`."""
     table: pd.DataFrame
@@ -159,7 +162,7 @@ def read_run(folder: Path) -> RunFiles:
         folder,
         manifest,
         read_predictions(folder),
-        read_run_table(folder / "history.csv"),
+        read_history(folder / "history.csv"),
         read_run_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
         read_run_table(folder / "split.csv", as_text=True),
         read_json(findings)["findings"] if findings.exists() else [],
@@ -185,6 +188,22 @@ def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
     except ValueError as error:
         reason = " ".join(str(error).split())[:120]
         raise OutputError(f"{path} is not a complete table: {reason}. Run it again.") from None
+
+
+def read_history(path: Path) -> pd.DataFrame | None:
+    """Read the epochs of a run; None if the file is missing or is not what the run wrote."""
+    try:
+        epochs = read_run_table(path)
+    except OutputError:
+        return None
+    numbers = {"epoch", "stage", "lr", "train_loss", "valid_loss"}
+    is_complete = numbers | {"best"} <= {*epochs} and selection_column(epochs) and epochs["best"].dtype == bool
+    return epochs if is_complete and len(epochs) else None
+
+
+def selection_column(epochs: pd.DataFrame) -> str:
+    """Return the column of the metric that selected the best epoch: the first after the loss."""
+    return next((name for name in map(str, epochs) if name.startswith("valid_") and name != "valid_loss"), "")
 
 
 @dataclass(frozen=True)
@@ -256,13 +275,6 @@ def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     shown = {key: value for key, value in run.recipe.items() if key not in hidden and value not in ("", {}, [], None)}
     settings = [(key, format_setting(value), reasons.get(key, "")) for key, value in shown.items()]
     settings += [(key, "", reason) for key, reason in reasons.items() if key not in shown]
-    metric = next((name for name in map(str, run.epochs) if name.startswith("valid_") and name != "valid_loss"), "")
-    best = run.epochs[run.epochs["best"]].iloc[-1:]
-    metric_name = metric.removeprefix("valid_").replace("_", " ")
-    epochs = f"{len(run.epochs)} epoch{'' if len(run.epochs) == 1 else 's'}"
-    description = f"Losses, {metric_name} and learning rate over {epochs}"
-    for row in best.to_dict("records"):
-        description += f"; the best was epoch {row['epoch']} of stage {row['stage']} with {row[metric]:.2%} on valid"
     context = {
         "settings": settings,
         "stages": [
@@ -275,7 +287,7 @@ def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
             for stage in stages
         ],
         "weights": run.manifest.get("weights"),
-        "training": save_figure(run, "training", figures.training_figure(run.epochs), description),
+        "training": None if run.epochs is None else save_training_figure(run, run.epochs),
         "search": None,
     }
     if run.sweeps is not None:
@@ -284,6 +296,17 @@ def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         figure = figures.lr_find_figure(run.sweeps, stages)
         context["search"] = save_figure(run, "lr_find", figure, description)
     return context
+
+
+def save_training_figure(run: RunFiles, epochs: pd.DataFrame) -> Markup:
+    """Save and return the training curves."""
+    metric = selection_column(epochs)
+    name, count = metric.removeprefix("valid_").replace("_", " "), format_count(len(epochs), "epoch")
+    description = f"Losses, {name} and learning rate over {count}"
+    for row in epochs[epochs["best"]].iloc[-1:].to_dict("records"):
+        value = f"{row[metric]:.4f}" if metric == "valid_log_loss" else f"{row[metric]:.2%}"
+        description += f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on valid"
+    return save_figure(run, "training", figures.training_figure(epochs), description)
 
 
 def format_setting(value: Any) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "new_run_path",
     "read_manifest",
     "read_predictions",
+    "scratch_folder",
 ]
 
 
@@ -51,8 +52,19 @@ MIN_FREE_BYTES = 200_000_000
 """Minimum free space on the disk of a new run folder."""
 
 
+SCRATCH = "scratch"
+"""Folder of a run that its Learner may write to, apart from the run's own files."""
+
+
 LOCK = ".lock"
 """File in a folder that a run is writing to. The operating system releases the lock on it when the run ends."""
+
+
+def scratch_folder(run: Path) -> Path:
+    """Make and return the folder that the Learner of a run may write to."""
+    folder = run / SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def new_run_path(out: str | Path | None, name: str) -> Path:
@@ -78,7 +90,12 @@ def create_run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
                 f"The disk of {folder} has {free // 10**6} MB free; {MIN_FREE_BYTES // 10**6} MB were needed. "
                 "Make room, or choose another --out."
             )
-        yield folder
+        try:
+            yield folder
+        finally:
+            if not is_finished(folder):
+                with suppress(OSError):
+                    (folder / SCRATCH).rmdir()  # succeeds only if it is empty
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,12 @@ def write_run(
     history: History,
     predicted: pd.DataFrame,
     manifest: dict[str, Any],
+    transforms: Sequence[str] = (),
 ) -> None:
-    """Write every file of a finished run, the manifest last."""
+    """Write every file of a finished run, the manifest last; `transforms` names the user's that predictions need."""
     temperature = manifest["calibration"].get("temperature")
-    write_training(folder, learn, history, recipe_from_dict(manifest["recipe"]), weights, temperature)
+    recipe = recipe_from_dict(manifest["recipe"])
+    write_training(folder, learn, history, recipe, weights, temperature, transforms)
     write_atomic(folder / "split.csv", split_to_csv(table))
     write_atomic(folder / "predictions.csv", predicted.to_csv(index=False))
     write_atomic(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
@@ -56,17 +59,31 @@ def write_training(
     recipe: Recipe,
     weights: Weights | None,
     temperature: float | None = None,
+    transforms: Sequence[str] = (),
 ) -> None:
-    """Write the history and the model folder."""
+    """Write the history and the model folder.
+
+    A network that is not one of the architectures that `load` can build gets a file `weights.safetensors` instead.
+    """
+    from safetensors.torch import save_model
+
     from baseline.vision.model_folder import save_network
+    from baseline.vision.network import find_head
     from baseline.vision.weights import is_torchvision, normalization, published_info
 
+    write_atomic(folder / "history.csv", history.epochs.to_csv(index=False))
+    head = vars(learn).get("built_head") or find_head(
+        learn.model, recipe.model.arch, len(learn.dls.vocab), recipe.model.head
+    )
+    if head is None:
+        save_model(learn.model, str(folder / "weights.safetensors"))
+        return
     mean, std = normalization(recipe.model.arch)
     facts = {
         "library": "torchvision" if is_torchvision(recipe.model.arch) else "timm",
         "arch": recipe.model.arch,
-        "head": recipe.model.head,
-        "classes": list(learn.dls.vocab),
+        "head": head,
+        "classes": [str(name) for name in learn.dls.vocab],
         "image_size": recipe.model.image_size,
         "resize": recipe.model.resize,
         "mean": mean,
@@ -79,8 +96,7 @@ def write_training(
         "precision": recipe.model.precision,
         "weights_license": published_info(weights).get("license", "unknown") if weights else None,
         "versions": package_versions(),
-    }
-    write_atomic(folder / "history.csv", history.epochs.to_csv(index=False))
+    } | ({"transforms": [*transforms]} if transforms else {})
     save_network(learn.model, facts, folder / "model", _golden_tensors(learn, recipe, facts))
 
 
@@ -90,8 +106,10 @@ def _golden_tensors(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> di
 
     from baseline.data.image import load_square
     from baseline.evaluation.golden import golden_outputs
+    from baseline.vision.own_loaders import is_own, own_table
 
-    paths = learn.dls.valid_ds.items.groupby("label").head(1)["path"].head(GOLDEN_IMAGES)
+    rows = own_table(learn.dls).query("split == 'valid'") if is_own(learn.dls) else learn.dls.valid_ds.items
+    paths = rows.groupby("label").head(1)["path"].head(GOLDEN_IMAGES)
     try:
         images = np.stack([load_square(path, recipe.decoded_size, recipe.model.resize) for path in paths])
     except OSError:

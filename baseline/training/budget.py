@@ -19,12 +19,13 @@ from torch import nn
 from baseline.data.prepare import count_by_split
 from baseline.errors import RecipeError
 from baseline.recipe.auto import resolve_epochs
-from baseline.recipe.schema import describe_trained
+from baseline.recipe.describe import describe_trained
 from baseline.training.frozen import FreezePlan, LayerSequence, frozen_precision
 from baseline.training.lr_find import SWEEP_STEPS
 from baseline.vision.cache import ArrayCache
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.learner import mixed_precision
+from baseline.vision.network import layer_groups
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Throughput:
 
     def _step(self, cut: int, first: int, size: int, update_batch_norm: bool) -> float:
         layers, inputs = nn.Sequential(*self.layers[cut:]), self._inputs(cut, size)
-        for number, group in enumerate(self.splitter(self.model)):
+        for number, group in enumerate(layer_groups(self.model, self.splitter)):
             for parameter in group:
                 parameter.requires_grad_(number >= first)
 

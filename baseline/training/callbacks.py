@@ -13,8 +13,10 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
 
+from baseline.errors import TrainingError
 from baseline.parallel.distributed import all_reduce_mean
 from baseline.training.recovery import Diverged
+from baseline.training.selection import SelectionMetric
 from baseline.training.state import epoch_score
 from baseline.vision.augment import resize_batch
 
@@ -135,7 +137,7 @@ class ResizeBatch(Callback):
 class ProgressCallback(Callback):
     """Update the progress bar and the history, keep the best weights, and end the stage early when needed."""
 
-    order = 60  # after the Recorder, whose values it reads
+    order = 60  # after the Recorder and the callbacks of the user, whose values it reads
 
     def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], bar: Bar) -> None:
         super().__init__()
@@ -145,6 +147,10 @@ class ProgressCallback(Callback):
         self.completed_epochs = run.state.epoch if run.state else 0
         dls = run.frozen.learn.dls
         self.max_loss = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))
+        evaluation = run.frozen.recipe.evaluation
+        self.selection = SelectionMetric(
+            evaluation.metric, len(dls.vocab), multilabel=dls.multilabel, threshold=evaluation.threshold
+        )
         self.out_of_time = False
 
     def before_epoch(self) -> None:
@@ -163,7 +169,12 @@ class ProgressCallback(Callback):
             self.progress.log(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
             raise CancelTrainException() if steps else CancelFitException()
 
+    def before_validate(self) -> None:
+        self.selection.reset()
+
     def after_batch(self) -> None:
+        if not self.training:
+            self.selection.add(self.pred, self.y, float(self.learn.loss.mean()))
         self.log.steps += self.training
         if not self.training or self.iter % 10:  # reading the loss makes the CPU wait for the GPU
             self.bar.step()
@@ -191,8 +202,8 @@ class ProgressCallback(Callback):
         if self.epoch < self.completed_epochs:
             return
         train_loss = self._check_loss()  # fastai leaves it out of its log of a cancelled epoch
-        valid_loss, score = (float(value) for value in self.recorder.log[-3:-1])
-        metric = self.recorder.metric_names[3]
+        metric, valid_loss, value = self.selection.name, self.selection.loss, self.selection.value()
+        own = self._recorded_metrics(skip=("loss", metric))
         row = {
             "stage": self.number,
             "trains": self.stage.trains,
@@ -200,25 +211,47 @@ class ProgressCallback(Callback):
             "lr": float(self.opt.hypers[-1]["lr"]),
             "train_loss": train_loss,
             "valid_loss": valid_loss,
-            f"valid_{metric}": score,
+            f"valid_{metric}": value,
+            **own,
             "seconds": round(time.perf_counter() - self.start, 2),
         }
-        self.log.epochs.append({**row, "best": self.best.offer(score, valid_loss)})
+        self.log.epochs.append({**row, "best": self.best.offer(self.selection.score(value), valid_loss)})
         metrics = {name: value for name, value in row.items() if name != "trains"}
         metrics["epoch"] = len(self.log.epochs)
         self.log.logged_metrics.append((self.log.steps, metrics))
         self.progress.log_metrics(self.log.steps, metrics)
         self.progress.log(
             f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
-            f"{metric} {score:.2%} valid; {row['seconds']:.0f} s"
+            f"{metric} {f'{value:.4f}' if metric == 'log_loss' else f'{value:.2%}'} valid; "
+            + "".join(f"{name.removeprefix('valid_')} {number:.4g}; " for name, number in own.items())
+            + f"{row['seconds']:.0f} s"
         )
         if self.out_of_time:
             raise CancelFitException()
         self._stop_if_not_improving(metric)
 
+    def _recorded_metrics(self, skip: tuple[str, ...]) -> dict[str, float]:
+        """Return the Learner's own metrics of the valid images by column name; each has to be a single number."""
+        recorder = self.recorder
+        start = 1 + len(recorder._train_mets)
+        names = [metric.name for metric in recorder._valid_mets[1:]]
+        values = recorder.log[start + 1 : start + 1 + len(names)]
+        columns: dict[str, float] = {}
+        for name, value in zip(names, values, strict=True):
+            if name in skip:
+                continue
+            try:
+                columns[f"valid_{name}"] = float(value)
+            except (TypeError, ValueError):
+                raise TrainingError(
+                    f"Stage {self.number}: the metric {name} returned {type(value).__name__} {value!s:.40}; a number "
+                    "was needed. Return one, or leave the metric out."
+                ) from None
+        return columns
+
     def _stop_if_not_improving(self, metric: str) -> None:
         rows = [row for row in self.log.epochs if row["stage"] == self.number]
-        scores = [epoch_score(row[f"valid_{metric}"], row["valid_loss"]) for row in rows]
+        scores = [epoch_score(self.selection.score(row[f"valid_{metric}"]), row["valid_loss"]) for row in rows]
         if 0 < self.patience <= len(scores) - 1 - scores.index(max(scores)) and self.epoch + 1 < self.stage.epochs:
             self.facts["cut_short"] = f"no improvement for {self.patience} epochs"
             self.progress.log(f"stage {self.number}: ends early: {self.facts['cut_short']}")

@@ -106,6 +106,9 @@ class Checkpoints:
         message = describe_differences(changes) if changes else _describe_change(
             self._read_images(), _fingerprint_table(table)
         )  # fmt: skip
+        parts, given = start["asked"].get("own_parts", {}), request.get("own_parts", {})
+        if parts != given:
+            message = f"own parts were {parts or 'none'} and are now {given or 'none'}"
         if message:
             raise OutputError(f"{self.run} is unfinished and was started differently: {message}. Use the same settings "
                               "and images, choose another --out, or remove the folder.")  # fmt: skip

@@ -23,21 +23,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import TrainEvalCallback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.vision.learner import TimmBody
 from torch import nn
 
 from baseline.errors import RecipeError
 from baseline.progress import Progress
-from baseline.recipe.schema import Stage
+from baseline.recipe.schema import NO_AUGMENT, Stage
 from baseline.system import total_memory_bytes
-from baseline.vision.augment import is_cacheable, resize_batch
+from baseline.vision.augment import OWN_TYPES, own_transforms, resize_batch
 from baseline.vision.cache import ArrayCache, file_fingerprint
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets, split_loader
 from baseline.vision.learner import mixed_precision
-from baseline.vision.network import device_of
+from baseline.vision.network import device_of, is_body_and_head, layer_groups
+from baseline.vision.own_loaders import is_own
+from baseline.vision.own_parts import part_name
 from baseline.vision.rng import preserve_rng_state
 from baseline.vision.weights import normalization
 
@@ -60,6 +66,10 @@ MEMORY_FRACTION = 1 / 4
 """Maximum fraction of the machine's memory for the outputs of one stage."""
 
 
+OWN_CALLBACKS = (TrainEvalCallback, CastToTensor, Recorder, ProgressCallback, ChannelsLast, MixedPrecision)
+"""Callbacks that every Learner has, or `baseline.learner` adds."""
+
+
 class InputView(NamedTuple):
     """How images enter the network: `kind` and `size` in pixels.
 
@@ -78,9 +88,9 @@ class LayerSequence:
         splitter: function that returns the layer groups of the network.
     """
 
-    def __init__(self, model: nn.Sequential, splitter: Splitter) -> None:
-        self.layers = find_layers(model)
-        self.groups = [{id(p) for p in group} for group in splitter(model)]
+    def __init__(self, model: nn.Module, splitter: Splitter) -> None:
+        self.layers = find_layers(model) if is_body_and_head(model) else [model]
+        self.groups = [{id(p) for p in group} for group in layer_groups(model, splitter)]
         self.device = device_of(model)
         self.shapes: dict[tuple[int, int], tuple[tuple[int, ...], type]] = {}
 
@@ -103,12 +113,17 @@ class FreezePlan:
 
     Args:
         images: number of images by split.
+        own_parts: what the user added to the Learner that has to run on the images of every epoch.
 
     Raises:
         RecipeError: if a stage trains more layer groups than the network has.
     """
 
-    def __init__(self, network: LayerSequence, recipe: Recipe, images: Mapping[str, int], cache: ArrayCache) -> None:
+    def __init__(
+        self, network: LayerSequence, recipe: Recipe, images: Mapping[str, int], cache: ArrayCache,
+        own_parts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.own_parts = tuple(own_parts)
         self.network, self.recipe, self.images, self.cache = network, recipe, images, cache
         self.layers, self.groups = network.layers, network.groups
         for number, stage in enumerate(recipe.stages, 1):
@@ -163,14 +178,34 @@ class FreezePlan:
 
     def _can_be_cached(self, number: int) -> bool:
         """Whether the stage has frozen layers whose outputs are the same in every epoch, and there is room for them."""
-        stage, cacheable = self.recipe.stages[number - 1], is_cacheable(self.recipe.augment)
-        if self.recipe.training.freeze != "features" or self.cut(number) == 0:
-            return False
-        if stage.trains != "head" and not (cacheable and stage.batch_norm == "frozen"):
+        if not self._has_frozen_layers(number) or self.changing(number):
             return False
         sets = ((self._training_view(number), self.images["train"]), (self.full_view, self.images["valid"]))
         needed = sum(_size_in_bytes(*self.shape(self.cut(number), view, images)) for view, images in sets)
         return needed <= _max_bytes() or (self.is_pristine(number) and self.cache.could_fit(needed))
+
+    def changing(self, number: int) -> tuple[str, ...]:
+        """Return the names of what changes the stage's images in every epoch, so that outputs cannot be stored."""
+        training, stage = self.recipe.training, self.recipe.stages[number - 1]
+        blending = tuple(name for name in ("mixup", "cutmix") if getattr(training, name))
+        return (*(self.recipe.augment.changing() if stage.augment else ()), *blending, *self.own_parts)
+
+    def explain(self, number: int) -> str:
+        """Return why the stage runs on images although it has frozen layers, and what it costs; or an empty text."""
+        if not self._has_frozen_layers(number) or not (names := self.changing(number)):
+            return ""
+        stage = self.recipe.stages[number - 1]
+        augmentation = self.recipe.augment.changing() if stage.augment else ()
+        hint = "; with augment = false for this stage they could be" if names == augmentation else ""
+        epochs = "its epoch runs" if stage.epochs == 1 else f"each of its {stage.epochs} epochs runs"
+        what = f"{', '.join(names)} must see the images of every epoch"
+        return f"{what}, so features are not cached and {epochs} the whole network{hint}"
+
+    def _has_frozen_layers(self, number: int) -> bool:
+        """Whether the stage leaves its first layers unchanged, BatchNorm statistics included."""
+        stage = self.recipe.stages[number - 1]
+        is_frozen = stage.trains == "head" or stage.batch_norm == "frozen"
+        return self.recipe.training.freeze == "features" and self.cut(number) > 0 and is_frozen
 
     def _training_view(self, number: int) -> InputView:
         """Return the view of the training images; flips are the only augmentation that stored outputs can have."""
@@ -186,12 +221,19 @@ class FreezePlan:
 class FrozenOutputs:
     """Computes and stores the frozen-layer outputs that a `FreezePlan` calls for."""
 
-    def __init__(self, learn: Learner, recipe: Recipe, progress: Progress | None = None) -> None:
+    def __init__(
+        self, learn: Learner, recipe: Recipe, progress: Progress | None = None, own: Sequence[str] | None = None
+    ) -> None:
+        if vars(learn.dls).get("own_batch_tfms"):  # they replace the recipe's
+            recipe = recipe.changed(augment=NO_AUGMENT)
         self.learn, self.recipe, self.progress = learn, recipe, progress or Progress()
-        self.cache = ArrayCache(recipe.options.cache_gb, self.progress)
-        self.rows = {"train": learn.dls.train_ds.items, "valid": learn.dls.valid_ds.items}
+        self.cache = ArrayCache(0 if has_own_transforms(learn) else recipe.options.cache_gb, self.progress)
+        self.rows = {"train": learn.dls.train_ds, "valid": learn.dls.valid_ds}
+        if not is_own(learn.dls):
+            self.rows = {split: dataset.items for split, dataset in self.rows.items()}
         images = {split: len(rows) for split, rows in self.rows.items()}
-        self.plan = FreezePlan(LayerSequence(learn.model, learn.splitter), recipe, images, self.cache)
+        parts, network = own_parts(learn) if own is None else own, LayerSequence(learn.model, learn.splitter)
+        self.plan = FreezePlan(network, recipe, images, self.cache, parts)
         self.fingerprints: dict[str, str] = {}
         self.outputs: dict[tuple[str, int, InputView], torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
@@ -232,7 +274,11 @@ class FrozenOutputs:
             opt_func=learn.opt_func,
             metrics=learn.metrics,
             path=learn.path,
-            splitter=lambda _: learn.splitter(learn.model)[first:],
+            wd=learn.wd,
+            wd_bn_bias=learn.wd_bn_bias,
+            moms=learn.moms,
+            cbs=[callback for callback in learn.cbs if getattr(callback, "cacheable", False)],
+            splitter=lambda _: layer_groups(learn.model, learn.splitter)[first:],
         )
 
     def cached_stages(self) -> list[int]:
@@ -361,7 +407,8 @@ def timed_embeddings(
 ) -> tuple[np.ndarray, float]:
     """Return what `embeddings` returns, and the seconds it took to compute, now or when it was cached."""
     start = time.perf_counter()
-    frozen = FrozenOutputs(learn, recipe.changed(stages=(Stage("head", 1),), freeze="features"), progress)
+    plain = recipe.changed(stages=(Stage("head", 1, augment=False),), freeze="features", mixup=0, cutmix=0)
+    frozen = FrozenOutputs(learn, plain, progress, own=())
     frozen.rows = {"all": table.assign(split="all").reset_index(drop=True)}
     view = InputView("both", recipe.model.image_size) if views else frozen.plan.full_view
     if 1 not in frozen.plan.stages or not frozen.obtain("all", view, 1):
@@ -372,6 +419,29 @@ def timed_embeddings(
     features = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
     features = features.reshape(-1, len(table), features.shape[1]).mean(0) if views else features
     return features, time.perf_counter() - start + frozen.cached_seconds
+
+
+def own_parts(learn: Learner) -> list[str]:
+    """Return the names of what the user added to a Learner that has to see the images of every epoch.
+
+    Transforms and callbacks with the attribute `cacheable = True` promise to work on stored outputs, too.
+    """
+    if is_own(learn.dls):
+        return ["the transforms of your DataLoaders"]
+    callbacks = [c for c in learn.cbs if not isinstance(c, OWN_CALLBACKS) and not getattr(c, "cacheable", False)]
+    names = [*own_transforms(loader_transforms(learn)), *map(part_name, callbacks)]
+    return list(dict.fromkeys(names))
+
+
+def loader_transforms(learn: Learner) -> list[Any]:
+    """Return all transforms of items and batches that the Learner's loaders run."""
+    pipelines = ("after_item", "before_batch", "after_batch")
+    return [t for loader in (learn.dls.train, learn.dls.valid) for p in pipelines for t in getattr(loader, p).fs]
+
+
+def has_own_transforms(learn: Learner) -> bool:
+    """Whether the user added transforms, which the keys of the cache on disk do not know."""
+    return is_own(learn.dls) or not all(isinstance(t, OWN_TYPES) for t in loader_transforms(learn))
 
 
 def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:

@@ -10,7 +10,7 @@ from fastai.learner import Learner
 
 from baseline.errors import TrainingError, first_line
 from baseline.parallel.distributed import world_size
-from baseline.recipe.schema import format_lr
+from baseline.recipe.describe import format_lr
 
 if TYPE_CHECKING:
     from baseline.training.state import TrainingRun

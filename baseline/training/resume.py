@@ -50,13 +50,15 @@ class ResumeCallback(Callback):
             return
         run = self.training_run
         is_best = run.log.epochs[-1]["best"]
-        weights = run.best.weights if is_best else clone_weights(run.frozen.learn.model)
+        is_averaged = hasattr(self.learn, "average_weights")  # the best weights are then not those of training
+        weights = run.best.weights if is_best and not is_averaged else clone_weights(run.frozen.learn.model)
         run.state = self._current_state(self.epoch + 1, weights, copy_to_device(self.opt.state_dict()))
         run.save(run.state)
 
     def _current_state(
         self, epoch: int, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None
     ) -> TrainingState:
+        averaging = getattr(self.learn, "average_weights", None)
         network_loader, stage_loader = self.training_run.frozen.learn.dls.train, self.dls.train
         smooth_loss, scaler = self.recorder.smooth_loss, getattr(self, "scaler", None)
         seconds = round(self.seconds_before + time.perf_counter() - self.start, 2)
@@ -70,6 +72,7 @@ class ResumeCallback(Callback):
             loaders=(loader_state(network_loader), loader_state(stage_loader)),
             batch_size=stage_loader.bs * world_size(),
             smooth=(smooth_loss.count, smooth_loss.val.detach().clone()),
+            average=averaging and (averaging.steps, [value.cpu().clone() for value in averaging.average]),
             scaler=scaler.state_dict() if scaler is not None else None,
         )
 

@@ -15,13 +15,17 @@ import pandas as pd
 import torch
 from fastai import optimizer as optimizers
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.learner import Learner
+from fastai.optimizer import Adam
 from fastcore.basics import even_mults
 
 from baseline.errors import OutputError, TrainingError
 from baseline.parallel.distributed import broadcast_from_rank0, rank, world_size
 from baseline.progress import Progress
-from baseline.recipe.schema import OPTIMIZERS, describe_schedule, describe_trained, format_lr
+from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
+from baseline.recipe.schema import OPTIMIZERS
+from baseline.training.average import AverageWeights
 from baseline.training.callbacks import (
     AccumulateGradients,
     FreezeBatchNorm,
@@ -33,11 +37,15 @@ from baseline.training.callbacks import (
 )
 from baseline.training.frozen import FrozenOutputs
 from baseline.training.lr_find import find_lr, sample_batch
+from baseline.training.part_errors import check_parts, has_own_parts, named_learner_errors
 from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
 from baseline.training.resume import ResumeCallback
 from baseline.training.state import BestWeights, TrainingLog, TrainingRun
+from baseline.vision.augment import set_augmentation
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import shard_loader
+from baseline.vision.network import is_body_and_head, layer_groups
+from baseline.vision.own_loaders import adopt
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -60,11 +68,13 @@ def train(
 ) -> History:
     """Train the recipe's stages in order and load the best weights of all of them into `learn`.
 
-    The best epoch is the one with the highest accuracy (micro F1 for multi-label recipes) on the valid split, the lower
-    loss breaking ties, over all epochs of all stages: a fine-tune that makes things worse never replaces better
-    weights. Each stage runs fastai's `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, which
-    becomes the Learner's `opt_func`. A head stage is trained on cached outputs of the frozen body
-    (`freeze = "features"`) or as fastai does it.
+    The best epoch is the one with the best `metric` of the recipe on the valid split (accuracy by default, micro F1 for
+    multi-label recipes), the lower loss breaking ties, over all epochs of all stages: a fine-tune that makes things
+    worse never replaces better weights. The Learner's own metrics are recorded beside it. Each stage runs fastai's
+    `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, unless the Learner has an `opt_func` of its
+    own. A stage with frozen layers is trained on their cached outputs (`freeze = "features"`), unless something has to
+    see the images of every epoch: augmentation other than flips, mixup, or transforms and callbacks of the user's. A
+    message then says so.
 
     Errors are recovered from, starting again at the end of the last epoch. If the loss becomes NaN or infinite, or
     rises far above chance, the learning rate is halved, once per stage; if it happens again, training ends with the
@@ -72,7 +82,7 @@ def train(
     worker that dies is restarted, once per stage.
 
     Args:
-        learn: a Learner from `baseline.learner`.
+        learn: a Learner from `baseline.learner`, or any fastai Learner that classifies images.
         recipe: a recipe with every "auto" resolved.
         progress: receives messages, progress bars and metrics.
         deadline: time, in seconds of `time.perf_counter`, at which training ends, in the middle of an epoch if
@@ -92,6 +102,9 @@ def train(
     progress = progress or Progress()
     if rank():  # with the same seed, all processes would flip the same images of their parts
         torch.manual_seed(recipe.seed + SHUFFLE_SEED_OFFSET * rank())
+    adopt(learn.dls)
+    if has_own_parts(learn):
+        check_parts(learn)
     run = TrainingRun(
         FrozenOutputs(learn, recipe, progress),
         BestWeights(learn),
@@ -124,7 +137,13 @@ def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     """Train one stage and return its history entry."""
     start = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
-    learn.opt_func = optimizer_function(recipe.stages[number - 1].optimizer)
+    if learn.opt_func is Adam or getattr(learn.opt_func, "from_recipe", False):
+        learn.opt_func = optimizer_function(recipe.stages[number - 1].optimizer)
+    elif number == 1:
+        run.progress.log("the Learner's own opt_func is used in all stages, in place of the recipe's optimizer")
+    if reason := run.frozen.plan.explain(number):
+        run.progress.log(f"stage {number}: {reason}")
+    set_augmentation(learn.dls.train, recipe.stages[number - 1].augment)
     learner = stage_learner(run, number)
     size = run.batch_size if learner is learn else learner.dls.train.bs
     if run.state is not None and run.state.epoch:
@@ -139,7 +158,8 @@ def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
         learner.dls.loaders[0] = shard_loader(complete_loader, rank(), world_size())
         size = size // world_size()
     try:
-        with_recovery(run, learner, number, facts, lambda: fit_stage(run, learner, number, facts, timer, size))
+        with named_learner_errors(learner, f"Stage {number}"):
+            with_recovery(run, learner, number, facts, lambda: fit_stage(run, learner, number, facts, timer, size))
     except Diverged as error:
         facts["given_up"] = str(error)
         if not run.log.epochs:
@@ -172,7 +192,7 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
     )
     is_cached = learner is not learn
     facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
-    groups = learn.splitter(learn.model)[-trained_groups(number) :]
+    groups = layer_groups(learn.model, learn.splitter)[-trained_groups(number) :]
     facts["parameters"] = sum(p.numel() for group in groups for p in group)
     facts["features_seconds"] = round(time.perf_counter() - start, 2) if is_cached else 0.0
     facts["cached_seconds"] = round(run.frozen.cached_seconds, 2) if is_cached else 0.0
@@ -202,7 +222,7 @@ def stage_learner(run: TrainingRun, number: int) -> Learner:
     learn = run.frozen.learn
     optimizer = run.state.optimizer if run.state is not None else None
     saved_parameters = len(optimizer["state"]) if optimizer is not None else 0
-    if saved_parameters == sum(len(group) for group in learn.splitter(learn.model)):
+    if saved_parameters == sum(len(group) for group in layer_groups(learn.model, learn.splitter)):
         return learn
     cached_learner = run.frozen.learner(number)
     if cached_learner is None and saved_parameters:
@@ -239,27 +259,42 @@ def fit_stage(
             ProgressCallback(run, number, facts, bar),
             ResumeCallback(run, number, facts, timer),
         ]
+        ema = run.frozen.recipe.training.ema
+        callbacks += [AverageWeights(ema, run)] if ema else []
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
-        fit(stage.epochs, group_lrs(learner, facts["lr"]), cbs=callbacks)
+        loss_func, weight_decay = learner.loss_func, run.frozen.recipe.training.weight_decay
+        try:
+            fit(
+                stage.epochs,
+                group_lrs(learner, facts["lr"]),
+                wd=None if weight_decay == "auto" else weight_decay,
+                cbs=callbacks,
+            )
+        finally:
+            learner.loss_func = loss_func  # mixup replaces it, and does not put it back after an error
 
 
 def optimizer_function(name: str) -> Callable[..., Any]:
     """Return fastai's optimizer of that name with its settings."""
     function, settings = OPTIMIZERS[name]
-    return partial(getattr(optimizers, function), **settings)
+    optimizer = partial(getattr(optimizers, function), **settings)
+    optimizer.from_recipe = True  # type: ignore[attr-defined]
+    return optimizer
 
 
 def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) -> list[Callback]:
-    """Return the callbacks for frozen BatchNorm statistics, smaller images, and batches smaller than `size`."""
+    """Return the callbacks for frozen BatchNorm, smaller images, mixup, and batches smaller than `size`."""
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
     callbacks: list[Callback] = []
     if stage.batch_norm == "frozen" and not (stage.trains == "head" and recipe.training.freeze == "fastai"):
-        callbacks.append(FreezeBatchNorm(learn.model[0]))
+        callbacks.append(FreezeBatchNorm(learn.model[0] if is_body_and_head(learn.model) else learn.model))
     if learner is learn and stage.image_size:
         callbacks.append(ResizeBatch(stage.image_size))
+    callbacks += [MixUp(recipe.training.mixup)] if recipe.training.mixup else []
+    callbacks += [CutMix(recipe.training.cutmix)] if recipe.training.cutmix else []
     if learner.dls.train.bs < size:
         callbacks.append(AccumulateGradients(size))
     return callbacks
@@ -278,8 +313,10 @@ def freeze_groups(learner: Learner, trained_groups: int, recipe: Recipe) -> None
     """Create a fresh optimizer and freeze all but the last `trained_groups` layer groups (fastai's `freeze_to`).
 
     fastai would keep training BatchNorm in frozen groups, so that gradients run through the complete body; here it is
-    frozen, unless the recipe has `freeze = "fastai"`.
+    frozen, unless the recipe has `freeze = "fastai"`. Gradients of an earlier stage are removed, since fastai's
+    optimizer applies weight decay to every parameter that has one, frozen or not.
     """
+    learner.model.zero_grad(set_to_none=True)
     learner.train_bn = recipe.training.freeze == "fastai"
     learner.create_opt()
     groups = len(learner.opt.param_lists)

@@ -29,8 +29,9 @@ class History:
     """Record of a training run, by epoch and by stage."""
 
     epochs: pd.DataFrame
-    """One row per epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`; multi-label
-    runs have `valid_f1_score` (micro) instead of the accuracy."""
+    """One row per epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`. Instead of
+    the accuracy there is the recipe's `metric` (multi-label runs have `valid_micro_f1` by default), and after it each
+    metric of the Learner under its own name."""
     sweeps: pd.DataFrame
     """One row per step of each learning-rate search: `stage, lr, loss`."""
     stages: list[dict[str, Any]]
@@ -131,6 +132,8 @@ class TrainingState:
     batch_size: int = 0
     smooth: tuple[int, torch.Tensor] = (0, torch.zeros(()))
     """Step count and value of fastai's smoothed loss."""
+    average: tuple[int, list[torch.Tensor]] | None = None
+    """Steps and values of the moving average of the weights that the stage trains."""
     scaler: dict[str, Any] | None = None
     """State of the gradient scaler of float16 training."""
 

@@ -20,13 +20,16 @@ from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, Tran
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory
+from fastcore.foundation import L
 from PIL import Image
 
 from baseline.data.labels import classes_in, label_matrix, split_labels
-from baseline.errors import RecipeError
+from baseline.errors import DataError, RecipeError
 from baseline.progress import Progress
-from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms
+from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms, own_transforms
 from baseline.vision.decoded import decode_table
+from baseline.vision.own_loaders import adopt, is_own, own_split_loader
+from baseline.vision.own_parts import named_errors
 from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
@@ -88,8 +91,9 @@ class BatchSource:
 class BatchLoader(TfmdDL):
     """A fastai loader that slices whole batches if its data set is, or has as `batch_source`, a `BatchSource`.
 
-    Shuffling, batch transforms, `new` and `test_dl` are fastai's; any other data set is read item by item. With
-    `weights`, one per row, an epoch draws as many rows as there are, with replacement, by these weights.
+    Shuffling, batch transforms, `new` and `test_dl` are fastai's; any other data set, and one whose items have
+    transforms besides the recipe's own, is read item by item. With `weights`, one per row, an epoch draws as many rows
+    as there are, with replacement, by these weights.
     """
 
     weights: np.ndarray | None = None
@@ -115,7 +119,7 @@ class BatchLoader(TfmdDL):
 
     def create_batches(self, samps: Iterator[int]) -> Iterator[Any]:
         source = self.dataset if isinstance(self.dataset, BatchSource) else vars(self.dataset).get("batch_source")
-        if source is None:
+        if source is None or own_transforms([*self.after_item.fs, *self.before_batch.fs]):
             yield from super().create_batches(samps)
             return
         for items in self.chunkify(samps):
@@ -123,7 +127,13 @@ class BatchLoader(TfmdDL):
 
 
 def dataloaders(
-    table: pd.DataFrame, recipe: Recipe, *, path: Path | str = ".", progress: Progress | None = None
+    table: pd.DataFrame,
+    recipe: Recipe,
+    *,
+    item_tfms: Any = None,
+    batch_tfms: Any = None,
+    path: Path | str = ".",
+    progress: Progress | None = None,
 ) -> DataLoaders:
     """Return fastai DataLoaders over the table's train and valid splits.
 
@@ -134,19 +144,29 @@ def dataloaders(
     Args:
         table: an image table in which every image has a split.
         recipe: a recipe with `arch` and `batch_size` resolved (see `baseline.resolve`).
+        item_tfms: transforms of your own for each image, as in fastai's `DataBlock`: before the image becomes a square
+            of the recipe's size, in training, validation and prediction. Images are then read again in every epoch.
+        batch_tfms: transforms of your own for batches, as in fastai's `DataBlock`, in place of the recipe's
+            augmentation. `Normalize` is added unless it is among them.
         path: folder that the Learner may write to.
         progress: receives messages and progress bars.
     """
     progress = progress or Progress()
     table = table.reset_index(drop=True)
-    decoded = decode_table(table, recipe, progress)
-    dls = _datablock(recipe, classes_in(table, recipe.data.task), normalization(recipe.model.arch)).dataloaders(
-        table[table["split"] != "test"].reset_index(drop=True),
-        bs=recipe.training.batch_size,
-        num_workers=0 if decoded else recipe.options.workers,
-        path=Path(path),
+    decoded = None if item_tfms else decode_table(table, recipe, progress)
+    block = _datablock(
+        recipe, classes_in(table, recipe.data.task), normalization(recipe.model.arch), item_tfms, batch_tfms
     )
+    transforms = [("transform", transform) for transform in (*L(item_tfms), *L(batch_tfms))]
+    with named_errors(transforms, "First image"):
+        dls = block.dataloaders(
+            table[table["split"] != "test"].reset_index(drop=True),
+            bs=recipe.training.batch_size,
+            num_workers=0 if decoded else recipe.options.workers,
+            path=Path(path),
+        )
     _annotate_loaders(dls, recipe, decoded)
+    dls.own_batch_tfms = batch_tfms is not None
     for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
         _use_decoded(loader, dls, table[table["split"] == name])
     if recipe.training.class_balance == "sampler":
@@ -154,17 +174,21 @@ def dataloaders(
     return dls
 
 
-def empty_loaders(classes: Sequence[str], recipe: Recipe, normal: Normalization) -> DataLoaders:
+def empty_loaders(
+    classes: Sequence[str], recipe: Recipe, normal: Normalization, item_tfms: Any = None, batch_tfms: Any = None
+) -> DataLoaders:
     """Return DataLoaders without images, whose `test_dl` prepares images for a network as `dataloaders` does.
 
     Args:
         classes: the vocabulary.
         recipe: the recipe of the network.
         normal: mean and standard deviation per color channel; see `baseline.vision.weights.normalization`.
+        item_tfms: transforms of the user's, as in `dataloaders`; `batch_tfms` likewise.
     """
     blank = Image.new("RGB", (8, 8))
     table = pd.DataFrame({"path": [blank, blank], "label": classes[0], "split": ["train", "valid"]})
-    dls = _datablock(recipe, list(classes), normal).dataloaders(table, bs=64, num_workers=0).new_empty()
+    block = _datablock(recipe, list(classes), normal, item_tfms, batch_tfms)
+    dls = block.dataloaders(table, bs=64, num_workers=0).new_empty()
     _annotate_loaders(dls, recipe, None)
     return dls
 
@@ -172,6 +196,7 @@ def empty_loaders(classes: Sequence[str], recipe: Recipe, normal: Normalization)
 def _annotate_loaders(dls: DataLoaders, recipe: Recipe, decoded: DecodedImages | None) -> None:
     dls.multilabel = recipe.data.task == "multilabel"
     dls.valid_ds.tls[0].types[1] = IMAGE_TYPES  # inputs of learn.predict
+    dls.valid_ds.tls[1].types[0] = (pd.Series, str, Path)  # what LabelReader takes
     dls.decoded = decoded
 
 
@@ -218,29 +243,55 @@ def shard_loader(loader: BatchLoader, index: int, shards: int) -> BatchLoader:
 def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
     """Return a loader over one split of the table: in the table's order, not augmented, including the last batch."""
     rows = table[table["split"] == split].reset_index(drop=True)
+    if is_own(dls):
+        return own_split_loader(adopt(dls), rows)
     loader = dls.test_dl(rows, with_labels=True, bs=max(dls.train.bs, 64))
     _use_decoded(loader, dls, rows)
     return loader
 
 
-def _datablock(recipe: Recipe, classes: list[str], normal: Normalization) -> DataBlock:
+def _datablock(
+    recipe: Recipe, classes: list[str], normal: Normalization, item_tfms: Any = None, batch_tfms: Any = None
+) -> DataBlock:
     many = recipe.data.task == "multilabel"
+    resize = Resize(recipe.decoded_size, recipe.model.resize)
+    batch = batch_transforms(recipe) if batch_tfms is None else [*L(batch_tfms)]
+    is_normalized = any(isinstance(transform, Normalize) for transform in batch)
     return DataBlock(
         blocks=(
-            TransformBlock(type_tfms=LoadImage(recipe.decoded_size), batch_tfms=IntToFloatTensor),
+            TransformBlock(type_tfms=LoadImage(0 if item_tfms else recipe.decoded_size), batch_tfms=IntToFloatTensor),
             MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes),
         ),
         get_x=ColReader("path"),
-        get_y=_row_labels if many else ColReader("label"),
+        get_y=LabelReader(classes, many),
         splitter=_split_indices,
-        item_tfms=Resize(recipe.decoded_size, recipe.model.resize),
-        batch_tfms=[*batch_transforms(recipe), Normalize.from_stats(*normal)],
+        item_tfms=[*L(item_tfms), resize],
+        batch_tfms=[*batch, *([] if is_normalized else [Normalize.from_stats(*normal)])],
         dl_type=BatchLoader,
     )
 
 
-def _row_labels(row):  # type: ignore[no-untyped-def]  # fastcore would cast to annotated types
-    return split_labels(row["label"])
+class LabelReader:
+    """The label of a table row, or of a path by its folder, which `test_dl(paths, with_labels=True)` asks for.
+
+    Raises:
+        DataError: if the folder of a path is not named after a class.
+    """
+
+    def __init__(self, classes: Sequence[str], many: bool) -> None:
+        self.classes, self.many = classes, many
+
+    def __call__(self, row):  # type: ignore[no-untyped-def]  # fastcore would cast to annotated types
+        if isinstance(row, str | Path):
+            label = Path(row).parent.name
+            if label not in self.classes:
+                raise DataError(
+                    f"{row} has no label: its folder is not named after a class. Give a DataFrame with the columns "
+                    "path and label, or leave with_labels out."
+                )
+        else:
+            label = row["label"]
+        return split_labels(label) if self.many else label
 
 
 def _split_indices(table: pd.DataFrame) -> tuple[list[int], list[int]]:

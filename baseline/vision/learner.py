@@ -16,12 +16,15 @@ import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import F1ScoreMulti, accuracy
 from fastai.torch_core import default_device
+from fastcore.foundation import L
 
+from baseline.progress import Progress
 from baseline.vision.network import build_network, device_of
-from baseline.vision.weights import find_weights
+from baseline.vision.own_loaders import add_normalization, adopt, is_own, own_table
+from baseline.vision.weights import find_weights, normalization
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -31,17 +34,31 @@ __all__ = ["autocast", "learner", "mixed_precision"]
 
 
 def learner(
-    dls: DataLoaders, recipe: Recipe, *, weights: Weights | None = None, path: Path | str | None = None
+    dls: DataLoaders,
+    recipe: Recipe,
+    *,
+    weights: Weights | None = None,
+    loss_func: Any = None,
+    metrics: Any = None,
+    cbs: Any = None,
+    path: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> Learner:
     """Return a fastai Learner over the recipe's network: pretrained body, fastai's head, layer groups.
 
     The Learner is on fastai's default device, in evaluation mode, with all layers trainable until a stage freezes some.
 
     Args:
-        dls: the DataLoaders, from `baseline.dataloaders`.
+        dls: the DataLoaders, from `baseline.dataloaders`, or your own. If the weights are pretrained, `Normalize` with
+            their statistics is added to your own where it is missing, as `vision_learner` does.
         recipe: a recipe with every "auto" resolved.
         weights: weights of the body; defaults to those of `find_weights`, or random ones with `pretrained=False`.
+        loss_func: a loss of your own in place of the recipe's.
+        metrics: a metric, or several, of your own, beside the one that the recipe selects epochs by.
+        cbs: callbacks of your own. One that has the attribute `cacheable = True` also runs where a stage trains on
+            cached features; with any other, stages train on images.
         path: folder that the Learner may write to.
+        progress: receives messages.
 
     Raises:
         RecipeError: if the architecture does not exist or its head cannot be cut off.
@@ -49,18 +66,19 @@ def learner(
     """
     if weights is None and recipe.model.pretrained:
         weights = find_weights(recipe.model.arch, recipe.model.weights)
+    if is_own(adopt(dls)) and recipe.model.pretrained:
+        add_normalization(dls, *normalization(recipe.model.arch), progress or Progress())
     model, splitter = build_network(recipe.model.arch, len(dls.vocab), weights, recipe.model.head)
     learn = Learner(
         dls,
         model,
-        loss_func=_loss_function(dls, recipe),
+        loss_func=loss_func or _loss_function(dls, recipe),
         splitter=splitter,
-        metrics=F1ScoreMulti(recipe.evaluation.threshold, average="micro")
-        if recipe.data.task == "multilabel"
-        else accuracy,
+        metrics=_default_metric(recipe) if metrics is None else metrics,
         path=path,
-        cbs=ChannelsLast(),
+        cbs=[ChannelsLast(), *L(cbs)],
     )
+    learn.built_head = recipe.model.head  # that `build_network` can build again
     if recipe.model.precision in ("float16", "bfloat16"):
         learn.to_fp16() if recipe.model.precision == "float16" else learn.to_bf16()
     model.to(default_device()).eval()
@@ -68,14 +86,26 @@ def learner(
 
 
 def _loss_function(dls: DataLoaders, recipe: Recipe) -> Any:
-    """Return cross-entropy, with class weights if the recipe has them; for multi-label recipes the binary one."""
-    if recipe.data.task == "multilabel":
+    """Return the recipe's loss, with class weights if it has them; with several labels binary cross-entropy."""
+    if dls.multilabel:
         return BCEWithLogitsLossFlat(thresh=recipe.evaluation.threshold)
-    if recipe.training.class_balance != "weights":
-        return CrossEntropyLossFlat()
-    counts = dls.train_ds.items["label"].value_counts()
-    class_weights = [len(dls.train_ds) / (len(dls.vocab) * counts[name]) for name in dls.vocab]
-    return CrossEntropyLossFlat(weight=torch.tensor(class_weights, dtype=torch.float32, device=default_device()))
+    class_weights = None
+    if recipe.training.class_balance == "weights":
+        labels = (own_table(dls).query("split == 'train'") if is_own(dls) else dls.train_ds.items)["label"]
+        counts = labels.value_counts()
+        weights = [len(labels) / (len(dls.vocab) * max(counts.get(str(name), 1), 1)) for name in dls.vocab]
+        class_weights = torch.tensor(weights, dtype=torch.float32, device=default_device())
+    if recipe.training.loss == "focal":
+        return FocalLossFlat(weight=class_weights)
+    return CrossEntropyLossFlat(weight=class_weights, label_smoothing=recipe.training.label_smoothing)
+
+
+def _default_metric(recipe: Recipe) -> Any:
+    if recipe.data.task != "multilabel":
+        return accuracy
+    metric = F1ScoreMulti(recipe.evaluation.threshold, average="micro")
+    metric.name = "micro_f1"
+    return metric
 
 
 def autocast(learn: Learner) -> torch.autocast:

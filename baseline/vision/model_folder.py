@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json, to_json, write_atomic
-from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES, VIEWS
+from baseline.recipe.fields import VIEWS
+from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
 from baseline.recipe.validation import is_int, is_number
 from baseline.vision.network import build_network
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import timm
 import torch
@@ -15,6 +15,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from baseline.errors import RecipeError, WeightsError
+from baseline.recipe.schema import HEADS
 from baseline.vision.weights import check_arch, is_torchvision, state_dict
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["build_network", "copy_weights", "device_of"]
 
 
-Splitter = Callable[[nn.Sequential], Any]
+Splitter = Callable[[Any], Any]
 """Function from a network to its layer groups, each a list of parameters, first layers first."""
 
 
@@ -128,6 +129,30 @@ def copy_weights(model: nn.Module, weights: Weights, needed: tuple[str, ...]) ->
 def _suggest_timm_models(arch: str) -> str:
     names = timm.list_models(f"*{arch.split('_')[0]}*")[:3]
     return ", ".join(names) or "see timm.list_models()"
+
+
+def is_body_and_head(model: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether the network is a sequence of a body and a head, as fastai's `vision_learner` makes it."""
+    return isinstance(model, nn.Sequential) and len(model) == 2
+
+
+def layer_groups(model: nn.Module, splitter: Splitter) -> list[list[nn.Parameter]]:
+    """Return the parameters of a network by layer group; a splitter that returns a flat list makes one group."""
+    groups = list(splitter(model))
+    return [groups] if groups and isinstance(groups[0], nn.Parameter) else [list(group) for group in groups]
+
+
+def find_head(model: nn.Module, arch: str, classes: int, head: str) -> str | None:
+    """Return the kind of head with which `build_network` builds this network, `head` first; None if it cannot."""
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    for kind in dict.fromkeys((head, *HEADS)):
+        try:
+            built = build_network(arch, classes, None, kind)[0]
+        except Exception:  # no architecture of that name, or one without a head
+            return None
+        if shapes == {name: value.shape for name, value in built.state_dict().items()}:
+            return kind
+    return None
 
 
 def clone_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,148 @@
+"""DataLoaders that a user made with fastai: what they hold, as an image table, and loaders over parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.data.transforms import Normalize
+from fastai.torch_core import TensorMultiCategory
+
+from baseline.data.labels import SEPARATOR
+from baseline.errors import DataError
+from baseline.progress import Progress
+
+__all__ = ["add_normalization", "adopt", "is_own", "own_split_loader", "own_table"]
+
+
+def is_own(dls: DataLoaders) -> bool:
+    """Whether the DataLoaders come from the user, and not from `baseline.dataloaders`."""
+    return "decoded" not in vars(dls)
+
+
+def adopt(dls: DataLoaders) -> DataLoaders:
+    """Add to DataLoaders of the user's what training asks of them: `multilabel` and, if missing, `vocab`.
+
+    Raises:
+        DataError: if they are not fastai's, their targets are not classes, or they have no vocabulary.
+    """
+    if "multilabel" in vars(dls):
+        return dls
+    for loader in (dls.train, dls.valid):
+        if not isinstance(loader, DataLoader):
+            raise DataError(
+                f"The DataLoaders hold a {type(loader).__module__}.{type(loader).__name__}; fastai's own were needed. "
+                "Make them with DataBlock, ImageDataLoaders or DataLoaders.from_dsets."
+            )
+        if not len(loader.dataset):
+            raise DataError("The DataLoaders have an empty train or valid set. Give both some images.")
+    target = dls.valid_ds[0][1]
+    is_matrix = isinstance(target, torch.Tensor) and target.ndim == 1
+    dls.multilabel = isinstance(target, TensorMultiCategory) or is_matrix
+    if not dls.multilabel and isinstance(target, torch.Tensor) and (target.ndim or target.is_floating_point()):
+        raise DataError(
+            f"The DataLoaders' targets are {type(target).__name__} of shape {tuple(target.shape)} and type "
+            f"{target.dtype}; classes were needed. Use a CategoryBlock or a MultiCategoryBlock."
+        )
+    if getattr(dls, "vocab", None) is None:
+        if not (classes := getattr(dls.train_ds, "classes", None)):
+            raise DataError("The DataLoaders have no vocabulary. Set dls.vocab to the list of class names.")
+        dls.vocab = list(classes)
+    return dls
+
+
+def add_normalization(dls: DataLoaders, mean: Any, std: Any, progress: Progress) -> None:
+    """Normalize batches as the pretrained weights expect, as `vision_learner` does, unless the user's do so already."""
+    if not dls.after_batch.fs.filter(lambda transform: isinstance(transform, Normalize)):
+        dls.add_tfms([Normalize.from_stats(mean, std)], "after_batch")
+        progress.log("added Normalize with the statistics of the pretrained weights to the DataLoaders, which had none")
+
+
+def own_table(dls: DataLoaders) -> pd.DataFrame:
+    """Return the image table of the user's DataLoaders: `path`, `label` and `split`, the train images first.
+
+    An item without a path is called `train/0`, `train/1` and so on.
+    """
+    if "image_table" in vars(dls):
+        return dls.image_table
+    classes = [str(name) for name in dls.vocab]
+    rows = [
+        {"path": _path(dataset, number) or f"{split}/{number}", "label": label, "split": split}
+        for split, dataset in _datasets(dls)
+        for number, label in enumerate(_labels(dataset, classes))
+    ]
+    dls.image_table = pd.DataFrame(rows)
+    return dls.image_table
+
+
+def own_split_loader(dls: DataLoaders, rows: pd.DataFrame) -> Any:
+    """Return a loader over rows of `own_table`, in their order, with the transforms of the valid set.
+
+    Raises:
+        DataError: if a row is not among the DataLoaders' own images.
+    """
+    table = own_table(dls)
+    places = dict(zip(zip(table["split"], table["path"], strict=True), range(len(table)), strict=True))
+    try:
+        numbers = [places[key] for key in zip(rows["split"], rows["path"], strict=True)]
+    except KeyError as error:
+        raise DataError(f"The DataLoaders do not hold {error.args[0][1]} in their {error.args[0][0]} set.") from None
+    train_images, size = len(dls.train_ds), max(dls.train.bs or 1, 64)
+    items = [(dls.train_ds, n) if n < train_images else (dls.valid_ds, n - train_images) for n in numbers]
+    if hasattr(dls.valid_ds, "tls"):
+        own = [_item(dataset, number) for dataset, number in items]
+        return dls.test_dl(pd.DataFrame(own) if isinstance(own[0], pd.Series) else own, with_labels=True, bs=size)
+    return dls.valid.new(dataset=_Items(items), bs=size, shuffle=False, drop_last=False)
+
+
+class _Items(torch.utils.data.Dataset):
+    """Chosen items of several data sets."""
+
+    def __init__(self, items: list[tuple[Any, int]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Any:
+        dataset, index = self.items[number]
+        return dataset[index]
+
+
+def _datasets(dls: DataLoaders) -> Iterator[tuple[str, Any]]:
+    yield "train", dls.train_ds
+    yield "valid", dls.valid_ds
+
+
+def _item(dataset: Any, number: int) -> Any:
+    items = dataset.items
+    return items.iloc[number] if isinstance(items, pd.DataFrame) else items[number]
+
+
+def _path(dataset: Any, number: int) -> str:
+    """Return the path of an item, which is the item or what its first transforms make of it; else an empty text."""
+    if not hasattr(dataset, "tls"):
+        return ""
+    value = _item(dataset, number)
+    for transform in [None, *dataset.tls[0].tfms.fs]:
+        value = transform(value) if transform is not None else value
+        if isinstance(value, str | Path):
+            return str(value)
+        if hasattr(value, "shape"):  # an image already
+            break
+    return ""
+
+
+def _labels(dataset: Any, classes: list[str]) -> Iterator[str]:
+    targets = dataset.tls[1] if hasattr(dataset, "tls") else (dataset[number][1] for number in range(len(dataset)))
+    for target in targets:
+        values = torch.as_tensor(target)
+        if values.ndim:
+            yield SEPARATOR.join(sorted(name for name, value in zip(classes, values, strict=True) if value))
+        else:
+            yield classes[int(values)]

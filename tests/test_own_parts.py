@@ -1,0 +1,567 @@
+"""What a user hands in runs where fastai would run it, or one line says why it does not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.progress import CSVLogger
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import RocAucBinary, accuracy, error_rate
+from fastai.optimizer import SGD
+from fastai.torch_core import TensorImage
+from fastai.vision.augment import RandomResizedCrop, Resize, aug_transforms
+from fastai.vision.core import PILImage
+from fastai.vision.data import ImageDataLoaders
+from fastai.vision.learner import vision_learner
+from fasttransform import Transform
+from torch import nn
+from torchvision.models import resnet18
+
+import baseline
+from baseline import Recipe, Stage, make_baseline, train
+from baseline.errors import DataError, OutputError, RecipeError, TrainingError
+from baseline.recipe.schema import NO_AUGMENT
+from baseline.training.selection import SelectionMetric
+from baseline.vision.rng import seed_everything
+
+HEAD = Stage("head", 2, 1e-2)
+
+
+class Recorder(baseline.Progress):
+    """Keeps the messages of a run."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Count(Callback):
+    """Counts training and validation batches."""
+
+    train = valid = 0
+
+    def before_batch(self) -> None:
+        if self.training:
+            self.train += 1
+        else:
+            self.valid += 1
+
+
+class Black(Transform):
+    """Makes every training image black."""
+
+    order, split_idx = 50, 0
+
+    def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
+        return images * 0
+
+
+class Invert(Transform):
+    """Inverts every image, in training and in prediction."""
+
+    def encodes(self, image: PILImage):  # type: ignore[no-untyped-def]
+        return PILImage.create(255 - np.asarray(image))
+
+
+@pytest.fixture(scope="module")
+def recipe(settled: tuple) -> Recipe:
+    stages = (HEAD, Stage(3, 1, 1e-4))
+    return settled[0].changed(stages=stages, augment=NO_AUGMENT, frozen_precision="float32", cache_gb=0)
+
+
+@pytest.fixture(scope="module")
+def own_loaders(images: Path) -> DataLoaders:
+    return ImageDataLoaders.from_folder(
+        images, valid_pct=0.25, seed=0, item_tfms=Resize(48), batch_tfms=aug_transforms(), bs=8, num_workers=0
+    )
+
+
+def trained(table: pd.DataFrame, recipe: Recipe, progress: Any = None, **parts: Any) -> tuple[Learner, Any]:
+    """Train from the same seed with these parts; return the Learner and its history."""
+    progress = progress or baseline.Progress()
+    loaders = {key: parts.pop(key) for key in ("item_tfms", "batch_tfms") if key in parts}
+    with seed_everything(0):
+        dls = baseline.dataloaders(table, recipe, **loaders)
+        learn = baseline.learner(dls, recipe, **parts)
+        return learn, train(learn, recipe, progress)
+
+
+def weights(learn: Learner) -> torch.Tensor:
+    return torch.cat([value.flatten().float() for value in learn.model.state_dict().values()])
+
+
+# Selection
+
+
+def test_an_error_rate_does_not_select_the_worst_epoch(settled: tuple, recipe: Recipe) -> None:
+    plan = recipe.changed(stages=(Stage("head", 4, 3e-3), Stage("all", 1, 1.0)))
+    _, history = trained(settled[1], plan, metrics=[error_rate])
+    epochs = history.epochs
+    assert np.allclose(epochs["valid_error_rate"], 1 - epochs["valid_accuracy"])
+    best = epochs[epochs["best"]].iloc[-1]
+    assert best["valid_accuracy"] == epochs["valid_accuracy"].max()
+
+
+@pytest.mark.parametrize("metrics", [[], [accuracy, error_rate], [error_rate, RocAucBinary()], [accuracy]])
+def test_metrics_have_columns_of_their_own_names(settled: tuple, recipe: Recipe, metrics: list[Any]) -> None:
+    learn, history = trained(settled[1], recipe.changed(stages=(HEAD,)), metrics=metrics)
+    own = [f"valid_{metric.name}" for metric in learn.metrics if metric.name != "accuracy"]
+    expected = ["train_loss", "valid_loss", "valid_accuracy", *own, "seconds", "best"]
+    assert list(history.epochs)[4:] == expected
+    probabilities, targets = learn.get_preds()
+    last = history.epochs[history.epochs["best"]].iloc[-1]
+    assert last["valid_accuracy"] == pytest.approx(float((probabilities.argmax(1) == targets).float().mean()))
+    assert last["valid_loss"] == pytest.approx(learn.validate()[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "log_loss"])
+def test_selection_metrics_equal_scikit_learn(name: str) -> None:
+    from sklearn import metrics
+
+    rng = np.random.default_rng(0)
+    outputs, targets = torch.from_numpy(rng.normal(size=(40, 4))), torch.from_numpy(rng.choice([0, 0, 0, 1, 2], 40))
+    predicted, selection = outputs.argmax(1), SelectionMetric(name, 4, multilabel=False)
+    for rows in (slice(0, 16), slice(16, 40)):
+        loss = nn.functional.cross_entropy(outputs[rows], targets[rows])
+        selection.add(outputs[rows], targets[rows], float(loss))
+    expected = {
+        "accuracy": lambda: metrics.accuracy_score(targets, predicted),
+        "balanced_accuracy": lambda: metrics.recall_score(
+            targets, predicted, average="macro", labels=sorted({*targets.tolist()})
+        ),
+        "macro_f1": lambda: metrics.f1_score(targets, predicted, average="macro"),
+        "micro_f1": lambda: metrics.f1_score(targets, predicted, average="micro"),
+        "log_loss": lambda: metrics.log_loss(targets, outputs.softmax(1), labels=range(4)),
+    }[name]()
+    assert selection.value() == pytest.approx(expected)
+    assert selection.score(selection.value()) == pytest.approx(-expected if name == "log_loss" else expected)
+
+
+@pytest.mark.parametrize("name", ["micro_f1", "macro_f1", "accuracy"])
+def test_selection_metrics_of_several_labels_equal_scikit_learn(name: str) -> None:
+    from sklearn import metrics
+
+    rng = np.random.default_rng(1)
+    outputs, targets = torch.from_numpy(rng.normal(size=(30, 3))), torch.from_numpy(rng.integers(0, 2, (30, 3)))
+    selection = SelectionMetric(name, 3, multilabel=True)
+    selection.add(outputs, targets.float(), 0.5)
+    decided = outputs >= 0
+    expected = (
+        metrics.accuracy_score(targets, decided)
+        if name == "accuracy"
+        else metrics.f1_score(targets, decided, average=name.removesuffix("_f1"))
+    )
+    assert selection.value() == pytest.approx(expected)
+
+
+def test_the_recipe_names_the_metric_that_selects(settled: tuple, recipe: Recipe) -> None:
+    plan = recipe.changed(metric="log_loss", stages=(Stage("head", 5, 0.3),))
+    _, history = trained(settled[1], plan)
+    epochs = history.epochs
+    assert "valid_accuracy" in epochs  # the Learner's own metric
+    assert epochs.loc[epochs["best"], "valid_log_loss"].iloc[-1] == epochs["valid_loss"].min()
+
+
+# Callbacks and transforms in stages that could run on cached features
+
+
+def test_callbacks_run_in_every_stage(settled: tuple, recipe: Recipe) -> None:
+    count, progress = Count(), Recorder()
+    learn, _ = trained(settled[1], recipe, progress, cbs=[count])
+    assert (count.train, count.valid) == (3 * len(learn.dls.train), 3 * len(learn.dls.valid))
+    assert "stage 1: Count must see the images of every epoch, so features are not cached" in progress.text
+
+
+def test_a_cacheable_callback_runs_on_cached_features(settled: tuple, recipe: Recipe) -> None:
+    count, progress = Count(), Recorder()
+    count.cacheable = True  # type: ignore[attr-defined]
+    trained(settled[1], recipe, progress, cbs=[count])
+    assert count.train > 0 and "not cached" not in progress.text
+
+
+@pytest.mark.parametrize("callback", [MixUp, CutMix])
+def test_mixing_callbacks_change_the_head(settled: tuple, recipe: Recipe, callback: Any) -> None:
+    plan = recipe.changed(stages=(HEAD,))
+    plain, _ = trained(settled[1], plan)
+    again, _ = trained(settled[1], plan)
+    mixed, _ = trained(settled[1], plan, cbs=[callback(1.0)])
+    assert torch.equal(weights(plain), weights(again)) and not torch.equal(weights(plain), weights(mixed))
+
+
+def test_own_batch_transforms_run_in_head_stages(settled: tuple, recipe: Recipe) -> None:
+    progress = Recorder()
+    learn, history = trained(settled[1], recipe.changed(stages=(HEAD,)), progress, batch_tfms=[Black()])
+    assert history.epochs["train_loss"].iloc[-1] == pytest.approx(np.log(2), abs=0.02), "black images tell nothing"
+    assert "stage 1: Black must see the images of every epoch" in progress.text
+    assert not any(isinstance(t, Black) and t.split_idx != 0 for t in learn.dls.valid.after_batch.fs)
+
+
+def test_a_transform_that_is_added_to_finished_dataloaders_runs(settled: tuple, recipe: Recipe) -> None:
+    with seed_everything(0):
+        learn = baseline.learner(baseline.dataloaders(settled[1], recipe), recipe)
+        learn.dls.add_tfms([Invert()], "after_item")
+        inverted = learn.dls.valid.one_batch()[0]
+        plain = baseline.dataloaders(settled[1], recipe).valid.one_batch()[0]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    norm = next(t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize))
+    mean, std = norm.mean.cpu(), norm.std.cpu()
+    assert torch.allclose((inverted * std + mean) + (plain * std + mean), torch.ones(1), atol=2e-2)
+
+
+def test_item_transforms_run_in_training_validation_and_prediction(
+    images: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    done = make_baseline(
+        images, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", item_tfms=[Invert()], progress=baseline.Progress()
+    )
+    plain = make_baseline(images, recipe.changed(stages=(HEAD,)), out=tmp_path / "plain", progress=baseline.Progress())
+    columns = [name for name in done.predictions if name.startswith("p_")]
+    expected = done.predictions[columns].to_numpy()
+    assert np.abs(expected - plain.predictions[columns].to_numpy()).max() > 1e-3
+    paths = list(done.predictions["path"])
+    assert np.allclose(done.predict(paths, calibrated=False)[columns], expected, atol=1e-5)
+    loaded = baseline.load(done.folder, item_tfms=[Invert()])
+    assert np.allclose(loaded.predict(paths, calibrated=False)[columns], expected, atol=1e-5)
+    single = done.predictions.iloc[0]
+    _, _, probabilities = done.learner.predict(single["path"])
+    assert np.argmax(probabilities.numpy()) == columns.index(f"p_{single['plain_predicted']}")
+    with pytest.raises(OutputError, match=r"trained with transforms of your own.*Invert"):
+        baseline.load(done.folder)
+    with pytest.raises(OutputError, match="trained without Invert"):
+        baseline.load(plain.folder, item_tfms=[Invert()])
+    assert done.manifest["own_parts"] == {"item_tfms": ["Invert"]} and "own_parts" not in plain.manifest
+
+
+def test_batch_transforms_of_prediction_run_in_the_loaded_model(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    class Darken(Transform):
+        order = 50
+
+        def encodes(self, batch: TensorImage):  # type: ignore[no-untyped-def]
+            return batch * 0.2
+
+    done = make_baseline(
+        images,
+        recipe.changed(stages=(HEAD,)),
+        out=tmp_path / "run",
+        batch_tfms=[Darken()],
+        progress=baseline.Progress(),
+    )
+    columns = [name for name in done.predictions if name.startswith("p_")]
+    actual = done.predict(list(done.predictions["path"]), calibrated=False)[columns]
+    assert np.allclose(actual, done.predictions[columns], atol=1e-5)
+
+
+def test_train_only_transforms_need_nothing_at_prediction(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    done = make_baseline(
+        images, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", batch_tfms=[Black()], progress=baseline.Progress()
+    )
+    assert "transforms" not in baseline.load(done.folder).config
+
+
+# The recipe's augmentation, loss and schedule fields
+
+
+CHANGES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"augment": {name: value}}) for name, value in {
+        "rotate": 30.0, "zoom": 2.0, "lighting": 0.5, "warp": 0.5, "flip_vertical": True, "dihedral": True,
+        "erase": 1.0, "rand_augment": 9, "crop": 0.4,
+    }.items()),
+    ("mixup", {"mixup": 0.4}),
+    ("cutmix", {"cutmix": 1.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes"), CHANGES, ids=[name for name, _ in CHANGES])
+def test_what_changes_images_in_every_epoch_is_not_cached_and_changes_training(
+    settled: tuple, recipe: Recipe, name: str, changes: dict[str, Any]
+) -> None:
+    plan, progress = recipe.changed(stages=(HEAD,), cache_gb=0), Recorder()
+    plain, _ = trained(settled[1], plan.changed(stages=(Stage("head", 2, 1e-2),), freeze="fastai"))
+    trained(settled[1], plan.changed(**changes), progress)
+    assert f"stage 1: {name} must see the images of every epoch" in progress.text
+    other, _ = trained(settled[1], plan.changed(**changes, freeze="fastai"))
+    assert not torch.equal(weights(plain), weights(other)), f"{name} changes nothing"
+
+
+def test_every_field_of_augmentation_is_covered() -> None:
+    covered = {name for name, _ in CHANGES} | {"flip", "probability"}
+    assert covered >= set(vars(NO_AUGMENT))
+
+
+def test_a_stage_without_augmentation_is_cached(settled: tuple, recipe: Recipe) -> None:
+    plan, progress = recipe.changed(augment={"rotate": 30.0, "flip": True}), Recorder()
+    plan = plan.changed(stages=(Stage("head", 2, 1e-2, augment=False), Stage(3, 1, 1e-4)))
+    trained(settled[1], plan, progress)
+    assert "stage 1: rotate" not in progress.text and "stage 2: rotate must see" in progress.text
+    assert "augment = false" in progress.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": "focal"}, {"label_smoothing": 0.2}, {"weight_decay": 5.0}, {"ema": 0.9}, {"class_balance": "weights"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_fields_of_training_change_the_weights(settled: tuple, recipe: Recipe, changes: dict[str, Any]) -> None:
+    table = settled[1].drop(index=settled[1].query("split == 'train' and label == 'ants'").index[:6])
+    plan = recipe.changed(stages=(HEAD,))
+    plain, _ = trained(table, plan)
+    other, history = trained(table, plan.changed(**changes))
+    assert not torch.equal(weights(plain), weights(other)) and history.epochs["train_loss"].notna().all()
+
+
+def test_ema_weights_are_those_that_are_validated_and_kept(settled: tuple, recipe: Recipe) -> None:
+    plan = recipe.changed(stages=(Stage("head", 3, 1e-2),), ema=0.95)
+    learn, history = trained(settled[1], plan)
+    loss = learn.validate()[0]
+    assert loss == pytest.approx(history.epochs.loc[history.epochs["best"], "valid_loss"].iloc[-1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup": 0.4, "cutmix": 1.0}, "mixup and cutmix are both above 0"),
+        ({"task": "multilabel", "loss": "focal"}, "loss and label_smoothing need one label per image"),
+        ({"loss": "focal", "label_smoothing": 0.1}, "label_smoothing needs loss 'cross_entropy'"),
+        ({"metric": "f2"}, "metric is 'f2'"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe().changed(**changes)
+
+
+# DataLoaders and Learners of the user's
+
+
+def test_normalize_is_added_to_own_dataloaders(own_loaders: DataLoaders, recipe: Recipe) -> None:
+    dls, progress = own_loaders.new_empty() if False else own_loaders, Recorder()
+    assert not dls.after_batch.fs.filter(lambda t: isinstance(t, Normalize))
+    baseline.learner(dls, recipe, progress=progress)
+    assert len(dls.after_batch.fs.filter(lambda t: isinstance(t, Normalize))) == 1
+    assert "added Normalize" in progress.text
+    baseline.learner(dls, recipe)
+    assert len(dls.after_batch.fs.filter(lambda t: isinstance(t, Normalize))) == 1
+
+
+def test_own_dataloaders_make_a_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=0, item_tfms=Resize(48), bs=8, num_workers=0)
+    progress = Recorder()
+    done = make_baseline(dls, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", progress=progress)
+    valid = done.predictions
+    assert set(valid["path"]) == {str(path) for path in dls.valid_ds.items} and set(valid["split"]) == {"valid"}
+    assert dict(zip(valid["path"], valid["label"], strict=True)) == {p: Path(p).parent.name for p in valid["path"]}
+    probabilities, _ = done.learner.get_preds(dl=dls.test_dl(list(valid["path"])))
+    plain = [str(dls.vocab[i]) for i in probabilities.argmax(1)]
+    assert plain == list(valid["plain_predicted"])
+    assert "of your DataLoaders, 48 px, batches of 8" in progress.text and (done.folder / "report.html").exists()
+    with pytest.raises(OutputError, match="your DataLoaders"):
+        _ = done.model
+    with pytest.raises(RecipeError, match="item_tfms cannot be given together with your DataLoaders"):
+        make_baseline(dls, recipe, item_tfms=[Invert()])
+
+
+def test_own_learners_keep_their_parts(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=0, item_tfms=Resize(48), bs=8, num_workers=0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    count, progress = Count(), Recorder()
+    learn = Learner(dls, network, loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=error_rate, cbs=[count])
+    before = weights(learn)
+    done = make_baseline(
+        learn, recipe.changed(stages=(Stage("all", 2, 1e-3),)), out=tmp_path / "run", progress=progress
+    )
+    assert done.learner is learn and count.train == 2 * len(dls.train) and not torch.equal(before, weights(learn))
+    assert learn.opt_func is SGD and "the Learner's own opt_func is used" in progress.text
+    assert "valid_error_rate" in done.history.epochs
+    assert (done.folder / "weights.safetensors").exists() and not (done.folder / "model" / "model.json").exists()
+    with pytest.raises(RecipeError, match="loss_func cannot be given together with your Learner"):
+        make_baseline(learn, recipe, loss_func=CrossEntropyLossFlat())
+
+
+def test_a_vision_learner_trains(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=0, item_tfms=Resize(48), bs=8, num_workers=0)
+    learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy)
+    done = make_baseline(learn, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", progress=baseline.Progress())
+    assert done.recipe.model.arch == "resnet18" and len(done.history.epochs) == 2
+    assert set(done.predictions["label"]) <= {"ants", "bees"}
+
+
+def test_plain_fastai_dataloaders_train(own_loaders: DataLoaders, recipe: Recipe) -> None:
+    learn = vision_learner(own_loaders, resnet18, pretrained=False)
+    history = train(learn, recipe.changed(stages=(HEAD,)), baseline.Progress())
+    assert history.epochs["valid_accuracy"].notna().all() and "valid_loss" in history.epochs
+
+
+def test_dataloaders_of_plain_data_sets_train(recipe: Recipe) -> None:
+    rng = torch.Generator().manual_seed(0)
+    items = [(TensorImage(torch.rand(3, 32, 32, generator=rng)), n % 2) for n in range(24)]
+    dls = DataLoaders.from_dsets(items[:16], items[16:], bs=8, num_workers=0, device="cpu")
+    with pytest.raises(DataError, match="have no vocabulary"):
+        baseline.learner(dls, recipe)
+    dls.vocab = ["even", "odd"]
+    learn = baseline.learner(dls, recipe)
+    train(learn, recipe.changed(stages=(HEAD,)), baseline.Progress())
+    from baseline.vision.own_loaders import own_table
+
+    predictions = baseline.predict(learn, own_table(dls))
+    assert list(predictions["path"]) == [f"valid/{n}" for n in range(8)]
+    assert list(predictions["label"]) == ["even", "odd"] * 4
+
+
+def test_targets_that_are_no_classes_are_refused(images: Path, recipe: Recipe) -> None:
+    table = pd.DataFrame({"path": sorted(str(p) for p in images.rglob("*.jpg"))})
+    table["age"] = np.linspace(0, 9, len(table))
+    from fastai.data.block import DataBlock, RegressionBlock
+    from fastai.data.transforms import ColReader
+    from fastai.vision.data import ImageBlock
+
+    block = DataBlock(
+        (ImageBlock, RegressionBlock), get_x=ColReader("path"), get_y=ColReader("age"), item_tfms=Resize(48)
+    )
+    with pytest.raises(DataError, match="classes were needed"):
+        baseline.learner(block.dataloaders(table, bs=8), recipe)
+
+
+# Files
+
+
+def test_callbacks_write_beside_the_files_of_the_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    done = make_baseline(
+        images, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", cbs=[CSVLogger()], progress=baseline.Progress()
+    )
+    assert done.learner.path == done.folder / "scratch" and (done.folder / "scratch" / "history.csv").exists()
+    assert "best" in pd.read_csv(done.folder / "history.csv")
+
+
+def test_the_learner_of_a_run_can_be_exported(done: Any) -> None:
+    done.learner.export("export.pkl")
+    assert (done.folder / "scratch" / "export.pkl").exists()
+
+
+def test_a_report_survives_a_damaged_history(done: Any, tmp_path: Path) -> None:
+    from baseline.report.page import write_report
+
+    run = shutil.copytree(done.folder, tmp_path / "run")
+    (run / "history.csv").write_text("epoch,train_loss,valid_loss,time\n0,0.7,0.6,00:01\n")
+    progress = Recorder()
+    page = write_report(run, progress)
+    assert page.exists() and "history.csv" in progress.text and "training curves are left out" in progress.text
+
+
+# Wrong parts
+
+
+class Small(Transform):
+    """Returns images of another size, by chance."""
+
+    order = 30
+
+    def encodes(self, batch: TensorImage):  # type: ignore[no-untyped-def]
+        return batch[..., 0, 0]
+
+
+class Broken(Transform):
+    def encodes(self, image: PILImage):  # type: ignore[no-untyped-def]
+        raise ZeroDivisionError("division by zero")
+
+
+class Nothing(Transform):
+    order = 9
+
+    def encodes(self, image: TensorImage):  # type: ignore[no-untyped-def]
+        return "text"
+
+
+class Failing(Callback):
+    def after_step(self) -> None:
+        raise KeyError("no such thing")
+
+
+def failing_metric(outputs: Any, targets: Any) -> float:
+    raise ValueError("only one class")
+
+
+def vector_metric(outputs: Any, targets: Any) -> Any:
+    return torch.ones(3)
+
+
+def vector_loss(outputs: Any, targets: Any) -> Any:
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def wrong_loss(outputs: Any, targets: Any) -> Any:
+    return nn.functional.mse_loss(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"batch_tfms": [Small()]},
+            r"the transforms \(Small\) make train batches of 1 x 3 x 16 x 3, float32",
+        ),
+        ({"item_tfms": [Broken()]}, "First image: the transform Broken failed: ZeroDivisionError: division by zero"),
+        ({"item_tfms": [Nothing()]}, r"the transforms \(Nothing\) make"),
+        ({"loss_func": vector_loss}, "the loss_func vector_loss returned 4, float32; one number was needed"),
+        ({"loss_func": wrong_loss}, "the loss_func wrong_loss failed: RuntimeError"),
+        ({"metrics": [failing_metric]}, "Stage 1: the metric failing_metric failed: ValueError: only one class"),
+        ({"metrics": [vector_metric]}, "Stage 1: the metric vector_metric returned"),
+        ({"cbs": [Failing()]}, "Stage 1: the callback Failing failed: KeyError"),
+    ],
+    ids=["shape", "error", "type", "vector loss", "wrong loss", "metric", "vector metric", "callback"],
+)
+def test_a_wrong_part_is_named(settled: tuple, recipe: Recipe, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        trained(settled[1], recipe.changed(stages=(HEAD,)), **parts)
+
+
+def test_item_transforms_of_fastai_keep_their_meaning(settled: tuple, recipe: Recipe) -> None:
+    dls = baseline.dataloaders(settled[1], recipe, item_tfms=RandomResizedCrop(48, min_scale=0.3))
+    with seed_everything(0):
+        first = dls.train.new(shuffle=False).one_batch()[0]
+        second = dls.train.new(shuffle=False).one_batch()[0]
+    valid = [dls.valid.one_batch()[0] for _ in range(2)]
+    assert not torch.equal(first, second) and torch.equal(*valid) and first.shape[-1] == 48
+
+
+def test_cached_features_train_what_images_train(settled: tuple, recipe: Recipe) -> None:
+    """With all images in each batch, order does not matter, and both ways take the same steps."""
+    table, images = settled[1], int((settled[1]["split"] == "train").sum())
+    stages = (Stage("head", 3, 1e-2, optimizer="sgd", schedule="constant"),)
+    plan = recipe.changed(stages=stages, batch_size=images)
+    cached, history = trained(table, plan)
+    on_images, expected = trained(table, plan, cbs=[Count()])
+    assert torch.allclose(weights(cached), weights(on_images), atol=1e-5)
+    columns = ["train_loss", "valid_loss", "valid_accuracy"]
+    assert np.allclose(history.epochs[columns], expected.epochs[columns], atol=1e-5)
+
+
+def test_layers_that_an_earlier_stage_trained_are_frozen_in_a_stage_on_images(settled: tuple, recipe: Recipe) -> None:
+    plan, states = recipe.changed(stages=(Stage("all", 1, 1e-3), Stage("head", 1, 1e-2)), weight_decay=0.1), []
+
+    class Body(Callback):
+        def before_train(self) -> None:
+            states.append({name: value.clone() for name, value in self.learn.model[0].state_dict().items()})
+
+        def after_train(self) -> None:
+            self.before_train()
+
+    trained(settled[1], plan, cbs=[Body()])
+    before, after = states[2:]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
