@@ -504,8 +504,7 @@ def material_sha256(info: Dataset, material: Path) -> str:
     try:
         for file in [material] if material.is_file() else [material / name for name in sheets]:
             with file.open("rb") as opened:
-                while chunk := opened.read(1 << 20):
-                    digest.update(chunk)
+                hashlib.file_digest(opened, lambda: digest)  # continues the same digest
     except OSError as error:
         raise DataError(f"{material} cannot be read: {error}.") from error
     return digest.hexdigest()
