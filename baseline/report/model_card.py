@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ from baseline.vision.weights import (
 )
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
     from baseline.data.sources.datasets import Dataset
 
 __all__ = ["write_card"]
@@ -103,8 +106,6 @@ def read_existing_card(path: Path) -> str:
 
 def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
     """Return the card as Markdown with a YAML header."""
-    import yaml
-
     recipe = OLD_RECIPE | flat_recipe(manifest["recipe"])
     split = headline_split(manifest["metrics"])
     source = describe_source(manifest.get("images"), [collapse_to_line(name) for name in facts["classes"]])
@@ -132,42 +133,53 @@ def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[
         "version": page["manifest"]["versions"].get("fastai-baseline", __version__),
         "marker": MARKER,
     }
-    header = yaml.safe_dump(hub_metadata(page), sort_keys=False, allow_unicode=True, width=10**6)
-    return markdown_environment().get_template("card.md.j2").render({**page, "header": header})
+    return markdown_environment().get_template("card.md.j2").render({**page, "header": hub_metadata(page).to_yaml()})
 
 
-def hub_metadata(page: dict[str, Any]) -> dict[str, Any]:
+def hub_metadata(page: dict[str, Any]) -> ModelCardData:
     """Return the metadata for the Hugging Face Hub: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
-    arch, source = page["facts"]["arch"], page["source"]
+    from huggingface_hub import ModelCardData
+
+    arch, source, weights = page["facts"]["arch"], page["source"], page["weights"]
     library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
-    known = {key: page["weights"][key] for key in ("license", "base_model") if page["weights"][key]}
-    metrics = hub_metrics(page)
-    result = {
-        "task": {"type": "image-classification", "name": "Image classification"},
-        "dataset": {"name": source["title"], "type": source["type"], "split": page["split"]},
-        "metrics": metrics,
-    }
-    return {
-        "library_name": "fastai",  # a library that the hub knows; the saved network is that of a fastai Learner
-        "pipeline_tag": "image-classification",
-        **known,
-        **({"datasets": [source["hub"]]} if source["hub"] else {}),
-        "metrics": list(dict.fromkeys(metric["type"] for metric in metrics)),
-        "tags": ["fastai-baseline", library, arch, *(["multi-label"] if page["many"] else [])],
-        "model-index": [{"name": page["title"], "results": [result]}],
-    }
+    results = hub_results(page)
+    return ModelCardData(
+        library_name="fastai",  # a library that the hub knows; the saved network is that of a fastai Learner
+        pipeline_tag="image-classification",
+        license=weights["license"] or None,
+        base_model=weights["base_model"] or None,
+        datasets=[source["hub"]] if source["hub"] else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)),
+        tags=["fastai-baseline", library, arch, *(["multi-label"] if page["many"] else [])],
+        model_name=page["title"],
+        eval_results=results,
+    )
 
 
-def hub_metrics(page: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the metrics in the format of the hub's evaluation results."""
-    numbers = page["numbers"]
+def hub_results(page: dict[str, Any]) -> list[EvalResult]:
+    """Return the metrics as the hub's evaluation results."""
+    from huggingface_hub import EvalResult
+
+    numbers, source = page["numbers"], page["source"]
     suffix = ", all labels correct" if page["many"] else ""
     rows = [("accuracy", f"Accuracy{suffix}", numbers["plain"]["accuracy"])]
     if page["recipe"]["tta"]:
         rows.insert(0, ("accuracy", f"Accuracy{suffix}, with TTA", numbers["tta"]["accuracy"]))
     for kind in ("micro", "macro") if page["many"] else ("macro",):
         rows.append(("f1", f"{kind.capitalize()} F1", numbers["tta"].get(f"{kind}_f1")))
-    return [{"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in rows if value is not None]
+    result = partial(
+        EvalResult,
+        task_type="image-classification",
+        task_name="Image classification",
+        dataset_name=source["title"],
+        dataset_type=source["type"],
+        dataset_split=page["split"],
+    )
+    return [
+        result(metric_type=kind, metric_name=name, metric_value=round(value, 4))
+        for kind, name, value in rows
+        if value is not None
+    ]
 
 
 def describe_source(images: str | None, classes: list[str]) -> dict[str, Any]:
