@@ -12,7 +12,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -34,7 +34,6 @@ from baseline.runs.timing import RunTimer, bottleneck, time_by_part
 from baseline.runs.writing import write_fixes, write_run, write_training
 from baseline.system import device_type
 from baseline.training.budget import plan_for_budget, reserve_seconds
-from baseline.training.loggers import check_loggers, flatten_metrics, open_loggers
 from baseline.vision.own_parts import OwnParts, part_name
 from baseline.vision.resolve import resolve
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
     from baseline.training.budget import Estimate
-    from baseline.training.loggers import LoggingProgress
     from baseline.training.state import History
     from baseline.vision.weights import Weights
 
@@ -150,7 +148,10 @@ def make_baseline(
     repeated = Path(str(recipe)) if images is None and str(recipe).endswith(".json") else None
     chosen, images = choose_recipe(images, recipe)
     chosen, reasons = apply_changes(chosen, seed, dict(changes))
-    check_loggers(chosen.options.loggers)
+    if chosen.options.loggers:
+        from baseline.training.loggers import check_loggers
+
+        check_loggers(chosen.options.loggers)
     with process_group(), ExitStack() as stack:
         if world_size() > 1 and parse_duration(chosen.training.budget):
             raise RecipeError("budget works in a single process only. Leave out budget, or the other processes.")
@@ -218,6 +219,7 @@ class _Run:
         from baseline.evaluation.calibration import calibration_report
         from baseline.evaluation.metrics import evaluate
         from baseline.evaluation.predict import predict
+        from baseline.evaluation.results import flatten_metrics
         from baseline.training.checkpoint import Checkpoints
         from baseline.vision.rng import seed_everything
 
@@ -236,7 +238,7 @@ class _Run:
                     return Baseline(learn, {}, predictions, history, self.run_folder, self.recipe, {}, self.transforms)
                 metrics = evaluate(predictions, self.recipe.data.task)
                 calibration = calibration_report(predictions, self.recipe.data.task)
-                loggers.summary(flatten_metrics(metrics))
+                loggers.log_summary(flatten_metrics(metrics))
         facts = {"calibration": calibration, "estimated_seconds": round(estimate.total, 1)}
         manifest = self._manifest(weights, metrics, history, facts)
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
@@ -310,13 +312,16 @@ class _Run:
                 )
         return weights
 
-    def _open_loggers(self, stack: ExitStack) -> LoggingProgress:
+    def _open_loggers(self, stack: ExitStack) -> Progress:
+        names = self.recipe.options.loggers
+        if not names or rank():
+            return self.progress
+        from baseline.training.loggers import open_loggers
         from baseline.vision.rng import preserve_rng_state
 
-        names = self.recipe.options.loggers
-        with self.timer.part("logs") if names else nullcontext(), preserve_rng_state():
+        with self.timer.part("logs"), preserve_rng_state():
             config = logger_config(self.recipe, self.images, self.table)
-            return stack.enter_context(open_loggers(names if rank() == 0 else (), self.folder, config, self.progress))
+            return stack.enter_context(open_loggers(names, self.folder, config, self.progress))
 
     def _make_learner(self, weights: Weights | None) -> tuple[Learner, Estimate]:
         """The fastai Learner on the images, and how long its training and evaluation will take."""
@@ -348,7 +353,7 @@ class _Run:
         )  # fmt: skip
 
     def _train(
-        self, learn: Learner, weights: Weights | None, loggers: LoggingProgress, estimate: Estimate,
+        self, learn: Learner, weights: Weights | None, loggers: Progress, estimate: Estimate,
         saved: dict[str, Any] | None,
     ) -> History:  # fmt: skip
         from baseline.training.stages import train

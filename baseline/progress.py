@@ -42,6 +42,9 @@ class Progress:
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record training metrics by name; `step` counts the training batches since the start, over all stages."""
 
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Record the final metrics of a run by name."""
+
 
 class ConsoleProgress(Progress):
     """Lines and bars on standard error, drawn by rich; without bars outside a terminal or notebook.

@@ -17,8 +17,9 @@ import pytest
 import baseline
 from baseline import Progress, Recipe, make_baseline, run_seeds, train
 from baseline.errors import OutputError, RecipeError
+from baseline.evaluation.results import flatten_metrics
 from baseline.recipe.diff import flatten_plain
-from baseline.training.loggers import LoggingProgress, flatten_metrics, open_loggers
+from baseline.training.loggers import LoggingProgress, open_loggers
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -212,7 +213,7 @@ def test_full_disk_ends_the_log_and_not_the_training(
     progress = FillDisk()
     with open_loggers(("csv",), tmp_path, {}, progress) as logs:
         assert len(train(learn, settled[0], logs).epochs) == 5
-        logs.summary({"test/tta/accuracy": 1.0})
+        logs.log_summary({"test/tta/accuracy": 1.0})
     failed = [line for line in progress.lines if "csv failed" in line]
     assert len(failed) == 1 and "csv failed and is not used any more: [Errno 28] No space left" in failed[0]
     assert len(pd.read_csv(tmp_path / "log.csv")) > 20

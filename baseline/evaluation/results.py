@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
-__all__ = ["Interval", "Metrics", "PairedTest", "Scores", "SplitMetrics"]
+__all__ = ["Interval", "Metrics", "PairedTest", "Scores", "SplitMetrics", "flatten_metrics"]
 
 Interval = tuple[float, float]
 """The ends of a 95 % interval, low and high."""
@@ -74,3 +75,22 @@ class SplitMetrics(_RequiredSplitMetrics, total=False):
 
 Metrics = dict[str, SplitMetrics]
 """Metrics by split: `"valid"` and `"test"`."""
+
+
+def flatten_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Flatten the result of `baseline.evaluate` to names such as `test/tta/accuracy`, with interval bounds beside them.
+
+    >>> flatten_metrics({"test": {"images": 9, "tta": {"accuracy": 0.75, "interval": (0.3, 0.9), "loss": None}}})
+    {'test/tta/accuracy': 0.75, 'test/tta/accuracy_low': 0.3, 'test/tta/accuracy_high': 0.9}
+    """
+    flat: dict[str, float] = {}
+    for split, views in metrics.items():
+        for view in ("plain", "tta"):
+            numbers = views.get(view, {})
+            intervals = {"accuracy": numbers.get("interval"), **numbers.get("intervals", {})}
+            for name, value in numbers.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    low, high = intervals.get(name) or (None, None)
+                    values = {name: value, f"{name}_low": low, f"{name}_high": high}
+                    flat |= {f"{split}/{view}/{key}": float(v) for key, v in values.items() if v is not None}
+    return flat

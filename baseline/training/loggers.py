@@ -24,7 +24,7 @@ from baseline.progress import Progress
 if TYPE_CHECKING:
     from baseline.progress import Bar
 
-__all__ = ["LoggingProgress", "check_loggers", "flatten_metrics", "open_loggers"]
+__all__ = ["LoggingProgress", "check_loggers", "open_loggers"]
 
 
 PROJECT = "baseline"
@@ -129,8 +129,7 @@ class LoggingProgress(Progress):
         self.step = step
         self._call_all(lambda logger: logger.log_metrics(step, values))
 
-    def summary(self, values: Values) -> None:
-        """Log the final metrics of the run."""
+    def log_summary(self, values: Values) -> None:
         self._call_all(lambda logger: logger.summary(self.step, values))
 
     def close(self, status: str) -> None:
@@ -144,25 +143,6 @@ class LoggingProgress(Progress):
             except Exception as error:
                 del self.loggers[name]
                 self.progress.log(f"log: {name} failed and is not used any more: {first_line(error)}")
-
-
-def flatten_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Flatten the result of `baseline.evaluate` to names such as `test/tta/accuracy`, with interval bounds beside them.
-
-    >>> flatten_metrics({"test": {"images": 9, "tta": {"accuracy": 0.75, "interval": (0.3, 0.9), "loss": None}}})
-    {'test/tta/accuracy': 0.75, 'test/tta/accuracy_low': 0.3, 'test/tta/accuracy_high': 0.9}
-    """
-    flat: dict[str, float] = {}
-    for split, views in metrics.items():
-        for view in ("plain", "tta"):
-            numbers = views.get(view, {})
-            intervals = {"accuracy": numbers.get("interval"), **numbers.get("intervals", {})}
-            for name, value in numbers.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    low, high = intervals.get(name) or (None, None)
-                    values = {name: value, f"{name}_low": low, f"{name}_high": high}
-                    flat |= {f"{split}/{view}/{key}": float(v) for key, v in values.items() if v is not None}
-    return flat
 
 
 class CsvLogger:
