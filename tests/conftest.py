@@ -170,7 +170,7 @@ def tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     facts = {
         "arch": "test_efficientnet", "head": "linear", "classes": ["ants", "bees", "wasps"], "image_size": 48,
-        "resize": "squish", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "tta": ("flip",), "labels": "one",
+        "resize": "squish", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "tta": ("flip",), "task": "single",
         "threshold": 0.5, "temperature": 1.7, "crop": 1.0, "precision": "float32",
     }  # fmt: skip
     torch.manual_seed(1)

@@ -143,7 +143,7 @@ def test_a_run_without_a_test_split_says_that_valid_is_optimistic(run: Path, don
 def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
     table["label"] = ["ants;bees" if n % 3 == 0 else label for n, label in enumerate(table["label"])]
-    facts = json.loads((run / "model" / "model.json").read_text()) | {"labels": "many"}
+    facts = json.loads((run / "model" / "model.json").read_text()) | {"task": "multilabel"}
     (run / "model" / "model.json").write_text(json.dumps(facts))
     numbers = baseline.evaluate(table, "multilabel")
     text = changed(run, metrics=numbers, calibration={})

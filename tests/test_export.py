@@ -40,8 +40,8 @@ def test_resizing_equals_pillow_to_the_last_bit(resize: str) -> None:
     "facts",
     [
         {"tta": ["flip", "five_crops"], "resize": "crop", "crop": 0.64},
-        {"labels": "many", "temperature": 3.0, "threshold": 0.4},
-        {"labels": "many", "tta": [], "temperature": None, "resize": "pad"},
+        {"task": "multilabel", "temperature": 3.0, "threshold": 0.4},
+        {"task": "multilabel", "tta": [], "temperature": None, "resize": "pad"},
     ],
 )
 def test_the_module_predicts_what_the_model_predicts(

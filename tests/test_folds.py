@@ -337,7 +337,7 @@ def test_models_of_any_size_predict_by_the_mean_and_share_decoded_images(
 
 
 def test_multilabel_ensembles_decide_by_calibrated_thresholds(models: Any, images: Path) -> None:
-    runs = [models(labels="many", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
+    runs = [models(task="multilabel", threshold=0.4, temperature=t) for t in (4.0, 1.0)]
     single = [load(run).predict(images, calibrated=False) for run in runs]
     together = load(runs)
     shares = [f"p_{name}" for name in together.classes]
@@ -355,7 +355,7 @@ def test_incompatible_models_are_rejected(models: Any, tiny: Path) -> None:
     for changes, words in (
         ({"classes": ["ants", "bees", "flies"]}, "do not have the same classes: they differ in 'flies', 'wasps'"),
         ({"classes": ["bees", "ants", "wasps"]}, "do not have the same classes: they differ in their order"),
-        ({"labels": "many"}, r"differ in labels \(many and one\)"),
+        ({"task": "multilabel"}, r"differ in task \(multilabel and single\)"),
         ({}, "is included twice, also as"),
     ):
         with pytest.raises(OutputError, match=words):

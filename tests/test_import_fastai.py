@@ -59,7 +59,7 @@ def test_a_vision_learner_becomes_a_folder_that_predicts_the_same(images: Path, 
     facts = model.config
     assert facts["mean"] == [0.4, 0.5, 0.6] and facts["std"] == [0.2, 0.3, 0.25] and facts["head"] == "fastai"
     assert (facts["image_size"], model.decoded_size, facts["resize"]) == (48, 64, "squish")
-    assert facts["classes"] == ["ants", "bees"] and facts["labels"] == "one" and model.check() < 1e-5
+    assert facts["classes"] == ["ants", "bees"] and facts["task"] == "single" and model.check() < 1e-5
     assert done.network_difference < 1e-5 and done.images == 48 and done.agreeing >= 40, done
     assert any("bilinear" in text for text in done.preprocessing_differences)
     inputs = torch.rand(5, 3, 48, 48)
@@ -76,7 +76,7 @@ def test_multilabel_models_take_the_threshold_of_the_loss(images: Path) -> None:
     )
     done = import_learner(export_learner(dls, resnet18, n_out=3), "ours", trust_pickle=True, images=str(images))
     facts = baseline.load("ours").config
-    assert facts["classes"] == ["ant", "bee", "leg"] and facts["labels"] == "many" and facts["threshold"] == 0.5
+    assert facts["classes"] == ["ant", "bee", "leg"] and facts["task"] == "multilabel" and facts["threshold"] == 0.5
     assert facts["resize"] == "crop" and facts["mean"] == [0, 0, 0] and facts["std"] == [1, 1, 1]
     assert done.images == 48 and done.max_difference < 0.2
 

@@ -103,14 +103,14 @@ def test_larger_decoded_images_are_resized_as_in_the_run(settled: tuple, tmp_pat
     config = {
         "arch": recipe.model.arch, "head": recipe.model.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
         "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.evaluation.tta,
-        "labels": "one", "threshold": 0.5, "temperature": None, "precision": "float32",
+        "task": "single", "threshold": 0.5, "temperature": None, "precision": "float32",
     }  # fmt: skip
     found = Model(learn.model, config, tmp_path).predict(expected["path"])
     assert np.abs(found[SHARES].to_numpy() - expected[SHARES].to_numpy()).max() < 1e-5
 
 
 def test_multilabel_thresholds_apply_before_the_temperature(folder: Path, images: Path) -> None:
-    edit_config(folder, labels="many", threshold=0.4, temperature=4.0)
+    edit_config(folder, task="multilabel", threshold=0.4, temperature=4.0)
     model = load(folder)
     raw, found = model.predict(images, calibrated=False), model.predict(images)
     shares = [f"p_{name}" for name in model.classes]
@@ -226,7 +226,7 @@ def test_fields_missing_from_the_first_format_are_filled_in(folder: Path, images
     edit_config(
         folder,
         format=1,
-        **dict.fromkeys(("sha256", "crop", "precision", "tta", "labels", "threshold", "temperature"), ...),
+        **dict.fromkeys(("sha256", "crop", "precision", "tta", "task", "threshold", "temperature"), ...),
     )
     old = load(folder)
     assert old.predict(images).equals(expected) and old.config["tta"] == [] and old.config["temperature"] is None
@@ -283,10 +283,12 @@ def change_first(value: Any) -> Any:
         (overwrite("model.json", b"\xff{}"), r"model\.json is damaged: 'utf-8' codec"),
         (overwrite("model.json", b"[1]"), "does not describe a network"),
         (overwrite("model.json", b"[" * 100_000), "is damaged: maximum recursion"),
-        (overwrite("model.json", b"{}"), "has format None; this version reads 1 to 2"),
-        (lambda f: edit_config(f, format=3), "has format 3; this version reads 1 to 2. Update baseline"),
+        (overwrite("model.json", b"{}"), "has format None; this version reads 1 to 3"),
+        (lambda f: edit_config(f, format=4), "has format 4; this version reads 1 to 3. Update baseline"),
         (lambda f: edit_config(f, format=True), "has format True"),
         (lambda f: edit_config(f, classes=...), "lacks classes"),
+        (lambda f: edit_config(f, task=...), "lacks task"),
+        (lambda f: edit_config(f, task="many"), "task is 'many', needed: single or multilabel"),
         (lambda f: edit_config(f, sha256=...), "lacks sha256"),
         (lambda f: edit_config(f, sha256=[]), "lacks sha256"),
         (lambda f: edit_config(f, arch="resnet5O"), "There is no architecture 'resnet5O'. Did you mean 'resnet50'"),

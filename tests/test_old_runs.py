@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from baseline import Stage, compare_runs, evaluate, load, load_recipe
+from baseline.deploy.kaggle.submission import read_classes
 from baseline.errors import OutputError
 from baseline.experiments.compare import list_runs
 from baseline.recipe.legacy import upgrade_recipe
+from baseline.report.model_card import write_card
 from baseline.runs.folder import FORMAT, read_manifest, read_predictions
 from baseline.runs.manifest import recipe_from_manifest
 
@@ -69,8 +71,27 @@ def test_its_model_predicts_as_when_it_was_saved(tmp_path: Path) -> None:
     shutil.copytree(OLD, tmp_path / "run")
     model = load(tmp_path / "run")
     assert model.check() < 1e-5  # type: ignore[union-attr]
+    assert model.members[0].config["task"] == "single" and not model.multilabel
     predictions = model.predict([np.zeros((20, 30, 3), np.uint8)])
     assert set(predictions) >= {"predicted", "confidence", "p_ants", "p_bees"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_labels_of_an_old_model_folder_is_its_task(tmp_path: Path, version: int) -> None:
+    run = Path(shutil.copytree(OLD, tmp_path / "run"))
+    file = run / "model" / "model.json"
+    facts = json.loads(file.read_text())
+    assert facts["format"] == 2 and facts["labels"] == "one"
+    file.write_text(json.dumps(facts | {"format": version, "labels": "many"}))
+    model = load(run)
+    assert model.multilabel and model.members[0].config["task"] == "multilabel"
+    assert model.predict([np.zeros((20, 30, 3), np.uint8)])["p_ants"].between(0, 1).all()
+    assert read_classes(run) == (["ants", "bees"], True)
+    (run / "model" / "README.md").unlink()
+    assert "- multi-label\n" in write_card(run).read_text()
+    file.write_text(json.dumps(facts | {"format": version, "labels": "three"}))
+    with pytest.raises(OutputError, match="task is 'three', needed: single or multilabel"):
+        load(run)
 
 
 def test_it_is_listed_and_compared_with_others(tmp_path: Path) -> None:

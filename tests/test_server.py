@@ -139,7 +139,7 @@ def test_images_of_every_format_are_read_as_by_the_model(client: TestClient, mod
 def test_multilabel_predictions_are_all_labels_above_the_threshold(
     tiny: Path, tmp_path: Path, files: list[Path]
 ) -> None:
-    folder = copy_with_facts(tiny, tmp_path / "many", labels="many", threshold=0.45)
+    folder = copy_with_facts(tiny, tmp_path / "many", task="multilabel", threshold=0.45)
     expected = baseline.load(folder).predict(files, tta=False)["predicted"].tolist()
     with make_client(folder) as client:
         predictions = client.post("/predict", files=uploads(*(path.read_bytes() for path in files))).json()[

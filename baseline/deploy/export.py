@@ -295,7 +295,7 @@ class Exporter:
     def _metadata(self) -> dict[str, Any]:
         """What users of the file need to know. The threshold is that of the calibrated probabilities."""
         facts = self.model.config
-        metadata = {key: facts[key] for key in ("classes", "labels", "arch", "image_size", "resize", "temperature")}
+        metadata = {key: facts[key] for key in ("classes", "task", "arch", "image_size", "resize", "temperature")}
         metadata |= {"input_size": "any" if self.any_size else self.side, "views": list(self.views)}
         metadata |= {"model": self.model.identity, "made_by": f"fastai-baseline {__version__}"}
         return metadata | ({"threshold": self.threshold} if self.model.multilabel else {})

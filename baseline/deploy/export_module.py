@@ -44,7 +44,7 @@ class ExportModule(nn.Module):
         self.network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
         self.decoded_size, self.views, self.any_size = decoded_size, views, any_size
         self.image_size, self.resize = facts["image_size"], facts["resize"]
-        self.multilabel, self.temperature = facts["labels"] == "many", facts["temperature"] or 1.0
+        self.multilabel, self.temperature = facts["task"] == "multilabel", facts["temperature"] or 1.0
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(facts[name], dtype=torch.float32).view(1, 3, 1, 1))
 

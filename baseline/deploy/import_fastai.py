@@ -195,7 +195,7 @@ def build_config(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
     mean, std = find_normalization(learn)
     facts: dict[str, Any] = {
         "arch": arch, "classes": classes, "image_size": side, "resize": resize, "mean": mean, "std": std, "tta": [],
-        "labels": "many" if multilabel else "one", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
+        "task": "multilabel" if multilabel else "single", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
         "temperature": None, "crop": crop, "precision": "float32",
     }  # fmt: skip
     if invalid := [name for name, value in facts.items() if not FIELD_CHECKS[name][0](value)]:
@@ -301,9 +301,9 @@ def check_activation(learn: Learner, facts: dict[str, Any]) -> None:
     """Raise if the learner does not turn outputs into probabilities by softmax, or sigmoid for several labels."""
     outputs = torch.linspace(-3, 4, 2 * len(facts["classes"])).view(2, -1)
     theirs = learn.loss_func.activation(outputs) if hasattr(learn.loss_func, "activation") else outputs
-    ours = outputs.sigmoid() if facts["labels"] == "many" else outputs.softmax(-1)
+    ours = outputs.sigmoid() if facts["task"] == "multilabel" else outputs.softmax(-1)
     if not torch.allclose(theirs, ours, atol=1e-5):
-        kind = "sigmoid" if facts["labels"] == "many" else "softmax"
+        kind = "sigmoid" if facts["task"] == "multilabel" else "softmax"
         raise _Unsupported(f"its loss {type(learn.loss_func).__name__} does not use {kind} for probabilities")
 
 

@@ -28,7 +28,7 @@ def golden_outputs(network: nn.Module, config: Mapping[str, Any], images: np.nda
     cpu_network = copy.deepcopy(network).cpu().eval()
     autocast = mixed_precision("float32", "cpu")
     inputs = to_inputs(images, config, torch.device("cpu"))
-    many = config["labels"] == "many"
+    many = config["task"] == "multilabel"
     probabilities = predict_probabilities(cpu_network, inputs, (), many=many, numbers=autocast)[0]
     return {"images": torch.from_numpy(images), "probabilities": probabilities.float().clone()}
 

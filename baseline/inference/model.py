@@ -148,7 +148,7 @@ class BasePredictor:
     @property
     def multilabel(self) -> bool:
         """Whether an image may have several labels."""
-        return self.members[0].config["labels"] == "many"
+        return self.members[0].config["task"] == "multilabel"
 
     @property
     def folders(self) -> list[Path]:
@@ -339,9 +339,8 @@ class Model(BasePredictor):
     @cached_property
     def _recipe(self) -> Recipe:
         config = self.config
-        fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "threshold")}
-        task = "multilabel" if config["labels"] == "many" else "single"
-        return Recipe("model").changed(pretrained=False, task=task, augment=Augment(crop=config["crop"]), **fields)
+        fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "task", "threshold")}
+        return Recipe("model").changed(pretrained=False, augment=Augment(crop=config["crop"]), **fields)
 
     @contextmanager
     def predictor(
@@ -479,7 +478,7 @@ def check_compatible(members: Sequence[Model]) -> None:
             raise OutputError(
                 f"{pair} do not have the same classes: they differ in {difference}. Give runs of the same classes."
             )
-        for field in ("labels", *(["threshold"] if first.multilabel else [])):
+        for field in ("task", *(["threshold"] if first.multilabel else [])):
             if (value := member.config[field]) != (other := first.config[field]):
                 raise OutputError(
                     f"{pair} differ in {field} ({value} and {other}) and cannot be averaged. Leave one of them out."

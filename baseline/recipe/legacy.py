@@ -1,11 +1,11 @@
-"""Reads the recipes in manifests that were written before recipes had groups."""
+"""Reads what earlier versions wrote: recipes before they had groups, and the fields of `model.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["upgrade_recipe"]
+__all__ = ["upgrade_model_config", "upgrade_recipe"]
 
 RENAMED = {
     "images": "image_dir",
@@ -60,6 +60,20 @@ def _mark_stages(recipe: dict[str, Any], training: Any) -> dict[str, Any]:
 def _mark_stage(stage: Any) -> Any:
     is_old = isinstance(stage, Mapping) and "batch_norm" in stage and "augment" not in stage
     return {**stage, "augment": False} if is_old and stage.get("trains") == "head" else stage
+
+
+def upgrade_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a `model.json` with `task`, which was `labels` up to format 2; nothing is checked.
+
+    >>> upgrade_model_config({"format": 2, "labels": "many"})
+    {'format': 2, 'task': 'multilabel'}
+    >>> upgrade_model_config({"format": 3, "task": "single"})
+    {'format': 3, 'task': 'single'}
+    """
+    if config.get("format") not in (1, 2):
+        return dict(config)
+    upgraded = {name: value for name, value in config.items() if name != "labels"}
+    return upgraded | {"task": _upgrade_value("task", config.get("labels", "one"))}  # the first folders did not say
 
 
 def _upgrade_stage(stage: Any) -> Any:

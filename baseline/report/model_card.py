@@ -24,6 +24,7 @@ from baseline.files import CARD_FILE, read_json, resolve_path, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
+from baseline.recipe.legacy import upgrade_model_config
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (
@@ -85,7 +86,7 @@ def write_card(run: str | Path, progress: Progress | None = None) -> Path:
     progress = progress or Progress()
     run = Path(run)
     manifest, target = read_manifest(run), run / "model" / CARD_FILE
-    facts = read_json(run / "model" / "model.json")
+    facts = upgrade_model_config(read_json(run / "model" / "model.json"))
     if target.exists() and MARKER not in read_existing_card(target):
         progress.log(f"model card: {target} was edited by hand and is not changed")
         return target
@@ -120,7 +121,7 @@ def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[
         "numbers": manifest["metrics"][split],
         "metrics": (metrics := manifest["metrics"][split]["tta" if recipe["tta"] else "plain"]),
         "digits": interval_digits(metrics["interval"]),
-        "many": facts.get("labels") == "many",
+        "many": facts["task"] == "multilabel",
         "weights": describe_initial_weights(manifest.get("weights")),
         "max_classes": MAX_CLASSES,
     }

@@ -89,7 +89,7 @@ def write_training(
         "mean": mean,
         "std": std,
         "tta": recipe.evaluation.tta,
-        "labels": "many" if recipe.data.task == "multilabel" else "one",
+        "task": recipe.data.task,
         "threshold": recipe.evaluation.threshold,
         "temperature": temperature,
         "crop": recipe.augment.crop,

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json, to_json, write_atomic
 from baseline.recipe.fields import VIEWS
+from baseline.recipe.legacy import upgrade_model_config
 from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
 from baseline.recipe.validation import is_int, is_number
 from baseline.vision.network import build_network
@@ -48,8 +49,9 @@ EXPERIMENT_FILES = {"fold": "folds.json", "seed": "seeds.json"}
 """Summary file of a folder of several runs, written last, by the prefix of the runs' folder names."""
 
 
-FORMAT = 2
-"""Version of the model folder's layout; older versions are read, too. Version 1 had no checksums."""
+FORMAT = 3
+"""Version of the model folder's layout; older versions are read, too. Version 1 had no checksums, and version 2 said
+`labels` where `task` is now."""
 
 
 MAX_CLASSES = 100_000
@@ -60,8 +62,8 @@ MAX_BYTES = {TENSORS_FILE: 20 * 10**9, GOLDEN_FILE: 10**9, CONFIG_FILE: 50 * 10*
 """Maximum size in bytes of each file of a model folder."""
 
 
-_OPTIONAL_FIELDS = {"tta": [], "labels": "one", "threshold": 0.5, "temperature": None, "crop": 1.0,
-                    "precision": "float32", "weights_license": "unknown"}  # fmt: skip
+_OPTIONAL_FIELDS = {"tta": [], "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32",
+                    "weights_license": "unknown"}  # fmt: skip
 """Values of the fields that the first model folders did not have."""
 
 
@@ -91,7 +93,7 @@ FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mean": (lambda v: _is_triple(v, -1000, 1000), "three numbers, for red, green and blue"),
     "std": (lambda v: _is_triple(v, 1e-6, 1000), "three numbers above 0, for red, green and blue"),
     "tta": (lambda v: isinstance(v, list) and all(view in VIEWS for view in v), f"a list from {', '.join(VIEWS)}"),
-    "labels": (lambda v: v in ("one", "many"), "one or many"),
+    "task": (lambda v: v in ("single", "multilabel"), "single or multilabel"),
     "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
     "temperature": (lambda v: v is None or is_number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
     "crop": (lambda v: is_number(v, 0.1, 1), "a fraction from 0.1 to 1"),
@@ -200,7 +202,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise OutputError(
             f"{path.parent} has format {reprlib.repr(version)}; this version reads 1 to {FORMAT}. Update baseline."
         )
-    config = _OPTIONAL_FIELDS | config
+    config = _OPTIONAL_FIELDS | upgrade_model_config(config)
     missing = [name for name in FIELD_CHECKS if name not in config]
     missing += ["sha256"] if version > 1 and not _is_hash_table(config.get("sha256")) else []
     if missing:

@@ -30,6 +30,7 @@ from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_
 from baseline.errors import DataError, OutputError, quoted_list
 from baseline.files import KAGGLE_SEARCH_DEPTH, kaggle_dir, read_json, resolve_path, write_atomic
 from baseline.progress import ConsoleProgress
+from baseline.recipe.legacy import upgrade_model_config
 from baseline.vision.model_folder import member_folders, model_folder
 
 if TYPE_CHECKING:
@@ -342,8 +343,8 @@ def read_classes(run: Path) -> tuple[list[str], bool]:
     folder = model_folder(run)
     if not (folder / "model.json").is_file():
         raise OutputError(f"{run} contains no model: there is no {folder / 'model.json'}. Pass the folder of a run.")
-    facts = read_json(folder / "model.json")
-    return [str(name) for name in facts["classes"]], facts.get("labels") == "many"
+    facts = upgrade_model_config(read_json(folder / "model.json"))
+    return [str(name) for name in facts["classes"]], facts["task"] == "multilabel"
 
 
 def find_namings(runs: Sequence[Path], sample: SampleFile, classes: Sequence[str]) -> Iterator[ClassNaming]:
