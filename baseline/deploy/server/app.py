@@ -43,6 +43,7 @@ from starlette.types import ASGIApp
 from baseline import __version__
 from baseline.data.image import load_image
 from baseline.data.labels import SEPARATOR
+from baseline.deploy.server.openapi import openapi_schema
 from baseline.deploy.server.predictor import MAX_EXAMPLES, THUMBNAIL_SIZE, Limits, Predictor, encode_jpeg
 from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, error_response
 from baseline.errors import OutputError, first_line, unknown_name
@@ -390,77 +391,3 @@ def find_examples(path: Path, split: str) -> list[tuple[Path, str]]:
     candidates = sorted(turns, key=lambda turn: turn[0])[:200]
     existing = ((image, label) for _, image, label in candidates if image.is_file())
     return [example for _, example in zip(range(MAX_EXAMPLES), existing, strict=False)]
-
-
-def openapi_schema(predictor: Predictor) -> dict[str, Any]:
-    """Return the description of the API in OpenAPI 3.1."""
-    string = {"type": "string"}
-    probability = {"type": "number", "minimum": 0, "maximum": 1}
-    binary = {"type": "string", "format": "binary"}
-    text = {"type": "string", "contentEncoding": "base64"}
-    predicted = {"type": "array", "items": string} if predictor.model.multilabel else string
-    gradcam_class = {"class": {**string, "description": "The class to explain; default: the most probable one."}}
-
-    def body(form: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        properties = {"multipart/form-data": form, "application/json": data}
-        content = {kind: {"schema": {"type": "object", "properties": value}} for kind, value in properties.items()}
-        return {"required": True, "content": content}
-
-    def responses(kind: str, schema: dict[str, Any], description: str, errors: Mapping[int, str]) -> dict[str, Any]:
-        success = {"200": {"description": description, "content": {kind: {"schema": schema}}}}
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        return success | {str(code): {"description": reason, "content": content} for code, reason in errors.items()}
-
-    prediction = {
-        "type": "object",
-        "properties": {
-            "name": {**string, "description": "The file name, as it was sent."},
-            "predicted": predicted,
-            "confidence": {**probability, "description": "Calibrated, if the run was."},
-            "probabilities": {"type": "object", "additionalProperties": probability, "description": "Highest first."},
-            "error": {**string, "description": "Why this image was refused; the other properties are then missing."},
-        },
-    }
-    predictions = {"type": "object", "properties": {"predictions": {"type": "array", "items": prediction}}}
-    top = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1},
-           "description": "Number of most probable classes to return; default: all."}  # fmt: skip
-    several = {"type": "array", "items": text, "maxItems": predictor.limits.images}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "baseline", "version": __version__, "description": "Predicts the classes of images."},
-        "paths": {
-            "/predict": {"post": {
-                "summary": "Predict the classes of images. If some of several images are refused, they have an "
-                           "`error`; if all are, the answer is an error.",
-                "parameters": [top],
-                "requestBody": body({"image": {"type": "array", "items": binary}}, {"image": text, "images": several}),
-                "responses": responses("application/json", predictions, "One prediction per image, in order.",
-                                       ERROR_MESSAGES),
-            }},
-            "/gradcam": {"post": {
-                "summary": "Show which parts of an image speak for a class (Grad-CAM).",
-                "requestBody": body({"image": binary, **gradcam_class}, {"image": text, **gradcam_class}),
-                "responses": responses("image/jpeg", binary, "The image, yellow where it speaks for the class.",
-                                       {**ERROR_MESSAGES, 404: "The network has no spatial feature map."}),
-            }},
-            "/health": {"get": {
-                "summary": "Check whether the server answers.",
-                "responses": responses("application/json", {"type": "object"}, "It does.", {}),
-            }},
-        },
-        "components": {"schemas": {
-            "Error": {"type": "object", "required": ["error"], "properties": {"error": string}},
-        }},
-    }  # fmt: skip
-
-
-ERROR_MESSAGES = {
-    400: "The request cannot be read.",
-    403: "The request used an unknown host name, or came from another site's page.",
-    408: "The request was incomplete when its time was up.",
-    413: "Too many bytes, pixels or images.",
-    415: "The request, or a file in it, has an unsupported format.",
-    422: "A value is invalid, or an image is damaged.",
-    503: "Too many images are waiting; Retry-After contains the number of seconds to wait.",
-}
-"""Descriptions of the error codes in the OpenAPI schema."""
