@@ -22,7 +22,7 @@ from baseline.errors import DataError
 from baseline.evaluation.calibration import assign_bins, calibration_report, ece_interval, fit_temperature
 from baseline.evaluation.explain import explain
 from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval
-from baseline.evaluation.label_errors import suspect_labels
+from baseline.evaluation.label_errors import flag_labels, suspect_labels
 from baseline.evaluation.metrics import BootstrapSums, one_vs_rest_metrics
 
 
@@ -426,6 +426,24 @@ def test_no_label_is_suspected_where_all_predictions_are_right() -> None:
     assert suspect_labels(make_table(probabilities, probabilities.argmax(1))).empty
     with pytest.raises(DataError, match="no column 'label'"):
         suspect_labels(pd.DataFrame({"p_a": [1.0]}))
+
+
+def test_flagged_labels_are_those_of_cleanlab() -> None:
+    find_label_issues = pytest.importorskip("cleanlab.filter", reason="cleanlab is not installed").find_label_issues
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        probabilities, _ = simulate(seed, 400, 2 + seed % 5)
+        labels = np.where(rng.random(400) < 0.1, rng.integers(0, probabilities.shape[1], 400), probabilities.argmax(1))
+        flags = flag_labels(probabilities, labels)
+        assert 0 < flags.sum() < 60
+        assert (flags == find_label_issues(labels, probabilities, filter_by="low_self_confidence", n_jobs=1)).all()
+
+
+def test_a_label_that_is_most_probable_is_never_flagged() -> None:
+    probabilities = np.array([[0.4, 0.35, 0.25], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9], [0.9, 0.05, 0.05]] * 5)
+    labels = np.array([0, 1, 2, 0] * 4 + [0, 0, 0, 0])
+    assert np.flatnonzero(flag_labels(probabilities, labels)).tolist() == [17, 18]
+    assert not flag_labels(np.empty((0, 3)), np.empty(0, int)).any()
 
 
 # ---- two tables -----------------------------------------------------------------------------------------------------

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from baseline.errors import DataError, quoted_list
 from baseline.evaluation.table import check_columns, class_codes, class_columns, probability_matrix
 
-__all__ = ["find_label_issues", "suspect_labels"]
+__all__ = ["find_label_issues", "flag_labels", "suspect_labels"]
 
 OUTLIER_FENCE = 1.5
 """Interquartile ranges above the upper quartile beyond which an image is an outlier (Tukey's fence)."""
+
+
+def flag_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return which labels are probably wrong: N flags.
+
+    Confident learning (Northcutt et al. 2021, JAIR 70) says how many: for each image, consider only classes that are
+    at least as probable as they are on average for the images labeled with them, and count the images for which the
+    most probable of these is not the label. Flagged are as many images, those whose label has the lowest probability.
+    An image whose most probable class is its label is not flagged. Apart from that, this is the rule
+    `low_self_confidence` of the package cleanlab; `benchmarks/README.md` compares it with others.
+
+    Args:
+        probabilities: N x classes, of images that the network was not trained on.
+        labels: N class indices.
+
+    >>> flag_labels(np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.1, 0.9]]), np.array([0, 0, 0, 1, 1]))
+    array([False, False,  True, False, False])
+    """
+    classes = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    quality = probabilities[np.arange(len(labels)), labels]
+    thresholds = np.bincount(labels, weights=quality, minlength=classes) / np.maximum(counts, 1)
+    confident = np.where((probabilities >= thresholds - 1e-6) & (counts > 0), probabilities, 0)
+    disagree = probabilities.argmax(1) != labels
+    count = ((confident.max(1) > 0) & (confident.argmax(1) != labels) & disagree).sum()
+    flags = np.zeros(len(labels), bool)
+    flags[np.lexsort((quality, ~disagree))[:count]] = True
+    return flags
 
 
 def find_label_issues(
@@ -22,7 +48,7 @@ def find_label_issues(
     outlier: np.ndarray | None = None,
     conflicts: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Return what is wrong with each image, ranked, with the columns of `LabelReview.issues` under cleanlab's names.
+    """Return what is wrong with each image, ranked: the columns of `LabelReview.issues`, with the names of cleanlab.
 
     Suspected labels and duplicates with different labels come first, then outliers, then all other images; within
     each, the lowest label quality comes first.
@@ -34,9 +60,8 @@ def find_label_issues(
         conflicts: by path, a duplicate that has a different label.
 
     Raises:
-        DataError: if cleanlab is missing, or the probabilities do not belong to these images and classes.
+        DataError: if the probabilities do not belong to these images and classes.
     """
-    filters, ranks = import_cleanlab()
     classes = [name.removeprefix("p_") for name in map(str, probabilities)]
     values = probability_matrix(probabilities, classes)
     labels = pd.Index(classes).get_indexer(pd.Index(rows["label"]))
@@ -54,8 +79,8 @@ def find_label_issues(
             "given_label": rows["label"].to_numpy(),
             "predicted_label": np.array(classes, dtype=object)[predicted],
             "confidence": values[np.arange(len(rows)), predicted].round(4),
-            "label_quality": ranks.get_label_quality_scores(labels, values, method="self_confidence").round(6),
-            "is_label_issue": filters.find_label_issues(labels, values, n_jobs=1),
+            "label_quality": values[np.arange(len(rows)), labels].round(6),
+            "is_label_issue": flag_labels(values, labels),
             "outlier_score": outlier.round(4),
             "is_outlier_issue": distance > upper + OUTLIER_FENCE * (upper - lower),
             "conflict": [(conflicts or {}).get(path, "") for path in rows["path"]],
@@ -68,30 +93,18 @@ def find_label_issues(
     ).reset_index(drop=True)
 
 
-def import_cleanlab() -> tuple[Any, Any]:
-    """Import cleanlab's modules `filter` and `rank`, or raise a DataError that says how to install it."""
-    try:
-        from cleanlab import filter as filters
-        from cleanlab import rank
-    except ImportError:
-        raise DataError("Reviewing labels needs cleanlab: pip install 'fastai-baseline[clean]'.") from None
-    return filters, rank
-
-
 def suspect_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the images whose label is probably wrong, worst first.
+    """Return the images whose label is probably wrong by `flag_labels`, worst first.
 
-    This is confident learning (Northcutt et al. 2021, JAIR 70): consider only classes that are at least as probable
-    for the image as they are on average for the images labeled with them; if the most probable of these is not the
-    label, the image is suspected. The probabilities have to be those of images that the network was not trained on,
-    such as valid and test. Hard images are found, too: look before you change a label.
+    The probabilities have to be those of images that the network was not trained on, such as valid and test. Hard
+    images are found, too: look before you change a label.
 
     Args:
         table: prediction table with one label per image; see `baseline.predict`.
 
     Returns:
         The rows of suspected images: all columns but the probabilities, and `suggested` (class),
-        `suggested_probability` and `label_probability` (cleanlab's self-confidence).
+        `suggested_probability` and `label_probability`.
 
     >>> rows = {"label": list("aaabbb"), "p_a": [0.9, 0.8, 0.1, 0.2, 0.1, 0.1]}
     >>> table = pd.DataFrame(rows).assign(p_b=lambda rows: 1 - rows["p_a"])
@@ -101,16 +114,10 @@ def suspect_labels(table: pd.DataFrame) -> pd.DataFrame:
     check_columns(table, ("label",))
     classes = class_columns(table)
     probabilities, truth = probability_matrix(table, classes), class_codes(table, "label", classes)
-    counts = np.bincount(truth, minlength=len(classes))
-    rows = np.arange(len(truth))
-    of_label = probabilities[rows, truth]
-    thresholds = np.bincount(truth, weights=of_label, minlength=len(classes)) / np.maximum(counts, 1)
-    confident = np.where((probabilities >= thresholds) & (counts > 0), probabilities, 0)
-    suggested = confident.argmax(1)
-    suspected = (confident.max(1) > 0) & (suggested != truth)
+    rows, suggested = np.arange(len(truth)), probabilities.argmax(1)
     result = table.drop(columns=[f"p_{name}" for name in classes]).assign(
         suggested=np.array(classes, dtype=object)[suggested],
         suggested_probability=probabilities[rows, suggested],
-        label_probability=of_label,
+        label_probability=probabilities[rows, truth],
     )
-    return result[suspected].sort_values("label_probability", kind="stable")
+    return result[flag_labels(probabilities, truth)].sort_values("label_probability", kind="stable")

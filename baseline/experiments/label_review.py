@@ -3,8 +3,9 @@
 Every label is checked with images of other folds; duplicates and groups are always in one fold. Two predictions are
 mixed: logistic regression on the features of the pretrained body (averaged over the image and its mirror image), and a
 vote of the nearest images. The weight of the vote is the one with the lowest log loss. From these out-of-fold
-probabilities, confident learning (Northcutt et al. 2021, JAIR 70; the package cleanlab) finds labels that are
-probably wrong. Images whose nearest neighbors are far away are outliers; the audit finds duplicates with other labels.
+probabilities, confident learning (Northcutt et al. 2021, JAIR 70) finds labels that are probably wrong, by the same
+rule as in the report of a run. Images whose nearest neighbors are far away are outliers; the audit finds duplicates
+with other labels.
 
 The result includes images that are merely hard. It is meant for a person to look at, on the page that
 `baseline.report.review_page` writes.
@@ -30,7 +31,7 @@ from baseline.data.sources.read_table import read_table
 from baseline.data.split import fold_numbers, split, unit_ids
 from baseline.data.table import check_table
 from baseline.errors import DataError, OutputError, RecipeError, quoted_list
-from baseline.evaluation.label_errors import find_label_issues, import_cleanlab
+from baseline.evaluation.label_errors import find_label_issues
 from baseline.files import resolve_path, unique_path, write_atomic
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.load import load_recipe
@@ -120,14 +121,13 @@ def clean(
         **changes: fields of `Recipe` to change.
 
     Raises:
-        DataError: if cleanlab is missing, images have several labels or no longer exist, or a class has a single image.
+        DataError: if images have several labels or no longer exist, or a class has a single image.
         OutputError: if the folder cannot be written, or holds a run or an earlier label review.
 
     >>> review = clean("runs/mine")                                                # doctest: +SKIP
     >>> review.issues.query("is_label_issue")                                      # doctest: +SKIP
     """
     progress = progress or ConsoleProgress()
-    import_cleanlab()
     if unknown := [name for name in splits if name not in SPLITS]:
         raise RecipeError(f"There is no split {quoted_list(unknown)}. Known: {', '.join(SPLITS)}.")
     run = find_run_folder(images)
