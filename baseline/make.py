@@ -18,7 +18,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from baseline.data.prepare import Prepared, count_by_split, load_image_table, prepare_table, run_request, splits_differ
 from baseline.errors import OutputError, RecipeError
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from baseline.evaluation.results import Metrics
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
+    from baseline.runs.manifest import Manifest
     from baseline.training.budget import Estimate
     from baseline.training.state import History
     from baseline.vision.weights import Weights
@@ -67,7 +68,7 @@ class Baseline:
     """The run folder."""
     recipe: Recipe
     """The recipe with every `"auto"` resolved."""
-    manifest: dict[str, Any]
+    manifest: Manifest
     """The content of `manifest.json`."""
     transforms: tuple[Any, Any] = (None, None)
     """The `item_tfms` and `batch_tfms` that were given."""
@@ -235,12 +236,14 @@ class _Run:
             with self.timer.part("evaluation"):
                 predictions = predict(learn, self.table, self.recipe.evaluation.tta, progress=self.progress)
                 if rank():
-                    return Baseline(learn, {}, predictions, history, self.run_folder, self.recipe, {}, self.transforms)
+                    no_manifest = cast("Manifest", {})
+                    return Baseline(
+                        learn, {}, predictions, history, self.run_folder, self.recipe, no_manifest, self.transforms
+                    )
                 metrics = evaluate(predictions, self.recipe.data.task)
                 calibration = calibration_report(predictions, self.recipe.data.task)
                 loggers.log_summary(flatten_metrics(metrics))
-        facts = {"calibration": calibration, "estimated_seconds": round(estimate.total, 1)}
-        manifest = self._manifest(weights, metrics, history, facts)
+        manifest = self._manifest(weights, metrics, history, calibration, estimate)
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
         self._write_report()
         self.checkpoints.remove()
@@ -372,15 +375,19 @@ class _Run:
         return history
 
     def _manifest(
-        self, weights: Weights | None, metrics: Metrics, history: History, facts: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, weights: Weights | None, metrics: Metrics, history: History, calibration: dict[str, Any],
+        estimate: Estimate,
+    ) -> Manifest:  # fmt: skip
         seconds, stages = self.timer.seconds, history.stages
         unreadable = self.prepared.unreadable
         manifest = build_manifest(self.recipe, self.images, self.table, unreadable, weights, metrics, stages, seconds)
         times = time_by_part(seconds, stages)
         bound = bottleneck(times, self.recipe, device_type())
-        facts |= {"own_parts": parts} if (parts := self.parts.names()) else {}
-        return manifest | {"asked": self.request, "reasons": self.reasons, **facts, "time": times, "bound": bound}
+        manifest |= {"asked": self.request, "reasons": self.reasons, "calibration": calibration}
+        manifest |= {"estimated_seconds": round(estimate.total, 1), "time": times, "bound": bound}
+        if parts := self.parts.names():
+            manifest["own_parts"] = parts
+        return manifest
 
     def _write_report(self) -> None:
         if find_spec("baseline.report"):

@@ -21,6 +21,7 @@ result = make_baseline("images/", image_size=64, preset="quick", model={"arch": 
 reveal_type(result.metrics)
 reveal_type(result.learner)
 reveal_type(result.predictions)
+reveal_type(result.manifest["stages"])
 reveal_type(baseline.load("runs/mine"))
 """
 
@@ -29,6 +30,7 @@ WRONG = {
     "make_baseline('images/', imagesize=64)": 'Unexpected keyword argument "imagesize"',
     "make_baseline('images/', image_size='64')": "incompatible type",
     "make_baseline('images/', preset='quik')": "incompatible type",
+    "result.manifest['secnods']": 'TypedDict "Manifest" has no key "secnods"',
 }
 
 
@@ -56,7 +58,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_results_have_their_types(report: str) -> None:
-    for kind in ("SplitMetrics", "'accuracy': float", "pandas.core.frame.DataFrame", "baseline.inference.model.Model"):
+    for kind in (
+        "SplitMetrics",
+        "'accuracy': float",
+        "pandas.core.frame.DataFrame",
+        "StageRecord",
+        "baseline.inference.model.Model",
+    ):
         assert kind in report, report
 
 

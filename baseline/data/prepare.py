@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from baseline.data.split import split_to_csv
 from baseline.errors import LeakError, format_count
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
 
-__all__ = ["load_images", "prepare", "run_request"]
+__all__ = ["RunRequest", "load_images", "prepare", "run_request"]
+
+
+class RunRequest(TypedDict):
+    """What identifies a run."""
+
+    recipe: dict[str, Any]
+    """The recipe before each `"auto"` is resolved."""
+    images: str
+    """SHA-256 of paths, labels, splits and groups."""
+    own_parts: NotRequired[dict[str, list[str]]]
+    """Names of the caller's own transforms, loss, metrics and callbacks, by argument."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def prepare(
 
 def run_request(
     recipe: Recipe, table: pd.DataFrame, own_parts: Mapping[str, list[str]] | None = None
-) -> dict[str, Any]:
+) -> RunRequest:
     """Return what identifies a run: the recipe from `load_images`, and the SHA-256 of paths, labels, splits and groups.
 
     The names of the caller's own parts are added, if there are any. It is stored in the manifest, so that a later call
@@ -83,7 +94,10 @@ def run_request(
     """
     identity = table[[column for column in ("path", "label", "split", "group") if column in table]]
     digest = hashlib.sha256(identity.to_csv(index=False).encode()).hexdigest()
-    return {"recipe": recipe.as_dict(), "images": digest} | ({"own_parts": dict(own_parts)} if own_parts else {})
+    request: RunRequest = {"recipe": recipe.as_dict(), "images": digest}
+    if own_parts:
+        request["own_parts"] = dict(own_parts)
+    return request
 
 
 def load_image_table(

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, first_line
 from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json
 from baseline.progress import Progress
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest
+
+if TYPE_CHECKING:
+    from baseline.runs.manifest import Manifest
 
 __all__ = ["PushPlan", "plan_push", "push"]
 
@@ -126,7 +129,7 @@ def check_network_files(folder: Path) -> None:
         raise OutputError(f"{tensors} is damaged: {reason}. Train the run again.") from None
 
 
-def local_paths(run: Path, manifest: dict[str, Any]) -> list[str]:
+def local_paths(run: Path, manifest: Manifest) -> list[str]:
     """Return folders of this machine that a file may contain by mistake: home, the run, the images and the weights."""
     recipe, weights = flat_recipe(manifest["recipe"]), manifest.get("weights")
     paths = [str(Path.home()), str(run.absolute()), str(run.resolve()), str(manifest.get("images") or "")]

@@ -15,6 +15,8 @@ from baseline.runs.folder import headline_split, looks_unfinished, read_manifest
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.runs.manifest import Manifest
+
 __all__ = ["Comparison", "compare_runs", "list_runs"]
 
 
@@ -136,7 +138,7 @@ def _split_predictions(folder: Path, split: str) -> pd.DataFrame:
     return table[table["split"] == split]
 
 
-def _manifest_row(folder: Path, manifest: dict[str, Any], split: str) -> dict[str, Any]:
+def _manifest_row(folder: Path, manifest: Manifest, split: str) -> dict[str, Any]:
     """Build a comparison row from a run's manifest."""
     file = folder / "model" / "model.safetensors"
     return {
@@ -221,7 +223,7 @@ def _differences(test: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any
     return row, description
 
 
-def _changed_settings(first: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _changed_settings(first: Manifest, other: Manifest) -> dict[str, tuple[Any, Any]]:
     """What differs between two manifests and may change the result: (first's, other's) value by name."""
     one, two = (
         flatten_recipe({key: value for key, value in manifest["recipe"].items() if key not in IGNORED_FIELDS})
@@ -246,7 +248,7 @@ def _member_numbers(folders: Sequence[Path], members: Sequence[str | Path]) -> l
     return numbers
 
 
-def _ensemble_table(folders: Sequence[Path], manifests: Sequence[dict[str, Any]], split: str) -> pd.DataFrame:
+def _ensemble_table(folders: Sequence[Path], manifests: Sequence[Manifest], split: str) -> pd.DataFrame:
     from baseline.evaluation.ensemble import ensemble
 
     tasks = [_task_of(manifest) for manifest in manifests]
@@ -258,14 +260,14 @@ def _ensemble_table(folders: Sequence[Path], manifests: Sequence[dict[str, Any]]
     return ensemble(tables, temperatures, *tasks[0])
 
 
-def _task_of(manifest: dict[str, Any]) -> tuple[str, float]:
+def _task_of(manifest: Manifest) -> tuple[str, float]:
     """The task of a run, and the threshold of its labels."""
     recipe = flatten_recipe(manifest["recipe"])
     return ("multilabel", recipe["threshold"]) if recipe.get("task") == "multilabel" else ("single", 0.5)
 
 
 def _ensemble_row(
-    rows: Sequence[dict[str, Any]], table: pd.DataFrame, manifest: dict[str, Any], split: str
+    rows: Sequence[dict[str, Any]], table: pd.DataFrame, manifest: Manifest, split: str
 ) -> dict[str, Any]:
     """The row of the ensemble of the runs in these rows."""
     from baseline.evaluation.metrics import evaluate

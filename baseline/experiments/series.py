@@ -25,6 +25,7 @@ from baseline.vision.model_folder import EXPERIMENT_FILES
 
 if TYPE_CHECKING:
     from baseline.parallel.executor import Executor, Job
+    from baseline.runs.manifest import Manifest
 
 __all__ = ["RunSeries", "accuracy_spread", "require_single_process", "summary_row"]
 
@@ -49,7 +50,7 @@ class RunSeries:
         self.folder = new_run_path(out, name)
         self.has_out = out is not None
         self.folders: list[Path] = []
-        self.manifests: list[dict[str, Any]] = []
+        self.manifests: list[Manifest] = []
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -96,7 +97,7 @@ class RunSeries:
     def _title(self, number: int, plan: dict[str, int]) -> str:
         return f"{self.kind} {plan[self.kind]}, {number + 1} of {len(self.folders)}"
 
-    def _first_plan(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def _first_plan(self, manifest: Manifest) -> dict[str, Any]:
         """Return the settings that the first run chose to fit its budget.
 
         All runs use them, because another run might choose others, and runs should differ in one setting only.
@@ -157,7 +158,7 @@ def require_single_process() -> None:
         raise RecipeError("Several processes go with a single run, and these are several runs. Start one process.")
 
 
-def summary_row(run: Path, manifest: Mapping[str, Any], split: str) -> dict[str, Any]:
+def summary_row(run: Path, manifest: Manifest, split: str) -> dict[str, Any]:
     """Return a run's folder, accuracy with and without TTA, and duration in seconds."""
     metrics = manifest["metrics"][split]
     return {

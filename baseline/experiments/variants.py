@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from baseline.experiments.zeroshot import ClipModel
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
+    from baseline.training.state import StageRecord
     from baseline.vision.weights import Weights
 
 __all__ = [
@@ -335,7 +336,7 @@ def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recip
     predictions = prediction_table(
         rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.data.task), threshold
     )
-    stage = {
+    stage: StageRecord = {
         "trains": VARIANTS[variant], "why": probe.choice, "seconds": probe.seconds, "parameters": probe.parameters
     }  # fmt: skip
     metrics = evaluate(predictions, recipe.data.task)

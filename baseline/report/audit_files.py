@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from baseline.files import to_json, write_atomic
 
 if TYPE_CHECKING:
     from baseline.data.audit.findings import Audit
 
-__all__ = ["write_audit"]
+__all__ = ["FindingRecord", "write_audit"]
+
+
+class FindingRecord(TypedDict):
+    """A finding of the audit, as in `findings.json`."""
+
+    finding: str
+    """Its kind, such as `leak`."""
+    images: int
+    """Number of images that it affects."""
+    words: str
+    effect: str
+    """What it does to the metrics."""
+    answer: str
+    """What to do about it."""
 
 
 def write_audit(folder: Path, audit: Audit) -> list[Path]:

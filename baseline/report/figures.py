@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -93,7 +93,7 @@ def with_figure_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 @with_figure_style
-def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[dict[str, Any]]) -> Figure:
+def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot loss against learning rate for every stage with a search, and mark the rate that was used.
 
     Where no stage searched, the figure says so.

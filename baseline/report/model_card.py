@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
     from baseline.data.sources.datasets import Dataset
+    from baseline.report.audit_files import FindingRecord
+    from baseline.runs.manifest import Manifest
 
 __all__ = ["write_card"]
 
@@ -105,7 +107,7 @@ def read_existing_card(path: Path) -> str:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Fix or remove it.") from None
 
 
-def render_card(manifest: dict[str, Any], facts: dict[str, Any], findings: list[dict[str, Any]]) -> str:
+def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[FindingRecord]) -> str:
     """Return the card as Markdown with a YAML header."""
     recipe = OLD_RECIPE | flat_recipe(manifest["recipe"])
     split = headline_split(manifest["metrics"])
@@ -183,23 +185,35 @@ def hub_results(page: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def describe_source(images: str | None, classes: list[str]) -> dict[str, Any]:
+class ImageSource(TypedDict):
+    """Where the images of a run come from, without paths."""
+
+    title: str
+    type: str
+    hub: str
+    """ID of the data set on the Hugging Face Hub, if it is there."""
+    citation: str
+    data: str
+    """Value of `--data` that names the images."""
+
+
+def describe_source(images: str | None, classes: list[str]) -> ImageSource:
     """Describe the source of the images: the name of a public data set, or else the classes, but never a path."""
     kind, _, name = (images or "").partition(":")
     dataset: Dataset | None = DATASETS.get(images or "")
     if dataset:
         source = named_source(dataset.title, dataset.hub_id or dataset.name, dataset.hub_id)
-        return source | {"citation": dataset.citation, "data": images}
+        return source | {"citation": dataset.citation, "data": dataset.name}
     if kind == "torchvision" and re.fullmatch(r"\w+", name):
-        return named_source(f"{name} of torchvision", name) | {"data": images}
+        return named_source(f"{name} of torchvision", name) | {"data": f"{kind}:{name}"}
     if kind == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not is_existing_path(name):
-        return named_source(name, name, name) | {"data": images}
+        return named_source(name, name, name) | {"data": f"{kind}:{name}"}
     names = ", ".join(classes)
     short = len(classes) <= 5 and len(names) <= 60
     return named_source(names if short else f"{len(classes)} classes of images", "imagefolder")
 
 
-def named_source(title: str, kind: str, hub: str = "") -> dict[str, Any]:
+def named_source(title: str, kind: str, hub: str = "") -> ImageSource:
     """Return a source with this title, type and hub id."""
     return {"title": title, "type": kind, "hub": hub, "citation": "", "data": "IMAGES"}
 
@@ -227,7 +241,7 @@ def describe_initial_weights(recorded: Any) -> dict[str, str]:
     return empty | {"description": description, "sha256": weights.sha256, **published_info(weights)}
 
 
-def redact_finding(finding: dict[str, Any]) -> dict[str, Any]:
+def redact_finding(finding: FindingRecord) -> FindingRecord:
     """Return the finding without names of files."""
     if finding["finding"] not in NAMING_FILES:
         return finding

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -43,6 +43,9 @@ from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from baseline.report.audit_files import FindingRecord
+    from baseline.runs.manifest import Manifest
 
 __all__ = ["write_report"]
 
@@ -98,14 +101,14 @@ class RunFiles:
     """Contents of a run folder."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     predictions: pd.DataFrame
     epochs: pd.DataFrame | None
     """The history; None if it is damaged."""
     sweeps: pd.DataFrame | None
     """None where the folder has no `lr_find.csv`."""
     table: pd.DataFrame
-    findings: list[dict[str, Any]]
+    findings: list[FindingRecord]
     pairs: pd.DataFrame | None
 
     @property
@@ -241,7 +244,7 @@ def save_figure(run: RunFiles, name: str, figure: Figure, description: str) -> M
 
 def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """Return the headline number, its interval, and the numbers to compare it with."""
-    kind = "tta" if run.recipe["tta"] else "plain"
+    kind: Literal["plain", "tta"] = "tta" if run.recipe["tta"] else "plain"
     metrics = run.manifest["metrics"][run.split][kind]
     low, high = metrics["interval"]
     return {
@@ -262,9 +265,10 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
 
 def page_title(run: RunFiles) -> str:
     """Return the recipe's title where it belongs to one data set, else the name of the image source."""
-    if run.recipe.get("data") or not run.manifest.get("images"):
+    images = run.manifest.get("images")
+    if run.recipe.get("data") or not images:
         return run.recipe["title"] or run.recipe["name"]
-    return Path(run.manifest["images"].rpartition(":")[2]).stem
+    return Path(images.rpartition(":")[2]).stem
 
 
 def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:

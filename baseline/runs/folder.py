@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import DataError, OutputError
 from baseline.files import UNFINISHED_DIR, read_json, unique_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from baseline.runs.manifest import Manifest
 
 __all__ = [
     "create_run_folder",
@@ -148,7 +150,7 @@ def _make_folder(folder: Path, *, named: bool) -> Path:
             folder = unique_path(folder)
 
 
-def read_manifest(run: str | Path) -> dict[str, Any]:
+def read_manifest(run: str | Path) -> Manifest:
     """Return the content of a run's `manifest.json`, in the layout of this version.
 
     Raises:
@@ -168,7 +170,7 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
         raise OutputError(
             f"{run} has format {version}; this version of baseline reads up to {FORMAT}. Update baseline."
         )
-    return manifest if version == FORMAT else upgrade_manifest(manifest)
+    return cast("Manifest", manifest if version == FORMAT else upgrade_manifest(manifest))
 
 
 def upgrade_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:

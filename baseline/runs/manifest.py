@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
 from baseline.data.prepare import count_by_split
 from baseline.data.split import split_to_csv
@@ -24,9 +23,75 @@ from baseline.system import device_type, package_versions
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.data.prepare import RunRequest
+    from baseline.evaluation.results import Metrics
+    from baseline.training.state import StageRecord
     from baseline.vision.weights import Weights
 
-__all__ = ["build_manifest", "describe_device", "logger_config", "recipe_from_manifest", "source_name"]
+__all__ = [
+    "DataSummary",
+    "Manifest",
+    "WeightsRecord",
+    "build_manifest",
+    "describe_device",
+    "logger_config",
+    "recipe_from_manifest",
+    "source_name",
+]
+
+
+class DataSummary(TypedDict):
+    """The images of a run."""
+
+    classes: list[str]
+    images: dict[str, int]
+    """Number of images by split."""
+    left_out: list[dict[Any, Any]]
+    """`path`, `label` and `reason` of each image that could not be read."""
+    sha256: str
+    """Hash of `split.csv`: whether another run used the same images and splits."""
+
+
+class WeightsRecord(TypedDict):
+    """The weights that training started from."""
+
+    arch: str
+    path: str
+    sha256: str
+    origin: str
+
+
+class Manifest(TypedDict, total=False):
+    """Content of `manifest.json`, a plain dictionary. Manifests of older versions may lack all fields but two."""
+
+    recipe: Required[dict[str, Any]]
+    """The recipe with every `"auto"` resolved, in groups; `recipe_from_manifest` returns it as a `Recipe`."""
+    metrics: Required[Metrics]
+    format: int
+    images: str | None
+    """Name or absolute path of the images; None for a table in memory."""
+    data: DataSummary
+    weights: WeightsRecord | Literal["random"]
+    stages: list[StageRecord]
+    seconds: dict[str, float]
+    """Seconds by step of the run."""
+    time: dict[str, float]
+    """The same with training divided into its parts, longest first."""
+    bound: str
+    """Which part took most of the time, and what makes it faster."""
+    estimated_seconds: float
+    calibration: dict[str, Any]
+    """See `baseline.evaluation.calibration.calibration_report`."""
+    asked: RunRequest
+    """What the run was started with."""
+    own_parts: dict[str, list[str]]
+    """Names of the caller's own transforms, loss, metrics and callbacks, by argument; left out if there are none."""
+    reasons: dict[str, str]
+    """Why each `"auto"` was resolved as it was, by field."""
+    device: str
+    versions: dict[str, str]
+    finished: str
+    """Date and time in ISO 8601, UTC."""
 
 
 def recipe_from_manifest(run: Path, manifest: Mapping[str, Any]) -> Recipe:
@@ -47,10 +112,10 @@ def build_manifest(
     table: pd.DataFrame,
     unreadable: pd.DataFrame,
     weights: Weights | None,
-    metrics: dict[str, Any],
-    stages: list[dict[str, Any]],
+    metrics: Metrics,
+    stages: list[StageRecord],
     seconds: dict[str, float],
-) -> dict[str, Any]:
+) -> Manifest:
     """Return the fields that the manifests of all runs have in common.
 
     Args:
@@ -67,14 +132,18 @@ def build_manifest(
         "seconds": seconds,
         "stages": stages,
         "data": _data_summary(table, unreadable, recipe.data.task),
-        "weights": dataclasses.asdict(weights) if weights else "random",
+        "weights": _weights_record(weights) if weights else "random",
         "device": describe_device(),
         "versions": package_versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _data_summary(table: pd.DataFrame, unreadable: pd.DataFrame, task: str) -> dict[str, Any]:
+def _weights_record(weights: Weights) -> WeightsRecord:
+    return {"arch": weights.arch, "path": str(weights.path), "sha256": weights.sha256, "origin": weights.origin}
+
+
+def _data_summary(table: pd.DataFrame, unreadable: pd.DataFrame, task: str) -> DataSummary:
     """Counts, and the sha256 of `split.csv`, which shows whether another run used the same images and splits."""
     from baseline.data.labels import classes_in
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from baseline.data.prepare import Prepared
     from baseline.recipe.schema import Recipe
+    from baseline.runs.manifest import Manifest
     from baseline.training.state import History
     from baseline.vision.weights import Weights
 
@@ -39,7 +40,7 @@ def write_run(
     table: pd.DataFrame,
     history: History,
     predicted: pd.DataFrame,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     transforms: Sequence[str] = (),
 ) -> None:
     """Write every file of a finished run, the manifest last; `transforms` names the user's that predictions need."""

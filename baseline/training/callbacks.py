@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
@@ -22,7 +22,7 @@ from baseline.vision.augment import resize_batch
 
 if TYPE_CHECKING:
     from baseline.progress import Bar
-    from baseline.training.state import TrainingRun
+    from baseline.training.state import StageRecord, TrainingRun
 
 MAX_RELATIVE_LOSS = 10
 """Multiple of the loss of random guessing above which training counts as diverged."""
@@ -139,7 +139,7 @@ class ProgressCallback(Callback):
 
     order = 60  # after the Recorder and the callbacks of the user, whose values it reads
 
-    def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], bar: Bar) -> None:
+    def __init__(self, run: TrainingRun, number: int, facts: StageRecord, bar: Bar) -> None:
         super().__init__()
         self.number, self.stage, self.bar = number, run.frozen.recipe.stages[number - 1], bar
         self.best, self.log, self.progress, self.deadline = run.best, run.log, run.progress, run.deadline

@@ -13,7 +13,7 @@ from baseline.parallel.distributed import world_size
 from baseline.recipe.describe import format_lr
 
 if TYPE_CHECKING:
-    from baseline.training.state import TrainingRun
+    from baseline.training.state import StageRecord, TrainingRun
 
 
 class Diverged(Exception):
@@ -27,9 +27,7 @@ class Diverged(Exception):
         return self.reason
 
 
-def with_recovery(
-    run: TrainingRun, learner: Learner, number: int, facts: dict[str, Any], work: Callable[[], Any]
-) -> Any:
+def with_recovery(run: TrainingRun, learner: Learner, number: int, facts: StageRecord, work: Callable[[], Any]) -> Any:
     """Call `work` and return its result; on a recoverable error call it again from the last saved state.
 
     - Out of memory: halve the batch size and accumulate gradients over the smaller batches.
@@ -58,7 +56,7 @@ def with_recovery(
             if "halved" in facts:
                 raise
             lr, facts["halved"] = facts["lr"], str(error)
-            facts["lr"] = tuple(rate / 2 for rate in lr) if isinstance(lr, tuple) else lr / 2
+            facts["lr"] = (lr[0] / 2, lr[1] / 2) if isinstance(lr, tuple) else lr / 2
             position = f"epoch {run.state.epoch}" if run.state and run.state.epoch else "its beginning"
             run.progress.log(
                 f"stage {number}: {error}; back to {position}, at half the learning rate, {format_lr(facts['lr'])}"

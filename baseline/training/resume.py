@@ -16,7 +16,7 @@ from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from baseline.training.callbacks import StepTimer
-    from baseline.training.state import TrainingRun
+    from baseline.training.state import StageRecord, TrainingRun
 
 
 class ResumeCallback(Callback):
@@ -24,7 +24,7 @@ class ResumeCallback(Callback):
 
     order = 90  # after all other callbacks
 
-    def __init__(self, run: TrainingRun, number: int, facts: dict[str, Any], timer: StepTimer) -> None:
+    def __init__(self, run: TrainingRun, number: int, facts: StageRecord, timer: StepTimer) -> None:
         super().__init__()
         self.training_run, self.number, self.facts, self.timer = run, number, facts, timer
         self.completed_epochs = run.state.epoch if run.state else 0

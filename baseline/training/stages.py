@@ -50,7 +50,7 @@ from baseline.vision.own_loaders import adopt
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.training.checkpoint import Checkpoints
-    from baseline.training.state import History
+    from baseline.training.state import History, StageRecord
 
 __all__ = ["train"]
 
@@ -133,7 +133,7 @@ def train(
     return run.log.history()
 
 
-def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
+def train_stage(run: TrainingRun, number: int) -> StageRecord:
     """Train one stage and return its history entry."""
     start = time.perf_counter()
     learn, recipe = run.frozen.learn, run.frozen.recipe
@@ -147,7 +147,7 @@ def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     learner = stage_learner(run, number)
     size = run.batch_size if learner is learn else learner.dls.train.bs
     if run.state is not None and run.state.epoch:
-        facts = dict(run.state.facts)
+        facts = run.state.facts.copy()
         reduce_batch_size(learner, run.state.batch_size)
     else:
         run.state = None
@@ -178,7 +178,7 @@ def train_stage(run: TrainingRun, number: int) -> dict[str, Any]:
     return facts
 
 
-def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, start: float) -> dict[str, Any]:
+def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, start: float) -> StageRecord:
     """Choose the learning rate of a stage that was not started before, and return its history entry so far.
 
     Args:
@@ -191,12 +191,14 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
         run.frozen.plan.trained_groups,
     )
     is_cached = learner is not learn
-    facts = {key: getattr(stage, key) for key in ("trains", "epochs", "optimizer", "schedule")}
+    facts: StageRecord = {
+        "trains": stage.trains, "epochs": stage.epochs, "optimizer": stage.optimizer, "schedule": stage.schedule,
+    }  # fmt: skip
     groups = layer_groups(learn.model, learn.splitter)[-trained_groups(number) :]
     facts["parameters"] = sum(p.numel() for group in groups for p in group)
     facts["features_seconds"] = round(time.perf_counter() - start, 2) if is_cached else 0.0
     facts["cached_seconds"] = round(run.frozen.cached_seconds, 2) if is_cached else 0.0
-    rate, reason = stage.lr, "as given"
+    rate: float | tuple[float, float]
     if stage.lr == "find":
         search_start = time.perf_counter()
         run.progress.log(f"stage {number}: searching for a learning rate")
@@ -205,7 +207,9 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
         run.log.sweeps += curve.assign(stage=number).to_dict("records")
         rate = suggested if is_cached or stage.trains == "head" else (suggested / 10, suggested)
         facts["lr_find_seconds"] = round(time.perf_counter() - search_start, 2)
-    facts.update(lr=rate, why=reason, seconds=0.0)
+    else:
+        rate, reason = stage.lr, "as given"
+    facts.update({"lr": rate, "why": reason, "seconds": 0.0})
     layers = describe_trained(stage.trains if isinstance(stage.trains, str) else trained_groups(number))
     epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
     parts = [layers, epochs, describe_schedule(facts), f"learning rate {format_lr(rate)} ({reason})"]
@@ -241,9 +245,7 @@ def search_lr(run: TrainingRun, learner: Learner, number: int, size: int) -> tup
         return find_lr(learner)
 
 
-def fit_stage(
-    run: TrainingRun, learner: Learner, number: int, facts: dict[str, Any], timer: StepTimer, size: int
-) -> None:
+def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecord, timer: StepTimer, size: int) -> None:
     """Run the stage's schedule, from its beginning or from the saved state."""
     stage = run.frozen.recipe.stages[number - 1]
     freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)

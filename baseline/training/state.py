@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 import torch
@@ -24,6 +24,36 @@ if TYPE_CHECKING:
 __all__ = ["History"]
 
 
+class StageRecord(TypedDict, total=False):
+    """A trained stage, as the manifest describes it. Manifests of older versions lack some fields; variants of the
+    ladder that train no network have `trains`, `why`, `seconds` and `parameters` only."""
+
+    trains: str | int | float
+    epochs: int
+    optimizer: str
+    schedule: str
+    parameters: int
+    """Number of trained parameters."""
+    lr: float | tuple[float, float]
+    """Learning rate as used; two are those of the first and the last trained layer group."""
+    why: str
+    """The reason for that rate."""
+    seconds: float
+    features_seconds: float
+    """Seconds, of all, to compute the outputs of frozen layers."""
+    lr_find_seconds: float
+    cached_seconds: float
+    """Seconds that it once took to compute the outputs that were read from the cache; not part of `seconds`."""
+    laps: dict[str, float]
+    """Seconds by part of a step."""
+    halved: str
+    """Why the learning rate was halved."""
+    cut_short: str
+    """Why the stage ended early."""
+    given_up: str
+    """Why training ended with this stage."""
+
+
 @dataclass
 class History:
     """Record of a training run, by epoch and by stage."""
@@ -34,10 +64,7 @@ class History:
     metric of the Learner under its own name."""
     sweeps: pd.DataFrame
     """One row per step of each learning-rate search: `stage, lr, loss`."""
-    stages: list[dict[str, Any]]
-    """One entry per stage: `trains`, `epochs`, `optimizer`, `schedule`, `parameters` (number trained), `lr` as used,
-    `why` (the reason for that rate), `seconds`, of which `features_seconds` and `lr_find_seconds`, and
-    `cached_seconds`: the time it once took to compute the outputs that were read from the cache."""
+    stages: list[StageRecord]
 
 
 @dataclass
@@ -120,7 +147,7 @@ class TrainingState:
     stage: int
     epoch: int
     """Number of completed epochs of the stage."""
-    facts: dict[str, Any]
+    facts: StageRecord
     """The history entry of the stage, as far as it is known."""
     weights: dict[str, torch.Tensor]
     """Weights of the complete network."""
@@ -146,7 +173,7 @@ class TrainingLog:
     steps: int = 0
     """Number of training batches so far."""
     sweeps: list[dict[str, Any]] = field(default_factory=list)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
     logged_metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     """Metrics of each epoch, with the step at which they were sent to the loggers."""
 
