@@ -84,9 +84,7 @@ def prepare(
     return prepare_table(table, recipe, progress)
 
 
-def run_request(
-    recipe: Recipe, table: pd.DataFrame, own_parts: Mapping[str, list[str]] | None = None
-) -> RunRequest:
+def run_request(recipe: Recipe, table: pd.DataFrame, own_parts: Mapping[str, list[str]] | None = None) -> RunRequest:
     """Return what identifies a run: the recipe from `load_images`, and the SHA-256 of paths, labels, splits and groups.
 
     The names of the caller's own parts are added, if there are any. It is stored in the manifest, so that a later call
