@@ -78,7 +78,7 @@ def test_images_may_be_paths_folders_bytes_arrays_or_pil_images(tiny: Path, imag
     assert np.allclose(shares[:2], by_path.iloc[0, 3:].astype(float)) and np.allclose(shares[2], shares[3])
     assert len(model.predict(np.stack([others[2]] * 3))) == 3 and len(model.predict(images)) == 48
     assert list(model.predict([])) == ["path", *list(found)[1:]]
-    with pytest.raises(DataError, match="Image 1 cannot be read: a path, bytes, an array or a PIL image was needed"):
+    with pytest.raises(DataError, match="Image 1 cannot be read: a path, bytes, an open file, an array, a tensor"):
         model.predict([image, 3])
     with pytest.raises(DataError, match=r"nowhere\.jpg cannot be read: No such file"):
         model.predict("nowhere.jpg")

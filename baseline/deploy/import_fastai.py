@@ -30,7 +30,7 @@ from baseline.progress import Progress
 from baseline.recipe.schema import HEADS, RESIZES
 from baseline.vision.augment import Resize
 from baseline.vision.model_folder import FIELD_CHECKS, save_network
-from baseline.vision.network import build_network
+from baseline.vision.network import build_network, features_of
 from baseline.vision.weights import is_torchvision
 
 __all__ = ["Imported", "import_learner"]
@@ -278,8 +278,10 @@ def convert_network(learn: Learner, facts: dict[str, Any]) -> tuple[nn.Sequentia
     """Return a model folder's network with the learner's tensors, and the configuration with its head."""
     learner_shapes = {name: value.shape for name, value in learn.model.state_dict().items()}
     arch, classes = facts["arch"], facts["classes"]
+    facts |= {"features": features_of(learn.model[0])}
+    sizes = {"image_size": facts["image_size"], "features": facts["features"]}
     for head in HEADS:
-        model = build_network(arch, len(classes), None, head)[0].eval()
+        model = build_network(arch, len(classes), None, head, **sizes)[0].eval()
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         if shapes == learner_shapes:
             model.load_state_dict(learn.model.state_dict())

@@ -333,7 +333,7 @@ class Model(BasePredictor):
             normal = (self.config["mean"], self.config["std"])
             dls = empty_loaders(self.classes, recipe, normal, self.item_tfms, self.batch_tfms)
             learn = learner(dls, recipe)
-        learn.model.load_state_dict(self.network.state_dict())
+        learn.model = copy.deepcopy(self.network)  # its body may have been cut in another way
         return learn
 
     @cached_property

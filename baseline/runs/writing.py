@@ -69,7 +69,7 @@ def write_training(
     from safetensors.torch import save_model
 
     from baseline.vision.model_folder import save_network
-    from baseline.vision.network import find_head
+    from baseline.vision.network import features_of, find_head
     from baseline.vision.weights import is_torchvision, normalization, published_info
 
     write_atomic(folder / "history.csv", history.epochs.to_csv(index=False))
@@ -84,6 +84,7 @@ def write_training(
         "library": "torchvision" if is_torchvision(recipe.model.arch) else "timm",
         "arch": recipe.model.arch,
         "head": head,
+        "features": features_of(learn.model[0]),
         "classes": [str(name) for name in learn.dls.vocab],
         "image_size": recipe.model.image_size,
         "resize": recipe.model.resize,

@@ -74,7 +74,7 @@ class Throughput:
     def __init__(self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, images: int = 32) -> None:
         self.model, self.splitter, self.recipe = copy.deepcopy(model), splitter, recipe
         self.images = min(images, int(recipe.training.batch_size))
-        self.network = LayerSequence(self.model, splitter)
+        self.network = LayerSequence(self.model, splitter, recipe.model.image_size)
         self.layers, self.device = self.network.layers, self.network.device
         self.measured: dict[tuple, float] = {}
 
@@ -297,14 +297,19 @@ def plan_for_budget(
 
     from baseline.data.labels import classes_in
     from baseline.vision.decoded import estimate_decoding_seconds
-    from baseline.vision.network import build_network
+    from baseline.vision.network import build_network, size_problem
+    from baseline.vision.resolve import resolve_image_sizes
 
+    classes = classes_in(table, recipe.data.task)
     model, splitter = build_network(
-        recipe.model.arch, len(classes_in(table, recipe.data.task)), None, recipe.model.head
+        recipe.model.arch, len(classes), None, recipe.model.head, image_size=recipe.model.image_size, dynamic=True
     )
     model = model.to(default_device()).to(memory_format=torch.channels_last)
     presets = ("standard", *recipe.presets) if recipe.presets else ()
     bases = [recipe.with_preset(preset) for preset in presets] or [recipe]
+    if any(size_problem(recipe.model.arch, recipe.model.image_size, stage_size=size) for size in IMAGE_SIZES[:2]):
+        resizable = False  # one network cannot stand for the others
+        bases = [resolve_image_sizes(base.changed(image_size=recipe.model.image_size))[0] for base in bases]
     largest = max(bases, key=lambda base: base.model.image_size)
     seconds_left = end - time.perf_counter() - reserve_seconds(0) - estimate_decoding_seconds(table, largest)
     plan, reason = fit_to_budget(

@@ -29,7 +29,6 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner, Recorder
-from fastai.vision.learner import TimmBody
 from torch import nn
 
 from baseline.errors import RecipeError
@@ -40,6 +39,7 @@ from baseline.vision.augment import OWN_TYPES, own_transforms, resize_batch
 from baseline.vision.cache import ArrayCache, file_fingerprint
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets, split_loader
+from baseline.vision.layers import find_layers, is_size_bound
 from baseline.vision.learner import mixed_precision
 from baseline.vision.network import device_of, is_body_and_head, layer_groups
 from baseline.vision.own_loaders import is_own
@@ -56,7 +56,6 @@ __all__ = [
     "FrozenOutputs",
     "LayerSequence",
     "embeddings",
-    "find_layers",
     "frozen_precision",
     "timed_embeddings",
 ]
@@ -86,22 +85,30 @@ class LayerSequence:
 
     Args:
         splitter: function that returns the layer groups of the network.
+        size: size in pixels of the images that the network was built for.
     """
 
-    def __init__(self, model: nn.Module, splitter: Splitter) -> None:
-        self.layers = find_layers(model) if is_body_and_head(model) else [model]
+    def __init__(self, model: nn.Module, splitter: Splitter, size: int) -> None:
+        self.layers = find_layers(model, size) if is_body_and_head(model) else [model]
+        self.size = size if is_size_bound(self.layers) else 0
         self.groups = [{id(p) for p in group} for group in layer_groups(model, splitter)]
         self.device = device_of(model)
         self.shapes: dict[tuple[int, int], tuple[tuple[int, ...], type]] = {}
+        self.channels_last: set[int] = set()
+        """Cuts with maps that are stored as N x H x W x C and used as N x C x H x W."""
 
     def shape(self, cut: int, size: int) -> tuple[tuple[int, ...], type]:
-        """Return shape (channels last) and dtype of the stored output of one image at the cut."""
+        """Return shape (maps of convolutions: channels last) and dtype of the stored output of one image at the cut."""
         if (cut, size) not in self.shapes:
             with torch.no_grad():
                 inputs = torch.zeros(1, 3, size, size, device=self.device)
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
                 output = nn.Sequential(*self.layers[:cut]).eval()(inputs)
-            _, *shape = output.shape if output.ndim != 4 else output.permute(0, 2, 3, 1).shape
-            self.shapes[cut, size] = tuple(shape), np.float16 if output.ndim == 4 else np.float32
+            if is_channels_last(output):
+                self.channels_last.add(cut)
+                output = output.permute(0, 2, 3, 1)
+            _, *shape = output.shape
+            self.shapes[cut, size] = tuple(shape), np.float32 if output.ndim == 2 else np.float16
         return self.shapes[cut, size]
 
 
@@ -180,6 +187,9 @@ class FreezePlan:
         """Whether the stage has frozen layers whose outputs are the same in every epoch, and there is room for them."""
         if not self._has_frozen_layers(number) or self.changing(number):
             return False
+        size = self.recipe.stages[number - 1].image_size
+        if self.network.size and (size or self.network.size) != self.network.size:
+            return False
         sets = ((self._training_view(number), self.images["train"]), (self.full_view, self.images["valid"]))
         needed = sum(_size_in_bytes(*self.shape(self.cut(number), view, images)) for view, images in sets)
         return needed <= _max_bytes() or (self.is_pristine(number) and self.cache.could_fit(needed))
@@ -232,7 +242,8 @@ class FrozenOutputs:
         if not is_own(learn.dls):
             self.rows = {split: dataset.items for split, dataset in self.rows.items()}
         images = {split: len(rows) for split, rows in self.rows.items()}
-        parts, network = own_parts(learn) if own is None else own, LayerSequence(learn.model, learn.splitter)
+        parts = own_parts(learn) if own is None else own
+        network = LayerSequence(learn.model, learn.splitter, recipe.model.image_size)
         self.plan = FreezePlan(network, recipe, images, self.cache, parts)
         self.fingerprints: dict[str, str] = {}
         self.outputs: dict[tuple[str, int, InputView], torch.Tensor] = {}
@@ -319,7 +330,8 @@ class FrozenOutputs:
             arrays |= {
                 cut: np.empty(*shape) if allocated[cut] is None else allocated[cut] for cut, shape in missing.items()
             }
-            outputs = {cut: _to_channels_first(torch.from_numpy(np.asarray(array))) for cut, array in arrays.items()}
+            outputs = {cut: torch.from_numpy(np.asarray(array)) for cut, array in arrays.items()}
+            outputs |= {cut: outputs[cut].permute(0, 3, 1, 2) for cut in plan.network.channels_last & outputs.keys()}
             start = time.perf_counter()
             if missing:
                 self.compute(split, view, {cut: outputs[cut] for cut in missing})
@@ -450,44 +462,6 @@ def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:
     return mixed_precision(name, device)
 
 
-def find_layers(model: nn.Sequential) -> list[nn.Module]:
-    """Split the network into layers that run one after the other, as finely as possible.
-
-    torchvision bodies are sequences. A timm network is split into its children before the pooling if these compute
-    the same when run in sequence; otherwise it is one layer.
-    """
-    body, head = model[0], model[1]
-    layers = _flatten(body)
-    if isinstance(body, TimmBody):
-        layers = [body]
-        if body.needs_pool:
-            after = ("global_pool", "classifier", "fc", "head")
-            children = [child for name, child in body.model.named_children() if name not in after]
-            candidate = [layer for child in children for layer in _flatten(child)]
-            layers = candidate if _computes_same(body, candidate) else layers
-    return [*layers, *_flatten(head)]
-
-
-def _flatten(module: nn.Module) -> list[nn.Module]:
-    if type(module) is not nn.Sequential:
-        return [module]
-    return [layer for child in module for layer in _flatten(child)]
-
-
-@torch.no_grad()
-def _computes_same(body: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether running the layers in sequence gives the body's output for a small random image."""
-    device = device_of(body)
-    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
-    training = body.training
-    try:
-        return torch.equal(body.eval()(images), nn.Sequential(*layers)(images))
-    except (RuntimeError, TypeError, ValueError):  # an unsupported image size, or no sequence at all
-        return False
-    finally:
-        body.train(training)
-
-
 def _size_in_bytes(shape: tuple[int, ...], dtype: type) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
@@ -496,9 +470,9 @@ def _max_bytes() -> float:
     return MEMORY_FRACTION * total_memory_bytes()
 
 
-def _to_channels_first(outputs: torch.Tensor) -> torch.Tensor:
-    """Return maps, stored as N x H x W x C, as N x C x H x W, so that they are channels last in memory."""
-    return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
+def is_channels_last(output: torch.Tensor) -> bool:
+    """Whether maps, N x C x H x W, are channels last in memory, as convolutions on channels-last images return them."""
+    return output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last)
 
 
 def _batch_loader(

@@ -129,7 +129,7 @@ def train(
     finally:
         run.best.restore()
         learn.opt = None
-        learn.model.requires_grad_(True).eval()
+        learn.model.requires_grad_(True).train().eval()  # `train` drops what timm's layers cached of other weights
     return run.log.history()
 
 

@@ -78,7 +78,8 @@ class BatchSource:
         rows = self.rows[indices]
         if self.views > 1:
             rows = rows + len(self.rows) * torch.randint(self.views, rows.shape, device=rows.device)
-        if self.inputs.ndim == 4:  # stored channels last; keep the batch that way
+        if self.inputs.ndim == 4 and self.inputs.is_contiguous(memory_format=torch.channels_last):
+            # keep the batch that way
             inputs = self.inputs.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
         else:
             inputs = self.inputs[rows]

@@ -66,9 +66,19 @@ def learner(
     """
     if weights is None and recipe.model.pretrained:
         weights = find_weights(recipe.model.arch, recipe.model.weights)
-    if is_own(adopt(dls)) and recipe.model.pretrained:
-        add_normalization(dls, *normalization(recipe.model.arch), progress or Progress())
-    model, splitter = build_network(recipe.model.arch, len(dls.vocab), weights, recipe.model.head)
+    size = recipe.model.image_size
+    if is_own(adopt(dls)):
+        size = dls.valid.one_batch()[0].shape[-1]
+        if recipe.model.pretrained:
+            add_normalization(dls, *normalization(recipe.model.arch), progress or Progress())
+    model, splitter = build_network(
+        recipe.model.arch,
+        len(dls.vocab),
+        weights,
+        recipe.model.head,
+        image_size=size,
+        dynamic=any(stage.image_size not in (0, size) for stage in recipe.stages),
+    )
     learn = Learner(
         dls,
         model,

@@ -32,7 +32,7 @@ from baseline.recipe.fields import VIEWS
 from baseline.recipe.legacy import upgrade_model_config
 from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
 from baseline.recipe.validation import is_int, is_number
-from baseline.vision.network import build_network
+from baseline.vision.network import FEATURES, build_network
 
 __all__ = [
     "EXPERIMENT_FILES",
@@ -63,7 +63,7 @@ MAX_BYTES = {TENSORS_FILE: 20 * 10**9, GOLDEN_FILE: 10**9, CONFIG_FILE: 50 * 10*
 
 
 _OPTIONAL_FIELDS = {"tta": [], "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32",
-                    "weights_license": "unknown"}  # fmt: skip
+                    "weights_license": "unknown", "features": "fastai"}  # fmt: skip
 """Values of the fields that the first model folders did not have."""
 
 
@@ -98,6 +98,7 @@ FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda v: v is None or is_number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
     "crop": (lambda v: is_number(v, 0.1, 1), "a fraction from 0.1 to 1"),
     "precision": (lambda v: v in PRECISIONS[1:], f"one of {', '.join(PRECISIONS[1:])}"),
+    "features": (lambda v: v in FEATURES, f"one of {', '.join(FEATURES)}"),
     "weights_license": (lambda v: v is None or (isinstance(v, str) and len(v) < 200), "the name of a license, or null"),
 }
 """For each field of `model.json`: a function that tells whether a value is valid, and what a valid value is."""
@@ -266,7 +267,7 @@ def build_on_meta(path: Path, config: Mapping[str, Any]) -> nn.Sequential:
     """Build the network without allocating its tensors; with them if the architecture cannot be built otherwise."""
     try:
         with torch.device("meta"):
-            return build_network(config["arch"], len(config["classes"]), None, config["head"])[0]
+            return _build(config)
     except RecipeError as error:
         raise OutputError(f"{path}: {error}") from None
     except Exception:  # a few architectures compute with their own values while they are built
@@ -286,9 +287,14 @@ def accepts_size(model: nn.Module, size: int) -> bool:
 def build_from_config(path: Path, config: Mapping[str, Any]) -> nn.Sequential:
     """Build the network that the config describes."""
     try:
-        return build_network(config["arch"], len(config["classes"]), None, config["head"])[0]
+        return _build(config)
     except Exception as error:
         raise OutputError(f"{path}: the network {config['arch']} cannot be built here: {first_line(error)}") from None
+
+
+def _build(config: Mapping[str, Any]) -> nn.Sequential:
+    sizes = {"image_size": config["image_size"], "features": config["features"]}
+    return build_network(config["arch"], len(config["classes"]), None, config["head"], **sizes)[0]
 
 
 def tensor_spec(value: Tensor) -> str:

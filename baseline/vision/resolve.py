@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from baseline.progress import Progress
@@ -73,12 +74,36 @@ def resolve(
     resolved = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, task=task)
     if not recipe.model.pretrained:
         resolved, reasons["stages"] = scratch_stages(resolved)
+    resolved, reasons["image_size"] = resolve_image_sizes(resolved)
     stages, reason = resolve_epochs(resolved.stages, images, size)
     if reason and not recipe.training.budget:  # a budget sets the epochs itself
         resolved, reasons["epochs"] = resolved.changed(stages=stages), reason
+    reasons = {key: reason for key, reason in reasons.items() if reason}
     for key, reason in reasons.items():
         if key in ("stages", "epochs"):
             progress.log(f"{key}: {reason}")
-        elif recipe.value(key) != resolved.value(key):
+        elif recipe.value(key) != resolved.value(key) or key == "image_size":
             progress.log(f"{key}: {resolved.value(key)} ({reason})")
     return resolved, weights, reasons
+
+
+def resolve_image_sizes(recipe: Recipe) -> tuple[Recipe, str]:
+    """Return the recipe with image sizes that its architecture accepts, the nearest ones, and the reason if any differ.
+
+    Raises:
+        RecipeError: if the architecture's features cannot be pooled, or it accepts no images at all.
+    """
+    from baseline.vision.network import nearest_size, size_problem
+
+    arch, requested, pretrained = recipe.model.arch, recipe.model.image_size, recipe.model.pretrained
+    size = nearest_size(arch, requested, pretrained=pretrained)
+    reasons = [] if size == requested else [f"not {requested}: {size_problem(arch, requested, pretrained=pretrained)}"]
+    stages = []
+    for number, stage in enumerate(recipe.stages, 1):
+        smaller = min(stage.image_size, size)
+        accepted = nearest_size(arch, smaller, within=size) if smaller else 0
+        if accepted != stage.image_size:
+            problem = size_problem(arch, size, stage_size=smaller) or f"images have {size} pixels"
+            reasons.append(f"stage {number}: {accepted}, not {stage.image_size}: {problem}")
+        stages.append(dataclasses.replace(stage, image_size=accepted))
+    return recipe.changed(image_size=size, stages=tuple(stages)), f"{arch}: {'; '.join(reasons)}" if reasons else ""
