@@ -155,7 +155,26 @@ class DataSettings:
     image_dir: PathText = setting(
         "", "Folder of the images that a table names; the table's own folder by default.", IMAGES_PANEL, common=True
     )
-    label_from: Text = setting("", "Regular expression that finds the label in an image's path.", IMAGES_PANEL)
+    label_from: Text = setting(
+        "", "Regular expression that finds the label in an image's path; auto takes the pattern that names show.",
+        IMAGES_PANEL,
+    )  # fmt: skip
+    source: Text = setting("", "How to read the images, where several ways fit; see baseline sources.", IMAGES_PANEL)
+    label_delim: Annotated[str, Needed("text between labels, such as ' ' or ','")] = setting(
+        "", "Delimiter between the labels of an image that has several; detected by default.", IMAGES_PANEL
+    )
+    bins: Annotated[int, Interval(ge=0, le=100), Needed("a whole number from 2, 0 for none")] = setting(
+        0, "Make this many classes of about equal size from a column of numbers.", IMAGES_PANEL
+    )
+    missing: Literal["auto", "drop", "error"] = setting(
+        "auto", "Rows without an image or a label: drop, error, or auto, which drops up to 5 % of them.", IMAGES_PANEL
+    )
+    encoding: Text = setting("", "Encoding of a CSV or TSV table, such as cp1252; detected by default.", IMAGES_PANEL)
+    min_per_class: Annotated[int, Interval(ge=0, le=10**6), Needed("a whole number, 0 for all")] = setting(
+        0, "Leave out classes with fewer images than this.", IMAGES_PANEL
+    )
+    other: Text = setting("", "Join rare classes (see --min-per-class) as one of this name.", IMAGES_PANEL)
+    """Without `min_per_class`, classes with a single image are rare."""
     task: Literal["auto", "single", "multilabel"] = setting(
         "auto", "Whether an image has one label or several, separated by ';'.", IMAGES_PANEL
     )
@@ -417,6 +436,8 @@ class Recipe:
             faults.append(f"expected is {self.expected!r}, needed: a table")
         if self.data.audit == "none" and self.split.leaks == "drop":
             faults.append("leaks is 'drop', which needs the audit that is left out")
+        if self.data.bins == 1:
+            faults.append("bins is 1, needed: a whole number from 2, 0 for none")
         if self.data.task == "multilabel" and self.training.class_balance != "none":
             faults.append("class_balance needs one label per image, and task is 'multilabel'")
         folds = self.split.method.partition(":")[2] if "kfold" in self.split.method else ""

@@ -1,0 +1,324 @@
+"""The source "folders": one folder per class, with or without folders per split above them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from baseline.data.sources.code_names import name_codes
+from baseline.data.sources.folders import SPLIT_NAMES, has_image_name, list_entries, split_from_name, subfolders
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
+from baseline.errors import DataError, format_count, quoted_list
+
+__all__ = ["ClassFolders", "FolderTree", "generic_names"]
+
+
+GENERIC_NAMES = frozenset(
+    "image images img imgs jpg jpeg jpegs jpegimages png photo photos picture pictures pics data dataset set part parts "
+    "batch chunk seg segmentation segmentations pred prediction predictions unlabeled unlabelled unlab unsup extra input "
+    "inputs mask masks annotation annotations annots label labels color colour gray grey grayscale segmented original "
+    "originals raw resized augmented aug cropped crops ground truth groundtruth submission sample samples thumbnails "
+    "public private".split()
+) | frozenset(SPLIT_NAMES)  # fmt: skip
+"""Words of which the names of folders consist that hold images of any class, in lower case."""
+
+
+@dataclass
+class FolderReading:
+    """Where the class folders are."""
+
+    parents: list[tuple[str, str | None]]
+    """Folders of class folders, relative to the place (`""` is the place itself), each with its split."""
+    rows: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """Class folder, relative to the place, its class and its split."""
+    notes: list[str] = field(default_factory=list)
+    problem: str = ""
+    """Why these folders cannot be read as classes."""
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes, sorted."""
+        return sorted({label for _, label, _ in self.rows})
+
+
+class FolderTree:
+    """The folders below a place that contain images, by their path relative to it."""
+
+    def __init__(self, images_by_folder: Counter[str]) -> None:
+        self.direct: Counter[str] = Counter()
+        """Number of images directly in a folder."""
+        self.total: Counter[str] = Counter()
+        """Number of images in a folder and below it."""
+        self.children: dict[str, set[str]] = defaultdict(set)
+        for folder, count in images_by_folder.items():
+            parts = [] if folder == "." else folder.split("/")
+            self.direct["/".join(parts)] += count
+            for depth in range(len(parts) + 1):
+                self.total["/".join(parts[:depth])] += count
+                if depth < len(parts):
+                    self.children["/".join(parts[:depth])].add(parts[depth])
+
+    def below(self, folder: str) -> list[str]:
+        """Return the paths of the folders in a folder, sorted."""
+        return [join(folder, name) for name in sorted(self.children.get(folder, ()))]
+
+    def has_folders(self, folder: str) -> bool:
+        """Whether a folder has folders of images."""
+        return bool(self.children.get(folder))
+
+
+class ClassFolders(Source):
+    """One folder per class."""
+
+    name = "folders"
+    example = "images/cat/1.jpg, or images/train/cat/1.jpg and images/valid/cat/2.jpg"
+
+    def matches(self, place: Place) -> Evidence | None:
+        if place.is_file or not place.images:
+            return None
+        tree = FolderTree(place.images_by_folder)
+        reading = read_class_folders(tree, insist=place.settings.source == self.name)
+        if not reading.rows and not reading.problem:
+            return None
+        strength, reason = weigh(tree, reading)
+        names = quoted_list([Path(parent).name for parent, split in reading.parents if split] or reading.classes, 4)
+        inside = "class folders" if len(reading.classes) != 1 else "one class folder"
+        inside += " in" if reading.parents[0][1] else ""
+        return Evidence(strength, f"{inside} {names}", reason, reading)
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        reading: FolderReading = evidence.found
+        if reading.problem:
+            raise DataError(f"{place.folder} {reading.problem}")
+        class_of = {folder: (label, split) for folder, label, split in reading.rows}
+        located = [(path, *folder_entry(place.relative(path), class_of)) for path in place.images]
+        rows = make_rows(*zip(*[row for row in located if row[1] is not None], strict=True))
+        notes = [*reading.notes, *folder_notes(place.folder, reading)]
+        rows["label"], note = name_codes(rows["label"], place, strict=True)
+        return SourceTable(rows, describe_layout(place.folder, reading), "", [*notes, *note])
+
+
+def folder_entry(path: str, class_of: dict[str, tuple[str, str | None]]) -> tuple[str | None, str | None]:
+    """Return class and split of an image by the folders above it; both None if it is in no class folder."""
+    while path := path.rpartition("/")[0]:
+        if path in class_of:
+            return class_of[path]
+    return None, None
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def generic_names(names: Iterable[str]) -> set[str]:
+    """Return those names of sibling folders that stand for splits, parts or containers rather than classes.
+
+    What all of them have in common is left aside, unless it says itself that they are parts.
+
+    >>> sorted(generic_names(["train", "test1", "cats"])), sorted(generic_names(["HAM_images_part_1", "HAM_images_part_2"]))
+    (['test1', 'train'], ['HAM_images_part_1', 'HAM_images_part_2'])
+    >>> generic_names(["class_1", "class_2"]), generic_names(["0", "1"])
+    (set(), set())
+    """
+    words = {name: split_words(name) for name in names}
+    shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
+    generic = set()
+    for name, parts in words.items():
+        own = [part for part in parts if part not in shared]
+        if all(part in GENERIC_NAMES for part in parts) or (
+            all(part in GENERIC_NAMES for part in own) and (own or shared & GENERIC_NAMES)
+        ):
+            generic.add(name) if parts else None
+    return generic
+
+
+def split_words(name: str) -> list[str]:
+    """Return the words of a name in lower case, without numbers."""
+    name = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
+    return [word for part in re.split(r"[\W_]+", name.lower()) if (word := part.strip("0123456789"))]
+
+
+def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
+    """Find the class folders of a tree.
+
+    Args:
+        insist: take every folder as a class, even one that is named like a split.
+    """
+    folder = "" if insist and not tree.direct[""] and len(tree.children[""]) > 1 else enter(tree, "")
+    splits = [] if insist else split_folders(tree, folder)
+    if splits and not any(split == "train" for _, split in splits):
+        if len(splits) == len(tree.children[folder]):
+            names = quoted_list(Path(path).name for path, _ in splits)
+            problem = f"contains {names} and no training images. Add a folder train."
+            return FolderReading([(folder, None)], problem=problem)
+        splits = []
+    if not splits:
+        return read_unsplit(tree, folder, insist)
+    parents = [(enter(tree, path), split) for path, split in splits]
+    reading = FolderReading(list(parents))
+    classes = {Path(path).name for parent, split in parents if split == "train" for path in tree.below(parent)}
+    for parent, split in parents:
+        labels = tree.below(parent)
+        if len(labels) == 1 and not {Path(labels[0]).name} & classes and is_unlabeled(Path(labels[0]).name):
+            count = format_count(tree.total[parent], "image")
+            reading.notes.append(f"{count} in '{labels[0]}' without class folders, ignored")
+            reading.parents.remove((parent, split))
+            continue
+        reading.rows += [(path, Path(path).name, split) for path in labels]
+    return reading
+
+
+def is_unlabeled(name: str) -> bool:
+    """Whether a folder in a split of images without labels is no class."""
+    return bool(generic_names([name])) or name.lower() == "unknown" or split_from_name(name) is not None
+
+
+def enter(tree: FolderTree, folder: str) -> str:
+    """Descend while all images are in one folder that contains folders itself, or in one among containers."""
+    while tree.has_folders(folder) and not tree.direct[folder]:
+        inside = [path for path in tree.below(folder) if tree.has_folders(path)]
+        children = tree.below(folder)
+        if len(children) > 1 and not holds_masks(children, inside):
+            break
+        if len(inside) != 1 or Path(inside[0]).name.lower() in SPLIT_NAMES:
+            images = [path for path in inside if split_words(Path(path).name) != []
+                      and set(split_words(Path(path).name)) <= CONTAINERS]  # fmt: skip
+            if len(images) != 1 or len(children) == 1:
+                break
+            inside = images
+        folder = inside[0]
+    return folder
+
+
+CONTAINERS = frozenset("images image img imgs jpg jpeg jpegimages photos pictures data dataset".split())
+
+
+def holds_masks(children: Sequence[str], inside: Sequence[str]) -> bool:
+    """Whether folders are one container of class folders, and others of masks or the like beside it."""
+    names = [Path(path).name for path in children]
+    splits = [name for name in names if split_from_name(name)]
+    return bool(inside) and not splits and generic_names(names) == set(names)
+
+
+def split_folders(tree: FolderTree, folder: str) -> list[tuple[str, str]]:
+    """Return the folders of class folders that are named after splits, with the split."""
+    splits = [(path, split_from_name(Path(path).name)) for path in tree.below(folder) if tree.has_folders(path)]
+    return [(path, split) for path, split in splits if split]
+
+
+def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
+    """Read class folders that are in no folders of splits."""
+    paths = tree.below(folder)
+    reading = FolderReading([(folder, None)])
+    if not insist and (inner := class_then_split(tree, paths)):
+        if any(tree.has_folders(path) for path, _, _ in inner):
+            names = quoted_list([Path(path).name for path in paths], 3)
+            reading.problem = f"contains {names}, each with class folders of its own splits. Give one of them."
+        else:
+            reading.rows = [(path, label, split) for path, label, split in inner]
+        return reading
+    names = [Path(path).name for path in paths]
+    splits = {name for name in generic_names(names) if split_from_name(name) or "pred" in split_words(name)
+              or set(split_words(name)) & {"unlabeled", "unlabelled", "unsup"}}  # fmt: skip
+    classes = [name for name in names if name not in splits]
+    if not insist and len(classes) >= 2 and splits - {"train"}:
+        for name in sorted(splits):
+            count = format_count(tree.total[join(folder, name)], "image")
+            reading.notes.append(f"'{name}' looks like a split without class folders, its {count} ignored; "
+                                 "--source folders makes it a class")  # fmt: skip
+        names = classes
+    reading.rows = [(join(folder, name), name, None) for name in names]
+    deeper = [path for name in names for path in tree.below(join(folder, name))]
+    if len({Path(path).name for path in deeper}) > 1 and sum(tree.total[path] for path in deeper) == tree.total[folder]:
+        shown = quoted_list(dict.fromkeys(Path(path).name for path in deeper), 3)
+        example = f"'([^/]+)/[^/]+$'"
+        reading.notes.append(f"the folders below the classes ({shown}) are not used; --label-from {example} takes them")
+    return reading
+
+
+def class_then_split(tree: FolderTree, paths: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return folder, class and split where each class folder has folders train, valid or test; empty if they do not."""
+    found = []
+    for path in paths:
+        inner = [(child, Path(path).name, split_from_name(Path(child).name)) for child in tree.below(path)]
+        named = [(child, label, split) for child, label, split in inner if split]
+        unnamed = [child for child, _, split in inner if not split]
+        if tree.direct[path] or not named or any(not generic_names([Path(child).name]) for child in unnamed):
+            return []
+        found += named
+    has_train = any(split == "train" for _, _, split in found)
+    return found if len(paths) > 1 and has_train and len({split for _, _, split in found}) > 1 else []
+
+
+def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
+    """Return the strength of class folders as evidence, and the reason."""
+    if reading.problem:
+        return 0.3, "which " + reading.problem.rstrip(".")
+    images = sum(tree.total[path] for path, _, _ in reading.rows)
+    classes = reading.classes
+    names = sorted({Path(path).name for path, _, _ in reading.rows})
+    generic = generic_names(names)
+    if len(generic) == len(names):
+        one = len(generic) == 1
+        return 0.1, f"which look{'s' if one else ''} like {'a split or a part' if one else 'splits or parts'}, not classes"
+    if len(classes) == 1:
+        return 0.2, "which is a single class"
+    if len(classes) > images / 2 and images > 9:
+        return 0.4, f"{len(classes):,} folders for {images:,} images"
+    unlabeled = sum(
+        tree.total[path]
+        for path in tree.below("")
+        if path not in {parent.split("/")[0] for parent, _ in reading.parents if parent} and is_unlabeled(path)
+    )
+    total = tree.total[""]
+    share = images / max(1, total - (unlabeled if reading.parents[0][1] else 0))
+    return 0.9 * min(1.0, share), f"{images:,} of {total:,} images are in {len(classes):,} class folders"
+
+
+def describe_layout(folder: Path, reading: FolderReading) -> str:
+    parents = [(folder / parent, split) for parent, split in reading.parents]
+    if parents[0][1] is None:
+        above = " above folders per split" if any(split for _, _, split in reading.rows) else ""
+        return f"one folder per class{above}, {parents[0][0]}"
+    return f"one folder per class in {quoted_list(parent.name for parent, _ in parents)}, {folder}"
+
+
+def folder_notes(folder: Path, reading: FolderReading) -> Iterator[str]:
+    """Yield sentences about everything in the folder that is ignored, and about empty class folders."""
+    parents = [folder / parent for parent, _ in reading.parents]
+    top = parents[0].parent if reading.parents[0][1] else parents[0]
+    if reading.parents[0][1] is not None:
+        used = {parent.relative_to(folder).parts[0] for parent in parents}
+        top = folder if len(used) > 1 else folder / next(iter(used))
+        noted = " ".join(reading.notes)
+        unused = [path for path in subfolders(top) if not any(path == p or path in p.parents for p in parents)]
+        ignored = [path.name for path in unused if f"{path.name}/" not in noted and holds_images(path)]
+        if unlabeled := [name for name in ignored if split_from_name(name)]:
+            yield f"images in {quoted_list(unlabeled, 3)} are ignored, as they are in no class folders"
+        if others := [name for name in ignored if name not in unlabeled]:
+            yield f"images in {quoted_list(others, 3)} are ignored, as the name is not that of a split"
+    if loose := sum(has_image_name(path.name) for parent in parents for path in list_entries(parent)):
+        yield f"{loose:,} {'image' if loose == 1 else 'images'} outside of class folders ignored"
+    class_folders = [path for parent in parents for path in subfolders(parent)]
+    if empty := [path.name for path in class_folders if not holds_images(path)]:
+        yield f"no images in {quoted_list(empty, 3)}"
+    if others := [path.name for path in other_files(class_folders)]:
+        yield f"{len(others):,} other {'file' if len(others) == 1 else 'files'} ignored: {quoted_list(others, 3)}"
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there are images anywhere below a folder."""
+    from baseline.data.sources.folders import images_below
+
+    return next(images_below(folder), None) is not None
+
+
+def other_files(class_folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the visible files in the class folders that are not images."""
+    for class_folder in class_folders:
+        for path in list_entries(class_folder):
+            if not has_image_name(path.name) and not path.name.startswith(".") and path.is_file():
+                yield path
