@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baseline.data.sources.code_names import name_codes
-from baseline.data.sources.folders import SPLIT_NAMES, has_image_name, list_entries, split_from_name, subfolders
+from baseline.data.sources.folders import (
+    SPLIT_NAMES,
+    has_image_name,
+    images_below,
+    list_entries,
+    split_from_name,
+    subfolders,
+)
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
 from baseline.errors import DataError, format_count, quoted_list
 
@@ -311,8 +318,6 @@ def folder_notes(folder: Path, reading: FolderReading) -> Iterator[str]:
 
 def holds_images(folder: Path) -> bool:
     """Whether there are images anywhere below a folder."""
-    from baseline.data.sources.folders import images_below
-
     return next(images_below(folder), None) is not None
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "list_entries",
     "split_from_name",
     "subfolders",
+    "walk",
 ]
 
 
@@ -27,6 +28,10 @@ IMAGE_SUFFIXES = frozenset(
      ".webp"}
 )  # fmt: skip
 """File name endings of images, in lower case; names are compared without regard to case."""
+
+
+MAX_LEVELS = 40
+"""Number of folders in each other beyond which nothing is looked for."""
 
 
 SPLIT_NAMES = {
@@ -79,9 +84,6 @@ def images_below(folder: Path) -> Iterator[str]:
         DataError: for a folder that cannot be read, and for a name that is not valid UTF-8.
     """
 
-    def raise_unreadable(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its permissions, or move it away.")
-
     visited = {str(path) for path in Path(os.path.realpath(folder)).parents}
     for current, folders, files in os.walk(folder, onerror=raise_unreadable, followlinks=True):
         real = os.path.realpath(current)
@@ -92,10 +94,40 @@ def images_below(folder: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             if has_image_name(file):
-                path = os.path.join(current, file)
-                if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
-                    raise DataError(f"The name {path!a} is not valid UTF-8. Rename the file.")
-                yield path
+                yield check_name(os.path.join(current, file))
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Yield each visible folder from `folder` on, with the names of its visible files, in order.
+
+    Links are followed, except to a folder above them, so that loops end.
+
+    Raises:
+        DataError: for a folder that cannot be read.
+    """
+    real = os.path.realpath(folder)
+    if real in above or len(above) > MAX_LEVELS:
+        return
+    try:
+        entries = sorted((entry.name, entry.is_dir()) for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise_unreadable(error)
+        return
+    yield folder, [name for name, is_folder in entries if not is_folder]
+    for name, is_folder in entries:
+        if is_folder and name != "__MACOSX":
+            yield from walk(os.path.join(folder, name), (*above, real))
+
+
+def raise_unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its permissions, or move it away.")
+
+
+def check_name(path: str) -> str:
+    """Return a path, or raise DataError if it is not valid UTF-8."""
+    if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
+        raise DataError(f"The name {path!a} is not valid UTF-8. Rename the file.")
+    return path
 
 
 def has_image_name(name: str) -> bool:

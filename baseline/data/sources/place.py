@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from baseline.data.sources.folders import has_image_name, images_below
+from baseline.data.sources.folders import check_name, has_image_name, walk
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
@@ -113,9 +113,16 @@ class Place:
         return ImageFinder(self.folder)
 
     @cached_property
+    def folders(self) -> list[tuple[str, list[str]]]:
+        """The visible folders, with the names of their visible files."""
+        return list(walk(str(self.folder)))
+
+    @cached_property
     def images(self) -> list[str]:
         """Absolute paths of all images below the folder."""
-        return list(images_below(self.folder))
+        return [
+            check_name(os.path.join(folder, name)) for folder, names in self.folders for name in names if has_image_name(name)
+        ]
 
     @cached_property
     def images_by_folder(self) -> Counter[str]:
@@ -128,12 +135,13 @@ class Place:
         """The visible files that are not images, the least deep first, down to `MAX_DEPTH` folders."""
         if self.is_file:
             return [self.path]
-        files = []
-        for current, folders, names in os.walk(self.folder):
-            depth = len(Path(current).relative_to(self.folder).parts)
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")) and depth < MAX_DEPTH)
-            files += [Path(current, name) for name in sorted(names) if not name.startswith(".")]
-        files = [path for path in files if not has_image_name(path.name)]
+        deepest = len(self.folder.parts) + MAX_DEPTH
+        files = [
+            Path(folder, name)
+            for folder, names in self.folders
+            for name in names
+            if folder.count(os.sep) < deepest and not has_image_name(name)
+        ]
         return sorted(files, key=lambda path: (len(path.parts), str(path)))
 
     def find(self, *patterns: str) -> list[Path]:
