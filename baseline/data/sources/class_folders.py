@@ -266,9 +266,8 @@ def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
         return 0.3, "which " + reading.problem.rstrip(".")
     images = sum(tree.total[path] for path, _, _ in reading.rows)
     classes = reading.classes
-    names = sorted({Path(path).name for path, _, _ in reading.rows})
-    generic = generic_names(names)
-    if len(generic) == len(names):
+    generic = generic_names(classes)
+    if len(generic) == len(classes):
         one = len(generic) == 1
         return 0.1, f"which look{'s' if one else ''} like {'a split or a part' if one else 'splits or parts'}, not classes"
     if len(classes) == 1:

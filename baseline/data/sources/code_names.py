@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from baseline.data.labels import SEPARATOR, is_whole_number
+from baseline.data.sources.folders import has_image_name
 from baseline.data.sources.read_table import column_as_text
 from baseline.errors import DataError
 
@@ -43,6 +44,10 @@ def name_codes(
             named = labels.map(lambda label, names=names: SEPARATOR.join(sorted(names[c] for c in split_codes(label))))
             return named, [f"class names from {path.name}"]
     return labels, []
+
+
+def is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"[\d.]+", text))
 
 
 def split_codes(label: str) -> list[str]:
@@ -100,5 +105,5 @@ def names_from_table(place: Place, path: Path) -> dict[str, str]:
     columns = [column_as_text(frame[column]) for column in frame.columns]
     unique = [column for column in columns if column.is_unique and (column != "").all()]
     codes = [column for column in unique if column.map(is_whole_number).all()]
-    texts = [column for column in unique if not column.str.fullmatch(r"[\d.]+").any()]
+    texts = [column for column in unique if not column.map(lambda text: has_image_name(text) or is_number(text)).any()]
     return dict(zip(codes[0], texts[0], strict=True)) if len(codes) == 1 and texts else {}

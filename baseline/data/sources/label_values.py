@@ -65,7 +65,7 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
     labels = simplify(column_as_text(values))
     if settings.bins:
         return bin_values(labels, column, settings.bins, name)
-    if (lists := labels.str.match(r"^\[.*\]$|^\{.*\}$")).any() and lists[labels != ""].all():
+    if labels.str.match(LIST).any() and all(parse_list(text) is not None for text in labels[labels.str.match(LIST)]):
         return LabelValues(labels.map(labels_in_list), "several per image, in lists")
     found = find_delimiter(labels, column)
     if settings.label_delim:
@@ -101,11 +101,15 @@ def join_labels(parts: list[str]) -> str:
     return SEPARATOR.join(sorted({part.strip() for part in parts} - {""}))
 
 
-def labels_in_list(text: str) -> str:
-    """Return the labels in a list as JSON or Python writes it, joined.
+LIST = r"^\[.*\]$|^\{.*\}$"
+"""A list or an object in JSON or Python."""
 
-    >>> labels_in_list('["b", "a"]'), labels_in_list("['a']"), labels_in_list('{"choices": ["a", "b"]}')
-    ('a;b', 'a', 'a;b')
+
+def parse_list(text: str) -> list[str] | None:
+    """Return the items of a list as JSON or Python writes it, or of the list in an object; None if it is none.
+
+    >>> parse_list('["b", "a"]'), parse_list("['a']"), parse_list('{"choices": ["a", "b"]}'), parse_list("[a")
+    (['b', 'a'], ['a'], ['a', 'b'], None)
     """
     for parse in (json.loads, ast.literal_eval):
         try:
@@ -113,8 +117,13 @@ def labels_in_list(text: str) -> str:
         except (ValueError, SyntaxError):
             continue
         items = next(iter(items.values()), []) if isinstance(items, dict) else items
-        return join_labels([cell_to_text(item) for item in (items if isinstance(items, list | tuple | set) else [items])])
-    return join_labels(re.split(r"[\s,]+", text.strip("[]{}")))
+        return [cell_to_text(item) for item in (items if isinstance(items, list | tuple | set) else [items])]
+    return None
+
+
+def labels_in_list(text: str) -> str:
+    items = parse_list(text) if re.match(LIST, text) else None
+    return join_labels([text] if items is None else items)
 
 
 def find_delimiter(labels: pd.Series, column: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -59,7 +60,7 @@ class ImageFinder:
             self.in_subfolders += method in ("below", "stem")
             self.other_case += method == "case"
             self.backslashes += "\\" in name and not path.endswith(name)
-            self.urls += "://" in name
+            self.urls += "://" in name or name.startswith("/data/")
         return path
 
     def notes(self) -> list[str]:
@@ -88,8 +89,8 @@ class ImageFinder:
             return path, "exact"
         if "\\" in name:
             return self._locate(name.replace("\\", "/").removeprefix("./"))
-        is_url = "://" in name
-        name = unquote(urlsplit(name).path).lstrip("/") if is_url else name.removeprefix("./")
+        is_url = "://" in name or name.startswith(("/data/upload/", "/data/local-files/"))
+        name = path_of_url(name) if is_url else name.removeprefix("./")
         if (found := self._match(name, self.list_images()))[0]:
             return found
         parts = [part for part in name.split("/") if part]
@@ -142,6 +143,20 @@ class ImageFinder:
         if len(paths) > 1 and self.split_name:
             paths = [path for path in paths if self.split_name in path.lower()]
         return paths[0] if len(paths) == 1 else None
+
+
+def path_of_url(url: str) -> str:
+    """Return the path that a URL, or a path as Label Studio writes it, stands for.
+
+    >>> path_of_url("https://example.org/a%20b/1.jpg?v=2"), path_of_url("/data/local-files/?d=photos/1.jpg")
+    ('a b/1.jpg', 'photos/1.jpg')
+    >>> path_of_url("/data/upload/3/0a1b2c3d-1.jpg")
+    '1.jpg'
+    """
+    if "?d=" in url:
+        return unquote(url.partition("?d=")[2]).lstrip("/")
+    path = unquote(urlsplit(url).path).lstrip("/")
+    return re.sub(r"^data/upload/(\d+/)?([0-9a-f]{8}-)?", "", path)
 
 
 def match_rows(paths: pd.Series, listed: pd.Series, file: str) -> np.ndarray:
