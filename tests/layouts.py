@@ -101,7 +101,9 @@ def leaves_with_several_diseases(folder: Path) -> None:
 def exclusive_columns_of_0_and_1(folder: Path) -> None:
     header = ("image_id", "healthy", "multiple", "rust", "scab")
     save(folder, *(f"images/Train_{n}.jpg" for n in range(16)), *(f"images/Test_{n}.jpg" for n in range(3)))
-    write_csv(folder / "train.csv", [header, *((f"Train_{n}", *(int(n % 4 == k) for k in range(4))) for n in range(16))])
+    write_csv(
+        folder / "train.csv", [header, *((f"Train_{n}", *(int(n % 4 == k) for k in range(4))) for n in range(16))]
+    )
     write_csv(folder / "test.csv", [("image_id",), *((f"Test_{n}",) for n in range(3))])
     write_csv(folder / "sample_submission.csv", [header, *((f"Test_{n}", 0.25, 0.25, 0.25, 0.25) for n in range(3))])
 
@@ -124,9 +126,18 @@ def grades_by_id(folder: Path) -> None:
 
 @layout(classes={"0": 8, "1": 4}, groups=3, says=("labels from 'target'", "groups from 'patient_id'"))
 def skin_with_patients(folder: Path) -> None:
-    header = ("image_name", "patient_id", "sex", "age_approx", "site_challenge", "diagnosis", "benign_malignant", "target")
-    rows = [(f"I_{n:04}", f"IP_{n // 4}", "male" if n % 2 else "", "45.0", "torso", "melanoma" if n % 3 == 0 else "nevus",
-             "malignant" if n % 3 == 0 else "benign", int(n % 3 == 0)) for n in range(12)]  # fmt: skip
+    header = (
+        "image_name",
+        "patient_id",
+        "sex",
+        "age_approx",
+        "site_challenge",
+        "diagnosis",
+        "benign_malignant",
+        "target",
+    )
+    kinds = [("melanoma", "malignant", 1), ("nevus", "benign", 0), ("nevus", "benign", 0)]
+    rows = [(f"I_{n:04}", f"IP_{n // 4}", "male" if n % 2 else "", "45.0", "torso", *kinds[n % 3]) for n in range(12)]
     save(folder, *(f"jpeg/train/{row[0]}.jpg" for row in rows), "jpeg/test/I_9999.jpg")
     write_csv(folder / "train.csv", [header, *rows])
     write_csv(folder / "test.csv", [header[:5], ("I_9999", "IP_9", "male", "70.0", "torso")])
@@ -145,15 +156,23 @@ def chest_findings(folder: Path) -> None:
     labels = ["No Finding", "Effusion|Infiltration", "No Finding"]
     save(folder, *(f"images_{1 + n // 6:03}/images/{n:08}_000.png" for n in range(12)))
     rows = [(f"{n:08}_000.png", labels[n % 3], n % 2, n, 58 + n, "MF"[n % 2], "PA") for n in range(12)]
-    header = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position")
+    header = (
+        "Image Index",
+        "Finding Labels",
+        "Follow-up #",
+        "Patient ID",
+        "Patient Age",
+        "Patient Gender",
+        "View Position",
+    )
     write_csv(folder / "Data_Entry.csv", [header, *rows])
 
 
-@layout(classes={"Cardiomegaly": 7, "Edema": 7}, splits={"train": 10, "valid": 4}, several=True,
+@layout(classes={"Cardiomegaly": 10, "Edema": 7}, splits={"train": 10, "valid": 4}, several=True,
         says=("cells of -1 (uncertain) read as no", "'Chest-v1/', which is not on this disk"))  # fmt: skip
 def uncertain_findings(folder: Path) -> None:
     header = ("Path", "Sex", "Age", "Frontal/Lateral", "Edema", "Cardiomegaly")
-    flags = [("1.0", ""), ("0.0", "1.0"), ("-1.0", "1.0"), ("1.0", "0.0")]
+    flags = [("1.0", ""), ("0.0", "1.0"), ("-1.0", "1.0"), ("1.0", "1.0")]
     for split, count in (("train", 10), ("valid", 4)):
         names = [f"{split}/patient{n:05}/study1/view1_frontal.jpg" for n in range(count)]
         save(folder, *names)
@@ -161,20 +180,27 @@ def uncertain_findings(folder: Path) -> None:
         write_csv(folder / f"{split}.csv", [header, *rows])
 
 
-@layout(classes={"Blight": 4, "Mosaic Disease": 4, "Healthy": 4}, says=("class names from label_num_to_disease_map.json",))
+@layout(
+    classes={"Blight": 4, "Mosaic Disease": 4, "Healthy": 4}, says=("class names from label_num_to_disease_map.json",)
+)
 def codes_with_a_map(folder: Path) -> None:
     save(folder, *(f"train_images/{n}.jpg" for n in range(12)), "test_images/99.jpg")
     write_csv(folder / "train.csv", [("image_id", "label"), *((f"{n}.jpg", n % 3) for n in range(12))])
     write_json(folder / "label_num_to_disease_map.json", {"0": "Blight", "1": "Mosaic Disease", "2": "Healthy"})
 
 
-@layout(classes={"culture::french": 8, "tag::bird": 7, "tag::man": 4}, several=True, says=("class names from labels.csv",))
+@layout(
+    classes={"culture::french": 8, "tag::bird": 7, "tag::man": 4}, several=True, says=("class names from labels.csv",)
+)
 def museum_attributes(folder: Path) -> None:
     ids = ["0 1", "0 1", "2"]
     save(folder, *(f"train/{n:016x}.png" for n in range(12)))
     rows = [(f"{n:016x}", ids[n % 3] if n < 10 else "2" if n % 2 else "0") for n in range(12)]
     write_csv(folder / "train.csv", [("id", "attribute_ids"), *rows])
-    write_csv(folder / "labels.csv", [("attribute_id", "attribute_name"), (0, "culture::french"), (1, "tag::bird"), (2, "tag::man")])
+    write_csv(
+        folder / "labels.csv",
+        [("attribute_id", "attribute_name"), (0, "culture::french"), (1, "tag::bird"), (2, "tag::man")],
+    )
 
 
 @layout(classes={"0": 4, "1": 8}, says=("labels from 'has_cactus'",))
@@ -278,7 +304,11 @@ def numbered_folders(folder: Path) -> None:
 
 @layout(error=r"No training image of 'c', 'd'; found only in 'valid'.*--split random")
 def more_classes_in_val(folder: Path) -> None:
-    save(folder, *(f"train/{'ab'[n % 2]}/{n}.jpg" for n in range(8)), *(f"val/{'abcd'[n % 4]}/{n}.jpg" for n in range(8, 16)))
+    save(
+        folder,
+        *(f"train/{'ab'[n % 2]}/{n}.jpg" for n in range(8)),
+        *(f"val/{'abcd'[n % 4]}/{n}.jpg" for n in range(8, 16)),
+    )
 
 
 @layout(classes={"a": 4, "b": 4})
@@ -339,7 +369,12 @@ def drivers(folder: Path) -> None:
 
 @layout(classes={"daisy": 4, "rose": 4}, says=("'test' looks like a split",))
 def classes_beside_test_images(folder: Path) -> None:
-    save(folder, *(f"flowers/{['daisy', 'rose'][n % 2]}/{n}.jpg" for n in range(8)), "flowers/test/9.jpg", "flowers/test/8.jpg")
+    save(
+        folder,
+        *(f"flowers/{['daisy', 'rose'][n % 2]}/{n}.jpg" for n in range(8)),
+        "flowers/test/9.jpg",
+        "flowers/test/8.jpg",
+    )
 
 
 @layout(classes={"good": 6, "rot": 6}, splits={"train": 8, "test": 4}, says=("above folders per split",))
@@ -347,7 +382,9 @@ def splits_below_the_classes(folder: Path) -> None:
     save(folder, *(f"{['good', 'rot'][n % 2]}/{'train' if n < 8 else 'test'}/{n}.png" for n in range(12)))
 
 
-@layout(error=r"No training image of 'broken', 'scratch'; found only in 'test'. train has one class only.*--split random")
+@layout(
+    error=r"No training image of 'broken', 'scratch'; found only in 'test'. train has one class only.*--split random"
+)
 def anomaly_detection(folder: Path) -> None:
     save(folder, *(f"train/good/{n:03}.png" for n in range(6)))
     save(folder, *(f"test/{['good', 'broken', 'scratch'][n % 3]}/{n:03}.png" for n in range(6)))
@@ -378,7 +415,9 @@ def upper_case_endings(folder: Path) -> None:
     (folder / "DATA/.DS_Store").write_bytes(b"\0")
 
 
-@layout(classes={"Ailanthus": 4, "Birch": 4}, says=("class names from cat_to_name.json",), splits={"train": 6, "valid": 2})
+@layout(
+    classes={"Ailanthus": 4, "Birch": 4}, says=("class names from cat_to_name.json",), splits={"train": 6, "valid": 2}
+)
 def numbered_folders_with_names(folder: Path) -> None:
     save(folder, *(f"{'train' if n < 6 else 'valid'}/{n % 2 + 1}/image_{n:05}.jpg" for n in range(8)))
     write_json(folder / "cat_to_name.json", {"1": "Ailanthus", "2": "Birch"})
@@ -386,7 +425,10 @@ def numbered_folders_with_names(folder: Path) -> None:
 
 @layout(classes={"Apple": 6, "Banana": 6}, splits={"train": 8, "test": 4}, says=("'test-multiple_fruits'",))
 def fruits(folder: Path) -> None:
-    save(folder, *(f"fruits/{'Training' if n < 8 else 'Test'}/{['Apple', 'Banana'][n % 2]}/{n}_100.jpg" for n in range(12)))
+    save(
+        folder,
+        *(f"fruits/{'Training' if n < 8 else 'Test'}/{['Apple', 'Banana'][n % 2]}/{n}_100.jpg" for n in range(12)),
+    )
     save(folder, "fruits/test-multiple_fruits/mix.jpg")
     (folder / "fruits/readme.md").write_text("x")
 
@@ -456,7 +498,12 @@ LAYOUTS["ages_in_bins"] = Layout(
 )  # fmt: skip
 
 
-@layout(classes={"x": 10, "y": 10}, splits={"train": 16, "valid": 4}, target="train_folds.csv", says=("'kfold': 0 is valid",))
+@layout(
+    classes={"x": 10, "y": 10},
+    splits={"train": 16, "valid": 4},
+    target="train_folds.csv",
+    says=("'kfold': 0 is valid",),
+)
 def column_of_folds(folder: Path) -> None:
     save(folder, *(f"train/{n}.jpg" for n in range(20)))
     rows = [(f"train/{n}.jpg", "xy"[n % 2], n % 5) for n in range(20)]
@@ -557,7 +604,9 @@ def metadata_parquet(folder: Path) -> None:
 
     for split in ("train", "test"):
         save(folder / split, *(name for name, _ in metadata_rows(split)))
-        pd.DataFrame(metadata_rows(split), columns=["file_name", "label"]).to_parquet(folder / split / "metadata.parquet")
+        pd.DataFrame(metadata_rows(split), columns=["file_name", "label"]).to_parquet(
+            folder / split / "metadata.parquet"
+        )
 
 
 @layout(classes={"20 limit": 6, "stop": 8}, splits={"train": 8, "test": 6})
@@ -568,7 +617,9 @@ def signs_with_two_tables(folder: Path) -> None:
     save(folder, *(row[-1] for row in (*train, *test)), "Meta/0.png", "Meta/1.png")
     write_csv(folder / "Train.csv", [header, *train])
     write_csv(folder / "Test.csv", [header, *test])
-    write_csv(folder / "Meta.csv", [("Path", "ClassId", "Sign"), ("Meta/0.png", 0, "20 limit"), ("Meta/1.png", 1, "stop")])
+    write_csv(
+        folder / "Meta.csv", [("Path", "ClassId", "Sign"), ("Meta/0.png", 0, "20 limit"), ("Meta/1.png", 1, "stop")]
+    )
 
 
 @layout(classes={"Crop": 6, "Forest": 6}, splits={"train": 6, "valid": 3, "test": 3}, says=("labels from 'ClassName'",))
@@ -597,7 +648,9 @@ def faces_with_text_files(folder: Path) -> None:
     save(folder, *(f"img_align/{n:06}.jpg" for n in range(12)))
     rows = [f"{n:06}.jpg {1 if n % 2 else -1:>2} {1 if n % 3 else -1:>2}" for n in range(12)]
     write_lines(folder / "Anno/list_attr.txt", ["12", "Smiling Young", *rows])
-    write_lines(folder / "Eval/list_eval_partition.txt", (f"{n:06}.jpg {0 if n < 6 else 1 if n < 9 else 2}" for n in range(12)))
+    write_lines(
+        folder / "Eval/list_eval_partition.txt", (f"{n:06}.jpg {0 if n < 6 else 1 if n < 9 else 2}" for n in range(12))
+    )
 
 
 @layout(classes={"cat": 4, "dog": 4}, target="labels.xlsx")
@@ -703,7 +756,9 @@ def voc_annotations(folder: Path) -> None:
     for n in range(8):
         names = ["cat", "dog"] if n % 4 == 0 else [["cat", "dog"][n % 2]]
         objects = "".join(f"<object><name>{name}</name></object>" for name in names)
-        write_lines(folder / f"Annotations/{n:06}.xml", [f"<annotation><filename>{n:06}.jpg</filename>{objects}</annotation>"])
+        write_lines(
+            folder / f"Annotations/{n:06}.xml", [f"<annotation><filename>{n:06}.jpg</filename>{objects}</annotation>"]
+        )
 
 
 @layout(classes={"cat": 5, "dog": 8}, splits={"train": 8, "valid": 2}, several=True, says=("those of its boxes",))
@@ -713,7 +768,9 @@ def yolo_with_data_yaml(folder: Path) -> None:
         save(folder, f"images/{split}/{n}.jpg")
         lines = [f"{k} 0.5 0.5 0.2 0.2" for k in ((0, 1, 1) if n % 4 == 0 else (n % 2,))]
         write_lines(folder / f"labels/{split}/{n}.txt", lines)
-    write_lines(folder / "data.yaml", ["path: .", "train: images/train", "val: images/val", "names:", "  0: cat", "  1: dog"])
+    write_lines(
+        folder / "data.yaml", ["path: .", "train: images/train", "val: images/val", "names:", "  0: cat", "  1: dog"]
+    )
 
 
 @layout(classes={"cat": 5, "dog": 5}, splits={"train": 8, "valid": 2})
@@ -794,7 +851,10 @@ def loose_pets(folder: Path) -> None:
 
 
 LAYOUTS["loose_pets_by_name"] = Layout(
-    loose_pets, {"Abyssinian": 6, "great_pyrenees": 6}, settings={"label_from": "auto"}, says=("--label-from auto took",)
+    loose_pets,
+    {"Abyssinian": 6, "great_pyrenees": 6},
+    settings={"label_from": "auto"},
+    says=("--label-from auto took",),
 )
 
 
@@ -831,7 +891,9 @@ LAYOUTS["splits_as_classes"] = Layout(nothing_but_splits, {"train": 6, "test": 6
 def folders_and_a_table_that_differ(folder: Path) -> None:
     names = [f"{['cats', 'dogs'][n % 2]}/{n}.jpg" for n in range(12)]
     save(folder, *names)
-    write_csv(folder / "labels.csv", [("image", "label"), *((name, "in" if n % 3 else "out") for n, name in enumerate(names))])
+    write_csv(
+        folder / "labels.csv", [("image", "label"), *((name, "in" if n % 3 else "out") for n, name in enumerate(names))]
+    )
 
 
 LAYOUTS["folders_insisted_on"] = Layout(
@@ -873,7 +935,9 @@ def images_in_parquet(folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    features = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    features = {
+        "info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}
+    }
     for split, count in (("train", 8), ("test", 4)):
         cells = []
         for n in range(count):
@@ -905,7 +969,9 @@ def cars_in_matlab_files(folder: Path) -> None:
     save(folder, *(f"cars_train/{n:05}.jpg" for n in range(1, 9)), "cars_test/00001.jpg")
     kinds = [("bbox_x1", object), ("class", object), ("fname", object)]
     cars = np.array([(1, n % 2 + 1, f"{n:05}.jpg") for n in range(1, 9)], dtype=kinds)
-    savemat(folder / "devkit/cars_train_annos.mat" if (folder / "devkit").mkdir() is None else "", {"annotations": cars})
+    savemat(
+        folder / "devkit/cars_train_annos.mat" if (folder / "devkit").mkdir() is None else "", {"annotations": cars}
+    )
     savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "BMW"], dtype=object)})
 
 

@@ -85,10 +85,9 @@ def image_table(
     >>> table.groupby("label").size()                                             # doctest: +SKIP
     """
     columns = columns or Columns()
-    named = {f"{role}_col": getattr(columns, role) for role in ("image", "label", "group", "split")}
-    named |= {"image_dir": columns.image_dir}
-    options = {"label_from": label_from, "task": task, "positive": positive}
-    return table_from_settings(images, DataSettings(**named, **options, **settings), progress or Progress())
+    named: dict[str, Any] = {f"{role}_col": getattr(columns, role) for role in ("image", "label", "group", "split")}
+    named |= {"image_dir": columns.image_dir, "label_from": label_from, "task": task, "positive": positive}
+    return table_from_settings(images, DataSettings(**named, **settings), progress or Progress())
 
 
 def table_from_settings(
@@ -119,7 +118,9 @@ def table_from_settings(
         table["label"] = binarize(table["label"], positive)
     counts = count_trainable(table if keep_splits else table.assign(split=None), settings.task)
     if single := order_classes(counts.index[counts < 2]):
-        source.notes.append(f"{_single_image_message(single)} (--min-per-class 2 leaves out, --other NAME joins such classes)")
+        source.notes.append(
+            f"{_single_image_message(single)} (--min-per-class 2 leaves out, --other NAME joins such classes)"
+        )
     source.notes += note_empty_files(table)
     by_lower_case = counts.index.to_series().groupby(counts.index.str.casefold())
     same_but_case = [sorted(names) for _, names in by_lower_case if len(names) > 1]
@@ -132,15 +133,14 @@ def note_empty_files(table: pd.DataFrame) -> list[str]:
     """Return a note on images that are empty files, if there are any and not too many images to look at each."""
     if len(table) > MAX_LOOKED_AT:
         return []
-    empty = [path for path in table["path"] if os.path.isfile(path) and not os.path.getsize(path)]
-    names = quoted_list((os.path.basename(path) for path in empty), 3)
+    empty = [path for path in table["path"] if os.path.isfile(path) and not Path(path).stat().st_size]
+    names = quoted_list((Path(path).name for path in empty), 3)
     return [f"{format_count(len(empty), 'empty file')} ({names}), left out when images are read"] if empty else []
 
 
 def describe_source(source: SourceTable) -> dict[str, Any]:
     """Return what `summarize_source` shows of how a source was read."""
-    return {key: value for key, value in dataclasses.asdict(dataclasses.replace(source, table=None)).items()
-            if key != "table"}  # type: ignore[arg-type]  # fmt: skip
+    return {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "table"}
 
 
 def merge_rare(table: pd.DataFrame, settings: DataSettings, notes: list[str]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from baseline.data.sources.place import Evidence, Place, SourceTable, make_rows
 from baseline.data.sources.tables import check_no_repeats, drop_unlabeled, join_repeats, resolve_images
 from baseline.errors import format_count, quoted_list
 
-__all__ = ["Annotation", "Annotated", "annotation_evidence", "read_annotations", "split_of"]
+__all__ = ["Annotated", "Annotation", "annotation_evidence", "read_annotations", "split_of"]
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,19 @@ from baseline.errors import DataError, format_count, quoted_list
 __all__ = ["ClassFolders", "FolderTree", "generic_names"]
 
 
+CONTAINERS = frozenset(
+    ("data", "dataset", "image", "images", "img", "imgs", "jpeg", "jpegimages", "jpg", "photos", "pictures")
+)
+"""Words of which the names of folders consist that hold all images, in lower case."""
+
+
 GENERIC_NAMES = frozenset(
-    "image images img imgs jpg jpeg jpegs jpegimages png photo photos picture pictures pics data dataset set part parts "
-    "batch chunk seg segmentation segmentations pred prediction predictions unlabeled unlabelled unlab unsup extra input "
-    "inputs mask masks annotation annotations annots label labels color colour gray grey grayscale segmented original "
-    "originals raw resized augmented aug cropped crops ground truth groundtruth submission sample samples thumbnails "
-    "public private".split()
-) | frozenset(SPLIT_NAMES)  # fmt: skip
+    ("annotation", "annotations", "annots", "aug", "augmented", "batch", "chunk", "color", "colour", "cropped", "crops",
+     "extra", "gray", "grayscale", "grey", "ground", "groundtruth", "input", "inputs", "jpegs", "label", "labels",
+     "mask", "masks", "original", "originals", "part", "parts", "photo", "pics", "picture", "png", "pred", "prediction",
+     "predictions", "private", "public", "raw", "resized", "sample", "samples", "seg", "segmentation", "segmentations",
+     "segmented", "set", "submission", "thumbnails", "truth", "unlab", "unlabeled", "unlabelled", "unsup")
+) | CONTAINERS | frozenset(SPLIT_NAMES)  # fmt: skip
 """Words of which the names of folders consist that hold images of any class, in lower case."""
 
 
@@ -125,8 +131,8 @@ def generic_names(names: Iterable[str]) -> set[str]:
 
     What all of them have in common is left aside, unless it says itself that they are parts.
 
-    >>> sorted(generic_names(["train", "test1", "cats"])), sorted(generic_names(["HAM_images_part_1", "HAM_images_part_2"]))
-    (['test1', 'train'], ['HAM_images_part_1', 'HAM_images_part_2'])
+    >>> sorted(generic_names(["train", "test1", "cats"])), sorted(generic_names(["skin_images_1", "skin_images_2"]))
+    (['test1', 'train'], ['skin_images_1', 'skin_images_2'])
     >>> generic_names(["class_1", "class_2"]), generic_names(["0", "1"])
     (set(), set())
     """
@@ -200,9 +206,6 @@ def enter(tree: FolderTree, folder: str) -> str:
     return folder
 
 
-CONTAINERS = frozenset("images image img imgs jpg jpeg jpegimages photos pictures data dataset".split())
-
-
 def holds_masks(children: Sequence[str], inside: Sequence[str]) -> bool:
     """Whether folders are one container of class folders, and others of masks or the like beside it."""
     names = [Path(path).name for path in children]
@@ -222,8 +225,8 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     reading = FolderReading([(folder, None)])
     if not insist and (inner := class_then_split(tree, paths)):
         if any(tree.has_folders(path) for path, _, _ in inner):
-            names = quoted_list([Path(path).name for path in paths], 3)
-            reading.problem = f"contains {names}, each with class folders of its own splits. Give one of them."
+            shown = quoted_list([Path(path).name for path in paths], 3)
+            reading.problem = f"contains {shown}, each with class folders of its own splits. Give one of them."
         else:
             reading.rows = [(path, label, split) for path, label, split in inner]
         return reading
@@ -241,7 +244,7 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     deeper = [path for name in names for path in tree.below(join(folder, name))]
     if len({Path(path).name for path in deeper}) > 1 and sum(tree.total[path] for path in deeper) == tree.total[folder]:
         shown = quoted_list(dict.fromkeys(Path(path).name for path in deeper), 3)
-        example = f"'([^/]+)/[^/]+$'"
+        example = "'([^/]+)/[^/]+$'"
         reading.notes.append(f"the folders below the classes ({shown}) are not used; --label-from {example} takes them")
     return reading
 
@@ -269,7 +272,10 @@ def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
     generic = generic_names(classes)
     if len(generic) == len(classes):
         one = len(generic) == 1
-        return 0.1, f"which look{'s' if one else ''} like {'a split or a part' if one else 'splits or parts'}, not classes"
+        return (
+            0.1,
+            f"which look{'s' if one else ''} like {'a split or a part' if one else 'splits or parts'}, not classes",
+        )
     if len(classes) == 1:
         return 0.2, "which is a single class"
     if len(classes) > images / 2 and images > 9:

@@ -60,16 +60,21 @@ FOLD_COLUMN_NAMES = ("fold", "folds", "kfold", "k_fold", "fold_id", "cv_fold")
 """Names of a column of the numbers of folds."""
 
 
-SPLIT_VALUES = {**SPLIT_NAMES, "publictest": "valid", "public_test": "valid", "privatetest": "test", "private_test":
-                "test", "trn": "train", "tst": "test", "trainval": "train", "evaluation": "test", "eval": "test"}  # fmt: skip
+SPLIT_VALUES = {
+    **SPLIT_NAMES,
+    "trn": "train", "trainval": "train",
+    "publictest": "valid", "public_test": "valid",
+    "privatetest": "test", "private_test": "test", "tst": "test", "evaluation": "test", "eval": "test",
+}  # fmt: skip
 """The split for each value of a split column, in lower case."""
 
 
 NO_LABELS = frozenset(
-    "unnamed_0 index idx row no width height w h x y x1 y1 x2 y2 xmin ymin xmax ymax lat lon latitude longitude date "
-    "time timestamp url source license size age sex gender age_approx created_at updated_at annotator annotation_id "
-    "lead_time image_width image_height md5 sha256 hash".split()
-)
+    ("age", "age_approx", "annotation_id", "annotator", "created_at", "date", "gender", "h", "hash", "height", "idx",
+     "image_height", "image_width", "index", "lat", "latitude", "lead_time", "license", "lon", "longitude", "md5", "no",
+     "row", "sex", "sha256", "size", "source", "time", "timestamp", "unnamed_0", "updated_at", "url", "w", "width", "x",
+     "x1", "x2", "xmax", "xmin", "y", "y1", "y2", "ymax", "ymin")
+)  # fmt: skip
 """Names of columns that describe images without being their classes."""
 
 
@@ -132,7 +137,9 @@ def find_group_column(frame: pd.DataFrame, skip: Sequence[str]) -> str:
 def find_split_column(frame: pd.DataFrame, skip: Sequence[str]) -> str:
     """Return the column that holds splits, by its name and values, or by its values alone; empty if there is none."""
     rest = [column for column in frame.columns if column not in skip]
-    named = [find_named_column(frame, (name,), skip) for name in (*SPLIT_COLUMN_NAMES, *FOLD_COLUMN_NAMES, *SPLIT_FLAGS)]
+    named = [
+        find_named_column(frame, (name,), skip) for name in (*SPLIT_COLUMN_NAMES, *FOLD_COLUMN_NAMES, *SPLIT_FLAGS)
+    ]
     for column in [name for name in named if name]:
         if split_values(frame[column], column):
             return column

@@ -93,7 +93,7 @@ class ImageTables(Source):
             frame = place.table(place.path)
             source = read_table_source(frame, place.path.name, place.folder, columns, place.settings)
             source.table["label"], note = name_codes(source.table["label"], place, used=(place.path,))
-            source.notes += [*note, *([frame.attrs["note"]] if "note" in frame.attrs else [])]
+            source.notes += [*note, *place.table_notes(place.path)]
             return source
         if first.rows is None:
             raise first.problem or DataError(f"{first.path} cannot be read.")
@@ -104,8 +104,7 @@ class ImageTables(Source):
                 rows = rows.assign(split=candidate.split)
             tables.append(rows)
             notes += candidate.rows.notes if candidate.rows else []
-            note = place.table(candidate.path).attrs.get("note")
-            notes += [note] if note else []
+            notes += place.table_notes(candidate.path)
         table = pd.concat(tables, ignore_index=True)
         table, split_notes = add_splits(table, place, reading.splits)
         table["label"], code_notes = name_codes(table["label"], place, used=tuple(c.path for c in reading.used))
@@ -122,7 +121,7 @@ class ImageTables(Source):
 
 
 def find_candidates(place: Place) -> list[Candidate]:
-    """Return the tables of the least deep folders in which any table describes images; those that can be read, if any."""
+    """Return the least deep tables that describe images; only those that can be read, if there are any."""
     for tables in place.tables_by_depth[:2]:
         if len(tables) <= MAX_TABLES:
             candidates = [candidate for path in tables if (candidate := read_candidate(place, path))]
@@ -153,7 +152,7 @@ def read_table_source(
 
 
 def describing_tables(place: Place, used: Path) -> list[Path]:
-    """Return the tables as deep as a used one, without submissions and, unless they have labels, tables of test images."""
+    """Return the tables as deep as a used one, without submissions and tables of test images."""
     tables = next(tables for tables in place.tables_by_depth if used in tables)
     return [path for path in tables if not path.stem.lower().startswith(("sample_submission", "submission", "test"))]
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -25,14 +26,26 @@ DELIMITERS = {"|": "|", ",": "a comma", ";": ";", " ": "a space"}
 
 
 SEVERAL_NAMES = frozenset(
-    "labels tags classes categories targets attributes findings finding_labels attribute_ids keywords".split()
+    (
+        "attribute_ids",
+        "attributes",
+        "categories",
+        "classes",
+        "finding_labels",
+        "findings",
+        "keywords",
+        "labels",
+        "tags",
+        "targets",
+    )
 )
 """Names of columns that usually hold several labels per image."""
 
 
 CLASS_NAMES = frozenset(
-    "label labels class classes class_id label_id category category_id target id y level grade stage species cls".split()
-)
+    ("category", "category_id", "class", "class_id", "classes", "cls", "grade", "id", "label", "label_id", "labels",
+     "level", "species", "stage", "target", "y")
+)  # fmt: skip
 """Names of columns whose numbers are usually classes."""
 
 
@@ -132,8 +145,8 @@ def find_delimiter(labels: pd.Series, column: str) -> str:
     The parts must recur alone or in other combinations, most of them where the column's name says that there are
     several, all of them otherwise; for a space, there must be clearly more combinations than parts as well.
 
-    >>> find_delimiter(pd.Series(["a|b", "b", "a"]), "label"), find_delimiter(pd.Series(["great dane", "beagle"]), "tags")
-    ('|', '')
+    >>> find_delimiter(pd.Series(["a b", "b", "a"]), "tags"), find_delimiter(pd.Series(["red fox", "lynx"]), "tags")
+    (' ', '')
     """
     texts = sorted(set(labels) - {""})
     several_named = normalize_name(column) in SEVERAL_NAMES
@@ -187,7 +200,7 @@ def bin_values(labels: pd.Series, column: str, bins: int, name: str) -> LabelVal
     if len(edges) < 3:
         raise DataError(f"'{column}' of {name} has too few different numbers for {bins} bins. Leave --bins out.")
     numbers_of = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-    names = np.array([f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:], strict=False)], dtype=object)
+    names = np.array([f"{low:g} to {high:g}" for low, high in pairwise(edges)], dtype=object)
     binned = pd.Series(names[numbers_of], index=labels.index).where(numbers.notna(), "")
     short = f"; {len(names)}, as numbers recur" if len(names) < bins else ""
     return LabelValues(binned, f"in {bins} bins of about equal size{short}")

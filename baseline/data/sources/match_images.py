@@ -98,7 +98,7 @@ class ImageFinder:
             prefix, rest = name[: name.rindex("/".join(parts[count:]))].rstrip("/"), "/".join(parts[count:])
             if is_url or self.prefix == prefix or (self.prefix is None and not self.plain):
                 located = os.path.join(self.folder, rest)
-                path, method = (located, "exact") if os.path.isfile(located) else self._match(rest, self.list_images())
+                path = located if os.path.isfile(located) else self._match(rest, self.list_images())[0] or ""
                 if path:
                     self.prefix = self.prefix if is_url else prefix
                     return path, "prefix"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -121,14 +121,17 @@ class Place:
     def images(self) -> list[str]:
         """Absolute paths of all images below the folder."""
         return [
-            check_name(os.path.join(folder, name)) for folder, names in self.folders for name in names if has_image_name(name)
+            check_name(os.path.join(folder, name))
+            for folder, names in self.folders
+            for name in names
+            if has_image_name(name)
         ]
 
     @cached_property
     def images_by_folder(self) -> Counter[str]:
-        """The number of images directly in each folder, by its path relative to the place with `/`; `.` is the place."""
-        folders = Counter(os.path.dirname(path) for path in self.images)
-        return Counter({os.path.relpath(name, self.folder): count for name, count in folders.items()})
+        """The number of images directly in each folder, by its path relative to the place, which itself is `.`."""
+        counts = {folder: sum(map(has_image_name, names)) for folder, names in self.folders}
+        return Counter({self.relative(folder): count for folder, count in counts.items() if count})
 
     @cached_property
     def files(self) -> list[Path]:
@@ -170,6 +173,10 @@ class Place:
             raise frame
         return frame
 
+    def table_notes(self, path: Path) -> list[str]:
+        """Return what was guessed about a table when it was read, such as its encoding."""
+        return [str(note) for note in [self.table(path).attrs.get("note")] if note]
+
     def json(self, path: Path) -> Any:
         """Return the content of a JSON file; None if it is not valid."""
         if path not in self._json:
@@ -199,8 +206,6 @@ class Place:
         return ImageFinder(folder, images=[path for path in self.images if path.startswith(prefix)])
 
 
-def make_rows(paths: Sequence[str], labels: Sequence[Any], splits: Sequence[str | None] | str | None) -> pd.DataFrame:
+def make_rows(paths: Iterable[str], labels: Iterable[Any], splits: Iterable[str | None] | str | None) -> pd.DataFrame:
     """Return rows of path, label, split and an empty group."""
     return pd.DataFrame({"path": list(paths), "label": list(labels), "split": splits, "group": None}, dtype=object)
-
-

@@ -94,7 +94,9 @@ def read_excel(path: Path) -> pd.DataFrame:
     except OSError:
         raise
     except Exception as error:  # openpyxl raises whatever zipfile and its XML parser raise
-        raise DataError(f"{path} is not a complete Excel file: {first_line(error)}. Save it again, or as CSV.") from None
+        raise DataError(
+            f"{path} is not a complete Excel file: {first_line(error)}. Save it again, or as CSV."
+        ) from None
     columns = [cell_to_text(name) or f"column {number}" for number, name in enumerate(header, 1)]
     frame = pd.DataFrame([[cell_to_text(cell) for cell in row] for row in rows], columns=columns, dtype=object)
     if len(book.worksheets) > 1:
@@ -158,12 +160,12 @@ def read_text_table(path: Path, encoding: str = "") -> pd.DataFrame:
 
 
 def is_plausible_cp1252(path: Path) -> bool:
-    """Whether a file reads as text in cp1252: single accented letters and signs among ASCII, as in Western languages."""
+    """Whether a file reads as text in cp1252: single accented letters and signs among ASCII, as in the West."""
     try:
         text = path.read_bytes().decode("cp1252")
     except UnicodeDecodeError:
         return False
-    foreign = [run for run in re.findall(r"[^\x00-\x7f]+", text)]
+    foreign = re.findall(r"[^\x00-\x7f]+", text)
     letters = sum(character.isalpha() for character in text)
     usual = all(len(run) <= 2 and all(c.isalpha() or c in "°²³µ€–—‘’“”«»·´ºª®©…§½¼£" for c in run) for run in foreign)
     return usual and "\x00" not in text and sum(map(len, foreign)) <= 0.2 * letters

@@ -17,7 +17,7 @@ from baseline.data.sources.class_folders import ClassFolders
 from baseline.data.sources.image_tables import ImageTables
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable
 from baseline.data.sources.read_table import TABLE_SUFFIXES
-from baseline.errors import DataError, format_count, quoted_list, unknown_name
+from baseline.errors import DataError, format_count, unknown_name
 
 __all__ = ["all_sources", "optional_module", "read_place"]
 
@@ -46,7 +46,9 @@ def all_sources() -> dict[str, Source]:
     forms = optional_module("forms")
     for info in sorted(pkgutil.iter_modules(forms.__path__ if forms else []), key=lambda info: info.name):
         module = import_module(f"{FORMS}.{info.name}")
-        classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
+        classes = [
+            value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__
+        ]
         sources += [value() for value in classes if issubclass(value, Source)]
     return {source.name: source for source in sources}
 

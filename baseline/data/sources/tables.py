@@ -204,7 +204,11 @@ def combine_splits(frame: pd.DataFrame, column: str, image: str, name: str) -> t
     splits, note = read_splits(frame, column, name)
     if normalize_name(column) in SPLIT_FLAGS:
         for other in frame.columns:
-            if other not in (column, image) and normalize_name(other) in SPLIT_FLAGS and split_values(frame[other], other):
+            if (
+                other not in (column, image)
+                and normalize_name(other) in SPLIT_FLAGS
+                and split_values(frame[other], other)
+            ):
                 more, other_note = read_splits(frame, other, name)
                 splits = splits.mask(splits.eq("train") & more.ne("train"), more)
                 note += f", {other_note}"
@@ -295,7 +299,9 @@ def drop_unlabeled(rows: pd.DataFrame, column: str, name: str, missing: str) -> 
 
 def join_repeats(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row per image, with the labels of its rows joined."""
-    joined = rows.groupby("path", sort=False)["label"].agg(lambda labels: join_labels(SEPARATOR.join(labels).split(";")))
+    joined = rows.groupby("path", sort=False)["label"].agg(
+        lambda labels: join_labels(SEPARATOR.join(labels).split(";"))
+    )
     rows = rows.drop_duplicates("path")
     return rows.assign(label=rows["path"].map(joined))
 

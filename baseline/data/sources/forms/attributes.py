@@ -27,7 +27,11 @@ class Attributes(Source):
                 continue
             splits = read_partition(place)
             items = [
-                Annotation(row[0], tuple(name for name, flag in zip(names, row[1:], strict=True) if flag == "1"), splits.get(row[0]))
+                Annotation(
+                    row[0],
+                    tuple(name for name, flag in zip(names, row[1:], strict=True) if flag == "1"),
+                    splits.get(row[0]),
+                )
                 for row in rows
             ]
             return annotation_evidence(place, "a text file of attributes", Annotated(items, [path], place.folder))

@@ -23,7 +23,9 @@ class Coco(Source):
     """Images, annotations and categories in JSON."""
 
     name = "coco"
-    example = "train.json: {images: [{id, file_name}], annotations: [{image_id, category_id}], categories: [{id, name}]}"
+    example = (
+        "train.json: {images: [{id, file_name}], annotations: [{image_id, category_id}], categories: [{id, name}]}"
+    )
 
     def matches(self, place: Place) -> Evidence | None:
         files = [path for path in place.find("*.json") if is_coco(place.json(path))]

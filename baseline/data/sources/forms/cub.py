@@ -1,4 +1,4 @@
-"""The source "cub": the text files of Caltech-UCSD Birds, which number images and classes and give the official split."""
+"""The source "cub": the text files of Caltech-UCSD Birds, which number images and classes and give the split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ class Cub(Source):
             splits = numbered(place, path.with_name("train_test_split.txt"))
             by_number = {"1": "train", "0": "test"}
             items = [
-                Annotation(name, (classes.get(labels.get(number, ""), labels.get(number, "")),), by_number.get(splits.get(number, "")))
+                Annotation(
+                    name,
+                    (classes.get(labels.get(number, ""), labels.get(number, "")),),
+                    by_number.get(splits.get(number, "")),
+                )
                 for number, name in names.items()
             ]
             files = [path, labels_file, *([path.with_name("train_test_split.txt")] if splits else [])]

@@ -67,7 +67,9 @@ def read_voc(path: Path) -> Annotation | None:
     root = parse_xml(path)
     if root is None or root.tag != "annotation":
         return None
-    names = dict.fromkeys(name.text.strip() for item in root.iter("object") if (name := item.find("name")) is not None and name.text)
+    names = dict.fromkeys(
+        name.text.strip() for item in root.iter("object") if (name := item.find("name")) is not None and name.text
+    )
     return Annotation(path.stem, tuple(names), split_from_name(path.parent.name))
 
 

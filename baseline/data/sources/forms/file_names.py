@@ -23,8 +23,8 @@ PATTERNS = (
     r"[_. -]([^/_. -]+)\.\w+$",
     r"[0-9][_. -]+([^/_. -]+)[_. -][^/]*$",
 )
-"""Patterns that are tried on names, in order of preference: what comes before the number at the end, the first word, the
-last word, and the word after a number."""
+"""Patterns that are tried on names, the best first: what comes before the number at the end, the first word, the last
+word, and the word after a number."""
 
 MAX_EXAMPLES = 4
 

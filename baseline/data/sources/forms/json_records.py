@@ -32,13 +32,19 @@ class JsonRecords(Source):
                 continue
             folder = image_folder(place, [path])
             try:
-                rows = rows_from_table(frame, path.name, folder, columns_of(place.settings), place.settings, place.images)
+                rows = rows_from_table(
+                    frame, path.name, folder, columns_of(place.settings), place.settings, place.images
+                )
             except DataError:
                 continue
             found.setdefault(split_from_name(path.stem), (path, rows))
         if not found:
             return None
-        used = [found[split] for split in ("train", "valid", "test") if split in found] if "train" in found else [next(iter(found.values()))]
+        used = (
+            [found[split] for split in ("train", "valid", "test") if split in found]
+            if "train" in found
+            else [next(iter(found.values()))]
+        )
         names = " and ".join(place.relative(path) for path, _ in used)
         count = sum(len(rows.table) for _, rows in used)
         return Evidence(0.9, f"JSON records, {names}", f"{count:,} of them are images", used)
@@ -53,7 +59,9 @@ class JsonRecords(Source):
         table["label"], notes = name_codes(table["label"], place, used=tuple(path for path, _ in used))
         names = " and ".join(place.relative(path) for path, _ in used)
         notes = [*(note for _, rows in used for note in rows.notes), *notes]
-        return SourceTable(table, f"JSON records: {names} and the images below {place.folder}", used[0][1].summary, notes)
+        return SourceTable(
+            table, f"JSON records: {names} and the images below {place.folder}", used[0][1].summary, notes
+        )
 
 
 def frame_of(content: Any) -> pd.DataFrame | None:

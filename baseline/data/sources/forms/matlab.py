@@ -28,7 +28,11 @@ class Matlab(Source):
         found: dict[str | None, tuple[Path, list[Annotation]]] = {}
         for path, content in contents.items():
             split = split_of(path, place)
-            items = read_structs(content, names, split) or read_file_list(content, split) or read_numbered(place, content, contents)
+            items = (
+                read_structs(content, names, split)
+                or read_file_list(content, split)
+                or read_numbered(place, content, contents)
+            )
             if items:
                 found.setdefault(split, (path, items))
         if not found:

@@ -57,14 +57,21 @@ class ParquetImages(Source):
             values = read_label_values(facts[columns[0]], columns[0], place.settings, shard.path.name)
             labels = values.labels
             if names := shard.names.get(columns[0]):
-                labels = labels.map(lambda code, names=names: names[int(code)] if code.isdigit() and int(code) < len(names) else code)
+                labels = labels.map(
+                    lambda code, names=names: names[int(code)] if code.isdigit() and int(code) < len(names) else code
+                )
             rows = make_rows(facts["file"], labels, shard.split if len(splits) > 1 else None)
             tables.append(rows[(labels != "") & (labels != "-1")])
             summary = f"labels from '{columns[0]}'"
         table = pd.concat(tables, ignore_index=True)
         left_out = sum(map(len, tables)) - len(table)
         notes = [f"{left_out:,} rows without a label left out"] if left_out else []
-        return SourceTable(table, f"images inside {format_count(len(shards), 'Parquet file')}, {place.path}", f"images inside, {summary}", notes)
+        return SourceTable(
+            table,
+            f"images inside {format_count(len(shards), 'Parquet file')}, {place.path}",
+            f"images inside, {summary}",
+            notes,
+        )
 
 
 def read_schema(path: Path) -> Shard | None:
@@ -91,7 +98,11 @@ def read_schema(path: Path) -> Shard | None:
         return None
     metadata: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = metadata.get("info", {}).get("features", {})
-    names = {name: list(feature["names"]) for name, feature in features.items() if isinstance(feature, dict) and "names" in feature}
+    names = {
+        name: list(feature["names"])
+        for name, feature in features.items()
+        if isinstance(feature, dict) and "names" in feature
+    }
     return Shard(path, image, names, split_from_name(path.stem) or split_from_name(path.parent.name))
 
 

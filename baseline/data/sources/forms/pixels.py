@@ -54,7 +54,9 @@ class Pixels(Source):
     example = "train.csv with the columns label, pixel0, pixel1, ... or emotion, pixels, Usage"
 
     def matches(self, place: Place) -> Evidence | None:
-        files = place.find("*.csv") if not place.is_file else [place.path] if place.path.suffix.lower() == ".csv" else []
+        files = (
+            place.find("*.csv") if not place.is_file else [place.path] if place.path.suffix.lower() == ".csv" else []
+        )
         tables = [table for path in files if (table := read_pixel_header(path))]
         labeled = [table for table in tables if table.label]
         if not labeled:
@@ -205,10 +207,11 @@ def scale_of(table: PixelTable) -> tuple[float, list[str]]:
     highest = max(float(values.max()) for values in pixel_arrays(chunk, table))
     lowest = min(float(values.min()) for values in pixel_arrays(chunk, table))
     if lowest < 0 or highest > 255:
-        raise DataError(f"{table.path.name} has values from {lowest:g} to {highest:g}, which are no pixels from 0 to 255.")
+        raise DataError(
+            f"{table.path.name} has values from {lowest:g} to {highest:g}, which are no pixels from 0 to 255."
+        )
     if highest <= 1:
         return 255.0, ["pixels from 0 to 1 read as 0 to 255"]
     if highest <= 16:
         return 255 / 16, ["pixels from 0 to 16 read as 0 to 255"]
     return 1.0, []
-

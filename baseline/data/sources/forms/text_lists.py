@@ -64,7 +64,9 @@ class TextLists(Source):
         used = max(usable, key=lambda group: (len({listed.split for listed in group}), len(set(labels_of(group)))))
         others = sorted({listed.path.name for listed in files} - {listed.path.name for listed in used})
         items = annotations_of(used)
-        evidence = annotation_evidence(place, "text files that list images", Annotated(items, [x.path for x in used], place.folder))
+        evidence = annotation_evidence(
+            place, "text files that list images", Annotated(items, [x.path for x in used], place.folder)
+        )
         if evidence is None:
             return None
         share = min(1.0, len(items) / max(1, len(place.images)))
@@ -122,7 +124,9 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def labels_of(used: list[ListFile]) -> list[str]:
     """Return the labels of all images in some lists: those that the lines give, or the names of folders."""
-    labels = [label for listed in used for label in (listed.labels or [Path(name).parent.name for name in listed.names])]
+    labels = [
+        label for listed in used for label in (listed.labels or [Path(name).parent.name for name in listed.names])
+    ]
     names = [name for listed in used for name in listed.names]
     if all(map(is_whole_number, labels)):
         prefixes = [re.sub(r"_?\d+(\.\w+)?$", "", Path(name).name) for name in names]

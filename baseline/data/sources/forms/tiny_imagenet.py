@@ -27,7 +27,10 @@ class TinyImageNet(Source):
             lines = [line.split() for line in place.lines(path)]
             if all(len(parts) > 1 for parts in lines) and lines:
                 folder = path.parent.relative_to(place.folder).as_posix()
-                items += [Annotation(f"{folder}/{image_below(path, parts[0])}", (parts[1],), split_of(path, place)) for parts in lines]
+                items += [
+                    Annotation(f"{folder}/{image_below(path, parts[0])}", (parts[1],), split_of(path, place))
+                    for parts in lines
+                ]
                 used.append(path)
         for image in place.images:
             relative = Path(place.relative(image)).parts

@@ -50,7 +50,10 @@ def read_image(place: Place, image: str, names: dict[str, str]) -> Annotation | 
     relative = place.relative(image)
     stem = os.path.splitext(relative)[0]
     parts = stem.split("/")
-    candidates = [stem, *("/".join([*parts[:k], "labels", *parts[k + 1 :]]) for k, part in enumerate(parts) if part == "images")]
+    candidates = [
+        stem,
+        *("/".join([*parts[:k], "labels", *parts[k + 1 :]]) for k, part in enumerate(parts) if part == "images"),
+    ]
     file = next((file for name in candidates if (file := place.folder / f"{name}.txt").is_file()), None)
     if file is None:
         return None
