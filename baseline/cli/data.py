@@ -141,12 +141,14 @@ def sources_command() -> None:
     ```
     """
     from rich.table import Table
+    from rich.text import Text
 
     from baseline.data.sources.registry import all_sources
 
     table = Table("--source", "what it reads")
     for name, source in all_sources().items():
-        table.add_row(name, source.example)
+        if source.example:
+            table.add_row(name, Text(source.example))
     print_table(table)
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.recipe.data_settings import RUN_PANEL
 from baseline.recipe.load import load_recipe, recipe_names
-from baseline.recipe.schema import GROUPS, LEAVES, LOGGERS, PRESETS, RUN_PANEL, SPLIT_METHODS, Recipe
+from baseline.recipe.schema import GROUPS, LEAVES, LOGGERS, PRESETS, SPLIT_METHODS, Recipe
 from baseline.recipe.validation import field_hints
 
 if TYPE_CHECKING:

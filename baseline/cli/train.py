@@ -28,8 +28,8 @@ from baseline.cli.options import (
 )
 from baseline.errors import OutputError, RecipeError
 from baseline.files import UNFINISHED_DIR
+from baseline.recipe.data_settings import IMAGES_PANEL, RUN_PANEL
 from baseline.recipe.load import load_recipe, read_values
-from baseline.recipe.schema import IMAGES_PANEL, RUN_PANEL
 
 if TYPE_CHECKING:
     from baseline.make import Baseline

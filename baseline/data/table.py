@@ -34,8 +34,8 @@ from baseline.data.labels import (
 from baseline.data.sources.columns import Columns
 from baseline.data.sources.folders import enter_single_folder
 from baseline.data.sources.image_tables import columns_of, read_table_source
-from baseline.data.sources.place import Place, SourceTable
-from baseline.data.sources.registry import optional_module, read_place
+from baseline.data.sources.place import Place, SourceTable, optional_module
+from baseline.data.sources.registry import read_place
 from baseline.errors import DataError, format_count, quoted_list
 from baseline.files import resolve_path
 from baseline.progress import Progress

@@ -18,12 +18,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval, Predicate
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.recipe.data_settings import (
+    RUN_PANEL,
+    SPLIT_PANEL,
+    DataSettings,
+    PathText,
+    Text,
+    setting,
+)
 from baseline.recipe.validation import Before, Needed, as_tuple, check
 
 __all__ = [
@@ -70,24 +77,6 @@ OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 
 SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
 
-IMAGES_PANEL = "Images and labels"
-SPLIT_PANEL = "Splits"
-MODEL_PANEL = "Model and training"
-RUN_PANEL = "This run"
-
-
-def setting(default: Any, help: str, panel: str = MODEL_PANEL, *, flat: str = "", common: bool = False) -> Any:
-    """A field of a recipe.
-
-    Args:
-        default: its value where a recipe does not name it.
-        help: one line for `--help`.
-        panel: the heading under which `--help` shows it.
-        flat: its name outside its group, where that differs from the field's own.
-        common: whether `baseline run --help` shows it; the others are under `--help-all` and `--set`.
-    """
-    return field(default=default, metadata={"help": help, "panel": panel, "flat": flat, "common": common})
-
 
 def is_split_method(value: str) -> bool:
     """Whether the text is one of `SPLIT_METHODS`, with the number or the column that has to follow.
@@ -111,12 +100,6 @@ def is_budget(value: str) -> bool:
     return value == "" or parse_duration(value) > 0
 
 
-def as_paths(value: Any) -> Any:
-    """One path or several as a tuple of text; an empty path is none."""
-    paths = [value] if isinstance(value, str | Path) else value
-    return tuple(str(path) for path in paths if str(path)) if isinstance(paths, list | tuple) else value
-
-
 def split_logger_names(value: Any) -> Any:
     """Logger names in a list, or in one text with commas, each once and without `none`."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
@@ -125,8 +108,6 @@ def split_logger_names(value: Any) -> Any:
     return tuple(dict.fromkeys(name for name in names if name not in ("", "none")))
 
 
-Text = Annotated[str, Needed("text")]
-PathText = Annotated[str, Needed("a path")]
 Flag = Annotated[bool, Needed("true or false")]
 Pixels = Annotated[int, Interval(ge=8, le=4096), Needed("pixels, a whole number from 8 to 4096")]
 Fraction = Annotated[float, Interval(ge=0.01, le=0.9), Needed("a fraction from 0.01 to 0.9")]
@@ -134,64 +115,6 @@ LearningRate = Annotated[float, Interval(ge=1e-12, le=100)]
 Views = Annotated[
     tuple[Literal["flip", "five_crops"], ...], Before(as_tuple), Needed(f"a list from {', '.join(VIEWS)}")
 ]
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Which images there are, and what their labels mean."""
-
-    dataset: Text = setting("", "Name of a data set, such as cifar10.", IMAGES_PANEL, flat="data")
-    """The named data set that the recipe is for; empty where the images are given."""
-    image_col: Text = setting("", "Column of a table that names the images.", IMAGES_PANEL)
-    """If empty, detected by column names and contents. The same applies to the next three fields."""
-    label_col: Text = setting(
-        "", "Column of the labels, or several columns of 0 and 1, separated by commas.", IMAGES_PANEL, common=True
-    )
-    group_col: Text = setting(
-        "", "Column that says which images belong together (one patient, one photographer).", IMAGES_PANEL
-    )
-    """A split keeps groups together where it is given, unless `split` says otherwise."""
-    split_col: Text = setting("", "Column that holds train, valid or test.", IMAGES_PANEL)
-    image_dir: PathText = setting(
-        "", "Folder of the images that a table names; the table's own folder by default.", IMAGES_PANEL, common=True
-    )
-    label_from: Text = setting(
-        "", "Regular expression that finds the label in an image's path; auto takes the pattern that names show.",
-        IMAGES_PANEL,
-    )  # fmt: skip
-    source: Text = setting("", "How to read the images, where several ways fit; see baseline sources.", IMAGES_PANEL)
-    label_delim: Annotated[str, Needed("text between labels, such as ' ' or ','")] = setting(
-        "", "Delimiter between the labels of an image that has several; detected by default.", IMAGES_PANEL
-    )
-    bins: Annotated[int, Interval(ge=0, le=100), Needed("a whole number from 2, 0 for none")] = setting(
-        0, "Make this many classes of about equal size from a column of numbers.", IMAGES_PANEL
-    )
-    missing: Literal["auto", "drop", "error"] = setting(
-        "auto", "Rows without an image or a label: drop, error, or auto, which drops up to 5 % of them.", IMAGES_PANEL
-    )
-    encoding: Text = setting("", "Encoding of a CSV or TSV table, such as cp1252; detected by default.", IMAGES_PANEL)
-    min_per_class: Annotated[int, Interval(ge=0, le=10**6), Needed("a whole number, 0 for all")] = setting(
-        0, "Leave out classes with fewer images than this.", IMAGES_PANEL
-    )
-    other: Text = setting("", "Join rare classes (see --min-per-class) as one of this name.", IMAGES_PANEL)
-    """Without `min_per_class`, classes with a single image are rare."""
-    task: Literal["auto", "single", "multilabel"] = setting(
-        "auto", "Whether an image has one label or several, separated by ';'.", IMAGES_PANEL
-    )
-    """`"auto"` is multi-label where a `;` occurs in a label."""
-    positive: Text = setting("", "Train one class against all others.", IMAGES_PANEL)
-    """The others become one class, `not NAME`; empty leaves the classes as they are."""
-    images_per_class: Annotated[int, Interval(ge=0, le=10**9), Needed("a whole number, 0 for all")] = setting(
-        0, "Train on a random subset with this many images per class; 0 takes all.", IMAGES_PANEL, common=True
-    )
-    fixes: Annotated[tuple[str, ...], Before(as_paths), Needed("a list of paths")] = setting(
-        (), "Tables of corrected labels, as baseline clean writes them.", IMAGES_PANEL
-    )
-    """They are applied in order to all images but those that the result is measured on."""
-    audit: Literal["tell", "strict", "none"] = setting(
-        "tell", "tell reports problems with the images, strict fails on leaks, none only drops unreadable files.",
-        IMAGES_PANEL,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

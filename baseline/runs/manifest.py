@@ -96,7 +96,7 @@ def logger_config(recipe: Recipe, images: Any, table: pd.DataFrame) -> dict[str,
 
 def source_name(images: Any) -> str | None:
     """Return the name of a data set or an absolute path that identifies the images; None for a DataFrame."""
-    from baseline.data.sources.registry import optional_module
+    from baseline.data.sources.place import optional_module
 
     datasets, external = optional_module("datasets"), optional_module("external")
     if isinstance(images, str) and datasets and images in datasets.DATASETS:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from baseline.data.labels import SEPARATOR
-from baseline.data.sources.code_names import name_codes
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.label_values import join_labels
 from baseline.data.sources.match_images import ImageFinder
@@ -99,7 +98,7 @@ def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTab
         rows, empty_notes = drop_unlabeled(rows, "label", name, place.settings.missing)
         notes += empty_notes
     check_no_repeats(rows, name)
-    rows["label"], code_notes = name_codes(rows["label"], place, used=tuple(annotated.files))
+    rows["label"], code_notes = place.name_codes(rows["label"], used=tuple(annotated.files))
     notes += ["the classes of an image are those of its boxes, which are not used"] if annotated.boxes else []
     files = describe_files(place, annotated)
     unlisted = len(set(place.images) - set(rows["path"])) if not place.is_file else 0

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baseline.data.sources.code_names import name_codes
 from baseline.data.sources.folders import (
     SPLIT_NAMES,
     has_image_name,
@@ -110,7 +109,7 @@ class ClassFolders(Source):
         located = [(path, *folder_entry(place.relative(path), class_of)) for path in place.images]
         rows = make_rows(*zip(*[row for row in located if row[1] is not None], strict=True))
         notes = [*reading.notes, *folder_notes(place.folder, reading)]
-        rows["label"], note = name_codes(rows["label"], place, strict=True)
+        rows["label"], note = place.name_codes(rows["label"], strict=True)
         return SourceTable(rows, describe_layout(place.folder, reading), "", [*notes, *note])
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
 from baseline.recipe.schema import DataSettings
 
-__all__ = ["Evidence", "Place", "Source", "SourceTable", "make_rows"]
+__all__ = ["Evidence", "Place", "Source", "SourceTable", "make_rows", "optional_module"]
 
 
 MAX_DEPTH = 4
@@ -73,7 +75,7 @@ class Source:
     name = ""
     """The name for `--source`."""
     example = ""
-    """One line: what such a source looks like."""
+    """One line: what such a source looks like; empty where it only gives advice."""
 
     def matches(self, place: Place) -> Evidence | None:
         """Return what speaks for this form, or None if nothing does."""
@@ -90,6 +92,11 @@ class Source:
     def hint(self, place: Place) -> str:
         """Return a sentence on how a place that no source reads can be read; empty if this one has no advice."""
         return ""
+
+
+def optional_module(name: str) -> Any:
+    """Return the module `baseline.data.sources.NAME`, or None where it is not installed."""
+    return import_module(f"baseline.data.sources.{name}") if find_spec(f"baseline.data.sources.{name}") else None
 
 
 class Place:
@@ -176,6 +183,13 @@ class Place:
     def table_notes(self, path: Path) -> list[str]:
         """Return what was guessed about a table when it was read, such as its encoding."""
         return [str(note) for note in [self.table(path).attrs.get("note")] if note]
+
+    def name_codes(
+        self, labels: pd.Series, *, strict: bool = False, used: tuple[Path, ...] = ()
+    ) -> tuple[pd.Series, list[str]]:
+        """Return the labels with the names that a file of the place gives codes; see `code_names`."""
+        code_names = optional_module("code_names")
+        return code_names.name_codes(labels, self, strict=strict, used=used) if code_names else (labels, [])
 
     def json(self, path: Path) -> Any:
         """Return the content of a JSON file; None if it is not valid."""

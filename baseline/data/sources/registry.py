@@ -1,7 +1,8 @@
 """Weighs all sources that may read a place by what speaks for them, and reads it by the best one.
 
-The two sources of the core read class folders and tables. Every other one is a module of `baseline.data.sources.forms`
-with a subclass of `Source`: it is found by itself, and deleting its file removes only that source.
+The two sources of the core read class folders and table files. Every other one is a module of
+`baseline.data.sources.forms` with a subclass of `Source`: it is found by itself, and deleting its file removes only
+that source. One with the name of a source of the core replaces it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ import inspect
 import pkgutil
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 from baseline.data.sources.class_folders import ClassFolders
-from baseline.data.sources.image_tables import ImageTables
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.image_tables import ImageTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, optional_module
 from baseline.data.sources.read_table import TABLE_SUFFIXES
 from baseline.errors import DataError, format_count, unknown_name
 
-__all__ = ["all_sources", "optional_module", "read_place"]
+__all__ = ["all_sources", "read_place"]
 
 
 FORMS = "baseline.data.sources.forms"
@@ -34,15 +33,10 @@ MENTIONED = 0.05
 """Strength from which a source that was not taken is mentioned."""
 
 
-def optional_module(name: str) -> Any:
-    """Return the module `baseline.data.sources.NAME`, or None where it is not installed."""
-    return import_module(f"baseline.data.sources.{name}") if find_spec(f"baseline.data.sources.{name}") else None
-
-
 @cache
 def all_sources() -> dict[str, Source]:
     """Return every source by its name, those of the core first."""
-    sources: list[Source] = [ClassFolders(), ImageTables()]
+    sources: list[Source] = [ClassFolders(), ImageTable()]
     forms = optional_module("forms")
     for info in sorted(pkgutil.iter_modules(forms.__path__ if forms else []), key=lambda info: info.name):
         module = import_module(f"{FORMS}.{info.name}")
@@ -61,8 +55,9 @@ def read_place(place: Place) -> SourceTable:
     """
     forced = place.settings.source
     sources = all_sources()
-    if forced and forced not in sources:
-        raise DataError(unknown_name("source", forced, sources))
+    known = [name for name, source in sources.items() if source.example]
+    if forced and forced not in known:
+        raise DataError(unknown_name("source", forced, known, limit=99))
     considered = [sources[forced]] if forced else list(sources.values())
     matches = [(source, evidence) for source in considered if (evidence := source.matches(place))]
     matches.sort(key=lambda match: -match[1].strength)

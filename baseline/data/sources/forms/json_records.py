@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from baseline.data.sources.annotations import image_folder
-from baseline.data.sources.code_names import name_codes
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import columns_of
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable
@@ -56,7 +55,7 @@ class JsonRecords(Source):
             split = split_from_name(path.stem) if len(used) > 1 and rows.table["split"].isna().all() else None
             tables.append(rows.table.assign(split=split) if split else rows.table)
         table = pd.concat(tables, ignore_index=True)
-        table["label"], notes = name_codes(table["label"], place, used=tuple(path for path, _ in used))
+        table["label"], notes = place.name_codes(table["label"], used=tuple(path for path, _ in used))
         names = " and ".join(place.relative(path) for path, _ in used)
         notes = [*(note for _, rows in used for note in rows.notes), *notes]
         return SourceTable(

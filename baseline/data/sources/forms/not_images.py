@@ -20,8 +20,7 @@ ADVICE = {
 class NotImages(Source):
     """Whatever holds images, but not as files."""
 
-    name = "other"
-    example = "nothing: only says what to do with archives, arrays and records that are not read"
+    name = "none"
 
     def matches(self, place: Place) -> Evidence | None:
         return None

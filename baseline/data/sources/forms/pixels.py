@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.sources.code_names import name_codes
 from baseline.data.sources.columns import find_split_column, normalize_name, read_splits
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
@@ -85,7 +84,7 @@ class Pixels(Source):
             tables.append(rows)
             notes += table_notes
         rows = pd.concat(tables, ignore_index=True)
-        rows["label"], code_notes = name_codes(rows["label"], place, used=tuple(table.path for table in used))
+        rows["label"], code_notes = place.name_codes(rows["label"], used=tuple(table.path for table in used))
         notes += [f"not read: {quoted_list(unused, 3)}, without labels or of another size"] if unused else []
         names = " and ".join(table.path.name for table in used)
         source = SourceTable(rows, f"pixels in {names}, written as PNG files", f"labels from '{used[0].label}'")
