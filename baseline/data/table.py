@@ -189,7 +189,10 @@ def count_trainable(table: pd.DataFrame, task: str = "auto") -> pd.Series:
             "Add training images, remove the class, or give --split random to split all images anew."
         )
     if len(counts) < 2:
-        raise DataError(f"All images are of one class, {quoted_list(counts.index)}. At least two classes are needed.")
+        raise DataError(
+            f"All images are of one class, {quoted_list(counts.index)}. At least two classes are needed: a folder for "
+            "each, a table, or --label-from REGEX for classes in the images' names."
+        )
     return counts
 
 

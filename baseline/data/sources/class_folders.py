@@ -47,6 +47,8 @@ class FolderReading:
     rows: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Class folder, relative to the place, its class and its split."""
     notes: list[str] = field(default_factory=list)
+    top: str = ""
+    """The folder that contains the folders of splits, or else the class folders."""
     problem: str = ""
     """Why these folders cannot be read as classes."""
 
@@ -170,7 +172,7 @@ def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
     if not splits:
         return read_unsplit(tree, folder, insist)
     parents = [(enter(tree, path), split) for path, split in splits]
-    reading = FolderReading(list(parents))
+    reading = FolderReading(list(parents), top=folder)
     classes = {Path(path).name for parent, split in parents if split == "train" for path in tree.below(parent)}
     for parent, split in parents:
         labels = tree.below(parent)
@@ -230,6 +232,10 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
             reading.rows = [(path, label, split) for path, label, split in inner]
         return reading
     names = [Path(path).name for path in paths]
+    inside = {frozenset(tree.children.get(path, ())) for path in paths}
+    if not insist and len(paths) > 1 and len(inside) == 1 and generic_names(names) == set(names) and all(inside):
+        reading.problem = f"contains {quoted_list(names, 4)}, which hold the same class folders. Give one of them."
+        return reading
     splits = {name for name in generic_names(names) if split_from_name(name) or "pred" in split_words(name)
               or set(split_words(name)) & {"unlabeled", "unlabelled", "unsup"}}  # fmt: skip
     classes = [name for name in names if name not in splits]
@@ -300,10 +306,8 @@ def describe_layout(folder: Path, reading: FolderReading) -> str:
 def folder_notes(folder: Path, reading: FolderReading) -> Iterator[str]:
     """Yield sentences about everything in the folder that is ignored, and about empty class folders."""
     parents = [folder / parent for parent, _ in reading.parents]
-    top = parents[0].parent if reading.parents[0][1] else parents[0]
     if reading.parents[0][1] is not None:
-        used = {parent.relative_to(folder).parts[0] for parent in parents}
-        top = folder if len(used) > 1 else folder / next(iter(used))
+        top = folder / reading.top if reading.top else folder
         noted = " ".join(reading.notes)
         unused = [path for path in subfolders(top) if not any(path == p or path in p.parents for p in parents)]
         ignored = [path.name for path in unused if f"{path.name}/" not in noted and holds_images(path)]

@@ -81,7 +81,11 @@ def names_from_lines(lines: list[str], codes: set[str]) -> dict[str, str]:
     """Return names from lines that are names, or a code and a name."""
     pairs = [re.fullmatch(r"(\d+)[\s,;:=]+(.+)", line) for line in lines]
     if lines and all(pairs):
-        return {pair[1]: pair[2].strip() for pair in pairs if pair}
+        names = {pair[1]: pair[2].strip() for pair in pairs if pair}
+        points = {code: name.split()[0] for code, name in names.items()}
+        if all(is_whole_number(point) and 32 < int(point) < 127 for point in points.values()):
+            return {code: chr(int(point)) for code, point in points.items()}  # ASCII, as EMNIST has it
+        return names
     return number_names(lines, codes)
 
 

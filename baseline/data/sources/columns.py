@@ -201,10 +201,21 @@ def find_label_columns(frame: pd.DataFrame, used: Sequence[str], name: str) -> t
     unused = [column for column in frame.columns if column not in used]
     flags = [column for column in unused if is_flag_column(frame[column])]
     if len(flags) >= 2:
+        last = unused[-1]
+        if not is_exclusive(frame, flags) and last not in flags and is_measurement(frame[last], last):
+            raise DataError(
+                f"{name} has {len(flags)} columns of 0 and 1 ({quoted_list(flags, 3)}) and the numbers of '{last}'. "
+                f"Give --label-col {','.join(flags[:2])},... for the former, or --label-col '{last}' --bins K."
+            )
         return flags, is_exclusive(frame, flags)
     if len(unused) > 1:
         unused = [column for column in unused if may_be_label(frame[column], column)]
     if len(unused) == 1:
+        if len(frame) >= MIN_ROWS and is_text_of_its_own(frame[unused[0]]):
+            raise DataError(
+                f"{name} has no column that looks like labels: '{unused[0]}' has another text in each row. "
+                "Give --label-col COLUMN."
+            )
         return unused, False
     columns = quoted_list(frame.columns, 12)
     raise DataError(f"{name} has no column that looks like labels; its columns: {columns}. Give --label-col COLUMN.")
@@ -223,6 +234,23 @@ def better_named(frame: pd.DataFrame, column: str, used: Sequence[str]) -> str:
             if pairs["code"].is_unique and pairs["name"].is_unique and not names.str.fullmatch(r"[\d.]*").any():
                 return other
     return column
+
+
+MIN_ROWS = 8
+"""Number of rows from which texts of which no two are alike cannot be classes."""
+
+
+def is_text_of_its_own(values: pd.Series) -> bool:
+    texts = column_as_text(values)
+    return texts.is_unique and not texts.str.fullmatch(r"-?[\d.]+").all()
+
+
+def is_measurement(values: pd.Series, column: str) -> bool:
+    """Whether a column holds many different numbers, and its name does not say that they are no target."""
+    texts = column_as_text(values)
+    if {*normalize_name(column).split("_")} & {*NO_LABELS, "id", "ids"}:
+        return False
+    return bool(texts.str.fullmatch(r"-?\d+(\.\d+)?").all()) and texts.nunique() > 15
 
 
 def may_be_label(values: pd.Series, column: str) -> bool:

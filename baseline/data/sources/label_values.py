@@ -53,6 +53,10 @@ MAX_GRADES = 15
 """Number of distinct numbers up to which a column is taken as classes, such as ordered grades."""
 
 
+BOXES = r"[^\d\s]\S*( -?\d+(\.\d+)?){4}( [^\d\s]\S*( -?\d+(\.\d+)?){4})*"
+"""A class and the four numbers of a box, once or more often."""
+
+
 @dataclass
 class LabelValues:
     """The label of each row, and what was decided about them."""
@@ -80,6 +84,10 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
         return bin_values(labels, column, settings.bins, name)
     if labels.str.match(LIST).any() and all(parse_list(text) is not None for text in labels[labels.str.match(LIST)]):
         return LabelValues(labels.map(labels_in_list), "several per image, in lists")
+    filled = labels[labels != ""]
+    if len(filled) and filled.str.fullmatch(BOXES).all():
+        boxes = labels.map(lambda text: join_labels(text.split()[::5]))
+        return LabelValues(boxes, "the classes of boxes, which are not used")
     found = find_delimiter(labels, column)
     if settings.label_delim:
         if not labels.str.contains(settings.label_delim, regex=False).any():

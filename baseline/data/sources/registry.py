@@ -15,8 +15,8 @@ from importlib import import_module
 from baseline.data.sources.class_folders import ClassFolders
 from baseline.data.sources.image_tables import ImageTable
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, optional_module
-from baseline.data.sources.read_table import TABLE_SUFFIXES
-from baseline.errors import DataError, format_count, unknown_name
+from baseline.data.sources.read_table import TABLE_SUFFIXES, is_table
+from baseline.errors import DataError, format_count, quoted_list, unknown_name
 
 __all__ = ["all_sources", "read_place"]
 
@@ -25,6 +25,9 @@ FORMS = "baseline.data.sources.forms"
 
 MIN_STRENGTH = 0.15
 """Strength below which a place is not read in a form unless `--source` insists."""
+
+SINGLE_CLASS = 0.2
+"""Strength of a reading with a single class, which is not taken where a source has advice."""
 
 MARGIN = 0.06
 """Difference in strength up to which two sources fit equally well."""
@@ -61,7 +64,8 @@ def read_place(place: Place) -> SourceTable:
     considered = [sources[forced]] if forced else list(sources.values())
     matches = [(source, evidence) for source in considered if (evidence := source.matches(place))]
     matches.sort(key=lambda match: -match[1].strength)
-    if not matches or (matches[0][1].strength < MIN_STRENGTH and not forced):
+    single = bool(matches) and matches[0][1].strength <= SINGLE_CLASS and bool(advice(place))
+    if not matches or (not forced and (matches[0][1].strength < MIN_STRENGTH or single)):
         raise DataError(refusal(place, matches[0][1] if matches else None, forced))
     (source, best), others = matches[0], matches[1:]
     others = [match for match in others if match[1].strength >= MENTIONED]
@@ -78,7 +82,17 @@ def read_place(place: Place) -> SourceTable:
                 )
             reason = "which divides the images alike"
         result.rejected = f"not as {other.form}" + (f", {reason}" if reason else "")
+    if source.name == ClassFolders.name:
+        result.notes += unread_tables(place, result.rejected)
     return result
+
+
+def unread_tables(place: Place, mentioned: str) -> list[str]:
+    """Return a note on the tables at the top of a place that is read without them."""
+    tables = [path.name for path in place.files if is_table(path) and path.parent == place.folder]
+    names = [name for name in tables if "submission" not in name.lower() and name not in mentioned]
+    verb = "is" if len(names) == 1 else "are"
+    return [f"{quoted_list(names)} {verb} not read; name the file to use its columns"] if names else []
 
 
 def disagree(result: SourceTable, source: Source, evidence: Evidence, place: Place) -> bool:
@@ -92,12 +106,17 @@ def disagree(result: SourceTable, source: Source, evidence: Evidence, place: Pla
     return not (pairs["label"].is_unique and pairs["label_2"].is_unique)
 
 
+def advice(place: Place) -> list[str]:
+    """Return what the sources say about a place that none of them reads."""
+    return [hint for source in all_sources().values() if (hint := source.hint(place))]
+
+
 def refusal(place: Place, weak: Evidence | None, forced: str) -> str:
     """Return the message for a place that no source reads."""
     if forced:
         source = all_sources()[forced]
         return f"{place.path} is not what --source {forced} reads: {source.example}. Leave it out, or give another one."
-    hints = [hint for source in all_sources().values() if (hint := source.hint(place))]
+    hints = advice(place)
     if place.is_file:
         endings = ", ".join(TABLE_SUFFIXES)
         rest = " ".join(hints) or f"Give a folder of images, or a file that ends in {endings} or .zip, .tar, .tar.gz."

@@ -128,7 +128,9 @@ def describe_names(place: Place, reading: TableReading) -> str:
 def describing_tables(place: Place, used: Path) -> list[Path]:
     """Return the tables as deep as a used one, without submissions and tables of test images."""
     tables = next(tables for tables in place.tables_by_depth if used in tables)
-    return [path for path in tables if not path.stem.lower().startswith(("sample_submission", "submission", "test"))]
+    return [
+        path for path in tables if "submission" not in path.stem.lower() and not path.stem.lower().startswith("test")
+    ]
 
 
 def read_candidate(place: Place, path: Path) -> Candidate | None:
