@@ -222,4 +222,5 @@ class Place:
 
 def make_rows(paths: Iterable[str], labels: Iterable[Any], splits: Iterable[str | None] | str | None) -> pd.DataFrame:
     """Return rows of path, label, split and an empty group."""
-    return pd.DataFrame({"path": list(paths), "label": list(labels), "split": splits, "group": None}, dtype=object)
+    splits = splits if splits is None or isinstance(splits, str) else list(splits)
+    return pd.DataFrame({"path": list(paths), "label": list(labels), "split": splits, "group": None})
