@@ -125,7 +125,7 @@ def table_from_settings(
     by_lower_case = counts.index.to_series().groupby(counts.index.str.casefold())
     same_but_case = [sorted(names) for _, names in by_lower_case if len(names) > 1]
     source.notes += [f"{quoted_list(names)} differ only in case" for names in same_but_case[:3]]
-    table.attrs["source"] = describe_source(source)
+    table.attrs["source"] = source_facts(source)
     return table
 
 
@@ -138,7 +138,7 @@ def note_empty_files(table: pd.DataFrame) -> list[str]:
     return [f"{format_count(len(empty), 'empty file')} ({names}), left out when images are read"] if empty else []
 
 
-def describe_source(source: SourceTable) -> dict[str, Any]:
+def source_facts(source: SourceTable) -> dict[str, Any]:
     """Return what `summarize_source` shows of how a source was read."""
     return {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "table"}
 

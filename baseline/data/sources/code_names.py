@@ -46,7 +46,7 @@ def name_codes(
     return labels, []
 
 
-def is_number(text: str) -> bool:
+def is_numeric(text: str) -> bool:
     return bool(re.fullmatch(r"[\d.]+", text))
 
 
@@ -109,5 +109,5 @@ def names_from_table(place: Place, path: Path) -> dict[str, str]:
     columns = [column_as_text(frame[column]) for column in frame.columns]
     unique = [column for column in columns if column.is_unique and (column != "").all()]
     codes = [column for column in unique if column.map(is_whole_number).all()]
-    texts = [column for column in unique if not column.map(lambda text: has_image_name(text) or is_number(text)).any()]
+    texts = [column for column in unique if not column.map(lambda text: has_image_name(text) or is_numeric(text)).any()]
     return dict(zip(codes[0], texts[0], strict=True)) if len(codes) == 1 and texts else {}

@@ -91,10 +91,10 @@ class Columns:
     """Folder that the names in the image column are relative to; the table's own folder if empty."""
 
 
-def normalize_name(name: str) -> str:
+def column_key(name: str) -> str:
     """Return a column's name in lower case with `_` between words.
 
-    >>> normalize_name("PatientID"), normalize_name(" Finding Labels"), normalize_name("classId"), normalize_name("x")
+    >>> column_key("PatientID"), column_key(" Finding Labels"), column_key("classId"), column_key("x")
     ('patient_id', 'finding_labels', 'class_id', 'x')
     """
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
@@ -103,7 +103,7 @@ def normalize_name(name: str) -> str:
 
 def find_named_column(frame: pd.DataFrame, names: Sequence[str], skip: Sequence[str] = ()) -> str:
     """Return the first column with one of these names, however its words are joined; empty if there is none."""
-    by_name = {normalize_name(str(column)).replace("_", ""): str(column) for column in reversed(frame.columns)}
+    by_name = {column_key(str(column)).replace("_", ""): str(column) for column in reversed(frame.columns)}
     keys = [name.replace("_", "") for name in names]
     return next((by_name[key] for key in keys if key in by_name and by_name[key] not in skip), "")
 
@@ -141,7 +141,7 @@ def find_split_column(frame: pd.DataFrame, skip: Sequence[str]) -> str:
         find_named_column(frame, (name,), skip) for name in (*SPLIT_COLUMN_NAMES, *FOLD_COLUMN_NAMES, *SPLIT_FLAGS)
     ]
     for column in [name for name in named if name]:
-        if split_values(frame[column], column):
+        if splits_by_value(frame[column], column):
             return column
     for column in rest:
         values = set(column_as_text(frame[column]).str.lower()) - {""}
@@ -150,9 +150,9 @@ def find_split_column(frame: pd.DataFrame, skip: Sequence[str]) -> str:
     return ""
 
 
-def split_values(values: pd.Series, column: str) -> dict[str, str]:
+def splits_by_value(values: pd.Series, column: str) -> dict[str, str]:
     """Return the split that each value of a column stands for, in lower case; empty if it is no column of splits."""
-    texts, name = set(column_as_text(values).str.lower()) - {""}, normalize_name(column)
+    texts, name = set(column_as_text(values).str.lower()) - {""}, column_key(column)
     if texts <= set(SPLIT_VALUES):
         return {text: SPLIT_VALUES[text] for text in texts}
     if name in SPLIT_FLAGS and texts <= {"0", "1", "true", "false", "0.0", "1.0"}:
@@ -176,7 +176,7 @@ def read_splits(frame: pd.DataFrame, column: str, name: str) -> tuple[pd.Series,
         DataError: if the column contains anything else than splits.
     """
     lower = column_as_text(frame[column]).str.lower()
-    values = split_values(frame[column], column)
+    values = splits_by_value(frame[column], column)
     if unknown := sorted(set(lower) - {"", *values, *(SPLIT_VALUES if not values else ())}):
         raise DataError(
             f"The column '{column}' of {name} contains {quoted_list(unknown)}; it must contain train, valid or test."
@@ -185,7 +185,7 @@ def read_splits(frame: pd.DataFrame, column: str, name: str) -> tuple[pd.Series,
     named = {key: value for key, value in values.items() if SPLIT_VALUES.get(key) != value}
     listed = ", ".join(f"{key} is {value}" for key, value in sorted(named.items()))
     note = f"'{column}': {listed}" if named else ""
-    if normalize_name(column) in FOLD_COLUMN_NAMES:
+    if column_key(column) in FOLD_COLUMN_NAMES:
         note += "; --split kfold:K makes folds of its own"
     return splits, note
 
@@ -248,7 +248,7 @@ def is_text_of_its_own(values: pd.Series) -> bool:
 def is_measurement(values: pd.Series, column: str) -> bool:
     """Whether a column holds many different numbers, and its name does not say that they are no target."""
     texts = column_as_text(values)
-    if {*normalize_name(column).split("_")} & {*NO_LABELS, "id", "ids"}:
+    if {*column_key(column).split("_")} & {*NO_LABELS, "id", "ids"}:
         return False
     return bool(texts.str.fullmatch(r"-?\d+(\.\d+)?").all()) and texts.nunique() > 15
 
@@ -256,7 +256,7 @@ def is_measurement(values: pd.Series, column: str) -> bool:
 def may_be_label(values: pd.Series, column: str) -> bool:
     """Whether a column of an unusual name may hold classes: some values recur, and they are no measurements."""
     texts = column_as_text(values)
-    name = normalize_name(column)
+    name = column_key(column)
     if name in NO_LABELS or name == "" or texts.nunique() in (0, 1) or texts.is_unique:
         return False
     return not texts.str.fullmatch(r"-?\d+\.\d*[1-9]\d*").any()

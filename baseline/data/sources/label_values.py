@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from baseline.data.labels import SEPARATOR
-from baseline.data.sources.columns import normalize_name
+from baseline.data.sources.columns import column_key
 from baseline.data.sources.read_table import cell_to_text, column_as_text
 from baseline.errors import DataError, format_count, quoted_list
 from baseline.recipe.schema import DataSettings
@@ -157,7 +157,7 @@ def find_delimiter(labels: pd.Series, column: str) -> str:
     (' ', '')
     """
     texts = sorted(set(labels) - {""})
-    several_named = normalize_name(column) in SEVERAL_NAMES
+    several_named = column_key(column) in SEVERAL_NAMES
     for delimiter in DELIMITERS:
         combinations = [{part.strip() for part in text.split(delimiter)} - {""} for text in texts]
         if not any(len(parts) > 1 for parts in combinations):
@@ -186,9 +186,9 @@ def refuse_measurements(labels: pd.Series, column: str, name: str) -> None:
         return
     distinct, rows = filled.nunique(), len(filled)
     whole = bool(filled.str.fullmatch(r"-?\d+").all())
-    usual = normalize_name(column) in CLASS_NAMES or normalize_name(column).endswith(("_id", "_class", "_label"))
+    usual = column_key(column) in CLASS_NAMES or column_key(column).endswith(("_id", "_class", "_label"))
     limit = max(MAX_GRADES, rows // 2) if whole and usual else MAX_GRADES
-    if distinct <= limit or (whole and normalize_name(column) == "id"):
+    if distinct <= limit or (whole and column_key(column) == "id"):
         return
     numbers = filled.astype(float)
     raise DataError(

@@ -18,15 +18,15 @@ from baseline.data.sources.columns import (
     IMAGE_COLUMN_NAMES,
     SPLIT_FLAGS,
     Columns,
+    column_key,
     find_group_column,
     find_image_column,
     find_label_columns,
     find_named_column,
     find_split_column,
     is_flag_column,
-    normalize_name,
     read_splits,
-    split_values,
+    splits_by_value,
 )
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.label_values import join_flags, join_labels, read_label_values
@@ -106,7 +106,7 @@ def rows_from_table(
             labels, or a label is empty.
     """
     settings = settings or DataSettings()
-    frame = check_columns(frame, name, columns)
+    frame = prepare_columns(frame, name, columns)
     folder = resolve_path(columns.image_dir) if columns.image_dir else folder
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} to look for the images of {name} in. Give --image-dir FOLDER.")
@@ -146,7 +146,7 @@ def split_of_table(name: str) -> str:
     return {"valid": "val"}.get(split or "", split or "")
 
 
-def check_columns(frame: pd.DataFrame, name: str, columns: Columns) -> pd.DataFrame:
+def prepare_columns(frame: pd.DataFrame, name: str, columns: Columns) -> pd.DataFrame:
     """Return the frame with text as column names, none of which is reserved, after checking those that were named."""
     frame = frame.rename(columns=lambda column: str(column).strip()).reset_index(drop=True)
     if len(duplicates := frame.columns[frame.columns.duplicated()]):
@@ -177,7 +177,7 @@ def find_roles(frame: pd.DataFrame, image: str, columns: Columns, name: str) -> 
     named = split_column_names(columns.label)
     group = columns.group or find_group_column(frame, (image, *named))
     split = columns.split or find_split_column(frame, (image, group, *named))
-    flags = [column for column in frame.columns if split and normalize_name(column) in SPLIT_FLAGS]
+    flags = [column for column in frame.columns if split and column_key(column) in SPLIT_FLAGS]
     used = [image, group, split, *flags]
     if columns.label:
         labels = [columns.label] if columns.label in frame.columns else named
@@ -202,12 +202,12 @@ def split_column_names(columns: str) -> list[str]:
 def combine_splits(frame: pd.DataFrame, column: str, image: str, name: str) -> tuple[pd.Series, str]:
     """Return the splits in a column, and in the other ones of true and false where it is one, such as `is_test`."""
     splits, note = read_splits(frame, column, name)
-    if normalize_name(column) in SPLIT_FLAGS:
+    if column_key(column) in SPLIT_FLAGS:
         for other in frame.columns:
             if (
                 other not in (column, image)
-                and normalize_name(other) in SPLIT_FLAGS
-                and split_values(frame[other], other)
+                and column_key(other) in SPLIT_FLAGS
+                and splits_by_value(frame[other], other)
             ):
                 more, other_note = read_splits(frame, other, name)
                 splits = splits.mask(splits.eq("train") & more.ne("train"), more)

@@ -24,7 +24,7 @@ class FiftyOne(Source):
     example = 'labels.json: {"classes": ["cat", "dog"], "labels": {"1": 0, "2": 1}}, beside data/1.jpg'
 
     def matches(self, place: Place) -> Evidence | None:
-        files = [path for path in place.find("*.json") if is_export(place.json(path))]
+        files = [path for path in place.find("*.json") if is_fiftyone(place.json(path))]
         if not files:
             return None
         items = []
@@ -33,7 +33,7 @@ class FiftyOne(Source):
             split = split_of(path, place) if len(files) > 1 else None
             prefix = f"{path.parent.relative_to(place.folder).as_posix()}/data/" if split else ""
             for name, label in content["labels"].items():
-                items.append(Annotation(f"{prefix}{name}", labels_of(label, content["classes"]), split))
+                items.append(Annotation(f"{prefix}{name}", label_names(label, content["classes"]), split))
         folder = image_folder(place, files) if len(files) == 1 else place.folder
         return annotation_evidence(place, "a FiftyOne export", Annotated(items, files, folder))
 
@@ -41,7 +41,7 @@ class FiftyOne(Source):
         return read_annotations(place, "a FiftyOne export", evidence.found)
 
 
-def is_export(content: Any) -> bool:
+def is_fiftyone(content: Any) -> bool:
     return (
         isinstance(content, dict)
         and isinstance(content.get("classes"), list)
@@ -50,12 +50,12 @@ def is_export(content: Any) -> bool:
     )
 
 
-def labels_of(label: Any, classes: list[Any]) -> tuple[str, ...]:
+def label_names(label: Any, classes: list[Any]) -> tuple[str, ...]:
     """Return the classes of a label, which is a number, a name, an object with a label, or a list of these."""
     if label is None:
         return ()
     if isinstance(label, list):
-        return tuple(name for item in label for name in labels_of(item, classes))
+        return tuple(name for item in label for name in label_names(item, classes))
     if isinstance(label, dict):
-        return labels_of(label.get("label"), classes)
+        return label_names(label.get("label"), classes)
     return (str(classes[label]),) if type(label) is int and 0 <= label < len(classes) else (str(label),)

@@ -20,7 +20,7 @@ class LabelStudio(Source):
 
     def matches(self, place: Place) -> Evidence | None:
         for path in place.find("*.json"):
-            if is_export(tasks := place.json(path)):
+            if is_label_studio(tasks := place.json(path)):
                 items = [item for task in tasks if (item := read_task(task))]
                 boxes = any("labels" in key for task in tasks for value in values_of(task) for key in value)
                 annotated = Annotated(items, [path], place.folder, boxes)
@@ -32,7 +32,7 @@ class LabelStudio(Source):
         return read_annotations(place, "a Label Studio export", evidence.found)
 
 
-def is_export(tasks: Any) -> bool:
+def is_label_studio(tasks: Any) -> bool:
     return (
         isinstance(tasks, list)
         and bool(tasks)

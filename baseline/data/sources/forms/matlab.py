@@ -23,7 +23,7 @@ class Matlab(Source):
         files = place.find("*.mat")
         if place.is_file or not files or not place.images:
             return None
-        contents = {path: content for path in files[:40] if (content := load(path))}
+        contents = {path: content for path in files[:40] if (content := load_variables(path))}
         names = next((plain(content["class_names"]) for content in contents.values() if "class_names" in content), [])
         found: dict[str | None, tuple[Path, list[Annotation]]] = {}
         for path, content in contents.items():
@@ -48,7 +48,7 @@ class Matlab(Source):
         return read_annotations(place, "MATLAB files", evidence.found)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_variables(path: Path) -> dict[str, Any]:
     """Return the variables of a .mat file; none if it cannot be read."""
     from scipy.io import loadmat
 

@@ -52,7 +52,7 @@ class ParquetImages(Source):
         splits = {shard.split for shard in shards}
         tables, summary = [], ""
         for shard in shards:
-            facts = unpack(shard)
+            facts = write_shard_images(shard)
             columns, _ = find_label_columns(facts.drop(columns="file"), (), shard.path.name)
             values = read_label_values(facts[columns[0]], columns[0], place.settings, shard.path.name)
             labels = values.labels
@@ -106,7 +106,7 @@ def read_schema(path: Path) -> Shard | None:
     return Shard(path, image, names, split_from_name(path.stem) or split_from_name(path.parent.name))
 
 
-def unpack(shard: Shard) -> pd.DataFrame:
+def write_shard_images(shard: Shard) -> pd.DataFrame:
     """Write the images of a file into the cache, once, and return its other columns with the column `file`."""
     stat = shard.path.stat()
     key = hashlib.sha256(f"{shard.path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]

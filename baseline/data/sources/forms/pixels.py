@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.sources.columns import find_split_column, normalize_name, read_splits
+from baseline.data.sources.columns import column_key, find_split_column, read_splits
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
 from baseline.data.sources.read_table import cell_to_text, detect_text_format
@@ -105,7 +105,7 @@ def read_pixel_header(path: Path) -> PixelTable | None:
     split = split_from_name(path.stem) or ("train" if "train" in path.stem.lower() else None)
     texts = [c for c in head.columns if len(head) and head[c].map(lambda t: len(str(t).split()) >= MIN_PIXELS).all()]
     numeric = [c for c in head.columns if head[c].str.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?").all()]
-    by_name = {normalize_name(str(column)): column for column in head.columns}
+    by_name = {column_key(str(column)): column for column in head.columns}
     label = next((by_name[name] for name in LABEL_NAMES if name in by_name), "")
     if texts:
         return PixelTable(path, label, texts[:1], header, split)

@@ -61,7 +61,7 @@ class TextLists(Source):
         usable = [used for group in groups.values() if (used := choose_files(group))]
         if not usable:
             return None
-        used = max(usable, key=lambda group: (len({listed.split for listed in group}), len(set(labels_of(group)))))
+        used = max(usable, key=lambda group: (len({listed.split for listed in group}), len(set(list_labels(group)))))
         others = sorted({listed.path.name for listed in files} - {listed.path.name for listed in used})
         items = annotations_of(used)
         evidence = annotation_evidence(
@@ -122,7 +122,7 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
-def labels_of(used: list[ListFile]) -> list[str]:
+def list_labels(used: list[ListFile]) -> list[str]:
     """Return the labels of all images in some lists: those that the lines give, or the names of folders."""
     labels = [
         label for listed in used for label in (listed.labels or [Path(name).parent.name for name in listed.names])
@@ -141,7 +141,7 @@ def labels_of(used: list[ListFile]) -> list[str]:
 
 def annotations_of(used: list[ListFile]) -> list[Annotation]:
     names = [(name, listed.split) for listed in used for name in listed.names]
-    labels = labels_of(used)
+    labels = list_labels(used)
     splits = {listed.split for listed in used}
     return [
         Annotation(name, (label,) if label else (), split if len(splits) > 1 else None)
