@@ -11,7 +11,7 @@ import pandas as pd
 
 from baseline.data.labels import SEPARATOR, is_whole_number
 from baseline.data.sources.folders import has_image_name
-from baseline.data.sources.read_table import column_as_text
+from baseline.data.sources.read_table import column_as_text, read_header
 from baseline.errors import DataError
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def number_names(names: list[str], codes: set[str]) -> dict[str, str]:
 
 def names_from_table(place: Place, path: Path) -> dict[str, str]:
     """Return the names in a small table of a column of codes and a column of names."""
+    if not 2 <= len(read_header(path)) <= 6:
+        return {}
     try:
         frame = place.table(path)
     except DataError:
-        return {}
-    if not 2 <= len(frame.columns) <= 4:
         return {}
     columns = [column_as_text(frame[column]) for column in frame.columns]
     unique = [column for column in columns if column.is_unique and (column != "").all()]

@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 
 from baseline.data.sources.folders import check_name, has_image_name, walk
-from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
 from baseline.recipe.schema import DataSettings
@@ -30,6 +29,9 @@ MAX_DEPTH = 4
 """Number of folders below a place in which files that describe images are looked for."""
 
 MAX_JSON_BYTES = 2**31
+
+MAX_JSON_FILES = 50
+"""Number of JSON files that are looked at. Where there are more, each describes one image."""
 
 
 @dataclass
@@ -115,11 +117,6 @@ class Place:
         self._json: dict[Path, Any] = {}
 
     @cached_property
-    def finder(self) -> ImageFinder:
-        """Finds images of the folder by the names that tables give them."""
-        return ImageFinder(self.folder)
-
-    @cached_property
     def folders(self) -> list[tuple[str, list[str]]]:
         """The visible folders, with the names of their visible files."""
         return list(walk(str(self.folder)))
@@ -201,6 +198,11 @@ class Place:
                 self._json[path] = None
         return self._json[path]
 
+    @property
+    def json_files(self) -> list[Path]:
+        """The JSON files of the place that may describe all its images, the least deep ones."""
+        return self.find("*.json")[:MAX_JSON_FILES]
+
     def lines(self, path: Path) -> list[str]:
         """Return the lines of a text file that are not empty, without surrounding spaces; none if it is not UTF-8."""
         try:
@@ -210,14 +212,11 @@ class Place:
 
     def relative(self, path: str | Path) -> str:
         """Return a path below the place as text, relative to it and with `/`."""
-        return os.path.relpath(path, self.folder).replace(os.sep, "/")
-
-    def finder_for(self, folder: Path) -> ImageFinder:
-        """Return a finder of the images below a folder of the place, which is listed only once."""
-        if folder == self.folder:
-            return self.finder
-        prefix = f"{folder}{os.sep}"
-        return ImageFinder(folder, images=[path for path in self.images if path.startswith(prefix)])
+        prefix = f"{self.folder}{os.sep}"
+        text = str(path)
+        return (text[len(prefix) :] if text.startswith(prefix) else os.path.relpath(text, self.folder)).replace(
+            os.sep, "/"
+        )
 
 
 def make_rows(paths: Iterable[str], labels: Iterable[Any], splits: Iterable[str | None] | str | None) -> pd.DataFrame:

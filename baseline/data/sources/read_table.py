@@ -15,7 +15,7 @@ from baseline.errors import DataError, first_line
 from baseline.system import free_memory_bytes
 
 __all__ = [
-    "ROW_BYTES", "TABLE_SUFFIXES", "cell_to_text", "column_as_text", "detect_text_format", "is_table", "read_table",
+    "ROW_BYTES", "TABLE_SUFFIXES", "cell_to_text", "column_as_text", "detect_text_format", "is_table", "read_header", "read_table",
 ]  # fmt: skip
 
 
@@ -41,6 +41,16 @@ def is_table(path: str | Path) -> bool:
     (True, False)
     """
     return str(path).lower().endswith(TABLE_SUFFIXES)
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the column names of a CSV or TSV file without reading the rest; none if that is impossible."""
+    try:
+        encoding, delimiter = detect_text_format(path)
+        with path.open(encoding=encoding, newline="") as file:
+            return next(csv.reader(file, delimiter=delimiter), [])
+    except (OSError, UnicodeError, csv.Error):
+        return []
 
 
 def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> pd.DataFrame:

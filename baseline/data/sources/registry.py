@@ -16,7 +16,7 @@ from baseline.data.sources.class_folders import ClassFolders
 from baseline.data.sources.image_tables import ImageTable
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, optional_module
 from baseline.data.sources.read_table import TABLE_SUFFIXES, is_table
-from baseline.errors import DataError, format_count, quoted_list, unknown_name
+from baseline.errors import BaselineError, DataError, format_count, quoted_list, unknown_name
 
 __all__ = ["all_sources", "read_place"]
 
@@ -62,7 +62,7 @@ def read_place(place: Place) -> SourceTable:
     if forced and forced not in known:
         raise DataError(unknown_name("source", forced, known, limit=99))
     considered = [sources[forced]] if forced else list(sources.values())
-    matches = [(source, evidence) for source in considered if (evidence := source.matches(place))]
+    matches = [(source, evidence) for source in considered if (evidence := match_source(source, place))]
     matches.sort(key=lambda match: -match[1].strength)
     single = bool(matches) and matches[0][1].strength <= SINGLE_CLASS and bool(advice(place))
     if not matches or (not forced and (matches[0][1].strength < MIN_STRENGTH or single)):
@@ -85,6 +85,16 @@ def read_place(place: Place) -> SourceTable:
     if source.name == ClassFolders.name:
         result.notes += unread_tables(place, result.rejected)
     return result
+
+
+def match_source(source: Source, place: Place) -> Evidence | None:
+    """Return what speaks for a source; nothing if a file only looks like one of its form."""
+    try:
+        return source.matches(place)
+    except BaselineError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
 
 
 def unread_tables(place: Place, mentioned: str) -> list[str]:

@@ -28,7 +28,7 @@ class Coco(Source):
     )
 
     def matches(self, place: Place) -> Evidence | None:
-        files = [path for path in place.find("*.json") if is_coco(place.json(path))]
+        files = [path for path in place.json_files if is_coco(place.json(path))]
         if not files:
             return None
         own = {split_of(path, place): path for path in reversed(files)}

@@ -24,7 +24,7 @@ class FiftyOne(Source):
     example = 'labels.json: {"classes": ["cat", "dog"], "labels": {"1": 0, "2": 1}}, beside data/1.jpg'
 
     def matches(self, place: Place) -> Evidence | None:
-        files = [path for path in place.find("*.json") if is_fiftyone(place.json(path))]
+        files = [path for path in place.json_files if is_fiftyone(place.json(path))]
         if not files:
             return None
         items = []

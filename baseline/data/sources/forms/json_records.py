@@ -25,7 +25,7 @@ class JsonRecords(Source):
 
     def matches(self, place: Place) -> Evidence | None:
         found: dict[str | None, tuple[Path, TableRows]] = {}
-        for path in place.find("*.json"):
+        for path in place.json_files:
             frame = frame_of(place.json(path))
             if frame is None:
                 continue

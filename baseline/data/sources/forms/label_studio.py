@@ -19,7 +19,7 @@ class LabelStudio(Source):
     example = "project.json: [{data: {image: ...}, annotations: [{result: [{value: {choices: [cat]}}]}]}]"
 
     def matches(self, place: Place) -> Evidence | None:
-        for path in place.find("*.json"):
+        for path in place.json_files:
             if is_label_studio(tasks := place.json(path)):
                 items = [item for task in tasks if (item := read_task(task))]
                 boxes = any("labels" in key for task in tasks for value in values_of(task) for key in value)

@@ -12,6 +12,7 @@ from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable, columns_of
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.place import Evidence, Place, SourceTable
+from baseline.data.sources.read_table import read_header
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError, format_count, quoted_list
 
@@ -142,8 +143,7 @@ def read_candidate(place: Place, path: Path) -> Candidate | None:
     split = split_from_name(path.stem) or ("train" if "train" in stem else split_from_name(parent))
     settings, columns = place.settings, columns_of(place.settings)
     try:
-        frame = place.table(path)
-        if len(frame.columns) > MAX_COLUMNS:
+        if len(read_header(path)) > MAX_COLUMNS or len((frame := place.table(path)).columns) > MAX_COLUMNS:
             return None
         folder = path.parent
         if folder != place.folder and not any(name.startswith(f"{folder}/") for name in place.images):
@@ -192,12 +192,13 @@ def split_tables(place: Place) -> list[Path]:
     """Return the tables that give the split of each image and no label."""
     found = []
     for path in place.find("*.csv", "*.tsv"):
-        try:
-            frame = place.table(path).rename(columns=lambda column: str(column).strip())
-        except DataError:
-            continue
-        if 2 <= len(frame.columns) <= 3 and find_split_column(frame, ()):
-            found.append(path)
+        if 2 <= len(read_header(path)) <= 3:
+            try:
+                frame = place.table(path).rename(columns=lambda column: str(column).strip())
+            except DataError:
+                continue
+            if find_split_column(frame, ()):
+                found.append(path)
     return found
 
 
