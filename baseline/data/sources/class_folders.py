@@ -10,9 +10,7 @@ from pathlib import Path
 
 from baseline.data.sources.folders import (
     SPLIT_NAMES,
-    has_image_name,
     images_below,
-    list_entries,
     split_from_name,
     subfolders,
 )
@@ -110,7 +108,7 @@ class ClassFolders(Source):
         class_of = {folder: (label, split) for folder, label, split in reading.rows}
         located = [(path, *folder_entry(place.relative(path), class_of)) for path in place.images]
         rows = make_rows(*zip(*[row for row in located if row[1] is not None], strict=True))
-        notes = [*reading.notes, *folder_notes(place.folder, reading)]
+        notes = [*reading.notes, *folder_notes(place, reading)]
         rows["label"], note = place.name_codes(rows["label"], strict=True)
         return SourceTable(rows, describe_layout(place.folder, reading), "", [*notes, *note])
 
@@ -303,11 +301,12 @@ def describe_layout(folder: Path, reading: FolderReading) -> str:
     return f"one folder per class in {quoted_list(parent.name for parent, _ in parents)}, {folder}"
 
 
-def folder_notes(folder: Path, reading: FolderReading) -> Iterator[str]:
-    """Yield sentences about everything in the folder that is ignored, and about empty class folders."""
-    parents = [folder / parent for parent, _ in reading.parents]
+def folder_notes(place: Place, reading: FolderReading) -> Iterator[str]:
+    """Yield sentences about everything in the place that is ignored, and about empty class folders."""
+    parents = [place.folder / parent for parent, _ in reading.parents]
+    listing = {folder: (images, others) for folder, images, others in place.folders}
     if reading.parents[0][1] is not None:
-        top = folder / reading.top if reading.top else folder
+        top = place.folder / reading.top
         noted = " ".join(reading.notes)
         unused = [path for path in subfolders(top) if not any(path == p or path in p.parents for p in parents)]
         ignored = [path.name for path in unused if f"{path.name}/" not in noted and holds_images(path)]
@@ -315,23 +314,15 @@ def folder_notes(folder: Path, reading: FolderReading) -> Iterator[str]:
             yield f"images in {quoted_list(unlabeled, 3)} are ignored, as they are in no class folders"
         if others := [name for name in ignored if name not in unlabeled]:
             yield f"images in {quoted_list(others, 3)} are ignored, as the name is not that of a split"
-    if loose := sum(has_image_name(path.name) for parent in parents for path in list_entries(parent)):
-        yield f"{loose:,} {'image' if loose == 1 else 'images'} outside of class folders ignored"
+    if loose := sum(len(listing[str(parent)][0]) for parent in parents):
+        yield f"{format_count(loose, 'image')} outside of class folders ignored"
     class_folders = [path for parent in parents for path in subfolders(parent)]
     if empty := [path.name for path in class_folders if not holds_images(path)]:
         yield f"no images in {quoted_list(empty, 3)}"
-    if others := [path.name for path in other_files(class_folders)]:
-        yield f"{len(others):,} other {'file' if len(others) == 1 else 'files'} ignored: {quoted_list(others, 3)}"
+    if others := [name for path in class_folders for name in listing.get(str(path), ([], []))[1]]:
+        yield f"{format_count(len(others), 'other file')} ignored: {quoted_list(others, 3)}"
 
 
 def holds_images(folder: Path) -> bool:
     """Whether there are images anywhere below a folder."""
     return next(images_below(folder), None) is not None
-
-
-def other_files(class_folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the visible files in the class folders that are not images."""
-    for class_folder in class_folders:
-        for path in list_entries(class_folder):
-            if not has_image_name(path.name) and not path.name.startswith(".") and path.is_file():
-                yield path

@@ -117,25 +117,24 @@ class Place:
         self._json: dict[Path, Any] = {}
 
     @cached_property
-    def folders(self) -> list[tuple[str, list[str]]]:
-        """The visible folders, with the names of their visible files."""
-        return list(walk(str(self.folder)))
+    def folders(self) -> list[tuple[str, list[str], list[str]]]:
+        """The visible folders, with the names of their images and of their other visible files."""
+        listing = []
+        for folder, names in walk(str(self.folder)):
+            images = [name for name in names if has_image_name(name)]
+            others = set(names).difference(images)
+            listing.append((folder, images, sorted(others)))
+        return listing
 
     @cached_property
     def images(self) -> list[str]:
         """Absolute paths of all images below the folder."""
-        return [
-            check_name(os.path.join(folder, name))
-            for folder, names in self.folders
-            for name in names
-            if has_image_name(name)
-        ]
+        return [check_name(os.path.join(folder, name)) for folder, names, _ in self.folders for name in names]
 
     @cached_property
     def images_by_folder(self) -> Counter[str]:
         """The number of images directly in each folder, by its path relative to the place, which itself is `.`."""
-        counts = {folder: sum(map(has_image_name, names)) for folder, names in self.folders}
-        return Counter({self.relative(folder): count for folder, count in counts.items() if count})
+        return Counter({self.relative(folder): len(names) for folder, names, _ in self.folders if names})
 
     @cached_property
     def files(self) -> list[Path]:
@@ -144,10 +143,7 @@ class Place:
             return [self.path]
         deepest = len(self.folder.parts) + MAX_DEPTH
         files = [
-            Path(folder, name)
-            for folder, names in self.folders
-            for name in names
-            if folder.count(os.sep) < deepest and not has_image_name(name)
+            Path(folder, name) for folder, _, names in self.folders for name in names if folder.count(os.sep) < deepest
         ]
         return sorted(files, key=lambda path: (len(path.parts), str(path)))
 
@@ -212,11 +208,9 @@ class Place:
 
     def relative(self, path: str | Path) -> str:
         """Return a path below the place as text, relative to it and with `/`."""
-        prefix = f"{self.folder}{os.sep}"
-        text = str(path)
-        return (text[len(prefix) :] if text.startswith(prefix) else os.path.relpath(text, self.folder)).replace(
-            os.sep, "/"
-        )
+        text, prefix = str(path), f"{self.folder}{os.sep}"
+        inside = text[len(prefix) :] if text.startswith(prefix) else os.path.relpath(text, self.folder)
+        return inside.replace(os.sep, "/")
 
 
 def make_rows(paths: Iterable[str], labels: Iterable[Any], splits: Iterable[str | None] | str | None) -> pd.DataFrame:

@@ -15,8 +15,15 @@ from baseline.errors import DataError, first_line
 from baseline.system import free_memory_bytes
 
 __all__ = [
-    "ROW_BYTES", "TABLE_SUFFIXES", "cell_to_text", "column_as_text", "detect_text_format", "is_table", "read_header", "read_table",
-]  # fmt: skip
+    "ROW_BYTES",
+    "TABLE_SUFFIXES",
+    "cell_to_text",
+    "column_as_text",
+    "detect_text_format",
+    "is_table",
+    "read_header",
+    "read_table",
+]
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".ndjson")
