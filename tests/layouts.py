@@ -433,6 +433,60 @@ def fruits(folder: Path) -> None:
     (folder / "fruits/readme.md").write_text("x")
 
 
+@layout(classes={"oak": 4, "pine": 4}, says=("1 image in 'results', beside the class folders, ignored",))
+def results_beside_the_data(folder: Path) -> None:
+    save(folder, *(f"dataset/{['oak', 'pine'][n % 2]}/{n}.jpg" for n in range(8)), "results/plot.png")
+
+
+@layout(classes={"oak": 4, "pine": 4}, says=("8 images in 'segmentations', beside",))
+def segmentations_beside_the_images(folder: Path) -> None:
+    for part in ("images", "segmentations"):
+        save(folder, *(f"{part}/{['oak', 'pine'][n % 2]}/{n}.png" for n in range(8)))
+
+
+@layout(error=r"contains 'color', 'grayscale', 'segmented', which hold the same class folders\. Give one of them")
+def three_versions_of_all_images(folder: Path) -> None:
+    for part in ("color", "grayscale", "segmented"):
+        save(folder, *(f"plants/{part}/{['oak', 'pine'][n % 2]}/{n}.png" for n in range(8)))
+
+
+@layout(classes={"photos": 4, "paintings": 4})
+def classes_named_like_containers(folder: Path) -> None:
+    save(folder, *(f"{['photos', 'paintings'][n % 2]}/{n % 4}/{n}.png" for n in range(8)))
+
+
+@layout(classes={"a": 6, "b": 6}, splits={"train": 8, "valid": 4}, says=("splits from folds.csv",))
+def table_of_folds_beside(folder: Path) -> None:
+    save(folder, *(f"train/{n}.png" for n in range(12)))
+    write_csv(folder / "train.csv", [("id", "label"), *((n, "ab"[n % 2]) for n in range(12))])
+    write_csv(folder / "folds.csv", [("id", "fold"), *((n, n % 3) for n in range(12))])
+
+
+@layout(error=r"'text' has another text in each row\. Give --label-col COLUMN")
+def captions_only(folder: Path) -> None:
+    save(folder, *(f"train/{n}.png" for n in range(12)))
+    write_csv(
+        folder / "train/metadata.csv", [("file_name", "text"), *((f"{n}.png", f"picture {n}") for n in range(12))]
+    )
+
+
+@layout(error=r"has 3 columns of 0 and 1 \('Focus', 'Eyes', 'Face'\) and the numbers of 'Pawpularity'")
+def flags_and_a_number(folder: Path) -> None:
+    save(folder, *(f"train/{n:032x}.jpg" for n in range(40)))
+    rows = [(f"{n:032x}", 0, n % 2, int(n % 3 > 0), 1 + 2 * n) for n in range(40)]
+    write_csv(folder / "train.csv", [("Id", "Focus", "Eyes", "Face", "Pawpularity"), *rows])
+
+
+@layout(classes={"n01": 6, "n02": 6}, splits={"train": 8, "valid": 4}, says=("the classes of boxes",))
+def solutions_with_boxes(folder: Path) -> None:
+    train = [f"{['n01', 'n02'][n % 2]}/{['n01', 'n02'][n % 2]}_{n}" for n in range(8)]
+    save(folder, *(f"Data/train/{name}.JPEG" for name in train), *(f"Data/val/val_{n:08}.JPEG" for n in range(4)))
+    rows = [(name.rpartition("/")[2], f"{name[:3]} 1 2 3 4") for name in train]
+    write_csv(folder / "LOC_train_solution.csv", [("ImageId", "PredictionString"), *rows])
+    rows = [(f"val_{n:08}", f"{['n01', 'n02'][n % 2]} 1 2 30 4 ") for n in range(4)]
+    write_csv(folder / "LOC_val_solution.csv", [("ImageId", "PredictionString"), *rows])
+
+
 # tables given as a file
 
 

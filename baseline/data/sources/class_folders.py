@@ -160,6 +160,7 @@ def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
         insist: take every folder as a class, even one that is named like a split.
     """
     folder = "" if insist and not tree.direct[""] and len(tree.children[""]) > 1 else enter(tree, "")
+    notes = note_beside(tree, folder)
     splits = [] if insist else split_folders(tree, folder)
     if splits and not any(split == "train" for _, split in splits):
         if len(splits) == len(tree.children[folder]):
@@ -168,9 +169,11 @@ def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
             return FolderReading([(folder, None)], problem=problem)
         splits = []
     if not splits:
-        return read_unsplit(tree, folder, insist)
+        reading = read_unsplit(tree, folder, insist)
+        reading.notes += notes
+        return reading
     parents = [(enter(tree, path), split) for path, split in splits]
-    reading = FolderReading(list(parents), top=folder)
+    reading = FolderReading(list(parents), top=folder, notes=notes)
     classes = {Path(path).name for parent, split in parents if split == "train" for path in tree.below(parent)}
     for parent, split in parents:
         labels = tree.below(parent)
@@ -189,27 +192,37 @@ def is_unlabeled(name: str) -> bool:
 
 
 def enter(tree: FolderTree, folder: str) -> str:
-    """Descend while all images are in one folder that contains folders itself, or in one among containers."""
-    while tree.has_folders(folder) and not tree.direct[folder]:
-        inside = [path for path in tree.below(folder) if tree.has_folders(path)]
+    """Descend while all class folders are in one folder: the only one, or one such as `images` beside others."""
+    while not tree.direct[folder] and (inside := [path for path in tree.below(folder) if tree.has_folders(path)]):
         children = tree.below(folder)
-        if len(children) > 1 and not holds_masks(children, inside):
-            break
-        if len(inside) != 1 or Path(inside[0]).name.lower() in SPLIT_NAMES:
-            images = [path for path in inside if split_words(Path(path).name) != []
-                      and set(split_words(Path(path).name)) <= CONTAINERS]  # fmt: skip
-            if len(images) != 1 or len(children) == 1:
+        if len(children) > 1:
+            inside = [path for path in inside if is_container(path)]
+            beside = [path for path in children if path not in inside]
+            if any(tree.has_folders(path) and not generic_names([Path(path).name]) for path in beside):
                 break
-            inside = images
+            if any(split_from_name(Path(path).name) and tree.has_folders(path) for path in beside):
+                break
+        if len(inside) != 1 or Path(inside[0]).name.lower() in SPLIT_NAMES:
+            break
         folder = inside[0]
     return folder
 
 
-def holds_masks(children: Sequence[str], inside: Sequence[str]) -> bool:
-    """Whether folders are one container of class folders, and others of masks or the like beside it."""
-    names = [Path(path).name for path in children]
-    splits = [name for name in names if split_from_name(name)]
-    return bool(inside) and not splits and generic_names(names) == set(names)
+def is_container(path: str) -> bool:
+    """Whether a folder's name says that it holds all images."""
+    words = set(split_words(Path(path).name))
+    return bool(words) and words <= CONTAINERS
+
+
+def note_beside(tree: FolderTree, folder: str) -> list[str]:
+    """Return a note on images in folders beside the one that was entered, and beside those above it."""
+    beside = []
+    while folder:
+        above = folder.rpartition("/")[0]
+        beside += [path for path in tree.below(above) if path != folder]
+        folder = above
+    count = format_count(sum(tree.total[path] for path in beside), "image")
+    return [f"{count} in {quoted_list(beside, 3)}, beside the class folders, ignored"] if beside else []
 
 
 def split_folders(tree: FolderTree, folder: str) -> list[tuple[str, str]]:

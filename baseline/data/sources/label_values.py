@@ -106,7 +106,7 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
         return LabelValues(labels)
     delimiter_name = DELIMITERS.get(delimiter, repr(delimiter))
     summary = "" if delimiter == SEPARATOR else f"several per image, separated by {delimiter_name}"
-    summary += "" if settings.label_delim or not summary else " (--task single takes each text as one label)"
+    summary += "" if settings.label_delim or not summary else "; --task single takes each text as one label"
     return LabelValues(labels.map(lambda text: join_labels(text.split(delimiter))), summary)
 
 
