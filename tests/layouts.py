@@ -556,7 +556,7 @@ LAYOUTS["ages_in_bins"] = Layout(
     classes={"x": 10, "y": 10},
     splits={"train": 16, "valid": 4},
     target="train_folds.csv",
-    says=("'kfold': 0 is valid",),
+    says=("fold 0 of 'kfold' is the valid split",),
 )
 def column_of_folds(folder: Path) -> None:
     save(folder, *(f"train/{n}.jpg" for n in range(20)))

@@ -287,11 +287,8 @@ def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
     classes = reading.classes
     generic = generic_names(classes)
     if len(generic) == len(classes):
-        one = len(generic) == 1
-        return (
-            0.1,
-            f"which look{'s' if one else ''} like {'a split or a part' if one else 'splits or parts'}, not classes",
-        )
+        one = "which looks like a split or a part, not a class"
+        return 0.1, one if len(generic) == 1 else "which look like splits or parts, not classes"
     if len(classes) == 1:
         return 0.2, "which is a single class"
     if len(classes) > images / 2 and images > 9:

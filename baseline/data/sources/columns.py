@@ -184,10 +184,10 @@ def read_splits(frame: pd.DataFrame, column: str, name: str) -> tuple[pd.Series,
     splits = lower.map(values or SPLIT_VALUES).astype(object).where(lower != "", None)
     named = {key: value for key, value in values.items() if SPLIT_VALUES.get(key) != value}
     listed = ", ".join(f"{key} is {value}" for key, value in sorted(named.items()))
-    note = f"'{column}': {listed}" if named else ""
-    if column_key(column) in FOLD_COLUMN_NAMES:
-        note += "; --split kfold:K makes folds of its own"
-    return splits, note
+    if column_key(column) in FOLD_COLUMN_NAMES and values:
+        first = next(key for key, value in values.items() if value == "valid")
+        return splits, f"fold {first} of '{column}' is the valid split, the other folds are for training"
+    return splits, f"'{column}': {listed}" if named else ""
 
 
 def find_label_columns(frame: pd.DataFrame, used: Sequence[str], name: str) -> tuple[list[str], bool]:
