@@ -539,6 +539,20 @@ def paths_of_another_machine(folder: Path) -> None:
     write_csv(folder / "labels.csv", [("image", "label"), *rows])
 
 
+@layout(classes={"cat": 5, "dog": 5}, target="labels.csv", says=("labels.csv has no header",))
+def table_without_a_header(folder: Path) -> None:
+    save(folder, *(f"im/{n}.jpg" for n in range(10)))
+    write_csv(folder / "labels.csv", [(f"im/{n}.jpg", ["cat", "dog"][n % 2]) for n in range(10)])
+
+
+@layout(
+    error=r"10 of 10 images of labels.csv are not in .*: '0', '1', '2' .*Its images have names such as 'im/00000.jpg'"
+)
+def numbers_without_their_zeros(folder: Path) -> None:
+    save(folder, *(f"im/{n:05}.jpg" for n in range(10)))
+    write_csv(folder / "labels.csv", [("id", "label"), *((n, "ab"[n % 2]) for n in range(10))])
+
+
 @layout(error=r"'age' of table.csv holds 40 different numbers from 20 to 39.5 in 40 rows: that is regression.*--bins K",
         target="table.csv")  # fmt: skip
 def ages(folder: Path) -> None:
@@ -843,6 +857,14 @@ def json_of_labels(folder: Path) -> None:
 def json_records(folder: Path) -> None:
     save(folder, *(f"pics/{n}.jpg" for n in range(8)))
     write_json(folder / "export.json", [{"image": f"pics/{n}.jpg", "choice": ["cat", "dog"][n % 2]} for n in range(8)])
+
+
+@layout(classes={"cat": 8, "dog": 4}, several=True, target="min.json")
+def label_studio_records(folder: Path) -> None:
+    save(folder, *(f"{n}.jpg" for n in range(8)))
+    choices = ["cat", {"choices": ["cat", "dog"]}]
+    records = [{"image": f"s3://bucket/some/{n}.jpg", "id": n, "choice": choices[n % 2]} for n in range(8)]
+    write_json(folder / "min.json", records)
 
 
 # text files

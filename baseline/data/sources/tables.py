@@ -28,7 +28,7 @@ from baseline.data.sources.columns import (
     read_splits,
     splits_by_value,
 )
-from baseline.data.sources.folders import split_from_name
+from baseline.data.sources.folders import has_image_name, split_from_name
 from baseline.data.sources.label_values import join_flags, join_labels, read_label_values
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import column_as_text, read_table
@@ -106,6 +106,7 @@ def rows_from_table(
             labels, or a label is empty.
     """
     settings = settings or DataSettings()
+    frame, header_notes = restore_first_row(frame, name)
     frame = prepare_columns(frame, name, columns)
     folder = resolve_path(columns.image_dir) if columns.image_dir else folder
     if not folder.is_dir():
@@ -135,7 +136,7 @@ def rows_from_table(
     summary = [f"images from '{image}'", label_summary]
     summary += [f"groups from '{roles.group}'"] if roles.group else []
     summary += [f"splits from '{roles.split}'"] if roles.split else []
-    notes = [*finder.notes(), *notes, *label_notes, *([split_note] if split_note else [])]
+    notes = [*header_notes, *finder.notes(), *notes, *label_notes, *([split_note] if split_note else [])]
     rows = rows.reset_index(drop=True)
     return TableRows(rows, ", ".join(summary), notes, roles.usual, len(frame), tuple(roles.labels))
 
@@ -144,6 +145,17 @@ def split_of_table(name: str) -> str:
     """Return the word that the paths of a table's images contain if several images have the same name."""
     split = split_from_name(Path(name).stem)
     return {"valid": "val"}.get(split or "", split or "")
+
+
+def restore_first_row(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the frame with its column names as the first row if one of them is an image, and a note that says so."""
+    header = [str(column) for column in frame.columns]
+    if not any(has_image_name(column) for column in header):
+        return frame, []
+    columns = [f"column {number}" for number in range(1, len(header) + 1)]
+    first = pd.DataFrame([header], columns=columns, dtype=object)
+    rest = frame.set_axis(columns, axis=1)
+    return pd.concat([first, rest], ignore_index=True), [f"{name} has no header; its first line is read as a row"]
 
 
 def prepare_columns(frame: pd.DataFrame, name: str, columns: Columns) -> pd.DataFrame:

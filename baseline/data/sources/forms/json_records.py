@@ -75,6 +75,13 @@ def frame_of(content: Any) -> pd.DataFrame | None:
             content = [{"image": name, **value} for name, value in content.items()]
     if not isinstance(content, list) or not content or not all(isinstance(record, dict) for record in content):
         return None
-    if any(isinstance(value, dict) for record in content[:20] for value in record.values()):
+    records = [{key: plain_choices(value) for key, value in record.items()} for record in content]
+    if any(isinstance(value, dict) for record in records for value in record.values()):
         return None
-    return pd.DataFrame(content, dtype=object)
+    return pd.DataFrame(records, dtype=object)
+
+
+def plain_choices(value: Any) -> Any:
+    """Return the list in an object that holds nothing else, such as `{"choices": ["cat", "dog"]}`."""
+    inner = list(value.values()) if isinstance(value, dict) else []
+    return inner[0] if len(inner) == 1 and isinstance(inner[0], list) else value

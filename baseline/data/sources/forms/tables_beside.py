@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from baseline.data.sources.columns import find_image_column, find_split_column, read_splits
+from baseline.data.sources.columns import (
+    IMAGE_COLUMN_NAMES,
+    LABEL_COLUMN_NAMES,
+    find_image_column,
+    find_named_column,
+    find_split_column,
+    read_splits,
+)
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable, columns_of
 from baseline.data.sources.match_images import ImageFinder
@@ -162,6 +169,8 @@ def is_described(place: Place, path: Path) -> bool:
     except DataError:
         return True
     if place.settings.image_col in frame and place.settings.image_col:
+        return True
+    if find_named_column(frame, IMAGE_COLUMN_NAMES) and find_named_column(frame, LABEL_COLUMN_NAMES):
         return True
     finder = ImageFinder(place.folder, images=place.images)
     return any(finder.share(frame[column].head(20))[0] > 0.5 for column in frame.columns[:12]) or (
