@@ -287,6 +287,12 @@ def noisy_labels_beside_folders(folder: Path) -> None:
     write_csv(folder / "noisy.csv", rows)
 
 
+LAYOUTS["noisy_labels_by_name_of_the_column"] = Layout(
+    noisy_labels_beside_folders, {"n01": 6, "n02": 10}, {"train": 12, "valid": 4},
+    settings={"label_col": "noisy_labels_5"}, says=("labels from 'noisy_labels_5'",),
+)  # fmt: skip
+
+
 @layout(classes={"3": 6, "7": 10}, splits={"train": 12, "valid": 4}, says=("which divides the images alike",))
 def table_that_repeats_the_folders(folder: Path) -> None:
     rows: list[tuple[Any, ...]] = [("name", "label")]
@@ -485,6 +491,11 @@ def solutions_with_boxes(folder: Path) -> None:
     write_csv(folder / "LOC_train_solution.csv", [("ImageId", "PredictionString"), *rows])
     rows = [(f"val_{n:08}", f"{['n01', 'n02'][n % 2]} 1 2 30 4 ") for n in range(4)]
     write_csv(folder / "LOC_val_solution.csv", [("ImageId", "PredictionString"), *rows])
+
+
+@layout(classes={"label_0": 4, "label_1": 4})
+def classes_that_are_labels(folder: Path) -> None:
+    save(folder, *(f"label_{n % 2}/{n}.png" for n in range(8)))
 
 
 # tables given as a file

@@ -36,6 +36,10 @@ GENERIC_NAMES = frozenset(
 """Words of which the names of folders consist that hold images of any class, in lower case."""
 
 
+PART_NAMES = CONTAINERS | frozenset(SPLIT_NAMES) | {"batch", "chunk", "part", "parts"}
+"""Words that say of folders that differ in a number only that they are parts of one whole."""
+
+
 @dataclass
 class FolderReading:
     """Where the class folders are."""
@@ -132,19 +136,14 @@ def generic_names(names: Iterable[str]) -> set[str]:
 
     >>> sorted(generic_names(["train", "test1", "cats"])), sorted(generic_names(["skin_images_1", "skin_images_2"]))
     (['test1', 'train'], ['skin_images_1', 'skin_images_2'])
-    >>> generic_names(["class_1", "class_2"]), generic_names(["0", "1"])
-    (set(), set())
+    >>> generic_names(["class_1", "class_2"]), generic_names(["0", "1"]), generic_names(["label_a", "label_b"])
+    (set(), set(), set())
     """
-    words = {name: split_words(name) for name in names}
-    shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
-    generic = set()
-    for name, parts in words.items():
-        own = [part for part in parts if part not in shared]
-        if all(part in GENERIC_NAMES for part in parts) or (
-            all(part in GENERIC_NAMES for part in own) and (own or shared & GENERIC_NAMES)
-        ):
-            generic.add(name) if parts else None
-    return generic
+    words = {name: set(split_words(name)) for name in names}
+    shared = set.intersection(*words.values()) if len(words) > 1 else set()
+    if shared & PART_NAMES:
+        return {name for name, parts in words.items() if parts - shared <= GENERIC_NAMES}
+    return {name for name, parts in words.items() if parts - shared and parts - shared <= GENERIC_NAMES}
 
 
 def split_words(name: str) -> list[str]:

@@ -56,7 +56,7 @@ def read_place(place: Place) -> SourceTable:
     Raises:
         DataError: if no source fits, or two fit equally well; the message names the options.
     """
-    forced = place.settings.source
+    forced = place.settings.source or ("names" if place.settings.label_from else "")
     sources = all_sources()
     known = [name for name, source in sources.items() if source.example]
     if forced and forced not in known:

@@ -10,6 +10,7 @@ import pandas as pd
 from baseline.data.sources.columns import (
     IMAGE_COLUMN_NAMES,
     LABEL_COLUMN_NAMES,
+    Columns,
     find_image_column,
     find_named_column,
     find_split_column,
@@ -81,7 +82,8 @@ class TablesBesideImages(ImageTable):
         listed = sum(candidate.rows.listed for candidate in reading.used if candidate.rows)
         found = sum(len(candidate.rows.table) for candidate in reading.used if candidate.rows)
         share = coverage(place, reading)
-        strength = min(1.0, reading.used[0].strength) * (0.5 + 0.5 * share)
+        named = columns_of(place.settings) != Columns()  # and the table has them, or it could not be read
+        strength = 1.0 if named else min(1.0, reading.used[0].strength) * (0.5 + 0.5 * share)
         names = describe_names(place, reading)
         where = common_folder(place, reading)
         reason = f"{found:,} of {listed:,} rows are files below {where}"
