@@ -1072,3 +1072,41 @@ def archives_inside(folder: Path) -> None:
 @layout(error=r"It holds 'images\.npz', arrays: save each image as a PNG file")
 def arrays(folder: Path) -> None:
     (folder / "images.npz").write_bytes(b"PK")
+
+
+# settings
+
+LAYOUTS["rare_tags_left_out"] = Layout(
+    satellite_tags, {"clear": 8, "haze": 8, "primary": 16}, several=True, settings={"min_per_class": 5},
+    says=("3 classes of fewer than 5 images left out of the labels",),
+)  # fmt: skip
+LAYOUTS["rare_tags_joined"] = Layout(
+    satellite_tags, {"clear": 8, "haze": 8, "primary": 16, "rare": 8}, several=True,
+    settings={"min_per_class": 5, "other": "rare"},
+)  # fmt: skip
+LAYOUTS["no_gaps_allowed"] = Layout(
+    rows_with_gaps, target="table.csv", settings={"missing": "error"}, error="1 of 40 images of table.csv are not in"
+)
+LAYOUTS["unknown_encoding"] = Layout(
+    western_encoding, target="labels.csv", settings={"encoding": "klingon"}, error="There is no encoding 'klingon'"
+)
+LAYOUTS["wrong_encoding"] = Layout(
+    western_encoding, target="labels.csv", settings={"encoding": "utf-8"}, error=r"is not utf-8: .*another --encoding"
+)
+LAYOUTS["bins_of_texts"] = Layout(
+    windows_paths,
+    target="labels.tsv",
+    settings={"bins": 3},
+    error="--bins needs numbers, and 'label' .*'x', 'y'",
+)
+LAYOUTS["delimiter_that_does_not_occur"] = Layout(
+    windows_paths, target="labels.tsv", settings={"label_delim": "|"},
+    error=r"No label in 'label' of labels.tsv contains '\|'. Give another --label-delim, or leave it out",
+)  # fmt: skip
+
+
+@layout(classes={"Cat": 8, "Dog": 4}, several=True, settings={"task": "multilabel"})
+def labels_of_an_image_in_several_rows(folder: Path) -> None:
+    save(folder, *(f"{n}.jpg" for n in range(8)))
+    rows = [(n, "Cat") for n in range(8)] + [(n, "Dog") for n in range(1, 8, 2)]
+    write_csv(folder / "labels.csv", [("ImageID", "LabelName"), *rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
+from baseline.data.sources.cached_images import cached_images
 from baseline.data.sources.columns import find_label_columns
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.label_values import read_label_values
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
 from baseline.data.sources.read_table import cell_to_text
+from baseline.data.sources.tables import check_column_exists
 from baseline.errors import DataError, format_count
-from baseline.files import atomic_folder, cache_home
 
 __all__ = ["ParquetImages"]
 
@@ -53,7 +53,9 @@ class ParquetImages(Source):
         tables, summary = [], ""
         for shard in shards:
             facts = write_shard_images(shard)
-            columns, _ = find_label_columns(facts.drop(columns="file"), (), shard.path.name)
+            named = place.settings.label_col
+            check_column_exists(facts, named, shard.path.name, "label")
+            columns = [named] if named else find_label_columns(facts.drop(columns="file"), (), shard.path.name)[0]
             values = read_label_values(facts[columns[0]], columns[0], place.settings, shard.path.name)
             labels = values.labels
             if names := shard.names.get(columns[0]):
@@ -108,26 +110,25 @@ def read_schema(path: Path) -> Shard | None:
 
 def write_shard_images(shard: Shard) -> pd.DataFrame:
     """Write the images of a file into the cache, once, and return its other columns with the column `file`."""
-    stat = shard.path.stat()
-    key = hashlib.sha256(f"{shard.path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    folder = cache_home() / "parquet" / f"{shard.path.stem}-{key}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as work:
-            facts: dict[str, list[Any]] = defaultdict(list)
-            for number, row in enumerate(read_rows(shard)):
-                cell = row.pop(shard.image)
-                content = cell.get("bytes") if isinstance(cell, dict) else cell
-                if not content:
-                    raise DataError(f"{shard.path.name} has no image in row {number + 1}. Correct the file.")
-                name = f"{number:07}.{ending_of(content)}"
-                (work / name).write_bytes(content)
-                facts["file"].append(name)
-                for column, value in row.items():
-                    facts[column].append(cell_to_text(value))
-            pd.DataFrame(facts).to_csv(work / "images.csv", index=False)
+    folder = cached_images("parquet", shard.path, lambda work: write_images_of(shard, work))
     frame = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     return frame.assign(file=[str(folder / name) for name in frame["file"]])
+
+
+def write_images_of(shard: Shard, work: Path) -> None:
+    """Write the images of a file into a folder, and its other columns as `images.csv`."""
+    facts: dict[str, list[Any]] = defaultdict(list)
+    for number, row in enumerate(read_rows(shard)):
+        cell = row.pop(shard.image)
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not content:
+            raise DataError(f"{shard.path.name} has no image in row {number + 1}. Correct the file.")
+        name = f"{number:07}.{ending_of(content)}"
+        (work / name).write_bytes(content)
+        facts["file"].append(name)
+        for column, value in row.items():
+            facts[column].append(cell_to_text(value))
+    pd.DataFrame(facts).to_csv(work / "images.csv", index=False)
 
 
 def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from baseline.data.sources.cached_images import cached_images
 from baseline.data.sources.columns import column_key, find_split_column, read_splits
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
 from baseline.data.sources.read_table import cell_to_text, detect_text_format
 from baseline.errors import DataError, format_count, quoted_list
-from baseline.files import atomic_folder, cache_home
 
 __all__ = ["Pixels"]
 
@@ -141,13 +140,7 @@ def write_images(table: PixelTable) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         DataError: if a cell is no number, or the pixels of a row are no square.
     """
-    stat = table.path.stat()
-    key = hashlib.sha256(f"{table.path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    folder = cache_home() / "pixels" / f"{table.path.stem}-{key}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as work:
-            save_table(table, work)
+    folder = cached_images("pixels", table.path, lambda work: save_table(table, work))
     facts = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     split = find_split_column(facts.drop(columns=["file", "label"]), ())
     splits, note = read_splits(facts, split, table.path.name) if split else (None, "")
