@@ -840,6 +840,17 @@ def voc_annotations(folder: Path) -> None:
         )
 
 
+@layout(classes={"beagle": 4, "pug": 4}, says=("not as PASCAL VOC XML",))
+def boxes_beside_class_folders(folder: Path) -> None:
+    for n in range(8):
+        name = f"{['beagle', 'pug'][n % 2]}/{n}"
+        save(folder, f"Images/{name}.jpg")
+        objects = "<object><name>dog</name></object>"
+        write_lines(
+            folder / f"Annotation/{name}.xml", [f"<annotation><filename>{n}.jpg</filename>{objects}</annotation>"]
+        )
+
+
 @layout(classes={"cat": 5, "dog": 8}, splits={"train": 8, "valid": 2}, several=True, says=("those of its boxes",))
 def yolo_with_data_yaml(folder: Path) -> None:
     for n in range(10):

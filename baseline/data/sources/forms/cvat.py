@@ -52,7 +52,7 @@ class PascalVoc(Source):
         evidence = annotation_evidence(place, "PASCAL VOC XML", Annotated(items, files[:1], place.folder, True))
         if evidence is None:
             return None
-        return Evidence(0.85 * evidence.strength, f"PASCAL VOC XML, {len(files):,} files", "", evidence.found)
+        return Evidence(0.7 * evidence.strength, f"PASCAL VOC XML, {len(files):,} files", "", evidence.found)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         return read_annotations(place, "PASCAL VOC XML", evidence.found)
