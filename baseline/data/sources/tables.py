@@ -143,8 +143,8 @@ def rows_from_table(
 
 def split_of_table(name: str) -> str:
     """Return the word that the paths of a table's images contain if several images have the same name."""
-    split = split_from_name(Path(name).stem)
-    return {"valid": "val"}.get(split or "", split or "")
+    split = split_from_name(Path(name).stem) or ("train" if "train" in name.lower() else "")
+    return {"valid": "val"}.get(split, split)
 
 
 def restore_first_row(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
