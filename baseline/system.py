@@ -7,8 +7,6 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-
 __all__ = ["bfloat16_instructions", "free_memory_bytes", "package_versions", "total_memory_bytes"]
 
 
@@ -59,6 +57,8 @@ def total_memory_bytes() -> int:
 
 def bfloat16_instructions() -> list[str]:
     """Return the names of the instruction sets that this CPU has for bfloat16."""
+    import torch
+
     units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
     return [name for name, is_supported in units.items() if is_supported()]
 

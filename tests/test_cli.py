@@ -117,7 +117,7 @@ def test_the_version_is_the_packages() -> None:
 def test_a_dry_run_says_five_lines_and_writes_nothing(images: Path) -> None:
     ended = call("run", str(images), "--dry-run")
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == [
-        "form", "columns", "classes", "splits", "notes",
+        "read as", "columns", "classes", "splits", "notes",
     ]  # fmt: skip
     assert ended.returncode == 0 and not list(Path().iterdir())
 

@@ -69,6 +69,26 @@ THIN_LAYER = (
 CORE = ("recipe", "data", "vision", "training", "evaluation", "runs", "make")
 LEAVES = ("cli", "experiments", "deploy", "report", "inference", "parallel/executor.py", "training/loggers.py")
 
+SOURCES = "data/sources"
+CORE_SOURCES = [
+    "class_folders",
+    "columns",
+    "folders",
+    "image_tables",
+    "label_values",
+    "match_images",
+    "place",
+    "read_table",
+    "registry",
+    "tables",
+]
+"""What reads class folders and a table file. Every other module of `SOURCES` can be removed."""
+
+
+def is_removable_source(path: Path) -> bool:
+    name = str(path.relative_to(PACKAGE))
+    return name.startswith(SOURCES) and path.stem not in (*CORE_SOURCES, "__init__")
+
 
 def code_lines(path: Path) -> int:
     """Number of lines of code, without docstrings, comments and blank lines."""
@@ -91,7 +111,8 @@ def test_the_thin_layer_is_read_in_one_sitting() -> None:
 
 def test_the_core_stays_small() -> None:
     leaves = [PACKAGE / name for name in LEAVES]
-    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and path not in leaves) <= 8_000
+    core = [path for path in MODULES if wing_of(path) in CORE and path not in leaves and not is_removable_source(path)]
+    assert sum(map(code_lines, core)) <= 8_000
     assert max(path.read_text().count("\n") for path in MODULES) <= 600
 
 
@@ -125,6 +146,59 @@ def test_the_core_works_without(leaf: str, images: Path, tmp_path: Path) -> None
     command = [sys.executable, str(script), str(tmp_path / "copy"), str(images)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_core_reads_folders_and_tables_without_other_sources(images: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(PACKAGE, tmp_path / "copy" / "baseline")
+    shutil.copytree(recipes_folder(), tmp_path / "copy" / "recipes")
+    for name in LEAVES:
+        (shutil.rmtree if (copy / name).is_dir() else Path.unlink)(copy / name)
+    for path in filter(is_removable_source, MODULES):
+        (copy / path.relative_to(PACKAGE)).unlink()
+    shutil.rmtree(copy / SOURCES / "forms")
+    rows = [f"{path},{path.parent.name}" for path in sorted(images.rglob("*.jpg"))]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    script = tmp_path / "script.py"
+    table = "assert baseline.image_table('table.csv')['label'].nunique() == 2\n"
+    script.write_text(CORE_RUN + table)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
+    command = [sys.executable, str(script), str(tmp_path / "copy"), str(images)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ended.returncode == 0, ended.stderr
+
+
+FORMS = sorted((PACKAGE / SOURCES / "forms").glob("[a-z]*.py"))
+
+
+def test_a_form_can_be_removed_alone(tmp_path: Path) -> None:
+    copy = shutil.copytree(PACKAGE, tmp_path / "copy" / "baseline")
+    script = (
+        "import sys; from baseline.data.sources.registry import all_sources; all_sources.cache_clear();"
+        "print(*all_sources())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
+
+    def names() -> set[str]:
+        command = [sys.executable, "-B", "-c", script]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split())
+
+    everything = names()
+    assert {"folders", "table", "names", "coco", "pixels"} <= everything
+    for form in FORMS[:2]:
+        moved = (copy / SOURCES / "forms" / form.name).rename(tmp_path / form.name)
+        assert names() < everything
+        moved.rename(copy / SOURCES / "forms" / form.name)
+
+
+def test_reading_images_loads_no_torch(images: Path) -> None:
+    code = (
+        "import sys; from baseline.cli.app import app; sys.argv = ['baseline', *sys.argv[1:]];"
+        "app(standalone_mode=False);"
+        "print([name for name in ('torch', 'fastai', 'sklearn', 'matplotlib') if name in sys.modules])"
+    )
+    for words in (["run", str(images), "--dry-run"], ["audit", str(images), "--quiet"]):
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        assert ended.stdout.splitlines()[-1] == "[]", ended.stdout
 
 
 def test_light_modules_load_nothing_heavy() -> None:

@@ -120,7 +120,8 @@ def test_table_that_cannot_be_trained_on_can_be_audited(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "a/2.png", "b/1.png", "B/1.png", "ant/1.png", "ant/2.png", "Ant/1.png", "Ant/2.png")
     table = image_table(tmp_path)
     assert table.attrs["source"]["notes"] == [
-        "classes 'B', 'b' have only one image; at least two are needed for training",
+        "classes 'B', 'b' have only one image; at least two are needed for training "
+        "(--min-per-class 2 leaves out, --other NAME joins such classes)",
         "'Ant', 'ant' differ only in case", "'B', 'b' differ only in case",
     ]  # fmt: skip
     assert "tiny classes" in set(baseline.audit(table).findings["finding"])

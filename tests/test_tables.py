@@ -185,8 +185,10 @@ def test_invalid_table_is_rejected(forest: Path, kind: str, message: str) -> Non
 
 
 def test_unknown_encoding_is_rejected_with_its_position(forest: Path) -> None:
-    (forest / "a.csv").write_bytes("image,label\noak/o 1.jpg,Bäume\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0xe4 in line 2\)"):
+    labels = ["樫", "樫", "樫", "松", "松", "松"]
+    rows(forest).assign(label=labels).to_csv(forest / "a.csv", index=False, encoding="utf-8")
+    (forest / "a.csv").write_bytes((forest / "a.csv").read_text("utf-8").replace("ö3", "o2").encode("shift_jis"))
+    with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0x8a in line 2\).*give --encoding"):
         image_table(forest / "a.csv")
     (forest / "b.csv").write_bytes(b"")
     with pytest.raises(DataError, match="is empty"):
@@ -261,7 +263,7 @@ def test_source_summary_has_five_lines(forest: Path) -> None:
     (forest / "oak" / "notes.txt").write_text("")
     (forest / "empty").mkdir()
     lines = summarize_source(image_table(forest))
-    assert [line.split(":")[0] for line in lines] == ["form", "columns", "classes", "splits", "notes"]
+    assert [line.split(":")[0] for line in lines] == ["read as", "columns", "classes", "splits", "notes"]
     assert "6 images in 2 classes: oak 3, pine 3" in lines[2]
     assert "no images in 'empty'" in lines[4] and "1 other file ignored: 'notes.txt'" in lines[4]
 

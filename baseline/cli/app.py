@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command
+from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command, sources_command
 from baseline.cli.doctor import doctor_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
 from baseline.cli.results import compare_command, report_command, runs_command
@@ -39,7 +39,7 @@ COMMANDS = (
     *(run_command, predict_command, serve_command, compare_command, runs_command, report_command),
     *(audit_command, clean_command, filter_command, ladder_command, curve_command, submit_command),
     *(export_command, import_command, push_command, bundle_command, check_command),
-    *(recipes_command, copy_command, doctor_command),
+    *(sources_command, recipes_command, copy_command, doctor_command),
 )
 for command in COMMANDS:
     app.command(command.__name__.removesuffix("_command"))(command)

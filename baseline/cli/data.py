@@ -1,4 +1,4 @@
-"""The commands that look at images and recipes: `audit`, `filter`, `recipes` and `copy`."""
+"""The commands that look at images and recipes: `audit`, `filter`, `sources`, `recipes` and `copy`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from baseline.cli.options import (
     parse_target,
     print_table,
     recipe_options,
+    without_device,
 )
 from baseline.errors import OutputError
 from baseline.recipe.load import load_recipe, recipe_names, recipes_folder
@@ -54,7 +55,7 @@ def audit_command(
 
     images, recipe = parse_target(target)
     progress = make_progress(quiet)
-    chosen, table = load_images(images, recipe, progress=progress, **changes)
+    chosen, table = load_images(images, recipe, progress=progress, **without_device(images, recipe, changes))
     result = audit(table, grouped="group" in chosen.split.method, progress=progress)
     if as_json:
         print(to_json({"findings": result.findings.to_dict("records")}), end="")
@@ -126,6 +127,28 @@ def recipes_command() -> None:
         presets = ", ".join(["standard", *recipe.presets])
         measured = str(recipe.expected.get("words", "not yet"))
         table.add_row(name, recipe.title, *counts, recipe.model.arch, presets, measured)
+    print_table(table)
+
+
+def sources_command() -> None:
+    """List the forms in which images and labels are read, with an example of each.
+
+    Examples:
+
+    ```text
+    baseline sources
+    baseline run images/ --source folders --dry-run
+    ```
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from baseline.data.sources.registry import all_sources
+
+    table = Table("--source", "what it reads")
+    for name, source in all_sources().items():
+        if source.example:
+            table.add_row(name, Text(source.example))
     print_table(table)
 
 

@@ -33,7 +33,10 @@ from baseline.recipe.load import recipe_names
 if TYPE_CHECKING:
     from baseline.progress import Progress
 
-IMAGE_FIELDS = ("image_col", "label_col", "group_col", "split_col", "image_dir", "label_from")
+IMAGE_FIELDS = (
+    "image_col", "label_col", "group_col", "split_col", "image_dir", "label_from", "source", "label_delim", "bins",
+    "missing", "encoding", "min_per_class", "other",
+)  # fmt: skip
 
 EXPERIMENT_FIELDS = ("image_size", "images_per_class", "seed", *IMAGE_FIELDS, "task", "split", "split_file")
 

@@ -243,6 +243,16 @@ def parse_target(target: str) -> tuple[str | None, str]:
     raise RecipeError(f"{unknown_name('recipe', target, recipe_names())} There is no folder or file {target} either.")
 
 
+def without_device(images: str | None, recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes with a preset, where it does not matter to how images are read, so that no device is looked for."""
+    from baseline.recipe.choose import starting_recipe
+
+    start = starting_recipe(images, recipe)
+    data_fields = {name for name, (group, _) in LEAVES.items() if group in ("data", "split")}
+    matters = any(set(preset) & {"data", "split", *data_fields} for preset in start.presets.values())
+    return changes if matters or "preset" in changes else {**changes, "preset": "standard"}
+
+
 def data_place(data: Path, recipe: str, progress: Progress) -> str:
     """The place of the images that `--data` names: a named data set in any of its forms, or the folder itself."""
     from baseline.data.sources.datasets import DATASETS, dataset

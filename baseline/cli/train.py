@@ -24,6 +24,7 @@ from baseline.cli.options import (
     parse_target,
     print_table,
     recipe_options,
+    without_device,
 )
 from baseline.errors import OutputError, RecipeError
 from baseline.files import UNFINISHED_DIR
@@ -195,12 +196,14 @@ def _describe_images(images: str | None, recipe: str, changes: dict[str, Any]) -
     """What was read of the images, line by line."""
     from baseline.data.prepare import load_images
     from baseline.data.table import summarize_source
-    from baseline.experiments.repeats import describe_folds
     from baseline.progress import Progress
 
-    chosen, table = load_images(images, recipe, progress=Progress(), **changes)
-    folds = [describe_folds(table, chosen)] if "kfold" in chosen.split.method else []
-    return [*summarize_source(table), *folds]
+    chosen, table = load_images(images, recipe, progress=Progress(), **without_device(images, recipe, changes))
+    if "kfold" not in chosen.split.method:
+        return summarize_source(table)
+    from baseline.experiments.repeats import describe_folds
+
+    return [*summarize_source(table), describe_folds(table, chosen)]
 
 
 def _means_all_folds(recipe: str, split: str | None) -> bool:

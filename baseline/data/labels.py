@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ __all__ = [
     "classes_in",
     "explode_labels",
     "is_multilabel",
+    "is_whole_number",
     "label_matrix",
+    "order_classes",
     "predicted_labels",
     "rarest_label",
     "split_labels",
@@ -24,10 +27,28 @@ __all__ = [
 SEPARATOR = ";"
 """Separator between the labels of an image that has several."""
 
+NUMBER_OR_RANGE = re.compile(r"-?[0-9]+(\.[0-9]+)?( to -?[0-9]+(\.[0-9]+)?)?")
+
 
 def classes_in(table: pd.DataFrame, task: str = "auto") -> list[str]:
-    """Return the classes of an image table in alphabetical order."""
-    return sorted(explode_labels(table["label"], task).dropna().unique())
+    """Return the classes of an image table: numbers in numeric order, other names in alphabetical order."""
+    return order_classes(explode_labels(table["label"], task).dropna().unique())
+
+
+def order_classes(names: Iterable[str]) -> list[str]:
+    """Return class names in order: numbers and ranges of numbers by size, other names alphabetically.
+
+    >>> order_classes(["10", "9", "1"]), order_classes(["10 to 20", "2 to 10"]), order_classes(["b", "a10", "a9"])
+    (['1', '9', '10'], ['2 to 10', '10 to 20'], ['a10', 'a9', 'b'])
+    """
+    names = list(names)
+    numeric = bool(names) and all(map(NUMBER_OR_RANGE.fullmatch, names))
+    return sorted(names, key=lambda name: (float(name.split(" ")[0]), name)) if numeric else sorted(names)
+
+
+def is_whole_number(text: str) -> bool:
+    """Whether a text is a whole number from 0, in ASCII digits."""
+    return text.isascii() and text.isdigit()
 
 
 def binarize(labels: pd.Series, positive: str) -> pd.Series:

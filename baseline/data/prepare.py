@@ -103,18 +103,15 @@ def load_image_table(
 ) -> tuple[Recipe, pd.DataFrame]:
     """Read the image table, and resolve the recipe's `split` and `task` by it; add the reasons to `reasons`."""
     from baseline.data.labels import is_multilabel
-    from baseline.data.sources.tables import Columns
     from baseline.data.split import resolve_split
-    from baseline.data.table import image_table, summarize_source
+    from baseline.data.table import summarize_source, table_from_settings
 
-    data = recipe.data
-    columns = Columns(data.image_col, data.label_col, data.group_col, data.split_col, data.image_dir)
-    options = {"label_from": data.label_from, "task": data.task, "positive": data.positive}
-    table = image_table(images, columns=columns, **options, progress=progress)
+    ignored = recipe.split.method.partition(":")[0] in ("random", "group", "time")
+    table = table_from_settings(images, recipe.data, progress, keep_splits=not ignored)
     for line in summarize_source(table):
         progress.log(line)
     method, reasons["split"] = resolve_split(table, recipe)
-    task = "multilabel" if is_multilabel(table["label"], data.task) else "single"
+    task = "multilabel" if is_multilabel(table["label"], recipe.data.task) else "single"
     return recipe.changed(split=method, task=task), table
 
 

@@ -28,6 +28,13 @@ class RecipeChanges(TypedDict, total=False):
     split_col: str
     image_dir: str
     label_from: str
+    source: str
+    label_delim: str
+    bins: int
+    missing: Literal["auto", "drop", "error"]
+    encoding: str
+    min_per_class: int
+    other: str
     task: Literal["auto", "single", "multilabel"]
     positive: str
     images_per_class: int

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, cast
 from annotated_types import Interval, Predicate
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.recipe.data_settings import DataSettings
 from baseline.recipe.fields import (
-    IMAGES_PANEL,
     RUN_PANEL,
     SPLIT_METHODS,
     SPLIT_PANEL,
@@ -34,7 +34,6 @@ from baseline.recipe.fields import (
     Pixels,
     Text,
     Views,
-    as_paths,
     augmentation,
     is_budget,
     is_nonempty,
@@ -79,45 +78,6 @@ OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 """The fastai optimizer behind each name, with its settings. Weight decay is decoupled: fastai's Adam is AdamW."""
 
 SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Which images there are, and what their labels mean."""
-
-    dataset: Text = setting("", "Name of a data set, such as cifar10.", IMAGES_PANEL, flat="data")
-    """The named data set that the recipe is for; empty where the images are given."""
-    image_col: Text = setting("", "Column of a table that names the images.", IMAGES_PANEL)
-    """If empty, detected by column names and contents. The same applies to the next three fields."""
-    label_col: Text = setting(
-        "", "Column of the labels, or several columns of 0 and 1, separated by commas.", IMAGES_PANEL, common=True
-    )
-    group_col: Text = setting(
-        "", "Column that says which images belong together (one patient, one photographer).", IMAGES_PANEL
-    )
-    """A split keeps groups together where it is given, unless `split` says otherwise."""
-    split_col: Text = setting("", "Column that holds train, valid or test.", IMAGES_PANEL)
-    image_dir: PathText = setting(
-        "", "Folder of the images that a table names; the table's own folder by default.", IMAGES_PANEL, common=True
-    )
-    label_from: Text = setting("", "Regular expression that finds the label in an image's path.", IMAGES_PANEL)
-    task: Literal["auto", "single", "multilabel"] = setting(
-        "auto", "Whether an image has one label or several, separated by ';'.", IMAGES_PANEL
-    )
-    """`"auto"` is multi-label where a `;` occurs in a label."""
-    positive: Text = setting("", "Train one class against all others.", IMAGES_PANEL)
-    """The others become one class, `not NAME`; empty leaves the classes as they are."""
-    images_per_class: Annotated[int, Interval(ge=0, le=10**9), Needed("a whole number, 0 for all")] = setting(
-        0, "Train on a random subset with this many images per class; 0 takes all.", IMAGES_PANEL, common=True
-    )
-    fixes: Annotated[tuple[str, ...], Before(as_paths), Needed("a list of paths")] = setting(
-        (), "Tables of corrected labels, as baseline clean writes them.", IMAGES_PANEL
-    )
-    """They are applied in order to all images but those that the result is measured on."""
-    audit: Literal["tell", "strict", "none"] = setting(
-        "tell", "tell reports problems with the images, strict fails on leaks, none only drops unreadable files.",
-        IMAGES_PANEL,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -410,6 +370,8 @@ class Recipe:
             faults.append(f"expected is {self.expected!r}, needed: a table")
         if self.data.audit == "none" and self.split.leaks == "drop":
             faults.append("leaks is 'drop', which needs the audit that is left out")
+        if self.data.bins == 1:
+            faults.append("bins is 1, needed: a whole number from 2, 0 for none")
         if self.data.task == "multilabel" and self.training.class_balance != "none":
             faults.append("class_balance needs one label per image, and task is 'multilabel'")
         if self.data.task == "multilabel" and (self.training.loss != "cross_entropy" or self.training.label_smoothing):

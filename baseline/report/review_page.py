@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from baseline import __version__
+from baseline.data.labels import order_classes
 from baseline.files import write_atomic
 from baseline.progress import Progress
 from baseline.report.figures import ThumbnailCache
@@ -62,7 +63,7 @@ def write_review_page(
         "checked": len(issues),
         "suspected": int(issues["is_label_issue"].sum()),
         "conflicts": int((issues["conflict"] != "").sum()),
-        "classes": sorted(issues["given_label"].unique()),
+        "classes": order_classes(issues["given_label"].unique()),
         "missing": images.missing,
         "key": hashlib.sha256(issues.to_csv(index=False).encode()).hexdigest()[:16],
     }

@@ -165,10 +165,12 @@ def logger_config(recipe: Recipe, images: Any, table: pd.DataFrame) -> dict[str,
 
 def source_name(images: Any) -> str | None:
     """Return the name of a data set or an absolute path that identifies the images; None for a DataFrame."""
-    from baseline.data.sources.datasets import DATASETS
-    from baseline.data.sources.external import is_external
+    from baseline.data.sources.place import optional_module
 
-    if isinstance(images, str) and (images in DATASETS or is_external(images)):
+    datasets, external = optional_module("datasets"), optional_module("external")
+    if isinstance(images, str) and datasets and images in datasets.DATASETS:
+        return images
+    if isinstance(images, str) and external and external.is_external(images):
         return images
     return str(Path(images).expanduser().absolute()) if isinstance(images, str | Path) else None
 

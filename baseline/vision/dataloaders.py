@@ -140,7 +140,7 @@ def dataloaders(
 
     Inputs are `TensorImage`, N x 3 x image_size x image_size, float32, normalized as the recipe's weights expect.
     Targets are `TensorCategory`, N, int64, or, with `task = "multilabel"`, `TensorMultiCategory`, N x classes, float32,
-    0 or 1. The vocabulary is the table's classes in alphabetical order. Training batches are shuffled and augmented.
+    0 or 1. The vocabulary is the table's classes in order (`classes_in`). Training batches are shuffled and augmented.
 
     Args:
         table: an image table in which every image has a split.
@@ -261,7 +261,7 @@ def _datablock(
     return DataBlock(
         blocks=(
             TransformBlock(type_tfms=LoadImage(0 if item_tfms else recipe.decoded_size), batch_tfms=IntToFloatTensor),
-            MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes),
+            MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes, sort=False),
         ),
         get_x=ColReader("path"),
         get_y=LabelReader(classes, many),

@@ -1,4 +1,4 @@
-"""Find images in folders: one folder per class, with or without folders per split above them."""
+"""List images and folders, and recognize the names of splits."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
-
 from baseline.data.sources.read_table import TABLE_SUFFIXES
-from baseline.errors import DataError, quoted_list
+from baseline.errors import DataError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "SPLIT_NAMES",
-    "class_rows",
-    "describe_layout",
     "enter_single_folder",
-    "find_class_parents",
-    "find_tables",
-    "folder_notes",
     "has_image_name",
     "images_below",
+    "list_entries",
+    "split_from_name",
+    "subfolders",
+    "walk",
 ]
 
 
@@ -31,6 +28,10 @@ IMAGE_SUFFIXES = frozenset(
      ".webp"}
 )  # fmt: skip
 """File name endings of images, in lower case; names are compared without regard to case."""
+
+
+MAX_LEVELS = 40
+"""Number of folders in each other beyond which nothing is looked for."""
 
 
 SPLIT_NAMES = {
@@ -52,85 +53,15 @@ def enter_single_folder(folder: Path) -> Path:
     return folder
 
 
-def find_class_parents(folder: Path) -> list[tuple[Path, str | None]]:
-    """Return the folders that contain class folders, with their split (None if there are no splits).
+def split_from_name(name: str) -> str | None:
+    """Return the split that a name or a part of it stands for.
 
-    Raises:
-        DataError: if there are only folders of valid and test images.
+    >>> split_from_name("seg_train"), split_from_name("Val"), split_from_name("test1"), split_from_name("cats")
+    ('train', 'valid', 'test', None)
     """
-    splits = [(path, split_from_name(path)) for path in subfolders(folder)]
-    if any(split == "train" for _, split in splits):
-        return [(enter_single_folder(path), split) for path, split in splits if split]
-    if splits and all(split for _, split in splits):
-        names = quoted_list(path.name for path, _ in splits)
-        raise DataError(f"{folder} contains {names} and no training images. Add a folder train.")
-    return [(folder, None)]
-
-
-def split_from_name(folder: Path) -> str | None:
-    """Return the split of a folder of class folders, from its name or a part of it, as in `test_set` or `seg_train`."""
-    parts = [folder.name.lower(), *re.split(r"[\W_]+", folder.name.lower())]
-    split = next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
-    return split if split and subfolders(folder) else None
-
-
-def class_rows(parents: list[tuple[Path, str | None]]) -> pd.DataFrame:
-    """Return one row of path, label, split and group per image below the class folders."""
-    rows = [
-        (path, class_folder.name, split, None)
-        for parent, split in parents
-        for class_folder in subfolders(parent)
-        for path in images_below(class_folder)
-    ]
-    return pd.DataFrame(rows, columns=["path", "label", "split", "group"])
-
-
-def describe_layout(folder: Path, parents: list[tuple[Path, str | None]]) -> str:
-    if parents[0][1] is None:
-        return f"one folder per class, {folder}"
-    return f"one folder per class in {quoted_list(parent.name for parent, _ in parents)}, {folder}"
-
-
-def folder_notes(folder: Path, parents: list[tuple[Path, str | None]], tables: list[Path]) -> list[str]:
-    """Return sentences about everything in the folder that is ignored, and about empty class folders."""
-    notes = []
-    if tables:
-        names = quoted_list(table.name for table in tables)
-        notes.append(f"{names} {'is' if len(tables) == 1 else 'are'} not read; name the file to use its columns")
-    if parents[0][1] is not None:
-        used = {parent.relative_to(folder).parts[0] for parent, _ in parents}
-        unused = [path.name for path in subfolders(folder) if path.name not in used]
-        if ignored := [name for name in unused if next(images_below(folder / name), None)]:
-            notes.append(f"images in {quoted_list(ignored, 3)} are ignored, as the name is not that of a split")
-    if loose := sum(is_image_file(path) for parent, _ in parents for path in list_entries(parent)):
-        notes.append(f"{loose:,} {'image' if loose == 1 else 'images'} outside of class folders ignored")
-    class_folders = [path for parent, _ in parents for path in subfolders(parent)]
-    if empty := [path.name for path in class_folders if next(images_below(path), None) is None]:
-        notes.append(f"no images in {quoted_list(empty, 3)}")
-    if others := [path.name for parent, _ in parents for path in non_image_files(parent)]:
-        notes.append(
-            f"{len(others):,} other {'file' if len(others) == 1 else 'files'} ignored: {quoted_list(others, 3)}"
-        )
-    return notes
-
-
-def non_image_files(parent: Path) -> Iterator[Path]:
-    """Yield the visible files in the class folders that are not images."""
-    for class_folder in subfolders(parent):
-        for path in list_entries(class_folder):
-            if not is_image_file(path) and not path.name.startswith(".") and path.is_file():
-                yield path
-
-
-def is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def find_tables(folder: Path) -> list[Path]:
-    """Return the table files at the top of a folder that may describe its images."""
-    skipped = ("sample_submission", "submission", "test")
-    tables = [path for path in list_entries(folder) if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES)]
-    return [path for path in tables if not path.stem.lower().startswith((*skipped, "."))]
+    name = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
+    parts = [name.lower(), *(part.rstrip("0123456789") for part in re.split(r"[\W_]+", name.lower()))]
+    return next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -153,9 +84,6 @@ def images_below(folder: Path) -> Iterator[str]:
         DataError: for a folder that cannot be read, and for a name that is not valid UTF-8.
     """
 
-    def raise_unreadable(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its permissions, or move it away.")
-
     visited = {str(path) for path in Path(os.path.realpath(folder)).parents}
     for current, folders, files in os.walk(folder, onerror=raise_unreadable, followlinks=True):
         real = os.path.realpath(current)
@@ -166,10 +94,40 @@ def images_below(folder: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             if has_image_name(file):
-                path = os.path.join(current, file)
-                if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
-                    raise DataError(f"The name {path!a} is not valid UTF-8. Rename the file.")
-                yield path
+                yield check_name(os.path.join(current, file))
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Yield each visible folder from `folder` on, with the names of its visible files, in order.
+
+    Links are followed, except to a folder above them, so that loops end.
+
+    Raises:
+        DataError: for a folder that cannot be read.
+    """
+    real = os.path.realpath(folder)
+    if real in above or len(above) > MAX_LEVELS:
+        return
+    try:
+        entries = sorted((entry.name, entry.is_dir()) for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise_unreadable(error)
+        return
+    yield folder, [name for name, is_folder in entries if not is_folder]
+    for name, is_folder in entries:
+        if is_folder and name != "__MACOSX":
+            yield from walk(os.path.join(folder, name), (*above, real))
+
+
+def raise_unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its permissions, or move it away.")
+
+
+def check_name(path: str) -> str:
+    """Return a path, or raise DataError if it is not valid UTF-8."""
+    if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
+        raise DataError(f"The name {path!a} is not valid UTF-8. Rename the file.")
+    return path
 
 
 def has_image_name(name: str) -> bool:

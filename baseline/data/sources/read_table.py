@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from baseline.errors import DataError
+from baseline.errors import DataError, first_line
 from baseline.system import free_memory_bytes
 
-__all__ = ["ROW_BYTES", "TABLE_SUFFIXES", "cell_to_text", "column_as_text", "detect_text_format", "read_table"]
+__all__ = [
+    "ROW_BYTES",
+    "TABLE_SUFFIXES",
+    "cell_to_text",
+    "column_as_text",
+    "detect_text_format",
+    "is_table",
+    "read_header",
+    "read_table",
+]
 
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".ndjson")
 """File name endings of the supported tables, in lower case."""
 
 
@@ -29,21 +41,44 @@ TEXT_COPIES = 2.5
 """Memory that the text of a table takes, as a multiple of its size on disk."""
 
 
-def read_table(path: Path, row_bytes: int = READ_BYTES) -> pd.DataFrame:
+def is_table(path: str | Path) -> bool:
+    """Whether a file's name has the ending of a table.
+
+    >>> is_table("LABELS.CSV"), is_table("labels.txt")
+    (True, False)
+    """
+    return str(path).lower().endswith(TABLE_SUFFIXES)
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the column names of a CSV or TSV file without reading the rest; none if that is impossible."""
+    try:
+        encoding, delimiter = detect_text_format(path)
+        with path.open(encoding=encoding, newline="") as file:
+            return next(csv.reader(file, delimiter=delimiter), [])
+    except (OSError, UnicodeError, csv.Error):
+        return []
+
+
+def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> pd.DataFrame:
     """Read a table; all values of a CSV or TSV file are text, missing ones are empty.
 
-    UTF-8 with or without a byte-order mark and UTF-16 with one are supported; the delimiter of a .csv file is detected.
+    UTF-8 with or without a byte-order mark and UTF-16 with one are supported, and cp1252 where the text is plausible:
+    `attrs["encoding"]` then names it. The delimiter of a .csv file is detected.
 
     Args:
         row_bytes: maximum bytes of memory that one row of a CSV or TSV file, without its text, will take in total,
             including whatever is made of it later.
+        encoding: of a CSV or TSV file; detected if empty.
 
     Raises:
         DataError: if the file cannot be read, has another encoding, has no rows, or needs more memory than is free.
     """
     try:
         check_memory(path, row_bytes)
-        frame = read_parquet(path) if path.suffix.lower() == ".parquet" else read_text_table(path)
+        suffix = path.suffix.lower()
+        readers = {".parquet": read_parquet, ".xlsx": read_excel, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+        frame = readers[suffix](path) if suffix in readers else read_text_table(path, encoding)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     if frame.empty:
@@ -62,8 +97,43 @@ def read_parquet(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is not a complete Parquet file: {str(error).splitlines()[0][:120]}.") from None
 
 
-def detect_text_format(path: Path) -> tuple[str, str]:
-    """Return the encoding and the delimiter of a text table.
+def read_excel(path: Path) -> pd.DataFrame:
+    """Read the first sheet of an Excel file; all values are text."""
+    try:
+        import openpyxl
+    except ImportError:
+        raise DataError(
+            f"{path} is an Excel file: pip install 'fastai-baseline[xlsx]', or save its sheet as CSV."
+        ) from None
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        header, *rows = [row for row in book.worksheets[0].values if any(cell is not None for cell in row)] or [()]
+    except OSError:
+        raise
+    except Exception as error:  # openpyxl raises whatever zipfile and its XML parser raise
+        raise DataError(
+            f"{path} is not a complete Excel file: {first_line(error)}. Save it again, or as CSV."
+        ) from None
+    columns = [cell_to_text(name) or f"column {number}" for number, name in enumerate(header, 1)]
+    frame = pd.DataFrame([[cell_to_text(cell) for cell in row] for row in rows], columns=columns, dtype=object)
+    if len(book.worksheets) > 1:
+        frame.attrs["note"] = f"only the first sheet of {path.name} is read, '{book.worksheets[0].title}'"
+    return frame
+
+
+def read_json_lines(path: Path) -> pd.DataFrame:
+    """Read a file with one JSON object per line."""
+    try:
+        records = [json.loads(line) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        if not all(isinstance(record, dict) for record in records):
+            raise ValueError("a line is not an object")
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON lines: {error}. Write one object per line.") from None
+    return pd.DataFrame(records, dtype=object)
+
+
+def detect_text_format(path: Path, encoding: str = "") -> tuple[str, str]:
+    """Return the encoding, unless it is given, and the delimiter of a text table.
 
     The delimiter of a .csv file is the one of `, ; tab |` that occurs most often in its header.
 
@@ -72,25 +142,33 @@ def detect_text_format(path: Path) -> tuple[str, str]:
     """
     with path.open("rb") as opened:
         start = opened.read(4)
-    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = encoding or "utf-16" if encoding or start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with path.open(encoding=encoding) as text:
         sample = text.read(1 << 16)
     return encoding, "\t" if path.suffix.lower() == ".tsv" else guess_delimiter(sample)
 
 
-def read_text_table(path: Path) -> pd.DataFrame:
+def read_text_table(path: Path, encoding: str = "") -> pd.DataFrame:
     try:
-        encoding, delimiter = detect_text_format(path)
+        detected, delimiter = detect_text_format(path, encoding)
         return pd.read_csv(
             path,
             sep=delimiter,
             dtype=str,
             keep_default_na=False,
-            encoding=encoding,
+            encoding=detected,
             skipinitialspace=True,
             index_col=False,
         )
+    except LookupError:
+        raise DataError(f"There is no encoding '{encoding}'. Give --encoding utf-8, cp1252, shift_jis, ...") from None
     except UnicodeError as error:
+        if encoding:
+            raise DataError(f"{path} is not {encoding}: {first_line(error)}. Give another --encoding.") from None
+        if is_plausible_cp1252(path):
+            frame = read_text_table(path, "cp1252")
+            frame.attrs["note"] = f"{path.name} is not UTF-8; read as cp1252, a guess (--encoding says which it is)"
+            return frame
         raise DataError(encoding_message(path, error)) from None
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} is empty. Give a table with a header and one row per image.") from None
@@ -98,9 +176,21 @@ def read_text_table(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is not a valid table: {' '.join(str(error).split())[:160]}.") from None
 
 
+def is_plausible_cp1252(path: Path) -> bool:
+    """Whether a file reads as text in cp1252: single accented letters and signs among ASCII, as in the West."""
+    try:
+        text = path.read_bytes().decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    foreign = re.findall(r"[^\x00-\x7f]+", text)
+    letters = sum(character.isalpha() for character in text)
+    usual = all(len(run) <= 2 and all(c.isalpha() or c in "°²³µ€–—‘’“”«»·´ºª®©…§½¼£" for c in run) for run in foreign)
+    return usual and "\x00" not in text and sum(map(len, foreign)) <= 0.2 * letters
+
+
 def check_memory(path: Path, row_bytes: int) -> None:
     """Raise DataError before a table is read if it needs more memory than is free."""
-    if path.suffix.lower() == ".parquet" or (free := free_memory_bytes()) is None:
+    if path.suffix.lower() in (".parquet", ".xlsx") or (free := free_memory_bytes()) is None:
         return
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -130,11 +220,15 @@ def encoding_message(path: Path, error: UnicodeError) -> str:
             except UnicodeDecodeError as line_error:
                 position = f" (byte 0x{line[line_error.start]:02x} in line {number})"
                 break
-    return f"{path} is not UTF-8{position}, and any other encoding would be a guess. Save it as UTF-8."
+    return (
+        f"{path} is not UTF-8{position}, and any other encoding would be a guess. Save it as UTF-8, or give --encoding."
+    )
 
 
 def cell_to_text(value: Any) -> str:
     """Return a cell's value as text: whole floats without `.0`, missing values as an empty string."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return json.dumps([cell_to_text(item) for item in value], ensure_ascii=False)
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -1,4 +1,4 @@
-"""Turn a table of images (CSV, TSV, Parquet or DataFrame) into rows of path, label, split and group.
+"""Turn a table of images (CSV, TSV, Parquet, Excel, JSON lines or DataFrame) into rows of path, label, split and group.
 
 Columns are used as named by the caller, or detected by name and by content: the image column is the one whose values
 are images on disk, as full paths or bare IDs, with or without a suffix. Text is read as text: an ID `0012` stays so.
@@ -7,62 +7,44 @@ are images on disk, as full paths or bare IDs, with or without a suffix. Text is
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from baseline.data.labels import SEPARATOR
-from baseline.data.sources.folders import IMAGE_SUFFIXES, SPLIT_NAMES
+from baseline.data.sources.columns import (
+    IMAGE_COLUMN_NAMES,
+    SPLIT_FLAGS,
+    Columns,
+    column_key,
+    find_group_column,
+    find_image_column,
+    find_label_columns,
+    find_named_column,
+    find_split_column,
+    is_flag_column,
+    read_splits,
+    splits_by_value,
+)
+from baseline.data.sources.folders import has_image_name, split_from_name
+from baseline.data.sources.label_values import join_flags, join_labels, read_label_values
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.read_table import cell_to_text, column_as_text, read_table
-from baseline.errors import DataError, quoted_list, unknown_name
+from baseline.data.sources.read_table import column_as_text, read_table
+from baseline.errors import DataError, format_count, quoted_list, unknown_name
 from baseline.files import resolve_path
+from baseline.recipe.schema import DataSettings
 
 __all__ = ["Columns", "TableRows", "find_image_column", "read_image_paths", "rows_from_table"]
-
-
-IMAGE_COLUMN_NAMES = (
-    "path", "image_path", "img_path", "filepath", "file_path", "image", "img", "photo", "picture", "file", "filename",
-    "file_name", "image_name", "img_name", "fname", "image_id", "img_id", "photo_id", "id", "name",
-)  # fmt: skip
-"""Common names of the column of images, in order of preference."""
-
-
-LABEL_COLUMN_NAMES = (
-    "label", "labels", "class", "classes", "class_name", "target", "category", "tag", "tags", "breed", "species",
-    "diagnosis", "y",
-)  # fmt: skip
-"""Common names of the column of labels, in order of preference."""
-
-
-GROUP_COLUMN_NAMES = (
-    "group", "group_id", "groups", "patient", "patient_id", "subject", "subject_id", "person", "photographer",
-    "individual", "individual_id", "site", "location", "session", "series", "series_id", "video", "video_id", "track",
-    "track_id", "sequence", "sequence_id",
-)  # fmt: skip
-"""Common names of the column of groups, in order of preference."""
 
 
 RESERVED_COLUMNS = ("bytes", "duplicate_id", "fold", "frames", "height", "mode", "reason", "turned", "width")
 """Column names that this package uses; a table's own column of such a name gets an underscore appended."""
 
 
-SPLIT_COLUMN_NAMES = ("split", "set", "subset", "partition", "phase")
-"""Common names of the column of splits, in order of preference."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table by their role; an empty name means that the column is detected."""
-
-    image: str = ""
-    label: str = ""
-    """One column, or several separated by commas that contain 0 and 1."""
-    group: str = ""
-    split: str = ""
-    image_dir: str = ""
-    """Folder that the names in the image column are relative to; the table's own folder if empty."""
+MAX_MISSING = 0.05
+"""Share of rows without an image or a label up to which they are left out unless `missing` says otherwise."""
 
 
 @dataclass
@@ -73,6 +55,12 @@ class TableRows:
     summary: str
     """Which column is used for what."""
     notes: list[str] = field(default_factory=list)
+    usual: bool = True
+    """Whether the label column has a usual name, rather than being the only one that is left."""
+    listed: int = 0
+    """Number of rows of the table itself."""
+    labels: tuple[str, ...] = ()
+    """The label columns."""
 
 
 def read_image_paths(path: Path, column: str = "") -> list[str]:
@@ -96,52 +84,89 @@ def read_image_paths(path: Path, column: str = "") -> list[str]:
     return [str(path.parent / value) for value in column_as_text(frame[column])]
 
 
-def rows_from_table(frame: pd.DataFrame, name: str, folder: Path, columns: Columns) -> TableRows:
+def rows_from_table(
+    frame: pd.DataFrame,
+    name: str,
+    folder: Path,
+    columns: Columns,
+    settings: DataSettings | None = None,
+    images: Sequence[str] | None = None,
+) -> TableRows:
     """Return rows of `path` (absolute), `label`, `split`, `group` and the frame's other columns.
 
     Args:
         frame: a table with one row per image.
         name: its name in error messages.
         folder: where its images are searched, unless `columns.image_dir` names another folder.
+        settings: what its labels mean, and what to do with rows without an image or a label.
+        images: absolute paths of the images below the folder, if they are known.
 
     Raises:
         DataError: if no column contains images or labels, images are missing, a row is repeated, an image has two
             labels, or a label is empty.
     """
-    frame = frame.rename(columns=str).reset_index(drop=True)
+    settings = settings or DataSettings()
+    frame, header_notes = restore_first_row(frame, name)
+    frame = prepare_columns(frame, name, columns)
+    folder = resolve_path(columns.image_dir) if columns.image_dir else folder
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} to look for the images of {name} in. Give --image-dir FOLDER.")
+    finder = ImageFinder(folder, split_of_table(name), None if columns.image_dir else images)
+    image = columns.image or find_image_column(frame, finder)
+    if image is None:
+        raise DataError(
+            f"{name} has no column that looks like images; its columns: {quoted_list(frame.columns, 12)}. "
+            "Give --image-col."
+        )
+    roles = find_roles(frame, image, columns, name)
+    frame, paths, notes = resolve_images(frame, image, finder, name, settings.missing)
+    splits, split_note = combine_splits(frame, roles.split, image, name) if roles.split else (None, "")
+    labels, label_summary, label_notes = read_labels(frame, roles.labels, settings, name)
+    rows = pd.DataFrame({"path": paths, "label": labels, "split": splits, "group": None}, index=frame.index)
+    if roles.group:
+        values = column_as_text(frame[roles.group])
+        rows["group"] = values.where(values != "", None)
+    other_columns = [column for column in frame.columns if column not in {*rows.columns, image, roles.split}]
+    rows = pd.concat([rows, frame[other_columns]], axis=1)
+    if len(roles.labels) == 1:
+        rows, empty_notes = drop_unlabeled(rows, roles.labels[0], name, settings.missing)
+        label_notes += empty_notes
+    rows = join_repeats(rows) if settings.task == "multilabel" else rows
+    check_no_repeats(rows, name)
+    summary = [f"images from '{image}'", label_summary]
+    summary += [f"groups from '{roles.group}'"] if roles.group else []
+    summary += [f"splits from '{roles.split}'"] if roles.split else []
+    notes = [*header_notes, *finder.notes(), *notes, *label_notes, *([split_note] if split_note else [])]
+    rows = rows.reset_index(drop=True)
+    return TableRows(rows, ", ".join(summary), notes, roles.usual, len(frame), tuple(roles.labels))
+
+
+def split_of_table(name: str) -> str:
+    """Return the word that the paths of a table's images contain if several images have the same name."""
+    split = split_from_name(Path(name).stem) or ("train" if "train" in name.lower() else "")
+    return {"valid": "val"}.get(split, split)
+
+
+def restore_first_row(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the frame with its column names as the first row if one of them is an image, and a note that says so."""
+    header = [str(column) for column in frame.columns]
+    if not any(has_image_name(column) for column in header):
+        return frame, []
+    columns = [f"column {number}" for number in range(1, len(header) + 1)]
+    first = pd.DataFrame([header], columns=columns, dtype=object)
+    rest = frame.set_axis(columns, axis=1)
+    return pd.concat([first, rest], ignore_index=True), [f"{name} has no header; its first line is read as a row"]
+
+
+def prepare_columns(frame: pd.DataFrame, name: str, columns: Columns) -> pd.DataFrame:
+    """Return the frame with text as column names, none of which is reserved, after checking those that were named."""
+    frame = frame.rename(columns=lambda column: str(column).strip()).reset_index(drop=True)
     if len(duplicates := frame.columns[frame.columns.duplicated()]):
         raise DataError(f"{name} has two columns '{duplicates[0]}'. Rename one.")
     frame = frame.rename(columns={column: f"{column}_" for column in RESERVED_COLUMNS})
     for role, column in (("image", columns.image), ("group", columns.group), ("split", columns.split)):
         check_column_exists(frame, column, name, role)
-    folder = resolve_path(columns.image_dir) if columns.image_dir else folder
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder} to look for the images of {name} in. Give --image-dir FOLDER.")
-    finder = ImageFinder(folder, "train" if "train" in name.lower() else "")
-    image, paths = resolve_images(frame, columns.image, finder, name)
-    label_columns = tuple(split_column_names(columns.label))
-    group = columns.group or find_named_column(frame, GROUP_COLUMN_NAMES, skip=(image, *label_columns))
-    split = columns.split or find_split_column(frame, skip=(image, group, *label_columns))
-    try:
-        labels, label_summary = read_labels(frame, columns.label, (image, group, split), name)
-    except DataError:
-        if columns.group or columns.label or not group:
-            raise
-        group = ""  # a possible group column contains the labels if there is no other column
-        labels, label_summary = read_labels(frame, "", (image, split), name)
-    rows = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": None})
-    if split:
-        rows["split"] = read_splits(frame[split], split, name)
-    if group:
-        values = column_as_text(frame[group])
-        rows["group"] = values.where(values != "", None)
-    other_columns = [column for column in frame.columns if column not in {*rows.columns, image, split}]
-    rows = pd.concat([rows, frame[other_columns]], axis=1)
-    check_no_repeats(rows, name)
-    summary = [f"images from '{image}'", label_summary]
-    summary += [f"groups from '{group}'"] if group else []
-    summary += [f"splits from '{split}'"] if split else []
-    return TableRows(rows, ", ".join(summary), finder.notes())
+    return frame
 
 
 def check_column_exists(frame: pd.DataFrame, column: str, name: str, role: str) -> None:
@@ -149,10 +174,36 @@ def check_column_exists(frame: pd.DataFrame, column: str, name: str, role: str) 
         raise DataError(f"In {name}: {unknown_name('column', column, map(str, frame.columns))} Change --{role}-col.")
 
 
-def find_named_column(frame: pd.DataFrame, names: tuple[str, ...], skip: tuple[str, ...] = ()) -> str:
-    """Return the first column with one of these names, ignoring case and spaces; empty if there is none."""
-    by_name = {str(column).strip().lower().replace(" ", "_"): str(column) for column in reversed(frame.columns)}
-    return next((by_name[name] for name in names if name in by_name and by_name[name] not in skip), "")
+@dataclass(frozen=True)
+class Roles:
+    """The columns of labels, groups and splits of a table."""
+
+    labels: list[str]
+    group: str
+    split: str
+    usual: bool
+
+
+def find_roles(frame: pd.DataFrame, image: str, columns: Columns, name: str) -> Roles:
+    """Return the columns of labels, groups and splits."""
+    named = split_column_names(columns.label)
+    group = columns.group or find_group_column(frame, (image, *named))
+    split = columns.split or find_split_column(frame, (image, group, *named))
+    flags = [column for column in frame.columns if split and column_key(column) in SPLIT_FLAGS]
+    used = [image, group, split, *flags]
+    if columns.label:
+        labels = [columns.label] if columns.label in frame.columns else named
+        for column in labels or [columns.label]:
+            check_column_exists(frame, column, name, "label")
+        return Roles(labels, group, split, True)
+    try:
+        labels, usual = find_label_columns(frame, used, name)
+    except DataError:
+        if columns.group or not group:
+            raise
+        group = ""  # a possible group column contains the labels if there is no other column
+        labels, usual = find_label_columns(frame, [image, split, *flags], name)
+    return Roles(labels, group, split, usual)
 
 
 def split_column_names(columns: str) -> list[str]:
@@ -160,109 +211,111 @@ def split_column_names(columns: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in columns.split(",") if name.strip()))
 
 
-def resolve_images(frame: pd.DataFrame, column: str, finder: ImageFinder, name: str) -> tuple[str, list[str]]:
-    """Return the image column and the path of the image in each row."""
-    image_column = column or find_image_column(frame, finder)
-    if image_column is None:
-        columns = quoted_list(frame.columns, 12)
-        raise DataError(f"{name} has no column that looks like images; its columns: {columns}. Give --image-col.")
-    texts = column_as_text(frame[image_column])
+def combine_splits(frame: pd.DataFrame, column: str, image: str, name: str) -> tuple[pd.Series, str]:
+    """Return the splits in a column, and in the other ones of true and false where it is one, such as `is_test`."""
+    splits, note = read_splits(frame, column, name)
+    if column_key(column) in SPLIT_FLAGS:
+        for other in frame.columns:
+            if (
+                other not in (column, image)
+                and column_key(other) in SPLIT_FLAGS
+                and splits_by_value(frame[other], other)
+            ):
+                more, other_note = read_splits(frame, other, name)
+                splits = splits.mask(splits.eq("train") & more.ne("train"), more)
+                note += f", {other_note}"
+    return splits, note
+
+
+def resolve_images(
+    frame: pd.DataFrame, column: str, finder: ImageFinder, name: str, missing: str
+) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the rows that have an image, the path of each, and notes on those that have none.
+
+    Raises:
+        DataError: if more images are missing than `missing` allows.
+    """
+    texts = column_as_text(frame[column])
     paths = [finder.find(text) for text in texts]
-    missing = [text for text, path in zip(texts, paths, strict=True) if path is None]
-    if missing:
+    lost = [text for text, path in zip(texts, paths, strict=True) if path is None]
+    if not lost:
+        return frame, [str(path) for path in paths], []
+    if missing == "error" or (missing == "auto" and len(lost) > MAX_MISSING * len(frame)) or len(lost) == len(frame):
         raise DataError(
-            f"{len(missing):,} of {len(frame):,} images of {name} are not in {finder.folder}: "
-            f"{quoted_list(missing, 3)}. They are in its column '{image_column}'. Give --image-dir FOLDER or "
-            "--image-col COLUMN, or drop the rows."
+            f"{len(lost):,} of {len(frame):,} images of {name} are not in {finder.folder}: "
+            f"{quoted_list(lost, 3)}. They are in its column '{column}'. {likely_cause(lost, finder)}Give --image-dir "
+            "FOLDER or --image-col COLUMN, or leave the rows out with --missing drop."
         )
-    return image_column, [str(path) for path in paths]
+    there = pd.Series([path is not None for path in paths], index=frame.index)
+    empty = sum(text == "" for text in lost)
+    noted = [f"{format_count(empty, 'row')} without an image left out"] if empty else []
+    if named := [text for text in lost if text]:
+        noted.append(f"{format_count(len(named), 'image')} not in {finder.folder} left out: {quoted_list(named, 3)}")
+    return frame[there], [path for path in paths if path is not None], noted
 
 
-def find_image_column(frame: pd.DataFrame, finder: ImageFinder) -> str | None:
-    """Return the column whose values are images, else one that looks like it or has a usual name, else None."""
-    named = [column for column in (find_named_column(frame, (name,)) for name in IMAGE_COLUMN_NAMES) if column]
-    shares = {column: finder.share(frame[column].head(50)) for column in dict.fromkeys([*named, *frame.columns])}
-    best = max(shares, key=lambda column: shares[column])
-    if shares[best][0]:
-        return best
-    candidates = [column for column in shares if looks_like_images(frame[column].head(50))]
-    return next(iter([*candidates, *named]), None)
+def likely_cause(lost: list[str], finder: ImageFinder) -> str:
+    """Return a sentence on why images of a table were not found, if one is likely; otherwise nothing."""
+    index = finder.list_images()
+    first = next((text for text in lost if text), "")
+    if not index:
+        return "There are no images in that folder. "
+    key = first.replace("\\", "/").rsplit("/", 1)[-1]
+    stem = os.path.splitext(key)[0]
+    if len(index.get(key, [])) > 1:
+        return f"There are {len(index[key]):,} images '{key}' in different folders. "
+    if near := index.get(f"/{stem}"):
+        return f"There is '{near[0]}', with another ending or in several folders. "
+    return f"Its images have names such as '{next(iter(index.values()))[0]}'. "
 
 
-def looks_like_images(values: pd.Series) -> bool:
-    return all(os.path.splitext(cell_to_text(value))[1].lower() in IMAGE_SUFFIXES for value in values)
+def read_labels(
+    frame: pd.DataFrame, columns: list[str], settings: DataSettings, name: str
+) -> tuple[pd.Series, str, list[str]]:
+    """Return the label of each row, a phrase on where it comes from, and notes."""
+    if len(columns) > 1:
+        if invalid := [column for column in columns if not is_flag_column(frame[column])]:
+            raise DataError(
+                f"In {name} the label columns {quoted_list(invalid)} contain values other than 0 and 1. "
+                "Give --label-col."
+            )
+        labels, notes = join_flags(frame, columns)
+        return labels, f"labels from {len(columns)} columns of 0 and 1, {quoted_list(columns, 3)}", notes
+    values = read_label_values(frame[columns[0]], columns[0], settings, name)
+    meaning = f" ({values.summary})" if values.summary else ""
+    return values.labels, f"labels from '{columns[0]}'{meaning}", values.notes
 
 
-def find_split_column(frame: pd.DataFrame, skip: tuple[str, ...]) -> str:
-    """Return the column with a usual name and no values other than split names; empty if there is none."""
-    column = find_named_column(frame, SPLIT_COLUMN_NAMES, skip)
-    return column if column and set(column_as_text(frame[column]).str.lower()) <= {"", *SPLIT_NAMES} else ""
+def drop_unlabeled(rows: pd.DataFrame, column: str, name: str, missing: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows that have a label, and a note on the others.
 
-
-def read_splits(values: pd.Series, column: str, name: str) -> pd.Series:
-    texts = column_as_text(values)
-    lower = texts.str.lower()
-    if unknown := sorted(set(texts[~lower.isin(["", *SPLIT_NAMES])])):
-        raise DataError(
-            f"The column '{column}' of {name} contains {quoted_list(unknown)}; it must contain train, valid or test."
-        )
-    return lower.map(SPLIT_NAMES).astype(object).where(lower != "", None)
-
-
-def read_labels(frame: pd.DataFrame, column: str, used: tuple[str, ...], name: str) -> tuple[pd.Series, str]:
-    """Return the label of each row, and a phrase on where it comes from."""
-    label_columns = [column] if column in frame.columns else split_column_names(column)
-    if column:
-        for label_column in label_columns or [column]:
-            check_column_exists(frame, label_column, name, "label")
-    else:
-        label_columns = find_label_columns(frame, used, name)
-    if len(label_columns) > 1:
-        return labels_from_flags(
-            frame, label_columns, name
-        ), f"labels from {len(label_columns)} columns of 0 and 1, {quoted_list(label_columns, 3)}"
-    labels = column_as_text(frame[label_columns[0]])
-    if (empty := labels == "").any():
-        first = labels.index[empty][0] + 1
+    Raises:
+        DataError: if more labels are empty than `missing` allows. Images of a test split may all lack them.
+    """
+    empty = rows["label"] == ""
+    notes = []
+    if (test := empty & (rows["split"] == "test")).any() and (empty == (rows["split"] == "test")).all():
+        notes.append(f"{format_count(int(test.sum()), 'test image')} without a label left out")
+        return rows[~test], notes
+    if empty.any():
         count = int(empty.sum())
-        raise DataError(
-            f"{count:,} of {len(frame):,} rows of {name} {'has' if count == 1 else 'have'} no label in "
-            f"'{label_columns[0]}', the first is row {first}. Fill them in or drop the rows."
-        )
-    multiple = labels.str.contains(SEPARATOR, regex=False)
-    if multiple.any():
-        labels = labels.map(
-            lambda text: SEPARATOR.join(sorted({part.strip() for part in text.split(SEPARATOR)} - {""}))
-        )
-    return labels, f"labels from '{label_columns[0]}'"
+        if missing == "error" or (missing == "auto" and count > MAX_MISSING * len(rows)) or count == len(rows):
+            verb = "has" if count == 1 else "have"
+            raise DataError(
+                f"{count:,} of {len(rows):,} rows of {name} {verb} no label in '{column}', the first is row "
+                f"{rows.index[empty][0] + 1}. Fill them in, or leave the rows out with --missing drop."
+            )
+        notes.append(f"{format_count(count, 'row')} without a label left out")
+    return rows[~empty], notes
 
 
-def find_label_columns(frame: pd.DataFrame, used: tuple[str, ...], name: str) -> list[str]:
-    if column := find_named_column(frame, LABEL_COLUMN_NAMES, used):
-        return [column]
-    unused = [column for column in frame.columns if column not in used]
-    flags = [column for column in unused if is_flag_column(frame[column])]
-    if len(flags) >= 2:
-        return flags
-    if len(unused) == 1:
-        return unused
-    columns = quoted_list(frame.columns, 12)
-    raise DataError(f"{name} has no column that looks like labels; its columns: {columns}. Give --label-col COLUMN.")
-
-
-def is_flag_column(values: pd.Series) -> bool:
-    return set(values.map(cell_to_text)) <= {"0", "1", "True", "False", "true", "false", "0.0", "1.0"}
-
-
-def labels_from_flags(frame: pd.DataFrame, columns: list[str], name: str) -> pd.Series:
-    """Return the names of the columns that are 1 in each row, joined if there are several."""
-    if invalid := [column for column in columns if not is_flag_column(frame[column])]:
-        raise DataError(
-            f"In {name} the label columns {quoted_list(invalid)} contain values other than 0 and 1. Give --label-col."
-        )
-    flags = frame[columns].map(lambda value: cell_to_text(value).lower() in ("1", "true", "1.0"))
-    order = sorted(columns)
-    return flags[order].apply(lambda row: SEPARATOR.join(c for c, on in zip(order, row, strict=True) if on), axis=1)
+def join_repeats(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per image, with the labels of its rows joined."""
+    joined = rows.groupby("path", sort=False)["label"].agg(
+        lambda labels: join_labels(SEPARATOR.join(labels).split(";"))
+    )
+    rows = rows.drop_duplicates("path")
+    return rows.assign(label=rows["path"].map(joined))
 
 
 def check_no_repeats(rows: pd.DataFrame, name: str) -> None:
@@ -277,7 +330,8 @@ def check_no_repeats(rows: pd.DataFrame, name: str) -> None:
         one = len(conflicts) == 1
         raise DataError(
             f"{len(conflicts):,} {'image' if one else 'images'} of {name} {'has' if one else 'have'} conflicting "
-            f"labels, first {path}: {labels}. Keep one label, or join them with '{SEPARATOR}' if an image has several."
+            f"labels, first {path}: {labels}. Keep one label, or, if an image has several, join them with "
+            f"'{SEPARATOR}' or give --task multilabel."
         )
     count = len(repeated) - len(labels_per_path)
     repeats = "1 row" if count == 1 else f"{count:,} rows"

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from baseline.data.sources.archives import is_archive, unpack_archive
+from baseline.data.sources.columns import find_image_column
 from baseline.data.sources.folders import images_below
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format, read_table
-from baseline.data.sources.tables import find_image_column
-from baseline.data.table import unpack_cached
+from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
 from baseline.files import KAGGLE_SEARCH_DEPTH, kaggle_dir, read_json, resolve_path, write_atomic

@@ -19,7 +19,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import SEPARATOR, split_labels
+from baseline.data.labels import SEPARATOR, order_classes, split_labels
 from baseline.errors import DataError, quoted_list, unknown_name
 
 __all__ = ["FORMATS", "GIVEN", "ClassNaming", "SubmissionFormat", "detect_format", "format_predictions"]
@@ -332,7 +332,8 @@ def positive_class(column: str, classes: Sequence[str], candidates: Namings) -> 
             return label, f"as '{other}' is its opposite"
     if coded:
         return coded[0][0], f"whose code is 1 {coded[0][1]}"
-    return max(classes), "the later one in the alphabet, A GUESS: nothing here decides; use --codes CLASS=1,CLASS=0"
+    guess = "the later one in the alphabet, A GUESS: nothing here decides; use --codes CLASS=1,CLASS=0"
+    return order_classes(classes)[-1], guess
 
 
 def numbered_naming(classes: Sequence[str], names: Sequence[str]) -> Iterator[ClassNaming]:
@@ -343,7 +344,7 @@ def numbered_naming(classes: Sequence[str], names: Sequence[str]) -> Iterator[Cl
     first = int(0 not in numbers and len(classes) in numbers)
     if max(numbers) < len(classes) + first:
         source = "by alphabetical order, A GUESS: nothing here decides; use --codes CLASS=0,CLASS=1,..."
-        yield ClassNaming({label: str(number) for number, label in enumerate(sorted(classes), first)}, source)
+        yield ClassNaming({label: str(number) for number, label in enumerate(order_classes(classes), first)}, source)
 
 
 def namings_with_guess(candidates: Namings, classes: Sequence[str], names: Sequence[str]) -> Iterator[ClassNaming]:

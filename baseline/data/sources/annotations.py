@@ -1,0 +1,117 @@
+"""Turn annotations, such as those of labeling tools, into rows: the name of each image, its labels and its split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from baseline.data.labels import SEPARATOR
+from baseline.data.sources.folders import split_from_name
+from baseline.data.sources.label_values import join_labels
+from baseline.data.sources.match_images import ImageFinder
+from baseline.data.sources.place import Evidence, Place, SourceTable, make_rows
+from baseline.data.sources.tables import check_no_repeats, drop_unlabeled, join_repeats, resolve_images
+from baseline.errors import format_count, quoted_list
+
+__all__ = ["Annotated", "Annotation", "annotation_evidence", "read_annotations", "split_of"]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The labels of one image."""
+
+    image: str
+    """Its name as the file gives it."""
+    labels: tuple[str, ...] = ()
+    split: str | None = None
+
+
+@dataclass
+class Annotated:
+    """Annotations and where their images are."""
+
+    items: list[Annotation]
+    files: list[Path]
+    """The files that they come from."""
+    folder: Path
+    """The folder that the names are relative to."""
+    boxes: bool = False
+    """Whether the labels are those of boxes or outlines in the images."""
+
+
+def split_of(path: Path, place: Place) -> str | None:
+    """Return the split that a file's name, or else the name of its folder in the place, stands for."""
+    inside = path.parent != place.folder and place.folder in path.parents
+    return split_from_name(path.stem) or (split_from_name(path.parent.name) if inside else None)
+
+
+def annotation_evidence(place: Place, form: str, annotated: Annotated | None) -> Evidence | None:
+    """Return evidence for annotations of which the first images exist."""
+    if annotated is None or not annotated.items:
+        return None
+    finder = finder_of(place, annotated)
+    names = pd.Series([item.image for item in annotated.items[:100]], dtype=object)
+    share = finder.share(names)[0]
+    if share < 0.5:
+        return None
+    reason = f"{format_count(len(annotated.items), 'image')} listed"
+    return Evidence(share, f"{form}, {describe_files(place, annotated)}", reason, annotated)
+
+
+def describe_files(place: Place, annotated: Annotated) -> str:
+    """Return the names of the files that annotations come from, as text."""
+    return quoted_list((place.relative(path) for path in annotated.files), 3).replace("'", "")
+
+
+def finder_of(place: Place, annotated: Annotated, split: str = "") -> ImageFinder:
+    prefix = f"{annotated.folder}/"
+    inside = annotated.folder == place.folder or place.folder in annotated.folder.parents
+    images = [path for path in place.images if path.startswith(prefix)] if inside else None
+    return ImageFinder(annotated.folder, {"valid": "val"}.get(split, split), images)
+
+
+def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTable:
+    """Return the rows of annotations.
+
+    Raises:
+        DataError: if images or labels are missing, or an image has two labels in different rows.
+    """
+    name = annotated.files[0].name
+    parts, notes = [], []
+    splits: Iterable[str | None] = dict.fromkeys(item.split for item in annotated.items)
+    for split in splits:
+        items = [item for item in annotated.items if item.split == split]
+        finder = finder_of(place, annotated, split or split_of(annotated.files[0], place) or "")
+        labels = [join_labels(list(item.labels)) for item in items]
+        frame = pd.DataFrame({"image": [item.image for item in items], "label": labels})
+        frame, paths, missing_notes = resolve_images(frame, "image", finder, name, place.settings.missing)
+        parts.append(make_rows(paths, frame["label"].tolist(), split))
+        notes += [*finder.notes(), *missing_notes]
+    rows = pd.concat(parts, ignore_index=True)
+    several = rows["label"].str.contains(SEPARATOR, regex=False).any() or place.settings.task == "multilabel"
+    if several:
+        rows = join_repeats(rows)
+    else:
+        rows, empty_notes = drop_unlabeled(rows, "label", name, place.settings.missing)
+        notes += empty_notes
+    check_no_repeats(rows, name)
+    rows["label"], code_notes = place.name_codes(rows["label"], used=tuple(annotated.files))
+    notes += ["the classes of an image are those of its boxes, which are not used"] if annotated.boxes else []
+    files = describe_files(place, annotated)
+    unlisted = len(set(place.images) - set(rows["path"])) if not place.is_file else 0
+    notes += [f"{format_count(unlisted, 'image')} not listed in {files}, ignored"] if unlisted else []
+    rows = rows.reset_index(drop=True)
+    source = SourceTable(rows, f"{form}: {files} and the images below {annotated.folder}", f"labels from {files}")
+    source.notes = [*dict.fromkeys(notes), *code_notes]
+    return source
+
+
+def image_folder(place: Place, files: Sequence[Path]) -> Path:
+    """Return the folder that names in a file are relative to: the file's own if it has images, else the place."""
+    folders = {path.parent for path in files}
+    if len(folders) == 1 and any(path.startswith(f"{files[0].parent}/") for path in place.images):
+        return files[0].parent
+    return place.folder

@@ -1,0 +1,33 @@
+"""Keep images that were taken out of a file as files in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from baseline.errors import OutputError
+from baseline.files import atomic_folder, cache_home
+
+__all__ = ["cached_images"]
+
+
+def cached_images(kind: str, path: Path, write: Callable[[Path], None]) -> Path:
+    """Return the folder in the cache with the images of a file; `write` fills it if the file is new or has changed.
+
+    Args:
+        kind: the folder of the cache.
+        write: writes the images into a folder.
+    """
+    stat = path.stat()
+    key = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = cache_home() / kind / f"{path.stem}-{key}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with atomic_folder(folder) as work:
+                write(work)
+        except OutputError:
+            if not folder.is_dir():  # otherwise another process has written it meanwhile
+                raise
+    return folder

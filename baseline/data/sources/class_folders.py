@@ -1,0 +1,337 @@
+"""The source "folders": one folder per class, with or without folders per split above them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from baseline.data.sources.folders import (
+    SPLIT_NAMES,
+    images_below,
+    split_from_name,
+    subfolders,
+)
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
+from baseline.errors import DataError, format_count, quoted_list
+
+__all__ = ["ClassFolders", "FolderTree", "generic_names"]
+
+
+CONTAINERS = frozenset(
+    ("data", "dataset", "image", "images", "img", "imgs", "jpeg", "jpegimages", "jpg", "photos", "pictures")
+)
+"""Words of which the names of folders consist that hold all images, in lower case."""
+
+
+GENERIC_NAMES = frozenset(
+    ("annotation", "annotations", "annots", "aug", "augmented", "batch", "chunk", "color", "colour", "cropped", "crops",
+     "extra", "gray", "grayscale", "grey", "ground", "groundtruth", "input", "inputs", "jpegs", "label", "labels",
+     "mask", "masks", "original", "originals", "part", "parts", "photo", "pics", "picture", "png", "pred", "prediction",
+     "predictions", "private", "public", "raw", "resized", "sample", "samples", "seg", "segmentation", "segmentations",
+     "segmented", "set", "submission", "thumbnails", "truth", "unlab", "unlabeled", "unlabelled", "unsup")
+) | CONTAINERS | frozenset(SPLIT_NAMES)  # fmt: skip
+"""Words of which the names of folders consist that hold images of any class, in lower case."""
+
+
+PART_NAMES = CONTAINERS | frozenset(SPLIT_NAMES) | {"batch", "chunk", "part", "parts"}
+"""Words that say of folders that differ in a number only that they are parts of one whole."""
+
+
+@dataclass
+class FolderReading:
+    """Where the class folders are."""
+
+    parents: list[tuple[str, str | None]]
+    """Folders of class folders, relative to the place (`""` is the place itself), each with its split."""
+    rows: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """Class folder, relative to the place, its class and its split."""
+    notes: list[str] = field(default_factory=list)
+    top: str = ""
+    """The folder that contains the folders of splits, or else the class folders."""
+    problem: str = ""
+    """Why these folders cannot be read as classes."""
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes, sorted."""
+        return sorted({label for _, label, _ in self.rows})
+
+
+class FolderTree:
+    """The folders below a place that contain images, by their path relative to it."""
+
+    def __init__(self, images_by_folder: Counter[str]) -> None:
+        self.direct: Counter[str] = Counter()
+        """Number of images directly in a folder."""
+        self.total: Counter[str] = Counter()
+        """Number of images in a folder and below it."""
+        self.children: dict[str, set[str]] = defaultdict(set)
+        for folder, count in images_by_folder.items():
+            parts = [] if folder == "." else folder.split("/")
+            self.direct["/".join(parts)] += count
+            for depth in range(len(parts) + 1):
+                self.total["/".join(parts[:depth])] += count
+                if depth < len(parts):
+                    self.children["/".join(parts[:depth])].add(parts[depth])
+
+    def below(self, folder: str) -> list[str]:
+        """Return the paths of the folders in a folder, sorted."""
+        return [join(folder, name) for name in sorted(self.children.get(folder, ()))]
+
+    def has_folders(self, folder: str) -> bool:
+        """Whether a folder has folders of images."""
+        return bool(self.children.get(folder))
+
+
+class ClassFolders(Source):
+    """One folder per class."""
+
+    name = "folders"
+    example = "images/cat/1.jpg, or images/train/cat/1.jpg and images/valid/cat/2.jpg"
+
+    def matches(self, place: Place) -> Evidence | None:
+        if place.is_file or not place.images:
+            return None
+        tree = FolderTree(place.images_by_folder)
+        reading = read_class_folders(tree, insist=place.settings.source == self.name)
+        if not reading.rows and not reading.problem:
+            return None
+        strength, reason = weigh(tree, reading)
+        names = quoted_list([Path(parent).name for parent, split in reading.parents if split] or reading.classes, 4)
+        inside = "class folders" if len(reading.classes) != 1 else "one class folder"
+        inside += " in" if reading.parents[0][1] else ""
+        return Evidence(strength, f"{inside} {names}", reason, reading)
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        reading: FolderReading = evidence.found
+        if reading.problem:
+            raise DataError(f"{place.folder} {reading.problem}")
+        class_of = {folder: (label, split) for folder, label, split in reading.rows}
+        located = [(path, *folder_entry(place.relative(path), class_of)) for path in place.images]
+        rows = make_rows(*zip(*[row for row in located if row[1] is not None], strict=True))
+        notes = [*reading.notes, *folder_notes(place, reading)]
+        rows["label"], note = place.name_codes(rows["label"], strict=True)
+        return SourceTable(rows, describe_layout(place.folder, reading), "", [*notes, *note])
+
+
+def folder_entry(path: str, class_of: dict[str, tuple[str, str | None]]) -> tuple[str | None, str | None]:
+    """Return class and split of an image by the folders above it; both None if it is in no class folder."""
+    while path := path.rpartition("/")[0]:
+        if path in class_of:
+            return class_of[path]
+    return None, None
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def generic_names(names: Iterable[str]) -> set[str]:
+    """Return those names of sibling folders that stand for splits, parts or containers rather than classes.
+
+    What all of them have in common is left aside, unless it says itself that they are parts.
+
+    >>> sorted(generic_names(["train", "test1", "cats"])), sorted(generic_names(["skin_images_1", "skin_images_2"]))
+    (['test1', 'train'], ['skin_images_1', 'skin_images_2'])
+    >>> generic_names(["class_1", "class_2"]), generic_names(["0", "1"]), generic_names(["label_a", "label_b"])
+    (set(), set(), set())
+    """
+    words = {name: set(split_words(name)) for name in names}
+    shared = set.intersection(*words.values()) if len(words) > 1 else set()
+    if shared & PART_NAMES:
+        return {name for name, parts in words.items() if parts - shared <= GENERIC_NAMES}
+    return {name for name, parts in words.items() if parts - shared and parts - shared <= GENERIC_NAMES}
+
+
+def split_words(name: str) -> list[str]:
+    """Return the words of a name in lower case, without numbers."""
+    name = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
+    return [word for part in re.split(r"[\W_]+", name.lower()) if (word := part.strip("0123456789"))]
+
+
+def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
+    """Find the class folders of a tree.
+
+    Args:
+        insist: take every folder as a class, even one that is named like a split.
+    """
+    folder = "" if insist and not tree.direct[""] and len(tree.children[""]) > 1 else enter(tree, "")
+    notes = note_beside(tree, folder)
+    splits = [] if insist else split_folders(tree, folder)
+    if splits and not any(split == "train" for _, split in splits):
+        if len(splits) == len(tree.children[folder]):
+            names = quoted_list(Path(path).name for path, _ in splits)
+            problem = f"contains {names} and no training images. Add a folder train."
+            return FolderReading([(folder, None)], problem=problem)
+        splits = []
+    if not splits:
+        reading = read_unsplit(tree, folder, insist)
+        reading.notes += notes
+        return reading
+    parents = [(enter(tree, path), split) for path, split in splits]
+    reading = FolderReading(list(parents), top=folder, notes=notes)
+    classes = {Path(path).name for parent, split in parents if split == "train" for path in tree.below(parent)}
+    for parent, split in parents:
+        labels = tree.below(parent)
+        if len(labels) == 1 and not {Path(labels[0]).name} & classes and is_unlabeled(Path(labels[0]).name):
+            count = format_count(tree.total[parent], "image")
+            reading.notes.append(f"{count} in '{labels[0]}' without class folders, ignored")
+            reading.parents.remove((parent, split))
+            continue
+        reading.rows += [(path, Path(path).name, split) for path in labels]
+    return reading
+
+
+def is_unlabeled(name: str) -> bool:
+    """Whether a folder in a split of images without labels is no class."""
+    return bool(generic_names([name])) or name.lower() == "unknown" or split_from_name(name) is not None
+
+
+def enter(tree: FolderTree, folder: str) -> str:
+    """Descend while all class folders are in one folder: the only one, or one such as `images` beside others."""
+    while not tree.direct[folder] and (inside := [path for path in tree.below(folder) if tree.has_folders(path)]):
+        children = tree.below(folder)
+        if len(children) > 1:
+            inside = [path for path in inside if is_container(path)]
+            beside = [path for path in children if path not in inside]
+            if any(tree.has_folders(path) and not generic_names([Path(path).name]) for path in beside):
+                break
+            if any(split_from_name(Path(path).name) and tree.has_folders(path) for path in beside):
+                break
+        if len(inside) != 1 or Path(inside[0]).name.lower() in SPLIT_NAMES:
+            break
+        folder = inside[0]
+    return folder
+
+
+def is_container(path: str) -> bool:
+    """Whether a folder's name says that it holds all images."""
+    words = set(split_words(Path(path).name))
+    return bool(words) and words <= CONTAINERS
+
+
+def note_beside(tree: FolderTree, folder: str) -> list[str]:
+    """Return a note on images in folders beside the one that was entered, and beside those above it."""
+    beside = []
+    while folder:
+        above = folder.rpartition("/")[0]
+        beside += [path for path in tree.below(above) if path != folder]
+        folder = above
+    count = format_count(sum(tree.total[path] for path in beside), "image")
+    return [f"{count} in {quoted_list(beside, 3)}, beside the class folders, ignored"] if beside else []
+
+
+def split_folders(tree: FolderTree, folder: str) -> list[tuple[str, str]]:
+    """Return the folders of class folders that are named after splits, with the split."""
+    splits = [(path, split_from_name(Path(path).name)) for path in tree.below(folder) if tree.has_folders(path)]
+    return [(path, split) for path, split in splits if split]
+
+
+def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
+    """Read class folders that are in no folders of splits."""
+    paths = tree.below(folder)
+    reading = FolderReading([(folder, None)])
+    if not insist and (inner := class_then_split(tree, paths)):
+        if any(tree.has_folders(path) for path, _, _ in inner):
+            shown = quoted_list([Path(path).name for path in paths], 3)
+            reading.problem = f"contains {shown}, each with class folders of its own splits. Give one of them."
+        else:
+            reading.rows = [(path, label, split) for path, label, split in inner]
+        return reading
+    names = [Path(path).name for path in paths]
+    inside = {frozenset(tree.children.get(path, ())) for path in paths}
+    if not insist and len(paths) > 1 and len(inside) == 1 and generic_names(names) == set(names) and all(inside):
+        reading.problem = f"contains {quoted_list(names, 4)}, which hold the same class folders. Give one of them."
+        return reading
+    splits = {name for name in generic_names(names) if split_from_name(name) or "pred" in split_words(name)
+              or set(split_words(name)) & {"unlabeled", "unlabelled", "unsup"}}  # fmt: skip
+    classes = [name for name in names if name not in splits]
+    if not insist and len(classes) >= 2 and splits - {"train"}:
+        for name in sorted(splits):
+            count = format_count(tree.total[join(folder, name)], "image")
+            reading.notes.append(f"'{name}' looks like a split without class folders, its {count} ignored; "
+                                 "--source folders makes it a class")  # fmt: skip
+        names = classes
+    reading.rows = [(join(folder, name), name, None) for name in names]
+    deeper = [path for name in names for path in tree.below(join(folder, name))]
+    if len({Path(path).name for path in deeper}) > 1 and sum(tree.total[path] for path in deeper) == tree.total[folder]:
+        shown = quoted_list(dict.fromkeys(Path(path).name for path in deeper), 3)
+        example = "'([^/]+)/[^/]+$'"
+        reading.notes.append(f"the folders below the classes ({shown}) are not used; --label-from {example} takes them")
+    return reading
+
+
+def class_then_split(tree: FolderTree, paths: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return folder, class and split where each class folder has folders train, valid or test; empty if they do not."""
+    found = []
+    for path in paths:
+        inner = [(child, Path(path).name, split_from_name(Path(child).name)) for child in tree.below(path)]
+        named = [(child, label, split) for child, label, split in inner if split]
+        unnamed = [child for child, _, split in inner if not split]
+        if tree.direct[path] or not named or any(not generic_names([Path(child).name]) for child in unnamed):
+            return []
+        found += named
+    has_train = any(split == "train" for _, _, split in found)
+    return found if len(paths) > 1 and has_train and len({split for _, _, split in found}) > 1 else []
+
+
+def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
+    """Return the strength of class folders as evidence, and the reason."""
+    if reading.problem:
+        return 0.3, "which " + reading.problem.rstrip(".")
+    images = sum(tree.total[path] for path, _, _ in reading.rows)
+    classes = reading.classes
+    generic = generic_names(classes)
+    if len(generic) == len(classes):
+        one = "which looks like a split or a part, not a class"
+        return 0.1, one if len(generic) == 1 else "which look like splits or parts, not classes"
+    if len(classes) == 1:
+        return 0.2, "which is a single class"
+    if len(classes) > images / 2 and images > 9:
+        return 0.4, f"{len(classes):,} folders for {images:,} images"
+    unlabeled = sum(
+        tree.total[path]
+        for path in tree.below("")
+        if path not in {parent.split("/")[0] for parent, _ in reading.parents if parent} and is_unlabeled(path)
+    )
+    total = tree.total[""]
+    share = images / max(1, total - (unlabeled if reading.parents[0][1] else 0))
+    return 0.9 * min(1.0, share), f"{images:,} of {total:,} images are in {len(classes):,} class folders"
+
+
+def describe_layout(folder: Path, reading: FolderReading) -> str:
+    parents = [(folder / parent, split) for parent, split in reading.parents]
+    if parents[0][1] is None:
+        above = " above folders per split" if any(split for _, _, split in reading.rows) else ""
+        return f"one folder per class{above}, {parents[0][0]}"
+    return f"one folder per class in {quoted_list(parent.name for parent, _ in parents)}, {folder}"
+
+
+def folder_notes(place: Place, reading: FolderReading) -> Iterator[str]:
+    """Yield sentences about everything in the place that is ignored, and about empty class folders."""
+    parents = [place.folder / parent for parent, _ in reading.parents]
+    listing = {folder: (images, others) for folder, images, others in place.folders}
+    if reading.parents[0][1] is not None:
+        top = place.folder / reading.top
+        noted = " ".join(reading.notes)
+        unused = [path for path in subfolders(top) if not any(path == p or path in p.parents for p in parents)]
+        ignored = [path.name for path in unused if f"{path.name}/" not in noted and holds_images(path)]
+        if unlabeled := [name for name in ignored if split_from_name(name)]:
+            yield f"images in {quoted_list(unlabeled, 3)} are ignored, as they are in no class folders"
+        if others := [name for name in ignored if name not in unlabeled]:
+            yield f"images in {quoted_list(others, 3)} are ignored, as the name is not that of a split"
+    if loose := sum(len(listing[str(parent)][0]) for parent in parents):
+        yield f"{format_count(loose, 'image')} outside of class folders ignored"
+    class_folders = [path for parent in parents for path in subfolders(parent)]
+    if empty := [path.name for path in class_folders if not holds_images(path)]:
+        yield f"no images in {quoted_list(empty, 3)}"
+    if others := [name for path in class_folders for name in listing.get(str(path), ([], []))[1]]:
+        yield f"{format_count(len(others), 'other file')} ignored: {quoted_list(others, 3)}"
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there are images anywhere below a folder."""
+    return next(images_below(folder), None) is not None

@@ -1,0 +1,61 @@
+"""The source "fiftyone": FiftyOne's export of image classification, a folder `data` and `labels.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from baseline.data.sources.annotations import (
+    Annotated,
+    Annotation,
+    annotation_evidence,
+    image_folder,
+    read_annotations,
+    split_of,
+)
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+
+__all__ = ["FiftyOne"]
+
+
+class FiftyOne(Source):
+    """Classes and a label for each image in JSON."""
+
+    name = "fiftyone"
+    example = 'labels.json: {"classes": ["cat", "dog"], "labels": {"1": 0, "2": 1}}, beside data/1.jpg'
+
+    def matches(self, place: Place) -> Evidence | None:
+        files = [path for path in place.json_files if is_fiftyone(place.json(path))]
+        if not files:
+            return None
+        items = []
+        for path in files:
+            content = place.json(path)
+            split = split_of(path, place) if len(files) > 1 else None
+            prefix = f"{path.parent.relative_to(place.folder).as_posix()}/data/" if split else ""
+            for name, label in content["labels"].items():
+                items.append(Annotation(f"{prefix}{name}", label_names(label, content["classes"]), split))
+        folder = image_folder(place, files) if len(files) == 1 else place.folder
+        return annotation_evidence(place, "a FiftyOne export", Annotated(items, files, folder))
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        return read_annotations(place, "a FiftyOne export", evidence.found)
+
+
+def is_fiftyone(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("classes"), list)
+        and isinstance(content.get("labels"), dict)
+        and bool(content["labels"])
+    )
+
+
+def label_names(label: Any, classes: list[Any]) -> tuple[str, ...]:
+    """Return the classes of a label, which is a number, a name, an object with a label, or a list of these."""
+    if label is None:
+        return ()
+    if isinstance(label, list):
+        return tuple(name for item in label for name in label_names(item, classes))
+    if isinstance(label, dict):
+        return label_names(label.get("label"), classes)
+    return (str(classes[label]),) if type(label) is int and 0 <= label < len(classes) else (str(label),)

@@ -1,0 +1,160 @@
+"""The source "names": the class is part of each image's name, such as `cat.0.jpg` or `Abyssinian_12.jpg`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from baseline.data.sources.folders import split_from_name
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.errors import DataError, format_count, quoted_list
+
+__all__ = ["FileNames", "propose_patterns"]
+
+
+PATTERNS = (
+    r"([^/]+?)[ ._-]*[(]?[0-9]+[)]?\.\w+$",
+    r"([^/_. -]+)[_. -][^/]*$",
+    r"[_. -]([^/_. -]+)\.\w+$",
+    r"[0-9][_. -]+([^/_. -]+)[_. -][^/]*$",
+)
+"""Patterns that are tried on names, the best first: what comes before the number at the end, the first word, the last
+word, and the word after a number."""
+
+MAX_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern that finds classes in the names of images."""
+
+    regex: str
+    counts: Counter[str]
+    """Number of images per class."""
+
+    def describe(self) -> str:
+        """The classes with their numbers of images, the largest first."""
+        shown = ", ".join(f"{label} {count:,}" for label, count in self.counts.most_common(MAX_EXAMPLES))
+        more = f" and {len(self.counts) - MAX_EXAMPLES:,} more" if len(self.counts) > MAX_EXAMPLES else ""
+        return f"{shown}{more}"
+
+
+class FileNames(Source):
+    """The class is part of an image's name."""
+
+    name = "names"
+    example = "images/cat_1.jpg and images/dog_2.jpg, with --label-from auto or a regular expression"
+
+    def matches(self, place: Place) -> Evidence | None:
+        if place.is_file or not place.settings.label_from:
+            return None
+        return Evidence(1.0, "images with the class in their name", f"--label-from {place.settings.label_from}")
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        if not place.images:
+            raise DataError(f"{place.folder} contains no images. Give a folder of images.")
+        names = [place.relative(path) for path in place.images]
+        regex = place.settings.label_from
+        if regex != "auto":
+            return self.read(place, names, regex)
+        labeled, unlabeled = set_aside(names)
+        patterns = propose_patterns(labeled)
+        if not patterns:
+            raise DataError(f"No pattern of the names in {place.folder} gives classes, such as those of "
+                            f"{quoted_list(labeled, 3)}. Give --label-from REGEX.")  # fmt: skip
+        source = self.read(place, labeled, patterns[0].regex)
+        source.notes.append(f"--label-from auto took '{patterns[0].regex}'")
+        if unlabeled:
+            folders = quoted_list(sorted({name.rpartition("/")[0] for name in unlabeled}), 3)
+            source.notes.append(f"{format_count(len(unlabeled), 'image')} in {folders} without a class ignored")
+        splits = [next(filter(None, map(split_from_name, name.split("/")[:-1])), None) for name in labeled]
+        if len(set(splits)) > 1 and "train" in splits:
+            source.table["split"] = splits
+        return source
+
+    def read(self, place: Place, names: Sequence[str], label_from: str) -> SourceTable:
+        """Read the classes in the names of images by a regular expression.
+
+        Raises:
+            DataError: if the expression is invalid or does not match all images.
+        """
+        pattern = compile_pattern(label_from)
+        matches = [pattern.search(name) for name in names]
+        label = "label" if "label" in pattern.groupindex else 1
+        if unmatched := [name for name, match in zip(names, matches, strict=True) if not (match and match[label])]:
+            raise DataError(
+                f"'{label_from}' does not match {len(unmatched):,} of {format_count(len(names), 'image')} "
+                f"(paths below {place.folder}): {quoted_list(unmatched, 3)}. Correct --label-from."
+            )
+        labels = [match[label] for match in matches if match]
+        groups = [match["group"] for match in matches if match] if "group" in pattern.groupindex else None
+        paths = [os.path.join(place.folder, name) for name in names]
+        table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
+        return SourceTable(table, f"images with the label in their name, {place.folder}", f"labels by '{label_from}'")
+
+    def hint(self, place: Place) -> str:
+        """Return the pattern that the names show, with its classes."""
+        if place.is_file or not place.images:
+            return ""
+        labeled, _ = set_aside([place.relative(path) for path in place.images])
+        patterns = propose_patterns(labeled)
+        if not patterns:
+            return ""
+        first = f"Their names show classes ({patterns[0].describe()}): give --label-from auto, which is --label-from "
+        others = "; ".join(f"'{other.regex}' ({other.describe()})" for other in patterns[1:2])
+        return f"{first}'{patterns[0].regex}'" + (f", or --label-from {others}." if others else ".")
+
+
+def compile_pattern(label_from: str) -> re.Pattern[str]:
+    """Return a regular expression with a group, or raise DataError."""
+    try:
+        pattern = re.compile(label_from)
+    except re.error as error:
+        raise DataError(f"'{label_from}' is not a regular expression: {error}. Correct --label-from.") from None
+    if not pattern.groups:
+        raise DataError(f"'{label_from}' has no group. Put the label in parentheses, as in '([a-z]+)_[0-9]+'.")
+    return pattern
+
+
+def set_aside(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of images that may have a class, and those of test images, which are numbers only."""
+    unlabeled = []
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if not re.search(r"[^\W\d_]", os.path.splitext(file)[0]) and is_test(folder):
+            unlabeled.append(name)
+    missing = set(unlabeled)
+    return [name for name in names if name not in missing], unlabeled
+
+
+def is_test(folder: str) -> bool:
+    return any(split_from_name(part) == "test" for part in folder.split("/"))
+
+
+def propose_patterns(names: Sequence[str]) -> list[Pattern]:
+    """Return the patterns that find 2 or more classes of 2 or more images on average in all names, the best first.
+
+    >>> [pattern.describe() for pattern in propose_patterns(["cat.1.jpg", "dog.1.jpg", "cat.2.jpg", "dog.2.jpg"])][:1]
+    ['cat 2, dog 2']
+    """
+    return list(_patterns(names))
+
+
+def _patterns(names: Sequence[str]) -> Iterator[Pattern]:
+    seen = set()
+    for regex in PATTERNS:
+        found = [re.search(regex, name.rpartition("/")[2]) for name in names]
+        if not names or not all(found):
+            continue
+        labels = tuple(match[1] for match in found if match)
+        counts = Counter(labels)
+        if not all(re.search(r"[^\W\d_]", label) for label in counts):
+            continue  # numbers are more often counters than classes
+        if 2 <= len(counts) <= len(names) / 2 and labels not in seen:
+            seen.add(labels)
+            yield Pattern(regex, counts)

@@ -1,0 +1,62 @@
+"""The source "yolo": images with text files of boxes, and a `data.yaml` that names the classes, as for Ultralytics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
+from baseline.data.sources.folders import split_from_name
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+
+__all__ = ["Yolo"]
+
+
+class Yolo(Source):
+    """Boxes in one text file per image."""
+
+    name = "yolo"
+    example = "data.yaml with names: [cat, dog], images/train/1.jpg and labels/train/1.txt: 0 0.5 0.5 0.2 0.2"
+
+    def matches(self, place: Place) -> Evidence | None:
+        for path in place.find("*.yaml", "*.yml"):
+            names = class_names(path)
+            if names:
+                items = [item for image in place.images if (item := read_image(place, image, names))]
+                if len(items) >= 0.5 * len(place.images):
+                    return annotation_evidence(place, "YOLO text files", Annotated(items, [path], place.folder, True))
+        return None
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        return read_annotations(place, "YOLO text files", evidence.found)
+
+
+def class_names(path: Path) -> dict[str, str]:
+    """Return the names of the classes by their number; empty if the file has none."""
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    names = content.get("names") if isinstance(content, dict) else None
+    pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()
+    return {str(number): str(name) for number, name in pairs}
+
+
+def read_image(place: Place, image: str, names: dict[str, str]) -> Annotation | None:
+    """Return the classes of the boxes of an image; None if it has no file of boxes."""
+    relative = place.relative(image)
+    stem = os.path.splitext(relative)[0]
+    parts = stem.split("/")
+    candidates = [
+        stem,
+        *("/".join([*parts[:k], "labels", *parts[k + 1 :]]) for k, part in enumerate(parts) if part == "images"),
+    ]
+    file = next((file for name in candidates if (file := place.folder / f"{name}.txt").is_file()), None)
+    if file is None:
+        return None
+    numbers = dict.fromkeys(line.split()[0] for line in place.lines(file))
+    split = next(filter(None, map(split_from_name, parts[:-1])), None)
+    return Annotation(relative, tuple(names.get(number, number) for number in numbers), split)

@@ -1,0 +1,142 @@
+"""Weighs all sources that may read a place by what speaks for them, and reads it by the best one.
+
+The two sources of the core read class folders and table files. Every other one is a module of
+`baseline.data.sources.forms` with a subclass of `Source`: it is found by itself, and deleting its file removes only
+that source. One with the name of a source of the core replaces it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+from baseline.data.sources.class_folders import ClassFolders
+from baseline.data.sources.image_tables import ImageTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, optional_module
+from baseline.data.sources.read_table import TABLE_SUFFIXES, is_table
+from baseline.errors import BaselineError, DataError, format_count, quoted_list, unknown_name
+
+__all__ = ["all_sources", "read_place"]
+
+
+FORMS = "baseline.data.sources.forms"
+
+MIN_STRENGTH = 0.15
+"""Strength below which a place is not read in a form unless `--source` insists."""
+
+SINGLE_CLASS = 0.2
+"""Strength of a reading with a single class, which is not taken where a source has advice."""
+
+MARGIN = 0.06
+"""Difference in strength up to which two sources fit equally well."""
+
+MENTIONED = 0.05
+"""Strength from which a source that was not taken is mentioned."""
+
+
+@cache
+def all_sources() -> dict[str, Source]:
+    """Return every source by its name, those of the core first."""
+    sources: list[Source] = [ClassFolders(), ImageTable()]
+    forms = optional_module("forms")
+    for info in sorted(pkgutil.iter_modules(forms.__path__ if forms else []), key=lambda info: info.name):
+        module = import_module(f"{FORMS}.{info.name}")
+        classes = [
+            value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__
+        ]
+        sources += [value() for value in classes if issubclass(value, Source)]
+    return {source.name: source for source in sources}
+
+
+def read_place(place: Place) -> SourceTable:
+    """Read a place by the source for which most speaks, and note why, and why not by the next one.
+
+    Raises:
+        DataError: if no source fits, or two fit equally well; the message names the options.
+    """
+    forced = place.settings.source or ("names" if place.settings.label_from else "")
+    sources = all_sources()
+    known = [name for name, source in sources.items() if source.example]
+    if forced and forced not in known:
+        raise DataError(unknown_name("source", forced, known, limit=99))
+    considered = [sources[forced]] if forced else list(sources.values())
+    matches = [(source, evidence) for source in considered if (evidence := match_source(source, place))]
+    matches.sort(key=lambda match: -match[1].strength)
+    single = bool(matches) and matches[0][1].strength <= SINGLE_CLASS and bool(advice(place))
+    if not matches or (not forced and (matches[0][1].strength < MIN_STRENGTH or single)):
+        raise DataError(refusal(place, matches[0][1] if matches else None, forced))
+    (source, best), others = matches[0], matches[1:]
+    others = [match for match in others if match[1].strength >= MENTIONED]
+    result = source.rows(place, best)
+    result.reason = "" if place.is_file and not others else best.reason
+    if others:
+        other_source, other = others[0]
+        reason = other.reason
+        if best.strength - other.strength < MARGIN:
+            if disagree(result, other_source, other, place):
+                raise DataError(
+                    f"{place.path} can be read as {best.form} ({best.reason}) or as {other.form} ({reason}), which "
+                    f"differ. Give --source {source.name} or --source {other_source.name}."
+                )
+            reason = "which divides the images alike"
+        result.rejected = f"not as {other.form}" + (f", {reason}" if reason else "")
+    if source.name == ClassFolders.name:
+        result.notes += unread_tables(place, result.rejected)
+    return result
+
+
+def match_source(source: Source, place: Place) -> Evidence | None:
+    """Return what speaks for a source; nothing if a file only looks like one of its form."""
+    try:
+        return source.matches(place)
+    except BaselineError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def unread_tables(place: Place, mentioned: str) -> list[str]:
+    """Return a note on the tables at the top of a place that is read without them."""
+    tables = [path.name for path in place.files if is_table(path) and path.parent == place.folder]
+    names = [name for name in tables if "submission" not in name.lower() and name not in mentioned]
+    verb = "is" if len(names) == 1 else "are"
+    return [f"{quoted_list(names)} {verb} not read; name the file to use its columns"] if names else []
+
+
+def disagree(result: SourceTable, source: Source, evidence: Evidence, place: Place) -> bool:
+    """Whether another source can read the place as well, and divides the images into classes differently."""
+    try:
+        other = source.rows(place, evidence).table
+    except DataError:
+        return False
+    both = result.table[["path", "label"]].merge(other[["path", "label"]], on="path", suffixes=("", "_2"))
+    pairs = both[["label", "label_2"]].drop_duplicates()
+    return not (pairs["label"].is_unique and pairs["label_2"].is_unique)
+
+
+def advice(place: Place) -> list[str]:
+    """Return what the sources say about a place that none of them reads."""
+    return [hint for source in all_sources().values() if (hint := source.hint(place))]
+
+
+def refusal(place: Place, weak: Evidence | None, forced: str) -> str:
+    """Return the message for a place that no source reads."""
+    if forced:
+        source = all_sources()[forced]
+        return f"{place.path} is not what --source {forced} reads: {source.example}. Leave it out, or give another one."
+    hints = advice(place)
+    if place.is_file:
+        endings = ", ".join(TABLE_SUFFIXES)
+        rest = " ".join(hints) or f"Give a folder of images, or a file that ends in {endings} or .zip, .tar, .tar.gz."
+        return f"{place.path} is neither a table nor an archive. {rest}"
+    if not place.images:
+        return f"{place.path} contains no images in folders. " + (
+            " ".join(hints) or "Give a folder with one folder of images per class."
+        )
+    count = format_count(len(place.images), "image")
+    why = f" ({weak.form}, {weak.reason})" if weak else ""
+    ways = " ".join(hints) or "Sort them into folders named after the classes, or give --label-from REGEX, or a table."
+    insist = " --source folders takes the folders as classes." if weak and weak.form.startswith("class") else ""
+    return f"{place.path} contains {count} but no class folders{why}. {ways}{insist}"

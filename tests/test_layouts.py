@@ -1,0 +1,137 @@
+"""Layouts of public data sets are read as their users mean them, or refused in one line that names the way on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import call
+from layouts import LAYOUTS, Layout, save, write_csv, write_lines
+
+import baseline
+from baseline import Progress, load_images
+from baseline.data.labels import classes_in, explode_labels, is_multilabel
+from baseline.data.table import summarize_source
+from baseline.errors import DataError, RecipeError
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_read_as_its_user_means_it(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("cache")))
+    layout: Layout = LAYOUTS[name]
+    if "excel" in name:
+        pytest.importorskip("openpyxl")
+    layout.write(tmp_path)
+    target = tmp_path / layout.target
+    if layout.error:
+        with pytest.raises(DataError, match=layout.error) as caught:
+            load_images(target, progress=Progress(), preset="standard", **layout.settings)
+        assert "\n" not in str(caught.value)
+        return
+    _, table = load_images(target, progress=Progress(), preset="standard", **layout.settings)
+    summary = "\n".join(summarize_source(table))
+    assert layout.classes is not None
+    counts = explode_labels(table["label"]).value_counts().to_dict()
+    counts = {label: count for label, count in counts.items() if label in layout.classes or "w_0" not in label}
+    assert counts == layout.classes, summary
+    splits = table["split"].fillna("none").value_counts().to_dict()
+    assert splits == (layout.splits or {"none": len(table)}), summary
+    assert is_multilabel(table["label"]) == layout.several, summary
+    assert table["group"].nunique() == layout.groups, summary
+    for text in layout.says:
+        assert text in summary, summary
+    assert all(Path(path).is_absolute() and Path(path).is_file() for path in table["path"])
+
+
+RECIPE = baseline.Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),), cache_gb=0)
+
+
+def copy_images(images: Path, folder: Path, names: list[str]) -> None:
+    """Copy images of ants and bees in turn under these names."""
+    files = [sorted((images / label).glob("*.jpg")) for label in ("ants", "bees")]
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files[number % 2][number // 2], folder / name)
+
+
+def test_labels_separated_by_spaces_end_in_a_submission(images: Path, tmp_path: Path, no_page: None) -> None:
+    names = [*(f"train/{n}.jpg" for n in range(36)), *(f"test/{n}.jpg" for n in range(36, 40))]
+    copy_images(images, tmp_path / "data", names)
+    tags = ["ant", "bee sky", "ant sky", "bee"]
+    write_csv(tmp_path / "data/train.csv", [("image", "tags"), *((n, tags[n % 4]) for n in range(36))])
+    sample = tmp_path / "data/sample_submission.csv"
+    write_csv(sample, [("image", "tags"), *((n, "ant sky") for n in range(36, 40))])
+    done = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "run", progress=Progress())
+    assert list(done.learner.dls.vocab) == ["ant", "bee", "sky"]
+    assert 0 <= done.metrics["test"]["tta"]["micro_f1"] <= 1
+    submission = baseline.submit(tmp_path / "run", sample=sample, out=tmp_path / "submission.csv").path
+    lines = Path(submission).read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["image", "36", "37", "38", "39"]
+    assert all(set(line.split(",")[1].split()) <= {"ant", "bee", "sky"} for line in lines[1:])
+
+
+def test_metadata_of_splits_ends_in_a_model(images: Path, tmp_path: Path, no_page: None) -> None:
+    for split, count in (("train", 24), ("test", 8)):
+        names = [f"{n:04}.jpg" for n in range(count)]
+        copy_images(images, tmp_path / "data" / split, names)
+        rows = [{"file_name": name, "label": ["ant", "bee"][n % 2]} for n, name in enumerate(names)]
+        write_lines(tmp_path / "data" / split / "metadata.jsonl", [json.dumps(row) for row in rows])
+    done = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "run", progress=Progress())
+    assert done.metrics["test"]["images"] == 8 and set(done.learner.dls.vocab) == {"ant", "bee"}
+    predicted = baseline.load(tmp_path / "run").predict(tmp_path / "data/test/0001.jpg")
+    assert predicted["predicted"].isin(["ant", "bee"]).all()
+
+
+def test_names_of_files_end_in_a_submission(images: Path, tmp_path: Path, no_page: None) -> None:
+    names = [f"train/{['ant', 'bee'][n % 2]}.{n}.jpg" for n in range(36)]
+    copy_images(images, tmp_path / "data", [*names, *(f"test1/{n}.jpg" for n in range(36, 40))])
+    sample = tmp_path / "data/sampleSubmission.csv"
+    write_csv(sample, [("id", "label"), *((n, 0) for n in range(36, 40))])
+    options = {"label_from": "auto", "out": tmp_path / "run", "progress": Progress()}
+    done = baseline.make_baseline(tmp_path / "data", RECIPE, **options)
+    assert done.metrics["test"]["images"] > 0
+    codes = {"ant": "0", "bee": "1"}
+    submission = baseline.submit(tmp_path / "run", sample=sample, out=tmp_path / "s.csv", codes=codes).path
+    assert {line.split(",")[1] for line in Path(submission).read_text().splitlines()[1:]} <= {"0", "1"}
+
+
+def test_numbers_are_classes_in_numeric_order_everywhere(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{n % 12}/{n}.jpg" for n in range(48)))
+    recipe, table = load_images(tmp_path, RECIPE, progress=Progress())
+    numbers = [str(n) for n in range(12)]
+    assert classes_in(table) == numbers
+    table = baseline.split(table, recipe)
+    recipe = baseline.resolve(recipe, table)[0]
+    assert list(baseline.dataloaders(table, recipe, path=tmp_path).vocab) == numbers
+
+
+def test_settings_are_the_same_from_python_toml_and_command_line(tmp_path: Path) -> None:
+    LAYOUTS["ages"].write(tmp_path)
+    (tmp_path / "mine.toml").write_text("bins = 2\nmissing = 'error'\n")
+    table = str(tmp_path / "table.csv")
+    by_toml = load_images(table, tmp_path / "mine.toml", progress=Progress())[1]
+    by_python = load_images(table, bins=2, missing="error", progress=Progress(), preset="standard")[1]
+    assert by_toml["label"].tolist() == by_python["label"].tolist()
+    ended = call("run", table, "--bins", "2", "--missing", "error", "--dry-run")
+    assert ended.returncode == 0 and "20 to 29.75 20, 29.75 to 39.5 20" in ended.stdout, ended.stderr
+    with pytest.raises(RecipeError, match=r"bins is 1, needed: a whole number from 2, 0 for none"):
+        load_images(table, bins=1, progress=Progress())
+
+
+def test_an_unknown_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    LAYOUTS["loose_pets"].write(tmp_path)
+    with pytest.raises(DataError, match=r"There is no source 'folder'\. Did you mean 'folders'\? Known: .*coco"):
+        load_images(tmp_path, source="folder", progress=Progress(), preset="standard")
+    with pytest.raises(DataError, match=r"is not what --source coco reads: train.json"):
+        load_images(tmp_path, source="coco", progress=Progress(), preset="standard")
+
+
+def test_sources_are_listed_with_an_example() -> None:
+    ended = call("sources")
+    assert ended.returncode == 0
+    for text in ("folders", "images/cat/1.jpg", "labelstudio", "[cat]", "--label-from auto"):
+        assert text in ended.stdout
