@@ -277,6 +277,11 @@ class Model(BasePredictor):
         """Side length in pixels of the squares that images are decoded to."""
         return self._recipe.decoded_size
 
+    @property
+    def value_range(self) -> tuple[float, ...]:
+        """The values of black and white in images of more than 8 bits; see `load_image`."""
+        return tuple(self.config.get("value_range", ()))
+
     @cached_property
     def identity(self) -> str:
         """A hash of the network and its config: models of the same identity predict the same."""
@@ -296,7 +301,9 @@ class Model(BasePredictor):
         config = self.config
         fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "threshold")}
         task = "multilabel" if config["labels"] == "many" else "single"
-        return Recipe("model").changed(pretrained=False, task=task, augment=Augment(crop=config["crop"]), **fields)
+        return Recipe("model").changed(
+            pretrained=False, task=task, value_range=self.value_range, augment=Augment(crop=config["crop"]), **fields
+        )
 
     @contextmanager
     def predictor(
@@ -326,7 +333,7 @@ class Model(BasePredictor):
 
         Raises whatever PIL raises for an image that cannot be read.
         """
-        return load_square(image, self.decoded_size, self.config["resize"])
+        return load_square(image, *self._decode_spec)
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input for squares: N x 3 x image_size x image_size, normalized, on its device."""
@@ -351,9 +358,9 @@ class Model(BasePredictor):
         return difference
 
     @property
-    def _decode_spec(self) -> tuple[int, str]:
-        """Arguments of `load_square` for this model: size in pixels, and the resize method."""
-        return self.decoded_size, self.config["resize"]
+    def _decode_spec(self) -> tuple[int, str, tuple[float, ...]]:
+        """Arguments of `load_square` for this model: size in pixels, resize method, and range of values."""
+        return self.decoded_size, self.config["resize"], self.value_range
 
     @contextmanager
     def _optimized_network(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
@@ -434,10 +441,13 @@ def check_compatible(members: Sequence[Model]) -> None:
 
 
 def read_batches(
-    images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str]]
+    images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str, tuple[float, ...]]]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Yield batches of images, and for each image its squares, one for each spec (size, resize), or why it cannot be
-    read."""
+    """Yield batches of images, and for each image its squares, one for each spec, or why it cannot be read.
+
+    Args:
+        specs: arguments of `load_square` after the image.
+    """
     remaining = iter(images)
     batches = iter(lambda: list(islice(remaining, batch_size)), [])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -454,8 +464,8 @@ def read_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def load_squares(image: Any, specs: Sequence[tuple[int, str]]) -> list[np.ndarray] | str:
-    """Return the image's squares, one for each spec (size, resize), or why it cannot be read."""
+def load_squares(image: Any, specs: Sequence[tuple[int, str, tuple[float, ...]]]) -> list[np.ndarray] | str:
+    """Return the image's squares, one for each spec (see `load_square`), or why it cannot be read."""
     try:
         content = image() if callable(image) else image
         if not isinstance(content, IMAGE_TYPES):

@@ -28,6 +28,7 @@ from fastai.learner import Learner
 from fastai.vision.learner import TimmBody
 from torch import nn
 
+from baseline.data.image import PIXELS_VERSION
 from baseline.errors import RecipeError
 from baseline.progress import Progress
 from baseline.recipe.schema import Stage
@@ -303,6 +304,7 @@ class FrozenOutputs:
             "view": view,
             "seed": recipe.seed if view.kind == "either" else None,
             "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
+            "pixels": (PIXELS_VERSION, recipe.data.value_range),
             "normalised": normalization(recipe.model.arch),
             "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }

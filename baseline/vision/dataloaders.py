@@ -225,9 +225,10 @@ def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
 
 def _datablock(recipe: Recipe, classes: list[str], normal: Normalization) -> DataBlock:
     many = recipe.data.task == "multilabel"
+    load = LoadImage(recipe.decoded_size, recipe.data.value_range)
     return DataBlock(
         blocks=(
-            TransformBlock(type_tfms=LoadImage(recipe.decoded_size), batch_tfms=IntToFloatTensor),
+            TransformBlock(type_tfms=load, batch_tfms=IntToFloatTensor),
             MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes, sort=False),
         ),
         get_x=ColReader("path"),
