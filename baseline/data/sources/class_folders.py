@@ -11,6 +11,7 @@ from pathlib import Path
 from baseline.data.sources.code_names import name_codes
 from baseline.data.sources.folders import (
     SPLIT_NAMES,
+    describe_skipped,
     has_image_name,
     images_below,
     list_entries,
@@ -317,18 +318,13 @@ def folder_notes(folder: Path, reading: FolderReading) -> Iterator[str]:
     class_folders = [path for parent in parents for path in subfolders(parent)]
     if empty := [path.name for path in class_folders if not holds_images(path)]:
         yield f"no images in {quoted_list(empty, 3)}"
-    if others := [path.name for path in other_files(class_folders)]:
-        yield f"{len(others):,} other {'file' if len(others) == 1 else 'files'} ignored: {quoted_list(others, 3)}"
+    skipped: list[str] = []
+    for path in class_folders:
+        list(images_below(path, skipped))
+    if skipped:
+        yield describe_skipped(skipped)
 
 
 def holds_images(folder: Path) -> bool:
     """Whether there are images anywhere below a folder."""
     return next(images_below(folder), None) is not None
-
-
-def other_files(class_folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the visible files in the class folders that are not images."""
-    for class_folder in class_folders:
-        for path in list_entries(class_folder):
-            if not has_image_name(path.name) and not path.name.startswith(".") and path.is_file():
-                yield path

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from baseline.data.sources.folders import check_name, has_image_name, walk
+from baseline.data.sources.folders import is_image, is_utf8, walk
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
@@ -120,30 +120,26 @@ class Place:
     @cached_property
     def images(self) -> list[str]:
         """Absolute paths of all images below the folder."""
-        return [
-            check_name(os.path.join(folder, name))
-            for folder, names in self.folders
-            for name in names
-            if has_image_name(name)
-        ]
+        paths = (os.path.join(folder, name) for folder, names in self.folders for name in names)
+        return [path for path in paths if is_utf8(path) and is_image(path)]
 
     @cached_property
     def images_by_folder(self) -> Counter[str]:
         """The number of images directly in each folder, by its path relative to the place, which itself is `.`."""
-        counts = {folder: sum(map(has_image_name, names)) for folder, names in self.folders}
-        return Counter({self.relative(folder): count for folder, count in counts.items() if count})
+        counts = Counter(path.rpartition(os.sep)[0] for path in self.images)
+        return Counter({self.relative(folder): count for folder, count in counts.items()})
 
     @cached_property
     def files(self) -> list[Path]:
         """The visible files that are not images, the least deep first, down to `MAX_DEPTH` folders."""
         if self.is_file:
             return [self.path]
-        deepest = len(self.folder.parts) + MAX_DEPTH
+        deepest, images = len(self.folder.parts) + MAX_DEPTH, set(self.images)
         files = [
             Path(folder, name)
             for folder, names in self.folders
             for name in names
-            if folder.count(os.sep) < deepest and not has_image_name(name)
+            if folder.count(os.sep) < deepest and os.path.join(folder, name) not in images and is_utf8(name)
         ]
         return sorted(files, key=lambda path: (len(path.parts), str(path)))
 
