@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from baseline.errors import DataError, OutputError, first_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "CARD_FILE",
     "UNFINISHED_DIR",
     "atomic_folder",
     "cache_home",
+    "holds_image",
     "kaggle_dir",
     "read_json",
     "resolve_path",
     "sha256_of",
+    "to_csv",
     "to_json",
     "unique_path",
     "write_atomic",
@@ -43,6 +50,26 @@ TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensor
 
 UNFINISHED_DIR = "unfinished"
 """Name of the folder in a run folder that holds what is needed to resume the run; see `training.checkpoint`."""
+
+
+def holds_image(path: str | Path) -> bool:
+    """Return whether a file begins as an image does.
+
+    JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF, HEIF, JPEG 2000, JPEG XL and DICOM are recognized.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait forever
+            return False
+        with Path(path).open("rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
+              b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a")  # fmt: skip
+    brands = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    is_bmp, is_webp = head[:2] == b"BM" and head[6:10] == bytes(4), head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    is_heif = head[4:8] == b"ftyp" and head[8:12] in brands
+    return head.startswith(starts) or is_bmp or is_webp or is_heif or head[128:132] == b"DICM"
 
 
 def cache_home() -> Path:
@@ -121,6 +148,12 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             old.rename(folder)
         for path in (work, old):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Return a table as CSV; all text is in quotes where a text has a carriage return, which pandas leaves bare."""
+    text = frame.to_csv(index=False)
+    return frame.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
 
 
 def to_json(values: Any) -> str:

@@ -162,12 +162,12 @@ def test_a_second_audit_reads_only_new_images(rich: Path, monkeypatch: pytest.Mo
 
 
 def test_an_unusable_cache_is_reported_and_the_audit_continues_without_it(rich: Path) -> None:
-    (cache_home() / "audit-2.sqlite").mkdir(parents=True)
+    (cache_home() / "audit-3.sqlite").mkdir(parents=True)
     lines = []
     progress = type("RecordingProgress", (Progress,), {"log": lambda self, line: lines.append(line)})()
     assert len(audit(image_table(rich), progress=progress).images) == 12
     assert any("cannot be cached in" in line for line in lines)
-    assert (cache_home() / "audit-2.sqlite").is_dir()
+    assert (cache_home() / "audit-3.sqlite").is_dir()
 
 
 def test_an_unused_group_column_is_a_finding(rich: Path) -> None:

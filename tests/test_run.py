@@ -159,7 +159,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_p
     before = listing(images)
     done = make_baseline(images, small.changed(stages=(Stage("head", 1, augment=False),)), progress=QUIET)
     assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
-    assert listing(images) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-2.sqlite"}
+    assert listing(images) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-3.sqlite"}
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 

@@ -88,7 +88,7 @@ def test_unreadable_images_are_excluded_and_kept_on_disk(images: Path, tmp_path:
     (tmp_path / "mixed/ants/half.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "mixed/bees/text.jpg").write_text("this is no image")
     (tmp_path / "mixed/bees/empty.png").touch()
-    table, broken = drop_unreadable(image_table(tmp_path / "mixed"))
+    table, broken, _ = drop_unreadable(image_table(tmp_path / "mixed"))
     assert sorted(Path(path).name for path in broken["path"]) == ["empty.png", "half.jpg", "text.jpg"]
     reasons = {Path(path).name: reason for path, reason in broken[["path", "reason"]].to_numpy()}
     assert reasons["empty.png"] == "empty file" and reasons["text.jpg"] == "not an image"

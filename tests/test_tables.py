@@ -415,10 +415,12 @@ def test_frame_with_unusual_values(forest: Path, monkeypatch: pytest.MonkeyPatch
         image_table(frame.assign(label=[pd.NaT, *frame["label"][1:]]))
 
 
-def test_file_name_that_is_not_utf8_is_rejected(forest: Path) -> None:
+def test_a_file_whose_name_is_not_utf8_is_left_out_and_reported(forest: Path) -> None:
     Path(os.fsdecode(os.fsencode(forest) + b"/oak/\xfe.jpg")).touch()
-    with pytest.raises(DataError, match=r"udcfe\.jpg' is not valid UTF-8"):
-        image_table(forest)
+    table = image_table(forest)
+    assert len(table) == 6
+    note = "1 other file ignored: 1 with a name that is not UTF-8 ('\\udcfe.jpg')"
+    assert note in summarize_source(table)[4]
 
 
 def test_all_zero_one_hot_rows_are_images_without_a_label(forest: Path) -> None:

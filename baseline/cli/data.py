@@ -92,7 +92,7 @@ def filter_command(
     """
     from baseline.data.prepare import load_images
     from baseline.data.split import split_to_csv
-    from baseline.files import write_atomic
+    from baseline.files import to_csv, write_atomic
     from baseline.inference.filter import filter_by_model
 
     if out.exists():
@@ -101,7 +101,7 @@ def filter_command(
     progress = make_progress(quiet)
     chosen, table = load_images(images, recipe, progress=progress, **changes)
     kept, left_out = filter_by_model(table, model, keep, above, task=chosen.data.task, progress=progress)
-    write_atomic(out.with_name(f"{out.stem}-left-out.csv"), left_out.to_csv(index=False))
+    write_atomic(out.with_name(f"{out.stem}-left-out.csv"), to_csv(left_out))
     write_atomic(out, split_to_csv(kept))
     print(out)
 

@@ -1,16 +1,30 @@
-"""Image in any form -> upright RGB image. Deals with files and pixels only, not with tables or networks."""
+"""Image in any form -> upright RGB image. Deals with files and pixels only, not with tables or networks.
+
+`baseline.data.formats` adds rare formats, images of more than 8 bits per sample, and color profiles.
+"""
 
 from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from baseline.data.limits import TooLarge, check_size
+from baseline.parallel.memory import MemoryLimit
+
+formats: ModuleType | None
+try:
+    from baseline.data import formats
+except ImportError:  # the folder was removed
+    formats = None
 
 __all__ = [
     "load_image",
@@ -31,21 +45,49 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000
 """PIL formats that are tried on a file, whatever its name. The others are not images, and one runs Ghostscript."""
 
 
-def load_image(source: Any, size: int = 0) -> Image.Image:
-    """Load an image as upright RGB.
+LARGE_FILE_BYTES = 2**24
+"""Size of a file in bytes from which on it is read alone."""
 
-    EXIF orientation is applied, an animation yields its first frame, transparent areas become white, and 16-bit
-    grayscale is scaled to 8 bits.
+
+PIXEL_BYTES = 12
+"""Bytes of memory per pixel of an image while it is decoded: three copies of four bytes."""
+
+
+PIXELS_VERSION = 2
+"""Version of the rules by which files become pixels; part of the keys of caches."""
+
+
+memory = MemoryLimit()
+"""Memory of this process for images that are being decoded."""
+
+
+ValueRange = Sequence[float] | Literal["image"]
+"""See `load_image`."""
+
+
+def load_image(source: Any, size: int = 0, value_range: ValueRange = ()) -> Image.Image:
+    """Load an image as upright RGB in the colors of sRGB.
+
+    EXIF orientation is applied, an animation yields its first frame, transparent areas become white, and colors are
+    converted from the image's profile.
 
     Args:
         source: a path, bytes, an H x W x 3 uint8 array, or a PIL image.
         size: pixels; if given, a large JPEG is decoded at a reduced scale of at least twice that size, as PIL does for
             its own thumbnails.
+        value_range: the values of black and white of images of more than 8 bits whose file declares no range. All
+            images of a run share it, and its model keeps it. If empty, it is 0 to 65535 for 16 bits, and 0 to 1 or 0
+            to 255 for floats that fit it; others are refused. `"image"`: each image's own, fit for display only.
+
+    Raises:
+        OSError, ValueError, and nearly every other type of exception, if the image cannot be read; see
+        `unreadable_reason`.
     """
     image = open_image(source)
     if size and image.format == "JPEG":
         image.draft("RGB", (2 * size, 2 * size))
-    return to_upright_rgb(image)
+    with memory.reserve(image.width * image.height * PIXEL_BYTES):
+        return to_upright_rgb(image, value_range)
 
 
 def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
@@ -58,16 +100,31 @@ def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def load_square(
-    source: Any, size: int, resize: str, transform: Callable[[Image.Image], Image.Image] | None = None
+    source: Any,
+    size: int,
+    resize: str,
+    value_range: ValueRange = (),
+    transform: Callable[[Image.Image], Image.Image] | None = None,
 ) -> np.ndarray:
     """Load and resize an image: size x size x 3, uint8. A file is read into memory before it is decoded.
 
     Args:
         transform: applied to the complete image before it is resized.
     """
-    content = read_image_bytes(source) if isinstance(source, str | Path) else source
-    image = load_image(content, size) if transform is None else transform(load_image(content))
-    return np.asarray(resize_image(image, size, resize))
+    is_file = isinstance(source, str | Path)
+    with reserve_for_file(source) if is_file else nullcontext():
+        content = read_image_bytes(source) if is_file else source
+        image = load_image(content, size if transform is None else 0, value_range)
+        return np.asarray(resize_image(image if transform is None else transform(image), size, resize))
+
+
+def reserve_for_file(path: str | Path) -> AbstractContextManager[None]:
+    """Context manager that lets a large file be read and decoded alone, so that memory is bounded per process."""
+    try:
+        is_large = Path(path).stat().st_size > LARGE_FILE_BYTES
+    except OSError:
+        is_large = False
+    return memory.reserve(2**62) if is_large else nullcontext()
 
 
 def read_image_bytes(path: str | Path) -> bytes:
@@ -92,43 +149,50 @@ def unreadable_reason(error: Exception) -> str:
     >>> unreadable_reason(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>"))
     'not an image'
     """
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError) and not isinstance(error, TooLarge):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:80] or "damaged"
 
 
-def open_image(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """Open an image without decoding its pixels yet, trying the given PIL formats or else `FORMATS`."""
+def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image:
+    """Open an image without decoding its pixels yet.
+
+    Args:
+        names: PIL formats to try instead of `FORMATS` and those of `baseline.data.formats`.
+
+    Raises:
+        UnidentifiedImageError: if it is in none of the formats.
+        DecompressionBombError: if it has too many pixels, or a side is too long.
+    """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
     if not isinstance(source, str | Path | bytes):
         return source
     with warnings.catch_warnings():  # PIL warns at half of the size that it refuses; only the refusal matters
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats or FORMATS)
+        try:
+            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=names or FORMATS)
+        except UnidentifiedImageError:
+            content = source if isinstance(source, bytes) else read_image_bytes(source)
+            if formats is None or names or (rare := formats.open_rare(content)) is None:
+                raise
+            image = rare
+    check_size(*image.size)
+    return image
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image, value_range: ValueRange = ()) -> Image.Image:
     """Return the image in RGB, rotated as its EXIF orientation says, with transparent areas in white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _gray_to_uint8(image).convert("RGB")
+    if formats is not None and isinstance(samples := formats.as_samples(image), formats.SampleImage):
+        image = formats.to_8_bits(samples, value_range)
+    elif image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError("more than 8 bits per sample")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        image = image.convert("RGBA")
+    image = image if formats is None else formats.to_srgb(image)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _gray_to_uint8(image: Image.Image) -> Image.Image:
-    """Scale grayscale of 16 or 32 bits, or floats, to 8 bits: by the format's range, else by that of the values."""
-    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if image.mode == "F" and low >= 0 and high <= 1:
-        max_value = 1.0
-    elif low >= 0 and high <= 65535:
-        max_value = 255.0 if high <= 255 else 65535.0
-    else:
-        values, max_value = values - low, max(high - low, 1e-12)
-    return Image.fromarray((values * (255 / max_value)).round().astype(np.uint8))

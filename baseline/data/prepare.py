@@ -117,16 +117,21 @@ def load_image_table(
 
 def _audit_table(
     table: pd.DataFrame, recipe: Recipe, progress: Progress
-) -> tuple[pd.DataFrame, pd.DataFrame, Audit | None]:
-    """Audit the table and log the findings; return the readable images, the unreadable ones and the audit, if any."""
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[float, ...], Audit | None]:
+    """Audit the table and log the findings.
+
+    Returns:
+        The readable images, the unreadable ones, the range of values (see `load_image`), and the audit, if any.
+    """
     from baseline.data.audit.findings import audit, drop_unreadable
 
     if recipe.data.audit == "none":
-        return *drop_unreadable(table, progress), None
-    report = audit(table, grouped="group" in recipe.split.method, progress=progress)
+        return *drop_unreadable(table, progress, recipe.data.value_range), None
+    grouped, value_range = "group" in recipe.split.method, recipe.data.value_range
+    report = audit(table, grouped=grouped, value_range=value_range, progress=progress)
     for row in report.findings.itertuples():
         progress.log(f"audit: {row.finding}: {row.words}; {row.effect} ({row.answer})")
-    return report.usable, report.unreadable, report
+    return report.usable, report.unreadable, report.value_range, report
 
 
 def prepare_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> Prepared:
@@ -142,7 +147,8 @@ def prepare_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> Pr
         recipe = recipe.changed(fixes=[str(resolve_path(file)) for file in recipe.data.fixes])
         fixes = read_fixes(recipe.data.fixes, table, task)
     check_table(table, task)
-    table, unreadable, report = _audit_table(table, recipe, progress)
+    table, unreadable, value_range, report = _audit_table(table, recipe, progress)
+    recipe = recipe.changed(value_range=value_range)
     if len(unreadable):
         check_table(table, task)
     table = _drop_leaks(split(table, recipe), recipe, progress)

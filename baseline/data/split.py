@@ -28,7 +28,7 @@ import pandas as pd
 from baseline.data.labels import explode_labels, is_multilabel, rarest_label, split_labels
 from baseline.data.sources.match_images import match_rows
 from baseline.errors import DataError, format_count, unknown_name
-from baseline.files import resolve_path
+from baseline.files import resolve_path, to_csv
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -354,4 +354,4 @@ def check_splits(table: pd.DataFrame, task: str) -> pd.DataFrame:
 def split_to_csv(table: pd.DataFrame) -> str:
     """Return the content of a run's `split.csv`: path, label and split of each image, and group and fold if known."""
     optional = [column for column in ("group", "fold") if column in table and table[column].notna().any()]
-    return table[["path", "label", "split", *optional]].to_csv(index=False)
+    return to_csv(table[["path", "label", "split", *optional]])

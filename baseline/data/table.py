@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def table_from_settings(
     if columns != Columns() and not source.columns.startswith("images"):
         raise DataError(f"Columns were named, but the source is {source.form}. Give the table, or name no columns.")
     table = source.table.sort_values("path", kind="stable", ignore_index=True)
+    table = normalize_labels(table, source.notes)
     table = merge_rare(table, settings, source.notes)
     if positive := settings.positive:
         if is_multilabel(table["label"], settings.task):
@@ -127,6 +129,15 @@ def table_from_settings(
     source.notes += [f"{quoted_list(names)} differ only in case" for names in same_but_case[:3]]
     table.attrs["source"] = source_facts(source)
     return table
+
+
+def normalize_labels(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Return the table with labels in Unicode's composed form (NFC): systems write the same name in two forms."""
+    labels = table["label"].map({name: unicodedata.normalize("NFC", name) for name in table["label"].unique()})
+    joined = table["label"].groupby(labels).nunique()
+    if names := sorted(joined.index[joined > 1]):
+        notes.append(f"two spellings (NFC and NFD) of {quoted_list(names, 3)} joined")
+    return table.assign(label=labels)
 
 
 def note_empty_files(table: pd.DataFrame) -> list[str]:

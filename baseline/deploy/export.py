@@ -243,6 +243,7 @@ class Exporter:
         self.model, self.tta, self.calibrated, self.progress = model, tta, calibrated, progress
         self.any_size = size == "any"
         self.side, self.resize = model.decoded_size, model.config["resize"]
+        self.value_range = model.value_range
         self.views = tuple(model.config["tta"]) if tta else ()
 
     @property
@@ -296,6 +297,7 @@ class Exporter:
         """What users of the file need to know. The threshold is that of the calibrated probabilities."""
         facts = self.model.config
         metadata = {key: facts[key] for key in ("classes", "task", "arch", "image_size", "resize", "temperature")}
+        metadata["value_range"] = list(self.value_range)
         metadata |= {"input_size": "any" if self.any_size else self.side, "views": list(self.views)}
         metadata |= {"model": self.model.identity, "made_by": f"fastai-baseline {__version__}"}
         return metadata | ({"threshold": self.threshold} if self.model.multilabel else {})
@@ -349,8 +351,9 @@ class Exporter:
     def _input(self, image: Any) -> np.ndarray:
         """Return an image as the file takes it."""
         if not self.any_size:
-            return load_square(image, self.side, self.resize)
-        return np.asarray(load_image(read_image_bytes(image) if isinstance(image, str) else image, self.side))
+            return load_square(image, self.side, self.resize, self.value_range)
+        content = read_image_bytes(image) if isinstance(image, str) else image
+        return np.asarray(load_image(content, self.side, self.value_range))
 
     def _run(self, run: Run, inputs: list[np.ndarray]) -> np.ndarray:
         """Return the probabilities of images that may differ in size, batching those of equal size."""

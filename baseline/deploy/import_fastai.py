@@ -28,7 +28,7 @@ from baseline.files import atomic_folder
 from baseline.inference.model import TOLERANCE, load_model
 from baseline.progress import Progress
 from baseline.recipe.schema import HEADS, RESIZES
-from baseline.vision.augment import Resize
+from baseline.vision.augment import LoadImage, Resize
 from baseline.vision.model_folder import FIELD_CHECKS, save_network
 from baseline.vision.network import build_network, features_of
 from baseline.vision.weights import is_torchvision
@@ -195,6 +195,7 @@ def build_config(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
     mean, std = find_normalization(learn)
     facts: dict[str, Any] = {
         "arch": arch, "classes": classes, "image_size": side, "resize": resize, "mean": mean, "std": std, "tta": [],
+        "value_range": _own_value_range(learn),
         "task": "multilabel" if multilabel else "single", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
         "temperature": None, "crop": crop, "precision": "float32",
     }  # fmt: skip
@@ -230,9 +231,15 @@ def _own_resize(learn: Learner) -> Any:
     return next((item for item in learn.dls.valid.after_item.fs if isinstance(item, Resize)), None)
 
 
+def _own_value_range(learn: Learner) -> list[float]:
+    """Return the values of black and white of learners that this library exported; empty for others."""
+    transforms = learn.dls.tls[0].tfms.fs if learn.dls.tls else []
+    return next((list(item.value_range) for item in transforms if isinstance(item, LoadImage)), [])
+
+
 def _open_like(learn: Learner, path: str) -> Image.Image:
     own = _own_resize(learn)
-    return PILImage.create(path) if own is None else load_image(path, own.size)
+    return PILImage.create(path) if own is None else load_image(path, own.size, _own_value_range(learn))
 
 
 def find_image_size(learn: Learner, width: int, height: int) -> tuple[int, int]:
@@ -317,7 +324,8 @@ def _make_golden(model: nn.Module, facts: dict[str, Any], paths: list[str]) -> d
         noise = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, 8, 8, 3), dtype=np.uint8)
         images = list(noise)
     try:
-        return golden_outputs(model, facts, np.stack([load_square(image, side, facts["resize"]) for image in images]))
+        squares = [load_square(image, side, facts["resize"], facts["value_range"]) for image in images]
+        return golden_outputs(model, facts, np.stack(squares))
     except OSError as error:
         raise OutputError(f"An image of --images cannot be read: {first_line(error)}. Remove it.") from None
 

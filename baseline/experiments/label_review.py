@@ -32,7 +32,7 @@ from baseline.data.split import fold_numbers, split, unit_ids
 from baseline.data.table import check_table
 from baseline.errors import DataError, OutputError, RecipeError, quoted_list
 from baseline.evaluation.label_errors import find_label_issues
-from baseline.files import resolve_path, unique_path, write_atomic
+from baseline.files import resolve_path, to_csv, unique_path, write_atomic
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.load import load_recipe
 from baseline.recipe.schema import Stage
@@ -158,11 +158,11 @@ def clean(
             else predict_out_of_fold(features, rows["label"], fold_ids, neighbors, progress)
         )
         issues = find_label_issues(rows, probabilities, outlier_scores(neighbors), conflicting_copies(data_audit))
-        write_atomic(folder / "issues.csv", issues.to_csv(index=False))
+        write_atomic(folder / "issues.csv", to_csv(issues))
         fixes = None
         if accept is not None:
             fixes = folder / "fixes.csv"
-            write_atomic(fixes, accept_suggestions(issues, accept).to_csv(index=False))
+            write_atomic(fixes, to_csv(accept_suggestions(issues, accept)))
         write_review_page(folder / "clean.html", issues, name, max_images, progress)
     return LabelReview(issues, folder, run, fixes)
 

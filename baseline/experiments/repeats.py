@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, RecipeError
 from baseline.experiments.series import RunSeries, accuracy_spread, summary_row
-from baseline.files import to_json, write_atomic
+from baseline.files import to_csv, to_json, write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
 from baseline.recipe.diff import flat_recipe
@@ -238,7 +238,7 @@ def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> Spl
             f"{rows['path'][repeated].iloc[0]} is in two folds of {series.folder}, because not the same images were "
             "readable when these were made. Choose another --out."
         )
-    write_atomic(series.folder / "oof.csv", rows.to_csv(index=False))
+    write_atomic(series.folder / "oof.csv", to_csv(rows))
     return evaluate(rows, flat_recipe(series.manifests[0]["recipe"])["task"])["valid"]
 
 
@@ -252,6 +252,6 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     test_tables = [table[table["split"] == "test"] for table in tables]
     temperatures = [manifest["calibration"].get("temperature") for manifest in series.manifests]
     predictions = ensemble(test_tables, temperatures, recipe["task"], recipe["threshold"])
-    write_atomic(series.folder / "predictions.csv", predictions.to_csv(index=False))
+    write_atomic(series.folder / "predictions.csv", to_csv(predictions))
     best = max(test_tables, key=lambda table: (table["predicted"] == table["label"]).mean())
     return {"test": evaluate(predictions, recipe["task"])["test"], "against_best": paired_test(best, predictions)}

@@ -23,7 +23,7 @@ from baseline.data.prepare import prepare
 from baseline.data.split import split_to_csv
 from baseline.errors import OutputError, RecipeError
 from baseline.experiments.jobs import training_job
-from baseline.files import to_json, write_atomic
+from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job
 from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.diff import diff_recipes
@@ -273,8 +273,9 @@ class Architecture:
         start = time.perf_counter()
         prompts = class_prompts(classes, self.clip.prompt)
         probabilities = classifier.probabilities(
-            paths, prompts, workers=self.recipe.options.workers, progress=self.progress
-        )
+            paths, prompts, value_range=self.recipe.data.value_range, workers=self.recipe.options.workers,
+            progress=self.progress,
+        )  # fmt: skip
         return Probe(probabilities, self.clip.description, round(time.perf_counter() - start, 2), 0, classifier.weights)
 
     def job(self, title: str, variant: str, folder: Path) -> Job:
@@ -343,5 +344,5 @@ def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recip
     manifest = build_manifest(recipe, architecture.images, table, architecture.unreadable, probe.weights, metrics,
                               [stage], {"training": probe.seconds})  # fmt: skip
     write_atomic(run / "split.csv", split_to_csv(table))
-    write_atomic(run / "predictions.csv", predictions.to_csv(index=False))
+    write_atomic(run / "predictions.csv", to_csv(predictions))
     write_atomic(run / "manifest.json", to_json(manifest))

@@ -65,11 +65,18 @@ class ClipClassifier:
     weights: Weights
 
     def probabilities(
-        self, paths: Sequence[str], prompts: Sequence[str], *, workers: int = 0, progress: Progress | None = None
+        self,
+        paths: Sequence[str],
+        prompts: Sequence[str],
+        *,
+        value_range: Sequence[float] = (),
+        workers: int = 0,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Return the softmax of each image's scaled similarities to the prompts: images x prompts, float64.
 
         Args:
+            value_range: see `load_image`.
             workers: number of processes that read images in the background.
         """
         import torch
@@ -80,7 +87,7 @@ class ClipClassifier:
         model = self.model.to(device).eval()
         images: Any = list(paths)
         loader = DataLoader(
-            images, BATCH_SIZE, num_workers=workers, collate_fn=partial(load_clip_batch, self.preprocess)
+            images, BATCH_SIZE, num_workers=workers, collate_fn=partial(load_clip_batch, self.preprocess, value_range)
         )
         with torch.inference_mode(), (progress or Progress()).bar("reading", len(paths), "images") as bar:
             tokens = self.tokenizer(list(prompts)).to(device).split(BATCH_SIZE)
@@ -233,10 +240,10 @@ def uses_quick_gelu(config: dict[str, Any]) -> bool:
     return bool(config.get("quick_gelu"))
 
 
-def load_clip_batch(preprocess: Any, paths: list[str]) -> Any:
+def load_clip_batch(preprocess: Any, value_range: Sequence[float], paths: list[str]) -> Any:
     import torch
 
-    return torch.stack([preprocess(load_image(path)) for path in paths])
+    return torch.stack([preprocess(load_image(path, value_range=value_range)) for path in paths])
 
 
 def failure_reason(error: Exception) -> str:

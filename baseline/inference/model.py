@@ -57,6 +57,10 @@ TOLERANCE = 1e-4
 """Maximum difference of a golden input's probability from the saved one, in float32."""
 
 
+DecodeSpec = tuple[int, str, tuple[float, ...], ItemTransforms | None]
+"""Arguments of `load_square` after the source."""
+
+
 BATCHES_IN_FLIGHT = 3
 """Number of batches that are read at the same time: the one being predicted and two ahead of it."""
 
@@ -320,6 +324,11 @@ class Model(BasePredictor):
         """Side length in pixels of the squares that images are decoded to."""
         return self._recipe.decoded_size
 
+    @property
+    def value_range(self) -> tuple[float, ...]:
+        """The values of black and white in images of more than 8 bits; see `load_image`."""
+        return tuple(self.config.get("value_range", ()))
+
     @cached_property
     def identity(self) -> str:
         """A hash of the network and its config: models of the same identity predict the same."""
@@ -340,7 +349,9 @@ class Model(BasePredictor):
     def _recipe(self) -> Recipe:
         config = self.config
         fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "task", "threshold")}
-        return Recipe("model").changed(pretrained=False, augment=Augment(crop=config["crop"]), **fields)
+        return Recipe("model").changed(
+            pretrained=False, value_range=self.value_range, augment=Augment(crop=config["crop"]), **fields
+        )
 
     @contextmanager
     def predictor(
@@ -408,9 +419,9 @@ class Model(BasePredictor):
         return difference
 
     @property
-    def _decode_spec(self) -> tuple[int, str, ItemTransforms | None]:
-        """Arguments of `load_square` for this model: size in pixels, the resize method, and the user's transforms."""
-        return self.decoded_size, self.config["resize"], self._item_transform
+    def _decode_spec(self) -> DecodeSpec:
+        """Arguments of `load_square`: size in pixels, resize method, range of values, and the user's transforms."""
+        return self.decoded_size, self.config["resize"], self.value_range, self._item_transform
 
     @contextmanager
     def _optimized_network(self, squares: list[np.ndarray]) -> Iterator[nn.Module]:
@@ -491,10 +502,13 @@ def check_compatible(members: Sequence[Model]) -> None:
 
 
 def read_batches(
-    images: Iterable[Any], batch_size: int, specs: Sequence[tuple[int, str, ItemTransforms | None]]
+    images: Iterable[Any], batch_size: int, specs: Sequence[DecodeSpec]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Yield batches of images, and for each image its squares, one for each spec (size, resize), or why it cannot be
-    read."""
+    """Yield batches of images, and for each image its squares, one for each spec, or why it cannot be read.
+
+    Args:
+        specs: arguments of `load_square` after the image.
+    """
     remaining = iter(images)
     batches = iter(lambda: list(islice(remaining, batch_size)), [])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -511,8 +525,8 @@ def read_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def load_squares(image: Any, specs: Sequence[tuple[int, str, ItemTransforms | None]]) -> list[np.ndarray] | str:
-    """Return the image's squares, one for each spec (size, resize), or why it cannot be read."""
+def load_squares(image: Any, specs: Sequence[DecodeSpec]) -> list[np.ndarray] | str:
+    """Return the image's squares, one for each spec (see `load_square`), or why it cannot be read."""
     try:
         content = to_source(image() if callable(image) else image)
         if not isinstance(content, IMAGE_TYPES):

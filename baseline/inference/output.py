@@ -179,7 +179,9 @@ class RowFormat:
 
 def _to_csv(rows: Iterable[list[str]]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    for row in rows:
+        is_bare = any("\r" in value for value in row)  # csv does not quote a carriage return by itself
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if is_bare else csv.QUOTE_MINIMAL).writerow(row)
     return text.getvalue().encode()
 
 

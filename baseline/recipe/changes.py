@@ -38,6 +38,7 @@ class RecipeChanges(TypedDict, total=False):
     task: Literal["auto", "single", "multilabel"]
     positive: str
     images_per_class: int
+    value_range: str | Sequence[float]
     fixes: str | Path | Sequence[str | Path]
     audit: Literal["tell", "strict", "none"]
     # split

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Interval
+from annotated_types import Interval, Predicate
 
 from baseline.recipe.fields import IMAGES_PANEL, PathText, Text, as_paths, setting
-from baseline.recipe.validation import Before, Needed
+from baseline.recipe.validation import Before, Needed, as_numbers, is_range
 
 __all__ = ["DataSettings"]
 
@@ -61,6 +61,10 @@ class DataSettings:
     images_per_class: Annotated[int, Interval(ge=0, le=10**9), Needed("a whole number, 0 for all")] = setting(
         0, "Train on a random subset with this many images per class; 0 takes all.", IMAGES_PANEL, common=True
     )
+    value_range: Annotated[tuple[float, ...], Before(as_numbers), Predicate(is_range), Needed("two numbers")] = setting(
+        (), "Values of black and white in images of more than 8 bits, such as 0,4095.", IMAGES_PANEL
+    )
+    """If empty, it is measured on the images whose files declare no range, and is the same for all of them."""
     fixes: Annotated[tuple[str, ...], Before(as_paths), Needed("a list of paths")] = setting(
         (), "Tables of corrected labels, as baseline clean writes them.", IMAGES_PANEL
     )

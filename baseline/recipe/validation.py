@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from annotated_types import Interval
 
 from baseline.errors import unknown_name
 
-__all__ = ["Before", "Needed", "as_tuple", "check", "describe_needed", "is_int", "is_number"]
+__all__ = ["Before", "Needed", "as_numbers", "as_tuple", "check", "describe_needed", "is_int", "is_number", "is_range"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Before:
 def as_tuple(value: Any) -> Any:
     """Convert a list to a tuple; return other values unchanged. TOML and JSON have lists only."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def as_numbers(value: Any) -> Any:
+    """Numbers in a list, or in one text with commas, as a tuple of floats."""
+    parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
+    try:
+        return tuple(map(float, parts))
+    except (TypeError, ValueError):
+        return value
+
+
+def is_range(value: tuple[float, ...]) -> bool:
+    """Whether the numbers are none, or two that increase."""
+    return not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
 
 
 def check(

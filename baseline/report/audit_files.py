@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from baseline.files import to_json, write_atomic
+from baseline.files import to_csv, to_json, write_atomic
 
 if TYPE_CHECKING:
     from baseline.data.audit.findings import Audit
@@ -34,9 +34,9 @@ def write_audit(folder: Path, audit: Audit) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str | bytes] = {"findings.json": to_json({"findings": audit.findings.to_dict("records")})}
     if len(audit.pairs):
-        files["pairs.csv"] = audit.pairs.to_csv(index=False)
+        files["pairs.csv"] = to_csv(audit.pairs)
     if len(audit.unreadable):
-        files["unreadable.csv"] = audit.unreadable.to_csv(index=False)
+        files["unreadable.csv"] = to_csv(audit.unreadable)
     for name, pairs in audit.pairs_to_review().items():
         files[f"{name}.png"] = figures.png(figures.pairs_figure(pairs, name))
     for name, content in files.items():

@@ -435,8 +435,8 @@ def pairs_figure(pairs: pd.DataFrame, title: str, max_pairs: int = 18) -> Figure
 def pair_thumbnail(path: str) -> Any:
     """Return the image, at most 160 px wide and high, or a gray square where it no longer exists."""
     try:
-        image = load_image(path, 160)
-    except OSError:
+        image = load_image(path, 160, "image")
+    except (OSError, ValueError, SyntaxError):
         return Image.new("RGB", (160, 160), "lightgray")
     image.thumbnail((160, 160))
     return image
@@ -494,7 +494,7 @@ class ThumbnailCache:
     def read(self, path: str, size: int) -> Image.Image | None:
         """Return the image, at least `size` pixels large where it has them, or None where it is missing or damaged."""
         try:
-            return load_image(path, size)
+            return load_image(path, size, "image")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # raised by PIL for damaged files
             return None
 

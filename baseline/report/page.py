@@ -32,7 +32,7 @@ from baseline.evaluation.explain import explain
 from baseline.evaluation.label_errors import suspect_labels
 from baseline.evaluation.metrics import evaluate
 from baseline.evaluation.results import SplitMetrics
-from baseline.files import read_json, sha256_of, write_atomic
+from baseline.files import read_json, sha256_of, to_csv, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
@@ -446,7 +446,7 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     for name, sheet in sheets.items():
         save_sheet(run, name, sheet)
     if len(suspects):
-        write_atomic(run.folder / "suspected_labels.csv", suspects.to_csv(index=False))
+        write_atomic(run.folder / "suspected_labels.csv", to_csv(suspects))
     return {**sheets, "no_gradcam": no_gradcam, "suspected": len(suspects), "held_out": len(run.predictions)}
 
 
@@ -541,7 +541,7 @@ def compute_maps(
     with preserve_rng_state():  # building a network draws random weights before it loads its own
         model, facts = load_network(run.folder)
     size, resize = facts["image_size"], facts["resize"]
-    squares = [resize_image(load_image(path, size), size, resize) for path in paths]
+    squares = [resize_image(load_image(path, size, facts["value_range"]), size, resize) for path in paths]
     inputs = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return grad_cam(model, (inputs - mean) / std, classes), facts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.data.split import split_to_csv
-from baseline.files import to_json, write_atomic
+from baseline.files import to_csv, to_json, write_atomic
 from baseline.recipe.load import recipe_from_dict
 from baseline.system import package_versions
 
@@ -30,7 +30,7 @@ GOLDEN_IMAGES = 4
 def write_fixes(folder: Path, prepared: Prepared) -> None:
     """Write the label fixes that were applied, if any."""
     if prepared.fixes is not None:
-        write_atomic(folder / "fixes.csv", prepared.fixes.to_csv(index=False))
+        write_atomic(folder / "fixes.csv", to_csv(prepared.fixes))
 
 
 def write_run(
@@ -48,8 +48,8 @@ def write_run(
     recipe = recipe_from_dict(manifest["recipe"])
     write_training(folder, learn, history, recipe, weights, temperature, transforms)
     write_atomic(folder / "split.csv", split_to_csv(table))
-    write_atomic(folder / "predictions.csv", predicted.to_csv(index=False))
-    write_atomic(folder / "lr_find.csv", history.sweeps.to_csv(index=False))
+    write_atomic(folder / "predictions.csv", to_csv(predicted))
+    write_atomic(folder / "lr_find.csv", to_csv(history.sweeps))
     write_atomic(folder / "manifest.json", to_json(manifest))
 
 
@@ -72,7 +72,7 @@ def write_training(
     from baseline.vision.network import features_of, find_head
     from baseline.vision.weights import is_torchvision, normalization, published_info
 
-    write_atomic(folder / "history.csv", history.epochs.to_csv(index=False))
+    write_atomic(folder / "history.csv", to_csv(history.epochs))
     head = vars(learn).get("built_head") or find_head(
         learn.model, recipe.model.arch, len(learn.dls.vocab), recipe.model.head
     )
@@ -88,6 +88,7 @@ def write_training(
         "classes": [str(name) for name in learn.dls.vocab],
         "image_size": recipe.model.image_size,
         "resize": recipe.model.resize,
+        "value_range": recipe.data.value_range,
         "mean": mean,
         "std": std,
         "tta": recipe.evaluation.tta,
@@ -113,7 +114,8 @@ def _golden_tensors(learn: Learner, recipe: Recipe, facts: dict[str, Any]) -> di
     rows = own_table(learn.dls).query("split == 'valid'") if is_own(learn.dls) else learn.dls.valid_ds.items
     paths = rows.groupby("label").head(1)["path"].head(GOLDEN_IMAGES)
     try:
-        images = np.stack([load_square(path, recipe.decoded_size, recipe.model.resize) for path in paths])
+        spec = recipe.decoded_size, recipe.model.resize, recipe.data.value_range
+        images = np.stack([load_square(path, *spec) for path in paths])
     except OSError:
         return None
     return golden_outputs(learn.model, facts, images)

@@ -27,7 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
-from baseline.files import UNFINISHED_DIR, read_json, to_json, write_atomic
+from baseline.files import UNFINISHED_DIR, read_json, to_csv, to_json, write_atomic
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Checkpoints:
             table: the images with their splits.
         """
         self.remove()
-        write_atomic(self.folder / "images.csv", _fingerprint_table(table).to_csv(index=False))
+        write_atomic(self.folder / "images.csv", to_csv(_fingerprint_table(table)))
         write_atomic(self.folder / "begun.json", to_json({"format": FORMAT, **facts}))
 
     def read_start(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner, Recorder
 from torch import nn
 
+from baseline.data.image import PIXELS_VERSION
 from baseline.errors import RecipeError
 from baseline.progress import Progress
 from baseline.recipe.schema import NO_AUGMENT, Stage
@@ -361,6 +362,7 @@ class FrozenOutputs:
             "view": view,
             "seed": recipe.seed if view.kind == "either" else None,
             "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
+            "pixels": (PIXELS_VERSION, recipe.data.value_range),
             "normalised": normalization(recipe.model.arch),
             "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }

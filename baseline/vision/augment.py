@@ -30,14 +30,14 @@ IMAGE_TYPES = (str, Path, bytes, np.ndarray, Image.Image)
 """Types that `load_image` accepts as a source."""
 
 
-def load_existing_image(source: Any, size: int) -> Image.Image:
+def load_existing_image(source: Any, size: int, value_range: Sequence[float] = ()) -> Image.Image:
     """Call `load_image`.
 
     Raises:
         DataError: if the file is missing; the message says what to do.
     """
     try:
-        return load_image(source, size)
+        return load_image(source, size, value_range)
     except FileNotFoundError as error:
         raise missing_image(error) from None
 
@@ -45,12 +45,15 @@ def load_existing_image(source: Any, size: int) -> Image.Image:
 class LoadImage(Transform):
     """`load_image` as a fastai type transform."""
 
-    def __init__(self, size: int) -> None:
+    value_range: Sequence[float] = ()
+    """Learners that were exported before it existed do not have it."""
+
+    def __init__(self, size: int, value_range: Sequence[float] = ()) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.value_range = size, value_range
 
     def encodes(self, source):  # type: ignore[no-untyped-def]  # fastcore dispatches on annotations
-        return PILImage(load_existing_image(source, self.size))
+        return PILImage(load_existing_image(source, self.size, self.value_range))
 
 
 class Resize(Transform):

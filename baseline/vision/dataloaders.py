@@ -256,11 +256,12 @@ def _datablock(
 ) -> DataBlock:
     many = recipe.data.task == "multilabel"
     resize = Resize(recipe.decoded_size, recipe.model.resize)
+    load = LoadImage(0 if item_tfms else recipe.decoded_size, recipe.data.value_range)
     batch = batch_transforms(recipe) if batch_tfms is None else [*L(batch_tfms)]
     is_normalized = any(isinstance(transform, Normalize) for transform in batch)
     return DataBlock(
         blocks=(
-            TransformBlock(type_tfms=LoadImage(0 if item_tfms else recipe.decoded_size), batch_tfms=IntToFloatTensor),
+            TransformBlock(type_tfms=load, batch_tfms=IntToFloatTensor),
             MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes, sort=False),
         ),
         get_x=ColReader("path"),

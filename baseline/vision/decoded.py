@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import default_device
 
-from baseline.data.image import resize_image
+from baseline.data.image import PIXELS_VERSION, resize_image
 from baseline.progress import Progress
 from baseline.system import total_memory_bytes
 from baseline.vision.augment import load_existing_image
@@ -81,6 +81,7 @@ def _cache_key(paths: list[str], recipe: Recipe) -> dict[str, Any]:
         "images": file_fingerprint(paths),
         "size": recipe.decoded_size,
         "resize": recipe.model.resize,
+        "pixels": (PIXELS_VERSION, recipe.data.value_range),
     }
 
 
@@ -100,9 +101,8 @@ def decode_images(paths: list[str], pixels: np.ndarray, recipe: Recipe, progress
     """Decode and resize images into `pixels`, N x size x size x 3, with one thread per CPU core."""
 
     def decode(number: int) -> None:
-        pixels[number] = resize_image(
-            load_existing_image(paths[number], recipe.decoded_size), recipe.decoded_size, recipe.model.resize
-        )
+        image = load_existing_image(paths[number], recipe.decoded_size, recipe.data.value_range)
+        pixels[number] = resize_image(image, recipe.decoded_size, recipe.model.resize)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar("decoding images", len(paths), "images") as bar:
         for _ in pool.map(decode, range(len(paths))):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -62,13 +63,17 @@ MAX_BYTES = {TENSORS_FILE: 20 * 10**9, GOLDEN_FILE: 10**9, CONFIG_FILE: 50 * 10*
 """Maximum size in bytes of each file of a model folder."""
 
 
-_OPTIONAL_FIELDS = {"tta": [], "threshold": 0.5, "temperature": None, "crop": 1.0, "precision": "float32",
-                    "weights_license": "unknown", "features": "fastai"}  # fmt: skip
+_OPTIONAL_FIELDS = {"tta": [], "threshold": 0.5, "temperature": None, "crop": 1.0, "value_range": [],
+                    "precision": "float32", "weights_license": "unknown", "features": "fastai"}  # fmt: skip
 """Values of the fields that the first model folders did not have."""
 
 
 def _is_triple(value: Any, low: float, high: float) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(is_number(number, low, high) for number in value)
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(math.isfinite, value)) and value[0] < value[1]
 
 
 def _is_class_list(value: Any) -> bool:
@@ -90,6 +95,7 @@ FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (_is_class_list, f"a list of 1 to {MAX_CLASSES:,} unique names"),
     "image_size": (lambda v: is_int(v, 8, 4096), "a whole number of pixels from 8 to 4096"),
     "resize": (lambda v: v in RESIZES, f"one of {', '.join(RESIZES)}"),
+    "value_range": (lambda v: v == [] or _is_range(v), "the values of black and white, or an empty list"),
     "mean": (lambda v: _is_triple(v, -1000, 1000), "three numbers, for red, green and blue"),
     "std": (lambda v: _is_triple(v, 1e-6, 1000), "three numbers above 0, for red, green and blue"),
     "tta": (lambda v: isinstance(v, list) and all(view in VIEWS for view in v), f"a list from {', '.join(VIEWS)}"),

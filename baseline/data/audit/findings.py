@@ -13,28 +13,21 @@ empty background may be mistaken for duplicates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from baseline.data.audit.duplicates import duplicate_ids, find_pairs
-from baseline.data.audit.scan import SCAN_COLUMNS, scan_images
+from baseline.data.audit.scan import SCAN_COLUMNS, ScanResult, scan_images
+from baseline.data.image import formats
 from baseline.data.labels import explode_labels
 from baseline.data.table import count_trainable
 from baseline.errors import DataError, LeakError, format_count
 from baseline.progress import Progress
 
 __all__ = ["Audit", "audit", "drop_unreadable", "find_leaks"]
-
-
-SMALL_SIDE = 32
-"""Pixels of the shorter side below which an image is reported as small."""
-
-
-LONG_ASPECT_RATIO = 3.0
-"""Ratio of the longer to the shorter side above which an image is reported as long."""
 
 
 TINY_CLASS = 10
@@ -50,14 +43,15 @@ class Audit:
     """Results of an audit."""
 
     images: pd.DataFrame
-    """The image table with the columns of the scan: `width, height` (pixels), `mode` (PIL's), `turned` (by EXIF),
-    `frames`, `reason` (why the image cannot be read, else empty), and `duplicate_id` (a number that duplicates share,
-    -1 for an image without any)."""
+    """The image table with the columns of the scan (see `ScanRecord`), and `duplicate_id` (a number that duplicates
+    share, -1 for an image without any)."""
     pairs: pd.DataFrame
     """One row per pair of duplicates: `path, other, kind` (`exact`, `near`), `distance` (bits), `label, other_label,
     split, other_split, leak, conflict`."""
     findings: pd.DataFrame
     """One row per finding: `finding, images, words, effect, answer`."""
+    value_range: tuple[float, ...] = ()
+    """The values of black and white for all images of more than 8 bits whose files do not declare them; else empty."""
 
     @property
     def usable(self) -> pd.DataFrame:
@@ -87,12 +81,15 @@ class Audit:
             )
 
 
-def audit(table: pd.DataFrame, *, grouped: bool = False, progress: Progress | None = None) -> Audit:
+def audit(
+    table: pd.DataFrame, *, grouped: bool = False, value_range: Sequence[float] = (), progress: Progress | None = None
+) -> Audit:
     """Read every image of the table once and report what is wrong with them; the module describes the method.
 
     Args:
         table: an image table. Duplicates across the splits that it gives are leaks.
         grouped: whether images will be split by the column `group`; if not, an unused group column is a finding.
+        value_range: see `load_image`; measured if empty.
 
     Raises:
         DataError: if no image can be read, or too few classes or images are left to train on.
@@ -102,19 +99,20 @@ def audit(table: pd.DataFrame, *, grouped: bool = False, progress: Progress | No
     """
     progress = progress or Progress()
     table = table.reset_index(drop=True)
-    scan = scan_images(table["path"].tolist(), progress)
-    images = table.assign(**scan.to_columns(), duplicate_id=-1)
-    check_readable(images)
+    images, scan, value_range = scan_table(table, value_range, progress)
     pairs = find_pairs(images, scan)
     images["duplicate_id"] = duplicate_ids(images, pairs)
     findings = pd.DataFrame(
-        collect_findings(images, pairs, grouped), columns=["finding", "images", "words", "effect", "answer"]
+        collect_findings(images, pairs, grouped, value_range),
+        columns=["finding", "images", "words", "effect", "answer"],
     )
-    return Audit(images, pairs, findings)
+    return Audit(images, pairs, findings, value_range)
 
 
-def drop_unreadable(table: pd.DataFrame, progress: Progress | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the image table without unreadable images, and a table of those (`path`, `label`, `reason`).
+def drop_unreadable(
+    table: pd.DataFrame, progress: Progress | None = None, value_range: Sequence[float] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[float, ...]]:
+    """Return the image table without unreadable images, a table of those (`path`, `label`, `reason`), and the range.
 
     This is what remains of the audit when it is switched off: every image is read once, but images are not compared.
 
@@ -123,9 +121,20 @@ def drop_unreadable(table: pd.DataFrame, progress: Progress | None = None) -> tu
     """
     progress = progress or Progress()
     table = table.reset_index(drop=True)
-    images = table.assign(reason=scan_images(table["path"].tolist(), progress).reason)
+    images, _, value_range = scan_table(table, value_range, progress)
+    return table[images["reason"] == ""].reset_index(drop=True), list_unreadable(images), value_range
+
+
+def scan_table(
+    table: pd.DataFrame, value_range: Sequence[float], progress: Progress
+) -> tuple[pd.DataFrame, ScanResult, tuple[float, ...]]:
+    """Scan every image; return the table with the columns of the scan, the scan, and the range of values."""
+    scan = scan_images(table["path"].tolist(), progress)
+    images = table.assign(**scan.columns, duplicate_id=-1)
+    if formats is not None and not value_range:
+        value_range = formats.resolve_values(images)
     check_readable(images)
-    return table[images["reason"] == ""].reset_index(drop=True), list_unreadable(images)
+    return images, scan, tuple(value_range)
 
 
 def list_unreadable(images: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +163,7 @@ def check_readable(images: pd.DataFrame) -> None:
 
 
 def collect_findings(
-    images: pd.DataFrame, pairs: pd.DataFrame, grouped: bool
+    images: pd.DataFrame, pairs: pd.DataFrame, grouped: bool, value_range: Sequence[float]
 ) -> Iterator[tuple[str, int, str, str, str]]:
     """Yield the findings, worst first: name, number of images, description, effect on the score, and remedy.
 
@@ -183,13 +192,15 @@ def collect_findings(
         count = int(readable["group"].notna().sum())
         message = f"{format_count(readable['group'].nunique(), 'group')} in the data, ignored by the split"
         yield "unused group", count, message, "the score is too optimistic for unseen groups", "--split group"
-    bad = images[images["reason"] != ""]
+    bad = images[(images["reason"] != "") & ~images["reason"].str.contains("pip install")]
     if len(bad):
         listed = "; ".join(
             f"{Path(path).name} ({reason})" for path, reason in bad[["path", "reason"]].head(3).to_numpy()
         )
         message = f"{format_count(len(bad), 'unreadable image')}: {listed}"
         yield "unreadable", len(bad), message, "left out", "repair or remove"
+    if formats is not None:
+        yield from formats.file_findings(images, value_range)
     for kind, noun, plural in (
         ("exact", "exact copy of another image", "exact copies of other images"),
         ("near", "near-duplicate of another image", "near-duplicates of other images"),
@@ -200,7 +211,8 @@ def collect_findings(
             effect = "duplicates count more than once; splits made here keep them together"
             yield f"{kind} duplicates", count, format_count(count, noun, plural), effect, "none needed"
     yield from class_findings(readable)
-    yield from image_findings(readable)
+    if formats is not None:
+        yield from formats.image_findings(readable)
 
 
 def class_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
@@ -217,32 +229,3 @@ def class_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str,
         listed = ", ".join(map(str, tiny.index[:3]))
         message = f"{format_count(len(tiny), 'class', 'classes')} with fewer than {TINY_CLASS} images: {listed}"
         yield "tiny classes", int(tiny.sum()), message, "their scores are mostly chance", "add images"
-
-
-def image_findings(readable: pd.DataFrame) -> Iterator[tuple[str, int, str, str, str]]:
-    """Yield the findings about size, shape, color mode, rotation and animation."""
-    sides = readable[["width", "height"]]
-    small = sides.min(axis=1) < SMALL_SIDE
-    if small.any():
-        count, smallest = int(small.sum()), int(sides.min(axis=1).min())
-        message = f"{format_count(count, 'image')} smaller than {SMALL_SIDE} px, down to {smallest} px"
-        yield "small images", count, message, "few details are visible", "a smaller --image-size saves time"
-    long = sides.max(axis=1) > LONG_ASPECT_RATIO * sides.min(axis=1)
-    if long.any():
-        count = int(long.sum())
-        message = f"{format_count(count, 'image')} with sides in a ratio above {LONG_ASPECT_RATIO:g} to 1"
-        yield "long images", count, message, "distorted when squeezed into a square", "--resize pad"
-    modes = readable["mode"].value_counts()
-    if len(modes) > 1:
-        message = ", ".join(f"{mode} {count:,}" for mode, count in modes.items())
-        effect = "a class with a mode of its own can be recognized by it; all are converted to RGB"
-        yield "modes", int(modes.iloc[1:].sum()), message, effect, "none needed"
-    turned, animated = readable["turned"], readable["frames"] > 1
-    if turned.any():
-        count = int(turned.sum())
-        message = f"{format_count(count, 'image')} ({turned.mean():.1%}) rotated by EXIF orientation"
-        yield "EXIF-rotated", count, message, "read upright here; other tools may show them rotated", "none needed"
-    if animated.any():
-        count = int(animated.sum())
-        message = f"{format_count(count, 'animation')} ({animated.mean():.1%} of images)"
-        yield "animations", count, message, "only the first frame is used", "none needed"

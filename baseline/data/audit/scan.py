@@ -14,61 +14,93 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from baseline.data.image import open_image, read_image_bytes, to_upright_rgb, unreadable_reason
+from baseline.data.image import (
+    PIXEL_BYTES,
+    formats,
+    memory,
+    open_image,
+    read_image_bytes,
+    reserve_for_file,
+    to_upright_rgb,
+    unreadable_reason,
+)
 from baseline.files import cache_home
 
 if TYPE_CHECKING:
     from baseline.progress import Progress
 
 
-SCAN_COLUMNS = ("reason", "bytes", "width", "height", "mode", "turned", "frames")
+class ScanRecord(NamedTuple):
+    """What is known of an image after it was decoded once."""
+
+    reason: str
+    """Why it cannot be read; empty if it can, and all further fields are filled in."""
+    bytes: int = 0
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    turned: bool = False
+    """Whether its EXIF orientation is not upright."""
+    frames: int = 0
+    flaw: str = ""
+    """`"blank"` (one color) or `"cut off"` (a part is missing); empty if neither is known."""
+    color_profile: str = ""
+    """Name of its color profile, if that is not sRGB."""
+    value_kind: str = ""
+    """`"integer"` or `"float"` if it has more than 8 bits and its file does not declare their range."""
+    value_low: float = 0.0
+    """The 0.1th percentile of its values, if it has a `value_kind`."""
+    value_high: float = 0.0
+    """The 99.9th percentile."""
+    digest: Any = b""
+    """Hash of the file's content."""
+    hash: Any = b""
+    """Perceptual hash of the image."""
+    thumb: Any = b""
+    """An RGB thumbnail of 8 x 8 pixels."""
+
+
+SCAN_COLUMNS = ScanRecord._fields[:-3]
 """Columns of the image table that a scan fills in."""
+
+
+NO_FACTS = ("", "", "", 0.0, 0.0)
+"""What `formats.describe` would return for an image without flaws, in sRGB and of 8 bits."""
 
 
 @dataclass
 class ScanResult:
-    """One record per image, in the order of the table, as one array per field; see `scan_image`."""
+    """One record per image, in the order of the table."""
 
-    reason: np.ndarray
-    bytes: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
-    mode: np.ndarray
-    turned: np.ndarray
-    frames: np.ndarray
+    columns: dict[str, np.ndarray]
+    """An array per field of `SCAN_COLUMNS`."""
     digest: np.ndarray
-    """Hash of the file's content."""
     hash: np.ndarray
-    """Perceptual hash of the image."""
     thumb: np.ndarray
-    """N x 192, uint8: an RGB thumbnail of 8 x 8 pixels."""
+    """N x 192, uint8."""
 
     @classmethod
     def empty(cls, count: int) -> ScanResult:
         """Return a result for `count` images of which nothing is known yet."""
-        text, integers = np.full(count, "", dtype=object), np.zeros(count, np.int32)
-        flags, hashes = np.zeros(count, bool), np.zeros(count, np.uint64)
-        return cls(
-            text, np.zeros(count, np.int64), integers, integers.copy(), text.copy(), flags, integers.copy(), hashes,
-            hashes.copy(), np.zeros((count, 192), np.uint8),
-        )  # fmt: skip
+        defaults = ScanRecord("")[: len(SCAN_COLUMNS)]
+        columns = {
+            name: np.full(count, value, object if isinstance(value, str) else type(value))
+            for name, value in zip(SCAN_COLUMNS, defaults, strict=True)
+        }
+        hashes = np.zeros((2, count), np.uint64)
+        return cls(columns, hashes[0], hashes[1], np.zeros((count, 192), np.uint8))
 
     def set_record(self, row: int, record: tuple) -> None:
-        """Fill in one image from a record of `scan_image`."""
-        self.reason[row], self.bytes[row], self.width[row], self.height[row], self.mode[row] = record[:5]
-        self.turned[row], self.frames[row] = record[5:7]
+        """Fill in one image from a `ScanRecord`."""
+        for array, value in zip(self.columns.values(), record[:-3], strict=True):
+            array[row] = value
         if not record[0]:
-            self.digest[row] = np.frombuffer(record[7], np.uint64)[0]
-            self.hash[row] = np.frombuffer(record[8], np.uint64)[0]
-            self.thumb[row] = np.frombuffer(record[9], np.uint8)
-
-    def to_columns(self) -> dict[str, Any]:
-        """Return the arrays of `SCAN_COLUMNS` by name."""
-        return {key: getattr(self, key) for key in SCAN_COLUMNS}
+            self.digest[row], self.hash[row] = (np.frombuffer(value, np.uint64)[0] for value in record[-3:-1])
+            self.thumb[row] = np.frombuffer(record[-1], np.uint8)
 
 
 def scan_images(paths: Sequence[str], progress: Progress) -> ScanResult:
@@ -110,41 +142,41 @@ def file_stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def scan_image(path: str) -> tuple:
-    """Decode an image and return its record.
+def scan_image(path: str) -> ScanRecord:
+    """Decode an image and return its record."""
+    size = 0
+    with reserve_for_file(path):
+        try:
+            content = read_image_bytes(path)
+            size = len(content)
+            return scan_content(content)
+        except Exception as error:
+            return ScanRecord(unreadable_reason(error), size)
 
-    The record holds reason, bytes, width, height, mode, turned, frames, digest, hash and thumbnail. Of an unreadable
-    image the reason says why, and the last three are empty.
-    """
+
+def scan_content(content: bytes) -> ScanRecord:
+    """Decode the content of an image file and return its record."""
     import imagehash
     from PIL import Image
 
-    try:
-        content = read_image_bytes(path)
-    except OSError as error:
-        return unreadable_record(unreadable_reason(error))
-    size = len(content)
-    try:
-        image = open_image(content)
-        width, height = image.size
-        mode = image.mode
+    image = open_image(content)
+    width, height = image.size
+    mode = image.mode
+    frames = getattr(image, "n_frames", 1)
+    image.draft("RGB", (64, 64))  # a JPEG is still read to its end, so that a truncated one is detected
+    with memory.reserve(image.width * image.height * PIXEL_BYTES):
+        image = image if formats is None else formats.as_samples(image)
         turned = image.getexif().get(0x0112, 1) not in (0, 1)
-        frames = getattr(image, "n_frames", 1)
-        image.draft("RGB", (64, 64))  # a JPEG is still read to its end, so that a truncated one is detected
-        small = to_upright_rgb(image)
-        if min(small.size) > 128:
-            small = small.resize((64, 64), Image.Resampling.BOX)
-        thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
-        perceptual_hash = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
-    except Exception as error:
-        return unreadable_record(unreadable_reason(error), size)
+        small = to_upright_rgb(image, "image")
+        facts = NO_FACTS if formats is None else formats.describe(image, small, content)
+    if min(small.size) > 128:
+        small = small.resize((64, 64), Image.Resampling.BOX)
     digest = hashlib.blake2b(content, digest_size=8).digest()
-    return ("", size, width, height, mode, turned, frames, digest, perceptual_hash, thumb)
-
-
-def unreadable_record(reason: str, size: int = 0) -> tuple:
-    """Return the record of an image that cannot be read."""
-    return (reason, size, 0, 0, "", False, 0, b"", b"", b"")
+    perceptual_hash = np.packbits(imagehash.phash(small).hash.reshape(-1)).tobytes()
+    thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes()
+    return ScanRecord._make(
+        ("", len(content), width, height, mode, turned, frames, *facts, digest, perceptual_hash, thumb)
+    )
 
 
 class ScanCache:
@@ -153,7 +185,7 @@ class ScanCache:
     Errors of the database are logged, and the scan continues without the cache.
     """
 
-    VERSION = 2
+    VERSION = 3
     COLUMNS = ", ".join((*SCAN_COLUMNS, "digest", "hash", "thumb", "crc"))
 
     def __init__(self, progress: Progress) -> None:
@@ -202,8 +234,8 @@ class ScanCache:
         return row[:-1] if row and row[-1] == record_checksum(path, stamp, row[:-1]) else None
 
     def put(self, path: str, stamp: tuple[int, int], record: tuple) -> None:
-        """Store the record of an image, unless its file could not be examined."""
-        if self.connection is None or stamp[0] < 0:
+        """Store the record of an image, unless its file could not be examined, or a package to read it is missing."""
+        if self.connection is None or stamp[0] < 0 or "pip install" in record[0]:
             return
         try:
             row = (path_to_text(path), *stamp, *record, record_checksum(path, stamp, record))

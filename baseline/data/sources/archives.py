@@ -148,7 +148,7 @@ class Members:
             index = MemberIndex(archive, wanted)
             self.is_zip = _magic_bytes(archive).startswith(b"PK")
             (read_zip if self.is_zip else read_tar)(archive, index, bar)
-        self.names = index.wanted_names
+        self.names, self.other_names = index.wanted_names, index.other_names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -224,6 +224,7 @@ class MemberIndex(MemberChecks):
         self.wanted = wanted
         self.all_names: set[str] = set()
         self.wanted_names: list[str] = []
+        self.other_names: list[str] = []
 
     def add_file(self, name: str, size: int, stream: IO[bytes]) -> None:
         self.check(name, size)
@@ -231,8 +232,7 @@ class MemberIndex(MemberChecks):
             raise self.rejection(name, "appears twice")
         self.bytes += size
         self.all_names.add(name)
-        if self.wanted(name):
-            self.wanted_names.append(name)
+        (self.wanted_names if self.wanted(name) else self.other_names).append(name)
 
 
 class Unpacker(MemberChecks):

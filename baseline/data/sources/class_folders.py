@@ -10,6 +10,7 @@ from pathlib import Path
 
 from baseline.data.sources.folders import (
     SPLIT_NAMES,
+    describe_skipped,
     images_below,
     split_from_name,
     subfolders,
@@ -329,7 +330,7 @@ def folder_notes(place: Place, reading: FolderReading) -> Iterator[str]:
     if empty := [path.name for path in class_folders if not holds_images(path)]:
         yield f"no images in {quoted_list(empty, 3)}"
     if others := [name for path in class_folders for name in listing.get(str(path), ([], []))[1]]:
-        yield f"{format_count(len(others), 'other file')} ignored: {quoted_list(others, 3)}"
+        yield describe_skipped(others)
 
 
 def holds_images(folder: Path) -> bool:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from baseline.data.sources.read_table import TABLE_SUFFIXES
-from baseline.errors import DataError
+from baseline.errors import DataError, format_count
+from baseline.files import holds_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "SPLIT_NAMES",
+    "describe_skipped",
     "enter_single_folder",
     "has_image_name",
     "images_below",
+    "is_image",
+    "is_utf8",
     "list_entries",
     "split_from_name",
     "subfolders",
@@ -24,10 +29,19 @@ __all__ = [
 
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-     ".webp"}
+    {".apng", ".avif", ".bmp", ".dcm", ".dib", ".dicom", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2",
+     ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
+     ".tif", ".tiff", ".webp"}
 )  # fmt: skip
 """File name endings of images, in lower case; names are compared without regard to case."""
+
+
+OTHER_SUFFIXES = frozenset(
+    {".csv", ".db", ".gz", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".mat", ".md", ".names", ".npy",
+     ".npz", ".parquet", ".pdf", ".pkl", ".py", ".rst", ".tar", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
+     ".yml", ".zip"}
+)  # fmt: skip
+"""File name endings of what is no image; files with any other ending, or none, are judged by their first bytes."""
 
 
 MAX_LEVELS = 40
@@ -75,13 +89,18 @@ def list_entries(folder: Path) -> list[Path]:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
 
 
-def images_below(folder: Path) -> Iterator[str]:
+def images_below(folder: Path, skipped: list[str] | None = None) -> Iterator[str]:
     """Yield the paths of all images in a folder and its subfolders, in order, without hidden ones.
 
     Links are followed, but every folder is entered only once, and none above `folder`, so that loops of links end.
 
+    Files whose names are not valid UTF-8 are left out; see `describe_skipped`.
+
+    Args:
+        skipped: receives the names of the visible files that are passed over.
+
     Raises:
-        DataError: for a folder that cannot be read, and for a name that is not valid UTF-8.
+        DataError: for a folder that cannot be read.
     """
 
     visited = {str(path) for path in Path(os.path.realpath(folder)).parents}
@@ -93,8 +112,11 @@ def images_below(folder: Path) -> Iterator[str]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
-            if has_image_name(file):
-                yield check_name(os.path.join(current, file))
+            path = os.path.join(current, file)
+            if is_utf8(path) and is_image(path):
+                yield path
+            elif skipped is not None and not file.startswith("."):
+                skipped.append(file)
 
 
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
@@ -123,11 +145,37 @@ def raise_unreadable(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}. Change its permissions, or move it away.")
 
 
-def check_name(path: str) -> str:
-    """Return a path, or raise DataError if it is not valid UTF-8."""
-    if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
-        raise DataError(f"The name {path!a} is not valid UTF-8. Rename the file.")
-    return path
+def is_utf8(name: str) -> bool:
+    """Return whether a name, as Python decodes it from the disk, was valid UTF-8: tables cannot hold any other."""
+    return name.isprintable() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def describe_skipped(names: Sequence[str]) -> str:
+    """Return how many files are ignored, with up to three names or else by kind; empty if there are none.
+
+    >>> describe_skipped(["a.txt"])
+    "1 other file ignored: 'a.txt'"
+    >>> describe_skipped(["a.txt", "b.mp4", "c.MP4", "README"])
+    '4 other files ignored: 2 .mp4, 1 .txt, 1 without an ending'
+    """
+    if not names:
+        return ""
+    valid = [name for name in names if is_utf8(name)]
+    invalid = [ascii(name) for name in names if not is_utf8(name)]
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in valid)
+    by_kind = [f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))]
+    listed = [f"'{name}'" for name in valid] if len(names) <= 3 else by_kind
+    if invalid:
+        listed.append(f"{len(invalid):,} with a name that is not UTF-8 ({invalid[0]})")
+    return f"{format_count(len(names), 'other file')} ignored: {', '.join(listed)}"
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file is an image, by its ending, or by its first bytes if the ending does not tell."""
+    name = path.rsplit(os.sep, 1)[-1]
+    if has_image_name(name):
+        return True
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() not in OTHER_SUFFIXES and holds_image(path)
 
 
 def has_image_name(name: str) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from baseline.data.sources.archives import Members, is_archive
-from baseline.data.sources.folders import has_image_name, images_below
+from baseline.data.sources.folders import describe_skipped, has_image_name, images_below
 from baseline.data.sources.read_table import TABLE_SUFFIXES
 from baseline.data.sources.tables import read_image_paths
-from baseline.errors import DataError
+from baseline.errors import DataError, format_count
 from baseline.files import resolve_path
 from baseline.progress import Progress
 
@@ -55,8 +55,13 @@ def images_of_source(source: str, column: str, progress: Progress) -> list[list[
     resolve_path(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        if not (images := list(images_below(path))):
-            raise DataError(f"{path} contains no images. Give a folder of images.")
+        skipped: list[str] = []
+        images = list(images_below(path, skipped))
+        if not images:
+            found = f" ({describe_skipped(skipped)})" if skipped else ""
+            raise DataError(f"{path} contains no images{found}. Give a folder of images.")
+        if skipped:
+            progress.log(f"{path}: {format_count(len(images), 'image')}; {describe_skipped(skipped)}")
         return [images]
     if not path.exists():
         matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207  # Path.glob accepts no absolute pattern
@@ -74,4 +79,6 @@ def images_of_source(source: str, column: str, progress: Progress) -> list[list[
 def images_of_archive(archive: str | Path, progress: Progress) -> Members:
     if not len(images := Members(Path(archive), has_image_name, progress)):
         raise DataError(f"{archive} contains no images. Give an archive of images.")
+    if images.other_names:
+        progress.log(f"{archive}: {format_count(len(images), 'image')}; {describe_skipped(images.other_names)}")
     return images

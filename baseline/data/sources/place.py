@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from baseline.data.sources.folders import check_name, has_image_name, walk
+from baseline.data.sources.folders import is_image, is_utf8, walk
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
 from baseline.recipe.schema import DataSettings
@@ -121,7 +121,7 @@ class Place:
         """The visible folders, with the names of their images and of their other visible files."""
         listing = []
         for folder, names in walk(str(self.folder)):
-            images = [name for name in names if has_image_name(name)]
+            images = [name for name in names if is_utf8(name) and is_image(os.path.join(folder, name))]
             others = set(names).difference(images)
             listing.append((folder, images, sorted(others)))
         return listing
@@ -129,7 +129,7 @@ class Place:
     @cached_property
     def images(self) -> list[str]:
         """Absolute paths of all images below the folder."""
-        return [check_name(os.path.join(folder, name)) for folder, names, _ in self.folders for name in names]
+        return [os.path.join(folder, name) for folder, names, _ in self.folders for name in names]
 
     @cached_property
     def images_by_folder(self) -> Counter[str]:
@@ -143,7 +143,10 @@ class Place:
             return [self.path]
         deepest = len(self.folder.parts) + MAX_DEPTH
         files = [
-            Path(folder, name) for folder, _, names in self.folders for name in names if folder.count(os.sep) < deepest
+            Path(folder, name)
+            for folder, _, names in self.folders
+            for name in names
+            if folder.count(os.sep) < deepest and is_utf8(name)
         ]
         return sorted(files, key=lambda path: (len(path.parts), str(path)))
 

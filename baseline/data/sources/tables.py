@@ -39,7 +39,8 @@ from baseline.recipe.schema import DataSettings
 __all__ = ["Columns", "TableRows", "find_image_column", "read_image_paths", "rows_from_table"]
 
 
-RESERVED_COLUMNS = ("bytes", "duplicate_id", "fold", "frames", "height", "mode", "reason", "turned", "width")
+RESERVED_COLUMNS = ("bytes", "color_profile", "duplicate_id", "flaw", "fold", "frames", "height", "mode", "reason",
+                    "turned", "value_high", "value_kind", "value_low", "width")  # fmt: skip
 """Column names that this package uses; a table's own column of such a name gets an underscore appended."""
 
 

@@ -344,7 +344,7 @@ def _static_response(media_type: str, content: str) -> Any:
 
 
 def thumbnail_jpeg(path: Path) -> bytes:
-    image = load_image(path, THUMBNAIL_SIZE)
+    image = load_image(path, THUMBNAIL_SIZE, "image")
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     return encode_jpeg(image)
 

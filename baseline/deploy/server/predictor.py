@@ -176,8 +176,10 @@ class Predictor:
         max_pixels = self.limits.megapixels * 1_000_000
         try:
             image = open_image(content, self.formats)
-        except Image.DecompressionBombError:
-            raise HTTPException(413, f"The image has more than {max_pixels:,} pixels. Send a smaller one.") from None
+        except Image.DecompressionBombError as error:
+            raise HTTPException(
+                413, f"The image is too large: {unreadable_reason(error)}. Send a smaller one."
+            ) from None
         except Exception:
             message = f"This is not an image in a supported format: {', '.join(self.formats)}."
             raise HTTPException(415, message) from None
@@ -204,7 +206,8 @@ class Predictor:
         return heatmaps[0]
 
     def _overlay(self, content: bytes, heatmap: np.ndarray) -> bytes:
-        image, resize = load_image(self._open(content), DISPLAY_SIZE), self.model.config["resize"]
+        image = load_image(self._open(content), DISPLAY_SIZE, self.model.value_range)
+        resize = self.model.config["resize"]
         overlay = overlay_heatmap(resize_image(image, DISPLAY_SIZE, resize), heatmap, DISPLAY_SIZE)
         if resize == "squish":
             image.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE))
