@@ -31,8 +31,9 @@ from baseline.runs.writing import write_training
 from baseline.training.frozen import FrozenOutputs
 from baseline.vision.layers import find_layers
 from baseline.vision.model_folder import load_network
-from baseline.vision.network import features_of, own_size
+from baseline.vision.network import features_of
 from baseline.vision.rng import seed_everything
+from baseline.vision.sizes import own_size
 
 SIZES = (96, 160, 224)
 

@@ -109,7 +109,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
         vision_learner,
     )
 
-    from baseline.vision.network import copy_weights
+    from baseline.vision.copy_weights import copy_weights
     from baseline.vision.weights import find_weights, normalization
 
     class Autocast(Callback):
@@ -191,7 +191,7 @@ def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) ->
 def whole_network(recipe: Any, classes: int) -> Any:
     import timm
 
-    from baseline.vision.network import copy_weights
+    from baseline.vision.copy_weights import copy_weights
     from baseline.vision.weights import find_weights
 
     model = timm.create_model(recipe.model.arch, num_classes=classes)

@@ -20,8 +20,9 @@ from baseline.evaluation.gradcam import grad_cam
 from baseline.training.frozen import FrozenOutputs
 from baseline.vision.layers import find_layers
 from baseline.vision.model_folder import load_network, save_network
-from baseline.vision.network import build_network, features_of, nearest_size, size_problem
+from baseline.vision.network import build_network, features_of
 from baseline.vision.resolve import resolve_image_sizes
+from baseline.vision.sizes import nearest_size, size_problem
 from baseline.vision.weights import find_weights
 
 FAMILIES = {

@@ -38,11 +38,11 @@ from baseline.recipe.auto import resolve_frozen_precision
 from baseline.recipe.schema import Augment, Recipe
 from baseline.system import bfloat16_instructions
 from baseline.vision.augment import IMAGE_TYPES
+from baseline.vision.bodies import device_of
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import empty_loaders
 from baseline.vision.learner import learner, mixed_precision
 from baseline.vision.model_folder import load_network, member_folders, model_folder, read_golden
-from baseline.vision.network import device_of
 from baseline.vision.own_parts import ItemTransforms, OwnParts
 from baseline.vision.rng import preserve_rng_state
 

@@ -297,8 +297,9 @@ def plan_for_budget(
 
     from baseline.data.labels import classes_in
     from baseline.vision.decoded import estimate_decoding_seconds
-    from baseline.vision.network import build_network, size_problem
+    from baseline.vision.network import build_network
     from baseline.vision.resolve import resolve_image_sizes
+    from baseline.vision.sizes import size_problem
 
     classes = classes_in(table, recipe.data.task)
     model, splitter = build_network(

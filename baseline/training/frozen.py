@@ -37,12 +37,13 @@ from baseline.progress import Progress
 from baseline.recipe.schema import NO_AUGMENT, Stage
 from baseline.system import total_memory_bytes
 from baseline.vision.augment import OWN_TYPES, own_transforms, resize_batch
+from baseline.vision.bodies import device_of
 from baseline.vision.cache import ArrayCache, file_fingerprint
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets, split_loader
 from baseline.vision.layers import find_layers, is_size_bound
 from baseline.vision.learner import mixed_precision
-from baseline.vision.network import device_of, is_body_and_head, layer_groups
+from baseline.vision.network import is_body_and_head, layer_groups
 from baseline.vision.own_loaders import is_own
 from baseline.vision.own_parts import part_name
 from baseline.vision.rng import preserve_rng_state

@@ -13,8 +13,8 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 
+from baseline.vision.copy_weights import clone_weights
 from baseline.vision.cpu_speedups import optimize_for_cpu
-from baseline.vision.network import clone_weights
 from baseline.vision.rng import preserve_rng_state
 
 __all__ = ["find_lr"]

@@ -11,7 +11,7 @@ from fastcore.foundation import L
 
 from baseline.parallel.distributed import all_gather, rank, world_size
 from baseline.training.state import TrainingState, loader_state, set_loader_state
-from baseline.vision.network import clone_weights
+from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:

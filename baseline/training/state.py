@@ -11,7 +11,7 @@ import torch
 from fastai.learner import Learner
 
 from baseline.parallel.distributed import all_gather, rank
-from baseline.vision.network import clone_weights
+from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from fastai.vision.learner import TimmBody
 from torch import Tensor, nn
 
-from baseline.vision.network import device_of
+from baseline.vision.bodies import device_of
 
 __all__ = ["find_layers", "is_size_bound"]
 

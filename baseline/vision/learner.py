@@ -22,7 +22,8 @@ from fastai.torch_core import default_device
 from fastcore.foundation import L
 
 from baseline.progress import Progress
-from baseline.vision.network import build_network, device_of
+from baseline.vision.bodies import device_of
+from baseline.vision.network import build_network
 from baseline.vision.own_loaders import add_normalization, adopt, is_own, own_table
 from baseline.vision.weights import find_weights, normalization
 

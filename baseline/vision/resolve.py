@@ -93,7 +93,7 @@ def resolve_image_sizes(recipe: Recipe) -> tuple[Recipe, str]:
     Raises:
         RecipeError: if the architecture's features cannot be pooled, or it accepts no images at all.
     """
-    from baseline.vision.network import nearest_size, size_problem
+    from baseline.vision.sizes import nearest_size, size_problem
 
     arch, requested, pretrained = recipe.model.arch, recipe.model.image_size, recipe.model.pretrained
     size = nearest_size(arch, requested, pretrained=pretrained)
