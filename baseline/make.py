@@ -33,7 +33,6 @@ from baseline.runs.manifest import build_manifest, describe_device, logger_confi
 from baseline.runs.timing import RunTimer, bottleneck, time_by_part
 from baseline.runs.writing import write_fixes, write_run, write_training
 from baseline.system import device_type
-from baseline.training.budget import plan_for_budget, reserve_seconds
 from baseline.vision.own_parts import OwnParts, part_name
 from baseline.vision.resolve import resolve
 
@@ -308,6 +307,8 @@ class _Run:
         if saved:
             self.recipe, self.reasons = _restore_recipe(self.run_folder, saved, self.recipe), saved["reasons"]
         elif budget:
+            from baseline.training.budget_plan import plan_for_budget
+
             with self.timer.part("planning"), preserve_rng_state():
                 end, resizable = self.timer.began + budget, "image_size" not in self.reasons
                 self.recipe, self.reasons["budget"] = plan_for_budget(
@@ -363,6 +364,8 @@ class _Run:
 
         budget, recipe, deadline = self._budget, self.recipe, math.inf
         if budget:
+            from baseline.training.budget_plan import reserve_seconds
+
             deadline = self.timer.began + budget - reserve_seconds(estimate.evaluation)
         if not saved and rank() == 0:
             start = {"images": source_name(self.images), "asked": self.request, "recipe": recipe.as_dict(),

@@ -13,7 +13,8 @@ import baseline
 from baseline import Stage
 from baseline.errors import RecipeError
 from baseline.runs.timing import bottleneck, time_by_part
-from baseline.training.budget import Throughput, estimate_seconds, expected_error, fit_to_budget
+from baseline.training.budget import Throughput, estimate_seconds
+from baseline.training.budget_plan import expected_error, fit_to_budget
 
 IMAGES = {"train": 1000, "valid": 100, "test": 200}
 

@@ -136,7 +136,6 @@ def _audit_table(
 
 def prepare_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> Prepared:
     """Audit and split an image table, and apply the recipe's label fixes."""
-    from baseline.data.label_fixes import apply_fixes, read_fixes
     from baseline.data.split import split
     from baseline.data.table import check_table
     from baseline.files import resolve_path
@@ -144,6 +143,8 @@ def prepare_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> Pr
     fixes, reasons = None, {}
     task = recipe.data.task
     if recipe.data.fixes:
+        from baseline.data.label_fixes import apply_fixes, read_fixes
+
         recipe = recipe.changed(fixes=[str(resolve_path(file)) for file in recipe.data.fixes])
         fixes = read_fixes(recipe.data.fixes, table, task)
     check_table(table, task)

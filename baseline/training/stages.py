@@ -25,7 +25,6 @@ from baseline.parallel.distributed import broadcast_from_rank0, rank, world_size
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.schema import OPTIMIZERS
-from baseline.training.average import AverageWeights
 from baseline.training.callbacks import (
     AccumulateGradients,
     FreezeBatchNorm,
@@ -261,8 +260,10 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
             ProgressCallback(run, number, facts, bar),
             ResumeCallback(run, number, facts, timer),
         ]
-        ema = run.frozen.recipe.training.ema
-        callbacks += [AverageWeights(ema, run)] if ema else []
+        if ema := run.frozen.recipe.training.ema:
+            from baseline.training.average import AverageWeights
+
+            callbacks.append(AverageWeights(ema, run))
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
