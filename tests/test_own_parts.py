@@ -326,6 +326,18 @@ def test_fields_of_training_change_the_weights(settled: tuple, recipe: Recipe, c
     assert not torch.equal(weights(plain), weights(other)) and history.epochs["train_loss"].notna().all()
 
 
+def test_several_labels_are_balanced_by_positive_weights(settled: tuple, recipe: Recipe) -> None:
+    rows = settled[1][settled[1]["split"] != "test"].reset_index(drop=True)
+    table = rows.assign(label=["ants;bees" if n % 4 == 0 else "bees" for n in range(len(rows))])
+    plan = recipe.changed(task="multilabel", class_balance="weights")
+    learn = baseline.learner(baseline.dataloaders(table, plan), plan)
+    train = table[table["split"] == "train"]["label"]
+    ants = train.str.contains("ants").sum()
+    assert learn.loss_func.func.pos_weight.tolist() == pytest.approx([(len(train) - ants) / ants, 1 / len(train)])
+    with pytest.raises(RecipeError, match="class_balance is 'sampler'"):
+        plan.changed(class_balance="sampler")
+
+
 def test_ema_weights_are_those_that_are_validated_and_kept(settled: tuple, recipe: Recipe) -> None:
     plan = recipe.changed(stages=(Stage("head", 3, 1e-2),), ema=0.95)
     learn, history = trained(settled[1], plan)

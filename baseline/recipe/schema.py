@@ -372,8 +372,8 @@ class Recipe:
             faults.append("leaks is 'drop', which needs the audit that is left out")
         if self.data.bins == 1:
             faults.append("bins is 1, needed: a whole number from 2, 0 for none")
-        if self.data.task == "multilabel" and self.training.class_balance != "none":
-            faults.append("class_balance needs one label per image, and task is 'multilabel'")
+        if self.data.task == "multilabel" and self.training.class_balance == "sampler":
+            faults.append("class_balance is 'sampler', which needs one label per image, and task is 'multilabel'")
         if self.data.task == "multilabel" and (self.training.loss != "cross_entropy" or self.training.label_smoothing):
             faults.append("loss and label_smoothing need one label per image, and task is 'multilabel'")
         if self.training.loss == "focal" and self.training.label_smoothing:
