@@ -281,7 +281,7 @@ def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Reci
     shutil.rmtree(out / "seed-1")
     assert len(run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET).runs) == 2
     manifest = json.loads((out / "seed-0" / "manifest.json").read_text())
-    manifest["recipe"]["mixup"] = 0.2
+    manifest["recipe"]["cutout"] = 0.2
     (out / "seed-0" / "manifest.json").write_text(json.dumps(manifest))
     shutil.rmtree(out / "seed-1")
     with pytest.raises(OutputError, match="out was started by another version of baseline"):
@@ -315,9 +315,9 @@ def test_models_of_any_size_predict_by_the_mean_and_share_decoded_images(
     sizes: list[int] = []
     square = baseline.data.image.load_square
 
-    def counted(image: Any, size: int, resize: str) -> np.ndarray:
+    def counted(image: Any, size: int, *options: Any) -> np.ndarray:
         sizes.append(size)
-        return square(image, size, resize)
+        return square(image, size, *options)
 
     monkeypatch.setattr(baseline.inference.model, "load_square", counted)
     together = load(runs)
