@@ -81,7 +81,7 @@ def write_json(path: Path, content: Any) -> None:
 @layout(
     classes={"agriculture": 4, "clear": 8, "haze": 8, "primary": 16, "road": 4, "water": 4},
     several=True,
-    says=("labels.csv", "16 of 16 rows are files below train/", "separated by a space"),
+    says=("labels.csv", "16 of 16 rows name an image in train/", "separated by a space"),
 )
 def satellite_tags(folder: Path) -> None:
     tags = ["clear primary", "haze primary water", "agriculture clear primary road", "haze primary"]
@@ -97,7 +97,10 @@ def leaves_with_several_diseases(folder: Path) -> None:
     write_csv(folder / "sample_submission.csv", [("image", "labels"), ("zz.jpg", "healthy")])
 
 
-@layout(classes={"healthy": 4, "multiple": 4, "rust": 4, "scab": 4}, says=("3 images not listed",))
+@layout(
+    classes={"healthy": 4, "multiple": 4, "rust": 4, "scab": 4},
+    says=("3 images without a label in train.csv ignored", "16 images listed without a file extension"),
+)
 def exclusive_columns_of_0_and_1(folder: Path) -> None:
     header = ("image_id", "healthy", "multiple", "rust", "scab")
     save(folder, *(f"images/Train_{n}.jpg" for n in range(16)), *(f"images/Test_{n}.jpg" for n in range(3)))
@@ -108,7 +111,10 @@ def exclusive_columns_of_0_and_1(folder: Path) -> None:
     write_csv(folder / "sample_submission.csv", [header, *((f"Test_{n}", 0.25, 0.25, 0.25, 0.25) for n in range(3))])
 
 
-@layout(classes={"boston_bull": 4, "dingo": 4, "pekinese": 4}, says=("not as class folders 'test', 'train'",))
+@layout(
+    classes={"boston_bull": 4, "dingo": 4, "pekinese": 4},
+    says=("not as class folders, because 'test', 'train' do not look like names of classes",),
+)
 def table_beside_train_and_test(folder: Path) -> None:
     breeds = ["boston_bull", "dingo", "pekinese"]
     save(folder, *(f"train/{n:032x}.jpg" for n in range(12)), "test/ff.jpg")
@@ -169,7 +175,7 @@ def chest_findings(folder: Path) -> None:
 
 
 @layout(classes={"Cardiomegaly": 10, "Edema": 7}, splits={"train": 10, "valid": 4}, several=True,
-        says=("cells of -1 (uncertain) read as no", "'Chest-v1/', which is not on this disk"))  # fmt: skip
+        says=("train.csv: 2 cells of -1 (uncertain) read as no", "'Chest-v1/', which is not on this disk"))  # fmt: skip
 def uncertain_findings(folder: Path) -> None:
     header = ("Path", "Sex", "Age", "Frontal/Lateral", "Edema", "Cardiomegaly")
     flags = [("1.0", ""), ("0.0", "1.0"), ("-1.0", "1.0"), ("1.0", "1.0")]
@@ -209,7 +215,11 @@ def label_column_of_an_unusual_name(folder: Path) -> None:
     write_csv(folder / "train.csv", [("id", "has_cactus"), *((f"{n:04}.jpg", int(n % 3 > 0)) for n in range(12))])
 
 
-@layout(classes={"new_whale": 6}, says=("--min-per-class 2 leaves out, --other NAME joins",), splits={"none": 12})
+@layout(
+    classes={"new_whale": 6},
+    says=("--min-per-class 2 leaves such classes out, --other NAME merges them",),
+    splits={"none": 12},
+)
 def classes_with_one_image(folder: Path) -> None:
     save(folder, *(f"train/{n:08x}.jpg" for n in range(12)))
     rows = [(f"{n:08x}.jpg", "new_whale" if n % 2 else f"w_{n:07x}") for n in range(12)]
@@ -217,7 +227,7 @@ def classes_with_one_image(folder: Path) -> None:
 
 
 LAYOUTS["rare_classes_joined"] = Layout(
-    classes_with_one_image, {"new_whale": 6, "rare": 6}, settings={"other": "rare"}, says=("joined as 'rare'",)
+    classes_with_one_image, {"new_whale": 6, "rare": 6}, settings={"other": "rare"}, says=("merged into 'rare'",)
 )
 LAYOUTS["rare_classes_left_out"] = Layout(
     classes_with_one_image, error="All images are of one class, 'new_whale'", settings={"min_per_class": 2}
@@ -251,7 +261,7 @@ def challenge_with_two_tables(folder: Path) -> None:
 # split folders and class folders
 
 
-@layout(classes={"sea": 6, "street": 6}, splits={"train": 8, "test": 4}, says=("images in 'seg_pred' are ignored",))
+@layout(classes={"sea": 6, "street": 6}, splits={"train": 8, "test": 4}, says=("4 images in 'seg_pred' ignored",))
 def folders_of_splits_twice(folder: Path) -> None:
     save(folder, *(f"seg_train/seg_train/{['sea', 'street'][n % 2]}/{n}.jpg" for n in range(8)))
     save(folder, *(f"seg_test/seg_test/{['sea', 'street'][n % 2]}/{n}.jpg" for n in range(8, 12)))
@@ -293,7 +303,7 @@ LAYOUTS["noisy_labels_by_name_of_the_column"] = Layout(
 )  # fmt: skip
 
 
-@layout(classes={"3": 6, "7": 10}, splits={"train": 12, "valid": 4}, says=("which divides the images alike",))
+@layout(classes={"3": 6, "7": 10}, splits={"train": 12, "valid": 4}, says=("which would give the same classes",))
 def table_that_repeats_the_folders(folder: Path) -> None:
     rows: list[tuple[Any, ...]] = [("name", "label")]
     for n in range(16):
@@ -308,7 +318,7 @@ def numbered_folders(folder: Path) -> None:
     save(folder, *(f"{n % 12}/{n}.jpg" for n in range(24)))
 
 
-@layout(error=r"No training image of 'c', 'd'; found only in 'valid'.*--split random")
+@layout(error=r"No training image of 'c', 'd', though 'valid' has some.*--split random")
 def more_classes_in_val(folder: Path) -> None:
     save(
         folder,
@@ -352,7 +362,11 @@ def zip_made_on_a_mac(folder: Path) -> None:
         archive.writestr("My photos/.DS_Store", b"\0\0\0\1Bud1")
 
 
-@layout(classes={"cats": 6, "dogs": 6}, splits={"train": 8, "valid": 4}, says=("'test1'", "'sample'"))
+@layout(
+    classes={"cats": 6, "dogs": 6},
+    splits={"train": 8, "valid": 4},
+    says=("2 images in 'test1' ignored", "6 images in 'sample' ignored"),
+)
 def sample_and_test1_beside(folder: Path) -> None:
     for base, count in (("", 8), ("sample/", 4)):
         save(folder, *(f"{base}train/{['cats', 'dogs'][n % 2]}/{n}.jpg" for n in range(count)))
@@ -366,14 +380,16 @@ def unlabeled_test_in_a_folder_of_its_own(folder: Path) -> None:
     save(folder, "asl_test/asl_test/A_test.jpg", "asl_test/asl_test/B_test.jpg")
 
 
-@layout(classes={"c0": 6, "c1": 6}, groups=3, says=("not as class folders in 'train', which divides the images alike",))
+@layout(
+    classes={"c0": 6, "c1": 6}, groups=3, says=("not as class folders in 'train', which would give the same classes",)
+)
 def drivers(folder: Path) -> None:
     save(folder, *(f"imgs/train/c{n % 2}/img_{n}.jpg" for n in range(12)), "imgs/test/img_99.jpg")
     rows = [(f"p{n // 4:03}", f"c{n % 2}", f"img_{n}.jpg") for n in range(12)]
     write_csv(folder / "driver_imgs_list.csv", [("subject", "classname", "img"), *rows])
 
 
-@layout(classes={"daisy": 4, "rose": 4}, says=("'test' looks like a split",))
+@layout(classes={"daisy": 4, "rose": 4}, says=("2 images in 'test' ignored: it looks like a split",))
 def classes_beside_test_images(folder: Path) -> None:
     save(
         folder,
@@ -383,14 +399,12 @@ def classes_beside_test_images(folder: Path) -> None:
     )
 
 
-@layout(classes={"good": 6, "rot": 6}, splits={"train": 8, "test": 4}, says=("above folders per split",))
+@layout(classes={"good": 6, "rot": 6}, splits={"train": 8, "test": 4}, says=("each with a folder per split",))
 def splits_below_the_classes(folder: Path) -> None:
     save(folder, *(f"{['good', 'rot'][n % 2]}/{'train' if n < 8 else 'test'}/{n}.png" for n in range(12)))
 
 
-@layout(
-    error=r"No training image of 'broken', 'scratch'; found only in 'test'. train has one class only.*--split random"
-)
+@layout(error=r"of 'broken', 'scratch', though 'test' has some. The training split has only one class.*--split random")
 def anomaly_detection(folder: Path) -> None:
     save(folder, *(f"train/good/{n:03}.png" for n in range(6)))
     save(folder, *(f"test/{['good', 'broken', 'scratch'][n % 3]}/{n:03}.png" for n in range(6)))
@@ -402,13 +416,13 @@ LAYOUTS["anomaly_detection_split_anew"] = Layout(
 )
 
 
-@layout(error=r"each with class folders of its own splits. Give one of them")
+@layout(error=r"each with its own splits and classes. Give one of these folders")
 def anomaly_detection_of_several_things(folder: Path) -> None:
     for thing in ("bottle", "cable"):
         anomaly_detection(folder / thing)
 
 
-@layout(classes={"animals": 6, "vehicles": 6}, says=("folders below the classes ('cat', 'dog', 'bus'",))
+@layout(classes={"animals": 6, "vehicles": 6}, says=("folders inside the class folders not used: 'cat', 'dog', 'bus'",))
 def classes_and_subclasses(folder: Path) -> None:
     names = ["animals/cat", "vehicles/car", "animals/dog", "vehicles/bus"]
     save(folder, *(f"{names[n % 4]}/{n}.jpg" for n in range(12)))
@@ -439,18 +453,18 @@ def fruits(folder: Path) -> None:
     (folder / "fruits/readme.md").write_text("x")
 
 
-@layout(classes={"oak": 4, "pine": 4}, says=("1 image in 'results', beside the class folders, ignored",))
+@layout(classes={"oak": 4, "pine": 4}, says=("1 image in 'results' ignored: outside the class folders",))
 def results_beside_the_data(folder: Path) -> None:
     save(folder, *(f"dataset/{['oak', 'pine'][n % 2]}/{n}.jpg" for n in range(8)), "results/plot.png")
 
 
-@layout(classes={"oak": 4, "pine": 4}, says=("8 images in 'segmentations', beside",))
+@layout(classes={"oak": 4, "pine": 4}, says=("8 images in 'segmentations' ignored",))
 def segmentations_beside_the_images(folder: Path) -> None:
     for part in ("images", "segmentations"):
         save(folder, *(f"{part}/{['oak', 'pine'][n % 2]}/{n}.png" for n in range(8)))
 
 
-@layout(error=r"contains 'color', 'grayscale', 'segmented', which hold the same class folders\. Give one of them")
+@layout(error=r"contains 'color', 'grayscale', 'segmented' with the same class folders\. Give one of them")
 def three_versions_of_all_images(folder: Path) -> None:
     for part in ("color", "grayscale", "segmented"):
         save(folder, *(f"plants/{part}/{['oak', 'pine'][n % 2]}/{n}.png" for n in range(8)))
@@ -468,7 +482,7 @@ def table_of_folds_beside(folder: Path) -> None:
     write_csv(folder / "folds.csv", [("id", "fold"), *((n, n % 3) for n in range(12))])
 
 
-@layout(error=r"'text' has another text in each row\. Give --label-col COLUMN")
+@layout(error=r"'text' is different in every row\. Give --label-col COLUMN")
 def captions_only(folder: Path) -> None:
     save(folder, *(f"train/{n}.png" for n in range(12)))
     write_csv(
@@ -476,7 +490,7 @@ def captions_only(folder: Path) -> None:
     )
 
 
-@layout(error=r"has 3 columns of 0 and 1 \('Focus', 'Eyes', 'Face'\) and the numbers of 'Pawpularity'")
+@layout(error=r"has 3 columns of 0 and 1 \('Focus', 'Eyes', 'Face'\) and one of numbers \('Pawpularity'\)")
 def flags_and_a_number(folder: Path) -> None:
     save(folder, *(f"train/{n:032x}.jpg" for n in range(40)))
     rows = [(f"{n:032x}", 0, n % 2, int(n % 3 > 0), 1 + 2 * n) for n in range(40)]
@@ -515,7 +529,7 @@ def rows_with_gaps(folder: Path) -> None:
     write_csv(folder / "table.csv", [("image", "label"), *rows])
 
 
-@layout(error=r"10 of 40 images of table.csv are not in .*'ims/0.png', .*There is 'ims/0.jpg', with another ending",
+@layout(error=r"10 of 40 images in column 'image' of .* are not in .*'ims/0.png'. The closest match is 'ims/0.jpg'",
         target="table.csv")  # fmt: skip
 def names_with_another_ending(folder: Path) -> None:
     save(folder, *(f"ims/{n}.jpg" for n in range(40)))
@@ -556,15 +570,13 @@ def table_without_a_header(folder: Path) -> None:
     write_csv(folder / "labels.csv", [(f"im/{n}.jpg", ["cat", "dog"][n % 2]) for n in range(10)])
 
 
-@layout(
-    error=r"10 of 10 images of labels.csv are not in .*: '0', '1', '2' .*Its images have names such as 'im/00000.jpg'"
-)
+@layout(error=r"10 of 10 images in column 'id' of .* are not in .*'0'. That folder has images such as 'im/00000.jpg'")
 def numbers_without_their_zeros(folder: Path) -> None:
     save(folder, *(f"im/{n:05}.jpg" for n in range(10)))
     write_csv(folder / "labels.csv", [("id", "label"), *((n, "ab"[n % 2]) for n in range(10))])
 
 
-@layout(error=r"'age' of table.csv holds 40 different numbers from 20 to 39.5 in 40 rows: that is regression.*--bins K",
+@layout(error=r"'age' of table.csv holds 40 different numbers \(20 to 39.5\): that is regression.*--bins K",
         target="table.csv")  # fmt: skip
 def ages(folder: Path) -> None:
     save(folder, *(f"ims/{n}.jpg" for n in range(40)))
@@ -617,7 +629,7 @@ def whole_floats(folder: Path) -> None:
     write_csv(folder / "labels.csv", [("file", "target"), *((f"{n}.jpg", labels[n % 6]) for n in range(12))])
 
 
-@layout(classes={"Bäume": 6, "Straße": 6}, target="labels.csv", says=("read as cp1252, a guess",))
+@layout(classes={"Bäume": 6, "Straße": 6}, target="labels.csv", says=("read as cp1252, which is a guess",))
 def western_encoding(folder: Path) -> None:
     save(folder, *(f"{n}.jpg" for n in range(12)))
     rows = [(f"{n}.jpg", ["Bäume", "Straße"][n % 2]) for n in range(12)]
@@ -743,7 +755,7 @@ def excel_sheet(folder: Path) -> None:
     book.save(folder / "labels.xlsx")
 
 
-@layout(error=r"labels.xlsx is not a complete Excel file: .*Save it again, or as CSV", target="labels.xlsx")
+@layout(error=r"labels.xlsx is damaged or not an Excel file .*Save it again as", target="labels.xlsx")
 def broken_excel_sheet(folder: Path) -> None:
     (folder / "labels.xlsx").write_bytes(b"PK\x03\x04")
 
@@ -771,7 +783,7 @@ def coco_of_one_split(folder: Path) -> None:
     write_coco(folder / "train/metadata.json", names, [[1 + n % 2] for n in range(12)])
 
 
-@layout(classes={"cat": 6, "dog": 9}, splits={"train": 8, "valid": 4}, several=True, says=("those of its boxes",))
+@layout(classes={"cat": 6, "dog": 9}, splits={"train": 8, "valid": 4}, several=True, says=("the classes of its boxes",))
 def coco_of_boxes_in_each_split(folder: Path) -> None:
     for split, count in (("train", 8), ("valid", 4)):
         names = [f"{split}{n}_jpg.rf.{n:08x}.jpg" for n in range(count)]
@@ -829,7 +841,7 @@ def cvat_export(folder: Path) -> None:
     write_lines(folder / "annotations.xml", ['<?xml version="1.0"?><annotations>', *images, "</annotations>"])
 
 
-@layout(classes={"cat": 4, "dog": 6}, several=True, says=("those of its boxes",))
+@layout(classes={"cat": 4, "dog": 6}, several=True, says=("the classes of its boxes",))
 def voc_annotations(folder: Path) -> None:
     save(folder, *(f"JPEGImages/{n:06}.jpg" for n in range(8)))
     for n in range(8):
@@ -840,7 +852,7 @@ def voc_annotations(folder: Path) -> None:
         )
 
 
-@layout(classes={"beagle": 4, "pug": 4}, says=("not as PASCAL VOC XML",))
+@layout(classes={"beagle": 4, "pug": 4}, says=("give --source voc to read PASCAL VOC XML instead",))
 def boxes_beside_class_folders(folder: Path) -> None:
     for n in range(8):
         name = f"{['beagle', 'pug'][n % 2]}/{n}"
@@ -851,7 +863,7 @@ def boxes_beside_class_folders(folder: Path) -> None:
         )
 
 
-@layout(classes={"cat": 5, "dog": 8}, splits={"train": 8, "valid": 2}, several=True, says=("those of its boxes",))
+@layout(classes={"cat": 5, "dog": 8}, splits={"train": 8, "valid": 2}, several=True, says=("the classes of its boxes",))
 def yolo_with_data_yaml(folder: Path) -> None:
     for n in range(10):
         split = "train" if n < 8 else "val"
@@ -943,7 +955,7 @@ def tiny_images_with_annotations(folder: Path) -> None:
 # names
 
 
-@layout(error=r"Their names show classes \(Abyssinian 6, great_pyrenees 6\): give --label-from auto")
+@layout(error=r"--label-from auto to use the text before the last number in .* name \(Abyssinian 6, great_pyrenees 6\)")
 def loose_pets(folder: Path) -> None:
     save(folder, *(f"images/{['Abyssinian', 'great_pyrenees'][n % 2]}_{n}.jpg" for n in range(12)))
 
@@ -952,32 +964,32 @@ LAYOUTS["loose_pets_by_name"] = Layout(
     loose_pets,
     {"Abyssinian": 6, "great_pyrenees": 6},
     settings={"label_from": "auto"},
-    says=("--label-from auto took",),
+    says=("the class is the text before the last number in the file name",),
 )
 
 
-@layout(error=r"'test1', 'train', which look like splits.*\(cat 6, dog 6\): give --label-from auto")
+@layout(error=r"no class folders. Give --label-from auto to use .* \(cat 6, dog 6\)\.$")
 def loose_cats_and_dogs(folder: Path) -> None:
     save(folder, *(f"train/{['cat', 'dog'][n % 2]}.{n}.jpg" for n in range(12)), *(f"test1/{n}.jpg" for n in range(3)))
 
 
 LAYOUTS["loose_cats_and_dogs_by_name"] = Layout(
     loose_cats_and_dogs, {"cat": 6, "dog": 6}, settings={"label_from": "auto"},
-    says=("3 images in 'test1' without a class ignored",),
+    says=("3 images in 'test1' ignored: no class in the name",),
 )  # fmt: skip
 
 
-@layout(error=r"\(c 6, g 6\): give --label-from auto")
+@layout(error=r"auto to use the first word in each file name \(c 6, g 6\), or .* the last word \(left 6, right 6\)")
 def code_in_front(folder: Path) -> None:
     save(folder, *(f"{'cg'[n % 2]}_{n:04}_{['left', 'right'][n % 4 // 2]}.png" for n in range(12)))
 
 
-@layout(error=r"contains 12 images but no class folders\. Sort them into folders")
+@layout(error=r"contains 12 images but no class folders\. Sort the images into one folder per class")
 def names_of_numbers(folder: Path) -> None:
     save(folder, *(f"{20 + n}_{n % 2}_{n % 3}_2017{n:04}.jpg" for n in range(12)))
 
 
-@layout(error=r"'test', 'train', which look like splits.*--source folders takes the folders as classes")
+@layout(error=r"'test', 'train' do not look like names of classes.*--source folders to use these anyway")
 def nothing_but_splits(folder: Path) -> None:
     save(folder, *(f"train/{n}.jpg" for n in range(6)), *(f"test/{n}.jpg" for n in range(6)))
 
@@ -1005,7 +1017,7 @@ LAYOUTS["table_insisted_on"] = Layout(
 # images that are no files
 
 
-@layout(classes={"0": 4, "1": 4, "2": 4}, says=("not read: 'test.csv'",))
+@layout(classes={"0": 4, "1": 4, "2": 4}, says=("'test.csv' not read",))
 def digits(folder: Path) -> None:
     header = [f"pixel{n}" for n in range(784)]
     rows = [[n % 3, *((n * k) % 256 for k in range(784))] for n in range(12)]
@@ -1073,14 +1085,14 @@ def cars_in_matlab_files(folder: Path) -> None:
     savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "BMW"], dtype=object)})
 
 
-@layout(error=r"contains no images in folders\. It holds 'train\.zip', archives: unpack them, or name one of them")
+@layout(error=r"contains no images\. It has the archive 'train\.zip'\. Give it instead of the folder, or unpack it")
 def archives_inside(folder: Path) -> None:
     with zipfile.ZipFile(folder / "train.zip", "w") as archive:
         archive.writestr("train/1.jpg", b"x")
     write_csv(folder / "labels.txt", [("a",)])
 
 
-@layout(error=r"It holds 'images\.npz', arrays: save each image as a PNG file")
+@layout(error=r"It has the array file 'images\.npz'\. Save each image as a PNG file")
 def arrays(folder: Path) -> None:
     (folder / "images.npz").write_bytes(b"PK")
 
@@ -1089,14 +1101,17 @@ def arrays(folder: Path) -> None:
 
 LAYOUTS["rare_tags_left_out"] = Layout(
     satellite_tags, {"clear": 8, "haze": 8, "primary": 16}, several=True, settings={"min_per_class": 5},
-    says=("3 classes of fewer than 5 images left out of the labels",),
+    says=("3 classes with fewer than 5 images left out of the labels",),
 )  # fmt: skip
 LAYOUTS["rare_tags_joined"] = Layout(
     satellite_tags, {"clear": 8, "haze": 8, "primary": 16, "rare": 8}, several=True,
     settings={"min_per_class": 5, "other": "rare"},
 )  # fmt: skip
 LAYOUTS["no_gaps_allowed"] = Layout(
-    rows_with_gaps, target="table.csv", settings={"missing": "error"}, error="1 of 40 images of table.csv are not in"
+    rows_with_gaps,
+    target="table.csv",
+    settings={"missing": "error"},
+    error="1 of 40 rows of table.csv has no image in column 'image'",
 )
 LAYOUTS["unknown_encoding"] = Layout(
     western_encoding, target="labels.csv", settings={"encoding": "klingon"}, error="There is no encoding 'klingon'"

@@ -126,7 +126,7 @@ def test_an_unknown_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
     LAYOUTS["loose_pets"].write(tmp_path)
     with pytest.raises(DataError, match=r"There is no source 'folder'\. Did you mean 'folders'\? Known: .*coco"):
         load_images(tmp_path, source="folder", progress=Progress(), preset="standard")
-    with pytest.raises(DataError, match=r"is not what --source coco reads: train.json"):
+    with pytest.raises(DataError, match=r"does not fit --source coco, which reads, for example, train.json"):
         load_images(tmp_path, source="coco", progress=Progress(), preset="standard")
 
 

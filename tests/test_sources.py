@@ -75,7 +75,10 @@ def test_dataframe_is_checked_and_copied(images: Path) -> None:
     for frame, message in [
         (table[["path"]], "no column that looks like labels; its columns: 'path'"),
         (table.assign(label=None), "48 of 48 rows of the DataFrame have no label in 'label', the first is row 1"),
-        (table.assign(path="/nowhere/" + table.index.astype(str)), "48 of 48 images of the DataFrame are not in"),
+        (
+            table.assign(path="/nowhere/" + table.index.astype(str)),
+            "48 of 48 images in column 'path' of the DataFrame are not in",
+        ),
         (table.iloc[:0], "has no rows"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -121,7 +124,7 @@ def test_table_that_cannot_be_trained_on_can_be_audited(tmp_path: Path) -> None:
     table = image_table(tmp_path)
     assert table.attrs["source"]["notes"] == [
         "classes 'B', 'b' have only one image; at least two are needed for training "
-        "(--min-per-class 2 leaves out, --other NAME joins such classes)",
+        "(--min-per-class 2 leaves such classes out, --other NAME merges them)",
         "'Ant', 'ant' differ only in case", "'B', 'b' differ only in case",
     ]  # fmt: skip
     assert "tiny classes" in set(baseline.audit(table).findings["finding"])

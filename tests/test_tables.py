@@ -85,8 +85,11 @@ def test_competition_folder_is_read_by_its_train_csv(forest: Path, tmp_path: Pat
     table = image_table(competition)
     assert all("train_images" in path for path in table["path"]) and table["label"].tolist() == frame["label"].tolist()
     summary = "\n".join(summarize_source(table))
-    assert "images from 'image_id', labels from 'tree'" in summary and "6 images are named without a suffix" in summary
-    assert "6 images not listed in train.csv, ignored" in summary
+    assert (
+        "images from 'image_id', labels from 'tree'" in summary
+        and "6 images listed without a file extension" in summary
+    )
+    assert "6 images without a label in train.csv ignored" in summary
 
 
 def test_loose_images_with_a_table_are_read_by_the_table(forest: Path, tmp_path: Path) -> None:
@@ -124,7 +127,9 @@ def test_images_are_found_in_subfolders(forest: Path, tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "a.csv", index=False)  # names are relative to a subfolder
     assert len(image_table(tmp_path / "a.csv")) == 6
     shutil.copytree(forest, tmp_path / "copy")
-    with pytest.raises(DataError, match=r"6 of 6 images of a\.csv are not in"):  # now every name matches two images
+    with pytest.raises(
+        DataError, match=r"6 of 6 images in column 'image' of a\.csv are not in"
+    ):  # now every name matches two images
         image_table(tmp_path / "a.csv")
 
 
@@ -147,7 +152,7 @@ def test_labels_and_groups_from_file_names_by_regular_expression(tmp_path: Path)
     for pattern, message in (
         ("(", "not a regular expression"),
         ("cat", "has no group"),
-        ("(cat)", r"does not match 2 of 4 images \(paths below .*\): '[^/]*'"),
+        ("(cat)", r"does not match the paths of 2 of 4 images in .*: '[^/]*'"),
     ):
         with pytest.raises(DataError, match=message):
             image_table(tmp_path, label_from=pattern)
@@ -169,13 +174,13 @@ def invalid_table(forest: Path, kind: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", r"1 of 6 images of a\.csv are not in .*forest: 'oak/gone\.jpg'"),
+        ("missing", r"1 of 6 images in column 'image' of a\.csv is not in .*forest: 'oak/gone\.jpg'"),
         ("repeated", r"1 row of a\.csv repeats an image, first .*o 1\.jpg"),
         ("conflicting", r"1 image of a\.csv has conflicting labels, first .*o 1\.jpg: 'oak', 'pine'"),
         ("unlabeled", r"1 of 6 rows of a\.csv has no label in 'label', the first is row 2"),
         ("header", "has a header but no rows"),
         ("no images", r"no column that looks like images; its columns: 'size', 'label'"),
-        ("all missing", r"6 of 6 images of a\.csv are not in .*: 'x/oak/o 1\.jpg\.jpg'"),
+        ("all missing", r"6 of 6 images in column 'image' of a\.csv are not in .*, such as 'x/oak/o 1\.jpg\.jpg'"),
     ],
 )
 def test_invalid_table_is_rejected(forest: Path, kind: str, message: str) -> None:
@@ -341,11 +346,11 @@ def test_split_folders_may_have_longer_names_and_an_extra_level(tmp_path: Path) 
     assert table.groupby(["split", "label"]).size().to_dict() == {
         ("test", "oak"): 2, ("test", "pine"): 2, ("train", "oak"): 2, ("train", "pine"): 2,
     }  # fmt: skip
-    assert "images in 'seg_pred' are ignored" in summarize_source(table)[-1]
+    assert "1 image in 'seg_pred' ignored" in summarize_source(table)[-1]
     shutil.rmtree(tmp_path / "seg_train")
     shutil.rmtree(tmp_path / "seg_pred")
     (tmp_path / "val").symlink_to(tmp_path / "seg_test/seg_test")
-    with pytest.raises(DataError, match="contains 'seg_test', 'val' and no training images"):
+    with pytest.raises(DataError, match="contains 'seg_test', 'val' but no training images"):
         image_table(tmp_path)
 
 
@@ -392,7 +397,9 @@ def test_extra_commas_in_label_columns(forest: Path, columns: dict, message: str
 
 def test_options_that_do_not_apply_are_rejected(forest: Path) -> None:
     rows(forest).to_csv(forest / "a.csv", index=False)
-    with pytest.raises(DataError, match="Columns were named, but the source is one folder per class"):
+    with pytest.raises(
+        DataError, match="Columns can be named for a table only, but the source is one folder per class"
+    ):
         image_table(forest, columns=Columns(group="patient"))
     with pytest.raises(DataError, match="label-from needs a folder"):
         image_table(forest / "a.csv", label_from="(x)")
@@ -426,7 +433,7 @@ def test_a_file_whose_name_is_not_utf8_is_left_out_and_reported(forest: Path) ->
 def test_all_zero_one_hot_rows_are_images_without_a_label(forest: Path) -> None:
     frame = rows(forest)[["image"]].assign(oak=[1, 1, 0, 0, 0, 0], pine=[0, 0, 0, 1, 1, 1])
     frame.to_csv(forest / "a.csv", index=False)
-    assert "2 classes (several per image)" in summarize_source(image_table(forest / "a.csv"))[2]
+    assert "2 classes (several labels per image)" in summarize_source(image_table(forest / "a.csv"))[2]
 
 
 def test_class_folder_names_are_unique(tmp_path: Path) -> None:

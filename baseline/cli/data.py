@@ -131,7 +131,7 @@ def recipes_command() -> None:
 
 
 def sources_command() -> None:
-    """List the forms in which images and labels are read, with an example of each.
+    """List the layouts of images and labels that are read (`--source`), with an example of each.
 
     Examples:
 

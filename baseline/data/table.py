@@ -63,7 +63,7 @@ def image_table(
     - a folder with one folder per class, optionally below train, valid (val, validation) and test folders;
     - a CSV, TSV, Parquet, Excel or JSON lines file, or a DataFrame, with an image column and a label column;
     - a competition folder as on Kaggle: a table next to the folder of its images;
-    - a folder in one of the other forms that `baseline sources` lists;
+    - a folder in one of the other layouts that `baseline sources` lists;
     - a folder of loose images, with `label_from`;
     - a zip or tar archive of any of these, unpacked once into the cache;
     - the name of a data set, `"torchvision:FashionMNIST"`, or `"hf:NAME-OR-FOLDER"`.
@@ -108,7 +108,10 @@ def table_from_settings(
             raise DataError(f"{path} is a file, and --label-from needs a folder of images. Give a folder.")
         source = read_place(Place(path if path.is_file() else enter_single_folder(path), settings))
     if columns != Columns() and not source.columns.startswith("images"):
-        raise DataError(f"Columns were named, but the source is {source.form}. Give the table, or name no columns.")
+        raise DataError(
+            f"Columns can be named for a table only, but the source is {source.form}. "
+            "Give the table, or leave the column options out."
+        )
     table = source.table.sort_values("path", kind="stable", ignore_index=True)
     table = normalize_labels(table, source.notes)
     table = merge_rare(table, settings, source.notes)
@@ -121,7 +124,7 @@ def table_from_settings(
     counts = count_trainable(table if keep_splits else table.assign(split=None), settings.task)
     if single := order_classes(counts.index[counts < 2]):
         source.notes.append(
-            f"{_single_image_message(single)} (--min-per-class 2 leaves out, --other NAME joins such classes)"
+            f"{_single_image_message(single)} (--min-per-class 2 leaves such classes out, --other NAME merges them)"
         )
     source.notes += note_empty_files(table)
     by_lower_case = counts.index.to_series().groupby(counts.index.str.casefold())
@@ -146,7 +149,7 @@ def note_empty_files(table: pd.DataFrame) -> list[str]:
         return []
     empty = [path for path in table["path"] if os.path.isfile(path) and not os.stat(path).st_size]  # noqa: PTH116
     names = quoted_list((Path(path).name for path in empty), 3)
-    return [f"{format_count(len(empty), 'empty file')} ({names}), left out when images are read"] if empty else []
+    return [f"{format_count(len(empty), 'empty file')} ({names}) will be left out"] if empty else []
 
 
 def source_facts(source: SourceTable) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def merge_rare(table: pd.DataFrame, settings: DataSettings, notes: list[str]) ->
     rare = set(counts.index[counts < minimum])
     if not rare:
         return table
-    what = f"{format_count(len(rare), 'class', 'classes')} of fewer than {minimum} images"
+    what = f"{format_count(len(rare), 'class', 'classes')} with fewer than {minimum} images"
     if is_multilabel(table["label"], settings.task):
         new = [settings.other] if settings.other else []
         labels = table["label"].map(
@@ -172,11 +175,11 @@ def merge_rare(table: pd.DataFrame, settings: DataSettings, notes: list[str]) ->
                         *(new if rare & set(split_labels(label)) else [])})
             )
         )  # fmt: skip
-        notes.append(f"{what} {f'joined as {settings.other!r}' if new else 'left out of the labels'}")
+        notes.append(f"{what} {f'merged into {settings.other!r}' if new else 'left out of the labels'}")
         return table.assign(label=labels)
     is_rare = table["label"].isin(rare)
     if settings.other:
-        notes.append(f"{what} joined as '{settings.other}' ({format_count(int(is_rare.sum()), 'image')})")
+        notes.append(f"{what} merged into '{settings.other}' ({format_count(int(is_rare.sum()), 'image')})")
         return table.assign(label=table["label"].mask(is_rare, settings.other))
     notes.append(f"{what} left out ({format_count(int(is_rare.sum()), 'image')})")
     return table[~is_rare].reset_index(drop=True)
@@ -194,10 +197,12 @@ def count_trainable(table: pd.DataFrame, task: str = "auto") -> pd.Series:
     counts = trainable["label"].value_counts()
     if missing := order_classes(set(table["label"]) - set(counts.index)):
         splits = sorted(table.loc[table["label"].isin(missing), "split"].unique())
-        anomaly = " train has one class only, as in sets for anomaly detection." if len(counts) == 1 else ""
+        anomaly = " The training split has only one class." if len(counts) == 1 else ""
+        verb = "has" if len(splits) == 1 else "have"
+        which = "this class" if len(missing) == 1 else "these classes"
         raise DataError(
-            f"No training image of {quoted_list(missing)}; found only in {quoted_list(splits)}.{anomaly} "
-            "Add training images, remove the class, or give --split random to split all images anew."
+            f"No training image of {quoted_list(missing)}, though {quoted_list(splits)} {verb} some.{anomaly} "
+            f"Add training images, remove {which}, or give --split random to split all images again."
         )
     if len(counts) < 2:
         raise DataError(
@@ -232,12 +237,12 @@ def _single_image_message(classes: list[str]) -> str:
 def summarize_source(table: pd.DataFrame) -> list[str]:
     """Return a summary of the image table in five lines: how it is read, columns, classes, splits and notes."""
     source = table.attrs.get("source", {"form": "a table", "columns": "", "notes": []})
-    multilabel = " (several per image)" if is_multilabel(table["label"]) else ""
+    multilabel = " (several labels per image)" if is_multilabel(table["label"]) else ""
     counts = explode_labels(table["label"]).value_counts()
     if all(map(is_whole_number, counts.index)):
         counts = counts.reindex(order_classes(counts.index))
     listed = ", ".join(f"{label} {count:,}" for label, count in counts.head(8).items())
-    more = f" and {len(counts) - 8} more classes, down to {counts.min():,}" if len(counts) > 8 else ""
+    more = f" and {len(counts) - 8} more classes, the smallest with {counts.min():,}" if len(counts) > 8 else ""
     classes = format_count(len(counts), "class", "classes")
     splits = [f"{name} {count:,}" for name, count in table["split"].value_counts().items()]
     if without_split := int(table["split"].isna().sum()):
@@ -248,7 +253,7 @@ def summarize_source(table: pd.DataFrame) -> list[str]:
     why += f"; {source['rejected']}" if source.get("rejected") else ""
     return [
         f"read as:  {source['form']}{why}",
-        f"columns:  {source['columns'] or 'none; classes are folders'}",
+        f"columns:  {source['columns'] or 'none; the folders are the classes'}",
         f"classes:  {format_count(len(table), 'image')} in {classes}{multilabel}: {listed}{more}",
         f"splits:   {', '.join(splits)}{groups}",
         f"notes:    {'; '.join(source['notes']) or 'none'}",

@@ -12,7 +12,7 @@ from baseline.data.labels import SEPARATOR
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.label_values import join_labels
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Evidence, Place, SourceTable, make_rows
+from baseline.data.sources.place import Evidence, Place, SourceTable, make_rows, merge_notes
 from baseline.data.sources.tables import check_no_repeats, drop_unlabeled, join_repeats, resolve_images
 from baseline.errors import format_count, quoted_list
 
@@ -80,7 +80,8 @@ def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTab
         DataError: if images or labels are missing, or an image has two labels in different rows.
     """
     name = annotated.files[0].name
-    parts, notes = [], []
+    parts: list[pd.DataFrame] = []
+    notes_by_split: dict[str, list[str]] = {}
     splits: Iterable[str | None] = dict.fromkeys(item.split for item in annotated.items)
     for split in splits:
         items = [item for item in annotated.items if item.split == split]
@@ -89,7 +90,8 @@ def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTab
         frame = pd.DataFrame({"image": [item.image for item in items], "label": labels})
         frame, paths, missing_notes = resolve_images(frame, "image", finder, name, place.settings.missing)
         parts.append(make_rows(paths, frame["label"].tolist(), split))
-        notes += [*finder.notes(), *missing_notes]
+        notes_by_split[split or "no split"] = [*finder.notes(), *missing_notes]
+    notes = merge_notes(notes_by_split)
     rows = pd.concat(parts, ignore_index=True)
     several = rows["label"].str.contains(SEPARATOR, regex=False).any() or place.settings.task == "multilabel"
     if several:
@@ -99,12 +101,13 @@ def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTab
         notes += empty_notes
     check_no_repeats(rows, name)
     rows["label"], code_notes = place.name_codes(rows["label"], used=tuple(annotated.files))
-    notes += ["the classes of an image are those of its boxes, which are not used"] if annotated.boxes else []
+    notes += ["the labels of an image are the classes of its boxes; the boxes are not used"] if annotated.boxes else []
     files = describe_files(place, annotated)
     unlisted = len(set(place.images) - set(rows["path"])) if not place.is_file else 0
-    notes += [f"{format_count(unlisted, 'image')} not listed in {files}, ignored"] if unlisted else []
+    notes += [f"{format_count(unlisted, 'image')} without a label in {files} ignored"] if unlisted else []
     rows = rows.reset_index(drop=True)
-    source = SourceTable(rows, f"{form}: {files} and the images below {annotated.folder}", f"labels from {files}")
+    origin = files if len(annotated.files) == 1 else f"these {len(annotated.files):,} files"
+    source = SourceTable(rows, f"{form}: {files}, with the images in {annotated.folder}", f"none; labels from {origin}")
     source.notes = [*dict.fromkeys(notes), *code_notes]
     return source
 

@@ -100,11 +100,12 @@ class ClassFolders(Source):
         reading = read_class_folders(tree, insist=place.settings.source == self.name)
         if not reading.rows and not reading.problem:
             return None
-        strength, reason = weigh(tree, reading)
+        strength, objection = weigh(tree, reading)
         names = quoted_list([Path(parent).name for parent, split in reading.parents if split] or reading.classes, 4)
-        inside = "class folders" if len(reading.classes) != 1 else "one class folder"
-        inside += " in" if reading.parents[0][1] else ""
-        return Evidence(strength, f"{inside} {names}", reason, reading)
+        form = f"class folders{' in' if reading.parents[0][1] else ''} {names}"
+        count = sum(tree.total[path] for path, _, _ in reading.rows)
+        reason = f"{count:,} of {tree.total['']:,} images are in class folders"
+        return Evidence(strength, "class folders" if objection else form, reason, reading, objection)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         reading: FolderReading = evidence.found
@@ -165,7 +166,7 @@ def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
     if splits and not any(split == "train" for _, split in splits):
         if len(splits) == len(tree.children[folder]):
             names = quoted_list(Path(path).name for path, _ in splits)
-            problem = f"contains {names} and no training images. Add a folder train."
+            problem = f"contains {names} but no training images. Add a folder 'train'."
             return FolderReading([(folder, None)], problem=problem)
         splits = []
     if not splits:
@@ -179,7 +180,7 @@ def read_class_folders(tree: FolderTree, insist: bool = False) -> FolderReading:
         labels = tree.below(parent)
         if len(labels) == 1 and not {Path(labels[0]).name} & classes and is_unlabeled(Path(labels[0]).name):
             count = format_count(tree.total[parent], "image")
-            reading.notes.append(f"{count} in '{labels[0]}' without class folders, ignored")
+            reading.notes.append(f"{count} in '{labels[0]}' ignored: not in class folders")
             reading.parents.remove((parent, split))
             continue
         reading.rows += [(path, Path(path).name, split) for path in labels]
@@ -222,7 +223,7 @@ def note_beside(tree: FolderTree, folder: str) -> list[str]:
         beside += [path for path in tree.below(above) if path != folder]
         folder = above
     count = format_count(sum(tree.total[path] for path in beside), "image")
-    return [f"{count} in {quoted_list(beside, 3)}, beside the class folders, ignored"] if beside else []
+    return [f"{count} in {quoted_list(beside, 3)} ignored: outside the class folders"] if beside else []
 
 
 def split_folders(tree: FolderTree, folder: str) -> list[tuple[str, str]]:
@@ -238,14 +239,14 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     if not insist and (inner := class_then_split(tree, paths)):
         if any(tree.has_folders(path) for path, _, _ in inner):
             shown = quoted_list([Path(path).name for path in paths], 3)
-            reading.problem = f"contains {shown}, each with class folders of its own splits. Give one of them."
+            reading.problem = f"contains {shown}, each with its own splits and classes. Give one of these folders."
         else:
             reading.rows = [(path, label, split) for path, label, split in inner]
         return reading
     names = [Path(path).name for path in paths]
     inside = {frozenset(tree.children.get(path, ())) for path in paths}
     if not insist and len(paths) > 1 and len(inside) == 1 and generic_names(names) == set(names) and all(inside):
-        reading.problem = f"contains {quoted_list(names, 4)}, which hold the same class folders. Give one of them."
+        reading.problem = f"contains {quoted_list(names, 4)} with the same class folders. Give one of them."
         return reading
     splits = {name for name in generic_names(names) if split_from_name(name) or "pred" in split_words(name)
               or set(split_words(name)) & {"unlabeled", "unlabelled", "unsup"}}  # fmt: skip
@@ -253,15 +254,15 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     if not insist and len(classes) >= 2 and splits - {"train"}:
         for name in sorted(splits):
             count = format_count(tree.total[join(folder, name)], "image")
-            reading.notes.append(f"'{name}' looks like a split without class folders, its {count} ignored; "
-                                 "--source folders makes it a class")  # fmt: skip
+            reading.notes.append(f"{count} in '{name}' ignored: it looks like a split, not a class "
+                                 "(--source folders makes it a class)")  # fmt: skip
         names = classes
     reading.rows = [(join(folder, name), name, None) for name in names]
     deeper = [path for name in names for path in tree.below(join(folder, name))]
     if len({Path(path).name for path in deeper}) > 1 and sum(tree.total[path] for path in deeper) == tree.total[folder]:
         shown = quoted_list(dict.fromkeys(Path(path).name for path in deeper), 3)
         example = "'([^/]+)/[^/]+$'"
-        reading.notes.append(f"the folders below the classes ({shown}) are not used; --label-from {example} takes them")
+        reading.notes.append(f"folders inside the class folders not used: {shown}; --label-from {example} uses them")
     return reading
 
 
@@ -280,19 +281,20 @@ def class_then_split(tree: FolderTree, paths: Sequence[str]) -> list[tuple[str, 
 
 
 def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
-    """Return the strength of class folders as evidence, and the reason."""
+    """Return the strength of class folders as evidence, and what speaks against them."""
     if reading.problem:
-        return 0.3, "which " + reading.problem.rstrip(".")
+        return 0.3, f"the folder {reading.problem.rpartition('. ')[0]}"
     images = sum(tree.total[path] for path, _, _ in reading.rows)
     classes = reading.classes
     generic = generic_names(classes)
     if len(generic) == len(classes):
-        one = "which looks like a split or a part, not a class"
-        return 0.1, one if len(generic) == 1 else "which look like splits or parts, not classes"
+        names = quoted_list(classes, 4)
+        one = f"{names} does not look like the name of a class"
+        return 0.1, one if len(generic) == 1 else f"{names} do not look like names of classes"
     if len(classes) == 1:
-        return 0.2, "which is a single class"
+        return 0.2, f"there is only one, {quoted_list(classes)}"
     if len(classes) > images / 2 and images > 9:
-        return 0.4, f"{len(classes):,} folders for {images:,} images"
+        return 0.4, f"there are {len(classes):,} of them for {images:,} images"
     unlabeled = sum(
         tree.total[path]
         for path in tree.below("")
@@ -300,15 +302,15 @@ def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
     )
     total = tree.total[""]
     share = images / max(1, total - (unlabeled if reading.parents[0][1] else 0))
-    return 0.9 * min(1.0, share), f"{images:,} of {total:,} images are in {len(classes):,} class folders"
+    return 0.9 * min(1.0, share), ""
 
 
 def describe_layout(folder: Path, reading: FolderReading) -> str:
     parents = [(folder / parent, split) for parent, split in reading.parents]
     if parents[0][1] is None:
-        above = " above folders per split" if any(split for _, _, split in reading.rows) else ""
-        return f"one folder per class{above}, {parents[0][0]}"
-    return f"one folder per class in {quoted_list(parent.name for parent, _ in parents)}, {folder}"
+        inside = ", each with a folder per split" if any(split for _, _, split in reading.rows) else ""
+        return f"one folder per class in {parents[0][0]}{inside}"
+    return f"one folder per class, in {quoted_list(parent.name for parent, _ in parents)} of {folder}"
 
 
 def folder_notes(place: Place, reading: FolderReading) -> Iterator[str]:
@@ -319,18 +321,25 @@ def folder_notes(place: Place, reading: FolderReading) -> Iterator[str]:
         top = place.folder / reading.top
         noted = " ".join(reading.notes)
         unused = [path for path in subfolders(top) if not any(path == p or path in p.parents for p in parents)]
-        ignored = [path.name for path in unused if f"{path.name}/" not in noted and holds_images(path)]
-        if unlabeled := [name for name in ignored if split_from_name(name)]:
-            yield f"images in {quoted_list(unlabeled, 3)} are ignored, as they are in no class folders"
-        if others := [name for name in ignored if name not in unlabeled]:
-            yield f"images in {quoted_list(others, 3)} are ignored, as the name is not that of a split"
+        ignored = [path for path in unused if f"{path.name}/" not in noted and holds_images(path)]
+        if unlabeled := [path for path in ignored if split_from_name(path.name)]:
+            yield f"{describe_images(place, unlabeled)} ignored: not in class folders"
+        if unnamed := [path for path in ignored if path not in unlabeled]:
+            yield f"{describe_images(place, unnamed)} ignored: not named after a split"
     if loose := sum(len(listing[str(parent)][0]) for parent in parents):
-        yield f"{format_count(loose, 'image')} outside of class folders ignored"
+        yield f"{format_count(loose, 'image')} outside the class folders ignored"
     class_folders = [path for parent in parents for path in subfolders(parent)]
     if empty := [path.name for path in class_folders if not holds_images(path)]:
         yield f"no images in {quoted_list(empty, 3)}"
     if others := [name for path in class_folders for name in listing.get(str(path), ([], []))[1]]:
         yield describe_skipped(others)
+
+
+def describe_images(place: Place, folders: Sequence[Path]) -> str:
+    """Return the number of images in some folders of a place, and the names of the folders."""
+    inside = tuple(f"{place.relative(folder)}/" for folder in folders)
+    count = sum(count for name, count in place.images_by_folder.items() if f"{name}/".startswith(inside))
+    return f"{format_count(count, 'image')} in {quoted_list((folder.name for folder in folders), 3)}"
 
 
 def holds_images(folder: Path) -> bool:

@@ -204,8 +204,8 @@ def find_label_columns(frame: pd.DataFrame, used: Sequence[str], name: str) -> t
         last = unused[-1]
         if not is_exclusive(frame, flags) and last not in flags and is_measurement(frame[last], last):
             raise DataError(
-                f"{name} has {len(flags)} columns of 0 and 1 ({quoted_list(flags, 3)}) and the numbers of '{last}'. "
-                f"Give --label-col {','.join(flags[:2])},... for the former, or --label-col '{last}' --bins K."
+                f"{name} has {len(flags)} columns of 0 and 1 ({quoted_list(flags, 3)}) and one of numbers ('{last}'). "
+                f"Give --label-col {','.join(flags[:2])},... to predict those, or --label-col '{last}' --bins K."
             )
         return flags, is_exclusive(frame, flags)
     if len(unused) > 1:
@@ -213,7 +213,7 @@ def find_label_columns(frame: pd.DataFrame, used: Sequence[str], name: str) -> t
     if len(unused) == 1:
         if len(frame) >= MIN_ROWS and is_text_of_its_own(frame[unused[0]]):
             raise DataError(
-                f"{name} has no column that looks like labels: '{unused[0]}' has another text in each row. "
+                f"{name} has no column that looks like labels: '{unused[0]}' is different in every row. "
                 "Give --label-col COLUMN."
             )
         return unused, False

@@ -87,7 +87,7 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
     filled = labels[labels != ""]
     if len(filled) and filled.str.fullmatch(BOXES).all():
         boxes = labels.map(lambda text: join_labels(text.split()[::5]))
-        return LabelValues(boxes, "the classes of boxes, which are not used")
+        return LabelValues(boxes, "the classes of boxes; the boxes are not used")
     found = find_delimiter(labels, column)
     if settings.label_delim:
         if not labels.str.contains(settings.label_delim, regex=False).any():
@@ -95,7 +95,7 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
             raise DataError(f"{message} Give another --label-delim, or leave it out.")
         delimiter = settings.label_delim
     elif settings.task == "single":
-        looks = f"'{column}' looks like several labels separated by {DELIMITERS.get(found, found)}, and is read as one"
+        looks = f"'{column}' looks like several labels separated by {DELIMITERS.get(found, found)}, but is read as one"
         return LabelValues(labels, notes=[looks] if found else [])
     elif labels.str.contains(SEPARATOR, regex=False).any():
         delimiter = SEPARATOR
@@ -106,7 +106,7 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
         return LabelValues(labels)
     delimiter_name = DELIMITERS.get(delimiter, repr(delimiter))
     summary = "" if delimiter == SEPARATOR else f"several per image, separated by {delimiter_name}"
-    summary += "" if settings.label_delim or not summary else "; --task single takes each text as one label"
+    summary += "" if settings.label_delim or not summary else "; --task single reads each cell as one label"
     return LabelValues(labels.map(lambda text: join_labels(text.split(delimiter))), summary)
 
 
@@ -192,9 +192,9 @@ def refuse_measurements(labels: pd.Series, column: str, name: str) -> None:
         return
     numbers = filled.astype(float)
     raise DataError(
-        f"'{column}' of {name} holds {distinct:,} different numbers from {numbers.min():g} to {numbers.max():g} in "
-        f"{format_count(rows, 'row')}: that is regression, and this trains classes. Give --bins K to make K classes of "
-        "equal size, or --label-col COLUMN."
+        f"Column '{column}' of {name} holds {distinct:,} different numbers ({numbers.min():g} to {numbers.max():g}): "
+        "that is regression, and baseline only classifies. Give --bins K to divide them into K classes, or --label-col "
+        "COLUMN for another column."
     )
 
 
@@ -210,7 +210,7 @@ def bin_values(labels: pd.Series, column: str, bins: int, name: str) -> LabelVal
     numbers_of = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
     names = np.array([f"{low:g} to {high:g}" for low, high in pairwise(edges)], dtype=object)
     binned = pd.Series(names[numbers_of], index=labels.index).where(numbers.notna(), "")
-    short = f"; {len(names)}, as numbers recur" if len(names) < bins else ""
+    short = f"; only {len(names)}, because numbers repeat" if len(names) < bins else ""
     return LabelValues(binned, f"in {bins} bins of about equal size{short}")
 
 

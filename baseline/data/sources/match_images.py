@@ -67,15 +67,13 @@ class ImageFinder:
         """Return sentences about everything that had to be guessed."""
         notes = []
         if self.without_suffix:
-            noun = "image is" if self.without_suffix == 1 else "images are"
-            notes.append(f"{self.without_suffix:,} {noun} named without a suffix")
+            notes.append(f"{format_count(self.without_suffix, 'image')} listed without a file extension")
         if self.in_subfolders:
-            noun = "image was" if self.in_subfolders == 1 else "images were"
-            notes.append(f"{self.in_subfolders:,} {noun} found in subfolders of {self.folder}")
+            notes.append(f"{format_count(self.in_subfolders, 'image')} found in subfolders of {self.folder}")
         if self.prefix:
             notes.append(f"the names begin with '{self.prefix}/', which is not on this disk and was left out")
         if self.backslashes:
-            notes.append(f"{format_count(self.backslashes, 'Windows path')} read with / for \\")
+            notes.append(f"{format_count(self.backslashes, 'Windows path')} read with / instead of \\")
         if self.urls:
             notes.append(f"{format_count(self.urls, 'URL')} matched to files by the end of the path")
         if self.other_case:

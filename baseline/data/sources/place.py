@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -22,7 +22,7 @@ from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
 from baseline.recipe.schema import DataSettings
 
-__all__ = ["Evidence", "Place", "Source", "SourceTable", "make_rows", "optional_module"]
+__all__ = ["Evidence", "Place", "Source", "SourceTable", "make_rows", "merge_notes", "optional_module"]
 
 
 MAX_DEPTH = 4
@@ -66,9 +66,11 @@ class Evidence:
     form: str
     """What the source would read, such as `class folders 'train' and 'test'`."""
     reason: str = ""
-    """The facts that speak for it, or against it where it is weak: `60 of 60 rows are files below train/`."""
+    """The facts that speak for it: `60 of 60 rows name an image in train/`."""
     found: Any = None
     """Whatever `rows` needs of what was found."""
+    objection: str = ""
+    """What speaks against it, as it reads after `because`: `'train' looks like a split, not a class`."""
 
 
 class Source:
@@ -220,3 +222,15 @@ def make_rows(paths: Iterable[str], labels: Iterable[Any], splits: Iterable[str 
     """Return rows of path, label, split and an empty group."""
     splits = splits if splits is None or isinstance(splits, str) else list(splits)
     return pd.DataFrame({"path": list(paths), "label": list(labels), "split": splits, "group": None})
+
+
+def merge_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the notes on the parts of a source: once where all parts have the same note, else after the part's name.
+
+    >>> merge_notes({"train": ["no header", "1 empty cell"], "test": ["no header"]})
+    ['no header', 'train: 1 empty cell']
+    """
+    counts = Counter(note for part in notes.values() for note in part)
+    shared = [note for note in counts if counts[note] == len(notes)]
+    own = {name: [note for note in part if note not in shared] for name, part in notes.items()}
+    return shared + [f"{name}: {', '.join(part)}" for name, part in own.items() if part]

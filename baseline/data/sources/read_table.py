@@ -112,7 +112,7 @@ def read_excel(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # openpyxl raises whatever zipfile and its XML parser raise
         raise DataError(
-            f"{path} is not a complete Excel file: {first_line(error)}. Save it again, or as CSV."
+            f"{path} is damaged or not an Excel file ({first_line(error)}). Save it again as .xlsx or .csv."
         ) from None
     columns = [cell_to_text(name) or f"column {number}" for number, name in enumerate(header, 1)]
     frame = pd.DataFrame([[cell_to_text(cell) for cell in row] for row in rows], columns=columns, dtype=object)
@@ -167,7 +167,7 @@ def read_text_table(path: Path, encoding: str = "") -> pd.DataFrame:
             raise DataError(f"{path} is not {encoding}: {first_line(error)}. Give another --encoding.") from None
         if is_plausible_cp1252(path):
             frame = read_text_table(path, "cp1252")
-            frame.attrs["note"] = f"{path.name} is not UTF-8; read as cp1252, a guess (--encoding says which it is)"
+            frame.attrs["note"] = f"{path.name} is not UTF-8; read as cp1252, which is a guess (--encoding sets it)"
             return frame
         raise DataError(encoding_message(path, error)) from None
     except pd.errors.EmptyDataError:

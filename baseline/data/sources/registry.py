@@ -24,7 +24,7 @@ __all__ = ["all_sources", "read_place"]
 FORMS = "baseline.data.sources.forms"
 
 MIN_STRENGTH = 0.15
-"""Strength below which a place is not read in a form unless `--source` insists."""
+"""Strength below which a place is not read by a source unless `--source` insists."""
 
 SINGLE_CLASS = 0.2
 """Strength of a reading with a single class, which is not taken where a source has advice."""
@@ -73,18 +73,25 @@ def read_place(place: Place) -> SourceTable:
     result.reason = "" if place.is_file and not others else best.reason
     if others:
         other_source, other = others[0]
-        reason = other.reason
-        if best.strength - other.strength < MARGIN:
-            if disagree(result, other_source, other, place):
-                raise DataError(
-                    f"{place.path} can be read as {best.form} ({best.reason}) or as {other.form} ({reason}), which "
-                    f"differ. Give --source {source.name} or --source {other_source.name}."
-                )
-            reason = "which divides the images alike"
-        result.rejected = f"not as {other.form}" + (f", {reason}" if reason else "")
+        alike = best.strength - other.strength < MARGIN
+        if alike and disagree(result, other_source, other, place):
+            raise DataError(
+                f"{place.path} can be read as {best.form} or as {other.form}, but their classes differ. "
+                f"Give --source {source.name} or --source {other_source.name}."
+            )
+        result.rejected = describe_rejected(other_source, other, alike)
     if source.name == ClassFolders.name:
         result.notes += unread_tables(place, result.rejected)
     return result
+
+
+def describe_rejected(source: Source, evidence: Evidence, alike: bool) -> str:
+    """Return why a place is not read by another source that fits as well, or how to insist on it."""
+    if alike:
+        return f"not as {evidence.form}, which would give the same classes"
+    if evidence.objection:
+        return f"not as {evidence.form}, because {evidence.objection}"
+    return f"give --source {source.name} to read {evidence.form} instead" if evidence.reason else ""
 
 
 def match_source(source: Source, place: Place) -> Evidence | None:
@@ -101,8 +108,7 @@ def unread_tables(place: Place, mentioned: str) -> list[str]:
     """Return a note on the tables at the top of a place that is read without them."""
     tables = [path.name for path in place.files if is_table(path) and path.parent == place.folder]
     names = [name for name in tables if "submission" not in name.lower() and name not in mentioned]
-    verb = "is" if len(names) == 1 else "are"
-    return [f"{quoted_list(names)} {verb} not read; name the file to use its columns"] if names else []
+    return [f"{quoted_list(names)} not read; to use a table, give it instead of the folder"] if names else []
 
 
 def disagree(result: SourceTable, source: Source, evidence: Evidence, place: Place) -> bool:
@@ -125,18 +131,23 @@ def refusal(place: Place, weak: Evidence | None, forced: str) -> str:
     """Return the message for a place that no source reads."""
     if forced:
         source = all_sources()[forced]
-        return f"{place.path} is not what --source {forced} reads: {source.example}. Leave it out, or give another one."
+        return (
+            f"{place.path} does not fit --source {forced}, which reads, for example, {source.example}. "
+            "Leave out --source, or give another one."
+        )
     hints = advice(place)
     if place.is_file:
         endings = ", ".join(TABLE_SUFFIXES)
         rest = " ".join(hints) or f"Give a folder of images, or a file that ends in {endings} or .zip, .tar, .tar.gz."
         return f"{place.path} is neither a table nor an archive. {rest}"
     if not place.images:
-        return f"{place.path} contains no images in folders. " + (
+        return f"{place.path} contains no images. " + (
             " ".join(hints) or "Give a folder with one folder of images per class."
         )
     count = format_count(len(place.images), "image")
-    why = f" ({weak.form}, {weak.reason})" if weak else ""
-    ways = " ".join(hints) or "Sort them into folders named after the classes, or give --label-from REGEX, or a table."
-    insist = " --source folders takes the folders as classes." if weak and weak.form.startswith("class") else ""
-    return f"{place.path} contains {count} but no class folders{why}. {ways}{insist}"
+    if hints:
+        return f"{place.path} contains {count} but no class folders. {' '.join(hints)}"
+    why = f": {weak.objection}" if weak and weak.objection else ""
+    insist = ", or --source folders to use these anyway" if weak and weak.form.startswith("class") else ""
+    ways = f"Sort the images into one folder per class, or give a table, or --label-from REGEX{insist}."
+    return f"{place.path} contains {count} but no class folders{why}. {ways}"

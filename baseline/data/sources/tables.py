@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
@@ -58,8 +59,10 @@ class TableRows:
     notes: list[str] = field(default_factory=list)
     usual: bool = True
     """Whether the label column has a usual name, rather than being the only one that is left."""
+    total: int = 0
+    """Number of rows of the table."""
     listed: int = 0
-    """Number of rows of the table itself."""
+    """Number of these that have an image."""
     labels: tuple[str, ...] = ()
     """The label columns."""
 
@@ -117,9 +120,9 @@ def rows_from_table(
     if image is None:
         raise DataError(
             f"{name} has no column that looks like images; its columns: {quoted_list(frame.columns, 12)}. "
-            "Give --image-col."
+            "Give --image-col COLUMN."
         )
-    roles = find_roles(frame, image, columns, name)
+    roles, total = find_roles(frame, image, columns, name), len(frame)
     frame, paths, notes = resolve_images(frame, image, finder, name, settings.missing)
     splits, split_note = combine_splits(frame, roles.split, image, name) if roles.split else (None, "")
     labels, label_summary, label_notes = read_labels(frame, roles.labels, settings, name)
@@ -139,7 +142,7 @@ def rows_from_table(
     summary += [f"splits from '{roles.split}'"] if roles.split else []
     notes = [*header_notes, *finder.notes(), *notes, *label_notes, *([split_note] if split_note else [])]
     rows = rows.reset_index(drop=True)
-    return TableRows(rows, ", ".join(summary), notes, roles.usual, len(frame), tuple(roles.labels))
+    return TableRows(rows, ", ".join(summary), notes, roles.usual, total, len(frame), tuple(roles.labels))
 
 
 def split_of_table(name: str) -> str:
@@ -242,17 +245,29 @@ def resolve_images(
     if not lost:
         return frame, [str(path) for path in paths], []
     if missing == "error" or (missing == "auto" and len(lost) > MAX_MISSING * len(frame)) or len(lost) == len(frame):
-        raise DataError(
-            f"{len(lost):,} of {len(frame):,} images of {name} are not in {finder.folder}: "
-            f"{quoted_list(lost, 3)}. They are in its column '{column}'. {likely_cause(lost, finder)}Give --image-dir "
-            "FOLDER or --image-col COLUMN, or leave the rows out with --missing drop."
-        )
+        raise DataError(missing_images_message(lost, len(frame), column, finder, name))
     there = pd.Series([path is not None for path in paths], index=frame.index)
     empty = sum(text == "" for text in lost)
     noted = [f"{format_count(empty, 'row')} without an image left out"] if empty else []
     if named := [text for text in lost if text]:
         noted.append(f"{format_count(len(named), 'image')} not in {finder.folder} left out: {quoted_list(named, 3)}")
     return frame[there], [path for path in paths if path is not None], noted
+
+
+def missing_images_message(lost: list[str], rows: int, column: str, finder: ImageFinder, name: str) -> str:
+    """Return the message for a column of images of which some (`lost`) are empty or do not exist."""
+    drop = ", or --missing drop to leave such rows out" if len(lost) < rows else ""
+    if not any(lost):
+        verb = "has" if len(lost) == 1 else "have"
+        empty = f"{len(lost):,} of {rows:,} rows of {name} {verb} no image in column '{column}'."
+        return f"{empty} Fill it in, or give --image-col COLUMN{drop}."
+    verb = "is" if len(lost) == 1 else "are"
+    first = shorten(next(text for text in lost if text), 80, placeholder="...")
+    shown = f": '{first}'" if len(lost) == 1 else f", such as '{first}'"
+    return (
+        f"{len(lost):,} of {rows:,} images in column '{column}' of {name} {verb} not in {finder.folder}{shown}. "
+        f"{likely_cause(lost, finder)}Give --image-dir FOLDER or --image-col COLUMN{drop}."
+    )
 
 
 def likely_cause(lost: list[str], finder: ImageFinder) -> str:
@@ -266,8 +281,8 @@ def likely_cause(lost: list[str], finder: ImageFinder) -> str:
     if len(index.get(key, [])) > 1:
         return f"There are {len(index[key]):,} images '{key}' in different folders. "
     if near := index.get(f"/{stem}"):
-        return f"There is '{near[0]}', with another ending or in several folders. "
-    return f"Its images have names such as '{next(iter(index.values()))[0]}'. "
+        return f"The closest match is '{near[0]}'. "
+    return f"That folder has images such as '{next(iter(index.values()))[0]}'. "
 
 
 def read_labels(
@@ -278,10 +293,10 @@ def read_labels(
         if invalid := [column for column in columns if not is_flag_column(frame[column])]:
             raise DataError(
                 f"In {name} the label columns {quoted_list(invalid)} contain values other than 0 and 1. "
-                "Give --label-col."
+                "Give --label-col with one column, or with columns of 0 and 1."
             )
         labels, notes = join_flags(frame, columns)
-        return labels, f"labels from {len(columns)} columns of 0 and 1, {quoted_list(columns, 3)}", notes
+        return labels, f"labels from {len(columns)} columns of 0 and 1: {quoted_list(columns, 3)}", notes
     values = read_label_values(frame[columns[0]], columns[0], settings, name)
     meaning = f" ({values.summary})" if values.summary else ""
     return values.labels, f"labels from '{columns[0]}'{meaning}", values.notes

@@ -39,7 +39,7 @@ class Attributes(Source):
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         source = read_annotations(place, "a text file of attributes", evidence.found)
-        source.notes += ["splits from the file of partitions"] if source.table["split"].notna().any() else []
+        source.notes += ["splits from the partition file"] if source.table["split"].notna().any() else []
         return source
 
 

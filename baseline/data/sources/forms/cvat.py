@@ -49,10 +49,10 @@ class PascalVoc(Source):
         if place.is_file or len(files) < 2 or not all(is_voc(path) for path in files[:3]):
             return None
         items = [item for path in files if (item := read_voc(path))]
-        evidence = annotation_evidence(place, "PASCAL VOC XML", Annotated(items, files[:1], place.folder, True))
+        evidence = annotation_evidence(place, "PASCAL VOC XML", Annotated(items, files, place.folder, True))
         if evidence is None:
             return None
-        return Evidence(0.7 * evidence.strength, f"PASCAL VOC XML, {len(files):,} files", "", evidence.found)
+        return Evidence(0.7 * evidence.strength, "PASCAL VOC XML", f"{len(files):,} files", evidence.found)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         return read_annotations(place, "PASCAL VOC XML", evidence.found)

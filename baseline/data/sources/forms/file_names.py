@@ -17,16 +17,13 @@ from baseline.errors import DataError, format_count, quoted_list
 __all__ = ["FileNames", "propose_patterns"]
 
 
-PATTERNS = (
-    r"([^/]+?)[ ._-]*[(]?[0-9]+[)]?\.\w+$",
-    r"([^/_. -]+)[_. -][^/]*$",
-    r"[_. -]([^/_. -]+)\.\w+$",
-    r"[0-9][_. -]+([^/_. -]+)[_. -][^/]*$",
-)
-"""Patterns that are tried on names, the best first: what comes before the number at the end, the first word, the last
-word, and the word after a number."""
-
-MAX_EXAMPLES = 4
+PATTERNS = {
+    r"([^/]+?)[ ._-]*[(]?[0-9]+[)]?\.\w+$": "the text before the last number",
+    r"([^/_. -]+)[_. -][^/]*$": "the first word",
+    r"[_. -]([^/_. -]+)\.\w+$": "the last word",
+    r"[0-9][_. -]+([^/_. -]+)[_. -][^/]*$": "the word after a number",
+}
+"""Patterns that are tried on file names, the best first, and what they find."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +31,15 @@ class Pattern:
     """A pattern that finds classes in the names of images."""
 
     regex: str
+    part: str
+    """The part of the name that is the class."""
     counts: Counter[str]
     """Number of images per class."""
 
-    def describe(self) -> str:
-        """The classes with their numbers of images, the largest first."""
-        shown = ", ".join(f"{label} {count:,}" for label, count in self.counts.most_common(MAX_EXAMPLES))
-        more = f" and {len(self.counts) - MAX_EXAMPLES:,} more" if len(self.counts) > MAX_EXAMPLES else ""
+    def describe(self, limit: int = 4) -> str:
+        """Return the largest classes with their numbers of images."""
+        shown = ", ".join(f"{label} {count:,}" for label, count in self.counts.most_common(limit))
+        more = f" and {len(self.counts) - limit:,} more" if len(self.counts) > limit else ""
         return f"{shown}{more}"
 
 
@@ -65,13 +64,13 @@ class FileNames(Source):
         labeled, unlabeled = set_aside(names)
         patterns = propose_patterns(labeled)
         if not patterns:
-            raise DataError(f"No pattern of the names in {place.folder} gives classes, such as those of "
+            raise DataError(f"--label-from auto finds no classes in the file names of {place.folder}, such as "
                             f"{quoted_list(labeled, 3)}. Give --label-from REGEX.")  # fmt: skip
         source = self.read(place, labeled, patterns[0].regex)
-        source.notes.append(f"--label-from auto took '{patterns[0].regex}'")
+        source.columns = f"none; the class is {patterns[0].part} in the file name"
         if unlabeled:
             folders = quoted_list(sorted({name.rpartition("/")[0] for name in unlabeled}), 3)
-            source.notes.append(f"{format_count(len(unlabeled), 'image')} in {folders} without a class ignored")
+            source.notes.append(f"{format_count(len(unlabeled), 'image')} in {folders} ignored: no class in the name")
         splits = [next(filter(None, map(split_from_name, name.split("/")[:-1])), None) for name in labeled]
         if len(set(splits)) > 1 and "train" in splits:
             source.table["split"] = splits
@@ -88,26 +87,28 @@ class FileNames(Source):
         label = "label" if "label" in pattern.groupindex else 1
         if unmatched := [name for name, match in zip(names, matches, strict=True) if not (match and match[label])]:
             raise DataError(
-                f"'{label_from}' does not match {len(unmatched):,} of {format_count(len(names), 'image')} "
-                f"(paths below {place.folder}): {quoted_list(unmatched, 3)}. Correct --label-from."
+                f"--label-from '{label_from}' does not match the paths of {len(unmatched):,} of "
+                f"{format_count(len(names), 'image')} in {place.folder}: {quoted_list(unmatched, 3)}. Correct it."
             )
         labels = [match[label] for match in matches if match]
         groups = [match["group"] for match in matches if match] if "group" in pattern.groupindex else None
         paths = [os.path.join(place.folder, name) for name in names]
         table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
-        return SourceTable(table, f"images with the label in their name, {place.folder}", f"labels by '{label_from}'")
+        by = f"labels by --label-from '{label_from}'"
+        return SourceTable(table, f"images in {place.folder} with the class in their name", f"none; {by}")
 
     def hint(self, place: Place) -> str:
-        """Return the pattern that the names show, with its classes."""
+        """Return the patterns that the names show, with their classes."""
         if place.is_file or not place.images:
             return ""
         labeled, _ = set_aside([place.relative(path) for path in place.images])
         patterns = propose_patterns(labeled)
         if not patterns:
             return ""
-        first = f"Their names show classes ({patterns[0].describe()}): give --label-from auto, which is --label-from "
-        others = "; ".join(f"'{other.regex}' ({other.describe()})" for other in patterns[1:2])
-        return f"{first}'{patterns[0].regex}'" + (f", or --label-from {others}." if others else ".")
+        first, *others = patterns
+        advice = f"Give --label-from auto to use {first.part} in each file name ({first.describe()})"
+        other = "".join(f", or --label-from '{o.regex}' to use {o.part} ({o.describe(2)})" for o in others[:1])
+        return f"{advice}{other}."
 
 
 def compile_pattern(label_from: str) -> re.Pattern[str]:
@@ -147,7 +148,7 @@ def propose_patterns(names: Sequence[str]) -> list[Pattern]:
 
 def _patterns(names: Sequence[str]) -> Iterator[Pattern]:
     seen = set()
-    for regex in PATTERNS:
+    for regex, part in PATTERNS.items():
         found = [re.search(regex, name.rpartition("/")[2]) for name in names]
         if not names or not all(found):
             continue
@@ -157,4 +158,4 @@ def _patterns(names: Sequence[str]) -> Iterator[Pattern]:
             continue  # numbers are more often counters than classes
         if 2 <= len(counts) <= len(names) / 2 and labels not in seen:
             seen.add(labels)
-            yield Pattern(regex, counts)
+            yield Pattern(regex, part, counts)

@@ -45,8 +45,9 @@ class JsonRecords(Source):
             else [next(iter(found.values()))]
         )
         names = " and ".join(place.relative(path) for path, _ in used)
-        count = sum(len(rows.table) for _, rows in used)
-        return Evidence(0.9, f"JSON records, {names}", f"{count:,} of them are images", used)
+        count = sum(rows.listed for _, rows in used)
+        total = sum(rows.total for _, rows in used)
+        return Evidence(0.9, f"JSON records, {names}", f"{count:,} of {total:,} records name an image", used)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         used: list[tuple[Path, TableRows]] = evidence.found
@@ -59,7 +60,7 @@ class JsonRecords(Source):
         names = " and ".join(place.relative(path) for path, _ in used)
         notes = [*(note for _, rows in used for note in rows.notes), *notes]
         return SourceTable(
-            table, f"JSON records: {names} and the images below {place.folder}", used[0][1].summary, notes
+            table, f"JSON records: {names}, with the images in {place.folder}", used[0][1].summary, notes
         )
 
 

@@ -9,12 +9,14 @@ __all__ = ["NotImages"]
 
 
 ADVICE = {
-    ("*.zip", "*.tar", "*.tar.gz", "*.tgz", "*.7z", "*.rar"): "archives: unpack them, or name one of them",
+    ("*.zip", "*.tar", "*.tar.gz", "*.tgz"): ("archive", "Give {one} instead of the folder, or unpack {all}"),
+    ("*.7z", "*.rar"): ("archive", "Unpack {all} first"),
     ("*.npz", "*.npy", "*.h5", "*.hdf5", "*.pkl", "*.pickle", "*ubyte*", "data_batch*"):
-        "arrays: save each image as a PNG file in a folder named after its class",
-    ("*.tfrecord*", "*.bson", "*.lmdb", "data.mdb", "*.rec"): "records: save each image as a file in a folder named "
-        "after its class",
+        ("array file", "Save each image as a PNG file in a folder named after its class"),
+    ("*.tfrecord*", "*.bson", "*.lmdb", "data.mdb", "*.rec"):
+        ("record file", "Save each image as a file in a folder named after its class"),
 }  # fmt: skip
+"""Kinds of files that hold images, and what to do with them."""
 
 
 class NotImages(Source):
@@ -32,7 +34,10 @@ class NotImages(Source):
         """Return what the place holds instead of images, and what to do."""
         if place.images:
             return ""
-        for patterns, advice in ADVICE.items():
+        for patterns, (kind, advice) in ADVICE.items():
             if files := place.find(*patterns):
-                return f"It holds {quoted_list((path.name for path in files), 3)}, {advice}."
+                names = quoted_list((path.name for path in files), 3)
+                if len(files) == 1:
+                    return f"It has the {kind} {names}. {advice.format(one='it', all='it')}."
+                return f"It has the {kind}s {names}. {advice.format(one='one of them', all='them')}."
         return ""

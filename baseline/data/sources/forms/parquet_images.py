@@ -45,7 +45,7 @@ class ParquetImages(Source):
         if not shards:
             return None
         names = ", ".join(place.relative(shard.path) for shard in shards[:3])
-        return Evidence(1.0, f"images inside {names}", format_count(len(shards), "Parquet file"), shards)
+        return Evidence(1.0, f"images inside {names}", f"column '{shards[0].image}' holds images", shards)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         shards: list[Shard] = evidence.found
@@ -67,10 +67,10 @@ class ParquetImages(Source):
             summary = f"labels from '{columns[0]}'"
         table = pd.concat(tables, ignore_index=True)
         left_out = sum(map(len, tables)) - len(table)
-        notes = [f"{left_out:,} rows without a label left out"] if left_out else []
+        notes = [f"{format_count(left_out, 'row')} without a label left out"] if left_out else []
         return SourceTable(
             table,
-            f"images inside {format_count(len(shards), 'Parquet file')}, {place.path}",
+            f"images inside {format_count(len(shards), 'Parquet file')} in {place.path}",
             f"images inside, {summary}",
             notes,
         )

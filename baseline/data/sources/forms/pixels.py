@@ -84,9 +84,10 @@ class Pixels(Source):
             notes += table_notes
         rows = pd.concat(tables, ignore_index=True)
         rows["label"], code_notes = place.name_codes(rows["label"], used=tuple(table.path for table in used))
-        notes += [f"not read: {quoted_list(unused, 3)}, without labels or of another size"] if unused else []
+        notes += [f"{quoted_list(unused, 3)} not read: no labels, or images of another size"] if unused else []
         names = " and ".join(table.path.name for table in used)
-        source = SourceTable(rows, f"pixels in {names}, written as PNG files", f"labels from '{used[0].label}'")
+        label = f"'{used[0].label}'" if used[0].header else f"column {int(used[0].label) + 1}"
+        source = SourceTable(rows, f"pixels in {names}, saved as PNG files", f"labels from {label}")
         source.notes = [*dict.fromkeys(notes), *code_notes]
         return source
 
@@ -162,7 +163,8 @@ def save_table(table: PixelTable, folder: Path) -> None:
         for row, values in zip(chunk[others].to_dict("records"), pixel_arrays(chunk, table), strict=True):
             side, channels = side_of(len(values))
             if not side:
-                raise DataError(f"Row {number + 1} of {table.path.name} has {len(values)} pixels, which are no square.")
+                where = f"Row {number + 1} of {table.path.name}"
+                raise DataError(f"{where} has {len(values):,} pixels, which make no square image. Correct the table.")
             image = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8).reshape(side, side, channels).squeeze()
             name = f"{number:07}.png"
             Image.fromarray(image).save(folder / name, compress_level=1)
@@ -190,7 +192,7 @@ def pixel_arrays(chunk: pd.DataFrame, table: PixelTable) -> Iterator[np.ndarray]
         else:
             yield from chunk[table.pixels].to_numpy(float)
     except ValueError:
-        raise DataError(f"{table.path.name} has pixels that are no numbers. Correct the table.") from None
+        raise DataError(f"{table.path.name} has pixels that are not numbers. Correct the table.") from None
 
 
 def scale_of(table: PixelTable) -> tuple[float, list[str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
@@ -19,7 +21,7 @@ from baseline.data.sources.columns import (
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable, columns_of
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Evidence, Place, SourceTable
+from baseline.data.sources.place import Evidence, Place, SourceTable, merge_notes
 from baseline.data.sources.read_table import read_header
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError, format_count, quoted_list
@@ -76,18 +78,18 @@ class TablesBesideImages(ImageTable):
             return None
         if candidates[0].rows is None:
             best = candidates[0]
-            reason = str(best.problem).removeprefix(f"{best.path.name} ").split("; ")[0]
-            return Evidence(0.3, f"a table, {best.path.name}", f"which {reason}", TableReading([best]))
+            return Evidence(0.3, f"the table {best.path.name}", "", TableReading([best]), objection_of(best))
         reading = TableReading(choose_tables(candidates), split_tables(place))
+        total = sum(candidate.rows.total for candidate in reading.used if candidate.rows)
         listed = sum(candidate.rows.listed for candidate in reading.used if candidate.rows)
-        found = sum(len(candidate.rows.table) for candidate in reading.used if candidate.rows)
         share = coverage(place, reading)
         named = columns_of(place.settings) != Columns()  # and the table has them, or it could not be read
         strength = 1.0 if named else min(1.0, reading.used[0].strength) * (0.5 + 0.5 * share)
         names = describe_names(place, reading)
         where = common_folder(place, reading)
-        reason = f"{found:,} of {listed:,} rows are files below {where}"
-        return Evidence(strength, f"a table beside its images, {names}", reason, reading)
+        reason = f"{listed:,} of {total:,} rows name an image" + (f" in {where}" if where else "")
+        noun = "table" if len(reading.used) == 1 else "tables"
+        return Evidence(strength, f"the {noun} {names}", reason, reading)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         if place.is_file:
@@ -96,27 +98,36 @@ class TablesBesideImages(ImageTable):
         first = reading.used[0]
         if first.rows is None:
             raise first.problem or DataError(f"{first.path} cannot be read.")
-        tables, notes = [], []
+        tables = []
+        notes: dict[str, list[str]] = {}
         for candidate in reading.used:
             rows = candidate.rows.table if candidate.rows else pd.DataFrame()
             if len(reading.used) > 1 and rows["split"].isna().all():
                 rows = rows.assign(split=candidate.split)
             tables.append(rows)
-            notes += candidate.rows.notes if candidate.rows else []
-            notes += place.table_notes(candidate.path)
+            table_notes = candidate.rows.notes if candidate.rows else []
+            notes[place.relative(candidate.path)] = [*table_notes, *place.table_notes(candidate.path)]
         table = pd.concat(tables, ignore_index=True)
         table, split_notes = add_splits(table, place, reading.splits)
         table["label"], code_notes = place.name_codes(table["label"], used=tuple(c.path for c in reading.used))
         names = describe_names(place, reading)
-        source = SourceTable(table, f"{names} and the images below {place.folder}")
+        source = SourceTable(table, f"{names}, with the images in {place.folder}")
         source.columns = first.rows.summary
         used = {candidate.path for candidate in reading.used} | set(reading.splits if split_notes else [])
         others = [path.name for path in describing_tables(place, first.path) if path not in used]
-        source.notes = [*dict.fromkeys(notes), *split_notes, *code_notes]
-        source.notes += [f"not read: {quoted_list(others)}"] if others else []
+        others = [name for name in others if f"class names from {name}" not in code_notes]
+        source.notes = [*merge_notes(notes), *split_notes, *code_notes]
+        source.notes += [f"{quoted_list(others)} not read"] if others else []
         unlisted = len(set(place.images) - set(table["path"]))
-        source.notes += [f"{format_count(unlisted, 'image')} not listed in {names}, ignored"] if unlisted else []
+        source.notes += [f"{format_count(unlisted, 'image')} without a label in {names} ignored"] if unlisted else []
         return source
+
+
+def objection_of(candidate: Candidate) -> str:
+    """Return why a table cannot be read, from the first sentence of the error."""
+    name, message = candidate.path.name, str(candidate.problem)
+    sentence = re.split(r"[;.] |: '|, such as", message.replace(f"{name} has", "it has"))[0]
+    return shorten(sentence, 160, placeholder="...")
 
 
 def find_candidates(place: Place) -> list[Candidate]:
@@ -132,7 +143,8 @@ def find_candidates(place: Place) -> list[Candidate]:
 
 def describe_names(place: Place, reading: TableReading) -> str:
     """Return the names of the tables that are read, as text."""
-    return " and ".join(place.relative(candidate.path) for candidate in reading.used)
+    *names, last = [place.relative(candidate.path) for candidate in reading.used]
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def describing_tables(place: Place, used: Path) -> list[Path]:
@@ -247,11 +259,11 @@ def is_test_folder(name: str) -> bool:
 
 
 def common_folder(place: Place, reading: TableReading) -> str:
-    """Return the folder that contains all images of the tables, such as `train/`, as text."""
+    """Return the folder of the place that contains all images of the tables, such as `train/`; empty if none does."""
     folders = {
         place.relative(path).rpartition("/")[0].split("/")[0]
         for candidate in reading.used
         if candidate.rows
         for path in candidate.rows.table["path"]
     }
-    return f"{folders.pop()}/" if len(folders) == 1 and folders != {""} else str(place.folder)
+    return f"{folders.pop()}/" if len(folders) == 1 and folders != {""} else ""
