@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 
 import pandas as pd
 
@@ -262,7 +261,8 @@ def missing_images_message(lost: list[str], rows: int, column: str, finder: Imag
         empty = f"{len(lost):,} of {rows:,} rows of {name} {verb} no image in column '{column}'."
         return f"{empty} Fill it in, or give --image-col COLUMN{drop}."
     verb = "is" if len(lost) == 1 else "are"
-    first = shorten(next(text for text in lost if text), 80, placeholder="...")
+    first = next(text for text in lost if text)
+    first = first if len(first) <= 80 else f"...{first[-77:]}"
     shown = f": '{first}'" if len(lost) == 1 else f", such as '{first}'"
     return (
         f"{len(lost):,} of {rows:,} images in column '{column}' of {name} {verb} not in {finder.folder}{shown}. "
