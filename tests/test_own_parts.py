@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
-from fastai.learner import Learner
+from fastai.learner import AvgMetric, Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import RocAucBinary, accuracy, error_rate
+from fastai.metrics import F1Score, RocAucBinary, accuracy, error_rate
 from fastai.optimizer import SGD
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandomResizedCrop, Resize, aug_transforms
@@ -577,3 +578,175 @@ def test_layers_that_an_earlier_stage_trained_are_frozen_in_a_stage_on_images(se
     trained(settled[1], plan, cbs=[Body()])
     before, after = states[2:]
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+# Parts as fastai's users hand them in
+
+
+class Turn(Transform):
+    """Counts its calls by its amount."""
+
+    calls: list[int] = []  # noqa: RUF012
+
+    def __init__(self, amount: int) -> None:
+        super().__init__()
+        self.amount = amount
+
+    def encodes(self, image: PILImage):  # type: ignore[no-untyped-def]
+        self.calls.append(self.amount)
+        return image
+
+
+def test_all_transforms_of_a_class_run(settled: tuple, recipe: Recipe) -> None:
+    Turn.calls.clear()
+    baseline.dataloaders(settled[1], recipe, item_tfms=[Turn(1), Turn(2)]).train.one_batch()
+    assert Turn.calls.count(1) == Turn.calls.count(2) > 0
+
+
+def test_parts_from_an_iterator_are_not_lost(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    count = Count()
+    done = make_baseline(
+        images, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", progress=baseline.Progress(),
+        cbs=(part for part in [count]), metrics=(part for part in [error_rate]),
+    )  # fmt: skip
+    assert count.train and "valid_error_rate" in done.history.epochs
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"item_tfms": 3}, {"batch_tfms": "flip"}, {"loss_func": "focal"}, {"loss_func": nn.CrossEntropyLoss},
+     {"metrics": "accuracy"}, {"cbs": 3}, {"cbs": [len]}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_such_part_is_refused(settled: tuple, recipe: Recipe, parts: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=f"{next(iter(parts))}: .* was given; a .* was needed"):
+        trained(settled[1], recipe.changed(stages=(HEAD,)), **parts)
+
+
+def test_trackers_sit_out_the_search_for_a_rate_and_their_early_end_is_recorded(
+    settled: tuple, recipe: Recipe, tmp_path: Path
+) -> None:
+    progress, stages = Recorder(), (Stage("head", 5, "find"),)
+    parts = [SaveModelCallback(), EarlyStoppingCallback(min_delta=9.0, patience=1)]
+    _, history = trained(settled[1], recipe.changed(stages=stages), progress, cbs=parts, path=tmp_path)
+    assert len(history.epochs) == 2 and (tmp_path / "models" / "model.pth").exists()
+    assert history.stages[0]["cut_short"] == "a callback ended it, with 2 of 5 epochs recorded"
+    assert "stage 1: a callback ended it" in progress.text
+
+
+class Cancel(Callback):
+    """Raises an exception at the beginning of the batches of some epochs."""
+
+    def __init__(self, error: type[Exception], epochs: tuple[int, ...]) -> None:
+        super().__init__()
+        self.error, self.epochs = error, epochs
+
+    def before_batch(self) -> None:
+        if self.epoch in self.epochs:
+            raise self.error()
+
+
+def test_a_cancelled_epoch_is_not_recorded(settled: tuple, recipe: Recipe) -> None:
+    progress, plan = Recorder(), recipe.changed(stages=(Stage("head", 3, 1e-2),))
+    _, history = trained(settled[1], plan, progress, cbs=Cancel(CancelEpochException, (1,)))
+    assert list(history.epochs["epoch"]) == [1, 3]
+    assert "epoch 2/3: a callback ended it before its validation, so it is not recorded" in progress.text
+
+
+@pytest.mark.parametrize("error", [CancelFitException, CancelEpochException])
+def test_a_training_without_an_epoch_is_an_error(settled: tuple, recipe: Recipe, error: type[Exception]) -> None:
+    with pytest.raises(TrainingError, match=r"No epoch was validated: callbacks \(Cancel\)"):
+        trained(settled[1], recipe.changed(stages=(HEAD,)), cbs=Cancel(error, (0, 1)))
+
+
+def test_a_callback_that_replaces_the_dataloaders_is_refused(settled: tuple, recipe: Recipe) -> None:
+    class Replace(Callback):
+        def before_epoch(self) -> None:
+            self.learn.dls = DataLoaders(self.dls.train, self.dls.valid)
+
+    with pytest.raises(TrainingError, match=r"Stage 1: a callback replaced learn\.dls"):
+        trained(settled[1], recipe.changed(stages=(HEAD,)), cbs=Replace)
+
+
+def test_errors_in_the_search_for_a_rate_are_named(settled: tuple, recipe: Recipe) -> None:
+    class Picky(Callback):
+        def before_fit(self) -> None:
+            assert not self.n_epoch
+
+    plan = recipe.changed(stages=(Stage("head", 1, "find"),))
+    with pytest.raises(TrainingError, match="Stage 1: the callback Picky failed: AssertionError"):
+        trained(settled[1], plan, cbs=Picky())
+
+
+def seven(outputs: Any, targets: Any) -> float:
+    return 7.0
+
+
+def loss(outputs: Any, targets: Any) -> float:
+    return 8.0
+
+
+def test_metrics_of_equal_names_are_all_recorded(settled: tuple, recipe: Recipe) -> None:
+    own = AvgMetric(seven)
+    own.func = type("accuracy", (), {"__name__": "accuracy", "__call__": staticmethod(seven)})()
+    metrics = [F1Score(), F1Score(average="macro"), own, loss]
+    _, history = trained(settled[1], recipe.changed(stages=(HEAD,)), metrics=metrics)
+    columns = ["valid_f1_score", "valid_f1_score_2", "valid_accuracy_2", "valid_loss_2"]
+    assert list(history.epochs)[7:11] == columns
+    assert list(history.epochs[columns[2:]].iloc[-1]) == [7.0, 8.0]
+
+
+def test_the_scale_of_an_own_loss_is_not_divergence(settled: tuple, recipe: Recipe) -> None:
+    def scaled(outputs: Any, targets: Any) -> Any:
+        return 100 * nn.functional.cross_entropy(outputs, targets)
+
+    plan = recipe.changed(stages=(HEAD,), metric="log_loss")
+    _, history = trained(settled[1], plan, loss_func=scaled)
+    assert "halved" not in history.stages[0]
+    best = history.epochs[history.epochs["best"]].iloc[-1]
+    assert best["valid_loss"] == pytest.approx(100 * best["valid_log_loss"], rel=1e-3)
+
+
+def test_dataloaders_from_a_table_make_a_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    paths = sorted(images.rglob("*.jpg"))
+    table = pd.DataFrame({"name": [path.relative_to(images) for path in paths], "label": "ants"})
+    table["label"] = [path.parent.name for path in paths]
+    dls = ImageDataLoaders.from_df(table, images, seed=0, item_tfms=Resize(48), bs=8, num_workers=0)
+    plan = recipe.changed(stages=(HEAD,), pretrained=False)
+    done = make_baseline(dls, plan, out=tmp_path / "run", progress=baseline.Progress())
+    assert all(Path(path).exists() for path in done.predictions["path"])
+
+
+def test_dataloaders_that_cannot_train_are_refused(images: Path, own_loaders: DataLoaders, recipe: Recipe) -> None:
+    from fastai.data.block import CategoryBlock, DataBlock
+    from fastai.data.transforms import get_image_files, parent_label
+    from fastai.vision.data import ImageBlock
+
+    pairs = DataBlock(
+        (ImageBlock, ImageBlock, CategoryBlock), get_items=get_image_files, getters=[Path, Path, parent_label], n_inp=2,
+        item_tfms=Resize(48),
+    )  # fmt: skip
+    with pytest.raises(DataError, match="items have 3 parts; an image and its target were needed"):
+        make_baseline(pairs.dataloaders(images, bs=8, num_workers=0), recipe)
+    with pytest.raises(DataError, match="hold one loader"):
+        make_baseline(DataLoaders(own_loaders.train), recipe)
+    large = DataLoaders(own_loaders.train.new(bs=500, drop_last=True), own_loaders.valid)
+    with pytest.raises(DataError, match="make no batch of 500"):
+        make_baseline(large, recipe)
+
+
+def test_dataloaders_of_images_in_memory_make_a_run(recipe: Recipe, tmp_path: Path) -> None:
+    from fastai.data.block import CategoryBlock, DataBlock
+    from fastai.vision.data import ImageBlock
+
+    arrays = np.random.default_rng(0).integers(0, 255, (24, 48, 48, 3), dtype=np.uint8)
+    block = DataBlock(
+        (ImageBlock, CategoryBlock),
+        get_items=lambda _: range(24),
+        get_x=lambda n: arrays[n],
+        get_y=lambda n: "ab"[n % 2],
+    )
+    plan = recipe.changed(stages=(HEAD,), pretrained=False)
+    dls = block.dataloaders(None, bs=8, num_workers=0)
+    done = make_baseline(dls, plan, out=tmp_path / "run", progress=baseline.Progress())
+    assert list(done.predictions["path"][:2]) == ["valid/0", "valid/1"]

@@ -13,8 +13,8 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
 
-from baseline.errors import TrainingError
 from baseline.parallel.distributed import all_reduce_mean
+from baseline.training.part_errors import has_known_loss, recorded_metrics
 from baseline.training.recovery import Diverged
 from baseline.training.selection import SelectionMetric
 from baseline.training.state import epoch_score
@@ -145,8 +145,9 @@ class ProgressCallback(Callback):
         self.best, self.log, self.progress, self.deadline = run.best, run.log, run.progress, run.deadline
         self.patience, self.facts = run.frozen.recipe.training.patience, facts
         self.completed_epochs = run.state.epoch if run.state else 0
-        dls = run.frozen.learn.dls
-        self.max_loss = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))
+        dls, self.max_loss = run.frozen.learn.dls, math.inf
+        if has_known_loss(run.frozen.learn):
+            self.max_loss = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))
         evaluation = run.frozen.recipe.evaluation
         self.selection = SelectionMetric(
             evaluation.metric, len(dls.vocab), multilabel=dls.multilabel, threshold=evaluation.threshold
@@ -154,7 +155,7 @@ class ProgressCallback(Callback):
         self.out_of_time = False
 
     def before_epoch(self) -> None:
-        self.start = time.perf_counter()
+        self.start, self.is_validated = time.perf_counter(), False
 
     def before_batch(self) -> None:
         steps = self.recorder.smooth_loss.count  # before the first step there is no loss to report
@@ -171,6 +172,9 @@ class ProgressCallback(Callback):
 
     def before_validate(self) -> None:
         self.selection.reset()
+
+    def after_validate(self) -> None:
+        self.is_validated = self.selection.images > 0
 
     def after_batch(self) -> None:
         if not self.training:
@@ -189,6 +193,8 @@ class ProgressCallback(Callback):
         Raises:
             Diverged: if it is not finite, or too high.
         """
+        if not self.recorder.smooth_loss.count:  # a callback skipped all training
+            return math.nan
         mean = self.recorder.smooth_loss.value.detach().clone().reshape(1)
         all_reduce_mean([mean])
         loss = float(mean)
@@ -201,9 +207,13 @@ class ProgressCallback(Callback):
     def after_epoch(self) -> None:
         if self.epoch < self.completed_epochs:
             return
+        if not self.is_validated:
+            position = f"epoch {self.epoch + 1}/{self.stage.epochs}"
+            self.progress.log(f"  {position}: a callback ended it before its validation, so it is not recorded")
+            return
         train_loss = self._check_loss()  # fastai leaves it out of its log of a cancelled epoch
         metric, valid_loss, value = self.selection.name, self.selection.loss, self.selection.value()
-        own = self._recorded_metrics(skip=("loss", metric))
+        own = recorded_metrics(self.recorder, self.number, metric)
         row = {
             "stage": self.number,
             "trains": self.stage.trains,
@@ -229,25 +239,6 @@ class ProgressCallback(Callback):
         if self.out_of_time:
             raise CancelFitException()
         self._stop_if_not_improving(metric)
-
-    def _recorded_metrics(self, skip: tuple[str, ...]) -> dict[str, float]:
-        """Return the Learner's own metrics of the valid images by column name; each has to be a single number."""
-        recorder = self.recorder
-        start = 1 + len(recorder._train_mets)
-        names = [metric.name for metric in recorder._valid_mets[1:]]
-        values = recorder.log[start + 1 : start + 1 + len(names)]
-        columns: dict[str, float] = {}
-        for name, value in zip(names, values, strict=True):
-            if name in skip:
-                continue
-            try:
-                columns[f"valid_{name}"] = float(value)
-            except (TypeError, ValueError):
-                raise TrainingError(
-                    f"Stage {self.number}: the metric {name} returned {type(value).__name__} {value!s:.40}; a number "
-                    "was needed. Return one, or leave the metric out."
-                ) from None
-        return columns
 
     def _stop_if_not_improving(self, metric: str) -> None:
         rows = [row for row in self.log.epochs if row["stage"] == self.number]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -256,13 +257,17 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 def _fingerprint_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return what must not change in a run's images, as text: path, label, split, size and modification time."""
     try:
-        stats = [Path(path).stat() for path in table["path"]]
+        stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(_stat_image, table["path"])]
     except FileNotFoundError as error:
         raise missing_image(error) from None
-    columns = table[["path", "label", "split"]].astype(str)
-    return columns.assign(
-        bytes=[str(stat.st_size) for stat in stats], changed=[str(stat.st_mtime_ns) for stat in stats]
-    )
+    sizes, times = zip(*stats, strict=True)
+    return table[["path", "label", "split"]].assign(bytes=sizes, changed=times).astype(str)
+
+
+def _stat_image(path: str) -> os.stat_result:
+    """Return the state of a file; that of nothing for an image in memory, which has a number instead of a path."""
+    is_numbered = re.fullmatch(r"(train|valid)/\d+", path) and not Path(path).exists()
+    return os.stat_result([0] * 19) if is_numbered else Path(path).stat()
 
 
 def _describe_change(before: pd.DataFrame, now: pd.DataFrame) -> str:

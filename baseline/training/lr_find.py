@@ -13,6 +13,7 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.schedule import LRFinder, ParamScheduler, valley
 from fastai.learner import Learner
 
+from baseline.errors import TrainingError
 from baseline.vision.copy_weights import clone_weights
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.rng import preserve_rng_state
@@ -43,6 +44,8 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     """
     with _preserve_state(learn), learn.no_bar(), learn.no_logging(), optimize_for_cpu(learn.model, sample_batch(learn)):
         learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_LRSweep(num_it=SWEEP_STEPS))
+        if not hasattr(learn.recorder, "lrs"):
+            raise TrainingError("A callback ended the search for a learning rate before its first step. Give an lr.")
         curve = pd.DataFrame({"lr": learn.recorder.lrs, "loss": [float(loss) for loss in learn.recorder.losses]})
     curve = curve[np.isfinite(curve["loss"])].reset_index(drop=True)
     usable = curve.iloc[SWEEP_STEPS // 10 : -5]
@@ -63,6 +66,8 @@ def sample_batch(learn: Learner) -> torch.Tensor:
 
 class _LRSweep(LRFinder):
     """fastai's LRFinder without the file it saves the network to; it also stops at a loss that is not finite."""
+
+    name = "lr_finder"  # by which callbacks that track an epoch know that there is none
 
     def before_fit(self) -> None:
         ParamScheduler.before_fit(self)

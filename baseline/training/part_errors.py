@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
+from fastai.metrics import accuracy
+from sklearn.metrics import f1_score
 
-from baseline.errors import TrainingError, first_line
+from baseline.errors import TrainingError, first_line, named_errors, part_name
 from baseline.training.frozen import OWN_CALLBACKS, has_own_transforms, loader_transforms
 from baseline.training.state import loader_state, set_loader_state
 from baseline.vision.augment import OWN_TYPES
-from baseline.vision.own_parts import named_errors, part_name
 from baseline.vision.rng import preserve_rng_state
 
-__all__ = ["check_parts", "has_own_parts", "named_learner_errors"]
+if TYPE_CHECKING:
+    from baseline.training.state import StageRecord, TrainingRun
+
+__all__ = [
+    "check_epochs", "check_parts", "has_known_loss", "has_own_parts", "named_learner_errors", "note_early_end",
+    "recorded_metrics",
+]  # fmt: skip
 
 
 @contextmanager
@@ -28,14 +35,73 @@ def named_learner_errors(learn: Learner, where: str) -> Iterator[None]:
     parts += [("metric", metric) for metric in learn.metrics]
     parts += [("loss_func", learn.loss_func)]
     parts += [("callback", callback) for callback in learn.cbs if not isinstance(callback, OWN_CALLBACKS)]
+    dls = learn.dls
     with named_errors(parts, where):
-        yield
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(f"{where}: BatchNorm cannot learn from a batch of one image. Give more.") from error
+        finally:
+            if learn.dls is not dls:
+                learn.dls = dls
+                raise TrainingError(
+                    f"{where}: a callback replaced learn.dls, so that epochs cannot be compared. Give these "
+                    "DataLoaders to a run of their own."
+                )
 
 
 def has_own_parts(learn: Learner) -> bool:
     """Whether loaders, transforms or the loss are not those that `baseline.learner` makes."""
-    is_known_loss = isinstance(learn.loss_func, (CrossEntropyLossFlat, BCEWithLogitsLossFlat, FocalLossFlat))
-    return has_own_transforms(learn) or not is_known_loss
+    return has_own_transforms(learn) or not has_known_loss(learn)
+
+
+def has_known_loss(learn: Learner) -> bool:
+    """Whether the loss is one of the recipe's, whose value for random guesses is known."""
+    return isinstance(learn.loss_func, (CrossEntropyLossFlat, BCEWithLogitsLossFlat, FocalLossFlat))
+
+
+def recorded_metrics(recorder: Recorder, number: int, selected: str) -> dict[str, float]:
+    """Return the Learner's metrics of the valid images by column name; a name that is taken gets a number.
+
+    Args:
+        number: the stage.
+        selected: name of the recipe's metric, which is in the history already if it is fastai's, too.
+
+    Raises:
+        TrainingError: if one is not a single number.
+    """
+    metrics = recorder._valid_mets[1:]
+    start = 2 + len(recorder._train_mets)
+    columns: dict[str, float] = {"valid_loss": 0, f"valid_{selected}": 0}
+    for metric, value in zip(metrics, recorder.log[start : start + len(metrics)], strict=True):
+        if metric.name == selected and getattr(metric, "func", None) in (accuracy, f1_score):
+            continue
+        names = (f"valid_{metric.name}{suffix}" for suffix in ("", *(f"_{count}" for count in range(2, 99))))
+        try:
+            columns[next(name for name in names if name not in columns)] = float(value)
+        except (TypeError, ValueError):
+            raise TrainingError(
+                f"Stage {number}: the metric {metric.name} returned {type(value).__name__} {value!s:.40}; a number "
+                "was needed. Return one, or leave the metric out."
+            ) from None
+    return dict(list(columns.items())[2:])
+
+
+def note_early_end(run: TrainingRun, number: int, facts: StageRecord) -> None:
+    """Record and report that a callback of the user's ended the stage before its last epoch."""
+    recorded = sum(row["stage"] == number for row in run.log.epochs)
+    if recorded < facts["epochs"] and not {"cut_short", "given_up"} & set(facts):
+        facts["cut_short"] = f"a callback ended it, with {recorded} of {facts['epochs']} epochs recorded"
+        run.progress.log(f"stage {number}: {facts['cut_short']}")
+
+
+def check_epochs(run: TrainingRun) -> None:
+    """Raise a `TrainingError` if callbacks have left no epoch whose weights could be used."""
+    if not run.log.epochs:
+        names = ", ".join(part_name(cb) for cb in run.frozen.learn.cbs if not isinstance(cb, OWN_CALLBACKS))
+        raise TrainingError(f"No epoch was validated: callbacks ({names}) ended all of them. Let one epoch complete.")
 
 
 def check_parts(learn: Learner) -> None:

@@ -49,7 +49,7 @@ class ResumeCallback(Callback):
         if self.epoch < self.completed_epochs:
             return
         run = self.training_run
-        is_best = run.log.epochs[-1]["best"]
+        is_best = any(row["best"] for row in run.log.epochs[-1:] if row["epoch"] == self.epoch + 1)
         is_averaged = hasattr(self.learn, "average_weights")  # the best weights are then not those of training
         weights = run.best.weights if is_best and not is_averaged else clone_weights(run.frozen.learn.model)
         run.state = self._current_state(self.epoch + 1, weights, copy_to_device(self.opt.state_dict()))

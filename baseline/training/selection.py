@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from baseline.errors import TrainingError
 
@@ -32,7 +33,7 @@ class SelectionMetric:
     def reset(self) -> None:
         """Forget all batches."""
         self.images = self.correct = 0
-        self.total_loss = 0.0
+        self.total_loss = self.total_log_loss = 0.0
         self.hits, self.predicted, self.actual = (torch.zeros(self.classes, dtype=torch.long) for _ in range(3))
 
     def add(self, outputs: torch.Tensor, targets: torch.Tensor, loss: float) -> None:
@@ -55,6 +56,9 @@ class SelectionMetric:
         outputs, targets = outputs.detach().as_subclass(torch.Tensor), targets.detach().as_subclass(torch.Tensor)
         self.images += len(targets)
         self.total_loss += loss * len(targets)
+        if self.name == "log_loss":  # whatever the loss of training
+            log_loss = F.binary_cross_entropy_with_logits if self.multilabel else F.cross_entropy
+            self.total_log_loss += float(log_loss(outputs.float(), targets)) * len(targets)
         if self.multilabel:
             decided, truth = outputs.sigmoid() >= self.threshold, targets > 0.5
             self.correct += int((decided == truth).all(1).sum())
@@ -78,7 +82,7 @@ class SelectionMetric:
         if self.name == "accuracy":
             return self.correct / max(self.images, 1)
         if self.name == "log_loss":
-            return self.loss
+            return self.total_log_loss / max(self.images, 1)
         if self.name == "balanced_accuracy":
             return float((hits / actual)[actual > 0].mean())
         if self.name == "micro_f1":

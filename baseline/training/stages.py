@@ -36,7 +36,13 @@ from baseline.training.callbacks import (
 )
 from baseline.training.frozen import FrozenOutputs
 from baseline.training.lr_find import find_lr, sample_batch
-from baseline.training.part_errors import check_parts, has_own_parts, named_learner_errors
+from baseline.training.part_errors import (
+    check_epochs,
+    check_parts,
+    has_own_parts,
+    named_learner_errors,
+    note_early_end,
+)  # fmt: skip
 from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
 from baseline.training.resume import ResumeCallback
 from baseline.training.state import BestWeights, TrainingLog, TrainingRun
@@ -118,10 +124,12 @@ def train(
             if run.log.epochs and time.perf_counter() > deadline:
                 progress.log(f"stage {number}: skipped, the time is up")
                 continue
-            if "given_up" in train_stage(run, number):
-                break
+            with named_learner_errors(learn, f"Stage {number}"):
+                if "given_up" in train_stage(run, number):
+                    break
             run.frozen.release(number)
             run.end_stage(number)
+        check_epochs(run)
     except KeyboardInterrupt as interrupt:
         interrupt.history = run.log.history()  # type: ignore[attr-defined]
         raise
@@ -157,8 +165,7 @@ def train_stage(run: TrainingRun, number: int) -> StageRecord:
         learner.dls.loaders[0] = shard_loader(complete_loader, rank(), world_size())
         size = size // world_size()
     try:
-        with named_learner_errors(learner, f"Stage {number}"):
-            with_recovery(run, learner, number, facts, lambda: fit_stage(run, learner, number, facts, timer, size))
+        with_recovery(run, learner, number, facts, lambda: fit_stage(run, learner, number, facts, timer, size))
     except Diverged as error:
         facts["given_up"] = str(error)
         if not run.log.epochs:
@@ -173,6 +180,7 @@ def train_stage(run: TrainingRun, number: int) -> StageRecord:
             learner.dls.loaders[0] = complete_loader
     facts["seconds"] = round(seconds_before + time.perf_counter() - start, 2)
     facts["laps"] = {name: round(seconds, 4) for name, seconds in timer.seconds.items()}
+    note_early_end(run, number, facts)
     run.log.stages.append(facts)
     return facts
 
@@ -275,8 +283,9 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
                 wd=None if weight_decay == "auto" else weight_decay,
                 cbs=callbacks,
             )
-        finally:
+        except BaseException:
             learner.loss_func = loss_func  # mixup replaces it, and does not put it back after an error
+            raise
 
 
 def optimizer_function(name: str) -> Callable[..., Any]:

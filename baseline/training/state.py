@@ -105,7 +105,9 @@ class TrainingRun:
 
     def end_stage(self, number: int) -> None:
         """Save the state that the next stage starts from: the current weights and random states."""
-        weights = self.best.weights if self.log.epochs[-1]["best"] else clone_weights(self.frozen.learn.model)
+        row = next((row for row in self.log.epochs[-1:] if row["stage"] == number), {"best": False, "epoch": 0})
+        is_best = row["best"] and row["epoch"] == self.frozen.recipe.stages[number - 1].epochs
+        weights = self.best.weights if is_best else clone_weights(self.frozen.learn.model)
         self.state = None
         self.save(
             TrainingState(

@@ -24,12 +24,12 @@ from fastcore.foundation import L
 from PIL import Image
 
 from baseline.data.labels import classes_in, label_matrix, split_labels
-from baseline.errors import DataError, RecipeError
+from baseline.errors import DataError, RecipeError, named_errors
 from baseline.progress import Progress
 from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms, own_transforms
 from baseline.vision.decoded import decode_table
 from baseline.vision.own_loaders import adopt, is_own, own_split_loader
-from baseline.vision.own_parts import named_errors
+from baseline.vision.own_parts import OwnParts, keep_repeated
 from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def dataloaders(
         path: folder that the Learner may write to.
         progress: receives messages and progress bars.
     """
-    progress = progress or Progress()
+    progress, parts = progress or Progress(), OwnParts(item_tfms, batch_tfms)
+    item_tfms, batch_tfms = parts.item_tfms, parts.batch_tfms
     table = table.reset_index(drop=True)
     decoded = None if item_tfms else decode_table(table, recipe, progress)
     block = _datablock(
@@ -259,7 +260,7 @@ def _datablock(
     load = LoadImage(0 if item_tfms else recipe.decoded_size, recipe.data.value_range)
     batch = batch_transforms(recipe) if batch_tfms is None else [*L(batch_tfms)]
     is_normalized = any(isinstance(transform, Normalize) for transform in batch)
-    return DataBlock(
+    block = DataBlock(
         blocks=(
             TransformBlock(type_tfms=load, batch_tfms=IntToFloatTensor),
             MultiCategoryBlock(vocab=classes) if many else CategoryBlock(vocab=classes, sort=False),
@@ -271,6 +272,9 @@ def _datablock(
         batch_tfms=[*batch, *([] if is_normalized else [Normalize.from_stats(*normal)])],
         dl_type=BatchLoader,
     )
+    block.item_tfms = keep_repeated(block.item_tfms, item_tfms)
+    block.batch_tfms = keep_repeated(block.batch_tfms, batch_tfms)
+    return block
 
 
 class LabelReader:

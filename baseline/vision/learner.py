@@ -19,13 +19,13 @@ from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import F1ScoreMulti, accuracy
 from fastai.torch_core import default_device
-from fastcore.foundation import L
 
 from baseline.data.labels import explode_labels
 from baseline.progress import Progress
 from baseline.vision.bodies import device_of
 from baseline.vision.network import build_network
 from baseline.vision.own_loaders import add_normalization, adopt, is_own, own_table
+from baseline.vision.own_parts import OwnParts
 from baseline.vision.weights import find_weights, normalization
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def learner(
         RecipeError: if the architecture does not exist or its head cannot be cut off.
         WeightsError: if the weights are not available or belong to another architecture.
     """
+    parts = OwnParts(loss_func=loss_func, metrics=metrics, cbs=cbs)
     if weights is None and recipe.model.pretrained:
         weights = find_weights(recipe.model.arch, recipe.model.weights)
     size = recipe.model.image_size
@@ -90,9 +91,9 @@ def learner(
         model,
         loss_func=loss_func or _loss_function(dls, recipe),
         splitter=splitter,
-        metrics=_default_metric(recipe) if metrics is None else metrics,
+        metrics=_default_metric(recipe) if metrics is None else parts.metrics,
         path=path,
-        cbs=[ChannelsLast(), *L(cbs)],
+        cbs=[ChannelsLast(), *(parts.cbs or ())],
     )
     learn.built_head = recipe.model.head  # that `build_network` can build again
     if recipe.model.precision in ("float16", "bfloat16"):

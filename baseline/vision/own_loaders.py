@@ -12,6 +12,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorMultiCategory
+from PIL.Image import Image
 
 from baseline.data.labels import SEPARATOR
 from baseline.errors import DataError
@@ -33,6 +34,8 @@ def adopt(dls: DataLoaders) -> DataLoaders:
     """
     if "multilabel" in vars(dls):
         return dls
+    if len(dls.loaders) < 2:
+        raise DataError("The DataLoaders hold one loader; one of train and one of valid images were needed.")
     for loader in (dls.train, dls.valid):
         if not isinstance(loader, DataLoader):
             raise DataError(
@@ -41,7 +44,14 @@ def adopt(dls: DataLoaders) -> DataLoaders:
             )
         if not len(loader.dataset):
             raise DataError("The DataLoaders have an empty train or valid set. Give both some images.")
-    target = dls.valid_ds[0][1]
+    if not len(dls.train):
+        raise DataError(
+            f"The DataLoaders' {len(dls.train_ds)} train images make no batch of {dls.train.bs}. Give a smaller bs, or "
+            "drop_last=False."
+        )
+    if len(item := dls.valid_ds[0]) != 2:
+        raise DataError(f"The DataLoaders' items have {len(item)} parts; an image and its target were needed.")
+    target = item[1]
     is_matrix = isinstance(target, torch.Tensor) and target.ndim == 1
     dls.multilabel = isinstance(target, TensorMultiCategory) or is_matrix
     if not dls.multilabel and isinstance(target, torch.Tensor) and (target.ndim or target.is_floating_point()):
@@ -129,13 +139,13 @@ def _path(dataset: Any, number: int) -> str:
     if not hasattr(dataset, "tls"):
         return ""
     value = _item(dataset, number)
-    for transform in [None, *dataset.tls[0].tfms.fs]:
-        value = transform(value) if transform is not None else value
+    for transform in dataset.tls[0].tfms.fs:
         if isinstance(value, str | Path):
-            return str(value)
-        if hasattr(value, "shape"):  # an image already
             break
-    return ""
+        value = transform(value)
+        if isinstance(value, Image | torch.Tensor):  # an image already
+            break
+    return str(value) if isinstance(value, str | Path) else ""
 
 
 def _labels(dataset: Any, classes: list[str]) -> Iterator[str]:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastcore.foundation import L
 from fasttransform import Pipeline
 
-from baseline.errors import BaselineError, RecipeError, TrainingError, first_line
+from baseline.errors import RecipeError, part_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ItemTransforms", "OwnParts", "named_errors", "part_name"]
+__all__ = ["ItemTransforms", "OwnParts", "keep_repeated", "part_name"]
 
 
-EXPECTED = {
-    "transform": "an image or a batch of the same kind as it was given",
-    "loss_func": "one number from outputs, N x classes, and targets",
-    "metric": "one number from outputs and targets",
-    "callback": "no error",
+ACCEPTED = {
+    "item_tfms": "a transform or a function of an image",
+    "batch_tfms": "a transform or a function of a batch",
+    "loss_func": "a function or an instance of a loss, not its name or class,",
+    "metrics": "a function or a fastai Metric",
+    "cbs": "a fastai Callback",
 }
-"""What each kind of part has to return."""
+"""What each argument takes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,21 @@ class OwnParts:
     loss_func: Any = None
     metrics: Any = None
     cbs: Any = None
+
+    def __post_init__(self) -> None:
+        """Make lists of what was given, so that an iterator is not used up, and check what they hold.
+
+        Raises:
+            RecipeError: if something is not what its argument takes.
+        """
+        for name in ("item_tfms", "batch_tfms", "metrics", "cbs"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, list(L(value)))
+        for name in vars(self):
+            values = [self.loss_func] if name == "loss_func" else getattr(self, name)
+            for value in values or ():
+                if value is not None and not _is_accepted(name, value):
+                    raise RecipeError(f"{name}: {value!r:.60} was given; {ACCEPTED[name]} was needed.")
 
     def names(self) -> dict[str, list[str]]:
         """Return the names of the parts by argument, for the manifest; arguments that were not given are left out."""
@@ -53,14 +67,23 @@ class OwnParts:
             raise RecipeError(f"{' and '.join(names)} cannot be given together with {what}. Set them there.")
 
 
-def part_name(part: Any) -> str:
-    """Return the name of a function, a transform, a metric or a callback.
+def _is_accepted(name: str, part: Any) -> bool:
+    if name == "cbs":
+        from fastai.callback.core import Callback
 
-    >>> part_name(len), part_name(OwnParts())
-    ('len', 'OwnParts')
-    """
-    name = getattr(part, "__name__", None)
-    return name if isinstance(name, str) else type(part).__name__
+        return isinstance(part, Callback) or (isinstance(part, type) and issubclass(part, Callback))
+    if name == "metrics":
+        return callable(part) or hasattr(part, "accumulate")
+    return callable(part) and not (name == "loss_func" and isinstance(part, type))
+
+
+def keep_repeated(merged: Sequence[Any], own: Any) -> L:
+    """Return a DataBlock's transforms with all of the user's: a DataBlock keeps the last one of each class only."""
+    kept, own = L(), L(own)
+    for transform in merged:
+        is_own = any(transform is other for other in own)
+        kept += [t for t in own if type(t) is type(transform)] if is_own else [transform]
+    return kept
 
 
 def runs_at_prediction(transform: Any) -> bool:
@@ -78,38 +101,3 @@ class ItemTransforms:
         from fastai.vision.core import PILImage
 
         return self.pipeline(PILImage(image))
-
-
-@contextmanager
-def named_errors(parts: Sequence[tuple[str, Any]], where: str) -> Iterator[None]:
-    """Turn an error that was raised in one of the parts into one line that names it.
-
-    Args:
-        parts: kind (a key of `EXPECTED`) and object.
-
-    Raises:
-        TrainingError: naming the part, the place and what was expected; the original error is its cause.
-    """
-    try:
-        yield
-    except Exception as error:
-        kind, name = find_part(parts, error.__traceback__)
-        if not kind or isinstance(error, BaselineError | MemoryError) or "out of memory" in str(error):
-            raise
-        raise TrainingError(
-            f"{where}: the {kind} {name} failed: {type(error).__name__}: {first_line(error)}. "
-            f"Expected was {EXPECTED[kind]}. Correct it, or leave it out."
-        ) from error
-
-
-def find_part(parts: Sequence[tuple[str, Any]], traceback: TracebackType | None) -> tuple[str, str]:
-    """Return kind and name of the innermost of the parts that a traceback runs through, or empty texts."""
-    result = ("", "")
-    while traceback is not None:
-        frame = traceback.tb_frame
-        owner = frame.f_locals.get("self")
-        for kind, part in parts:
-            if owner is part or getattr(part, "__code__", None) is frame.f_code:
-                result = (kind, str(part.name) if kind == "metric" else part_name(part))
-        traceback = traceback.tb_next
-    return result
