@@ -164,6 +164,8 @@ def named_errors(parts: Sequence[tuple[str, Any]], where: str) -> Iterator[None]
     try:
         yield
     except Exception as error:
+        if isinstance(error, BaselineError) and str(error).startswith("Exception occured in `"):
+            error.args = (str(error).split("\n\t", 1)[-1],)  # without the line that fastai puts before it
         kind, name = find_part(parts, error.__traceback__)
         if isinstance(error, IndexError) and isinstance(error.__context__, Exception):
             error = error.__context__  # fastai's Callback fails at an error without a message

@@ -544,6 +544,12 @@ def test_a_wrong_part_is_named(settled: tuple, recipe: Recipe, parts: dict[str, 
         trained(settled[1], recipe.changed(stages=(HEAD,)), **parts)
 
 
+def test_an_error_in_the_loop_is_one_line(settled: tuple, recipe: Recipe) -> None:
+    with pytest.raises(TrainingError) as error:
+        trained(settled[1], recipe.changed(stages=(HEAD,)), metrics=[vector_metric])
+    assert str(error.value).startswith("Stage 1: the metric vector_metric returned") and "\n" not in str(error.value)
+
+
 def test_item_transforms_of_fastai_keep_their_meaning(settled: tuple, recipe: Recipe) -> None:
     dls = baseline.dataloaders(settled[1], recipe, item_tfms=RandomResizedCrop(48, min_scale=0.3))
     with seed_everything(0):
