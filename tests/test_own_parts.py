@@ -725,11 +725,11 @@ def test_dataloaders_from_a_table_make_a_run(images: Path, recipe: Recipe, tmp_p
 
 def test_dataloaders_that_cannot_train_are_refused(images: Path, own_loaders: DataLoaders, recipe: Recipe) -> None:
     from fastai.data.block import CategoryBlock, DataBlock
-    from fastai.data.transforms import get_image_files, parent_label
+    from fastai.data.transforms import get_image_files, noop, parent_label
     from fastai.vision.data import ImageBlock
 
     pairs = DataBlock(
-        (ImageBlock, ImageBlock, CategoryBlock), get_items=get_image_files, getters=[Path, Path, parent_label], n_inp=2,
+        (ImageBlock, ImageBlock, CategoryBlock), get_items=get_image_files, getters=[noop, noop, parent_label], n_inp=2,
         item_tfms=Resize(48),
     )  # fmt: skip
     with pytest.raises(DataError, match="items have 3 parts; an image and its target were needed"):
