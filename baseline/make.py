@@ -143,7 +143,7 @@ def make_baseline(
     """
     progress, parts = progress or ConsoleProgress(), OwnParts(item_tfms, batch_tfms, loss_func, metrics, cbs)
     if kind := own_kind(images):
-        (parts if kind == "Learner" else OwnParts(item_tfms, batch_tfms)).refuse(f"your {kind}")
+        parts.refuse_beside(kind, changes)
     run_class: type[_Run] = _OwnDataRun if kind else _Run
     repeated = Path(str(recipe)) if images is None and str(recipe).endswith(".json") else None
     chosen, images = choose_recipe(images, recipe)

@@ -119,7 +119,7 @@ def test_the_thin_layer_is_read_in_one_sitting() -> None:
 
 
 def test_the_core_stays_small() -> None:
-    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and not is_removable(path)) <= 8_600
+    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and not is_removable(path)) <= 8_700
     assert max(path.read_text().count("\n") for path in MODULES) <= 600
 
 

@@ -756,3 +756,33 @@ def test_dataloaders_of_images_in_memory_make_a_run(recipe: Recipe, tmp_path: Pa
     dls = block.dataloaders(None, bs=8, num_workers=0)
     done = make_baseline(dls, plan, out=tmp_path / "run", progress=baseline.Progress())
     assert list(done.predictions["path"][:2]) == ["valid/0", "valid/1"]
+
+
+def test_what_own_objects_settle_cannot_be_given_beside_them(own_loaders: DataLoaders, recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match="image_size and batch_size cannot be given together with your DataLoaders"):
+        make_baseline(own_loaders, recipe, image_size=64, batch_size=4)
+    learn = vision_learner(own_loaders, resnet18, pretrained=False)
+    with pytest.raises(RecipeError, match="arch cannot be given together with your Learner"):
+        make_baseline(learn, recipe, arch="resnet34")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+            "does not take images",
+        ),
+        (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7)),
+            "returns 8 x 7, float32; 8 x 2 was needed",
+        ),
+    ],
+    ids=["channels", "classes"],
+)
+def test_a_network_that_does_not_fit_is_named(
+    own_loaders: DataLoaders, recipe: Recipe, network: nn.Module, message: str
+) -> None:
+    learn = Learner(own_loaders, network, loss_func=CrossEntropyLossFlat())
+    with pytest.raises(TrainingError, match=message):
+        train(learn, recipe.changed(stages=(Stage("all", 1, 1e-3),)), baseline.Progress())

@@ -12,6 +12,7 @@ from baseline.errors import DataError, unknown_name
 
 __all__ = [
     "SEPARATOR",
+    "class_weights",
     "classes_in",
     "explode_labels",
     "is_multilabel",
@@ -23,6 +24,9 @@ __all__ = [
     "split_labels",
 ]
 
+
+MAX_POSITIVE_WEIGHT = 100.0
+"""Maximum weight of the images with a rare label."""
 
 SEPARATOR = ";"
 """Separator between the labels of an image that has several."""
@@ -49,6 +53,24 @@ def order_classes(names: Iterable[str]) -> list[str]:
 def is_whole_number(text: str) -> bool:
     """Whether a text is a whole number from 0, in ASCII digits."""
     return text.isascii() and text.isdigit()
+
+
+def class_weights(labels: pd.Series, classes: Sequence[str], *, multilabel: bool) -> list[float]:
+    """Return a weight per class for the loss: the inverse of its frequency, on average 1 per image.
+
+    With several labels per image it is the number of images without the label per image with it, at most
+    `MAX_POSITIVE_WEIGHT`.
+
+    >>> class_weights(pd.Series(["a", "a", "a", "b"]), ["a", "b"], multilabel=False)
+    [0.6666666666666666, 2.0]
+    >>> class_weights(pd.Series(["a;b", "a", "a", "a"]), ["a", "b"], multilabel=True)
+    [0.25, 3.0]
+    """
+    counts = explode_labels(labels, "multilabel" if multilabel else "single").value_counts()
+    images = [max(int(counts.get(name, 1)), 1) for name in classes]
+    if multilabel:
+        return [min(max(len(labels) - count, 1) / count, MAX_POSITIVE_WEIGHT) for count in images]
+    return [len(labels) / (len(classes) * count) for count in images]
 
 
 def binarize(labels: pd.Series, positive: str) -> pd.Series:

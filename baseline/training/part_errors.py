@@ -150,7 +150,7 @@ def _check_loss(learn: Learner, images: torch.Tensor, targets: torch.Tensor) -> 
     training, device = learn.model.training, next(learn.model.parameters()).device
     try:
         with torch.no_grad(), preserve_rng_state(), named_learner_errors(learn, "Before stage 1"):
-            outputs = learn.model.eval()(images.as_subclass(torch.Tensor).to(device))
+            outputs = _outputs(learn, images.as_subclass(torch.Tensor).to(device))
             loss = learn.loss_func(outputs, targets.as_subclass(torch.Tensor).to(device))
     finally:
         learn.model.train(training)
@@ -159,6 +159,30 @@ def _check_loss(learn: Learner, images: torch.Tensor, targets: torch.Tensor) -> 
             f"Before stage 1: the loss_func {part_name(learn.loss_func)} returned {_describe(loss)}; one number was "
             "needed, such as the mean over the batch."
         )
+
+
+def _outputs(learn: Learner, images: torch.Tensor) -> torch.Tensor:
+    """Return the network's outputs for a batch.
+
+    Raises:
+        TrainingError: if it does not take the images, or returns anything but one number per class.
+    """
+    needed = (len(images), len(learn.dls.vocab))
+    try:
+        outputs = learn.model.eval()(images)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        if "out of memory" in str(error):
+            raise
+        raise TrainingError(
+            f"Before stage 1: the network does not take images of {_describe(images)}: {first_line(error)}. Give "
+            "images that it takes, or another network."
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != needed:
+        raise TrainingError(
+            f"Before stage 1: the network returns {_describe(outputs)}; {needed[0]} x {needed[1]} was needed, one "
+            "number per class. Give a network with that output."
+        )
+    return outputs
 
 
 def _describe(value: Any) -> str:

@@ -20,7 +20,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from fastai.metrics import F1ScoreMulti, accuracy
 from fastai.torch_core import default_device
 
-from baseline.data.labels import explode_labels
+from baseline.data.labels import class_weights
 from baseline.progress import Progress
 from baseline.vision.bodies import device_of
 from baseline.vision.network import build_network
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from baseline.vision.weights import Weights
 
 __all__ = ["autocast", "learner", "mixed_precision"]
-
-
-MAX_POSITIVE_WEIGHT = 100.0
-"""Maximum weight of the images with a rare label."""
 
 
 def learner(
@@ -104,25 +100,16 @@ def learner(
 
 def _loss_function(dls: DataLoaders, recipe: Recipe) -> Any:
     """Return the recipe's loss, with class weights if it has them; with several labels binary cross-entropy."""
-    class_weights = _class_weights(dls) if recipe.training.class_balance == "weights" else None
+    weights = None
+    if recipe.training.class_balance == "weights":
+        labels = (own_table(dls).query("split == 'train'") if is_own(dls) else dls.train_ds.items)["label"]
+        values = class_weights(labels, [str(name) for name in dls.vocab], multilabel=dls.multilabel)
+        weights = torch.tensor(values, dtype=torch.float32, device=default_device())
     if dls.multilabel:
-        return BCEWithLogitsLossFlat(thresh=recipe.evaluation.threshold, pos_weight=class_weights)
+        return BCEWithLogitsLossFlat(thresh=recipe.evaluation.threshold, pos_weight=weights)
     if recipe.training.loss == "focal":
-        return FocalLossFlat(weight=class_weights)
-    return CrossEntropyLossFlat(weight=class_weights, label_smoothing=recipe.training.label_smoothing)
-
-
-def _class_weights(dls: DataLoaders) -> torch.Tensor:
-    """Return a weight per class: the inverse of its frequency, or with several labels images without it per image with
-    it, at most `MAX_POSITIVE_WEIGHT`."""
-    labels = (own_table(dls).query("split == 'train'") if is_own(dls) else dls.train_ds.items)["label"]
-    counts = explode_labels(labels, "multilabel" if dls.multilabel else "single").value_counts()
-    images = [max(counts.get(str(name), 1), 1) for name in dls.vocab]
-    if dls.multilabel:
-        weights = [min(max(len(labels) - count, 1) / count, MAX_POSITIVE_WEIGHT) for count in images]
-    else:
-        weights = [len(labels) / (len(dls.vocab) * count) for count in images]
-    return torch.tensor(weights, dtype=torch.float32, device=default_device())
+        return FocalLossFlat(weight=weights)
+    return CrossEntropyLossFlat(weight=weights, label_smoothing=recipe.training.label_smoothing)
 
 
 def _default_metric(recipe: Recipe) -> Any:

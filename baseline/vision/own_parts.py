@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,21 @@ ACCEPTED = {
     "cbs": "a fastai Callback",
 }
 """What each argument takes."""
+
+
+SETTLED_BY_LOADERS = {
+    "image_size", "batch_size", "augment", "resize", "split", "split_file", "fold", "valid_fraction", "test_fraction",
+    "leaks", "audit", "workers", "image_col", "label_col", "group_col", "split_col", "image_dir", "label_from",
+    "positive", "images_per_class", "fixes",
+}  # fmt: skip
+
+SETTLED_BY_LEARNER = SETTLED_BY_LOADERS | {
+    "arch", "weights", "pretrained", "head", "precision", "frozen_precision", "loss", "label_smoothing",
+    "class_balance",
+}  # fmt: skip
+
+SETTLED_BY = {"DataLoaders": SETTLED_BY_LOADERS, "Learner": SETTLED_BY_LEARNER}
+"""Fields of a recipe that DataLoaders or a Learner of the caller's settle."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +76,17 @@ class OwnParts:
         transforms = [*L(self.item_tfms), *L(self.batch_tfms)]
         return [part_name(transform) for transform in transforms if runs_at_prediction(transform)]
 
-    def refuse(self, what: str) -> None:
-        """Raise a `RecipeError` if any part was given beside something that already has its own."""
-        if names := self.names():
-            raise RecipeError(f"{' and '.join(names)} cannot be given together with {what}. Set them there.")
+    def refuse_beside(self, kind: str, changes: Iterable[str]) -> None:
+        """Raise a `RecipeError` if a part or a change of the recipe was given that the caller's own object settles.
+
+        Args:
+            kind: `"DataLoaders"` or `"Learner"`.
+            changes: names of the fields of the recipe that were given.
+        """
+        names = [name for name in self.names() if kind == "Learner" or name.endswith("_tfms")]
+        names += [name for name in changes if name in SETTLED_BY[kind]]
+        if names:
+            raise RecipeError(f"{' and '.join(names)} cannot be given together with your {kind}. Set them there.")
 
 
 def _is_accepted(name: str, part: Any) -> bool:
