@@ -1,7 +1,7 @@
 """The five works that this project follows, each by one recipe on images of its kind, in full.
 
-    python benchmarks/origins.py ../shared/data
-    python benchmarks/origins.py ../shared/data --only debris --only "debris, frozen"
+    python benchmarks/origins.py DATA
+    python benchmarks/origins.py DATA --only debris --only "debris, frozen"
 
 Below the folder are looked for hymenoptera_256, alpaca_256, trashnet_256 (a folder for each class) and
 gtsrb_speed_tracks/metadata.csv (with a column `group`). Printed is a Markdown table: the number with TTA and its 95 %

@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 import torch
 from commands import Command
+from fastai.callback.core import Callback
+from fastai.callback.tracker import SaveModelCallback
 
 import baseline
 from baseline import Progress, Recipe, Stage, files, make_baseline, train
@@ -87,6 +89,36 @@ def test_training_from_every_state_ends_the_same(
     assert len(copies) == sum(stage.epochs for stage in stages) + len(stages)
     for run in copies:
         assert_same(expected, run_training(recipe, settled[1], run))
+
+
+def test_own_callbacks_see_the_epochs_after_the_resumed_one(
+    settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = settled[0].changed(stages=(Stage("all", 3, 1e-3),), arch="test_efficientnet", pretrained=False)
+    save, copies, epochs = Checkpoints.save, [], []
+
+    def save_and_copy(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        if self.run.name == "whole":
+            copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
+
+    class Epochs(Callback):
+        def before_epoch(self) -> None:
+            epochs.append(self.epoch)
+
+    def run(folder: Path) -> History:
+        epochs.clear()
+        with seed_everything(0):
+            dls = baseline.dataloaders(settled[1], recipe)
+            learn = baseline.learner(
+                dls, recipe, path=tmp_path, cbs=[Epochs(), SaveModelCallback(monitor="valid_loss")]
+            )
+            return train(learn, recipe, checkpoints=Checkpoints(folder))
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
+    expected = run(tmp_path / "whole").epochs["valid_loss"].tolist()
+    for folder, seen in zip(copies, ([1, 2], [2], [], []), strict=True):
+        assert run(folder).epochs["valid_loss"].tolist() == expected and epochs == seen
 
 
 def run_training(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[History, dict[str, torch.Tensor]]:

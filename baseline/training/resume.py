@@ -10,6 +10,7 @@ from fastai.callback.core import Callback, CancelEpochException
 from fastcore.foundation import L
 
 from baseline.parallel.distributed import all_gather, rank, world_size
+from baseline.training.frozen import OWN_CALLBACKS
 from baseline.training.state import TrainingState, loader_state, set_loader_state
 from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import get_rng_state, set_rng_state
@@ -30,6 +31,15 @@ class ResumeCallback(Callback):
         self.completed_epochs = run.state.epoch if run.state else 0
         self.seconds_before, self.start = facts["seconds"], time.perf_counter()
 
+    def before_fit(self) -> None:
+        self._enable_own_callbacks(not self.completed_epochs)
+
+    def _enable_own_callbacks(self, enabled: bool) -> None:
+        """Let the user's callbacks see no epoch that is skipped: it has no metrics that they could read."""
+        for callback in self.learn.cbs:
+            if not isinstance(callback, OWN_CALLBACKS) and not type(callback).__module__.startswith("baseline."):
+                callback.run = enabled
+
     def before_epoch(self) -> None:
         if self.epoch < self.completed_epochs:
             raise CancelEpochException()
@@ -47,6 +57,7 @@ class ResumeCallback(Callback):
 
     def after_epoch(self) -> None:
         if self.epoch < self.completed_epochs:
+            self._enable_own_callbacks(self.epoch + 1 == self.completed_epochs)
             return
         run = self.training_run
         is_best = any(row["best"] for row in run.log.epochs[-1:] if row["epoch"] == self.epoch + 1)

@@ -15,7 +15,7 @@ from fastai.torch_core import TensorMultiCategory
 from PIL.Image import Image
 
 from baseline.data.labels import SEPARATOR
-from baseline.errors import DataError
+from baseline.errors import DataError, quoted_list
 from baseline.progress import Progress
 
 __all__ = ["add_normalization", "adopt", "is_own", "own_split_loader", "own_table"]
@@ -63,6 +63,10 @@ def adopt(dls: DataLoaders) -> DataLoaders:
         if not (classes := getattr(dls.train_ds, "classes", None)):
             raise DataError("The DataLoaders have no vocabulary. Set dls.vocab to the list of class names.")
         dls.vocab = list(classes)
+    if dls.multilabel and (names := [str(name) for name in dls.vocab if SEPARATOR in str(name)]):
+        raise DataError(
+            f"Class names contain {SEPARATOR!r}, which separates labels: {quoted_list(names)}. Rename them."
+        )
     return dls
 
 
