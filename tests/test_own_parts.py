@@ -83,8 +83,10 @@ class Invert(Transform):
 
 @pytest.fixture(scope="module")
 def recipe(settled: tuple) -> Recipe:
-    stages = (HEAD, Stage(3, 1, 1e-4))
-    return settled[0].changed(stages=stages, augment=NO_AUGMENT, frozen_precision="float32", cache_gb=0)
+    return settled[0].changed(
+        stages=(HEAD, Stage(3, 1, 1e-4)), augment=NO_AUGMENT, frozen_precision="float32", cache_gb=0,
+        arch="test_efficientnet", pretrained=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -363,8 +365,9 @@ def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> No
 # DataLoaders and Learners of the user's
 
 
-def test_normalize_is_added_to_own_dataloaders(own_loaders: DataLoaders, recipe: Recipe) -> None:
-    dls, progress = own_loaders.new_empty() if False else own_loaders, Recorder()
+def test_normalize_is_added_to_own_dataloaders(own_loaders: DataLoaders, settled: tuple) -> None:
+    recipe = settled[0]
+    dls, progress = own_loaders, Recorder()
     assert not dls.after_batch.fs.filter(lambda t: isinstance(t, Normalize))
     baseline.learner(dls, recipe, progress=progress)
     assert len(dls.after_batch.fs.filter(lambda t: isinstance(t, Normalize))) == 1
