@@ -422,8 +422,7 @@ class _OwnDataRun(_Run):
             task=task, split="provided", image_size=size, batch_size=max(self.dls.train.bs, 2), augment=NO_AUGMENT,
             audit="none", stages=[dataclasses.replace(stage, image_size=0) for stage in self.recipe.stages],
         )  # fmt: skip
-        own = "the DataLoaders' own"
-        self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), own)
+        self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), "your own")
         self.progress.log(
             f"images: {len(self.table):,} of your DataLoaders, {size} px, batches of {self.dls.train.bs}; "
             "their transforms stand in place of the recipe's image_size, batch_size, split, augmentation and audit"

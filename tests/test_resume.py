@@ -68,7 +68,7 @@ PLANS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [pytest.param("averaged", marks=pytest.mark.slow), *list(PLANS)[1:]])
 def test_training_from_every_state_ends_the_same(
     plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

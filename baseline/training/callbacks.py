@@ -145,9 +145,8 @@ class ProgressCallback(Callback):
         self.best, self.log, self.progress, self.deadline = run.best, run.log, run.progress, run.deadline
         self.patience, self.facts = run.frozen.recipe.training.patience, facts
         self.completed_epochs = run.state.epoch if run.state else 0
-        dls, self.max_loss = run.frozen.learn.dls, math.inf
-        if has_known_loss(run.frozen.learn):
-            self.max_loss = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))
+        dls, self.is_scale_known = run.frozen.learn.dls, has_known_loss(run.frozen.learn)
+        self.max_loss = MAX_RELATIVE_LOSS * math.log(2 if dls.multilabel else max(2, len(dls.vocab)))
         evaluation = run.frozen.recipe.evaluation
         self.selection = SelectionMetric(
             evaluation.metric, len(dls.vocab), multilabel=dls.multilabel, threshold=evaluation.threshold
@@ -200,6 +199,8 @@ class ProgressCallback(Callback):
         loss = float(mean)
         if not math.isfinite(loss):
             raise Diverged(f"the loss became {'NaN' if math.isnan(loss) else 'infinite'} in epoch {self.epoch + 1}")
+        if not self.is_scale_known:  # of a loss of the user's: relative to the first one seen
+            self.max_loss, self.is_scale_known = max(self.max_loss, MAX_RELATIVE_LOSS * loss), True
         if loss > self.max_loss:
             raise Diverged(f"the loss rose to {loss:.1f} in epoch {self.epoch + 1}")
         return loss
