@@ -6,11 +6,9 @@ one line that says what is, what was needed and what to do. The command line pri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 __all__ = [
@@ -26,8 +24,6 @@ __all__ = [
     "format_count",
     "incompatible_version",
     "missing_image",
-    "named_errors",
-    "part_name",
     "quoted_list",
     "unknown_name",
 ]
@@ -130,61 +126,3 @@ def format_count(count: int, noun: str, plural: str = "") -> str:
     ('1 image', '1,200 images', '2 classes')
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-EXPECTED = {
-    "transform": "an image or a batch of the same kind as it was given; a plain function is given the targets, too",
-    "loss_func": "one number from outputs, N x classes, and targets",
-    "metric": "one number from outputs and targets",
-    "callback": "no error",
-}
-"""What each kind of part has to return."""
-
-
-def part_name(part: Any) -> str:
-    """Return the name of a function, a transform, a metric or a callback.
-
-    >>> part_name(len), part_name(KeyError())
-    ('len', 'KeyError')
-    """
-    name = getattr(part, "__name__", None)
-    return name if isinstance(name, str) else type(part).__name__
-
-
-@contextmanager
-def named_errors(parts: Sequence[tuple[str, Any]], where: str) -> Iterator[None]:
-    """Turn an error that was raised in one of the parts into one line that names it.
-
-    Args:
-        parts: kind (a key of `EXPECTED`) and object.
-
-    Raises:
-        TrainingError: naming the part, the place and what was expected; the original error is its cause.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, BaselineError) and str(error).startswith("Exception occured in `"):
-            error.args = (str(error).split("\n\t", 1)[-1],)  # without the line that fastai puts before it
-        kind, name = find_part(parts, error.__traceback__)
-        if isinstance(error, IndexError) and isinstance(error.__context__, Exception):
-            error = error.__context__  # fastai's Callback fails at an error without a message
-        if not kind or isinstance(error, BaselineError | MemoryError) or "out of memory" in str(error):
-            raise
-        raise TrainingError(
-            f"{where}: the {kind} {name} failed: {type(error).__name__}: {first_line(error)}. "
-            f"Expected was {EXPECTED[kind]}. Correct it, or leave it out."
-        ) from error
-
-
-def find_part(parts: Sequence[tuple[str, Any]], traceback: TracebackType | None) -> tuple[str, str]:
-    """Return kind and name of the innermost of the parts that a traceback runs through, or empty texts."""
-    result = ("", "")
-    while traceback is not None:
-        frame = traceback.tb_frame
-        owner = frame.f_locals.get("self")
-        for kind, part in parts:
-            if owner is part or getattr(part, "__code__", None) is frame.f_code:
-                result = (kind, str(part.name) if kind == "metric" else part_name(part))
-        traceback = traceback.tb_next
-    return result

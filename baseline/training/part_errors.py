@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +13,11 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from fastai.metrics import accuracy
 from sklearn.metrics import f1_score
 
-from baseline.errors import TrainingError, first_line, named_errors, part_name
+from baseline.errors import TrainingError, first_line
 from baseline.training.frozen import OWN_CALLBACKS, has_own_transforms, loader_transforms
 from baseline.training.state import loader_state, set_loader_state
 from baseline.vision.augment import OWN_TYPES
+from baseline.vision.own_parts import named_errors, part_name
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def check_parts(learn: Learner) -> None:
             try:
                 batch = loader.one_batch()
             except (TypeError, RuntimeError, ValueError, AttributeError) as error:
-                if not own or not is_in_collation(error.__traceback__):
+                names = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}
+                if not own or names.isdisjoint(("fa_collate", "default_collate")):
                     raise
                 raise TrainingError(
                     f"Before stage 1: {made_by} make no {name} batch: {first_line(error)}. "
@@ -135,15 +137,6 @@ def check_parts(learn: Learner) -> None:
                 f"{len(targets)} x 3 x H x W were needed."
             )
     _check_loss(learn, images, targets)
-
-
-def is_in_collation(traceback: TracebackType | None) -> bool:
-    """Whether an error was raised while items were put together into a batch."""
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_name in ("fa_collate", "default_collate"):
-            return True
-        traceback = traceback.tb_next
-    return False
 
 
 def _check_loss(learn: Learner, images: torch.Tensor, targets: torch.Tensor) -> None:

@@ -24,12 +24,12 @@ from fastcore.foundation import L
 from PIL import Image
 
 from baseline.data.labels import classes_in, label_matrix, split_labels
-from baseline.errors import DataError, RecipeError, named_errors
+from baseline.errors import DataError, RecipeError
 from baseline.progress import Progress
 from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms, own_transforms
 from baseline.vision.decoded import decode_table
 from baseline.vision.own_loaders import adopt, is_own, own_split_loader
-from baseline.vision.own_parts import OwnParts, keep_repeated
+from baseline.vision.own_parts import OwnParts, keep_repeated, named_errors
 from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:

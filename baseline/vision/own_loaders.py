@@ -13,6 +13,7 @@ from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorMultiCategory
 from PIL.Image import Image
+from torch.utils.data import ConcatDataset, Subset
 
 from baseline.data.labels import SEPARATOR
 from baseline.errors import DataError, quoted_list
@@ -87,7 +88,7 @@ def own_table(dls: DataLoaders) -> pd.DataFrame:
     classes = [str(name) for name in dls.vocab]
     rows = [
         {"path": _path(dataset, number) or f"{split}/{number}", "label": label, "split": split}
-        for split, dataset in _datasets(dls)
+        for split, dataset in (("train", dls.train_ds), ("valid", dls.valid_ds))
         for number, label in enumerate(_labels(dataset, classes))
     ]
     dls.image_table = pd.DataFrame(rows)
@@ -107,30 +108,11 @@ def own_split_loader(dls: DataLoaders, rows: pd.DataFrame) -> Any:
     except KeyError as error:
         raise DataError(f"The DataLoaders do not hold {error.args[0][1]} in their {error.args[0][0]} set.") from None
     train_images, size = len(dls.train_ds), max(dls.train.bs or 1, 64)
-    items = [(dls.train_ds, n) if n < train_images else (dls.valid_ds, n - train_images) for n in numbers]
     if hasattr(dls.valid_ds, "tls"):
-        own = [_item(dataset, number) for dataset, number in items]
+        own = [_item(dls.train_ds, n) if n < train_images else _item(dls.valid_ds, n - train_images) for n in numbers]
         return dls.test_dl(pd.DataFrame(own) if isinstance(own[0], pd.Series) else own, with_labels=True, bs=size)
-    return dls.valid.new(dataset=_Items(items), bs=size, shuffle=False, drop_last=False)
-
-
-class _Items(torch.utils.data.Dataset):
-    """Chosen items of several data sets."""
-
-    def __init__(self, items: list[tuple[Any, int]]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, number: int) -> Any:
-        dataset, index = self.items[number]
-        return dataset[index]
-
-
-def _datasets(dls: DataLoaders) -> Iterator[tuple[str, Any]]:
-    yield "train", dls.train_ds
-    yield "valid", dls.valid_ds
+    images: Any = Subset(ConcatDataset([dls.train_ds, dls.valid_ds]), numbers)
+    return dls.valid.new(dataset=images, bs=size, shuffle=False, drop_last=False)
 
 
 def _item(dataset: Any, number: int) -> Any:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import walk_tb
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastcore.foundation import L
 from fasttransform import Pipeline
 
-from baseline.errors import RecipeError, part_name
+from baseline.errors import BaselineError, RecipeError, TrainingError, first_line
+from baseline.recipe.schema import LEAVES
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ItemTransforms", "OwnParts", "keep_repeated", "part_name"]
+__all__ = ["ItemTransforms", "OwnParts", "keep_repeated", "named_errors", "part_name"]
 
 
 ACCEPTED = {
@@ -27,19 +31,22 @@ ACCEPTED = {
 """What each argument takes."""
 
 
-SETTLED_BY_LOADERS = {
-    "image_size", "batch_size", "augment", "resize", "split", "split_file", "fold", "valid_fraction", "test_fraction",
-    "leaks", "audit", "workers", "image_col", "label_col", "group_col", "split_col", "image_dir", "label_from",
-    "positive", "images_per_class", "fixes",
-}  # fmt: skip
+EXPECTED = {
+    "transform": "an image or a batch of the same kind as it was given; a plain function is given the targets, too",
+    "loss_func": "one number from outputs, N x classes, and targets",
+    "metric": "one number from outputs and targets",
+    "callback": "no error",
+}
+"""What each kind of part has to return."""
 
-SETTLED_BY_LEARNER = SETTLED_BY_LOADERS | {
-    "arch", "weights", "pretrained", "head", "precision", "frozen_precision", "loss", "label_smoothing",
-    "class_balance",
-}  # fmt: skip
 
-SETTLED_BY = {"DataLoaders": SETTLED_BY_LOADERS, "Learner": SETTLED_BY_LEARNER}
-"""Fields of a recipe that DataLoaders or a Learner of the caller's settle."""
+SETTLED_BY_LOADERS = frozenset({"data", "split", "augment", "image_size", "resize", "batch_size", "workers"})
+
+SETTLED_BY = {
+    "DataLoaders": SETTLED_BY_LOADERS,
+    "Learner": SETTLED_BY_LOADERS | {"model", "loss", "label_smoothing", "class_balance"},
+}
+"""Groups and fields of a recipe that DataLoaders or a Learner of the caller's settle."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class OwnParts:
             changes: names of the fields of the recipe that were given.
         """
         names = [name for name in self.names() if kind == "Learner" or name.endswith("_tfms")]
-        names += [name for name in changes if name in SETTLED_BY[kind]]
+        names += [name for name in changes if not SETTLED_BY[kind].isdisjoint((name, *LEAVES.get(name, ())))]
         if names:
             raise RecipeError(f"{' and '.join(names)} cannot be given together with your {kind}. Set them there.")
 
@@ -123,3 +130,49 @@ class ItemTransforms:
         from fastai.vision.core import PILImage
 
         return self.pipeline(PILImage(image))
+
+
+def part_name(part: Any) -> str:
+    """Return the name of a function, a transform, a metric or a callback.
+
+    >>> part_name(len), part_name(KeyError())
+    ('len', 'KeyError')
+    """
+    name = getattr(part, "__name__", None)
+    return name if isinstance(name, str) else type(part).__name__
+
+
+@contextmanager
+def named_errors(parts: Sequence[tuple[str, Any]], where: str) -> Iterator[None]:
+    """Turn an error that was raised in one of the parts into one line that names it.
+
+    Args:
+        parts: kind (a key of `EXPECTED`) and object.
+
+    Raises:
+        TrainingError: naming the part, the place and what was expected; the original error is its cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BaselineError) and str(error).startswith("Exception occured in `"):
+            error.args = (str(error).split("\n\t", 1)[-1],)  # without the line that fastai puts before it
+        kind, name = find_part(parts, error.__traceback__)
+        if isinstance(error, IndexError) and isinstance(error.__context__, Exception):
+            error = error.__context__  # fastai's Callback fails at an error without a message
+        if not kind or isinstance(error, BaselineError | MemoryError) or "out of memory" in str(error):
+            raise
+        raise TrainingError(
+            f"{where}: the {kind} {name} failed: {type(error).__name__}: {first_line(error)}. "
+            f"Expected was {EXPECTED[kind]}. Correct it, or leave it out."
+        ) from error
+
+
+def find_part(parts: Sequence[tuple[str, Any]], traceback: TracebackType | None) -> tuple[str, str]:
+    """Return kind and name of the innermost of the parts that a traceback runs through, or empty texts."""
+    result = ("", "")
+    for frame, _ in walk_tb(traceback):
+        for kind, part in parts:
+            if frame.f_locals.get("self") is part or getattr(part, "__code__", None) is frame.f_code:
+                result = (kind, str(part.name) if kind == "metric" else part_name(part))
+    return result
