@@ -425,7 +425,7 @@ class _OwnDataRun(_Run):
         self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), "your own")
         self.progress.log(
             f"images: {len(self.table):,} of your DataLoaders, {size} px, batches of {self.dls.train.bs}; "
-            "their transforms stand in place of the recipe's image_size, batch_size, split, augmentation and audit"
+            "they replace the recipe's image_size, batch_size, split, augmentation and audit"
         )
 
     def _prepare(self) -> None:

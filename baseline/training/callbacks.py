@@ -47,7 +47,7 @@ class SyncGradients(Callback):
 
 
 class FreezeBatchNorm(Callback):
-    """Normalise with the pretrained statistics in the body's BatchNorm layers; scale and shift are still trained.
+    """Normalize with the pretrained statistics in the body's BatchNorm layers; scale and shift are still trained.
 
     This helps in a short fine-tune on small batches: on CIFAR-10 (20,000 images, 64 px, one epoch) accuracy is 85.5 %,
     against 81.4 % and 82.0 % with statistics that are updated (3,000 test images, TTA).

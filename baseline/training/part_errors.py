@@ -126,7 +126,7 @@ def check_parts(learn: Learner) -> None:
                     raise
                 raise TrainingError(
                     f"Before stage 1: {made_by} make no {name} batch: {first_line(error)}. "
-                    "Expected were images of one size and type."
+                    "Images of one size and type were expected."
                 ) from error
         set_loader_state(loader, state)
         images, targets = batch[0], batch[-1]

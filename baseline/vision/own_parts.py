@@ -32,12 +32,12 @@ ACCEPTED = {
 
 
 EXPECTED = {
-    "transform": "an image or a batch of the same kind as it was given; a plain function is given the targets, too",
-    "loss_func": "one number from outputs, N x classes, and targets",
-    "metric": "one number from outputs and targets",
-    "callback": "no error",
+    "transform": "return an image or a batch of the kind that it gets (a plain function gets the targets, too)",
+    "loss_func": "return one number for outputs, N x classes, and targets",
+    "metric": "return one number for outputs and targets",
+    "callback": "run without an error",
 }
-"""What each kind of part has to return."""
+"""What each kind of part must do."""
 
 
 SETTLED_BY_LOADERS = frozenset({"data", "split", "augment", "image_size", "resize", "batch_size", "workers"})
@@ -164,7 +164,7 @@ def named_errors(parts: Sequence[tuple[str, Any]], where: str) -> Iterator[None]
             raise
         raise TrainingError(
             f"{where}: the {kind} {name} failed: {type(error).__name__}: {first_line(error)}. "
-            f"Expected was {EXPECTED[kind]}. Correct it, or leave it out."
+            f"It must {EXPECTED[kind]}. Fix it, or leave it out."
         ) from error
 
 
