@@ -62,18 +62,17 @@ def of_rows(count: int) -> None:
         }
     )
     seen = scan.ScanResult.empty(count)
-    seen.width[:] = seen.height[:] = 256
-    seen.mode[:] = "RGB"
-    seen.frames[:] = 1
+    seen.columns |= {"mode": np.full(count, "RGB", object), "frames": np.ones(count, int)}
+    seen.columns |= dict.fromkeys(("width", "height"), np.full(count, 256))
     seen.digest[:] = rng.integers(0, 2**63, count)
     seen.hash[:] = rng.integers(0, 2**63, count)
     seen.thumb[:] = rng.integers(0, 255, (count, 192), dtype=np.uint8)
     copies = rng.choice(count, count // 100, replace=False)
     seen.hash[copies], seen.thumb[copies] = seen.hash[copies - 1], seen.thumb[copies - 1]
-    images = table.assign(**seen.to_columns(), duplicate_id=-1)
+    images = table.assign(**seen.columns, duplicate_id=-1)
     pairs = duplicates.find_pairs(images, seen)
     images["duplicate_id"] = duplicates.duplicate_ids(images, pairs)
-    findings = list(audit_findings.collect_findings(images, pairs, grouped=False))
+    findings = list(audit_findings.collect_findings(images, pairs, grouped=False, value_range=()))
     print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
     parted = baseline.split(images, baseline.Recipe().changed(split="group"))
     shares = parted["split"].value_counts(normalize=True).round(3).to_dict()

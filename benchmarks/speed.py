@@ -246,7 +246,7 @@ def rows(count: int, image_size: int = 64, batches: int = 200) -> None:
     recipe = baseline.Recipe().changed(arch="tf_efficientnet_lite0", image_size=image_size, batch_size=64, cache_gb=0.0)
     from baseline.vision import decoded
 
-    decoded.MEMORY_SHARE = 0.0  # as if these were a million files
+    decoded.MEMORY_FRACTION = 0.0  # as if these were a million files
     began = anonymous()
     dls = baseline.dataloaders(table, recipe, path=folder)
     learn = baseline.learner(dls, recipe, path=folder)

@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 import baseline
 from baseline import Progress, Recipe, audit, image_table, split
 from baseline.data.audit import duplicates, scan
-from baseline.data.audit import findings as audit_findings
+from baseline.data.audit.readable import find_leaks
 from baseline.errors import DataError, LeakError, RecipeError
 from baseline.files import cache_home
 
@@ -59,7 +59,7 @@ def test_exact_copies_across_splits_are_a_leak_and_strict_rejects_them(rich: Pat
         checked.raise_on_leaks()
     assert raised.value.exit_code == 3
     parted = split(checked.usable, Recipe())
-    dropped = parted[audit_findings.find_leaks(parted)]
+    dropped = parted[find_leaks(parted)]
     assert len(dropped) == 1 and dropped["path"].iloc[0].endswith("train/ants/0.png")
 
 

@@ -28,7 +28,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 import baseline
-from baseline.data.audit.findings import audit, drop_unreadable
+from baseline.data.audit.findings import audit
+from baseline.data.audit.readable import drop_unreadable
 from baseline.data.formats.jpeg_xl import size_of
 from baseline.data.image import load_image, load_square, unreadable_reason
 from baseline.data.table import image_table, summarize_source

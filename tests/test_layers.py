@@ -69,7 +69,8 @@ THIN_LAYER = (
 CORE = ("recipe", "data", "vision", "training", "evaluation", "runs", "make")
 LEAVES = (
     "cli", "experiments", "deploy", "report", "inference", "parallel/executor.py", "data/formats",
-    "data/label_fixes.py", "training/loggers.py", "training/average.py", "training/budget_plan.py",
+    "data/audit/findings.py", "data/audit/duplicates.py", "data/label_fixes.py",
+    "training/loggers.py", "training/average.py", "training/budget_plan.py",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",
 )  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_the_thin_layer_is_read_in_one_sitting() -> None:
 
 
 def test_the_core_stays_small() -> None:
-    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and not is_removable(path)) <= 8_700
+    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and not is_removable(path)) <= 8_500
     assert max(path.read_text().count("\n") for path in MODULES) <= 600
 
 
@@ -129,12 +130,10 @@ from pathlib import Path
 import baseline
 assert Path(baseline.__file__).is_relative_to(sys.argv[1]), baseline.__file__
 stages = (baseline.Stage("head", 1, 1e-2, augment=False), baseline.Stage(2, 1, 1e-3))
-recipe = baseline.load_recipe("default").changed(image_size=32, presets={}, stages=stages, cache_gb=0)
+recipe = baseline.load_recipe("default").changed(image_size=32, presets={}, stages=stages, cache_gb=0, audit="none")
 result = baseline.make_baseline(sys.argv[2], recipe, out="run", progress=baseline.Progress())
 assert result.metrics["test"]["images"] == 10 and 0 <= result.metrics["test"]["tta"]["accuracy"] <= 1
 assert {"manifest.json", "predictions.csv", "split.csv", "model"} <= {path.name for path in result.folder.iterdir()}
-audit = baseline.audit(baseline.image_table(sys.argv[2]))
-assert len(audit.usable) == 48
 """
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import baseline
 from baseline import image_table
-from baseline.data.audit.findings import drop_unreadable
+from baseline.data.audit.readable import drop_unreadable
 from baseline.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("no_page")

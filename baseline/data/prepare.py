@@ -123,10 +123,12 @@ def _audit_table(
     Returns:
         The readable images, the unreadable ones, the range of values (see `load_image`), and the audit, if any.
     """
-    from baseline.data.audit.findings import audit, drop_unreadable
-
     if recipe.data.audit == "none":
+        from baseline.data.audit.readable import drop_unreadable
+
         return *drop_unreadable(table, progress, recipe.data.value_range), None
+    from baseline.data.audit.findings import audit
+
     grouped, value_range = "group" in recipe.split.method, recipe.data.value_range
     report = audit(table, grouped=grouped, value_range=value_range, progress=progress)
     for row in report.findings.itertuples():
@@ -174,7 +176,7 @@ def splits_differ(manifest: Path, recipe: Recipe, table: pd.DataFrame) -> bool:
 
 def _drop_leaks(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> pd.DataFrame:
     """Drop images with a duplicate in a later split if `leaks` is `"drop"`; raise if `audit` is `"strict"`."""
-    from baseline.data.audit.findings import find_leaks
+    from baseline.data.audit.readable import find_leaks
 
     if recipe.data.audit == "none" or (recipe.split.leaks == "keep" and recipe.data.audit != "strict"):
         return table
