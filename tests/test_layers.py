@@ -71,6 +71,7 @@ LEAVES = (
     "cli", "experiments", "deploy", "report", "inference", "parallel/executor.py", "data/formats",
     "data/audit/findings.py", "data/audit/duplicates.py", "data/label_fixes.py",
     "training/loggers.py", "training/average.py", "training/budget_plan.py",
+    "training/probe.py", "training/logistic.py",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",
 )  # fmt: skip
 

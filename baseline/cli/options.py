@@ -68,7 +68,7 @@ DataOption = Annotated[
 Preset = Annotated[
     str,
     typer.Option(
-        help="quick, standard or best; auto is standard on a GPU and quick on a CPU.",
+        help="instant, quick, standard or best; auto is standard on a GPU and quick on a CPU.",
         autocompletion=completion(lambda: PRESET_NAMES),
     ),
 ]

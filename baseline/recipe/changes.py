@@ -17,7 +17,7 @@ __all__ = ["RecipeChanges"]
 class RecipeChanges(TypedDict, total=False):
     """Fields of a recipe by flat name, whole groups, and the preset."""
 
-    preset: Literal["auto", "quick", "standard", "best"]
+    preset: Literal["auto", "instant", "quick", "standard", "best"]
     name: str
     title: str
     # data

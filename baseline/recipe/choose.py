@@ -41,15 +41,8 @@ def choose_recipe(images: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any
         images = manifest.get("images", manifest.get("photos"))
         split_file = Path(str(recipe)).with_name("split.csv")
         if images is None and split_file.exists():  # the images came from a DataFrame; the split file still lists them
-            chosen = chosen.changed(
-                image_col="",
-                label_col="",
-                group_col="",
-                split_col="",
-                image_dir="",
-                fixes=(),
-                split_file=str(split_file),
-            )
+            columns = dict.fromkeys(("image_col", "label_col", "group_col", "split_col", "image_dir"), "")
+            chosen = chosen.changed(**columns, fixes=(), split_file=str(split_file))
             images = str(split_file)
     if images is None:
         images = chosen.data.dataset or None

@@ -12,11 +12,13 @@ __all__ = ["describe_schedule", "describe_trained", "format_lr"]
 
 
 def format_lr(lr: Any) -> str:
-    """Format a learning rate, or a (first, last) pair.
+    """Format a learning rate, or a (first, last) pair; 0 is that of a probe, which takes no steps.
 
-    >>> format_lr(0.01), format_lr([1e-5, 1e-3])
-    ('1.0e-02', '1.0e-05 to 1.0e-03')
+    >>> format_lr(0.01), format_lr([1e-5, 1e-3]), format_lr(0.0)
+    ('1.0e-02', '1.0e-05 to 1.0e-03', 'none')
     """
+    if not lr:
+        return "none"
     return f"{lr[0]:.1e} to {lr[1]:.1e}" if isinstance(lr, tuple | list) else f"{lr:.1e}"
 
 
@@ -27,7 +29,8 @@ def describe_trained(trains: Any) -> str:
     ('the head, body frozen', 'the last 5 layer groups', 'the last 55% of the layer groups')
     """
     if isinstance(trains, str):
-        return {"head": "the head, body frozen", "all": "all layers"}[trains]
+        names = {"probe": "the head by logistic regression", "head": "the head, body frozen", "all": "all layers"}
+        return names[trains]
     return (
         f"the last {trains:.0%} of the layer groups" if isinstance(trains, float) else f"the last {trains} layer groups"
     )

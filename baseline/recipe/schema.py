@@ -55,7 +55,7 @@ __all__ = [
     "TrainingSettings",
 ]
 
-PRESETS = ("quick", "standard", "best")
+PRESETS = ("instant", "quick", "standard", "best")
 
 LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
 
@@ -178,11 +178,14 @@ class Stage:
     """One call of fastai's `fit_one_cycle`, or of another schedule."""
 
     trains: Annotated[
-        Literal["head", "all"] | Annotated[int, Interval(ge=1, le=1000)] | Annotated[float, Interval(gt=0, lt=1)],
-        Needed("'head', 'all', a number of layer groups, or a fraction of them above 0 and below 1"),
+        Literal["probe", "head", "all"]
+        | Annotated[int, Interval(ge=1, le=1000)]
+        | Annotated[float, Interval(gt=0, lt=1)],
+        Needed("'probe', 'head', 'all', a number of layer groups, or a fraction of them above 0 and below 1"),
     ]
-    """`"head"` (frozen body), `"all"`, or the last layer groups, the head among them: their number, or their fraction
-    of all groups, which fits any architecture."""
+    """`"probe"` (the head by logistic regression on features of the frozen body, see `baseline.training.probe`),
+    `"head"` (frozen body), `"all"`, or the last layer groups, the head among them: their number, or their fraction of
+    all groups, which fits any architecture."""
     epochs: Annotated[int, Interval(ge=1, le=100_000), Needed("a whole number from 1")]
     """Number of passes over the training images."""
     lr: Annotated[
@@ -230,7 +233,7 @@ class Stage:
         (5, 2, 1)
         """
         if isinstance(self.trains, str):
-            return {"head": 1, "all": of}[self.trains]
+            return of if self.trains == "all" else 1
         return min(of, max(2, round(self.trains * of))) if isinstance(self.trains, float) else self.trains
 
 
@@ -337,9 +340,12 @@ class Recipe:
     )
     evaluation: EvaluationSettings = EvaluationSettings()
     options: RunOptions = RunOptions()
-    preset: Annotated[Literal["quick", "standard", "best"], Needed(f"one of {', '.join(PRESETS)}")] = "standard"
+    preset: Annotated[Literal["instant", "quick", "standard", "best"], Needed(f"one of {', '.join(PRESETS)}")] = (
+        "standard"
+    )
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What `quick` and `best` change; `standard` is the recipe itself. Empty once a preset has been chosen."""
+    """What `quick` and `best` change; `standard` is the recipe itself, and `instant` is `quick` with a probe as
+    its only stage. Empty once a preset has been chosen."""
     expected: Mapping[str, Any] = field(default_factory=dict)
     """Measured results, for the table of `baseline recipes`."""
 
@@ -385,6 +391,10 @@ class Recipe:
             faults.append(f"fold is {self.split.fold}, needed: below the {folds} folds of split")
         size = self.model.image_size
         for number, stage in enumerate(self.stages, 1):
+            if stage.trains == "probe" and (stage.epochs, stage.steps, stage.lr) != (1, 0, "find"):
+                faults.append(f"stage {number}: trains is 'probe', which takes no steps; needed: epochs 1 and no lr")
+            if stage.trains == "probe" and (self.model.head, self.training.freeze) != ("linear", "features"):
+                faults.append(f"stage {number}: trains is 'probe', needed: head 'linear' and freeze 'features'")
             if not (stage.image_size == 0 or 8 <= stage.image_size <= size):
                 needed = f"pixels, from 8 to the recipe's image_size {size}, or 0 for that"
                 faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")
@@ -438,9 +448,11 @@ class Recipe:
         """
         if preset not in PRESETS:
             raise RecipeError(unknown_name("preset", preset, PRESETS))
-        changes = dict(self.presets.get(preset, {}))
+        changes = dict(self.presets.get("quick" if preset == "instant" else preset, {}))
+        if preset == "instant":
+            changes |= {"stages": (Stage("probe", 1),), "head": "linear", "freeze": "features"}
         if preset != "standard" and not changes:
-            known = [name for name in PRESETS if name == "standard" or name in self.presets]
+            known = [name for name in PRESETS if name in ("instant", "standard", *self.presets)]
             raise RecipeError(f"Recipe '{self.name}' has no preset '{preset}'. Known: {', '.join(known)}.")
         changed = self._changed(changes, f"preset '{preset}' of recipe '{self.name}'")
         return dataclasses.replace(changed, preset=cast(Any, preset), presets={})

@@ -148,8 +148,10 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     middle.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="best epoch")
     if metric != "valid_log_loss":
         middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    right.plot(steps, rows["lr"], marker="o", color=GREY)
-    right.set(yscale="log")
+    rates = rows["lr"].where(rows["lr"] > 0)  # a probe takes no steps
+    right.plot(steps, rates, marker="o", color=GREY)
+    if rates.notna().any():
+        right.set(yscale="log")
     titles = ("loss", f"{metric.removeprefix('valid_').replace('_', ' ')} on valid", "learning rate at end of epoch")
     starts = rows.index[rows["stage"].diff().fillna(1) != 0]
     for axes, title in zip((left, middle, right), titles, strict=True):
@@ -168,7 +170,7 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
 
 def stage_label(trains: Any) -> str:
     """Return a short name of what a stage trains: head, all, or the last layer groups."""
-    if str(trains) in ("head", "all"):
+    if str(trains) in ("probe", "head", "all"):
         return str(trains)
     return f"last {float(trains):.0%}" if 0 < float(trains) < 1 else f"last {trains}"
 

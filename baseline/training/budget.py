@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Throughput", "estimate_seconds"]
 
+PROBE_PASSES = 300
+"""Number of passes through the head that solving for it is counted as."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -164,6 +167,9 @@ def _stage_seconds(throughput: Throughput, plan: FreezePlan, number: int, is_cac
         views = 2 if view.kind == "both" else 1
         seconds = images["train"] * views * throughput.frozen(cut, small)
         seconds += images["valid"] * throughput.frozen(cut, large)
+    if stage.trains == "probe":
+        rows = PROBE_PASSES * images["train"] * (2 if view.kind == "both" else 1)
+        return seconds + (rows + images["valid"]) * throughput.forward(cut, large)
     steps = stage.epochs * images["train"] * (2 if stage.views else 1)
     if stage.lr == "find":
         steps += SWEEP_STEPS * min(int(recipe.training.batch_size), images["train"])

@@ -44,7 +44,7 @@ from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets
 from baseline.vision.layers import find_layers, is_size_bound
 from baseline.vision.learner import mixed_precision
 from baseline.vision.network import is_body_and_head, layer_groups
-from baseline.vision.own_loaders import is_own
+from baseline.vision.own_loaders import is_own, own_table
 from baseline.vision.own_parts import part_name
 from baseline.vision.rng import preserve_rng_state
 from baseline.vision.weights import normalization
@@ -199,14 +199,16 @@ class FreezePlan:
     def changing(self, number: int) -> tuple[str, ...]:
         """Return the names of what changes the stage's images in every epoch, so that outputs cannot be stored."""
         training, stage = self.recipe.training, self.recipe.stages[number - 1]
+        if stage.trains == "probe":
+            return ()
         blending = tuple(name for name in ("mixup", "cutmix") if getattr(training, name))
         return (*(self.recipe.augment.changing() if stage.augment else ()), *blending, *self.own_parts)
 
     def explain(self, number: int) -> str:
         """Return why the stage runs on images although it has frozen layers, and what it costs; or an empty text."""
+        stage = self.recipe.stages[number - 1]
         if not self._has_frozen_layers(number) or not (names := self.changing(number)):
             return ""
-        stage = self.recipe.stages[number - 1]
         augmentation = self.recipe.augment.changing() if stage.augment else ()
         hint = "; with augment = false for this stage they could be" if names == augmentation else ""
         epochs = "its epoch runs" if stage.epochs == 1 else f"each of its {stage.epochs} epochs runs"
@@ -216,7 +218,7 @@ class FreezePlan:
     def _has_frozen_layers(self, number: int) -> bool:
         """Whether the stage leaves its first layers unchanged, BatchNorm statistics included."""
         stage = self.recipe.stages[number - 1]
-        is_frozen = stage.trains == "head" or stage.batch_norm == "frozen"
+        is_frozen = stage.trains in ("probe", "head") or stage.batch_norm == "frozen"
         return self.recipe.training.freeze == "features" and self.cut(number) > 0 and is_frozen
 
     def _training_view(self, number: int) -> InputView:
@@ -227,7 +229,7 @@ class FreezePlan:
             return InputView("both", size)
         if not self.recipe.augment.flip:
             return InputView("plain", size)
-        return InputView("either" if stage.trains == "head" or stage.epochs == 1 else "both", size)
+        return InputView("either" if stage.trains in ("probe", "head") or stage.epochs == 1 else "both", size)
 
 
 class FrozenOutputs:
@@ -236,12 +238,16 @@ class FrozenOutputs:
     def __init__(
         self, learn: Learner, recipe: Recipe, progress: Progress | None = None, own: Sequence[str] | None = None
     ) -> None:
-        if vars(learn.dls).get("own_batch_tfms"):  # they replace the recipe's
+        if is_own(learn.dls) or vars(learn.dls).get("own_batch_tfms"):  # they replace the recipe's
             recipe = recipe.changed(augment=NO_AUGMENT)
         self.learn, self.recipe, self.progress = learn, recipe, progress or Progress()
         self.cache = ArrayCache(0 if has_own_transforms(learn) else recipe.options.cache_gb, self.progress)
         self.rows = {"train": learn.dls.train_ds, "valid": learn.dls.valid_ds}
-        if not is_own(learn.dls):
+        if is_own(learn.dls):
+            self.rows = {
+                str(split): rows.reset_index(drop=True) for split, rows in own_table(learn.dls).groupby("split")
+            }
+        else:
             self.rows = {split: dataset.items for split, dataset in self.rows.items()}
         images = {split: len(rows) for split, rows in self.rows.items()}
         parts = own_parts(learn) if own is None else own
@@ -276,8 +282,8 @@ class FrozenOutputs:
             train_size = 4 * size
         targets = self.targets["train"].repeat(repeats, *[1] * (self.targets["train"].ndim - 1))
         fit = _batch_loader(train, targets, views // repeats, learn, bs=train_size, shuffle=True, drop_last=True)
-        if learn.dls.train.weights is not None:
-            fit.weights = np.tile(learn.dls.train.weights, repeats)
+        if (weights := getattr(learn.dls.train, "weights", None)) is not None:
+            fit.weights = np.tile(weights, repeats)
         check = _batch_loader(valid, self.targets["valid"], 1, learn, bs=1024 if valid.ndim == 2 else max(size, 64))
         first = plan.first_trained_group(number)
         return Learner(
@@ -322,7 +328,8 @@ class FrozenOutputs:
         rows, plan = self.rows[split], self.plan
         self.targets[split] = encode_targets(self.learn.dls, rows)
         cache = self.cache if plan.is_pristine(number) else ArrayCache(0)
-        keys = {cut: self._key(split, cut, view) for cut in plan.shared_cuts(number)}
+        uncached = {"what": "outputs"}  # images of the user's may have no files to identify them by
+        keys = {cut: self._key(split, cut, view) if cache.max_bytes else uncached for cut in plan.shared_cuts(number)}
         with cache.lock(next(iter(keys.values()))):
             arrays = {cut: cache.get(key) for cut, key in keys.items()}
             missing = {cut: plan.shape(cut, view, len(rows)) for cut, array in arrays.items() if array is None}

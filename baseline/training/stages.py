@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastcore.basics import even_mults
 
-from baseline.errors import OutputError, TrainingError
+from baseline.errors import OutputError, RecipeError, TrainingError
 from baseline.parallel.distributed import broadcast_from_rank0, rank, world_size
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
@@ -33,7 +33,7 @@ from baseline.training.callbacks import (
     ResizeBatch,
     StepTimer,
     SyncGradients,
-)
+)  # fmt: skip
 from baseline.training.frozen import FrozenOutputs
 from baseline.training.lr_find import find_lr, sample_batch
 from baseline.training.part_errors import (
@@ -110,15 +110,8 @@ def train(
     adopt(learn.dls)
     if has_own_parts(learn):
         check_parts(learn)
-    run = TrainingRun(
-        FrozenOutputs(learn, recipe, progress),
-        BestWeights(learn),
-        TrainingLog(),
-        progress,
-        deadline,
-        learn.dls.train.bs,
-        checkpoints,
-    )
+    frozen = FrozenOutputs(learn, recipe, progress)
+    run = TrainingRun(frozen, BestWeights(learn), TrainingLog(), progress, deadline, learn.dls.train.bs, checkpoints)
     try:
         for number in range(run.resume(), len(recipe.stages) + 1):
             if run.log.epochs and time.perf_counter() > deadline:
@@ -192,11 +185,8 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
         size: images per optimizer step.
         start: time at which the stage began, in seconds of `time.perf_counter`.
     """
-    learn, stage, trained_groups = (
-        run.frozen.learn,
-        run.frozen.recipe.stages[number - 1],
-        run.frozen.plan.trained_groups,
-    )
+    learn, stage = run.frozen.learn, run.frozen.recipe.stages[number - 1]
+    trained_groups = run.frozen.plan.trained_groups
     is_cached = learner is not learn
     facts: StageRecord = {
         "trains": stage.trains, "epochs": stage.epochs, "optimizer": stage.optimizer, "schedule": stage.schedule,
@@ -206,7 +196,9 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
     facts["features_seconds"] = round(time.perf_counter() - start, 2) if is_cached else 0.0
     facts["cached_seconds"] = round(run.frozen.cached_seconds, 2) if is_cached else 0.0
     rate: float | tuple[float, float]
-    if stage.lr == "find":
+    if stage.trains == "probe":
+        rate, reason = 0.0, "the head is solved for"
+    elif stage.lr == "find":
         search_start = time.perf_counter()
         run.progress.log(f"stage {number}: searching for a learning rate")
         search = partial(with_recovery, run, learner, number, facts, lambda: search_lr(run, learner, number, size))
@@ -220,6 +212,8 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
     layers = describe_trained(stage.trains if isinstance(stage.trains, str) else trained_groups(number))
     epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
     parts = [layers, epochs, describe_schedule(facts), f"learning rate {format_lr(rate)} ({reason})"]
+    if stage.trains == "probe":
+        parts = [layers]
     run.progress.log(f"stage {number}: training {', '.join(filter(None, parts))}")
     return facts
 
@@ -236,6 +230,11 @@ def stage_learner(run: TrainingRun, number: int) -> Learner:
     if saved_parameters == sum(len(group) for group in layer_groups(learn.model, learn.splitter)):
         return learn
     cached_learner = run.frozen.learner(number)
+    if cached_learner is None and run.frozen.recipe.stages[number - 1].trains == "probe":
+        raise RecipeError(
+            f"Stage {number} trains 'probe', and there is no room for the features of all images, neither in the cache "
+            "nor in memory. Give a larger --cache-gb, fewer images, or a stage that trains 'head'."
+        )
     if cached_learner is None and saved_parameters:
         raise OutputError(
             "This checkpoint was taken on cached features, and the cache no longer has room for them. Free space on "
@@ -268,7 +267,11 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
             ProgressCallback(run, number, facts, bar),
             ResumeCallback(run, number, facts, timer),
         ]
-        if ema := run.frozen.recipe.training.ema:
+        if stage.trains == "probe":
+            from baseline.training.probe import SolveHead
+
+            callbacks.append(SolveHead(run, number, facts))
+        elif ema := run.frozen.recipe.training.ema:
             from baseline.training.average import AverageWeights
 
             callbacks.append(AverageWeights(ema, run))
@@ -276,13 +279,9 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
         loss_func, weight_decay = learner.loss_func, run.frozen.recipe.training.weight_decay
+        decay = None if weight_decay == "auto" else weight_decay
         try:
-            fit(
-                stage.epochs,
-                group_lrs(learner, facts["lr"]),
-                wd=None if weight_decay == "auto" else weight_decay,
-                cbs=callbacks,
-            )
+            fit(stage.epochs, group_lrs(learner, facts["lr"]), wd=decay, cbs=callbacks)
         except BaseException:
             learner.loss_func = loss_func  # mixup replaces it, and does not put it back after an error
             raise
@@ -305,8 +304,9 @@ def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) 
         callbacks.append(FreezeBatchNorm(learn.model[0] if is_body_and_head(learn.model) else learn.model))
     if learner is learn and stage.image_size:
         callbacks.append(ResizeBatch(stage.image_size))
-    callbacks += [MixUp(recipe.training.mixup)] if recipe.training.mixup else []
-    callbacks += [CutMix(recipe.training.cutmix)] if recipe.training.cutmix else []
+    if stage.trains != "probe":
+        callbacks += [MixUp(recipe.training.mixup)] if recipe.training.mixup else []
+        callbacks += [CutMix(recipe.training.cutmix)] if recipe.training.cutmix else []
     if learner.dls.train.bs < size:
         callbacks.append(AccumulateGradients(size))
     return callbacks

@@ -42,6 +42,8 @@ class StageRecord(TypedDict, total=False):
     features_seconds: float
     """Seconds, of all, to compute the outputs of frozen layers."""
     lr_find_seconds: float
+    strength: float
+    """Inverse penalty (scikit-learn's `C`) of the logistic regression of a probe."""
     cached_seconds: float
     """Seconds that it once took to compute the outputs that were read from the cache; not part of `seconds`."""
     laps: dict[str, float]
@@ -109,17 +111,8 @@ class TrainingRun:
         is_best = row["best"] and row["epoch"] == self.frozen.recipe.stages[number - 1].epochs
         weights = self.best.weights if is_best else clone_weights(self.frozen.learn.model)
         self.state = None
-        self.save(
-            TrainingState(
-                number + 1,
-                0,
-                {"seconds": 0},
-                weights,
-                None,
-                all_gather(get_rng_state()),
-                (loader_state(self.frozen.learn.dls.train),),
-            )
-        )
+        loaders = (loader_state(self.frozen.learn.dls.train),)
+        self.save(TrainingState(number + 1, 0, {"seconds": 0}, weights, None, all_gather(get_rng_state()), loaders))
 
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint of the state if one is due."""

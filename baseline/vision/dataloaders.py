@@ -210,8 +210,8 @@ def _inverse_frequency(labels: pd.Series) -> np.ndarray:
 def encode_targets(dls: DataLoaders, rows: pd.DataFrame) -> torch.Tensor:
     """Return the targets of table rows: class indices, N, int64, or, if multi-label, 0 or 1, N x classes, float32."""
     if dls.multilabel:
-        return torch.from_numpy(label_matrix(rows["label"], dls.vocab)).float()
-    index = {name: number for number, name in enumerate(dls.vocab)}
+        return torch.from_numpy(label_matrix(rows["label"], list(map(str, dls.vocab)))).float()
+    index = {str(name): number for number, name in enumerate(dls.vocab)}
     return torch.tensor([index[label] for label in rows["label"]])
 
 

@@ -1,0 +1,182 @@
+"""A probe stage: the head becomes penalized logistic regression on the features of the frozen body.
+
+The features of all images are computed in one pass, or read from the cache, and the head is solved for instead of being
+trained by steps. BatchNorm and the linear layer of the recipe's head hold the solution exactly, so that later stages
+fine-tune from it. Starting a fine-tune from such a head follows Kumar et al. 2022, https://arxiv.org/abs/2202.10054.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback, CancelTrainException
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from torch import Tensor, nn
+
+from baseline.data.labels import class_weights, rarest_label
+from baseline.data.split import fold_numbers, unit_ids
+from baseline.errors import TrainingError, format_count
+from baseline.parallel.distributed import broadcast_from_rank0
+from baseline.training.logistic import Problem, Solution, fit_logistic, search_strength
+from baseline.training.selection import SelectionMetric
+from baseline.vision.own_parts import part_name
+
+if TYPE_CHECKING:
+    from baseline.training.state import StageRecord, TrainingRun
+
+__all__ = ["SolveHead"]
+
+MIN_VALID_IMAGES = 200
+"""Number of valid images below which the penalty is chosen by cross-validation on the training images."""
+
+FOLDS = 5
+
+SEARCH_IMAGES = 10_000
+"""Maximum number of training images that the penalty is chosen with."""
+
+
+class SolveHead(Callback):
+    """Solve for the head where an epoch would be trained; its validation follows as usual."""
+
+    order = -90  # before the callbacks that prepare a training epoch
+
+    def __init__(self, run: TrainingRun, number: int, facts: StageRecord) -> None:
+        super().__init__()
+        self.training_run, self.number, self.facts = run, number, facts
+
+    def before_train(self) -> None:
+        start = time.perf_counter()
+        if message := ignored_parts(self.training_run, self.number):
+            self.training_run.progress.log(f"stage {self.number}: {message}")
+        solution, message = broadcast_from_rank0(self.solve)
+        install(solution, self.learn.model)
+        smooth = self.recorder.smooth_loss  # as after one step with the loss of the solution
+        smooth.count, smooth.val = 1, torch.tensor(solution.loss * (1 - smooth.beta))
+        self.opt.set_hyper("lr", 0.0)
+        self.facts["strength"] = solution.strength
+        seconds = time.perf_counter() - start
+        self.training_run.progress.log(f"stage {self.number}: logistic regression on {message}; {seconds:.0f} s")
+        raise CancelTrainException()
+
+    def solve(self) -> tuple[Solution, str]:
+        """Return the solution, and a text with the images, the strength of the fit and how it was chosen."""
+        frozen, device = self.training_run.frozen, self.dls.device
+        cut, view = frozen.plan.stages[self.number]
+        train, valid = frozen.outputs["train", cut, view], frozen.outputs["valid", cut, frozen.plan.full_view]
+        images = len(frozen.targets["train"])
+        views = len(train) // images
+        smoothing = frozen.recipe.training.label_smoothing
+        targets = {split: values.to(device) for split, values in frozen.targets.items()}
+        problem = Problem(
+            train.to(device), targets["train"].repeat(views, *[1] * (targets["train"].ndim - 1)),
+            len(frozen.learn.dls.vocab), self._class_weights(), smoothing, has_intercept(self.learn.model),
+        )  # fmt: skip
+        held_out = Problem(valid.to(device), targets["valid"], problem.classes, problem.class_weights)
+        first = torch.arange(images)[:: -(-images // SEARCH_IMAGES)]
+        subset = torch.cat([first + view * images for view in range(views)])
+        folds, how = [(problem.rows(subset) if len(first) < images else problem, held_out)], "valid images"
+        if len(valid) < MIN_VALID_IMAGES and (numbers := self._folds(first)) is not None:
+            numbers = np.tile(numbers, views)
+            count, how = int(numbers.max()) + 1, f"{numbers.max() + 1}-fold cross-validation"
+            parts = [(torch.from_numpy(subset.numpy()[numbers != n]), numbers == n) for n in range(count)]
+            folds = [(problem.rows(fit), problem.rows(subset[torch.from_numpy(out)])) for fit, out in parts]
+        strength, start_solution = search_strength(folds, self._score)
+        solution = fit_logistic(problem, strength, start_solution)
+        flips = " and their flips" if views > 1 else ""
+        where = f"{train.shape[1]:,} features of {format_count(images, 'image')}{flips}"
+        return solution, f"{where}, C = {strength:g} by {how}"
+
+    def _class_weights(self) -> Tensor | None:
+        """Return the class weights of the recipe; a sampler that draws classes equally often has the same effect."""
+        frozen = self.training_run.frozen
+        if frozen.recipe.training.class_balance == "none":
+            return None
+        dls = frozen.learn.dls
+        values = class_weights(frozen.rows["train"]["label"], list(map(str, dls.vocab)), multilabel=dls.multilabel)
+        return torch.tensor(values, dtype=torch.float32, device=self.dls.device)
+
+    def _folds(self, images: Tensor) -> np.ndarray | None:
+        """Return the fold of each image, with duplicates and groups in one fold; None where classes are too small."""
+        frozen = self.training_run.frozen
+        rows = frozen.rows["train"].iloc[images.numpy()].reset_index(drop=True)
+        grouped = "group" in frozen.recipe.split.method
+        labels = rarest_label(rows["label"]) if frozen.learn.dls.multilabel else rows["label"]
+        units = unit_ids(rows, "group" if grouped else "duplicate_id")
+        smallest = int(pd.Series(units).groupby(labels.to_numpy()).nunique().min())
+        if smallest < 2:
+            return None
+        return fold_numbers(labels, units, min(FOLDS, smallest), frozen.recipe.seed, grouped=grouped)
+
+    def _score(self, logits: Tensor, rows: Problem) -> tuple[float, float]:
+        """Return the recipe's metric of held-out images, if it names one, and their negative loss."""
+        evaluation, loss = self.training_run.frozen.recipe.evaluation, float(rows.loss(logits)) / len(logits)
+        if evaluation.metric == "auto":
+            return 0.0, -loss
+        metric = SelectionMetric(
+            evaluation.metric, rows.classes, multilabel=rows.targets.ndim == 2, threshold=evaluation.threshold
+        )
+        metric.add(logits, rows.targets, loss)
+        return metric.score(metric.value()), -loss
+
+
+def ignored_parts(run: TrainingRun, number: int) -> str:
+    """Return a text about what cannot act on a probe stage, or an empty one."""
+    learn, training, stage = run.frozen.learn, run.frozen.recipe.training, run.frozen.recipe.stages[number - 1]
+    names = [*(run.frozen.recipe.augment.changing() if stage.augment else ()), *run.frozen.plan.own_parts]
+    names += [name for name in ("mixup", "cutmix", "ema") if getattr(training, name)]
+    if not isinstance(learn.loss_func, CrossEntropyLossFlat | BCEWithLogitsLossFlat):
+        names.append(part_name(learn.loss_func))
+    if not names:
+        return ""
+    return f"{', '.join(names)}: not used by the probe, which is solved on features as the valid images have them"
+
+
+def head_layers(model: nn.Module) -> tuple[nn.BatchNorm1d | None, nn.Linear]:
+    """Return the layers that hold a solution: a linear layer, and BatchNorm before it if there is one.
+
+    Raises:
+        TrainingError: if the model, which follows the frozen layers, has others.
+    """
+    layers = [module for module in model.modules() if not isinstance(module, nn.Sequential | nn.Dropout | nn.Identity)]
+    match layers:
+        case [nn.BatchNorm1d(affine=True, track_running_stats=True) as norm, nn.Linear() as linear]:
+            return norm, linear
+        case [nn.Linear(bias=Tensor()) as linear]:
+            return None, linear
+    names = ", ".join(type(layer).__name__ for layer in layers[:6]) or "no layers"
+    raise TrainingError(
+        f"The stage trains 'probe', whose solution a linear layer after BatchNorm can hold, but the head has {names}. "
+        "Use head 'linear', or a stage that trains 'head'."
+    )
+
+
+def has_intercept(model: nn.Module) -> bool:
+    """Whether the head can hold an intercept for each class: a linear layer without bias has BatchNorm's shifts only,
+    one per feature."""
+    _, linear = head_layers(model)
+    return linear.bias is not None or linear.out_features <= linear.in_features
+
+
+@torch.no_grad()
+def install(solution: Solution, model: nn.Module) -> None:
+    """Copy a solution into the head."""
+    norm, linear = head_layers(model)
+    weight, bias = solution.weight, solution.bias
+    if norm is None:
+        weight = weight / solution.scale
+        bias = bias - weight @ solution.mean
+    else:
+        norm.load_state_dict({
+            "running_mean": solution.mean, "running_var": solution.scale**2 - norm.eps,
+            "weight": torch.ones_like(norm.weight), "bias": torch.zeros_like(norm.bias),
+            "num_batches_tracked": torch.tensor(1),
+        })  # fmt: skip
+    linear.weight.copy_(weight)
+    if linear.bias is not None:
+        linear.bias.copy_(bias)
+    elif norm is not None and bias.any():
+        norm.bias.copy_(torch.linalg.pinv(weight.double()) @ bias.double())

@@ -1,0 +1,269 @@
+"""A probe stage solves for the head: logistic regression on the features of the frozen body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from commands import call
+from fastai.callback.core import Callback
+from fastai.vision.data import ImageDataLoaders
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+import baseline
+from baseline import Progress, Recipe, Stage, make_baseline
+from baseline.errors import RecipeError, TrainingError
+from baseline.training.frozen import embeddings
+from baseline.training.logistic import STRENGTHS, Problem, Solution, fit_logistic, search_strength
+from baseline.training.probe import has_intercept, install
+
+TINY: dict[str, Any] = {"arch": "test_efficientnet", "image_size": 32, "cache_gb": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Weights for a network of 0.5 MB: random ones, whose features still tell the drawn insects apart."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "test_efficientnet.pth"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), file)
+    TINY["weights"] = str(file)
+    yield
+    del TINY["weights"]
+
+
+class Lines(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def features(rows: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Correlated features of very different scales, and classes that overlap."""
+    random = torch.Generator().manual_seed(rows)
+    mixed = torch.randn(rows, width, generator=random) @ torch.randn(width, width, generator=random) / width**0.5
+    weight = torch.randn(width, classes, generator=random)
+    targets = (mixed @ weight + 6 * torch.randn(rows, classes, generator=random)).argmax(1)
+    return mixed * 10 ** torch.linspace(-1, 1, width) + 1, targets
+
+
+@pytest.mark.parametrize("strength", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_logistic_regression_is_that_of_scikit_learn(classes: int, strength: float) -> None:
+    values, targets = features(600, 80, classes)
+    solution = fit_logistic(Problem(values, targets, classes), strength)
+    standardized = ((values - solution.mean) / solution.scale).double().numpy()
+    expected = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(standardized, targets.numpy())
+    probabilities = solution.logits(values).softmax(1).numpy()
+    assert np.abs(probabilities - expected.predict_proba(standardized)).max() < 1e-3
+    assert solution.loss == pytest.approx(
+        -np.log(probabilities[np.arange(600), targets.numpy()].astype(float)).mean(), rel=1e-4
+    )
+
+
+def test_class_weights_and_several_labels_are_those_of_scikit_learn() -> None:
+    values, targets = features(600, 80, 3)
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    solution = fit_logistic(Problem(values, targets, 3, weights), 0.01)
+    standardized = ((values - solution.mean) / solution.scale).double().numpy()
+    by_class = LogisticRegression(C=0.01, max_iter=5000, tol=1e-8, class_weight=dict(enumerate(weights.tolist())))
+    expected = by_class.fit(standardized, targets.numpy()).predict_proba(standardized)
+    assert np.abs(solution.logits(values).softmax(1).numpy() - expected).max() < 1e-3
+
+    several = torch.stack([targets == 0, targets > 0, values[:, 5] > values[:, 5].median()], 1).float()
+    probabilities = fit_logistic(Problem(values, several, 3), 0.01).logits(values).sigmoid().numpy()
+    for label in range(3):
+        single = LogisticRegression(C=0.01, max_iter=5000, tol=1e-8).fit(standardized, several[:, label].numpy())
+        assert np.abs(probabilities[:, label] - single.predict_proba(standardized)[:, 1]).max() < 1e-3
+
+
+def test_the_strength_has_the_lowest_held_out_loss() -> None:
+    values, targets = features(300, 80, 3)
+    fitted, held_out = Problem(values[:200], targets[:200], 3), Problem(values[200:], targets[200:], 3)
+
+    def negative_loss(logits: Tensor, rows: Problem) -> tuple[float, float]:
+        return 0.0, -float(rows.loss(logits)) / len(logits)
+
+    strength, solution = search_strength([(fitted, held_out)], negative_loss)
+    losses = {c: -negative_loss(fit_logistic(fitted, c).logits(held_out.features), held_out)[1] for c in STRENGTHS}
+    assert strength == solution.strength == min(losses, key=lambda c: losses[c])
+    assert strength not in (STRENGTHS[0], STRENGTHS[-1])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        nn.Sequential(nn.Flatten(), nn.BatchNorm1d(80), nn.Dropout(0.5), nn.Linear(80, 3, bias=False)),
+        nn.Sequential(nn.BatchNorm1d(80), nn.Linear(80, 3)),
+        nn.Linear(80, 3),
+    ],
+    ids=["no bias", "bias", "no BatchNorm"],
+)
+def test_the_head_holds_the_solution(head: nn.Module) -> None:
+    values, targets = features(300, 80, 3)
+    layers = head[1:] if isinstance(head, nn.Sequential) and isinstance(head[0], nn.Flatten) else head
+    solution = fit_logistic(Problem(values, targets, 3), 0.1)
+    assert solution.bias.abs().max() > 0.01
+    install(solution, layers)
+    with torch.no_grad():
+        outputs = head.eval()(values)
+    assert (outputs.softmax(1) - solution.logits(values).softmax(1)).abs().max() < 1e-4
+
+
+def test_without_bias_more_classes_than_features_have_no_intercept() -> None:
+    def head(width: int, bias: bool) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, 6, bias=bias))
+
+    assert [has_intercept(head(*case)) for case in ((4, False), (6, False), (4, True))] == [False, True, True]
+    values, targets = features(300, 4, 6)
+    solution = fit_logistic(Problem(values, targets, 6, intercept=False), 0.1)
+    assert not solution.bias.any()
+
+
+def test_other_heads_are_refused_in_a_line() -> None:
+    solution = Solution(torch.ones(2, 4), torch.zeros(2), torch.zeros(4), torch.ones(4), 1.0, 0.0)
+    with pytest.raises(TrainingError, match="the head has Linear, ReLU, Linear"):
+        install(solution, nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "fastai"}, "stage 1: trains is 'probe', needed: head 'linear' and freeze 'features'"),
+        ({"freeze": "fastai"}, "needed: head 'linear' and freeze 'features'"),
+        ({"stages": (Stage("probe", 2),)}, "which takes no steps; needed: epochs 1 and no lr"),
+        ({"stages": (Stage("probe", 1, 1e-3),)}, "which takes no steps"),
+    ],
+)
+def test_a_recipe_says_what_a_probe_needs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe().changed(**{"stages": (Stage("probe", 1),), **changes})
+
+
+def test_the_run_is_scikit_learns_on_the_frozen_features(images: Path, no_page: None, tmp_path: Path) -> None:
+    changes = {**TINY, "preset": "instant", "tta": ()}
+    result = make_baseline(images, out=tmp_path / "run", progress=Progress(), **changes)
+    assert [stage.trains for stage in result.recipe.stages] == ["probe"]
+    (stage,) = result.history.stages
+    (epoch,) = result.history.epochs.to_dict("records")
+    assert epoch["trains"] == "probe" and epoch["best"] and epoch["lr"] == 0
+    table = pd.read_csv(tmp_path / "run/split.csv").assign(group=None)
+    rows = {split: table[table["split"] == split].reset_index(drop=True) for split in ("train", "valid")}
+    plain = {split: embeddings(result.learner, part, result.recipe) for split, part in rows.items()}
+    flips = 2 * embeddings(result.learner, rows["train"], result.recipe, ("flip",)) - plain["train"]
+    random = torch.rand(len(rows["train"]), generator=torch.Generator().manual_seed(0)) < 0.5
+    seen = torch.from_numpy(np.where(random[:, None], flips, plain["train"]))
+    solution = fit_logistic(Problem(seen, torch.tensor(rows["train"]["label"].eq("bees").astype(int)), 2), 1.0)
+    standardized = ((seen - solution.mean) / solution.scale).double().numpy()
+    model = LogisticRegression(C=stage["strength"], max_iter=5000, tol=1e-8).fit(standardized, rows["train"]["label"])
+    valid = ((torch.from_numpy(plain["valid"]) - solution.mean) / solution.scale).double().numpy()
+    predictions = result.predictions[result.predictions["split"] == "valid"].set_index("path")
+    ours = predictions.loc[rows["valid"]["path"], "p_bees"].to_numpy()
+    assert np.abs(ours - model.predict_proba(valid)[:, 1]).max() < 2e-3
+    again = make_baseline(images, out=tmp_path / "again", progress=Progress(), **changes)
+    pd.testing.assert_frame_equal(again.predictions, result.predictions)
+
+
+def test_a_fine_tune_that_makes_things_worse_is_not_kept(images: Path, no_page: None, tmp_path: Path) -> None:
+    stages = (Stage("probe", 1), Stage(2, 1, 1.0, augment=False))
+    result = make_baseline(
+        images, "default", out=tmp_path / "run", progress=Progress(), stages=stages, presets={}, **TINY
+    )
+    best = result.history.epochs.set_index("stage")["best"]
+    assert best[1] and not best[2]
+    alone = make_baseline(
+        images, "default", out=tmp_path / "alone", progress=Progress(), stages=stages[:1], presets={}, **TINY
+    )
+    pd.testing.assert_frame_equal(alone.predictions, result.predictions)
+
+
+def test_several_labels(images: Path, no_page: None, tmp_path: Path) -> None:
+    paths = sorted(images.rglob("*.jpg"))
+    labels = [path.parent.name + (";even" if int(path.stem) % 2 == 0 else "") for path in paths]
+    table = pd.DataFrame({"path": [str(path) for path in paths], "label": labels})
+    result = make_baseline(table, preset="instant", out=tmp_path / "run", progress=Progress(), **TINY)
+    assert result.metrics["valid"]["plain"]["micro_f1"] == pytest.approx(result.history.epochs["valid_micro_f1"][0])
+    assert result.metrics["valid"]["plain"]["micro_f1"] > 0.5
+
+
+def test_class_weights_change_the_solution(images: Path, no_page: None, tmp_path: Path) -> None:
+    table = baseline.image_table(images)
+    few = table[(table["label"] == "bees") | (table.groupby("label").cumcount() < 8)]
+    runs = {
+        balance: make_baseline(
+            few, preset="instant", out=tmp_path / balance, progress=Progress(), class_balance=balance, **TINY
+        )
+        for balance in ("none", "weights", "sampler")
+    }
+    strengths = {balance: run.history.stages[0]["strength"] for balance, run in runs.items()}
+    means = {name: run.predictions["p_ants"].mean() for name, run in runs.items()}
+    assert means["weights"] == pytest.approx(means["sampler"], abs=0.02), strengths
+    assert means["weights"] > means["none"] + 0.05, strengths
+
+
+class Counting(Callback):
+    def before_batch(self) -> None:
+        raise AssertionError("not in a probe")
+
+
+def test_what_cannot_act_on_a_probe_is_named(images: Path, no_page: None, tmp_path: Path) -> None:
+    progress = Lines()
+    make_baseline(
+        images, preset="instant", out=tmp_path / "run", progress=progress, mixup=0.4, augment={"rotate": 10.0},
+        cbs=[Counting()], loss_func=nn.MultiMarginLoss(), **TINY,
+    )  # fmt: skip
+    (line,) = [line for line in progress.lines if "not used by the probe" in line]
+    assert line.startswith("stage 1: rotate, Counting, mixup, MultiMarginLoss: not used")
+
+
+def test_a_probe_on_dataloaders_of_the_users(images: Path, no_page: None, tmp_path: Path) -> None:
+    from fastai.vision.augment import Resize
+
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.4, seed=1, item_tfms=Resize(32), bs=8, num_workers=0)
+    options = {name: value for name, value in TINY.items() if name not in ("image_size", "cache_gb")}
+    recipe = Recipe(name="probe").changed(stages=(Stage("probe", 1),), **options)
+    result = make_baseline(dls, recipe, out=tmp_path / "run", progress=Progress())
+    accuracy = result.learner.validate()[1]
+    assert accuracy == pytest.approx(result.history.epochs["valid_accuracy"][0])
+    assert result.history.stages[0]["strength"] in STRENGTHS
+
+
+def test_no_room_for_features_is_said_in_a_line(
+    images: Path, no_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baseline.training import frozen
+
+    monkeypatch.setattr(frozen, "MEMORY_FRACTION", 0.0)
+    with pytest.raises(RecipeError, match="no room for the features of all images"):
+        make_baseline(images, preset="instant", out=tmp_path / "run", progress=Progress(), **TINY)
+
+
+def test_a_metric_chooses_the_strength(settled: tuple, learn: Any) -> None:
+    from baseline.training.probe import SolveHead
+
+    recipe = settled[0].changed(metric="accuracy", stages=(Stage("probe", 1),))
+
+    class Run:
+        frozen = type("Frozen", (), {"recipe": recipe})
+
+    score = SolveHead(Run(), 1, {})._score
+    rows = Problem(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), 2)
+    right = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.0, 0.1], [0.0, 0.1]])
+    sure = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.1, 0.0]])
+    assert score(right, rows)[0] == 1.0 and score(sure, rows)[0] == 0.75
+    assert score(right, rows)[1] < score(sure, rows)[1] < 0
+
+
+def test_the_command_line_takes_the_preset(images: Path, no_page: None, tmp_path: Path) -> None:
+    options = [f"--set={name}={value}" for name, value in TINY.items()]
+    ended = call("run", images, "--preset", "instant", "--out", tmp_path / "run", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run/manifest.json").exists()
