@@ -26,10 +26,7 @@ QUIET = Progress()
 
 
 @pytest.fixture(scope="module")
-def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> LearningCurve:
-    deterministic = small.changed(
-        frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2, augment=False), small.stages[1])
-    )
+def curve(images: Path, deterministic: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> LearningCurve:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
         leave_out_pages(patch)
@@ -38,32 +35,34 @@ def curve(images: Path, small: baseline.Recipe, tmp_path_factory: pytest.TempPat
             images, deterministic, sizes=[2, 4, 8], seeds=2, variants=["logistic"], out=out, progress=QUIET
         )
         again = run_learning_curve(
-            images, deterministic, sizes=[2, 4, 8], seeds=1, variants=["head"], out=out, progress=QUIET, resume=True
+            images, deterministic, sizes=[2, 4, 8], seeds=1, variants=["groups"], out=out, progress=QUIET, resume=True
         )
         result = run_learning_curve(
             images,
             deterministic,
             sizes=[2, 4, 8],
             seeds=1,
-            variants=["logistic", "head"],
+            variants=["logistic", "groups"],
             out=out,
             progress=QUIET,
             resume=True,
         )
-    assert again.table["accuracy"].tolist() == result.table.loc[result.table["variant"] == "head", "accuracy"].tolist()
+    assert (
+        again.table["accuracy"].tolist() == result.table.loc[result.table["variant"] == "groups", "accuracy"].tolist()
+    )
     assert logistic.table["images"].tolist() == [4, 4, 8, 8, 16, 16, logistic.table["images"].max()]
     return result
 
 
 def test_samples_are_nested_and_evaluated_on_the_same_images(curve: LearningCurve) -> None:
-    runs = curve.table.loc[curve.table["variant"] == "head", "run"]
+    runs = curve.table.loc[curve.table["variant"] == "groups", "run"]
     splits = [pd.read_csv(Path(run) / "split.csv").groupby("split")["path"].apply(set) for run in runs]
     for smaller, larger in itertools.pairwise(splits):
         assert smaller["train"] < larger["train"] and smaller["valid"] <= larger["valid"]
         assert smaller["test"] == larger["test"]
     full = pd.read_csv(curve.folder / "split.csv").groupby("split")["path"].apply(set)
     assert splits[-1]["train"] == full["train"] and splits[-1]["valid"] == full["valid"]
-    for run, row in zip(runs, curve.table[curve.table["variant"] == "head"].itertuples(), strict=True):
+    for run, row in zip(runs, curve.table[curve.table["variant"] == "groups"].itertuples(), strict=True):
         predictions = baseline.runs.folder.read_predictions(Path(run))
         test = predictions[predictions["split"] == "test"]
         assert row.accuracy == pytest.approx((test["plain_predicted"] == test["label"]).mean())
@@ -74,7 +73,7 @@ def test_its_files_and_its_page_agree(curve: LearningCurve) -> None:
         pd.read_csv(curve.folder / "curve.csv").fillna({"run": ""}), curve.table, check_dtype=False
     )
     contents = json.loads((curve.folder / "curve.json").read_text())
-    assert contents["sentences"] == curve.sentences and set(contents["fits"]) == {"logistic", "head"}
+    assert contents["sentences"] == curve.sentences and set(contents["fits"]) == {"logistic", "groups"}
     page = (curve.folder / "curve.html").read_text()
     assert all(sentence.split(":")[1][:40] in page for sentence in curve.sentences)
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
