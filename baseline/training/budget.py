@@ -44,8 +44,15 @@ class Estimate:
         return sum(self.stages) + self.evaluation
 
 
+MEASUREMENTS: dict[tuple, dict[tuple, float]] = {}
+"""Seconds per image measured in this process: by network, batch and precision, and by the part of the network."""
+
+
 class Throughput:
     """Seconds per image that parts of a network take on this machine, measured when first needed.
+
+    Networks of the same layers share their measurements, so that of several runs in one process, such as those of a
+    ladder or of several seeds, only the first measures.
 
     Args:
         model: the network; it is copied and stays unchanged.
@@ -57,7 +64,10 @@ class Throughput:
         self.images = min(images, int(recipe.training.batch_size))
         self.network = LayerSequence(self.model, splitter, recipe.model.image_size)
         self.layers, self.device = self.network.layers, self.network.device
-        self.measured: dict[tuple, float] = {}
+        groups, settings = [len(group) for group in self.network.groups], recipe.model
+        network = (repr(model), *groups, self.device, torch.get_num_threads())
+        batch = (self.images, settings.precision, settings.frozen_precision)
+        self.measured = MEASUREMENTS.setdefault((*network, *batch), {})
 
     def frozen(self, cut: int, size: int) -> float:
         """Return the seconds per image of a forward pass through the frozen layers, those before the cut."""
