@@ -445,10 +445,14 @@ def pair_thumbnail(path: str) -> Any:
 
 
 def png(figure: Figure) -> bytes:
-    """Return the figure as the content of a PNG file, on a white background."""
+    """Return the figure as the content of a PNG file, on a white background.
+
+    Its layout is computed once: `png` and `svg` keep the one of whichever is called first.
+    """
     buffer = io.BytesIO()
     with figure_style():
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
+    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 
@@ -464,6 +468,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     buffer = io.StringIO()
     with figure_style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    figure.set_layout_engine("none")
     text = buffer.getvalue()
     # its style sheet would apply to the full page; the template sets its strokes instead
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
