@@ -92,19 +92,20 @@ def fit_power_law(images: np.ndarray, hits: np.ndarray, *, same_test: bool = Fal
 
 def _least_squares(sizes: np.ndarray, errors: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return floor, scale and exponent of each row of errors (samples x sizes), by weighted least squares on a grid."""
-    lowest = errors.min(1)
+    floors = FLOOR_GRID * errors.min(1)[:, None]  # samples x floors, as all arrays below
+    squares = (errors**2 @ weights)[:, None] - 2 * floors * (errors @ weights)[:, None] + floors**2 * weights.sum()
     min_loss = np.full(len(errors), np.inf)
     parameters = np.zeros((3, len(errors)))
     for exponent in EXPONENT_GRID:
         shape = sizes.astype(float) ** -exponent
-        for fraction in FLOOR_GRID:
-            floor = fraction * lowest
-            above_floor = errors - floor[:, None]
-            scale = np.maximum((above_floor * shape * weights).sum(1) / (shape**2 * weights).sum(), 0)
-            loss = ((above_floor - scale[:, None] * shape) ** 2 * weights).sum(1)
-            better = loss < min_loss
-            min_loss[better] = loss[better]
-            parameters[:, better] = np.stack([floor, scale, np.full(len(floor), exponent)])[:, better]
+        products = (errors @ (shape * weights))[:, None] - floors * (shape * weights).sum()
+        scales = np.maximum(products / (shape**2 * weights).sum(), 0)
+        losses = squares - 2 * scales * products + scales**2 * (shape**2 * weights).sum()
+        best = losses.argmin(1)[:, None]
+        loss, floor, scale = (np.take_along_axis(values, best, 1)[:, 0] for values in (losses, floors, scales))
+        better = loss < min_loss
+        min_loss[better] = loss[better]
+        parameters[:, better] = np.stack([floor, scale, np.full(len(floor), exponent)])[:, better]
     return tuple(parameters)
 
 
