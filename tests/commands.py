@@ -93,6 +93,15 @@ if call:
 """
 
 
+WITHOUT_PAGE = """
+from baseline.report import page
+page.write_report = lambda folder, progress=None: None
+from baseline.cli.app import main
+main()
+"""
+"""Code for a `Command` whose runs end without a page, whose pictures take longer than a short training."""
+
+
 class _First:
     """The process that is forked, begun when it is first needed."""
 
@@ -179,9 +188,9 @@ class Command:
         return texts[0], texts[1]
 
 
-def call(*words: Any, **env: str) -> subprocess.CompletedProcess[str]:
+def call(*words: Any, code: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """`baseline WORDS`, to its end."""
-    running = Command(*words, env=env)
+    running = Command(*words, code=code, env=env)
     try:
         running.wait(300)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from commands import call
+from commands import WITHOUT_PAGE, call
 
 import baseline
 import baseline.experiments.repeats
@@ -58,7 +58,7 @@ def ended(images: Path, tmp_path_factory: pytest.TempPathFactory, done: baseline
     recipe = folder / "short.toml"
     stage = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
     recipe.write_text(f'image_size = 48\nsplit_file = "{done.folder / "split.csv"}"\n{stage}')
-    return call("run", recipe, "--data", images, "--out", folder / "out", "--seed", 3, "--seeds", 2)
+    return call("run", recipe, "--data", images, "--out", folder / "out", "--seed", 3, "--seeds", 2, code=WITHOUT_PAGE)
 
 
 @pytest.fixture

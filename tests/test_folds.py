@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from commands import call
+from commands import WITHOUT_PAGE, call
 from PIL import Image
 
 import baseline
@@ -74,7 +74,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(given: Path, short: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return call("run", short, "--data", given, "--out", tmp_path_factory.mktemp("folds") / "out")
+    return call("run", short, "--data", given, "--out", tmp_path_factory.mktemp("folds") / "out", code=WITHOUT_PAGE)
 
 
 @pytest.fixture(scope="module")
