@@ -7,6 +7,7 @@ runs a few tests that need them. The header of the test run says which.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections import Counter
@@ -127,6 +128,13 @@ def shortened(name: str) -> dict[str, Any]:
         for stage in recipe.with_preset(preset).stages
     )
     return {"preset": preset, "stages": stages, "image_size": 48, "arch": EMBEDDED_ARCH}
+
+
+def two_stage_plan(head: dict[str, Any], groups: dict[str, Any], **settings: Any) -> str:
+    """A recipe file of 48 pixels that trains the head, then the last layer groups."""
+    lines = {"image_size": 48, **settings}, {"trains": "head", **head}, groups
+    tables = ["".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items()) for table in lines]
+    return "[[stage]]\n".join(tables)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Command, call
+from commands import WITHOUT_PAGE, Command, call
+from conftest import leave_out_pages, two_stage_plan
 
 import baseline
 from baseline import Recipe, Stage
@@ -25,19 +26,13 @@ from baseline.runs.folder import read_manifest
 from baseline.vision.dataloaders import shard_loader
 from baseline.vision.rng import seed_everything
 
-PLAN = """
-image_size = 48
-batch_size = 8
-[[stage]]
-trains = "head"
-epochs = 4
-lr = 3e-3
-[[stage]]
-trains = 3
-epochs = 2
-lr = 3e-4
-batch_norm = "train"
-"""
+
+def plan(batch_size: int = 8, epochs: int = 2) -> str:
+    return two_stage_plan(
+        head={"epochs": 4, "lr": 3e-3},
+        groups={"trains": 3, "epochs": epochs, "lr": 3e-4, "batch_norm": "train"},
+        batch_size=batch_size,
+    )
 
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
@@ -86,7 +81,6 @@ def test_a_single_process_is_rank_0() -> None:
 
 RECORDING_SCRIPT = """
 import json, os, sys
-from baseline.cli.app import main
 from baseline.training.callbacks import SyncGradients
 from baseline.vision.dataloaders import BatchLoader
 folder, *arguments = sys.argv[1:]
@@ -103,7 +97,6 @@ def after_backward(self):
         file.write(f"{sum(float(p.grad.double().sum()) for p in self.model.parameters() if p.grad is not None)!r}\\n")
 BatchLoader.get_idxs, SyncGradients.after_backward = get_idxs, after_backward
 sys.argv = ["baseline", *arguments]
-main()
 """
 
 
@@ -111,13 +104,13 @@ main()
 def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two processes, the images that each of them saw, and a run of one process."""
     folder = tmp_path_factory.mktemp("pair")
-    (folder / "plan.toml").write_text(PLAN)
+    (folder / "plan.toml").write_text(plan())
     words = ["run", str(folder / "plan.toml"), "--data", str(images), "--loggers", "csv", "--out"]
     env = {"BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [
         Command(
-            folder, *words, folder / "two", code=RECORDING_SCRIPT,
+            folder, *words, folder / "two", code=RECORDING_SCRIPT + WITHOUT_PAGE,
             env={**env, "RANK": str(index), "LOCAL_RANK": str(index)},
         )
         for index in range(2)
@@ -125,7 +118,9 @@ def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for process in running:
         process.wait(240)
         assert process.returncode == 0, process.communicate()[1]
-    baseline.make_baseline(images, str(folder / "plan.toml"), out=folder / "one", progress=baseline.Progress())
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pages(patch)
+        baseline.make_baseline(images, str(folder / "plan.toml"), out=folder / "one", progress=baseline.Progress())
     return folder
 
 
@@ -157,7 +152,7 @@ def test_two_processes_reach_the_accuracy_of_one_on_the_same_images(pair: Path) 
 
 
 def test_failing_processes_report_the_error_once_and_end_together(images: Path, tmp_path: Path, capfd: Any) -> None:
-    (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 7"))
+    (tmp_path / "plan.toml").write_text(plan(batch_size=7))
     assert (
         launch(2, ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")])[0] == 2
     )
@@ -177,24 +172,24 @@ def test_an_error_of_all_processes_is_printed_once(
 
 
 def test_more_processes_than_images_in_a_split_predict_them_all(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text(PLAN.replace("batch_size = 8", "batch_size = 6"))
+    (tmp_path / "plan.toml").write_text(plan(batch_size=6))
     files = [
         file
         for number in range(9)
         for file in (images / "ants" / f"{number:02}.jpg", images / "bees" / f"{number:02}.jpg")
     ]
-    splits = ["train"] * 14 + ["valid", "valid", "test", "test"]
+    splits = ["train"] * 16 + ["valid", "test"]
     rows = [f"{file},{file.parent.name},{split}" for file, split in zip(files, splits, strict=True)]
     (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     words = ["run", str(tmp_path / "plan.toml"), "--data", str(tmp_path / "images.csv"), "--out", str(tmp_path / "run")]
-    assert launch(3, words) == (0, "")
+    assert launch(2, words) == (0, "")
     table = baseline.runs.folder.read_predictions(tmp_path / "run")
-    assert sorted(table["path"]) == sorted(map(str, files[14:]))
+    assert sorted(table["path"]) == sorted(map(str, files[16:]))
 
 
 @pytest.mark.parametrize("which", ["worker", "parent"])
 def test_killing_one_process_ends_the_others(images: Path, tmp_path: Path, which: str) -> None:
-    (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 1000"))
+    (tmp_path / "plan.toml").write_text(plan(epochs=1000))
     words = ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")]
     running = subprocess.Popen([sys.executable, "-m", "baseline", *words, "--processes", "2"], stderr=subprocess.PIPE,
                                text=True)  # fmt: skip
