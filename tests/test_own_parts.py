@@ -252,6 +252,7 @@ def test_item_transforms_run_in_training_validation_and_prediction(
     assert done.manifest["own_parts"] == {"item_tfms": ["Invert"]} and "own_parts" not in plain.manifest
 
 
+@pytest.mark.usefixtures("no_page")
 def test_batch_transforms_of_prediction_run_in_the_loaded_model(images: Path, recipe: Recipe, tmp_path: Path) -> None:
     class Darken(Transform):
         order = 50
@@ -271,6 +272,7 @@ def test_batch_transforms_of_prediction_run_in_the_loaded_model(images: Path, re
     assert np.allclose(actual, done.predictions[columns], atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_train_only_transforms_need_nothing_at_prediction(images: Path, recipe: Recipe, tmp_path: Path) -> None:
     done = make_baseline(
         images, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", batch_tfms=[Black()], progress=baseline.Progress()
@@ -457,6 +459,7 @@ def test_targets_that_are_no_classes_are_refused(images: Path, recipe: Recipe) -
 # Files
 
 
+@pytest.mark.usefixtures("no_page")
 def test_callbacks_write_beside_the_files_of_the_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
     done = make_baseline(
         images, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", cbs=[CSVLogger()], progress=baseline.Progress()
@@ -614,6 +617,7 @@ def test_all_transforms_of_a_class_run(settled: tuple, recipe: Recipe) -> None:
     assert Turn.calls.count(1) == Turn.calls.count(2) > 0
 
 
+@pytest.mark.usefixtures("no_page")
 def test_parts_from_an_iterator_are_not_lost(images: Path, recipe: Recipe, tmp_path: Path) -> None:
     count = Count()
     done = make_baseline(
@@ -718,6 +722,7 @@ def test_the_scale_of_an_own_loss_is_not_divergence(settled: tuple, recipe: Reci
     assert best["valid_loss"] == pytest.approx(100 * best["valid_log_loss"], rel=1e-3)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_dataloaders_from_a_table_make_a_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
     paths = sorted(images.rglob("*.jpg"))
     table = pd.DataFrame({"name": [path.relative_to(images) for path in paths], "label": "ants"})
