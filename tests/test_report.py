@@ -524,13 +524,18 @@ def test_errors_and_correct_predictions_come_with_an_overlay(run: Path, page: Pa
 # ---- in a browser ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def unusual_page(done: baseline.Baseline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with unusual class names."""
+    folder, paths = tmp_path_factory.mktemp("unusual") / "odd", done.predictions["path"].tolist()
+    return write_report(made_run(done.folder, folder, UNUSUAL_NAMES, paths, each=5, every=4))
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_page_and_requests_nothing(
-    done: baseline.Baseline, tmp_path: Path, browser: Any, width: int, scheme: str
+    unusual_page: Path, browser: Any, width: int, scheme: str
 ) -> None:
-    folder = made_run(done.folder, tmp_path / "odd", UNUSUAL_NAMES, done.predictions["path"].tolist(), each=5, every=4)
-    target = write_report(folder)
     complaints: list[str] = []
     requested: list[str] = []
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -538,7 +543,7 @@ def test_a_browser_shows_the_page_and_requests_nothing(
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("dialog", lambda dialog: complaints.append(dialog.message))
     tab.on("request", lambda request: requested.append(request.url))
-    tab.goto(target.as_uri())
+    tab.goto(unusual_page.as_uri())
     assert tab.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -558,4 +563,4 @@ def test_a_browser_shows_the_page_and_requests_nothing(
     assert set(column(1)) == set(before) == set(UNUSUAL_NAMES)
     assert tab.get_attribute("#per-class th:nth-child(4)", "aria-sort") is None
     tab.close()
-    assert complaints == [] and [url for url in requested if not url.startswith("data:")] == [target.as_uri()]
+    assert complaints == [] and [url for url in requested if not url.startswith("data:")] == [unusual_page.as_uri()]
