@@ -308,7 +308,9 @@ def test_too_many_layer_groups_are_refused(learn: Any, settled: tuple) -> None:
         train(learn, settled[0].changed(stages=(Stage(10, 1),)))
 
 
-def test_lr_search_has_no_side_effects(learn: Any, tmp_path: Path) -> None:
+def test_lr_search_has_no_side_effects(settled: tuple, tmp_path: Path) -> None:
+    recipe = settled[0].changed(arch="test_efficientnet", pretrained=False)
+    learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
     before, files = weights_of(learn.model), set(tmp_path.rglob("*"))
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state(), learn.dls.train.rng.getstate()
     rate, curve, reason = find_lr(learn)
