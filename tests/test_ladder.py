@@ -340,12 +340,12 @@ def test_multilabel_images_have_ladders_and_curves(
     result = run_ladder(
         table,
         deterministic,
-        variants=("majority", "logistic", "groups"),
+        variants=("majority", "logistic", "head"),
         out=tmp_path / "ladder",
         progress=RecordingProgress(),
     )
     assert "images: 48 in 5 classes" in "".join(lines)
-    assert read_manifest(result.folder / "groups")["data"]["classes"] == ["ants", "bees", "big", "odd", "red"]
+    assert read_manifest(result.folder / "head")["data"]["classes"] == ["ants", "bees", "big", "odd", "red"]
     table["split"] = table["path"].map(pd.read_csv(result.folder / "split.csv").set_index("path")["split"])
     curve = run_learning_curve(
         table,
