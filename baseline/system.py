@@ -59,8 +59,21 @@ def bfloat16_instructions() -> list[str]:
     """Return the names of the instruction sets that this CPU has for bfloat16."""
     import torch
 
-    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX-512 BF16": torch.cpu._is_avx512_bf16_supported}
-    return [name for name, is_supported in units.items() if is_supported()]
+    units = {
+        "AMX": ("_is_amx_tile_supported", "amx_tile"), "AVX-512 BF16": ("_is_avx512_bf16_supported", "avx512_bf16"),
+    }  # fmt: skip
+    if not all(hasattr(torch.cpu, function) for function, _ in units.values()):  # before torch 2.6
+        return [name for name, (_, flag) in units.items() if flag in _cpu_flags()]
+    return [name for name, (function, _) in units.items() if getattr(torch.cpu, function)()]
+
+
+def _cpu_flags() -> set[str]:
+    """Return the instruction sets of the CPU as Linux names them; none elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
 
 
 def device_type() -> str:

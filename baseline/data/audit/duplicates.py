@@ -58,6 +58,18 @@ def near_pairs(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.n
                 yield from pairs_in_bucket(order[low:high], hashes, bits, masks[:piece])
 
 
+def count_bits(values: np.ndarray) -> np.ndarray:
+    """Return the number of bits that are set in each value, uint8.
+
+    >>> count_bits(np.array([0, 5, 2**64 - 1], np.uint64)).tolist()
+    [0, 2, 64]
+    """
+    if hasattr(np, "bitwise_count"):
+        return np.bitwise_count(values)
+    octets = np.ascontiguousarray(values)[..., None].view(np.uint8)  # NumPy 1.26
+    return np.unpackbits(octets, axis=-1).sum(-1, dtype=np.uint8)
+
+
 def pairs_in_bucket(
     members: np.ndarray, hashes: np.ndarray, bits: int, earlier: list[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -66,7 +78,7 @@ def pairs_in_bucket(
     block_rows = max(1, 2_000_000 // len(members))
     for start in range(0, len(members), block_rows):
         difference = values[start : start + block_rows, None] ^ values[None, :]
-        distance = np.bitwise_count(difference)
+        distance = count_bits(difference)
         first, second = np.nonzero(distance <= bits)
         keep = second > first + start
         first, second = first[keep], second[keep]
