@@ -241,6 +241,36 @@ def test_a_dry_run_describes_the_folds_and_one_fold_is_one_run(given: Path, shor
     assert not (tmp_path / "none").exists()
 
 
+def test_folds_of_a_table_are_run_one_or_all_of_them_once(images: Path, short: Path, tmp_path: Path) -> None:
+    paths = [path for name in ("ants", "bees") for path in sorted((images / name).glob("*.jpg"))[:12]]
+    numbers = [(1, 1, 2, 2, 3, -1)[at % 6] for at in range(len(paths))]
+    table = pd.DataFrame({"image": paths, "label": [path.parent.name for path in paths], "kfold": numbers})
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    one = short.with_name("one_stage.toml")
+    one.write_text(short.read_text().replace('split = "kfold:3"\n', ""))
+    options = ["--data", tmp_path / "folds.csv", "--out", tmp_path / "out"]
+    told = call("run", one, *options, "--split", "kfold", "--dry-run").stdout
+    assert "folds: kfold:kfold, valid images 8, 8, 4; 4 test images are in no fold" in told
+    single = call("run", one, *options[:2], "--fold", 2, "--out", tmp_path / "single")
+    assert single.returncode == 0, single.stderr
+    by_fold = {str(path): fold for path, fold in zip(paths, numbers, strict=True)}
+    parts = pd.read_csv(tmp_path / "single/split.csv")
+    assert {by_fold[path] for path in parts.loc[parts["split"] == "valid", "path"]} == {2}
+    assert {by_fold[path] for path in parts.loc[parts["split"] == "train", "path"]} == {1, 3}
+    assert {by_fold[path] for path in parts.loc[parts["split"] == "test", "path"]} == {-1}
+    every = call("run", one, *options, "--split", "kfold:3")
+    assert every.returncode == 0, every.stderr
+    rows = pd.read_csv(tmp_path / "out/oof.csv")
+    assert {path: fold for path, fold in by_fold.items() if fold > 0} == dict(
+        zip(rows["path"], rows["fold"], strict=True)
+    )
+    assert len(pd.read_csv(tmp_path / "out/predictions.csv")) == 4
+    assert sorted(path.name for path in (tmp_path / "out").glob("fold-*")) == ["fold-1", "fold-2", "fold-3"]
+    wrong = call("run", one, *options[:2], "--fold", 0, "--out", tmp_path / "none")
+    assert wrong.returncode == 2 and "There is no fold 0 in the column 'kfold': it has 1, 2, 3" in wrong.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_budget_is_divided_and_the_first_runs_plan_is_used_by_all(
     done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from baseline import Recipe, split
+from baseline import Progress, Recipe, split
+from baseline.data.prepare import prepare
 from baseline.data.split import resolve_split
 from baseline.errors import DataError
 
@@ -181,3 +182,48 @@ def test_a_split_file_that_matches_images_twice_is_rejected(tmp_path: Path) -> N
     both = pd.concat([one, one.assign(path=one["path"].str.replace("/A", "/B"))], ignore_index=True)
     with pytest.raises(DataError, match="names 40 images, but 80 of these match"):
         split(both, Recipe().changed(split_file=str(tmp_path / "split.csv")))
+
+
+def with_folds(values: list[str], **columns: list[str]) -> pd.DataFrame:
+    return rows({"a": len(values) // 2, "b": len(values) // 2}).assign(kfold=values, **columns)
+
+
+@pytest.mark.parametrize("method", ["kfold", "kfold:3", "kfold:kfold"])
+def test_folds_that_images_come_with_are_used(method: str) -> None:
+    table = with_folds(["1", "2", "3"] * 8)
+    for fold in (1, 2):
+        done = split(table, Recipe().changed(split=method, fold=fold))
+        assert (done["fold"].astype(str) == table["kfold"]).all()
+        assert set(done.loc[done["split"] == "valid", "kfold"]) == {str(fold)}
+    with pytest.raises(DataError, match="There is no fold 0 in the column 'kfold': it has 1, 2, 3"):
+        split(table, Recipe().changed(split=method))
+
+
+def test_another_number_of_folds_is_made_and_said() -> None:
+    table = with_folds(["1", "2", "3"] * 8)
+    recipe = Recipe().changed(split="kfold:4")
+    assert resolve_split(table, recipe) == ("kfold:4", "as given; the column 'kfold' has 3 folds, which are not used")
+    assert sorted(split(table, recipe)["fold"].unique()) == [0, 1, 2, 3]
+
+
+def test_any_column_gives_folds_and_negative_or_empty_ones_are_none() -> None:
+    table = with_folds(["0", "1", "-1", ""] * 6, place=["sea", "hill", "hill", "wood"] * 6)
+    table["split"] = [None, None, "test", None] * 6
+    done = split(table, Recipe().changed(split="kfold", fold=1))
+    assert done.groupby("kfold")["split"].first().to_dict() == {"-1": "test", "": "train", "0": "train", "1": "valid"}
+    done = split(table, Recipe().changed(split="kfold:place", fold=2))
+    assert set(done.loc[done["split"] == "valid", "place"]) == {"wood"}
+    with pytest.raises(DataError, match="There is no column 'nope'"):
+        split(table, Recipe().changed(split="kfold:nope"))
+    with pytest.raises(DataError, match="The images come without folds"):
+        split(rows({"a": 9, "b": 9}), Recipe().changed(split="kfold"))
+
+
+def test_given_splits_that_are_not_used_may_lack_a_class(images: Path) -> None:
+    paths = [path for name in ("ants", "bees") for path in sorted((images / name).glob("*.jpg"))[:8]]
+    splits = ["train"] * 8 + ["test"] * 8
+    table = pd.DataFrame({"path": paths, "label": [path.parent.name for path in paths], "split": splits})
+    with pytest.raises(DataError, match="No training image of 'bees'"):
+        prepare(table, "default", Progress(), preset="standard")
+    prepared = prepare(table, "default", Progress(), preset="standard", split="random")
+    assert set(prepared.table.loc[prepared.table["split"] == "train", "label"]) == {"ants", "bees"}

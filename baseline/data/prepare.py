@@ -103,16 +103,20 @@ def load_image_table(
 ) -> tuple[Recipe, pd.DataFrame]:
     """Read the image table, and resolve the recipe's `split` and `task` by it; add the reasons to `reasons`."""
     from baseline.data.labels import is_multilabel
-    from baseline.data.split import resolve_split
+    from baseline.data.split import given_folds, kept_splits, resolve_split
     from baseline.data.table import summarize_source, table_from_settings
 
-    ignored = recipe.split.method.partition(":")[0] in ("random", "group", "time")
-    table = table_from_settings(images, recipe.data, progress, keep_splits=not ignored)
+    table = table_from_settings(images, recipe.data, progress, splits=kept_splits(recipe.split.method))
     for line in summarize_source(table):
         progress.log(line)
     method, reasons["split"] = resolve_split(table, recipe)
+    if "folds" in reasons["split"]:
+        progress.log(f"split:    {method}; {reasons['split']}")
     task = "multilabel" if is_multilabel(table["label"], recipe.data.task) else "single"
-    return recipe.changed(split=method, task=task), table
+    recipe = recipe.changed(split=method, task=task)
+    if (folds := given_folds(table, method)) and recipe.split.fold not in folds and "fold" not in reasons:
+        recipe, reasons["fold"] = recipe.changed(fold=folds[0]), "the first of the folds that the images come with"
+    return recipe, table
 
 
 def _audit_table(
@@ -138,22 +142,22 @@ def _audit_table(
 
 def prepare_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> Prepared:
     """Audit and split an image table, and apply the recipe's label fixes."""
-    from baseline.data.split import split
+    from baseline.data.split import kept_splits, split
     from baseline.data.table import check_table
     from baseline.files import resolve_path
 
     fixes, reasons = None, {}
-    task = recipe.data.task
+    task, splits = recipe.data.task, kept_splits(recipe.split.method)
     if recipe.data.fixes:
         from baseline.data.label_fixes import apply_fixes, read_fixes
 
         recipe = recipe.changed(fixes=[str(resolve_path(file)) for file in recipe.data.fixes])
         fixes = read_fixes(recipe.data.fixes, table, task)
-    check_table(table, task)
+    check_table(table, task, splits)
     table, unreadable, value_range, report = _audit_table(table, recipe, progress)
     recipe = recipe.changed(value_range=value_range)
     if len(unreadable):
-        check_table(table, task)
+        check_table(table, task, splits)
     table = _drop_leaks(split(table, recipe), recipe, progress)
     if fixes is not None:
         table, reasons["fixes"] = apply_fixes(table, fixes)

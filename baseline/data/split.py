@@ -9,6 +9,7 @@ Methods (`Recipe.split`); all are seeded, and stratified by class as far as thei
 | `random` | by class, ignoring given splits |
 | `group` | all images of a group are in the same split |
 | `kfold:K`, `group-kfold:K` | K folds of all images except the test split; fold `Recipe.fold` is the valid split |
+| `kfold`, `kfold:COLUMN` | the folds that the images come with, in a column such as `fold`, or in the one named |
 | `time:COLUMN` | the oldest images are for training, the newest for testing |
 
 Duplicates of an image (`duplicate_id`, from the audit) always get the same split, except where the split was given.
@@ -25,15 +26,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import explode_labels, is_multilabel, rarest_label, split_labels
+from baseline.data.labels import explode_labels, is_multilabel, order_classes, rarest_label, split_labels
+from baseline.data.sources.columns import are_fold_numbers, find_fold_column
 from baseline.data.sources.match_images import match_rows
+from baseline.data.sources.read_table import column_as_text
 from baseline.errors import DataError, format_count, unknown_name
 from baseline.files import resolve_path, to_csv
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
 
-__all__ = ["connected_components", "fold_numbers", "read_split", "resolve_split", "split", "split_to_csv", "unit_ids"]
+__all__ = [
+    "connected_components",
+    "fold_numbers",
+    "given_folds",
+    "kept_splits",
+    "read_split",
+    "resolve_split",
+    "split",
+    "split_to_csv",
+    "unit_ids",
+]
 
 
 OTHER_LABELS = "labels as given"
@@ -70,8 +83,7 @@ def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """Split by one label per image, without a split file; `OTHER_LABELS` holds all labels of a multi-label image."""
     table = table.reset_index(drop=True).copy()
     rng = np.random.default_rng(recipe.seed)
-    method, _, argument = recipe.split.method.partition(":")
-    method = resolve_split(table, recipe)[0] if method == "auto" else method
+    method, _, argument = resolve_split(table, recipe)[0].partition(":")
     if method == "provided" and table["split"].isna().all():
         raise DataError("The images come without splits. Give --split-col COLUMN, split folders, or another --split.")
     if method in ("random", "group", "time"):
@@ -89,16 +101,34 @@ def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         table = subsample(table, recipe.data.images_per_class, rng)
         units = unit_ids(table, unit_column)
     if method.endswith("kfold"):
-        split_kfold(table, units, int(argument), recipe)
+        if argument.isdecimal():
+            split_kfold(table, units, int(argument), recipe)
+        else:
+            table["fold"] = read_folds(table, argument)
+            hold_out_fold(table, recipe.split.fold, argument)
     elif not (table["split"] == "valid").any():
         hold_out(table, units, "valid", recipe.split.valid_fraction, rng)
     return table
+
+
+def kept_splits(method: str) -> tuple[str, ...]:
+    """Return the given splits that a method keeps.
+
+    >>> kept_splits("random"), kept_splits("kfold:5"), kept_splits("auto")
+    ((), ('test',), ('train', 'valid', 'test'))
+    """
+    if "kfold" in method:
+        return ("test",)
+    return () if method.partition(":")[0] in ("random", "group", "time") else ("train", "valid", "test")
 
 
 def resolve_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
     """Return the split method that `auto` stands for here, and the reason."""
     if recipe.split.file:
         return "auto", f"taken from {recipe.split.file}"
+    method, _, argument = recipe.split.method.partition(":")
+    if method == "kfold" and (not argument or argument.isdecimal()):
+        return resolve_folds(table, recipe)
     if recipe.split.method != "auto":
         return recipe.split.method, "as given"
     if table["split"].notna().any():
@@ -106,6 +136,67 @@ def resolve_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
     if recipe.data.group_col:
         return "group", f"the group column '{recipe.data.group_col}' was given"
     return "random", "the images come without splits"
+
+
+def resolve_folds(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
+    """Return the method that `kfold` and `kfold:K` stand for: the folds that the images come with, if they have K."""
+    column = find_fold_column(table.drop(columns="fold", errors="ignore"))
+    wanted = recipe.split.method.partition(":")[2]
+    if not column and not wanted:
+        raise DataError(
+            f"The images come without folds to take fold {recipe.split.fold} of. "
+            "Give --split kfold:K for K folds, or --split kfold:COLUMN."
+        )
+    if not column:
+        return recipe.split.method, "as given"
+    name, count = column.removesuffix("_"), len(list_folds(read_folds(table, column)))
+    if wanted and count != int(wanted):
+        return recipe.split.method, f"as given; the column '{name}' has {count} folds, which are not used"
+    return f"kfold:{name}", f"the images come with {count} folds, in the column '{name}'"
+
+
+def read_folds(table: pd.DataFrame, column: str) -> np.ndarray:
+    """Return the fold of each image that a column gives, -1 for none.
+
+    Whole numbers stay as they are, and those below 0 are no folds; other texts are numbered from 0 in their order.
+
+    Raises:
+        DataError: if there is no such column, or it has less than two folds.
+    """
+    known = [name for name in (column, f"{column}_") if name in table.columns]
+    if not known:
+        raise DataError(f"{unknown_name('column', column, map(str, table.columns))} Change --split kfold:COLUMN.")
+    texts = column_as_text(table[known[-1]])
+    if are_fold_numbers(set(texts) - {""}):
+        folds = np.array([int(float(text)) if text else -1 for text in texts])
+    else:
+        numbers = {text: number for number, text in enumerate(order_classes(set(texts) - {""}))}
+        folds = np.array([numbers.get(text, -1) for text in texts])
+    folds = np.where((folds < 0) | (table["split"] == "test").to_numpy(), -1, folds)
+    if len(list_folds(folds)) < 2:
+        raise DataError(f"The column '{column}' has less than two folds. Give --split kfold:K for K folds.")
+    return folds
+
+
+def list_folds(folds: np.ndarray) -> list[int]:
+    """Return the numbers of the folds, without -1."""
+    return [int(fold) for fold in np.unique(folds) if fold >= 0]
+
+
+def given_folds(table: pd.DataFrame, method: str) -> list[int]:
+    """Return the numbers of the folds in the column of the method `kfold:COLUMN`; none for another method."""
+    name, _, column = method.partition(":")
+    return list_folds(read_folds(table, column)) if name == "kfold" and not column.isdecimal() else []
+
+
+def hold_out_fold(table: pd.DataFrame, fold: int, column: str) -> None:
+    """Make one fold of the column `fold` the valid split, and all other images that are not for testing train."""
+    if fold not in (folds := list_folds(table["fold"].to_numpy())):
+        known = ", ".join(map(str, folds))
+        raise DataError(
+            f"There is no fold {fold} in the column '{column}': it has {known}. Give --fold with one of them."
+        )
+    table["split"] = np.where(table["fold"] == fold, "valid", np.where(table["split"] == "test", "test", "train"))
 
 
 def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -242,7 +333,7 @@ def split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Reci
     grouped = "group" in recipe.split.method
     table["fold"] = -1
     table.loc[rows, "fold"] = fold_numbers(table.loc[rows, "label"], units[rows], folds, recipe.seed, grouped=grouped)
-    table.loc[rows, "split"] = np.where(table.loc[rows, "fold"] == recipe.split.fold, "valid", "train")
+    hold_out_fold(table, recipe.split.fold, recipe.split.method)
 
 
 def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *, grouped: bool = False) -> np.ndarray:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from baseline.errors import DataError, format_count, quoted_list
 from baseline.files import resolve_path
 from baseline.progress import Progress
 from baseline.recipe.schema import DataSettings
+
+SPLITS = ("train", "valid", "test")
 
 MAX_LOOKED_AT = 100_000
 """Number of images up to which the size of each file is looked at before training."""
@@ -92,12 +95,12 @@ def image_table(
 
 
 def table_from_settings(
-    images: str | Path | pd.DataFrame, settings: DataSettings, progress: Progress, *, keep_splits: bool = True
+    images: str | Path | pd.DataFrame, settings: DataSettings, progress: Progress, *, splits: Sequence[str] = SPLITS
 ) -> pd.DataFrame:
     """Return the image table of a source as `image_table` does.
 
     Args:
-        keep_splits: whether the splits of the source are used; if not, a class may be missing in one of them.
+        splits: the splits of the source that are used; a class may be missing in the others.
     """
     columns = columns_of(settings)
     if isinstance(images, pd.DataFrame):
@@ -121,7 +124,7 @@ def table_from_settings(
         others = table.loc[table["label"] != positive, "label"].nunique()
         source.notes += [f"{others} classes merged into 'not {positive}'"] if others > 1 else []
         table["label"] = binarize(table["label"], positive)
-    counts = count_trainable(table if keep_splits else table.assign(split=None), settings.task)
+    counts = count_trainable(with_splits(table, splits), settings.task)
     if single := order_classes(counts.index[counts < 2]):
         source.notes.append(
             f"{_single_image_message(single)} (--min-per-class 2 leaves such classes out, --other NAME merges them)"
@@ -212,12 +215,17 @@ def count_trainable(table: pd.DataFrame, task: str = "auto") -> pd.Series:
     return counts
 
 
-def check_table(table: pd.DataFrame, task: str = "auto") -> None:
+def with_splits(table: pd.DataFrame, splits: Sequence[str]) -> pd.DataFrame:
+    """Return the table without the splits of other names."""
+    return table.assign(split=table["split"].astype(object).where(table["split"].isin(splits), None))
+
+
+def check_table(table: pd.DataFrame, task: str = "auto", splits: Sequence[str] = SPLITS) -> None:
     """Raise DataError if the table cannot be trained on, or a class has only one image.
 
     One image cannot be used for both training and evaluation. For the other conditions see `count_trainable`.
     """
-    counts = count_trainable(table, task)
+    counts = count_trainable(with_splits(table, splits), task)
     if single := sorted(counts.index[counts < 2]):
         message = _single_image_message(single)
         raise DataError(f"{message[0].upper()}{message[1:]}. {RARE_CLASSES}")

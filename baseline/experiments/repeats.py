@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import OutputError, RecipeError
+from baseline.errors import OutputError, RecipeError, format_count
 from baseline.experiments.series import RunSeries, accuracy_spread, summary_row
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.progress import ConsoleProgress
@@ -174,18 +174,20 @@ def run_folds(
     if "fold" in changes:
         raise RecipeError("fold selects a single fold, and run_folds runs all. Leave it out, or use make_baseline.")
     split_changes = {key: changes[key] for key in ("split", "split_file") if key in changes}
-    base_recipe = starting_recipe(images, recipe).changed(fold=0, **split_changes)
+    base_recipe = starting_recipe(images, recipe).changed(**split_changes)
     method = base_recipe.split.method
     if "kfold" not in method:
         raise RecipeError(f"split is '{method}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
     if base_recipe.split.file:
         raise RecipeError(f"Both {base_recipe.split.file} and split {method} define the valid split. Give one of them.")
-    changes |= {} if seed is None else {"seed": seed}
-    series = RunSeries("fold", images, recipe, changes, out, progress or ConsoleProgress(), executor)
+    progress = progress or ConsoleProgress()
+    method, numbers = _resolve_folds(images, recipe, progress, changes)
+    changes |= {"split": method} | ({} if seed is None else {"seed": seed})
+    series = RunSeries("fold", images, recipe, changes, out, progress, executor)
     with series.lock():
-        series.run([{"fold": number} for number in range(int(method.partition(":")[2]))], resume=resume)
+        series.run([{"fold": number} for number in numbers], resume=resume)
         runs = []
-        for number, (run, manifest) in enumerate(zip(series.folders, series.manifests, strict=True)):
+        for number, run, manifest in zip(numbers, series.folders, series.manifests, strict=True):
             metrics = manifest["metrics"]
             test = metrics["test"]["tta"]["accuracy"] if "test" in metrics else None
             row = summary_row(run, manifest, "valid")
@@ -198,7 +200,7 @@ def run_folds(
             way=method,
             runs=runs,
             **accuracy_spread(runs),
-            metrics={"oof": _write_out_of_fold(series, tables), **ensemble_metrics},
+            metrics={"oof": _write_out_of_fold(series, numbers, tables), **ensemble_metrics},
             against_best=against_best,
         )
         write_atomic(series.folder / EXPERIMENT_FILES["fold"], to_json(dataclasses.asdict(result)))
@@ -214,24 +216,43 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     >>> describe_folds(pd.DataFrame(rows), Recipe().changed(split="kfold:4"))
     'folds: kfold:4, valid images 3, 3, 2, 2; before the audit, which keeps duplicates in one fold'
     """
-    from baseline.data.split import split
+    from baseline.data.split import resolve_split, split
 
     split_table = split(table, recipe)
+    method = recipe.split.method
     counts = split_table.loc[split_table["fold"] >= 0, "fold"].value_counts().sort_index()
     test = int((split_table["split"] == "test").sum())
     test_part = f"; {test:,} test images are in no fold" if test else ""
+    if in_none := int(((split_table["fold"] < 0) & (split_table["split"] == "train")).sum()):
+        test_part += f"; {format_count(in_none, 'image')} in no fold always trained on"
     sizes = ", ".join(f"{count:,}" for count in counts)
-    folds = f"folds: {recipe.split.method}, valid images {sizes}{test_part}"
+    folds = f"folds: {method}, valid images {sizes}{test_part}"
+    if not method.partition(":")[2].isdecimal():
+        return folds
+    reason = resolve_split(table, recipe)[1].removeprefix("as given")
+    folds += reason if "not used" in reason else ""
     return f"{folds}; before the audit, which keeps duplicates in one fold"
 
 
-def _write_out_of_fold(series: RunSeries, tables: Sequence[pd.DataFrame]) -> SplitMetrics:
+def _resolve_folds(images: Any, recipe: Any, progress: Progress, changes: dict[str, Any]) -> tuple[str, list[int]]:
+    """Return the split method for these images, and the numbers of its folds."""
+    from baseline.data.prepare import load_images
+    from baseline.data.split import given_folds
+
+    resolved, table = load_images(images, recipe, progress=progress, **changes)
+    method = resolved.split.method
+    return method, given_folds(table, method) or list(range(int(method.partition(":")[2])))
+
+
+def _write_out_of_fold(series: RunSeries, numbers: Sequence[int], tables: Sequence[pd.DataFrame]) -> SplitMetrics:
     """Write the predictions of each fold's valid images as one table, and return its metrics."""
     import pandas as pd
 
     from baseline.evaluation.metrics import evaluate
 
-    valid_tables = [table[table["split"] == "valid"].assign(fold=fold) for fold, table in enumerate(tables)]
+    valid_tables = [
+        table[table["split"] == "valid"].assign(fold=fold) for fold, table in zip(numbers, tables, strict=True)
+    ]
     rows = pd.concat(valid_tables, ignore_index=True)
     if (repeated := rows["path"].duplicated()).any():
         raise OutputError(

@@ -55,12 +55,14 @@ def choose_recipe(images: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any
 
 def apply_changes(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
     """Return the recipe with its preset and then the caller's changes applied, and the reasons for what was chosen."""
-    reasons: dict[str, str] = {}
+    reasons: dict[str, str] = {"fold": "as given"} if "fold" in changes else {}
     preset = changes.pop("preset", "auto")
     if preset not in ("auto", *PRESETS):
         raise RecipeError(unknown_name("preset", str(preset), PRESETS))
     requested = recipe.changed(**changes)  # finds wrong values before anything slow begins
-    if "fold" in changes and "kfold" not in requested.split.method:
+    if "fold" in changes and requested.split.method in ("auto", "provided") and not requested.split.file:
+        changes = {**changes, "split": "kfold"}
+    elif "fold" in changes and "kfold" not in requested.split.method:
         raise RecipeError(
             f"fold is {requested.split.fold}, but split is '{requested.split.method}', which has no folds. "
             "Give split kfold:K or group-kfold:K as well, or leave fold out."

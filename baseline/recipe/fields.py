@@ -13,7 +13,8 @@ from baseline.recipe.validation import Before, Needed, as_tuple
 
 __all__ = ["augmentation", "parse_duration", "setting"]
 
-SPLIT_METHODS = ("auto", "provided", "random", "group", "kfold:K", "group-kfold:K", "time:COLUMN")
+SPLIT_METHODS = ("auto", "provided", "random", "group", "kfold", "kfold:K", "kfold:COLUMN", "group-kfold:K",
+                 "time:COLUMN")  # fmt: skip
 
 VIEWS = ("flip", "five_crops")
 
@@ -60,13 +61,13 @@ def augmentation(default: Any, *, cacheable: tuple[Any, ...]) -> Any:
 def is_split_method(value: str) -> bool:
     """Whether the text is one of `SPLIT_METHODS`, with the number or the column that has to follow.
 
-    >>> is_split_method("kfold:5"), is_split_method("kfold"), is_split_method("time:date")
-    (True, False, True)
+    >>> is_split_method("kfold:5"), is_split_method("kfold:1"), is_split_method("kfold:part"), is_split_method("time")
+    (True, False, True, False)
     """
     method, _, rest = value.partition(":")
-    if method in ("kfold", "group-kfold"):
+    if method == "group-kfold" or (method == "kfold" and rest.isdecimal()):
         return rest.isdecimal() and 2 <= int(rest) <= 1000
-    return (method == "time" and bool(rest)) or value in ("auto", "provided", "random", "group")
+    return (method in ("kfold", "time") and bool(rest)) or value in ("auto", "provided", "random", "group", "kfold")
 
 
 def is_nonempty(value: str) -> bool:

@@ -89,9 +89,11 @@ class SplitSettings:
     )
     file: PathText = setting("", "A run's split.csv, to split exactly as that run did.", SPLIT_PANEL, flat="split_file")
     fold: Annotated[int, Interval(ge=0, le=999), Needed("a whole number from 0, below the number of folds")] = setting(
-        0, "Train this fold only, counted from 0; all folds by default.", SPLIT_PANEL
+        0,
+        "Train this fold only: its number from 0, or as the images' own folds are numbered; all by default.",
+        SPLIT_PANEL,
     )
-    """Which part of `kfold:K` and `group-kfold:K` is the valid split."""
+    """Which fold is the valid split. Folds that the images come with have the numbers that they come with."""
     valid_fraction: Fraction = setting(0.1, "Fraction of the training images used for validation.", SPLIT_PANEL)
     """Used where the images come without a valid split."""
     test_fraction: Fraction = setting(0.2, "Fraction of all images held out for testing.", SPLIT_PANEL)
@@ -387,7 +389,7 @@ class Recipe:
         if self.training.mixup and self.training.cutmix:
             faults.append("mixup and cutmix are both above 0, and a batch takes one of them")
         folds = self.split.method.partition(":")[2] if "kfold" in self.split.method else ""
-        if folds and self.split.fold >= int(folds):
+        if folds.isdecimal() and self.split.fold >= int(folds):
             faults.append(f"fold is {self.split.fold}, needed: below the {folds} folds of split")
         size = self.model.image_size
         for number, stage in enumerate(self.stages, 1):

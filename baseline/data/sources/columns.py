@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,8 +14,8 @@ from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import cell_to_text, column_as_text
 from baseline.errors import DataError, quoted_list
 
-__all__ = ["Columns", "find_group_column", "find_image_column", "find_label_columns", "find_named_column",
-           "find_split_column", "is_flag_column", "read_splits"]  # fmt: skip
+__all__ = ["Columns", "are_fold_numbers", "find_fold_column", "find_group_column", "find_image_column",
+           "find_label_columns", "find_named_column", "find_split_column", "is_flag_column", "read_splits"]  # fmt: skip
 
 
 IMAGE_COLUMN_NAMES = (
@@ -159,7 +159,7 @@ def splits_by_value(values: pd.Series, column: str) -> dict[str, str]:
         split = SPLIT_FLAGS[name]
         on, off = (split, "train") if split != "train" else ("train", "test")
         return {text: on if text in ("1", "true", "1.0") else off for text in texts}
-    if name in FOLD_COLUMN_NAMES and all(re.fullmatch(r"-?\d+(\.0)?", text) for text in texts) and len(texts) > 1:
+    if name in FOLD_COLUMN_NAMES and are_fold_numbers(texts):
         folds = sorted(texts, key=float)
         test = {text for text in folds if float(text) < 0}
         first = next(text for text in folds if text not in test)
@@ -167,6 +167,19 @@ def splits_by_value(values: pd.Series, column: str) -> dict[str, str]:
     if name in SPLIT_COLUMN_NAMES and texts <= {"0", "1", "2"} and "0" in texts:
         return {text: ("train", "valid", "test")[int(text)] for text in texts}
     return {}
+
+
+def are_fold_numbers(texts: Collection[str]) -> bool:
+    return len(texts) > 1 and all(re.fullmatch(r"-?\d+(\.0)?", text) for text in texts)
+
+
+def find_fold_column(frame: pd.DataFrame) -> str:
+    """Return the column that holds the numbers of folds, by its name and values; empty if there is none."""
+    for name in FOLD_COLUMN_NAMES:
+        column = find_named_column(frame, (name,))
+        if column and are_fold_numbers(set(column_as_text(frame[column])) - {""}):
+            return column
+    return ""
 
 
 def read_splits(frame: pd.DataFrame, column: str, name: str) -> tuple[pd.Series, str]:
@@ -186,7 +199,9 @@ def read_splits(frame: pd.DataFrame, column: str, name: str) -> tuple[pd.Series,
     listed = ", ".join(f"{key} is {value}" for key, value in sorted(named.items()))
     if column_key(column) in FOLD_COLUMN_NAMES and values:
         first = next(key for key, value in values.items() if value == "valid")
-        return splits, f"fold {first} of '{column}' is the valid split, the other folds are for training"
+        folds = sum(value != "test" for value in values.values())
+        more = f"--fold K takes another, --split kfold runs all {folds}" if folds > 1 else "the only one"
+        return splits, f"fold {first} of '{column}' is the valid split ({more})"
     return splits, f"'{column}': {listed}" if named else ""
 
 

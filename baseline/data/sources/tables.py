@@ -19,6 +19,7 @@ from baseline.data.sources.columns import (
     SPLIT_FLAGS,
     Columns,
     column_key,
+    find_fold_column,
     find_group_column,
     find_image_column,
     find_label_columns,
@@ -129,7 +130,8 @@ def rows_from_table(
     if roles.group:
         values = column_as_text(frame[roles.group])
         rows["group"] = values.where(values != "", None)
-    other_columns = [column for column in frame.columns if column not in {*rows.columns, image, roles.split}]
+    used = {*rows.columns, image, roles.split} - {find_fold_column(frame)}
+    other_columns = [column for column in frame.columns if column not in used]
     rows = pd.concat([rows, frame[other_columns]], axis=1)
     if len(roles.labels) == 1:
         rows, empty_notes = drop_unlabeled(rows, roles.labels[0], name, settings.missing)

@@ -13,6 +13,7 @@ from baseline.data.sources.columns import (
     IMAGE_COLUMN_NAMES,
     LABEL_COLUMN_NAMES,
     Columns,
+    find_fold_column,
     find_image_column,
     find_named_column,
     find_split_column,
@@ -22,7 +23,7 @@ from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable, columns_of
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.place import Evidence, Place, SourceTable, merge_notes
-from baseline.data.sources.read_table import read_header
+from baseline.data.sources.read_table import column_as_text, read_header
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError, format_count, quoted_list
 
@@ -237,12 +238,15 @@ def add_splits(table: pd.DataFrame, place: Place, paths: list[Path]) -> tuple[pd
         if image is None:
             continue
         splits, note = read_splits(frame, split, path.name)
-        by_path = {finder.find(name): value for name, value in zip(frame[image].astype(str), splits, strict=True)}
-        by_path.pop(None, None)
-        found = table["path"].map(by_path)
+        paths = [finder.find(name) for name in frame[image].astype(str)]
+        found = table["path"].map(dict(zip(paths, splits, strict=True)))
         if found.notna().mean() > 0.5:
             rest = f", which has no split for {int(found.isna().sum()):,}" if found.isna().any() else ""
-            return table.assign(split=found.where(found.notna(), None)), [f"splits from {path.name}{rest} ({note})"]
+            table = table.assign(split=found.where(found.notna(), None))
+            if fold := find_fold_column(frame):
+                folds = dict(zip(paths, column_as_text(frame[fold]), strict=True))
+                table[f"{fold}_"] = table["path"].map(folds).fillna("")
+            return table, [f"splits from {path.name}{rest} ({note})"]
     return table, []
 
 
