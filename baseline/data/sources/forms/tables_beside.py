@@ -238,13 +238,13 @@ def add_splits(table: pd.DataFrame, place: Place, paths: list[Path]) -> tuple[pd
         if image is None:
             continue
         splits, note = read_splits(frame, split, path.name)
-        paths = [finder.find(name) for name in frame[image].astype(str)]
-        found = table["path"].map(dict(zip(paths, splits, strict=True)))
+        image_paths = [finder.find(name) for name in frame[image].astype(str)]
+        found = table["path"].map(dict(zip(image_paths, splits, strict=True)))
         if found.notna().mean() > 0.5:
             rest = f", which has no split for {int(found.isna().sum()):,}" if found.isna().any() else ""
             table = table.assign(split=found.where(found.notna(), None))
             if fold := find_fold_column(frame):
-                folds = dict(zip(paths, column_as_text(frame[fold]), strict=True))
+                folds = dict(zip(image_paths, column_as_text(frame[fold]), strict=True))
                 table[f"{fold}_"] = table["path"].map(folds).fillna("")
             return table, [f"splits from {path.name}{rest} ({note})"]
     return table, []
