@@ -12,9 +12,9 @@ from layouts import LAYOUTS, Layout, save, write_csv, write_lines
 
 import baseline
 from baseline import Progress, load_images
-from baseline.data.labels import classes_in, explode_labels, is_multilabel
+from baseline.data.labels import classes_in, explode_labels, is_multilabel, predicted_labels
 from baseline.data.table import summarize_source
-from baseline.errors import DataError, RecipeError
+from baseline.errors import DataError, OutputError, RecipeError
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -50,6 +50,14 @@ def test_a_layout_is_read_as_its_user_means_it(
 RECIPE = baseline.Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),), cache_gb=0)
 
 
+class RecordingProgress(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def copy_images(images: Path, folder: Path, names: list[str]) -> None:
     """Copy images of ants and bees in turn under these names."""
     files = [sorted((images / label).glob("*.jpg")) for label in ("ants", "bees")]
@@ -72,6 +80,44 @@ def test_labels_separated_by_spaces_end_in_a_submission(images: Path, tmp_path: 
     lines = Path(submission).read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["image", "36", "37", "38", "39"]
     assert all(set(line.split(",")[1].split()) <= {"ant", "bee", "sky"} for line in lines[1:])
+
+
+def test_several_labels_get_thresholds_that_a_model_and_a_submission_use(
+    images: Path, tmp_path: Path, no_page: None
+) -> None:
+    splits = ["train"] * 16 + ["valid"] * 24 + ["test"] * 6
+    copy_images(images, tmp_path / "data", [f"train/{n}.jpg" for n in range(46)])
+    tags = ["ant", "bee sky", "ant sky", "bee"]
+    rows = [(f"{n}.jpg", tags[n % 4], split) for n, split in enumerate(splits)]
+    write_csv(tmp_path / "data/train.csv", [("image", "tags", "split"), *rows])
+    sample = tmp_path / "data/sample_submission.csv"
+    write_csv(sample, [("image", "tags"), *((f"{n}.jpg", "ant sky") for n in range(40, 46))])
+    lines = RecordingProgress()
+    done = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "run", progress=lines)
+    thresholds = done.manifest["thresholds"]
+    assert list(thresholds) == ["ant", "bee", "sky"] and set(thresholds.values()) != {0.5}
+    assert any(line.startswith("thresholds: chosen on valid by F1: ") for line in lines.lines)
+    classes = list(thresholds)
+    decided = predicted_labels(
+        done.predictions[[f"p_{c}" for c in classes]].to_numpy(), classes, [*thresholds.values()]
+    )
+    assert list(done.predictions["predicted"]) == list(decided)
+    model = baseline.load(tmp_path / "run")
+    rows_of_test = done.predictions[done.predictions["split"] == "test"]
+    assert list(model.predict(list(rows_of_test["path"]))["predicted"]) == list(rows_of_test["predicted"])
+    assert model.learner.loss_func.thresh.tolist() == pytest.approx([*thresholds.values()])
+    submission = baseline.submit(tmp_path / "run", sample=sample, out=tmp_path / "submission.csv").path
+    written = [line.split(",")[1].replace(" ", ";") for line in Path(submission).read_text().splitlines()[1:]]
+    assert all(row == label for row, label in zip(written, rows_of_test["predicted"], strict=True) if label)
+    config = json.loads((tmp_path / "run/model/model.json").read_text())
+    assert config.pop("thresholds") == [*thresholds.values()]
+    (tmp_path / "run/model/model.json").write_text(json.dumps(config))
+    assert baseline.load(tmp_path / "run").threshold == 0.5  # as model folders of older versions
+    (tmp_path / "run/model/model.json").write_text(json.dumps({**config, "thresholds": [0.5, 0.5]}))
+    with pytest.raises(OutputError, match=r"thresholds is .*one probability above 0 and below 1 per class"):
+        baseline.load(tmp_path / "run")
+    one = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "one", thresholds="one", progress=Progress())
+    assert "thresholds" not in one.manifest
 
 
 def test_metadata_of_splits_ends_in_a_model(images: Path, tmp_path: Path, no_page: None) -> None:

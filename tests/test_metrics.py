@@ -24,6 +24,7 @@ from baseline.evaluation.explain import explain
 from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval
 from baseline.evaluation.label_errors import flag_labels, suspect_labels
 from baseline.evaluation.metrics import BootstrapSums, one_vs_rest_metrics
+from baseline.evaluation.thresholds import choose_thresholds
 
 
 def make_table(probabilities: np.ndarray, truth: np.ndarray, split: str = "test", **more: Any) -> pd.DataFrame:
@@ -502,3 +503,20 @@ def test_sentences_name_errors_majority_class_and_tta_gain(done: baseline.Baseli
 
 def test_bins_include_their_upper_edges() -> None:
     assert assign_bins(np.array([0.0, 1 / 15, 0.1, 14 / 15, 0.94, 1.0])).tolist() == [0, 0, 1, 13, 14, 14]
+
+
+def test_thresholds_per_class_have_the_highest_f1_of_all() -> None:
+    table = simulate_multilabel(3, 200, 0.3)
+    names = ["ants", "bees", "insect"]
+    truth, probabilities = baseline.data.labels.label_matrix(table["label"], names), probabilities_of(table)
+    chosen = choose_thresholds(probabilities, truth)
+    for threshold, values, labels in zip(chosen, probabilities.T, truth.T, strict=True):
+        precision, recall, _ = sk.precision_recall_curve(labels, values)
+        best = (2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()
+        assert sk.f1_score(labels, values >= threshold) == pytest.approx(best)
+    assert len(set(chosen)) == 3
+    few = np.zeros((200, 1), bool)
+    few[:9] = True
+    assert choose_thresholds(probabilities[:, :1], few) == choose_thresholds(probabilities[:, :1], ~few) == [0.5]
+    equal = choose_thresholds(np.full((40, 1), 0.3), np.arange(40)[:, None] % 2 == 0)
+    assert equal == [0.15]

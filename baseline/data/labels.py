@@ -12,6 +12,7 @@ from baseline.errors import DataError, unknown_name
 
 __all__ = [
     "SEPARATOR",
+    "Threshold",
     "class_weights",
     "classes_in",
     "explode_labels",
@@ -30,6 +31,9 @@ MAX_POSITIVE_WEIGHT = 100.0
 
 SEPARATOR = ";"
 """Separator between the labels of an image that has several."""
+
+Threshold = float | Sequence[float] | np.ndarray
+"""Probability from which a label is predicted: one for all classes, or one per class."""
 
 NUMBER_OR_RANGE = re.compile(r"-?[0-9]+(\.[0-9]+)?( to -?[0-9]+(\.[0-9]+)?)?")
 
@@ -87,10 +91,12 @@ def binarize(labels: pd.Series, positive: str) -> pd.Series:
     return labels.where(labels == positive, f"not {positive}")
 
 
-def predicted_labels(probabilities: np.ndarray, classes: Sequence[str], threshold: float | None = None) -> np.ndarray:
+def predicted_labels(
+    probabilities: np.ndarray, classes: Sequence[str], threshold: Threshold | None = None
+) -> np.ndarray:
     """Return the predicted label for each row of uncalibrated probabilities, N x classes: the most probable class.
 
-    With a threshold (multi-label), the label joins all classes of at least that probability with `;`.
+    With a threshold (multi-label), or one per class, the label joins all classes of at least that probability with `;`.
 
     >>> predicted_labels(np.array([[0.6, 0.7]]), ["a", "b"]).tolist()
     ['b']
@@ -100,7 +106,7 @@ def predicted_labels(probabilities: np.ndarray, classes: Sequence[str], threshol
     names = np.asarray(classes, dtype=object)
     if threshold is None:
         return names[probabilities.argmax(1)]
-    return np.array([SEPARATOR.join(names[row]) for row in probabilities >= threshold], dtype=object)
+    return np.array([SEPARATOR.join(names[row]) for row in probabilities >= np.asarray(threshold)], dtype=object)
 
 
 def is_multilabel(labels: pd.Series, task: str = "auto") -> bool:

@@ -294,22 +294,23 @@ class Exporter:
             self.model.learner.export(part.absolute())
 
     def _metadata(self) -> dict[str, Any]:
-        """What users of the file need to know. The threshold is that of the calibrated probabilities."""
+        """What users of the file need to know. The threshold is that of the calibrated probabilities.
+
+        Where each class has a threshold of its own, `threshold` is a list in the order of the classes.
+        """
         facts = self.model.config
         metadata = {key: facts[key] for key in ("classes", "task", "arch", "image_size", "resize", "temperature")}
         metadata["value_range"] = list(self.value_range)
         metadata |= {"input_size": "any" if self.any_size else self.side, "views": list(self.views)}
         metadata |= {"model": self.model.identity, "made_by": f"fastai-baseline {__version__}"}
-        return metadata | ({"threshold": self.threshold} if self.model.multilabel else {})
+        return metadata | ({"threshold": self.threshold.tolist()} if self.model.multilabel else {})
 
     @property
-    def threshold(self) -> float:
-        """Calibrated probability from which a label is predicted in multilabel models."""
-        facts, temperature = self.model.config, self.model.config["temperature"] if self.calibrated else None
-        uncalibrated = np.array([[facts["threshold"]]])
-        if temperature is None:
-            return float(uncalibrated[0, 0])
-        return float(apply_temperature(uncalibrated, temperature, "multilabel")[0, 0])
+    def threshold(self) -> np.ndarray:
+        """Calibrated probability from which a label is predicted in multilabel models, or one per class."""
+        temperature = self.model.config["temperature"] if self.calibrated else None
+        uncalibrated = np.asarray(self.model.threshold)
+        return uncalibrated if temperature is None else apply_temperature(uncalibrated, temperature, "multilabel")
 
     @contextmanager
     def _export_errors(self, to: str) -> Iterator[None]:

@@ -196,13 +196,19 @@ def build_config(learn: Learner, arch: str) -> tuple[dict[str, Any], list[str]]:
     facts: dict[str, Any] = {
         "arch": arch, "classes": classes, "image_size": side, "resize": resize, "mean": mean, "std": std, "tta": [],
         "value_range": _own_value_range(learn),
-        "task": "multilabel" if multilabel else "single", "threshold": float(getattr(learn.loss_func, "thresh", 0.5)),
+        "task": "multilabel" if multilabel else "single", **find_thresholds(learn),
         "temperature": None, "crop": crop, "precision": "float32",
     }  # fmt: skip
     if invalid := [name for name, value in facts.items() if not FIELD_CHECKS[name][0](value)]:
         name = invalid[0]
         raise _Unsupported(f"its {name} is {str(facts[name])[:80]}, but must be {FIELD_CHECKS[name][1]}")
     return facts, differences
+
+
+def find_thresholds(learn: Learner) -> dict[str, Any]:
+    """Return the fields of a model folder for the threshold of the loss function, which may be one per class."""
+    values = np.asarray(getattr(learn.loss_func, "thresh", 0.5), dtype=float).ravel().tolist()
+    return {"threshold": values[0]} if len(values) == 1 else {"threshold": 0.5, "thresholds": values}
 
 
 def find_classes(learn: Learner) -> tuple[list[str], bool]:
@@ -343,7 +349,7 @@ def compare_predictions(learn: Learner, folder: Path, paths: list[str], progress
             outputs = learn.model(apply_transforms(learn, _open_like(learn, path))[1])[0].double().cpu()
             theirs = (outputs.sigmoid() if model.multilabel else outputs.softmax(-1)).numpy()
             ours = block.probabilities[0]
-            threshold = model.config["threshold"]
+            threshold = np.asarray(model.threshold)
             decisions = [p >= threshold if model.multilabel else p.argmax(keepdims=True) for p in (ours, theirs)]
             agreeing += int((decisions[0] == decisions[1]).all())
             max_difference = float(np.maximum(max_difference, np.abs(ours - theirs).max()))

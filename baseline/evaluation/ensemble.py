@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import predicted_labels
+from baseline.data.labels import Threshold, predicted_labels
 from baseline.errors import DataError, quoted_list
 from baseline.evaluation.calibration import apply_temperature, calibrate
 from baseline.evaluation.table import check_same_images, class_columns, multilabel_probabilities, probability_matrix
@@ -16,19 +16,23 @@ __all__ = ["average_probabilities", "ensemble"]
 
 
 def average_probabilities(
-    parts: Sequence[np.ndarray], temperatures: Sequence[float | None], task: str = "single", threshold: float = 0.5
-) -> tuple[np.ndarray, float | None]:
+    parts: Sequence[np.ndarray],
+    temperatures: Sequence[float | None],
+    task: str = "single",
+    thresholds: Sequence[Threshold] = (0.5,),
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the mean of several networks' probabilities, each calibrated by its own temperature.
 
     Args:
         parts: uncalibrated probabilities of each network for the same images, images x classes.
         temperatures: the networks' temperatures; None leaves the probabilities as they are.
         task: `"single"` or `"multilabel"` per image.
-        threshold: decision threshold on the uncalibrated probabilities, where an image may have several labels.
+        thresholds: each network's decision threshold on its uncalibrated probabilities, or one per class, where an
+            image may have several labels; a single one holds for all networks.
 
     Returns:
-        The mean, images x classes; and with `task="multilabel"` the threshold for it, which is the mean of the
-        calibrated thresholds, else None.
+        The mean, images x classes; and with `task="multilabel"` the threshold of each class for it, which is the mean
+        of the calibrated thresholds, else None.
 
     >>> mean, _ = average_probabilities([np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]])], [2.0, None])
     >>> mean.round(3).tolist()  # of 0.75 and 0.3
@@ -41,20 +45,26 @@ def average_probabilities(
     mean = np.mean([scale(*pair) for pair in zip(parts, temperatures, strict=True)], axis=0)
     if task == "single":
         return mean, None
-    return mean, float(np.mean([scale(np.array([[threshold]]), temperature) for temperature in temperatures]))
+    thresholds = [*thresholds] * (len(parts) if len(thresholds) == 1 else 1)
+    rows = [np.broadcast_to(np.asarray(threshold, dtype=float), (1, mean.shape[1])) for threshold in thresholds]
+    return mean, np.mean([scale(*pair)[0] for pair in zip(rows, temperatures, strict=True)], axis=0)
 
 
 def ensemble(
     tables: Sequence[pd.DataFrame],
     temperatures: Sequence[float | None],
     task: str = "single",
-    threshold: float = 0.5,
+    thresholds: Sequence[float | Mapping[str, float]] = (0.5,),
 ) -> pd.DataFrame:
     """Return the prediction table of several networks' average, for the images that all their tables contain.
 
     The average is that of `average_probabilities`. The columns are `path`, `label`, `split`, `group` where the first
     table has it, `predicted`, `confidence`, `loss`, and `p_CLASS` for each class; the rows are in the order of the
     first table.
+
+    Args:
+        thresholds: with several labels per image, each network's decision threshold, or one by class, as a run's
+            manifest has them; a single one holds for all networks.
 
     Raises:
         DataError: if the tables share no image, or differ in their classes or in an image's label.
@@ -79,7 +89,8 @@ def ensemble(
         check_same_images(rows[rows["path"].isin(paths)])
         rows = table.set_index("path").loc[paths].reset_index()
         parts.append((multilabel_probabilities if task == "multilabel" else probability_matrix)(rows, classes))
-    mean, mean_threshold = average_probabilities(parts, temperatures, task, threshold)
+    by_class = [[t[name] for name in classes] if isinstance(t, Mapping) else t for t in thresholds]
+    mean, mean_threshold = average_probabilities(parts, temperatures, task, by_class)
     columns = ["path", "label", "split", *(["group"] if "group" in first else [])]
     result = first.loc[paths.index, columns].reset_index(drop=True)
     result = result.assign(predicted=predicted_labels(mean, classes, mean_threshold), confidence=0.0, loss=0.0)

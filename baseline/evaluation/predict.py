@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,9 @@ import torch.nn.functional as F
 from fastai.learner import Learner
 from torch import nn
 
+from baseline.data.labels import label_matrix
 from baseline.evaluation.table import prediction_table
+from baseline.evaluation.thresholds import choose_thresholds
 from baseline.parallel.distributed import all_gather, rank, world_size
 from baseline.progress import Progress
 from baseline.vision.cpu_speedups import optimize_for_cpu
@@ -50,6 +53,7 @@ def predict(
     views: tuple[str, ...] = ("flip",),
     splits: tuple[str, ...] = ("valid", "test"),
     progress: Progress | None = None,
+    thresholds: Literal["auto", "one"] = "one",
 ) -> pd.DataFrame:
     """Return the prediction table (see the module) of the given splits, reading each image once for all its views.
 
@@ -60,6 +64,9 @@ def predict(
 
     Args:
         views: `"flip"` (mirrored left to right), `"five_crops"` (centre and corners, 7/8 of the side).
+        thresholds: with several labels per image, `"auto"` chooses a threshold for each class on the valid split (see
+            `choose_thresholds`), unless the loss function has another one than 0.5. They are given to the loss
+            function, so that the Learner decides by them, and to `attrs["thresholds"]` of the table.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
     names = [name for name in splits if (table["split"] == name).any()]
@@ -67,7 +74,7 @@ def predict(
         table = table.drop(columns="group")
     total = int(table["split"].isin(names).sum())
     with progress.bar("predicting", total, "images") as bar, ExitStack() as stack:
-        tables: list[pd.DataFrame] = []
+        outputs: list[tuple[pd.DataFrame, np.ndarray, np.ndarray]] = []
         for name in names:
             rows = table[table["split"] == name].reset_index(drop=True)
             plain: list[torch.Tensor] = []
@@ -75,7 +82,7 @@ def predict(
             shard = rows.iloc[rank() :: world_size()]  # empty where there are more processes than images
             for images, _ in split_loader(dls, shard, name) if len(shard) else ():
                 inputs = images.as_subclass(torch.Tensor)
-                if not tables and not plain:
+                if not outputs and not plain:
                     stack.enter_context(optimize_for_cpu(learn.model.eval(), inputs, trainable=False))
                 by_view = predict_probabilities(
                     learn.model, inputs, views, many=dls.multilabel, numbers=autocast(learn)
@@ -83,13 +90,21 @@ def predict(
                 plain.append(by_view[0])
                 mean.append(by_view.mean(0))
                 bar.step(len(images))
-            threshold = getattr(learn.loss_func, "thresh", 0.5) if dls.multilabel else None
             plain_array, mean_array = (
                 interleave_rows(all_gather(torch.cat(parts).numpy() if parts else None)) for parts in (plain, mean)
             )
-            classes = [str(name) for name in dls.vocab]
-            tables.append(prediction_table(rows, plain_array, mean_array, classes=classes, threshold=threshold))
-    return pd.concat(tables, ignore_index=True)
+            outputs.append((rows, plain_array, mean_array))
+    classes = [str(name) for name in dls.vocab]
+    threshold = getattr(learn.loss_func, "thresh", 0.5) if dls.multilabel else None
+    chosen: list[float] = []
+    if threshold == 0.5 and thresholds == "auto" and names[:1] == ["valid"]:
+        rows, _, probabilities = outputs[0]
+        threshold = chosen = choose_thresholds(probabilities, label_matrix(rows["label"], classes))
+        learn.loss_func.thresh = torch.tensor(chosen)
+    result = pd.concat([prediction_table(*output, classes, threshold) for output in outputs], ignore_index=True)
+    if chosen:
+        result.attrs["thresholds"] = dict(zip(classes, chosen, strict=True))
+    return result
 
 
 def interleave_rows(parts: Sequence[np.ndarray | None]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import label_matrix, predicted_labels
+from baseline.data.labels import Threshold, label_matrix, predicted_labels
 from baseline.errors import DataError, quoted_list
 
 __all__ = ["prediction_table", "probability_matrix"]
@@ -126,14 +126,14 @@ def correct_rows(rows: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def prediction_table(
-    rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str], threshold: float | None = None
+    rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str], threshold: Threshold | None = None
 ) -> pd.DataFrame:
     """Return the prediction table of images and their probabilities, images x classes.
 
     Args:
         rows: rows of the image table, with labels.
         plain, mean: probabilities without and with test-time augmentation (TTA).
-        threshold: decision threshold where an image may have several labels; see `predicted_labels`.
+        threshold: decision threshold, or one per class, where an image may have several labels; see `predicted_labels`.
 
     >>> rows = pd.DataFrame({"path": ["1.jpg"], "label": ["ant"], "split": ["test"]})
     >>> probabilities = np.array([[0.75, 0.25]])
@@ -149,7 +149,7 @@ def prediction_table(
             table[f"{prefix}confidence"] = probabilities.max(1)
             of_label = probabilities[np.arange(len(probabilities)), truth][:, None]
         else:
-            decisions = np.where(probabilities >= threshold, probabilities, 1 - probabilities)
+            decisions = np.where(probabilities >= np.asarray(threshold), probabilities, 1 - probabilities)
             table[f"{prefix}confidence"] = decisions.min(1)
             of_label = np.where(truth, probabilities, 1 - probabilities)
         table[f"{prefix}loss"] = -np.log(np.maximum(of_label, 1e-300)).mean(1)

@@ -257,7 +257,8 @@ def _ensemble_table(folders: Sequence[Path], manifests: Sequence[Manifest], spli
             raise DataError(f"{folder} and {folders[0]} differ in task or threshold, so they cannot form an ensemble.")
     tables = [table[table["split"] == split] for table in map(read_predictions, folders)]
     temperatures = [manifest.get("calibration", {}).get("temperature") for manifest in manifests]
-    return ensemble(tables, temperatures, *tasks[0])
+    thresholds = [manifest.get("thresholds", tasks[0][1]) for manifest in manifests]
+    return ensemble(tables, temperatures, tasks[0][0], thresholds)
 
 
 def _task_of(manifest: Manifest) -> tuple[str, float]:

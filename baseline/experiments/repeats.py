@@ -272,7 +272,8 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     recipe = flat_recipe(series.manifests[0]["recipe"])
     test_tables = [table[table["split"] == "test"] for table in tables]
     temperatures = [manifest["calibration"].get("temperature") for manifest in series.manifests]
-    predictions = ensemble(test_tables, temperatures, recipe["task"], recipe["threshold"])
+    thresholds = [manifest.get("thresholds", recipe["threshold"]) for manifest in series.manifests]
+    predictions = ensemble(test_tables, temperatures, recipe["task"], thresholds)
     write_atomic(series.folder / "predictions.csv", to_csv(predictions))
     best = max(test_tables, key=lambda table: (table["predicted"] == table["label"]).mean())
     return {"test": evaluate(predictions, recipe["task"])["test"], "against_best": paired_test(best, predictions)}

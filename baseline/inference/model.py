@@ -281,7 +281,10 @@ class BasePredictor:
         errors = [result if isinstance(result, str) else "" for result in decoded]
         readable = np.array([not error for error in errors], dtype=bool)
         mean, threshold = average_probabilities(
-            member_probabilities, [config["temperature"] for config in configs], task, configs[0]["threshold"]
+            member_probabilities,
+            [config["temperature"] for config in configs],
+            task,
+            [member.threshold for member in self.members],
         )
         reported = mean if calibrated else np.mean(member_probabilities, axis=0)
         certainty = reported[np.arange(len(reported)), mean.argmax(1)]
@@ -325,6 +328,11 @@ class Model(BasePredictor):
         return self._recipe.decoded_size
 
     @property
+    def threshold(self) -> float | list[float]:
+        """Uncalibrated probability from which a label is predicted: one for all classes, or one per class."""
+        return self.config.get("thresholds") or self.config["threshold"]
+
+    @property
     def value_range(self) -> tuple[float, ...]:
         """The values of black and white in images of more than 8 bits; see `load_image`."""
         return tuple(self.config.get("value_range", ()))
@@ -342,6 +350,8 @@ class Model(BasePredictor):
             normal = (self.config["mean"], self.config["std"])
             dls = empty_loaders(self.classes, recipe, normal, self.item_tfms, self.batch_tfms)
             learn = learner(dls, recipe)
+        if self.multilabel and self.config.get("thresholds"):
+            learn.loss_func.thresh = torch.tensor(self.config["thresholds"])
         learn.model = copy.deepcopy(self.network)  # its body may have been cut in another way
         return learn
 

@@ -78,6 +78,7 @@ class RecipeChanges(TypedDict, total=False):
     tta: Sequence[Literal["flip", "five_crops"]]
     metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "log_loss"]
     threshold: float
+    thresholds: Literal["auto", "one"]
     # options
     options: RunOptions | Mapping[str, Any]
     workers: int

@@ -292,6 +292,10 @@ class EvaluationSettings:
     threshold: Annotated[float, Interval(ge=0.001, le=0.999), Needed("a probability above 0 and below 1")] = setting(
         0.5, "Probability from which a label is predicted, for several labels per image."
     )
+    thresholds: Literal["auto", "one"] = setting(
+        "auto", "Whether each class gets a threshold of its own, chosen on valid (auto), or all have `threshold` (one)."
+    )
+    """`"auto"` chooses by F1, for classes with enough valid images, unless `threshold` is changed."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ class Manifest(TypedDict, total=False):
     estimated_seconds: float
     calibration: dict[str, Any]
     """See `baseline.evaluation.calibration.calibration_report`."""
+    thresholds: dict[str, float]
+    """The threshold of each class, where they were chosen on the valid split; else all have that of the recipe."""
     asked: RunRequest
     """What the run was started with."""
     own_parts: dict[str, list[str]]

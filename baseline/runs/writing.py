@@ -46,7 +46,8 @@ def write_run(
     """Write every file of a finished run, the manifest last; `transforms` names the user's that predictions need."""
     temperature = manifest["calibration"].get("temperature")
     recipe = recipe_from_dict(manifest["recipe"])
-    write_training(folder, learn, history, recipe, weights, temperature, transforms)
+    thresholds = [*manifest.get("thresholds", {}).values()]
+    write_training(folder, learn, history, recipe, weights, temperature, transforms, thresholds)
     write_atomic(folder / "split.csv", split_to_csv(table))
     write_atomic(folder / "predictions.csv", to_csv(predicted))
     write_atomic(folder / "lr_find.csv", to_csv(history.sweeps))
@@ -61,6 +62,7 @@ def write_training(
     weights: Weights | None,
     temperature: float | None = None,
     transforms: Sequence[str] = (),
+    thresholds: Sequence[float] = (),
 ) -> None:
     """Write the history and the model folder.
 
@@ -94,6 +96,7 @@ def write_training(
         "tta": recipe.evaluation.tta,
         "task": recipe.data.task,
         "threshold": recipe.evaluation.threshold,
+        "thresholds": [*thresholds],
         "temperature": temperature,
         "crop": recipe.augment.crop,
         "precision": recipe.model.precision,

@@ -63,7 +63,7 @@ MAX_BYTES = {TENSORS_FILE: 20 * 10**9, GOLDEN_FILE: 10**9, CONFIG_FILE: 50 * 10*
 """Maximum size in bytes of each file of a model folder."""
 
 
-_OPTIONAL_FIELDS = {"tta": [], "threshold": 0.5, "temperature": None, "crop": 1.0, "value_range": [],
+_OPTIONAL_FIELDS = {"tta": [], "threshold": 0.5, "thresholds": [], "temperature": None, "crop": 1.0, "value_range": [],
                     "precision": "float32", "weights_license": "unknown", "features": "fastai"}  # fmt: skip
 """Values of the fields that the first model folders did not have."""
 
@@ -80,6 +80,10 @@ def _is_class_list(value: Any) -> bool:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CLASSES:
         return False
     return all(isinstance(name, str) and _is_unicode(name) for name in value) and len({*value}) == len(value)
+
+
+def _is_threshold_list(value: Any) -> bool:
+    return isinstance(value, list) and all(is_number(number, 0.001, 0.999) for number in value)
 
 
 def _is_unicode(text: str) -> bool:
@@ -101,6 +105,7 @@ FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tta": (lambda v: isinstance(v, list) and all(view in VIEWS for view in v), f"a list from {', '.join(VIEWS)}"),
     "task": (lambda v: v in ("single", "multilabel"), "single or multilabel"),
     "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
+    "thresholds": (_is_threshold_list, "one probability above 0 and below 1 per class, or an empty list"),
     "temperature": (lambda v: v is None or is_number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
     "crop": (lambda v: is_number(v, 0.1, 1), "a fraction from 0.1 to 1"),
     "precision": (lambda v: v in PRECISIONS[1:], f"one of {', '.join(PRECISIONS[1:])}"),
@@ -215,6 +220,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if missing:
         raise OutputError(f"{path} lacks {', '.join(missing)}. Copy it again from an intact copy.")
     invalid = [name for name, (is_valid, _) in FIELD_CHECKS.items() if not is_valid(config[name])]
+    if not invalid and len(config["thresholds"]) not in (0, len(config["classes"])):
+        invalid = ["thresholds"]
     if invalid:
         problems = "; ".join(
             f"{name} is {reprlib.repr(config[name])}, needed: {FIELD_CHECKS[name][1]}" for name in invalid

@@ -1,0 +1,61 @@
+"""Decision thresholds per class, where an image may have several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["MIN_EXAMPLES", "choose_thresholds", "describe_thresholds"]
+
+
+MIN_EXAMPLES = 10
+"""Number of images with and without a label from which its threshold is chosen: from fewer, it would be chance."""
+
+
+def choose_thresholds(probabilities: np.ndarray, truth: np.ndarray, default: float = 0.5) -> list[float]:
+    """Return for each class the threshold of the highest F1, halfway between the probabilities of two images.
+
+    Among equally good thresholds the one closest to the default is taken. Classes with fewer than `MIN_EXAMPLES` images
+    with the label, or without it, get the default.
+
+    Args:
+        probabilities: uncalibrated, images x classes.
+        truth: whether the image has the label, images x classes.
+
+    >>> with_label, without = [0.3 + 0.01 * n for n in range(10)], [0.02 * n for n in range(10)]
+    >>> choose_thresholds(np.array([[p] for p in with_label + without]), np.array([[True]] * 10 + [[False]] * 10))
+    [0.24]
+    """
+    return [choose_threshold(*columns, default) for columns in zip(probabilities.T, truth.T, strict=True)]
+
+
+def choose_threshold(probabilities: np.ndarray, truth: np.ndarray, default: float) -> float:
+    """Return the threshold of the highest F1 for one class."""
+    if min(truth.sum(), (~truth).sum()) < MIN_EXAMPLES:
+        return default
+    order = np.argsort(-probabilities, kind="stable")
+    values = np.append(probabilities[order], 0.0)
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + hits[-1])
+    between = (values[:-1] + values[1:]) / 2
+    f1[values[:-1] == values[1:]] = -1  # no threshold divides equal probabilities
+    best = between[f1 >= f1.max() - 1e-12]
+    return float(np.clip(best[np.abs(best - default).argmin()], 0.001, 0.999).round(6))
+
+
+def describe_thresholds(
+    thresholds: Sequence[float], classes: Sequence[str], default: float = 0.5, limit: int = 8
+) -> str:
+    """Return one line that says which thresholds were chosen.
+
+    >>> describe_thresholds([0.31, 0.5], ["car", "dog"])
+    'thresholds: chosen on valid by F1: car 0.31; 0.5 for 1 class with too few images'
+    """
+    chosen = [f"{name} {value:.2f}" for name, value in zip(classes, thresholds, strict=True) if value != default]
+    if not chosen:
+        return f"thresholds: {default:g} for all classes"
+    same = len(classes) - len(chosen)
+    few = f"; {default:g} for {same} {'class' if same == 1 else 'classes'} with too few images" if same else ""
+    more = f" and {len(chosen) - limit} more" if len(chosen) > limit else ""
+    return f"thresholds: chosen on valid by F1: {', '.join(chosen[:limit])}{more}{few}"
