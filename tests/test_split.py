@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import coo_array, csgraph
 
 from baseline import Progress, Recipe, split
 from baseline.data.prepare import prepare
-from baseline.data.split import resolve_split
+from baseline.data.split import connected_components, resolve_split
 from baseline.errors import DataError
 
 
@@ -227,3 +229,13 @@ def test_given_splits_that_are_not_used_may_lack_a_class(images: Path) -> None:
         prepare(table, "default", Progress(), preset="standard")
     prepared = prepare(table, "default", Progress(), preset="standard", split="random")
     assert set(prepared.table.loc[prepared.table["split"] == "train", "label"]) == {"ants", "bees"}
+
+
+@pytest.mark.parametrize("edges", [0, 3, 60, 150, 1000])
+def test_connected_components_are_those_of_scipy(edges: int) -> None:
+    one, two = np.random.default_rng(edges).integers(0, 200, (2, edges))
+    graph = coo_array((np.ones(edges, bool), (one, two)), shape=(200, 200))
+    expected = csgraph.connected_components(graph, directed=False)[1]
+    assert connected_components(one, two, 200).tolist() == expected.tolist()
+    chain = np.random.default_rng(0).permutation(5000)
+    assert not connected_components(chain[:-1], chain[1:], 5000).any()
