@@ -67,7 +67,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], limit: int = 12) ->
     >>> unknown_name("recipe", "cifra10", ["cifar10", "default"])
     "There is no recipe 'cifra10'. Did you mean 'cifar10'? Known: cifar10, default."
     """
-    names = sorted(known)
+    names = sorted(known, key=lambda name: (len(name) if name.isdigit() else 0, name))
     listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
     return f"{closest_name(kind, name, names)} Known: {listed}."
 

@@ -239,3 +239,11 @@ def test_labels_are_fixed_in_a_browser_by_mouse_and_keyboard(
     assert len(read_fixes([tmp_path / "fixes.csv"], table)) == 3
     assert complaints == [] and all(url.startswith(("file:", "data:", "blob:")) for url in requests)
     context.close()
+
+
+def test_classes_that_are_numbers_are_in_numeric_order() -> None:
+    labels = pd.Series(["9", "10", "1"] * 12)
+    features = np.random.default_rng(0).normal(size=(36, 3)) + 9 * np.eye(3)[np.arange(36) % 3]
+    probabilities = predict_out_of_fold(features, labels, np.arange(36) // 3 % 4)
+    assert list(probabilities) == ["p_1", "p_9", "p_10"]
+    assert (probabilities.idxmax(axis=1) == "p_" + labels).all()

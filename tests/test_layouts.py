@@ -6,15 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from commands import call
 from layouts import LAYOUTS, Layout, save, write_csv, write_lines
 
 import baseline
 from baseline import Progress, load_images
-from baseline.data.labels import classes_in, explode_labels, is_multilabel, predicted_labels
+from baseline.data.labels import classes_in, explode_labels, is_multilabel, label_matrix, predicted_labels
 from baseline.data.table import summarize_source
 from baseline.errors import DataError, OutputError, RecipeError
+from baseline.evaluation.table import correct_rows
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -153,6 +155,19 @@ def test_numbers_are_classes_in_numeric_order_everywhere(tmp_path: Path) -> None
     table = baseline.split(table, recipe)
     recipe = baseline.resolve(recipe, table)[0]
     assert list(baseline.dataloaders(table, recipe, path=tmp_path).vocab) == numbers
+
+
+def test_labels_that_are_numbers_are_joined_in_the_order_of_predictions(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{n}.png" for n in range(30)))
+    targets = ["16 0", "10 9 2", "2", "25 16"]
+    write_csv(tmp_path / "train.csv", [("Id", "Target"), *((n, targets[n % 4]) for n in range(30))])
+    _, table = load_images(tmp_path, RECIPE, progress=Progress())
+    assert set(table["label"]) == {"0;16", "2;9;10", "2", "16;25"}
+    classes = classes_in(table)
+    predicted = predicted_labels(label_matrix(table["label"], classes).astype(float), classes, 0.5)
+    rows = pd.DataFrame({"label": table["label"], "predicted": predicted})
+    assert classes == ["0", "2", "9", "10", "16", "25"] and correct_rows(rows, "predicted").all()
+    assert "30 images in 6 classes (several labels per image): 0 8, 2 15," in summarize_source(table)[2]
 
 
 def test_settings_are_the_same_from_python_toml_and_command_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import is_multilabel
+from baseline.data.labels import is_multilabel, order_classes
 from baseline.data.sources.match_images import match_rows
 from baseline.data.sources.read_table import read_table
 from baseline.data.table import check_table
@@ -52,7 +52,7 @@ def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, task: str = "au
     for file in files:
         fixes = read_fix_file(resolve_path(str(file)))
         rows, label = match_fixes(fixes, table, file), current.to_numpy()
-        if unknown := sorted({*fixes["new_label"]} - {"", *classes}):
+        if unknown := order_classes({*fixes["new_label"]} - {"", *classes}):
             raise DataError(f"{file} names classes that do not exist: {quoted_list(unknown)}. "
                             f"{unknown_name('class', unknown[0], classes)}")  # fmt: skip
         old, new = fixes["label"].to_numpy(), fixes["new_label"].to_numpy()

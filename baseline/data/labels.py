@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from baseline.errors import DataError, unknown_name
 __all__ = [
     "SEPARATOR",
     "Threshold",
+    "are_numeric",
     "class_weights",
     "classes_in",
     "explode_labels",
@@ -20,6 +21,7 @@ __all__ = [
     "is_whole_number",
     "label_matrix",
     "order_classes",
+    "order_labels",
     "predicted_labels",
     "rarest_label",
     "split_labels",
@@ -50,8 +52,23 @@ def order_classes(names: Iterable[str]) -> list[str]:
     (['1', '9', '10'], ['2 to 10', '10 to 20'], ['a10', 'a9', 'b'])
     """
     names = list(names)
-    numeric = bool(names) and all(map(NUMBER_OR_RANGE.fullmatch, names))
-    return sorted(names, key=lambda name: (float(name.split(" ")[0]), name)) if numeric else sorted(names)
+    return sorted(names, key=lambda name: (float(name.split(" ")[0]), name)) if are_numeric(names) else sorted(names)
+
+
+def are_numeric(names: Collection[str]) -> bool:
+    """Whether all names are numbers or ranges of numbers."""
+    return len(names) > 0 and all(map(NUMBER_OR_RANGE.fullmatch, names))
+
+
+def order_labels(labels: pd.Series) -> pd.Series:
+    """Return multi-labels with their classes in the order of all classes, as predictions have them.
+
+    >>> order_labels(pd.Series(["10;9", "9", "1;10;9"])).tolist()
+    ['9;10', '9', '1;9;10']
+    """
+    numbers = {name: number for number, name in enumerate(order_classes(explode_labels(labels).dropna().unique()))}
+    return labels.map({text: SEPARATOR.join(sorted(split_labels(text), key=lambda name: numbers[name]))
+                       for text in labels.unique()})  # fmt: skip
 
 
 def is_whole_number(text: str) -> bool:

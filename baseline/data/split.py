@@ -446,7 +446,7 @@ def check_splits(table: pd.DataFrame, task: str) -> pd.DataFrame:
         )
     single_labels = explode_labels(table["label"], task)
     in_train = (table["split"] == "train")[single_labels.index].to_numpy()
-    if missing := sorted(set(single_labels[~in_train].dropna()) - set(single_labels[in_train])):
+    if missing := order_classes(set(single_labels[~in_train].dropna()) - set(single_labels[in_train])):
         raise DataError(
             f"No training image of '{missing[0]}' is left: all its images are in other splits, as happens where a "
             "class consists of one group or one point in time. Give another --split."

@@ -5,7 +5,7 @@ The image table is a pandas DataFrame with one row per image and the columns
 | column | content |
 |---|---|
 | `path` | absolute path of the image, text |
-| `label` | its class, text; several labels are joined by `;` in alphabetical order |
+| `label` | its class, text; several labels are joined by `;` in the order of the classes |
 | `split` | `"train"`, `"valid"`, `"test"`, or missing if none was given |
 | `group` | what belongs together (one person, one object, one afternoon), text, or missing |
 
@@ -26,11 +26,12 @@ import pandas as pd
 
 from baseline.data.labels import (
     SEPARATOR,
+    are_numeric,
     binarize,
     explode_labels,
     is_multilabel,
-    is_whole_number,
     order_classes,
+    order_labels,
     split_labels,
 )
 from baseline.data.sources.columns import Columns
@@ -124,6 +125,8 @@ def table_from_settings(
         others = table.loc[table["label"] != positive, "label"].nunique()
         source.notes += [f"{others} classes merged into 'not {positive}'"] if others > 1 else []
         table["label"] = binarize(table["label"], positive)
+    if is_multilabel(table["label"], settings.task):
+        table["label"] = order_labels(table["label"])
     counts = count_trainable(with_splits(table, splits), settings.task)
     if single := order_classes(counts.index[counts < 2]):
         source.notes.append(
@@ -141,7 +144,7 @@ def normalize_labels(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Return the table with labels in Unicode's composed form (NFC): systems write the same name in two forms."""
     labels = table["label"].map({name: unicodedata.normalize("NFC", name) for name in table["label"].unique()})
     joined = table["label"].groupby(labels).nunique()
-    if names := sorted(joined.index[joined > 1]):
+    if names := order_classes(joined.index[joined > 1]):
         notes.append(f"two spellings (NFC and NFD) of {quoted_list(names, 3)} joined")
     return table.assign(label=labels)
 
@@ -226,7 +229,7 @@ def check_table(table: pd.DataFrame, task: str = "auto", splits: Sequence[str] =
     One image cannot be used for both training and evaluation. For the other conditions see `count_trainable`.
     """
     counts = count_trainable(with_splits(table, splits), task)
-    if single := sorted(counts.index[counts < 2]):
+    if single := order_classes(counts.index[counts < 2]):
         message = _single_image_message(single)
         raise DataError(f"{message[0].upper()}{message[1:]}. {RARE_CLASSES}")
 
@@ -247,7 +250,7 @@ def summarize_source(table: pd.DataFrame) -> list[str]:
     source = table.attrs.get("source", {"form": "a table", "columns": "", "notes": []})
     multilabel = " (several labels per image)" if is_multilabel(table["label"]) else ""
     counts = explode_labels(table["label"]).value_counts()
-    if all(map(is_whole_number, counts.index)):
+    if are_numeric(counts.index):
         counts = counts.reindex(order_classes(counts.index))
     listed = ", ".join(f"{label} {count:,}" for label, count in counts.head(8).items())
     more = f" and {len(counts) - 8} more classes, the smallest with {counts.min():,}" if len(counts) > 8 else ""

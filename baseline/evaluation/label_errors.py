@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from baseline.data.labels import order_classes
 from baseline.errors import DataError, quoted_list
 from baseline.evaluation.table import check_columns, class_codes, class_columns, probability_matrix
 
@@ -66,7 +67,7 @@ def find_label_issues(
     values = probability_matrix(probabilities, classes)
     labels = pd.Index(classes).get_indexer(pd.Index(rows["label"]))
     if (labels < 0).any():
-        missing = quoted_list(sorted({*rows["label"]} - {*classes}))
+        missing = quoted_list(order_classes({*rows["label"]} - {*classes}))
         raise DataError(f"No column p_CLASS for {missing}. Pass the probabilities of every class.")
     predicted = values.argmax(1)
     outlier = np.ones(len(rows)) if outlier is None else outlier

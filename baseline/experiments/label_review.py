@@ -24,7 +24,7 @@ import pandas as pd
 
 from baseline.data.audit.findings import audit
 from baseline.data.label_fixes import FIX_COLUMNS
-from baseline.data.labels import is_multilabel
+from baseline.data.labels import is_multilabel, order_classes
 from baseline.data.prepare import load_images
 from baseline.data.sources.match_images import match_rows
 from baseline.data.sources.read_table import read_table
@@ -247,7 +247,8 @@ def predict_out_of_fold(
     """
     progress = progress or Progress()
     neighbors = neighbors or find_neighbors(features, fold_ids, progress)
-    classes, truth = np.unique(labels.to_numpy(dtype=str), return_inverse=True)
+    classes = order_classes(labels.unique())
+    truth = pd.Index(classes).get_indexer(pd.Index(labels))
     inputs, probabilities = standardize(features), np.zeros((len(truth), len(classes)))
     all_folds = np.unique(fold_ids)
     search_folds = all_folds[:1] if len(truth) >= LARGE_DATASET else all_folds

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from baseline.data.label_fixes import check_table_after
-from baseline.data.labels import explode_labels
+from baseline.data.labels import explode_labels, order_classes
 from baseline.errors import DataError, quoted_list, unknown_name
 from baseline.files import resolve_path
 from baseline.progress import Progress
@@ -64,7 +64,9 @@ def filter_by_model(
     summary = f"{count:,} of {len(table):,} images {verb} not '{keep}' according to {model}"
     progress.log(f"{summary} and {verb} left out; {int(matches.sum()):,} kept")
     filtered = table[matches].reset_index(drop=True)
-    if lost := sorted({*explode_labels(table["label"]).dropna()} - {*explode_labels(filtered["label"]).dropna()}):
+    if lost := order_classes(
+        {*explode_labels(table["label"]).dropna()} - {*explode_labels(filtered["label"]).dropna()}
+    ):
         raise DataError(f"{summary}; none of {quoted_list(lost)} is left. Give a lower `above`, or another model.")
     check_table_after(filtered, task, summary)
     return filtered, removed.sort_values("probability", kind="stable", ignore_index=True)

@@ -28,7 +28,7 @@ from fasttransform import Pipeline
 from PIL import Image
 
 from baseline.data.image import load_square, unreadable_reason
-from baseline.data.labels import predicted_labels
+from baseline.data.labels import order_classes, predicted_labels
 from baseline.data.sources.folders import images_below
 from baseline.errors import DataError, OutputError, WeightsError, format_count, quoted_list
 from baseline.evaluation.ensemble import average_probabilities
@@ -495,7 +495,7 @@ def check_compatible(members: Sequence[Model]) -> None:
     for member in members:
         pair = f"{member.folder} and {first.folder}"
         if member.classes != first.classes:
-            difference = quoted_list(sorted(set(member.classes) ^ set(first.classes))) or "their order"
+            difference = quoted_list(order_classes(set(member.classes) ^ set(first.classes))) or "their order"
             raise OutputError(
                 f"{pair} do not have the same classes: they differ in {difference}. Give runs of the same classes."
             )

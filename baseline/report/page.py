@@ -25,7 +25,7 @@ from PIL import Image
 
 from baseline import __version__
 from baseline.data.image import load_image, resize_image
-from baseline.data.labels import explode_labels, label_matrix
+from baseline.data.labels import explode_labels, label_matrix, order_classes
 from baseline.errors import DataError, OutputError, format_count, quoted_list
 from baseline.evaluation.calibration import BIN_COUNT
 from baseline.evaluation.explain import explain
@@ -174,7 +174,7 @@ def read_run(folder: Path) -> RunFiles:
     if run.rows.empty:
         raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
     used = pd.concat([run.rows["label"], run.rows["predicted"]])
-    if unknown := sorted({*explode_labels(used, run.recipe.get("task", "single")).dropna()} - {*run.classes}):
+    if unknown := order_classes({*explode_labels(used, run.recipe.get("task", "single")).dropna()} - {*run.classes}):
         raise DataError(
             f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {quoted_list(unknown)}. Run it again."
         )
@@ -347,11 +347,12 @@ def sample_images(run: RunFiles) -> list[dict[Any, Any]]:
     """Return rows of training images from as many classes as there is room for, the same number from each."""
     rows = run.table[run.table["split"] == "train"]
     labels = rows["label"].unique()
-    classes = np.sort(np.random.default_rng(0).permutation(labels)[:SAMPLE_COUNT])
+    classes = order_classes(np.random.default_rng(0).permutation(labels)[:SAMPLE_COUNT])
     per_class = max(1, min(4, SAMPLE_COUNT // max(1, len(classes))))
     shuffled = rows[rows["label"].isin(classes)].groupby("label").sample(frac=1, random_state=0)
-    sample = shuffled.groupby("label", sort=True).head(per_class)
-    return sample.sort_values("label", kind="stable").to_dict("records")
+    sample = shuffled.groupby("label").head(per_class)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return sample.sort_values("label", key=lambda labels: labels.map(numbers), kind="stable").to_dict("records")
 
 
 def pair_cards(

@@ -139,6 +139,6 @@ def _labels(dataset: Any, classes: list[str]) -> Iterator[str]:
     for target in targets:
         values = torch.as_tensor(target)
         if values.ndim:
-            yield SEPARATOR.join(sorted(name for name, value in zip(classes, values, strict=True) if value))
+            yield SEPARATOR.join(name for name, value in zip(classes, values, strict=True) if value)
         else:
             yield classes[int(values)]

@@ -183,7 +183,7 @@ def scan_content(content: bytes) -> ScanRecord:
 def perceptual_bits(image: Image.Image) -> np.ndarray:
     """Return the 64 bits of `imagehash.phash`, whose import of scipy takes longer than scanning a small folder.
 
-    Each bit tells whether one of the 8 x 8 lowest frequencies of the gray image of 32 x 32 pixels is above their median.
+    Each bit tells whether one of the 8 x 8 lowest frequencies of the gray image, 32 x 32 pixels, is above their median.
     """
     from PIL.Image import Resampling
 

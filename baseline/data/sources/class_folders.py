@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from baseline.data.labels import order_classes
 from baseline.data.sources.folders import (
     SPLIT_NAMES,
     describe_skipped,
@@ -57,8 +58,8 @@ class FolderReading:
 
     @property
     def classes(self) -> list[str]:
-        """The classes, sorted."""
-        return sorted({label for _, label, _ in self.rows})
+        """The classes, in order."""
+        return order_classes({label for _, label, _ in self.rows})
 
 
 class FolderTree:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from baseline.data.labels import SEPARATOR
+from baseline.data.labels import SEPARATOR, order_classes
 from baseline.data.sources.columns import (
     IMAGE_COLUMN_NAMES,
     SPLIT_FLAGS,
@@ -344,7 +344,7 @@ def check_no_repeats(rows: pd.DataFrame, name: str) -> None:
     labels_per_path = repeated.groupby("path", sort=False)["label"].nunique()
     if len(conflicts := labels_per_path.index[labels_per_path > 1]):
         path = conflicts[0]
-        labels = quoted_list(sorted(set(repeated.loc[repeated["path"] == path, "label"])))
+        labels = quoted_list(order_classes(set(repeated.loc[repeated["path"] == path, "label"])))
         one = len(conflicts) == 1
         raise DataError(
             f"{len(conflicts):,} {'image' if one else 'images'} of {name} {'has' if one else 'have'} conflicting "

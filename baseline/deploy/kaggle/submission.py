@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from baseline.data.labels import order_classes
 from baseline.data.sources.archives import is_archive, unpack_archive
 from baseline.data.sources.columns import find_image_column
 from baseline.data.sources.folders import images_below
@@ -533,7 +534,7 @@ def check_written(
 def _check_label_values(values: list[str], submission_format: SubmissionFormat) -> str:
     names, separator = set(submission_format.names.values()), submission_format.separator
     labels = {label for value in values for label in (value.split(separator) if separator else [value])}
-    _require(labels <= names, f"{quoted_list(sorted(labels - names), 3)} do not name classes")
+    _require(labels <= names, f"{quoted_list(order_classes(labels - names), 3)} do not name classes")
     return f"{len(labels)} of {len(names)} classes occur, and nothing else"
 
 

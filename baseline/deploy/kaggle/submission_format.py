@@ -253,11 +253,12 @@ def single_column_format(
     if requested != "auto" or first.source == GIVEN:  # explicit requests override the sample's values
         allowed = (naming for naming in candidates() if naming.source == GIVEN or _allows(naming, requested))
         naming = next(chain(allowed, numbered_naming(classes, ["0"])))
-        hints = [f"although {sample_name} contains {quoted_list(sorted(examples), 2)}"] if examples else []
+        hints = [f"although {sample_name} contains {quoted_list(order_classes(examples), 2)}"] if examples else []
         return label_format(column, naming, "", 1, multilabel, hints)
+    unknown = quoted_list(order_classes(examples - set(classes)), 3)
     raise DataError(
-        f"Column '{column}' of {sample_name} contains {quoted_list(sorted(examples - set(classes)), 3)}, but the run's "
-        f"classes are {quoted_list(classes, 8)}. Pass --codes CLASS=NAME,... with their names there, or --shape."
+        f"Column '{column}' of {sample_name} contains {unknown}, but the run's classes "
+        f"are {quoted_list(classes, 8)}. Pass --codes CLASS=NAME,... with their names there, or --shape."
     )
 
 
