@@ -955,7 +955,7 @@ def tiny_images_with_annotations(folder: Path) -> None:
 # names
 
 
-@layout(error=r"--label-from auto to use the text before the last number in .* name \(Abyssinian 6, great_pyrenees 6\)")
+@layout(error=r"--label-from auto for the text before the last number in each name \(Abyssinian 6, great_pyrenees 6\)")
 def loose_pets(folder: Path) -> None:
     save(folder, *(f"images/{['Abyssinian', 'great_pyrenees'][n % 2]}_{n}.jpg" for n in range(12)))
 
@@ -968,7 +968,7 @@ LAYOUTS["loose_pets_by_name"] = Layout(
 )
 
 
-@layout(error=r"no class folders. Give --label-from auto to use .* \(cat 6, dog 6\)\.$")
+@layout(error=r"no class folders. Give --label-from auto for .* \(cat 6, dog 6\)\.$")
 def loose_cats_and_dogs(folder: Path) -> None:
     save(folder, *(f"train/{['cat', 'dog'][n % 2]}.{n}.jpg" for n in range(12)), *(f"test1/{n}.jpg" for n in range(3)))
 
@@ -979,17 +979,17 @@ LAYOUTS["loose_cats_and_dogs_by_name"] = Layout(
 )  # fmt: skip
 
 
-@layout(error=r"auto to use the first word in each file name \(c 6, g 6\), or .* the last word \(left 6, right 6\)")
+@layout(error=r"auto for the first word in each name \(c 6, g 6\), or .* for the last word")
 def code_in_front(folder: Path) -> None:
     save(folder, *(f"{'cg'[n % 2]}_{n:04}_{['left', 'right'][n % 4 // 2]}.png" for n in range(12)))
 
 
-@layout(error=r"contains 12 images but no class folders\. Sort the images into one folder per class")
+@layout(error=r"contains 12 images but no class folders\. Sort them into one folder per class")
 def names_of_numbers(folder: Path) -> None:
     save(folder, *(f"{20 + n}_{n % 2}_{n % 3}_2017{n:04}.jpg" for n in range(12)))
 
 
-@layout(error=r"'test', 'train' do not look like names of classes.*--source folders to use these anyway")
+@layout(error=r"'test', 'train' do not look like names of classes.*--label-from REGEX or --source folders")
 def nothing_but_splits(folder: Path) -> None:
     save(folder, *(f"train/{n}.jpg" for n in range(6)), *(f"test/{n}.jpg" for n in range(6)))
 

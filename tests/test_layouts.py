@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,6 +15,8 @@ from layouts import LAYOUTS, Layout, save, write_csv, write_lines
 import baseline
 from baseline import Progress, load_images
 from baseline.data.labels import classes_in, explode_labels, is_multilabel, label_matrix, predicted_labels
+from baseline.data.sources import registry
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable
 from baseline.data.table import summarize_source
 from baseline.errors import DataError, OutputError, RecipeError
 from baseline.evaluation.table import correct_rows
@@ -32,7 +35,8 @@ def test_a_layout_is_read_as_its_user_means_it(
     if layout.error:
         with pytest.raises(DataError, match=layout.error) as caught:
             load_images(target, progress=Progress(), preset="standard", **layout.settings)
-        assert "\n" not in str(caught.value)
+        message = str(caught.value).replace(str(tmp_path), "")
+        assert "\n" not in message and len(message) <= 200, len(message)
         return
     _, table = load_images(target, progress=Progress(), preset="standard", **layout.settings)
     summary = "\n".join(summarize_source(table))
@@ -196,3 +200,73 @@ def test_sources_are_listed_with_an_example() -> None:
     assert ended.returncode == 0
     for text in ("folders", "images/cat/1.jpg", "labelstudio", "[cat]", "--label-from auto"):
         assert text in ended.stdout
+
+
+def test_names_of_classes_are_not_offered_as_lists_of_images(tmp_path: Path) -> None:
+    save(tmp_path, *(f"train_images/{n}.jpg" for n in range(12)))
+    write_csv(tmp_path / "train.csv", [("image_id", "label"), *((f"{n}.jpg", n % 3) for n in range(12))])
+    (tmp_path / "label_num_to_disease_map.json").write_text('{"0": "Blight", "1": "Mosaic", "2": "Healthy"}')
+    write_lines(tmp_path / "classes.txt", ["0 Blight", "1 Mosaic", "2 Healthy"])
+    _, table = load_images(tmp_path, RECIPE, progress=Progress())
+    assert set(table["label"]) == {"Blight", "Mosaic", "Healthy"}
+    assert "--source" not in "\n".join(summarize_source(table))
+
+
+def test_equally_good_readings_must_agree_in_images_and_classes(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{'ab'[n % 2]}/{n}.png" for n in range(12)))
+    rows = [{"image": f"{'ab'[n % 2]}/{n}.png", "label": "xy"[n % 2]} for n in range(12)]
+    (tmp_path / "labels.json").write_text(json.dumps(rows))
+    _, table = load_images(tmp_path, RECIPE, progress=Progress())
+    assert "which would give the same classes" in summarize_source(table)[0]
+    (tmp_path / "labels.json").write_text(json.dumps([{**row, "label": "xy"[n % 3 > 0]} for n, row in enumerate(rows)]))
+    with pytest.raises(DataError, match=r"but their classes differ\. Give --source"):
+        load_images(tmp_path, RECIPE, progress=Progress())
+
+
+class Reads(Source):
+    """Reads what it is given, or raises it."""
+
+    def __init__(self, name: str, result: Any) -> None:
+        self.name, self.example, self.result = name, name, result
+
+    def matches(self, place: Place) -> Evidence:
+        if isinstance(self.result, KeyError):
+            raise self.result
+        return Evidence(0.9, self.name)
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return SourceTable(self.result, self.name)
+
+
+def test_a_reading_that_fails_or_has_other_images_is_not_called_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, "1.png")
+    first = pd.DataFrame({"path": list("abcd"), "label": list("xyxy"), "split": None, "group": None})
+
+    def read(result: Any) -> SourceTable:
+        sources = {"one": Reads("one", first), "two": Reads("two", result)}
+        monkeypatch.setattr(registry, "all_sources", lambda: sources)
+        return registry.read_place(Place(tmp_path))
+
+    assert read(first).rejected == "not as two, which would give the same classes"
+    assert read(DataError("3 images are missing.")).rejected == "not as two, which fails: 3 images are missing."
+    with pytest.raises(DataError, match="can be read as one or as two, but their images differ"):
+        read(first.assign(path=list("efgh")))
+    with pytest.raises(KeyError, match="a bug"):
+        read(KeyError("a bug"))
+
+
+@pytest.mark.parametrize("content", [
+    {"images": [3], "annotations": [{}], "categories": ["cat"]},
+    {"images": [{}], "annotations": [7], "categories": [{"id": []}]},
+    {"classes": ["a"], "labels": {"1": [{"label": {}}]}}, [{"data": {"image": "1.png"}, "annotations": [3]}],
+    [{"image": "a/1.png", "label": [[1], {}]}], [{}], {"a": {"b": [1]}},
+])  # fmt: skip
+def test_a_file_that_only_looks_like_a_known_format_is_passed_over(content: Any, tmp_path: Path) -> None:
+    save(tmp_path, *(f"{'ab'[n % 2]}/{n}.png" for n in range(12)))
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    _, table = load_images(tmp_path, RECIPE, progress=Progress())
+    assert table["label"].value_counts().to_dict() == {"a": 6, "b": 6}

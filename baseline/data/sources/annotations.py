@@ -12,7 +12,7 @@ from baseline.data.labels import SEPARATOR
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.label_values import join_labels
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Evidence, Place, SourceTable, make_rows, merge_notes
+from baseline.data.sources.place import Evidence, Place, SourceTable, is_test_folder, make_rows, merge_notes
 from baseline.data.sources.tables import check_no_repeats, drop_unlabeled, join_repeats, resolve_images
 from baseline.errors import format_count, quoted_list
 
@@ -58,7 +58,9 @@ def annotation_evidence(place: Place, form: str, annotated: Annotated | None) ->
     if share < 0.5:
         return None
     reason = f"{format_count(len(annotated.items), 'image')} listed"
-    return Evidence(share, f"{form}, {describe_files(place, annotated)}", reason, annotated)
+    images = sum(not any(map(is_test_folder, place.relative(path).split("/")[:-1])) for path in place.images)
+    coverage = 1.0 if place.is_file else min(1.0, len(annotated.items) / max(1, images))
+    return Evidence(share * (0.5 + 0.5 * coverage), f"{form}, {describe_files(place, annotated)}", reason, annotated)
 
 
 def describe_files(place: Place, annotated: Annotated) -> str:

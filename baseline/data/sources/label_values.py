@@ -193,8 +193,7 @@ def refuse_measurements(labels: pd.Series, column: str, name: str) -> None:
     numbers = filled.astype(float)
     raise DataError(
         f"Column '{column}' of {name} holds {distinct:,} different numbers ({numbers.min():g} to {numbers.max():g}): "
-        "that is regression, and baseline only classifies. Give --bins K to divide them into K classes, or --label-col "
-        "COLUMN for another column."
+        "that is regression, and baseline only classifies. Give --bins K for K classes of them, or --label-col COLUMN."
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -17,12 +18,24 @@ from typing import Any
 
 import pandas as pd
 
-from baseline.data.sources.folders import is_image, is_utf8, walk
+from baseline.data.sources.folders import is_image, is_utf8, split_from_name, walk
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
 from baseline.recipe.schema import DataSettings
 
-__all__ = ["Evidence", "Place", "Source", "SourceTable", "make_rows", "merge_notes", "optional_module"]
+__all__ = [
+    "Evidence",
+    "MalformedFileError",
+    "Place",
+    "Source",
+    "SourceTable",
+    "foreign_content",
+    "is_test_folder",
+    "make_rows",
+    "merge_notes",
+    "named_share",
+    "optional_module",
+]
 
 
 MAX_DEPTH = 4
@@ -50,6 +63,25 @@ class SourceTable:
     """What speaks for this way of reading it."""
     rejected: str = ""
     """The next best way of reading it, and what speaks against that."""
+
+
+class MalformedFileError(Exception):
+    """A file looks like one of a known format, and its content is not."""
+
+
+@contextmanager
+def foreign_content() -> Iterator[None]:
+    """Context manager, and decorator, for code that reads what other tools wrote, whose parts may be of any type.
+
+    Raises:
+        MalformedFileError: where a part is missing or has another type.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise MalformedFileError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -216,6 +248,19 @@ class Place:
         text, prefix = str(path), f"{self.folder}{os.sep}"
         inside = text[len(prefix) :] if text.startswith(prefix) else os.path.relpath(text, self.folder)
         return inside.replace(os.sep, "/")
+
+
+def named_share(place: Place, paths: Iterable[str]) -> float:
+    """Return the share of a place's images that are among some paths; images in folders of test images do not count."""
+    named = set(paths)
+    unnamed = [place.relative(path).split("/")[:-1] for path in place.images if path not in named]
+    counted = sum(not any(map(is_test_folder, folders)) for folders in unnamed)
+    return len(named) / max(1, len(named) + counted)
+
+
+def is_test_folder(name: str) -> bool:
+    """Whether a folder's name says that it holds test images, or images to predict."""
+    return split_from_name(name) == "test" or "pred" in name.lower()
 
 
 def make_rows(paths: Iterable[str], labels: Iterable[Any], splits: Iterable[str | None] | str | None) -> pd.DataFrame:

@@ -11,12 +11,13 @@ import inspect
 import pkgutil
 from functools import cache
 from importlib import import_module
+from textwrap import shorten
 
 from baseline.data.sources.class_folders import ClassFolders
 from baseline.data.sources.image_tables import ImageTable
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, optional_module
+from baseline.data.sources.place import Evidence, MalformedFileError, Place, Source, SourceTable, optional_module
 from baseline.data.sources.read_table import TABLE_SUFFIXES, is_table
-from baseline.errors import BaselineError, DataError, format_count, quoted_list, unknown_name
+from baseline.errors import DataError, format_count, quoted_list, unknown_name
 
 __all__ = ["all_sources", "read_place"]
 
@@ -31,6 +32,9 @@ SINGLE_CLASS = 0.2
 
 MARGIN = 0.06
 """Difference in strength up to which two sources fit equally well."""
+
+MIN_OVERLAP = 0.9
+"""Share of the images that two readings must have in common to be alike."""
 
 MENTIONED = 0.05
 """Strength from which a source that was not taken is mentioned."""
@@ -73,22 +77,22 @@ def read_place(place: Place) -> SourceTable:
     result.reason = "" if place.is_file and not others else best.reason
     if others:
         other_source, other = others[0]
-        alike = best.strength - other.strength < MARGIN
-        if alike and disagree(result, other_source, other, place):
+        if best.strength - other.strength >= MARGIN:
+            result.rejected = describe_rejected(other_source, other)
+        elif difference := find_difference(result, other_source, other, place):
             raise DataError(
-                f"{place.path} can be read as {best.form} or as {other.form}, but their classes differ. "
+                f"{place.path} can be read as {best.form} or as {other.form}, but their {difference} differ. "
                 f"Give --source {source.name} or --source {other_source.name}."
             )
-        result.rejected = describe_rejected(other_source, other, alike)
+        elif not result.rejected:
+            result.rejected = f"not as {other.form}, which would give the same classes"
     if source.name == ClassFolders.name:
         result.notes += unread_tables(place, result.rejected)
     return result
 
 
-def describe_rejected(source: Source, evidence: Evidence, alike: bool) -> str:
-    """Return why a place is not read by another source that fits as well, or how to insist on it."""
-    if alike:
-        return f"not as {evidence.form}, which would give the same classes"
+def describe_rejected(source: Source, evidence: Evidence) -> str:
+    """Return why a place is not read by another source, or how to insist on it."""
     if evidence.objection:
         return f"not as {evidence.form}, because {evidence.objection}"
     return f"give --source {source.name} to read {evidence.form} instead" if evidence.reason else ""
@@ -98,9 +102,7 @@ def match_source(source: Source, place: Place) -> Evidence | None:
     """Return what speaks for a source; nothing if a file only looks like one of its form."""
     try:
         return source.matches(place)
-    except BaselineError:
-        raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except MalformedFileError:
         return None
 
 
@@ -111,15 +113,21 @@ def unread_tables(place: Place, mentioned: str) -> list[str]:
     return [f"{quoted_list(names)} not read; to use a table, give it instead of the folder"] if names else []
 
 
-def disagree(result: SourceTable, source: Source, evidence: Evidence, place: Place) -> bool:
-    """Whether another source can read the place as well, and divides the images into classes differently."""
+def find_difference(result: SourceTable, source: Source, evidence: Evidence, place: Place) -> str:
+    """Return in what another source that fits as well reads the place differently: images, classes or nothing.
+
+    Where it cannot read the place after all, `result.rejected` says why.
+    """
     try:
         other = source.rows(place, evidence).table
-    except DataError:
-        return False
+    except DataError as error:
+        result.rejected = f"not as {evidence.form}, which fails: {shorten(str(error), 120, placeholder='...')}"
+        return ""
     both = result.table[["path", "label"]].merge(other[["path", "label"]], on="path", suffixes=("", "_2"))
+    if len(both) < MIN_OVERLAP * max(len(result.table), len(other)):
+        return "images"
     pairs = both[["label", "label_2"]].drop_duplicates()
-    return not (pairs["label"].is_unique and pairs["label_2"].is_unique)
+    return "" if pairs["label"].is_unique and pairs["label_2"].is_unique else "classes"
 
 
 def advice(place: Place) -> list[str]:
@@ -148,6 +156,6 @@ def refusal(place: Place, weak: Evidence | None, forced: str) -> str:
     if hints:
         return f"{place.path} contains {count} but no class folders. {' '.join(hints)}"
     why = f": {weak.objection}" if weak and weak.objection else ""
-    insist = ", or --source folders to use these anyway" if weak and weak.form.startswith("class") else ""
-    ways = f"Sort the images into one folder per class, or give a table, or --label-from REGEX{insist}."
+    insist = " or --source folders" if weak and weak.form.startswith("class") else ""
+    ways = f"Sort them into one folder per class, or give a table{',' if insist else ' or'} --label-from REGEX{insist}."
     return f"{place.path} contains {count} but no class folders{why}. {ways}"

@@ -257,7 +257,7 @@ def resolve_images(
 
 def missing_images_message(lost: list[str], rows: int, column: str, finder: ImageFinder, name: str) -> str:
     """Return the message for a column of images of which some (`lost`) are empty or do not exist."""
-    drop = ", or --missing drop to leave such rows out" if len(lost) < rows else ""
+    drop = " or --missing drop" if len(lost) < rows else ""
     if not any(lost):
         verb = "has" if len(lost) == 1 else "have"
         empty = f"{len(lost):,} of {rows:,} rows of {name} {verb} no image in column '{column}'."
@@ -268,7 +268,7 @@ def missing_images_message(lost: list[str], rows: int, column: str, finder: Imag
     shown = f": '{first}'" if len(lost) == 1 else f", such as '{first}'"
     return (
         f"{len(lost):,} of {rows:,} images in column '{column}' of {name} {verb} not in {finder.folder}{shown}. "
-        f"{likely_cause(lost, finder)}Give --image-dir FOLDER or --image-col COLUMN{drop}."
+        f"{likely_cause(lost, finder)}Give --image-dir FOLDER{',' if drop else ' or'} --image-col COLUMN{drop}."
     )
 
 

@@ -14,7 +14,7 @@ from baseline.data.sources.annotations import (
     read_annotations,
     split_of,
 )
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
 
 __all__ = ["Coco"]
 
@@ -53,6 +53,7 @@ def is_coco(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(key), list) and content[key] for key in keys)
 
 
+@foreign_content()
 def read_coco(content: Any, split: str | None, folder: str) -> list[Annotation]:
     """Return the categories of each image; images that are not in the annotations have none."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}

@@ -12,7 +12,7 @@ from baseline.data.sources.annotations import (
     read_annotations,
     split_of,
 )
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
 
 __all__ = ["FiftyOne"]
 
@@ -50,6 +50,7 @@ def is_fiftyone(content: Any) -> bool:
     )
 
 
+@foreign_content()
 def label_names(label: Any, classes: list[Any]) -> tuple[str, ...]:
     """Return the classes of a label, which is a number, a name, an object with a label, or a list of these."""
     if label is None:

@@ -106,8 +106,8 @@ class FileNames(Source):
         if not patterns:
             return ""
         first, *others = patterns
-        advice = f"Give --label-from auto to use {first.part} in each file name ({first.describe()})"
-        other = "".join(f", or --label-from '{o.regex}' to use {o.part} ({o.describe(2)})" for o in others[:1])
+        advice = f"Give --label-from auto for {first.part} in each name ({first.describe(3)})"
+        other = "".join(f", or '{o.regex}' for {o.part}" for o in others[:1])
         return f"{advice}{other}."
 
 

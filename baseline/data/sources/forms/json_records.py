@@ -10,7 +10,7 @@ import pandas as pd
 from baseline.data.sources.annotations import image_folder
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import columns_of
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content, named_share
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError
 
@@ -45,9 +45,13 @@ class JsonRecords(Source):
             else [next(iter(found.values()))]
         )
         names = " and ".join(place.relative(path) for path, _ in used)
+        if names_classes(place, used):
+            return None
+        share = named_share(place, [path for _, rows in used for path in rows.table["path"]])
         count = sum(rows.listed for _, rows in used)
         total = sum(rows.total for _, rows in used)
-        return Evidence(0.9, f"JSON records, {names}", f"{count:,} of {total:,} records name an image", used)
+        reason = f"{count:,} of {total:,} records name an image"
+        return Evidence(0.9 * (0.5 + 0.5 * share), f"JSON records, {names}", reason, used)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         used: list[tuple[Path, TableRows]] = evidence.found
@@ -64,6 +68,13 @@ class JsonRecords(Source):
         )
 
 
+def names_classes(place: Place, used: list[tuple[Path, TableRows]]) -> bool:
+    """Whether records name the classes of codes, which are images by chance: no label recurs, and images are left."""
+    labels = pd.concat([rows.table["label"] for _, rows in used])
+    return labels.is_unique and len(labels) < len(place.images)
+
+
+@foreign_content()
 def frame_of(content: Any) -> pd.DataFrame | None:
     """Return a table of a list of flat objects, or of an object of labels by image; None for anything else."""
     if isinstance(content, dict) and len(content) == 1:

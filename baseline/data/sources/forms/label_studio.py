@@ -7,7 +7,7 @@ from typing import Any
 
 from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
 from baseline.data.sources.folders import has_image_name
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
 
 __all__ = ["LabelStudio"]
 
@@ -22,7 +22,8 @@ class LabelStudio(Source):
         for path in place.json_files:
             if is_label_studio(tasks := place.json(path)):
                 items = [item for task in tasks if (item := read_task(task))]
-                boxes = any("labels" in key for task in tasks for value in values_of(task) for key in value)
+                with foreign_content():
+                    boxes = any("labels" in key for task in tasks for value in values_of(task) for key in value)
                 annotated = Annotated(items, [path], place.folder, boxes)
                 if evidence := annotation_evidence(place, "a Label Studio export", annotated):
                     return evidence
@@ -32,6 +33,7 @@ class LabelStudio(Source):
         return read_annotations(place, "a Label Studio export", evidence.found)
 
 
+@foreign_content()
 def is_label_studio(tasks: Any) -> bool:
     return (
         isinstance(tasks, list)
@@ -45,6 +47,7 @@ def is_label_studio(tasks: Any) -> bool:
     )
 
 
+@foreign_content()
 def read_task(task: dict[str, Any]) -> Annotation | None:
     """Return the image of a task and its choices; None if it has no image."""
     texts = [value for value in task["data"].values() if isinstance(value, str)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations, split_of
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
 
 __all__ = ["Matlab"]
 
@@ -63,6 +63,7 @@ def plain(values: Any) -> list[str]:
     return [str(value) for value in np.atleast_1d(np.asarray(values, dtype=object)).ravel()]
 
 
+@foreign_content()
 def read_structs(content: dict[str, Any], names: list[str], split: str | None) -> list[Annotation]:
     """Read an array of structs with the fields `fname` and `class`."""
     structs = content.get("annotations")
@@ -75,6 +76,7 @@ def read_structs(content: dict[str, Any], names: list[str], split: str | None) -
     return [Annotation(str(struct["fname"]), (label,), split) for struct, label in zip(structs, labels, strict=True)]
 
 
+@foreign_content()
 def read_file_list(content: dict[str, Any], split: str | None) -> list[Annotation]:
     """Read a list of paths, whose folders are the classes."""
     if "file_list" not in content or "labels" not in content:
@@ -82,6 +84,7 @@ def read_file_list(content: dict[str, Any], split: str | None) -> list[Annotatio
     return [Annotation(name, (Path(name).parent.name,), split) for name in plain(content["file_list"]) if "/" in name]
 
 
+@foreign_content()
 def read_numbered(place: Place, content: dict[str, Any], contents: dict[Path, dict[str, Any]]) -> list[Annotation]:
     """Read labels in the order of the images' names, with splits from a file of their numbers."""
     labels = np.atleast_1d(content.get("labels", []))

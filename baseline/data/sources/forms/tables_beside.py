@@ -22,7 +22,7 @@ from baseline.data.sources.columns import (
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable, columns_of
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Evidence, Place, SourceTable, merge_notes
+from baseline.data.sources.place import Evidence, Place, SourceTable, merge_notes, named_share
 from baseline.data.sources.read_table import column_as_text, read_header
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError, format_count, quoted_list
@@ -83,7 +83,7 @@ class TablesBesideImages(ImageTable):
         reading = TableReading(choose_tables(candidates), split_tables(place))
         total = sum(candidate.rows.total for candidate in reading.used if candidate.rows)
         listed = sum(candidate.rows.listed for candidate in reading.used if candidate.rows)
-        share = coverage(place, reading)
+        share = named_share(place, [path for c in reading.used if c.rows for path in c.rows.table["path"]])
         named = columns_of(place.settings) != Columns()  # and the table has them, or it could not be read
         strength = 1.0 if named else min(1.0, reading.used[0].strength) * (0.5 + 0.5 * share)
         names = describe_names(place, reading)
@@ -248,18 +248,6 @@ def add_splits(table: pd.DataFrame, place: Place, paths: list[Path]) -> tuple[pd
                 table[f"{fold}_"] = table["path"].map(folds).fillna("")
             return table, [f"splits from {path.name}{rest} ({note})"]
     return table, []
-
-
-def coverage(place: Place, reading: TableReading) -> float:
-    """Return the share of images that the tables name; images in folders of test images do not count."""
-    named = {path for candidate in reading.used if candidate.rows for path in candidate.rows.table["path"]}
-    unnamed = [path for path in place.images if path not in named]
-    counted = [path for path in unnamed if not any(map(is_test_folder, place.relative(path).split("/")[:-1]))]
-    return len(named) / max(1, len(named) + len(counted))
-
-
-def is_test_folder(name: str) -> bool:
-    return split_from_name(name) == "test" or "pred" in name.lower()
 
 
 def common_folder(place: Place, reading: TableReading) -> str:

@@ -64,14 +64,15 @@ class TextLists(Source):
         used = max(usable, key=lambda group: (len({listed.split for listed in group}), len(set(list_labels(group)))))
         others = sorted({listed.path.name for listed in files} - {listed.path.name for listed in used})
         items = annotations_of(used)
+        labels = list_labels(used)
+        if len(set(labels)) == len(labels) < len(place.images):
+            return None  # names of numbered classes
         evidence = annotation_evidence(
             place, "text files that list images", Annotated(items, [x.path for x in used], place.folder)
         )
         if evidence is None:
             return None
-        share = min(1.0, len(items) / max(1, len(place.images)))
-        strength = evidence.strength * (0.7 + 0.27 * share)
-        return Evidence(strength, evidence.form, evidence.reason, (evidence.found, others))
+        return Evidence(0.97 * evidence.strength, evidence.form, evidence.reason, (evidence.found, others))
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         annotated, others = evidence.found
