@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import more_layouts  # noqa: F401  # adds to LAYOUTS
 import pandas as pd
 import pytest
 from commands import call

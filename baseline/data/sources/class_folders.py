@@ -33,9 +33,16 @@ GENERIC_NAMES = frozenset(
      "extra", "gray", "grayscale", "grey", "ground", "groundtruth", "input", "inputs", "jpegs", "label", "labels",
      "mask", "masks", "original", "originals", "part", "parts", "photo", "pics", "picture", "png", "pred", "prediction",
      "predictions", "private", "public", "raw", "resized", "sample", "samples", "seg", "segmentation", "segmentations",
-     "segmented", "set", "submission", "thumbnails", "truth", "unlab", "unlabeled", "unlabelled", "unsup")
+     "segmented", "set", "submission", "thumbnails", "tif", "tiff", "truth", "unlab", "unlabeled", "unlabelled",
+     "unsup")
 ) | CONTAINERS | frozenset(SPLIT_NAMES)  # fmt: skip
 """Words of which the names of folders consist that hold images of any class, in lower case."""
+
+
+MASK_NAMES = frozenset(
+    ("annotation", "annotations", "annots", "groundtruth", "mask", "masks", "segmentation", "segmentations")
+)
+"""Words in the names of folders that hold masks of the images in a folder beside them, in lower case."""
 
 
 PART_NAMES = CONTAINERS | frozenset(SPLIT_NAMES) | {"batch", "chunk", "part", "parts"}
@@ -51,6 +58,8 @@ class FolderReading:
     rows: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Class folder, relative to the place, its class and its split."""
     notes: list[str] = field(default_factory=list)
+    masks: int = 0
+    """Number of images that are masks of others, in folders beside them in the class folders."""
     top: str = ""
     """The folder that contains the folders of splits, or else the class folders."""
     problem: str = ""
@@ -98,7 +107,10 @@ class ClassFolders(Source):
         if place.is_file or not place.images:
             return None
         tree = FolderTree(place.images_by_folder)
-        reading = read_class_folders(tree, insist=place.settings.source == self.name)
+        insist = place.settings.source == self.name
+        reading = read_class_folders(tree, insist)
+        if not insist:
+            leave_out_masks(tree, reading)
         if not reading.rows and not reading.problem:
             return None
         strength, objection = weigh(tree, reading)
@@ -244,7 +256,15 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
         else:
             reading.rows = [(path, label, split) for path, label, split in inner]
         return reading
+    if not insist and (letters := below_first_letters(tree, paths)):
+        reading.rows = [(path, Path(path).name, None) for path in letters]
+        return reading
     names = [Path(path).name for path in paths]
+    if not insist and (repeated := count_repeated(tree, paths)):
+        shown = quoted_list(names, 4)
+        reading.problem = (f"contains {shown} with the same {repeated} class folders. Give one of them, or "
+                           "--label-from '([^/]+)/[^/]+$' for all.")  # fmt: skip
+        return reading
     inside = {frozenset(tree.children.get(path, ())) for path in paths}
     if not insist and len(paths) > 1 and len(inside) == 1 and generic_names(names) == set(names) and all(inside):
         reading.problem = f"contains {quoted_list(names, 4)} with the same class folders. Give one of them."
@@ -267,6 +287,40 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     return reading
 
 
+def below_first_letters(tree: FolderTree, paths: Sequence[str]) -> list[str]:
+    """Return the folders inside folders of single letters with which their names begin; none if there are others."""
+    inner = [child for path in paths for child in tree.below(path)]
+    pairs = [(Path(child).parent.name.lower(), Path(child).name.lower()) for child in inner]
+    sorted_in = all(len(letter) == 1 < len(name) and name.startswith(letter) for letter, name in pairs)
+    return inner if sorted_in and len(inner) > 1 and not any(tree.direct[path] for path in paths) else []
+
+
+def count_repeated(tree: FolderTree, paths: Sequence[str]) -> int:
+    """Return the number of class folders if all folders contain the same, more than there are folders; else 0."""
+    if len(paths) < 2 or any(tree.direct[path] for path in paths):
+        return 0
+    inside = {frozenset(Path(child).name for child in tree.below(enter(tree, path))) for path in paths}
+    names = next(iter(inside))
+    named = not generic_names(names) and not any(name.isdigit() for name in names)
+    return len(names) if len(inside) == 1 and named and len(names) > len(paths) else 0
+
+
+def leave_out_masks(tree: FolderTree, reading: FolderReading) -> None:
+    """Read only the folder of images in class folders that hold one and folders of their masks, and note that."""
+    beside: list[str] = []
+    for at, (path, label, split) in enumerate(reading.rows):
+        inner = tree.below(path)
+        images = [child for child in inner if is_container(child)]
+        masks = [child for child in inner if set(split_words(Path(child).name)) & MASK_NAMES]
+        if len(images) == 1 and masks and len(inner) == 1 + len(masks) and not tree.direct[path]:
+            reading.rows[at] = (images[0], label, split)
+            beside += masks
+    if beside:
+        reading.masks = sum(tree.total[path] for path in beside)
+        shown = quoted_list(beside, 2)
+        reading.notes.append(f"{format_count(reading.masks, 'image')} in {shown} ignored: masks")
+
+
 def class_then_split(tree: FolderTree, paths: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return folder, class and split where each class folder has folders train, valid or test; empty if they do not."""
     found = []
@@ -284,7 +338,7 @@ def class_then_split(tree: FolderTree, paths: Sequence[str]) -> list[tuple[str, 
 def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
     """Return the strength of class folders as evidence, and what speaks against them."""
     if reading.problem:
-        return 0.3, f"the folder {reading.problem.rpartition('. ')[0]}"
+        return 0.3, f"the folder {reading.problem.partition('. ')[0]}"
     images = sum(tree.total[path] for path, _, _ in reading.rows)
     classes = reading.classes
     generic = generic_names(classes)
@@ -301,7 +355,7 @@ def weigh(tree: FolderTree, reading: FolderReading) -> tuple[float, str]:
         for path in tree.below("")
         if path not in {parent.split("/")[0] for parent, _ in reading.parents if parent} and is_unlabeled(path)
     )
-    total = tree.total[""]
+    total = tree.total[""] - reading.masks
     share = images / max(1, total - (unlabeled if reading.parents[0][1] else 0))
     return 0.9 * min(1.0, share), ""
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from baseline.data.labels import SEPARATOR, is_whole_number
 from baseline.data.sources.folders import has_image_name
+from baseline.data.sources.list_files import without_header
 from baseline.data.sources.read_table import column_as_text, read_header
 from baseline.errors import DataError
 
@@ -21,7 +22,7 @@ __all__ = ["name_codes"]
 
 
 LIST_FILES = ("classes.txt", "class_names.txt", "classnames.txt", "labels.txt", "names.txt", "categories.txt",
-              "*mapping.txt", "*.names")  # fmt: skip
+              "*mapping.txt", "*.names", "*categor*.txt", "*class*.txt")  # fmt: skip
 JSON_FILES = ("*label*.json", "*class*.json", "*map*.json", "*name*.json", "*categor*.json", "*cat*.json")
 TABLE_FILES = ("*label*.csv", "*class*.csv", "*name*.csv", "*map*.csv", "*categor*.csv", "*meta*.csv")
 
@@ -79,7 +80,13 @@ def names_from_json(content: Any, codes: set[str]) -> dict[str, str]:
 
 def names_from_lines(lines: list[str], codes: set[str]) -> dict[str, str]:
     """Return names from lines that are names, or a code and a name."""
-    pairs = [re.fullmatch(r"(\d+)[\s,;:=]+(.+)", line) for line in lines]
+    lines = without_header(lines)
+    reverse = [re.fullmatch(r"(\D.*?)[\s,;:=]+(\d+)", line) for line in lines]
+    if lines and all(reverse):
+        coded = [(pair[2], pair[1].strip()) for pair in reverse if pair]
+        rows = number_names([name for _, name in coded], codes)
+        return dict(coded) if len({code for code, _ in coded}) == len(coded) else rows
+    pairs = [re.fullmatch(r"(\d+)[\s,;:=]+(.*\D.*)", line) for line in lines]
     if lines and all(pairs):
         names = {pair[1]: pair[2].strip() for pair in pairs if pair}
         points = {code: name.split()[0] for code, name in names.items()}

@@ -15,7 +15,8 @@ from baseline.data.sources.read_table import cell_to_text, column_as_text
 from baseline.errors import DataError, quoted_list
 
 __all__ = ["Columns", "are_fold_numbers", "find_fold_column", "find_group_column", "find_image_column",
-           "find_label_columns", "find_named_column", "find_split_column", "is_flag_column", "read_splits"]  # fmt: skip
+           "find_label_columns", "find_named_column", "find_split_column", "is_flag_column", "read_splits",
+           "sample"]  # fmt: skip
 
 
 IMAGE_COLUMN_NAMES = (
@@ -29,8 +30,8 @@ IMAGE_COLUMN_NAMES = (
 LABEL_COLUMN_NAMES = (
     "label", "labels", "class", "classes", "class_name", "target", "category", "tag", "tags", "breed", "species",
     "diagnosis", "y", "lbl", "label_name", "class_label", "category_name", "class_id", "label_id", "category_id",
-    "choice", "choices", "emotion", "dx", "level", "cls", "disease", "finding_labels", "finding", "variety",
-    "attribute_ids", "landmark_id", "ground_truth", "annotation", "annotations",
+    "choice", "choices", "emotion", "dx", "level", "diagnostic", "pathology", "cls", "disease",
+    "finding_labels", "finding", "variety", "attribute_ids", "landmark_id", "ground_truth", "annotation", "annotations",
 )  # fmt: skip
 """Common names of the column of labels, in order of preference."""
 

@@ -89,7 +89,7 @@ class ImageFinder:
             return self._locate(name.replace("\\", "/").removeprefix("./"))
         is_url = "://" in name or name.startswith(("/data/upload/", "/data/local-files/"))
         name = path_of_url(name) if is_url else name.removeprefix("./")
-        if (found := self._match(name, self.list_images()))[0]:
+        if (found := self._match(name.lstrip("/"), self.list_images()))[0]:
             return found
         parts = [part for part in name.split("/") if part]
         for count in range(1, len(parts)):

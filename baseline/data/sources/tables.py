@@ -7,6 +7,7 @@ are images on disk, as full paths or bare IDs, with or without a suffix. Text is
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from baseline.data.sources.columns import (
     find_split_column,
     is_flag_column,
     read_splits,
+    sample,
     splits_by_value,
 )
 from baseline.data.sources.folders import has_image_name, split_from_name
@@ -47,6 +49,17 @@ RESERVED_COLUMNS = ("bytes", "color_profile", "duplicate_id", "flaw", "fold", "f
 
 MAX_MISSING = 0.05
 """Share of rows without an image or a label up to which they are left out unless `missing` says otherwise."""
+
+
+BOX_COLUMNS = frozenset(("x", "y", "w", "h", "width", "height", "xmin", "ymin", "xmax", "ymax", "x_min", "y_min",
+                         "x_max", "y_max", "x1", "y1", "x2", "y2"))  # fmt: skip
+"""Names of columns that give a box in an image."""
+
+
+MASK_COLUMNS = frozenset(
+    ("encoded_pixels", "rle", "segmentation", "mask_rle", "rle_mask", "bbox", "bounding_box", "polygon")
+)
+"""Names of columns that give a mask or a whole box in one cell."""
 
 
 @dataclass
@@ -117,6 +130,9 @@ def rows_from_table(
         raise DataError(f"There is no folder {folder} to look for the images of {name} in. Give --image-dir FOLDER.")
     finder = ImageFinder(folder, split_of_table(name), None if columns.image_dir else images)
     image = columns.image or find_image_column(frame, finder)
+    mask_notes: list[str] = []
+    if not columns.image and not columns.label and (image is None or not finder.share(sample(frame[image]))[0]):
+        frame, image, mask_notes = split_images_and_classes(frame, image, finder)
     if image is None:
         raise DataError(
             f"{name} has no column that looks like images; its columns: {quoted_list(frame.columns, 12)}. "
@@ -136,12 +152,18 @@ def rows_from_table(
     if len(roles.labels) == 1:
         rows, empty_notes = drop_unlabeled(rows, roles.labels[0], name, settings.missing)
         label_notes += empty_notes
-    rows = join_repeats(rows) if settings.task == "multilabel" else rows
+    if settings.task == "multilabel":
+        rows = join_repeats(rows)
+    elif has_boxes(frame) and settings.task == "auto" and rows["path"].duplicated().any():
+        again = int(rows["path"].duplicated().sum())
+        count = "1 row that lists" if again == 1 else f"{again:,} rows that list"
+        mask_notes.append(f"{count} an image again, for another box or mask, joined with its first")
+        rows = join_repeats(rows)
     check_no_repeats(rows, name)
     summary = [f"images from '{image}'", label_summary]
     summary += [f"groups from '{roles.group}'"] if roles.group else []
     summary += [f"splits from '{roles.split}'"] if roles.split else []
-    notes = [*header_notes, *finder.notes(), *notes, *label_notes, *([split_note] if split_note else [])]
+    notes = [*header_notes, *mask_notes, *finder.notes(), *notes, *label_notes, *([split_note] if split_note else [])]
     rows = rows.reset_index(drop=True)
     return TableRows(rows, ", ".join(summary), notes, roles.usual, total, len(frame), tuple(roles.labels))
 
@@ -266,10 +288,25 @@ def missing_images_message(lost: list[str], rows: int, column: str, finder: Imag
     first = next(text for text in lost if text)
     first = first if len(first) <= 80 else f"...{first[-77:]}"
     shown = f": '{first}'" if len(lost) == 1 else f", such as '{first}'"
-    return (
-        f"{len(lost):,} of {rows:,} images in column '{column}' of {name} {verb} not in {finder.folder}{shown}. "
-        f"{likely_cause(lost, finder)}Give --image-dir FOLDER{',' if drop else ' or'} --image-col COLUMN{drop}."
-    )
+    problem = f"{len(lost):,} of {rows:,} images in column '{column}' of {name} {verb} not in {finder.folder}{shown}."
+    if several := several_files(first, finder):
+        return f"{problem} {several}"
+    ways = f"Give --image-dir FOLDER{',' if drop else ' or'} --image-col COLUMN{drop}."
+    return f"{problem} {likely_cause(lost, finder)}{ways}"
+
+
+def several_files(name: str, finder: ImageFinder) -> str:
+    """Return sentences on an image that was not found because several files may be it; empty if there are not."""
+    index = finder.list_images()
+    key = name.replace("\\", "/").rsplit("/", 1)[-1]
+    alike = sorted([*index.get(key, []), *index.get(f"/{key}", [])])
+    if len(alike) > 1:
+        return f"{len(alike):,} images have this name: {quoted_list(alike, 2)}. Give --image-dir FOLDER."
+    pattern = re.compile(rf"{re.escape(os.path.splitext(key)[0])}[_-]\D[^/]*\.")
+    parts = sorted(paths[0] for file, paths in index.items() if pattern.match(file))
+    if len(parts) > 1:
+        return f"Is it in several files, {quoted_list(parts[:2], 2)}? Join these in one file per image."
+    return ""
 
 
 def likely_cause(lost: list[str], finder: ImageFinder) -> str:
@@ -280,8 +317,6 @@ def likely_cause(lost: list[str], finder: ImageFinder) -> str:
         return "There are no images in that folder. "
     key = first.replace("\\", "/").rsplit("/", 1)[-1]
     stem = os.path.splitext(key)[0]
-    if len(index.get(key, [])) > 1:
-        return f"There are {len(index[key]):,} images '{key}' in different folders. "
     if near := index.get(f"/{stem}"):
         return f"The closest match is '{near[0]}'. "
     return f"That folder has images such as '{next(iter(index.values()))[0]}'. "
@@ -302,6 +337,37 @@ def read_labels(
     values = read_label_values(frame[columns[0]], columns[0], settings, name)
     meaning = f" ({values.summary})" if values.summary else ""
     return values.labels, f"labels from '{columns[0]}'{meaning}", values.notes
+
+
+def has_boxes(frame: pd.DataFrame) -> bool:
+    """Whether a table has columns of boxes or masks, of which an image may have several."""
+    names = {column_key(str(column)) for column in frame.columns}
+    return len(names & BOX_COLUMNS) >= 4 or bool(names & MASK_COLUMNS)
+
+
+def split_images_and_classes(
+    frame: pd.DataFrame, image: str | None, finder: ImageFinder
+) -> tuple[pd.DataFrame, str | None, list[str]]:
+    """Return a table of one row per image, with a column of 0 and 1 per class, if a column holds `IMAGE_CLASS`.
+
+    So come tables of masks: each image is listed once for each class, with a mask if it is in the image. A table in any
+    other form is returned as it is, with the image column and no note.
+    """
+    masks = [column for column in frame.columns if column_key(str(column)) in MASK_COLUMNS]
+    for column in frame.columns if masks else ():
+        pairs = column_as_text(frame[column]).str.rpartition("_")
+        images, classes = pairs[0], pairs[2]
+        whole = (
+            len(frame) == images.nunique() * classes.nunique()
+            and not pd.concat([images, classes], axis=1).duplicated().any()
+        )
+        if whole and classes.nunique() > 1 and finder.share(images.head(50))[0] > 0.9:
+            flags = (column_as_text(frame[masks[0]]) != "").astype(int).astype(str)
+            table = pd.DataFrame({"image": images, "class": classes, "flag": flags})
+            table = table.pivot(index="image", columns="class", values="flag").reset_index()
+            note = f"an image has a class where '{masks[0]}' is not empty in '{column}'"
+            return table.rename_axis(columns=None), "image", [note]
+    return frame, image, []
 
 
 def drop_unlabeled(rows: pd.DataFrame, column: str, name: str, missing: str) -> tuple[pd.DataFrame, list[str]]:

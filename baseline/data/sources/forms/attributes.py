@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
+from baseline.data.sources.list_files import read_partition
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable
 
 __all__ = ["Attributes"]
@@ -45,12 +46,3 @@ class Attributes(Source):
 
 def is_signed(rows: list[list[str]]) -> bool:
     return bool(pd.Series([cell for row in rows[:200] for cell in row[1:]]).isin(["1", "-1", "0"]).all())
-
-
-def read_partition(place: Place) -> dict[str, str]:
-    """Return the split of each image from a file of names and 0, 1 or 2; empty if there is none."""
-    for path in place.find("*partition*.txt"):
-        pairs = [line.split() for line in place.lines(path)]
-        if pairs and all(len(pair) == 2 and pair[1] in ("0", "1", "2") for pair in pairs):
-            return {name: ("train", "valid", "test")[int(number)] for name, number in pairs}
-    return {}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from baseline.data.labels import order_classes
 from baseline.data.sources.annotations import (
     Annotated,
     Annotation,
@@ -14,6 +15,7 @@ from baseline.data.sources.annotations import (
     read_annotations,
     split_of,
 )
+from baseline.data.sources.columns import column_key
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
 
 __all__ = ["Coco"]
@@ -49,20 +51,47 @@ class Coco(Source):
 
 
 def is_coco(content: Any) -> bool:
-    keys = ("images", "annotations", "categories")
-    return isinstance(content, dict) and all(isinstance(content.get(key), list) and content[key] for key in keys)
+    return (
+        isinstance(content, dict)
+        and all(isinstance(content.get(key), list) and content[key] for key in ("images", "annotations"))
+        and isinstance(content.get("categories", []), list)
+    )
 
 
 @foreign_content()
 def read_coco(content: Any, split: str | None, folder: str) -> list[Annotation]:
-    """Return the categories of each image; images that are not in the annotations have none."""
-    names = {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}
+    """Return the categories of each image; images that are not in the annotations have none.
+
+    Keys may be written as `imageId` for `image_id`, images and categories may have `image_id` and `category_id` for
+    `id`, and an annotation may have a list of `labelId` where there are no names of categories.
+    """
+    names = {}
+    for category in map(with_plain_keys, content.get("categories", [])):
+        number = first_of(category, "id", "category_id")
+        names[number] = str(first_of(category, *NAME_KEYS, default=number))
     labels: dict[Any, set[str]] = defaultdict(set)
-    for annotation in content["annotations"]:
-        if annotation.get("category_id") in names:
-            labels[annotation.get("image_id")].add(names[annotation["category_id"]])
-    return [
-        Annotation(folder + str(Path(str(image["file_name"]))), tuple(sorted(labels[image["id"]])), split)
-        for image in content["images"]
-        if "file_name" in image
-    ]
+    for annotation in map(with_plain_keys, content["annotations"]):
+        numbers = first_of(annotation, "category_id", "label_id", "category_ids", "label_ids", default=[])
+        for number in numbers if isinstance(numbers, list) else [numbers]:
+            if number in names or not names:
+                labels[annotation.get("image_id")].add(names.get(number, str(number)))
+    items = []
+    for image in map(with_plain_keys, content["images"]):
+        number = first_of(image, "id", "image_id")
+        name = str(first_of(image, "file_name", "filename", "path", default=number))
+        items.append(Annotation(folder + str(Path(name)), tuple(order_classes(labels[number])), split))
+    return items
+
+
+NAME_KEYS = ("name", "category_name", "scientific_name", "title", "label")
+"""Keys of the name of a category."""
+
+
+def with_plain_keys(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with keys such as `image_id` for `imageId`."""
+    return {column_key(key): value for key, value in record.items()}
+
+
+def first_of(record: dict[str, Any], *keys: str, default: Any = None) -> Any:
+    """Return the value of the first key that an object has."""
+    return next((record[key] for key in keys if key in record), default)

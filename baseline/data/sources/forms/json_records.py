@@ -88,9 +88,13 @@ def frame_of(content: Any) -> pd.DataFrame | None:
     if not isinstance(content, list) or not content or not all(isinstance(record, dict) for record in content):
         return None
     records = [{key: plain_choices(value) for key, value in record.items()} for record in content]
-    if any(isinstance(value, dict) for record in records for value in record.values()):
+    if any(map(is_nested, (value for record in records for value in record.values()))):
         return None
     return pd.DataFrame(records, dtype=object)
+
+
+def is_nested(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def plain_choices(value: Any) -> Any:

@@ -11,8 +11,9 @@ __all__ = ["NotImages"]
 ADVICE = {
     ("*.zip", "*.tar", "*.tar.gz", "*.tgz"): ("archive", "Give {one} instead of the folder, or unpack {all}"),
     ("*.7z", "*.rar"): ("archive", "Unpack {all} first"),
-    ("*.npz", "*.npy", "*.h5", "*.hdf5", "*.pkl", "*.pickle", "*ubyte*", "data_batch*"):
+    ("*.npz", "*.npy", "*.h5", "*.hdf5", "*.pkl", "*.pickle", "*.mat", "*ubyte*", "data_batch*"):
         ("array file", "Save each image as a PNG file in a folder named after its class"),
+    ("*.json",): ("JSON file", "Save each image as a PNG file, and give a table of their names and labels"),
     ("*.tfrecord*", "*.bson", "*.lmdb", "data.mdb", "*.rec"):
         ("record file", "Save each image as a file in a folder named after its class"),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from baseline.data.sources.columns import (
 )
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable, columns_of
+from baseline.data.sources.list_files import read_list_splits
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.place import Evidence, Place, SourceTable, merge_notes, named_share
 from baseline.data.sources.read_table import column_as_text, read_header
@@ -110,6 +111,11 @@ class TablesBesideImages(ImageTable):
             notes[place.relative(candidate.path)] = [*table_notes, *place.table_notes(candidate.path)]
         table = pd.concat(tables, ignore_index=True)
         table, split_notes = add_splits(table, place, reading.splits)
+        if table["split"].isna().all():
+            splits, lists = read_list_splits(place, table["path"].tolist())
+            if lists:
+                table["split"] = table["path"].map(splits).astype(object).where(lambda split: split.notna(), None)
+                split_notes = [f"splits from {' and '.join(lists)}"]
         table["label"], code_notes = place.name_codes(table["label"], used=tuple(c.path for c in reading.used))
         names = describe_names(place, reading)
         source = SourceTable(table, f"{names}, with the images in {place.folder}")

@@ -7,41 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from baseline.data.labels import is_whole_number
 from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
-from baseline.data.sources.folders import split_from_name
+from baseline.data.sources.list_files import MAX_LISTS, ListFile, read_list, read_partition
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable
 from baseline.errors import quoted_list
 
 __all__ = ["TextLists"]
-
-
-SPLIT_WORDS = r"(train|trainval|training|valid|val|validation|test|testing|trn|tst|dev)"
-
-MAX_FILES = 200
-
-
-@dataclass
-class ListFile:
-    """A text file that lists images."""
-
-    path: Path
-    names: list[str]
-    labels: list[str]
-    """The rest of each line; empty if the lines are names only."""
-    split: str | None
-
-    @property
-    def base(self) -> str:
-        """The file's name without split and number, by which files of one division are recognized."""
-        stem = re.sub(r"(?i)(?<![a-z])" + SPLIT_WORDS + r"(?![a-z])|(?i:train|test)(?=Images)|\d+$", "", self.path.stem)
-        return stem.strip("_- .")
 
 
 class TextLists(Source):
@@ -54,18 +29,24 @@ class TextLists(Source):
         if place.is_file and place.path.suffix.lower() != ".txt":
             return None
         finder = ImageFinder(place.folder, images=place.images if not place.is_file else None)
-        files = [listed for path in place.find("*.txt")[:MAX_FILES] if (listed := read_list(place, path, finder))]
+        files = [listed for path in place.find("*.txt")[:MAX_LISTS] if (listed := read_list(place, path, finder))]
         groups: dict[str, list[ListFile]] = defaultdict(list)
         for listed in files:
             groups[listed.base].append(listed)
-        usable = [used for group in groups.values() if (used := choose_files(group))]
-        if not usable:
+        chosen = [choose_files(group) for group in groups.values()]
+        flags = [used for used in chosen if used and is_flag_list(used)]
+        usable = [used for used in chosen if used and used not in flags and all(list_labels(used))]
+        if not usable and len(flags) < 2:
             return None
-        used = max(usable, key=lambda group: (len({listed.split for listed in group}), len(set(list_labels(group)))))
+        if len(flags) > 1:
+            used, items = [listed for group in flags for listed in group], annotations_of_flags(flags)
+        else:
+            used = max(usable, key=lambda group: (len({listed.split for listed in group}), len({*list_labels(group)})))
+            used = add_other_splits(used, files)
+            items = annotations_of(used, read_partition(place))
         others = sorted({listed.path.name for listed in files} - {listed.path.name for listed in used})
-        items = annotations_of(used)
-        labels = list_labels(used)
-        if len(set(labels)) == len(labels) < len(place.images):
+        labels = {item.labels for item in items}
+        if len(labels) == len(items) < len(place.images):
             return None  # names of numbered classes
         evidence = annotation_evidence(
             place, "text files that list images", Annotated(items, [x.path for x in used], place.folder)
@@ -79,33 +60,6 @@ class TextLists(Source):
         source = read_annotations(place, "text files that list images", annotated)
         source.notes += [f"other lists not used: {quoted_list(others, 3)}"] if others else []
         return source
-
-
-def read_list(place: Place, path: Path, finder: ImageFinder) -> ListFile | None:
-    """Read a text file as a list of images; None if it is none."""
-    lines = [line for line in place.lines(path) if not line.startswith("#")]
-    if len(lines) < 2 or re.search(r"(?i)partition|split", path.stem):
-        return None
-    for pattern in (r"(?P<name>.+)()", r"(?P<name>\S+)[\s,;]+(.+)", r"(?P<name>[^,;\t]+)[,;\t]\s*(.+)"):
-        pairs = [re.fullmatch(pattern, line) for line in lines]
-        sample = [match["name"] for match in pairs[:30] if match]
-        if all(pairs) and finder.share(pd.Series(sample, dtype=object))[0] > 0.9:
-            names, labels = ([match[group] for match in pairs if match] for group in (1, 2))
-            labels = labels if any(labels) else []
-            return ListFile(path, names, first_numbers(labels), split_of_list(path))
-    return None
-
-
-def split_of_list(path: Path) -> str | None:
-    stem = re.sub(r"(?i)trainval", "train", path.stem)
-    return split_from_name(stem)
-
-
-def first_numbers(labels: list[str]) -> list[str]:
-    """Return the first number of each label if all of them are numbers, as in `Abyssinian_1 1 1 1`."""
-    if labels and all(re.fullmatch(r"-?\d+(\s+-?\d+)*", label) for label in labels):
-        return [label.split()[0] for label in labels]
-    return labels
 
 
 def choose_files(group: list[ListFile]) -> list[ListFile]:
@@ -140,11 +94,43 @@ def list_labels(used: list[ListFile]) -> list[str]:
     return labels
 
 
-def annotations_of(used: list[ListFile]) -> list[Annotation]:
+def is_flag_list(used: list[ListFile]) -> bool:
+    """Whether lists say of each image whether it has one class, by 1 and -1, and 0 where that is unclear."""
+    labels = {label for listed in used for label in listed.labels}
+    return {"1", "-1"} <= labels <= {"1", "-1", "0"}
+
+
+def annotations_of_flags(groups: list[list[ListFile]]) -> list[Annotation]:
+    """Return the classes of each image from lists of one class each, which their names begin with."""
+    labels: dict[str, list[str]] = {}
+    splits: dict[str, str | None] = {}
+    for group in groups:
+        for listed in group:
+            for name, flag in zip(listed.names, listed.labels, strict=True):
+                labels.setdefault(name, []).extend([listed.base] if flag == "1" else [])
+                splits.setdefault(name, listed.split)
+    several = len(set(splits.values())) > 1
+    return [Annotation(name, tuple(classes), splits[name] if several else None) for name, classes in labels.items()]
+
+
+def add_other_splits(used: list[ListFile], files: list[ListFile]) -> list[ListFile]:
+    """Return the lists with those of other splits that have other names, and no labels but those of the first ones."""
+    labels = {label for listed in used for label in listed.labels}
+    if not labels or "train" not in {listed.split for listed in used}:
+        return used
+    for other in files:
+        unused = other.split and other.split not in {listed.split for listed in used}
+        if unused and other.labels and labels.issuperset(other.labels):
+            used = [*used, other]
+    return used
+
+
+def annotations_of(used: list[ListFile], partition: dict[str, str]) -> list[Annotation]:
+    """Return the label and split of each image; the partition gives the splits where the lists do not."""
     names = [(name, listed.split) for listed in used for name in listed.names]
     labels = list_labels(used)
-    splits = {listed.split for listed in used}
+    several = len({listed.split for listed in used}) > 1
     return [
-        Annotation(name, (label,) if label else (), split if len(splits) > 1 else None)
+        Annotation(name, (label,) if label else (), split if several else partition.get(name))
         for (name, split), label in zip(names, labels, strict=True)
     ]

@@ -1,0 +1,64 @@
+"""The source "createml": JSON with the boxes or the label of each image, as for Apple's Create ML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from baseline.data.sources.annotations import (
+    Annotated,
+    Annotation,
+    annotation_evidence,
+    image_folder,
+    read_annotations,
+    split_of,
+)
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+
+__all__ = ["CreateMl"]
+
+
+class CreateMl(Source):
+    """Boxes of each image in JSON."""
+
+    name = "createml"
+    example = 'annotations.json: [{"image": "1.jpg", "annotations": [{"label": "cat", "coordinates": {...}}]}]'
+
+    def matches(self, place: Place) -> Evidence | None:
+        items, files = [], []
+        for path in place.json_files:
+            if is_createml(content := place.json(path)):
+                split = split_of(path, place)
+                inside = path.parent.relative_to(place.folder).as_posix()
+                prefix = f"{inside}/" if split and any(n.startswith(f"{path.parent}/") for n in place.images) else ""
+                items += [Annotation(f"{prefix}{name}", labels, split) for name, labels in read_boxes(content)]
+                files.append(path)
+        if not files:
+            return None
+        folder = image_folder(place, files) if len(files) == 1 else place.folder
+        prefixed = folder == place.folder
+        items = items if prefixed else [Annotation(item.image.rpartition("/")[2], item.labels) for item in items]
+        return annotation_evidence(place, "Create ML's JSON", Annotated(items, files, folder, True))
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        return read_annotations(place, "Create ML's JSON", evidence.found)
+
+
+def is_createml(content: Any) -> bool:
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(record, dict) and isinstance(record.get("annotations"), list) for record in content)
+        and all("image" in record or "imagefilename" in record for record in content)
+    )
+
+
+@foreign_content()
+def read_boxes(content: list[dict[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the name of each image and the labels of its boxes."""
+    return [
+        (
+            str(record.get("image", record.get("imagefilename"))),
+            tuple(dict.fromkeys(str(box["label"]) for box in record["annotations"])),
+        )
+        for record in content
+    ]
