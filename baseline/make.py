@@ -220,7 +220,6 @@ class _Run:
         from baseline.evaluation.metrics import evaluate
         from baseline.evaluation.predict import predict
         from baseline.evaluation.results import flatten_metrics
-        from baseline.evaluation.thresholds import describe_thresholds
         from baseline.training.checkpoint import Checkpoints
         from baseline.vision.rng import seed_everything
 
@@ -234,10 +233,8 @@ class _Run:
             learn, estimate = self._make_learner(weights)
             history = self._train(learn, weights, loggers, estimate, saved)
             with self.timer.part("evaluation"):
-                evaluation = self.recipe.evaluation
-                predictions = predict(
-                    learn, self.table, evaluation.tta, progress=self.progress, thresholds=evaluation.thresholds
-                )
+                how = self.recipe.evaluation
+                predictions = predict(learn, self.table, how.tta, progress=self.progress, thresholds=how.thresholds)
                 if rank():
                     no_manifest = cast("Manifest", {})
                     return Baseline(
@@ -246,10 +243,7 @@ class _Run:
                 metrics = evaluate(predictions, self.recipe.data.task)
                 calibration = calibration_report(predictions, self.recipe.data.task)
                 loggers.log_summary(flatten_metrics(metrics))
-        thresholds = predictions.attrs.pop("thresholds", {})
-        if thresholds:
-            self.progress.log(describe_thresholds([*thresholds.values()], [*thresholds]))
-        manifest = self._manifest(weights, metrics, history, calibration, estimate, thresholds)
+        manifest = self._manifest(weights, metrics, history, calibration, estimate)
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
         self._write_report()
         self.checkpoints.remove()
@@ -386,7 +380,7 @@ class _Run:
 
     def _manifest(
         self, weights: Weights | None, metrics: Metrics, history: History, calibration: dict[str, Any],
-        estimate: Estimate, thresholds: dict[str, float],
+        estimate: Estimate,
     ) -> Manifest:  # fmt: skip
         seconds, stages = self.timer.seconds, history.stages
         unreadable = self.prepared.unreadable
@@ -397,8 +391,6 @@ class _Run:
         manifest |= {"estimated_seconds": round(estimate.total, 1), "time": times, "bound": bound}
         if parts := self.parts.names():
             manifest["own_parts"] = parts
-        if thresholds:
-            manifest["thresholds"] = thresholds
         return manifest
 
     def _write_report(self) -> None:

@@ -30,9 +30,8 @@ import torch.nn.functional as F
 from fastai.learner import Learner
 from torch import nn
 
-from baseline.data.labels import label_matrix
 from baseline.evaluation.table import prediction_table
-from baseline.evaluation.thresholds import choose_thresholds
+from baseline.evaluation.thresholds import decide
 from baseline.parallel.distributed import all_gather, rank, world_size
 from baseline.progress import Progress
 from baseline.vision.cpu_speedups import optimize_for_cpu
@@ -65,7 +64,7 @@ def predict(
     Args:
         views: `"flip"` (mirrored left to right), `"five_crops"` (centre and corners, 7/8 of the side).
         thresholds: with several labels per image, `"auto"` chooses a threshold for each class on the valid split (see
-            `choose_thresholds`), unless the loss function has another one than 0.5. They are given to the loss
+            `evaluation.thresholds`), unless the loss function has another one than 0.5. They are given to the loss
             function, so that the Learner decides by them, and to `attrs["thresholds"]` of the table.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
@@ -95,15 +94,9 @@ def predict(
             )
             outputs.append((rows, plain_array, mean_array))
     classes = [str(name) for name in dls.vocab]
-    threshold = getattr(learn.loss_func, "thresh", 0.5) if dls.multilabel else None
-    chosen: list[float] = []
-    if threshold == 0.5 and thresholds == "auto" and names[:1] == ["valid"]:
-        rows, _, probabilities = outputs[0]
-        threshold = chosen = choose_thresholds(probabilities, label_matrix(rows["label"], classes))
-        learn.loss_func.thresh = torch.tensor(chosen)
-    result = pd.concat([prediction_table(*output, classes, threshold) for output in outputs], ignore_index=True)
-    if chosen:
-        result.attrs["thresholds"] = dict(zip(classes, chosen, strict=True))
+    decided = decide(learn, outputs, classes, thresholds, progress) if dls.multilabel else None
+    result = pd.concat([prediction_table(*output, classes, decided) for output in outputs], ignore_index=True)
+    result.attrs["thresholds"] = dict(zip(classes, decided, strict=True)) if isinstance(decided, list) else {}
     return result
 
 

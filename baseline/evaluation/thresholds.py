@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import torch
 
-__all__ = ["MIN_EXAMPLES", "choose_thresholds", "describe_thresholds"]
+from baseline.data.labels import label_matrix
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
+
+    from baseline.progress import Progress
+
+__all__ = ["MIN_EXAMPLES", "choose_thresholds", "decide", "describe_thresholds"]
 
 
 MIN_EXAMPLES = 10
 """Number of images with and without a label from which its threshold is chosen: from fewer, it would be chance."""
+
+
+def decide(
+    learn: Learner,
+    outputs: Sequence[tuple[pd.DataFrame, np.ndarray, np.ndarray]],
+    classes: Sequence[str],
+    thresholds: str,
+    progress: Progress,
+) -> Any:
+    """Return the threshold of a Learner's loss function, or, if it is 0.5, those chosen on the valid images.
+
+    Args:
+        outputs: rows of a split, and their probabilities without and with TTA; where there are valid images, they come
+            first.
+        thresholds: `"auto"` to choose them, which also gives them to the loss function; `"one"` otherwise.
+    """
+    threshold = getattr(learn.loss_func, "thresh", 0.5)
+    rows, _, probabilities = outputs[0]
+    if (
+        thresholds != "auto"
+        or isinstance(threshold, torch.Tensor)
+        or threshold != 0.5
+        or rows["split"].iloc[0] != "valid"
+    ):
+        return threshold
+    chosen = choose_thresholds(probabilities, label_matrix(rows["label"], classes))
+    progress.log(describe_thresholds(chosen, classes))
+    learn.loss_func.thresh = torch.tensor(chosen)
+    return chosen
 
 
 def choose_thresholds(probabilities: np.ndarray, truth: np.ndarray, default: float = 0.5) -> list[float]:

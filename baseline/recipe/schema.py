@@ -43,17 +43,8 @@ from baseline.recipe.fields import (
 )
 from baseline.recipe.validation import Before, Needed, as_tuple, check
 
-__all__ = [
-    "Augment",
-    "DataSettings",
-    "EvaluationSettings",
-    "ModelSettings",
-    "Recipe",
-    "RunOptions",
-    "SplitSettings",
-    "Stage",
-    "TrainingSettings",
-]
+__all__ = ["Augment", "DataSettings", "EvaluationSettings", "ModelSettings", "Recipe", "RunOptions", "SplitSettings",
+           "Stage", "TrainingSettings"]  # fmt: skip
 
 PRESETS = ("instant", "quick", "standard", "best")
 

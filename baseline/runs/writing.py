@@ -46,8 +46,9 @@ def write_run(
     """Write every file of a finished run, the manifest last; `transforms` names the user's that predictions need."""
     temperature = manifest["calibration"].get("temperature")
     recipe = recipe_from_dict(manifest["recipe"])
-    thresholds = [*manifest.get("thresholds", {}).values()]
-    write_training(folder, learn, history, recipe, weights, temperature, transforms, thresholds)
+    if thresholds := predicted.attrs.pop("thresholds", {}):
+        manifest["thresholds"] = thresholds
+    write_training(folder, learn, history, recipe, weights, temperature, transforms, [*thresholds.values()])
     write_atomic(folder / "split.csv", split_to_csv(table))
     write_atomic(folder / "predictions.csv", to_csv(predicted))
     write_atomic(folder / "lr_find.csv", to_csv(history.sweeps))

@@ -36,15 +36,8 @@ if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.vision.decoded import DecodedImages
 
-__all__ = [
-    "BatchLoader",
-    "BatchSource",
-    "dataloaders",
-    "empty_loaders",
-    "encode_targets",
-    "shard_loader",
-    "split_loader",
-]
+__all__ = ["BatchLoader", "BatchSource", "dataloaders", "empty_loaders", "encode_targets", "shard_loader",
+           "split_loader"]  # fmt: skip
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation per color channel."""
