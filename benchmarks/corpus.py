@@ -2,18 +2,21 @@
 
 python benchmarks/corpus.py FOLDER
 
-TIFF files are compared with tifffile, JPEG XL, AVIF and animated PNG files with imagecodecs, DICOM files with
-SimpleITK, all others with OpenCV. Orientation and color profile are applied to the reference. Images of more than 8
-bits whose files declare no range are read from the lowest to the highest value of their type, floats from 0 to 1. A
-decoder that crashes or hangs is counted, and the others go on.
+TIFF files are compared with tifffile, JPEG XL and animated PNG files with imagecodecs, HEIF and AVIF files with PyAV
+(FFmpeg's decoders), DICOM files with SimpleITK, all others with OpenCV. Orientation and color profile are applied to
+the reference. Images of more than 8 bits whose files declare no range are read from the lowest to the highest value of
+their type, floats from 0 to 1. A decoder that crashes or hangs is counted, and the others go on.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import struct
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,11 +47,7 @@ def reference(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
     import imagecodecs
 
     if content[4:8] == b"ftyp":
-        is_avif = content[8:12] in (b"avif", b"avis")
-        if not is_avif:
-            raise ValueError("no other reader of HEIF")
-        pixels = imagecodecs.avif_decode(content)
-        return (pixels[0] if pixels.ndim == 4 else pixels), known_to_pillow(content)
+        return from_ffmpeg(content)
     if content[:2] == b"\xff\n" or content[4:8] == b"JXL ":
         pixels = imagecodecs.jpegxl_decode(content)
         return (pixels[0] if pixels.ndim == 4 else pixels), {}
@@ -112,6 +111,71 @@ def from_simpleitk(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
         ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
         facts["range"] = tuple(end * slope + intercept for end in ends)
     return pixels, facts
+
+
+def from_ffmpeg(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
+    """HEIF and AVIF: the frames by FFmpeg's decoders; cropping, turning and opacity by the boxes of the file.
+
+    The size, which says how many tiles there are and where their padding ends, is the one that Pillow reports.
+    """
+    import av
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    image = Image.open(BytesIO(content))
+    turns = sum(turns & 3 for (turns,) in boxes(content, b"irot", ">B")[:1])
+    is_avif = content[8:12] in (b"avif", b"avis")
+    if is_avif and "A" in image.mode:
+        raise ValueError("FFmpeg gives the opacity of AVIF in another range")
+    width, height = image.size[::-1] if turns % 2 and not is_avif else image.size  # Pillow turns AVIF later
+    frames: dict[int, np.ndarray] = {}
+    with av.open(BytesIO(content)) as file:
+        first = [stream.index for stream in file.streams.video if stream.disposition & stream.disposition.default]
+        for packet in file.demux():
+            with suppress(av.error.InvalidDataError):  # of thumbnails
+                for frame in packet.decode():
+                    frames.setdefault(packet.stream.index, to_array(frame, is_avif))
+    frames = {index: frames[index] for index in sorted(frames, key=lambda index: (index not in first, index))}
+    tile = next(iter(frames.values()))
+    columns, rows = -(-width // tile.shape[1]), -(-height // tile.shape[0])
+    if len(frames) < columns * rows:
+        raise ValueError("FFmpeg does not give all tiles")
+    tiles = list(frames.values())
+    pixels = np.concatenate([np.concatenate(tiles[k * columns :][:columns], axis=1) for k in range(rows)])
+    if "A" in image.mode:
+        pixels = np.dstack([pixels, tiles[columns * rows][..., :1]])
+    left = top = 0
+    padded = pixels.shape[:2] != (height, width)
+    for _, _, _, _, x, xd, y, yd in boxes(content, b"clap", ">IIIIiIiI")[:1] if padded else ():
+        left, top = round((pixels.shape[1] - width) / 2 + x / xd), round((pixels.shape[0] - height) / 2 + y / yd)
+    pixels = np.rot90(pixels[top : top + height, left : left + width], turns)
+    for (axis,) in boxes(content, b"imir", ">B")[:1]:
+        pixels = pixels[:, ::-1] if axis else pixels[::-1]
+    return pixels, {"profile": image.info.get("icc_profile")}
+
+
+def boxes(content: bytes, name: bytes, layout: str) -> list[tuple[Any, ...]]:
+    """Return the fields of all boxes of a name in the first megabyte of an ISO media file."""
+    starts = [match.end() for match in re.finditer(re.escape(name), content[: 1 << 20])]
+    return [struct.unpack_from(layout, content, start) for start in starts]
+
+
+def to_array(frame: Any, is_avif: bool) -> np.ndarray:
+    """Return a frame in RGB; in AVIF, color at half resolution is enlarged between its samples, as libavif does it."""
+    import cv2
+
+    if not is_avif or frame.format.name not in ("yuv420p", "yuvj420p"):
+        return frame.to_ndarray(format="rgb24")
+    planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
+    size = (2 * planes[1].shape[1], 2 * planes[1].shape[0])
+    luma = planes[0].astype(np.float32)
+    u, v = (cv2.resize(plane.astype(np.float32), size)[: frame.height, : frame.width] - 128 for plane in planes[1:])
+    if frame.color_range != 2:
+        luma, u, v = (luma - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
+    red, blue = (0.2126, 0.0722) if frame.colorspace == 1 else (0.299, 0.114)
+    r, b = luma + 2 * (1 - red) * v, luma + 2 * (1 - blue) * u
+    g = (luma - red * r - blue * b) / (1 - red - blue)
+    return np.clip(np.dstack([r, g, b]).round(), 0, 255).astype(np.uint8)
 
 
 def from_opencv(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
