@@ -27,10 +27,10 @@ from conftest import REAL
 from PIL import Image
 
 from baseline.data.sources import archives, datasets, download, layouts
+from baseline.data.sources.archive_layouts import Sheets
 from baseline.data.sources.archives import unpack_archive
 from baseline.data.sources.datasets import DATASETS, Dataset, dataset
 from baseline.data.sources.download import NpmPackage
-from baseline.data.sources.layouts import Sheets
 from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.progress import Progress

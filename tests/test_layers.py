@@ -162,7 +162,7 @@ def test_the_core_reads_folders_and_tables_without_other_sources(images: Path, t
         (shutil.rmtree if (copy / name).is_dir() else Path.unlink)(copy / name)
     for path in filter(is_removable_source, MODULES):
         (copy / path.relative_to(PACKAGE)).unlink()
-    shutil.rmtree(copy / SOURCES / "forms")
+    shutil.rmtree(copy / SOURCES / "layouts")
     rows = [f"{path},{path.parent.name}" for path in sorted(images.rglob("*.jpg"))]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
     script = tmp_path / "script.py"
@@ -174,7 +174,7 @@ def test_the_core_reads_folders_and_tables_without_other_sources(images: Path, t
     assert ended.returncode == 0, ended.stderr
 
 
-FORMS = sorted((PACKAGE / SOURCES / "forms").glob("[a-z]*.py"))
+LAYOUTS = sorted((PACKAGE / SOURCES / "layouts").glob("[a-z]*.py"))
 
 
 def test_a_form_can_be_removed_alone(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_a_form_can_be_removed_alone(tmp_path: Path) -> None:
 
     everything = names()
     assert {"folders", "table", "names", "coco", "pixels"} <= everything
-    for form in FORMS[:2]:
-        moved = (copy / SOURCES / "forms" / form.name).rename(tmp_path / form.name)
+    for layout in LAYOUTS[:2]:
+        moved = (copy / SOURCES / "layouts" / layout.name).rename(tmp_path / layout.name)
         assert names() < everything
-        moved.rename(copy / SOURCES / "forms" / form.name)
+        moved.rename(copy / SOURCES / "layouts" / layout.name)
 
 
 def test_reading_images_loads_no_torch(images: Path) -> None:

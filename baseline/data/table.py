@@ -113,7 +113,7 @@ def table_from_settings(
         source = read_place(Place(path if path.is_file() else enter_single_folder(path), settings))
     if columns != Columns() and not source.columns.startswith("images"):
         raise DataError(
-            f"Columns can be named for a table only, but the source is {source.form}. "
+            f"Columns can be named for a table only, but the source is {source.layout}. "
             "Give the table, or leave the column options out."
         )
     table = source.table.sort_values("path", kind="stable", ignore_index=True)
@@ -247,7 +247,7 @@ def _single_image_message(classes: list[str]) -> str:
 
 def summarize_source(table: pd.DataFrame) -> list[str]:
     """Return a summary of the image table in five lines: how it is read, columns, classes, splits and notes."""
-    source = table.attrs.get("source", {"form": "a table", "columns": "", "notes": []})
+    source = table.attrs.get("source", {"layout": "a table", "columns": "", "notes": []})
     multilabel = " (several labels per image)" if is_multilabel(table["label"]) else ""
     counts = explode_labels(table["label"]).value_counts()
     if are_numeric(counts.index):
@@ -263,7 +263,7 @@ def summarize_source(table: pd.DataFrame) -> list[str]:
     why = f" ({source['reason']})" if source.get("reason") else ""
     why += f"; {source['rejected']}" if source.get("rejected") else ""
     return [
-        f"read as:  {source['form']}{why}",
+        f"read as:  {source['layout']}{why}",
         f"columns:  {source['columns'] or 'none; the folders are the classes'}",
         f"classes:  {format_count(len(table), 'image')} in {classes}{multilabel}: {listed}{more}",
         f"splits:   {', '.join(splits)}{groups}",

@@ -48,7 +48,7 @@ def split_of(path: Path, place: Place) -> str | None:
     return split_from_name(path.stem) or (split_from_name(path.parent.name) if inside else None)
 
 
-def annotation_evidence(place: Place, form: str, annotated: Annotated | None) -> Evidence | None:
+def annotation_evidence(place: Place, layout: str, annotated: Annotated | None) -> Evidence | None:
     """Return evidence for annotations of which the first images exist."""
     if annotated is None or not annotated.items:
         return None
@@ -60,7 +60,7 @@ def annotation_evidence(place: Place, form: str, annotated: Annotated | None) ->
     reason = f"{format_count(len(annotated.items), 'image')} listed"
     images = sum(not any(map(is_test_folder, place.relative(path).split("/")[:-1])) for path in place.images)
     coverage = 1.0 if place.is_file else min(1.0, len(annotated.items) / max(1, images))
-    return Evidence(share * (0.5 + 0.5 * coverage), f"{form}, {describe_files(place, annotated)}", reason, annotated)
+    return Evidence(share * (0.5 + 0.5 * coverage), f"{layout}, {describe_files(place, annotated)}", reason, annotated)
 
 
 def describe_files(place: Place, annotated: Annotated) -> str:
@@ -75,7 +75,7 @@ def finder_of(place: Place, annotated: Annotated, split: str = "") -> ImageFinde
     return ImageFinder(annotated.folder, {"valid": "val"}.get(split, split), images)
 
 
-def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTable:
+def read_annotations(place: Place, layout: str, annotated: Annotated) -> SourceTable:
     """Return the rows of annotations.
 
     Raises:
@@ -109,7 +109,9 @@ def read_annotations(place: Place, form: str, annotated: Annotated) -> SourceTab
     notes += [f"{format_count(unlisted, 'image')} without a label in {files} ignored"] if unlisted else []
     rows = rows.reset_index(drop=True)
     origin = files if len(annotated.files) == 1 else f"these {len(annotated.files):,} files"
-    source = SourceTable(rows, f"{form}: {files}, with the images in {annotated.folder}", f"none; labels from {origin}")
+    source = SourceTable(
+        rows, f"{layout}: {files}, with the images in {annotated.folder}", f"none; labels from {origin}"
+    )
     source.notes = [*dict.fromkeys(notes), *code_notes]
     return source
 

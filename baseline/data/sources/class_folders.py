@@ -115,10 +115,10 @@ class ClassFolders(Source):
             return None
         strength, objection = weigh(tree, reading)
         names = quoted_list([Path(parent).name for parent, split in reading.parents if split] or reading.classes, 4)
-        form = f"class folders{' in' if reading.parents[0][1] else ''} {names}"
+        layout = f"class folders{' in' if reading.parents[0][1] else ''} {names}"
         count = sum(tree.total[path] for path, _, _ in reading.rows)
         reason = f"{count:,} of {tree.total['']:,} images are in class folders"
-        return Evidence(strength, "class folders" if objection else form, reason, reading, objection)
+        return Evidence(strength, "class folders" if objection else layout, reason, reading, objection)
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         reading: FolderReading = evidence.found

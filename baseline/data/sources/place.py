@@ -1,4 +1,4 @@
-"""A folder or file that sources look at, what they say about it, and the rows that they read from it."""
+"""A folder or file to read, what sources say about it, and the rows that they read from it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SourceTable:
 
     table: pd.DataFrame
     """`path`, `label`, `split`, `group` and any other columns; see `baseline.data.table`."""
-    form: str
+    layout: str
     """Description of the source, such as `a table of 20 rows, train.csv`."""
     columns: str = ""
     """Description of the columns used; it begins with `images` for a table."""
@@ -88,14 +88,14 @@ def foreign_content() -> Iterator[None]:
 class Evidence:
     """What speaks for a source.
 
-    The strength is how certain the form is where it fits (a file of a known format 1.0, a table named train 0.97, class
-    folders 0.9, another table with usual column names 0.87, a table whose columns had to be guessed 0.8), less the more
-    images it leaves unexplained.
+    The strength is how certain the layout is where it fits (a file of a known format 1.0, a table named train 0.97,
+    class folders 0.9, another table with usual column names 0.87, a table whose columns had to be guessed 0.8), less
+    the more images it leaves unexplained.
     """
 
     strength: float
     """0 to 1."""
-    form: str
+    layout: str
     """What the source would read, such as `class folders 'train' and 'test'`."""
     reason: str = ""
     """The facts that speak for it: `60 of 60 rows name an image in train/`."""
@@ -106,7 +106,7 @@ class Evidence:
 
 
 class Source:
-    """One form in which people have labeled images. A subclass in its own module below `forms` is found by itself."""
+    """One layout of labeled images. A subclass in a module of its own in `layouts` is found by itself."""
 
     name = ""
     """The name for `--source`."""
@@ -114,19 +114,19 @@ class Source:
     """One line: what such a source looks like; empty where it only gives advice."""
 
     def matches(self, place: Place) -> Evidence | None:
-        """Return what speaks for this form, or None if nothing does."""
+        """Return what speaks for this layout, or None if nothing does."""
         raise NotImplementedError
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        """Read the place in this form.
+        """Read the folder or file in this layout.
 
         Raises:
-            DataError: if it cannot be read in this form.
+            DataError: if it cannot be read in this layout.
         """
         raise NotImplementedError
 
     def hint(self, place: Place) -> str:
-        """Return a sentence on how a place that no source reads can be read; empty if this one has no advice."""
+        """Return a sentence on how a folder that no source reads can be read; empty if there is no advice."""
         return ""
 
 

@@ -1,7 +1,7 @@
 """Weighs all sources that may read a place by what speaks for them, and reads it by the best one.
 
 The two sources of the core read class folders and table files. Every other one is a module of
-`baseline.data.sources.forms` with a subclass of `Source`: it is found by itself, and deleting its file removes only
+`baseline.data.sources.layouts` with a subclass of `Source`: it is found by itself, and deleting its file removes only
 that source. One with the name of a source of the core replaces it.
 """
 
@@ -22,7 +22,7 @@ from baseline.errors import DataError, format_count, quoted_list, unknown_name
 __all__ = ["all_sources", "read_place"]
 
 
-FORMS = "baseline.data.sources.forms"
+LAYOUTS = "baseline.data.sources.layouts"
 
 MIN_STRENGTH = 0.15
 """Strength below which a place is not read by a source unless `--source` insists."""
@@ -44,9 +44,9 @@ MENTIONED = 0.05
 def all_sources() -> dict[str, Source]:
     """Return every source by its name, those of the core first."""
     sources: list[Source] = [ClassFolders(), ImageTable()]
-    forms = optional_module("forms")
-    for info in sorted(pkgutil.iter_modules(forms.__path__ if forms else []), key=lambda info: info.name):
-        module = import_module(f"{FORMS}.{info.name}")
+    layouts = optional_module("layouts")
+    for info in sorted(pkgutil.iter_modules(layouts.__path__ if layouts else []), key=lambda info: info.name):
+        module = import_module(f"{LAYOUTS}.{info.name}")
         classes = [
             value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__
         ]
@@ -81,11 +81,11 @@ def read_place(place: Place) -> SourceTable:
             result.rejected = describe_rejected(other_source, other)
         elif difference := find_difference(result, other_source, other, place):
             raise DataError(
-                f"{place.path} can be read as {best.form} or as {other.form}, but their {difference} differ. "
+                f"{place.path} can be read as {best.layout} or as {other.layout}, but their {difference} differ. "
                 f"Give --source {source.name} or --source {other_source.name}."
             )
         elif not result.rejected:
-            result.rejected = f"not as {other.form}, which would give the same classes"
+            result.rejected = f"not as {other.layout}, which would give the same classes"
     if source.name == ClassFolders.name:
         result.notes += unread_tables(place, result.rejected)
     return result
@@ -94,12 +94,12 @@ def read_place(place: Place) -> SourceTable:
 def describe_rejected(source: Source, evidence: Evidence) -> str:
     """Return why a place is not read by another source, or how to insist on it."""
     if evidence.objection:
-        return f"not as {evidence.form}, because {evidence.objection}"
-    return f"give --source {source.name} to read {evidence.form} instead" if evidence.reason else ""
+        return f"not as {evidence.layout}, because {evidence.objection}"
+    return f"give --source {source.name} to read {evidence.layout} instead" if evidence.reason else ""
 
 
 def match_source(source: Source, place: Place) -> Evidence | None:
-    """Return what speaks for a source; nothing if a file only looks like one of its form."""
+    """Return what speaks for a source; nothing if a file only looks like one of its layout."""
     try:
         return source.matches(place)
     except MalformedFileError:
@@ -121,7 +121,7 @@ def find_difference(result: SourceTable, source: Source, evidence: Evidence, pla
     try:
         other = source.rows(place, evidence).table
     except DataError as error:
-        result.rejected = f"not as {evidence.form}, which fails: {shorten(str(error), 120, placeholder='...')}"
+        result.rejected = f"not as {evidence.layout}, which fails: {shorten(str(error), 120, placeholder='...')}"
         return ""
     both = result.table[["path", "label"]].merge(other[["path", "label"]], on="path", suffixes=("", "_2"))
     if len(both) < MIN_OVERLAP * max(len(result.table), len(other)):
@@ -156,6 +156,6 @@ def refusal(place: Place, weak: Evidence | None, forced: str) -> str:
     if hints:
         return f"{place.path} contains {count} but no class folders. {' '.join(hints)}"
     why = f": {weak.objection}" if weak and weak.objection else ""
-    insist = " or --source folders" if weak and weak.form.startswith("class") else ""
+    insist = " or --source folders" if weak and weak.layout.startswith("class") else ""
     ways = f"Sort them into one folder per class, or give a table{',' if insist else ' or'} --label-from REGEX{insist}."
     return f"{place.path} contains {count} but no class folders{why}. {ways}"

@@ -351,7 +351,7 @@ def split_images_and_classes(
     """Return a table of one row per image, with a column of 0 and 1 per class, if a column holds `IMAGE_CLASS`.
 
     So come tables of masks: each image is listed once for each class, with a mask if it is in the image. A table in any
-    other form is returned as it is, with the image column and no note.
+    other layout is returned as it is, with the image column and no note.
     """
     masks = [column for column in frame.columns if column_key(str(column)) in MASK_COLUMNS]
     for column in frame.columns if masks else ():

@@ -53,7 +53,7 @@ class TextLists(Source):
         )
         if evidence is None:
             return None
-        return Evidence(0.97 * evidence.strength, evidence.form, evidence.reason, (evidence.found, others))
+        return Evidence(0.97 * evidence.strength, evidence.layout, evidence.reason, (evidence.found, others))
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         annotated, others = evidence.found

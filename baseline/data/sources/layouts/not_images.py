@@ -1,4 +1,4 @@
-"""Advice about folders that hold images in forms that are not read: archives inside, arrays, records of TensorFlow."""
+"""Advice about folders whose images are in other files, which are not read: archives, arrays, records."""
 
 from __future__ import annotations
 
