@@ -26,7 +26,7 @@ import pytest
 from conftest import REAL
 from PIL import Image
 
-from baseline.data.sources import archives, datasets, download, layouts
+from baseline.data.sources import archive_layouts, archives, datasets, download
 from baseline.data.sources.archive_layouts import Sheets
 from baseline.data.sources.archives import unpack_archive
 from baseline.data.sources.datasets import DATASETS, Dataset, dataset
@@ -178,7 +178,7 @@ def test_import_loads_no_heavy_packages() -> None:
 
 
 def test_source_names_no_package_registry_host() -> None:
-    text = "".join(Path(module.__file__).read_text("utf-8") for module in (datasets, download, layouts))
+    text = "".join(Path(module.__file__).read_text("utf-8") for module in (datasets, download, archive_layouts))
     assert not [word for word in ("npmjs", "registry.", "unpkg", "jsdelivr") if word in text]
 
 
@@ -381,8 +381,8 @@ class Printed(t.RecordingProgress):
     def log(self, line): print(line, flush=True)
     def bar(self, title, total, unit=""):
         if {speed!r} == "slow" and title == "writing images":
-            save = t.layouts.save_images
-            t.layouts.save_images = lambda *a: (t.wait_until(Path({go!r}).exists), save(*a))[1]
+            save = t.archive_layouts.save_images
+            t.archive_layouts.save_images = lambda *a: (t.wait_until(Path({go!r}).exists), save(*a))[1]
         return super().bar(title, total, unit)
 t.dataset("tiny10", data=Path({folder!r}), progress=Printed())
 """
