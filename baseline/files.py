@@ -24,7 +24,9 @@ __all__ = [
     "UNFINISHED_DIR",
     "atomic_folder",
     "cache_home",
+    "check_regular",
     "holds_image",
+    "is_inside",
     "kaggle_dir",
     "read_json",
     "resolve_path",
@@ -46,6 +48,10 @@ CARD_FILE = "README.md"
 
 TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensors", "model.json"
 """Names of the other files in the model folder; see `inference.model_folder`."""
+
+
+MAX_TEXT_BYTES = 10**9
+"""Maximum size in bytes of a JSON, TOML or CSV file of a run or a model."""
 
 
 UNFINISHED_DIR = "unfinished"
@@ -109,7 +115,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)  # left behind by a process that was killed, or a link to another file
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -163,6 +170,31 @@ def to_json(values: Any) -> str:
 
 def _to_plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def check_regular(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> None:
+    """Check that a path is a file of a plausible size: reading a pipe or a device would never end.
+
+    Raises:
+        OSError: if it does not exist, is no regular file, or is larger.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", str(path))
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a path, once links and `..` are followed, is a folder or lies in it.
+
+    >>> is_inside("images/ants/1.jpg", "images"), is_inside("images/../1.jpg", "images")
+    (True, False)
+    """
+    try:
+        return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, or links in a circle
+        return False
 
 
 def sha256_of(path: Path) -> str:

@@ -30,7 +30,8 @@ from starlette.testclient import TestClient
 
 import baseline
 from baseline import Model
-from baseline.deploy.server import predictor, security
+from baseline.data.image import load_image
+from baseline.deploy.server import examples, predictor, security
 from baseline.deploy.server.app import create_app
 from baseline.deploy.server.predictor import Limits
 from baseline.errors import OutputError, WeightsError
@@ -441,10 +442,11 @@ def test_a_run_adds_its_accuracy_and_some_images(done: baseline.Baseline, tmp_pa
     with make_client(run) as client:
         page = client.get("/").text
         labels = re.findall(r'data-label="([^"]*)"', page)
-        assert len(labels) == predictor.MAX_EXAMPLES and labels.count("ants") == 4
+        assert len(labels) == examples.MAX_EXAMPLES and labels.count("ants") == 4
         assert f"{100 * done.metrics['test']['tta']['accuracy']:.1f}\xa0%" in page
-        contents = {path.read_bytes() for path in map(Path, done.predictions["path"])}
-        assert all(client.get(f"/examples/{number}").content in contents for number in range(len(labels)))
+        pixels = {np.asarray(load_image(path)).tobytes() for path in done.predictions["path"]}
+        shown = [client.get(f"/examples/{number}").content for number in range(len(labels))]
+        assert all(np.asarray(Image.open(io.BytesIO(content))).tobytes() in pixels for content in shown)
         small = Image.open(io.BytesIO(client.get("/examples/0/small").content))
         assert max(small.size) <= predictor.THUMBNAIL_SIZE
         assert client.get(f"/examples/{len(labels)}").status_code == 404

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import stat
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from baseline.data.limits import TooLarge, check_size
+from baseline.files import check_regular
 from baseline.parallel.memory import MemoryLimit
 
 formats: ModuleType | None
@@ -133,11 +133,7 @@ def read_image_bytes(path: str | Path) -> bytes:
     Raises:
         OSError: if the file does not exist, is empty, too large, or not a regular file: a pipe would block forever.
     """
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a file")
-    if status.st_size > MAX_IMAGE_BYTES:
-        raise OSError(f"more than {MAX_IMAGE_BYTES:,} bytes")
+    check_regular(Path(path), MAX_IMAGE_BYTES)
     if not (content := Path(path).read_bytes()):
         raise OSError("empty file")
     return content
@@ -170,6 +166,8 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
         return Image.fromarray(source)
     if not isinstance(source, str | Path | bytes):
         return source
+    if not isinstance(source, bytes):
+        check_regular(Path(source), MAX_IMAGE_BYTES)
     with warnings.catch_warnings():  # PIL warns at half of the size that it refuses; only the refusal matters
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

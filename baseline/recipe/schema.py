@@ -27,6 +27,7 @@ from baseline.recipe.fields import (
     RUN_PANEL,
     SPLIT_METHODS,
     SPLIT_PANEL,
+    FileName,
     Flag,
     Fraction,
     LearningRate,
@@ -321,7 +322,7 @@ class Recipe:
         RecipeError: naming each value that cannot be used, and what was needed.
     """
 
-    name: Text = "mine"
+    name: FileName = "mine"
     title: Text = ""
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1), Needed("a whole number from 0 to 4294967295")] = setting(
         0, "Random seed for splits and training.", RUN_PANEL, common=True

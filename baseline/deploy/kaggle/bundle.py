@@ -25,7 +25,16 @@ from pathlib import Path
 
 from baseline import __version__
 from baseline.errors import OutputError, WeightsError
-from baseline.files import CARD_FILE, CONFIG_FILE, TENSORS_FILE, atomic_folder, sha256_of, to_json, write_atomic
+from baseline.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    TENSORS_FILE,
+    atomic_folder,
+    is_inside,
+    sha256_of,
+    to_json,
+    write_atomic,
+)
 from baseline.progress import Progress
 
 __all__ = ["Bundle", "bundle"]
@@ -145,7 +154,9 @@ def bundle_model(model: str | Path, target: Path, progress: Progress) -> None:
 
     source = load_model(model).folder
     for name in (CONFIG_FILE, TENSORS_FILE, CARD_FILE):
-        if (source / name).is_file():
+        if name == CARD_FILE and not is_inside(source / name, source):
+            progress.log(f"model: {source / name} is left out, because it is a link to a file elsewhere")
+        elif (source / name).is_file():
             write_atomic(target / name, (source / name).read_bytes())
     load_model(target)
     progress.log(f"model: {source}, without its golden inputs")

@@ -16,21 +16,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import csv
 import json
 import logging
-import random
 import socket
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -41,16 +37,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from baseline import __version__
-from baseline.data.image import load_image
 from baseline.data.labels import SEPARATOR
+from baseline.deploy.server.examples import Example, run_summary
 from baseline.deploy.server.openapi import openapi_schema
-from baseline.deploy.server.predictor import MAX_EXAMPLES, THUMBNAIL_SIZE, Limits, Predictor, encode_jpeg
+from baseline.deploy.server.predictor import Limits, Predictor
 from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, error_response
 from baseline.errors import OutputError, first_line, unknown_name
 from baseline.inference.model import Model, load_model
 from baseline.progress import Progress
 from baseline.report.html import render
-from baseline.runs.folder import headline_split, read_manifest
 
 __all__ = ["create_app", "serve"]
 
@@ -78,7 +73,7 @@ def serve(
         host: the address to listen on; 127.0.0.1 is reachable from this machine only.
         port: the port; 0 for any free one, which `progress` reports.
         tta: average over the views of the run's evaluation (test-time augmentation, TTA).
-        examples: show some of the run's images, if they still exist.
+        examples: show some of the images in the run's image folder, decoded and encoded again.
         hosts: names of the server, in addition to addresses, localhost and the machine's own name.
         browser: open the page in a browser.
 
@@ -125,7 +120,7 @@ def create_app(
     loaded = model if isinstance(model, Model) else load_model(model)
     folder = loaded.folder if isinstance(model, Model) else Path(model).expanduser()
     predictor = Predictor(loaded, tta, limits)
-    handlers = Routes(predictor, *run_summary(folder, examples, progress))
+    handlers = Routes(predictor, *run_summary(folder, predictor, examples, progress))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -238,13 +233,13 @@ def _decode_base64(text: str) -> bytes:
 class Routes:
     """Request handlers of all addresses."""
 
-    def __init__(self, predictor: Predictor, headline: Mapping[str, Any], examples: Sequence[tuple[Path, str]]) -> None:
+    def __init__(self, predictor: Predictor, headline: Mapping[str, Any], examples: Sequence[Example]) -> None:
         self.predictor, self.examples = predictor, examples
         facts = predictor.model.config
         context = {
             "facts": facts, "classes": predictor.classes, "multilabel": predictor.model.multilabel,
             "has_gradcam": predictor.has_gradcam, "views": facts["tta"] if predictor.tta else [], "headline": headline,
-            "examples": [label for _, label in examples], "limits": predictor.limits, "version": __version__,
+            "examples": [example.label for example in examples], "limits": predictor.limits, "version": __version__,
         }  # fmt: skip
         style, script = (files("baseline.report") / "templates" / name for name in ("serve.css", "serve.js"))
         colors = files("baseline.report") / "templates" / "colors.css"
@@ -316,24 +311,16 @@ class Routes:
         )
 
     async def example(self, request: Request) -> Response:
-        path = self._example_path(request)
-        return Response(await self._read(path.read_bytes), media_type="application/octet-stream")
+        return Response(self._example(request).image, media_type="image/png")
 
     async def small_example(self, request: Request) -> Response:
-        path = self._example_path(request)
-        return Response(await self._read(partial(thumbnail_jpeg, path)), media_type="image/jpeg")
+        return Response(self._example(request).small, media_type="image/jpeg")
 
-    def _example_path(self, request: Request) -> Path:
+    def _example(self, request: Request) -> Example:
         number = request.path_params["number"]
         if number >= len(self.examples):
             raise HTTPException(404, "There is no such example.")
-        return self.examples[number][0]
-
-    async def _read(self, read: Callable[[], bytes]) -> bytes:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.predictor.readers, read)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on damaged files
-            raise HTTPException(404, "The example no longer exists.") from None
+        return self.examples[number]
 
 
 def _static_response(media_type: str, content: str) -> Any:
@@ -341,12 +328,6 @@ def _static_response(media_type: str, content: str) -> Any:
         return Response(content, media_type=media_type)
 
     return respond
-
-
-def thumbnail_jpeg(path: Path) -> bytes:
-    image = load_image(path, THUMBNAIL_SIZE, "image")
-    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    return encode_jpeg(image)
 
 
 async def _on_http_error(_: Request, error: HTTPException) -> Response:
@@ -360,34 +341,3 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 async def _on_error(_: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("a request failed", exc_info=error)
     return error_response(HTTPException(500, "The request failed on the server; see the server's output."))
-
-
-def run_summary(folder: Path, examples: bool, progress: Progress) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
-    """Return the run's headline accuracy and some of its images with labels; both empty for a model folder alone."""
-    if not (folder / "manifest.json").exists():
-        return {}, []
-    try:
-        metrics = read_manifest(folder)["metrics"]
-        split = headline_split(metrics)
-        values = metrics[split]["tta"]
-        low, high = values["interval"]
-        headline = {"split": split, "accuracy": float(values["accuracy"]), "interval": (float(low), float(high))}
-        return headline, find_examples(folder / "split.csv", split) if examples else []
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        progress.log(f"the page omits the run's accuracy and images: {first_line(error)}")
-        return {}, []
-
-
-def find_examples(path: Path, split: str) -> list[tuple[Path, str]]:
-    """Return some images of the split that still exist, taking turns between classes."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [(Path(row["path"]), row["label"]) for row in csv.DictReader(file) if row["split"] == split]
-    random.Random(0).shuffle(rows)
-    counts: dict[str, int] = {}
-    turns = []
-    for image, label in rows:
-        counts[label] = counts.get(label, 0) + 1
-        turns.append((counts[label], image, label))
-    candidates = sorted(turns, key=lambda turn: turn[0])[:200]
-    existing = ((image, label) for _, image, label in candidates if image.is_file())
-    return [example for _, example in zip(range(MAX_EXAMPLES), existing, strict=False)]

@@ -30,18 +30,15 @@ if TYPE_CHECKING:
     Prediction = tuple[PredictionBatch, int]
     """A batch of predictions, and the index of one image in it."""
 
-__all__ = ["MAX_EXAMPLES", "THUMBNAIL_SIZE", "Limits", "Predictor", "busy_error", "encode_jpeg"]
+__all__ = ["THUMBNAIL_SIZE", "Limits", "Predictor", "busy_error"]
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's formats that are accepted from strangers. Others run programs (EPS), or have been reviewed by few."""
 
 
-MAX_EXAMPLES = 8
-"""Maximum number of example images on the page."""
-
-DISPLAY_SIZE, THUMBNAIL_SIZE = 640, 176
-"""Pixels of the longer side of a Grad-CAM image, and of an example on the page."""
+DISPLAY_SIZE, EXAMPLE_SIZE, THUMBNAIL_SIZE = 640, 1024, 176
+"""Maximum pixels of the longer side of a Grad-CAM image, of an example, and of its thumbnail on the page."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +166,24 @@ class Predictor:
         square = await loop.run_in_executor(self.readers, self._decode_square, content)
         heatmap = await loop.run_in_executor(self.network, self._heatmap, square, class_name)
         return await loop.run_in_executor(self.readers, self._overlay, content, heatmap)
+
+    def encode_again(self, content: bytes) -> tuple[bytes, bytes]:
+        """Decode an image file, and return it as a PNG of at most `EXAMPLE_SIZE` pixels and as a thumbnail, a JPEG.
+
+        Raises:
+            HTTPException: if the image is refused.
+        """
+        image = self._open(content)
+        try:
+            image = load_image(image, EXAMPLE_SIZE, self.model.value_range)
+        except Exception as error:
+            raise HTTPException(422, f"The image is damaged: {unreadable_reason(error)}.") from None
+        image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
+        image = Image.fromarray(np.asarray(image))  # pixels only: neither comments nor a place
+        buffer = BytesIO()
+        image.save(buffer, "PNG", compress_level=1)
+        image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        return buffer.getvalue(), encode_jpeg(image)
 
     def _open(self, content: bytes) -> Image.Image:
         if not content:
