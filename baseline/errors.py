@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+MAX_LISTED = 20
+"""Maximum number of faults of one kind, such as unknown keys, that a message lists."""
+
+
 class BaselineError(Exception):
     """Base class of all errors that the library raises on purpose; catch it to catch them all."""
 

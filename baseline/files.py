@@ -7,14 +7,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import DataError, OutputError, first_line
+from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,10 +28,18 @@ __all__ = [
     "atomic_folder",
     "cache_home",
     "check_regular",
+    "check_schema",
     "holds_image",
+    "is_file_name",
     "is_inside",
     "kaggle_dir",
+    "manifest_format",
+    "parse_json",
+    "parse_toml",
     "read_json",
+    "read_text",
+    "read_values",
+    "refuse_damaged",
     "resolve_path",
     "sha256_of",
     "to_csv",
@@ -50,8 +61,32 @@ TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensor
 """Names of the other files in the model folder; see `inference.model_folder`."""
 
 
-MAX_TEXT_BYTES = 10**9
-"""Maximum size in bytes of a JSON, TOML or CSV file of a run or a model."""
+MAX_JSON_BYTES, MAX_TOML_BYTES = 2 * 10**8, 10**6
+"""Maximum size in bytes of a JSON file of a run or a model, and of a recipe in TOML."""
+
+
+MAX_TABLE_BYTES = 2**40
+"""Maximum size of a table in bytes; its memory is checked as well."""
+
+
+MANIFEST_FORMAT = 2
+"""Version of the layout of `manifest.json`. Version 1 had a recipe without groups, and counted photos."""
+
+
+MAX_NESTING = 100
+"""Maximum depth of lists and tables in JSON and TOML."""
+
+NESTING_MESSAGE = f"it is nested deeper than {MAX_NESTING} levels"
+
+LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{MAX_NESTING}}}""")
+"""A dotted key of TOML that is nested too deeply."""
+
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can write and no encoding of text can hold."""
+
+
+MAX_NAME_BYTES = 200
+"""Maximum length of a name in UTF-8: with a date it is the name of a folder, of at most 255 bytes."""
 
 
 UNFINISHED_DIR = "unfinished"
@@ -172,7 +207,20 @@ def _to_plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def check_regular(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> None:
+def is_file_name(text: str) -> bool:
+    """Return whether a text is the name of a file or a folder, and no path.
+
+    >>> is_file_name("ants and bees"), is_file_name("../ants"), is_file_name("")
+    (True, False, False)
+    """
+    try:
+        fits = 0 < len(text.encode()) <= MAX_NAME_BYTES
+    except UnicodeEncodeError:
+        return False
+    return fits and min(text) >= " " and not set(text) & {"/", "\\", "\x7f"} and text not in (".", "..")
+
+
+def check_regular(path: Path, max_bytes: int) -> None:
     """Check that a path is a file of a plausible size: reading a pipe or a device would never end.
 
     Raises:
@@ -203,18 +251,163 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run folder or model folder.
+def read_json(path: Path, schema: Any = dict[str, Any]) -> Any:
+    """Read a JSON file of a run folder or model folder, and check its form.
+
+    Args:
+        schema: the type of the content, as pydantic takes types; an object by default.
 
     Raises:
-        OutputError: if the file is missing or damaged.
+        OutputError: if the file is missing, damaged, or has another form.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
+        check_schema(values, schema)
+        return values
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
     except ValueError as error:
-        raise OutputError(f"{path} is damaged: {error}.") from None
+        raise OutputError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
+
+
+def manifest_format(run: Path, manifest: Mapping[str, Any]) -> int:
+    """Return the version of the layout of a run's manifest.
+
+    Raises:
+        OutputError: if this version does not know it.
+    """
+    version = manifest.get("format", 1)  # the first manifests did not say
+    if type(version) is not int or not 1 <= version <= MANIFEST_FORMAT:
+        raise OutputError(
+            f"{run} has format {version!r:.50}; this version of baseline reads up to {MANIFEST_FORMAT}. "
+            "Update baseline."
+        )
+    return version
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a recipe: a TOML file, or a JSON file such as the manifest of a run.
+
+    Raises:
+        RecipeError: if it cannot be read; line and column are named.
+    """
+    kind = path.suffix.removeprefix(".").upper()
+    try:
+        text = read_text(path, MAX_JSON_BYTES if kind == "JSON" else MAX_TOML_BYTES)
+        values = parse_json(text) if kind == "JSON" else parse_toml(text)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise RecipeError(f"{path} is not valid {kind}: {first_line(error)}.") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds a {type(values).__name__}; a table of keys and values was needed.")
+    return values
+
+
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+    """Return the text of a UTF-8 file.
+
+    Raises:
+        OSError: if it cannot be read, is no regular file, or is larger than `max_bytes`.
+        ValueError: if it is not UTF-8.
+    """
+    check_regular(path, max_bytes)
+    return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def refuse_damaged(folder: str | Path) -> Iterator[None]:
+    """Turn the errors of code that finds something unexpected in a run folder into one line, an `OutputError`."""
+    try:
+        yield
+    except (BaselineError, OSError, MemoryError, RuntimeError):
+        raise
+    except Exception as error:  # a missing key, a wrong type or value, or jinja2's error about one
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise OutputError(f"{folder} does not hold what a run writes ({reason}). Copy it again.") from error
+
+
+def parse_json(text: str | bytes, *, nan: bool = True) -> Any:
+    """Return the value of JSON text that someone else may have written.
+
+    Args:
+        nan: whether to accept the constants NaN, Infinity and -Infinity, which are not in JSON.
+
+    Raises:
+        ValueError: if it is not valid, is nested deeper than `MAX_NESTING`, or has text that cannot be encoded.
+
+    >>> parse_json('{"classes": ["ants"]}')
+    {'classes': ['ants']}
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    try:
+        value = json.loads(text, parse_constant=None if nan else _reject_constant)
+    except RecursionError:
+        raise ValueError(NESTING_MESSAGE) from None
+    check_nesting(value)
+    if SURROGATE.search(text):
+        _check_encodable(value)
+    return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the values of TOML text that someone else may have written.
+
+    Raises:
+        ValueError: if it is not valid, or is nested deeper than `MAX_NESTING`.
+    """
+    if LONG_KEY.search(text):  # the time to read one grows with its square
+        raise ValueError(NESTING_MESSAGE)
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(NESTING_MESSAGE) from None
+    check_nesting(values)
+    return values
+
+
+def check_nesting(value: Any) -> None:
+    """Raise a ValueError if lists and dictionaries are nested deeper than `MAX_NESTING`."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING):
+        items = chain.from_iterable(part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(NESTING_MESSAGE)
+
+
+def check_schema(value: Any, schema: Any) -> None:
+    """Check that a value has the form that a type describes.
+
+    Args:
+        schema: as pydantic takes types: `dict[str, list[int]]`, a TypedDict of `typing_extensions`.
+
+    Raises:
+        ValueError: naming the first place that differs.
+
+    >>> check_schema({"seconds": {"data": 1.5}}, dict[str, dict[str, float]])
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(schema).validate_json(json.dumps(value), strict=True)  # in Python a list would be no tuple
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part)[:80] for part in first["loc"]) or "the whole"
+        raise ValueError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _check_encodable(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no character") from None
 
 
 def unique_path(folder: Path) -> Path:

@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
+import random
+import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,15 @@ from starlette.testclient import TestClient
 
 import baseline
 from baseline.data.image import load_image
+from baseline.deploy.hub import plan_push
 from baseline.deploy.server.app import create_app
 from baseline.deploy.server.predictor import Limits
-from baseline.errors import RecipeError
+from baseline.errors import BaselineError, RecipeError
+from baseline.experiments.compare import compare_runs, list_runs
 from baseline.files import write_atomic
+from baseline.report import figures
+from baseline.report.model_card import write_card
+from baseline.report.page import write_report
 
 
 @pytest.fixture
@@ -128,3 +138,168 @@ def test_an_image_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image.jpg")
     with pytest.raises(OSError, match="not a file"):
         load_image(tmp_path / "image.jpg")
+
+
+# ---- what is read: recipes, manifests, tables, expressions ----------------------------------------------------------
+
+DEEP = 10_000
+
+
+def measured(function: Any, *arguments: Any) -> tuple[str, float]:
+    """The one-line error of a call, and the seconds until it came."""
+    start = time.perf_counter()
+    with pytest.raises(BaselineError) as raised:
+        function(*arguments)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 8000
+    return str(raised.value), time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '{"recipe": null}', "is None; a table of keys and values was needed"),
+        ("a.json", '{"recipe": []}', r"is \[\]; a table"),
+        ("a.json", '{"format": 99, "recipe": {}}', "has format 99; this version of baseline reads up to 2"),
+        ("a.json", '{"format": "x", "recipe": {}}', "has format 'x'"),
+        ("a.json", '{"format": true, "recipe": {}}', "has format True"),
+        ("a.json", '{"a":' * DEEP + "1" + "}" * DEEP, "nested deeper than 100 levels"),
+        ("a.json", '{"a":' + "[" * 500 + "]" * 500 + "}", "nested deeper than 100 levels"),
+        ("a.json", '{"title": "\\ud800"}', "half of a surrogate pair"),
+        ("a.json", '{"seed": ' + "9" * 10_000 + "}", "is not valid JSON: Exceeds the limit"),
+        ("a.json", json.dumps({f"key{n}": n for n in range(200_000)}), "There is no key 'key0'"),
+        ("a.json", json.dumps({"model": {f"key{n}": n for n in range(200_000)}}), "There is no key 'key0'"),
+        ("a.json", json.dumps({"stages": [{"trains": "all", "epochs": 1}] * 100_000}), "needed: 1 to 100 stages"),
+        ("a.json", json.dumps({"arch": "x" * 10**6, "seed": "y" * 10**6}), "seed is 'yyy"),
+        ("a.toml", "a = " + "[" * DEEP + "]" * DEEP, "nested deeper than 100 levels"),
+        ("a.toml", "a = " + "{a = " * DEEP + "1" + "}" * DEEP, "nested deeper than 100 levels"),
+        ("a.toml", ".".join("a" * DEEP) + " = 1", "nested deeper than 100 levels"),
+        ("a.toml", f"[{'.'.join('a' * DEEP)}]", "nested deeper than 100 levels"),
+        ("a.toml", '[[stage]]\ntrains = "all"\nepochs = 1\n' * 100_000, "more than 1,000,000 bytes"),
+        ("a.toml", '[[stage]]\ntrains = "all"\nepochs = 1\n' * 10_000, "needed: 1 to 100 stages"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_used_is_refused_in_one_line(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    error, seconds = measured(baseline.load_recipe, tmp_path / name)
+    assert re.search(message, error) and seconds < 3
+
+
+def test_a_recipe_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    assert "not a file" in measured(baseline.load_recipe, tmp_path / "a.toml")[0]
+
+
+PLACES: dict[str, Callable[[Path], object]] = {
+    "manifest.json": lambda run: write_report(run, baseline.Progress()),
+    "predictions.csv": lambda run: write_report(run, baseline.Progress()),
+    "split.csv": lambda run: write_report(run, baseline.Progress()),
+    "model/model.json": baseline.load,
+    "unfinished/begun.json": baseline.resume,
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("kind", ["pipe", "deep", "surrogate", "list", "folder"])
+def test_a_file_of_a_run_that_is_something_else_is_refused_at_once(name: str, kind: str, run: Path) -> None:
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).unlink(missing_ok=True)
+    content = {"deep": "[" * DEEP + "]" * DEEP, "surrogate": '{"format": 2, "a": "\\ud800"}', "list": "[1]"}
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    elif kind == "folder":
+        (run / name).mkdir()
+    else:
+        (run / name).write_text(content[kind])
+    assert measured(PLACES[name], run)[1] < 10
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """The value with one of its parts, at any depth, replaced or removed."""
+    odd = [None, "", 0, -1, 1e999, "x", [], {}, [[]], [{}], True, "a\0b", 2**70, {"": None}, [1] * 200]
+    value = json.loads(json.dumps(value))
+    place, depth = value, rng.choice((1, 2, 3, 9))
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = rng.choice(keys)
+        depth -= 1
+        if depth and isinstance(place[key], dict | list) and place[key]:
+            place = place[key]
+        elif rng.random() < 0.3:
+            del place[key]
+            return value
+        else:
+            place[key] = rng.choice(odd)
+            return value
+
+
+@pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_edited_manifests_are_used_or_refused_in_one_line(
+    rounds: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "png", lambda _: b"")  # drawing takes most of the time, and reads no manifest
+    whole, rng, refused = json.loads((run / "manifest.json").read_text()), random.Random(rounds), 0
+    commands: list[Callable[[], object]] = [
+        lambda: write_card(run), lambda: list_runs(run), lambda: plan_push(run, "me/ants"),
+        lambda: baseline.load_recipe(run / "manifest.json"), lambda: compare_runs([run, run]),
+    ]  # fmt: skip
+    for number in range(rounds):
+        (run / "manifest.json").write_text(json.dumps(mutated(whole, rng)))
+        for command in commands if number % 10 else [*commands, lambda: write_report(run, baseline.Progress())]:
+            try:
+                command()
+            except BaselineError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > rounds / 4
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_table_of_200000_columns_is_refused_at_once(kind: str, images: Path, tmp_path: Path) -> None:
+    cells = {"csv": ",", "tsv": "\t"}[kind].join(f"c{number}" for number in range(200_000))
+    (tmp_path / f"table.{kind}").write_text(f"{cells}\n{cells}\n")
+    error, seconds = measured(baseline.image_table, tmp_path / f"table.{kind}")
+    assert "has 200,000 columns, and at most 20,000 are read" in error and seconds < 3
+    copy = shutil.copytree(images, tmp_path / "images")
+    shutil.copy(tmp_path / f"table.{kind}", copy)
+    assert len(baseline.image_table(copy)) == 48  # a table beside the images that is not needed
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("(a){4294967295}", "is not a regular expression: the repetition number is too large"),
+        ("(a+)+$", r"takes more than 1 s on 4 names\. Avoid repetitions inside of repetitions"),
+        (r"(\w*)*=", "takes more than 1 s"),
+        ("(" * 5000 + ")" * 5000, "is not a regular expression: maximum recursion"),
+        ("([a-z]+", "is not a regular expression: missing"),
+        ("[a-z]+", "has no group"),
+        ("\ud800(a)", "does not match the paths of 4 of 4 images"),
+    ],
+)
+def test_an_expression_that_never_ends_is_ended(expression: str, message: str, tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{'a' * 60}{number}.png")
+    error, seconds = measured(lambda: baseline.image_table(tmp_path, label_from=expression))
+    assert re.search(message, error) and seconds < 5
+
+
+def test_labels_and_groups_are_found_in_names(tmp_path: Path) -> None:
+    for name in ("ant_x_1", "ant_y_2", "bee_x_3", "bee_y_4"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    table = baseline.image_table(tmp_path, label_from=r"(?P<label>[a-z]+)_(?P<group>[a-z])_")
+    assert sorted(zip(table["label"], table["group"], strict=True)) == [
+        ("ant", "x"), ("ant", "y"), ("bee", "x"), ("bee", "y"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\ud800", None, [], {}, 1, "wasps\0"])
+def test_gradcam_of_a_class_that_is_none_is_refused(name: Any, tiny: Path, images: Path) -> None:
+    content = base64.b64encode((images / "ants" / "00.jpg").read_bytes()).decode()
+    with TestClient(create_app(tiny), base_url="http://localhost", raise_server_exceptions=False) as client:
+        body = json.dumps({"image": content, "class": name})
+        answer = client.post("/gradcam", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == (200 if name is None else 400 if "\ud800" in str(name) else 422)
+        form = client.post("/gradcam", files={"image": b"x", "class": (None, b"\xff\xed\xa0\x80")})
+        assert form.status_code in (400, 422)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.files import parse_toml
 from baseline.recipe.fields import RUN_PANEL, SPLIT_METHODS
 from baseline.recipe.load import load_recipe, recipe_names
 from baseline.recipe.schema import GROUPS, LEAVES, LOGGERS, PRESETS, Recipe
@@ -213,8 +213,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise RecipeError(f"--set has '{setting}', needed: KEY=VALUE, such as --set augment.rotate=20.")
         try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = parse_toml(f"value = {value}")["value"]
+        except ValueError:
             changes[key.strip()] = value.strip()
     return changes
 

@@ -27,9 +27,9 @@ from baseline.cli.options import (
     without_device,
 )
 from baseline.errors import OutputError, RecipeError
-from baseline.files import UNFINISHED_DIR
+from baseline.files import UNFINISHED_DIR, read_values
 from baseline.recipe.fields import IMAGES_PANEL, RUN_PANEL
-from baseline.recipe.load import load_recipe, read_values
+from baseline.recipe.load import load_recipe
 
 if TYPE_CHECKING:
     from baseline.make import Baseline

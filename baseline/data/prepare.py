@@ -9,14 +9,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from baseline.data.split import split_to_csv
 from baseline.errors import LeakError, format_count
+from baseline.files import read_values
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import apply_changes, choose_recipe
 from baseline.recipe.diff import diff_recipes
-from baseline.recipe.load import read_values
 from baseline.recipe.schema import LEAVES
 
 if TYPE_CHECKING:

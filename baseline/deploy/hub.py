@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, first_line
-from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, is_inside, read_json
+from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, is_inside, read_json, refuse_damaged
 from baseline.progress import Progress
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest
@@ -97,10 +97,12 @@ def plan_push(run: str | Path, repo: str) -> PushPlan:
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = [path.relative_to(folder) for path in paths]
     names = [name for name in names if name.name != GOLDEN_FILE and not any(p.startswith(".") for p in name.parts)]
+    with refuse_damaged(run):
+        private = local_paths(run, manifest)
     for name in names:
         if not is_inside(folder / name, folder):
             raise OutputError(f"{folder / name} is a link to a file elsewhere, which would be published. Remove it.")
-        check_no_local_paths(folder / name, local_paths(run, manifest))
+        check_no_local_paths(folder / name, private)
     sizes = {name.as_posix(): (folder / name).stat().st_size for name in names}
     return PushPlan(folder, sizes, (folder / CARD_FILE).read_text(encoding="utf-8"))
 

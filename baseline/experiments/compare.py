@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError
+from baseline.files import refuse_damaged
 from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
 from baseline.runs.folder import headline_split, looks_unfinished, read_manifest, read_predictions
 
@@ -69,11 +70,16 @@ def compare_runs(
     >>> compare_runs(["runs/quick", "runs/standard"]).sentences                      # doctest: +SKIP
     ['runs/standard against runs/quick on 10,000 images: +2.1 points (+1.6 to +2.6): more than noise (p < 0.001)']
     """
-    import pandas as pd
-
     if len(runs) < 2:
         raise DataError(f"{len(runs)} run was given; two or more were needed. Name another run folder.")
     folders = [Path(run) for run in runs]
+    with refuse_damaged(" or ".join(map(str, folders))):
+        return _compare(folders, anyway, averages)
+
+
+def _compare(folders: Sequence[Path], anyway: bool, averages: Sequence[Sequence[str | Path]]) -> Comparison:
+    import pandas as pd
+
     manifests = [read_manifest(folder) for folder in folders]
     ensembles = [_member_numbers(folders, members) for members in averages]
     split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
@@ -166,13 +172,13 @@ def _list_row(folder: Path) -> dict[str, Any]:
     if not (folder / "manifest.json").exists():
         return row | {"state": "unfinished"}
     try:
-        manifest = read_manifest(folder)
+        with refuse_damaged(folder):
+            manifest = read_manifest(folder)
+            full_row = _manifest_row(folder, manifest, headline_split(manifest["metrics"]))
+            columns = {key: full_row[key] for key in ("split", "accuracy", "low", "high", "seconds")}
+            arch = flatten_recipe(manifest["recipe"]).get("arch")
     except BaselineError as error:
         return row | {"state": str(error)}
-    split = headline_split(manifest["metrics"])
-    full_row = _manifest_row(folder, manifest, split)
-    columns = {key: full_row[key] for key in ("split", "accuracy", "low", "high", "seconds")}
-    arch = flatten_recipe(manifest["recipe"]).get("arch")
     return row | columns | {"finished": str(manifest.get("finished", "")), "arch": arch}
 
 

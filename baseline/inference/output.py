@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from baseline.errors import DataError, OutputError, first_line
-from baseline.files import read_json
+from baseline.files import parse_json, read_json
 
 if TYPE_CHECKING:
     from baseline.inference.model import PredictionBatch
@@ -173,7 +173,7 @@ class RowFormat:
             ValueError, LookupError, TypeError, StopIteration, csv.Error: if it is not such a row.
         """
         if not self.csv:
-            return str(json.loads(record)["path"])
+            return str(parse_json(record)["path"])
         return next(csv.reader(io.StringIO(record.decode(), newline="")))[0]
 
 

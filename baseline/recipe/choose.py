@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import RecipeError, unknown_name
-from baseline.files import resolve_path
+from baseline.files import read_values, resolve_path
 from baseline.recipe.auto import resolve_preset
-from baseline.recipe.load import load_recipe, read_values, recipe_names
+from baseline.recipe.load import load_recipe, recipe_names
 from baseline.recipe.schema import PRESETS, Recipe, Stage
 from baseline.system import device_type
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Predicate
 
+from baseline.files import MAX_NAME_BYTES, is_file_name
 from baseline.recipe.validation import Before, Needed, as_tuple
 
 __all__ = ["augmentation", "parse_duration", "setting"]
@@ -22,23 +23,6 @@ IMAGES_PANEL = "Images and labels"
 SPLIT_PANEL = "Splits"
 MODEL_PANEL = "Model and training"
 RUN_PANEL = "This run"
-
-MAX_NAME_BYTES = 200
-"""Maximum length of a recipe's name in UTF-8: with a date it is the name of a folder, of at most 255 bytes."""
-
-
-def is_file_name(value: str) -> bool:
-    """Whether a text is the name of a file or a folder and no path.
-
-    >>> is_file_name("ants and bees"), is_file_name("../ants"), is_file_name("")
-    (True, False, False)
-    """
-    try:
-        fits = 0 < len(value.encode()) <= MAX_NAME_BYTES
-    except UnicodeEncodeError:
-        return False
-    return fits and min(value) >= " " and not set(value) & {"/", "\\", "\x7f"} and value not in (".", "..")
-
 
 Text = Annotated[str, Needed("text")]
 FileName = Annotated[str, Predicate(is_file_name), Needed(f"a name of 1 to {MAX_NAME_BYTES} bytes without / and \\")]

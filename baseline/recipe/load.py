@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from baseline.errors import RecipeError, closest_name, unknown_name
+from baseline.errors import MAX_LISTED, RecipeError, closest_name, unknown_name
+from baseline.files import manifest_format, read_values
 from baseline.recipe.legacy import upgrade_recipe
 from baseline.recipe.schema import Recipe, known_names, locate
 
@@ -25,6 +24,8 @@ def recipe_from_dict(values: Mapping[str, Any], name: str = "mine") -> Recipe:
     Raises:
         RecipeError: naming each unknown key, wrong type and value that cannot be used.
     """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"Recipe '{name}' is {values!r:.200}; a table of keys and values was needed.")
     values = {_TABLES.get(key, key) if isinstance(value, list | dict) else key: value for key, value in values.items()}
     presets = values.get("presets") or {}
     if isinstance(presets, dict):
@@ -33,8 +34,8 @@ def recipe_from_dict(values: Mapping[str, Any], name: str = "mine") -> Recipe:
             for preset, changes in presets.items()
             if isinstance(changes, dict)
         }
-    unknown = [key for key, value in values.items() if not locate(key, value)[0]]
-    faults = [closest_name("key", key, known_names()).rstrip(".") for key in unknown]
+    unknown = dict.fromkeys(key for key, value in values.items() if not locate(key, value)[0])
+    faults = [closest_name("key", key, known_names()).rstrip(".") for key in list(unknown)[:MAX_LISTED]]
     known = {key: value for key, value in values.items() if key not in unknown}
     try:
         recipe = Recipe(name=name).changed(**{**known, "name": known.get("name") or name})
@@ -82,23 +83,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         path = recipes_folder() / f"{recipe}.toml"
     values = read_values(path)
     if path.suffix == ".json":
-        values = upgrade_recipe(values.get("recipe", values))
+        recipe_values = values.get("recipe", values)
+        manifest_format(path, values)
+        values = upgrade_recipe(recipe_values) if isinstance(recipe_values, dict) else recipe_values
     return recipe_from_dict(values, path.stem)
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """Return the values of a TOML or JSON file.
-
-    Raises:
-        RecipeError: if it cannot be read; line and column are named.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise RecipeError(f"{path} is not valid {path.suffix[1:].upper()}: {error}.") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds a {type(values).__name__}; a table of keys and values was needed.")
-    return values

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval, Predicate
 
-from baseline.errors import RecipeError, unknown_name
+from baseline.errors import MAX_LISTED, RecipeError, unknown_name
 from baseline.recipe.data_settings import DataSettings
 from baseline.recipe.fields import (
     RUN_PANEL,
@@ -68,6 +68,8 @@ OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "ranger": ("ranger", {}),
 }
 """The fastai optimizer behind each name, with its settings. Weight decay is decoupled: fastai's Adam is AdamW."""
+
+MAX_STAGES = 100
 
 SCHEDULES = ("one_cycle", "flat_cos", "plateau", "constant")
 
@@ -352,15 +354,15 @@ class Recipe:
         for group in GROUPS:
             self._set(group, check(GROUPS[group], getattr(self, group), group, faults, flat=FLAT_NAMES.get(group, {})))
         stages = as_tuple(self.stages)
-        if isinstance(stages, tuple) and stages:
+        if isinstance(stages, tuple) and 0 < len(stages) <= MAX_STAGES:
             stages = tuple(check(Stage, stage, f"stage {number}", faults) for number, stage in enumerate(stages, 1))
         else:
-            faults.append(f"stages is {self.stages!r}, needed: at least one stage")
+            faults.append(f"stages is {self.stages!r:.200}, needed: 1 to {MAX_STAGES} stages")
         self._set("stages", stages)
         check(Recipe, self, "", faults, only=("name", "title", "seed", "preset"))
         faults += self._contradictions() if not faults else []
         if faults:
-            raise RecipeError(f"Recipe '{self.name}': " + "; ".join(faults) + ".")
+            raise RecipeError(f"Recipe '{str(self.name)[:200]}': " + "; ".join(faults) + ".")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -369,9 +371,9 @@ class Recipe:
         """Values that are valid alone and not together."""
         faults = []
         if not isinstance(self.presets, Mapping) or not set(self.presets) <= {"quick", "best"}:
-            faults.append(f"presets is {self.presets!r}, needed: tables named quick and best")
+            faults.append(f"presets is {self.presets!r:.200}, needed: tables named quick and best")
         if not isinstance(self.expected, Mapping):
-            faults.append(f"expected is {self.expected!r}, needed: a table")
+            faults.append(f"expected is {self.expected!r:.200}, needed: a table")
         if self.data.audit == "none" and self.split.leaks == "drop":
             faults.append("leaks is 'drop', which needs the audit that is left out")
         if self.data.bins == 1:
@@ -427,7 +429,7 @@ class Recipe:
         for key, value in changes.items():
             group, leaf = locate(key, value)
             if not group:
-                unknown.append(unknown_name("key", key, known_names(key.partition(".")[0]), limit=99))
+                unknown.append(key)
             elif leaf:
                 fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), leaf: value}
             elif group in GROUPS and isinstance(value, Mapping):
@@ -435,7 +437,9 @@ class Recipe:
             else:
                 fields[group] = value
         if unknown:
-            raise RecipeError(f"In {where}: " + " ".join(unknown))
+            known = {key: known_names(key.partition(".")[0]) for key in unknown[:MAX_LISTED]}
+            faults = [unknown_name("key", key[:99], names, limit=99) for key, names in known.items()]
+            raise RecipeError(f"In {where}: " + " ".join(faults))
         return dataclasses.replace(self, **fields)
 
     def with_preset(self, preset: str) -> Recipe:
@@ -518,4 +522,4 @@ def locate(key: str, value: Any) -> tuple[str, str]:
         return key, ""
     if key in LEAVES:
         return LEAVES[key]
-    return (key, "") if key in {f.name for f in dataclasses.fields(Recipe)} else ("", "")
+    return (key, "") if key in Recipe.__dataclass_fields__ else ("", "")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Interval
 
-from baseline.errors import unknown_name
+from baseline.errors import MAX_LISTED, unknown_name
 
 __all__ = ["Before", "Needed", "as_numbers", "as_tuple", "check", "describe_needed", "is_int", "is_number", "is_range"]
 
@@ -73,22 +73,23 @@ def check(
     fields = {f.name: f for f in dataclasses.fields(kind)}
     if isinstance(value, Mapping):
         unknown = [name for name in value if name not in fields]
-        faults += [f"{where}: {unknown_name('key', str(name), fields, limit=99).rstrip('.')}" for name in unknown]
+        messages = [unknown_name("key", str(name)[:99], fields, limit=99) for name in unknown[:MAX_LISTED]]
+        faults += [f"{where}: {message.rstrip('.')}" for message in messages]
         missing = [name for name, f in fields.items() if _is_required(f) and name not in value]
         if unknown or missing:
             if missing:
-                faults.append(f"{where} is {value!r}, needed: a table with {', '.join(missing)}")
+                faults.append(f"{where} is {value!r:.200}, needed: a table with {', '.join(missing)}")
             return value
         value = kind(**value)
     elif not isinstance(value, kind):
-        faults.append(f"{where} is {value!r}, needed: a table of {', '.join(fields)}")
+        faults.append(f"{where} is {value!r:.200}, needed: a table of {', '.join(fields)}")
         return value
     names = only or tuple(fields)
     values = {name: getattr(value, name) for name in names}
     converted, wrong = _validate(kind, names, values)
     for name in wrong:
         label = flat[name] if flat and name in flat else f"{where}: {name}" if where else name
-        faults.append(f"{label} is {values[name]!r}, needed: {describe_needed(kind, name)}")
+        faults.append(f"{label} is {values[name]!r:.200}, needed: {describe_needed(kind, name)}")
     return value if only or wrong else dataclasses.replace(value, **converted)
 
 

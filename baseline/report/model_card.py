@@ -20,7 +20,7 @@ from baseline import __version__
 from baseline.data.sources.datasets import DATASETS
 from baseline.errors import DataError, OutputError
 from baseline.evaluation.explain import explain
-from baseline.files import CARD_FILE, read_json, resolve_path, write_atomic
+from baseline.files import CARD_FILE, read_json, refuse_damaged, resolve_path, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
@@ -87,6 +87,11 @@ def write_card(run: str | Path, progress: Progress | None = None) -> Path:
     """
     progress = progress or Progress()
     run = Path(run)
+    with refuse_damaged(run):
+        return _write_card(run, progress)
+
+
+def _write_card(run: Path, progress: Progress) -> Path:
     manifest, target = read_manifest(run), run / "model" / CARD_FILE
     facts = upgrade_model_config(read_json(run / "model" / "model.json"))
     if target.exists() and MARKER not in read_existing_card(target):

@@ -32,7 +32,7 @@ from baseline.evaluation.explain import explain
 from baseline.evaluation.label_errors import suspect_labels
 from baseline.evaluation.metrics import evaluate
 from baseline.evaluation.results import SplitMetrics
-from baseline.files import read_json, sha256_of, to_csv, write_atomic
+from baseline.files import MAX_TABLE_BYTES, check_regular, read_json, refuse_damaged, sha256_of, to_csv, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
@@ -79,8 +79,11 @@ def write_report(run: str | Path, progress: Progress | None = None) -> Path:
     >>> write_report("runs/cifar10-20261122-101500")                               # doctest: +SKIP
     PosixPath('runs/cifar10-20261122-101500/report.html')
     """
-    progress = progress or Progress()
-    files = read_run(Path(run))
+    with refuse_damaged(Path(run)):
+        return _write_page(read_run(Path(run)), progress or Progress())
+
+
+def _write_page(files: RunFiles, progress: Progress) -> Path:
     if files.epochs is None:
         progress.log(f"{files.folder / 'history.csv'} is damaged: the training curves are left out")
     with progress.bar("writing the report", 5, "parts") as bar:
@@ -185,6 +188,7 @@ def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
     """Read a table of the run folder; with `as_text` values are kept as text, so that a class may be called NA."""
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if as_text else {}
     try:
+        check_regular(path, MAX_TABLE_BYTES)
         return pd.read_csv(path, **options)
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None

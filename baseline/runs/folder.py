@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import DataError, OutputError
-from baseline.files import UNFINISHED_DIR, read_json, unique_path
+from baseline.files import MANIFEST_FORMAT as FORMAT
+from baseline.files import (
+    MAX_TABLE_BYTES,
+    UNFINISHED_DIR,
+    check_regular,
+    check_schema,
+    manifest_format,
+    read_json,
+    refuse_damaged,
+    unique_path,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,10 +44,6 @@ __all__ = [
     "read_predictions",
     "scratch_folder",
 ]
-
-
-FORMAT = 2
-"""Version of the layout of the manifest. Version 1 had a recipe without groups, and counted photos."""
 
 
 EARLY_FILES = (UNFINISHED_DIR, "history.csv", "split.csv", "predictions.csv", "model/model.json", "audit/findings.json")
@@ -156,21 +162,22 @@ def read_manifest(run: str | Path) -> Manifest:
     Raises:
         OutputError: if there is none, it cannot be read, or a newer version wrote it.
     """
+    from baseline.runs.manifest import Manifest
+
     run = Path(run)
     if not run.is_dir():
         raise OutputError(f"There is no folder {run}. Give the folder of a finished run.")
     if not (run / "manifest.json").exists():
         state = "an unfinished run" if looks_unfinished(run) else "not a run folder"
         raise OutputError(f"{run} is {state}: it has no manifest.json. Give the folder of a finished run.")
-    manifest = read_json(run / "manifest.json")
+    manifest = read_json(run / "manifest.json", Any)
     if not isinstance(manifest, dict) or not {"recipe", "metrics"} <= set(manifest):
         raise OutputError(f"{run / 'manifest.json'} is not the manifest of a run. Give the folder of a finished run.")
-    version = manifest.get("format", 1)  # the first manifests did not say
-    if version not in (1, FORMAT):
-        raise OutputError(
-            f"{run} has format {version}; this version of baseline reads up to {FORMAT}. Update baseline."
-        )
-    return cast("Manifest", manifest if version == FORMAT else upgrade_manifest(manifest))
+    version = manifest_format(run, manifest)
+    with refuse_damaged(run / "manifest.json"):
+        manifest = manifest if version == FORMAT else upgrade_manifest(manifest)
+        check_schema(manifest, Manifest)
+    return cast("Manifest", manifest)
 
 
 def upgrade_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +261,7 @@ def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
     import pandas as pd
 
     try:
+        check_regular(path, MAX_TABLE_BYTES)
         return pd.read_csv(path, **options)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Repeat the run, or leave it out.") from None

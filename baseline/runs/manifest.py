@@ -7,11 +7,14 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Required
 
-from baseline.data.prepare import count_by_split
+from typing_extensions import TypedDict
+
+from baseline.data.prepare import RunRequest, count_by_split
 from baseline.data.split import split_to_csv
 from baseline.errors import RecipeError, incompatible_version
+from baseline.evaluation.results import Metrics
 from baseline.parallel.distributed import world_size
 from baseline.recipe.diff import flatten_plain, flatten_recipe
 from baseline.recipe.legacy import upgrade_recipe
@@ -23,10 +26,10 @@ from baseline.system import device_type, package_versions
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.data.prepare import RunRequest
-    from baseline.evaluation.results import Metrics
     from baseline.training.state import StageRecord
     from baseline.vision.weights import Weights
+else:
+    StageRecord = dict[str, Any]
 
 __all__ = [
     "DataSummary",

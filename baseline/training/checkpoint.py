@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from typing_extensions import TypedDict
 
+from baseline.data.prepare import RunRequest
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
-from baseline.files import UNFINISHED_DIR, read_json, to_csv, to_json, write_atomic
+from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -47,6 +49,27 @@ MAX_TIME_FRACTION = 20
 
 FORMAT = 2
 """Version of the file layout; a run with another version cannot be resumed."""
+
+
+class START(TypedDict):
+    asked: RunRequest
+    recipe: dict[str, Any]
+    reasons: dict[str, str]
+    device: str
+
+
+"""What `begun.json` holds at least."""
+
+
+class STATE(TypedDict):
+    spent: float
+    now: str
+    best: str
+    sha256: dict[str, str]
+    state: dict[str, Any]
+
+
+"""What `state.json` holds."""
 
 
 class Checkpoints:
@@ -91,7 +114,7 @@ class Checkpoints:
         facts = read_json(self.folder / "begun.json")
         if facts.get("format") != FORMAT:
             raise incompatible_version(self.run)
-        return facts
+        return read_json(self.folder / "begun.json", START)
 
     def verify_start(self, request: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         """Check that the run was started with the same request and images.
@@ -113,7 +136,7 @@ class Checkpoints:
         if message:
             raise OutputError(f"{self.run} is unfinished and was started differently: {message}. Use the same settings "
                               "and images, choose another --out, or remove the folder.")  # fmt: skip
-        seconds = read_json(self._state_file)["spent"] if self._state_file.exists() else 0.0
+        seconds = read_json(self._state_file, STATE)["spent"] if self._state_file.exists() else 0.0
         return {**start, "spent": seconds}
 
     @property
@@ -176,17 +199,18 @@ class Checkpoints:
         """
         if not self._state_file.exists():
             return None
-        facts = read_json(self._state_file)
+        facts = read_json(self._state_file, STATE)
         contents = []
         for name in (facts["now"], facts["best"]):
             path = self.folder / Path(name).name
-            content = path.read_bytes() if path.exists() else b""
-            if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
+            content = path.read_bytes() if path.is_file() else b""
+            if hashlib.sha256(content).hexdigest() != facts["sha256"].get(name):
                 raise OutputError(f"{path} is damaged. Remove {self.folder} to start the run from the beginning.")
             contents.append(load_tensors(content))
         now, best = contents
         self._best = (best, Path(facts["best"]).name, facts["sha256"][facts["best"]])
-        return unpack(facts["state"], now), best
+        with refuse_damaged(self.folder):
+            return unpack(facts["state"], now), best
 
     def remove(self) -> None:
         """Delete all checkpoints of the run."""

@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from baseline.errors import missing_image
-from baseline.files import cache_home
+from baseline.files import cache_home, parse_json, read_text
 from baseline.progress import Progress
 
 __all__ = ["ArrayCache", "file_fingerprint"]
@@ -65,7 +65,7 @@ class ArrayCache:
         if not self.has(key):
             return None
         try:
-            facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+            facts = parse_json(read_text(folder / "facts.json"))
             array = np.memmap(folder / "data", facts["dtype"], "c", shape=tuple(facts["shape"]))
             is_intact = facts["checksums"] == block_checksums(array)
         except (OSError, ValueError, KeyError, TypeError):
@@ -117,9 +117,7 @@ class ArrayCache:
     def compute_seconds(self, key: Mapping[str, Any]) -> float:
         """Return the seconds that the entry took to compute; 0 if unknown."""
         try:
-            return float(
-                json.loads((self.entry_path(key) / "facts.json").read_text(encoding="utf-8")).get("seconds", 0)
-            )
+            return float(parse_json(read_text(self.entry_path(key) / "facts.json")).get("seconds", 0))
         except (OSError, ValueError, TypeError, AttributeError):
             return 0.0
 

@@ -14,7 +14,6 @@ for them.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import reprlib
@@ -28,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
-from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, read_json, to_json, write_atomic
+from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, parse_json, read_json, to_json, write_atomic
 from baseline.recipe.fields import VIEWS
 from baseline.recipe.legacy import upgrade_model_config
 from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
@@ -41,6 +40,7 @@ __all__ = [
     "load_network",
     "member_folders",
     "model_folder",
+    "read_config",
     "read_golden",
     "save_network",
 ]
@@ -204,8 +204,8 @@ def read_bytes(path: Path) -> bytes:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the content of `model.json` after checking each field, with old folders' missing fields filled in."""
     try:
-        config = json.loads(read_bytes(path).decode("utf-8"), parse_constant=reject_constant)
-    except (ValueError, RecursionError) as error:
+        config = parse_json(read_bytes(path).decode("utf-8"), nan=False)
+    except ValueError as error:
         raise OutputError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
     if not isinstance(config, dict):
         raise OutputError(f"{path} does not describe a network. Give a run or its model folder.")
@@ -228,11 +228,6 @@ def read_config(path: Path) -> dict[str, Any]:
         )
         raise OutputError(f"{path}: {problems}. Copy it again from an intact copy.")
     return config if version > 1 else config | {"sha256": {}}
-
-
-def reject_constant(name: str) -> float:
-    """Refuse the constants NaN, Infinity and -Infinity, which `json` would accept."""
-    raise ValueError(f"{name} is not a number")
 
 
 def _is_hash_table(value: Any) -> bool:

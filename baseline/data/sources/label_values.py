@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from baseline.data.labels import SEPARATOR
 from baseline.data.sources.columns import column_key
 from baseline.data.sources.read_table import cell_to_text, column_as_text
 from baseline.errors import DataError, format_count, quoted_list
+from baseline.files import parse_json
 from baseline.recipe.schema import DataSettings
 
 __all__ = ["LabelValues", "find_delimiter", "join_flags", "read_label_values"]
@@ -132,10 +132,10 @@ def parse_list(text: str) -> list[str] | None:
     >>> parse_list('["b", "a"]'), parse_list("['a']"), parse_list('{"choices": ["a", "b"]}'), parse_list("[a")
     (['b', 'a'], ['a'], ['a', 'b'], None)
     """
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (parse_json, ast.literal_eval):
         try:
             items = parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
             continue
         items = next(iter(items.values()), []) if isinstance(items, dict) else items
         return [cell_to_text(item) for item in (items if isinstance(items, list | tuple | set) else [items])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import pandas as pd
 from baseline.data.sources.folders import is_image, is_utf8, split_from_name, walk
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
+from baseline.files import parse_json, read_text
 from baseline.recipe.schema import DataSettings
 
 __all__ = [
@@ -225,8 +225,7 @@ class Place:
         """Return the content of a JSON file; None if it is not valid."""
         if path not in self._json:
             try:
-                valid = path.stat().st_size <= MAX_JSON_BYTES
-                self._json[path] = json.loads(path.read_text("utf-8-sig")) if valid else None
+                self._json[path] = parse_json(read_text(path, MAX_JSON_BYTES).removeprefix("\ufeff"))
             except (OSError, ValueError):
                 self._json[path] = None
         return self._json[path]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from baseline.errors import DataError, first_line
+from baseline.files import MAX_TABLE_BYTES, check_regular, parse_json
 from baseline.system import free_memory_bytes
 
 __all__ = [
@@ -41,6 +42,10 @@ TEXT_COPIES = 2.5
 """Memory that the text of a table takes, as a multiple of its size on disk."""
 
 
+MAX_COLUMNS, MAX_HEADER = 20_000, 1 << 22
+"""Maximum number of columns of a table, and of characters that are read to count them."""
+
+
 def is_table(path: str | Path) -> bool:
     """Whether a file's name has the ending of a table.
 
@@ -56,7 +61,7 @@ def read_header(path: Path) -> list[str]:
         encoding, delimiter = detect_text_format(path)
         with path.open(encoding=encoding, newline="") as file:
             return next(csv.reader(file, delimiter=delimiter), [])
-    except (OSError, UnicodeError, csv.Error):
+    except (OSError, UnicodeError, csv.Error, DataError):
         return []
 
 
@@ -75,12 +80,14 @@ def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> p
         DataError: if the file cannot be read, has another encoding, has no rows, or needs more memory than is free.
     """
     try:
+        check_regular(path, MAX_TABLE_BYTES)
         check_memory(path, row_bytes)
         suffix = path.suffix.lower()
         readers = {".parquet": read_parquet, ".xlsx": read_excel, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
         frame = readers[suffix](path) if suffix in readers else read_text_table(path, encoding)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    check_columns(path, len(frame.columns))
     if frame.empty:
         raise DataError(f"{path} has a header but no rows. Give a table with one row per image.")
     return frame
@@ -124,7 +131,7 @@ def read_excel(path: Path) -> pd.DataFrame:
 def read_json_lines(path: Path) -> pd.DataFrame:
     """Read a file with one JSON object per line."""
     try:
-        records = [json.loads(line) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        records = [parse_json(line) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         if not all(isinstance(record, dict) for record in records):
             raise ValueError("a line is not an object")
     except ValueError as error:
@@ -139,13 +146,25 @@ def detect_text_format(path: Path, encoding: str = "") -> tuple[str, str]:
 
     Raises:
         OSError, UnicodeError: if its beginning cannot be read.
+        DataError: if it has more than `MAX_COLUMNS` columns.
     """
     with path.open("rb") as opened:
         start = opened.read(4)
     encoding = encoding or "utf-16" if encoding or start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with path.open(encoding=encoding) as text:
         sample = text.read(1 << 16)
-    return encoding, "\t" if path.suffix.lower() == ".tsv" else guess_delimiter(sample)
+        sample += "" if "\n" in sample else text.readline(MAX_HEADER)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else guess_delimiter(sample)
+    check_columns(path, sample.partition("\n")[0].count(delimiter) + 1)
+    return encoding, delimiter
+
+
+def check_columns(path: Path, columns: int) -> None:
+    """Raise DataError if a table has more columns than are read; the time to read them grows with their square."""
+    if columns > MAX_COLUMNS:
+        raise DataError(
+            f"{path} has {columns:,} columns, and at most {MAX_COLUMNS:,} are read. Give a table with a row per image."
+        )
 
 
 def read_text_table(path: Path, encoding: str = "") -> pd.DataFrame:

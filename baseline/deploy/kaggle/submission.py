@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import tempfile
 import warnings
@@ -29,10 +28,10 @@ from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format,
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
-from baseline.files import KAGGLE_SEARCH_DEPTH, kaggle_dir, read_json, resolve_path, write_atomic
+from baseline.files import KAGGLE_SEARCH_DEPTH, kaggle_dir, parse_json, read_text, resolve_path, write_atomic
 from baseline.progress import ConsoleProgress
-from baseline.recipe.legacy import upgrade_model_config
-from baseline.vision.model_folder import member_folders, model_folder
+from baseline.runs.folder import read_manifest
+from baseline.vision.model_folder import member_folders, model_folder, read_config
 
 if TYPE_CHECKING:
     from baseline.deploy.kaggle.submission_format import SubmissionFormat
@@ -323,7 +322,7 @@ def _trained_tails(run: Path) -> set[str]:
     if (run / "split.csv").is_file():
         paths += read_table(run / "split.csv")["path"].tolist()
     if (run / "manifest.json").is_file():
-        left_out = read_json(run / "manifest.json").get("data", {}).get("left_out", [])
+        left_out = read_manifest(run).get("data", {}).get("left_out", [])
         paths += [str(row.get("path")) for row in left_out]
     return {_path_tail(path) for path in paths}
 
@@ -344,15 +343,15 @@ def read_classes(run: Path) -> tuple[list[str], bool]:
     folder = model_folder(run)
     if not (folder / "model.json").is_file():
         raise OutputError(f"{run} contains no model: there is no {folder / 'model.json'}. Pass the folder of a run.")
-    facts = upgrade_model_config(read_json(folder / "model.json"))
-    return [str(name) for name in facts["classes"]], facts["task"] == "multilabel"
+    facts = read_config(folder / "model.json")
+    return facts["classes"], facts["task"] == "multilabel"
 
 
 def find_namings(runs: Sequence[Path], sample: SampleFile, classes: Sequence[str]) -> Iterator[ClassNaming]:
     """Yield the class names that tables and JSON files beside the sample and the training images give."""
     folders = [sample.path.parent]
     for manifest in [run / "manifest.json" for run in runs if (run / "manifest.json").is_file()]:
-        images = read_json(manifest).get("images")
+        images = read_manifest(manifest.parent).get("images")
         if images and Path(images).is_absolute():
             folders.append(Path(images) if Path(images).is_dir() else Path(images).parent)
     for folder in dict.fromkeys(path for path in folders if path.is_dir()):
@@ -383,7 +382,7 @@ def parse_codes(codes: str | Mapping[str, str], classes: Sequence[str]) -> dict[
 def namings_from_json(path: Path, classes: Sequence[str]) -> Iterator[ClassNaming]:
     """Yield class names from a JSON file: a list of the classes, or a mapping in either direction."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_JSON_BYTES else None
+        content = parse_json(read_text(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
         return
     if isinstance(content, list):

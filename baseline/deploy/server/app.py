@@ -43,6 +43,7 @@ from baseline.deploy.server.openapi import openapi_schema
 from baseline.deploy.server.predictor import Limits, Predictor
 from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, error_response
 from baseline.errors import OutputError, first_line, unknown_name
+from baseline.files import parse_json
 from baseline.inference.model import Model, load_model
 from baseline.progress import Progress
 from baseline.report.html import render
@@ -212,8 +213,8 @@ async def _images_from_form(request: Request, limits: Limits) -> tuple[list[tupl
 
 def _images_from_json(body: bytes) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(body)
+    except ValueError as error:
         raise HTTPException(400, f"The body is not valid JSON: {first_line(error)}.") from None
     if not isinstance(fields, dict):
         raise HTTPException(422, 'The JSON must be an object such as {"image": "BASE64"}.')

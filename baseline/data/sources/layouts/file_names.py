@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,16 +85,12 @@ class FileNames(Source):
         Raises:
             DataError: if the expression is invalid or does not match all images.
         """
-        pattern = compile_pattern(label_from)
-        matches = [pattern.search(name) for name in names]
-        label = "label" if "label" in pattern.groupindex else 1
-        if unmatched := [name for name, match in zip(names, matches, strict=True) if not (match and match[label])]:
+        labels, groups = search_names(label_from, names)
+        if unmatched := [name for name, label in zip(names, labels, strict=True) if not label]:
             raise DataError(
                 f"--label-from '{label_from}' does not match the paths of {len(unmatched):,} of "
                 f"{format_count(len(names), 'image')} in {place.folder}: {quoted_list(unmatched, 3)}. Correct it."
             )
-        labels = [match[label] for match in matches if match]
-        groups = [match["group"] for match in matches if match] if "group" in pattern.groupindex else None
         paths = [os.path.join(place.folder, name) for name in names]
         table = pd.DataFrame({"path": paths, "label": labels, "split": None, "group": groups})
         by = f"labels by --label-from '{label_from}'"
@@ -111,15 +110,63 @@ class FileNames(Source):
         return f"{advice}{other}."
 
 
-def compile_pattern(label_from: str) -> re.Pattern[str]:
-    """Return a regular expression with a group, or raise DataError."""
+def search_names(label_from: str, names: Sequence[str]) -> tuple[list[str | None], list[str | None] | None]:
+    """Return the label that a regular expression finds in each name, and the group if the expression has one.
+
+    An expression of the user's can take longer than the age of the universe, and Python cannot interrupt it: it runs in
+    a process of its own, whose processor time is limited.
+
+    Raises:
+        DataError: if it is invalid, has no group, or takes too long.
+    """
+    seconds = 1 + len(names) // NAMES_PER_SECOND
+    request = json.dumps([label_from, list(names), seconds]).encode()
+    command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", SEARCH]
+    too_long = DataError(
+        f"--label-from '{label_from:.200}' takes more than {seconds} s on {format_count(len(names), 'name')}. Avoid "
+        "repetitions inside of repetitions, such as (a+)+."
+    )
     try:
-        pattern = re.compile(label_from)
-    except re.error as error:
-        raise DataError(f"'{label_from}' is not a regular expression: {error}. Correct --label-from.") from None
-    if not pattern.groups:
-        raise DataError(f"'{label_from}' has no group. Put the label in parentheses, as in '([a-z]+)_[0-9]+'.")
-    return pattern
+        ended = subprocess.run(command, input=request, stdout=subprocess.PIPE, timeout=30 * seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise too_long from None
+    if ended.returncode:  # the signal at the end of its processor time, or too little memory
+        raise too_long
+    answer = json.loads(ended.stdout)
+    if "error" in answer:
+        raise DataError(f"'{label_from:.200}' is not a regular expression: {answer['error']}. Correct --label-from.")
+    if not answer["groups"]:
+        raise DataError(f"'{label_from:.200}' has no group. Put the label in parentheses, as in '([a-z]+)_[0-9]+'.")
+    return answer["labels"], answer["named"]
+
+
+SEARCH = """
+import json, re, sys
+expression, names, seconds = json.load(sys.stdin)
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (ImportError, ValueError, OSError):
+    pass  # the caller's timeout remains
+try:
+    pattern = re.compile(expression)
+except (re.error, OverflowError, RecursionError, MemoryError) as error:
+    json.dump({"error": str(error) or "it is nested too deeply"}, sys.stdout)
+    sys.exit()
+answer = {"groups": pattern.groups, "labels": [], "named": None}
+if pattern.groups:
+    matches = [pattern.search(name) for name in names]
+    label = "label" if "label" in pattern.groupindex else 1
+    answer["labels"] = [match and match[label] for match in matches]
+    if "group" in pattern.groupindex:
+        answer["named"] = [match and match["group"] for match in matches]
+json.dump(answer, sys.stdout)
+"""
+"""What the process runs: the expression and the names come as JSON, and what was found is returned as JSON."""
+
+NAMES_PER_SECOND = 50_000
+"""Number of names that a usual expression searches in a second, with a wide margin."""
 
 
 def set_aside(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from baseline.data.sources.place import Evidence, Place, Source, SourceTable, ma
 from baseline.data.sources.read_table import cell_to_text
 from baseline.data.sources.tables import check_column_exists
 from baseline.errors import DataError, format_count
+from baseline.files import parse_json
 
 __all__ = ["ParquetImages"]
 
@@ -32,6 +32,16 @@ class Shard:
     names: dict[str, list[str]]
     """The names of the classes, by column."""
     split: str | None
+
+
+def hugging_face_features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """Return what Hugging Face's library wrote about the columns; empty if it did not."""
+    try:
+        value: Any = parse_json(metadata.get(b"huggingface", b"{}"))
+        features = value["info"]["features"]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
 
 
 class ParquetImages(Source):
@@ -98,8 +108,7 @@ def read_schema(path: Path) -> Shard | None:
     )
     if image is None:
         return None
-    metadata: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    features = hugging_face_features(schema.metadata or {})
     names = {
         name: list(feature["names"])
         for name, feature in features.items()

@@ -9,6 +9,7 @@ from typing import Any
 from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.files import MAX_TOML_BYTES, read_text
 
 __all__ = ["Yolo"]
 
@@ -37,8 +38,8 @@ def class_names(path: Path) -> dict[str, str]:
     import yaml
 
     try:
-        content: Any = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        content: Any = yaml.safe_load(read_text(path, MAX_TOML_BYTES))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     names = content.get("names") if isinstance(content, dict) else None
     pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()
