@@ -11,13 +11,13 @@ import re
 import shutil
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line
+from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +29,13 @@ __all__ = [
     "cache_home",
     "check_regular",
     "check_schema",
+    "file_fingerprint",
+    "file_identity",
     "holds_image",
     "is_file_name",
     "is_inside",
     "kaggle_dir",
+    "lock_folder",
     "manifest_format",
     "parse_json",
     "parse_toml",
@@ -87,6 +90,10 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 MAX_NAME_BYTES = 200
 """Maximum length of a name in UTF-8: with a date it is the name of a folder, of at most 255 bytes."""
+
+
+LOCK_FILE = ".lock"
+"""File in a folder that a run is writing to. The operating system releases the lock on it when the run ends."""
 
 
 UNFINISHED_DIR = "unfinished"
@@ -243,6 +250,35 @@ def is_inside(path: str | Path, folder: str | Path) -> bool:
         return Path(path).resolve().is_relative_to(Path(folder).resolve())
     except (OSError, RuntimeError, ValueError):  # a name that no file can have, or links in a circle
         return False
+
+
+def file_identity(path: str | Path) -> str:
+    """Return what changes whenever a file is replaced or rewritten, for the keys of caches.
+
+    That is its size, both times and its inode: a modification time alone can be set, and two files that are swapped
+    keep theirs.
+
+    Raises:
+        OSError: if the file cannot be examined.
+    """
+    status = Path(path).stat()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def file_fingerprint(paths: Iterable[str]) -> str:
+    """Return a hash of the paths of files and of what changes when they are replaced, in the given order.
+
+    Raises:
+        DataError: if a file is missing.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            identity = file_identity(path)
+        except FileNotFoundError as error:
+            raise missing_image(error) from None
+        digest.update(f"{path}\0{identity}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -417,6 +453,56 @@ def unique_path(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+@contextmanager
+def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
+    """Hold a folder for one run. A folder made for it is removed again if it is still empty.
+
+    The lock is the operating system's, on a file in the folder: it ends with the process that holds it, however that
+    ends. On a disk without locks there is none.
+
+    Args:
+        named: whether the user named the folder. If not, another name is used when a run that started at the same
+            moment already has it.
+
+    Raises:
+        OutputError: if it cannot be written, or another run is writing to it.
+    """
+    from filelock import FileLock, Timeout
+
+    new = not (named and folder.exists())
+    try:
+        folder = _make_folder(folder, named=named)
+        lock = FileLock(folder / LOCK_FILE, fallback_to_soft=False)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"Another run is writing to {folder}. Wait for it, or choose another --out.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            (
+                folder / LOCK_FILE
+            ).unlink()  # while it is locked: a process that opened it meanwhile sees that it is gone and tries again
+        lock.release()
+        if new:
+            with suppress(OSError):
+                folder.rmdir()  # succeeds only if it is empty
+
+
+def _make_folder(folder: Path, *, named: bool) -> Path:
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=named)
+            return folder
+        except FileExistsError:
+            if named:
+                raise
+            folder = unique_path(folder)
 
 
 def resolve_path(text: str) -> Path:

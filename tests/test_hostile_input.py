@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import os
 import random
 import re
 import shutil
+import struct
+import tarfile
 import time
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,16 +31,23 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import baseline
+from baseline.data.audit.scan import scan_images
 from baseline.data.image import load_image
+from baseline.data.sources import read_table
+from baseline.data.sources.image_list import list_images
 from baseline.deploy.hub import plan_push
 from baseline.deploy.server.app import create_app
 from baseline.deploy.server.predictor import Limits
-from baseline.errors import BaselineError, RecipeError
+from baseline.errors import BaselineError, OutputError, RecipeError
 from baseline.experiments.compare import compare_runs, list_runs
 from baseline.files import write_atomic
+from baseline.parallel import memory
 from baseline.report import figures
 from baseline.report.model_card import write_card
 from baseline.report.page import write_report
+from baseline.training.checkpoint import Checkpoints
+from baseline.vision import model_folder
+from baseline.vision.cache import file_fingerprint
 
 
 @pytest.fixture
@@ -234,7 +247,7 @@ def mutated(value: Any, rng: random.Random) -> Any:
             return value
 
 
-@pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_edited_manifests_are_used_or_refused_in_one_line(
     rounds: int, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,11 +255,14 @@ def test_edited_manifests_are_used_or_refused_in_one_line(
     whole, rng, refused = json.loads((run / "manifest.json").read_text()), random.Random(rounds), 0
     commands: list[Callable[[], object]] = [
         lambda: write_card(run), lambda: list_runs(run), lambda: plan_push(run, "me/ants"),
-        lambda: baseline.load_recipe(run / "manifest.json"), lambda: compare_runs([run, run]),
+        lambda: baseline.load_recipe(run / "manifest.json"),
+    ]  # fmt: skip
+    slow: list[Callable[[], object]] = [
+        lambda: compare_runs([run, run]), lambda: write_report(run, baseline.Progress()),
     ]  # fmt: skip
     for number in range(rounds):
         (run / "manifest.json").write_text(json.dumps(mutated(whole, rng)))
-        for command in commands if number % 10 else [*commands, lambda: write_report(run, baseline.Progress())]:
+        for command in commands if number % 15 else [*commands, *slow]:
             try:
                 command()
             except BaselineError as error:
@@ -303,3 +319,132 @@ def test_gradcam_of_a_class_that_is_none_is_refused(name: Any, tiny: Path, image
         assert answer.status_code == (200 if name is None else 400 if "\ud800" in str(name) else 422)
         form = client.post("/gradcam", files={"image": b"x", "class": (None, b"\xff\xed\xa0\x80")})
         assert form.status_code in (400, 422)
+
+
+# ---- memory before it is needed -------------------------------------------------------------------------------------
+
+
+def tar_header(kind: bytes, size: int) -> bytes:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("use", ["image_table", "predict"])
+def test_a_header_of_a_tar_that_unpacks_to_gigabytes_is_refused(kind: bytes, use: str, tmp_path: Path) -> None:
+    archive = tmp_path / "images.tar.gz"
+    with gzip.open(archive, "wb", compresslevel=1) as file:
+        file.write(tar_header(kind, 3 * 10**8))
+        for _ in range(300):
+            file.write(bytes(10**6))
+    tracemalloc.start()
+    read = baseline.image_table if use == "image_table" else lambda path: list_images([str(path)])[0]
+    error, _ = measured(read, archive)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "a header of 300,000,000 bytes, and at most 65,536 are read" in error and peak < 50e6
+
+
+def test_a_tar_of_nested_headers_is_refused(tmp_path: Path) -> None:
+    chain = (tar_header(tarfile.XHDTYPE, 512) + b"18 path=aaaaaaaaa\n".ljust(512, b"\0")) * 3000
+    (tmp_path / "images.tar").write_bytes(chain)
+    assert "is damaged" in measured(baseline.image_table, tmp_path / "images.tar")[0]
+
+
+def test_long_names_in_tars_are_read(images: Path, tmp_path: Path) -> None:
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "images.tar", "w", format=form) as archive:
+            for path in sorted(images.rglob("*.jpg")):
+                archive.add(path, f"{'long' * 50}/{path.parent.name}/{path.name}")
+        assert len(baseline.image_table(tmp_path / "images.tar")) == 48
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_built(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    edit_json(folder / "model.json", image_size=4096)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 300 * 10**6)
+    monkeypatch.setattr(model_folder, "build_from_config", lambda *_: pytest.fail("the network was built"))
+    error, _ = measured(baseline.load, folder)
+    assert re.search(r"test_efficientnet at 4096 pixels needs [\d.]+ GB of memory, but only 0\.3 GB are free", error)
+    edit_json(folder / "model.json", image_size=48)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 10**5)
+    assert "model.safetensors needs 0.0 GB of memory" in measured(baseline.load, folder)[0]
+
+
+def test_small_files_of_large_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pd.DataFrame({"path": ["a.jpg"] * 10**6, "label": "a"}).to_parquet(tmp_path / "a.parquet")
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as book:
+        book.writestr("xl/worksheets/sheet1.xml", bytes(10**8))
+    monkeypatch.setattr(read_table, "free_memory_bytes", lambda: 10**8)
+    for name in ("a.parquet", "a.xlsx"):
+        assert (tmp_path / name).stat().st_size < 200_000
+        assert "about 1,000,000 rows, which need" in measured(baseline.image_table, tmp_path / name)[0]
+
+
+@pytest.mark.parametrize("size", [(64_000_000, 1), (1, 70_000), (65_536, 2_000)])
+def test_images_with_a_long_side_are_refused_before_they_are_decoded(size: tuple[int, int], tiny: Path) -> None:
+    width, height = size
+    rows = zlib.compress(bytes((width * 3 + 1) * min(height, 9)))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", rows), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    with TestClient(create_app(tiny), base_url="http://localhost", raise_server_exceptions=False) as client:
+        answer = client.post("/predict", files={"image": content})
+    assert answer.status_code == 413 and ("too large" in answer.text or "maximum" in answer.text)
+
+
+# ---- images that are replaced ---------------------------------------------------------------------------------------
+
+
+def swap(one: Path, other: Path) -> None:
+    """Swap the contents of two files of the same size, in place, and keep the modification times."""
+    contents, times = [path.read_bytes() for path in (one, other)], [path.stat().st_mtime_ns for path in (one, other)]
+    for path, content, modified in zip((one, other), reversed(contents), times, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(modified, modified))
+
+
+@pytest.mark.parametrize("way", ["written", "renamed"])
+def test_images_of_equal_size_that_are_swapped_are_read_again(way: str, tmp_path: Path) -> None:
+    colors = {"red": (200, 0, 0), "blue": (0, 0, 200)}
+    for name, color in colors.items():
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (40, 40), color).save(tmp_path / name / f"{number}.bmp")
+            os.utime(tmp_path / name / f"{number}.bmp", ns=(10**18, 10**18))
+    table = baseline.image_table(tmp_path)
+    before, fingerprint = scan_images(list(table["path"]), baseline.Progress()), file_fingerprint(table["path"])
+    checkpoints = Checkpoints(tmp_path / "run")
+    recorded = table.assign(split="train")
+    checkpoints.start({"asked": {"recipe": {}, "images": ""}, "recipe": {}, "reasons": {}, "device": ""}, recorded)
+    one, other = tmp_path / "red" / "0.bmp", tmp_path / "blue" / "0.bmp"
+    if way == "written":
+        swap(one, other)
+    else:
+        one.rename(tmp_path / "x")
+        other.rename(one)
+        (tmp_path / "x").rename(other)
+    assert one.stat().st_mtime_ns == other.stat().st_mtime_ns == 10**18
+    after = scan_images(list(table["path"]), baseline.Progress())
+    assert (before.digest != after.digest).sum() == 2 and (before.thumb != after.thumb).any(axis=1).sum() == 2
+    assert file_fingerprint(table["path"]) != fingerprint
+    with pytest.raises(OutputError, match="2 image files were rewritten"):
+        checkpoints.verify_start({"recipe": {}, "images": ""}, recorded)
+
+
+def test_an_archive_that_is_replaced_by_one_of_equal_size_is_unpacked_again(images: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "images.tar"
+    for names in (("ants", "bees"), ("bees", "ants")):
+        with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as opened:
+            for name, label in zip(("ants", "bees"), names, strict=True):
+                opened.add(images / name / "00.jpg", f"{label}/00.jpg")
+                opened.add(images / name / "01.jpg", f"{label}/01.jpg")
+        os.utime(archive, ns=(10**18, 10**18))
+        table = baseline.image_table(archive)
+        first = next(path for path in table["path"] if path.endswith("ants/00.jpg"))
+        assert Path(first).read_bytes() == (images / ("ants" if names[0] == "ants" else "bees") / "00.jpg").read_bytes()

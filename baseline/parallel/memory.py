@@ -1,15 +1,22 @@
-"""A bound on the memory that the threads of one process use at the same time."""
+"""Memory: a bound on what the threads of one process use at the same time, and estimates of what is needed."""
 
 from __future__ import annotations
 
 import os
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from baseline.errors import OutputError
 from baseline.system import free_memory_bytes, total_memory_bytes
 
-__all__ = ["MemoryLimit"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MemoryLimit", "estimate_rows", "forward_bytes", "require_memory"]
 
 
 FRACTION = 1 / 4
@@ -59,3 +66,84 @@ class MemoryLimit:
             with self.changed:
                 self.used_bytes -= size
                 self.changed.notify_all()
+
+
+COPIES_IN_FLIGHT = 4
+"""Multiple of its largest tensor that a pass of a network needs: what a layer takes, makes, and computes with."""
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Check that memory is free before it is needed; where the system does not report it, nothing is checked.
+
+    Args:
+        needed: bytes.
+        what: what needs them, as the subject of the message.
+
+    Raises:
+        OutputError: if less is free.
+    """
+    free = free_memory_bytes()
+    if free is not None and needed > free:
+        raise OutputError(
+            f"{what} needs {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free. "
+            "Use a smaller model, or a machine with more memory."
+        )
+
+
+def forward_bytes(network: nn.Module, size: int) -> int:
+    """Return an estimate of the bytes that a pass of a network on the meta device would need for one image.
+
+    Args:
+        size: height and width of the image in pixels.
+
+    Returns:
+        `COPIES_IN_FLIGHT` times the largest tensor; 0 for a network that does not accept the size.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Largest(TorchDispatchMode):
+        """Keeps the size of the largest tensor that is computed."""
+
+        bytes = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes = [leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.bytes = max([self.bytes, *sizes])
+            return result
+
+    largest = Largest()
+    try:
+        with torch.inference_mode(), largest:
+            network(torch.zeros(1, 3, size, size, device="meta"))
+    except Exception:  # as many types as there are architectures
+        return 0
+    return COPIES_IN_FLIGHT * largest.bytes
+
+
+XLSX_ROW_BYTES = 100
+"""Bytes of XML that a row of an Excel file has at least, with two short cells."""
+
+
+def estimate_rows(path: Path) -> tuple[int, int]:
+    """Return about how many rows a table has, and the bytes of its text; a small file can unpack to a large table."""
+    size = path.stat().st_size
+    if path.suffix.lower() == ".xlsx":
+        try:
+            with zipfile.ZipFile(path) as book:
+                size = sum(member.file_size for member in book.infolist())
+        except (zipfile.BadZipFile, ValueError):
+            return 0, size
+        return size // XLSX_ROW_BYTES, size
+    if path.suffix.lower() == ".parquet":
+        try:
+            from pyarrow.parquet import read_metadata
+
+            return read_metadata(path).num_rows, size
+        except (ImportError, ValueError):  # the reader says so
+            return 0, size
+    with path.open("rb") as file:
+        sample = file.read(1 << 16)
+    return size * max(1, sample.count(b"\n")) // max(1, len(sample)), size

@@ -6,7 +6,6 @@ complete, and its report can be written again at any time. The network is in a m
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import DataError, OutputError
+from baseline.files import LOCK_FILE as LOCK
 from baseline.files import MANIFEST_FORMAT as FORMAT
 from baseline.files import (
     MAX_TABLE_BYTES,
     UNFINISHED_DIR,
     check_regular,
     check_schema,
+    lock_folder,
     manifest_format,
     read_json,
     refuse_damaged,
@@ -64,10 +65,6 @@ SCRATCH = "scratch"
 """Folder of a run that its Learner may write to, apart from the run's own files."""
 
 
-LOCK = ".lock"
-"""File in a folder that a run is writing to. The operating system releases the lock on it when the run ends."""
-
-
 def scratch_folder(run: Path) -> Path:
     """Make and return the folder that the Learner of a run may write to."""
     folder = run / SCRATCH
@@ -104,56 +101,6 @@ def create_run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
             if not is_finished(folder):
                 with suppress(OSError):
                     (folder / SCRATCH).rmdir()  # succeeds only if it is empty
-
-
-@contextmanager
-def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
-    """Hold a folder for one run. A folder made for it is removed again if it is still empty.
-
-    The lock is the operating system's, on a file in the folder: it ends with the process that holds it, however that
-    ends. On a disk without locks there is none.
-
-    Args:
-        named: whether the user named the folder. If not, another name is used when a run that started at the same
-            moment already has it.
-
-    Raises:
-        OutputError: if it cannot be written, or another run is writing to it.
-    """
-    from filelock import FileLock, Timeout
-
-    new = not (named and folder.exists())
-    try:
-        folder = _make_folder(folder, named=named)
-        lock = FileLock(folder / LOCK, fallback_to_soft=False)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"Another run is writing to {folder}. Wait for it, or choose another --out.") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):
-            (
-                folder / LOCK
-            ).unlink()  # while it is locked: a process that opened it meanwhile sees that it is gone and tries again
-        lock.release()
-        if new:
-            with suppress(OSError):
-                folder.rmdir()  # succeeds only if it is empty
-
-
-def _make_folder(folder: Path, *, named: bool) -> Path:
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=named)
-            return folder
-        except FileExistsError:
-            if named:
-                raise
-            folder = unique_path(folder)
 
 
 def read_manifest(run: str | Path) -> Manifest:

@@ -3,7 +3,7 @@
 | file | contents |
 |---|---|
 | `begun.json` | what the run was called with, and the recipe with every "auto" resolved |
-| `images.csv` | each image with its label, split, size and modification time |
+| `images.csv` | each image with its label, split, size, times and inode |
 | `state.json` | the training state; names the next two files and their sha256, and is renamed into place last |
 | `now-HASH.safetensors` | current weights, optimizer state and random states |
 | `best-HASH.safetensors` | the best weights so far |
@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
-from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
+from baseline.files import UNFINISHED_DIR, file_identity, read_json, refuse_damaged, to_csv, to_json, write_atomic
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ MAX_TIME_FRACTION = 20
 """Minimum time between two checkpoints, as a multiple of the time that it takes to write one."""
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file layout; a run with another version cannot be resumed."""
 
 
@@ -279,19 +279,19 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _fingerprint_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what must not change in a run's images, as text: path, label, split, size and modification time."""
+    """Return what must not change in a run's images, as text: path, label, split, size, times and inode."""
     try:
-        stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(_stat_image, table["path"])]
+        stats = [_identify_image(path).partition(" ")[::2] for path in table["path"]]
     except FileNotFoundError as error:
         raise missing_image(error) from None
     sizes, times = zip(*stats, strict=True)
     return table[["path", "label", "split"]].assign(bytes=sizes, changed=times).astype(str)
 
 
-def _stat_image(path: str) -> os.stat_result:
-    """Return the state of a file; that of nothing for an image in memory, which has a number instead of a path."""
+def _identify_image(path: str) -> str:
+    """Return the identity of a file; that of nothing for an image in memory, which has a number instead of a path."""
     is_numbered = re.fullmatch(r"(train|valid)/\d+", path) and not Path(path).exists()
-    return os.stat_result([0] * 19) if is_numbered else Path(path).stat()
+    return "0 0 0 0" if is_numbered else file_identity(path)
 
 
 def _describe_change(before: pd.DataFrame, now: pd.DataFrame) -> str:

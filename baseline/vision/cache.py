@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from baseline.errors import missing_image
-from baseline.files import cache_home, parse_json, read_text
+from baseline.files import cache_home, file_fingerprint, parse_json, read_text
 from baseline.progress import Progress
 
 __all__ = ["ArrayCache", "file_fingerprint"]
@@ -195,22 +194,6 @@ class ArrayCache:
         if not self.warned:
             self.progress.log(f"cache: {reason}; nothing more is stored")
         self.warned = True
-
-
-def file_fingerprint(paths: Iterable[str]) -> str:
-    """Return a hash of the paths, sizes and modification times of files, in the given order.
-
-    Raises:
-        DataError: if a file is missing.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            stat = Path(path).stat()
-        except FileNotFoundError as error:
-            raise missing_image(error) from None
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def reserve_file(path: Path, size: int) -> None:

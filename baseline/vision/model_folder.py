@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, parse_json, read_json, to_json, write_atomic
+from baseline.parallel.memory import forward_bytes, require_memory
 from baseline.recipe.fields import VIEWS
 from baseline.recipe.legacy import upgrade_model_config
 from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
@@ -147,10 +148,13 @@ def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
     folder = model_folder(folder)
     config = read_config(folder / CONFIG_FILE)
     path = folder / TENSORS_FILE
+    require_memory(2 * path.stat().st_size if path.is_file() else 0, str(path))
     content = read_bytes(path)
     tensors = read_tensors(path, content, config)
     skeleton = build_on_meta(folder / CONFIG_FILE, config)
     check_tensors(path, tensors, skeleton, config)
+    description = f"{config['arch']} at {config['image_size']} pixels"
+    require_memory(len(content) + forward_bytes(skeleton.eval(), config["image_size"]), f"{folder}: {description}")
     model = build_from_config(folder / CONFIG_FILE, config)
     model.load_state_dict(tensors)
     if not any(accepts_size(network, config["image_size"]) for network in (skeleton.eval(), model.eval())):

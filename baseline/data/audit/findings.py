@@ -1,6 +1,6 @@
 """Image table -> findings: unreadable images, duplicates, leaks between splits, imbalance. Loads no models.
 
-Every image is decoded once. The results are cached by path, size and modification time, so that a second audit only
+Every image is decoded once. The results are cached by path, size, times and inode, so that a second audit only
 reads new images. Nothing is moved or deleted.
 
 Two images are exact duplicates if their files are identical, and near-duplicates if their perceptual hashes (pHash, 64

@@ -1,6 +1,6 @@
 """Decode every image of a table once and record its size, color mode, hashes and thumbnail, or why it is unreadable.
 
-The records are cached in an SQLite file in the cache folder, by path, size and modification time of the image.
+The records are cached in an SQLite file in the cache folder, by the path of the image and its `file_stamp`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from baseline.data.image import (
     to_upright_rgb,
     unreadable_reason,
 )
-from baseline.files import cache_home
+from baseline.files import cache_home, file_identity
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,12 +135,13 @@ def scan_batch(batch: list[tuple[int, str, tuple[int, int]]]) -> list[tuple]:
 
 
 def file_stamp(path: str) -> tuple[int, int]:
-    """Return a file's size and modification time (ns), or (-1, -1) if it cannot be examined."""
+    """Return a file's size and a hash of what changes when it is replaced, or (-1, -1) if it cannot be examined."""
     try:
-        status = Path(path).stat()
+        size, *others = file_identity(path).split()
     except OSError:
         return (-1, -1)
-    return status.st_size, status.st_mtime_ns
+    digest = hashlib.blake2b(" ".join(others).encode(), digest_size=7).digest()
+    return int(size), int.from_bytes(digest)
 
 
 def scan_image(path: str) -> ScanRecord:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from baseline.errors import OutputError
-from baseline.files import atomic_folder, cache_home
+from baseline.files import atomic_folder, cache_home, file_identity
 
 __all__ = ["cached_images"]
 
@@ -19,8 +19,7 @@ def cached_images(kind: str, path: Path, write: Callable[[Path], None]) -> Path:
         kind: the folder of the cache.
         write: writes the images into a folder.
     """
-    stat = path.stat()
-    key = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{path} {file_identity(path)}".encode()).hexdigest()[:12]
     folder = cache_home() / kind / f"{path.stem}-{key}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

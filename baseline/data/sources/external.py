@@ -12,7 +12,7 @@ from typing import Any
 
 from baseline.data.sources.archives import report_write_errors
 from baseline.errors import BaselineError, DataError, unknown_name
-from baseline.files import cache_home, resolve_path
+from baseline.files import cache_home, file_identity, resolve_path
 from baseline.progress import Progress
 
 __all__ = ["export_external", "is_external"]
@@ -66,7 +66,7 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
         raise DataError("hf: has no name. Give hf:NAME for a dataset on the Hub, or hf:FOLDER.")
     identity = external_name
     if kind == "hf" and (local := resolve_path(external_name)).exists():
-        identity = f"{local} {local.stat().st_mtime_ns}"
+        identity = f"{local} {file_identity(local)}"
     safe_name = "".join(c if c.isalnum() or c in "-." else "_" for c in external_name)[-60:]
     suffix = f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}" if kind == "hf" else ""
     folder = cache_home() / "datasets" / f"{kind}-{safe_name}{suffix}"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from baseline.errors import DataError, first_line
 from baseline.files import MAX_TABLE_BYTES, check_regular, parse_json
+from baseline.parallel.memory import estimate_rows
 from baseline.system import free_memory_bytes
 
 __all__ = [
@@ -209,12 +210,9 @@ def is_plausible_cp1252(path: Path) -> bool:
 
 def check_memory(path: Path, row_bytes: int) -> None:
     """Raise DataError before a table is read if it needs more memory than is free."""
-    if path.suffix.lower() in (".parquet", ".xlsx") or (free := free_memory_bytes()) is None:
+    if (free := free_memory_bytes()) is None:
         return
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        sample = file.read(1 << 16)
-    rows = size * max(1, sample.count(b"\n")) // max(1, len(sample))
+    rows, size = estimate_rows(path)
     needed = rows * row_bytes + int(TEXT_COPIES * size)
     if needed > free:
         raise DataError(

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from baseline.data.sources.archives import MAX_FILES, max_unpacked_bytes, report_write_errors, unpack_archive
-from baseline.files import cache_home
+from baseline.files import cache_home, file_identity
 from baseline.progress import Progress
 
 __all__ = ["unpack_cached"]
@@ -17,8 +17,7 @@ __all__ = ["unpack_cached"]
 
 def unpack_cached(archive: Path, progress: Progress) -> Path:
     """Return the folder in the cache with the archive's content; unpack it if it is missing or files have changed."""
-    stat = archive.stat()
-    key = f"{archive} {stat.st_size} {stat.st_mtime_ns}"
+    key = f"{archive} {file_identity(archive)}"
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
     folder = cache_home() / "unpacked" / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     size_file = folder.with_name(f"{folder.name}.size")
