@@ -15,6 +15,7 @@ __all__ = [
     "BaselineError",
     "DataError",
     "LeakError",
+    "MemoryShortageError",
     "OutputError",
     "RecipeError",
     "TrainingError",
@@ -59,6 +60,10 @@ class WeightsError(BaselineError, ValueError):
 
 class TrainingError(BaselineError, RuntimeError):
     """Training failed: the loss is not finite, memory is too small for a batch of two images, or a worker died."""
+
+
+class MemoryShortageError(BaselineError, MemoryError):
+    """There is too little memory to decode an image, which may be intact."""
 
 
 class OutputError(BaselineError, OSError):

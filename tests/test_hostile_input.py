@@ -14,6 +14,8 @@ import random
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -448,3 +450,45 @@ def test_an_archive_that_is_replaced_by_one_of_equal_size_is_unpacked_again(imag
         table = baseline.image_table(archive)
         first = next(path for path in table["path"] if path.endswith("ants/00.jpg"))
         assert Path(first).read_bytes() == (images / ("ants" if names[0] == "ants" else "bees") / "00.jpg").read_bytes()
+
+
+# ---- too little memory ----------------------------------------------------------------------------------------------
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+import baseline, pandas as pd
+from baseline.data.audit.scan import scan_images
+from baseline.data.image import load_image, unreadable_reason
+from baseline.inference.model import load_squares
+load_image(sys.argv[2])
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 50_000_000, -1))
+try:
+    if sys.argv[3] == "audit":
+        print("left out:", scan_images([sys.argv[1]] * 1, baseline.Progress()).columns["reason"])
+    else:
+        print("damaged:", load_squares(sys.argv[1], [(48, "squish", (), None)]))
+except baseline.errors.BaselineError as error:
+    print("error:", error)
+"""
+
+
+@pytest.mark.parametrize("use", ["audit", "predict"])
+def test_too_little_memory_is_said_as_such(use: str, images: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.new("RGB", (9000, 9000), "red").save(large)
+    words = [sys.executable, "-c", SHORT_OF_MEMORY, str(large), str(images / "ants" / "00.jpg"), use]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith("error: There is too little memory to decode an image"), ended.stderr[-500:]
+
+
+def test_a_server_short_of_memory_asks_to_try_again(tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(baseline.Model, "load_square", fail)
+    with TestClient(create_app(tiny), base_url="http://localhost", raise_server_exceptions=False) as client:
+        answer = client.post("/predict", files={"image": (images / "ants" / "00.jpg").read_bytes()})
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert answer.json()["error"].startswith("The server has too little memory for the image")

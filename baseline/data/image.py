@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from baseline.data.limits import TooLarge, check_size
+from baseline.errors import MemoryShortageError
 from baseline.files import check_regular
 from baseline.parallel.memory import MemoryLimit
 
@@ -142,9 +143,16 @@ def read_image_bytes(path: str | Path) -> bytes:
 def unreadable_reason(error: Exception) -> str:
     """Return in a few words why an image could not be read; PIL's plugins raise nearly every type of exception.
 
+    Raises:
+        MemoryShortageError: if memory was too small, which says nothing about the image.
+
     >>> unreadable_reason(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f>"))
     'not an image'
     """
+    if isinstance(error, MemoryError) or "out of memory" in str(error):  # Pillow's decoders say so as OSError
+        raise MemoryShortageError(
+            "There is too little memory to decode an image. Close other programs, or use a machine with more memory."
+        ) from None
     if isinstance(error, Image.DecompressionBombError) and not isinstance(error, TooLarge):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, UnidentifiedImageError):

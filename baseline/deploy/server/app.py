@@ -40,7 +40,7 @@ from baseline import __version__
 from baseline.data.labels import SEPARATOR
 from baseline.deploy.server.examples import Example, run_summary
 from baseline.deploy.server.openapi import openapi_schema
-from baseline.deploy.server.predictor import Limits, Predictor
+from baseline.deploy.server.predictor import Limits, Predictor, busy_error
 from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, error_response
 from baseline.errors import OutputError, first_line, unknown_name
 from baseline.files import parse_json
@@ -142,6 +142,7 @@ def create_app(
     on_exception: dict[Any, Any] = {
         HTTPException: _on_http_error,
         ClientDisconnect: _on_disconnect,
+        MemoryError: _on_memory_error,
         Exception: _on_error,
     }
     app = Starlette(routes=routes, exception_handlers=on_exception, lifespan=lifespan)
@@ -337,6 +338,10 @@ async def _on_http_error(_: Request, error: HTTPException) -> Response:
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:
     return error_response(HTTPException(400, "The connection was closed before the request was complete."))
+
+
+async def _on_memory_error(_: Request, __: Exception) -> Response:
+    return error_response(busy_error("The server has too little memory for the image.", 1))
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

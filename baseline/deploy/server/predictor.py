@@ -195,6 +195,8 @@ class Predictor:
             raise HTTPException(
                 413, f"The image is too large: {unreadable_reason(error)}. Send a smaller one."
             ) from None
+        except MemoryError:
+            raise
         except Exception:
             message = f"This is not an image in a supported format: {', '.join(self.formats)}."
             raise HTTPException(415, message) from None
