@@ -492,3 +492,46 @@ def test_a_server_short_of_memory_asks_to_try_again(tiny: Path, images: Path, mo
         answer = client.post("/predict", files={"image": (images / "ants" / "00.jpg").read_bytes()})
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert answer.json()["error"].startswith("The server has too little memory for the image")
+
+
+# ---- standard output ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        ("> /dev/full", 2, "baseline: Standard output cannot be written: No space left on device. Give --out FILE"),
+        (">&-", 2, "baseline: Standard output is closed. Give --out FILE."),
+        ("| true", 141, ""),
+    ],
+)
+def test_a_standard_output_that_cannot_be_written_is_one_line(
+    redirection: str, code: int, message: str, tiny: Path, images: Path
+) -> None:
+    predict = f"'{sys.executable}' -m baseline predict '{tiny}' '{images}' --quiet"
+    command = f"{predict} {redirection}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.returncode == code and "Traceback" not in ended.stderr
+    assert message in ended.stderr and ended.stderr.count("\n") <= 1
+
+
+# ---- requests and checksums -----------------------------------------------------------------------------------------
+
+
+def test_a_form_that_is_cut_is_called_cut(tiny: Path, images: Path) -> None:
+    head = b'--end\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+    whole = head + (images / "ants" / "00.jpg").read_bytes() + b"\r\n--end--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=end"}
+    with TestClient(create_app(tiny), base_url="http://localhost", raise_server_exceptions=False) as client:
+        assert client.post("/predict", content=whole, headers=headers).status_code == 200
+        assert client.post("/predict", content=whole + b"an epilogue", headers=headers).status_code == 200
+        for length in (len(whole) // 2, len(whole) - 4, len(head) + 1):
+            answer = client.post("/predict", content=whole[:length], headers=headers)
+            assert answer.status_code == 400 and "cut" in answer.json()["error"], length
+
+
+@pytest.mark.parametrize("text", ["", "0", "x" * 64, None])
+def test_a_checksum_that_is_none_is_refused(text: str | None, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    edit_json(folder / "model.json", sha256={"model.safetensors": text})
+    assert "lacks sha256" in measured(baseline.load, folder)[0]

@@ -12,6 +12,7 @@ import typer
 from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command, sources_command
 from baseline.cli.doctor import doctor_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
+from baseline.cli.options import interrupted_code
 from baseline.cli.results import compare_command, report_command, runs_command
 from baseline.cli.train import run_command
 from baseline.cli.use import (
@@ -25,6 +26,9 @@ from baseline.cli.use import (
     submit_command,
 )
 from baseline.errors import BaselineError
+
+MAX_MESSAGE = 8000
+"""Maximum number of characters of an error that are printed."""
 
 app = typer.Typer(
     name="baseline",
@@ -51,7 +55,7 @@ GC_THRESHOLD = 50_000
 
 
 def main() -> None:
-    """Run the command line. Errors in the input end in one line and exit code 2, Ctrl-C in exit code 130."""
+    """Run the command line. Errors in the input end in one line and exit code 2, signals in 128 plus their number."""
     gc.set_threshold(GC_THRESHOLD)
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
@@ -68,12 +72,14 @@ def main() -> None:
         context, message = getattr(error, "ctx", None), error.format_message()
         command = context.command_path if context else "baseline"
         code = print_error(f"{message} See {command} --help.") if message else 2  # no message: help was printed
-    raise SystemExit(code or 0)
+    raise SystemExit(interrupted_code() if code == 130 else code or 0)  # Typer ends with 130 on every interrupt
 
 
 def print_error(message: str, code: int = 2) -> int:
     """Print an error in one line on standard error and return the exit code."""
-    print(f"baseline: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    line = line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} ... ({len(line):,} characters in all)"
+    print(f"baseline: {line.encode(errors='replace').decode()}", file=sys.stderr)
     return code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +19,7 @@ from baseline.cli.options import (
     SetOption,
     completion,
     data_place,
+    interrupt_on_signals,
     make_progress,
     parse_target,
     print_table,
@@ -226,7 +226,7 @@ def _parse_experiment(
     target: str, data: Path | None, preset: str, quiet: bool, changes: dict[str, Any]
 ) -> tuple[str | None, str, Progress]:
     """The images, the recipe and the progress of a command that trains several models; the preset joins the changes."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     images, recipe = parse_target(target)
     progress = make_progress(quiet)
     if preset != "auto":

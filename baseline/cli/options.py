@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -259,6 +260,28 @@ def data_place(data: Path, recipe: str, progress: Progress) -> str:
 
     name = load_recipe(recipe).data.dataset
     return str(dataset(name, data=data, progress=progress)) if name in DATASETS else str(data)
+
+
+_signals: list[int] = []
+"""Signals that have interrupted this process."""
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGTERM and SIGHUP keep what Ctrl-C keeps; a SIGHUP that `nohup` ignores stays ignored."""
+
+    def interrupt(number: int, _: Any) -> None:
+        _signals.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+def interrupted_code() -> int:
+    """Return the exit code of a process that was interrupted: 128 plus the number of the signal, as in a shell."""
+    return 128 + (_signals[-1] if _signals else signal.SIGINT)
 
 
 def make_progress(quiet: bool) -> Progress:

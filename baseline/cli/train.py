@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from baseline.cli.options import (
     SetOption,
     Target,
     data_place,
+    interrupt_on_signals,
     make_progress,
     parse_target,
     print_table,
@@ -126,7 +126,7 @@ def run_command(
         return
     images, recipe = parse_target(target)
     _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, on=on, before=before, out=out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     progress = make_progress(quiet)
     if data is not None:
         images = data_place(data, recipe, progress)
@@ -222,7 +222,7 @@ def _check_unfinished(out: Path | None) -> None:
 
 
 def _resume_run(run: Path, quiet: bool, **changes: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     from baseline.make import resume
 
     _print_result(resume(run, progress=make_progress(quiet), **changes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +15,12 @@ from baseline.cli.options import (
     ExecutorOption,
     Model,
     completion,
+    interrupt_on_signals,
     make_progress,
     print_table,
     split_paths,
 )
-from baseline.errors import OutputError
+from baseline.errors import BaselineError, OutputError
 
 PredictImages = Annotated[
     list[str],
@@ -93,7 +93,7 @@ def predict_command(
     ```
     """
     kind = _output_format(out, format, images, on=on, overwrite=overwrite, resume=resume)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     from baseline.parallel.executor import get_executor
 
     progress = make_progress(quiet)
@@ -115,9 +115,14 @@ def predict_command(
             overwrite=overwrite, resume=resume, executor=on, progress=bars,
         )  # fmt: skip
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the pipe has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
+    except OSError as error:
+        if out is not None or isinstance(error, BaselineError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        if isinstance(error, BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
+            raise typer.Exit(141) from None
+        reason = f"Standard output cannot be written: {error.strerror}."
+        raise OutputError(f"{reason} Give --out FILE, which --resume continues.") from None
     except KeyboardInterrupt:
         if out is not None:
             progress.log(f"interrupted: the predictions so far are kept; --resume continues {out}")
@@ -127,6 +132,8 @@ def predict_command(
 
 def _output_format(out: Path | None, format: str, images: list[str], *, on: str, overwrite: bool, resume: bool) -> str:
     """Return the format of the predictions; raise an error for options that do not work together."""
+    if out is None and sys.stdout is None:
+        raise OutputError("Standard output is closed. Give --out FILE.")
     if on and out is None:
         raise OutputError("--on writes its predictions to a file. Give --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")
@@ -185,7 +192,7 @@ def serve_command(
     curl -F image=@holiday.jpg http://127.0.0.1:8000/predict
     ```
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     from baseline.deploy.server.app import serve
     from baseline.deploy.server.predictor import Limits
 
@@ -265,7 +272,7 @@ def export_command(
     baseline export runs/mine --to learner
     ```
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     from baseline.deploy.export import export
 
     if to == "learner":
@@ -318,7 +325,7 @@ def import_command(
     """
 
     if trust_pickle:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interrupt_on_signals()
     from baseline.deploy.import_fastai import import_learner
 
     progress = make_progress(quiet)
@@ -349,7 +356,7 @@ def bundle_command(
     baseline bundle kaggle-baseline --model runs/mine --overwrite
     ```
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     from baseline.deploy.kaggle.bundle import bundle
 
     progress = make_progress(quiet)

@@ -77,7 +77,7 @@ def compare_runs(
         return _compare(folders, anyway, averages)
 
 
-def _compare(folders: Sequence[Path], anyway: bool, averages: Sequence[Sequence[str | Path]]) -> Comparison:
+def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str | Path]]) -> Comparison:
     import pandas as pd
 
     manifests = [read_manifest(folder) for folder in folders]

@@ -15,12 +15,12 @@ from baseline.data.prepare import RunRequest, count_by_split
 from baseline.data.split import split_to_csv
 from baseline.errors import RecipeError, incompatible_version
 from baseline.evaluation.results import Metrics
+from baseline.files import MANIFEST_FORMAT
 from baseline.parallel.distributed import world_size
 from baseline.recipe.diff import flatten_plain, flatten_recipe
 from baseline.recipe.legacy import upgrade_recipe
 from baseline.recipe.load import recipe_from_dict
 from baseline.recipe.schema import Recipe
-from baseline.runs.folder import FORMAT
 from baseline.system import device_type, package_versions
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def build_manifest(
         seconds: by part of the run.
     """
     return {
-        "format": FORMAT,
+        "format": MANIFEST_FORMAT,
         "recipe": recipe.as_dict(),
         "images": source_name(images),
         "metrics": metrics,

@@ -235,7 +235,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _is_hash_table(value: Any) -> bool:
-    return isinstance(value, dict) and TENSORS_FILE in value and all(isinstance(text, str) for text in value.values())
+    is_hash = re.compile("[0-9a-f]{64}").fullmatch
+    return isinstance(value, dict) and TENSORS_FILE in value and all(is_hash(str(text)) for text in value.values())
 
 
 def read_tensors(path: Path, content: bytes, config: Mapping[str, Any]) -> dict[str, Tensor]:

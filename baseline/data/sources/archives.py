@@ -293,15 +293,16 @@ class BoundedTarInfo(tarfile.TarInfo):
     """A header of a tar whose extended headers, which tarfile reads into memory as a whole, are bounded."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        name = str(tar.name) if tar.name else "The archive"
         extended = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *PAX_TYPES)
         if self.type in extended and self.size > MAX_HEADER_BYTES:
-            raise DataError(f"{tar.name or 'The archive'} was rejected: a header of {self.size:,} bytes, and at most "
+            raise DataError(f"{name} was rejected: a header of {self.size:,} bytes, and at most "
                             f"{MAX_HEADER_BYTES:,} are read.")  # fmt: skip
         if self.type == tarfile.XGLTYPE and len(str(tar.pax_headers)) > MAX_HEADER_BYTES:
-            raise DataError(f"{tar.name or 'The archive'} was rejected: its global headers exceed the limit of "
+            raise DataError(f"{name} was rejected: its global headers exceed the limit of "
                             f"{MAX_HEADER_BYTES:,} bytes.")  # fmt: skip
         if self.type == tarfile.GNUTYPE_SPARSE:
-            raise DataError(f"{tar.name or 'The archive'} was rejected: {self.name!r:.200} is a sparse file.")
+            raise DataError(f"{name} was rejected: {self.name!r:.200} is a sparse file.")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 

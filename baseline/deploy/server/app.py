@@ -20,13 +20,14 @@ import json
 import logging
 import socket
 import webbrowser
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -172,6 +173,10 @@ def server_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+MAX_FORM_END = 512
+"""Bytes at the end of a form in which its last boundary, of at most 70 bytes, has to be."""
+
+
 class InMemoryFormParser(MultiPartParser):
     """Starlette's form parser, which would otherwise put large files into temporary ones."""
 
@@ -202,9 +207,20 @@ async def read_images(request: Request, limits: Limits) -> tuple[list[tuple[str,
 
 
 async def _images_from_form(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], Mapping[str, Any]]:
-    form = InMemoryFormParser(request.headers, request.stream(), max_files=limits.images, max_fields=16)
+    end = bytearray()
+
+    async def stream() -> AsyncGenerator[bytes]:
+        async for chunk in request.stream():
+            end.extend(chunk)
+            del end[:-MAX_FORM_END]
+            yield chunk
+
+    form = InMemoryFormParser(request.headers, stream(), max_files=limits.images, max_fields=16)
     try:
         items = (await form.parse()).multi_items()
+        boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+        if b"--" + boundary + b"--" not in end:
+            raise MultiPartException("it is cut, and its end is missing")
     except MultiPartException as error:
         raise HTTPException(400, f"The form cannot be read: {first_line(Exception(error.message))}.") from None
     uploads = [value for _, value in items if isinstance(value, UploadFile)]

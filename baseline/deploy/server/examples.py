@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from baseline.data.image import read_image_bytes
 from baseline.errors import first_line, format_count
-from baseline.files import cache_home, check_regular, is_inside, kaggle_dir
+from baseline.files import MAX_TABLE_BYTES, cache_home, check_regular, is_inside, kaggle_dir
 from baseline.progress import Progress
 from baseline.runs.folder import headline_split, read_manifest
 
@@ -100,7 +100,7 @@ def image_folders(manifest: Mapping[str, Any]) -> list[Path]:
 
 
 def _shuffled_rows(path: Path, split: str) -> Iterator[tuple[Path, str]]:
-    check_regular(path)
+    check_regular(path, MAX_TABLE_BYTES)
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(Path(row["path"]), row["label"]) for row in csv.DictReader(file) if row["split"] == split]
     random.Random(0).shuffle(rows)
