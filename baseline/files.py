@@ -79,7 +79,7 @@ MANIFEST_FORMAT = 2
 MAX_NESTING = 100
 """Maximum depth of lists and tables in JSON and TOML."""
 
-NESTING_MESSAGE = f"it is nested deeper than {MAX_NESTING} levels"
+NESTING_MESSAGE = f"maximum recursion depth exceeded, nested deeper than {MAX_NESTING} levels"
 
 LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{MAX_NESTING}}}""")
 """A dotted key of TOML that is nested too deeply."""

@@ -27,6 +27,7 @@ from baseline import Augment, BaselineError, load
 from baseline.data.labels import label_matrix
 from baseline.errors import BaselineError as Root
 from baseline.errors import DataError, OutputError, WeightsError
+from baseline.files import sha256_of
 from baseline.inference.model import Model
 from baseline.vision.model_folder import load_network
 
@@ -238,6 +239,11 @@ def test_fields_missing_from_the_first_format_are_filled_in(folder: Path, images
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of the tensors in a folder as they are now, as someone would write them who has changed them."""
+    return {name: sha256_of(folder / name) for name in ("model.safetensors", "golden.safetensors")}
+
+
 def test_check_detects_a_network_that_predicts_something_else(folder: Path) -> None:
     assert load(folder).check() < 1e-5
     tensors = load_file(folder / "model.safetensors")
@@ -245,8 +251,7 @@ def test_check_detects_a_network_that_predicts_something_else(folder: Path) -> N
     save_file(tensors | {name: tensors[name] + 0.1}, folder / "model.safetensors")
     with pytest.raises(WeightsError, match="is damaged: its sha256 begins with"):
         load(folder)
-    sha256 = json.loads((folder / "model.json").read_text())["sha256"]
-    edit_config(folder, sha256={"model.safetensors": "", "golden.safetensors": sha256["golden.safetensors"]})
+    edit_config(folder, sha256=file_hashes(folder))
     with pytest.raises(WeightsError, match=r"does not predict as it did when saved: .* at most 0\.0001"):
         load(folder).check()
 
@@ -350,8 +355,8 @@ def test_damaged_golden_inputs_are_refused(folder: Path) -> None:
     (folder / "golden.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(WeightsError, match=r"golden\.safetensors is damaged"):
         load(folder).check()
-    edit_config(folder, sha256={"model.safetensors": "", "golden.safetensors": ""})
     save_file({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, folder / "golden.safetensors")
+    edit_config(folder, sha256=file_hashes(folder))
     with pytest.raises(WeightsError, match="does not hold images and their probabilities"):
         load(folder).check()
 
