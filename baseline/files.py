@@ -440,10 +440,12 @@ def _reject_constant(name: str) -> float:
 
 
 def _check_encodable(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("it holds half of a surrogate pair, which is no character") from None
+    for name, item in value.items() if isinstance(value, dict) else [("the text", value)]:
+        try:
+            json.dumps([name, item], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            place = name.encode(errors="replace").decode()[:80]
+            raise ValueError(f"{place} is not text: it holds half of a surrogate pair, which is no character") from None
 
 
 def unique_path(folder: Path) -> Path:
