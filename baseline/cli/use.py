@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -118,16 +118,21 @@ def predict_command(
     except OSError as error:
         if out is not None or isinstance(error, BaselineError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        if isinstance(error, BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
-            raise typer.Exit(141) from None
-        reason = f"Standard output cannot be written: {error.strerror}."
-        raise OutputError(f"{reason} Give --out FILE, which --resume continues.") from None
+        _end_output(error)
     except KeyboardInterrupt:
         if out is not None:
             progress.log(f"interrupted: the predictions so far are kept; --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+
+
+def _end_output(error: OSError) -> NoReturn:
+    """Exit after standard output could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+    if isinstance(error, BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
+        raise typer.Exit(141) from None
+    reason = f"Standard output cannot be written: {error.strerror}."
+    raise OutputError(f"{reason} Give --out FILE, which --resume continues.") from None
 
 
 def _output_format(out: Path | None, format: str, images: list[str], *, on: str, overwrite: bool, resume: bool) -> str:

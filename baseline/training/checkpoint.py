@@ -3,7 +3,7 @@
 | file | contents |
 |---|---|
 | `begun.json` | what the run was called with, and the recipe with every "auto" resolved |
-| `images.csv` | each image with its label, split, size, times and inode |
+| `images.csv` | each image with its label, split, size, modification time and hash |
 | `state.json` | the training state; names the next two files and their sha256, and is renamed into place last |
 | `now-HASH.safetensors` | current weights, optimizer state and random states |
 | `best-HASH.safetensors` | the best weights so far |
@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
-from baseline.files import UNFINISHED_DIR, file_identity, read_json, refuse_damaged, to_csv, to_json, write_atomic
+from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, sha256_of, to_csv, to_json, write_atomic
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _fingerprint_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what must not change in a run's images, as text: path, label, split, size, times and inode."""
+    """Return what must not change in a run's images, as text: path, label, split, size, time and hash."""
     try:
         stats = [_identify_image(path).partition(" ")[::2] for path in table["path"]]
     except FileNotFoundError as error:
@@ -289,9 +289,11 @@ def _fingerprint_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _identify_image(path: str) -> str:
-    """Return the identity of a file; that of nothing for an image in memory, which has a number instead of a path."""
+    """Return size, time and hash of a file; those of nothing for an image in memory, which has a number as a path."""
     is_numbered = re.fullmatch(r"(train|valid)/\d+", path) and not Path(path).exists()
-    return "0 0 0 0" if is_numbered else file_identity(path)
+    if is_numbered:
+        return "0 0 0"
+    return f"{(stat := Path(path).stat()).st_size} {stat.st_mtime_ns} {sha256_of(Path(path))}"
 
 
 def _describe_change(before: pd.DataFrame, now: pd.DataFrame) -> str:

@@ -88,7 +88,7 @@ def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> p
         frame = readers[suffix](path) if suffix in readers else read_text_table(path, encoding)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
-    check_columns(path, len(frame.columns))
+    check_column_count(path, len(frame.columns))
     if frame.empty:
         raise DataError(f"{path} has a header but no rows. Give a table with one row per image.")
     return frame
@@ -156,11 +156,11 @@ def detect_text_format(path: Path, encoding: str = "") -> tuple[str, str]:
         sample = text.read(1 << 16)
         sample += "" if "\n" in sample else text.readline(MAX_HEADER)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else guess_delimiter(sample)
-    check_columns(path, sample.partition("\n")[0].count(delimiter) + 1)
+    check_column_count(path, sample.partition("\n")[0].count(delimiter) + 1)
     return encoding, delimiter
 
 
-def check_columns(path: Path, columns: int) -> None:
+def check_column_count(path: Path, columns: int) -> None:
     """Raise DataError if a table has more columns than are read; the time to read them grows with their square."""
     if columns > MAX_COLUMNS:
         raise DataError(
