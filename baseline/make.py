@@ -202,6 +202,8 @@ class _Run:
 
     table: pd.DataFrame
     prepared: Prepared
+    image_shape: tuple[int, ...] = ()
+    """Height and width of the images of the caller's DataLoaders."""
 
     def __init__(
         self, images: Any, recipe: Recipe, reasons: dict[str, str], folder: Path, run_folder: Path, progress: Progress,
@@ -336,7 +338,7 @@ class _Run:
         with self.timer.part("decoding"):
             learn = self._build_learner(weights)
         with self.timer.part("estimate"):
-            throughput = Throughput(learn.model, learn.splitter, self.recipe)
+            throughput = Throughput(learn.model, learn.splitter, self.recipe, shape=self.image_shape)
             cached = FrozenOutputs(learn, self.recipe).cached_stages()
             estimate = estimate_seconds(throughput, self.recipe, count_by_split(self.table), cached)
             duration = format_duration(estimate.total)
@@ -389,6 +391,8 @@ class _Run:
         bound = bottleneck(times, self.recipe, device_type())
         manifest |= {"asked": self.request, "reasons": self.reasons, "calibration": calibration}
         manifest |= {"estimated_seconds": round(estimate.total, 1), "time": times, "bound": bound}
+        if self.image_shape:
+            manifest["image_shape"] = self.image_shape
         if parts := self.parts.names():
             manifest["own_parts"] = parts
         return manifest
@@ -415,17 +419,21 @@ class _OwnDataRun(_Run):
         return adopt(self.images.dls if isinstance(self.images, Learner) else self.images)
 
     def _read(self) -> None:
-        from baseline.vision.own_loaders import own_table
+        from baseline.vision.own_loaders import image_shape, own_table
 
         self.table = own_table(self.dls)
-        size, task = self.dls.valid.one_batch()[0].shape[-1], "multilabel" if self.dls.multilabel else "single"
+        self.image_shape = image_shape(self.dls)
+        (height, width), size = self.image_shape, max(self.image_shape)
+        pixels = f"{size} px" if height == width else f"{height} x {width} px (height x width)"
+        task = "multilabel" if self.dls.multilabel else "single"
         self.recipe = self.recipe.changed(
             task=task, split="provided", image_size=size, batch_size=max(self.dls.train.bs, 2), augment=NO_AUGMENT,
             audit="none", stages=[dataclasses.replace(stage, image_size=0) for stage in self.recipe.stages],
         )  # fmt: skip
         self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), "your own")
+        self.reasons["image_size"] = f"your own, {pixels}"
         self.progress.log(
-            f"images: {len(self.table):,} of your DataLoaders, {size} px, batches of {self.dls.train.bs}; "
+            f"images: {len(self.table):,} of your DataLoaders, {pixels}, batches of {self.dls.train.bs}; "
             "they replace the recipe's image_size, batch_size, split, augmentation and audit"
         )
 
@@ -452,15 +460,20 @@ class _OwnDataRun(_Run):
     def _build_learner(self, weights: Weights | None) -> Learner:
         from fastai.learner import Learner
 
+        from baseline.training.part_errors import check_parts
         from baseline.vision.learner import learner
 
-        if isinstance(self.images, Learner):
-            self.images.path = scratch_folder(self.folder)
-            return self.images
-        return learner(
-            self.dls, self.recipe, weights=weights, loss_func=self.parts.loss_func, metrics=self.parts.metrics,
-            cbs=self.parts.cbs, path=scratch_folder(self.folder), progress=self.progress,
-        )  # fmt: skip
+        learn, scratch = self.images, scratch_folder(self.folder)
+        if isinstance(learn, Learner):
+            learn.path = scratch
+        else:
+            learn = learner(
+                self.dls, self.recipe, weights=weights, loss_func=self.parts.loss_func, metrics=self.parts.metrics,
+                cbs=self.parts.cbs, path=scratch, progress=self.progress,
+            )  # fmt: skip
+        check_parts(learn)
+        learn.is_checked = True
+        return learn
 
 
 def own_kind(images: Any) -> str:

@@ -10,11 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.core import (
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelTrainException,
+    CancelValidException,
+    FetchPredsCallback,
+)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.learner import AvgMetric, Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -378,8 +387,12 @@ def test_normalize_is_added_to_own_dataloaders(own_loaders: DataLoaders, settled
     assert len(dls.after_batch.fs.filter(lambda t: isinstance(t, Normalize))) == 1
 
 
-def test_own_dataloaders_make_a_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
-    dls = ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=0, item_tfms=Resize(48), bs=8, num_workers=0)
+def test_own_dataloaders_make_a_run(
+    images: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=0, item_tfms=Resize((40, 64)), bs=8, num_workers=0)
+    read_batch, read = DataLoader.one_batch, []
+    monkeypatch.setattr(DataLoader, "one_batch", lambda loader: (read.append(loader), read_batch(loader))[1])
     progress = Recorder()
     done = make_baseline(dls, recipe.changed(stages=(HEAD,)), out=tmp_path / "run", progress=progress)
     valid = done.predictions
@@ -388,11 +401,43 @@ def test_own_dataloaders_make_a_run(images: Path, recipe: Recipe, tmp_path: Path
     probabilities, _ = done.learner.get_preds(dl=dls.test_dl(list(valid["path"])))
     plain = [str(dls.vocab[i]) for i in probabilities.argmax(1)]
     assert plain == list(valid["plain_predicted"])
-    assert "of your DataLoaders, 48 px, batches of 8" in progress.text and (done.folder / "report.html").exists()
+    assert "of your DataLoaders, 40 x 64 px (height x width), batches of 8" in progress.text
+    assert done.manifest["image_shape"] == (40, 64) and "40 x 64 px" in done.manifest["reasons"]["image_size"]
+    assert "test_efficientnet at 40 x 64 pixels" in (done.folder / "report.html").read_text()
+    assert "40 x 64 pixels (height x width)" in (done.folder / "model" / "README.md").read_text()
+    assert read.count(dls.valid) == 1
     with pytest.raises(OutputError, match="your DataLoaders"):
         _ = done.model
     with pytest.raises(RecipeError, match="item_tfms cannot be given together with your DataLoaders"):
         make_baseline(dls, recipe, item_tfms=[Invert()])
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_network_for_one_shape_trains_on_rectangles(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.25, seed=0, item_tfms=Resize((40, 64)), bs=8, num_workers=0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 20 * 32, 2))
+    learn, plan = (
+        Learner(dls, network, loss_func=CrossEntropyLossFlat()),
+        recipe.changed(stages=(Stage("all", 1, 1e-3),)),
+    )
+    done = make_baseline(learn, plan, out=tmp_path / "run", progress=baseline.Progress())
+    assert len(done.history.epochs) == 1 and len(done.predictions) == 12
+    with pytest.raises(TrainingError, match="does not take images of 8 x 3 x 40 x 64"):
+        make_baseline(
+            dls, plan.changed(arch="vit_tiny_patch16_224"), out=tmp_path / "vit", progress=baseline.Progress()
+        )
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_model_of_rectangular_batches_predicts_as_its_run(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    transforms = aug_transforms(size=(40, 64))
+    plan = recipe.changed(stages=(Stage("all", 1, 1e-3),))
+    done = make_baseline(images, plan, out=tmp_path / "run", batch_tfms=transforms, progress=baseline.Progress())
+    assert done.learner.dls.valid.one_batch()[0].shape[-2:] == (40, 64)
+    columns = [name for name in done.predictions if name.startswith("p_")]
+    loaded = baseline.load(done.folder, batch_tfms=aug_transforms(size=(40, 64)))
+    actual = loaded.predict(list(done.predictions["path"]), calibrated=False)[columns]
+    assert np.allclose(actual, done.predictions[columns], atol=1e-5)
 
 
 def test_own_learners_keep_their_parts(images: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -650,15 +695,87 @@ def test_trackers_sit_out_the_search_for_a_rate_and_their_early_end_is_recorded(
 
 
 class Cancel(Callback):
-    """Raises an exception at the beginning of the batches of some epochs."""
+    """Raises an exception at an event of some epochs, of training or validation only where that is said."""
 
-    def __init__(self, error: type[Exception], epochs: tuple[int, ...]) -> None:
+    def __init__(
+        self, error: type[BaseException], epochs: tuple[int, ...], event: str = "before_batch", training: Any = None
+    ) -> None:
         super().__init__()
-        self.error, self.epochs = error, epochs
+        self.error, self.epochs, self.event, self.when = error, epochs, event, training
 
-    def before_batch(self) -> None:
-        if self.epoch in self.epochs:
+    def __call__(self, event: str) -> None:
+        if event == self.event and self.epoch in self.epochs and self.when in (None, self.learn.training):
             raise self.error()
+
+
+CANCELLED = [
+    ("before_epoch", CancelEpochException, 0, None, [2]),
+    ("before_epoch", CancelEpochException, 1, None, [1]),
+    ("before_validate", CancelValidException, 0, None, [2]),
+    ("before_validate", CancelValidException, 1, None, [1]),
+    ("before_batch", CancelBatchException, 0, True, [1, 2]),
+    ("after_pred", CancelBatchException, 1, False, [1]),
+    ("before_train", CancelTrainException, 0, None, [1, 2]),
+    ("after_validate", CancelEpochException, 0, None, [1, 2]),
+    ("after_epoch", CancelFitException, 0, None, [1]),
+    ("before_train", CancelFitException, 1, None, [1]),
+]
+"""Event, exception, number of the epoch from 0, whether in training, and the epochs that are recorded."""
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.4}, {"ema": 0.9, "patience": 1}], ids=["mixup", "ema"])
+@pytest.mark.parametrize(("event", "error", "epoch", "training", "recorded"), CANCELLED)
+def test_what_callbacks_cancel_is_left_out(
+    settled: tuple, recipe: Recipe, changes: dict[str, Any], event: str, error: Any, epoch: int, training: Any,
+    recorded: list[int],
+) -> None:  # fmt: skip
+    stage = Stage("head", 2, 1e-2, schedule="plateau")
+    progress, cancel = Recorder(), Cancel(error, (epoch,), event, training)
+    learn, history = trained(settled[1], recipe.changed(stages=(stage,), **changes), progress, cbs=cancel)
+    assert list(history.epochs["epoch"]) == recorded and type(learn.loss_func) is CrossEntropyLossFlat
+    assert (f"epoch {epoch + 1}/2: a callback ended it" in progress.text) == (
+        epoch + 1 not in recorded and error is not CancelFitException
+    )
+    best = history.epochs[history.epochs["best"]].iloc[-1]
+    assert learn.remove_cb(cancel).validate()[0] == pytest.approx(best["valid_loss"], abs=1e-4)
+
+
+def test_a_search_for_a_rate_stands_what_callbacks_cancel(settled: tuple, recipe: Recipe) -> None:
+    cancel = [Cancel(CancelEpochException, (0,), "before_epoch"), Cancel(CancelBatchException, (1,), training=True)]
+    _, history = trained(settled[1], recipe.changed(stages=(Stage("head", 2, "find"),)), cbs=cancel)
+    assert list(history.epochs["epoch"]) == [2] and history.epochs["valid_loss"].notna().all()
+
+
+def test_an_epoch_that_is_validated_in_part_is_not_better_than_a_whole_one(settled: tuple, recipe: Recipe) -> None:
+    class LeaveOut(Callback):
+        def before_batch(self) -> None:
+            if not self.training and self.epoch and self.iter:
+                raise CancelValidException()
+
+    progress, plan = Recorder(), recipe.changed(stages=(Stage("head", 2, 1e-2),), batch_size=2)
+    _, history = trained(settled[1], plan, progress, cbs=LeaveOut())
+    assert "epoch 2/2: callbacks left out 1 of 2 batches of its validation" in progress.text
+    assert list(history.epochs["best"]) == [True, False]
+
+
+def test_a_callback_may_predict_other_images(settled: tuple, recipe: Recipe) -> None:
+    plan = recipe.changed(stages=(Stage("head", 2, 1e-2),), ema=0.9)
+    _, expected = trained(settled[1], plan, cbs=Count())
+    _, history = trained(settled[1], plan, cbs=[Count(), FetchPredsCallback(ds_idx=0)])
+    columns = ["train_loss", "valid_loss", "valid_accuracy"]
+    assert history.epochs[columns].equals(expected.epochs[columns])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_passes_a_callback_unchanged(settled: tuple, recipe: Recipe, error: type[BaseException]) -> None:
+    with pytest.raises(error) as caught:
+        trained(settled[1], recipe, cbs=Cancel(error, (1,), "after_loss"))
+    assert caught.type is error and not str(caught.value)
+
+
+def test_an_exception_in_the_wrong_place_is_one_line(settled: tuple, recipe: Recipe) -> None:
+    with pytest.raises(TrainingError, match=r"callback Cancel failed: CancelValidException\. It must run"):
+        trained(settled[1], recipe, cbs=Cancel(CancelValidException, (0,), "before_train"))
 
 
 def test_a_cancelled_epoch_is_not_recorded(settled: tuple, recipe: Recipe) -> None:

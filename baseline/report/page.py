@@ -514,6 +514,8 @@ def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> 
     maps = load_saved_maps(run.folder / "gradcam.npz", key)
     if maps is None:
         maps, facts = compute_maps(run, paths, classes)
+        if facts.get("transforms"):
+            return heatmaps, "not available where images go through transforms of your own"
         if maps is None:
             where = f"{facts['arch']} at {facts['image_size']} pixels"
             return heatmaps, f"not available for {where}, whose last layers keep no spatial map"
@@ -546,6 +548,8 @@ def compute_maps(
 
     with preserve_rng_state():  # building a network draws random weights before it loads its own
         model, facts = load_network(run.folder)
+    if facts.get("transforms"):  # which a model folder cannot hold
+        return None, facts
     size, resize = facts["image_size"], facts["resize"]
     squares = [resize_image(load_image(path, size, facts["value_range"]), size, resize) for path in paths]
     inputs = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255

@@ -73,6 +73,8 @@ class Manifest(TypedDict, total=False):
     format: int
     images: str | None
     """Name or absolute path of the images; None for a table in memory."""
+    image_shape: tuple[int, ...]
+    """Height and width of the images, in pixels, where the run was made on DataLoaders of the user's."""
     data: DataSummary
     weights: WeightsRecord | Literal["random"]
     stages: list[StageRecord]

@@ -73,6 +73,7 @@ def write_training(
 
     from baseline.vision.model_folder import save_network
     from baseline.vision.network import features_of, find_head
+    from baseline.vision.own_loaders import image_shape, is_own
     from baseline.vision.weights import is_torchvision, normalization, published_info
 
     write_atomic(folder / "history.csv", to_csv(history.epochs))
@@ -104,6 +105,8 @@ def write_training(
         "weights_license": published_info(weights).get("license", "unknown") if weights else None,
         "versions": package_versions(),
     } | ({"transforms": [*transforms]} if transforms else {})
+    if is_own(learn.dls):
+        facts["image_shape"] = image_shape(learn.dls)
     save_network(learn.model, facts, folder / "model", _golden_tensors(learn, recipe, facts))
 
 

@@ -23,7 +23,8 @@ class AverageWeights(Callback):
     def __init__(self, decay: float, run: TrainingRun) -> None:
         super().__init__()
         self.decay, self.training_run = decay, run
-        self.trained: list[torch.Tensor] | None = None
+        self.average: list[torch.Tensor] = []
+        self.trained: list[torch.Tensor] = []
 
     def before_fit(self) -> None:
         state, parameters = self.training_run.state, [*self.model.parameters()]
@@ -40,17 +41,19 @@ class AverageWeights(Callback):
             torch._foreach_lerp_(self.average, [*self.model.parameters()], 1 - decay)
 
     def before_validate(self) -> None:
-        self.trained = [p.detach().clone() for p in self.model.parameters()]
-        self._load(self.average)
+        if not self.trained:  # a callback may validate once more
+            self.trained = [p.detach().clone() for p in self.model.parameters()]
+            self._load(self.average)
 
     def after_epoch(self) -> None:
-        if self.trained is not None:
+        if self.trained:
             self._load(self.trained)
-            self.trained = None
+            self.trained = []
 
     def after_fit(self) -> None:
-        self._load(self.average)
-        self.trained = None
+        if self.average:  # otherwise a callback ended the fit before it began
+            self._load(self.average)
+        self.trained = []
 
     @torch.no_grad()
     def _load(self, values: list[torch.Tensor]) -> None:

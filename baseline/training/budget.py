@@ -57,9 +57,13 @@ class Throughput:
     Args:
         model: the network; it is copied and stays unchanged.
         images: number of images per batch, at most that of the recipe.
+        shape: height and width of the images in pixels; squares by default.
     """
 
-    def __init__(self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, images: int = 32) -> None:
+    def __init__(
+        self, model: nn.Sequential, splitter: Splitter, recipe: Recipe, images: int = 32, shape: Sequence[int] = ()
+    ) -> None:
+        self.image_shape = shape
         self.model, self.splitter, self.recipe = copy.deepcopy(model), splitter, recipe
         self.images = min(images, int(recipe.training.batch_size))
         self.network = LayerSequence(self.model, splitter, recipe.model.image_size)
@@ -130,7 +134,7 @@ class Throughput:
         return nn.Sequential(*self.layers[:cut]).eval()(self._images(size))
 
     def _images(self, size: int) -> torch.Tensor:
-        images = torch.rand(self.images, 3, size, size, device=self.device)
+        images = torch.rand(self.images, 3, *(self.image_shape or (size, size)), device=self.device)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
-from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
 
 from baseline.parallel.distributed import all_reduce_mean
+from baseline.training.cancelled import note_early_end, note_partial_validation
 from baseline.training.part_errors import has_known_loss, recorded_metrics
 from baseline.training.recovery import Diverged
 from baseline.training.selection import SelectionMetric
@@ -63,27 +62,27 @@ class FreezeBatchNorm(Callback):
                 layer.eval()
 
 
-class ReduceOnPlateau(ReduceLROnPlateau):
-    """fastai's ReduceLROnPlateau without its prints; it counts epochs from before an interruption, too.
+class ReduceOnPlateau(Callback):
+    """Divide learning rates by 10 after an epoch without a lower validation loss, as fastai's ReduceLROnPlateau does.
 
-    The learning rate of each epoch is in the history.
+    It compares recorded epochs, also those from before an interruption.
     """
+
+    order = 65  # after ProgressCallback, which records them
 
     def __init__(self, run: TrainingRun, number: int) -> None:
         super().__init__()
         self.completed_epochs = run.state.epoch if run.state else 0
-        self.previous_best = min(
-            (row["valid_loss"] for row in run.log.epochs if row["stage"] == number), default=math.inf
-        )
-
-    def before_fit(self) -> None:
-        super().before_fit()
-        self.best: float = min(self.best, self.previous_best)
+        self.log, self.number = run.log, number
 
     def after_epoch(self) -> None:
-        if self.epoch >= self.completed_epochs:
-            with redirect_stdout(None):
-                super().after_epoch()
+        rows = [row for row in self.log.epochs if row["stage"] == self.number]
+        if self.epoch < self.completed_epochs or not rows or rows[-1]["epoch"] != self.epoch + 1:
+            return
+        *before, loss = [row["valid_loss"] for row in rows]
+        if before and loss >= min(before):
+            for hypers in self.opt.hypers:
+                hypers["lr"] /= 10
 
 
 class StepTimer(Callback):
@@ -138,6 +137,7 @@ class ProgressCallback(Callback):
     """Update the progress bar and the history, keep the best weights, and end the stage early when needed."""
 
     order = 60  # after the Recorder and the callbacks of the user, whose values it reads
+    remove_on_fetch = True
 
     def __init__(self, run: TrainingRun, number: int, facts: StageRecord, bar: Bar) -> None:
         super().__init__()
@@ -151,10 +151,10 @@ class ProgressCallback(Callback):
         self.selection = SelectionMetric(
             evaluation.metric, len(dls.vocab), multilabel=dls.multilabel, threshold=evaluation.threshold
         )
-        self.out_of_time = False
+        self.out_of_time = self.is_validated = False
 
     def before_epoch(self) -> None:
-        self.start, self.is_validated = time.perf_counter(), False
+        self.start = time.perf_counter()
 
     def before_batch(self) -> None:
         steps = self.recorder.smooth_loss.count  # before the first step there is no loss to report
@@ -169,14 +169,11 @@ class ProgressCallback(Callback):
             self.progress.log(f"stage {self.number}: the time is up after {self.pct_train:.0%} of its training")
             raise CancelTrainException() if steps else CancelFitException()
 
-    def before_validate(self) -> None:
-        self.selection.reset()
-
     def after_validate(self) -> None:
         self.is_validated = self.selection.images > 0
 
     def after_batch(self) -> None:
-        if not self.training:
+        if not self.training and self.learn.yb and self.dl is self.dls.valid:  # a callback may predict other images
             self.selection.add(self.pred, self.y, float(self.learn.loss.mean()))
         self.log.steps += self.training
         if not self.training or self.iter % 10:  # reading the loss makes the CPU wait for the GPU
@@ -208,10 +205,23 @@ class ProgressCallback(Callback):
     def after_epoch(self) -> None:
         if self.epoch < self.completed_epochs:
             return
-        if not self.is_validated:
-            position = f"epoch {self.epoch + 1}/{self.stage.epochs}"
+        position = f"epoch {self.epoch + 1}/{self.stage.epochs}"
+        if self.is_validated or self.selection.batches == len(self.dls.valid):
+            self._record(position)
+        else:
             self.progress.log(f"  {position}: a callback ended it before its validation, so it is not recorded")
-            return
+        self.selection.reset()
+        self.is_validated = False
+        if self.out_of_time:
+            raise CancelFitException()
+        self._stop_if_not_improving()
+
+    def after_cancel_fit(self) -> None:
+        if self.selection.batches == len(self.dls.valid):  # a callback ended the fit after the validation
+            self._record(f"epoch {self.epoch + 1}/{self.stage.epochs}")
+        note_early_end(self.log, self.progress, self.number, self.facts)
+
+    def _record(self, position: str) -> None:
         train_loss = self._check_loss()  # fastai leaves it out of its log of a cancelled epoch
         metric, valid_loss, value = self.selection.name, self.selection.loss, self.selection.value()
         own = recorded_metrics(self.recorder, self.number, metric)
@@ -226,25 +236,25 @@ class ProgressCallback(Callback):
             **own,
             "seconds": round(time.perf_counter() - self.start, 2),
         }
-        self.log.epochs.append({**row, "best": self.best.offer(self.selection.score(value), valid_loss)})
+        is_best = self.best.offer(self.selection.score(value), valid_loss, self.selection.images)
+        self.log.epochs.append({**row, "best": is_best})
         metrics = {name: value for name, value in row.items() if name != "trains"}
         metrics["epoch"] = len(self.log.epochs)
         self.log.logged_metrics.append((self.log.steps, metrics))
         self.progress.log_metrics(self.log.steps, metrics)
         self.progress.log(
-            f"  epoch {row['epoch']}/{self.stage.epochs}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
+            f"  {position}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
             f"{metric} {f'{value:.4f}' if metric == 'log_loss' else f'{value:.2%}'} valid; "
             + "".join(f"{name.removeprefix('valid_')} {number:.4g}; " for name, number in own.items())
             + f"{row['seconds']:.0f} s"
         )
-        if self.out_of_time:
-            raise CancelFitException()
-        self._stop_if_not_improving(metric)
+        note_partial_validation(self.progress, position, self.selection.batches, len(self.dls.valid))
 
-    def _stop_if_not_improving(self, metric: str) -> None:
-        rows = [row for row in self.log.epochs if row["stage"] == self.number]
-        scores = [epoch_score(self.selection.score(row[f"valid_{metric}"]), row["valid_loss"]) for row in rows]
-        if 0 < self.patience <= len(scores) - 1 - scores.index(max(scores)) and self.epoch + 1 < self.stage.epochs:
+    def _stop_if_not_improving(self) -> None:
+        rows, name = [row for row in self.log.epochs if row["stage"] == self.number], f"valid_{self.selection.name}"
+        scores = [epoch_score(self.selection.score(row[name]), row["valid_loss"]) for row in rows]
+        waited = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        if 0 < self.patience <= waited and self.epoch + 1 < self.stage.epochs:
             self.facts["cut_short"] = f"no improvement for {self.patience} epochs"
             self.progress.log(f"stage {self.number}: ends early: {self.facts['cut_short']}")
             raise CancelFitException()

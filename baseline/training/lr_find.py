@@ -59,7 +59,9 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
 
 
 def sample_batch(learn: Learner) -> torch.Tensor:
-    """Return a validation batch of network inputs."""
+    """Return a few network inputs: a validation batch, or what was read of one before training."""
+    if (sample := vars(learn.dls).get("sample")) is not None:
+        return sample
     with preserve_rng_state():
         return learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
@@ -75,7 +77,7 @@ class _LRSweep(LRFinder):
 
     def after_batch(self) -> None:
         ParamScheduler.after_batch(self)
-        if not self.training:
+        if not self.training or not self.recorder.smooth_loss.count:  # a callback skipped all batches so far
             return
         loss = float(self.smooth_loss)
         self.best_loss = min(self.best_loss, loss)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from fastai.learner import Learner, Recorder
@@ -17,16 +18,11 @@ from baseline.errors import TrainingError, first_line
 from baseline.training.frozen import OWN_CALLBACKS, has_own_transforms, loader_transforms
 from baseline.training.state import loader_state, set_loader_state
 from baseline.vision.augment import OWN_TYPES
+from baseline.vision.own_loaders import take_valid_batch
 from baseline.vision.own_parts import named_errors, part_name
 from baseline.vision.rng import preserve_rng_state
 
-if TYPE_CHECKING:
-    from baseline.training.state import StageRecord, TrainingRun
-
-__all__ = [
-    "check_epochs", "check_parts", "has_known_loss", "has_own_parts", "named_learner_errors", "note_early_end",
-    "recorded_metrics",
-]  # fmt: skip
+__all__ = ["check_parts", "has_known_loss", "has_own_parts", "named_learner_errors", "recorded_metrics"]
 
 
 @contextmanager
@@ -45,8 +41,8 @@ def named_learner_errors(learn: Learner, where: str) -> Iterator[None]:
                 raise
             raise TrainingError(f"{where}: BatchNorm cannot learn from a batch of one image. Give more.") from error
         finally:
-            if learn.dls is not dls:
-                learn.dls = dls
+            replaced, learn.dls = learn.dls is not dls, dls
+            if replaced and not isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
                 raise TrainingError(
                     f"{where}: a callback replaced learn.dls, so that epochs cannot be compared. Give these "
                     "DataLoaders to a run of their own."
@@ -75,8 +71,11 @@ def recorded_metrics(recorder: Recorder, number: int, selected: str) -> dict[str
     """
     metrics = recorder._valid_mets[1:]
     start = 2 + len(recorder._train_mets)
+    values = recorder.log[start : start + len(metrics)]
+    if len(values) < len(metrics):  # a callback ended the epoch before they were logged
+        values = [metric.value for metric in metrics]
     columns: dict[str, float] = {"valid_loss": 0, f"valid_{selected}": 0}
-    for metric, value in zip(metrics, recorder.log[start : start + len(metrics)], strict=True):
+    for metric, value in zip(metrics, values, strict=True):
         if metric.name == selected and getattr(metric, "func", None) in (accuracy, f1_score):
             continue
         names = (f"valid_{metric.name}{suffix}" for suffix in ("", *(f"_{count}" for count in range(2, 99))))
@@ -88,21 +87,6 @@ def recorded_metrics(recorder: Recorder, number: int, selected: str) -> dict[str
                 "was needed. Return one, or leave the metric out."
             ) from None
     return dict(list(columns.items())[2:])
-
-
-def note_early_end(run: TrainingRun, number: int, facts: StageRecord) -> None:
-    """Record and report that a callback of the user's ended the stage before its last epoch."""
-    recorded = sum(row["stage"] == number for row in run.log.epochs)
-    if recorded < facts["epochs"] and not {"cut_short", "given_up"} & set(facts):
-        facts["cut_short"] = f"a callback ended it, with {recorded} of {facts['epochs']} epochs recorded"
-        run.progress.log(f"stage {number}: {facts['cut_short']}")
-
-
-def check_epochs(run: TrainingRun) -> None:
-    """Raise a `TrainingError` if callbacks have left no epoch whose weights could be used."""
-    if not run.log.epochs:
-        names = ", ".join(part_name(cb) for cb in run.frozen.learn.cbs if not isinstance(cb, OWN_CALLBACKS))
-        raise TrainingError(f"No epoch was validated: callbacks ({names}) ended all of them. Let one epoch complete.")
 
 
 def check_parts(learn: Learner) -> None:
@@ -119,7 +103,7 @@ def check_parts(learn: Learner) -> None:
         state = loader_state(loader)
         with preserve_rng_state(), named_learner_errors(learn, f"Before stage 1, {name} batch"):
             try:
-                batch = loader.one_batch()
+                batch = (name == "valid" and take_valid_batch(learn.dls)) or loader.one_batch()
             except (TypeError, RuntimeError, ValueError, AttributeError) as error:
                 names = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}
                 if not own or names.isdisjoint(("fa_collate", "default_collate")):
@@ -137,6 +121,7 @@ def check_parts(learn: Learner) -> None:
                 f"{len(targets)} x 3 x H x W were needed."
             )
     _check_loss(learn, images, targets)
+    learn.dls.sample = images[:2].as_subclass(torch.Tensor)
 
 
 def _check_loss(learn: Learner, images: torch.Tensor, targets: torch.Tensor) -> None:

@@ -33,6 +33,11 @@ class ResumeCallback(Callback):
 
     def before_fit(self) -> None:
         self._enable_own_callbacks(not self.completed_epochs)
+        run = self.training_run
+        if run.state is None:
+            run.state = self._current_state(0, clone_weights(run.frozen.learn.model), None)
+        else:
+            self._restore(run.state)
 
     def _enable_own_callbacks(self, enabled: bool) -> None:
         """Let the user's callbacks see no epoch that is skipped: it has no metrics that they could read."""
@@ -43,24 +48,14 @@ class ResumeCallback(Callback):
     def before_epoch(self) -> None:
         if self.epoch < self.completed_epochs:
             raise CancelEpochException()
-        if self.epoch > self.completed_epochs:
-            return
-        run = self.training_run
-        if run.state is None:
-            run.state = self._current_state(0, clone_weights(run.frozen.learn.model), None)
-        else:
-            self._restore(run.state)
-
-    def after_fit(self) -> None:
-        if self.completed_epochs == self.n_epoch and self.training_run.state is not None:
-            self._restore(self.training_run.state)
 
     def after_epoch(self) -> None:
         if self.epoch < self.completed_epochs:
             self._enable_own_callbacks(self.epoch + 1 == self.completed_epochs)
             return
         run = self.training_run
-        is_best = any(row["best"] for row in run.log.epochs[-1:] if row["epoch"] == self.epoch + 1)
+        last = [row for row in run.log.epochs[-1:] if (row["stage"], row["epoch"]) == (self.number, self.epoch + 1)]
+        is_best = any(row["best"] for row in last)
         is_averaged = hasattr(self.learn, "average_weights")  # the best weights are then not those of training
         weights = run.best.weights if is_best and not is_averaged else clone_weights(run.frozen.learn.model)
         run.state = self._current_state(self.epoch + 1, weights, copy_to_device(self.opt.state_dict()))

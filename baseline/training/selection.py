@@ -32,7 +32,7 @@ class SelectionMetric:
 
     def reset(self) -> None:
         """Forget all batches."""
-        self.images = self.correct = 0
+        self.batches = self.images = self.correct = 0
         self.total_loss = self.total_log_loss = 0.0
         self.hits, self.predicted, self.actual = (torch.zeros(self.classes, dtype=torch.long) for _ in range(3))
 
@@ -54,6 +54,7 @@ class SelectionMetric:
                 "needed, one number per class. Give a network with that output."
             )
         outputs, targets = outputs.detach().as_subclass(torch.Tensor), targets.detach().as_subclass(torch.Tensor)
+        self.batches += 1
         self.images += len(targets)
         self.total_loss += loss * len(targets)
         if self.name == "log_loss":  # whatever the loss of training

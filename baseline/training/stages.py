@@ -33,16 +33,11 @@ from baseline.training.callbacks import (
     ResizeBatch,
     StepTimer,
     SyncGradients,
-)  # fmt: skip
+)
+from baseline.training.cancelled import CompleteRecords, check_epochs, plain_loss, prepare_mixing
 from baseline.training.frozen import FrozenOutputs
 from baseline.training.lr_find import find_lr, sample_batch
-from baseline.training.part_errors import (
-    check_epochs,
-    check_parts,
-    has_own_parts,
-    named_learner_errors,
-    note_early_end,
-)  # fmt: skip
+from baseline.training.part_errors import check_parts, has_own_parts, named_learner_errors
 from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
 from baseline.training.resume import ResumeCallback
 from baseline.training.state import BestWeights, TrainingLog, TrainingRun
@@ -108,7 +103,7 @@ def train(
     if rank():  # with the same seed, all processes would flip the same images of their parts
         torch.manual_seed(recipe.seed + SHUFFLE_SEED_OFFSET * rank())
     adopt(learn.dls)
-    if has_own_parts(learn):
+    if has_own_parts(learn) and not vars(learn).pop("is_checked", False):
         check_parts(learn)
     frozen = FrozenOutputs(learn, recipe, progress)
     run = TrainingRun(frozen, BestWeights(learn), TrainingLog(), progress, deadline, learn.dls.train.bs, checkpoints)
@@ -173,7 +168,6 @@ def train_stage(run: TrainingRun, number: int) -> StageRecord:
             learner.dls.loaders[0] = complete_loader
     facts["seconds"] = round(seconds_before + time.perf_counter() - start, 2)
     facts["laps"] = {name: round(seconds, 4) for name, seconds in timer.seconds.items()}
-    note_early_end(run, number, facts)
     run.log.stages.append(facts)
     return facts
 
@@ -278,13 +272,12 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
-        loss_func, weight_decay = learner.loss_func, run.frozen.recipe.training.weight_decay
+        weight_decay = run.frozen.recipe.training.weight_decay
         decay = None if weight_decay == "auto" else weight_decay
         try:
             fit(stage.epochs, group_lrs(learner, facts["lr"]), wd=decay, cbs=callbacks)
-        except BaseException:
-            learner.loss_func = loss_func  # mixup replaces it, and does not put it back after an error
-            raise
+        finally:
+            learner.loss_func = plain_loss(learner.loss_func)
 
 
 def optimizer_function(name: str) -> Callable[..., Any]:
@@ -299,7 +292,7 @@ def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) 
     """Return the callbacks for frozen BatchNorm, smaller images, mixup, and batches smaller than `size`."""
     learn, recipe = run.frozen.learn, run.frozen.recipe
     stage = recipe.stages[number - 1]
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [CompleteRecords()]
     if stage.batch_norm == "frozen" and not (stage.trains == "head" and recipe.training.freeze == "fastai"):
         callbacks.append(FreezeBatchNorm(learn.model[0] if is_body_and_head(learn.model) else learn.model))
     if learner is learn and stage.image_size:
@@ -309,6 +302,7 @@ def stage_callbacks(run: TrainingRun, learner: Learner, number: int, size: int) 
         callbacks += [CutMix(recipe.training.cutmix)] if recipe.training.cutmix else []
     if learner.dls.train.bs < size:
         callbacks.append(AccumulateGradients(size))
+    prepare_mixing([*learner.cbs, *callbacks])
     return callbacks
 
 

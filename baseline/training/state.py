@@ -197,12 +197,15 @@ class BestWeights:
 
     def __init__(self, learn: Learner) -> None:
         self.model = learn.model
-        self.score: tuple[float, float] | None = None
+        self.score: tuple[float, ...] | None = None
         self.weights: dict[str, torch.Tensor] = {}
 
-    def offer(self, metric: float, loss: float) -> bool:
-        """Copy the current weights if they are the best so far; return whether they are."""
-        score = epoch_score(metric, loss)
+    def offer(self, metric: float, loss: float, images: int) -> bool:
+        """Copy the current weights if they are the best so far; return whether they are.
+
+        An epoch that was validated on fewer images than another is never better.
+        """
+        score = (images, *epoch_score(metric, loss))
         if self.score is not None and score <= self.score:
             return False
         self.score = score

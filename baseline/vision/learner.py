@@ -24,7 +24,7 @@ from baseline.data.labels import class_weights
 from baseline.progress import Progress
 from baseline.vision.bodies import device_of
 from baseline.vision.network import build_network
-from baseline.vision.own_loaders import add_normalization, adopt, is_own, own_table
+from baseline.vision.own_loaders import add_normalization, adopt, image_shape, is_own, own_table
 from baseline.vision.own_parts import OwnParts
 from baseline.vision.weights import find_weights, normalization
 
@@ -71,7 +71,7 @@ def learner(
         weights = find_weights(recipe.model.arch, recipe.model.weights)
     size = recipe.model.image_size
     if is_own(adopt(dls)):
-        size = dls.valid.one_batch()[0].shape[-1]
+        size = max(image_shape(dls))
         if recipe.model.pretrained:
             add_normalization(dls, *normalization(recipe.model.arch), progress or Progress())
     model, splitter = build_network(

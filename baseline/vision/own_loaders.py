@@ -18,8 +18,9 @@ from torch.utils.data import ConcatDataset, Subset
 from baseline.data.labels import SEPARATOR
 from baseline.errors import DataError, quoted_list
 from baseline.progress import Progress
+from baseline.vision.rng import preserve_rng_state
 
-__all__ = ["add_normalization", "adopt", "is_own", "own_split_loader", "own_table"]
+__all__ = ["add_normalization", "adopt", "image_shape", "is_own", "own_split_loader", "own_table", "take_valid_batch"]
 
 
 def is_own(dls: DataLoaders) -> bool:
@@ -69,6 +70,23 @@ def adopt(dls: DataLoaders) -> DataLoaders:
             f"Class names contain {SEPARATOR!r}, which separates labels: {quoted_list(names)}. Rename them."
         )
     return dls
+
+
+def image_shape(dls: DataLoaders) -> tuple[int, int]:
+    """Return height and width, in pixels, of the images of the user's DataLoaders."""
+    if "valid_batch" not in vars(dls) and "image_shape" in vars(dls):
+        return dls.image_shape
+    if "valid_batch" not in vars(dls):
+        with preserve_rng_state():
+            dls.valid_batch = dls.valid.one_batch()
+    shape = getattr(dls.valid_batch[0], "shape", ())
+    dls.image_shape = tuple(shape[-2:]) if len(shape) >= 2 else (0, 0)  # no images: `check_parts` reports it
+    return dls.image_shape
+
+
+def take_valid_batch(dls: DataLoaders) -> Any:
+    """Return the valid batch that `image_shape` has read, once, or else None."""
+    return vars(dls).pop("valid_batch", None)
 
 
 def add_normalization(dls: DataLoaders, mean: Any, std: Any, progress: Progress) -> None:

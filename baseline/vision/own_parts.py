@@ -162,9 +162,9 @@ def named_errors(parts: Sequence[tuple[str, Any]], where: str) -> Iterator[None]
             error = error.__context__  # fastai's Callback fails at an error without a message
         if not kind or isinstance(error, BaselineError | MemoryError) or "out of memory" in str(error):
             raise
+        reason = ": ".join(dict.fromkeys([type(error).__name__, first_line(error)]))  # once where it has no message
         raise TrainingError(
-            f"{where}: the {kind} {name} failed: {type(error).__name__}: {first_line(error)}. "
-            f"It must {EXPECTED[kind]}. Fix it, or leave it out."
+            f"{where}: the {kind} {name} failed: {reason}. It must {EXPECTED[kind]}. Fix it, or leave it out."
         ) from error
 
 
