@@ -264,7 +264,8 @@ class _Run:
         self.recipe, self.table = load_image_table(self.images, self.recipe, self.reasons, self.progress)
         if self.parts.batch_tfms is not None:
             self.recipe = self.recipe.changed(augment=NO_AUGMENT)
-            self.progress.log(f"batch_tfms: {', '.join(self.parts.names()['batch_tfms'])}, in place of augmentation")
+            names = ", ".join(self.parts.names()["batch_tfms"]) or "none"
+            self.progress.log(f"batch_tfms: {names}, in place of augmentation")
 
     def _prepare(self) -> None:
         """Audit and split the images, and write what was found."""

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, default_device
+from fastcore.foundation import L
 from fasttransform import Pipeline
 from PIL import Image
 
@@ -43,7 +45,7 @@ from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import empty_loaders
 from baseline.vision.learner import learner, mixed_precision
 from baseline.vision.model_folder import load_network, member_folders, model_folder, read_golden
-from baseline.vision.own_parts import ItemTransforms, OwnParts
+from baseline.vision.own_parts import ItemTransforms, OwnParts, named_errors
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
@@ -119,8 +121,21 @@ def load_model(folder: str | Path, item_tfms: Any = None, batch_tfms: Any = None
         )
     with preserve_rng_state():
         network, config = load_network(folder)
-    check_transforms(folder, config, OwnParts(item_tfms, batch_tfms))
-    return Model(network.to(default_device()), config, model_folder(folder), item_tfms, batch_tfms)
+    parts = OwnParts(item_tfms, batch_tfms)
+    check_transforms(folder, config, parts)
+    return Model(
+        network.to(default_device()), config, model_folder(folder), parts.item_tfms, with_statistics(parts, config)
+    )
+
+
+def with_statistics(parts: OwnParts, config: Mapping[str, Any]) -> list[Any] | None:
+    """Return the batch transforms; `Normalize()` without statistics gets those that the run has computed."""
+    if parts.batch_tfms is None:
+        return None
+    return [
+        Normalize.from_stats(config["mean"], config["std"]) if isinstance(t, Normalize) and t.mean is None else t
+        for t in parts.batch_tfms
+    ]
 
 
 def check_transforms(folder: str | Path, config: Mapping[str, Any], given: OwnParts) -> None:
@@ -398,8 +413,9 @@ class Model(BasePredictor):
         device = device_of(self.network)
         if self._batch_pipeline is None:
             return to_inputs(np.stack(squares), self.config, device)
-        images = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
-        return self._batch_pipeline(TensorImage(images)).as_subclass(torch.Tensor)
+        images = TensorImage(torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2))
+        with named_errors([("transform", t) for t in L(self.batch_tfms)], "Prediction"):
+            return self._batch_pipeline(images).as_subclass(torch.Tensor)
 
     @cached_property
     def _batch_pipeline(self) -> Pipeline | None:

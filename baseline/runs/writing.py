@@ -73,7 +73,7 @@ def write_training(
 
     from baseline.vision.model_folder import save_network
     from baseline.vision.network import features_of, find_head
-    from baseline.vision.own_loaders import image_shape, is_own
+    from baseline.vision.own_loaders import image_shape, is_own, normalization_of
     from baseline.vision.weights import is_torchvision, normalization, published_info
 
     write_atomic(folder / "history.csv", to_csv(history.epochs))
@@ -83,7 +83,7 @@ def write_training(
     if head is None:
         save_model(learn.model, str(folder / "weights.safetensors"))
         return
-    mean, std = normalization(recipe.model.arch)
+    mean, std = normalization_of(learn.dls, normalization(recipe.model.arch))
     facts = {
         "library": "torchvision" if is_torchvision(recipe.model.arch) else "timm",
         "arch": recipe.model.arch,

@@ -44,7 +44,7 @@ from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets
 from baseline.vision.layers import find_layers, is_size_bound
 from baseline.vision.learner import mixed_precision
 from baseline.vision.network import is_body_and_head, layer_groups
-from baseline.vision.own_loaders import is_own, own_table
+from baseline.vision.own_loaders import is_own, normalization_of, own_table
 from baseline.vision.own_parts import part_name
 from baseline.vision.rng import preserve_rng_state
 from baseline.vision.weights import normalization
@@ -371,7 +371,7 @@ class FrozenOutputs:
             "seed": recipe.seed if view.kind == "either" else None,
             "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
             "pixels": (PIXELS_VERSION, recipe.data.value_range),
-            "normalised": normalization(recipe.model.arch),
+            "normalised": normalization_of(self.learn.dls, normalization(recipe.model.arch)),
             "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }
 

@@ -29,7 +29,7 @@ from baseline.progress import Progress
 from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms, own_transforms
 from baseline.vision.decoded import decode_table
 from baseline.vision.own_loaders import adopt, is_own, own_split_loader
-from baseline.vision.own_parts import OwnParts, keep_repeated, named_errors
+from baseline.vision.own_parts import OwnParts, keep_repeated, named_errors, without_setup
 from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
@@ -178,12 +178,14 @@ def empty_loaders(
         classes: the vocabulary.
         recipe: the recipe of the network.
         normal: mean and standard deviation per color channel; see `baseline.vision.weights.normalization`.
-        item_tfms: transforms of the user's, as in `dataloaders`; `batch_tfms` likewise.
+        item_tfms: transforms of the user's, as in `dataloaders`; `batch_tfms` likewise. They are not set up again.
     """
     blank = Image.new("RGB", (8, 8))
     table = pd.DataFrame({"path": [blank, blank], "label": classes[0], "split": ["train", "valid"]})
-    block = _datablock(recipe, list(classes), normal, item_tfms, batch_tfms)
-    dls = block.dataloaders(table, bs=64, num_workers=0).new_empty()
+    with without_setup(item_tfms) as item_copies, without_setup(batch_tfms) as batch_copies:
+        block = _datablock(recipe, list(classes), normal, item_copies, batch_copies)
+        with named_errors([("transform", t) for t in (*L(item_copies), *L(batch_copies))], "Prediction"):
+            dls = block.dataloaders(table, bs=64, num_workers=0).new_empty()
     _annotate_loaders(dls, recipe, None)
     return dls
 

@@ -20,7 +20,16 @@ from baseline.errors import DataError, quoted_list
 from baseline.progress import Progress
 from baseline.vision.rng import preserve_rng_state
 
-__all__ = ["add_normalization", "adopt", "image_shape", "is_own", "own_split_loader", "own_table", "take_valid_batch"]
+__all__ = [
+    "add_normalization",
+    "adopt",
+    "image_shape",
+    "is_own",
+    "normalization_of",
+    "own_split_loader",
+    "own_table",
+    "take_valid_batch",
+]
 
 
 def is_own(dls: DataLoaders) -> bool:
@@ -94,6 +103,21 @@ def add_normalization(dls: DataLoaders, mean: Any, std: Any, progress: Progress)
     if not dls.after_batch.fs.filter(lambda transform: isinstance(transform, Normalize)):
         dls.add_tfms([Normalize.from_stats(mean, std)], "after_batch")
         progress.log("added Normalize with the statistics of the pretrained weights to the DataLoaders, which had none")
+
+
+def normalization_of(dls: DataLoaders, expected: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return mean and standard deviation by color channel as the DataLoaders normalize, or `expected` if they do not.
+
+    Args:
+        expected: the statistics of the pretrained weights, returned as they are if these are used.
+    """
+    transforms = dls.after_batch.fs.filter(lambda transform: isinstance(transform, Normalize))
+    if len(transforms) != 1 or transforms[0].mean is None or transforms[0].mean.numel() != 3:
+        return expected
+    values = [value.detach().cpu().flatten() for value in (transforms[0].mean, transforms[0].std)]
+    if all(torch.allclose(value, torch.tensor(known)) for value, known in zip(values, expected, strict=True)):
+        return expected
+    return values[0].tolist(), values[1].tolist()
 
 
 def own_table(dls: DataLoaders) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastcore.foundation import L
-from fasttransform import Pipeline
+from fasttransform import Pipeline, Transform
 
 from baseline.errors import BaselineError, RecipeError, TrainingError, first_line
 from baseline.recipe.schema import LEAVES
@@ -18,7 +19,7 @@ from baseline.recipe.schema import LEAVES
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ItemTransforms", "OwnParts", "keep_repeated", "named_errors", "part_name"]
+__all__ = ["ItemTransforms", "OwnParts", "keep_repeated", "named_errors", "part_name", "without_setup"]
 
 
 ACCEPTED = {
@@ -67,7 +68,7 @@ class OwnParts:
         """
         for name in ("item_tfms", "batch_tfms", "metrics", "cbs"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, list(L(value)))
+                object.__setattr__(self, name, [_instance(name, part) for part in L(value)])
         for name in vars(self):
             values = [self.loss_func] if name == "loss_func" else getattr(self, name)
             for value in values or ():
@@ -96,6 +97,20 @@ class OwnParts:
             raise RecipeError(f"{' and '.join(names)} cannot be given together with your {kind}. Set them there.")
 
 
+def _instance(name: str, part: Any) -> Any:
+    """Return an instance of a transform that was given as a class, as fastai does; anything else as it is.
+
+    Raises:
+        RecipeError: if the class has arguments that are missing.
+    """
+    if not isinstance(part, type) or not issubclass(part, Transform):
+        return part
+    try:
+        return part()
+    except TypeError as error:
+        raise RecipeError(f"{name}: {part.__name__} was given without its arguments: {first_line(error)}.") from None
+
+
 def _is_accepted(name: str, part: Any) -> bool:
     if name == "cbs":
         from fastai.callback.core import Callback
@@ -113,6 +128,24 @@ def keep_repeated(merged: Sequence[Any], own: Any) -> L:
         is_own = any(transform is other for other in own)
         kept += [t for t in own if type(t) is type(transform)] if is_own else [transform]
     return kept
+
+
+@contextmanager
+def without_setup(transforms: Any) -> Iterator[Any]:
+    """Yield copies of transforms that learn nothing when they are set up, and have the originals' state afterwards."""
+    copies = copy.deepcopy(transforms)
+    for transform in filter(is_transform, L(copies)):
+        transform.setup = lambda *_: None
+    yield copies
+    for transform, original in zip(L(copies), L(transforms), strict=True):
+        if is_transform(transform):
+            vars(transform).clear()
+            vars(transform).update(vars(original))
+
+
+def is_transform(part: Any) -> bool:
+    """Whether a part is one of fasttransform's, and no plain function."""
+    return isinstance(part, Transform)
 
 
 def runs_at_prediction(transform: Any) -> bool:
