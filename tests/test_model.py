@@ -461,6 +461,80 @@ def test_a_damaged_image_gets_a_row(tiny: Path, images: Path) -> None:
         model.predict(pd.DataFrame({"file": ["a.jpg"]}))
 
 
+def test_arrays_and_tensors_of_any_kind_are_read_or_refused(tiny: Path, images: Path) -> None:
+    model, array = baseline.load(tiny), np.asarray(Image.open(images / "ants" / "00.jpg"))
+    expected, planes = model.predict(array)["p_ants"][0], torch.from_numpy(array.copy()).permute(2, 0, 1)
+    same: list[Any] = [
+        array / 255, array.astype(np.int64), array[None] / 255, np.asfortranarray(array), array[::1, ::-1][:, ::-1],
+        planes.long(), (planes / 255).requires_grad_(), planes.flip(-1).flip(-1), planes[None],
+    ]  # fmt: skip
+    for value in same:
+        assert model.predict(value)["p_ants"][0] == pytest.approx(expected, abs=1e-6)
+    grey = model.predict(array[..., 0])["p_ants"][0]
+    for value in (array[..., :1], planes[:1], array[..., 0] / 255):
+        assert model.predict(value)["p_ants"][0] == pytest.approx(grey, abs=1e-4)
+    mask = array[..., 0] > 128
+    assert model.predict(mask)["p_ants"][0] == model.predict(mask.astype(np.uint8) * 255)["p_ants"][0]
+    refused = {
+        "an array H x W x 3 was needed, not 3 x": array.transpose(2, 0, 1),
+        "values from 0 to 1 were needed, not 0 to": array.astype(float),
+        "values from 0 to 255 were needed, not -": planes.long() - 128,
+        "uint8 was needed, not uint16": array.astype(np.uint16),
+        "numbers were needed, not": planes.to(torch.complex64),
+        "an image without pixels, 0 x 8 x 3": np.zeros((0, 8, 3), np.uint8),
+        "Cannot copy out of meta tensor": torch.zeros(3, 8, 8, device="meta"),
+        "an image without pixels": Image.new("RGB", (0, 0)),
+    }
+    table = model.predict(list(refused.values()), on_error="row")
+    assert table["predicted"].tolist() == [""] * len(refused)
+    for reason, error in zip(refused, table["error"], strict=True):
+        assert error.startswith(reason)
+    with pytest.raises(DataError, match=r"images: array 8 x 8, object was given; a path"):
+        model.predict(np.zeros((8, 8), object))
+
+
+def test_what_holds_images_is_read_or_refused(tiny: Path, images: Path, tmp_path: Path) -> None:
+    model, path = baseline.load(tiny), images / "ants" / "00.jpg"
+    expected, content = model.predict(path)["p_ants"][0], path.read_bytes()
+    for value in ((p for p in [path]), np.array(str(path)), np.array([path]), pd.Series([str(path)], index=[7]),
+                  bytearray(content), memoryview(content), lambda: path):  # fmt: skip
+        assert model.predict(value)["p_ants"][0] == expected
+    ended, closed = io.BytesIO(content), path.open("rb")
+    ended.read(), closed.close()
+    refused = {
+        "an open file with nothing left to read": ended,
+        "read of closed file": closed,
+        "a file that was opened as text": io.StringIO(str(path)),
+        "no bytes": b"",
+        "a URL; download it first": "https://example.org/a.jpg",
+        "a path, bytes, an open file, an array, a tensor or a PIL image was needed, not dict": {"path": path},
+        "not a file": tmp_path,
+    }
+    table = model.predict([path, *refused.values()], on_error="row")
+    assert table["p_ants"][0] == expected and table["p_ants"][1:].isna().all()
+    for reason, error in zip(refused, table["error"][1:], strict=True):
+        assert error.startswith(reason)
+    for value in (None, 3, {"path": str(path)}, object()):
+        with pytest.raises(DataError, match=r"images: .* was given; a path, bytes"):
+            model.predict(value)
+    for frame in (pd.DataFrame(), pd.DataFrame([[path, path]], columns=["path", "path"])):
+        with pytest.raises(DataError, match="has no column path, or several"):
+            model.predict(frame)
+    with pytest.raises(DataError, match="contains no images"):
+        model.predict(tmp_path)
+
+
+def test_other_files_of_a_folder_are_reported(tiny: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "ants" / "00.jpg", tmp_path / "a.jpg")
+    for name in ("b.txt", "c.txt", "d.mp4", "README"):
+        (tmp_path / name).write_text("x")
+    lines: list[str] = []
+    progress = baseline.Progress()
+    progress.log = lines.append  # type: ignore[method-assign]
+    assert len(baseline.load(tiny).predict(tmp_path, progress=progress)) == 1
+    assert lines == [f"{tmp_path}: 1 image; 4 other files ignored: 2 .txt, 1 .mp4, 1 without an ending"]
+
+
 def test_a_model_shows_itself_in_one_line(tiny: Path) -> None:
     assert repr(baseline.load(tiny)) == f"Model({str(tiny)!r}: test_efficientnet, 3 classes, 48 px)"
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,19 +23,18 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, default_device
 from fastcore.foundation import L
 from fasttransform import Pipeline
-from PIL import Image
 
-from baseline.data.image import load_square, unreadable_reason
+from baseline.data.image import load_square
 from baseline.data.labels import order_classes, predicted_labels
-from baseline.data.sources.folders import images_below
 from baseline.errors import DataError, OutputError, WeightsError, format_count, quoted_list
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
+from baseline.inference.inputs import DecodeSpec, iterate_images, read_batches
+from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.auto import resolve_frozen_precision
 from baseline.recipe.schema import Augment, Recipe
 from baseline.system import bfloat16_instructions
-from baseline.vision.augment import IMAGE_TYPES
 from baseline.vision.bodies import device_of
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import empty_loaders
@@ -57,14 +52,6 @@ __all__ = ["Ensemble", "Model", "PredictionBatch", "load", "load_model"]
 
 TOLERANCE = 1e-4
 """Maximum difference of a golden input's probability from the saved one, in float32."""
-
-
-DecodeSpec = tuple[int, str, tuple[float, ...], ItemTransforms | None]
-"""Arguments of `load_square` after the source."""
-
-
-BATCHES_IN_FLIGHT = 3
-"""Number of batches that are read at the same time: the one being predicted and two ahead of it."""
 
 
 @dataclass(frozen=True)
@@ -182,29 +169,33 @@ class BasePredictor:
         calibrated: bool = True,
         batch_size: int = 64,
         on_error: Literal["raise", "row"] = "raise",
+        progress: Progress | None = None,
     ) -> pd.DataFrame:
         """Return one row per image: `path`, `predicted`, `confidence`, and the probability of each class as `p_CLASS`.
 
         If the images are not all paths, the first column is `image`, their index from 0.
 
         Args:
-            images: one image or several; each a path, a folder, bytes, an open file, a PIL image, a uint8 array
-                H x W x 3, or a tensor 3 x H x W, uint8 or float from 0 to 1. A DataFrame is read by its column `path`.
+            images: one image or several; each a path, a folder, bytes, an open file, a PIL image, an array H x W x 3,
+                or a tensor 3 x H x W; integers from 0 to 255, or floats from 0 to 1. A DataFrame is read by its column
+                `path`.
             tta: average over the views of the run's evaluation (test-time augmentation); if False, predict the plain
                 image alone.
             calibrated: divide the logits by the fitted temperature, if there is one. The predicted classes are the same
                 either way.
             on_error: what an image does that cannot be read: `"raise"` an error, or get a `"row"` with the reason in a
                 column `error`, an empty `predicted` and NaN. The column is empty for images that were read.
+            progress: receives a message about files of a folder that are no images; the terminal by default.
 
         Raises:
-            DataError: if an image cannot be read and `on_error` is `"raise"`, or a DataFrame has no column `path`.
+            DataError: if an image cannot be read and `on_error` is `"raise"`, something is no image at all, a folder
+                holds none, or a DataFrame has no column `path`.
 
         >>> model.predict("holiday/")                                              # doctest: +SKIP
         """
         if on_error not in ("raise", "row"):
             raise DataError(f"on_error is {on_error!r}. Give 'raise' or 'row'.")
-        inputs = list(iterate_images(images))
+        inputs = list(iterate_images(images, progress or ConsoleProgress(), strict=on_error == "raise"))
         all_paths = all(isinstance(image, str | Path) for image in inputs)
         names = [str(image) for image in inputs] if all_paths else list(range(len(inputs)))
         batches = list(self.predict_batches(inputs, tta=tta, calibrated=calibrated, batch_size=batch_size,
@@ -525,75 +516,3 @@ def check_compatible(members: Sequence[Model]) -> None:
                 f"{member.folder} is included twice, also as {folders[member.identity]}. Leave one of them out."
             )
         folders[member.identity] = member.folder
-
-
-def read_batches(
-    images: Iterable[Any], batch_size: int, specs: Sequence[DecodeSpec]
-) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Yield batches of images, and for each image its squares, one for each spec, or why it cannot be read.
-
-    Args:
-        specs: arguments of `load_square` after the image.
-    """
-    remaining = iter(images)
-    batches = iter(lambda: list(islice(remaining, batch_size)), [])
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pending: deque[tuple[list[Any], list[Future]]] = deque()
-        try:
-            while True:
-                for batch in islice(batches, BATCHES_IN_FLIGHT - len(pending)):
-                    pending.append((batch, [pool.submit(load_squares, image, specs) for image in batch]))
-                if not pending:
-                    return
-                batch, futures = pending.popleft()
-                yield batch, [future.result() for future in futures]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def load_squares(image: Any, specs: Sequence[DecodeSpec]) -> list[np.ndarray] | str:
-    """Return the image's squares, one for each spec (see `load_square`), or why it cannot be read."""
-    try:
-        content = to_source(image() if callable(image) else image)
-        if not isinstance(content, IMAGE_TYPES):
-            kind = type(content).__name__
-            return f"a path, bytes, an open file, an array, a tensor or a PIL image was needed, not {kind}"
-        if isinstance(content, Image.Image) and len(specs) > 1:
-            content = content.copy()  # a file that is not yet read would be decoded in the size of the first spec
-        return [load_square(content, *spec) for spec in specs]
-    except Exception as error:
-        return unreadable_reason(error)
-
-
-def to_source(image: Any) -> Any:
-    """Return the content of an open file, the array of a tensor 3 x H x W, and anything else as it is.
-
-    Raises:
-        ValueError: for a tensor that is no image.
-    """
-    if isinstance(image, torch.Tensor):
-        values = image.detach().as_subclass(torch.Tensor).cpu()
-        if values.ndim != 3 or values.shape[0] not in (1, 3):
-            raise ValueError(f"a tensor 3 x H x W was needed, not {' x '.join(map(str, values.shape))}")
-        if values.is_floating_point():
-            if not (values.min() >= 0 and values.max() <= 1):
-                raise ValueError("a float tensor has to hold values from 0 to 1, without normalization")
-            values = (values * 255).round().to(torch.uint8)
-        return values.expand(3, -1, -1).permute(1, 2, 0).to(torch.uint8).numpy()
-    return image.read() if hasattr(image, "read") and not isinstance(image, Image.Image) else image
-
-
-def iterate_images(images: Any) -> Iterator[Any]:
-    """Yield images one by one; a folder stands for all images in it, a DataFrame for its column `path`."""
-    if isinstance(images, pd.DataFrame):
-        if "path" not in images:
-            raise DataError(f"The table has no column path; it has {quoted_list(images)}. Rename the column of paths.")
-        images = list(images["path"])
-    single_array = isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4 and images.dtype != object
-    if isinstance(images, str | Path | bytes) or hasattr(images, "getexif") or hasattr(images, "read") or single_array:
-        images = [images]
-    for image in images:
-        if isinstance(image, str | Path) and os.path.isdir(image):  # noqa: PTH112  # no error for a name too long
-            yield from images_below(Path(image))
-        else:
-            yield image
