@@ -423,6 +423,7 @@ class _OwnDataRun(_Run):
         from baseline.vision.own_loaders import image_shape, own_table
 
         self.table = own_table(self.dls)
+        self.dls.train.rng.seed(self.recipe.seed)
         self.image_shape = image_shape(self.dls)
         (height, width), size = self.image_shape, max(self.image_shape)
         pixels = f"{size} px" if height == width else f"{height} x {width} px (height x width)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class Count(Callback):
             self.train += 1
         else:
             self.valid += 1
+
+
+class LockedCallback(Callback):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
 
 
 class Black(Transform):
@@ -397,6 +406,33 @@ def test_ema_weights_are_those_that_are_validated_and_kept(settled: tuple, recip
     assert loss == pytest.approx(history.epochs.loc[history.epochs["best"], "valid_loss"].iloc[-1], abs=1e-4)
 
 
+def test_ema_weights_decide_the_best_epoch_and_the_patience(settled: tuple, recipe: Recipe) -> None:
+    class Weights(Callback):
+        """Keeps the weights of every epoch as trained and as validated."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.trained: list[torch.Tensor] = []
+            self.validated: list[torch.Tensor] = []
+
+        def after_train(self) -> None:
+            self.trained.append(torch.cat([p.detach().flatten() for p in self.learn.model.parameters()]))
+
+        def after_validate(self) -> None:
+            self.validated.append(torch.cat([p.detach().flatten() for p in self.learn.model.parameters()]))
+
+    kept, progress = Weights(), Recorder()
+    plan = recipe.changed(stages=(Stage("head", 6, 0.3),), ema=0.9, patience=1, metric="log_loss")
+    learn, history = trained(settled[1], plan, progress, cbs=kept)
+    epochs = history.epochs
+    best = int(epochs["valid_log_loss"].argmin())
+    final = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    assert torch.equal(final, kept.validated[best]) and not torch.equal(final, kept.trained[best])
+    assert list(epochs["best"]) == list(epochs["valid_log_loss"].cummin() == epochs["valid_log_loss"])
+    worse = int((epochs["valid_log_loss"].diff() > 0).to_numpy().argmax())
+    assert len(epochs) in (worse + 1, 6) and (len(epochs) == 6 or "no improvement for 1 epoch" in progress.text)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -539,6 +575,62 @@ def test_targets_that_are_no_classes_are_refused(images: Path, recipe: Recipe) -
     )
     with pytest.raises(DataError, match="classes were needed"):
         baseline.learner(block.dataloaders(table, bs=8), recipe)
+
+
+# Several runs
+
+
+@pytest.mark.usefixtures("no_page")
+def test_each_of_several_runs_gets_copies_of_own_parts(images: Path, recipe: Recipe, tmp_path: Path) -> None:
+    class Once(Callback):
+        """Notes the state that it starts a fit with."""
+
+        fits: list[int] = []  # noqa: RUF012
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 0
+
+        def before_fit(self) -> None:
+            self.fits.append(self.count)
+            self.count += 1
+
+    plan, progress, once = recipe.changed(stages=(Stage("head", 1, 1e-2),)), Recorder(), Once()
+    options: dict[str, Any] = {"cbs": (cb for cb in [once]), "metrics": error_rate, "progress": progress}
+    seeds = baseline.run_seeds(2, images, plan, out=tmp_path / "runs", **options)
+    assert Once.fits == [0, 1] * 2 and once.count == 0  # a search for a rate, and a stage
+    assert "cbs: each seed gets copies" in progress.text
+    for run in seeds.runs:
+        assert "valid_error_rate" in pd.read_csv(Path(run["folder"]) / "history.csv")
+    with pytest.raises(OutputError, match="was made with other parts of your own"):
+        baseline.run_seeds(3, images, plan, out=tmp_path / "runs", resume=True, progress=progress)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_own_dataloaders_give_the_same_numbers_for_the_same_seed(
+    own_loaders: DataLoaders, recipe: Recipe, tmp_path: Path
+) -> None:
+    plan, runs = recipe.changed(stages=(Stage("all", 1, 1e-3),)), []
+    for name in "ab":
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        learn = Learner(own_loaders, network, loss_func=CrossEntropyLossFlat())
+        runs.append(make_baseline(learn, plan, seed=3, out=tmp_path / name, progress=baseline.Progress()))
+    assert runs[0].predictions.equals(runs[1].predictions)
+
+
+def test_what_repeats_runs_refuses_what_it_cannot_repeat(
+    own_loaders: DataLoaders, images: Path, recipe: Recipe
+) -> None:
+    learn = vision_learner(own_loaders, resnet18, pretrained=False)
+    with pytest.raises(RecipeError, match="A Learner trains on, so that seeds would not start alike"):
+        baseline.run_seeds(2, learn, recipe)
+    with pytest.raises(RecipeError, match="cbs cannot be copied for each run"):
+        baseline.run_seeds(2, images, recipe, cbs=LockedCallback())
+    with pytest.raises(RecipeError, match="A ladder does not take item_tfms and cbs"):
+        baseline.run_ladder(images, recipe, item_tfms=Invert(), cbs=Count())
+    with pytest.raises(RecipeError, match="A learning curve does not take your DataLoaders"):
+        baseline.run_learning_curve(own_loaders, recipe)
 
 
 # Files

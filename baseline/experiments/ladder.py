@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
     ARCH_INDEPENDENT,
     PROBES,
@@ -98,6 +99,7 @@ def run_ladder(
     >>> run_ladder("images/").sentences[0]                                        # doctest: +SKIP
     'Recommended: last layer groups fine-tuned, 87.7 % (84.6 to 90.3 %) on test, trained in 45 s.'
     """
+    refuse_own_parts("A ladder", images, changes)
     if unknown := [name for name in variants if name not in VARIANTS]:
         raise RecipeError(unknown_name("variant", unknown[0], VARIANTS))
     progress = progress or ConsoleProgress()

@@ -17,6 +17,7 @@ import numpy as np
 from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
 from baseline.experiments.power_law import fit_power_law
+from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
     ARCH_INDEPENDENT,
     PROBES,
@@ -116,6 +117,7 @@ def run_learning_curve(
     >>> run_learning_curve("images/").sentences[0]                                         # doctest: +SKIP
     'logistic regression on pretrained features: doubling the training images to 4,044 should gain 0.4 to 1.9 points.'
     """
+    refuse_own_parts("A learning curve", images, changes)
     if unknown := [name for name in variants if name not in CURVE_VARIANTS]:
         raise RecipeError(unknown_name("variant", unknown[0], CURVE_VARIANTS))
     if sizes and (len(set(sizes)) < MIN_SIZES or min(sizes) < 1):

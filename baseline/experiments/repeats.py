@@ -103,7 +103,8 @@ def run_seeds(
     """Run `make_baseline` with `count` seeds, from `seed` on, into `out/seed-K`, and compute mean and spread.
 
     The other arguments and errors are those of `make_baseline`. A budget is divided among the runs, and the plan that
-    the first run makes for it is used by all. Runs that were finished before an interruption are kept.
+    the first run makes for it is used by all. Runs that were finished before an interruption are kept. Transforms,
+    callbacks and other parts of your own are copied for each run; a Learner is refused.
 
     Args:
         resume: continue in `out`: keep the runs that are finished there, and make the remaining ones.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from baseline.data.prepare import load_images, run_request
 from baseline.errors import OutputError, RecipeError
 from baseline.experiments.jobs import training_job
+from baseline.make import own_kind
 from baseline.parallel.distributed import environment_world_size
 from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
@@ -22,12 +23,14 @@ from baseline.recipe.schema import LEAVES, Recipe
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
 from baseline.runs.manifest import recipe_from_manifest
 from baseline.vision.model_folder import EXPERIMENT_FILES
+from baseline.vision.own_parts import ACCEPTED as PARTS
+from baseline.vision.own_parts import OwnParts
 
 if TYPE_CHECKING:
     from baseline.parallel.executor import Executor, Job
     from baseline.runs.manifest import Manifest
 
-__all__ = ["RunSeries", "accuracy_spread", "require_single_process", "summary_row"]
+__all__ = ["RunSeries", "accuracy_spread", "refuse_own_parts", "require_single_process", "summary_row"]
 
 
 class RunSeries:
@@ -44,8 +47,12 @@ class RunSeries:
         executor: str,
     ) -> None:
         require_single_process()
+        if own_kind(images) == "Learner":
+            raise RecipeError(f"A Learner trains on, so that {kind}s would not start alike. Give its DataLoaders.")
         self.executor = get_executor(executor, progress)
-        self.kind, self.images, self.recipe, self.changes, self.progress = kind, images, recipe, dict(changes), progress
+        self.parts = OwnParts(**{name: changes[name] for name in PARTS if name in changes})
+        self.changes = {name: value for name, value in changes.items() if name not in PARTS}
+        self.kind, self.images, self.recipe, self.progress = kind, images, recipe, progress
         name = starting_recipe(images, recipe).name
         self.folder = new_run_path(out, name)
         self.has_out = out is not None
@@ -60,6 +67,10 @@ class RunSeries:
 
     def run(self, plans: Sequence[dict[str, int]], *, resume: bool) -> None:
         """Make all runs; with `resume`, keep those that are finished."""
+        if names := self.parts.names():
+            self.progress.log(
+                f"{', '.join(names)}: each {self.kind} gets copies, so that none starts with another's state"
+            )
         self.folders = [self.folder / f"{self.kind}-{plan[self.kind]}" for plan in plans]
         self._check_folders(resume)
         self.changes |= self._budget_per_run(len(plans))
@@ -91,7 +102,7 @@ class RunSeries:
         executor.run([self._job(number, plan) for number, plan in remaining], len(remaining))
 
     def _job(self, number: int, plan: dict[str, int]) -> Job:
-        changes = {**self.changes, **plan}
+        changes = {**self.changes, **self.parts.copies(), **plan}
         return training_job(self._title(number, plan), self.images, self.recipe, self.folders[number], **changes)
 
     def _title(self, number: int, plan: dict[str, int]) -> str:
@@ -128,7 +139,9 @@ class RunSeries:
 
     def _check_same_request(self, plans: Sequence[dict[str, int]]) -> None:
         """Raise an OutputError if a finished run was made with other images or another recipe."""
-        changes = {**self.changes, **plans[0]}
+        if own_kind(self.images):
+            raise OutputError("Finished runs on DataLoaders cannot be compared with yours. Choose another --out.")
+        changes, parts = {**self.changes, **plans[0]}, self.parts.names()
         recipe, table = load_images(self.images, self.recipe, progress=Progress(), **changes)
         first = next(read_manifest(run) for run in self.folders if is_finished(run))
         planned_recipe = recipe.changed(**self._first_plan(first))
@@ -146,10 +159,18 @@ class RunSeries:
                 if request["images"] != expected["images"]
                 else list(diff_recipes(request["recipe"], expected["recipe"]))
             )
+            differences += ["parts of your own"] if request.get("own_parts", {}) != parts else []
             if differences:
                 raise OutputError(
                     f"{run} was made with other {', '.join(differences)}. Give the same again, or choose another --out."
                 )
+
+
+def refuse_own_parts(what: str, images: Any, changes: Mapping[str, Any]) -> None:
+    """Raise a RecipeError if DataLoaders, a Learner or parts of the user's were given to what takes images only."""
+    names = [f"your {kind}"] if (kind := own_kind(images)) else [name for name in PARTS if name in changes]
+    if names:
+        raise RecipeError(f"{what} does not take {' and '.join(names)}. Give images and fields of the recipe only.")
 
 
 def require_single_process() -> None:

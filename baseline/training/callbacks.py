@@ -11,6 +11,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.training import GradientAccumulation
 
+from baseline.errors import format_count
 from baseline.parallel.distributed import all_reduce_mean
 from baseline.training.cancelled import note_early_end, note_partial_validation
 from baseline.training.part_errors import has_known_loss, recorded_metrics
@@ -255,6 +256,6 @@ class ProgressCallback(Callback):
         scores = [epoch_score(self.selection.score(row[name]), row["valid_loss"]) for row in rows]
         waited = len(scores) - 1 - scores.index(max(scores)) if scores else 0
         if 0 < self.patience <= waited and self.epoch + 1 < self.stage.epochs:
-            self.facts["cut_short"] = f"no improvement for {self.patience} epochs"
+            self.facts["cut_short"] = f"no improvement for {format_count(self.patience, 'epoch')}"
             self.progress.log(f"stage {self.number}: ends early: {self.facts['cut_short']}")
             raise CancelFitException()

@@ -79,6 +79,18 @@ class OwnParts:
         """Return the names of the parts by argument, for the manifest; arguments that were not given are left out."""
         return {key: [part_name(part) for part in L(value)] for key, value in vars(self).items() if value is not None}
 
+    def copies(self) -> dict[str, Any]:
+        """Return deep copies of the parts by argument, without arguments that were not given.
+
+        Raises:
+            RecipeError: if one cannot be copied.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        try:
+            return copy.deepcopy(given)
+        except Exception as error:
+            raise RecipeError(f"{' or '.join(given)} cannot be copied for each run: {first_line(error)}.") from None
+
     def prediction_transforms(self) -> list[str]:
         """Return the names of the transforms that also run on images to predict."""
         transforms = [*L(self.item_tfms), *L(self.batch_tfms)]
