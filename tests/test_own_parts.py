@@ -35,7 +35,7 @@ from fastai.vision.augment import RandomResizedCrop, Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import vision_learner
-from fasttransform import Transform
+from fasttransform import Pipeline, Transform
 from torch import nn
 from torchvision.models import resnet18
 
@@ -717,12 +717,27 @@ def wrong_loss(outputs: Any, targets: Any) -> Any:
         ({"item_tfms": [Broken()]}, "First image: the transform Broken failed: ZeroDivisionError: division by zero"),
         ({"item_tfms": [Nothing()]}, r"the transforms \(Nothing\) make"),
         ({"loss_func": vector_loss}, "the loss_func vector_loss returned 4, float32; one number was needed"),
+        ({"loss_func": CrossEntropyLossFlat(reduction="none")}, "CrossEntropyLossFlat returned 4, float32; one number"),
+        ({"loss_func": lambda outputs, targets: torch.tensor(1.0)}, "returned a number without a gradient"),
+        ({"cbs": [MixUp(), CutMix()]}, "MixUp and CutMix cannot mix the same images"),
         ({"loss_func": wrong_loss}, "the loss_func wrong_loss failed: RuntimeError"),
         ({"metrics": [failing_metric]}, "Stage 1: the metric failing_metric failed: ValueError: only one class"),
         ({"metrics": [vector_metric]}, "Stage 1: the metric vector_metric returned"),
         ({"cbs": [Failing()]}, "Stage 1: the callback Failing failed: KeyError"),
     ],
-    ids=["shape", "error", "type", "vector loss", "wrong loss", "metric", "vector metric", "callback"],
+    ids=[
+        "shape",
+        "error",
+        "type",
+        "vector loss",
+        "losses",
+        "no gradient",
+        "mixing",
+        "wrong loss",
+        "metric",
+        "vector metric",
+        "callback",
+    ],
 )
 def test_a_wrong_part_is_named(settled: tuple, recipe: Recipe, parts: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
@@ -1018,6 +1033,25 @@ def test_dataloaders_of_images_in_memory_make_a_run(recipe: Recipe, tmp_path: Pa
     dls = block.dataloaders(None, bs=8, num_workers=0)
     done = make_baseline(dls, plan, out=tmp_path / "run", progress=baseline.Progress())
     assert list(done.predictions["path"][:2]) == ["valid/0", "valid/1"]
+
+
+def test_a_learner_without_its_callbacks_is_refused(own_loaders: DataLoaders, recipe: Recipe) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    learn = Learner(own_loaders, network, loss_func=CrossEntropyLossFlat(), default_cbs=False)
+    with pytest.raises(TrainingError, match="The Learner lacks TrainEvalCallback and Recorder"):
+        train(learn, recipe.changed(stages=(Stage("all", 1, 1e-3),)), baseline.Progress())
+
+
+def test_pipelines_of_transforms_and_names_of_two_lines_are_taken(settled: tuple, recipe: Recipe) -> None:
+    class Lines(AvgMetric):
+        name = "two\nlines"
+
+    Turn.calls.clear()
+    transforms, progress = Pipeline([Turn(1), Turn(2)]), Recorder()
+    plan = recipe.changed(stages=(Stage("head", 1, 1e-2),))
+    _, history = trained(settled[1], plan, progress, item_tfms=transforms, metrics=Lines(seven))
+    assert Turn.calls.count(1) == Turn.calls.count(2) > 0
+    assert "valid_two lines" in history.epochs and not any("\n" in line for line in progress.lines)
 
 
 def test_what_own_objects_settle_cannot_be_given_beside_them(own_loaders: DataLoaders, recipe: Recipe) -> None:

@@ -59,10 +59,17 @@ def plain_loss(loss_func: Any) -> Any:
 
 
 def prepare_mixing(callbacks: Iterable[Callback]) -> None:
-    """Let fastai's mixing callbacks bear that a fit is cancelled before its first training batch."""
-    for callback in callbacks:
-        if isinstance(callback, MixHandler):
-            callback.stack_y = False
+    """Let fastai's mixing callbacks bear that a fit is cancelled before its first training batch.
+
+    Raises:
+        TrainingError: if there are several, which fastai cannot combine.
+    """
+    mixing = [callback for callback in callbacks if isinstance(callback, MixHandler)]
+    if len(mixing) > 1:
+        names = " and ".join(part_name(callback) for callback in mixing)
+        raise TrainingError(f"{names} cannot mix the same images. Leave one out, of your cbs or of the recipe.")
+    for callback in mixing:
+        callback.stack_y = False
 
 
 def note_partial_validation(progress: Progress, position: str, batches: int, total: int) -> None:

@@ -9,6 +9,7 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
+from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner, Recorder
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import accuracy
@@ -56,7 +57,8 @@ def has_own_parts(learn: Learner) -> bool:
 
 def has_known_loss(learn: Learner) -> bool:
     """Whether the loss is one of the recipe's, whose value for random guesses is known."""
-    return isinstance(learn.loss_func, (CrossEntropyLossFlat, BCEWithLogitsLossFlat, FocalLossFlat))
+    known = isinstance(learn.loss_func, (CrossEntropyLossFlat, BCEWithLogitsLossFlat, FocalLossFlat))
+    return known and learn.loss_func.reduction == "mean"
 
 
 def recorded_metrics(recorder: Recorder, number: int, selected: str) -> dict[str, float]:
@@ -78,9 +80,10 @@ def recorded_metrics(recorder: Recorder, number: int, selected: str) -> dict[str
     for metric, value in zip(metrics, values, strict=True):
         if metric.name == selected and getattr(metric, "func", None) in (accuracy, f1_score):
             continue
-        names = (f"valid_{metric.name}{suffix}" for suffix in ("", *(f"_{count}" for count in range(2, 99))))
+        name = " ".join(str(metric.name).split())
+        names = (f"valid_{name}{suffix}" for suffix in ("", *(f"_{count}" for count in range(2, 99))))
         try:
-            columns[next(name for name in names if name not in columns)] = float(value)
+            columns[next(column for column in names if column not in columns)] = float(value)
         except (TypeError, ValueError):
             raise TrainingError(
                 f"Stage {number}: the metric {metric.name} returned {type(value).__name__} {value!s:.40}; a number "
@@ -96,6 +99,10 @@ def check_parts(learn: Learner) -> None:
         TrainingError: if transforms do not make float images N x 3 x H x W, the network does not take them, or the loss
             is not one number.
     """
+    if missing := [kind.__name__ for kind in (TrainEvalCallback, Recorder) if not learn._grab_cbs(kind)]:
+        raise TrainingError(
+            f"The Learner lacks {' and '.join(missing)}, which training needs. Make it with default_cbs=True."
+        )
     own = [part_name(t) for t in loader_transforms(learn) if not isinstance(t, OWN_TYPES)]
     made_by = f"the transforms ({', '.join(dict.fromkeys(own))})" if own else "the DataLoaders"
     images = targets = torch.empty(0)
@@ -129,13 +136,19 @@ def _check_loss(learn: Learner, images: torch.Tensor, targets: torch.Tensor) -> 
     try:
         with torch.no_grad(), preserve_rng_state(), named_learner_errors(learn, "Before stage 1"):
             outputs = _outputs(learn, images.as_subclass(torch.Tensor).to(device))
-            loss = learn.loss_func(outputs, targets.as_subclass(torch.Tensor).to(device))
+            with torch.enable_grad():
+                loss = learn.loss_func(outputs.requires_grad_(), targets.as_subclass(torch.Tensor).to(device))
     finally:
         learn.model.train(training)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise TrainingError(
             f"Before stage 1: the loss_func {part_name(learn.loss_func)} returned {_describe(loss)}; one number was "
             "needed, such as the mean over the batch."
+        )
+    if not loss.requires_grad:
+        raise TrainingError(
+            f"Before stage 1: the loss_func {part_name(learn.loss_func)} returned a number without a gradient, from "
+            "which nothing can be learned. Compute it from the outputs, with torch."
         )
 
 

@@ -68,12 +68,17 @@ class OwnParts:
         """
         for name in ("item_tfms", "batch_tfms", "metrics", "cbs"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, [_instance(name, part) for part in L(value)])
+                object.__setattr__(self, name, [_instance(name, part) for part in self._flat(value)])
         for name in vars(self):
             values = [self.loss_func] if name == "loss_func" else getattr(self, name)
             for value in values or ():
                 if value is not None and not _is_accepted(name, value):
                     raise RecipeError(f"{name}: {value!r:.60} was given; {ACCEPTED[name]} was needed.")
+
+    @staticmethod
+    def _flat(value: Any) -> Iterator[Any]:
+        for part in L(value):
+            yield from part.fs if isinstance(part, Pipeline) else [part]
 
     def names(self) -> dict[str, list[str]]:
         """Return the names of the parts by argument, for the manifest; arguments that were not given are left out."""
