@@ -134,7 +134,7 @@ def to_source(image: Any) -> Any:
         if values.ndim != 3 or values.shape[0] not in (1, 3):
             raise ValueError(f"a tensor 3 x H x W was needed, not {_shape(values)}")
         array = values.float().numpy() if values.is_floating_point() else values.numpy()
-        return np.broadcast_to(to_8_bits(array).transpose(1, 2, 0), (*array.shape[1:], 3))
+        return np.broadcast_to(to_uint8(array).transpose(1, 2, 0), (*array.shape[1:], 3))
     if isinstance(image, np.ndarray):
         return array_to_source(image)
     if isinstance(image, str) and "://" in image:
@@ -166,10 +166,10 @@ def array_to_source(array: np.ndarray) -> Any:
         return array.astype(np.float32) if array.dtype.kind == "f" else array  # like a file of more than 8 bits
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         raise ValueError(f"an array H x W x 3 was needed, not {_shape(array)}")
-    return to_8_bits(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    return to_uint8(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def to_8_bits(values: np.ndarray) -> np.ndarray:
+def to_uint8(values: np.ndarray) -> np.ndarray:
     """Return the values of an image as uint8; floats and booleans go from 0 to 1, integers from 0 to 255.
 
     Raises:

@@ -16,8 +16,8 @@ from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from baseline.training.callbacks import StepTimer
     from baseline.training.state import StageRecord, TrainingRun
+    from baseline.training.step_timer import StepTimer
 
 
 class ResumeCallback(Callback):

@@ -31,7 +31,6 @@ from baseline.training.callbacks import (
     ProgressCallback,
     ReduceOnPlateau,
     ResizeBatch,
-    StepTimer,
     SyncGradients,
 )
 from baseline.training.cancelled import CompleteRecords, check_epochs, plain_loss, prepare_mixing
@@ -41,6 +40,7 @@ from baseline.training.part_errors import check_parts, has_own_parts, named_lear
 from baseline.training.recovery import Diverged, reduce_batch_size, with_recovery
 from baseline.training.resume import ResumeCallback
 from baseline.training.state import BestWeights, TrainingLog, TrainingRun
+from baseline.training.step_timer import StepTimer
 from baseline.vision.augment import set_augmentation
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import shard_loader
