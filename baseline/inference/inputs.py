@@ -137,7 +137,7 @@ def to_source(image: Any) -> Any:
         return np.broadcast_to(to_uint8(array).transpose(1, 2, 0), (*array.shape[1:], 3))
     if isinstance(image, np.ndarray):
         return array_to_source(image)
-    if isinstance(image, str) and "://" in image:
+    if isinstance(image, str) and "://" in image and not os.path.exists(image):  # noqa: PTH110
         raise ValueError("a URL; download it first")
     if isinstance(image, bytearray | memoryview):
         return bytes(image)

@@ -132,6 +132,11 @@ def check_transforms(folder: str | Path, config: Mapping[str, Any], given: OwnPa
         return
     if not needed:
         raise OutputError(f"{folder} was trained without {', '.join(names)}. Load it without item_tfms and batch_tfms.")
+    if config.get("image_shape"):
+        raise OutputError(
+            f"{folder} was trained on your DataLoaders, whose transforms a model folder cannot hold. Predict with the "
+            "Learner of the run, or train on images with item_tfms and batch_tfms."
+        )
     raise OutputError(
         f"{folder} was trained with transforms of your own, which a model folder cannot hold: {', '.join(needed)}. "
         "Give them to baseline.load as item_tfms and batch_tfms, or predict with the Learner of the run."
