@@ -37,7 +37,12 @@ def named_learner_errors(learn: Learner, where: str) -> Iterator[None]:
     with named_errors(parts, where):
         try:
             yield
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
+            if "does not require grad" in str(error):
+                raise TrainingError(
+                    f"{where}: the loss_func {part_name(learn.loss_func)} returned a number without a gradient, from "
+                    "which nothing can be learned. Compute it from the outputs, with torch."
+                ) from error
             if "more than 1 value per channel" not in str(error):
                 raise
             raise TrainingError(f"{where}: BatchNorm cannot learn from a batch of one image. Give more.") from error
@@ -136,19 +141,13 @@ def _check_loss(learn: Learner, images: torch.Tensor, targets: torch.Tensor) -> 
     try:
         with torch.no_grad(), preserve_rng_state(), named_learner_errors(learn, "Before stage 1"):
             outputs = _outputs(learn, images.as_subclass(torch.Tensor).to(device))
-            with torch.enable_grad():
-                loss = learn.loss_func(outputs.requires_grad_(), targets.as_subclass(torch.Tensor).to(device))
+            loss = learn.loss_func(outputs, targets.as_subclass(torch.Tensor).to(device))
     finally:
         learn.model.train(training)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise TrainingError(
             f"Before stage 1: the loss_func {part_name(learn.loss_func)} returned {_describe(loss)}; one number was "
             "needed, such as the mean over the batch."
-        )
-    if not loss.requires_grad:
-        raise TrainingError(
-            f"Before stage 1: the loss_func {part_name(learn.loss_func)} returned a number without a gradient, from "
-            "which nothing can be learned. Compute it from the outputs, with torch."
         )
 
 
