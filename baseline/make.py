@@ -20,7 +20,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from baseline.data.prepare import Prepared, count_by_split, load_image_table, prepare_table, run_request, splits_differ
+from baseline.data.prepare import (
+    Prepared,
+    count_by_split,
+    load_image_table,
+    log_metric,
+    prepare_table,
+    run_request,
+    splits_differ,
+)  # fmt: skip
 from baseline.errors import OutputError, RecipeError
 from baseline.parallel.distributed import broadcast_from_rank0, process_group, rank, world_size
 from baseline.progress import ConsoleProgress, Progress, format_duration
@@ -235,15 +243,17 @@ class _Run:
             learn, estimate = self._make_learner(weights)
             history = self._train(learn, weights, loggers, estimate, saved)
             with self.timer.part("evaluation"):
-                how = self.recipe.evaluation
-                predictions = predict(learn, self.table, how.tta, progress=self.progress, thresholds=how.thresholds)
+                how, task = self.recipe.evaluation, self.recipe.data.task
+                predictions = predict(
+                    learn, self.table, how.tta, progress=self.progress, thresholds=how.thresholds, metric=how.metric
+                )
                 if rank():
                     no_manifest = cast("Manifest", {})
                     return Baseline(
                         learn, {}, predictions, history, self.run_folder, self.recipe, no_manifest, self.transforms
                     )
-                metrics = evaluate(predictions, self.recipe.data.task)
-                calibration = calibration_report(predictions, self.recipe.data.task)
+                metrics = evaluate(predictions, task, how.metric)
+                calibration = calibration_report(predictions, task)
                 loggers.log_summary(flatten_metrics(metrics))
         manifest = self._manifest(weights, metrics, history, calibration, estimate)
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
@@ -434,6 +444,7 @@ class _OwnDataRun(_Run):
         )  # fmt: skip
         self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), "your own")
         self.reasons["image_size"] = f"your own, {pixels}"
+        log_metric(self.recipe, list(map(str, self.dls.vocab)), self.progress)
         self.progress.log(
             f"images: {len(self.table):,} of your DataLoaders, {pixels}, batches of {self.dls.train.bs}; "
             "they replace the recipe's image_size, batch_size, split, augmentation and audit"

@@ -19,7 +19,7 @@ from baseline.recipe.load import recipes_folder
 PACKAGE = Path(baseline.__file__).parent
 
 FLOORS = (
-    "errors progress system < files parallel < recipe < data < vision < training evaluation < inference < runs "
+    "errors progress system < files parallel metrics < recipe < data < vision < training evaluation < inference < runs "
     "< report < make deploy < experiments < cli"
 )
 """Imports point down only. Wings on the same floor do not import each other."""
@@ -66,12 +66,13 @@ THIN_LAYER = (
 )
 """The recipe layer over fastai, to be read in one sitting."""
 
-CORE = ("recipe", "data", "vision", "training", "evaluation", "runs", "make")
+CORE = ("metrics", "recipe", "data", "vision", "training", "evaluation", "runs", "make")
 LEAVES = (
     "cli", "experiments", "deploy", "report", "inference", "parallel/executor.py", "data/formats",
     "data/audit/findings.py", "data/audit/duplicates.py", "data/label_fixes.py",
     "training/loggers.py", "training/average.py", "training/budget_plan.py",
     "training/probe.py", "training/logistic.py",
+    "metrics/probability", "metrics/quadratic_kappa.py", "evaluation/details",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",
 )  # fmt: skip
 

@@ -20,11 +20,13 @@ import baseline.data.sources.tables
 from baseline import calibrate, evaluate, paired_test
 from baseline.errors import DataError
 from baseline.evaluation.calibration import assign_bins, calibration_report, ece_interval, fit_temperature
+from baseline.evaluation.details.summary import BootstrapSums
 from baseline.evaluation.explain import explain
 from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval
 from baseline.evaluation.label_errors import flag_labels, suspect_labels
-from baseline.evaluation.metrics import BootstrapSums, one_vs_rest_metrics
 from baseline.evaluation.thresholds import choose_thresholds
+from baseline.metrics.predictions import Predictions
+from baseline.metrics.probability.ranking import one_vs_rest_metrics
 
 
 def make_table(probabilities: np.ndarray, truth: np.ndarray, split: str = "test", **more: Any) -> pd.DataFrame:
@@ -126,8 +128,7 @@ def test_top_k_breaks_ties_as_the_prediction_does() -> None:
 def test_bootstrap_intervals_have_nominal_coverage() -> None:
     def simulated_sums(seed: int, images: int) -> BootstrapSums:
         probabilities, truth = simulate(seed, images, sharpness=1.2)
-        rows = pd.DataFrame({"loss": -np.log(probabilities[np.arange(images), truth])})
-        return BootstrapSums(rows, probabilities, truth, probabilities.argmax(1))
+        return BootstrapSums(Predictions(truth, probabilities.argmax(1), probabilities))
 
     population = simulated_sums(1, 500_000)
     true = {name: value[0] for name, value in population.statistics(population.total()).items()}

@@ -197,7 +197,8 @@ def test_the_recipe_names_the_metric_that_selects(settled: tuple, recipe: Recipe
     _, history = trained(settled[1], plan)
     epochs = history.epochs
     assert "valid_accuracy" in epochs  # the Learner's own metric
-    assert epochs.loc[epochs["best"], "valid_log_loss"].iloc[-1] == epochs["valid_loss"].min()
+    best = epochs.loc[epochs["best"], "valid_log_loss"].iloc[-1]
+    assert best == epochs["valid_log_loss"].min() == pytest.approx(epochs["valid_loss"].min(), rel=1e-6)
 
 
 # Callbacks and transforms in stages that could run on cached features

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from baseline.evaluation.explain import describe_difference, explain
 from baseline.recipe.describe import describe_trained
+from baseline.report.headline import named_headline
 from baseline.runs.folder import headline_split
 
 if TYPE_CHECKING:
@@ -240,9 +241,12 @@ def runs_table(result: pd.DataFrame) -> RenderableType:
 def _headline(result: Baseline) -> str:
     split = headline_split(result.metrics)
     metrics, has_tta = result.metrics[split], bool(result.recipe.evaluation.tta)
+    headline = named_headline(result.manifest, split, "tta" if has_tta else "plain")
     scores = metrics["tta"] if has_tta else metrics["plain"]
     low, high = scores["interval"]
     tta = " with TTA" if has_tta else ""
+    if headline:
+        return f"{split} {headline.metric.title}{tta}: {headline}"
     if result.recipe.data.task == "multilabel":
         precision = metrics["tta"]["mean_average_precision"]
         return (

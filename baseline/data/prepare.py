@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from baseline.data.split import split_to_csv
 from baseline.errors import LeakError, format_count
 from baseline.files import read_values
+from baseline.metrics.registry import check_metric
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import apply_changes, choose_recipe
 from baseline.recipe.diff import diff_recipes
@@ -104,7 +105,7 @@ def load_image_table(
     images: Any, recipe: Recipe, reasons: dict[str, str], progress: Progress
 ) -> tuple[Recipe, pd.DataFrame]:
     """Read the image table, and resolve the recipe's `split` and `task` by it; add the reasons to `reasons`."""
-    from baseline.data.labels import is_multilabel
+    from baseline.data.labels import classes_in, is_multilabel
     from baseline.data.split import given_folds, kept_splits, resolve_split
     from baseline.data.table import summarize_source, table_from_settings
 
@@ -118,7 +119,18 @@ def load_image_table(
     recipe = recipe.changed(split=method, task=task)
     if (folds := given_folds(table, method)) and recipe.split.fold not in folds and "fold" not in reasons:
         recipe, reasons["fold"] = recipe.changed(fold=folds[0]), "the first of the folds that the images come with"
+    log_metric(recipe, classes_in(table, task), progress)
     return recipe, table
+
+
+def log_metric(recipe: Recipe, classes: Sequence[str], progress: Progress) -> None:
+    """Log what has to be said about the recipe's metric on these classes, in the network's order.
+
+    Raises:
+        RecipeError: if the metric does not fit the classes.
+    """
+    if note := check_metric(recipe.evaluation.metric, classes, multilabel=recipe.data.task == "multilabel"):
+        progress.log(f"metric: {note}")
 
 
 def _audit_table(

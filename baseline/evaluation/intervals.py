@@ -46,6 +46,7 @@ def bootstrap_sums(features: Any, groups: np.ndarray | None = None, draws: int =
     if groups is not None:
         rows = np.arange(len(groups))
         features = csr_array((np.ones(len(groups)), (groups, rows))) @ features
+    features = csr_array(features)
     units, transposed = features.shape[0], features.T.tocsr()
     rng, step = np.random.default_rng(0), max(1, MAX_CELLS // features.shape[0])
     parts = []

@@ -9,6 +9,7 @@ The prediction table is a pandas DataFrame with one row per image and these colu
 | `loss` | negative logarithm of the probability of `label` |
 | `plain_predicted`, `plain_confidence`, `plain_loss` | the same without TTA |
 | `p_CLASS` ... | probability of each class, 0-1, with TTA; a row sums to 1 |
+| `plain_p_CLASS` ... | the same without TTA, only where the recipe's `metric` needs it |
 
 Probabilities are the network's own, uncalibrated: `baseline.calibrate(table, temperature)` calibrates them.
 
@@ -53,6 +54,7 @@ def predict(
     splits: tuple[str, ...] = ("valid", "test"),
     progress: Progress | None = None,
     thresholds: Literal["auto", "one"] = "one",
+    metric: str = "auto",
 ) -> pd.DataFrame:
     """Return the prediction table (see the module) of the given splits, reading each image once for all its views.
 
@@ -66,6 +68,7 @@ def predict(
         thresholds: with several labels per image, `"auto"` chooses a threshold for each class on the valid split (see
             `evaluation.thresholds`), unless the loss function has another one than 0.5. They are given to the loss
             function, so that the Learner decides by them, and to `attrs["thresholds"]` of the table.
+        metric: the recipe's: if it needs probabilities, the table also has `plain_p_CLASS`, those without TTA.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
     names = [name for name in splits if (table["split"] == name).any()]
@@ -95,7 +98,8 @@ def predict(
             outputs.append((rows, plain_array, mean_array))
     classes = [str(name) for name in dls.vocab]
     decided = decide(learn, outputs, classes, thresholds, progress) if dls.multilabel else None
-    result = pd.concat([prediction_table(*output, classes, decided) for output in outputs], ignore_index=True)
+    tables = [prediction_table(*output, classes, decided, metric=metric) for output in outputs]
+    result = pd.concat(tables, ignore_index=True)
     result.attrs["thresholds"] = dict(zip(classes, decided, strict=True)) if isinstance(decided, list) else {}
     return result
 

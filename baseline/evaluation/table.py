@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import Threshold, label_matrix, predicted_labels
+from baseline.data.labels import Threshold, label_matrix, predicted_labels, split_labels
 from baseline.errors import DataError, quoted_list
+from baseline.metrics.predictions import Predictions
+from baseline.metrics.registry import find_metric
 
 __all__ = ["prediction_table", "probability_matrix"]
 
@@ -56,13 +58,13 @@ def class_columns(table: pd.DataFrame) -> list[str]:
     return [column.removeprefix("p_") for column in map(str, table) if column.startswith("p_")]
 
 
-def probability_matrix(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """Return the columns `p_CLASS` of a prediction table, N x C, float64.
+def probability_matrix(rows: pd.DataFrame, classes: list[str], prefix: str = "") -> np.ndarray:
+    """Return the columns `p_CLASS` of a prediction table, N x C, float64, or those with a prefix before that.
 
     Raises:
         DataError: if a row contains NaN or a negative value, or does not sum to 1.
     """
-    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(float)
+    probabilities = rows[[f"{prefix}p_{name}" for name in classes]].to_numpy(float)
     sums = probabilities.sum(1)
     for invalid, problem in (
         (np.isnan(sums), "contain NaN"),
@@ -77,15 +79,31 @@ def probability_matrix(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
     return probabilities
 
 
-def multilabel_probabilities(rows: pd.DataFrame, classes: list[str]) -> np.ndarray:
+def multilabel_probabilities(rows: pd.DataFrame, classes: list[str], prefix: str = "") -> np.ndarray:
     """Return the columns `p_CLASS`, N x C, float64, where each class is a yes-or-no decision of its own."""
-    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(float)
+    probabilities = rows[[f"{prefix}p_{name}" for name in classes]].to_numpy(float)
     if (invalid := ~((probabilities >= 0) & (probabilities <= 1)).all(1)).any():
         raise DataError(
             f"In {int(invalid.sum()):,} of {len(rows):,} rows of the prediction table a probability is not between 0 "
             f"and 1, first {locate_row(rows, invalid)}. Fix or drop them."
         )
     return probabilities
+
+
+def table_predictions(rows: pd.DataFrame, classes: list[str], task: str, prefix: str = "") -> Predictions:
+    """Return labels, predicted labels and, if there are any, probabilities of the columns with the prefix."""
+    columns, probabilities = ("label", f"{prefix}predicted"), np.empty((0, len(classes)))
+    if classes and f"{prefix}p_{classes[0]}" in rows:
+        read = probability_matrix if task == "single" else multilabel_probabilities
+        probabilities = read(rows, classes, prefix)
+    if task == "single":
+        truth, predicted = (class_codes(rows, name, classes) for name in columns)
+        return Predictions(truth, predicted, probabilities)
+    for name in columns:
+        lists = rows[[name, *(["path"] if "path" in rows else [])]].assign(**{name: rows[name].map(split_labels)})
+        class_codes(lists.explode(name).dropna(subset=name), name, classes)
+    truth, predicted = (label_matrix(rows[name], classes) for name in columns)
+    return Predictions(truth, predicted, probabilities)
 
 
 def class_codes(rows: pd.DataFrame, column: str, classes: list[str]) -> np.ndarray:
@@ -126,7 +144,8 @@ def correct_rows(rows: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def prediction_table(
-    rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str], threshold: Threshold | None = None
+    rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str],
+    threshold: Threshold | None = None, *, metric: str = "auto",
 ) -> pd.DataFrame:
     """Return the prediction table of images and their probabilities, images x classes.
 
@@ -134,6 +153,7 @@ def prediction_table(
         rows: rows of the image table, with labels.
         plain, mean: probabilities without and with test-time augmentation (TTA).
         threshold: decision threshold, or one per class, where an image may have several labels; see `predicted_labels`.
+        metric: the recipe's: if it needs probabilities, there are also columns `plain_p_CLASS`.
 
     >>> rows = pd.DataFrame({"path": ["1.jpg"], "label": ["ant"], "split": ["test"]})
     >>> probabilities = np.array([[0.75, 0.25]])
@@ -153,8 +173,10 @@ def prediction_table(
             table[f"{prefix}confidence"] = decisions.min(1)
             of_label = np.where(truth, probabilities, 1 - probabilities)
         table[f"{prefix}loss"] = -np.log(np.maximum(of_label, 1e-300)).mean(1)
-    columns = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes], index=table.index)
-    return pd.concat([table, columns], axis=1)
+    columns = [pd.DataFrame(mean, columns=[f"p_{name}" for name in classes], index=table.index)]
+    if find_metric(metric).probabilities:
+        columns.append(pd.DataFrame(plain, columns=[f"plain_p_{name}" for name in classes], index=table.index))
+    return pd.concat([table, *columns], axis=1)
 
 
 def label_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:

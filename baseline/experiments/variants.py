@@ -334,13 +334,14 @@ def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recip
     probe = architecture.probe(variant, train, valid, predict)
     threshold = recipe.evaluation.threshold if recipe.data.task == "multilabel" else None
     rows = table.iloc[predict].reset_index(drop=True)
+    metric = recipe.evaluation.metric
     predictions = prediction_table(
-        rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.data.task), threshold
+        rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.data.task), threshold, metric=metric
     )
     stage: StageRecord = {
         "trains": VARIANTS[variant], "why": probe.choice, "seconds": probe.seconds, "parameters": probe.parameters
     }  # fmt: skip
-    metrics = evaluate(predictions, recipe.data.task)
+    metrics = evaluate(predictions, recipe.data.task, metric)
     manifest = build_manifest(recipe, architecture.images, table, architecture.unreadable, probe.weights, metrics,
                               [stage], {"training": probe.seconds})  # fmt: skip
     write_atomic(run / "split.csv", split_to_csv(table))

@@ -76,7 +76,7 @@ class RecipeChanges(TypedDict, total=False):
     # evaluation
     evaluation: Mapping[str, Any]
     tta: Sequence[Literal["flip", "five_crops"]]
-    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "log_loss"]
+    metric: str
     threshold: float
     thresholds: Literal["auto", "one"]
     # options

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, cast
 from annotated_types import Interval, Predicate
 
 from baseline.errors import MAX_LISTED, RecipeError, unknown_name
+from baseline.metrics.registry import is_metric, known_metrics
 from baseline.recipe.data_settings import DataSettings
 from baseline.recipe.fields import (
     RUN_PANEL,
@@ -279,8 +280,8 @@ class EvaluationSettings:
     """How the result is computed."""
 
     tta: Views = setting(("flip",), "Views averaged by test-time augmentation (TTA): flip, five_crops, or none.")
-    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "log_loss"] = setting(
-        "auto", "Metric on the valid split that decides which epoch is best."
+    metric: Annotated[str, Predicate(is_metric), Needed(f"auto or one of {', '.join(known_metrics())}")] = setting(
+        "auto", f"Metric that selects the best epoch and is reported: {', '.join(known_metrics())} (such as top_5)."
     )
     """`"auto"` is accuracy, and with several labels per image micro F1. The lower loss breaks ties."""
     threshold: Annotated[float, Interval(ge=0.001, le=0.999), Needed("a probability above 0 and below 1")] = setting(

@@ -26,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image, ImageDraw, ImageFont
 
 from baseline.data.image import load_image
+from baseline.report.headline import selection_metric
 
 __all__ = [
     "ThumbnailCache",
@@ -146,7 +147,7 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     middle.plot(steps, rows[metric], marker="s", color=GREEN, label="valid")
     best = rows[rows["best"]].index[-1:]
     middle.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="best epoch")
-    if metric != "valid_log_loss":
+    if selection_metric(metric).percent:
         middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     rates = rows["lr"].where(rows["lr"] > 0)  # a probe takes no steps
     right.plot(steps, rates, marker="o", color=GREY)

@@ -25,6 +25,7 @@ from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
 from baseline.recipe.legacy import upgrade_model_config
+from baseline.report.headline import named_headline
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (
@@ -128,6 +129,7 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
         "numbers": manifest["metrics"][split],
         "metrics": (metrics := manifest["metrics"][split]["tta" if recipe["tta"] else "plain"]),
         "digits": interval_digits(metrics["interval"]),
+        "headline": named_headline(manifest, split, "tta" if recipe["tta"] else "plain"),
         "many": facts["task"] == "multilabel",
         "weights": describe_initial_weights(manifest.get("weights")),
         "max_classes": MAX_CLASSES,
@@ -175,6 +177,8 @@ def hub_results(page: dict[str, Any]) -> list[EvalResult]:
         rows.insert(0, ("accuracy", f"Accuracy{suffix}, with TTA", numbers["tta"]["accuracy"]))
     for kind in ("micro", "macro") if page["many"] else ("macro",):
         rows.append(("f1", f"{kind.capitalize()} F1", numbers["tta"].get(f"{kind}_f1")))
+    if (headline := page["headline"]) and headline.metric.name != "accuracy":
+        rows.insert(0, (headline.metric.name, headline.metric.title, headline.value))
     result = partial(
         EvalResult,
         task_type="image-classification",

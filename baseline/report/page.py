@@ -38,6 +38,7 @@ from baseline.recipe.describe import describe_schedule, describe_trained, format
 from baseline.recipe.diff import flat_recipe
 from baseline.report import figures
 from baseline.report.figures import THUMBNAIL_SIZE, ThumbnailCache
+from baseline.report.headline import named_headline, selection_metric
 from baseline.report.html import interval_digits, percent, render
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
@@ -139,7 +140,8 @@ class RunFiles:
     @cached_property
     def numbers(self) -> SplitMetrics:
         """The metrics of `rows`, computed again, because the manifest of an older version may lack some of them."""
-        return evaluate(self.rows, self.recipe.get("task", "single"))[self.split]
+        task, metric = self.recipe.get("task", "single"), self.recipe.get("metric", "auto")
+        return evaluate(self.rows, task, metric)[self.split]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -254,6 +256,7 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     return {
         "title": page_title(run),
         "metrics": metrics,
+        "headline": named_headline(run.manifest, run.split, kind),
         "digits": interval_digits(metrics["interval"]),
         "half": (high - low) / 2,
         "kind": kind,
@@ -312,7 +315,7 @@ def save_training_figure(run: RunFiles, epochs: pd.DataFrame) -> Markup:
     name, count = metric.removeprefix("valid_").replace("_", " "), format_count(len(epochs), "epoch")
     description = f"Losses, {name} and learning rate over {count}"
     for row in epochs[epochs["best"]].iloc[-1:].to_dict("records"):
-        value = f"{row[metric]:.4f}" if metric == "valid_log_loss" else f"{row[metric]:.2%}"
+        value = selection_metric(metric).text(row[metric])
         description += f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on valid"
     return save_figure(run, "training", figures.training_figure(epochs), description)
 

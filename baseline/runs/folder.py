@@ -194,7 +194,7 @@ def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFram
         description = ", ".join([*required, *([] if needed else ["and p_CLASS for each class"])])
         raise DataError(f"{path} lacks the columns {', '.join(missing)}; needed: {description}. Repeat the run.")
     read = [name for name in columns if not needed or name in (*needed, "group")]
-    numbers = [name for name in read if name in NUMBER_COLUMNS or name in classes]
+    numbers = [name for name in read if name in NUMBER_COLUMNS or name.startswith(("p_", "plain_p_"))]
     dtypes = dict.fromkeys(read, "str") | dict.fromkeys(numbers, "float64")
     na_values = {name: ["", "nan", "NaN", "NA"] for name in numbers}
     table = _read_csv(path, dtype=dtypes, keep_default_na=False, na_values=na_values, usecols=read)

@@ -170,7 +170,7 @@ class ProgressCallback(Callback):
         if self.epoch < self.completed_epochs:
             return
         position = f"epoch {self.epoch + 1}/{self.stage.epochs}"
-        if self.is_validated or self.selection.batches == len(self.dls.valid):
+        if self.is_validated or self.selection.batch_count == len(self.dls.valid):
             self._record(position)
         else:
             self.progress.log(f"  {position}: a callback ended it before its validation, so it is not recorded")
@@ -181,7 +181,7 @@ class ProgressCallback(Callback):
         self._stop_if_not_improving()
 
     def after_cancel_fit(self) -> None:
-        if self.selection.batches == len(self.dls.valid):  # a callback ended the fit after the validation
+        if self.selection.batch_count == len(self.dls.valid):  # a callback ended the fit after the validation
             self._record(f"epoch {self.epoch + 1}/{self.stage.epochs}")
         note_early_end(self.log, self.progress, self.number, self.facts)
 
@@ -208,11 +208,11 @@ class ProgressCallback(Callback):
         self.progress.log_metrics(self.log.steps, metrics)
         self.progress.log(
             f"  {position}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
-            f"{metric} {f'{value:.4f}' if metric == 'log_loss' else f'{value:.2%}'} valid; "
+            f"{metric} {self.selection.text(value)} valid; "
             + "".join(f"{name.removeprefix('valid_')} {number:.4g}; " for name, number in own.items())
             + f"{row['seconds']:.0f} s"
         )
-        note_partial_validation(self.progress, position, self.selection.batches, len(self.dls.valid))
+        note_partial_validation(self.progress, position, self.selection.batch_count, len(self.dls.valid))
 
     def _stop_if_not_improving(self) -> None:
         rows, name = [row for row in self.log.epochs if row["stage"] == self.number], f"valid_{self.selection.name}"

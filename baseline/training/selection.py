@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from baseline.errors import TrainingError
+from baseline.metrics.predictions import Predictions
+from baseline.metrics.registry import find_metric
 
 __all__ = ["SelectionMetric"]
 
@@ -26,15 +30,15 @@ class SelectionMetric:
     """
 
     def __init__(self, metric: str, classes: int, *, multilabel: bool, threshold: float = 0.5) -> None:
-        self.name = ("micro_f1" if multilabel else "accuracy") if metric == "auto" else metric
+        self.metric = find_metric(metric, multilabel=multilabel)
+        self.name, self.score, self.text = self.metric.name, self.metric.score, self.metric.text
         self.classes, self.multilabel, self.threshold = classes, multilabel, threshold
         self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
-        self.batches = self.images = self.correct = 0
-        self.total_loss = self.total_log_loss = 0.0
-        self.hits, self.predicted, self.actual = (torch.zeros(self.classes, dtype=torch.long) for _ in range(3))
+        self.images, self.total_loss = 0, 0.0
+        self.batches: list[tuple[np.ndarray, ...]] = []
 
     def add(self, outputs: torch.Tensor, targets: torch.Tensor, loss: float) -> None:
         """Add a batch.
@@ -54,23 +58,20 @@ class SelectionMetric:
                 "needed, one number per class. Give a network with that output."
             )
         outputs, targets = outputs.detach().as_subclass(torch.Tensor), targets.detach().as_subclass(torch.Tensor)
-        self.batches += 1
         self.images += len(targets)
         self.total_loss += loss * len(targets)
-        if self.name == "log_loss":  # whatever the loss of training
-            log_loss = F.binary_cross_entropy_with_logits if self.multilabel else F.cross_entropy
-            self.total_log_loss += float(log_loss(outputs.float(), targets)) * len(targets)
         if self.multilabel:
-            decided, truth = outputs.sigmoid() >= self.threshold, targets > 0.5
-            self.correct += int((decided == truth).all(1).sum())
-            counts = [(decided & truth).sum(0), decided.sum(0), truth.sum(0)]
+            batch = [targets > 0.5, outputs.sigmoid() >= self.threshold]
         else:
-            labels = outputs.argmax(1)
-            self.correct += int((labels == targets).sum())
-            selected = (labels[labels == targets], labels, targets)
-            counts = [torch.bincount(rows, minlength=self.classes) for rows in selected]
-        for total, count in zip((self.hits, self.predicted, self.actual), counts, strict=True):
-            total += count.cpu()
+            batch = [targets, outputs.argmax(1)]
+        if self.metric.probabilities:
+            batch.append(outputs.double().sigmoid() if self.multilabel else outputs.double().softmax(1))
+        self.batches.append(tuple(part.cpu().numpy() for part in batch))
+
+    @property
+    def batch_count(self) -> int:
+        """Number of batches added."""
+        return len(self.batches)
 
     @property
     def loss(self) -> float:
@@ -78,19 +79,8 @@ class SelectionMetric:
         return self.total_loss / max(self.images, 1)
 
     def value(self) -> float:
-        """Return the metric over all batches; classes without images are left out of means over the classes."""
-        hits, predicted, actual = self.hits.double(), self.predicted.double(), self.actual.double()
-        if self.name == "accuracy":
-            return self.correct / max(self.images, 1)
-        if self.name == "log_loss":
-            return self.total_log_loss / max(self.images, 1)
-        if self.name == "balanced_accuracy":
-            return float((hits / actual)[actual > 0].mean())
-        if self.name == "micro_f1":
-            return float(2 * hits.sum() / (predicted.sum() + actual.sum()).clamp(min=1))
-        counted = predicted + actual > 0
-        return float((2 * hits / (predicted + actual))[counted].mean()) if counted.any() else 0.0
-
-    def score(self, value: float) -> float:
-        """Return a value of the metric so that higher is better."""
-        return -value if self.name == "log_loss" else value
+        """Return the metric over all batches; NaN where it is undefined."""
+        if not self.images:
+            return math.nan
+        truth, predicted, *probabilities = (np.concatenate(parts) for parts in zip(*self.batches, strict=True))
+        return self.metric.value(Predictions(truth, predicted, *(probabilities or [np.empty((0, self.classes))])))
