@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from baseline.evaluation.explain import describe_difference, explain
+from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
-from baseline.report.headline import named_headline
+from baseline.report.headline import Headline, headline_of, named_headline
 from baseline.runs.folder import headline_split
 
 if TYPE_CHECKING:
@@ -80,13 +81,16 @@ def _explain_result(result: Baseline) -> list[str]:
 
 def seeds_table(result: SeedRuns) -> RenderableType:
     """The result of several seeds: mean, spread and each run."""
-    table = Table("seed", f"{result.split} accuracy", "plain", "seconds", "results")
+    title = [f"{result.split} {find_metric(result.metric['name']).title}"] if result.metric else []
+    table = Table("seed", *title, f"{result.split} accuracy", "plain", "seconds", "results")
     for run in result.runs:
-        shares = (f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
+        shares = (*_metric_cell(run, result.metric), f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
         table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
     deviation = "" if result.sd is None else f", sd {100 * result.sd:.2f} points"
     summary = f"{result.split} accuracy of {len(result.runs)} seeds: mean {result.mean:.2%}{deviation}"
     lines = [f"{summary}, {result.least:.2%} to {result.most:.2%}"]
+    if result.metric:
+        lines.insert(0, f"{title[0]} of {len(result.runs)} seeds: {_spread_text(result.metric)}")
     if not result.same_images:
         lines.append("Each seed has other test images: the spread comes from the images and the training together.")
     return Group(*lines, table, escape(f"results: {result.folder / 'seeds.json'}"))
@@ -94,10 +98,12 @@ def seeds_table(result: SeedRuns) -> RenderableType:
 
 def folds_table(result: FoldRuns) -> RenderableType:
     """The result of all folds: out of fold, each run, and their ensemble on test."""
-    tested = "test" in result.metrics
-    table = Table("fold", "images", "accuracy", "plain", *["on test"] * tested, "seconds", "results")
+    tested, metric = "test" in result.metrics, find_metric(result.metric["name"]) if result.metric else None
+    title = [metric.title] if metric else []
+    table = Table("fold", "images", *title, "accuracy", "plain", *["on test"] * tested, "seconds", "results")
     for run in result.runs:
         shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
+        shares = [*_metric_cell(run, result.metric), *shares]
         cells = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
         table.add_row(*cells)
     lines = [
@@ -105,20 +111,40 @@ def folds_table(result: FoldRuns) -> RenderableType:
         f"accuracy of a fold: mean {result.mean:.2%}, sd {100 * result.sd:.2f} points, "
         f"{result.least:.2%} to {result.most:.2%}",
     ]
+    if metric and result.metric:
+        lines.insert(0, f"{metric.title} of a fold: {_spread_text(result.metric)}")
+        lines.insert(0, f"out-of-fold {metric.title}: {headline_of(metric, result.metrics['oof']['tta'])}")
     meaning = explain(result.metrics["oof"])
     meaning.append(
         "The weights of each fold were chosen on its own valid images, so these numbers are slightly optimistic."
     )
     if tested and result.against_best:
         lines.insert(0, f"test accuracy of the ensemble of folds: {_accuracy_text(result.metrics['test'])}")
-        meaning.append(
-            f"On test, the ensemble differs from the best fold by {describe_difference(result.against_best)}."
-        )
+        difference = describe_difference(result.against_best) if not metric else ""
+        if metric:
+            from baseline.experiments.metric_comparison import describe_test
+
+            difference = describe_test(result.against_best, metric)
+            lines.insert(
+                0, f"test {metric.title} of the ensemble: {headline_of(metric, result.metrics['test']['tta'])}"
+            )
+        meaning.append(f"On test, the ensemble differs from the best fold by {difference}.")
     ends = [
         f"results: {result.folder / 'folds.json'}",
         f"predict with all folds: baseline predict {quote(str(result.folder))} IMAGES",
     ]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
+
+
+def _metric_cell(run: Mapping[str, Any], metric: Mapping[str, Any] | None) -> list[str]:
+    """The cell of a run's metric, if the recipe names one."""
+    return [find_metric(metric["name"]).text(run[metric["name"]])] if metric else []
+
+
+def _spread_text(spread: Mapping[str, Any]) -> str:
+    """Mean, standard deviation, lowest and highest value of a metric."""
+    mean, least, most, sd = (find_metric(spread["name"]).text(spread[key]) for key in ("mean", "least", "most", "sd"))
+    return f"mean {mean}, {'' if spread['sd'] is None else f'sd {sd}, '}{least} to {most}"
 
 
 def _accuracy_text(numbers: Mapping[str, Any]) -> str:
@@ -133,7 +159,11 @@ def _accuracy_text(numbers: Mapping[str, Any]) -> str:
 def ladder_table(result: Ladder) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = result.table["arch"].nunique() > 2
-    names = ["variant", *(["backbone"] if several else []), f"accuracy on {result.split}", "points gained", "over", "p"]
+    metric, gained = result.metric, "points gained"
+    names = ["variant", *(["backbone"] if several else []), f"accuracy on {result.split}", gained, "over", "p"]
+    if metric:
+        names.insert(-4, f"{metric.title} on {result.split}")
+        names[names.index(gained)] = f"change of {metric.title}"
     for name in (*names, "seconds", "parameters"):
         table.add_column(name, justify="left" if name in ("variant", "backbone", "over") else "right", overflow="fold")
     for row in result.table.to_dict("records"):
@@ -141,9 +171,16 @@ def ladder_table(result: Ladder) -> RenderableType:
         points = [100 * row[key] for key in ("difference", "difference_low", "difference_high")] if tested else []
         gain = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*points), row["against"],
                 "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"] if tested else ["", "", ""]  # fmt: skip
-        accuracy = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+        accuracy = [f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"]
+        if metric:
+            from baseline.experiments.ladder import headline_of_row
+            from baseline.experiments.metric_comparison import describe_change
+
+            accuracy.insert(0, headline_of_row(row, metric))
+            test = {"difference": row["difference"], "interval": (row["difference_low"], row["difference_high"])}
+            gain[0] = describe_change(test, metric) if tested else ""
         costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
-        table.add_row(row["words"], *([row["arch"]] if several else []), accuracy, *gain, *costs)
+        table.add_row(row["words"], *([row["arch"]] if several else []), *accuracy, *gain, *costs)
     return Group(table, "", *result.sentences)
 
 
@@ -200,9 +237,14 @@ def fixes_table(result: FixComparison) -> RenderableType:
 
 
 def comparison_table(result: Comparison) -> RenderableType:
-    table = Table("run", "images", "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "different settings")
+    metric = result.metric
+    title = [metric.title] if metric else []
+    table = Table("run", "images", *title, "accuracy", "macro F1", "ECE", "loss", "seconds", "MB", "different settings")
     for row in result.table.astype(object).where(result.table.notna(), None).to_dict("records"):
         shares = [_with_interval(row, *names) for names in _INTERVALS]
+        if metric:
+            low, high = row[f"{metric.name}_low"], row[f"{metric.name}_high"]
+            shares.insert(0, str(Headline(metric, row[metric.name], None if low is None else (low, high))))
         loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
         size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
         images = "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}"
@@ -228,12 +270,13 @@ def _with_interval(row: Mapping[Any, Any], name: str, low: str, high: str) -> st
 def runs_table(result: pd.DataFrame) -> RenderableType:
     if result.empty:
         return "There are no runs in this folder."
-    table = Table("run", "accuracy, 95 % interval", "finished", "seconds", "backbone")
+    number = "result" if "headline" in result else "accuracy"
+    table = Table("run", f"{number}, 95 % interval", "finished", "seconds", "backbone")
     for row in result.astype(object).where(result.notna(), None).to_dict("records"):
         if row["state"] != "finished":
             table.add_row(escape(row["run"]), escape(row["state"]))
             continue
-        number = f"{_with_interval(row, 'accuracy', 'low', 'high')} {row['split']}"
+        number = f"{row.get('headline') or _with_interval(row, 'accuracy', 'low', 'high')} {row['split']}"
         table.add_row(escape(row["run"]), number, row["finished"][:16], f"{row['seconds']:.0f}", str(row["arch"]))
     return table
 

@@ -106,6 +106,7 @@ def load_image_table(
 ) -> tuple[Recipe, pd.DataFrame]:
     """Read the image table, and resolve the recipe's `split` and `task` by it; add the reasons to `reasons`."""
     from baseline.data.labels import classes_in, is_multilabel
+    from baseline.data.sources.place import optional_module
     from baseline.data.split import given_folds, kept_splits, resolve_split
     from baseline.data.table import summarize_source, table_from_settings
 
@@ -119,7 +120,10 @@ def load_image_table(
     recipe = recipe.changed(split=method, task=task)
     if (folds := given_folds(table, method)) and recipe.split.fold not in folds and "fold" not in reasons:
         recipe, reasons["fold"] = recipe.changed(fold=folds[0]), "the first of the folds that the images come with"
-    log_metric(recipe, classes_in(table, task), progress)
+    classes, samples = classes_in(table, task), optional_module("sample_submission")
+    log_metric(recipe, classes, progress)
+    if samples and recipe.evaluation.metric == "auto":
+        samples.log_proposal(images, classes, task, progress)
     return recipe, table
 
 

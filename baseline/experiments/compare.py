@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError
+from baseline.experiments.metric_comparison import describe_test, evaluate_metric, metric_besides_accuracy, metric_test
 from baseline.files import refuse_damaged
 from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
+from baseline.report.headline import named_headline, named_metric
 from baseline.runs.folder import headline_split, looks_unfinished, read_manifest, read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.metrics.registry import Metric
     from baseline.runs.manifest import Manifest
 
 __all__ = ["Comparison", "compare_runs", "list_runs"]
@@ -46,6 +49,9 @@ class Comparison:
     sentences: list[str]
     """One for each run but the first: how much it differs from the first (an ensemble: from the best of its runs), and
     how certain that is."""
+    metric: Metric | None = None
+    """The metric that all recipes name, if they name the same and it is not the accuracy: the table then has its value
+    and interval as `METRIC, METRIC_low, METRIC_high`, and the differences are its own, see `metric_test`."""
 
     def as_html(self) -> str:
         """Return the table and the sentences as a self-contained HTML page."""
@@ -83,7 +89,8 @@ def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str 
     manifests = [read_manifest(folder) for folder in folders]
     ensembles = [_member_numbers(folders, members) for members in averages]
     split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
-    tables = [_split_predictions(folder, split) for folder in folders]
+    metric, sentences = _common_metric(manifests)
+    tables = [_split_predictions(folder, split, metric) for folder in folders]
     if not anyway:
         _check_comparable(folders, tables, split)
     ensemble_tables = [
@@ -91,37 +98,41 @@ def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str 
         for members in ensembles
     ]
     best_members = [
-        max(members, key=lambda number: (tables[number]["predicted"] == tables[number]["label"]).mean())
-        for members in ensembles
+        max(members, key=lambda number: _score(tables[number], manifests[number], metric)) for members in ensembles
     ]
     pairs = [(tables[0], table) for table in tables[1:]]
     pairs += [(tables[best], table) for best, table in zip(best_members, ensemble_tables, strict=True)]
-    tests = _paired_tests(pairs)
+    tests = _paired_tests(pairs, metric, _task_of(manifests[0])[0])
     rows: list[dict[str, Any]] = []
-    sentences: list[str] = []
     run_tests, ensemble_tests = tests[: len(folders) - 1], tests[len(folders) - 1 :]
     for folder, manifest, test in zip(folders, manifests, [{}, *run_tests], strict=True):
         changes = _changed_settings(manifests[0], manifest)
         differs = "; ".join(f"{key}: {other} (was {first})" for key, (first, other) in changes.items())
-        row = _manifest_row(folder, manifest, split) | {"differs": differs}
+        row = _manifest_row(folder, manifest, split, metric) | {"differs": differs}
         if rows:
-            columns, description = _differences(test, set(changes))
+            columns, description = _differences(test, set(changes), metric)
             row |= columns
             sentences.append(f"{folder} against {folders[0]} {description}")
         rows.append(row)
     for members, best, table, test in zip(ensembles, best_members, ensemble_tables, ensemble_tests, strict=True):
-        columns, description = _differences(test, {"ensemble"})
-        row = _ensemble_row([rows[number] for number in members], table, manifests[members[0]], split) | columns
+        columns, description = _differences(test, {"ensemble"}, metric)
+        row = _ensemble_row([rows[number] for number in members], table, manifests[members[0]], split, metric) | columns
         sentences.append(f"the {row['run']} against the best of these, {folders[best]}, {description}")
         rows.append(row)
     if len(tests) > 1:
         sentences.append(f"p-values are Holm-corrected for {len(tests)} comparisons.")
+    if metric:
+        order = sorted(rows, key=lambda row: metric.score(row[metric.name]), reverse=True)
+        listing = ", ".join(f"{row['run']} {metric.text(row[metric.name])}" for row in order)
+        sentences.append(f"By {metric.title}, best first: {listing}.")
     names = list(dict.fromkeys(key for row in rows for key in row))
-    return Comparison(pd.DataFrame(rows, columns=names), sentences)
+    return Comparison(pd.DataFrame(rows, columns=names), sentences, metric)
 
 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
     """List the runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
+
+    If a recipe names a metric, there is also `headline`, the metric with its interval as text.
 
     Unfinished runs come first, then the others by date. `state` is `finished`, `unfinished` (still running, or
     interrupted), or what is wrong with the manifest.
@@ -136,33 +147,51 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
         raise DataError(f"There is no folder {folder}. Give the folder that holds your runs.")
     columns = ["run", "state", "finished", "split", "accuracy", "low", "high", "seconds", "arch"]
     rows = [_list_row(run) for run in _run_folders(folder, MAX_DEPTH)]
+    if any("headline" in row for row in rows):
+        columns.append("headline")
     return pd.DataFrame(rows, columns=columns).sort_values(["finished", "run"], ignore_index=True)
 
 
-def _split_predictions(folder: Path, split: str) -> pd.DataFrame:
-    table = read_predictions(folder, ("path", "label", "split", "predicted"))
+def _common_metric(manifests: Sequence[Manifest]) -> tuple[Metric | None, list[str]]:
+    """The metric that all recipes name, unless it is the accuracy, and what has to be said if they differ."""
+    named = [named_metric(manifest) for manifest in manifests]
+    names = list(dict.fromkeys(metric.name if metric else "auto" for metric in named))
+    if len(names) > 1:
+        return None, [f"The runs have different metrics ({', '.join(names)}), so they are compared by accuracy."]
+    return metric_besides_accuracy(manifests[0]), []
+
+
+def _score(table: pd.DataFrame, manifest: Manifest, metric: Metric | None) -> float:
+    """The metric, or the accuracy, of a prediction table; higher is better."""
+    if metric:
+        return metric.score(evaluate_metric(table, metric, _task_of(manifest)[0]).value)
+    return float((table["predicted"] == table["label"]).mean())
+
+
+def _split_predictions(folder: Path, split: str, metric: Metric | None) -> pd.DataFrame:
+    table = read_predictions(folder, () if metric else ("path", "label", "split", "predicted"))
     return table[table["split"] == split]
 
 
-def _manifest_row(folder: Path, manifest: Manifest, split: str) -> dict[str, Any]:
+def _manifest_row(folder: Path, manifest: Manifest, split: str, metric: Metric | None = None) -> dict[str, Any]:
     """Build a comparison row from a run's manifest."""
     file = folder / "model" / "model.safetensors"
     return {
         "run": str(folder),
         "split": split,
-        **_metrics_row(manifest["metrics"].get(split, {})),
+        **_metrics_row(manifest["metrics"].get(split, {}), metric),
         "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
         "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
     }
 
 
-def _metrics_row(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None = None) -> dict[str, Any]:
     """The metrics of a split as columns; those that older versions did not compute are None."""
     metrics = numbers.get("tta", {})
     low, high = metrics.get("interval", (None, None))
     row = {"images": numbers.get("images"), "accuracy": metrics.get("accuracy"), "low": low, "high": high}
-    for name in ("balanced_accuracy", "macro_f1", "ece"):
-        low, high = metrics.get("intervals", {}).get(name, (None, None))
+    for name in dict.fromkeys((*([metric.name] if metric else []), "balanced_accuracy", "macro_f1", "ece")):
+        low, high = metrics.get("intervals", {}).get(name) or (None, None)
         row |= {name: metrics.get(name), f"{name}_low": low, f"{name}_high": high}
     return row | {"loss": metrics.get("loss")} | dict.fromkeys(DIFFERENCE_COLUMNS)
 
@@ -174,12 +203,15 @@ def _list_row(folder: Path) -> dict[str, Any]:
     try:
         with refuse_damaged(folder):
             manifest = read_manifest(folder)
-            full_row = _manifest_row(folder, manifest, headline_split(manifest["metrics"]))
+            split = headline_split(manifest["metrics"])
+            full_row = _manifest_row(folder, manifest, split)
             columns = {key: full_row[key] for key in ("split", "accuracy", "low", "high", "seconds")}
             arch = flatten_recipe(manifest["recipe"]).get("arch")
+            headline = named_headline(manifest, split) if metric_besides_accuracy(manifest) else None
     except BaselineError as error:
         return row | {"state": str(error)}
-    return row | columns | {"finished": str(manifest.get("finished", "")), "arch": arch}
+    row |= columns | {"finished": str(manifest.get("finished", "")), "arch": arch}
+    return row | ({"headline": f"{headline.metric.title} {headline}"} if headline else {})
 
 
 def _run_folders(folder: Path, depth: int) -> list[Path]:
@@ -200,30 +232,39 @@ def _check_comparable(folders: list[Path], tables: list[pd.DataFrame], split: st
             )
 
 
-def _paired_tests(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict[str, Any]]:
-    """Results of `paired_test` for each pair of tables; empty for pairs that share no image."""
+def _paired_tests(
+    pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], metric: Metric | None, task: str
+) -> list[dict[str, Any]]:
+    """Results of `paired_test`, or `metric_test`, for each pair of tables; empty for pairs that share no image."""
     from baseline.evaluation.significance import holm_correction, paired_test
 
-    return holm_correction([paired_test(one, two) if set(one["path"]) & set(two["path"]) else {} for one, two in pairs])
+    def test(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, Any]:
+        return metric_test(one, two, metric, task) if metric else paired_test(one, two)
+
+    return holm_correction([test(one, two) if set(one["path"]) & set(two["path"]) else {} for one, two in pairs])
 
 
-def _differences(test: dict[str, Any], changes: set[str]) -> tuple[dict[str, Any], str]:
+def _differences(test: dict[str, Any], changes: set[str], metric: Metric | None) -> tuple[dict[str, Any], str]:
     """How a run differs from the first one: columns of its row, and a sentence."""
     from baseline.evaluation.explain import describe_difference
 
+    def describe(test: dict[str, Any]) -> str:
+        return describe_test(test, metric) if metric else describe_difference(test)
+
     if not test:
-        return {"shared": 0}, "cannot be tested: they share no image."
+        undefined = f", or {metric.title} is undefined for one of them" if metric else ""
+        return {"shared": 0}, f"cannot be tested: they share no image{undefined}."
     low, high = test["interval"]
     row = dict(zip(DIFFERENCE_COLUMNS, (test["difference"], low, high, test["p"], test["images"]), strict=True))
     if test["beyond_noise"] and changes == {"seed"}:
         # McNemar's test compares two networks; how far two networks of one recipe differ is the noise of training
         test["beyond_noise"] = False
         description = (
-            f"on {test['images']:,} images: {describe_difference(test)}. The p-value is for these two networks; they "
+            f"on {test['images']:,} images: {describe(test)}. The p-value is for these two networks; they "
             "differ in the seed only, so this is the variation between trainings of one recipe. --seeds measures it."
         )
     else:
-        description = f"on {test['images']:,} images: {describe_difference(test)}."
+        description = f"on {test['images']:,} images: {describe(test)}."
     if test["beyond_noise"] and not changes:
         description += " The manifests have the same settings: the code or the machine differs."
     return row, description
@@ -274,7 +315,7 @@ def _task_of(manifest: Manifest) -> tuple[str, float]:
 
 
 def _ensemble_row(
-    rows: Sequence[dict[str, Any]], table: pd.DataFrame, manifest: Manifest, split: str
+    rows: Sequence[dict[str, Any]], table: pd.DataFrame, manifest: Manifest, split: str, metric: Metric | None
 ) -> dict[str, Any]:
     """The row of the ensemble of the runs in these rows."""
     from baseline.evaluation.metrics import evaluate
@@ -283,7 +324,7 @@ def _ensemble_row(
     return {
         "run": f"ensemble of {' and '.join(row['run'] for row in rows)}",
         "split": split,
-        **_metrics_row(evaluate(table, _task_of(manifest)[0])[split]),
+        **_metrics_row(evaluate(table, _task_of(manifest)[0], metric.name if metric else "auto")[split], metric),
         **{key: None if None in values else round(sum(values), 1) for key, values in sums.items()},
         "differs": f"ensemble of {len(rows)} runs",
     }

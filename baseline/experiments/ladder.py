@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import RecipeError, unknown_name
+from baseline.experiments.metric_comparison import (
+    describe_change,
+    evaluate_metric,
+    metric_besides_accuracy,
+    metric_test,
+)
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
     ARCH_INDEPENDENT,
@@ -28,9 +34,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from baseline.experiments.variants import Architecture
+    from baseline.metrics.registry import Metric
     from baseline.parallel.executor import Executor
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
+    from baseline.report.headline import Headline
 
 __all__ = ["Ladder", "run_ladder"]
 
@@ -59,6 +67,9 @@ class Ladder:
     `seconds` (training, and the outputs of the frozen layers), `parameters` (trained) and `run` (its folder)."""
     sentences: list[str]
     """The recommended variant, and how the others compare with it."""
+    metric: Metric | None = None
+    """The metric that the recipe names, if it is not the accuracy: the table then has its value and interval as
+    `METRIC, METRIC_low, METRIC_high`, and differences and p are its own, see `metric_test`."""
 
 
 def run_ladder(
@@ -154,7 +165,7 @@ def run_variants(
     runs = []
     for architecture, variant in pairs:
         folders = [architecture.folder / name for name in trained[architecture]]
-        run = max(folders, key=valid_accuracy) if variant == "tta" else architecture.folder / variant
+        run = max(folders, key=valid_score) if variant == "tta" else architecture.folder / variant
         runs.append((architecture, variant, run))
     return runs
 
@@ -166,9 +177,11 @@ def variant_job(title: str, architecture: Architecture, variant: str) -> Job:
     return architecture.job(title, variant, architecture.folder / variant)
 
 
-def valid_accuracy(run: Path) -> float:
-    """Return the accuracy on the valid images, which may be used to choose a variant."""
-    return float(read_manifest(run)["metrics"]["valid"]["plain"]["accuracy"])
+def valid_score(run: Path) -> float:
+    """Return the metric on the valid images, which may be used to choose a variant; higher is better."""
+    manifest = read_manifest(run)
+    metric, scores = metric_besides_accuracy(manifest), cast("dict[str, Any]", manifest["metrics"]["valid"]["plain"])
+    return metric.score(scores[metric.name]) if metric else float(scores["accuracy"])
 
 
 def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Path) -> Ladder:
@@ -178,12 +191,18 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
     from baseline.evaluation.metrics import accuracy_of
     from baseline.evaluation.significance import holm_correction, paired_test
 
-    split = headline_split(read_manifest(runs[0][2])["metrics"])
-    tables = [read_split_predictions(run, split, variant == "tta") for _, variant, run in runs]
+    manifest = read_manifest(runs[0][2])
+    split, metric = headline_split(manifest["metrics"]), metric_besides_accuracy(manifest)
+    task = runs[0][0].recipe.data.task
+    tables = [read_split_predictions(run, split, variant == "tta", metric) for _, variant, run in runs]
     references = [reference_index(runs, index) for index in range(len(runs))]
+
+    def test_pair(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+        return metric_test(one, other, metric, task) if metric else paired_test(one, other)
+
     tests = holm_correction(
         [
-            {} if reference is None else paired_test(tables[reference], table)
+            {} if reference is None else test_pair(tables[reference], table)
             for reference, table in zip(references, tables, strict=True)
         ]
     )
@@ -201,6 +220,7 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
                 "accuracy": accuracy,
                 "low": low,
                 "high": high,
+                **(metric_columns(evaluate_metric(table, metric, task)) if metric else {}),
                 "against": None if reference is None else runs[reference][1],
                 "difference": test.get("difference"),
                 "difference_low": difference_low,
@@ -212,7 +232,14 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
                 "run": str(run),
             }
         )
-    return Ladder(folder, split, pd.DataFrame(rows), summarize_ladder(rows, tables, references, split))
+    sentences = summarize_ladder(rows, tables, references, split, metric, test_pair)
+    return Ladder(folder, split, pd.DataFrame(rows), sentences, metric)
+
+
+def metric_columns(headline: Headline) -> dict[str, float | None]:
+    """Return a metric and the ends of its interval as columns of the table."""
+    name, (low, high) = headline.metric.name, headline.interval or (None, None)
+    return {name: headline.value, f"{name}_low": low, f"{name}_high": high}
 
 
 def variant_title(architecture: Architecture, variant: str, run: Path) -> str:
@@ -241,17 +268,28 @@ def reference_index(runs: Sequence[tuple[Architecture, str, Path]], index: int) 
 
 
 def summarize_ladder(
-    rows: Sequence[Mapping[str, Any]], tables: Sequence[pd.DataFrame], references: Sequence[int | None], split: str
+    rows: Sequence[Mapping[str, Any]],
+    tables: Sequence[pd.DataFrame],
+    references: Sequence[int | None],
+    split: str,
+    metric: Metric | None,
+    test_pair: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Any]],
 ) -> list[str]:
     """Return sentences that recommend a variant, and say how others compare with it.
 
     The recommended variant is the cheapest one that the most accurate one does not beat beyond noise; of several that
-    take about as long, it is the one with the highest accuracy.
+    take about as long, it is the one with the highest accuracy. Another metric that the recipe names decides instead.
     """
-    from baseline.evaluation.significance import paired_test
+
+    def score(index: int) -> float:
+        return metric.score(rows[index][metric.name]) if metric else float(rows[index]["accuracy"])
 
     def gain(reference: int, other: int) -> tuple[str, bool]:
-        test = paired_test(tables[reference], tables[other])
+        test = test_pair(tables[reference], tables[other])
+        if metric:
+            return (
+                (describe_change(test, metric), bool(test["beyond_noise"])) if test else ("an undefined amount", False)
+            )
         low, high = (100 * bound for bound in test["interval"])
         return f"{100 * test['difference']:+.1f} points ({low:+.1f} to {high:+.1f})", bool(test["beyond_noise"])
 
@@ -261,28 +299,32 @@ def summarize_ladder(
     several = len({row["arch"] for row in rows if row["arch"]}) > 1
     titles = [f"{row['words']} ({row['arch']})" if several and row["arch"] else row["words"] for row in rows]
     by_time = sorted(range(len(rows)), key=lambda index: (rows[index]["seconds"], index))
-    best = max(by_time, key=lambda index: rows[index]["accuracy"])
+    best = max(by_time, key=score)
     not_beaten = [index for index in by_time if index == best or not gain(index, best)[1]]
     shortest = rows[not_beaten[0]]["seconds"]
     tolerance = max(SIMILAR_TIME[0] * shortest, SIMILAR_TIME[1])
     similar_time = [index for index in not_beaten if rows[index]["seconds"] - shortest <= tolerance]
-    recommended = max(similar_time, key=lambda index: rows[index]["accuracy"])
+    recommended = max(similar_time, key=score)
     row = rows[recommended]
     accuracy = f"{100 * row['accuracy']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f} %)"
+    if metric:
+        accuracy = f"{metric.title} {headline_of_row(row, metric)}"
+    title, verb = (metric.title, f"changes {metric.title} by") if metric else ("accuracy", "gains")
     effort = "trained in" if row["parameters"] else "without training, in"
     sentences = [
         f"Recommended: {titles[recommended]}, {accuracy} on {split}, {effort} {format_duration(row['seconds'])}."
     ]
     cheaper = [index for index in by_time[: by_time.index(recommended)] if rows[index]["seconds"] < row["seconds"]]
     if cheaper:
-        runner_up = max(cheaper, key=lambda index: rows[index]["accuracy"])
+        runner_up = max(cheaper, key=score)
         sentences.append(
-            f"It gains {gain(runner_up, recommended)[0]} over {titles[runner_up]}, "
+            f"It {verb} {gain(runner_up, recommended)[0]} over {titles[runner_up]}, "
             f"for {extra_time(runner_up, recommended)}."
         )
     if recommended != best:
         sentences.append(
-            f"The highest accuracy is that of {titles[best]}: {gain(recommended, best)[0]}, a difference within noise, "
+            f"The {'best' if metric else 'highest'} {title} is that of {titles[best]}: "
+            f"{gain(recommended, best)[0]}, a difference within noise, "
             f"for {extra_time(recommended, best)}."
         )
     subjects = {"tta": "TTA", "scratch": "Starting from random weights", "zeroshot": "Zero-shot classification"}
@@ -290,10 +332,17 @@ def summarize_ladder(
         if row["variant"] in subjects and (reference := references[index]) is not None:
             points, beyond_noise = gain(reference, index)
             sentences.append(
-                f"{subjects[row['variant']]} changes accuracy by {points} compared with {titles[reference]}"
+                f"{subjects[row['variant']]} changes {title} by {points} compared with {titles[reference]}"
                 f"{'' if beyond_noise else ', a difference within noise'}."
             )
     return sentences
+
+
+def headline_of_row(row: Mapping[Any, Any], metric: Metric, digits: int = 1) -> str:
+    """Return a metric and its interval as the table shows them, `0.9731 (0.9612 to 0.9810)`."""
+    low, high = row[f"{metric.name}_low"], row[f"{metric.name}_high"]
+    span = f" ({metric.text(low, digits)} to {metric.text(high, digits)})" if low is not None and low == low else ""
+    return f"{metric.text(row[metric.name], digits)}{span}"
 
 
 def write_ladder_files(ladder: Ladder) -> None:
@@ -307,12 +356,14 @@ def write_ladder_files(ladder: Ladder) -> None:
         {key: None if value != value else value for key, value in row.items()}
         for row in ladder.table.to_dict("records")
     ]
-    figure = figures.ladder_figure(ladder.table)
+    figure = figures.ladder_figure(ladder.table, ladder.metric)
+    title = ladder.metric.title if ladder.metric else "Accuracy"
     page = {
         "ladder": ladder,
+        "metric_text": headline_of_row,
         "rows": rows,
         "several": len({row["arch"] for row in rows if row["arch"]}) > 1,
-        "drawing": Markup(figures.svg(figure, "ladder", "Accuracy of each variant")),
+        "drawing": Markup(figures.svg(figure, "ladder", f"{title} of each variant")),
     }
     contents = {"split": ladder.split, "sentences": ladder.sentences, "variants": rows}
     write_atomic(ladder.folder / "ladder.csv", ladder.table.to_csv(index=False))

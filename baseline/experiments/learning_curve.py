@@ -16,6 +16,7 @@ import numpy as np
 
 from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
+from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy
 from baseline.experiments.power_law import fit_power_law
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from baseline.experiments.variants import Architecture
+    from baseline.metrics.registry import Metric
     from baseline.parallel.executor import Executor
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
@@ -77,6 +79,8 @@ class LearningCurve:
     """If images have groups: accuracies with a fraction of every group's images, and with all images of a fraction of
     the groups."""
     sentences: list[str]
+    metric: Metric | None = None
+    """The metric that the recipe names, if it is not the accuracy: `table` then has a column of its name."""
 
 
 def run_learning_curve(
@@ -156,6 +160,11 @@ class CurvePlan:
         """Split that all sizes are evaluated on."""
         return "test" if (self.architecture.table["split"] == "test").any() else "valid"
 
+    @property
+    def metric(self) -> Metric | None:
+        """The metric that the recipe names, if it is not the accuracy."""
+        return metric_besides_accuracy({"recipe": self.architecture.recipe.as_dict()})
+
     @cached_property
     def label(self) -> pd.Series:
         """Label that each image is counted under: its rarest one if it has several."""
@@ -180,23 +189,30 @@ class CurvePlan:
         }
         jobs = (self._job(titles[training], *training) for training in trainings)
         count = sum(variant not in PROBES for variant, _, _ in trainings)
-        job_results = {job.description: hits for job, hits in executor.as_completed(jobs, count)}
+        job_results = {job.description: predictions for job, predictions in executor.as_completed(jobs, count)}
+        recipe = self.architecture.recipe
         rows: list[dict[str, Any]] = []
         all_hits: list[np.ndarray] = []
         for variant, size, seed in trainings:
             run = "" if variant in PROBES else str(self._run_folder(variant, size, seed))
-            hits = self._read_hits(run) if run else job_results[titles[variant, size, seed]]
+            predictions = self._read_predictions(run) if run else job_results[titles[variant, size, seed]]
+            hits = (predictions["predicted"] == predictions["label"]).to_numpy()
             all_hits.append(hits)
+            metric = self.metric
+            value = {metric.name: evaluate_metric(predictions, metric, recipe.data.task).value} if metric else {}
             images = int((self._sample(size, seed)["split"] == "train").sum())
             rows.append({"variant": variant, "size": size, "seed": seed, "images": images,
-                         "accuracy": float(hits.mean()), "run": run})  # fmt: skip
+                         "accuracy": float(hits.mean()), **value, "run": run})  # fmt: skip
         table = pd.DataFrame(rows)
         fits = {
             variant: fit_variant(table[table["variant"] == variant], np.array(all_hits)) for variant in self.variants
         }
         redundancy = self._measure_redundancy()
         sentences = [f"{VARIANTS[variant]}: {line}" for variant in self.variants for line in fits[variant]["words"]]
-        return LearningCurve(self.folder, self.split, table, fits, redundancy, sentences + redundancy.get("words", []))
+        sentences += redundancy.get("words", [])
+        if self.metric:
+            sentences += describe_metric(table, self.metric)
+        return LearningCurve(self.folder, self.split, table, fits, redundancy, sentences, self.metric)
 
     def _sample(self, size: int, seed: int) -> pd.DataFrame:
         """Return the image table with `size` training images per class, and the same fraction of the valid images.
@@ -223,7 +239,7 @@ class CurvePlan:
     def _job(self, title: str, variant: str, size: int, seed: int) -> Job:
         """Return the job that trains a network into its run folder, or that returns a probe's hits."""
         if variant in PROBES:
-            return Job(title, lambda progress: self._probe_hits(variant, self._sample(size, seed)), local=True)
+            return Job(title, lambda progress: self._probe_predictions(variant, self._sample(size, seed)), local=True)
         table, run = self._sample(size, seed), self._run_folder(variant, size, seed)
         split_file = self.folder / "splits" / f"{run.name}.csv"
         write_atomic(split_file, split_to_csv(table))
@@ -236,22 +252,29 @@ class CurvePlan:
     def _run_folder(self, variant: str, size: int, seed: int) -> Path:
         return self.folder / variant / f"images-{size}-{seed + 1}"
 
-    def _read_hits(self, run: str) -> np.ndarray:
-        """Return which evaluation images a run predicts correctly, in the order of their paths."""
-        predictions = read_split_predictions(Path(run), self.split, tta=False).sort_values("path")
-        return (predictions["predicted"] == predictions["label"]).to_numpy()
+    def _read_predictions(self, run: str) -> pd.DataFrame:
+        """Return a run's predictions of the evaluation images, in the order of their paths."""
+        return read_split_predictions(Path(run), self.split, tta=False, metric=self.metric).sort_values("path")
 
-    def _probe_hits(self, variant: str, sample: pd.DataFrame) -> np.ndarray:
-        """Return which evaluation images a probe fitted to the sample predicts correctly, in path order."""
-        from baseline.data.labels import classes_in, predicted_labels
+    def _probe_accuracy(self, sample: pd.DataFrame) -> float:
+        """Return the accuracy of logistic regression on the sample."""
+        predictions = self._probe_predictions("logistic", sample)
+        return float((predictions["predicted"] == predictions["label"]).mean())
+
+    def _probe_predictions(self, variant: str, sample: pd.DataFrame) -> pd.DataFrame:
+        """Return the predictions of the evaluation images by a probe fitted to the sample, in path order."""
+        from baseline.data.labels import classes_in
+        from baseline.evaluation.table import prediction_table
 
         table, recipe = self.architecture.table, self.architecture.recipe
         rows = {name: sample.index[sample["split"] == name].to_numpy() for name in ("train", "valid")}
         evaluated = table[table["split"] == self.split].sort_values("path")
         probe = self.architecture.probe(variant, rows["train"], rows["valid"], evaluated.index.to_numpy())
         threshold = recipe.evaluation.threshold if recipe.data.task == "multilabel" else None
-        predicted = predicted_labels(probe.probabilities, classes_in(table, recipe.data.task), threshold)
-        return predicted == evaluated["label"].to_numpy()
+        classes = classes_in(table, recipe.data.task)
+        return prediction_table(
+            evaluated.reset_index(drop=True), probe.probabilities, probe.probabilities, classes, threshold
+        )
 
     def _measure_redundancy(self) -> dict[str, Any]:
         """Compare a fraction of every group's images with all images of that fraction of the groups.
@@ -268,7 +291,7 @@ class CurvePlan:
         if train["group"].nunique() < MIN_GROUPS or len(train) < 2 * train["group"].nunique():
             return {}
         self.progress.log("groups: training on fewer images of each group, and on fewer groups")
-        full_accuracy = float(self._probe_hits("logistic", table).mean())
+        full_accuracy = self._probe_accuracy(table)
         rows = []
         for fraction in (1 / 2, 1 / 4, 1 / 8):
             accuracies: dict[str, list[float]] = {"of_each": [], "of_them": []}
@@ -279,7 +302,7 @@ class CurvePlan:
                     ("of_them", sample_groups(train, seed, fraction)),
                 ):
                     sample = table[table["split"].ne("train") | table.index.isin(index)]
-                    accuracies[name].append(float(self._probe_hits("logistic", sample).mean()))
+                    accuracies[name].append(self._probe_accuracy(sample))
             rows.append({"share": fraction, **{name: float(np.mean(values)) for name, values in accuracies.items()}})
         result = {"groups": int(train["group"].nunique()), "images": len(train), "all": full_accuracy, "shares": rows}
         return result | {"words": describe_redundancy(result)}
@@ -380,6 +403,17 @@ def fit_variant(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
             f"expected at {100 * low:.1f} to {100 * high:.1f} %; measured {100 * measured:.1f} %, {verdict}."
         )
     return result | {"words": sentences}
+
+
+def describe_metric(table: pd.DataFrame, metric: Metric) -> list[str]:
+    """Return a sentence per variant on the recipe's metric by training images; the laws are of the accuracy."""
+    return [
+        f"{VARIANTS[str(variant)]}: {metric.title} "
+        + ", ".join(f"{metric.text(value, 1)} with {images:,}" for images, value in means.items())
+        + " training images (means); the power law is of the accuracy."
+        for variant, rows in table.groupby("variant", sort=False)
+        for means in [rows.groupby("images")[metric.name].mean()]
+    ]
 
 
 def write_curve_files(curve: LearningCurve) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, RecipeError, format_count
-from baseline.experiments.series import RunSeries, accuracy_spread, summary_row
+from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy, metric_test
+from baseline.experiments.series import RunSeries, accuracy_spread, metric_spread, summary_row
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
@@ -51,6 +52,8 @@ class SeedRuns:
     """Highest accuracy."""
     same_images: bool
     """Whether all runs were evaluated on the same images; if not, the spread includes that of the images."""
+    metric: dict[str, Any] | None = None
+    """`name, mean, sd, least, most` of the metric that the recipe names, if it is not the accuracy; `runs` have it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ class FoldRuns:
     """Metrics as `baseline.evaluate` returns them for a split: `"oof"`, out of fold, and `"test"`, those of the
     ensemble, if there is a test split."""
     against_best: dict[str, Any] | None
-    """Result of `baseline.paired_test` of the best fold on test and the ensemble; None without a test split."""
+    """Result of `baseline.paired_test` of the best fold on test and the ensemble; None without a test split. Where the
+    recipe names a metric, it is of that one, see `metric_test`."""
+    metric: dict[str, Any] | None = None
+    """`name, mean, sd, least, most` of the metric that the recipe names, if it is not the accuracy; `runs` have it."""
 
     @property
     def model(self) -> Model | Ensemble:
@@ -138,6 +144,7 @@ def run_seeds(
             runs=runs,
             **accuracy_spread(runs),
             same_images=len(image_sets) == 1,
+            metric=metric_spread(runs, series.manifests[0]),
         )
         write_atomic(series.folder / EXPERIMENT_FILES["seed"], to_json(dataclasses.asdict(result)))
         return result
@@ -203,6 +210,7 @@ def run_folds(
             **accuracy_spread(runs),
             metrics={"oof": _write_out_of_fold(series, numbers, tables), **ensemble_metrics},
             against_best=against_best,
+            metric=metric_spread(runs, series.manifests[0]),
         )
         write_atomic(series.folder / EXPERIMENT_FILES["fold"], to_json(dataclasses.asdict(result)))
         return result
@@ -261,7 +269,8 @@ def _write_out_of_fold(series: RunSeries, numbers: Sequence[int], tables: Sequen
             "readable when these were made. Choose another --out."
         )
     write_atomic(series.folder / "oof.csv", to_csv(rows))
-    return evaluate(rows, flat_recipe(series.manifests[0]["recipe"])["task"])["valid"]
+    recipe = flat_recipe(series.manifests[0]["recipe"])
+    return evaluate(rows, recipe["task"], recipe.get("metric", "auto"))["valid"]
 
 
 def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
@@ -276,5 +285,10 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     thresholds = [manifest.get("thresholds", recipe["threshold"]) for manifest in series.manifests]
     predictions = ensemble(test_tables, temperatures, recipe["task"], thresholds)
     write_atomic(series.folder / "predictions.csv", to_csv(predictions))
+    metrics = evaluate(predictions, recipe["task"], recipe.get("metric", "auto"))["test"]
+    if metric := metric_besides_accuracy(series.manifests[0]):
+        scores = [metric.score(evaluate_metric(table, metric, recipe["task"]).value) for table in test_tables]
+        best = test_tables[scores.index(max(scores))]
+        return {"test": metrics, "against_best": metric_test(best, predictions, metric, recipe["task"]) or None}
     best = max(test_tables, key=lambda table: (table["predicted"] == table["label"]).mean())
-    return {"test": evaluate(predictions, recipe["task"])["test"], "against_best": paired_test(best, predictions)}
+    return {"test": metrics, "against_best": paired_test(best, predictions)}

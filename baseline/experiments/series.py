@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from baseline.data.prepare import load_images, run_request
 from baseline.errors import OutputError, RecipeError
 from baseline.experiments.jobs import training_job
+from baseline.experiments.metric_comparison import metric_besides_accuracy
 from baseline.make import own_kind
 from baseline.parallel.distributed import environment_world_size
 from baseline.parallel.executor import get_executor
@@ -20,6 +21,7 @@ from baseline.recipe.choose import starting_recipe
 from baseline.recipe.diff import diff_recipes, flat_recipe
 from baseline.recipe.fields import parse_duration
 from baseline.recipe.schema import LEAVES, Recipe
+from baseline.report.headline import named_headline
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
 from baseline.runs.manifest import recipe_from_manifest
 from baseline.vision.model_folder import EXPERIMENT_FILES
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from baseline.parallel.executor import Executor, Job
     from baseline.runs.manifest import Manifest
 
-__all__ = ["RunSeries", "accuracy_spread", "refuse_own_parts", "require_single_process", "summary_row"]
+__all__ = [
+    "RunSeries", "accuracy_spread", "metric_spread", "refuse_own_parts", "require_single_process", "summary_row",
+]  # fmt: skip
 
 
 class RunSeries:
@@ -180,18 +184,27 @@ def require_single_process() -> None:
 
 
 def summary_row(run: Path, manifest: Manifest, split: str) -> dict[str, Any]:
-    """Return a run's folder, accuracy with and without TTA, and duration in seconds."""
-    metrics = manifest["metrics"][split]
+    """Return a run's folder, accuracy with and without TTA, the metric that its recipe names, and seconds."""
+    metrics, headline = manifest["metrics"][split], named_headline(manifest, split)
     return {
         "folder": str(run),
         "accuracy": metrics["tta"]["accuracy"],
         "plain": metrics["plain"]["accuracy"],
+        **({headline.metric.name: headline.value} if headline else {}),
         "seconds": round(sum(manifest["seconds"].values()), 1),
     }
 
 
-def accuracy_spread(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean, sample standard deviation, minimum and maximum of the accuracies."""
-    accuracies = [run["accuracy"] for run in runs]
-    sd = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    return {"mean": statistics.fmean(accuracies), "sd": sd, "least": min(accuracies), "most": max(accuracies)}
+def accuracy_spread(runs: Sequence[Mapping[str, Any]], name: str = "accuracy") -> dict[str, Any]:
+    """Return mean, sample standard deviation, minimum and maximum of the accuracies, or of another metric."""
+    values = [run[name] for run in runs if run[name] is not None]
+    if not values:
+        return dict.fromkeys(("mean", "sd", "least", "most"))
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "least": min(values), "most": max(values)}
+
+
+def metric_spread(runs: Sequence[Mapping[str, Any]], manifest: Manifest) -> dict[str, Any] | None:
+    """Return the name of the metric that the recipe names, if it is not the accuracy, and its spread over the runs."""
+    metric = metric_besides_accuracy(manifest)
+    return None if metric is None else {"name": metric.name, **accuracy_spread(runs, metric.name)}

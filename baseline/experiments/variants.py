@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from baseline.experiments.zeroshot import ClipModel
+    from baseline.metrics.registry import Metric
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
     from baseline.training.state import StageRecord
@@ -298,11 +299,14 @@ class Architecture:
         return training_job(title, self.images, recipe, folder)
 
 
-def read_split_predictions(run: Path, split: str, tta: bool) -> pd.DataFrame:
-    """Return a run's prediction table of one split, with or without TTA."""
-    table = read_predictions(run, ("path", "label", "split", "predicted", "plain_predicted"))
+def read_split_predictions(run: Path, split: str, tta: bool, metric: Metric | None = None) -> pd.DataFrame:
+    """Return a run's prediction table of one split, with or without TTA, as far as the metric needs it."""
+    table = read_predictions(run, () if metric else ("path", "label", "split", "predicted", "plain_predicted"))
     table = table[table["split"] == split]
-    return table if tta else table.assign(predicted=table["plain_predicted"])
+    if tta:
+        return table
+    plain = {name.removeprefix("plain_"): table[name] for name in map(str, table) if name.startswith("plain_")}
+    return table.assign(**plain) if metric else table.assign(predicted=table["plain_predicted"])
 
 
 def log_finished_run(run: Path, progress: Progress) -> None:

@@ -26,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image, ImageDraw, ImageFont
 
 from baseline.data.image import load_image
+from baseline.metrics.registry import Metric
 from baseline.report.headline import selection_metric
 
 __all__ = [
@@ -280,8 +281,8 @@ def time_figure(seconds: dict[str, float]) -> Figure:
 
 
 @with_figure_style
-def ladder_figure(variants: pd.DataFrame) -> Figure:
-    """Plot the accuracy of each variant in the order of the table, with its interval and seconds, and its name above.
+def ladder_figure(variants: pd.DataFrame, metric: Metric | None = None) -> Figure:
+    """Plot the accuracy, or a metric, of each variant in the order of the table, with interval, seconds and name.
 
     The figure is as wide as a phone.
 
@@ -289,6 +290,10 @@ def ladder_figure(variants: pd.DataFrame) -> Figure:
         variants: see `baseline.Ladder.table`.
     """
     rows = variants.iloc[::-1].to_dict("records")
+    key, low_key, high_key = ("accuracy", "low", "high")
+    if metric:
+        key, low_key, high_key = (f"{metric.name}{end}" for end in ("", "_low", "_high"))
+    percent = metric is None or metric.percent
     archs = [name for name in dict.fromkeys(variants["arch"]) if name]
     colors = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
     names = [
@@ -301,28 +306,30 @@ def ladder_figure(variants: pd.DataFrame) -> Figure:
     for height, name, row in zip(heights, names, rows, strict=True):
         color = colors.get(row["arch"], GREY)
         axes.plot(
-            [row["low"], row["high"]], [height, height], color=color, linewidth=3, solid_capstyle="butt", alpha=0.6
+            [row[low_key], row[high_key]], [height, height], color=color, linewidth=3, solid_capstyle="butt", alpha=0.6
         )
-        axes.plot(row["accuracy"], height, "o", color=color)
+        axes.plot(row[key], height, "o", color=color)
+        value = metric.text(row[key], 1) if metric else f"{row[key]:.1%}"
         position: dict[str, Any] = {
             "xycoords": axes.get_yaxis_transform(),
             "textcoords": "offset points",
             "annotation_clip": False,
         }
         axes.annotate(name, (0, height), (4, 6), va="bottom", fontsize=10, **position).set_in_layout(False)
-        axes.annotate(
-            f"{row['accuracy']:.1%}, {row['seconds']:,.0f} s", (1, height), (6, 0), va="center", fontsize=10, **position
-        )
+        axes.annotate(f"{value}, {row['seconds']:,.0f} s", (1, height), (6, 0), va="center", fontsize=10, **position)
     for name in archs if len(archs) > 1 else ():
         axes.plot([], [], "o", color=colors[name], label=name)
     low, high = axes.get_xlim()
-    axes.set_xlim(low, min(high, 1 + 0.02 * (high - low)))  # room for half a dot
+    if percent:
+        high = min(high, 1 + 0.02 * (high - low))  # room for half a dot
+        axes.set_xlim(low, high)
     axes.set_ylim(heights[0] - 0.4, heights[-1] + 0.6 + extra_lines[-1])
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
-    axes.set_xticks([tick for tick in axes.get_xticks() if max(low, 0) <= tick <= min(high, 1)])
+    if percent:
+        axes.set_xticks([tick for tick in axes.get_xticks() if max(low, 0) <= tick <= min(high, 1)])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.set_yticks([])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
-    axes.set(xlabel="accuracy, 95 % interval")
+    axes.set(xlabel=f"{metric.title if metric else 'accuracy'}, 95 % interval")
     if len(archs) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure

@@ -25,6 +25,7 @@ from baseline.data.sources.columns import find_image_column
 from baseline.data.sources.folders import images_below
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format, read_table
+from baseline.data.sources.sample_submission import is_sample_name
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
     from baseline.progress import Progress
 
 __all__ = ["Submission", "submit"]
-
-
-SAMPLE_NAMES = ("sample_submission", "samplesubmission", "sample-submission")
-"""How the file names of sample submissions begin, in lower case."""
 
 
 SAMPLE_SUFFIXES = (".csv", ".csv.zip")
@@ -200,12 +197,8 @@ def _samples_below(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, followlinks=True):  # the depth limit also ends circular links
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_SEARCH_DEPTH:
             folders.clear()
-        names = {name for name in files if _has_sample_name(name) and name.lower().endswith(SAMPLE_SUFFIXES)}
+        names = {name for name in files if is_sample_name(name) and name.lower().endswith(SAMPLE_SUFFIXES)}
         yield from (Path(folder) / name for name in names if name.removesuffix(".zip") not in names - {name})
-
-
-def _has_sample_name(name: str) -> bool:
-    return name.lower().startswith(SAMPLE_NAMES)
 
 
 def read_sample(path: Path) -> SampleFile:

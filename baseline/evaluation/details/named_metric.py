@@ -35,8 +35,7 @@ def metric_interval(measured: Sums | Ranks, groups: np.ndarray | None = None) ->
     Proportions have Wilson's. Other sums have the percentiles of 1,000 bootstrap samples of the images, or of whole
     groups. Metrics of ranks have the normal interval of their log odds, with the variance of the images' (or groups')
     influence: for ROC AUC that is DeLong's (1988), for average precision the logit interval of Boyd, Eng and Page
-    (2013). A perfect score leaves nothing to draw from: its interval is that of as many images (or groups) without an
-    error.
+    (2013). A score of 0 or 1 leaves nothing to draw from: its interval is Wilson's for as many images, or groups.
     """
     value = measured.value
     if np.isnan(value):
@@ -45,7 +44,7 @@ def metric_interval(measured: Sums | Ranks, groups: np.ndarray | None = None) ->
     if interval is not None and interval[1] - interval[0] > 1e-12:
         return interval
     units = measured.images if groups is None else int(groups.max()) + 1
-    return wilson_interval(units, units) if value > 1 - 1e-12 else (value, value)
+    return wilson_interval(round(value * units), units) if value in (0.0, 1.0) else (value, value)
 
 
 def sums_interval(measured: Sums, groups: np.ndarray | None) -> tuple[float, float] | None:

@@ -1,0 +1,116 @@
+"""Compares prediction tables by the metric that their recipes name, where that is not the accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL, bootstrap_sums, percentile_interval
+from baseline.metrics.predictions import Ranks
+from baseline.metrics.registry import Metric
+from baseline.report.headline import Headline, named_metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["describe_change", "describe_test", "evaluate_metric", "metric_besides_accuracy", "metric_test"]
+
+
+def metric_besides_accuracy(manifest: Mapping[str, Any]) -> Metric | None:
+    """Return the metric that a manifest's recipe names; None where that is the accuracy, or nothing is named."""
+    metric = named_metric(manifest)
+    return None if metric is None or metric.name == "accuracy" else metric
+
+
+def evaluate_metric(table: pd.DataFrame, metric: Metric, task: str) -> Headline:
+    """Return the metric of a prediction table of one split, with its interval."""
+    from baseline.evaluation.details.named_metric import metric_interval
+    from baseline.evaluation.table import class_columns, group_codes, table_predictions
+
+    measured = metric.measure(table_predictions(table, class_columns(table), task))
+    value = None if np.isnan(measured.value) else measured.value
+    return Headline(metric, value, metric_interval(measured, group_codes(table)))
+
+
+def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: str) -> dict[str, Any]:
+    """Test whether two prediction tables of one split differ in a metric on the images they share, matched by `path`.
+
+    Returns:
+        `images`, `difference` (the metric of other minus one), `interval` (its 95 % interval: paired bootstrap of
+        images, or groups; for metrics of ranks normal, by the images' influence), `p` of the same distribution, and
+        `beyond_noise`. Empty where the metric is undefined for one of them.
+
+    Raises:
+        DataError: if an image has different labels in the tables.
+    """
+    from baseline.evaluation.table import check_same_images, class_columns, group_codes, table_predictions
+
+    check_same_images(one[["path", "label"]].merge(other[["path", "label"]], on="path", suffixes=("", "_other")))
+    paths = set(one["path"]) & set(other["path"])
+    first, second = (table[table["path"].isin(paths)].sort_values("path") for table in (one, other))
+    groups = group_codes(first)
+    pair = [metric.measure(table_predictions(table, class_columns(table), task)) for table in (first, second)]
+    if any(np.isnan(measured.value) for measured in pair):
+        return {}
+    interval, p = difference_of_ranks(pair, groups) if isinstance(pair[0], Ranks) else difference_of_sums(pair, groups)
+    return {
+        "images": len(first),
+        "difference": pair[1].value - pair[0].value,
+        "interval": interval,
+        "p": p,
+        "beyond_noise": p < SIGNIFICANCE_LEVEL and not interval[0] <= 0 <= interval[1],
+    }
+
+
+def difference_of_sums(pair: Any, groups: np.ndarray | None) -> tuple[tuple[float, float], float]:
+    """Return the paired bootstrap interval of the difference of two functions of sums, and its two-sided p."""
+    from scipy.sparse import csr_array, hstack
+
+    one, other = pair
+    draws = bootstrap_sums(hstack([csr_array(one.features), csr_array(other.features)], format="csr"), groups)
+    width = one.features.shape[1]
+    changes = other.ratio(draws[:, width:]) - one.ratio(draws[:, :width])
+    changes = changes[~np.isnan(changes)]
+    tail = min((changes <= 0).sum(), (changes >= 0).sum())
+    return percentile_interval(changes), float(min(1.0, 2 * (tail + 1) / (len(changes) + 1)))
+
+
+def difference_of_ranks(pair: Any, groups: np.ndarray | None) -> tuple[tuple[float, float], float]:
+    """Return the normal interval of the difference of two metrics of ranks, and its two-sided p."""
+    from scipy.stats import norm
+
+    one, other = pair
+    influence = other.influence() - one.influence()
+    sums = influence if groups is None else np.bincount(groups, weights=influence)
+    deviation = max(float(np.sqrt((sums**2).sum())) / len(influence), 1e-12)
+    difference, reach = other.value - one.value, norm.ppf(1 - SIGNIFICANCE_LEVEL / 2) * deviation
+    return (max(difference - reach, -1.0), min(difference + reach, 1.0)), float(
+        2 * norm.sf(abs(difference) / deviation)
+    )
+
+
+def describe_change(test: Mapping[str, Any], metric: Metric) -> str:
+    """Describe a difference and its interval, in points where the metric is in percent.
+
+    >>> from baseline.metrics.registry import find_metric
+    >>> describe_change({"difference": 0.0123, "interval": (0.001, 0.02)}, find_metric("roc_auc"))
+    '+0.0123 (+0.0010 to +0.0200)'
+    """
+    numbers = (test["difference"], *test["interval"])
+    if metric.percent:
+        change, low, high = (f"{100 * number:+.1f}" for number in numbers)
+        return f"{change} points ({low} to {high})"
+    change, low, high = (f"{number:+.4f}" for number in numbers)
+    return f"{change} ({low} to {high})"
+
+
+def describe_test(test: Mapping[str, Any], metric: Metric) -> str:
+    """Describe a difference, whether it is better or worse, and whether it is more than noise."""
+    better = metric.score(test["difference"]) > 0
+    verdict = (
+        f"{'better' if better else 'worse'}, more than noise" if test["beyond_noise"] else "no difference beyond noise"
+    )
+    p = "p < 0.01" if test["p"] < 0.01 else f"p = {test['p']:.2f}"
+    return f"{metric.title} {describe_change(test, metric)}: {verdict} ({p})"
