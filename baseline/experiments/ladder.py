@@ -267,6 +267,16 @@ def reference_index(runs: Sequence[tuple[Architecture, str, Path]], index: int) 
     return 0 if index and runs[0][1] == "majority" else None
 
 
+def describe_gain(test: Mapping[str, Any], metric: Metric | None) -> tuple[str, bool]:
+    """Describe a difference, and return whether it is beyond noise."""
+    if not test:
+        return "an undefined amount", False
+    if metric:
+        return describe_change(test, metric), bool(test["beyond_noise"])
+    low, high = (100 * bound for bound in test["interval"])
+    return f"{100 * test['difference']:+.1f} points ({low:+.1f} to {high:+.1f})", bool(test["beyond_noise"])
+
+
 def summarize_ladder(
     rows: Sequence[Mapping[str, Any]],
     tables: Sequence[pd.DataFrame],
@@ -285,13 +295,7 @@ def summarize_ladder(
         return metric.score(rows[index][metric.name]) if metric else float(rows[index]["accuracy"])
 
     def gain(reference: int, other: int) -> tuple[str, bool]:
-        test = test_pair(tables[reference], tables[other])
-        if metric:
-            return (
-                (describe_change(test, metric), bool(test["beyond_noise"])) if test else ("an undefined amount", False)
-            )
-        low, high = (100 * bound for bound in test["interval"])
-        return f"{100 * test['difference']:+.1f} points ({low:+.1f} to {high:+.1f})", bool(test["beyond_noise"])
+        return describe_gain(test_pair(tables[reference], tables[other]), metric)
 
     def extra_time(reference: int, other: int) -> str:
         return f"{format_duration(rows[other]['seconds'] - rows[reference]['seconds'])} more"

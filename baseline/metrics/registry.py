@@ -51,7 +51,8 @@ class Metric:
     def measure(self, predictions: Predictions) -> Sums | Ranks:
         """Return the metric with what its interval is computed from."""
         module = import_module(f"baseline.metrics.{self.module}")
-        measured: Any = module.measure(predictions, self.k) if self.k else getattr(module, self.name)(predictions)
+        function: Any = getattr(module, self.module.rpartition(".")[2] if self.k else self.name)
+        measured: Sums | Ranks = function(predictions, self.k) if self.k else function(predictions)
         return measured
 
     def value(self, predictions: Predictions) -> float:
@@ -113,10 +114,11 @@ def find_metric(name: str, *, multilabel: bool = False) -> Metric:
     """
     if name == "auto":
         name = "micro_f1" if multilabel else "accuracy"
-    stem, k = re.fullmatch(r"(.*?_)([1-9]\d{0,4})|.*", name, re.DOTALL).groups() if name else ("", None)  # type: ignore[union-attr]
+    numbered = re.fullmatch(r"(.+_)([1-9]\d{0,4})", name)
     for metric in METRICS:
-        if k and metric.name == f"{stem}k":
-            return dataclasses.replace(metric, name=name, k=int(k), title=metric.title.replace("K", k))
+        if numbered and metric.name == f"{numbered[1]}k":
+            title = metric.title.replace("K", numbered[2])
+            return dataclasses.replace(metric, name=name, k=int(numbered[2]), title=title)
         if metric.name == name and not name.endswith("_k"):
             return metric
     raise KeyError(name)

@@ -26,7 +26,7 @@ from baseline.metrics.counts import accuracy, balanced_accuracy, macro_f1, micro
 from baseline.metrics.predictions import Predictions, Sums
 from baseline.metrics.probability.losses import brier, log_loss
 from baseline.metrics.probability.ranking import one_vs_rest_metrics
-from baseline.metrics.probability.top_k import measure as top_k_accuracy
+from baseline.metrics.probability.top_k import top_k
 from baseline.metrics.registry import find_metric
 
 __all__ = ["add_details"]
@@ -79,7 +79,7 @@ def single_label_details(predictions: Predictions, classes: list[str], groups: n
     accuracy = numbers.pop("accuracy")
     accuracy_interval = intervals.pop("accuracy")
     k = max(1, min(TOP_K, len(classes) - 1))
-    share = top_k_accuracy(predictions, k).value
+    share = top_k(predictions, k).value
     metrics = {
         "error": 1 - accuracy,
         "top_k": {"k": k, "share": share, "interval": wilson_interval(round(share * len(truth)), len(truth))},

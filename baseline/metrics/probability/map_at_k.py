@@ -7,10 +7,10 @@ import numpy as np
 from baseline.metrics.predictions import Predictions, Sums, mean_of
 from baseline.metrics.probability.top_k import label_ranks
 
-__all__ = ["measure"]
+__all__ = ["map_at_k"]
 
 
-def measure(predictions: Predictions, k: int) -> Sums:
+def map_at_k(predictions: Predictions, k: int) -> Sums:
     """Mean over the images of the average precision of the K most probable classes; ties go to the earlier class.
 
     With one label per image that is 1 divided by the rank of the label, or 0 beyond K. With several labels the

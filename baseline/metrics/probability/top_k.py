@@ -6,14 +6,14 @@ import numpy as np
 
 from baseline.metrics.predictions import Predictions, Sums, mean_of
 
-__all__ = ["measure"]
+__all__ = ["top_k"]
 
 
 MAX_CELLS = 1_000_000
 """Maximum number of comparisons in memory at once."""
 
 
-def measure(predictions: Predictions, k: int) -> Sums:
+def top_k(predictions: Predictions, k: int) -> Sums:
     """Share of images whose label is among the K most probable classes."""
     return mean_of(label_ranks(predictions) < k, proportion=True)
 
