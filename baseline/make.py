@@ -24,7 +24,7 @@ from baseline.data.prepare import (
     Prepared,
     count_by_split,
     load_image_table,
-    log_metric,
+    metric_notes,
     prepare_table,
     run_request,
     splits_differ,
@@ -444,7 +444,8 @@ class _OwnDataRun(_Run):
         )  # fmt: skip
         self.reasons |= dict.fromkeys(("image_size", "batch_size", "split", "augment"), "your own")
         self.reasons["image_size"] = f"your own, {pixels}"
-        log_metric(self.recipe, list(map(str, self.dls.vocab)), self.progress)
+        for line in metric_notes(None, self.recipe, list(map(str, self.dls.vocab))):
+            self.progress.log(line)
         self.progress.log(
             f"images: {len(self.table):,} of your DataLoaders, {pixels}, batches of {self.dls.train.bs}; "
             "they replace the recipe's image_size, batch_size, split, augmentation and audit"

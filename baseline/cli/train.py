@@ -194,16 +194,18 @@ def _compare_fixes(images: str | None, recipe: str, before: Path | None, *, fixe
 
 def _describe_images(images: str | None, recipe: str, changes: dict[str, Any]) -> list[str]:
     """What was read of the images, line by line."""
-    from baseline.data.prepare import load_images
+    from baseline.data.labels import classes_in
+    from baseline.data.prepare import load_images, metric_notes
     from baseline.data.table import summarize_source
     from baseline.progress import Progress
 
     chosen, table = load_images(images, recipe, progress=Progress(), **without_device(images, recipe, changes))
+    lines = [*summarize_source(table), *metric_notes(images, chosen, classes_in(table, chosen.data.task))]
     if "kfold" not in chosen.split.method:
-        return summarize_source(table)
+        return lines
     from baseline.experiments.repeats import describe_folds
 
-    return [*summarize_source(table), describe_folds(table, chosen)]
+    return [*lines, describe_folds(table, chosen)]
 
 
 def _means_all_folds(recipe: str, split: str | None) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
 
-__all__ = ["RunRequest", "load_images", "prepare", "run_request"]
+__all__ = ["RunRequest", "load_images", "metric_notes", "prepare", "run_request"]
 
 
 class RunRequest(TypedDict):
@@ -106,7 +106,6 @@ def load_image_table(
 ) -> tuple[Recipe, pd.DataFrame]:
     """Read the image table, and resolve the recipe's `split` and `task` by it; add the reasons to `reasons`."""
     from baseline.data.labels import classes_in, is_multilabel
-    from baseline.data.sources.place import optional_module
     from baseline.data.split import given_folds, kept_splits, resolve_split
     from baseline.data.table import summarize_source, table_from_settings
 
@@ -120,21 +119,24 @@ def load_image_table(
     recipe = recipe.changed(split=method, task=task)
     if (folds := given_folds(table, method)) and recipe.split.fold not in folds and "fold" not in reasons:
         recipe, reasons["fold"] = recipe.changed(fold=folds[0]), "the first of the folds that the images come with"
-    classes, samples = classes_in(table, task), optional_module("sample_submission")
-    log_metric(recipe, classes, progress)
-    if samples and recipe.evaluation.metric == "auto":
-        samples.log_proposal(images, classes, task, progress)
+    for line in metric_notes(images, recipe, classes_in(table, task)):
+        progress.log(line)
     return recipe, table
 
 
-def log_metric(recipe: Recipe, classes: Sequence[str], progress: Progress) -> None:
-    """Log what has to be said about the recipe's metric on these classes, in the network's order.
+def metric_notes(images: Any, recipe: Recipe, classes: Sequence[str]) -> list[str]:
+    """Return what has to be said about the metric on these classes: their order, or what a sample submission suggests.
 
     Raises:
         RecipeError: if the metric does not fit the classes.
     """
-    if note := check_metric(recipe.evaluation.metric, classes, multilabel=recipe.data.task == "multilabel"):
-        progress.log(f"metric: {note}")
+    from baseline.data.sources.place import optional_module
+
+    name, multilabel = recipe.evaluation.metric, recipe.data.task == "multilabel"
+    note, samples = check_metric(name, classes, multilabel=multilabel), optional_module("sample_submission")
+    if samples and name == "auto":
+        note = samples.propose_metric(images, classes, multilabel=multilabel)
+    return [f"metric: {note}"] if note else []
 
 
 def _audit_table(

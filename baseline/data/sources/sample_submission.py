@@ -13,9 +13,7 @@ from baseline.metrics.registry import find_metric, is_metric
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.progress import Progress
-
-__all__ = ["is_sample_name", "log_proposal", "propose_metric"]
+__all__ = ["is_sample_name", "propose_metric"]
 
 
 SAMPLE_NAMES = ("sample_submission", "samplesubmission", "sample-submission")
@@ -25,12 +23,6 @@ SAMPLE_NAMES = ("sample_submission", "samplesubmission", "sample-submission")
 def is_sample_name(name: str) -> bool:
     """Whether a file has the name of a sample submission."""
     return name.lower().startswith(SAMPLE_NAMES)
-
-
-def log_proposal(images: Any, classes: Sequence[str], task: str, progress: Progress) -> None:
-    """Log the metric that a sample submission beside the images suggests, if there is one."""
-    if proposal := propose_metric(images, classes, multilabel=task == "multilabel"):
-        progress.log(f"metric: {proposal}")
 
 
 def propose_metric(images: Any, classes: Sequence[str], *, multilabel: bool) -> str:
