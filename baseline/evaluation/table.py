@@ -144,8 +144,13 @@ def correct_rows(rows: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def prediction_table(
-    rows: pd.DataFrame, plain: np.ndarray, mean: np.ndarray, classes: Sequence[str],
-    threshold: Threshold | None = None, *, metric: str = "auto",
+    rows: pd.DataFrame,
+    plain: np.ndarray,
+    mean: np.ndarray,
+    classes: Sequence[str],
+    threshold: Threshold | None = None,
+    *,
+    metric: str = "auto",
 ) -> pd.DataFrame:
     """Return the prediction table of images and their probabilities, images x classes.
 

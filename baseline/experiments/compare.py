@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError
-from baseline.experiments.metric_comparison import describe_test, evaluate_metric, metric_besides_accuracy, metric_test
+from baseline.experiments.metric_comparison import (
+    compare_tables,
+    describe_test,
+    evaluate_metric,
+    metric_besides_accuracy,
+)
 from baseline.files import refuse_damaged
 from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
 from baseline.report.headline import named_headline, named_metric
@@ -236,12 +241,11 @@ def _paired_tests(
     pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], metric: Metric | None, task: str
 ) -> list[dict[str, Any]]:
     """Results of `paired_test`, or `metric_test`, for each pair of tables; empty for pairs that share no image."""
-    from baseline.evaluation.significance import holm_correction, paired_test
+    from baseline.evaluation.significance import holm_correction
 
-    def test(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, Any]:
-        return metric_test(one, two, metric, task) if metric else paired_test(one, two)
-
-    return holm_correction([test(one, two) if set(one["path"]) & set(two["path"]) else {} for one, two in pairs])
+    shared = (set(one["path"]) & set(two["path"]) for one, two in pairs)
+    tests = [compare_tables(*pair, metric, task) if paths else {} for pair, paths in zip(pairs, shared, strict=True)]
+    return holm_correction(tests)
 
 
 def _differences(test: dict[str, Any], changes: set[str], metric: Metric | None) -> tuple[dict[str, Any], str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import RecipeError, unknown_name
 from baseline.experiments.metric_comparison import (
+    compare_tables,
     describe_change,
     evaluate_metric,
     metric_besides_accuracy,
-    metric_test,
 )
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
@@ -189,7 +189,7 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
     import pandas as pd
 
     from baseline.evaluation.metrics import accuracy_of
-    from baseline.evaluation.significance import holm_correction, paired_test
+    from baseline.evaluation.significance import holm_correction
 
     manifest = read_manifest(runs[0][2])
     split, metric = headline_split(manifest["metrics"]), metric_besides_accuracy(manifest)
@@ -197,12 +197,9 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
     tables = [read_split_predictions(run, split, variant == "tta", metric) for _, variant, run in runs]
     references = [reference_index(runs, index) for index in range(len(runs))]
 
-    def test_pair(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
-        return metric_test(one, other, metric, task) if metric else paired_test(one, other)
-
     tests = holm_correction(
         [
-            {} if reference is None else test_pair(tables[reference], table)
+            {} if reference is None else compare_tables(tables[reference], table, metric, task)
             for reference, table in zip(references, tables, strict=True)
         ]
     )
@@ -232,7 +229,7 @@ def evaluate_variants(runs: Sequence[tuple[Architecture, str, Path]], folder: Pa
                 "run": str(run),
             }
         )
-    sentences = summarize_ladder(rows, tables, references, split, metric, test_pair)
+    sentences = summarize_ladder(rows, tables, references, split, metric, task)
     return Ladder(folder, split, pd.DataFrame(rows), sentences, metric)
 
 
@@ -282,8 +279,8 @@ def summarize_ladder(
     tables: Sequence[pd.DataFrame],
     references: Sequence[int | None],
     split: str,
-    metric: Metric | None,
-    test_pair: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Any]],
+    metric: Metric | None = None,
+    task: str = "single",
 ) -> list[str]:
     """Return sentences that recommend a variant, and say how others compare with it.
 
@@ -295,7 +292,7 @@ def summarize_ladder(
         return metric.score(rows[index][metric.name]) if metric else float(rows[index]["accuracy"])
 
     def gain(reference: int, other: int) -> tuple[str, bool]:
-        return describe_gain(test_pair(tables[reference], tables[other]), metric)
+        return describe_gain(compare_tables(tables[reference], tables[other], metric, task), metric)
 
     def extra_time(reference: int, other: int) -> str:
         return f"{format_duration(rows[other]['seconds'] - rows[reference]['seconds'])} more"

@@ -15,7 +15,14 @@ from baseline.report.headline import Headline, named_metric
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["describe_change", "describe_test", "evaluate_metric", "metric_besides_accuracy", "metric_test"]
+__all__ = [
+    "compare_tables",
+    "describe_change",
+    "describe_test",
+    "evaluate_metric",
+    "metric_besides_accuracy",
+    "metric_test",
+]
 
 
 def metric_besides_accuracy(manifest: Mapping[str, Any]) -> Metric | None:
@@ -62,6 +69,13 @@ def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: st
         "p": p,
         "beyond_noise": p < SIGNIFICANCE_LEVEL and not interval[0] <= 0 <= interval[1],
     }
+
+
+def compare_tables(one: pd.DataFrame, other: pd.DataFrame, metric: Metric | None, task: str) -> dict[str, Any]:
+    """Return the result of `metric_test`, or without a metric of `paired_test`."""
+    from baseline.evaluation.significance import paired_test
+
+    return metric_test(one, other, metric, task) if metric else paired_test(one, other)
 
 
 def difference_of_sums(pair: Any, groups: np.ndarray | None) -> tuple[tuple[float, float], float]:
