@@ -419,7 +419,8 @@ import sys
 from pathlib import Path
 import baseline.data.table
 from baseline.data.sources.read_table import ROW_BYTES, TEXT_COPIES, read_table
-from baseline.data.sources.tables import Columns, rows_from_table
+from baseline.data.sources.place import Columns
+from baseline.data.sources.tables import rows_from_table
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 file = folder / "images.csv"

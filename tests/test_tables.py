@@ -14,7 +14,7 @@ from PIL import Image
 
 import baseline
 from baseline import Progress, image_table
-from baseline.data.sources.tables import Columns
+from baseline.data.sources.place import Columns
 from baseline.data.table import summarize_source
 from baseline.errors import DataError
 

@@ -27,9 +27,6 @@ import numpy as np
 import pandas as pd
 
 from baseline.data.labels import explode_labels, is_multilabel, order_classes, rarest_label, split_labels
-from baseline.data.sources.columns import are_fold_numbers, find_fold_column
-from baseline.data.sources.match_images import match_rows
-from baseline.data.sources.read_table import column_as_text
 from baseline.errors import DataError, format_count, unknown_name
 from baseline.files import resolve_path, to_csv
 
@@ -104,6 +101,8 @@ def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         if argument.isdecimal():
             split_kfold(table, units, int(argument), recipe)
         else:
+            from baseline.data.table_folds import read_folds
+
             table["fold"] = read_folds(table, argument)
             hold_out_fold(table, recipe.split.fold, argument)
     elif not (table["split"] == "valid").any():
@@ -128,6 +127,8 @@ def resolve_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
         return "auto", f"taken from {recipe.split.file}"
     method, _, argument = recipe.split.method.partition(":")
     if method == "kfold" and (not argument or argument.isdecimal()):
+        from baseline.data.table_folds import resolve_folds
+
         return resolve_folds(table, recipe)
     if recipe.split.method != "auto":
         return recipe.split.method, "as given"
@@ -138,55 +139,19 @@ def resolve_split(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
     return "random", "the images come without splits"
 
 
-def resolve_folds(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
-    """Return the method that `kfold` and `kfold:K` stand for: the folds that the images come with, if they have K."""
-    column = find_fold_column(table.drop(columns="fold", errors="ignore"))
-    wanted = recipe.split.method.partition(":")[2]
-    if not column and not wanted:
-        raise DataError(
-            f"The images come without folds to take fold {recipe.split.fold} of. "
-            "Give --split kfold:K for K folds, or --split kfold:COLUMN."
-        )
-    if not column:
-        return recipe.split.method, "as given"
-    name, count = column.removesuffix("_"), len(list_folds(read_folds(table, column)))
-    if wanted and count != int(wanted):
-        return recipe.split.method, f"as given; the column '{name}' has {count} folds, which are not used"
-    return f"kfold:{name}", f"the images come with {count} folds, in the column '{name}'"
+def given_folds(table: pd.DataFrame, method: str) -> list[int]:
+    """Return the numbers of the folds in the column of the method `kfold:COLUMN`; none for another method."""
+    name, _, column = method.partition(":")
+    if name != "kfold" or column.isdecimal():
+        return []
+    from baseline.data.table_folds import read_folds
 
-
-def read_folds(table: pd.DataFrame, column: str) -> np.ndarray:
-    """Return the fold of each image that a column gives, -1 for none.
-
-    Whole numbers stay as they are, and those below 0 are no folds; other texts are numbered from 0 in their order.
-
-    Raises:
-        DataError: if there is no such column, or it has less than two folds.
-    """
-    known = [name for name in (column, f"{column}_") if name in table.columns]
-    if not known:
-        raise DataError(f"{unknown_name('column', column, map(str, table.columns))} Change --split kfold:COLUMN.")
-    texts = column_as_text(table[known[-1]])
-    if are_fold_numbers(set(texts) - {""}):
-        folds = np.array([int(float(text)) if text else -1 for text in texts])
-    else:
-        numbers = {text: number for number, text in enumerate(order_classes(set(texts) - {""}))}
-        folds = np.array([numbers.get(text, -1) for text in texts])
-    folds = np.where((folds < 0) | (table["split"] == "test").to_numpy(), -1, folds)
-    if len(list_folds(folds)) < 2:
-        raise DataError(f"The column '{column}' has less than two folds. Give --split kfold:K for K folds.")
-    return folds
+    return list_folds(read_folds(table, column))
 
 
 def list_folds(folds: np.ndarray) -> list[int]:
     """Return the numbers of the folds, without -1."""
     return [int(fold) for fold in np.unique(folds) if fold >= 0]
-
-
-def given_folds(table: pd.DataFrame, method: str) -> list[int]:
-    """Return the numbers of the folds in the column of the method `kfold:COLUMN`; none for another method."""
-    name, _, column = method.partition(":")
-    return list_folds(read_folds(table, column)) if name == "kfold" and not column.isdecimal() else []
 
 
 def hold_out_fold(table: pd.DataFrame, fold: int, column: str) -> None:
@@ -207,6 +172,8 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     Raises:
         DataError: if the file cannot be read, or names images that do not exist or match several.
     """
+    from baseline.data.sources.match_images import match_rows
+
     try:
         split_table = pd.read_csv(file, dtype=str)
     except (OSError, ValueError) as error:

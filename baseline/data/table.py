@@ -34,10 +34,8 @@ from baseline.data.labels import (
     order_labels,
     split_labels,
 )
-from baseline.data.sources.columns import Columns
 from baseline.data.sources.folders import enter_single_folder
-from baseline.data.sources.image_tables import columns_of, read_table_source
-from baseline.data.sources.place import Place, SourceTable, optional_module
+from baseline.data.sources.place import Columns, Place, SourceTable, columns_of, optional_module
 from baseline.data.sources.registry import read_place
 from baseline.errors import DataError, format_count, quoted_list
 from baseline.files import resolve_path
@@ -105,7 +103,8 @@ def table_from_settings(
     """
     columns = columns_of(settings)
     if isinstance(images, pd.DataFrame):
-        source = read_table_source(images, "the DataFrame", Path.cwd(), columns, settings)
+        tables = optional_module("image_tables")
+        source = tables.read_table_source(images, "the DataFrame", Path.cwd(), columns, settings)
     else:
         path = locate_source(str(images), progress)
         if path.is_file() and settings.label_from:

@@ -32,7 +32,6 @@ from fastai.learner import Learner
 from torch import nn
 
 from baseline.evaluation.table import prediction_table
-from baseline.evaluation.thresholds import decide
 from baseline.parallel.distributed import all_gather, rank, world_size
 from baseline.progress import Progress
 from baseline.vision.cpu_speedups import optimize_for_cpu
@@ -97,7 +96,11 @@ def predict(
             )
             outputs.append((rows, plain_array, mean_array))
     classes = [str(name) for name in dls.vocab]
-    decided = decide(learn, outputs, classes, thresholds, progress) if dls.multilabel else None
+    decided = None
+    if dls.multilabel:
+        from baseline.evaluation.thresholds import decide
+
+        decided = decide(learn, outputs, classes, thresholds, progress)
     tables = [prediction_table(*output, classes, decided, metric=metric) for output in outputs]
     result = pd.concat(tables, ignore_index=True)
     result.attrs["thresholds"] = dict(zip(classes, decided, strict=True)) if isinstance(decided, list) else {}

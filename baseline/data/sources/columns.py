@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.read_table import cell_to_text, column_as_text
 from baseline.errors import DataError, quoted_list
 
-__all__ = ["Columns", "are_fold_numbers", "find_fold_column", "find_group_column", "find_image_column",
+__all__ = ["are_fold_numbers", "find_fold_column", "find_group_column", "find_image_column",
            "find_label_columns", "find_named_column", "find_split_column", "is_flag_column", "read_splits",
            "sample"]  # fmt: skip
 
@@ -77,19 +76,6 @@ NO_LABELS = frozenset(
      "x1", "x2", "xmax", "xmin", "y", "y1", "y2", "ymax", "ymin")
 )  # fmt: skip
 """Names of columns that describe images without being their classes."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table by their role; an empty name means that the column is detected."""
-
-    image: str = ""
-    label: str = ""
-    """One column, or several separated by commas that contain 0 and 1."""
-    group: str = ""
-    split: str = ""
-    image_dir: str = ""
-    """Folder that the names in the image column are relative to; the table's own folder if empty."""
 
 
 def column_key(name: str) -> str:

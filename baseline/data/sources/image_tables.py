@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from baseline.data.sources.columns import Columns
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Columns, Evidence, Place, Source, SourceTable, columns_of
 from baseline.data.sources.read_table import is_table
 from baseline.data.sources.tables import rows_from_table
 from baseline.errors import DataError, format_count
 from baseline.recipe.schema import DataSettings
 
-__all__ = ["ImageTable", "columns_of", "read_table_source"]
+__all__ = ["ImageTable", "read_table_source"]
 
 
 class ImageTable(Source):
@@ -31,11 +30,6 @@ class ImageTable(Source):
         source.table["label"], note = place.name_codes(source.table["label"], used=(place.path,))
         source.notes += [*note, *place.table_notes(place.path)]
         return source
-
-
-def columns_of(settings: DataSettings) -> Columns:
-    """Return the columns that the settings name."""
-    return Columns(settings.image_col, settings.label_col, settings.group_col, settings.split_col, settings.image_dir)
 
 
 def read_table_source(

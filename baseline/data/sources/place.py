@@ -135,6 +135,24 @@ def optional_module(name: str) -> Any:
     return import_module(f"baseline.data.sources.{name}") if find_spec(f"baseline.data.sources.{name}") else None
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by their role; an empty name means that the column is detected."""
+
+    image: str = ""
+    label: str = ""
+    """One column, or several separated by commas that contain 0 and 1."""
+    group: str = ""
+    split: str = ""
+    image_dir: str = ""
+    """Folder that the names in the image column are relative to; the table's own folder if empty."""
+
+
+def columns_of(settings: DataSettings) -> Columns:
+    """Return the columns that the settings name."""
+    return Columns(settings.image_col, settings.label_col, settings.group_col, settings.split_col, settings.image_dir)
+
+
 class Place:
     """A folder or a file, with what several sources want to know about it, looked up once.
 

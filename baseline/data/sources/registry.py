@@ -1,6 +1,6 @@
 """Weighs all sources that may read a place by what speaks for them, and reads it by the best one.
 
-The two sources of the core read class folders and table files. Every other one is a module of
+The source of the core reads class folders, and `image_tables` reads table files. Every other one is a module of
 `baseline.data.sources.layouts` with a subclass of `Source`: it is found by itself, and deleting its file removes only
 that source. One with the name of a source of the core replaces it.
 """
@@ -14,7 +14,6 @@ from importlib import import_module
 from textwrap import shorten
 
 from baseline.data.sources.class_folders import ClassFolders
-from baseline.data.sources.image_tables import ImageTable
 from baseline.data.sources.place import Evidence, MalformedFileError, Place, Source, SourceTable, optional_module
 from baseline.data.sources.read_table import TABLE_SUFFIXES, is_table
 from baseline.errors import DataError, format_count, quoted_list, unknown_name
@@ -43,8 +42,8 @@ MENTIONED = 0.05
 @cache
 def all_sources() -> dict[str, Source]:
     """Return every source by its name, those of the core first."""
-    sources: list[Source] = [ClassFolders(), ImageTable()]
-    layouts = optional_module("layouts")
+    tables, layouts = map(optional_module, ("image_tables", "layouts"))
+    sources: list[Source] = [ClassFolders(), *([tables.ImageTable()] if tables else [])]
     for info in sorted(pkgutil.iter_modules(layouts.__path__ if layouts else []), key=lambda info: info.name):
         module = import_module(f"{LAYOUTS}.{info.name}")
         classes = [

@@ -18,7 +18,6 @@ from baseline.data.labels import SEPARATOR, order_classes
 from baseline.data.sources.columns import (
     IMAGE_COLUMN_NAMES,
     SPLIT_FLAGS,
-    Columns,
     column_key,
     find_fold_column,
     find_group_column,
@@ -34,12 +33,13 @@ from baseline.data.sources.columns import (
 from baseline.data.sources.folders import has_image_name, split_from_name
 from baseline.data.sources.label_values import join_flags, join_labels, read_label_values
 from baseline.data.sources.match_images import ImageFinder
+from baseline.data.sources.place import Columns
 from baseline.data.sources.read_table import column_as_text, read_table
 from baseline.errors import DataError, format_count, quoted_list, unknown_name
 from baseline.files import resolve_path
 from baseline.recipe.schema import DataSettings
 
-__all__ = ["Columns", "TableRows", "find_image_column", "read_image_paths", "rows_from_table"]
+__all__ = ["TableRows", "find_image_column", "read_image_paths", "rows_from_table"]
 
 
 RESERVED_COLUMNS = ("bytes", "color_profile", "duplicate_id", "flaw", "fold", "frames", "height", "mode", "reason",

@@ -9,8 +9,7 @@ import pandas as pd
 
 from baseline.data.sources.annotations import image_folder
 from baseline.data.sources.folders import split_from_name
-from baseline.data.sources.image_tables import columns_of
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content, named_share
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, columns_of, foreign_content, named_share
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError
 

@@ -12,7 +12,6 @@ import pandas as pd
 from baseline.data.sources.columns import (
     IMAGE_COLUMN_NAMES,
     LABEL_COLUMN_NAMES,
-    Columns,
     find_fold_column,
     find_image_column,
     find_named_column,
@@ -20,10 +19,10 @@ from baseline.data.sources.columns import (
     read_splits,
 )
 from baseline.data.sources.folders import split_from_name
-from baseline.data.sources.image_tables import ImageTable, columns_of
+from baseline.data.sources.image_tables import ImageTable
 from baseline.data.sources.list_files import read_list_splits
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Evidence, Place, SourceTable, merge_notes, named_share
+from baseline.data.sources.place import Columns, Evidence, Place, SourceTable, columns_of, merge_notes, named_share
 from baseline.data.sources.read_table import column_as_text, read_header
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError, format_count, quoted_list
