@@ -349,7 +349,7 @@ def test_models_of_any_size_predict_by_the_mean_and_share_decoded_images(
         sizes.append(size)
         return square(image, size, *options)
 
-    monkeypatch.setattr(baseline.inference.model, "load_square", counted)
+    monkeypatch.setattr(baseline.inference.inputs, "load_square", counted)
     together = load(runs)
     result = together.predict(paths)
     assert sorted(sizes) == [48] * 48 + [64] * 48
