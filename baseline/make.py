@@ -350,8 +350,10 @@ class _Run:
             learn = self._build_learner(weights)
         with self.timer.part("estimate"):
             throughput = Throughput(learn.model, learn.splitter, self.recipe, shape=self.image_shape)
-            cached = FrozenOutputs(learn, self.recipe).cached_stages()
-            estimate = estimate_seconds(throughput, self.recipe, count_by_split(self.table), cached)
+            frozen = FrozenOutputs(learn, self.recipe)
+            estimate = estimate_seconds(
+                throughput, self.recipe, count_by_split(self.table), frozen.cached_stages(), frozen.plan.own_parts
+            )
             duration = format_duration(estimate.total)
             self.progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
         return learn, estimate

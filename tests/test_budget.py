@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,17 @@ def test_a_network_is_measured_once_and_another_one_anew(
 def test_estimate_grows_with_images_epochs_and_layers_and_shrinks_with_cached_outputs(
     throughput: Throughput, settled: tuple
 ) -> None:
-    def seconds(*stages: Stage, images: dict = IMAGES, cached: tuple = ()) -> float:
-        return estimate_seconds(throughput, settled[0].changed(stages=stages), images, cached).total
+    def seconds(*stages: Stage, images: dict = IMAGES, cached: tuple = (), own_parts: tuple = ()) -> float:
+        return estimate_seconds(throughput, settled[0].changed(stages=stages), images, cached, own_parts).total
 
     head = Stage("head", 1, 1e-3, augment=False)
     assert seconds(head) < seconds(head, images={**IMAGES, "train": 4000})
     assert seconds(head) < seconds(head, Stage("all", 1, 1e-3)) < seconds(head, Stage("all", 3, 1e-3))
     assert seconds(head, cached=(1,)) < seconds(head)
     assert seconds(head, head) < 1.5 * seconds(head), "one pass serves both"
+    many = dataclasses.replace(head, epochs=5)
+    assert seconds(many, own_parts=("CutMix",)) > 2 * seconds(many), "every epoch runs the whole network"
+    assert seconds(Stage("probe", 1)) < seconds(many, own_parts=("CutMix",))
 
 
 def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, settled: tuple) -> None:

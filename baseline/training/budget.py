@@ -153,7 +153,11 @@ class Throughput:
 
 
 def estimate_seconds(
-    throughput: Throughput, recipe: Recipe, images: Mapping[str, int], cached: Sequence[int] = ()
+    throughput: Throughput,
+    recipe: Recipe,
+    images: Mapping[str, int],
+    cached: Sequence[int] = (),
+    own_parts: Sequence[str] = (),
 ) -> Estimate:
     """Estimate how long training and evaluation will take.
 
@@ -162,8 +166,9 @@ def estimate_seconds(
         recipe: a recipe with every "auto" resolved.
         images: number of images by split.
         cached: numbers of the stages, from 1, whose outputs of frozen layers are in the cache already.
+        own_parts: what the user added that has to run on the images of every epoch, so that stages are not cached.
     """
-    plan = FreezePlan(throughput.network, recipe, images, ArrayCache(recipe.options.cache_gb))
+    plan = FreezePlan(throughput.network, recipe, images, ArrayCache(recipe.options.cache_gb), own_parts)
     stages = [_stage_seconds(throughput, plan, number, number in cached) for number in range(1, len(recipe.stages) + 1)]
     views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.evaluation.tta)
     evaluated = images["valid"] + images.get("test", 0)
