@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
-from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, sha256_of, to_csv, to_json, write_atomic
+from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -47,29 +47,30 @@ MAX_TIME_FRACTION = 20
 """Minimum time between two checkpoints, as a multiple of the time that it takes to write one."""
 
 
+HASHED_BYTES = 65_536
+"""Number of bytes of an image by which it is told from one of the same size and time."""
+
 FORMAT = 3
 """Version of the file layout; a run with another version cannot be resumed."""
 
 
-class START(TypedDict):
+class StartFile(TypedDict):
+    """What `begun.json` holds at least."""
+
     asked: RunRequest
     recipe: dict[str, Any]
     reasons: dict[str, str]
     device: str
 
 
-"""What `begun.json` holds at least."""
+class StateFile(TypedDict):
+    """What `state.json` holds."""
 
-
-class STATE(TypedDict):
     spent: float
     now: str
     best: str
     sha256: dict[str, str]
     state: dict[str, Any]
-
-
-"""What `state.json` holds."""
 
 
 class Checkpoints:
@@ -114,7 +115,7 @@ class Checkpoints:
         facts = read_json(self.folder / "begun.json")
         if facts.get("format") != FORMAT:
             raise incompatible_version(self.run)
-        return read_json(self.folder / "begun.json", START)
+        return read_json(self.folder / "begun.json", StartFile)
 
     def verify_start(self, request: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
         """Check that the run was started with the same request and images.
@@ -136,7 +137,7 @@ class Checkpoints:
         if message:
             raise OutputError(f"{self.run} is unfinished and was started differently: {message}. Use the same settings "
                               "and images, choose another --out, or remove the folder.")  # fmt: skip
-        seconds = read_json(self._state_file, STATE)["spent"] if self._state_file.exists() else 0.0
+        seconds = read_json(self._state_file, StateFile)["spent"] if self._state_file.exists() else 0.0
         return {**start, "spent": seconds}
 
     @property
@@ -199,7 +200,7 @@ class Checkpoints:
         """
         if not self._state_file.exists():
             return None
-        facts = read_json(self._state_file, STATE)
+        facts = read_json(self._state_file, StateFile)
         contents = []
         for name in (facts["now"], facts["best"]):
             path = self.folder / Path(name).name
@@ -289,11 +290,12 @@ def _fingerprint_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _identify_image(path: str) -> str:
-    """Return size, time and hash of a file; those of nothing for an image in memory, which has a number as a path."""
-    is_numbered = re.fullmatch(r"(train|valid)/\d+", path) and not Path(path).exists()
-    if is_numbered:
+    """Return a file's size and time, and the hash of its first bytes; zeros for an image in memory."""
+    if re.fullmatch(r"(train|valid)/\d+", path) and not Path(path).exists():
         return "0 0 0"
-    return f"{(stat := Path(path).stat()).st_size} {stat.st_mtime_ns} {sha256_of(Path(path))}"
+    with Path(path).open("rb") as file:
+        stat, head = os.fstat(file.fileno()), file.read(HASHED_BYTES)
+    return f"{stat.st_size} {stat.st_mtime_ns} {hashlib.sha256(head).hexdigest()}"
 
 
 def _describe_change(before: pd.DataFrame, now: pd.DataFrame) -> str:
