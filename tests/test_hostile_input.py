@@ -459,8 +459,8 @@ import resource, sys
 from pathlib import Path
 import baseline, pandas as pd
 from baseline.data.audit.scan import scan_images
-from baseline.data.image import load_image, unreadable_reason
-from baseline.inference.model import load_squares
+from baseline.data.image import load_image
+from baseline.inference.inputs import load_squares
 load_image(sys.argv[2])
 in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 50_000_000, -1))
