@@ -136,3 +136,16 @@ def test_audit_prints_findings_and_strict_is_exit_code_3(images: Path, tmp_path:
     assert "leak" in call("audit", str(tmp_path / "set")).stdout
     refused = call("run", str(tmp_path / "set"), "--strict")
     assert refused.returncode == 3 and not list(Path("runs").iterdir())
+
+
+def test_only_commands_that_read_images_collect_garbage_less_often(images: Path, tiny: Path) -> None:
+    code = (
+        "import atexit, gc; atexit.register(lambda: print('threshold', gc.get_threshold()[0]));"
+        "from baseline.cli.app import main; main()"
+    )
+    commands = {"run IMAGES --dry-run": 50_000, "audit IMAGES --quiet": 50_000, "predict MODEL IMAGES --quiet": 700}
+    for command, threshold in commands.items():
+        words = [{"IMAGES": str(images), "MODEL": str(tiny)}.get(word, word) for word in command.split()]
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.splitlines()[-1] == f"threshold {threshold}"

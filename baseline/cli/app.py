@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import warnings
 from typing import Annotated
@@ -50,13 +49,8 @@ for command in COMMANDS:
     app.command(command.__name__.removesuffix("_command"))(command)
 
 
-GC_THRESHOLD = 50_000
-"""Allocations between two garbage collections: with Python's 700 they take a tenth of the time of a short command."""
-
-
 def main() -> None:
     """Run the command line. Errors in the input end in one line and exit code 2, signals in 128 plus their number."""
-    gc.set_threshold(GC_THRESHOLD)
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # the audit reports damaged images itself

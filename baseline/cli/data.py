@@ -12,6 +12,7 @@ from baseline.cli.options import (
     HelpAll,
     Quiet,
     Target,
+    collect_garbage_less_often,
     completion,
     make_progress,
     parse_target,
@@ -47,6 +48,7 @@ def audit_command(
     baseline audit cifar10 --strict
     ```
     """
+    collect_garbage_less_often()
     from baseline.cli.printing import audit_table
     from baseline.data.audit.findings import audit
     from baseline.data.prepare import load_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 import signal
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import dataclasses
 
     from baseline.progress import Progress
+
+GC_THRESHOLD = 50_000
+"""Allocations between two garbage collections: with Python's 700 they take 5 % of the time of a short command."""
 
 VARIANT_NAMES = ("majority", "neighbors", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
 
@@ -282,6 +286,11 @@ def interrupt_on_signals() -> None:
 def interrupted_code() -> int:
     """Return the exit code of a process that was interrupted: 128 plus the number of the signal, as in a shell."""
     return 128 + (_signals[-1] if _signals else signal.SIGINT)
+
+
+def collect_garbage_less_often() -> None:
+    """Save some of the time of a command that only reads images; others would hold large tensors for longer."""
+    gc.set_threshold(GC_THRESHOLD)
 
 
 def make_progress(quiet: bool) -> Progress:

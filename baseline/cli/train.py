@@ -18,6 +18,7 @@ from baseline.cli.options import (
     Resume,
     SetOption,
     Target,
+    collect_garbage_less_often,
     data_place,
     interrupt_on_signals,
     make_progress,
@@ -194,6 +195,7 @@ def _compare_fixes(images: str | None, recipe: str, before: Path | None, *, fixe
 
 def _describe_images(images: str | None, recipe: str, changes: dict[str, Any]) -> list[str]:
     """What was read of the images, line by line."""
+    collect_garbage_less_often()
     from baseline.data.labels import classes_in
     from baseline.data.prepare import load_images, metric_notes
     from baseline.data.table import summarize_source
