@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from baseline.data.limits import TooLarge, check_size
+from baseline.data.limits import TOO_LITTLE_MEMORY, TooLarge, check_size, memory_checked
 from baseline.errors import MemoryShortageError
 from baseline.files import check_regular
 from baseline.parallel.memory import MemoryLimit
@@ -81,13 +81,14 @@ def load_image(source: Any, size: int = 0, value_range: ValueRange = ()) -> Imag
             to 255 for floats that fit it; others are refused. `"image"`: each image's own, fit for display only.
 
     Raises:
+        MemoryShortageError: if the image cannot be decoded, and memory is short.
         OSError, ValueError, and nearly every other type of exception, if the image cannot be read; see
         `unreadable_reason`.
     """
     image = open_image(source)
     if size and image.format == "JPEG":
         image.draft("RGB", (2 * size, 2 * size))
-    with memory.reserve(image.width * image.height * PIXEL_BYTES):
+    with reserve_for_image(image):
         return to_upright_rgb(image, value_range)
 
 
@@ -117,6 +118,14 @@ def load_square(
         content = read_image_bytes(source) if is_file else source
         image = load_image(content, size if transform is None else 0, value_range)
         return np.asarray(resize_image(image if transform is None else transform(image), size, resize))
+
+
+@contextmanager
+def reserve_for_image(image: Image.Image) -> Iterator[None]:
+    """Context manager that waits for the memory to decode an image; see `memory_checked` for errors."""
+    pixels = image.width * image.height
+    with memory.reserve(pixels * PIXEL_BYTES), memory_checked(pixels):
+        yield
 
 
 def reserve_for_file(path: str | Path) -> AbstractContextManager[None]:
@@ -150,9 +159,7 @@ def unreadable_reason(error: Exception) -> str:
     'not an image'
     """
     if isinstance(error, MemoryError) or "out of memory" in str(error):  # Pillow's decoders say so as OSError
-        raise MemoryShortageError(
-            "There is too little memory to decode an image. Close other programs, or use a machine with more memory."
-        ) from None
+        raise MemoryShortageError(TOO_LITTLE_MEMORY) from None
     if isinstance(error, Image.DecompressionBombError) and not isinstance(error, TooLarge):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, UnidentifiedImageError):
@@ -169,6 +176,7 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
     Raises:
         UnidentifiedImageError: if it is in none of the formats.
         DecompressionBombError: if it has too many pixels, or a side is too long.
+        MemoryShortageError: if it cannot be opened, and memory is short.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
@@ -176,7 +184,7 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
         return source
     if not isinstance(source, bytes):
         check_regular(Path(source), MAX_IMAGE_BYTES)
-    with warnings.catch_warnings():  # PIL warns at half of the size that it refuses; only the refusal matters
+    with memory_checked(), warnings.catch_warnings():  # PIL warns at half of the size that it refuses
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=names or FORMATS)

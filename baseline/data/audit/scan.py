@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from baseline.data.image import (
-    PIXEL_BYTES,
     formats,
-    memory,
     open_image,
     read_image_bytes,
     reserve_for_file,
+    reserve_for_image,
     to_upright_rgb,
     unreadable_reason,
 )
@@ -165,7 +164,7 @@ def scan_content(content: bytes) -> ScanRecord:
     mode = image.mode
     frames = getattr(image, "n_frames", 1)
     image.draft("RGB", (64, 64))  # a JPEG is still read to its end, so that a truncated one is detected
-    with memory.reserve(image.width * image.height * PIXEL_BYTES):
+    with reserve_for_image(image):
         image = image if formats is None else formats.as_samples(image)
         turned = image.getexif().get(0x0112, 1) not in (0, 1)
         small = to_upright_rgb(image, "image")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from baseline.data.formats.missing import MissingPackage
 from baseline.data.formats.samples import SampleImage
-from baseline.data.limits import check_size
+from baseline.data.limits import check_memory, check_size
 
 __all__ = ["is_dicom", "open_dicom"]
 
@@ -44,6 +44,7 @@ def open_dicom(content: bytes) -> Image.Image:
     try:
         values = pixel_array(BytesIO(content), index=0)
     except Exception as error:
+        check_memory(header.Columns * header.Rows)
         raise ValueError(f"a DICOM image that cannot be decoded: {error}") from None
     if header.PhotometricInterpretation == "PALETTE COLOR":
         if not header.original_encoding[1]:

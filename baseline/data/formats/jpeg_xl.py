@@ -8,7 +8,7 @@ from PIL import Image
 
 from baseline.data.formats.missing import MissingPackage
 from baseline.data.formats.samples import SampleImage
-from baseline.data.limits import check_size
+from baseline.data.limits import check_memory, check_size
 
 __all__ = ["is_jpeg_xl", "open_jpeg_xl", "size_of"]
 
@@ -31,12 +31,15 @@ def open_jpeg_xl(content: bytes) -> Image.Image:
     Raises:
         MissingPackage: if pillow-jxl-plugin is not installed.
         TooLarge: if it has too many pixels.
+        MemoryShortageError: if memory is short.
     """
     try:
         import pillow_jxl  # noqa: F401  # registers the format
     except ImportError:
         raise MissingPackage("JPEG XL", "pillow-jxl-plugin", "jxl") from None
-    check_size(*size_of(content))
+    width, height = size_of(content)
+    check_size(width, height)
+    check_memory(width * height)  # the plugin ends the process where memory is short
     image = Image.open(BytesIO(content), formats=("JXL",))
     if image.mode in ("I;16", "F"):  # the decoder scales 9 to 16 bits to 16, and floats so that white is 1
         import numpy as np
