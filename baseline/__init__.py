@@ -1,7 +1,7 @@
 """A strong baseline for an image-classification problem: an accuracy with its interval, and the model.
 
 >>> import baseline
->>> done = baseline.make_baseline("images/")                                       # doctest: +SKIP
+>>> result = baseline.make_baseline("images/")                                       # doctest: +SKIP
 
 The names below are loaded on first use; importing the package loads neither torch nor fastai.
 """

@@ -53,7 +53,7 @@ __all__ = [
 
 
 KAGGLE_SEARCH_DEPTH = 4
-"""Depth to search below /kaggle/input: Kaggle mounts data sets as deep as /kaggle/input/datasets/OWNER/NAME/cifar10."""
+"""Depth to search below /kaggle/input: Kaggle mounts datasets as deep as /kaggle/input/datasets/OWNER/NAME/cifar10."""
 
 
 CARD_FILE = "README.md"
@@ -61,7 +61,7 @@ CARD_FILE = "README.md"
 
 
 TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensors", "model.json"
-"""Names of the other files in the model folder; see `inference.model_folder`."""
+"""Names of the other files in the model folder; see `vision.model_folder`."""
 
 
 MAX_JSON_BYTES, MAX_TOML_BYTES = 2 * 10**8, 10**6

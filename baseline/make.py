@@ -74,7 +74,7 @@ class Baseline:
     folder: Path
     """The run folder."""
     recipe: Recipe
-    """The recipe with every `"auto"` resolved."""
+    """The recipe as it was run: architecture, batch size, precision, image size, epochs, split, task are resolved."""
     manifest: Manifest
     """The content of `manifest.json`."""
     transforms: tuple[Any, Any] = (None, None)
@@ -124,8 +124,8 @@ def make_baseline(
 
     Args:
         images: anything that `image_table` reads: a folder, a CSV, TSV or Parquet file, a DataFrame, a zip or tar
-            archive, the name of a data set such as `"cifar10"`; or None for the recipe's own data set. The name of a
-            data set selects the recipe of that name. Or fastai DataLoaders, or a Learner, of your own: they are used as
+            archive, the name of a dataset such as `"cifar10"`; or None for the recipe's own dataset. The name of a
+            dataset selects the recipe of that name. Or fastai DataLoaders, or a Learner, of your own: they are used as
             they are, and their train and valid images are those of the run.
         recipe: the name of a recipe, a TOML file, a run's manifest.json, or a `Recipe`.
         out: the run folder; `runs/NAME-DATE-TIME` by default.

@@ -49,7 +49,7 @@ class Progress:
 class ConsoleProgress(Progress):
     """Lines and bars on standard error, drawn by rich; without bars outside a terminal or notebook.
 
-    Rich itself honours `NO_COLOR` and `TERM=dumb`. Standard output stays free for results.
+    Rich itself honors `NO_COLOR` and `TERM=dumb`. Standard output stays free for results.
     """
 
     def __init__(self) -> None:

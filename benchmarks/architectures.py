@@ -1,11 +1,11 @@
-"""What becomes of architectures of all families at several image sizes: a table, one architecture a line.
+"""Tests architectures of all families at several image sizes; writes a table with one row per architecture.
 
     python benchmarks/architectures.py hymenoptera_256/train benchmarks/architectures.md
 
 Each architecture is built with random weights at 96, 160 and 224 pixels and at its own size, trained for three stages
-of two steps (head, 55 % of the layer groups, all), saved and loaded, and its predictions are compared. A size that it
-does not accept is settled to the nearest. Names of architectures after the two paths run these alone. FastViT is left
-out: on a CPU, torch 2.15 itself aborts in its backward pass on channels-last images.
+of two steps (head, 55% of the layer groups, all), saved and loaded, and its predictions are compared. Unsupported
+sizes are rounded to the nearest supported one. Names of architectures after the two paths limit the run to these.
+FastViT is excluded: on a CPU, torch 2.15 itself aborts in its backward pass on channels-last images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ONNX = (
     "tf_efficientnet_lite0", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto",
     "mobilenetv3_small_050", "poolformer_s12", "eva02_tiny_patch14_224", "levit_128s", "mobilenetv4_conv_small_035",
 )  # fmt: skip
-"""Architectures that are exported to ONNX, too, at the first size."""
+"""Architectures that are also exported to ONNX, at the first size."""
 
 ARCHS = (
     *(
@@ -77,7 +77,7 @@ HEADER = """# Architectures
 `python benchmarks/architectures.py IMAGES benchmarks/architectures.md`, {device}, torch {torch}, timm {timm},
 {date}: {count} architectures in {minutes:.0f} minutes, with other work on the machine. Weights are random.
 
-"ok" means: built, every parameter in one layer group, three stages of two steps trained (head, 55 % of the groups,
+"ok" means: built, every parameter in one layer group, three stages of two steps trained (head, 55% of the groups,
 all), saved and loaded, and the loaded network's outputs differ by less than 1e-4. An arrow gives the nearest size that
 the architecture accepts. "Cached" are the stages whose frozen layers are computed once. Grad-CAM gives the size of the
 heatmap at the last image size, and ONNX the largest difference of a probability at 96 px.
@@ -95,7 +95,7 @@ def main(images: str, target: str, *archs: str) -> None:
     for arch in archs or ARCHS:
         lines.append(describe(arch, table))
         seconds = time.perf_counter() - started
-        print(lines[-1], f"{seconds:.0f} s in all", flush=True)
+        print(lines[-1], f"{seconds:.0f} s in total", flush=True)
         text = HEADER.format(
             device=describe_device(), torch=torch.__version__.split("+")[0],
             timm=timm.__version__, date=f"{date.today():%d %B %Y}", count=len(lines), minutes=seconds / 60,
@@ -104,40 +104,40 @@ def main(images: str, target: str, *archs: str) -> None:
 
 
 def describe(arch: str, table: Any) -> str:
-    """Return the architecture's line of the table."""
-    facts: dict[str, Any] = {}
+    """Return the architecture's row of the table."""
+    details: dict[str, Any] = {}
     cells = []
     try:
         own = own_size(arch)
         for size in dict.fromkeys((*SIZES, own)):
-            cells.append(check(arch, size, table, facts, with_onnx=arch in ONNX and size == SIZES[0]))
+            cells.append(check(arch, size, table, details, with_onnx=arch in ONNX and size == SIZES[0]))
     except BaselineError as error:
         return f"| {arch} | {first_line(error)} |"
     names = ("parameters", "features", "groups", "layers")
     cells = [*cells[:3], f"{own}: {cells[3] if len(cells) > 3 else cells[SIZES.index(own)]}"]
-    values = [*(facts[name] for name in names), *cells, facts["cached"], facts["cam"], facts.get("onnx", "")]
+    values = [*(details[name] for name in names), *cells, details["cached"], details["cam"], details.get("onnx", "")]
     return f"| {arch} | {' | '.join(map(str, values))} |"
 
 
-def check(arch: str, size: int, table: Any, facts: dict[str, Any], *, with_onnx: bool) -> str:
-    """Train, save and load the architecture at a size; return `"ok"`, the size it was settled to, or what failed."""
+def check(arch: str, size: int, table: Any, details: dict[str, Any], *, with_onnx: bool) -> str:
+    """Train, save and load the architecture at a size; return `"ok"`, the size that was used instead, or the error."""
     stages = (Stage("head", 1, 1e-3), Stage(0.55, 1, (1e-5, 1e-4)), Stage("all", 1, (1e-5, 1e-4)))
     recipe = baseline.load_recipe("default").changed(
         arch=arch, pretrained=False, image_size=size, stages=stages, batch_size=2, cache_gb=0, presets={}, patience=0,
         augment=Augment(flip=False, rotate=0, zoom=1, lighting=0, warp=0), tta=(),
     )  # fmt: skip
     resolved = baseline.resolve(recipe, table)[0].changed(stages=stages)
-    settled = "" if resolved.model.image_size == size else f"→ {resolved.model.image_size}, "
+    rounded = "" if resolved.model.image_size == size else f"→ {resolved.model.image_size}, "
     with tempfile.TemporaryDirectory() as folder, seed_everything(0):
         try:
             learn = baseline.learner(baseline.dataloaders(table, resolved, path=folder), resolved, path=folder)
             groups = learn.splitter(learn.model)
             assert sorted(id(p) for group in groups for p in group) == sorted(map(id, learn.model.parameters()))
-            facts["parameters"] = f"{sum(p.numel() for p in learn.model.parameters()) / 1e6:.1f} M"
-            facts["features"], facts["groups"] = features_of(learn.model[0]), len(groups)
-            facts["layers"] = len(find_layers(learn.model, resolved.model.image_size))
+            details["parameters"] = f"{sum(p.numel() for p in learn.model.parameters()) / 1e6:.1f} M"
+            details["features"], details["groups"] = features_of(learn.model[0]), len(groups)
+            details["layers"] = len(find_layers(learn.model, resolved.model.image_size))
             plan = FrozenOutputs(learn, resolved).plan
-            facts["cached"] = " and ".join({1: "head", 2: "55 %"}[number] for number in plan.stages if number < 3)
+            details["cached"] = " and ".join({1: "head", 2: "55%"}[number] for number in plan.stages if number < 3)
             history = baseline.train(learn, resolved, baseline.Progress())
             assert len(history.epochs) == 3 and history.epochs["train_loss"].notna().all(), "a loss is not finite"
             write_training(Path(folder), learn, history, resolved, None)
@@ -147,13 +147,13 @@ def check(arch: str, size: int, table: Any, facts: dict[str, Any], *, with_onnx:
                 difference = float((loaded.to(images.device)(images) - learn.model(images)).abs().max())
             assert difference < 1e-4, f"predictions differ by {difference:.1e} after loading"
             heatmaps = grad_cam(learn.model, images[:2], [0, 1])
-            facts["cam"] = "not available" if heatmaps is None else "x".join(map(str, heatmaps.shape[1:]))
+            details["cam"] = "not available" if heatmaps is None else "x".join(map(str, heatmaps.shape[1:]))
             if with_onnx:
                 exported = export(folder, "onnx", Path(folder) / "model.onnx", progress=baseline.Progress())
-                facts["onnx"] = f"{exported.max_difference:.0e}"
+                details["onnx"] = f"{exported.max_difference:.0e}"
         except Exception as error:
-            return f"{settled}{type(error).__name__}: {first_line(error)[:90]}"
-    return f"{settled}ok"
+            return f"{rounded}{type(error).__name__}: {first_line(error)[:90]}"
+    return f"{rounded}ok"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Time and memory of the audit: by image, on images of 256 px, and by row, on generated rows.
+"""Measures time and memory of the audit per image, on images of 256 px, and per row, on generated rows.
 
     python benchmarks/audit_scale.py images 10000 FOLDER_OF_IMAGES
     python benchmarks/audit_scale.py rows 1000000
 
-`images` writes that many JPEGs of 256 px (crops of the images in the folder) and audits them from an empty cache.
-`rows` generates what the audit keeps of an image, a hundredth of them copies, and does all that follows: pairs,
-findings, the split by groups. No image is read there.
+`images` writes that many JPEGs of 256 px (crops of the images in the folder) and audits them with an empty cache.
+`rows` generates the audit's records of images, a hundredth of them duplicates, and runs the remaining steps: pairs,
+findings, the split by groups. It reads no image.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def of_images(count: int, source: Path) -> None:
         os.environ["BASELINE_HOME"] = f"{folder}/home"
         _write(count, source, Path(folder) / "images")
         table = baseline.image_table(Path(folder) / "images")
-        began, before = time.perf_counter(), _peak()
+        start, before = time.perf_counter(), _peak()
         checked = baseline.audit(table)
-        print(f"{count:,} images: {time.perf_counter() - began:.1f} s, {len(checked.pairs):,} pairs of copies")
+        print(f"{count:,} images: {time.perf_counter() - start:.1f} s, {len(checked.pairs):,} pairs of duplicates")
         print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} of it in the audit")
 
 
@@ -51,7 +51,7 @@ def _write(count: int, source: Path, folder: Path) -> None:
 def of_rows(count: int) -> None:
     rng = np.random.default_rng(0)
     before = _peak()
-    began = time.perf_counter()
+    start = time.perf_counter()
     numbers = np.arange(count)
     table = pd.DataFrame(
         {
@@ -61,22 +61,22 @@ def of_rows(count: int) -> None:
             "group": np.array([f"g{n}" for n in range(50_000)], dtype=object)[rng.integers(0, 50_000, count)],
         }
     )
-    seen = scan.ScanResult.empty(count)
-    seen.columns |= {"mode": np.full(count, "RGB", object), "frames": np.ones(count, int)}
-    seen.columns |= dict.fromkeys(("width", "height"), np.full(count, 256))
-    seen.digest[:] = rng.integers(0, 2**63, count)
-    seen.hash[:] = rng.integers(0, 2**63, count)
-    seen.thumb[:] = rng.integers(0, 255, (count, 192), dtype=np.uint8)
+    records = scan.ScanResult.empty(count)
+    records.columns |= {"mode": np.full(count, "RGB", object), "frames": np.ones(count, int)}
+    records.columns |= dict.fromkeys(("width", "height"), np.full(count, 256))
+    records.digest[:] = rng.integers(0, 2**63, count)
+    records.hash[:] = rng.integers(0, 2**63, count)
+    records.thumb[:] = rng.integers(0, 255, (count, 192), dtype=np.uint8)
     copies = rng.choice(count, count // 100, replace=False)
-    seen.hash[copies], seen.thumb[copies] = seen.hash[copies - 1], seen.thumb[copies - 1]
-    images = table.assign(**seen.columns, duplicate_id=-1)
-    pairs = duplicates.find_pairs(images, seen)
+    records.hash[copies], records.thumb[copies] = records.hash[copies - 1], records.thumb[copies - 1]
+    images = table.assign(**records.columns, duplicate_id=-1)
+    pairs = duplicates.find_pairs(images, records)
     images["duplicate_id"] = duplicates.duplicate_ids(images, pairs)
     findings = list(audit_findings.collect_findings(images, pairs, grouped=False, value_range=()))
-    print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - began:.1f} s")
-    parted = baseline.split(images, baseline.Recipe().changed(split="group"))
-    shares = parted["split"].value_counts(normalize=True).round(3).to_dict()
-    print(f"split by group: {shares}, {time.perf_counter() - began:.1f} s in all")
+    print(f"{count:,} rows: {len(pairs):,} pairs, {len(findings)} findings, {time.perf_counter() - start:.1f} s")
+    table_with_splits = baseline.split(images, baseline.Recipe().changed(split="group"))
+    shares = table_with_splits["split"].value_counts(normalize=True).round(3).to_dict()
+    print(f"split by group: {shares}, {time.perf_counter() - start:.1f} s in total")
     print(f"peak memory {_peak():.2f} GB, {_peak() - before:.2f} more than the imports")
 
 

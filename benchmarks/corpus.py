@@ -5,7 +5,7 @@ python benchmarks/corpus.py FOLDER
 TIFF files are compared with tifffile, JPEG XL and animated PNG files with imagecodecs, HEIF and AVIF files with PyAV
 (FFmpeg's decoders), DICOM files with SimpleITK, all others with OpenCV. Orientation and color profile are applied to
 the reference. Images of more than 8 bits whose files declare no range are read from the lowest to the highest value of
-their type, floats from 0 to 1. A decoder that crashes or hangs is counted, and the others go on.
+their type, floats from 0 to 1. A decoder that crashes or hangs is counted, and reading continues.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def from_simpleitk(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def from_ffmpeg(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
-    """HEIF and AVIF: the frames by FFmpeg's decoders; cropping, turning and opacity by the boxes of the file.
+    """HEIF and AVIF: the frames from FFmpeg's decoders; cropping, rotation and alpha from the boxes of the file.
 
     The size, which says how many tiles there are and where their padding ends, is the one that Pillow reports.
     """
@@ -126,8 +126,8 @@ def from_ffmpeg(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
     turns = sum(turns & 3 for (turns,) in boxes(content, b"irot", ">B")[:1])
     is_avif = content[8:12] in (b"avif", b"avis")
     if is_avif and "A" in image.mode:
-        raise ValueError("FFmpeg gives the opacity of AVIF in another range")
-    width, height = image.size[::-1] if turns % 2 and not is_avif else image.size  # Pillow turns AVIF later
+        raise ValueError("FFmpeg returns the alpha of AVIF in another range")
+    width, height = image.size[::-1] if turns % 2 and not is_avif else image.size  # Pillow rotates AVIF later
     frames: dict[int, np.ndarray] = {}
     with av.open(BytesIO(content)) as file:
         first = [stream.index for stream in file.streams.video if stream.disposition & stream.disposition.default]
@@ -139,7 +139,7 @@ def from_ffmpeg(content: bytes) -> tuple[np.ndarray, dict[str, Any]]:
     tile = next(iter(frames.values()))
     columns, rows = -(-width // tile.shape[1]), -(-height // tile.shape[0])
     if len(frames) < columns * rows:
-        raise ValueError("FFmpeg does not give all tiles")
+        raise ValueError("FFmpeg does not return all tiles")
     tiles = list(frames.values())
     pixels = np.concatenate([np.concatenate(tiles[k * columns :][:columns], axis=1) for k in range(rows)])
     if "A" in image.mode:
@@ -290,12 +290,10 @@ class Worker:
 
 def main(
     folder: Path,
-    skip: Annotated[
-        str, typer.Option(help="Endings to leave out, with commas between.")
-    ] = "py,txt,md,rst,html,toml,c,h",
+    skip: Annotated[str, typer.Option(help="Extensions to skip, separated by commas.")] = "py,txt,md,rst,html,toml,c,h",
 ) -> None:
     """Print the number of files of each outcome, and every file that is not read equally by both."""
-    skipped = tuple(f".{ending}" for ending in skip.split(","))
+    skipped = tuple(f".{extension}" for extension in skip.split(","))
     outcomes: dict[str, list[str]] = defaultdict(list)
     worker = Worker()
     for path in sorted(folder.rglob("*")):

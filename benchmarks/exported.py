@@ -1,4 +1,4 @@
-"""Seconds per image of a model in torch, ONNX and ONNX in 8 bits, on this CPU, by turns, medians.
+"""Measures milliseconds per image of a model in torch, ONNX and 8-bit ONNX on this CPU; medians of alternating runs.
 
 python benchmarks/exported.py runs/mine IMAGES
 """
@@ -31,23 +31,23 @@ def main(run: str, images: str) -> None:
     module = ExportModule(model.network, model.config, model.decoded_size, (), any_size=False).to(
         memory_format=torch.channels_last
     )
-    runs: dict[str, Callable[[np.ndarray], object]] = {"torch": lambda each: module(torch.from_numpy(each))}
+    runs: dict[str, Callable[[np.ndarray], object]] = {"torch": lambda images: module(torch.from_numpy(images))}
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
         for name, int8 in (("onnx", False), ("onnx int8", True)):
-            done = baseline.export(
+            result = baseline.export(
                 run, "onnx", Path(work) / f"{name}.onnx", images=images, size="fixed", tta=False, int8=int8
             )
-            print(f"{name}: {done}")
-            session = onnxruntime.InferenceSession(done.path)
-            runs[name] = lambda each, session=session: session.run(None, {"images": each})
+            print(f"{name}: {result}")
+            session = onnxruntime.InferenceSession(result.path)
+            runs[name] = lambda images, session=session: session.run(None, {"images": images})
         for batch in (1, 32):
             seconds: dict[str, list[float]] = {name: [] for name in runs}
             for turn in range(TURNS + 3):
                 for name, call in runs.items():
-                    began = time.perf_counter()
+                    start = time.perf_counter()
                     call(squares[:batch])
                     if turn >= 3:
-                        seconds[name].append((time.perf_counter() - began) / batch)
+                        seconds[name].append((time.perf_counter() - start) / batch)
             print(
                 f"batches of {batch}: " + ", ".join(f"{name} {1000 * median(s):.1f} ms" for name, s in seconds.items())
             )

@@ -1,4 +1,4 @@
-"""Images/s that networks take forward on this CPU in float32 and in bfloat16: the best of five passes of 32 images.
+"""Measures forward images/s of networks on this CPU in float32 and bfloat16: the best of five passes of 32 images.
 
 python benchmarks/formats.py --threads 1
 """
@@ -22,33 +22,33 @@ ARCHS = "tf_efficientnet_lite0,efficientnet_b0,mobilenet_v2,squeezenet1_1,resnet
 
 @torch.no_grad()
 def rates(arch: str, size: int) -> dict[str, float]:
-    body = build_network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
+    backbone = build_network(arch, 2, None)[0][0].eval().to(memory_format=torch.channels_last)
     images = torch.rand(32, 3, size, size).contiguous(memory_format=torch.channels_last)
     seconds: dict[str, float] = {}
-    with optimize_for_cpu(body, images, trainable=False):
+    with optimize_for_cpu(backbone, images, trainable=False):
         for turn in range(6):
             for name in ("float32", "bfloat16"):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 with mixed_precision(name, "cpu"):
-                    body(images)
+                    backbone(images)
                 if turn:  # the first also sets up kernels and memory
-                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - began)
-    return {name: len(images) / each for name, each in seconds.items()}
+                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - start)
+    return {name: len(images) / value for name, value in seconds.items()}
 
 
 def main(
-    archs: Annotated[str, typer.Option(help="With commas between.")] = ARCHS,
-    sizes: Annotated[str, typer.Option(help="Pixels, with commas between.")] = "48,96,128,224",
+    archs: Annotated[str, typer.Option(help="Separated by commas.")] = ARCHS,
+    sizes: Annotated[str, typer.Option(help="Pixels, separated by commas.")] = "48,96,128,224",
     threads: int = 1,
 ) -> None:
-    """Prints a line for each network and size."""
+    """Print a line for each network and size."""
     torch.set_num_threads(threads)
-    print(f"{' and '.join(bfloat16_instructions()) or 'no units for bfloat16'}, {threads} threads")
+    print(f"{' and '.join(bfloat16_instructions()) or 'no bfloat16 instructions'}, {threads} threads")
     for arch in archs.split(","):
         for size in map(int, sizes.split(",")):
-            found = rates(arch, size)
-            ratio = found["bfloat16"] / found["float32"]
-            print(f"{arch:24}{size:4} px {found['float32']:8.0f} {found['bfloat16']:8.0f} {ratio:.2f}", flush=True)
+            speed = rates(arch, size)
+            ratio = speed["bfloat16"] / speed["float32"]
+            print(f"{arch:24}{size:4} px {speed['float32']:8.0f} {speed['bfloat16']:8.0f} {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""baseline beside its peers, on the same images, splits, body, ImageNet weights and image size.
+"""Compares baseline with other libraries on the same images, splits, backbone, ImageNet weights and image size.
 
     python benchmarks/peers.py cifar10 --images-per-class 250 --image-size 128 --seeds 3
 
-Each peer runs in a process of its own, one after the other, in turn for every seed. Printed are medians over the seeds:
-test accuracy with and without TTA, seconds in all, seconds until the valid accuracy that plain fastai ends with was
-reached (interpolated), peak memory, and ratios to plain fastai. `--out` keeps every run as JSON lines.
+Each peer runs in its own process, alternating for every seed. Prints medians over the seeds: test accuracy with and
+without TTA, total seconds, seconds until the final validation accuracy of plain fastai was reached (interpolated), peak
+memory, and ratios to plain fastai. `--out` stores every run as JSON lines.
 
 | peer | what it is |
 |---|---|
@@ -13,7 +13,7 @@ reached (interpolated), peak memory, and ratios to plain fastai. `--out` keeps e
 | fastai-bf16 | the same with fastai's ChannelsLast and bfloat16 autocast on the CPU, which its own callback lacks |
 | pytorch | the loop of PyTorch's transfer-learning tutorial (SGD, StepLR, whole network), 6 epochs, batches of 64 |
 | timm | timm's loader, augmentation, AdamW and cosine schedule, 6 epochs |
-| sklearn | logistic regression on the body's features |
+| sklearn | logistic regression on the backbone's features |
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ EPOCHS = 6
 
 
 class Run:
-    """Time and valid accuracy of one peer, as it goes."""
+    """Time and validation accuracy of one peer after each epoch."""
 
     def __init__(self) -> None:
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
         self.curve: list[tuple[float, float]] = []
 
-    def saw(self, accuracy: float) -> None:
-        self.curve.append((time.perf_counter() - self.began, float(accuracy)))
+    def record(self, accuracy: float) -> None:
+        self.curve.append((time.perf_counter() - self.start, float(accuracy)))
 
 
-def images_of(data: str, images_per_class: int, image_size: int, seed: int, test_images: int) -> tuple[Any, Any]:
-    """The image table with its splits, and the recipe, as all peers get them."""
+def load_table(data: str, images_per_class: int, image_size: int, seed: int, test_images: int) -> tuple[Any, Any]:
+    """Return the image table with its splits, and the recipe, for all peers."""
     import baseline
 
     recipe, table = baseline.load_images(data, images_per_class=images_per_class, progress=baseline.Progress())
@@ -65,10 +65,10 @@ def images_of(data: str, images_per_class: int, image_size: int, seed: int, test
 def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dict[str, float]:
     import baseline
 
-    given = table[["path", "label", "split"]]
+    images = table[["path", "label", "split"]]
     with tempfile.TemporaryDirectory() as folder:
-        done = baseline.make_baseline(
-            given,
+        result = baseline.make_baseline(
+            images,
             recipe.name,
             preset=preset,
             seed=recipe.seed,
@@ -78,17 +78,17 @@ def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dic
             progress=baseline.Progress(),
             **({} if preset == "quick" else {"image_size": recipe.model.image_size}),
         )
-    seconds = done.manifest["seconds"]
+    seconds = result.manifest["seconds"]
     at = sum(seconds[name] for name in ("data", "audit", "weights", "decoding", "estimate"))
-    rows = done.history.epochs
-    for number, stage in enumerate(done.history.stages, 1):
+    rows = result.history.epochs
+    for number, stage in enumerate(result.history.stages, 1):
         epochs = rows[rows["stage"] == number]
         passed = at + stage["seconds"] - epochs["seconds"].sum()
         for epoch in epochs.itertuples():
             passed += epoch.seconds
             run.curve.append((passed, epoch.valid_accuracy))
         at += stage["seconds"]
-    return {kind: done.metrics["test"][kind]["accuracy"] for kind in ("plain", "tta")}
+    return {kind: result.metrics["test"][kind]["accuracy"] for kind in ("plain", "tta")}
 
 
 def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> dict[str, float]:
@@ -126,7 +126,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
 
         def after_epoch(self) -> None:
             if self.learn.epoch_is_real:
-                run.saw(self.recorder.log[3])
+                run.record(self.recorder.log[3])
 
     set_seed(recipe.seed)
     rows = table[table["split"] != "test"].reset_index(drop=True)
@@ -160,7 +160,7 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
 
 
 def loaders(table: pd.DataFrame, transforms: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """torch loaders by split, with torchvision's or timm's transforms."""
+    """torch loaders per split, with torchvision's or timm's transforms."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
@@ -199,7 +199,7 @@ def whole_network(recipe: Any, classes: int) -> Any:
     return model
 
 
-def hit_share(model: Any, loader: Any) -> float:
+def accuracy_on(model: Any, loader: Any) -> float:
     import torch
 
     model.eval()
@@ -219,8 +219,8 @@ def fit(model: Any, loaders_: dict[str, Any], optimizer: Any, scheduler: Any, ru
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
         scheduler(epoch + 1)
-        run.saw(hit_share(model, loaders_["valid"]))
-    return {"plain": hit_share(model, loaders_["test"])}
+        run.record(accuracy_on(model, loaders_["valid"]))
+    return {"plain": accuracy_on(model, loaders_["test"])}
 
 
 def run_pytorch(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
@@ -279,43 +279,43 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     parts = loaders(table, {"train": plain, "eval": plain}, recipe.training.batch_size)
     model = whole_network(recipe, 2).eval()
     model.reset_classifier(0)
-    seen = {}
+    features = {}
     with torch.inference_mode():
         for split, loader in parts.items():
             pairs = [(model(images).numpy(), labels.numpy()) for images, labels in loader]
-            seen[split] = tuple(np.concatenate(each) for each in zip(*pairs, strict=True))
-    found = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(*seen["train"])
-    run.saw(found.score(*seen["valid"]))
-    return {"plain": found.score(*seen["test"])}
+            features[split] = tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(*features["train"])
+    run.record(model.score(*features["valid"]))
+    return {"plain": model.score(*features["test"])}
 
 
 PEERS: dict[str, Callable[..., dict[str, float]]] = {
-    "baseline-quick": lambda *given: run_baseline(*given, preset="quick"),
-    "baseline-standard": lambda *given: run_baseline(*given, preset="standard"),
-    "fastai": lambda *given: run_fastai(*given, bfloat16=False),
-    "fastai-bf16": lambda *given: run_fastai(*given, bfloat16=True),
+    "baseline-quick": lambda *args: run_baseline(*args, preset="quick"),
+    "baseline-standard": lambda *args: run_baseline(*args, preset="standard"),
+    "fastai": lambda *args: run_fastai(*args, bfloat16=False),
+    "fastai-bf16": lambda *args: run_fastai(*args, bfloat16=True),
     "pytorch": run_pytorch,
     "timm": run_timm,
     "sklearn": run_sklearn,
 }
 
 
-# ---- one after the other --------------------------------------------------------------------------------------------
+# ---- runs and medians --------------------------------------------------------------------------------------------
 
 
-def one(peer: str, given: dict[str, Any]) -> None:
-    """A single run, in this process; prints one line of JSON."""
-    table, recipe = images_of(**given)
+def run_peer(peer: str, settings: dict[str, Any]) -> None:
+    """Run one peer in this process and print one line of JSON."""
+    table, recipe = load_table(**settings)
     run = Run()
     accuracy = PEERS[peer](table, recipe, run)
-    seconds = time.perf_counter() - run.began
+    seconds = time.perf_counter() - run.start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"peer": peer, "seed": given["seed"], "test": accuracy, "seconds": round(seconds, 1),
+    print(json.dumps({"peer": peer, "seed": settings["seed"], "test": accuracy, "seconds": round(seconds, 1),
                       "memory_gb": round(memory, 2), "curve": run.curve}))  # fmt: skip
 
 
 def seconds_to(curve: list[tuple[float, float]], accuracy: float) -> float | None:
-    """When the curve first reaches the accuracy, interpolated between epochs; None if never."""
+    """Return when the curve first reaches the accuracy, interpolated between epochs; None if never."""
     before = (0.0, 0.0)
     for at, value in curve:
         if value >= accuracy:
@@ -325,13 +325,13 @@ def seconds_to(curve: list[tuple[float, float]], accuracy: float) -> float | Non
     return None
 
 
-def rows_of(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row a peer: medians over the seeds, and ratios to plain fastai of the same seed."""
+def summarize_peers(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield one row per peer: medians over the seeds, and ratios to plain fastai with the same seed."""
     plain = {run["seed"]: run for run in runs if run["peer"] == "fastai"}
     for peer in dict.fromkeys(run["peer"] for run in runs):
-        mine = [run for run in runs if run["peer"] == peer]
+        peer_runs = [run for run in runs if run["peer"] == peer]
         reached, ratios, totals = [], [], []
-        for run in mine:
+        for run in peer_runs:
             if (other := plain.get(run["seed"])) is not None:
                 goal = other["curve"][-1][1]
                 at, then = seconds_to(run["curve"], goal), seconds_to(other["curve"], goal)
@@ -341,16 +341,20 @@ def rows_of(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     ratios.append(at / then)
         row = {
             "peer": peer,
-            "seeds": len(mine),
-            "test": statistics.median(run["test"]["plain"] for run in mine),
-            "test, TTA": statistics.median(run["test"].get("tta", float("nan")) for run in mine),
-            "lowest": min(max(run["test"].values()) for run in mine),
-            "highest": max(max(run["test"].values()) for run in mine),
-            "seconds": statistics.median(run["seconds"] for run in mine),
-            "of fastai's": statistics.median(totals) if totals else float("nan"),
-            "to its accuracy": statistics.median(reached) if len(reached) == len(mine) else float("nan"),
-            "ratio": statistics.median(ratios) if len(ratios) == len(mine) else float("nan"),
-            "memory GB": statistics.median(run["memory_gb"] for run in mine),
+            "seeds": len(peer_runs),
+            "test": statistics.median(run["test"]["plain"] for run in peer_runs),
+            "test, TTA": statistics.median(run["test"].get("tta", float("nan")) for run in peer_runs),
+            "lowest": min(max(run["test"].values()) for run in peer_runs),
+            "highest": max(max(run["test"].values()) for run in peer_runs),
+            "seconds": statistics.median(run["seconds"] for run in peer_runs),
+            "ratio of seconds": statistics.median(totals) if totals else float("nan"),
+            "seconds to fastai's accuracy": statistics.median(reached)
+            if len(reached) == len(peer_runs)
+            else float("nan"),
+            "ratio of seconds to accuracy": statistics.median(ratios)
+            if len(ratios) == len(peer_runs)
+            else float("nan"),
+            "memory GB": statistics.median(run["memory_gb"] for run in peer_runs),
         }
         yield row
 
@@ -361,18 +365,23 @@ def main(
     image_size: int = 128,
     seeds: int = 3,
     test_images: Annotated[int, typer.Option(help="A sample of the test split; 0 for all.")] = 0,
-    peers: Annotated[str, typer.Option(help="Names between commas.")] = ",".join(PEERS),
-    out: Annotated[Path | None, typer.Option(help="JSON lines, added to.")] = None,
+    peers: Annotated[str, typer.Option(help="Names separated by commas.")] = ",".join(PEERS),
+    out: Annotated[Path | None, typer.Option(help="JSON lines file to append to.")] = None,
     only: Annotated[str, typer.Option(hidden=True)] = "",
     seed: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Runs the peers in turn and prints a table of medians."""
-    given = {"data": data, "images_per_class": images_per_class, "image_size": image_size, "test_images": test_images}
+    """Run the peers in alternation and print a table of medians."""
+    settings = {
+        "data": data,
+        "images_per_class": images_per_class,
+        "image_size": image_size,
+        "test_images": test_images,
+    }
     if only:
-        one(only, {**given, "seed": seed})
+        run_peer(only, {**settings, "seed": seed})
         return
     runs = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key != "data"]
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if key != "data"]
     for number in range(seeds):
         for peer in peers.split(","):
             if any(run["peer"] == peer and run["seed"] == number for run in runs):
@@ -384,7 +393,7 @@ def main(
             if out:
                 with out.open("a") as file:
                     file.write(line + "\n")
-    print(pd.DataFrame(rows_of(runs)).to_string(index=False, float_format="{:.3f}".format))
+    print(pd.DataFrame(summarize_peers(runs)).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

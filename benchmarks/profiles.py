@@ -1,4 +1,4 @@
-"""Milliseconds to load a JPEG without a color profile, in sRGB, and in another profile that is converted to sRGB.
+"""Measures milliseconds to load a JPEG without a color profile, in sRGB, and in a profile that is converted to sRGB.
 
 python benchmarks/profiles.py IMAGE PROFILE.icc
 """
@@ -31,9 +31,9 @@ def main(image: Path, profile: Path, repeats: int = 15) -> None:
             seconds: dict[str, list[float]] = {name: [] for name in contents}
             for _ in range(repeats):
                 for name, content in contents.items():
-                    began = time.perf_counter()
+                    start = time.perf_counter()
                     load_square(content, size, "squish")
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds[name].append(time.perf_counter() - start)
             line = ", ".join(f"{name} {1000 * np.median(times):.2f}" for name, times in seconds.items())
             print(f"{side} x {side * 3 // 4} to {size} px: {line} ms")
 

@@ -1,9 +1,9 @@
-"""How near this comes to what the machine can do, part by part. Each part prints one line of JSON.
+"""Measures the hardware efficiency of each component. Each command prints one line of JSON.
 
-python benchmarks/speed.py passes cifar10          # outputs of frozen layers against the bare body's forward
-python benchmarks/speed.py step                    # a training step: torch's own, and with `quick`
-python benchmarks/speed.py compile                 # `quick` against `torch.compile`
-python benchmarks/speed.py overhead cifar10        # our stage against a bare fastai Learner on the same loaders
+python benchmarks/speed.py passes cifar10          # features, compared with the bare backbone
+python benchmarks/speed.py step                    # a training step, with and without `optimize_for_cpu`
+python benchmarks/speed.py compile                 # `optimize_for_cpu`, compared with `torch.compile`
+python benchmarks/speed.py overhead cifar10        # a stage, compared with a fastai Learner on the same loaders
 python benchmarks/speed.py decoders trashnet_256   # libraries that decode and resize JPEGs
 python benchmarks/speed.py rows 1000000            # memory with that many generated rows
 """
@@ -27,28 +27,28 @@ import baseline
 from baseline import Stage
 
 app = typer.Typer(add_completion=False)
-STILL = {"flip": True, "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "warp": 0.0}
+FLIP_ONLY = {"flip": True, "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "warp": 0.0}
 
 
-def alternating(ways: dict[str, Callable[[], Any]], turns: int = 5) -> dict[str, float]:
-    """Median seconds of each, taken in turn, after one turn that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+def time_alternating(functions: dict[str, Callable[[], Any]], turns: int = 5) -> dict[str, float]:
+    """Return the median seconds of each function in alternating runs, after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
             if turn:
-                taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in taken.items()}
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def said(**facts: Any) -> None:
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}), flush=True)
+def print_json(**values: Any) -> None:
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}), flush=True)
 
 
-def learner_of(data: str, image_size: int, per_class: int, **changes: Any) -> tuple[Any, Any, Any]:
+def make_learner(data: str, image_size: int, per_class: int, **changes: Any) -> tuple[Any, Any, Any]:
     recipe, table = baseline.load_images(data, images_per_class=per_class, progress=baseline.Progress())
-    recipe = recipe.changed(image_size=image_size, augment=STILL, cache_gb=0.0, presets={}, **changes)
+    recipe = recipe.changed(image_size=image_size, augment=FLIP_ONLY, cache_gb=0.0, presets={}, **changes)
     table = baseline.split(table, recipe)
     table = table[table["split"] != "test"].reset_index(drop=True)
     recipe = baseline.resolve(recipe, table)[0]
@@ -59,12 +59,12 @@ def learner_of(data: str, image_size: int, per_class: int, **changes: Any) -> tu
 
 @app.command()
 def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
-    """Outputs of the frozen body, images/s, against the bare body on batches that lie ready."""
+    """Features in images/s, compared with the bare backbone on batches in memory."""
     from baseline.training.frozen import FrozenOutputs, frozen_precision
     from baseline.vision.dataloaders import split_loader
 
-    learn, recipe, table = learner_of(data, image_size, per_class, stages=(Stage("head", 1, 1e-3),))
-    body = learn.model[0].eval()
+    learn, recipe, table = make_learner(data, image_size, per_class, stages=(Stage("head", 1, 1e-3),))
+    backbone = learn.model[0].eval()
     rows = table[table["split"] == "train"]
     batches = [x.as_subclass(torch.Tensor) for x, _ in split_loader(learn.dls, rows, "train")]
     batches = [x.contiguous(memory_format=torch.channels_last) for x in batches]
@@ -73,7 +73,7 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
     def bare() -> None:
         with frozen_precision(recipe, "cpu"):
             for batch in batches:
-                body(batch)
+                backbone(batch)
 
     def ours() -> None:
         frozen = FrozenOutputs(learn, recipe)
@@ -81,14 +81,16 @@ def passes(data: str, image_size: int = 128, per_class: int = 450) -> None:
         outputs = {frozen.plan.stages[1][0]: torch.from_numpy(np.empty(shape, kind))}
         frozen.compute("train", frozen.plan.stages[1][1], outputs)
 
-    seconds = alternating({"bare": bare, "ours": ours})
-    said(part="passes", image_size=image_size, format=recipe.model.frozen_precision, bare=len(rows) / seconds["bare"],
-         ours=len(rows) / seconds["ours"], share=seconds["bare"] / seconds["ours"])  # fmt: skip
+    seconds = time_alternating({"bare": bare, "ours": ours})
+    print_json(
+        part="passes", image_size=image_size, precision=recipe.model.frozen_precision,
+        bare=len(rows) / seconds["bare"], ours=len(rows) / seconds["ours"], ratio=seconds["bare"] / seconds["ours"],
+    )  # fmt: skip
 
 
 @app.command()
 def step(arch: str = "tf_efficientnet_lite0", images: int = 64) -> None:
-    """Training steps with still BatchNorm, images/s."""
+    """Training steps with frozen BatchNorm, images/s."""
     from baseline.vision.cpu_speedups import optimize_for_cpu
     from baseline.vision.network import build_network
 
@@ -105,14 +107,14 @@ def step(arch: str = "tf_efficientnet_lite0", images: int = 64) -> None:
         def ours(inputs: Any = inputs, steps: Any = steps) -> None:
             steps(optimize_for_cpu(model, inputs))
 
-        seconds = alternating({"torch": lambda steps=steps: steps(nullcontext()), "ours": ours})
-        said(part="step", arch=arch, image_size=size, torch=4 * images / seconds["torch"],
+        seconds = time_alternating({"torch": lambda steps=steps: steps(nullcontext()), "ours": ours})
+        print_json(part="step", arch=arch, image_size=size, torch=4 * images / seconds["torch"],
              ours=4 * images / seconds["ours"], ratio=seconds["torch"] / seconds["ours"])  # fmt: skip
 
 
 @app.command("compile")
 def compile_(arch: str = "tf_efficientnet_lite0", images: int = 64, size: int = 128, steps: int = 8) -> None:
-    """Training steps with `quick` and with `torch.compile`, images/s, and the images after which compiling has paid."""
+    """Training steps with `optimize_for_cpu` and `torch.compile`, images/s, and when compiling pays."""
     from baseline.vision.cpu_speedups import optimize_for_cpu
     from baseline.vision.network import build_network
 
@@ -128,35 +130,35 @@ def compile_(arch: str = "tf_efficientnet_lite0", images: int = 64, size: int = 
     inputs = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last)
     targets = torch.arange(images) % 10
 
-    def some() -> None:
+    def run_steps() -> None:
         for _ in range(steps):
             torch.nn.functional.cross_entropy(model(inputs), targets).backward()
 
     def ours() -> None:
         with optimize_for_cpu(model, inputs):
-            some()
+            run_steps()
 
     def theirs() -> None:
         with compile_model(model):
-            some()
+            run_steps()
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     with compile_model(model):
         torch.nn.functional.cross_entropy(model(inputs), targets).backward()
-    first = time.perf_counter() - began
-    seconds = alternating({"torch": some, "ours": ours, "compiled": theirs})
-    rates = {name: steps * images / each for name, each in seconds.items()}
+    first = time.perf_counter() - start
+    seconds = time_alternating({"torch": run_steps, "ours": ours, "compiled": theirs})
+    rates = {name: steps * images / value for name, value in seconds.items()}
     saved = 1 / rates["ours"] - 1 / rates["compiled"]
-    said(part="compile", arch=arch, image_size=size, first_step=first, **rates,
+    print_json(part="compile", arch=arch, image_size=size, first_step=first, **rates,
          pays_after_images=first / saved if saved > 0 else None)  # fmt: skip
 
 
 @app.command()
 def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
-    """An "all" stage that keeps nothing against fastai's own fit_one_cycle, same loaders; and without `quick`."""
+    """An "all" stage without caching, compared with fastai's fit_one_cycle; also without `optimize_for_cpu`."""
     from baseline.vision import cpu_speedups
 
-    learn, recipe, _ = learner_of(data, image_size, per_class)
+    learn, recipe, _ = make_learner(data, image_size, per_class)
     recipe = recipe.changed(stages=(Stage("all", 1, 1e-4, batch_norm="train"),))
 
     def bare() -> None:
@@ -165,22 +167,22 @@ def overhead(data: str, image_size: int = 96, per_class: int = 100) -> None:
             learn.fit_one_cycle(1, 1e-4)
 
     def plain() -> None:
-        kept, cpu_speedups.optimize_for_cpu = cpu_speedups.optimize_for_cpu, lambda *_, **__: nullcontext()
+        original, cpu_speedups.optimize_for_cpu = cpu_speedups.optimize_for_cpu, lambda *_, **__: nullcontext()
         try:
             baseline.train(learn, recipe)
         finally:
-            cpu_speedups.optimize_for_cpu = kept
+            cpu_speedups.optimize_for_cpu = original
 
-    ways = {"fastai": bare, "ours without quick": plain, "ours": lambda: baseline.train(learn, recipe)}
-    seconds = alternating(ways, turns=7)
-    said(part="overhead", image_size=image_size, images=len(learn.dls.train_ds), seconds=seconds["fastai"],
-         without_quick=seconds["ours without quick"] / seconds["fastai"] - 1,
+    functions = {"fastai": bare, "not optimized": plain, "ours": lambda: baseline.train(learn, recipe)}
+    seconds = time_alternating(functions, turns=7)
+    print_json(part="overhead", image_size=image_size, images=len(learn.dls.train_ds), seconds=seconds["fastai"],
+         not_optimized=seconds["not optimized"] / seconds["fastai"] - 1,
          ours=seconds["ours"] / seconds["fastai"] - 1)  # fmt: skip
 
 
 @app.command()
 def decoders(data: str, image_size: int = 128, images: int = 500) -> None:
-    """JPEG to a square of uint8, images/s on one thread, by library; those that are not installed are left out."""
+    """Decoding and resizing JPEGs to uint8, images/s on one thread, per installed library."""
     from baseline.data.image import load_image, resize_image
 
     table = baseline.image_table(data)
@@ -207,27 +209,27 @@ def decoders(data: str, image_size: int = 128, images: int = 500) -> None:
         pixels = simplejpeg.decode_jpeg(Path(path).read_bytes(), min_height=side, min_width=side)
         return Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BICUBIC)
 
-    ways: dict[str, Callable[[str], Any]] = {
+    functions: dict[str, Callable[[str], Any]] = {
         "pillow, reduced scale (ours)": lambda path: resize_image(load_image(path, image_size), image_size, "squish"),
         "pillow": lambda path: resize_image(load_image(path), image_size, "squish"),
         "torchvision": with_torchvision,
         "opencv": with_opencv,
         "simplejpeg": with_simplejpeg,
     }
-    known = {}
-    for name, way in ways.items():
+    installed = {}
+    for name, function in functions.items():
         try:
-            way(paths[0])
+            function(paths[0])
         except ImportError:
             continue
-        known[name] = lambda way=way: [way(path) for path in paths]
-    seconds = alternating(known, turns=3)
-    said(part="decoders", image_size=image_size, **{name: len(paths) / each for name, each in seconds.items()})
+        installed[name] = lambda function=function: [function(path) for path in paths]
+    seconds = time_alternating(installed, turns=3)
+    print_json(part="decoders", image_size=image_size, **{name: len(paths) / value for name, value in seconds.items()})
 
 
 @app.command()
 def rows(count: int, image_size: int = 64, batches: int = 200) -> None:
-    """Memory of this process that no file backs, GB: before, with loaders over so many rows, and after some batches."""
+    """Anonymous memory of this process in GB: before, with loaders of this many rows, and after some batches."""
     import pandas as pd
     from PIL import Image
 
@@ -246,18 +248,18 @@ def rows(count: int, image_size: int = 64, batches: int = 200) -> None:
     recipe = baseline.Recipe().changed(arch="tf_efficientnet_lite0", image_size=image_size, batch_size=64, cache_gb=0.0)
     from baseline.vision import decoded
 
-    decoded.MEMORY_FRACTION = 0.0  # as if these were a million files
-    began = anonymous()
+    decoded.MEMORY_FRACTION = 0.0  # as for a million files
+    start = anonymous()
     dls = baseline.dataloaders(table, recipe, path=folder)
     learn = baseline.learner(dls, recipe, path=folder)
     loaded = anonymous()
-    seen = []
+    memory = []
     for number, _ in enumerate(learn.dls.train):
         if number % 50 == 0:
-            seen.append(round(anonymous() - began, 3))
+            memory.append(round(anonymous() - start, 3))
         if number == batches:
             break
-    said(part="rows", rows=count, before=began, loaders=loaded - began, batches=seen)
+    print_json(part="rows", rows=count, before=start, loaders=loaded - start, batches=memory)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a temperature fitted on few images does to the log loss of others, with and without a prior around 1.
+"""Measures the log loss of other images with a temperature fitted on few, with and without a prior around 1.
 
     python benchmarks/temperatures.py runs/cifar10 runs/trashnet
 
-Of each run's test images (valid, where there is no test split) some are drawn 200 times, a temperature is fitted on
-them, and the log loss of the rest is told: uncalibrated, by the likeliest temperature (Guo et al. 2017), and by
-`baseline.fit_temperature`. The same for sharper (logits times 2) and flatter (by 2) ones.
+A temperature is fitted on random samples of each run's test images (validation images if there is no test split), 200
+times, and the log loss on the remaining images is reported: uncalibrated, with the maximum-likelihood temperature (Guo
+et al. 2017), and with `baseline.evaluation.calibration.fit_temperature`; also with logits times 2 and divided by 2.
 """
 
 from __future__ import annotations
@@ -21,36 +21,34 @@ from baseline.evaluation.calibration import fit_temperature
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
 DRAWS = 200
-MOST = 3000
-"""Images that the loss is taken of."""
+MAX_IMAGES = 3000
+"""Maximum number of images to compute the loss on."""
 
 
 def main(runs: list[Path]) -> None:
-    """Prints a table for each run."""
-    chance, prior = np.random.default_rng(0), calibration.PRIOR_STRENGTH
+    """Print a table for each run."""
+    rng, prior = np.random.default_rng(0), calibration.PRIOR_STRENGTH
     for run in runs:
         split = headline_split(read_manifest(run)["metrics"])
         table = read_predictions(run)
         table = table[table["split"] == split].assign(split="valid").reset_index(drop=True)
-        for bend in (1.0, 2.0, 0.5):
-            bent = baseline.calibrate(table, 1 / bend)
-            print(f"{run}, {len(bent):,} images, logits times {bend:g}")
+        for factor in (1.0, 2.0, 0.5):
+            scaled = baseline.calibrate(table, 1 / factor)
+            print(f"{run}, {len(scaled):,} images, logits times {factor:g}")
             for count in (5, 12, 25, 50, 100, 250, 1000):
-                if count > len(bent) / 2:
+                if count > len(scaled) / 2:
                     break
-                lost = []
+                losses = []
                 for _ in range(DRAWS):
-                    rows = chance.permutation(len(bent))
-                    some, rest = bent.iloc[rows[:count]], bent.iloc[rows[count : count + MOST]]
-                    found = [1.0]
+                    rows = rng.permutation(len(scaled))
+                    sample, others = scaled.iloc[rows[:count]], scaled.iloc[rows[count : count + MAX_IMAGES]]
+                    temperatures = [1.0]
                     for calibration.PRIOR_STRENGTH in (math.inf, prior):
-                        found.append(fit_temperature(some))
-                    lost.append([baseline.calibrate(rest, each)["loss"].mean() for each in found])
-                plain, likeliest, ours = np.mean(lost, axis=0)
-                print(
-                    f"{count:6} images: {plain:.3f} plain, {likeliest:.3f} likeliest, {ours:.3f} with the prior",
-                    flush=True,
-                )
+                        temperatures.append(fit_temperature(sample))
+                    losses.append([baseline.calibrate(others, t)["loss"].mean() for t in temperatures])
+                uncalibrated, ml, ours = np.mean(losses, axis=0)
+                results = f"{uncalibrated:.3f} uncalibrated, {ml:.3f} maximum likelihood, {ours:.3f} with the prior"
+                print(f"{count:6} images: {results}", flush=True)
 
 
 if __name__ == "__main__":

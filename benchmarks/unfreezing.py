@@ -1,9 +1,10 @@
-"""What to train after the head: plans of stages on several data sets, everything else the same.
+"""Compares which layers to train after the head: stages on several datasets, everything else the same.
 
     python benchmarks/unfreezing.py trashnet_256 hymenoptera_256 gtsrb_speed_tracks/metadata.csv:group cifar10:250
 
-Printed is, by data set and plan, the accuracy with TTA (0-1; on test, or on valid where there is no test split) and the
-seconds of training, medians over `--seeds`. `NAME:group` splits by groups; `NAME:N` takes N training images a class.
+Prints the accuracy with TTA per dataset and plan (0-1; on test, or on the validation split if there is no test split)
+and the seconds of training, medians over `--seeds`. `NAME:group` splits by groups; `NAME:N` uses N training images per
+class.
 """
 
 from __future__ import annotations
@@ -21,48 +22,55 @@ import baseline
 from baseline import Stage
 
 FLIP = {"flip": True, "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "warp": 0.0}
-MORE = {"flip": True, "rotate": 10.0, "zoom": 1.1, "lighting": 0.2, "warp": 0.2, "probability": 0.75}
+STRONG = {"flip": True, "rotate": 10.0, "zoom": 1.1, "lighting": 0.2, "warp": 0.2, "probability": 0.75}
 SHORT = Stage("head", 2, "find")
 LONG = Stage("head", 10, "find", views=("flip",))
 PLANS: dict[str, tuple[tuple[Stage, ...], dict[str, Any]]] = {
     "head 10": ((LONG,), FLIP),
-    "head 10, all, more augmented": ((LONG, Stage("all", 3, "find")), MORE),
+    "head 10, all, more augmented": ((LONG, Stage("all", 3, "find")), STRONG),
     "head 2, last 1/3": ((SHORT, Stage(0.33, 3, 3e-4)), FLIP),
-    "head 2, last 55 %": ((SHORT, Stage(0.55, 3, 3e-4)), FLIP),
-    "head 10, last 55 %": ((LONG, Stage(0.55, 3, 3e-4)), FLIP),
+    "head 2, last 55%": ((SHORT, Stage(0.55, 3, 3e-4)), FLIP),
+    "head 10, last 55%": ((LONG, Stage(0.55, 3, 3e-4)), FLIP),
     "head 2, all": ((SHORT, Stage("all", 3, 3e-4)), FLIP),
-    "head 2, last 55 %, all": ((SHORT, Stage(0.55, 2, 3e-4), Stage("all", 2, (2e-5, 2e-4))), FLIP),
+    "head 2, last 55%, all": ((SHORT, Stage(0.55, 2, 3e-4), Stage("all", 2, (2e-5, 2e-4))), FLIP),
 }
 
 
-def one(data: str, stages: tuple[Stage, ...], augment: dict[str, Any], image_size: int, seed: int) -> dict[str, float]:
-    name, _, how = data.partition(":")
-    given = {"split": "group"} if how == "group" else {"images_per_class": int(how)} if how else {}
+def train_plan(
+    data: str, stages: tuple[Stage, ...], augment: dict[str, Any], image_size: int, seed: int
+) -> dict[str, float]:
+    name, _, option = data.partition(":")
+    changes = {"split": "group"} if option == "group" else {"images_per_class": int(option)} if option else {}
     recipe = baseline.load_recipe("default").changed(stages=stages, presets={}, augment=augment, image_size=image_size)
     with tempfile.TemporaryDirectory() as folder:
-        done = baseline.make_baseline(
-            name, recipe, seed=seed, out=f"{folder}/run", progress=baseline.Progress(), **given
+        result = baseline.make_baseline(
+            name, recipe, seed=seed, out=f"{folder}/run", progress=baseline.Progress(), **changes
         )
-    split = "test" if "test" in done.metrics else "valid"
-    seconds = done.manifest["seconds"]["training"] - sum(s["features_seconds"] for s in done.manifest["stages"])
-    return {"accuracy": done.metrics[split]["tta"]["accuracy"], "seconds": seconds}
+    split = "test" if "test" in result.metrics else "valid"
+    seconds = result.manifest["seconds"]["training"] - sum(s["features_seconds"] for s in result.manifest["stages"])
+    return {"accuracy": result.metrics[split]["tta"]["accuracy"], "seconds": seconds}
 
 
 def main(
     data: list[str],
     seeds: int = 3,
     image_size: int = 128,
-    out: Annotated[Path | None, typer.Option(help="JSON lines, added to; what is there is not run again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines file to append to; finished runs are skipped.")] = None,
 ) -> None:
-    """Runs every plan on every data set and prints a table."""
+    """Run every plan on every dataset and print a table."""
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
-    have = {(row["data"], row["plan"], row["seed"]) for row in rows}
+    finished = {(row["data"], row["plan"], row["seed"]) for row in rows}
     for seed in range(seeds):
-        for each in data:
+        for dataset in data:
             for plan, (stages, augment) in PLANS.items():
-                if (each, plan, seed) in have:
+                if (dataset, plan, seed) in finished:
                     continue
-                row = {"data": each, "plan": plan, "seed": seed, **one(each, stages, augment, image_size, seed)}
+                row = {
+                    "data": dataset,
+                    "plan": plan,
+                    "seed": seed,
+                    **train_plan(dataset, stages, augment, image_size, seed),
+                }
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 if out:

@@ -35,7 +35,7 @@ NAV = """\
 * Guides
     * [Images](images.md)
     * [Training](training.md)
-    * [Numbers](numbers.md)
+    * [Evaluation](evaluation.md)
     * [Models](models.md)
     * [Kaggle](kaggle.md)
     * [Scale](scale.md)
@@ -51,7 +51,7 @@ NAV = """\
     * [Contributing](contributing.md)
     * [Changelog](changelog.md)
     * [Security](security.md)
-    * [Licenses](licences.md)
+    * [Licenses](licenses.md)
 """
 
 HEADINGS = (("Functions", str.islower), ("Classes", lambda name: not name.islower()))

@@ -7,10 +7,11 @@ import sys
 
 import baseline
 
-done = baseline.make_baseline(sys.argv[1], "alpaca")
-print(f"body: {done.recipe.model.arch} ({done.manifest['reasons']['arch']})")
-split, numbers = list(done.metrics.items())[-1]
+result = baseline.make_baseline(sys.argv[1], "alpaca")
+print(f"backbone: {result.recipe.model.arch} ({result.manifest['reasons']['arch']})")
+split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
-print(done.predictions.nsmallest(5, "confidence")[["path", "label", "predicted", "confidence"]].to_string(index=False))
-print(f"pictures: {done.folder / 'confusion.png'} and {done.folder / 'reliability.png'}")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
+columns = ["path", "label", "predicted", "confidence"]
+print(result.predictions.nsmallest(5, "confidence")[columns].to_string(index=False))
+print(f"pictures: {result.folder / 'confusion.png'} and {result.folder / 'reliability.png'}")

@@ -14,26 +14,26 @@ import baseline
 from baseline.evaluation.explain import explain
 
 images = os.environ.get("IMAGES", "hymenoptera_data")
-done = baseline.make_baseline(images, "ants_bees")
+result = baseline.make_baseline(images, "ants_bees")
 
 # %% [markdown]
-# The accuracy, its 95 % interval, and what they mean:
+# The accuracy, its 95% confidence interval, and what they mean:
 
 # %%
-split, numbers = list(done.metrics.items())[-1]
+split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
 print(*explain(numbers), sep="\n")
 
 # %% [markdown]
 # Losses and learning rate by epoch:
 
 # %%
-PIL.Image.open(done.folder / "training.png")
+PIL.Image.open(result.folder / "training.png")
 
 # %% [markdown]
 # The confusion matrix. `errors.png` in the same folder shows the most confident errors with Grad-CAM: some labels are
 # wrong, and some images show neither an ant nor a bee. `report.html` has all of it.
 
 # %%
-PIL.Image.open(done.folder / "confusion.png")
+PIL.Image.open(result.folder / "confusion.png")

@@ -7,11 +7,11 @@ import sys
 
 import baseline
 
-done = baseline.make_baseline(sys.argv[1], preset="quick")
-split, numbers = list(done.metrics.items())[-1]
+result = baseline.make_baseline(sys.argv[1], preset="quick")
+split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}; see {done.folder}")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
 
 for image in sys.argv[2:]:
-    name, number, probabilities = done.learner.predict(image)  # a plain fastai Learner
+    name, number, probabilities = result.learner.predict(image)  # a plain fastai Learner
     print(f"{image}: {name}, {probabilities[number]:.1%}")

@@ -24,14 +24,14 @@ subprocess.run([*install, *sorted(wheels.glob("*.whl"))], check=True)
 import baseline
 
 sample = next((root / "input").rglob("sample_submission*.csv"))
-done = baseline.make_baseline(sample.parent, preset="quick", out=root / "working" / "run")
-split, numbers = list(done.metrics.items())[-1]
+result = baseline.make_baseline(sample.parent, preset="quick", out=root / "working" / "run")
+split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
 
 # %% [markdown]
 # `submission.csv` in `/kaggle/working` has one row per id of the sample, in the same order and format. It is read back
 # and verified.
 
 # %%
-print(baseline.submit(done.folder, sample))
+print(baseline.submit(result.folder, sample))

@@ -9,8 +9,8 @@ import baseline
 from baseline.evaluation.explain import explain
 
 images, *mine = sys.argv[1:]
-done = baseline.make_baseline(images, "try_your_own", images_per_class=20)
-print(*explain(list(done.metrics.values())[-1]), sep="\n")
+result = baseline.make_baseline(images, "try_your_own", images_per_class=20)
+print(*explain(list(result.metrics.values())[-1]), sep="\n")
 if mine:
-    print(done.predict(mine)[["path", "predicted", "confidence"]].to_string(index=False))
-print(f"how sure it is, and how often right: {done.folder / 'reliability.png'}")
+    print(result.predict(mine)[["path", "predicted", "confidence"]].to_string(index=False))
+print(f"reliability diagram: {result.folder / 'reliability.png'}")

@@ -1,4 +1,4 @@
-"""Small imitations of the layouts in which public data sets come, each with what its user expects of it."""
+"""Small imitations of the layouts in which public datasets come, each with what its user expects of it."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_body_ends_where_timms_logits_begin_and_is_a_chain_of_blocks(arch: str
     assert torch.equal(nn.Sequential(*layers)(images), model(images))
     trained = {id(p) for group in groups[-Stage(0.55, 1).groups(len(groups)) :] for p in group}
     first = next(n for n, layer in enumerate(layers) if any(id(p) in trained for p in layer.parameters()))
-    assert first > 0, "a stage that trains 55 % of the groups has frozen layers before them"
+    assert first > 0, "a stage that trains 55% of the groups has frozen layers before them"
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def scan_pil_image(image: Image.Image, row: int) -> tuple:
 def test_all_pairs_of_near_hashes_are_found_exactly_once() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, 300, dtype=np.uint64)
-    for row in range(0, 200, 2):  # neighbours of every distance up to 16
+    for row in range(0, 200, 2):  # neighbors of every distance up to 16
         flips = rng.choice(64, row % 17, replace=False)
         hashes[row + 1] = hashes[row] ^ np.bitwise_or.reduce(
             [np.uint64(1) << np.uint64(bit) for bit in flips] or [np.uint64(0)]

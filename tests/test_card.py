@@ -106,7 +106,7 @@ def test_the_header_is_yaml_with_license_and_tags(done: baseline.Baseline) -> No
 def test_the_card_agrees_with_the_manifest(done: baseline.Baseline) -> None:
     text, best = text_of(done.folder).replace("\\", ""), done.metrics["test"]["tta"]
     low, high = best["interval"]
-    assert f"**{best['accuracy']:.1%}**, 95% interval {low:.1%} to {high:.1%}" in text
+    assert f"**{best['accuracy']:.1%}**, 95% confidence interval {low:.1%} to {high:.1%}" in text
     for sentence in explain(done.metrics["test"]):
         assert sentence in text
     assert done.manifest["calibration"]["test"]["words"] in text
@@ -195,7 +195,7 @@ def test_the_card_contains_no_paths_of_this_machine(run: Path, done: baseline.Ba
     for place in ("joe", str(done.folder), str(done.folder.parent), str(Path.home()) + "/", "/tmp", "/home"):
         assert place not in text, place
     assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
-    assert r"without the fields that name files of one machine: image\_dir, weights" in text
+    assert r"without the fields that name local files: image\_dir, weights" in text
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
     recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 2\n')
     ended = call("run", str(recipe), "--data", str(images), "--out", str(tmp_path / "[b]run"))
     assert ended.returncode == 0, ended.stderr
-    assert "test accuracy with TTA:" in ended.stdout and "95 % interval" in ended.stdout
+    assert "test accuracy with TTA:" in ended.stdout and "95% confidence interval" in ended.stdout
     assert str(tmp_path / "[b]run") in ended.stdout
     assert "will take about" in ended.stderr and "epoch 2/2" in ended.stderr and "\x1b" not in ended.stderr
     again = ["run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet"]
@@ -49,9 +49,9 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--precision", "bfloat16"], "needs a GPU"),
         (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
         (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
-        (["run", "IMAGES", "--image-size", "a"], "should be a valid integer"),
+        (["run", "IMAGES", "--image-size", "a"], "unable to parse string as an integer. See baseline run --help."),
         (["run", "IMAGES", "--epoch", "3"], "See baseline run --help."),
-        (["run"], "Missing argument 'target'"),
+        (["run"], "Missing argument 'IMAGES_OR_RECIPE'"),
         (["train"], "No such command 'train'"),
         (["serve", "nowhere", "--port", "0"], "cannot be read"),
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
@@ -59,7 +59,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "nothing.toml"], "cannot be read"),
         (["run", "cifar10", "--data", "nowhere"], "does not exist"),
         (["copy", "nothing"], "There is no recipe 'nothing'"),
-        (["copy", "default", "mine.txt"], "ends in .toml"),
+        (["copy", "default", "mine.txt"], "nor a .toml file name"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(images: Path, words: list[str], message: str) -> None:
@@ -78,6 +78,12 @@ def test_help_has_examples_everywhere() -> None:
     for command in commands.split():
         ended = call(command, "--help")
         assert ended.returncode == 0 and f"baseline {command}" in ended.stdout and "Examples" in ended.stdout
+
+
+def test_help_shows_no_value_for_flags_and_names_arguments_in_capitals() -> None:
+    printed = call("run", "--help").stdout + call("--help").stdout
+    assert "<bool>" not in printed and "--dry-run" in printed and "{IMAGES_OR_RECIPE}" in printed
+    assert "<path>" in printed, "options with a value still show its type"
 
 
 def test_completion_knows_recipes_and_presets() -> None:
@@ -100,12 +106,12 @@ def test_copy_hands_over_a_recipe_that_loads_and_overwrites_nothing() -> None:
     assert call("copy", "cifar10").stdout == "cifar10.toml\n"
     assert baseline.load_recipe("cifar10.toml").data.dataset == "cifar10"
     again = call("copy", "cifar10")
-    assert again.returncode == 2 and "exists already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
 
 
 def test_doctor_tells_versions_device_data_and_weights() -> None:
     printed = call("doctor").stdout
-    for word in ("torch", "device", "bfloat16", "AMX", "free", "data set cifar10", "weights of tf_efficientnet_lite0"):
+    for word in ("torch", "device", "bfloat16", "AMX", "free", "dataset cifar10", "weights of tf_efficientnet_lite0"):
         assert word in printed
     assert not list(Path(os.environ["BASELINE_HOME"]).iterdir())
 

@@ -79,8 +79,8 @@ def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: SeedRuns) -> Non
     assert (seeds.mean, seeds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
     assert (seeds.least, seeds.most) == (min(accuracies), max(accuracies))
     assert seeds.split == "test" and seeds.same_images is True
-    assert re.search(r"test accuracy of 2 seeds: mean [\d.]+%, sd [\d.]+ points, [\d.]+% to [\d.]+%", ended.stdout)
-    assert "seed 4, 2 of 2" in ended.stderr and "other test images" not in ended.stdout
+    assert re.search(r"test accuracy of 2 seeds: mean [\d.]+%, std [\d.]+ points, [\d.]+% to [\d.]+%", ended.stdout)
+    assert "seed 4, 2 of 2" in ended.stderr and "different test split" not in ended.stdout
 
 
 def test_other_test_images_by_seed_are_said(
@@ -96,7 +96,7 @@ def test_other_test_images_by_seed_are_said(
     found = run_seeds(2, "images", out=tmp_path, progress=Progress())
     assert not found.same_images and found.sd == 0
     options.print_table(seeds_table(found))
-    assert "Each seed has other test images" in capsys.readouterr().out
+    assert "Each seed uses a different test split" in capsys.readouterr().out
     one = run_seeds(1, "images", out=tmp_path / "one", progress=Progress())
     assert one.sd is None
     options.print_table(seeds_table(one))
@@ -108,7 +108,7 @@ def test_seeds_are_refused_before_anything_is_trained(seeds: SeedRuns, images: P
         run_seeds(2, images, out=_only(Path(seeds.folder) / "seed-4", tmp_path), seed=3, progress=Progress())
     with pytest.raises(OutputError, match="holds a finished run"):
         run_seeds(1, images, out=seeds.folder, seed=9, progress=Progress())
-    with pytest.raises(RecipeError, match="--seeds is 0; 1 or more"):
+    with pytest.raises(RecipeError, match="--seeds must be at least 1, got 0"):
         run_seeds(0, images, progress=Progress())
     with pytest.raises(DataError):
         run_seeds(2, tmp_path / "nowhere", out=tmp_path / "none", progress=Progress())
@@ -123,7 +123,7 @@ def _only(run: Path, folder: Path) -> Path:
 def test_two_seeds_do_not_differ_beyond_noise(seeds: SeedRuns) -> None:
     found = compare_runs([run["folder"] for run in seeds.runs])
     assert found.table["differs"].tolist() == ["", "seed: 4 (was 3)"]
-    assert "on 10 images:" in found.sentences[0] and "no difference beyond noise" in found.sentences[0]
+    assert "on 10 images:" in found.sentences[0] and ": not significant (p" in found.sentences[0]
 
 
 def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: SeedRuns) -> None:
@@ -146,14 +146,14 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     other = altered(done, tmp_path / "other", big(0.9), lambda told: told["recipe"].update(image_size=64))
     found = compare_runs([one, other])
     assert "on 1,000 images: +10.0 points" in found.sentences[0]
-    assert "more than noise (p < 0.001)" in found.sentences[0]
+    assert ": significant (p < 0.001)" in found.sentences[0]
     tables = (read_predictions(one), read_predictions(other))
     assert found.table["p"][1] == paired_test(*tables)["p"]
     unknown = compare_runs([one, altered(done, tmp_path / "code", big(0.9))])
     assert "The manifests have the same settings" in unknown.sentences[0]
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
     words = compare_runs([one, seed]).sentences[0]
-    assert "no difference beyond noise" in words and "differ in the seed only" in words and "more than" not in words
+    assert ": inconclusive (p < 0.001)" in words and "differ in the seed only" in words
 
 
 def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -164,9 +164,10 @@ def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Pa
     alone = compare_runs([one, folders[1]])
     plain = [compare_runs([one, folder]).table["p"][1] for folder in folders[1:]]
     together = compare_runs(folders)
-    assert plain[0] < 0.05 < 3 * plain[0] and "more than noise" in alone.sentences[0]
+    assert plain[0] < 0.05 < 3 * plain[0] and ": significant (p" in alone.sentences[0]
     assert together.table["p"][1:].tolist() == pytest.approx([3 * plain[0], 1, 1, 4 * plain[3]])
-    assert "no difference beyond noise" in together.sentences[0] and "more than noise" in together.sentences[3]
+    assert ": not significant (p" in together.sentences[0]
+    assert ": significant (p" in together.sentences[3]
     assert "Holm-corrected for 4 comparisons" in together.sentences[4]
 
 
@@ -208,7 +209,7 @@ def test_compare_prints_and_writes_csv_and_a_page_of_its_own(
     runs = [done.folder, markup, seeds.runs[0]["folder"]]
     ended = call("compare", *runs, "--csv", tmp_path / "t.csv", "--html", tmp_path / "t.html")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == "" and "beyond noise" in ended.stdout and "a<b>[/x]" in ended.stdout.replace("\n", "")
+    assert ended.stderr == "" and "not significant" in ended.stdout and "a<b>[/x]" in ended.stdout.replace("\n", "")
     read = pd.read_csv(tmp_path / "t.csv")
     assert len(read) == 3 and read["accuracy"][0] == done.metrics["test"]["tta"]["accuracy"]
     page = (tmp_path / "t.html").read_text()
@@ -244,7 +245,7 @@ def test_folders_that_are_no_finished_runs_get_one_line(command: str, done: base
         elif folder != gone:
             with pytest.raises(OutputError, match=message):
                 baseline.runs.folder.read_manifest(folder)
-    with pytest.raises(DataError, match="two or more were needed"):
+    with pytest.raises(DataError, match="two or more run folders, got 1"):
         compare_runs([done.folder])
 
 

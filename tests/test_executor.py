@@ -61,7 +61,8 @@ def test_local_jobs_run_one_after_the_other_and_are_consumed_lazily() -> None:
 
 @pytest.mark.parametrize("words", ["sun", "ray:", "ray://", "rays", "Ray"])
 def test_unknown_executors_are_refused(words: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(f"--on is '{words}'; ray, ray:auto, ray:HOST:6379 or ray://HOST")):
+    message = f"--executor is '{words}'; ray, ray:auto, ray:HOST:6379 or ray://HOST"
+    with pytest.raises(RecipeError, match=re.escape(message)):
         get_executor(words, QUIET)
 
 
@@ -78,7 +79,7 @@ def test_an_unreachable_address_is_reported_at_once(monkeypatch: pytest.MonkeyPa
         port = taken.getsockname()[1]  # bound, but nobody listens
         began = time.perf_counter()
         for words in (f"ray://127.0.0.1:{port}", f"ray:127.0.0.1:{port}", "ray://no.such.host.invalid:10001"):
-            with pytest.raises(OutputError, match=r"cannot be reached: .*Start it there, or leave --on out"):
+            with pytest.raises(OutputError, match=r"cannot be reached: .*Start it there, or omit --executor"):
                 get_executor(words, QUIET)
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         with pytest.raises(OutputError, match=f"Ray at 127.0.0.1:{port} cannot be reached"):
@@ -92,12 +93,12 @@ def test_an_unreachable_address_is_reported_at_once(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["run", "IMAGES", "--on", "ray"], "--on works with --seeds or folds"),
-        (["run", "IMAGES", "--seeds", "2", "--on", "sun"], "--on is 'sun'"),
-        (["ladder", "IMAGES", "--on", "sun"], "--on is 'sun'"),
-        (["curve", "IMAGES", "--on", "sun"], "--on is 'sun'"),
-        (["predict", "MODEL", "IMAGES", "--on", "ray"], "Give --out FILE"),
-        (["predict", "MODEL", "IMAGES", "--on", "sun", "--out", "out.csv"], "--on is 'sun'"),
+        (["run", "IMAGES", "--executor", "ray"], "--executor needs --seeds or a k-fold split"),
+        (["run", "IMAGES", "--seeds", "2", "--executor", "sun"], "--executor is 'sun'"),
+        (["ladder", "IMAGES", "--executor", "sun"], "--executor is 'sun'"),
+        (["curve", "IMAGES", "--executor", "sun"], "--executor is 'sun'"),
+        (["predict", "MODEL", "IMAGES", "--executor", "ray"], "requires --out FILE"),
+        (["predict", "MODEL", "IMAGES", "--executor", "sun", "--out", "out.csv"], "--executor is 'sun'"),
     ],
 )
 def test_bad_input_gets_a_one_line_error_and_leaves_no_files(

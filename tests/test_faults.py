@@ -114,7 +114,7 @@ def test_runs_continue_on_a_disk_without_locks(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in folder.iterdir()] == ["history.csv"]
 
 
-# ---- damaged caches (arrays: test_cache.py; weights: test_weights.py; data sets: test_datasets.py) -------------------
+# ---- damaged caches (arrays: test_cache.py; weights: test_weights.py; datasets: test_datasets.py) -------------------
 
 
 class RecordingProgress(baseline.Progress):

@@ -116,8 +116,8 @@ def test_every_image_is_predicted_once_by_the_fold_that_did_not_train_on_it(
     assert oof["loss"] == pytest.approx(rows["loss"].mean()) and folds.metrics["oof"]["plain"]["accuracy"] > 0
     accuracies = [run["accuracy"] for run in folds.runs]
     assert (folds.mean, folds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
-    assert f"out-of-fold accuracy of 3 folds: {hits / 30:.2%} (95 % interval" in ended.stdout
-    assert "fold 2, 3 of 3" in ended.stderr and f"mean {folds.mean:.2%}, sd {100 * folds.sd:.2f}" in ended.stdout
+    assert f"out-of-fold accuracy of 3 folds: {hits / 30:.2%} (95% confidence interval" in ended.stdout
+    assert "fold 2, 3 of 3" in ended.stderr and f"mean {folds.mean:.2%}, std {100 * folds.sd:.2f}" in ended.stdout
 
 
 def test_test_images_are_predicted_by_the_ensemble_as_after_loading(folds: FoldRuns, given: Path, ended: Any) -> None:
@@ -156,9 +156,9 @@ def test_resuming_gives_the_same_results(folds: FoldRuns, given: Path, short: Pa
         load(out)
     with pytest.raises(OutputError, match=r"fold-0 holds a finished run.*give --resume"):
         run_folds(given, short, out=out, progress=QUIET)
-    with pytest.raises(OutputError, match="fold-0 was made with other seed, image_size"):
+    with pytest.raises(OutputError, match=r"fold-0 was trained with different settings \(seed, image_size\)"):
         run_folds(given, short, out=out, resume=True, image_size=40, seed=1, progress=QUIET)
-    with pytest.raises(OutputError, match="fold-0 was made with other images"):
+    with pytest.raises(OutputError, match=r"fold-0 was trained with different settings \(images\)"):
         run_folds(given / "train", short, out=out, resume=True, progress=QUIET)
     stamp = (out / "fold-0" / "manifest.json").stat().st_mtime_ns
     show = RecordingProgress()
@@ -197,13 +197,13 @@ def test_groups_are_in_one_fold_and_the_interval_is_over_groups(images: Path, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seeds", 2], "--seeds and folds each train several runs. Give --fold K"),
-        (["--processes", 2], "--processes trains a single run"),
+        (["--seeds", 2], "--seeds and k-fold splits cannot be combined. Pass --fold K"),
+        (["--processes", 2], "--processes cannot be combined"),
         (
             ["--split", "random", "--fold", 2],
             "fold is 2, but split is 'random', which has no folds. Give split kfold:K",
         ),
-        (["--split", "random", "--resume"], "its folder is needed: --out RUN"),
+        (["--split", "random", "--resume"], "needs the folder of an unfinished run: --out RUN"),
         (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has only 15 images. Give at most 15."),
     ],
 )
@@ -217,7 +217,7 @@ def test_impossible_folds_are_reported_in_one_line_and_leave_nothing(
 
 def test_a_dry_run_describes_the_folds_and_one_fold_is_one_run(given: Path, short: Path, tmp_path: Path) -> None:
     ended = call("run", short, "--data", given, "--dry-run")
-    assert "folds: kfold:3, valid images 10, 10, 10; 18 test images are in no fold" in ended.stdout
+    assert "folds: kfold:3, validation images 10, 10, 10; 18 test images are in no fold" in ended.stdout
     assert train_module._means_all_folds(str(short), None) and train_module._means_all_folds("default", "group-kfold:5")
     one = tmp_path / "one.toml"
     one.write_text(short.read_text().replace("image_size", "fold = 2\nimage_size"))
@@ -228,13 +228,13 @@ def test_a_dry_run_describes_the_folds_and_one_fold_is_one_run(given: Path, shor
     table = baseline.image_table(given)
     with pytest.raises(DataError, match="16 folds, but class 'ants' has only 15 images"):
         describe_folds(table, baseline.Recipe().changed(split="kfold:16"))
-    with pytest.raises(OutputError, match=r"--resume continues in a folder of folds\. Give it"):
+    with pytest.raises(OutputError, match="--resume needs the folder of the folds: --out"):
         run_folds(given, short, resume=True, progress=QUIET)
     for wrong, words in (
         ({"fold": 1}, "fold selects a single fold"),
-        ({"split": "group"}, "kfold:K or group-kfold:K was"),
+        ({"split": "group"}, "must be kfold:K or group-kfold:K"),
         ({"split": "kfold:1"}, "needed: one of"),
-        ({"split_file": "split.csv"}, "Give one of them"),
+        ({"split_file": "split.csv"}, "Use one of them"),
     ):
         with pytest.raises(RecipeError, match=words):
             run_folds(given, short, out=tmp_path / "none", progress=QUIET, **wrong)
@@ -302,7 +302,7 @@ def test_a_plan_outlives_the_run_that_made_it(images: Path, small: baseline.Reci
     made = run_seeds(2, images, plan, out=out, budget="20m", progress=QUIET)
     recipes = [json.loads((Path(run["folder"]) / "manifest.json").read_text())["recipe"] for run in made.runs]
     (out / "seeds.json").unlink()
-    with pytest.raises(OutputError, match=r"seed-0 was made with other budget\. Give the same"):
+    with pytest.raises(OutputError, match=r"seed-0 was trained with different settings \(budget\)\. Use the same"):
         run_seeds(2, images, plan, out=out, budget="30m", resume=True, progress=QUIET)
     shutil.rmtree(out / "seed-0")
     again = run_seeds(2, images, plan, out=out, budget="20m", resume=True, progress=QUIET)

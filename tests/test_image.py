@@ -18,19 +18,19 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-COLOUR = Image.new("RGB", (8, 4), (200, 100, 50))
+COLOR = Image.new("RGB", (8, 4), (200, 100, 50))
 
 
 @pytest.mark.parametrize(
     ("image", "kind"),
     [
-        (COLOUR.convert("P"), "PNG"),
-        (COLOUR.convert("P"), "GIF"),
-        (COLOUR.convert("CMYK"), "TIFF"),
-        (COLOUR.convert("RGBA"), "PNG"),
-        (COLOUR.convert("RGBA"), "WEBP"),
-        (COLOUR.convert("YCbCr"), "JPEG"),
-        (COLOUR.convert("LAB"), "TIFF"),
+        (COLOR.convert("P"), "PNG"),
+        (COLOR.convert("P"), "GIF"),
+        (COLOR.convert("CMYK"), "TIFF"),
+        (COLOR.convert("RGBA"), "PNG"),
+        (COLOR.convert("RGBA"), "WEBP"),
+        (COLOR.convert("YCbCr"), "JPEG"),
+        (COLOR.convert("LAB"), "TIFF"),
     ],
 )
 def test_colors_survive_every_mode(image: Image.Image, kind: str) -> None:

@@ -114,7 +114,7 @@ def test_the_kernels_cells_end_with_a_valid_submission(
     assert '"pip", "install"' in install and "--no-index" in install
     exec("\n".join(cells), {"root": kaggle, "__name__": "__main__"})
     printed = capsys.readouterr().out
-    assert "8 rows; columns, ids and their order as in the sample" in printed and "95 % interval" in printed
+    assert "8 rows; columns, ids and their order as in the sample" in printed and "95% confidence interval" in printed
     check_submission(kaggle)
 
 

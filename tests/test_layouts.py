@@ -1,4 +1,4 @@
-"""Layouts of public data sets are read as their users mean them, or refused in one line that names the way on."""
+"""Layouts of public datasets are read as their users mean them, or refused in one line that names the way on."""
 
 from __future__ import annotations
 

@@ -171,10 +171,12 @@ def test_the_metric_of_a_run_is_its_headline(runs: dict[str, baseline.Baseline])
         name = done.recipe.evaluation.metric
         saved = json.loads((done.folder / "manifest.json").read_text())["metrics"]["test"]["tta"]
         low, high = saved["intervals"][name]
-        text = f"{saved[name]:.4f} (95 % interval {low:.4f} to {high:.4f})"
+        text = f"{saved[name]:.4f} (95% confidence interval {low:.4f} to {high:.4f})"
         assert f"test {title} with TTA: {text}" in str(result_table(done).renderables[0])  # type: ignore[attr-defined]
         card = (done.folder / "model" / "README.md").read_text()
-        assert f"{title[0].upper()}{title[1:]} on " in card and f"**{saved[name]:.4f}**, 95% interval" in card
+        assert (
+            f"{title[0].upper()}{title[1:]} on " in card and f"**{saved[name]:.4f}**, 95% confidence interval" in card
+        )
         assert f"valid_{name}" in done.history.epochs
     plain = [name for name in runs["two classes"].predictions if name.startswith("plain_p_")]
     assert plain == ["plain_p_ants", "plain_p_bees"]
@@ -259,7 +261,7 @@ def coverage(name: str, draws: int, images: int, *, multilabel: bool) -> float:
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision", "quadratic_kappa", "map_at_2", "micro_f1"])
 def test_intervals_cover_the_true_value(name: str) -> None:
-    assert 0.89 <= coverage(name, 200, 150, multilabel=False) <= 0.99  # 95 % and three standard errors
+    assert 0.89 <= coverage(name, 200, 150, multilabel=False) <= 0.99  # 95% and three standard errors
 
 
 @pytest.mark.slow

@@ -44,12 +44,12 @@ def test_the_readmes_short_form_is_its_long_form(images: Path, brief: None) -> N
     short, long = ({} for _ in range(2))
     exec(BLOCKS[0], short)
     exec(BLOCKS[1], long)
-    Path("runs/mine").symlink_to(short["done"].folder.absolute())
+    Path("runs/mine").symlink_to(short["result"].folder.absolute())
     Path("holiday").symlink_to(images / "ants")
     exec(BLOCKS[2], used := {})
     assert len(used["model"].predict("holiday")) == 24
-    assert short["done"].metrics == long["metrics"]
-    assert short["done"].predictions.equals(long["predictions"])
+    assert short["result"].metrics == long["metrics"]
+    assert short["result"].predictions.equals(long["predictions"])
     assert len(BLOCKS) == 3
 
 
@@ -98,6 +98,30 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
         known = {"--help"}.union(*(each.opts for each in group.commands[name].params))
         unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
         assert not unknown, line
+
+
+INPUT_FILES = {"metadata.csv", "label_num_to_disease_map.json", "skylines-left-out.csv"}
+"""Files that the pages name as examples of what users have or choose."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_names_are_those_of_the_code(page: Path) -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "baseline").rglob("*.py"))
+    names = re.findall(r"`(?:[\w.-]+/)*([a-z][\w-]*\.(?:csv|html|json|jsonl|npz|safetensors))`", page.read_text())
+    assert not {name for name in names if name not in code} - INPUT_FILES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_that_docstrings_refer_to_exist(module: str) -> None:
+    file = importlib.import_module(f"baseline.{module}").__file__
+    for name in re.findall(r"`baseline((?:\.[a-z]\w*)*(?:\.[A-Za-z]\w*)+)`", Path(str(file)).read_text()):
+        value: object = baseline
+        path = "baseline"
+        for part in name.removesuffix(".NAME").split(".")[1:]:
+            path = f"{path}.{part}"
+            if isinstance(value, type) and part in value.__annotations__:
+                break
+            value = getattr(value, part) if hasattr(value, part) else importlib.import_module(path)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -309,7 +309,7 @@ def test_budget_includes_the_time_before_an_interruption(
 def test_resume_without_an_unfinished_run_is_an_error(
     images: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    for options, message in ((("--out", "nowhere"), "nowhere holds none"), ((), "its folder is needed: --out RUN")):
+    for options, message in ((("--out", "nowhere"), "nowhere contains no unfinished run"), ((), "no folder was given")):
         monkeypatch.setattr(sys, "argv", ["baseline", "run", str(images), *options, "--resume"])
         with pytest.raises(SystemExit) as ended:
             app.main()

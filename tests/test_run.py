@@ -173,7 +173,7 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: 
     again = make_baseline(None, two.folder / "manifest.json", out=tmp_path / "three", progress=QUIET)
     assert again.predictions.equals(one.predictions)
     (two.folder / "split.csv").unlink()
-    with pytest.raises(RecipeError, match="names no data set, and no images were given"):
+    with pytest.raises(RecipeError, match="names no dataset, and no images were given"):
         make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", progress=QUIET)
 
 

@@ -1,4 +1,4 @@
-"""Supply chain and privacy: licences of dependencies, no network access, no secrets in files or output.
+"""Supply chain and privacy: licenses of dependencies, no network access, no secrets in files or output.
 
 `SECURITY.md` lists the promises, with the test of each.
 """
@@ -119,33 +119,33 @@ def test_no_secret_of_the_environment_is_written_or_printed(watched_run: Watched
         assert not [file for file in files if secret.encode() in file.read_bytes()], name
 
 
-# ---- licences -------------------------------------------------------------------------------------------------------
+# ---- licenses -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def licences() -> ModuleType:
+def licenses() -> ModuleType:
     pytest.importorskip("packaging")
-    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs" / "licences.py")
+    spec = importlib.util.spec_from_file_location("licenses", ROOT / "docs" / "licenses.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["licences"] = module
+    sys.modules["licenses"] = module
     spec.loader.exec_module(module)
     return module
 
 
-def test_every_required_package_has_a_known_license(licences: ModuleType) -> None:
-    packages = licences.packages()
+def test_every_required_package_has_a_known_license(licenses: ModuleType) -> None:
+    packages = licenses.packages()
     assert len(packages) > 40 and {"fastai", "torch", "pillow", "numpy"} <= {package.name for package in packages}
     assert [package.fault for package in packages if package.fault] == []
 
 
-@pytest.mark.parametrize("licence", ["GPL-3.0-only", "MIT AND AGPL-3.0", "GNU Lesser General Public License", ""])
-def test_a_forbidden_or_unknown_license_is_a_fault(licences: ModuleType, licence: str) -> None:
-    assert licences.Package("thing", "1", licence, True).fault.startswith("thing 1: ")
+@pytest.mark.parametrize("license", ["GPL-3.0-only", "MIT AND AGPL-3.0", "GNU Lesser General Public License", ""])
+def test_a_forbidden_or_unknown_license_is_a_fault(licenses: ModuleType, license: str) -> None:
+    assert licenses.Package("thing", "1", license, True).fault.startswith("thing 1: ")
 
 
 def test_the_table_lists_every_direct_dependency() -> None:
-    table = (ROOT / "docs" / "licences.md").read_text()
+    table = (ROOT / "docs" / "licenses.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split("[>=<]", line)[0].replace("_", "-") for line in project["dependencies"]}
     assert {name for name in names if f"| {name} | yes |" not in table} == set()

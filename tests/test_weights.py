@@ -149,7 +149,7 @@ def test_caches_and_kaggle_inputs_are_searched(tmp_path: Path, monkeypatch: pyte
 def test_unavailable_weights_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
     with pytest.raises(
-        WeightsError, match=r"TimeoutError: no answer\)\. Options: --weights PATH with resnet50-.*--scratch"
+        WeightsError, match=r"TimeoutError: no answer\)\. Options: --weights PATH with resnet50-.*--no-pretrained"
     ):
         find_weights("resnet50")
     assert not weights.is_obtainable("resnet50")

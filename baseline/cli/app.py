@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command, sources_command
 from baseline.cli.doctor import doctor_command
@@ -29,8 +30,35 @@ from baseline.errors import BaselineError
 MAX_MESSAGE = 8000
 """Maximum number of characters of an error that are printed."""
 
+
+class Command(TyperCommand):
+    """A command whose help shows no value type for flags, and names arguments in capitals."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters of the command."""
+        return [set_metavar(param) for param in super().get_params(ctx)]
+
+
+class CommandGroup(TyperGroup):
+    """The group of the commands, with the same help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters of the group."""
+        return [set_metavar(param) for param in super().get_params(ctx)]
+
+
+def set_metavar(param: Any) -> Any:
+    """Set what the help shows as the value of a parameter, and return the parameter."""
+    if getattr(param, "is_flag", False):
+        param.metavar = ""
+    elif param.param_type_name == "argument" and param.metavar is None:
+        param.metavar = param.name.upper()
+    return param
+
+
 app = typer.Typer(
     name="baseline",
+    cls=CommandGroup,
     help="Train an image classifier in one command, and see how far its accuracy can be trusted.",
     epilog="Start with: baseline run images/ | baseline run cifar10 | baseline doctor",
     no_args_is_help=True,
@@ -45,12 +73,13 @@ COMMANDS = (
     *(export_command, import_command, push_command, bundle_command, check_command),
     *(sources_command, recipes_command, copy_command, doctor_command),
 )
+
 for command in COMMANDS:
-    app.command(command.__name__.removesuffix("_command"))(command)
+    app.command(command.__name__.removesuffix("_command"), cls=Command)(command)
 
 
 def main() -> None:
-    """Run the command line. Errors in the input end in one line and exit code 2, signals in 128 plus their number."""
+    """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # the audit reports damaged images itself
@@ -65,7 +94,8 @@ def main() -> None:
             raise
         context, message = getattr(error, "ctx", None), error.format_message()
         command = context.command_path if context else "baseline"
-        code = print_error(f"{message} See {command} --help.") if message else 2  # no message: help was printed
+        # without a message, the help was printed
+        code = print_error(f"{message.rstrip('.')}. See {command} --help.") if message else 2
     raise SystemExit(interrupted_code() if code == 130 else code or 0)  # Typer ends with 130 on every interrupt
 
 

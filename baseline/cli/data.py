@@ -29,9 +29,9 @@ def audit_command(
     target: Target,
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for findings.json, tables and pictures of duplicates.", show_default=False),
+        typer.Option(help="Output folder for findings.json, tables and pictures of duplicates.", show_default=False),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a duplicate is in two splits.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if duplicates span splits.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     quiet: Quiet = False,
     help_all: HelpAll = False,
@@ -57,8 +57,8 @@ def audit_command(
 
     images, recipe = parse_target(target)
     progress = make_progress(quiet)
-    chosen, table = load_images(images, recipe, progress=progress, **without_device(images, recipe, changes))
-    result = audit(table, grouped="group" in chosen.split.method, progress=progress)
+    resolved, table = load_images(images, recipe, progress=progress, **without_device(images, recipe, changes))
+    result = audit(table, grouped="group" in resolved.split.method, progress=progress)
     if as_json:
         print(to_json({"findings": result.findings.to_dict("records")}), end="")
     else:
@@ -72,18 +72,18 @@ def audit_command(
 @recipe_options(*IMAGE_FIELDS, "positive", "task")
 def filter_command(
     target: Target,
-    model: Annotated[Path, typer.Option(help="The run or model folder of the second model.", show_default=False)],
-    keep: Annotated[str, typer.Option(help="A class of that model.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="Run or model folder of the other model.", show_default=False)],
+    keep: Annotated[str, typer.Option(help="Class of that model to keep.", show_default=False)],
     above: Annotated[float, typer.Option(min=0, max=1, help="Minimum probability of that class.")] = 0.5,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new table.")] = Path("images.csv"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output table.")] = Path("images.csv"),
     quiet: Quiet = False,
     help_all: HelpAll = False,
     *,
     changes: dict[str, Any],
 ) -> None:
-    """Keep only the images that a second model assigns to one of its classes, and write them as a table.
+    """Keep only images that another model predicts as --keep, and write them as a table.
 
-    The images that are left out are listed beside it, in NAME-left-out.csv, the least probable first.
+    The other images are listed in NAME-left-out.csv next to it, the least probable first.
 
     Examples:
 
@@ -98,18 +98,18 @@ def filter_command(
     from baseline.inference.filter import filter_by_model
 
     if out.exists():
-        raise OutputError(f"{out} exists already. Remove it, or choose another --out.")
+        raise OutputError(f"{out} already exists. Remove it, or choose another --out.")
     images, recipe = parse_target(target)
     progress = make_progress(quiet)
-    chosen, table = load_images(images, recipe, progress=progress, **changes)
-    kept, left_out = filter_by_model(table, model, keep, above, task=chosen.data.task, progress=progress)
-    write_atomic(out.with_name(f"{out.stem}-left-out.csv"), to_csv(left_out))
-    write_atomic(out, split_to_csv(kept))
+    resolved, table = load_images(images, recipe, progress=progress, **changes)
+    matching, others = filter_by_model(table, model, keep, above, task=resolved.data.task, progress=progress)
+    write_atomic(out.with_name(f"{out.stem}-left-out.csv"), to_csv(others))
+    write_atomic(out, split_to_csv(matching))
     print(out)
 
 
 def recipes_command() -> None:
-    """List the recipes, with their measured results.
+    """List the recipes and their measured results.
 
     Examples:
 
@@ -121,19 +121,19 @@ def recipes_command() -> None:
 
     from baseline.data.sources.datasets import DATASETS
 
-    table = Table("recipe", "what it is for", "classes", "images", "backbone", "presets", "measured")
+    table = Table("recipe", "description", "classes", "images", "backbone", "presets", "measured")
     for name in recipe_names():
         recipe = load_recipe(name)
         dataset = DATASETS.get(recipe.data.dataset)
         counts = (str(len(dataset.classes)), f"{dataset.train + dataset.test:,}") if dataset else ("yours", "yours")
         presets = ", ".join(["standard", *recipe.presets])
-        measured = str(recipe.expected.get("words", "not yet"))
+        measured = str(recipe.expected.get("summary", "not yet"))
         table.add_row(name, recipe.title, *counts, recipe.model.arch, presets, measured)
     print_table(table)
 
 
 def sources_command() -> None:
-    """List the layouts of images and labels that are read (`--source`), with an example of each.
+    """List the supported layouts of images and labels (`--source`), with an example of each.
 
     Examples:
 
@@ -147,7 +147,7 @@ def sources_command() -> None:
 
     from baseline.data.sources.registry import all_sources
 
-    table = Table("--source", "what it reads")
+    table = Table("--source", "layout")
     for name, source in all_sources().items():
         if source.example:
             table.add_row(name, Text(source.example))
@@ -158,9 +158,9 @@ def copy_command(
     name: Annotated[
         str, typer.Argument(help="Name of a recipe.", autocompletion=completion(recipe_names), show_default=False)
     ],
-    dest: Annotated[Path, typer.Argument(help="A folder, or the name of the new file.")] = Path(),
+    dest: Annotated[Path, typer.Argument(help="Folder, or name of the new file.")] = Path(),
 ) -> None:
-    """Copy a recipe's TOML file, to change it and run it as your own.
+    """Copy a recipe's TOML file, to edit and run it.
 
     Examples:
 
@@ -174,8 +174,8 @@ def copy_command(
     load_recipe(name)
     target = dest / f"{name}.toml" if dest.is_dir() else dest
     if target.suffix != ".toml":
-        raise OutputError(f"{target} is neither a folder nor a name that ends in .toml. Give one of these.")
+        raise OutputError(f"{target} is neither a folder nor a .toml file name. Pass one of these.")
     if target.exists():
-        raise OutputError(f"{target} exists already. Remove it, or give another name.")
+        raise OutputError(f"{target} already exists. Remove it, or use another name.")
     write_atomic(target, (recipes_folder() / f"{name}.toml").read_bytes())
     print(target)

@@ -1,4 +1,4 @@
-"""The command `doctor`: what this machine has and lacks. It changes nothing and downloads nothing."""
+"""The command `doctor`: checks the installation. It changes nothing and downloads nothing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _dataset_rows() -> Iterator[tuple[str, str]]:
     for name, info in DATASETS.items():
         folder = cache_home() / "datasets" / name
         missing = f"not in the cache; 'baseline run {name}' downloads it (internet{f', {npm}' if info.npm else ''})"
-        yield f"data set {name}", f"in {folder}" if (folder / "complete.json").exists() else missing
+        yield f"dataset {name}", f"in {folder}" if (folder / "complete.json").exists() else missing
 
 
 def _weight_rows() -> Iterator[tuple[str, str]]:
@@ -98,7 +98,7 @@ def _weight_rows() -> Iterator[tuple[str, str]]:
 
 
 def doctor_command() -> None:
-    """Show what this machine has and lacks: versions, device, disk space, data sets, weights.
+    """Check the installation: versions, device, disk space, datasets, weights.
 
     Examples:
 

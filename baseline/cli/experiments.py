@@ -1,4 +1,4 @@
-"""The commands that train several models to answer a question: `ladder`, `curve` and `clean`."""
+"""The commands that run experiments with several models: `ladder`, `curve` and `clean`."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def ladder_command(
     data: DataOption = None,
     arch: Annotated[
         str | None,
-        typer.Option(
-            help="Backbones to compare, separated by commas; every variant is run with each.", show_default=False
-        ),
+        typer.Option(help="Backbones to compare, separated by commas; all variants run with each.", show_default=False),
     ] = None,
     variants: Annotated[
         str | None,
@@ -68,21 +66,21 @@ def ladder_command(
         ),
     ] = "",
     prompt: Annotated[
-        str, typer.Option(help="Prompt for CLIP; 'a photo of a {class}' by default.", show_default=False)
+        str, typer.Option(help="Prompt for CLIP (default: 'a photo of a {class}').", show_default=False)
     ] = "",
     preset: Preset = "auto",
     set: SetOption = None,
     resume: Resume = False,
-    on: ExecutorOption = "",
+    executor: ExecutorOption = "",
     out: Annotated[
-        Path | None, typer.Option(help="The folder; runs/ladder-NAME-DATE-TIME by default.", show_default=False)
+        Path | None, typer.Option(help="Output folder (default: runs/ladder-NAME-DATE-TIME).", show_default=False)
     ] = None,
     quiet: Quiet = False,
     help_all: HelpAll = False,
     *,
     changes: dict[str, Any],
 ) -> None:
-    """Compare a majority guess, frozen features, fine-tuning and training from scratch on one split.
+    """Compare a majority-class baseline, frozen features, fine-tuning and training from scratch on one split.
 
     Examples:
 
@@ -99,8 +97,8 @@ def ladder_command(
     from baseline.experiments.ladder import run_ladder
 
     result = run_ladder(
-        images, recipe, archs=split_names(arch), variants=split_names(variants), out=out, resume=resume, executor=on,
-        clip=clip, prompt=prompt, progress=progress, **changes,
+        images, recipe, archs=split_names(arch), variants=split_names(variants), out=out, resume=resume,
+        executor=executor, clip=clip, prompt=prompt, progress=progress, **changes,
     )  # fmt: skip
     print_table(ladder_table(result))
     progress.log(f"page: {result.folder / 'ladder.html'}")
@@ -112,31 +110,29 @@ def curve_command(
     data: DataOption = None,
     sizes: Annotated[
         str | None,
-        typer.Option(
-            help="Images per class, separated by commas; doubled from 5 up to all by default.", show_default=False
-        ),
+        typer.Option(help="Images per class, separated by commas (default: 5, doubled up to all).", show_default=False),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of random subsets for each size.")] = 3,
     variants: Annotated[
         str,
         typer.Option(
-            help="What is trained, separated by commas: " + ", ".join(CURVE_VARIANT_NAMES) + ".",
+            help="Methods, separated by commas: " + ", ".join(CURVE_VARIANT_NAMES) + ".",
             autocompletion=completion(lambda: CURVE_VARIANT_NAMES),
         ),
     ] = "logistic,groups",
     preset: Preset = "auto",
     set: SetOption = None,
     resume: Resume = False,
-    on: ExecutorOption = "",
+    executor: ExecutorOption = "",
     out: Annotated[
-        Path | None, typer.Option(help="The folder; runs/curve-NAME-DATE-TIME by default.", show_default=False)
+        Path | None, typer.Option(help="Output folder (default: runs/curve-NAME-DATE-TIME).", show_default=False)
     ] = None,
     quiet: Quiet = False,
     help_all: HelpAll = False,
     *,
     changes: dict[str, Any],
 ) -> None:
-    """Measure accuracy against the number of training images, and predict what twice as many would bring.
+    """Measure accuracy against the number of training images, and predict the gain from twice as many.
 
     Examples:
 
@@ -153,12 +149,10 @@ def curve_command(
 
     numbers = split_names(sizes)
     if wrong := [number for number in numbers if not number.isdecimal()]:
-        raise RecipeError(
-            f"--sizes has '{wrong[0]}'; whole numbers separated by commas were needed, such as 10,30,100."
-        )
+        raise RecipeError(f"--sizes must be integers separated by commas, such as 10,30,100; got '{wrong[0]}'.")
     result = run_learning_curve(
         images, recipe, sizes=[int(number) for number in numbers], seeds=seeds, variants=split_names(variants),
-        out=out, resume=resume, executor=on, progress=progress, **changes,
+        out=out, resume=resume, executor=executor, progress=progress, **changes,
     )  # fmt: skip
     print_table(curve_table(result))
     progress.log(f"page: {result.folder / 'curve.html'}")
@@ -169,7 +163,8 @@ def clean_command(
     target: Annotated[
         str,
         typer.Argument(
-            help="The folder of a finished run, or anything that baseline run takes.",
+            metavar="RUN_OR_IMAGES",
+            help="Folder of a finished run, or anything that baseline run takes.",
             autocompletion=completion(recipe_names),
             show_default=False,
         ),
@@ -178,29 +173,27 @@ def clean_command(
     folds: Annotated[int | None, typer.Option(min=2, help="Number of folds; 5 by default.", show_default=False)] = None,
     oof: Annotated[
         Path | None,
-        typer.Option(
-            help="A table of out-of-fold probabilities (path and p_CLASS) to use instead.", show_default=False
-        ),
+        typer.Option(help="Table of out-of-fold probabilities (path and p_CLASS) to use instead.", show_default=False),
     ] = None,
     accept: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Write fixes.csv with the suggestions from this confidence on.", show_default=False
+            min=0, max=1, help="Write fixes.csv with the suggestions with at least this confidence.", show_default=False
         ),
     ] = None,
-    shown: Annotated[int, typer.Option(min=1, help="Maximum number of images of each kind on the page.")] = 500,
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum number of images in each section of the page.")] = 500,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder; clean-NAME-DATE-TIME by default.", show_default=False)
+        Path | None, typer.Option(help="Output folder (default: clean-NAME-DATE-TIME).", show_default=False)
     ] = None,
     quiet: Quiet = False,
     help_all: HelpAll = False,
     *,
     changes: dict[str, Any],
 ) -> None:
-    """Find labels that are probably wrong, and write a page to fix them on.
+    """Find labels that are probably wrong, and write an HTML page to review them.
 
-    A classifier that has not seen an image checks its label. Open clean.html, decide, download fixes.csv, and pass it
-    to `baseline run ... --fixes fixes.csv`.
+    Labels are scored with out-of-fold predictions. Open clean.html, review, download fixes.csv, and pass it to
+    `baseline run ... --fixes fixes.csv`.
 
     Examples:
 
@@ -216,7 +209,7 @@ def clean_command(
     is_run = Path(target).name == "manifest.json" or (Path(target).expanduser() / "manifest.json").is_file()
     images, recipe = (target, "default") if is_run else parse_target(target)
     result = clean(
-        images, recipe, splits=split_names(splits), folds=folds, oof=oof, accept=accept, max_images=shown, out=out,
+        images, recipe, splits=split_names(splits), folds=folds, oof=oof, accept=accept, max_images=max_images, out=out,
         progress=make_progress(quiet), **changes,
     )  # fmt: skip
     print_table(label_review_table(result, target))

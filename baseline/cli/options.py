@@ -49,13 +49,14 @@ Model = Annotated[
 EnsembleOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--ensemble", help="More runs, separated by commas; their probabilities are averaged.", show_default=False
+        "--ensemble", help="More runs, separated by commas; all probabilities are averaged.", show_default=False
     ),
 ]
 
 Target = Annotated[
     str,
     typer.Argument(
+        metavar="IMAGES_OR_RECIPE",
         help="Images (a folder, a CSV, TSV or Parquet table, a zip or tar archive, torchvision:NAME, hf:NAME), the "
         "name of a recipe, a recipe.toml, or a run's manifest.json.",
         autocompletion=completion(recipe_names),
@@ -65,9 +66,7 @@ Target = Annotated[
 
 DataOption = Annotated[
     Path | None,
-    typer.Option(
-        "--data", help="The images for a recipe: a folder, or an archive of a named data set.", show_default=False
-    ),
+    typer.Option("--data", help="Images for a recipe: a folder, or an archive of a named dataset.", show_default=False),
 ]
 
 Preset = Annotated[
@@ -79,17 +78,17 @@ Preset = Annotated[
 ]
 
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Resume the unfinished run in --out.", rich_help_panel=RUN_PANEL)
+    bool, typer.Option("--resume", help="Resume the unfinished job in --out.", rich_help_panel=RUN_PANEL)
 ]
 
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.", rich_help_panel=RUN_PANEL)
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.", rich_help_panel=RUN_PANEL)]
 
 ExecutorOption = Annotated[
     str,
     typer.Option(
-        help="Run jobs on Ray: ray starts one; ray://HOST:10001, ray:HOST:6379 or ray:auto joins a cluster.",
+        "--executor",
+        help="Run jobs on Ray: ray starts a local instance; ray://HOST:10001, ray:HOST:6379 or ray:auto joins a "
+        "cluster.",
         show_default=False,
         autocompletion=completion(lambda: ("ray", "ray:auto")),
         rich_help_panel=RUN_PANEL,
@@ -102,14 +101,14 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set any field of the recipe, such as augment.rotate=20; may be repeated.",
+        help="Set any field of the recipe, such as augment.rotate=20. Repeatable.",
         show_default=False,
     ),
 ]
 
 
 def show_all_options(context: typer.Context, value: bool) -> None:
-    """Print the help with the options that `--help` leaves out."""
+    """Print the help with the options that `--help` hides."""
     if value and not context.resilient_parsing:
         for param in context.command.params:
             param.hidden = False  # type: ignore[attr-defined]
@@ -132,7 +131,7 @@ def recipe_options(*names: str, common: Sequence[str] | None = None) -> Callable
         common: those that `--help` shows; by default the fields that say so themselves. The others are shown by
             `--help-all`.
     """
-    chosen = names or (*LEAVES, "seed")
+    selected = names or (*LEAVES, "seed")
 
     def decorate(command: Callable[..., None]) -> Any:
         own = {
@@ -140,7 +139,7 @@ def recipe_options(*names: str, common: Sequence[str] | None = None) -> Callable
             for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
             if name != "changes"
         }
-        options = {name: recipe_option(name, common) for name in chosen if name not in own}
+        options = {name: recipe_option(name, common) for name in selected if name not in own}
         parameters = [
             *own.values(),
             *(
@@ -259,7 +258,7 @@ def without_device(images: str | None, recipe: str, changes: dict[str, Any]) -> 
 
 
 def data_place(data: Path, recipe: str, progress: Progress) -> str:
-    """The place of the images that `--data` names: a named data set in any of its forms, or the folder itself."""
+    """The place of the images that `--data` names: a named dataset in any of its forms, or the folder itself."""
     from baseline.data.sources.datasets import DATASETS, dataset
 
     name = load_recipe(recipe).data.dataset
@@ -267,11 +266,11 @@ def data_place(data: Path, recipe: str, progress: Progress) -> str:
 
 
 _signals: list[int] = []
-"""Signals that have interrupted this process."""
+"""Signals that interrupted this process."""
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM and SIGHUP keep what Ctrl-C keeps; a SIGHUP that `nohup` ignores stays ignored."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C; a SIGHUP that `nohup` ignores is still ignored."""
 
     def interrupt(number: int, _: Any) -> None:
         _signals.append(number)

@@ -48,7 +48,7 @@ def audit_table(result: Audit) -> RenderableType:
 
 def result_table(result: Baseline) -> RenderableType:
     """The result of a run: accuracy by split, seconds by part, and where the files are."""
-    table = Table("split", "images", "accuracy", "95 % interval", "wrong")
+    table = Table("split", "images", "accuracy", "95% confidence interval", "wrong")
     for split, numbers in result.metrics.items():
         ways = [(numbers["plain"], split)]
         if result.recipe.evaluation.tta:
@@ -67,7 +67,7 @@ def result_table(result: Baseline) -> RenderableType:
     if "test" not in result.metrics:
         lines.insert(
             0,
-            "No test split: the weights were chosen on the valid images, so the accuracy is slightly optimistic.",
+            "No test split: the weights were chosen on the validation images, so the accuracy is slightly optimistic.",
         )
     return Group(_headline(result), table, *_explain_result(result), *lines)
 
@@ -80,19 +80,19 @@ def _explain_result(result: Baseline) -> list[str]:
 
 
 def seeds_table(result: SeedRuns) -> RenderableType:
-    """The result of several seeds: mean, spread and each run."""
+    """The result of several seeds: mean, standard deviation and each run."""
     title = [f"{result.split} {find_metric(result.metric['name']).title}"] if result.metric else []
-    table = Table("seed", *title, f"{result.split} accuracy", "plain", "seconds", "results")
+    table = Table("seed", *title, f"{result.split} accuracy", "without TTA", "seconds", "results")
     for run in result.runs:
         shares = (*_metric_cell(run, result.metric), f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
         table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
-    deviation = "" if result.sd is None else f", sd {100 * result.sd:.2f} points"
+    deviation = "" if result.sd is None else f", std {100 * result.sd:.2f} points"
     summary = f"{result.split} accuracy of {len(result.runs)} seeds: mean {result.mean:.2%}{deviation}"
     lines = [f"{summary}, {result.least:.2%} to {result.most:.2%}"]
     if result.metric:
         lines.insert(0, f"{title[0]} of {len(result.runs)} seeds: {_spread_text(result.metric)}")
     if not result.same_images:
-        lines.append("Each seed has other test images: the spread comes from the images and the training together.")
+        lines.append("Each seed uses a different test split, so the spread includes sampling variation.")
     return Group(*lines, table, escape(f"results: {result.folder / 'seeds.json'}"))
 
 
@@ -100,7 +100,7 @@ def folds_table(result: FoldRuns) -> RenderableType:
     """The result of all folds: out of fold, each run, and their ensemble on test."""
     tested, metric = "test" in result.metrics, find_metric(result.metric["name"]) if result.metric else None
     title = [metric.title] if metric else []
-    table = Table("fold", "images", *title, "accuracy", "plain", *["on test"] * tested, "seconds", "results")
+    table = Table("fold", "images", *title, "accuracy", "without TTA", *["on test"] * tested, "seconds", "results")
     for run in result.runs:
         shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
         shares = [*_metric_cell(run, result.metric), *shares]
@@ -108,7 +108,7 @@ def folds_table(result: FoldRuns) -> RenderableType:
         table.add_row(*cells)
     lines = [
         f"out-of-fold accuracy of {len(result.runs)} folds: {_accuracy_text(result.metrics['oof'])}",
-        f"accuracy of a fold: mean {result.mean:.2%}, sd {100 * result.sd:.2f} points, "
+        f"accuracy of a fold: mean {result.mean:.2%}, std {100 * result.sd:.2f} points, "
         f"{result.least:.2%} to {result.most:.2%}",
     ]
     if metric and result.metric:
@@ -116,7 +116,7 @@ def folds_table(result: FoldRuns) -> RenderableType:
         lines.insert(0, f"out-of-fold {metric.title}: {headline_of(metric, result.metrics['oof']['tta'])}")
     meaning = explain(result.metrics["oof"])
     meaning.append(
-        "The weights of each fold were chosen on its own valid images, so these numbers are slightly optimistic."
+        "The weights of each fold were chosen on its own validation images, so these metrics are slightly optimistic."
     )
     if tested and result.against_best:
         lines.insert(0, f"test accuracy of the ensemble of folds: {_accuracy_text(result.metrics['test'])}")
@@ -153,7 +153,7 @@ def _accuracy_text(numbers: Mapping[str, Any]) -> str:
     low, high = scores.get("group_interval", scores["interval"])
     of = f"{numbers['groups']:,} groups" if "group_interval" in scores else f"{numbers['images']:,} images"
     micro = f"; micro F1 {scores['micro_f1']:.2%}" if "mean_average_precision" in scores else ""
-    return f"{scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {of}){micro}"
+    return f"{scores['accuracy']:.2%} (95% confidence interval {low:.2%} to {high:.2%}, {of}){micro}"
 
 
 def ladder_table(result: Ladder) -> RenderableType:
@@ -211,15 +211,15 @@ def label_review_table(result: LabelReview, target: str) -> RenderableType:
     table = Table("label", "suggested", "images", "highest confidence")
     pairs = suspected.groupby(["given_label", "predicted_label"], sort=False)["confidence"].agg(["size", "max"])
     pairs = pairs.sort_values("size", ascending=False, kind="stable").reset_index()
-    for label, perhaps, count, surest in pairs.head(10).itertuples(index=False):
-        table.add_row(escape(label), escape(perhaps), f"{count:,}", f"{surest:.0%}")
+    for label, suggestion, count, confidence in pairs.head(10).itertuples(index=False):
+        table.add_row(escape(label), escape(suggestion), f"{count:,}", f"{confidence:.0%}")
     conflicts, outliers = int((issues["conflict"] != "").sum()), int(issues["is_outlier_issue"].sum())
     counts = f"{len(suspected):,} of {len(issues):,} labels may be wrong ({len(suspected) / len(issues):.1%})"
-    also = f"{conflicts:,} images have a duplicate with another label; {outliers:,} are unlike all others."
+    also = f"{conflicts:,} images have a duplicate with another label; {outliers:,} are outliers."
     lines = [
         f"{counts}; {also}",
-        "Not all of these are wrong: images that are merely hard are listed, too. On CIFAR-10, 70 of 100 suspected "
-        "labels were wrong where 9 % of all labels are, and few where nearly all are right. Look before you accept.",
+        "Not all of these are wrong: hard images are listed, too. In CIFAR-10 with 9% label noise, 70% of the "
+        "suspected labels were wrong. Review before accepting.",
         f"review them: {result.folder / 'clean.html'}",
         f"all images, ranked: {result.folder / 'issues.csv'}",
     ]
@@ -271,7 +271,7 @@ def runs_table(result: pd.DataFrame) -> RenderableType:
     if result.empty:
         return "There are no runs in this folder."
     number = "result" if "headline" in result else "accuracy"
-    table = Table("run", f"{number}, 95 % interval", "finished", "seconds", "backbone")
+    table = Table("run", f"{number}, 95% confidence interval", "finished", "seconds", "backbone")
     for row in result.astype(object).where(result.notna(), None).to_dict("records"):
         if row["state"] != "finished":
             table.add_row(escape(row["run"]), escape(row["state"]))
@@ -296,4 +296,4 @@ def _headline(result: Baseline) -> str:
             f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average "
             f"precision {precision:.2%}; the table counts images whose labels are all correct"
         )
-    return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+    return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95% confidence interval {low:.2%} to {high:.2%})"

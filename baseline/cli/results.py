@@ -1,4 +1,4 @@
-"""The commands that look at finished runs: `compare`, `runs` and `report`."""
+"""The commands for finished runs: `compare`, `runs` and `report`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def compare_command(
         list[Path], typer.Argument(help="Run folders; each is compared with the first one.", show_default=False)
     ],
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Compare runs with different test images on those they share.")
+        bool, typer.Option("--anyway", help="Compare runs with different test images on the images they share.")
     ] = False,
     ensemble: Annotated[
         list[str] | None,
         typer.Option(
-            help="Some of the runs, separated by commas; their ensemble is evaluated, too.", show_default=False
+            help="Some of the runs, separated by commas; their ensemble is also evaluated.", show_default=False
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.", show_default=False)] = None,
-    html: Annotated[Path | None, typer.Option(help="Write it as an HTML page.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the table as HTML.", show_default=False)] = None,
 ) -> None:
-    """Compare finished runs: metrics with intervals, and whether they differ by more than noise.
+    """Compare finished runs: metrics with confidence intervals, and a paired significance test.
 
     Examples:
 
@@ -48,9 +48,9 @@ def compare_command(
 
 
 def runs_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds the runs.", metavar="[DIR]")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs.", metavar="DIR")] = Path("runs"),
 ) -> None:
-    """List the runs in a folder with their accuracy, date and seconds; unfinished ones, too.
+    """List the runs in a folder, including unfinished ones, with accuracy, date and seconds.
 
     Examples:
 
@@ -67,9 +67,9 @@ def runs_command(
 
 def report_command(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the path only, no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the path.")] = False,
 ) -> None:
-    """Write report.html, its pictures and the model card again, as every run does at its end; print the path.
+    """Regenerate report.html, its pictures and the model card, and print the path.
 
     Examples:
 

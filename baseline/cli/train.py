@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 
 Seeds = Annotated[
-    int | None, typer.Option(help="Number of seeds to train with; reports mean and spread.", rich_help_panel=RUN_PANEL)
+    int | None,
+    typer.Option(help="Train with this many seeds; reports mean and standard deviation.", rich_help_panel=RUN_PANEL),
 ]
 
 Before = Annotated[
@@ -56,27 +57,27 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Fail (exit code 3) if a duplicate is in two splits.",
+        help="Fail (exit code 3) if duplicates span splits.",
         rich_help_panel=IMAGES_PANEL,
         hidden=True,
     ),
 ]
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print how the images were read, and stop.", rich_help_panel=RUN_PANEL)
+    bool, typer.Option("--dry-run", help="Print how the images would be read, and exit.", rich_help_panel=RUN_PANEL)
 ]
 
 Processes = Annotated[
     int,
     typer.Option(
         min=1, max=1024, show_default=False, rich_help_panel=RUN_PANEL, hidden=True,
-        help="Number of training processes, one per GPU, or each with its share of the CPU.",
+        help="Number of training processes: one per GPU, or sharing the CPU.",
     ),
 ]  # fmt: skip
 
 Out = Annotated[
     Path | None,
-    typer.Option(help="The run folder; runs/NAME-DATE-TIME by default.", show_default=False, rich_help_panel=RUN_PANEL),
+    typer.Option(help="Output folder (default: runs/NAME-DATE-TIME).", show_default=False, rich_help_panel=RUN_PANEL),
 ]
 
 
@@ -93,7 +94,7 @@ def run_command(
     dry_run: DryRun = False,
     processes: Processes = 1,
     resume: Resume = False,
-    on: ExecutorOption = "",
+    executor: ExecutorOption = "",
     out: Out = None,
     quiet: Quiet = False,
     help_all: HelpAll = False,
@@ -116,17 +117,17 @@ def run_command(
     fixes = changes.get("fixes")
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         if seeds is not None or fixes or folds:
-            raise RecipeError("--processes trains a single run. Leave it out, or --seeds, folds and --fixes.")
+            raise RecipeError("--processes cannot be combined with --seeds, k-fold splits or --fixes.")
         _launch(processes)
     if no_audit and strict:
-        raise RecipeError("--strict needs the audit that --no-audit skips. Give one of them.")
+        raise RecipeError("--strict and --no-audit cannot be combined.")
     changes |= {"audit": "none"} if no_audit else {"audit": "strict"} if strict else {}
     changes |= {"preset": preset} if preset != "auto" else {}
     if resume and out is None and (Path(target) / UNFINISHED_DIR).exists():
         _resume_run(Path(target), quiet, **changes)
         return
     images, recipe = parse_target(target)
-    _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, on=on, before=before, out=out)
+    _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, executor=executor, before=before, out=out)
     interrupt_on_signals()
     progress = make_progress(quiet)
     if data is not None:
@@ -136,7 +137,7 @@ def run_command(
         return
     options: dict[str, Any] = {"out": out, "progress": progress, **changes}
     if folds or seeds is not None:
-        _run_several(seeds, images, recipe, resume=resume, executor=on, **options)
+        _run_several(seeds, images, recipe, resume=resume, executor=executor, **options)
     elif fixes:
         _compare_fixes(images, recipe, before, **options)
     else:
@@ -156,23 +157,23 @@ def _launch(processes: int) -> None:
 
 
 def _check_combination(
-    *, seeds: int | None, fixes: Any, folds: bool, resume: bool, on: str, before: Path | None, out: Path | None
+    *, seeds: int | None, fixes: Any, folds: bool, resume: bool, executor: str, before: Path | None, out: Path | None
 ) -> None:
     """Raise an error for options that do not work together."""
     several = folds or seeds is not None
     if fixes and seeds is not None:
-        raise RecipeError("--fixes compares two runs, and --seeds trains several. Give one of them.")
+        raise RecipeError("--fixes and --seeds cannot be combined.")
     if folds and (fixes or seeds is not None):
         option = "--seeds" if seeds is not None else "--fixes"
         raise RecipeError(
-            f"{option} and folds each train several runs. Give --fold K for one fold, or leave {option} out."
+            f"{option} and k-fold splits cannot be combined. Pass --fold K to train one fold, or omit {option}."
         )
     if resume and not several:
         _check_unfinished(out)
-    if on and not several:
-        raise RecipeError("--on works with --seeds or folds, and this is a single run. Leave it out.")
+    if executor and not several:
+        raise RecipeError("--executor needs --seeds or a k-fold split. Omit it for a single run.")
     if before is not None and not fixes:
-        raise RecipeError("--before works with --fixes. Give both, or use baseline compare.")
+        raise RecipeError("--before needs --fixes. To compare two finished runs, use baseline compare.")
 
 
 def _run_several(seeds: int | None, images: str | None, recipe: str, **options: Any) -> None:
@@ -201,13 +202,13 @@ def _describe_images(images: str | None, recipe: str, changes: dict[str, Any]) -
     from baseline.data.table import summarize_source
     from baseline.progress import Progress
 
-    chosen, table = load_images(images, recipe, progress=Progress(), **without_device(images, recipe, changes))
-    lines = [*summarize_source(table), *metric_notes(images, chosen, classes_in(table, chosen.data.task))]
-    if "kfold" not in chosen.split.method:
+    resolved, table = load_images(images, recipe, progress=Progress(), **without_device(images, recipe, changes))
+    lines = [*summarize_source(table), *metric_notes(images, resolved, classes_in(table, resolved.data.task))]
+    if "kfold" not in resolved.split.method:
         return lines
     from baseline.experiments.repeats import describe_folds
 
-    return [*lines, describe_folds(table, chosen)]
+    return [*lines, describe_folds(table, resolved)]
 
 
 def _means_all_folds(recipe: str, split: str | None) -> bool:
@@ -221,8 +222,9 @@ def _means_all_folds(recipe: str, split: str | None) -> bool:
 def _check_unfinished(out: Path | None) -> None:
     """Raise an error if there is no run to resume."""
     if out is None or not (out.expanduser() / UNFINISHED_DIR).exists():
-        problem = f"{out} holds none" if out else "its folder is needed: --out RUN, or baseline run RUN --resume"
-        raise OutputError(f"--resume resumes an unfinished run, and {problem}. Without --resume a new run starts.")
+        problem = f"{out} contains no unfinished run" if out else "no folder was given"
+        usage = "--resume needs the folder of an unfinished run: --out RUN --resume, or baseline run RUN --resume"
+        raise OutputError(f"{usage}; {problem}.")
 
 
 def _resume_run(run: Path, quiet: bool, **changes: Any) -> None:

@@ -34,15 +34,15 @@ PredictImages = Annotated[
 PredictOut = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", help="A .csv, .jsonl or .parquet file; standard output by default.", show_default=False
+        "--out", "-o", help="Output file: .csv, .jsonl or .parquet (default: standard output).", show_default=False
     ),
 ]
 
 PredictPrecision = Annotated[
     str,
     typer.Option(
-        help="float32, bfloat16, or auto (bfloat16 where the CPU supports it); by default as the run was "
-        "evaluated, which is float32 on a CPU.",
+        help="float32, bfloat16, or auto (bfloat16 if the CPU supports it); by default that of the run's "
+        "evaluation, which is float32 on a CPU.",
         autocompletion=completion(lambda: ("auto", "float32", "bfloat16")),
         show_default=False,
     ),
@@ -62,23 +62,23 @@ def predict_command(
         bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
     ] = True,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Below this confidence the prediction is 'unsure'.", show_default=False)
+        float, typer.Option(min=0, max=1, help="Label predictions below this confidence 'unsure'.", show_default=False)
     ] = 0.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the file of --out where it stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the unfinished job in --out.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 64,
     precision: PredictPrecision = "",
     processes: Annotated[
-        int, typer.Option(min=1, max=1024, help="Number of processes, one per GPU, or each with its share of the CPU.")
+        int, typer.Option(min=1, max=1024, help="Number of processes: one per GPU, or sharing the CPU.")
     ] = 1,
-    on: ExecutorOption = "",
-    image_col: Annotated[str, typer.Option(help="Column of a table that holds the paths; found by default.")] = "",
+    executor: ExecutorOption = "",
+    image_col: Annotated[str, typer.Option(help="Column of a table with the paths; detected by default.")] = "",
     ensemble: EnsembleOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print predictions only, no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print predictions.")] = False,
 ) -> None:
     """Predict images with a trained model: one row per image, with calibrated confidence.
 
-    An image that cannot be read gets a row that says why; the others are predicted.
+    An unreadable image gets a row with the reason; the others are predicted.
 
     Examples:
 
@@ -88,16 +88,16 @@ def predict_command(
     baseline predict runs/mine test.csv --image-col file --out out.csv --resume
     baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
     baseline predict runs/mine images.zip --out out.parquet --processes 4
-    baseline predict runs/mine images/ --out out.csv --on ray://head:10001
+    baseline predict runs/mine images/ --out out.csv --executor ray://head:10001
     find . -name '*.jpg' | baseline predict runs/mine - --format jsonl
     ```
     """
-    kind = _output_format(out, format, images, on=on, overwrite=overwrite, resume=resume)
+    kind = _output_format(out, format, images, executor=executor, overwrite=overwrite, resume=resume)
     interrupt_on_signals()
     from baseline.parallel.executor import get_executor
 
     progress = make_progress(quiet)
-    get_executor(on, progress)  # finds errors before torch is loaded
+    get_executor(executor, progress)  # finds errors before torch is loaded
     from baseline.data.sources.image_list import list_images
     from baseline.inference.batch import write_predictions
     from baseline.inference.output import PredictOptions
@@ -112,7 +112,7 @@ def predict_command(
     try:
         counts = write_predictions(
             loaded, paths, sys.stdout.buffer if out is None else out, options, total=total, processes=processes,
-            overwrite=overwrite, resume=resume, executor=on, progress=bars,
+            overwrite=overwrite, resume=resume, executor=executor, progress=bars,
         )  # fmt: skip
         sys.stdout.flush()
     except OSError as error:
@@ -121,35 +121,37 @@ def predict_command(
         _end_output(error)
     except KeyboardInterrupt:
         if out is not None:
-            progress.log(f"interrupted: the predictions so far are kept; --resume continues {out}")
+            progress.log(f"interrupted: --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
 
 
 def _end_output(error: OSError) -> NoReturn:
     """Exit after standard output could not be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-    if isinstance(error, BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, closed the pipe
         raise typer.Exit(141) from None
     reason = f"Standard output cannot be written: {error.strerror}."
     raise OutputError(f"{reason} Give --out FILE, which --resume continues.") from None
 
 
-def _output_format(out: Path | None, format: str, images: list[str], *, on: str, overwrite: bool, resume: bool) -> str:
+def _output_format(
+    out: Path | None, format: str, images: list[str], *, executor: str, overwrite: bool, resume: bool
+) -> str:
     """Return the format of the predictions; raise an error for options that do not work together."""
     if out is None and sys.stdout is None:
         raise OutputError("Standard output is closed. Give --out FILE.")
-    if on and out is None:
-        raise OutputError("--on writes its predictions to a file. Give --out FILE.")
+    if executor and out is None:
+        raise OutputError("--executor requires --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")
     known = OUTPUT_FORMATS if out is not None else tuple(name for name in OUTPUT_FORMATS if name != "parquet")
     if kind not in known:
-        problem = f"{format} cannot be written to standard output" if out is None else f"{out} has an unknown ending"
+        problem = f"{format} cannot be written to standard output" if out is None else f"{out} has an unknown extension"
         raise OutputError(f"{problem}; needed: {', '.join(known)}.")
     if (overwrite or resume) and out is None:
-        raise OutputError("--overwrite and --resume need a file. Give --out FILE.")
+        raise OutputError("--overwrite and --resume require --out FILE.")
     if overwrite and resume:
-        raise OutputError("--overwrite starts again and --resume continues. Give one of them.")
+        raise OutputError("--overwrite and --resume cannot be combined.")
     if out is not None and any(Path(name).absolute() == out.absolute() for name in images):
         raise OutputError(f"{out} is one of the images to predict. Choose another --out.")
     return kind
@@ -158,9 +160,9 @@ def _output_format(out: Path | None, format: str, images: list[str], *, on: str,
 def serve_command(
     model: Model,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts every machine in the network.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from the network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     open: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     tta: Annotated[
         bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), which takes longer.")
@@ -170,7 +172,9 @@ def serve_command(
     ] = True,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Host name by which the server is reached, such as that of a proxy.", show_default=False),
+        typer.Option(
+            help="Additional host name of the server, such as that of a proxy. Repeatable.", show_default=False
+        ),
     ] = None,
     max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Maximum size of a request, in MB.")] = 32,
     max_megapixels: Annotated[int, typer.Option(min=1, max=170, help="Maximum size of an image, in megapixels.")] = 64,
@@ -178,15 +182,15 @@ def serve_command(
         int, typer.Option(min=1, help="Maximum number of images in the queue; others get 503 with Retry-After.")
     ] = 256,
     max_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Timeout for receiving a request, and for its answer.")
+        float, typer.Option(min=0.1, help="Timeout for receiving a request, and for the response.")
     ] = 30,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 16,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Serve a model: a page to drop, paste or take images, and an HTTP API. Ctrl-C stops it.
+    """Serve a model: a web page and an HTTP API. Ctrl-C stops it.
 
     Images stay in memory and never reach the disk or another machine. Without --host only this machine can use the
-    server; with it, everyone who reaches the address can: there are no passwords.
+    server; with it, everyone who reaches the address can: there is no authentication.
 
     Examples:
 
@@ -213,8 +217,8 @@ def serve_command(
 def check_command(model: Model) -> None:
     """Check that a model is intact and predicts as it did when saved.
 
-    The tensors are compared with their sha256 and with the architecture, and the network is run on the few images that
-    the folder keeps for this purpose.
+    The tensors are compared with their sha256 and with the architecture, and the network predicts the few images stored
+    in the folder for this purpose.
 
     Examples:
 
@@ -236,13 +240,19 @@ def export_command(
         str, typer.Option(help="onnx, torch-export or learner.", autocompletion=completion(lambda: _export_formats()))
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file; NAME.onnx, .pt2 or .pkl here.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output file (default: NAME.onnx, .pt2 or .pkl in the current folder).",
+            show_default=False,
+        ),
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(
             help="Images, folders, patterns or tables to compare on; by default the golden inputs of the model folder. "
-            "May be repeated.",
+            "Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -258,12 +268,12 @@ def export_command(
     ] = True,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="ONNX in 8 bits: a third of the size, slightly different, not always faster."),
+        typer.Option("--int8", help="8-bit ONNX: a third of the size, slightly different, not always faster."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.")] = False,
 ) -> None:
-    """Export a model as ONNX, for torch.export, or as a fastai learner, and compare it with the model on images.
+    """Export a model to ONNX, torch.export or a fastai learner, and verify it against the model.
 
     ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and return calibrated probabilities, as
     `baseline predict` does.
@@ -304,22 +314,24 @@ def _export_formats() -> tuple[str, ...]:
 def import_command(
     learner: Annotated[Path, typer.Argument(help="A file written by fastai's Learner.export.", show_default=False)],
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Open the pickle, which runs any code that is in it.")
+        bool, typer.Option("--trust-pickle", help="Open the pickle, which runs any code in it.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The new model folder; named after the file by default.", show_default=False),
+        typer.Option("--out", "-o", help="Output model folder (default: named after the file).", show_default=False),
     ] = None,
     images: Annotated[
         list[str] | None,
-        typer.Option(help="Images, folders, patterns or tables to compare both on.", show_default=False),
+        typer.Option(help="Images, folders, patterns or tables to compare both models on.", show_default=False),
     ] = None,
-    arch: Annotated[str, typer.Option(help="Architecture, if the learner does not say.", show_default=False)] = "",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
+    arch: Annotated[
+        str, typer.Option(help="Architecture, if it is not stored in the learner.", show_default=False)
+    ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.")] = False,
 ) -> None:
     """Convert a fastai vision learner to a model folder (tensors and JSON) for the other commands.
 
-    The learner is a pickle file, and opening it runs any code that is in it; this needs --trust-pickle.
+    The learner is a pickle file, and opening it runs any code in it; this needs --trust-pickle.
 
     Examples:
 
@@ -341,17 +353,17 @@ def bundle_command(
     folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR", show_default=False)],
     arch: Annotated[
         list[str] | None,
-        typer.Option(help="Architecture whose weights are included; may be repeated.", show_default=False),
+        typer.Option(help="Architecture whose weights are included. Repeatable.", show_default=False),
     ] = None,
     model: Annotated[Path | None, typer.Option(help="A run whose model is included.", show_default=False)] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Include wheels of all dependencies, not only of those that Kaggle's image lacks."),
+        typer.Option("--all", help="Include wheels of all dependencies, not only of those missing in Kaggle's image."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.")] = False,
 ) -> None:
-    """Collect what a Kaggle kernel without internet needs, to attach as a data set: wheels, weights, a model.
+    """Collect what an offline Kaggle notebook needs, to attach as a dataset: wheels, weights, a model.
 
     Examples:
 
@@ -369,19 +381,19 @@ def bundle_command(
 
 
 def push_command(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
     repo: Annotated[
         str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; created if needed.", show_default=False)
     ],
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files with their sizes, print the card, and stop.")
+        bool, typer.Option("--dry-run", help="List the files with their sizes, print the card, and exit.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the address only, no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the address.")] = False,
 ) -> None:
     """Push the model folder of a run, with its card, to the Hugging Face hub, in one commit.
 
-    It contains the network, its configuration and the card, but no images and no paths of this machine.
+    It contains the network, its configuration and the card, but no images and no local paths.
 
     Examples:
 
@@ -405,37 +417,37 @@ def submit_command(
     run: Model,
     sample: Annotated[
         Path | None,
-        typer.Option(help="The sample submission; found below /kaggle/input by default.", show_default=False),
+        typer.Option(help="Sample submission (default: found below /kaggle/input).", show_default=False),
     ] = None,
     image_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder or archive of the test images; found beside the sample by default.", show_default=False
+            help="Folder or archive of the test images (default: found next to the sample).", show_default=False
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output file; submission.csv in /kaggle/working or the working folder by default.", show_default=False
+            help="Output file (default: submission.csv in /kaggle/working or the current folder).", show_default=False
         ),
     ] = None,
     shape: Annotated[
         str,
         typer.Option(
-            help="names, codes, probabilities or one-hot; auto follows the sample.",
+            help="names, codes, probabilities or one-hot; auto infers it from the sample.",
             autocompletion=completion(lambda: _submission_formats()),
         ),
     ] = "auto",
     codes: Annotated[
         str | None,
-        typer.Option(help="Names of the classes in the submission, such as ants=0,bees=1.", show_default=False),
+        typer.Option(help="Code of each class in the submission, such as ants=0,bees=1.", show_default=False),
     ] = None,
     leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Ignore images without an id.")] = False,
     ensemble: EnsembleOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only, no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.")] = False,
 ) -> None:
-    """Write a competition's submission.csv in the format of its sample, check it, and report the checks.
+    """Write a competition's submission.csv in the format of its sample, and verify it.
 
     Examples:
 

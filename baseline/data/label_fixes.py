@@ -37,7 +37,7 @@ def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, task: str = "au
     Args:
         files: CSV files with the columns `path, label, new_label`.
         table: an image table as `image_table` returns it, before any image is left out.
-        task: the recipe's `labels`; fixes need one label per image.
+        task: the recipe's `data.task`; fixes need one label per image.
 
     Raises:
         DataError: if a file cannot be read, names images or classes that do not exist, or was made for other labels;

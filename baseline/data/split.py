@@ -1,6 +1,6 @@
 """Image table -> image table in which every image has a split. Uses labels and groups; opens no image.
 
-Methods (`Recipe.split`); all are seeded, and stratified by class as far as their other guarantee allows:
+Methods (`SplitSettings.method`); all are seeded, and stratified by class as far as their other guarantee allows:
 
 | method | guarantee |
 |---|---|
@@ -8,8 +8,8 @@ Methods (`Recipe.split`); all are seeded, and stratified by class as far as thei
 | `provided` | every image keeps its given split; only a missing valid split is held out |
 | `random` | by class, ignoring given splits |
 | `group` | all images of a group are in the same split |
-| `kfold:K`, `group-kfold:K` | K folds of all images except the test split; fold `Recipe.fold` is the valid split |
-| `kfold`, `kfold:COLUMN` | the folds that the images come with, in a column such as `fold`, or in the one named |
+| `kfold:K`, `group-kfold:K` | K folds of all images except the test split; `SplitSettings.fold` is for validation |
+| `kfold`, `kfold:COLUMN` | the folds that a column of the table defines, such as `fold`, or the one named |
 | `time:COLUMN` | the oldest images are for training, the newest for testing |
 
 Duplicates of an image (`duplicate_id`, from the audit) always get the same split, except where the split was given.
@@ -307,7 +307,7 @@ def hold_out(table: pd.DataFrame, units: np.ndarray, name: str, share: float, rn
 
 
 def split_kfold(table: pd.DataFrame, units: np.ndarray, folds: int, recipe: Recipe) -> None:
-    """Assign all images except the test split to folds (column `fold`); fold `recipe.fold` becomes the valid split."""
+    """Assign all images except the test split to folds (column `fold`); fold `recipe.split.fold` is for validation."""
     rows = np.flatnonzero(table["split"] != "test")
     grouped = "group" in recipe.split.method
     table["fold"] = -1

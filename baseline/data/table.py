@@ -1,4 +1,4 @@
-"""Source -> image table: folders, tables, archives and data sets by name. Opens no image and loads no model.
+"""Source -> image table: folders, tables, archives and datasets by name. Opens no image and loads no model.
 
 The image table is a pandas DataFrame with one row per image and the columns
 
@@ -68,7 +68,7 @@ def image_table(
     - a folder in one of the other layouts that `baseline sources` lists;
     - a folder of loose images, with `label_from`;
     - a zip or tar archive of any of these, unpacked once into the cache;
-    - the name of a data set, `"torchvision:FashionMNIST"`, or `"hf:NAME-OR-FOLDER"`.
+    - the name of a dataset, `"torchvision:FashionMNIST"`, or `"hf:NAME-OR-FOLDER"`.
 
     Rows are ordered by path, so that the same images give the same table, whatever their layout.
 
@@ -271,7 +271,7 @@ def summarize_source(table: pd.DataFrame) -> list[str]:
 
 
 def locate_source(images: str, progress: Progress) -> Path:
-    """Return the folder or table file that a path, an archive or a data set's name stands for."""
+    """Return the folder or table file that a path, an archive or a dataset's name stands for."""
     datasets, external, archives = map(optional_module, ("datasets", "external", "archives"))
     if datasets and images in datasets.DATASETS:
         return Path(datasets.dataset(images, progress=progress))

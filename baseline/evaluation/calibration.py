@@ -40,11 +40,11 @@ MIN_PROBABILITY = 1e-300
 
 
 def fit_temperature(table: pd.DataFrame, task: str = "single") -> float:
-    """Return the temperature that minimises the log loss of the table's valid images: logits are divided by it.
+    """Return the temperature that minimizes the log loss of the table's valid images: logits are divided by it.
 
     Above 1 the network is overconfident (Guo et al. 2017, arXiv 1706.04599). The logarithms of probabilities are logits
     up to a constant, so the table is all that is needed. A few images say little about the temperature, and where none
-    is misclassified the loss would fall for ever: the logarithm of the temperature therefore has a normal prior around
+    is misclassified the loss would fall forever: the logarithm of the temperature therefore has a normal prior around
     0 (`PRIOR_STRENGTH`), which keeps it near 1 where there are few images.
 
     Args:
@@ -223,9 +223,9 @@ def ece_interval(gaps: np.ndarray, draws: np.ndarray) -> tuple[float, float]:
     """Return the interval of the ECE, the sum of |gaps| over the bins, from bootstrap draws of the gaps, draws x bins.
 
     Noise only ever adds to an absolute value, so on few images the ECE is too high and its bootstrap draws are higher
-    still: their percentiles covered the truth in 0 to 89 % of simulations. The interval therefore holds those true
+    still: their percentiles covered the truth in 0 to 89% of simulations. The interval therefore holds those true
     gaps, from none to twice the observed ones, that could have produced the observed ECE. That covered the truth in 91
-    to 95 % of simulations (300 and 2,000 images, well and badly calibrated).
+    to 95% of simulations (300 and 2,000 images, well and badly calibrated).
     """
     observed, noise, factors = np.abs(gaps).sum(), draws - gaps, np.linspace(0, 2, 81)
     simulated = np.abs(factors[:, None, None] * gaps + noise).sum(2)

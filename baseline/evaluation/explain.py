@@ -19,21 +19,21 @@ def explain(numbers: Mapping[str, Any]) -> list[str]:
     >>> rows = {"split": "test", "label": list("ab") * 10, "loss": 0.1, "plain_loss": 0.1}
     >>> table = pd.DataFrame({**rows, "predicted": list("ab") * 10, "plain_predicted": ["b", *"ba" * 9, "b"]})
     >>> print(*explain(evaluate(table)["test"]), sep="\\n")
-    0 of 20 predictions are wrong: an error rate of 0.0% (95% interval 0.0% to 16.1%).
+    0 of 20 predictions are wrong: an error rate of 0.0% (95% confidence interval 0.0% to 16.1%).
     Always predicting 'a', the most frequent class, would score 50.0%.
-    Test-time augmentation (TTA) changes accuracy by +5.0 points (+0.0 to +15.0): no difference beyond noise (p = 0.50).
+    Test-time augmentation (TTA) changes accuracy by +5.0 points (+0.0 to +15.0): not significant (p = 0.50).
     """
     tta, images = numbers["tta"], numbers["images"]
     wrong, (low, high) = tta["wrong"], tta["interval"]
     sentences = [
         f"{wrong:,} of {images:,} predictions {'is' if wrong == 1 else 'are'} wrong: an error rate of "
-        f"{wrong / images:.1%} (95% interval {1 - high:.1%} to {1 - low:.1%})."
+        f"{wrong / images:.1%} (95% confidence interval {1 - high:.1%} to {1 - low:.1%})."
     ]
     if "group_interval" in tta:
         low, high = tta["group_interval"]
         sentences.append(
-            f"Resampling whole groups ({numbers['groups']:,} groups), the 95% interval of the accuracy is {low:.1%} to "
-            f"{high:.1%}."
+            f"With whole groups resampled ({numbers['groups']:,} groups), the 95% confidence interval of the accuracy "
+            f"is {low:.1%} to {high:.1%}."
         )
     if "majority" in numbers:
         majority = numbers["majority"]
@@ -49,14 +49,14 @@ def explain(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def describe_difference(result: dict[str, Any]) -> str:
-    """Describe a difference in accuracy, its interval and whether it is more than noise.
+    """Describe a difference in accuracy, its confidence interval and whether it is statistically significant.
 
     Args:
         result: what `paired_test` returned.
     """
     low, high = (100 * end for end in result["interval"])
-    verdict = "more than noise" if result["beyond_noise"] else "no difference beyond noise"
     p = result["p"]
+    verdict = "significant" if result["beyond_noise"] else "inconclusive" if p < 0.05 else "not significant"
     p_text = f"p = {p:.2f}" if p >= 0.01 else "p < 0.01" if p >= 0.001 else "p < 0.001"
     return f"{100 * result['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({p_text})"
 

@@ -1,4 +1,4 @@
-"""95 % confidence intervals: Wilson's score interval for proportions, and the bootstrap."""
+"""95% confidence intervals: Wilson's score interval for proportions, and the bootstrap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNIFICANCE_LEVEL = 0.05
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion by Wilson's score method (1927).
+    """Return the 95% confidence interval of a proportion by Wilson's score method (1927).
 
     It holds its level for small counts and for proportions near 0 and 1.
 
@@ -59,7 +59,7 @@ def bootstrap_sums(features: Any, groups: np.ndarray | None = None, draws: int =
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the central 95 % interval of bootstrap values."""
+    """Return the central 95% confidence interval of bootstrap values."""
     low, high = np.quantile(values, [SIGNIFICANCE_LEVEL / 2, 1 - SIGNIFICANCE_LEVEL / 2])
     return float(low), float(high)
 

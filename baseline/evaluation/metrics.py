@@ -28,9 +28,10 @@ PLAIN_COLUMNS = ("plain_predicted", "plain_loss")
 def evaluate(table: pd.DataFrame, task: str = "single", metric: str = "auto") -> Metrics:
     """Return all metrics of the predictions by split, with and without test-time augmentation (TTA).
 
-    Intervals are 95 % intervals: Wilson's for proportions; the others come from 1,000 bootstrap samples of the images,
-    or of whole groups where the table has a column `group`, because images of one group carry less information than as
-    many independent ones. The samples are drawn with a fixed seed: the same table always gives the same numbers.
+    Intervals are 95% confidence intervals: Wilson's for proportions; the others come from 1,000 bootstrap samples of
+    the images, or of whole groups where the table has a column `group`, because images of one group carry less
+    information than as many independent ones. The samples are drawn with a fixed seed: the same table always gives
+    the same numbers.
 
     Args:
         table: prediction table; see `baseline.predict`. Without columns `p_CLASS` only accuracies are returned; without
@@ -73,7 +74,7 @@ def evaluate(table: pd.DataFrame, task: str = "single", metric: str = "auto") ->
 
 
 def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, float, float]:
-    """Return the accuracy of a prediction column, 0-1, and the ends of its 95 % interval.
+    """Return the accuracy of a prediction column, 0-1, and the ends of its 95% confidence interval.
 
     The interval is Wilson's, or a bootstrap over whole groups where the table has any.
 

@@ -63,11 +63,11 @@ def predict(
     gives the same numbers, unlike fastai's `tta`, which draws random training augmentations.
 
     Args:
-        views: `"flip"` (mirrored left to right), `"five_crops"` (centre and corners, 7/8 of the side).
-        thresholds: with several labels per image, `"auto"` chooses a threshold for each class on the valid split (see
-            `evaluation.thresholds`), unless the loss function has another one than 0.5. They are given to the loss
-            function, so that the Learner decides by them, and to `attrs["thresholds"]` of the table.
-        metric: the recipe's: if it needs probabilities, the table also has `plain_p_CLASS`, those without TTA.
+        views: `"flip"` (mirrored left to right), `"five_crops"` (center and corners, 7/8 of the side).
+        thresholds: with several labels per image, `"auto"` chooses a threshold for each class on the validation split
+            (see `evaluation.thresholds`), unless the loss function has a threshold other than 0.5. They are set on the
+            loss function, so that the Learner applies them, and in `attrs["thresholds"]` of the table.
+        metric: the recipe's metric; if it needs probabilities, the table also has `plain_p_CLASS`, those without TTA.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
     names = [name for name in splits if (table["split"] == name).any()]

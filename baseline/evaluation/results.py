@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 __all__ = ["Interval", "Metrics", "PairedTest", "Scores", "SplitMetrics", "flatten_metrics"]
 
 Interval = tuple[float, float]
-"""The ends of a 95 % interval, low and high."""
+"""The ends of a 95% confidence interval, low and high."""
 
 
 class _RequiredScores(TypedDict):

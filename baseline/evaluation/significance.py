@@ -24,7 +24,7 @@ def paired_test(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         `split`, `images`, `only_one` and `only_other` (number of images that only this table gets right), `difference`
-        (accuracy of other minus one, -1 to 1), `interval` (its 95 % interval, paired bootstrap), `p` (mid-p),
+        (accuracy of other minus one, -1 to 1), `interval` (its 95% confidence interval, paired bootstrap), `p` (mid-p),
         `p_exact`, and `beyond_noise`.
 
     Raises:

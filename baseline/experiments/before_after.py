@@ -34,7 +34,7 @@ class FixComparison:
     """The run folder."""
     after: Baseline
     comparison: Comparison
-    """Comparison of the two on the test images, which fixes do not change (valid images if there is no test split)."""
+    """Comparison of the two on the test images, which fixes do not change (on validation without a test split)."""
 
 
 def compare_fixes(
@@ -56,7 +56,7 @@ def compare_fixes(
     of the recipe.
 
     Raises:
-        DataError: before training, if the fixes do not fit the images (see `baseline.read_fixes`).
+        DataError: before training, if the fixes do not fit the images (see `baseline.data.label_fixes.read_fixes`).
 
     >>> compare_fixes(["fixes.csv"], recipe="runs/mine/manifest.json").comparison.sentences    # doctest: +SKIP
     """
@@ -75,7 +75,7 @@ def compare_fixes(
         return FixComparison(Path(before), after, compare_runs([before, after.folder]))
     with lock_folder(new_run_path(out, base_recipe.name), named=out is not None) as folder:
         if is_finished(folder / "after"):
-            raise OutputError(f"{folder / 'after'} holds a finished run. Choose another --out, or remove it.")
+            raise OutputError(f"{folder / 'after'} contains a finished run. Choose another --out, or remove it.")
         progress.log("before the fixes")
         # only the folder is kept, so that the first run's network and images are freed before the second run
         before = make_baseline(images, recipe, out=folder / "before", seed=seed, progress=progress, **changes).folder

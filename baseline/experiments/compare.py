@@ -1,4 +1,4 @@
-"""Compares finished runs: a table of their metrics, and whether they differ by more than noise."""
+"""Compares finished runs: a table of their metrics, and whether they differ significantly."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def compare_runs(
         DataError: if the images or their labels differ.
 
     >>> compare_runs(["runs/quick", "runs/standard"]).sentences                      # doctest: +SKIP
-    ['runs/standard against runs/quick on 10,000 images: +2.1 points (+1.6 to +2.6): more than noise (p < 0.001)']
+    ['runs/standard against runs/quick on 10,000 images: +2.1 points (+1.6 to +2.6): significant (p < 0.001)']
     """
     if len(runs) < 2:
-        raise DataError(f"{len(runs)} run was given; two or more were needed. Name another run folder.")
+        raise DataError(f"Expected two or more run folders, got {len(runs)}.")
     folders = [Path(run) for run in runs]
     with refuse_damaged(" or ".join(map(str, folders))):
         return _compare(folders, anyway, averages)
@@ -149,7 +149,7 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}. Give the folder that holds your runs.")
+        raise DataError(f"Folder {folder} does not exist. Pass the folder of your runs.")
     columns = ["run", "state", "finished", "split", "accuracy", "low", "high", "seconds", "arch"]
     rows = [_list_row(run) for run in _run_folders(folder, MAX_DEPTH)]
     if any("headline" in row for row in rows):
@@ -233,7 +233,7 @@ def _check_comparable(folders: list[Path], tables: list[pd.DataFrame], split: st
         if (paths := set(table["path"])) != first:
             raise DataError(
                 f"{folder} and {folders[0]} were evaluated on different {split} images: {len(paths):,} and "
-                f"{len(first):,}, of which they share {len(paths & first):,}. Give --anyway to compare them on these."
+                f"{len(first):,}, of which they share {len(paths & first):,}. Pass --anyway to compare them on these."
             )
 
 
@@ -353,7 +353,7 @@ def _html_page(comparison: Comparison) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>Comparison of runs</h1><ul>{sentences}</ul><div><table>"
-        "<caption>Fractions are 0 to 1; intervals are 95 %; differences are to the first run, for an ensemble to the "
+        "<caption>Fractions are 0 to 1; intervals are 95%; differences are to the first run, for an ensemble to the "
         "best of its runs.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></body></html>\n"
     )

@@ -67,7 +67,7 @@ VOTE_WEIGHTS = (0.0, 0.2, 0.35, 0.5)
 """Weights of the neighbors' vote that are tried."""
 
 MAX_COMPARED = 50_000
-"""Maximum number of images among which neighbors are searched, a random sample of larger data sets, so that the time
+"""Maximum number of images among which neighbors are searched, a random sample of larger datasets, so that the time
 grows linearly with the number of images."""
 
 PENALTIES = tuple(float(10 ** (power / 2)) for power in range(-8, 3))
@@ -106,7 +106,7 @@ def clean(
     progress: Progress | None = None,
     **changes: Any,
 ) -> LabelReview:
-    """Judge every label out of fold, and write the suspected ones as `issues.csv` and as `clean.html` to decide on.
+    """Score every label with out-of-fold predictions, and write the suspected ones as `issues.csv` and `clean.html`.
 
     Args:
         images: the folder of a finished run, whose images, splits, labels and recipe are used, or images as for
@@ -137,7 +137,9 @@ def clean(
     if "image_size" not in changes and base_recipe.model.image_size < MIN_IMAGE_SIZE:
         base_recipe = base_recipe.changed(image_size=MIN_IMAGE_SIZE)
     if is_multilabel(table["label"], base_recipe.data.task):
-        raise DataError("A label review needs one label per image, and these images have several. Give one column.")
+        raise DataError(
+            "A label review needs one label per image, and these images have several. Pass one label column."
+        )
     check_table(table, base_recipe.data.task)
     name = run.resolve().name if run else review_name(images, base_recipe)
     folder = Path(out).expanduser() if out else unique_path(Path(f"clean-{name}-{datetime.now():%Y%m%d-%H%M%S}"))
@@ -183,7 +185,7 @@ def find_neighbors(features: np.ndarray, fold_ids: np.ndarray, progress: Progres
     (`benchmarks/README.md`).
 
     Args:
-        features: images x features, from `baseline.embeddings`.
+        features: images x features, from `baseline.training.frozen.embeddings`.
         fold_ids: the fold of each image, from 0.
 
     >>> index = find_neighbors(np.array([[0.0, 1], [0, 1.1], [1, 0], [1.1, 0]]), np.array([0, 1, 0, 1]))
@@ -231,7 +233,7 @@ def predict_out_of_fold(
     C of the logistic regression and the weight of the neighbors' vote are those with the lowest log loss.
 
     Args:
-        features: images x features, from `baseline.embeddings`; standardized here.
+        features: images x features, from `baseline.training.frozen.embeddings`; standardized here.
         fold_ids: the fold of each image, from 0.
         neighbors: from `find_neighbors`; searched if not given.
 
@@ -400,12 +402,12 @@ def read_probabilities(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
     table = read_table(resolve_path(str(file)))
     columns = [name for name in map(str, table) if name.startswith("p_")]
     if "path" not in table or not columns:
-        raise DataError(f"{file} lacks the columns path and p_CLASS for each class. Give a table that has them.")
+        raise DataError(f"{file} lacks the columns path and p_CLASS for each class. Pass a table with these columns.")
     positions = match_rows(rows["path"], table["path"], str(file))
     if (missing := positions < 0).any():
         raise DataError(
             f"{file} lacks {int(missing.sum()):,} of {len(rows):,} images, first '{rows['path'][missing].iloc[0]}'. "
-            "Give probabilities of all, or other --splits."
+            "Pass probabilities of all images, or other --splits."
         )
     values = table[columns].apply(pd.to_numeric, errors="coerce").iloc[positions]
     return values.assign(path=rows["path"].to_numpy()).reset_index(drop=True)[columns]

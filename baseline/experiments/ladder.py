@@ -62,9 +62,10 @@ class Ladder:
     """Split that the variants are evaluated on: test, or valid if there is no test split."""
     table: pd.DataFrame
     """One row per variant: `arch, variant, words` (its title), `images, accuracy` (0-1, without TTA except for the
-    variant `tta`), `low` and `high` (95 % interval), `against` (the variant it is compared with), `difference` (-1 to
-    1), `difference_low`, `difference_high`, `p` (McNemar's mid-p, Holm-corrected over all variants), `beyond_noise`,
-    `seconds` (training, and the outputs of the frozen layers), `parameters` (trained) and `run` (its folder)."""
+    variant `tta`), `low` and `high` (95% confidence interval), `against` (the variant it is compared with),
+    `difference` (-1 to 1), `difference_low`, `difference_high`, `p` (McNemar's mid-p, Holm-corrected over all
+    variants), `beyond_noise`, `seconds` (training, and the cached features), `parameters` (trained) and `run` (its
+    folder)."""
     sentences: list[str]
     """The recommended variant, and how the others compare with it."""
     metric: Metric | None = None
@@ -108,7 +109,7 @@ def run_ladder(
         OutputError: if `out` contains a ladder and `resume` is false, or a ladder of other images or another recipe.
 
     >>> run_ladder("images/").sentences[0]                                        # doctest: +SKIP
-    'Recommended: last layer groups fine-tuned, 87.7 % (84.6 to 90.3 %) on test, trained in 45 s.'
+    'Recommended: last layer groups fine-tuned, 87.7% (84.6 to 90.3%) on test, trained in 45 s.'
     """
     refuse_own_parts("A ladder", images, changes)
     if unknown := [name for name in variants if name not in VARIANTS]:
@@ -129,7 +130,7 @@ def run_ladder(
         )
         if "tta" in variants and not architectures[0].requested.evaluation.tta:
             raise RecipeError(
-                "The variant tta was requested, but the recipe's tta has no views. Give some, or leave it out."
+                "The variant tta was requested, but the recipe's tta has no views. Set tta, or omit the variant."
             )
         with resume_hint_on_interrupt(folder, progress):
             ladder = evaluate_variants(run_variants(architectures, selected, job_executor), folder)
@@ -178,7 +179,7 @@ def variant_job(title: str, architecture: Architecture, variant: str) -> Job:
 
 
 def valid_score(run: Path) -> float:
-    """Return the metric on the valid images, which may be used to choose a variant; higher is better."""
+    """Return the metric on the validation images, which may be used to choose a variant; higher is better."""
     manifest = read_manifest(run)
     metric, scores = metric_besides_accuracy(manifest), cast("dict[str, Any]", manifest["metrics"]["valid"]["plain"])
     return metric.score(scores[metric.name]) if metric else float(scores["accuracy"])
@@ -265,7 +266,7 @@ def reference_index(runs: Sequence[tuple[Architecture, str, Path]], index: int) 
 
 
 def describe_gain(test: Mapping[str, Any], metric: Metric | None) -> tuple[str, bool]:
-    """Describe a difference, and return whether it is beyond noise."""
+    """Describe a difference, and return whether it is significant."""
     if not test:
         return "an undefined amount", False
     if metric:
@@ -284,8 +285,8 @@ def summarize_ladder(
 ) -> list[str]:
     """Return sentences that recommend a variant, and say how others compare with it.
 
-    The recommended variant is the cheapest one that the most accurate one does not beat beyond noise; of several that
-    take about as long, it is the one with the highest accuracy. Another metric that the recipe names decides instead.
+    The recommended variant is the cheapest one that the most accurate one does not beat significantly; of several that
+    take about as long, it is the one with the highest accuracy. If the recipe names another metric, that one is used.
     """
 
     def score(index: int) -> float:
@@ -307,7 +308,7 @@ def summarize_ladder(
     similar_time = [index for index in not_beaten if rows[index]["seconds"] - shortest <= tolerance]
     recommended = max(similar_time, key=score)
     row = rows[recommended]
-    accuracy = f"{100 * row['accuracy']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f} %)"
+    accuracy = f"{100 * row['accuracy']:.1f}% ({100 * row['low']:.1f} to {100 * row['high']:.1f}%)"
     if metric:
         accuracy = f"{metric.title} {headline_of_row(row, metric)}"
     title, verb = (metric.title, f"changes {metric.title} by") if metric else ("accuracy", "gains")
@@ -325,7 +326,7 @@ def summarize_ladder(
     if recommended != best:
         sentences.append(
             f"The {'best' if metric else 'highest'} {title} is that of {titles[best]}: "
-            f"{gain(recommended, best)[0]}, a difference within noise, "
+            f"{gain(recommended, best)[0]}, not significant, "
             f"for {extra_time(recommended, best)}."
         )
     subjects = {"tta": "TTA", "scratch": "Starting from random weights", "zeroshot": "Zero-shot classification"}
@@ -334,7 +335,7 @@ def summarize_ladder(
             points, beyond_noise = gain(reference, index)
             sentences.append(
                 f"{subjects[row['variant']]} changes {title} by {points} compared with {titles[reference]}"
-                f"{'' if beyond_noise else ', a difference within noise'}."
+                f"{'' if beyond_noise else ', not significant'}."
             )
     return sentences
 

@@ -98,7 +98,7 @@ def run_learning_curve(
 ) -> LearningCurve:
     """Train on increasing numbers of images, and extrapolate what twice as many should gain.
 
-    Training and valid images are subsampled alike, class by class; with the same seed, larger samples contain the
+    Training and validation images are subsampled alike, class by class; with the same seed, larger samples contain the
     smaller ones. With all images nothing is sampled, and the seed is that of the training alone.
 
     Args:
@@ -215,10 +215,10 @@ class CurvePlan:
         return LearningCurve(self.folder, self.split, table, fits, redundancy, sentences, self.metric)
 
     def _sample(self, size: int, seed: int) -> pd.DataFrame:
-        """Return the image table with `size` training images per class, and the same fraction of the valid images.
+        """Return the image table with `size` training images per class, and the same fraction of the validation images.
 
-        All valid images are kept if they are what the curve is evaluated on. An image with several labels is counted
-        under the rarest; every class keeps at least one image.
+        All validation images are kept if the curve is evaluated on them. An image with several labels is counted under
+        the rarest; every class keeps at least one image.
         """
         import pandas as pd
 
@@ -360,7 +360,7 @@ def training_sizes(table: pd.DataFrame, task: str, requested: Sequence[int]) -> 
         raise DataError(
             f"The largest class has {largest} training images, which leaves the sizes "
             f"{', '.join(map(str, [*sizes, largest]))}; a curve needs at least {MIN_SIZES}. "
-            "Give more images, or other --sizes."
+            "Use more images, or other --sizes."
         )
     return [*sizes, largest]
 
@@ -400,7 +400,7 @@ def fit_variant(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
         verdict = "inside the interval" if inside else "outside the interval: read the line above with caution"
         sentences.append(
             f"extrapolated from at most {result['checked']['from']:,} images, the accuracy with all {largest:,} was "
-            f"expected at {100 * low:.1f} to {100 * high:.1f} %; measured {100 * measured:.1f} %, {verdict}."
+            f"expected at {100 * low:.1f} to {100 * high:.1f}%; measured {100 * measured:.1f}%, {verdict}."
         )
     return result | {"words": sentences}
 

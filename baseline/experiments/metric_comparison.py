@@ -1,4 +1,4 @@
-"""Compares prediction tables by the metric that their recipes name, where that is not the accuracy."""
+"""Compares prediction tables by the metric that their recipes name, if it is not the accuracy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def metric_besides_accuracy(manifest: Mapping[str, Any]) -> Metric | None:
-    """Return the metric that a manifest's recipe names; None where that is the accuracy, or nothing is named."""
+    """Return the metric that a manifest's recipe names; None if it is the accuracy or there is none."""
     metric = named_metric(manifest)
     return None if metric is None or metric.name == "accuracy" else metric
 
@@ -45,9 +45,9 @@ def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: st
     """Test whether two prediction tables of one split differ in a metric on the images they share, matched by `path`.
 
     Returns:
-        `images`, `difference` (the metric of other minus one), `interval` (its 95 % interval: paired bootstrap of
-        images, or groups; for metrics of ranks normal, by the images' influence), `p` of the same distribution, and
-        `beyond_noise`. Empty where the metric is undefined for one of them.
+        `images`, `difference` (the metric of other minus one), `interval` (its 95% confidence interval: paired
+        bootstrap of images, or groups; for metrics of ranks normal, by the images' influence), `p` of the same
+        distribution, and `beyond_noise`. Empty if the metric is undefined for one of them.
 
     Raises:
         DataError: if an image has different labels in the tables.
@@ -121,10 +121,11 @@ def describe_change(test: Mapping[str, Any], metric: Metric) -> str:
 
 
 def describe_test(test: Mapping[str, Any], metric: Metric) -> str:
-    """Describe a difference, whether it is better or worse, and whether it is more than noise."""
+    """Describe a difference, whether it is better or worse, and whether it is statistically significant."""
     better = metric.score(test["difference"]) > 0
-    verdict = (
-        f"{'better' if better else 'worse'}, more than noise" if test["beyond_noise"] else "no difference beyond noise"
-    )
+    if test["beyond_noise"]:
+        verdict = f"{'better' if better else 'worse'}, significant"
+    else:
+        verdict = "inconclusive" if test["p"] < SIGNIFICANCE_LEVEL else "not significant"
     p = "p < 0.01" if test["p"] < 0.01 else f"p = {test['p']:.2f}"
     return f"{metric.title} {describe_change(test, metric)}: {verdict} ({p})"

@@ -38,13 +38,13 @@ class PowerLaw:
         return self.floor + self.scale * images**-self.exponent
 
     def prediction_interval(self, images: float, trainings: int = 1) -> tuple[float, float]:
-        """Return the 95 % interval of the mean error that new trainings would measure on the same test images."""
+        """Return the 95% confidence interval of the mean error of new trainings on the same test images."""
         samples = self.error(images)[1:]
         noise = np.random.default_rng(1).normal(0, self.noise / math.sqrt(trainings), len(samples))
         return _interval(samples + noise)
 
     def gain(self, images: float, more: float) -> tuple[float, float]:
-        """Return the 95 % interval of the decrease in expected error from `images` to `more` images."""
+        """Return the 95% confidence interval of the decrease in expected error from `images` to `more` images."""
         return _interval((self.error(images) - self.error(more))[1:])
 
 

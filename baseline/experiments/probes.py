@@ -37,12 +37,12 @@ def nearest_neighbors(
 ) -> tuple[np.ndarray, int]:
     """Return class frequencies among the nearest training images by cosine, and the number of neighbors.
 
-    The number of neighbors is the one with the lowest loss on the valid images. The class frequencies of all training
-    images count as one more neighbor, so that no probability is 0.
+    The number of neighbors is the one with the lowest loss on the validation images. The class frequencies of all
+    training images count as one more neighbor, so that no probability is 0.
 
     Args:
         features, flags: of the training images, N x features and N x classes.
-        valid, valid_flags: of the valid images.
+        valid, valid_flags: of the validation images.
         others: features of the images to predict.
 
     >>> features = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])

@@ -63,7 +63,7 @@ class FoldRuns:
     folder: Path
     """Contains a run folder `fold-K` per run; `oof.csv`, the out-of-fold prediction table of all images, each predicted
     by the network that did not train on it, with a column `fold`; `folds.json`; and, if there is a test split,
-    `predictions.csv`, the prediction table of the folds' ensemble on it, as `baseline.ensemble` returns it."""
+    `predictions.csv`, the predictions of the folds' ensemble on it, from `baseline.evaluation.ensemble.ensemble`."""
     way: str
     """The split: `"kfold:5"`, `"group-kfold:5"`."""
     runs: list[dict[str, Any]]
@@ -110,11 +110,11 @@ def run_seeds(
 
     The other arguments and errors are those of `make_baseline`. A budget is divided among the runs, and the plan that
     the first run makes for it is used by all. Runs that were finished before an interruption are kept. Transforms,
-    callbacks and other parts of your own are copied for each run; a Learner is refused.
+    callbacks and other custom parts are copied for each run; a Learner is rejected.
 
     Args:
         resume: continue in `out`: keep the runs that are finished there, and make the remaining ones.
-        executor: of the runs: this process, one run after the other, or `"ray"`, several at once; see `--on` in
+        executor: of the runs: this process, one run after the other, or `"ray"`, several at once; see `--executor` in
             `baseline run --help` and docs/training.md. With the same number of threads per run, results are the same.
 
     Raises:
@@ -126,7 +126,7 @@ def run_seeds(
     >>> seeds.mean, seeds.sd                                                       # doctest: +SKIP
     """
     if count < 1:
-        raise RecipeError(f"--seeds is {count}; 1 or more were needed.")
+        raise RecipeError(f"--seeds must be at least 1, got {count}.")
     base_recipe = starting_recipe(images, recipe)
     first = base_recipe.seed if seed is None else seed
     series = RunSeries("seed", images, recipe, changes, out, progress or ConsoleProgress(), executor)
@@ -180,14 +180,16 @@ def run_folds(
     >>> baseline.load(folds.folder).predict("holiday/")                            # doctest: +SKIP
     """
     if "fold" in changes:
-        raise RecipeError("fold selects a single fold, and run_folds runs all. Leave it out, or use make_baseline.")
+        raise RecipeError("fold selects a single fold, and run_folds runs all. Omit it, or use make_baseline.")
     split_changes = {key: changes[key] for key in ("split", "split_file") if key in changes}
     base_recipe = starting_recipe(images, recipe).changed(**split_changes)
     method = base_recipe.split.method
     if "kfold" not in method:
-        raise RecipeError(f"split is '{method}'; kfold:K or group-kfold:K was needed, such as kfold:5.")
+        raise RecipeError(f"split must be kfold:K or group-kfold:K, such as kfold:5; got '{method}'.")
     if base_recipe.split.file:
-        raise RecipeError(f"Both {base_recipe.split.file} and split {method} define the valid split. Give one of them.")
+        raise RecipeError(
+            f"Both {base_recipe.split.file} and split {method} define the validation split. Use one of them."
+        )
     progress = progress or ConsoleProgress()
     method, numbers = _resolve_folds(images, recipe, progress, changes)
     changes |= {"split": method} | ({} if seed is None else {"seed": seed})
@@ -223,7 +225,7 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     >>> from baseline import Recipe
     >>> rows = {"path": [f"{n}.jpg" for n in range(10)], "label": ["ant", "bee"] * 5, "split": None}
     >>> describe_folds(pd.DataFrame(rows), Recipe().changed(split="kfold:4"))
-    'folds: kfold:4, valid images 3, 3, 2, 2; before the audit, which keeps duplicates in one fold'
+    'folds: kfold:4, validation images 3, 3, 2, 2; before the audit, which keeps duplicates in one fold'
     """
     from baseline.data.split import resolve_split, split
 
@@ -235,7 +237,7 @@ def describe_folds(table: pd.DataFrame, recipe: Recipe) -> str:
     if in_none := int(((split_table["fold"] < 0) & (split_table["split"] == "train")).sum()):
         test_part += f"; {format_count(in_none, 'image')} in no fold always trained on"
     sizes = ", ".join(f"{count:,}" for count in counts)
-    folds = f"folds: {method}, valid images {sizes}{test_part}"
+    folds = f"folds: {method}, validation images {sizes}{test_part}"
     if not method.partition(":")[2].isdecimal():
         return folds
     reason = resolve_split(table, recipe)[1].removeprefix("as given")
@@ -254,7 +256,7 @@ def _resolve_folds(images: Any, recipe: Any, progress: Progress, changes: dict[s
 
 
 def _write_out_of_fold(series: RunSeries, numbers: Sequence[int], tables: Sequence[pd.DataFrame]) -> SplitMetrics:
-    """Write the predictions of each fold's valid images as one table, and return its metrics."""
+    """Write the predictions of each fold's validation images as one table, and return its metrics."""
     import pandas as pd
 
     from baseline.evaluation.metrics import evaluate

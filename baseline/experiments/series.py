@@ -130,7 +130,7 @@ class RunSeries:
     def _check_folders(self, resume: bool) -> None:
         """Raise an OutputError if finished runs are in the way."""
         if resume and not self.has_out:
-            raise OutputError(f"--resume continues in a folder of {self.kind}s. Give it with --out.")
+            raise OutputError(f"--resume needs the folder of the {self.kind}s: --out FOLDER.")
         if is_finished(self.folder):
             raise OutputError(f"{self.folder} holds a finished run. Choose another --out, or remove it.")
         finished = [run for run in self.folders if is_finished(run)]
@@ -165,13 +165,14 @@ class RunSeries:
             )
             differences += ["parts of your own"] if request.get("own_parts", {}) != parts else []
             if differences:
+                listing = ", ".join(differences)
                 raise OutputError(
-                    f"{run} was made with other {', '.join(differences)}. Give the same again, or choose another --out."
+                    f"{run} was trained with different settings ({listing}). Use the same, or choose another --out."
                 )
 
 
 def refuse_own_parts(what: str, images: Any, changes: Mapping[str, Any]) -> None:
-    """Raise a RecipeError if DataLoaders, a Learner or parts of the user's were given to what takes images only."""
+    """Raise a RecipeError if DataLoaders, a Learner or custom parts were passed to something that takes images only."""
     names = [f"your {kind}"] if (kind := own_kind(images)) else [name for name in PARTS if name in changes]
     if names:
         raise RecipeError(f"{what} does not take {' and '.join(names)}. Give images and fields of the recipe only.")
@@ -180,7 +181,7 @@ def refuse_own_parts(what: str, images: Any, changes: Mapping[str, Any]) -> None
 def require_single_process() -> None:
     """Raise a RecipeError in a distributed process, because all processes would write to the same folders."""
     if environment_world_size() > 1:
-        raise RecipeError("Several processes go with a single run, and these are several runs. Start one process.")
+        raise RecipeError("Seeds and folds cannot be trained in several processes. Start a single process.")
 
 
 def summary_row(run: Path, manifest: Manifest, split: str) -> dict[str, Any]:

@@ -113,13 +113,11 @@ def prepare_architectures(
     archs, split_file = list(dict.fromkeys(archs)), folder / "split.csv"
     started = split_file.exists()
     if started and not resume:
-        raise OutputError(f"{folder} was started before. Give --resume to continue it, or choose another --out.")
+        raise OutputError(f"{folder} was started before. Pass --resume to continue it, or choose another --out.")
     prepared = prepare(images, recipe, progress, **changes)
     base_recipe, table = prepared.recipe, prepared.table
     if base_recipe.training.budget:
-        raise RecipeError(
-            "--budget applies to a single training, and these are several. Leave it out; --preset quick is shorter."
-        )
+        raise RecipeError("--budget is not supported for several trainings. Omit it; --preset quick is shorter.")
     if started and split_file.read_text(encoding="utf-8") != split_to_csv(table):
         raise OutputError(f"{folder} was started with other images or another split. Choose another --out.")
     write_atomic(split_file, split_to_csv(table))
@@ -157,7 +155,7 @@ class Probe:
     probabilities: np.ndarray
     """Images x classes."""
     choice: str
-    """What was selected on the valid images, such as the number of neighbors."""
+    """What was selected on the validation images, such as the number of neighbors."""
     seconds: float
     parameters: int
     """Number of trained parameters."""
@@ -288,7 +286,7 @@ class Architecture:
         """
         recipe = self.variant_recipe(variant)
         if variant == "zeroshot" and recipe.data.task == "multilabel":
-            raise RecipeError("The variant zeroshot needs one label per image, and these have several. Leave it out.")
+            raise RecipeError("The variant zeroshot needs one label per image, and these have several. Omit it.")
         if (folder / "manifest.json").exists():
             check_same_recipe(folder, recipe)
             if self.clip and variant == "zeroshot":

@@ -130,7 +130,7 @@ def parse_clip(spec: str = "", prompt: str = "") -> ClipModel:
         if uses_quick_gelu(published) != uses_quick_gelu(open_clip.get_model_config(arch)):
             other = f"{arch}-quickgelu" if uses_quick_gelu(published) else arch.removesuffix("-quickgelu")
             if other in names and other != arch:
-                raise RecipeError(f"The weights '{weights}' belong to {other}. Give --clip {other}:{weights}.")
+                raise RecipeError(f"The weights '{weights}' belong to {other}. Pass --clip {other}:{weights}.")
     elif not weights:
         raise RecipeError(f"--clip is '{spec}'; NAME:FILE or NAME:TAG was needed, such as {DEFAULT_CLIP}.")
     elif "." in weights or Path(weights).exists():
@@ -205,7 +205,7 @@ def find_clip_weights(clip: ClipModel, progress: Progress) -> Weights:
     except Exception as error:  # every hub client has its own exceptions, which all mean that there is no download now
         raise WeightsError(
             f"The weights {clip.weights} of {clip.arch} are in no cache and cannot be downloaded: "
-            f"{failure_reason(error)}. Give them as a file: --clip {clip.arch}:FILE."
+            f"{failure_reason(error)}. Pass them as a file: --clip {clip.arch}:FILE."
         ) from None
     return dataclasses.replace(weights_from_file(clip.arch, Path(path)), origin=origin)
 

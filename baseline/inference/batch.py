@@ -96,7 +96,7 @@ def write_predictions(
         if options.format == "parquet":
             raise OutputError("Parquet needs a file. Give --out FILE.parquet.")
         if workers.remote:
-            raise OutputError("Predicting with --on needs a file. Give --out FILE.")
+            raise OutputError("Predicting with --executor needs a file. Give --out FILE.")
         out.write(rows.header)
         chunks = map(rows.format_batch, predict_stream(model, images, options, processes))
         return write_rows(chunks, out, PredictionStats(), total, progress)

@@ -73,9 +73,9 @@ def get_executor(executor: str, progress: Progress) -> Executor:
         return Executor(progress)
     name, _, location = executor.partition(":")
     if name != "ray" or (":" in executor and not location.strip("/")):
-        raise RecipeError(f"--on is '{executor}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
+        raise RecipeError(f"--executor is '{executor}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
     if find_spec("ray") is None:
-        raise RecipeError("--on ray needs the package ray: pip install 'fastai-baseline[ray]'.")
+        raise RecipeError("--executor ray needs the package ray: pip install 'fastai-baseline[ray]'.")
     address = executor if location.startswith("//") else location or os.environ.get("RAY_ADDRESS", "")
     check_reachable(address)
     return RayExecutor(progress, address)
@@ -126,7 +126,9 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise OutputError(f"Ray at {address} cannot be reached: {reason}. Start it there, or leave --on out.") from None
+        raise OutputError(
+            f"Ray at {address} cannot be reached: {reason}. Start it there, or omit --executor."
+        ) from None
 
 
 class RayExecutor(Executor):
@@ -200,7 +202,7 @@ class RayExecutor(Executor):
             ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:
             problem = f"Ray at {self.address} cannot be joined" if self.address else "Ray did not start"
-            raise OutputError(f"{problem}: {first_line(error)}. Repair it, or leave --on out.") from None
+            raise OutputError(f"{problem}: {first_line(error)}. Repair it, or omit --executor.") from None
         finally:
             if in_main_thread:  # Ray replaces the handler
                 signal.signal(signal.SIGTERM, handler)

@@ -1,4 +1,4 @@
-"""Pure rules that resolve each `"auto"` of a recipe, with the reason, which is printed and written down."""
+"""Pure rules that resolve settings that are `"auto"`, each with the reason, which is printed and written down."""
 
 from __future__ import annotations
 

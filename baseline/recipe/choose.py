@@ -31,7 +31,7 @@ def choose_recipe(images: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any
     """Return the recipe and the images that a call of `make_baseline` means.
 
     Raises:
-        RecipeError: if there are no images: none were given, and the recipe names no data set.
+        RecipeError: if there are no images: none were given, and the recipe names no dataset.
     """
     if isinstance(images, str) and images in recipe_names() and recipe == "default":
         recipe, images = images, None
@@ -48,7 +48,7 @@ def choose_recipe(images: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any
         images = chosen.data.dataset or None
     if images is None:
         raise RecipeError(
-            f"Recipe '{chosen.name}' names no data set, and no images were given. Give a folder of images."
+            f"Recipe '{chosen.name}' names no dataset, and no images were given. Give a folder of images."
         )
     return chosen, images
 

@@ -6,8 +6,8 @@ result; `options` (`RunOptions`) cannot.
 
 Each field carries its own metadata: the help text, the panel of the command line that shows it, and what a valid value
 is. The command line, `--set`, the messages about wrong values and the comparison of recipes are made from it. A new
-field is one entry in this file and one in `RecipeChanges`, for type checkers; a test compares the two. Within a recipe
-every field has a flat name, too (`image_size` for `model.image_size`), which TOML files,
+field is one entry in this file and one in `RecipeChanges`, for type checkers; a test compares the two. Every
+field outside `augment` and `stages` also has a flat name (`image_size` for `model.image_size`), which TOML files,
 `make_baseline(images, image_size=128)` and the command line use.
 """
 
@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from annotated_types import Interval, Predicate
 
@@ -50,7 +50,9 @@ __all__ = ["Augment", "DataSettings", "EvaluationSettings", "ModelSettings", "Re
 
 PRESETS = ("instant", "quick", "standard", "best")
 
-LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
+LoggerName = Literal["csv", "mlflow", "tensorboard", "wandb"]
+
+LOGGERS: tuple[str, ...] = get_args(LoggerName)
 
 HEADS = ("linear", "fastai")
 
@@ -82,19 +84,19 @@ class SplitSettings:
     method: Annotated[str, Predicate(is_split_method), Needed(f"one of {', '.join(SPLIT_METHODS)}")] = setting(
         "auto", f"How to split: {', '.join(SPLIT_METHODS)}.", SPLIT_PANEL, flat="split", common=True
     )
-    file: PathText = setting("", "A run's split.csv, to split exactly as that run did.", SPLIT_PANEL, flat="split_file")
+    file: PathText = setting("", "split.csv of another run, to use the same splits.", SPLIT_PANEL, flat="split_file")
     fold: Annotated[int, Interval(ge=0, le=999), Needed("a whole number from 0, below the number of folds")] = setting(
         0,
-        "Train this fold only: its number from 0, or as the images' own folds are numbered; all by default.",
+        "Train only this fold (0-based, or a number from the fold column); all folds by default.",
         SPLIT_PANEL,
     )
-    """Which fold is the valid split. Folds that the images come with have the numbers that they come with."""
+    """The fold used for validation. Folds that a table defines keep their numbers."""
     valid_fraction: Fraction = setting(0.1, "Fraction of the training images used for validation.", SPLIT_PANEL)
     """Used where the images come without a valid split."""
-    test_fraction: Fraction = setting(0.2, "Fraction of all images held out for testing.", SPLIT_PANEL)
+    test_fraction: Fraction = setting(0.2, "Fraction of all images used for testing.", SPLIT_PANEL)
     """Used where the images come without any split."""
     leaks: Literal["keep", "drop"] = setting(
-        "keep", "Whether to keep or drop training images that have a duplicate in test.", SPLIT_PANEL
+        "keep", "Keep or drop training images with a duplicate in the test split.", SPLIT_PANEL
     )
     """`"keep"` reports them."""
 
@@ -111,35 +113,31 @@ class ModelSettings:
     weights: PathText = setting("", "A .pth or .safetensors file of pretrained weights.", common=True)
     """Empty looks for the architecture's own weights, offline first."""
     head: Literal["linear", "fastai"] = setting(
-        "linear", "linear (pooling, BatchNorm, one layer) or fastai (two layers with dropout)."
+        "linear", "Classification head: linear (pooling, BatchNorm, one layer) or fastai (two layers with dropout)."
     )
     """Fine-tuned briefly with frozen BatchNorm statistics, fastai's head diverges where the linear one learns."""
-    image_size: Pixels = setting(160, "Height and width of the input of the network, in pixels.", common=True)
-    resize: Literal["squish", "crop", "pad"] = setting(
-        "squish", "How an image becomes a square: squish, crop (center) or pad (black)."
-    )
+    image_size: Pixels = setting(160, "Input image size in pixels.", common=True)
+    resize: Literal["squish", "crop", "pad"] = setting("squish", "Resize method: squish, crop (center) or pad (black).")
     precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
-        "auto", "Number format of training and evaluation (mixed precision on a GPU)."
+        "auto", "Precision of training and evaluation (mixed precision on a GPU)."
     )
-    frozen_precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "Number format of passes through frozen layers."
-    )
+    frozen_precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "Precision of frozen layers.")
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of training images. Names and units follow fastai's `aug_transforms`."""
+    """Augmentation of training images. Units follow fastai's `aug_transforms`."""
 
     flip: Flag = augmentation(True, cacheable=(True, False))
     """Mirror left and right, half of the time."""
     flip_vertical: Flag = augmentation(False, cacheable=(False,))
     """Mirror top and bottom, half of the time."""
     dihedral: Flag = augmentation(False, cacheable=(False,))
-    """Flip and rotate by multiples of 90 degrees, for images without an upright position (fastai's `Dihedral`)."""
+    """Flip and rotate by multiples of 90 degrees, for rotation-invariant images (fastai's `Dihedral`)."""
     rotate: Annotated[float, Interval(ge=0, le=180)] = augmentation(10.0, cacheable=(0,))
     """Maximum rotation either way, in degrees."""
     zoom: Annotated[float, Interval(ge=1, le=10)] = augmentation(1.1, cacheable=(1,))
-    """Maximum magnification."""
+    """Maximum zoom factor."""
     lighting: Annotated[float, Interval(ge=0, le=1)] = augmentation(0.2, cacheable=(0,))
     """Maximum change of brightness and contrast, as a fraction."""
     warp: Annotated[float, Interval(ge=0, le=1)] = augmentation(0.2, cacheable=(0,))
@@ -211,8 +209,9 @@ class Stage:
     schedule: Annotated[
         Literal["one_cycle", "flat_cos", "plateau", "constant"], Needed(f"one of {', '.join(SCHEDULES)}")
     ] = "one_cycle"
-    """`"one_cycle"` goes up and down; `"flat_cos"` is flat for three quarters and then falls along a cosine;
-    `"plateau"` divides by ten after each epoch in which the valid loss did not fall; `"constant"` does not change."""
+    """`"one_cycle"` is fastai's one-cycle schedule; `"flat_cos"` is flat for three quarters and then falls along a
+    cosine; `"plateau"` divides by ten after each epoch in which the validation loss did not fall; `"constant"` does
+    not change."""
 
     def epochs_of(self, images: int, batch_size: int) -> int:
         """Return the number of epochs, increased if needed to reach at least `steps` training steps.
@@ -242,36 +241,36 @@ class TrainingSettings:
         Literal["auto"] | Annotated[int, Interval(ge=2, le=65536)], Needed("'auto' or a whole number from 2")
     ] = setting("auto", "Images per step, or auto.", common=True)
     class_balance: Literal["none", "weights", "sampler"] = setting(
-        "none", "For rare classes: class weights in the loss, a sampler that draws classes equally often, or none."
+        "none", "Class imbalance: weights (weighted loss), sampler (balanced sampling) or none."
     )
     freeze: Literal["features", "fastai"] = setting(
-        "features", "How a head stage freezes the body: features (computed once) or fastai's own frozen stage."
+        "features", "features trains on cached outputs of the frozen layers, fastai runs the whole network every epoch."
     )
     """In fastai's own frozen stage BatchNorm keeps updating and every epoch runs the whole body."""
     loss: Literal["cross_entropy", "focal"] = setting(
-        "cross_entropy", "Loss for one label per image: cross_entropy, or focal for many easy images and few hard ones."
+        "cross_entropy", "Loss for one label per image: cross_entropy or focal."
     )
     """With several labels per image the loss is binary cross-entropy."""
     label_smoothing: Annotated[float, Interval(ge=0, le=0.5), Needed("a fraction from 0 to 0.5")] = setting(
-        0.0, "Share of each target that is spread evenly over the classes."
+        0.0, "Label smoothing factor."
     )
     mixup: Annotated[float, Interval(ge=0, le=10), Needed("a number from 0 to 10, 0 for none")] = setting(
-        0.0, "Strength (alpha) of mixup, which blends pairs of images; 0 for none, 0.4 is common."
+        0.0, "Alpha of mixup; 0 disables it, 0.4 is common."
     )
     cutmix: Annotated[float, Interval(ge=0, le=10), Needed("a number from 0 to 10, 0 for none")] = setting(
-        0.0, "Strength (alpha) of CutMix, which pastes parts of other images; 0 for none, 1 is common."
+        0.0, "Alpha of CutMix; 0 disables it, 1 is common."
     )
     weight_decay: Annotated[
         Literal["auto"] | Annotated[float, Interval(ge=0, le=10)], Needed("'auto' or a number from 0 to 10")
-    ] = setting("auto", "Weight decay; auto is the optimizer's own.")
+    ] = setting("auto", "Weight decay; auto is the optimizer's default.")
     ema: Annotated[float, Interval(ge=0, lt=1), Needed("a decay from 0, for none, to below 1")] = setting(
-        0.0, "Decay of an exponential moving average of the weights, used instead of them; 0 for none, 0.99 is common."
+        0.0, "Decay of the exponential moving average (EMA) of the weights; 0 disables it, 0.99 is common."
     )
     patience: Annotated[int, Interval(ge=0, le=100_000), Needed("epochs, a whole number, 0 for none")] = setting(
-        0, "Early stopping: end a stage after this many epochs without improvement; 0 for none."
+        0, "Early stopping: end a stage after this many epochs without improvement; 0 disables it."
     )
     budget: Annotated[str, Predicate(is_budget), Needed("a time such as 90s, 10m or 1h30m")] = setting(
-        "", "Time for the whole run, such as 10m; image size and epochs are fitted to it.", common=True
+        "", "Time limit of the run, such as 10m; image size and epochs are chosen to fit it.", common=True
     )
 
 
@@ -285,12 +284,13 @@ class EvaluationSettings:
     )
     """`"auto"` is accuracy, and with several labels per image micro F1. The lower loss breaks ties."""
     threshold: Annotated[float, Interval(ge=0.001, le=0.999), Needed("a probability above 0 and below 1")] = setting(
-        0.5, "Probability from which a label is predicted, for several labels per image."
+        0.5, "Decision threshold for multi-label predictions."
     )
     thresholds: Literal["auto", "one"] = setting(
-        "auto", "Whether each class gets a threshold of its own, chosen on valid (auto), or all have `threshold` (one)."
+        "auto",
+        "Decision thresholds: one per class, chosen on the validation split (auto), or `threshold` (one).",
     )
-    """`"auto"` chooses by F1, for classes with enough valid images, unless `threshold` is changed."""
+    """`"auto"` chooses by F1, for classes with enough validation images, unless `threshold` is changed."""
 
 
 @dataclass(frozen=True)
@@ -298,24 +298,25 @@ class RunOptions:
     """What cannot change the result: where images are read, what is cached, where metrics go."""
 
     workers: Annotated[int, Interval(ge=0, le=256), Needed("a whole number from 0")] = setting(
-        0, "Number of background processes that read images.", RUN_PANEL
+        0, "Number of data loading processes.", RUN_PANEL
     )
     """Used where images are not kept decoded in memory."""
     cache_gb: Annotated[float, Interval(ge=0, le=1e6), Needed("gigabytes, 0 for none")] = setting(
-        20.0, "Maximum size of the cache of decoded images and features, in GB; 0 for none.", RUN_PANEL
+        20.0, "Maximum size of the cache of decoded images and features, in GB; 0 disables it.", RUN_PANEL
     )
     """In 10^9 bytes. The least recently used entries are removed for new ones."""
     loggers: Annotated[
-        tuple[Literal["csv", "mlflow", "tensorboard", "wandb"], ...],
+        tuple[LoggerName, ...],
         Before(split_logger_names),
         Needed(f"a list from {', '.join(LOGGERS)}, or none"),
-    ] = setting((), f"Where metrics go while training: {', '.join(LOGGERS)}, separated by commas.", RUN_PANEL)
+    ] = setting((), f"Loggers of the training metrics: {', '.join(LOGGERS)}, separated by commas.", RUN_PANEL)
     """They come on top of the run folder's own files."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every decision of a run. Values are checked when it is made; all faults are reported at once.
+    """Every decision of a run. Invalid values are reported together, when it is made; combinations are checked
+    once all values are valid.
 
     >>> recipe = Recipe(model={"image_size": 128}, stages=(Stage("head", 3), Stage("all", 3, (1e-6, 1e-4))))
     >>> recipe.changed(arch="resnet50").model.image_size

@@ -53,13 +53,13 @@ THUMBNAIL_SIZE = 144
 INK = "#22262b"
 """Color of lines and letters: dark on a PNG's white background; `svg` replaces it with the page's text color."""
 
-BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d9730d", "#2e9e5b", "#d64545", "#8a9099"
+BLUE, ORANGE, GREEN, RED, GRAY = "#3b82c4", "#d9730d", "#2e9e5b", "#d64545", "#8a9099"
 """Chart colors with a contrast of at least 3 against white and against the page's dark background."""
 
 
 STYLE: dict[Any, Any] = {
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "grid.color": GREY, "grid.alpha": 0.35, "axes.grid": True, "axes.axisbelow": True, "axes.facecolor": "none",
+    "grid.color": GRAY, "grid.alpha": 0.35, "axes.grid": True, "axes.axisbelow": True, "axes.facecolor": "none",
     "figure.facecolor": "none", "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "font.size": 11, "axes.titlesize": 12, "lines.linewidth": 1.8,
 }  # fmt: skip
@@ -101,7 +101,7 @@ def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[Mapping[str, Any]]) ->
     Where no stage searched, the figure says so.
 
     Args:
-        sweeps, stages: see `baseline.History`.
+        sweeps, stages: see `baseline.training.state.History`.
     """
     numbers = sorted(sweeps["stage"].unique())
     if not numbers:
@@ -135,7 +135,7 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     """Plot the losses, the metric on valid and the learning rate by epoch; mark the stages and the best epoch.
 
     Args:
-        epochs: see `baseline.History`.
+        epochs: see `baseline.training.state.History`.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -151,15 +151,15 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
     if selection_metric(metric).percent:
         middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     rates = rows["lr"].where(rows["lr"] > 0)  # a probe takes no steps
-    right.plot(steps, rates, marker="o", color=GREY)
+    right.plot(steps, rates, marker="o", color=GRAY)
     if rates.notna().any():
         right.set(yscale="log")
-    titles = ("loss", f"{metric.removeprefix('valid_').replace('_', ' ')} on valid", "learning rate at end of epoch")
+    titles = ("loss", f"validation {metric.removeprefix('valid_').replace('_', ' ')}", "learning rate at end of epoch")
     starts = rows.index[rows["stage"].diff().fillna(1) != 0]
     for axes, title in zip((left, middle, right), titles, strict=True):
         axes.set_title(title, pad=22)
         for start in starts:
-            axes.axvline(start + 0.5, color=GREY, linestyle=":", linewidth=1)
+            axes.axvline(start + 0.5, color=GRAY, linestyle=":", linewidth=1)
             label = f" {stage_label(rows.loc[start, 'trains'])}"
             axes.text(start + 0.5, 1.02, label, transform=axes.get_xaxis_transform(), fontsize=9)
         axes.set_xlim(0.4, len(rows) + 0.6)
@@ -253,13 +253,13 @@ def reliability_figure(bins: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     middle, width = (bins["from"] + bins["to"]) / 2, bins["to"] - bins["from"]
-    above.bar(middle, bins["accuracy"], width=0.92 * width, color=BLUE, label="accuracy, 95 % interval")
+    above.bar(middle, bins["accuracy"], width=0.92 * width, color=BLUE, label="accuracy, 95% confidence interval")
     above.vlines(middle, *zip(*bins["interval"], strict=True), color=INK, linewidth=1)
     above.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="perfect calibration")
     above.plot(bins["confidence"], bins["accuracy"], "o", color=ORANGE, markersize=5, label="mean confidence")
     above.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
     above.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=9, columnspacing=1.2)
-    below.bar(middle, bins["images"], width=0.92 * width, color=GREY)
+    below.bar(middle, bins["images"], width=0.92 * width, color=GRAY)
     below.set(xlabel="confidence", ylabel="predictions")
     for axis in (above.yaxis, above.xaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -287,7 +287,7 @@ def ladder_figure(variants: pd.DataFrame, metric: Metric | None = None) -> Figur
     The figure is as wide as a phone.
 
     Args:
-        variants: see `baseline.Ladder.table`.
+        variants: see `baseline.experiments.ladder.Ladder.table`.
     """
     rows = variants.iloc[::-1].to_dict("records")
     key, low_key, high_key = ("accuracy", "low", "high")
@@ -295,7 +295,7 @@ def ladder_figure(variants: pd.DataFrame, metric: Metric | None = None) -> Figur
         key, low_key, high_key = (f"{metric.name}{end}" for end in ("", "_low", "_high"))
     percent = metric is None or metric.percent
     archs = [name for name in dict.fromkeys(variants["arch"]) if name]
-    colors = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GREY) * len(archs), strict=False))
+    colors = dict(zip(archs, (BLUE, ORANGE, GREEN, RED, GRAY) * len(archs), strict=False))
     names = [
         "\n".join(wrap(name, 46, break_on_hyphens=False)) for name in shorten_names([row["words"] for row in rows], 90)
     ]
@@ -304,7 +304,7 @@ def ladder_figure(variants: pd.DataFrame, metric: Metric | None = None) -> Figur
     figure = Figure(figsize=(5, 0.9 + 0.46 * heights[-1] + 0.2 * (len(archs) > 1)), layout="constrained")
     axes = figure.subplots()
     for height, name, row in zip(heights, names, rows, strict=True):
-        color = colors.get(row["arch"], GREY)
+        color = colors.get(row["arch"], GRAY)
         axes.plot(
             [row[low_key], row[high_key]], [height, height], color=color, linewidth=3, solid_capstyle="butt", alpha=0.6
         )
@@ -329,7 +329,7 @@ def ladder_figure(variants: pd.DataFrame, metric: Metric | None = None) -> Figur
         axes.set_xticks([tick for tick in axes.get_xticks() if max(low, 0) <= tick <= min(high, 1)])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.set_yticks([])
-    axes.set(xlabel=f"{metric.title if metric else 'accuracy'}, 95 % interval")
+    axes.set(xlabel=f"{metric.title if metric else 'accuracy'}, 95% confidence interval")
     if len(archs) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
@@ -343,13 +343,13 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], names: d
     as wide as a phone.
 
     Args:
-        trainings: see `baseline.LearningCurve.table`.
+        trainings: see `baseline.experiments.learning_curve.LearningCurve.table`.
         lines: by variant, images and accuracies of its power law, 2 x points.
         names: by variant, its name in the legend.
     """
     figure = Figure(figsize=(5, 3.6 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    for variant, color in zip(lines, (BLUE, ORANGE, GREEN, RED, GREY) * len(lines), strict=False):
+    for variant, color in zip(lines, (BLUE, ORANGE, GREEN, RED, GRAY) * len(lines), strict=False):
         rows = trainings[trainings["variant"] == variant]
         means = rows.groupby("images")["accuracy"].mean()
         axes.plot(rows["images"], rows["accuracy"], "o", color=color, alpha=0.35, markersize=4)
@@ -361,7 +361,7 @@ def curve_figure(trainings: pd.DataFrame, lines: dict[str, np.ndarray], names: d
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
-    axes.plot([], [], "--", color=GREY, linewidth=1.2, label="power law, up to twice the images")
+    axes.plot([], [], "--", color=GRAY, linewidth=1.2, label="power law, up to twice the images")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 

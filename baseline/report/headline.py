@@ -1,4 +1,4 @@
-"""The number that a run is judged by: its value, its interval and how both are written."""
+"""The headline metric of a run: its value, its confidence interval, and both as text."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Headline:
         return self.metric.text(self.value, digits)
 
     def span(self, digits: int = 2) -> str:
-        """Return the interval, `0.9612 to 0.9810`; empty where there is none."""
+        """Return the confidence interval, such as `0.9612 to 0.9810`; empty if there is none."""
         return " to ".join(self.metric.text(end, digits) for end in self.interval or ())
 
     def __str__(self) -> str:
-        return f"{self.text()} (95 % interval {self.span()})" if self.interval else self.text()
+        return f"{self.text()} (95% confidence interval {self.span()})" if self.interval else self.text()
 
 
 def named_metric(manifest: Mapping[str, Any]) -> Metric | None:
@@ -46,7 +46,7 @@ def named_headline(manifest: Mapping[str, Any], split: str, view: str = "tta") -
     >>> scores = {"top_3": 0.9, "intervals": {"top_3": (0.8, 0.95)}}
     >>> manifest = {"recipe": {"evaluation": {"metric": "top_3"}}, "metrics": {"test": {"tta": scores}}}
     >>> str(named_headline(manifest, "test"))
-    '90.00% (95 % interval 80.00% to 95.00%)'
+    '90.00% (95% confidence interval 80.00% to 95.00%)'
     """
     metric = named_metric(manifest)
     return None if metric is None else headline_of(metric, manifest["metrics"].get(split, {}).get(view, {}))

@@ -38,9 +38,9 @@ def percent(share: float | None, digits: int = 1) -> str:
     """Format a share as a percentage; None becomes a dash.
 
     >>> percent(0.9055, 2)
-    '90.55\\xa0%'
+    '90.55%'
     """
-    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    return "–" if share is None else f"{100 * share:.{digits}f}%"
 
 
 def interval_digits(interval: Sequence[float]) -> int:

@@ -1,7 +1,7 @@
-"""Write the model card of a run for publication, without paths of this machine.
+"""Write the model card of a run for publication, without local paths.
 
-The card is `model/README.md`: a YAML header that the Hugging Face Hub reads, and the same facts for people. It reports
-only what the run folder records. Everything that comes from the run is escaped, so a class may have any name.
+The card is `model/README.md`: a YAML header that the Hugging Face Hub reads, and the same information in prose. It
+reports only what the run folder records. Everything that comes from the run is escaped, so a class may have any name.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ MAX_CLASSES = 50
 """Maximum number of classes that are listed one by one."""
 
 FEW_IMAGES = 30
-"""Number of test images of a class below which its metrics are called rough."""
+"""Number of test images of a class below which its metrics are flagged as imprecise."""
 
-NAMING_FILES = ("conflict", "unreadable")
+FINDINGS_WITH_FILE_NAMES = ("conflict", "unreadable")
 """Findings whose text ends, after a colon, in file names."""
 
 PATH_FIELDS = ("image_dir", "weights", "split_file", "fixes")
-"""Recipe fields that may name files of one machine."""
+"""Recipe fields that may name local files."""
 
 OMITTED_FIELDS = ("name", "presets", "expected", "budget", "preset", "options", "cache_gb", "workers", *PATH_FIELDS)
-"""Recipe fields that are not a decision of this training, or depend on one machine."""
+"""Recipe fields that do not affect training, or depend on the machine."""
 
-OLD_RECIPE = {"tta": (), "split": "", "images_per_class": 0, "audit": "", "leaks": "", "seed": None}
+RECIPE_DEFAULTS = {"tta": (), "split": "", "images_per_class": 0, "audit": "", "leaks": "", "seed": None}
 """Defaults for recipe fields that older runs did not record."""
 
-OLD_MANIFEST: dict[str, Any] = {
+MANIFEST_DEFAULTS: dict[str, Any] = {
     **{key: {} for key in ("data", "calibration", "seconds", "versions")},
     **dict.fromkeys(("device", "finished"), ""),
     "stages": [],
@@ -81,7 +81,7 @@ def write_card(run: str | Path, progress: Progress | None = None) -> Path:
     A card without its marker line, which says that it will be overwritten, has been edited by hand and is not changed.
 
     Raises:
-        OutputError: if the folder holds no finished run or no model, or cannot be written.
+        OutputError: if the folder contains no finished run or no model, or cannot be written.
 
     >>> write_card("runs/cifar10-20261122-101500")                                 # doctest: +SKIP
     PosixPath('runs/cifar10-20261122-101500/model/README.md')
@@ -115,11 +115,11 @@ def read_existing_card(path: Path) -> str:
 
 def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[FindingRecord]) -> str:
     """Return the card as Markdown with a YAML header."""
-    recipe = OLD_RECIPE | flat_recipe(manifest["recipe"])
+    recipe = RECIPE_DEFAULTS | flat_recipe(manifest["recipe"])
     split = headline_split(manifest["metrics"])
     source = describe_source(manifest.get("images"), [collapse_to_line(name) for name in facts["classes"]])
     page = {
-        "manifest": OLD_MANIFEST | manifest,
+        "manifest": MANIFEST_DEFAULTS | manifest,
         "recipe": recipe,
         "facts": facts,
         "findings": [redact_finding(finding) for finding in findings],
@@ -200,14 +200,14 @@ class ImageSource(TypedDict):
     title: str
     type: str
     hub: str
-    """ID of the data set on the Hugging Face Hub, if it is there."""
+    """ID of the dataset on the Hugging Face Hub, if it is there."""
     citation: str
     data: str
     """Value of `--data` that names the images."""
 
 
 def describe_source(images: str | None, classes: list[str]) -> ImageSource:
-    """Describe the source of the images: the name of a public data set, or else the classes, but never a path."""
+    """Describe the source of the images: the name of a public dataset, or else the classes, but never a path."""
     kind, _, name = (images or "").partition(":")
     dataset: Dataset | None = DATASETS.get(images or "")
     if dataset:
@@ -228,7 +228,7 @@ def named_source(title: str, kind: str, hub: str = "") -> ImageSource:
 
 
 def is_existing_path(name: str) -> bool:
-    """Return whether the name of a hub data set is in fact a path on this machine."""
+    """Return whether the name of a hub dataset is in fact a path on this machine."""
     try:
         return resolve_path(name).exists()
     except DataError:
@@ -252,7 +252,7 @@ def describe_initial_weights(recorded: Any) -> dict[str, str]:
 
 def redact_finding(finding: FindingRecord) -> FindingRecord:
     """Return the finding without names of files."""
-    if finding["finding"] not in NAMING_FILES:
+    if finding["finding"] not in FINDINGS_WITH_FILE_NAMES:
         return finding
     return finding | {"words": finding["words"].partition(":")[0]}
 
@@ -262,10 +262,11 @@ def list_limitations(page: dict[str, Any]) -> Iterator[str]:
     split, numbers = page["split"], page["numbers"]
     low, high = page["metrics"]["interval"]
     if split == "valid":
-        yield "There was no test split: the weights were chosen on the same valid images, so metrics are optimistic."
+        yield "There was no test split: weights were chosen on the same validation images, so metrics are optimistic."
     if high - low > 0.04:
         images = f"{numbers['images']:,} {split} image{'' if numbers['images'] == 1 else 's'}"
-        yield f"With only {images}, the 95% interval of the accuracy is {100 * (high - low):.1f} points wide."
+        width = f"{100 * (high - low):.1f} points wide"
+        yield f"With only {images}, the 95% confidence interval of the accuracy is {width}."
     if "majority" in numbers and low <= numbers["majority"]["accuracy"]:
         majority = numbers["majority"]["label"]
         yield f"The metrics do not show that it is better than always predicting '{majority}'."
@@ -293,7 +294,7 @@ def class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
             low, high = worst["recall_interval"]
             yield (
                 f"The class with the lowest recall is '{name}': {worst['recall']:.1%} of {worst['images']:,} {split} "
-                f"image{'' if worst['images'] == 1 else 's'} (95% interval {low:.1%} to {high:.1%})."
+                f"image{'' if worst['images'] == 1 else 's'} (95% confidence interval {low:.1%} to {high:.1%})."
             )
     for pair in tta.get("confused", [])[:1]:
         images = f"{pair['images']:,} {split} image{'' if pair['images'] == 1 else 's'} of '{pair['label']}'"
@@ -302,7 +303,7 @@ def class_limitations(tta: dict[str, Any], split: str) -> Iterator[str]:
     few = [name for name, row in classes.items() if row["images"] < FEW_IMAGES]
     if few:
         share = f"{len(few):,} of {len(classes):,} classes {'has' if len(few) == 1 else 'have'}"
-        yield f"{share} fewer than {FEW_IMAGES} {split} images, so the metrics of these classes are rough."
+        yield f"{share} fewer than {FEW_IMAGES} {split} images, so the metrics of these classes are imprecise."
 
 
 def portable_recipe(recipe: dict[str, Any]) -> Markup:

@@ -2,8 +2,8 @@
 
 Everything is read back from the folder (`manifest.json`, `predictions.csv`, `history.csv`, `lr_find.csv`, `split.csv`,
 `audit/`, `model/`), so the report can be written again later or elsewhere and says the same. The model runs once, on
-the few images that are shown with a Grad-CAM, and not again for a report that shows the same images. The page holds its
-pictures, styles and one small script, and its content security policy tells the browser to load nothing else.
+the few images that are shown with a Grad-CAM, and not again for a report that shows the same images. The page contains
+its pictures, styles and one small script, and its content security policy tells the browser to load nothing else.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class ImageCard:
 
 
 def save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
-    """Save the cards as a picture in the run folder; a Grad-CAM stands beside its image."""
+    """Save the cards as a picture in the run folder; a Grad-CAM is next to its image."""
     images = []
     for card in cards:
         images.append((card.image, "\n".join(card.caption)))
@@ -271,7 +271,7 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
 
 
 def page_title(run: RunFiles) -> str:
-    """Return the recipe's title where it belongs to one data set, else the name of the image source."""
+    """Return the recipe's title where it belongs to one dataset, else the name of the image source."""
     images = run.manifest.get("images")
     if run.recipe.get("data") or not images:
         return run.recipe["title"] or run.recipe["name"]
@@ -316,7 +316,9 @@ def save_training_figure(run: RunFiles, epochs: pd.DataFrame) -> Markup:
     description = f"Losses, {name} and learning rate over {count}"
     for row in epochs[epochs["best"]].iloc[-1:].to_dict("records"):
         value = selection_metric(metric).text(row[metric])
-        description += f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on valid"
+        description += (
+            f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on the validation split"
+        )
     return save_figure(run, "training", figures.training_figure(epochs), description)
 
 
@@ -511,7 +513,7 @@ def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> 
     if not readable:
         return heatmaps, "the images are no longer available"
     if not (run.folder / "model" / "model.json").exists():
-        return heatmaps, "the run folder holds no model"
+        return heatmaps, "the run folder has no model"
     paths, classes = [rows[at]["path"] for at in readable], [gradcam_class(run, rows[at]) for at in readable]
     key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, classes])
     maps = load_saved_maps(run.folder / "gradcam.npz", key)

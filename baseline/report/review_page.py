@@ -1,6 +1,6 @@
 """Write the page on which a person reviews suspected labels image by image.
 
-The page holds its images, styles and script, and its content security policy tells the browser to load nothing else.
+The page contains its images, styles and script, and its content security policy tells the browser to load nothing else.
 Decisions stay in the browser's storage, where it allows that, and leave the page as the download `fixes.csv`.
 """
 
@@ -32,7 +32,7 @@ def write_review_page(
     """Write the page of suspected labels and outliers, and return its path.
 
     Args:
-        issues: table from `baseline.find_label_issues`, the most suspicious image first.
+        issues: table from `baseline.evaluation.label_errors.find_label_issues`, the most suspicious image first.
         title: heading of the page.
         max_images: maximum number of images shown of each kind.
 

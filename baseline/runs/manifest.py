@@ -171,7 +171,7 @@ def logger_config(recipe: Recipe, images: Any, table: pd.DataFrame) -> dict[str,
 
 
 def source_name(images: Any) -> str | None:
-    """Return the name of a data set or an absolute path that identifies the images; None for a DataFrame."""
+    """Return the name of a dataset or an absolute path that identifies the images; None for a DataFrame."""
     from baseline.data.sources.place import optional_module
 
     datasets, external = optional_module("datasets"), optional_module("external")

@@ -89,8 +89,8 @@ def expected_error(plan: Recipe) -> float:
     """Return the expected error of a plan, on a relative scale.
 
     Fitted to runs on CIFAR-10 (45,000 images, EfficientNet-Lite0): training only the head leaves 2.3 times the error of
-    one epoch of the last layers; the error falls with the image size to the power 0.94 (80 px 9.5 %, 96 px 8.0 %) and
-    with the epochs to the power 0.22 (96 px, three epochs 6.3 %).
+    one epoch of the last layers; the error falls with the image size to the power 0.94 (80 px 9.5%, 96 px 8.0%) and
+    with the epochs to the power 0.22 (96 px, three epochs 6.3%).
     """
     last = plan.stages[-1]
     relative_error = 1.0 if last.trains != "head" else 2.3

@@ -48,8 +48,8 @@ class SyncGradients(Callback):
 class FreezeBatchNorm(Callback):
     """Normalize with the pretrained statistics in the body's BatchNorm layers; scale and shift are still trained.
 
-    This helps in a short fine-tune on small batches: on CIFAR-10 (20,000 images, 64 px, one epoch) accuracy is 85.5 %,
-    against 81.4 % and 82.0 % with statistics that are updated (3,000 test images, TTA).
+    This helps in a short fine-tune on small batches: on CIFAR-10 (20,000 images, 64 px, one epoch) accuracy is 85.5%,
+    against 81.4% and 82.0% with statistics that are updated (3,000 test images, TTA).
     """
 
     def __init__(self, body: torch.nn.Module) -> None:
@@ -186,7 +186,7 @@ class ProgressCallback(Callback):
         note_early_end(self.log, self.progress, self.number, self.facts)
 
     def _record(self, position: str) -> None:
-        train_loss = self._check_loss()  # fastai leaves it out of its log of a cancelled epoch
+        train_loss = self._check_loss()  # fastai leaves it out of its log of a canceled epoch
         metric, valid_loss, value = self.selection.name, self.selection.loss, self.selection.value()
         own = recorded_metrics(self.recorder, self.number, metric)
         row = {

@@ -83,7 +83,7 @@ class InputView(NamedTuple):
 
 
 class LayerSequence:
-    """A network as a sequence of layers, with its layer groups; analysed once and shared by many plans.
+    """A network as a sequence of layers, with its layer groups; analyzed once and shared by many plans.
 
     Args:
         splitter: function that returns the layer groups of the network.

@@ -83,9 +83,9 @@ class BatchSource:
 
 
 class BatchLoader(TfmdDL):
-    """A fastai loader that slices whole batches if its data set is, or has as `batch_source`, a `BatchSource`.
+    """A fastai loader that slices whole batches if its dataset is, or has as `batch_source`, a `BatchSource`.
 
-    Shuffling, batch transforms, `new` and `test_dl` are fastai's; any other data set, and one whose items have
+    Shuffling, batch transforms, `new` and `test_dl` are fastai's; any other dataset, and one whose items have
     transforms besides the recipe's own, is read item by item. With `weights`, one per row, an epoch draws as many rows
     as there are, with replacement, by these weights.
     """

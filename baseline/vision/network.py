@@ -53,7 +53,7 @@ def build_network(
         arch: a torchvision or timm name.
         classes: number of outputs.
         weights: weights of the body; None for random ones. timm resamples position embeddings for the image size.
-        head: `"linear"` or `"fastai"`; see `Recipe.head`.
+        head: `"linear"` or `"fastai"`; see `ModelSettings.head`.
         image_size: height and width of the input in pixels, for models built for a size; 0 for the model's own.
         dynamic: whether the network has to accept other sizes, too, where timm offers that.
         features: one of `FEATURES`; empty for maps where timm only averages them, and pooled features elsewhere.

@@ -28,7 +28,7 @@ __all__ = ["resolve"]
 def resolve(
     recipe: Recipe, table: pd.DataFrame, progress: Progress | None = None
 ) -> tuple[Recipe, Weights | None, dict[str, str]]:
-    """Replace every `"auto"` in a recipe, find the weights of its architecture, and give the reasons.
+    """Resolve the settings that depend on the device and the number of images, find the weights, and give the reasons.
 
     Args:
         recipe: the recipe.

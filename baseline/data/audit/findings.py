@@ -5,8 +5,8 @@ reads new images. Nothing is moved or deleted.
 
 Two images are exact duplicates if their files are identical, and near-duplicates if their perceptual hashes (pHash, 64
 bits, as the package imagehash has it) differ in at most 10 bits and their 8 x 8 thumbnails correlate by more than 0.9.
-Among CIFAR-10's 60,000 images this finds 54 % of the test images that a published list pairs with a training image;
-58 % of those it finds are on the list, and by eye three in four of the others are true duplicates
+Among CIFAR-10's 60,000 images this finds 54% of the test images that a published list pairs with a training image;
+58% of those it finds are on the list, and by eye three in four of the others are true duplicates
 (`benchmarks/audit_cifar10.py`). Mirrored, rotated or heavily cropped copies are not found, and small objects on an
 empty background may be mistaken for duplicates.
 """

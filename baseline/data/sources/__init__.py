@@ -1,1 +1,1 @@
-"""Readers of image sources: folders, tables, archives, named data sets and external libraries."""
+"""Readers of image sources: folders, tables, archives, named datasets and external libraries."""

@@ -1,4 +1,4 @@
-"""The metric that a recipe names, with its 95 % interval."""
+"""The metric that a recipe names, with its 95% confidence interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["add_metric", "metric_interval"]
 
 
 NORMAL_QUANTILE = 1.959964
-"""Standard deviations that a 95 % interval reaches either way."""
+"""Standard deviations that a 95% confidence interval reaches either way."""
 
 
 def add_metric(numbers: dict[str, Any], name: str, predictions: Predictions, groups: np.ndarray | None) -> None:
@@ -30,7 +30,7 @@ def add_metric(numbers: dict[str, Any], name: str, predictions: Predictions, gro
 
 
 def metric_interval(measured: Sums | Ranks, groups: np.ndarray | None = None) -> tuple[float, float] | None:
-    """Return the 95 % interval of a metric, None where the metric is undefined.
+    """Return the 95% confidence interval of a metric, None where the metric is undefined.
 
     Proportions have Wilson's. Other sums have the percentiles of 1,000 bootstrap samples of the images, or of whole
     groups. Metrics of ranks have the normal interval of their log odds, with the variance of the images' (or groups')

@@ -6,7 +6,7 @@ const settings = document.body.dataset;
 const multilabel = settings.multilabel === "1", hasGradcam = settings.gradcam === "1";
 const megabytes = Number(settings.megabytes);
 const $ = (id) => document.getElementById(id);
-const percent = (value) => value > 0 && value < 0.001 ? "< 0.1\u00a0%" : `${(100 * value).toFixed(1)}\u00a0%`;
+const percent = (value) => value > 0 && value < 0.001 ? "< 0.1%" : `${(100 * value).toFixed(1)}%`;
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 const queue = [];
 let running = 0;

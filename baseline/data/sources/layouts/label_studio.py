@@ -64,7 +64,7 @@ def read_task(task: dict[str, Any]) -> Annotation | None:
 
 
 def values_of(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the values of the first annotation of a task that was not cancelled."""
+    """Yield the values of the first annotation of a task that was not canceled."""
     for annotation in task.get("annotations", task.get("completions")) or []:
         if not annotation.get("was_cancelled"):
             yield from (item["value"] for item in annotation.get("result", []) if isinstance(item.get("value"), dict))

@@ -1,6 +1,6 @@
-"""Writes the licenses of all dependencies, as the installed packages state them, to `docs/licences.md`.
+"""Writes the licenses of all dependencies, as the installed packages state them, to `docs/licenses.md`.
 
-`python docs/licences.py` exits with code 1 if a license is not in `ALLOWED`, or is not stated.
+`python docs/licenses.py` exits with code 1 if a license is not in `ALLOWED`, or is not stated.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ GPU = re.compile(r"nvidia-|cuda-")
 class Package:
     name: str
     version: str
-    licence: str
+    license: str
     """SPDX names joined by AND, OR and WITH; the package's own text if they are unknown."""
     direct: bool
 
     @property
     def fault(self) -> str:
         """Why the license is not accepted; empty if it is."""
-        terms = re.split(r"\s+(?:AND|OR|WITH)\s+", self.licence.strip("()"))
+        terms = re.split(r"\s+(?:AND|OR|WITH)\s+", self.license.strip("()"))
         strange = [term for term in terms if term.strip("() ") not in ALLOWED]
         return (
             "" if GPU.match(self.name) or not strange else f"{self.name} {self.version}: {strange[0] or 'not stated'}"
@@ -64,15 +64,15 @@ def packages() -> list[Package]:
         name = waiting.pop()
         if name not in found:
             about = importlib.metadata.metadata(name)
-            found[name] = Package(name, about["Version"], _licence(name, about), name in direct)
+            found[name] = Package(name, about["Version"], _license(name, about), name in direct)
             waiting += [_key(each.name) for each in _needed(name)]
     return [found[name] for name in sorted(found)]
 
 
 def table(found: list[Package]) -> str:
-    """Return the text of `licences.md`."""
+    """Return the text of `licenses.md`."""
     rows = [
-        f"| {each.name} | {'yes' if each.direct else ''} | {each.licence} |"
+        f"| {each.name} | {'yes' if each.direct else ''} | {each.license} |"
         for each in found
         if not GPU.match(each.name)
     ]
@@ -80,7 +80,7 @@ def table(found: list[Package]) -> str:
         "# Licenses",
         "",
         "The licenses of an installation without extras, as the packages state them. This page is written by",
-        "`python docs/licences.py`, which exits with code 1 if a license is unknown or not one of these; a test checks",
+        "`python docs/licenses.py`, which exits with code 1 if a license is unknown or not one of these; a test checks",
         "the same.",
         "",
         "torch's GPU builds install packages of NVIDIA (`nvidia-*`, `cuda-*`) under NVIDIA's own terms, which are not",
@@ -101,7 +101,7 @@ def _needed(name: str) -> Iterator[Requirement]:
             yield each
 
 
-def _licence(name: str, about: importlib.metadata.PackageMetadata) -> str:
+def _license(name: str, about: importlib.metadata.PackageMetadata) -> str:
     stated = [about["License-Expression"] or ""]
     stated += [
         each.rsplit(" :: ", 1)[-1] for each in about.get_all("Classifier") or [] if each.startswith("License ::")
@@ -121,7 +121,7 @@ def _key(name: str) -> str:
 
 if __name__ == "__main__":
     every = packages()
-    Path(__file__).with_name("licences.md").write_text(table(every), encoding="utf-8")
+    Path(__file__).with_name("licenses.md").write_text(table(every), encoding="utf-8")
     faults = [each.fault for each in every if each.fault]
     others = sum(GPU.match(each.name) is not None for each in every)
     summary = f"{len(every) - others} packages, every license is one of: {', '.join(sorted(ALLOWED))}"
