@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
 
 __all__ = [
-    "connected_components", "fold_numbers", "given_folds", "kept_splits", "read_split", "resolve_split", "split", "split_to_csv", "unit_ids",
+    "connected_components", "fold_numbers", "given_folds", "kept_splits", "read_split", "resolve_split", "split",
+    "split_to_csv", "unit_ids",
 ]  # fmt: skip
 
 
