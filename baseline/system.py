@@ -63,11 +63,11 @@ def bfloat16_instructions() -> list[str]:
         "AMX": ("_is_amx_tile_supported", "amx_tile"), "AVX-512 BF16": ("_is_avx512_bf16_supported", "avx512_bf16"),
     }  # fmt: skip
     if not all(hasattr(torch.cpu, function) for function, _ in units.values()):  # before torch 2.6
-        return [name for name, (_, flag) in units.items() if flag in _cpu_flags()]
+        return [name for name, (_, flag) in units.items() if flag in cpu_flags()]
     return [name for name, (function, _) in units.items() if getattr(torch.cpu, function)()]
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     """Return the instruction sets of the CPU as Linux names them; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

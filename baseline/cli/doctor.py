@@ -35,23 +35,17 @@ def _device_row() -> Iterator[tuple[str, str]]:
     import torch
     from fastai.torch_core import default_device
 
+    from baseline.system import cpu_flags
+
     device = default_device()
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         yield "device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB; {torch.cuda.device_count()} in all"
     else:
         yield "device", f"{device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    flags = _cpu_flags()
+    flags = cpu_flags()
     yield "bfloat16 on the CPU", "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
     yield "AMX", "yes" if "amx_tile" in flags else "no"
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
 
 
 def _folder_rows() -> Iterator[tuple[str, str]]:

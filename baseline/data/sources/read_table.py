@@ -82,7 +82,7 @@ def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> p
     """
     try:
         check_regular(path, MAX_TABLE_BYTES)
-        check_memory(path, row_bytes)
+        check_table_size(path, row_bytes)
         suffix = path.suffix.lower()
         readers = {".parquet": read_parquet, ".xlsx": read_excel, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
         frame = readers[suffix](path) if suffix in readers else read_text_table(path, encoding)
@@ -208,7 +208,7 @@ def is_plausible_cp1252(path: Path) -> bool:
     return usual and "\x00" not in text and sum(map(len, foreign)) <= 0.2 * letters
 
 
-def check_memory(path: Path, row_bytes: int) -> None:
+def check_table_size(path: Path, row_bytes: int) -> None:
     """Raise DataError before a table is read if it needs more memory than is free."""
     if (free := free_memory_bytes()) is None:
         return
