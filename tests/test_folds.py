@@ -250,7 +250,7 @@ def test_folds_of_a_table_are_run_one_or_all_of_them_once(images: Path, short: P
     one.write_text(short.read_text().replace('split = "kfold:3"\n', ""))
     options = ["--data", tmp_path / "folds.csv", "--out", tmp_path / "out"]
     told = call("run", one, *options, "--split", "kfold", "--dry-run").stdout
-    assert "folds: kfold:kfold, valid images 8, 8, 4; 4 test images are in no fold" in told
+    assert "folds: kfold:kfold, validation images 8, 8, 4; 4 test images are in no fold" in told
     single = call("run", one, *options[:2], "--fold", 2, "--out", tmp_path / "single")
     assert single.returncode == 0, single.stderr
     by_fold = {str(path): fold for path, fold in zip(paths, numbers, strict=True)}

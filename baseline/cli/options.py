@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from baseline.progress import Progress
 
 GC_THRESHOLD = 50_000
-"""Allocations between two garbage collections: with Python's 700 they take 5 % of the time of a short command."""
+"""Allocations between garbage collections; with Python's default of 700, they take 5% of a short command's time."""
 
 VARIANT_NAMES = ("majority", "neighbors", "logistic", "head", "fastai", "groups", "all", "tta", "scratch", "zeroshot")
 
@@ -288,7 +288,7 @@ def interrupted_code() -> int:
 
 
 def collect_garbage_less_often() -> None:
-    """Save some of the time of a command that only reads images; others would hold large tensors for longer."""
+    """Reduce the time of a command that only reads images; in others, large tensors would stay in memory longer."""
     gc.set_threshold(GC_THRESHOLD)
 
 

@@ -9,7 +9,7 @@ Methods (`SplitSettings.method`); all are seeded, and stratified by class as far
 | `random` | by class, ignoring given splits |
 | `group` | all images of a group are in the same split |
 | `kfold:K`, `group-kfold:K` | K folds of all images except the test split; `SplitSettings.fold` is for validation |
-| `kfold`, `kfold:COLUMN` | the folds that a column of the table defines, such as `fold`, or the one named |
+| `kfold`, `kfold:COLUMN` | the folds in a column of the table: `fold` or similar, or COLUMN |
 | `time:COLUMN` | the oldest images are for training, the newest for testing |
 
 Duplicates of an image (`duplicate_id`, from the audit) always get the same split, except where the split was given.
