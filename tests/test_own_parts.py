@@ -603,7 +603,7 @@ def test_each_of_several_runs_gets_copies_of_own_parts(images: Path, recipe: Rec
     assert "cbs: each seed gets copies" in progress.text
     for run in seeds.runs:
         assert "valid_error_rate" in pd.read_csv(Path(run["folder"]) / "history.csv")
-    with pytest.raises(OutputError, match="was made with other parts of your own"):
+    with pytest.raises(OutputError, match=r"was trained with different settings \(parts of your own\)"):
         baseline.run_seeds(3, images, plan, out=tmp_path / "runs", resume=True, progress=progress)
 
 

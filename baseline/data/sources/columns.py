@@ -100,8 +100,8 @@ def find_image_column(frame: pd.DataFrame, finder: ImageFinder) -> str | None:
     named = [column for column in (find_named_column(frame, (name,)) for name in IMAGE_COLUMN_NAMES) if column]
     filled = {column: sample(frame[column]) for column in dict.fromkeys([*named, *frame.columns])}
     shares = {column: finder.share(values) for column, values in filled.items()}
-    best = max(shares, key=lambda column: shares[column], default="")
-    if best and shares[best][0]:
+    best = max(shares, key=lambda column: shares[column], default=None)
+    if best is not None and shares[best][0]:
         return best
     candidates = [column for column, values in filled.items() if len(values) and looks_like_images(values)]
     return next(iter([*candidates, *named]), None)
