@@ -12,11 +12,11 @@ from baseline.data.labels import SEPARATOR
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.label_values import join_labels
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Evidence, Place, SourceTable, is_test_folder, make_rows, merge_notes
+from baseline.data.sources.place import Evidence, Place, Source, SourceTable, is_test_folder, make_rows, merge_notes
 from baseline.data.sources.tables import check_no_repeats, drop_unlabeled, join_repeats, resolve_images
 from baseline.errors import format_count, quoted_list
 
-__all__ = ["Annotated", "Annotation", "annotation_evidence", "read_annotations", "split_of"]
+__all__ = ["Annotated", "Annotation", "AnnotationSource", "annotation_evidence", "read_annotations", "split_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,20 @@ class Annotated:
     """The folder that the names are relative to."""
     boxes: bool = False
     """Whether the labels are those of boxes or outlines in the images."""
+
+
+class AnnotationSource(Source):
+    """A layout whose files list images and their labels. `matches` collects them and returns `evidence`."""
+
+    title = ""
+    """What the files are, as the summary describes them."""
+
+    def evidence(self, place: Place, annotated: Annotated | None) -> Evidence | None:
+        """Return evidence for annotations of which the first images exist."""
+        return annotation_evidence(place, self.title, annotated)
+
+    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
+        return read_annotations(place, self.title, evidence.found)
 
 
 def split_of(path: Path, place: Place) -> str | None:
@@ -117,8 +131,7 @@ def read_annotations(place: Place, layout: str, annotated: Annotated) -> SourceT
 
 
 def image_folder(place: Place, files: Sequence[Path]) -> Path:
-    """Return the folder that names in a file are relative to: the file's own if it has images, else the place."""
-    folders = {path.parent for path in files}
-    if len(folders) == 1 and any(path.startswith(f"{files[0].parent}/") for path in place.images):
+    """Return the folder that names are relative to: that of a single file if it has images, else the place."""
+    if len(files) == 1 and any(path.startswith(f"{files[0].parent}/") for path in place.images):
         return files[0].parent
     return place.folder

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
 from baseline.data.sources.list_files import read_partition
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place, SourceTable
 
 __all__ = ["Attributes"]
 
 
-class Attributes(Source):
+class Attributes(AnnotationSource):
     """Attributes as 1 and -1 in a text file."""
 
     name = "attributes"
+    title = "a text file of attributes"
     example = "list_attr_celeba.txt: the number of images, the names of attributes, then 000001.jpg -1 1 1 ..."
 
     def matches(self, place: Place) -> Evidence | None:
@@ -35,11 +36,11 @@ class Attributes(Source):
                 )
                 for row in rows
             ]
-            return annotation_evidence(place, "a text file of attributes", Annotated(items, [path], place.folder))
+            return self.evidence(place, Annotated(items, [path], place.folder))
         return None
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        source = read_annotations(place, "a text file of attributes", evidence.found)
+        source = super().rows(place, evidence)
         source.notes += ["splits from the partition file"] if source.table["split"].notna().any() else []
         return source
 

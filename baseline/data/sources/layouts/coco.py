@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from baseline.data.labels import order_classes
-from baseline.data.sources.annotations import (
-    Annotated,
-    Annotation,
-    annotation_evidence,
-    image_folder,
-    read_annotations,
-    split_of,
-)
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
 from baseline.data.sources.columns import column_key
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["Coco"]
 
 
-class Coco(Source):
+class Coco(AnnotationSource):
     """Images, annotations and categories in JSON."""
 
     name = "coco"
+    title = "COCO JSON"
     example = (
         "train.json: {images: [{id, file_name}], annotations: [{image_id, category_id}], categories: [{id, name}]}"
     )
@@ -43,11 +37,8 @@ class Coco(Source):
             below = [name for name in place.images if name.startswith(f"{path.parent}/")] if folder != "." else []
             items += read_coco(content, split, f"{folder}/" if below else "")
             boxes = boxes or any(isinstance(a, dict) and a.get("bbox") for a in content["annotations"][:50])
-        folder_of = image_folder(place, used) if len(used) == 1 else place.folder
-        return annotation_evidence(place, "COCO JSON", Annotated(items, used, folder_of, boxes))
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "COCO JSON", evidence.found)
+        folder_of = image_folder(place, used)
+        return self.evidence(place, Annotated(items, used, folder_of, boxes))
 
 
 def is_coco(content: Any) -> bool:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseline.data.sources.annotations import (
-    Annotated,
-    Annotation,
-    annotation_evidence,
-    image_folder,
-    read_annotations,
-    split_of,
-)
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["CreateMl"]
 
 
-class CreateMl(Source):
+class CreateMl(AnnotationSource):
     """Boxes of each image in JSON."""
 
     name = "createml"
+    title = "Create ML's JSON"
     example = 'annotations.json: [{"image": "1.jpg", "annotations": [{"label": "cat", "coordinates": {...}}]}]'
 
     def matches(self, place: Place) -> Evidence | None:
@@ -34,13 +28,10 @@ class CreateMl(Source):
                 files.append(path)
         if not files:
             return None
-        folder = image_folder(place, files) if len(files) == 1 else place.folder
+        folder = image_folder(place, files)
         prefixed = folder == place.folder
         items = items if prefixed else [Annotation(item.image.rpartition("/")[2], item.labels) for item in items]
-        return annotation_evidence(place, "Create ML's JSON", Annotated(items, files, folder, True))
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "Create ML's JSON", evidence.found)
+        return self.evidence(place, Annotated(items, files, folder, True))
 
 
 def is_createml(content: Any) -> bool:

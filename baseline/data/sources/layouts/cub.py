@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
+from baseline.data.sources.place import Evidence, Place
 
 __all__ = ["Cub"]
 
 
-class Cub(Source):
+class Cub(AnnotationSource):
     """Numbered images, their classes and splits in text files."""
 
     name = "cub"
+    title = "CUB's text files"
     example = "images.txt, image_class_labels.txt, classes.txt and train_test_split.txt beside images/"
 
     def matches(self, place: Place) -> Evidence | None:
@@ -36,12 +37,9 @@ class Cub(Source):
             files = [path, labels_file, *([path.with_name("train_test_split.txt")] if splits else [])]
             images = path.parent / "images"
             folder = images if images.is_dir() else path.parent
-            if evidence := annotation_evidence(place, "CUB's text files", Annotated(items, files, folder)):
+            if evidence := self.evidence(place, Annotated(items, files, folder)):
                 return evidence
         return None
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "CUB's text files", evidence.found)
 
 
 def numbered(place: Place, path: Path) -> dict[str, str]:

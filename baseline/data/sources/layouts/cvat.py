@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
 from baseline.data.sources.folders import split_from_name
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place
 
 __all__ = ["Cvat", "PascalVoc"]
 
 
-class Cvat(Source):
+class Cvat(AnnotationSource):
     """One XML file for all images."""
 
     name = "cvat"
+    title = "a CVAT export"
     example = 'annotations.xml: <annotations><image name="1.jpg"><tag label="cat"/></image></annotations>'
 
     def matches(self, place: Place) -> Evidence | None:
@@ -30,18 +31,16 @@ class Cvat(Source):
                 boxes = boxes or (bool(shapes) and not tags)
                 labels = tuple(dict.fromkeys(tags or shapes))
                 items.append(Annotation(image.get("name", ""), labels, split_from_name(image.get("subset") or "")))
-            if evidence := annotation_evidence(place, "a CVAT export", Annotated(items, [path], place.folder, boxes)):
+            if evidence := self.evidence(place, Annotated(items, [path], place.folder, boxes)):
                 return evidence
         return None
 
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "a CVAT export", evidence.found)
 
-
-class PascalVoc(Source):
+class PascalVoc(AnnotationSource):
     """One XML file per image, with its objects."""
 
     name = "voc"
+    title = "PASCAL VOC XML"
     example = "Annotations/1.xml: <annotation><filename>1.jpg</filename><object><name>cat</name></object></annotation>"
 
     def matches(self, place: Place) -> Evidence | None:
@@ -49,13 +48,10 @@ class PascalVoc(Source):
         if place.is_file or len(files) < 2 or not all(is_voc(path) for path in files[:3]):
             return None
         items = [item for path in files if (item := read_voc(path))]
-        evidence = annotation_evidence(place, "PASCAL VOC XML", Annotated(items, files, place.folder, True))
+        evidence = self.evidence(place, Annotated(items, files, place.folder, True))
         if evidence is None:
             return None
         return Evidence(0.7 * evidence.strength, "PASCAL VOC XML", f"{len(files):,} files", evidence.found)
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "PASCAL VOC XML", evidence.found)
 
 
 def is_voc(path: Path) -> bool:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseline.data.sources.annotations import (
-    Annotated,
-    Annotation,
-    annotation_evidence,
-    image_folder,
-    read_annotations,
-    split_of,
-)
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["FiftyOne"]
 
 
-class FiftyOne(Source):
+class FiftyOne(AnnotationSource):
     """Classes and a label for each image in JSON."""
 
     name = "fiftyone"
+    title = "a FiftyOne export"
     example = 'labels.json: {"classes": ["cat", "dog"], "labels": {"1": 0, "2": 1}}, beside data/1.jpg'
 
     def matches(self, place: Place) -> Evidence | None:
@@ -34,11 +28,8 @@ class FiftyOne(Source):
             prefix = f"{path.parent.relative_to(place.folder).as_posix()}/data/" if split else ""
             for name, label in content["labels"].items():
                 items.append(Annotation(f"{prefix}{name}", label_names(label, content["classes"]), split))
-        folder = image_folder(place, files) if len(files) == 1 else place.folder
-        return annotation_evidence(place, "a FiftyOne export", Annotated(items, files, folder))
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "a FiftyOne export", evidence.found)
+        folder = image_folder(place, files)
+        return self.evidence(place, Annotated(items, files, folder))
 
 
 def is_fiftyone(content: Any) -> bool:

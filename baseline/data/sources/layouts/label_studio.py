@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
 from baseline.data.sources.folders import has_image_name
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["LabelStudio"]
 
 
-class LabelStudio(Source):
+class LabelStudio(AnnotationSource):
     """Tasks with annotations in JSON."""
 
     name = "labelstudio"
+    title = "a Label Studio export"
     example = "project.json: [{data: {image: ...}, annotations: [{result: [{value: {choices: [cat]}}]}]}]"
 
     def matches(self, place: Place) -> Evidence | None:
@@ -25,12 +26,9 @@ class LabelStudio(Source):
                 with foreign_content():
                     boxes = any("labels" in key for task in tasks for value in values_of(task) for key in value)
                 annotated = Annotated(items, [path], place.folder, boxes)
-                if evidence := annotation_evidence(place, "a Label Studio export", annotated):
+                if evidence := self.evidence(place, annotated):
                     return evidence
         return None
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "a Label Studio export", evidence.found)
 
 
 @foreign_content()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations, split_of
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, split_of
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["LabelMe"]
 
 
-class LabelMe(Source):
+class LabelMe(AnnotationSource):
     """Shapes in one JSON file per image."""
 
     name = "labelme"
+    title = "LabelMe's JSON files"
     example = '1.json beside 1.jpg: {"imagePath": "1.jpg", "shapes": [{"label": "cat", "points": ...}]}'
 
     def matches(self, place: Place) -> Evidence | None:
@@ -25,10 +26,7 @@ class LabelMe(Source):
         items = [read_shapes(path, content, place) for path, content in read if is_labelme(content)]
         shapes = any(content["shapes"] for _, content in read if is_labelme(content))
         annotated = Annotated(items, [path for path, content in read if is_labelme(content)], place.folder, shapes)
-        return annotation_evidence(place, "LabelMe's JSON files", annotated)
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "LabelMe's JSON files", evidence.found)
+        return self.evidence(place, annotated)
 
 
 def is_labelme(content: Any) -> bool:

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations, split_of
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, split_of
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["Matlab"]
 
 
-class Matlab(Source):
+class Matlab(AnnotationSource):
     """Labels in .mat files."""
 
     name = "matlab"
+    title = "MATLAB files"
     example = "imagelabels.mat and setid.mat beside jpg/image_00001.jpg, or cars_train_annos.mat beside cars_train/"
 
     def matches(self, place: Place) -> Evidence | None:
@@ -42,10 +43,7 @@ class Matlab(Source):
         if len(used) == 1 and len({item.split for item in items}) == 1:
             items = [Annotation(item.image, item.labels) for item in items]
         annotated = Annotated(items, [path for path, _ in used], place.folder)
-        return annotation_evidence(place, "MATLAB files", annotated)
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "MATLAB files", evidence.found)
+        return self.evidence(place, annotated)
 
 
 def load_variables(path: Path) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations, split_of
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, split_of
 from baseline.data.sources.class_folders import generic_names
 from baseline.data.sources.folders import split_from_name
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place
 
 __all__ = ["TinyImageNet"]
 
 
-class TinyImageNet(Source):
+class TinyImageNet(AnnotationSource):
     """Class folders, and a file of annotations for another split."""
 
     name = "tinyimagenet"
+    title = "Tiny ImageNet's folders"
     example = "train/n01443537/images/1.JPEG and val/val_annotations.txt: val_0.JPEG n01443537 0 32 44 62"
 
     def matches(self, place: Place) -> Evidence | None:
@@ -38,10 +39,7 @@ class TinyImageNet(Source):
                 items.append(Annotation("/".join(relative), (relative[1],), "train"))
         if not used or not any(item.split == "train" for item in items):
             return None
-        return annotation_evidence(place, "Tiny ImageNet's folders", Annotated(items, used, place.folder))
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "Tiny ImageNet's folders", evidence.found)
+        return self.evidence(place, Annotated(items, used, place.folder))
 
 
 def image_below(path: Path, name: str) -> str:

@@ -6,18 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from baseline.data.sources.annotations import Annotated, Annotation, annotation_evidence, read_annotations
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
 from baseline.data.sources.folders import split_from_name
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable
+from baseline.data.sources.place import Evidence, Place
 from baseline.files import MAX_TOML_BYTES, read_text
 
 __all__ = ["Yolo"]
 
 
-class Yolo(Source):
+class Yolo(AnnotationSource):
     """Boxes in one text file per image."""
 
     name = "yolo"
+    title = "YOLO text files"
     example = "data.yaml with names: [cat, dog], images/train/1.jpg and labels/train/1.txt: 0 0.5 0.5 0.2 0.2"
 
     def matches(self, place: Place) -> Evidence | None:
@@ -26,11 +27,8 @@ class Yolo(Source):
             if names:
                 items = [item for image in place.images if (item := read_image(place, image, names))]
                 if len(items) >= 0.5 * len(place.images):
-                    return annotation_evidence(place, "YOLO text files", Annotated(items, [path], place.folder, True))
+                    return self.evidence(place, Annotated(items, [path], place.folder, True))
         return None
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "YOLO text files", evidence.found)
 
 
 def class_names(path: Path) -> dict[str, str]:

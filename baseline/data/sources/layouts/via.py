@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from baseline.data.sources.annotations import (
-    Annotated,
-    Annotation,
-    annotation_evidence,
-    image_folder,
-    read_annotations,
-    split_of,
-)
-from baseline.data.sources.place import Evidence, Place, Source, SourceTable, foreign_content
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["Via"]
 
 
-class Via(Source):
+class Via(AnnotationSource):
     """Attributes of images and regions in JSON."""
 
     name = "via"
+    title = "a VIA export"
     example = 'via_export.json: {"1.jpg900": {"filename": "1.jpg", "regions": [], "file_attributes": {"kind": "cat"}}}'
 
     def matches(self, place: Place) -> Evidence | None:
@@ -36,11 +30,8 @@ class Via(Source):
                 regions = regions or not any(entry.get("file_attributes") for entry in entries)
         if not files:
             return None
-        folder = image_folder(place, files) if len(files) == 1 else place.folder
-        return annotation_evidence(place, "a VIA export", Annotated(items, files, folder, regions))
-
-    def rows(self, place: Place, evidence: Evidence) -> SourceTable:
-        return read_annotations(place, "a VIA export", evidence.found)
+        folder = image_folder(place, files)
+        return self.evidence(place, Annotated(items, files, folder, regions))
 
 
 def entries_of(content: Any) -> list[dict[str, Any]]:
