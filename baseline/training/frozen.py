@@ -206,9 +206,9 @@ class FreezePlan:
 
     def explain(self, number: int) -> str:
         """Return why the stage runs on images although it has frozen layers, and what it costs; or an empty text."""
-        stage = self.recipe.stages[number - 1]
         if not self._has_frozen_layers(number) or not (names := self.changing(number)):
             return ""
+        stage = self.recipe.stages[number - 1]
         augmentation = self.recipe.augment.changing() if stage.augment else ()
         hint = "; with augment = false for this stage they could be" if names == augmentation else ""
         epochs = "its epoch runs" if stage.epochs == 1 else f"each of its {stage.epochs} epochs runs"

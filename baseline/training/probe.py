@@ -17,12 +17,13 @@ from fastai.callback.core import Callback, CancelTrainException
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import Tensor, nn
 
-from baseline.data.labels import class_weights, rarest_label
+from baseline.data.labels import rarest_label
 from baseline.data.split import fold_numbers, unit_ids
 from baseline.errors import TrainingError, format_count
 from baseline.parallel.distributed import broadcast_from_rank0
 from baseline.training.logistic import Problem, Solution, fit_logistic, search_strength
 from baseline.training.selection import SelectionMetric
+from baseline.vision.learner import balanced_weights
 from baseline.vision.own_parts import part_name
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ class SolveHead(Callback):
         images = len(frozen.targets["train"])
         views = len(train) // images
         smoothing = frozen.recipe.training.label_smoothing
+        is_balanced = frozen.recipe.training.class_balance != "none"  # a sampler has the same effect as weights
+        weights = balanced_weights(frozen.learn.dls) if is_balanced else None
         targets = {split: values.to(device) for split, values in frozen.targets.items()}
         problem = Problem(
             train.to(device), targets["train"].repeat(views, *[1] * (targets["train"].ndim - 1)),
-            len(frozen.learn.dls.vocab), self._class_weights(), smoothing, has_intercept(self.learn.model),
+            len(frozen.learn.dls.vocab), weights, smoothing, has_intercept(self.learn.model),
         )  # fmt: skip
         held_out = Problem(valid.to(device), targets["valid"], problem.classes, problem.class_weights)
         first = torch.arange(images)[:: -(-images // SEARCH_IMAGES)]
@@ -89,15 +92,6 @@ class SolveHead(Callback):
         flips = " and their flips" if views > 1 else ""
         where = f"{train.shape[1]:,} features of {format_count(images, 'image')}{flips}"
         return solution, f"{where}, C = {strength:g} by {how}"
-
-    def _class_weights(self) -> Tensor | None:
-        """Return the class weights of the recipe; a sampler that draws classes equally often has the same effect."""
-        frozen = self.training_run.frozen
-        if frozen.recipe.training.class_balance == "none":
-            return None
-        dls = frozen.learn.dls
-        values = class_weights(frozen.rows["train"]["label"], list(map(str, dls.vocab)), multilabel=dls.multilabel)
-        return torch.tensor(values, dtype=torch.float32, device=self.dls.device)
 
     def _folds(self, images: Tensor) -> np.ndarray | None:
         """Return the fold of each image, with duplicates and groups in one fold; None where classes are too small."""
@@ -124,7 +118,7 @@ class SolveHead(Callback):
 
 
 def ignored_parts(run: TrainingRun, number: int) -> str:
-    """Return a text about what cannot act on a probe stage, or an empty one."""
+    """Return a text about what a probe stage uses only as validation does, if at all, or an empty one."""
     learn, training, stage = run.frozen.learn, run.frozen.recipe.training, run.frozen.recipe.stages[number - 1]
     names = [*(run.frozen.recipe.augment.changing() if stage.augment else ()), *run.frozen.plan.own_parts]
     names += [name for name in ("mixup", "cutmix", "ema") if getattr(training, name)]
@@ -132,7 +126,7 @@ def ignored_parts(run: TrainingRun, number: int) -> str:
         names.append(part_name(learn.loss_func))
     if not names:
         return ""
-    return f"{', '.join(names)}: not used by the probe, which is solved on features as the valid images have them"
+    return f"{', '.join(names)}: not used by the probe beyond their effect on validation images"
 
 
 def head_layers(model: nn.Module) -> tuple[nn.BatchNorm1d | None, nn.Linear]:
@@ -149,7 +143,7 @@ def head_layers(model: nn.Module) -> tuple[nn.BatchNorm1d | None, nn.Linear]:
             return None, linear
     names = ", ".join(type(layer).__name__ for layer in layers[:6]) or "no layers"
     raise TrainingError(
-        f"The stage trains 'probe', whose solution a linear layer after BatchNorm can hold, but the head has {names}. "
+        f"A 'probe' stage needs one linear layer, optionally after BatchNorm, but the head has {names}. "
         "Use head 'linear', or a stage that trains 'head'."
     )
 

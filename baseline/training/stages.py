@@ -205,9 +205,8 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
     facts.update({"lr": rate, "why": reason, "seconds": 0.0})
     layers = describe_trained(stage.trains if isinstance(stage.trains, str) else trained_groups(number))
     epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
-    parts = [layers, epochs, describe_schedule(facts), f"learning rate {format_lr(rate)} ({reason})"]
-    if stage.trains == "probe":
-        parts = [layers]
+    steps = [epochs, describe_schedule(facts), f"learning rate {format_lr(rate)} ({reason})"]
+    parts = [layers, *(steps if stage.trains != "probe" else [])]
     run.progress.log(f"stage {number}: training {', '.join(filter(None, parts))}")
     return facts
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.vision.weights import Weights
 
-__all__ = ["autocast", "learner", "mixed_precision"]
+__all__ = ["autocast", "balanced_weights", "learner", "mixed_precision"]
 
 
 def learner(
@@ -98,13 +98,16 @@ def learner(
     return learn
 
 
+def balanced_weights(dls: DataLoaders) -> torch.Tensor:
+    """Return a weight per class for the loss, from the training images of the DataLoaders; see `class_weights`."""
+    labels = (own_table(dls).query("split == 'train'") if is_own(dls) else dls.train_ds.items)["label"]
+    values = class_weights(labels, [str(name) for name in dls.vocab], multilabel=dls.multilabel)
+    return torch.tensor(values, dtype=torch.float32, device=default_device())
+
+
 def _loss_function(dls: DataLoaders, recipe: Recipe) -> Any:
     """Return the recipe's loss, with class weights if it has them; with several labels binary cross-entropy."""
-    weights = None
-    if recipe.training.class_balance == "weights":
-        labels = (own_table(dls).query("split == 'train'") if is_own(dls) else dls.train_ds.items)["label"]
-        values = class_weights(labels, [str(name) for name in dls.vocab], multilabel=dls.multilabel)
-        weights = torch.tensor(values, dtype=torch.float32, device=default_device())
+    weights = balanced_weights(dls) if recipe.training.class_balance == "weights" else None
     if dls.multilabel:
         return BCEWithLogitsLossFlat(thresh=recipe.evaluation.threshold, pos_weight=weights)
     if recipe.training.loss == "focal":
