@@ -169,6 +169,22 @@ def test_dicom_without_a_window_has_the_range_of_its_bits(bits: int) -> None:
     assert_close(gray(dicom(signed, bits)), scaled(stored, 0, 2**bits - 1))
 
 
+@pytest.mark.parametrize("white_is_low", [False, True])
+def test_dicom_that_is_tiff_as_well_is_shown_in_its_window(tmp_path: Path, white_is_low: bool) -> None:
+    content = dicom(GRAYS >> 4, PhotometricInterpretation=f"MONOCHROME{2 - white_is_low}", WindowCenter=1000,
+                    WindowWidth=1001)  # fmt: skip
+    entries = ((256, GRAYS.shape[1]), (257, GRAYS.shape[0]), (258, 16), (259, 1), (262, 1 - white_is_low),
+               (273, content.index((GRAYS >> 4).astype("<u2").tobytes())), (277, 1), (278, GRAYS.shape[0]),
+               (279, 2 * GRAYS.size))  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", k, 4, 1, v) for k, v in entries)
+    content = struct.pack("<2sHI", b"II", 42, len(content)) + content[8:] + directory + bytes(4)
+    assert Image.open(io.BytesIO(content)).format == "TIFF"
+    right = scaled(GRAYS >> 4, 499.5, 1499.5)  # center - 0.5, plus and minus half of width - 1
+    assert_close(gray(content), 255 - right if white_is_low else right)
+    (tmp_path / "a.dcm").write_bytes(content)
+    assert_close(gray(tmp_path / "a.dcm"), 255 - right if white_is_low else right)
+
+
 def test_the_first_frame_of_dicom_is_used() -> None:
     stored = np.stack([GRAYS >> 4, np.zeros_like(GRAYS)])
     two = dicom(stored[0], NumberOfFrames=2, PixelData=stored.astype("<u2").tobytes())

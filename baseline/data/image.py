@@ -54,7 +54,7 @@ PIXEL_BYTES = 12
 """Bytes of memory per pixel of an image while it is decoded: three copies of four bytes."""
 
 
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 """Version of the rules by which files become pixels; part of the keys of caches."""
 
 
@@ -193,6 +193,8 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
             if formats is None or names or (rare := formats.open_rare(content)) is None:
                 raise
             image = rare
+        if formats is not None and not names and formats.is_also_dicom(image):
+            image = formats.open_dicom(source if isinstance(source, bytes) else read_image_bytes(source))
     check_size(*image.size)
     return image
 

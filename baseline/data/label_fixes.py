@@ -61,7 +61,7 @@ def read_fixes(files: Sequence[str | Path], table: pd.DataFrame, task: str = "au
             raise DataError(
                 f"{file} was made for other labels: {int(mismatch.sum()):,} of its "
                 f"{format_count(len(fixes), 'image')} differ, first '{fixes['path'].iloc[first]}' "
-                f"('{label[rows[first]]}', not '{old[first]}'). Give the earlier fixes as well, or correct the file."
+                f"('{label[rows[first]]}', not '{old[first]}'). Pass the earlier fixes as well, or correct the file."
             )
         current.iloc[rows] = new
     changes = pd.DataFrame({"path": table["path"], "label": table["label"], "new_label": current})
@@ -117,7 +117,7 @@ def read_fix_file(file: Path) -> pd.DataFrame:
     fixes = read_table(file)
     if missing := [name for name in FIX_COLUMNS if name not in fixes]:
         raise DataError(f"{file} has no column {quoted_list(missing)}; needed: {', '.join(FIX_COLUMNS)}. "
-                        "Give a fixes.csv as written by baseline clean.")  # fmt: skip
+                        "Pass a fixes.csv as written by baseline clean.")  # fmt: skip
     return fixes[list(FIX_COLUMNS)]
 
 
@@ -132,13 +132,13 @@ def match_fixes(fixes: pd.DataFrame, table: pd.DataFrame, file: Any) -> np.ndarr
     numbers, counts = np.unique(fix_of_row[matched], return_counts=True)
     if (counts > 1).any():
         path = fixes["path"].iloc[numbers[counts > 1][0]]
-        raise DataError(f"{file} names images that match several of these, first '{path}'. Give full paths.")
+        raise DataError(f"{file} names images that match several of these, first '{path}'. Pass full paths.")
     rows = np.full(len(fixes), -1)
     rows[fix_of_row[matched]] = matched
     if (unmatched := rows < 0).any():
         count = format_count(int(unmatched.sum()), "image")
         raise DataError(
             f"{file} names {count} not found here: {quoted_list(fixes['path'][unmatched], 3)}. "
-            "Give the images that it was made for, or correct the file."
+            "Pass the images that it was made for, or correct the file."
         )
     return rows

@@ -213,7 +213,7 @@ def _drop_leaks(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> pd.D
         row = table[leaks].iloc[0]
         raise LeakError(
             f"Found {count} with a duplicate in a later split, first {row['path']} ({row['split']}). "
-            "Give --leaks drop or --split random, or remove the duplicates."
+            "Pass --leaks drop or --split random, or remove the duplicates."
         )
     return table
 

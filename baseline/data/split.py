@@ -75,7 +75,7 @@ def _split_single_label(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     rng = np.random.default_rng(recipe.seed)
     method, _, argument = resolve_split(table, recipe)[0].partition(":")
     if method == "provided" and table["split"].isna().all():
-        raise DataError("The images come without splits. Give --split-col COLUMN, split folders, or another --split.")
+        raise DataError("The images come without splits. Pass --split-col COLUMN, split folders, or another --split.")
     if method in ("random", "group", "time"):
         table["split"] = None
     without_splits = table["split"].isna().all()
@@ -152,7 +152,7 @@ def hold_out_fold(table: pd.DataFrame, fold: int, column: str) -> None:
     if fold not in (folds := list_folds(table["fold"].to_numpy())):
         known = ", ".join(map(str, folds))
         raise DataError(
-            f"There is no fold {fold} in the column '{column}': it has {known}. Give --fold with one of them."
+            f"There is no fold {fold} in the column '{column}': it has {known}. Pass --fold with one of them."
         )
     table["split"] = np.where(table["fold"] == fold, "valid", np.where(table["split"] == "test", "test", "train"))
 
@@ -172,7 +172,7 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
     if missing := {"path", "split"} - set(split_table.columns):
-        raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Give a split.csv written by a run.")
+        raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Pass a split.csv written by a run.")
     if unknown := set(split_table["split"]) - {"train", "valid", "test"}:
         raise DataError(f"{file} has splits other than train, valid and test: {', '.join(map(str, unknown))}.")
     rows = match_rows(table["path"], split_table["path"], str(file))
@@ -181,13 +181,13 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     count = format_count(len(split_table), "image")
     if len(result) > len(split_table):
         raise DataError(
-            f"{file} names {count}, but {len(result):,} of these match. Give the images that it was made for."
+            f"{file} names {count}, but {len(result):,} of these match. Pass the images that it was made for."
         )
     if len(result) < len(split_table):
         missing_count = len(split_table) - len(result)
         raise DataError(
             f"{missing_count:,} of {count} in {file} not found among these images. "
-            "Give the images that it was made for."
+            "Pass the images that it was made for."
         )
     return result
 
@@ -205,7 +205,7 @@ def unit_ids(table: pd.DataFrame, column: str) -> np.ndarray:
     if column == "group":
         if "group" not in table or table["group"].isna().all():
             raise DataError(
-                "These images have no groups, so nothing says which belong together. Give --group-col COLUMN."
+                "These images have no groups, so nothing says which belong together. Pass --group-col COLUMN."
             )
         ungrouped = table["group"].isna().to_numpy()
         numbers = table["group"].astype(object).where(~ungrouped, "").factorize(sort=True)[0]
@@ -323,7 +323,7 @@ def fold_numbers(labels: pd.Series, units: np.ndarray, folds: int, seed: int, *,
     per_class = pd.Series(units).groupby(labels.to_numpy()).nunique().drop("", errors="ignore")
     if (smallest := int(per_class.min())) < folds:
         count = format_count(smallest, "group" if grouped else "image")
-        raise DataError(f"{folds} folds, but class '{per_class.idxmin()}' has only {count}. Give at most {smallest}.")
+        raise DataError(f"{folds} folds, but class '{per_class.idxmin()}' has only {count}. Pass at most {smallest}.")
     ungrouped = not grouped and len(np.unique(units)) == len(units)
     splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(n_splits=folds, shuffle=True, random_state=seed)
     numbers = np.empty(len(units), int)
@@ -409,7 +409,7 @@ def check_splits(table: pd.DataFrame, task: str) -> pd.DataFrame:
     if missing := order_classes(set(single_labels[~in_train].dropna()) - set(single_labels[in_train])):
         raise DataError(
             f"No training image of '{missing[0]}' is left: all its images are in other splits, as happens where a "
-            "class consists of one group or one point in time. Give another --split."
+            "class consists of one group or one point in time. Use another --split."
         )
     return table
 

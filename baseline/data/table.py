@@ -108,12 +108,12 @@ def table_from_settings(
     else:
         path = locate_source(str(images), progress)
         if path.is_file() and settings.label_from:
-            raise DataError(f"{path} is a file, and --label-from needs a folder of images. Give a folder.")
+            raise DataError(f"{path} is a file, and --label-from needs a folder of images. Pass a folder.")
         source = read_place(Place(path if path.is_file() else enter_single_folder(path), settings))
     if columns != Columns() and not source.columns.startswith("images"):
         raise DataError(
             f"Columns can be named for a table only, but the source is {source.layout}. "
-            "Give the table, or leave the column options out."
+            "Pass the table, or leave the column options out."
         )
     table = source.table.sort_values("path", kind="stable", ignore_index=True)
     table = normalize_labels(table, source.notes)
@@ -280,7 +280,7 @@ def locate_source(images: str, progress: Progress) -> Path:
     path = resolve_path(images)
     if not path.exists():
         raise DataError(
-            f"There is no folder or file {path}. Give a folder with one folder of images per class, or a table."
+            f"There is no folder or file {path}. Pass a folder with one folder of images per class, or a table."
         )
     if path.is_file() and archives and archives.is_archive(path):
         unpacked = optional_module("unpacked")

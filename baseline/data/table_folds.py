@@ -26,7 +26,7 @@ def resolve_folds(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
     if not column and not wanted:
         raise DataError(
             f"The images come without folds to take fold {recipe.split.fold} of. "
-            "Give --split kfold:K for K folds, or --split kfold:COLUMN."
+            "Pass --split kfold:K for K folds, or --split kfold:COLUMN."
         )
     if not column:
         return recipe.split.method, "as given"
@@ -55,5 +55,5 @@ def read_folds(table: pd.DataFrame, column: str) -> np.ndarray:
         folds = np.array([numbers.get(text, -1) for text in texts])
     folds = np.where((folds < 0) | (table["split"] == "test").to_numpy(), -1, folds)
     if len(list_folds(folds)) < 2:
-        raise DataError(f"The column '{column}' has less than two folds. Give --split kfold:K for K folds.")
+        raise DataError(f"The column '{column}' has less than two folds. Pass --split kfold:K for K folds.")
     return folds

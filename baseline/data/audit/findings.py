@@ -77,7 +77,7 @@ class Audit:
             row = leaks.iloc[0]
             raise LeakError(
                 f"{format_count(len(leaks), 'duplicate pair')} across splits, first {row.path} ({row.split}) and "
-                f"{row.other} ({row.other_split}). Give --leaks drop or --split random, or remove the duplicates."
+                f"{row.other} ({row.other_split}). Pass --leaks drop or --split random, or remove the duplicates."
             )
 
 

@@ -26,6 +26,8 @@ __all__ = [
     "describe",
     "file_findings",
     "image_findings",
+    "is_also_dicom",
+    "open_dicom",
     "open_rare",
     "resolve_values",
     "to_8_bits",
@@ -52,6 +54,20 @@ def open_rare(content: bytes) -> Image.Image | None:
     if read is None and re.search(rb"^\xff\xd8.*?\xff[\xc0-\xc3]..\x0c", content[:LONGEST_HEAD], re.DOTALL):
         raise ValueError("a JPEG of 12 bits, and only those of 8 bits are read")
     return None if read is None else read(content)
+
+
+def is_also_dicom(image: Image.Image) -> bool:
+    """Whether the file of an image that Pillow opened as TIFF is a DICOM file, too, which declares its window.
+
+    The first 128 bytes of a DICOM file are free for other formats. Read as TIFF, the same pixels have no window.
+    """
+    if image.format != "TIFF" or (file := getattr(image, "fp", None)) is None:
+        return False
+    position = file.tell()
+    file.seek(0)
+    head = file.read(132)
+    file.seek(position)
+    return is_dicom(head)
 
 
 def as_samples(image: Image.Image) -> Image.Image:

@@ -252,7 +252,7 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     if not insist and (inner := class_then_split(tree, paths)):
         if any(tree.has_folders(path) for path, _, _ in inner):
             shown = quoted_list([Path(path).name for path in paths], 3)
-            reading.problem = f"contains {shown}, each with its own splits and classes. Give one of these folders."
+            reading.problem = f"contains {shown}, each with its own splits and classes. Pass one of these folders."
         else:
             reading.rows = [(path, label, split) for path, label, split in inner]
         return reading
@@ -262,12 +262,12 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     names = [Path(path).name for path in paths]
     if not insist and (repeated := count_repeated(tree, paths)):
         shown = quoted_list(names, 4)
-        reading.problem = (f"contains {shown} with the same {repeated} class folders. Give one of them, or "
+        reading.problem = (f"contains {shown} with the same {repeated} class folders. Pass one of them, or "
                            "--label-from '([^/]+)/[^/]+$' for all.")  # fmt: skip
         return reading
     inside = {frozenset(tree.children.get(path, ())) for path in paths}
     if not insist and len(paths) > 1 and len(inside) == 1 and generic_names(names) == set(names) and all(inside):
-        reading.problem = f"contains {quoted_list(names, 4)} with the same class folders. Give one of them."
+        reading.problem = f"contains {quoted_list(names, 4)} with the same class folders. Pass one of them."
         return reading
     splits = {name for name in generic_names(names) if split_from_name(name) or "pred" in split_words(name)
               or set(split_words(name)) & {"unlabeled", "unlabelled", "unsup"}}  # fmt: skip

@@ -207,7 +207,7 @@ def find_label_columns(frame: pd.DataFrame, used: Sequence[str], name: str) -> t
         if not is_exclusive(frame, flags) and last not in flags and is_measurement(frame[last], last):
             raise DataError(
                 f"{name} has {len(flags)} columns of 0 and 1 ({quoted_list(flags, 3)}) and one of numbers ('{last}'). "
-                f"Give --label-col {','.join(flags[:2])},... to predict those, or --label-col '{last}' --bins K."
+                f"Pass --label-col {','.join(flags[:2])},... to predict those, or --label-col '{last}' --bins K."
             )
         return flags, is_exclusive(frame, flags)
     if len(unused) > 1:
@@ -216,11 +216,11 @@ def find_label_columns(frame: pd.DataFrame, used: Sequence[str], name: str) -> t
         if len(frame) >= MIN_ROWS and is_text_of_its_own(frame[unused[0]]):
             raise DataError(
                 f"{name} has no column that looks like labels: '{unused[0]}' is different in every row. "
-                "Give --label-col COLUMN."
+                "Pass --label-col COLUMN."
             )
         return unused, False
     columns = quoted_list(frame.columns, 12)
-    raise DataError(f"{name} has no column that looks like labels; its columns: {columns}. Give --label-col COLUMN.")
+    raise DataError(f"{name} has no column that looks like labels; its columns: {columns}. Pass --label-col COLUMN.")
 
 
 def better_named(frame: pd.DataFrame, column: str, used: Sequence[str]) -> str:

@@ -167,7 +167,7 @@ def from_data_option(info: Dataset, data: Path, progress: Progress) -> Path:
     if data.is_file():
         return import_to_cache(info, data, f"--data {_shorten_home(data)}", progress)
     if not data.is_dir():
-        raise DataError(f"--data {data} does not exist. Give a folder or an archive with {info.title}.")
+        raise DataError(f"--data {data} does not exist. Pass a folder or an archive with {info.title}.")
     for folder in (data, *list_subfolders(data)):
         if images := from_folder(info, folder, f"--data {_shorten_home(folder)}", progress):
             return images

@@ -63,7 +63,7 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     if kind == "torchvision" and external_name not in TORCHVISION:
         raise DataError(unknown_name("dataset of torchvision", external_name, TORCHVISION))
     if not external_name:
-        raise DataError("hf: has no name. Give hf:NAME for a dataset on the Hub, or hf:FOLDER.")
+        raise DataError("hf: has no name. Pass hf:NAME for a dataset on the Hub, or hf:FOLDER.")
     identity = external_name
     if kind == "hf" and (local := resolve_path(external_name)).exists():
         identity = f"{local} {file_identity(local)}"

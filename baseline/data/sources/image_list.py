@@ -59,7 +59,7 @@ def images_of_source(source: str, column: str, progress: Progress) -> list[list[
         images = list(images_below(path, skipped))
         if not images:
             found = f" ({describe_skipped(skipped)})" if skipped else ""
-            raise DataError(f"{path} contains no images{found}. Give a folder of images.")
+            raise DataError(f"{path} contains no images{found}. Pass a folder of images.")
         if skipped:
             progress.log(f"{path}: {format_count(len(images), 'image')}; {describe_skipped(skipped)}")
         return [images]
@@ -78,7 +78,7 @@ def images_of_source(source: str, column: str, progress: Progress) -> list[list[
 
 def images_of_archive(archive: str | Path, progress: Progress) -> Members:
     if not len(images := Members(Path(archive), has_image_name, progress)):
-        raise DataError(f"{archive} contains no images. Give an archive of images.")
+        raise DataError(f"{archive} contains no images. Pass an archive of images.")
     if images.other_names:
         progress.log(f"{archive}: {format_count(len(images), 'image')}; {describe_skipped(images.other_names)}")
     return images

@@ -37,6 +37,6 @@ def read_table_source(
 ) -> SourceTable:
     """Read a table with one row per image; relative paths start from the folder."""
     if frame.empty:
-        raise DataError(f"{name} has no rows. Give a table with one row per image.")
+        raise DataError(f"{name} has no rows. Pass a table with one row per image.")
     rows = rows_from_table(frame, name, folder, columns, settings)
     return SourceTable(rows.table, f"a table of {format_count(len(frame), 'row')}, {name}", rows.summary, rows.notes)

@@ -92,7 +92,7 @@ def read_label_values(values: pd.Series, column: str, settings: DataSettings, na
     if settings.label_delim:
         if not labels.str.contains(settings.label_delim, regex=False).any():
             message = f"No label in '{column}' of {name} contains {settings.label_delim!r}."
-            raise DataError(f"{message} Give another --label-delim, or leave it out.")
+            raise DataError(f"{message} Use another --label-delim, or leave it out.")
         delimiter = settings.label_delim
     elif settings.task == "single":
         looks = f"'{column}' looks like several labels separated by {DELIMITERS.get(found, found)}, but is read as one"
@@ -193,7 +193,7 @@ def refuse_measurements(labels: pd.Series, column: str, name: str) -> None:
     numbers = filled.astype(float)
     raise DataError(
         f"Column '{column}' of {name} holds {distinct:,} different numbers ({numbers.min():g} to {numbers.max():g}): "
-        "that is regression, and baseline only classifies. Give --bins K for K classes of them, or --label-col COLUMN."
+        "that is regression, and baseline only classifies. Pass --bins K for K classes of them, or --label-col COLUMN."
     )
 
 

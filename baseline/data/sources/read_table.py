@@ -90,7 +90,7 @@ def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> p
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     check_column_count(path, len(frame.columns))
     if frame.empty:
-        raise DataError(f"{path} has a header but no rows. Give a table with one row per image.")
+        raise DataError(f"{path} has a header but no rows. Pass a table with one row per image.")
     return frame
 
 
@@ -164,7 +164,7 @@ def check_column_count(path: Path, columns: int) -> None:
     """Raise DataError if a table has more columns than are read; the time to read them grows with their square."""
     if columns > MAX_COLUMNS:
         raise DataError(
-            f"{path} has {columns:,} columns, and at most {MAX_COLUMNS:,} are read. Give a table with a row per image."
+            f"{path} has {columns:,} columns, and at most {MAX_COLUMNS:,} are read. Pass a table with a row per image."
         )
 
 
@@ -181,17 +181,17 @@ def read_text_table(path: Path, encoding: str = "") -> pd.DataFrame:
             index_col=False,
         )
     except LookupError:
-        raise DataError(f"There is no encoding '{encoding}'. Give --encoding utf-8, cp1252, shift_jis, ...") from None
+        raise DataError(f"There is no encoding '{encoding}'. Pass --encoding utf-8, cp1252, shift_jis, ...") from None
     except UnicodeError as error:
         if encoding:
-            raise DataError(f"{path} is not {encoding}: {first_line(error)}. Give another --encoding.") from None
+            raise DataError(f"{path} is not {encoding}: {first_line(error)}. Use another --encoding.") from None
         if is_plausible_cp1252(path):
             frame = read_text_table(path, "cp1252")
             frame.attrs["note"] = f"{path.name} is not UTF-8; read as cp1252, which is a guess (--encoding sets it)"
             return frame
         raise DataError(encoding_message(path, error)) from None
     except pd.errors.EmptyDataError:
-        raise DataError(f"{path} is empty. Give a table with a header and one row per image.") from None
+        raise DataError(f"{path} is empty. Pass a table with a header and one row per image.") from None
     except (pd.errors.ParserError, csv.Error) as error:
         raise DataError(f"{path} is not a valid table: {' '.join(str(error).split())[:160]}.") from None
 
@@ -217,7 +217,7 @@ def check_table_size(path: Path, row_bytes: int) -> None:
     if needed > free:
         raise DataError(
             f"{path} has about {rows:,} rows, which need {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB "
-            "are free. Give a part of the table, or use a machine with more memory."
+            "are free. Pass a part of the table, or use a machine with more memory."
         )
 
 

@@ -81,7 +81,7 @@ def read_place(place: Place) -> SourceTable:
         elif difference := find_difference(result, other_source, other, place):
             raise DataError(
                 f"{place.path} can be read as {best.layout} or as {other.layout}, but their {difference} differ. "
-                f"Give --source {source.name} or --source {other_source.name}."
+                f"Pass --source {source.name} or --source {other_source.name}."
             )
         elif not result.rejected:
             result.rejected = f"not as {other.layout}, which would give the same classes"
@@ -145,11 +145,11 @@ def refusal(place: Place, weak: Evidence | None, forced: str) -> str:
     hints = advice(place)
     if place.is_file:
         endings = ", ".join(TABLE_SUFFIXES)
-        rest = " ".join(hints) or f"Give a folder of images, or a file that ends in {endings} or .zip, .tar, .tar.gz."
+        rest = " ".join(hints) or f"Pass a folder of images, or a file that ends in {endings} or .zip, .tar, .tar.gz."
         return f"{place.path} is neither a table nor an archive. {rest}"
     if not place.images:
         return f"{place.path} contains no images. " + (
-            " ".join(hints) or "Give a folder with one folder of images per class."
+            " ".join(hints) or "Pass a folder with one folder of images per class."
         )
     count = format_count(len(place.images), "image")
     if hints:

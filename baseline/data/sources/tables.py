@@ -96,7 +96,7 @@ def read_image_paths(path: Path, column: str = "") -> list[str]:
     if not column:
         raise DataError(
             f"No column of {path} has a usual name for images; its columns: {quoted_list(frame.columns)}. "
-            "Give --image-col COLUMN."
+            "Pass --image-col COLUMN."
         )
     return [str(path.parent / value) for value in column_as_text(frame[column])]
 
@@ -127,7 +127,7 @@ def rows_from_table(
     frame = prepare_columns(frame, name, columns)
     folder = resolve_path(columns.image_dir) if columns.image_dir else folder
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder} to look for the images of {name} in. Give --image-dir FOLDER.")
+        raise DataError(f"There is no folder {folder} to look for the images of {name} in. Pass --image-dir FOLDER.")
     finder = ImageFinder(folder, split_of_table(name), None if columns.image_dir else images)
     image = columns.image or find_image_column(frame, finder)
     mask_notes: list[str] = []
@@ -136,7 +136,7 @@ def rows_from_table(
     if image is None:
         raise DataError(
             f"{name} has no column that looks like images; its columns: {quoted_list(frame.columns, 12)}. "
-            "Give --image-col COLUMN."
+            "Pass --image-col COLUMN."
         )
     roles, total = find_roles(frame, image, columns, name), len(frame)
     frame, paths, notes = resolve_images(frame, image, finder, name, settings.missing)
@@ -291,7 +291,7 @@ def missing_images_message(lost: list[str], rows: int, column: str, finder: Imag
     problem = f"{len(lost):,} of {rows:,} images in column '{column}' of {name} {verb} not in {finder.folder}{shown}."
     if several := several_files(first, finder):
         return f"{problem} {several}"
-    ways = f"Give --image-dir FOLDER{',' if drop else ' or'} --image-col COLUMN{drop}."
+    ways = f"Pass --image-dir FOLDER{',' if drop else ' or'} --image-col COLUMN{drop}."
     return f"{problem} {likely_cause(lost, finder)}{ways}"
 
 
@@ -301,7 +301,7 @@ def several_files(name: str, finder: ImageFinder) -> str:
     key = name.replace("\\", "/").rsplit("/", 1)[-1]
     alike = sorted([*index.get(key, []), *index.get(f"/{key}", [])])
     if len(alike) > 1:
-        return f"{len(alike):,} images have this name: {quoted_list(alike, 2)}. Give --image-dir FOLDER."
+        return f"{len(alike):,} images have this name: {quoted_list(alike, 2)}. Pass --image-dir FOLDER."
     pattern = re.compile(rf"{re.escape(os.path.splitext(key)[0])}[_-]\D[^/]*\.")
     parts = sorted(paths[0] for file, paths in index.items() if pattern.match(file))
     if len(parts) > 1:
@@ -330,7 +330,7 @@ def read_labels(
         if invalid := [column for column in columns if not is_flag_column(frame[column])]:
             raise DataError(
                 f"In {name} the label columns {quoted_list(invalid)} contain values other than 0 and 1. "
-                "Give --label-col with one column, or with columns of 0 and 1."
+                "Pass --label-col with one column, or with columns of 0 and 1."
             )
         labels, notes = join_flags(frame, columns)
         return labels, f"labels from {len(columns)} columns of 0 and 1: {quoted_list(columns, 3)}", notes

@@ -59,7 +59,7 @@ class FileNames(Source):
 
     def rows(self, place: Place, evidence: Evidence) -> SourceTable:
         if not place.images:
-            raise DataError(f"{place.folder} contains no images. Give a folder of images.")
+            raise DataError(f"{place.folder} contains no images. Pass a folder of images.")
         names = [place.relative(path) for path in place.images]
         regex = place.settings.label_from
         if regex != "auto":
@@ -68,7 +68,7 @@ class FileNames(Source):
         patterns = propose_patterns(labeled)
         if not patterns:
             raise DataError(f"--label-from auto finds no classes in the file names of {place.folder}, such as "
-                            f"{quoted_list(labeled, 3)}. Give --label-from REGEX.")  # fmt: skip
+                            f"{quoted_list(labeled, 3)}. Pass --label-from REGEX.")  # fmt: skip
         source = self.read(place, labeled, patterns[0].regex)
         source.columns = f"none; the class is {patterns[0].part} in the file name"
         if unlabeled:
@@ -105,7 +105,7 @@ class FileNames(Source):
         if not patterns:
             return ""
         first, *others = patterns
-        advice = f"Give --label-from auto for {first.part} in each name ({first.describe(3)})"
+        advice = f"Pass --label-from auto for {first.part} in each name ({first.describe(3)})"
         other = "".join(f", or '{o.regex}' for {o.part}" for o in others[:1])
         return f"{advice}{other}."
 

@@ -9,7 +9,7 @@ __all__ = ["NotImages"]
 
 
 ADVICE = {
-    ("*.zip", "*.tar", "*.tar.gz", "*.tgz"): ("archive", "Give {one} instead of the folder, or unpack {all}"),
+    ("*.zip", "*.tar", "*.tar.gz", "*.tgz"): ("archive", "Pass {one} instead of the folder, or unpack {all}"),
     ("*.7z", "*.rar"): ("archive", "Unpack {all} first"),
     ("*.npz", "*.npy", "*.h5", "*.hdf5", "*.pkl", "*.pickle", "*.mat", "*ubyte*", "data_batch*"):
         ("array file", "Save each image as a PNG file in a folder named after its class"),
