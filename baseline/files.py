@@ -301,7 +301,7 @@ def read_json(path: Path, schema: Any = dict[str, Any]) -> Any:
         check_schema(values, schema)
         return values
     except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Pass the folder of a finished run.") from None
     except ValueError as error:
         raise OutputError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
 
@@ -518,5 +518,5 @@ def resolve_path(text: str) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{text[:80]!r} cannot be accessed: {reason}. Give another path.") from None
+        raise DataError(f"{text[:80]!r} cannot be accessed: {reason}. Use another path.") from None
     return path

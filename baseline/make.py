@@ -189,7 +189,7 @@ def resume(run: str | Path, *, progress: Progress | None = None, **changes: Unpa
     checkpoints = Checkpoints(run)
     if not checkpoints.exists:
         state = "holds a finished run" if is_finished(run) else "holds no unfinished run"
-        raise OutputError(f"{run} {state}. Give the folder of a run that was interrupted.")
+        raise OutputError(f"{run} {state}. Pass the folder of a run that was interrupted.")
     saved = checkpoints.read_start()
     images = saved.get("images", saved.get("photos"))
     if images is None:

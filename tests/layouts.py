@@ -416,7 +416,7 @@ LAYOUTS["anomaly_detection_split_anew"] = Layout(
 )
 
 
-@layout(error=r"each with its own splits and classes. Give one of these folders")
+@layout(error=r"each with its own splits and classes. Pass one of these folders")
 def anomaly_detection_of_several_things(folder: Path) -> None:
     for thing in ("bottle", "cable"):
         anomaly_detection(folder / thing)
@@ -464,7 +464,7 @@ def segmentations_beside_the_images(folder: Path) -> None:
         save(folder, *(f"{part}/{['oak', 'pine'][n % 2]}/{n}.png" for n in range(8)))
 
 
-@layout(error=r"contains 'color', 'grayscale', 'segmented' with the same class folders\. Give one of them")
+@layout(error=r"contains 'color', 'grayscale', 'segmented' with the same class folders\. Pass one of them")
 def three_versions_of_all_images(folder: Path) -> None:
     for part in ("color", "grayscale", "segmented"):
         save(folder, *(f"plants/{part}/{['oak', 'pine'][n % 2]}/{n}.png" for n in range(8)))
@@ -482,7 +482,7 @@ def table_of_folds_beside(folder: Path) -> None:
     write_csv(folder / "folds.csv", [("id", "fold"), *((n, n % 3) for n in range(12))])
 
 
-@layout(error=r"'text' is different in every row\. Give --label-col COLUMN")
+@layout(error=r"'text' is different in every row\. Pass --label-col COLUMN")
 def captions_only(folder: Path) -> None:
     save(folder, *(f"train/{n}.png" for n in range(12)))
     write_csv(
@@ -968,7 +968,7 @@ LAYOUTS["loose_pets_by_name"] = Layout(
 )
 
 
-@layout(error=r"no class folders. Give --label-from auto for .* \(cat 6, dog 6\)\.$")
+@layout(error=r"no class folders. Pass --label-from auto for .* \(cat 6, dog 6\)\.$")
 def loose_cats_and_dogs(folder: Path) -> None:
     save(folder, *(f"train/{['cat', 'dog'][n % 2]}.{n}.jpg" for n in range(12)), *(f"test1/{n}.jpg" for n in range(3)))
 
@@ -997,7 +997,7 @@ def nothing_but_splits(folder: Path) -> None:
 LAYOUTS["splits_as_classes"] = Layout(nothing_but_splits, {"train": 6, "test": 6}, settings={"source": "folders"})
 
 
-@layout(error=r"can be read as .*Give --source folders or --source table")
+@layout(error=r"can be read as .*Pass --source folders or --source table")
 def folders_and_a_table_that_differ(folder: Path) -> None:
     names = [f"{['cats', 'dogs'][n % 2]}/{n}.jpg" for n in range(12)]
     save(folder, *names)
@@ -1085,7 +1085,7 @@ def cars_in_matlab_files(folder: Path) -> None:
     savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "BMW"], dtype=object)})
 
 
-@layout(error=r"contains no images\. It has the archive 'train\.zip'\. Give it instead of the folder, or unpack it")
+@layout(error=r"contains no images\. It has the archive 'train\.zip'\. Pass it instead of the folder, or unpack it")
 def archives_inside(folder: Path) -> None:
     with zipfile.ZipFile(folder / "train.zip", "w") as archive:
         archive.writestr("train/1.jpg", b"x")
@@ -1127,7 +1127,7 @@ LAYOUTS["bins_of_texts"] = Layout(
 )
 LAYOUTS["delimiter_that_does_not_occur"] = Layout(
     windows_paths, target="labels.tsv", settings={"label_delim": "|"},
-    error=r"No label in 'label' of labels.tsv contains '\|'. Give another --label-delim, or leave it out",
+    error=r"No label in 'label' of labels.tsv contains '\|'. Use another --label-delim, or leave it out",
 )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def channels_in_files_of_their_own(folder: Path) -> None:
 
 
 @layout(
-    error=r"'train_0'.*2 images have this name: 'train-jpg/train_0\.jpg', 'train-tif/train_0\.tif'.*Give --image-dir"
+    error=r"'train_0'.*2 images have this name: 'train-jpg/train_0\.jpg', 'train-tif/train_0\.tif'.*Pass --image-dir"
 )
 def two_formats_of_all_images(folder: Path) -> None:
     save(folder, *(f"train-{kind}/train_{n}.{kind}" for n in range(8) for kind in ("jpg", "tif")))
@@ -120,7 +120,7 @@ def table_of_all_splits_beside_folders(folder: Path) -> None:
     write_csv(folder / "trees.csv", [("class id", "filepaths", "labels", "data set", "scientific name"), *rows])
 
 
-@layout(error=r"styles\.csv has no column that looks like labels; its columns: 'id', 'gender', .*Give --label-col")
+@layout(error=r"styles\.csv has no column that looks like labels; its columns: 'id', 'gender', .*Pass --label-col")
 def products_with_many_columns(folder: Path) -> None:
     save(folder, *(f"images/{n}.jpg" for n in range(1, 13)))
     rows = [(n, ["Men", "Women"][n % 2], ["Apparel", "Shoes"][n % 2], ["Shirt", "Boot", "Cap"][n % 3], 2010 + n % 3,
@@ -205,7 +205,7 @@ def two_stages_of_test_images(folder: Path) -> None:
     save(folder, "test_stg1/img_1.jpg", "test_stg2/image_2.jpg")
 
 
-@layout(error=r"contains 'amazon', 'dslr', 'webcam' with the same 4 class folders\. Give one of them, or --label-from")
+@layout(error=r"contains 'amazon', 'dslr', 'webcam' with the same 4 class folders\. Pass one of them, or --label-from")
 def the_same_classes_in_each_domain(folder: Path) -> None:
     for domain in ("amazon", "dslr", "webcam"):
         save(folder, *(f"{domain}/images/{['back', 'bike', 'cup', 'desk'][n % 4]}/frame_{n}.jpg" for n in range(8)))

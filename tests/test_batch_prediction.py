@@ -292,7 +292,7 @@ def test_a_different_job_cannot_resume_the_file(model: Model, done: baseline.Bas
     options = PredictOptions(batch_size=4)
     write_predictions(model, paths[:8], "out.csv", options)
     before = Path("out.csv").read_bytes()
-    with pytest.raises(OutputError, match=r"out\.csv exists. Give --resume to continue it"):
+    with pytest.raises(OutputError, match=r"out\.csv exists. Pass --resume to continue it"):
         write_predictions(model, paths, "out.csv", options)
     for words, one, images, other in (
         ("started with a different tta, top_k", model, paths, PredictOptions(tta=False, top_k=1, batch_size=4)),
@@ -380,7 +380,7 @@ def test_a_parquet_job_resumes_and_finishes_once(
 
     with pytest.raises(KeyboardInterrupt):
         write_predictions(model, stopped(paths[:22]), "out.parquet", options)
-    with pytest.raises(OutputError, match=r"out\.parquet\.rows\.csv exists. Give --resume"):
+    with pytest.raises(OutputError, match=r"out\.parquet\.rows\.csv exists. Pass --resume"):
         write_predictions(model, paths, "out.parquet", options)
     with monkeypatch.context() as patch:
         patch.setattr(output, "iterate_row_groups", lambda *_: 1 / 0)  # in the middle of being turned into Parquet
@@ -412,7 +412,7 @@ def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch:
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install 'fastai-baseline\[parquet\]'"):
         PredictOptions("parquet")
     monkeypatch.undo()
-    with pytest.raises(OutputError, match=r"Parquet needs a file. Give --out FILE"):
+    with pytest.raises(OutputError, match=r"Parquet needs a file. Pass --out FILE"):
         write_predictions(model, [], io.BytesIO(), PredictOptions("parquet"))
 
 
@@ -592,9 +592,9 @@ def test_images_are_named_by_paths_patterns_tables_and_archives(images: Path, tm
         ("nowhere.jpg", "There is no image, folder or table"),
         (str(tmp_path / "non?"), "it matches no file as a pattern"),
         (str(tmp_path / "none"), "contains no images"),
-        (str(tmp_path / "two.csv"), "Give --image-col"),
+        (str(tmp_path / "two.csv"), "Pass --image-col"),
         (str(tmp_path / "images.zip"), "is damaged, truncated, or not a tar or zip archive"),
-        (str(tmp_path / "list.zip"), "contains no images. Give an archive"),
+        (str(tmp_path / "list.zip"), "contains no images. Pass an archive"),
         ("nul\0", "There is no image"),
         ("long" * 100, "cannot be accessed"),
     ):
@@ -641,7 +641,7 @@ def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None
         (["TINY", "IMAGES", "--resume"], "--overwrite and --resume require --out FILE"),
         (["TINY", "IMAGES", "--resume", "--overwrite", "--out", "o.csv"], "cannot be combined"),
         (["TINY", "list.csv", "--out", "list.csv", "--overwrite"], "is one of the images to predict"),
-        (["TINY", "IMAGES", "--out", "list.csv"], "list.csv exists. Give --resume"),
+        (["TINY", "IMAGES", "--out", "list.csv"], "list.csv exists. Pass --resume"),
         (["TINY", "IMAGES", "--out", "folder.csv", "--overwrite"], "is not a file that can be written"),
         (["TINY", "IMAGES", "--out", "/proc/none/out.csv"], "cannot be written"),
         (["TINY", "IMAGES", "--min-confidence", "2"], "Invalid value for '--min-confidence'"),

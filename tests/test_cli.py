@@ -35,7 +35,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "cifra10"], "Did you mean 'cifar10'"),
         (["run", "./nowhere"], "There is no folder"),
         (["run", "nowhere/"], "There is no folder"),
-        (["run", "default"], "Give a folder of images"),
+        (["run", "default"], "Pass a folder of images"),
         (["run", "IMAGES", "--arch", "resnet5O"], "Did you mean 'resnet50'"),
         (["run", "IMAGES", "--preset", "quik"], "Did you mean 'quick'"),
         (

@@ -61,12 +61,12 @@ def test_sharded_loaders_split_each_batch_without_repeating_or_losing_images(
         assert len(items) == len(set(items)) == len(batches_of_all) * 8
     assert sum(len(images) for images, _ in shards[0]) == len(batches_of_all) * 8 // parts
     with pytest.raises(
-        RecipeError, match=r"Batches of 8 cannot be split evenly among 3 processes\. Give --batch-size 6"
+        RecipeError, match=r"Batches of 8 cannot be split evenly among 3 processes\. Pass --batch-size 6"
     ):
         shard_loader(make_loader(), 0, 3)
     at_least = (
         r"Batches of 8 cannot be split evenly among {} processes, with at least two images each\. "
-        r"Give {}fewer --processes\."
+        r"Pass {}fewer --processes\."
     )
     for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
         with pytest.raises(RecipeError, match=at_least.format(more, words)):
@@ -157,7 +157,7 @@ def test_failing_processes_report_the_error_once_and_end_together(images: Path, 
         launch(2, ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")])[0] == 2
     )
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
-    assert errors == ["baseline: Batches of 7 cannot be split evenly among 2 processes. Give --batch-size 6, or "
+    assert errors == ["baseline: Batches of 7 cannot be split evenly among 2 processes. Pass --batch-size 6, or "
                       "fewer --processes."]  # fmt: skip
 
 

@@ -201,10 +201,10 @@ def test_groups_are_in_one_fold_and_the_interval_is_over_groups(images: Path, tm
         (["--processes", 2], "--processes cannot be combined"),
         (
             ["--split", "random", "--fold", 2],
-            "fold is 2, but split is 'random', which has no folds. Give split kfold:K",
+            "fold is 2, but split is 'random', which has no folds. Pass split kfold:K",
         ),
         (["--split", "random", "--resume"], "needs the folder of an unfinished run: --out RUN"),
-        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has only 15 images. Give at most 15."),
+        (["--split", "kfold:16", "--out", "out"], "16 folds, but class 'ants' has only 15 images. Pass at most 15."),
     ],
 )
 def test_impossible_folds_are_reported_in_one_line_and_leave_nothing(

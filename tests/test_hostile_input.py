@@ -511,8 +511,8 @@ def test_a_server_short_of_memory_asks_to_try_again(tiny: Path, images: Path, mo
 @pytest.mark.parametrize(
     ("redirection", "code", "message"),
     [
-        ("> /dev/full", 2, "baseline: Standard output cannot be written: No space left on device. Give --out FILE"),
-        (">&-", 2, "baseline: Standard output is closed. Give --out FILE."),
+        ("> /dev/full", 2, "baseline: Standard output cannot be written: No space left on device. Pass --out FILE"),
+        (">&-", 2, "baseline: Standard output is closed. Pass --out FILE."),
         ("| true", 141, ""),
     ],
 )

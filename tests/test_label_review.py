@@ -110,7 +110,7 @@ def test_unsuitable_input_is_rejected(images: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
     assert_rejected("There is no split 'dev'", splits=("dev",))
-    assert_rejected("30 folds, but class 'ants' has only 24 images. Give at most 24", folds=30)
+    assert_rejected("30 folds, but class 'ants' has only 24 images. Pass at most 24", folds=30)
     table = baseline.image_table(images)
     assert_rejected("these images have several", source=table.assign(label=["ants;bees", *table["label"][1:]]))
     assert_rejected("All images are of one class", source=table[table["label"] == "ants"])

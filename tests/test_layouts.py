@@ -220,7 +220,7 @@ def test_equally_good_readings_must_agree_in_images_and_classes(tmp_path: Path) 
     _, table = load_images(tmp_path, RECIPE, progress=Progress())
     assert "which would give the same classes" in summarize_source(table)[0]
     (tmp_path / "labels.json").write_text(json.dumps([{**row, "label": "xy"[n % 3 > 0]} for n, row in enumerate(rows)]))
-    with pytest.raises(DataError, match=r"but their classes differ\. Give --source"):
+    with pytest.raises(DataError, match=r"but their classes differ\. Pass --source"):
         load_images(tmp_path, RECIPE, progress=Progress())
 
 

@@ -147,7 +147,7 @@ def test_a_damaged_or_newer_model_folder_is_refused(done: baseline.Baseline, tmp
     (folder / "model.json").write_text(json.dumps({**facts, "format": 99}))
     with pytest.raises(OutputError, match="has format 99"):
         load_network(folder)
-    with pytest.raises(OutputError, match="Give the folder of a finished run"):
+    with pytest.raises(OutputError, match="Pass the folder of a finished run"):
         load_network(tmp_path / "nowhere")
     assert load_file(done.folder / "model" / "model.safetensors")
 

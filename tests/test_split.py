@@ -98,7 +98,7 @@ def test_folds_cover_every_image_once(method: str) -> None:
 
 
 def test_more_folds_than_images_of_a_class_are_rejected() -> None:
-    with pytest.raises(DataError, match=r"5 folds, but class 'b' has only 3 images. Give at most 3"):
+    with pytest.raises(DataError, match=r"5 folds, but class 'b' has only 3 images. Pass at most 3"):
         split(rows({"a": 30, "b": 3}), Recipe().changed(split="kfold:5"))
     with pytest.raises(DataError, match="5 folds, but class 'a' has only 4 groups"):
         split(grouped({"a": 4, "b": 9}), Recipe().changed(split="group-kfold:5"))

@@ -157,7 +157,7 @@ def test_unavailable_weights_error_says_how_to_get_them(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("arch", ["vit_b_16", "swin_t", "shufflenet_v2_x1_0"])
 def test_torchvision_networks_without_a_body_suggest_timm_models(arch: str) -> None:
-    with pytest.raises(RecipeError, match="Give a similar timm model instead: "):
+    with pytest.raises(RecipeError, match="Use a similar timm model instead: "):
         build_network(arch, 2, None)
 
 

@@ -218,7 +218,7 @@ def test_impossible_requests_are_rejected(open_clip: Any, weights: Path, images:
         "ViT-B32:x": r"CLIP model 'ViT-B32'. Did you mean 'ViT-B-32'",
         "ViT-B-32": r"NAME:TAG was needed",
         "ViT-B-32:laion2b_s34b_b79": r"Did you mean 'laion2b_s34b_b79k'",
-        "ViT-B-32:openai": r"Give --clip ViT-B-32-quickgelu:openai",
+        "ViT-B-32:openai": r"Pass --clip ViT-B-32-quickgelu:openai",
     }.items():
         with pytest.raises(RecipeError, match=message):
             parse_clip(spec)

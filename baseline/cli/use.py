@@ -132,7 +132,7 @@ def _end_output(error: OSError) -> NoReturn:
     if isinstance(error, BrokenPipeError):  # the reader, such as `head`, closed the pipe
         raise typer.Exit(141) from None
     reason = f"Standard output cannot be written: {error.strerror}."
-    raise OutputError(f"{reason} Give --out FILE, which --resume continues.") from None
+    raise OutputError(f"{reason} Pass --out FILE, which --resume continues.") from None
 
 
 def _output_format(
@@ -140,7 +140,7 @@ def _output_format(
 ) -> str:
     """Return the format of the predictions; raise an error for options that do not work together."""
     if out is None and sys.stdout is None:
-        raise OutputError("Standard output is closed. Give --out FILE.")
+        raise OutputError("Standard output is closed. Pass --out FILE.")
     if executor and out is None:
         raise OutputError("--executor requires --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")

@@ -292,7 +292,7 @@ def load_run_images(run: Path, changes: dict[str, Any]) -> tuple[Recipe, pd.Data
     run_recipe = load_recipe(run / "manifest.json").changed(**changes)
     table = read_table(run / "split.csv")
     if absent := [name for name in ("path", "label", "split") if name not in table]:
-        raise DataError(f"{run / 'split.csv'} has no column {quoted_list(absent)}. Give the folder of a finished run.")
+        raise DataError(f"{run / 'split.csv'} has no column {quoted_list(absent)}. Pass the folder of a finished run.")
     group = table["group"].where(table["group"] != "", None) if "group" in table else None
     missing = [path for path in table["path"] if not Path(path).is_file()]
     if missing:

@@ -52,7 +52,7 @@ class RunSeries:
     ) -> None:
         require_single_process()
         if own_kind(images) == "Learner":
-            raise RecipeError(f"A Learner trains on, so that {kind}s would not start alike. Give its DataLoaders.")
+            raise RecipeError(f"A Learner trains on, so that {kind}s would not start alike. Pass its DataLoaders.")
         self.executor = get_executor(executor, progress)
         self.parts = OwnParts(**{name: changes[name] for name in PARTS if name in changes})
         self.changes = {name: value for name, value in changes.items() if name not in PARTS}
@@ -175,7 +175,7 @@ def refuse_own_parts(what: str, images: Any, changes: Mapping[str, Any]) -> None
     """Raise a RecipeError if DataLoaders, a Learner or custom parts were passed to something that takes images only."""
     names = [f"your {kind}"] if (kind := own_kind(images)) else [name for name in PARTS if name in changes]
     if names:
-        raise RecipeError(f"{what} does not take {' and '.join(names)}. Give images and fields of the recipe only.")
+        raise RecipeError(f"{what} does not take {' and '.join(names)}. Pass images and fields of the recipe only.")
 
 
 def require_single_process() -> None:

@@ -94,9 +94,9 @@ def write_predictions(
     chunks: Iterable[tuple[bytes, PredictionStats]]
     if not isinstance(out, str | Path):
         if options.format == "parquet":
-            raise OutputError("Parquet needs a file. Give --out FILE.parquet.")
+            raise OutputError("Parquet needs a file. Pass --out FILE.parquet.")
         if workers.remote:
-            raise OutputError("Predicting with --executor needs a file. Give --out FILE.")
+            raise OutputError("Predicting with --executor needs a file. Pass --out FILE.")
         out.write(rows.header)
         chunks = map(rows.format_batch, predict_stream(model, images, options, processes))
         return write_rows(chunks, out, PredictionStats(), total, progress)

@@ -67,6 +67,6 @@ def filter_by_model(
     if lost := order_classes(
         {*explode_labels(table["label"]).dropna()} - {*explode_labels(filtered["label"]).dropna()}
     ):
-        raise DataError(f"{summary}; none of {quoted_list(lost)} is left. Give a lower `above`, or another model.")
+        raise DataError(f"{summary}; none of {quoted_list(lost)} is left. Use a lower `above`, or another model.")
     check_table_after(filtered, task, summary)
     return filtered, removed.sort_values("probability", kind="stable", ignore_index=True)

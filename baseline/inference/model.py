@@ -104,7 +104,7 @@ def load_model(folder: str | Path, item_tfms: Any = None, batch_tfms: Any = None
     first, *others = member_folders(folder)
     if others:
         raise OutputError(
-            f"{folder} holds {len(others) + 1} models, and one was needed. Give one of them, such as {first}."
+            f"{folder} holds {len(others) + 1} models, and one was needed. Pass one of them, such as {first}."
         )
     with preserve_rng_state():
         network, config = load_network(folder)
@@ -139,7 +139,7 @@ def check_transforms(folder: str | Path, config: Mapping[str, Any], given: OwnPa
         )
     raise OutputError(
         f"{folder} was trained with transforms of your own, which a model folder cannot hold: {', '.join(needed)}. "
-        "Give them to baseline.load as item_tfms and batch_tfms, or predict with the Learner of the run."
+        "Pass them to baseline.load as item_tfms and batch_tfms, or predict with the Learner of the run."
     )
 
 
@@ -199,7 +199,7 @@ class BasePredictor:
         >>> model.predict("holiday/")                                              # doctest: +SKIP
         """
         if on_error not in ("raise", "row"):
-            raise DataError(f"on_error is {on_error!r}. Give 'raise' or 'row'.")
+            raise DataError(f"on_error is {on_error!r}. Pass 'raise' or 'row'.")
         inputs = list(iterate_images(images, progress or ConsoleProgress(), strict=on_error == "raise"))
         all_paths = all(isinstance(image, str | Path) for image in inputs)
         names = [str(image) for image in inputs] if all_paths else list(range(len(inputs)))
@@ -481,7 +481,7 @@ class Ensemble(BasePredictor):
 
     def __init__(self, members: Sequence[Model]) -> None:
         if not members:
-            raise OutputError("There is no model to predict with. Give the folder of a run.")
+            raise OutputError("There is no model to predict with. Pass the folder of a run.")
         check_compatible(members)
         self._members = tuple(members)
 
@@ -509,7 +509,7 @@ def check_compatible(members: Sequence[Model]) -> None:
         if member.classes != first.classes:
             difference = quoted_list(order_classes(set(member.classes) ^ set(first.classes))) or "their order"
             raise OutputError(
-                f"{pair} do not have the same classes: they differ in {difference}. Give runs of the same classes."
+                f"{pair} do not have the same classes: they differ in {difference}. Pass runs of the same classes."
             )
         for field in ("task", *(["threshold"] if first.multilabel else [])):
             if (value := member.config[field]) != (other := first.config[field]):

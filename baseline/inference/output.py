@@ -209,7 +209,7 @@ def check_resume(path: Path, row_file: Path, job: dict[str, Any], *, overwrite: 
         raise OutputError(f"{irregular[0]} is not a file that can be written. Choose another --out.")
     if existing and not (overwrite or resume):
         raise OutputError(
-            f"{existing[0]} exists. Give --resume to continue it, --overwrite to replace it, or another --out."
+            f"{existing[0]} exists. Pass --resume to continue it, --overwrite to replace it, or another --out."
         )
     if existing and resume:
         check_same_job(path, job_file(path), job)
@@ -233,11 +233,11 @@ def open_output(path: Path) -> Iterator[IO[bytes]]:
 def check_same_job(path: Path, job_path: Path, job: dict[str, Any]) -> None:
     """Raise an `OutputError` if the file was written with another model or other options."""
     if not job_path.exists():
-        raise OutputError(f"{job_path} is missing, so {path} cannot be continued. Give --overwrite, or another --out.")
+        raise OutputError(f"{job_path} is missing, so {path} cannot be continued. Pass --overwrite, or another --out.")
     started = read_json(job_path)
     if not isinstance(started, dict) or (differing := [name for name in job if started.get(name, ...) != job[name]]):
         names = ", ".join(differing) if isinstance(started, dict) else "job"
-        raise OutputError(f"{path} was started with a different {names}. Give the same, --overwrite, or another --out.")
+        raise OutputError(f"{path} was started with a different {names}. Pass the same, --overwrite, or another --out.")
 
 
 def lock_output(file: IO[bytes], path: Path) -> None:
@@ -281,7 +281,7 @@ def resume_output(
         image = next(images, None)
         if image is None or path_of_record(record, rows) != printable_path(str(image)):
             problem = f"Row {count + 1} of {path} is not for image {image}" if image else f"{path} has too many rows"
-            raise OutputError(f"{problem}: the job was started with other images. Give the same, or --overwrite.")
+            raise OutputError(f"{problem}: the job was started with other images. Pass the same, or --overwrite.")
         end, count = end + len(record), count + 1
         pending.append(image)
         if count % chunk_size == 0:
@@ -299,7 +299,7 @@ def check_own_file(path: Path, file: IO[bytes], rows: RowFormat) -> None:
     """Raise an `OutputError` unless the file is a part of the header, which this job may have written."""
     file.seek(0)
     if not rows.header.startswith(file.read(len(rows.header) + 1)):
-        raise OutputError(f"{path} was not written by this job. Give --overwrite, or another --out.")
+        raise OutputError(f"{path} was not written by this job. Pass --overwrite, or another --out.")
 
 
 def path_of_record(record: bytes, rows: RowFormat) -> str | None:
@@ -379,14 +379,14 @@ def check_finished_parquet(path: Path, images: Iterator[Any]) -> PredictionStats
                 image = next(images, None)
                 if image is None or printable_path(str(image)) != written_path:
                     raise OutputError(
-                        f"Row {count + 1} of {path} is for another image. Give the same images, or --overwrite."
+                        f"Row {count + 1} of {path} is for another image. Pass the same images, or --overwrite."
                     )
                 count += 1
     except (ArrowException, KeyError, OSError) as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"{path} is not a complete Parquet file: {first_line(error)}. Give --overwrite.") from None
+        raise OutputError(f"{path} is not a complete Parquet file: {first_line(error)}. Pass --overwrite.") from None
     if next(images, None) is not None:
         rows = "1 row" if count == 1 else f"{count:,} rows"
-        raise OutputError(f"{path} is complete with {rows}, and there are more images now. Give --overwrite.")
+        raise OutputError(f"{path} is complete with {rows}, and there are more images now. Pass --overwrite.")
     return PredictionStats(already_done=count)

@@ -87,7 +87,7 @@ class PredictionWorker:
                 if not self.process.is_alive():
                     raise OutputError(
                         f"A prediction process ended unexpectedly with exit code {self.process.exitcode}; -9 often "
-                        "means too little memory. Give fewer --processes, and --resume to continue."
+                        "means too little memory. Use fewer --processes, and --resume to continue."
                     ) from None
                 continue
             if isinstance(result, BaseException):

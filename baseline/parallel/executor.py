@@ -190,7 +190,7 @@ class RayExecutor(Executor):
         if ray.is_initialized():
             if self.address and not self.owns_ray:
                 raise RecipeError(
-                    "This script is connected to a Ray already. Give executor='ray' to use it, or call ray.shutdown()."
+                    "This script is connected to a Ray already. Pass executor='ray' to use it, or call ray.shutdown()."
                 )
             return ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

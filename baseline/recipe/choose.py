@@ -48,7 +48,7 @@ def choose_recipe(images: Any, recipe: str | Path | Recipe) -> tuple[Recipe, Any
         images = chosen.data.dataset or None
     if images is None:
         raise RecipeError(
-            f"Recipe '{chosen.name}' names no dataset, and no images were given. Give a folder of images."
+            f"Recipe '{chosen.name}' names no dataset, and no images were given. Pass a folder of images."
         )
     return chosen, images
 
@@ -65,7 +65,7 @@ def apply_changes(recipe: Recipe, seed: int | None, changes: dict[str, Any]) -> 
     elif "fold" in changes and "kfold" not in requested.split.method:
         raise RecipeError(
             f"fold is {requested.split.fold}, but split is '{requested.split.method}', which has no folds. "
-            "Give split kfold:K or group-kfold:K as well, or leave fold out."
+            "Pass split kfold:K or group-kfold:K as well, or leave fold out."
         )
     if recipe.presets or preset != "auto":
         if preset == "auto" and changes.get("budget", recipe.training.budget):

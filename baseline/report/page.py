@@ -163,7 +163,7 @@ def read_run(folder: Path) -> RunFiles:
     manifest = read_manifest(folder)
     if missing := [key for key in REQUIRED_KEYS if key not in manifest]:
         raise OutputError(
-            f"{folder / 'manifest.json'} lacks {quoted_list(missing)}. Give the folder of a finished run."
+            f"{folder / 'manifest.json'} lacks {quoted_list(missing)}. Pass the folder of a finished run."
         )
     findings, pairs = folder / "audit" / "findings.json", folder / "audit" / "pairs.csv"
     run = RunFiles(
@@ -193,7 +193,7 @@ def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
         check_regular(path, MAX_TABLE_BYTES)
         return pd.read_csv(path, **options)
     except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished run.") from None
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Pass the folder of a finished run.") from None
     except ValueError as error:
         reason = " ".join(str(error).split())[:120]
         raise OutputError(f"{path} is not a complete table: {reason}. Run it again.") from None

@@ -113,13 +113,13 @@ def read_manifest(run: str | Path) -> Manifest:
 
     run = Path(run)
     if not run.is_dir():
-        raise OutputError(f"There is no folder {run}. Give the folder of a finished run.")
+        raise OutputError(f"There is no folder {run}. Pass the folder of a finished run.")
     if not (run / "manifest.json").exists():
         state = "an unfinished run" if looks_unfinished(run) else "not a run folder"
-        raise OutputError(f"{run} is {state}: it has no manifest.json. Give the folder of a finished run.")
+        raise OutputError(f"{run} is {state}: it has no manifest.json. Pass the folder of a finished run.")
     manifest = read_json(run / "manifest.json", Any)
     if not isinstance(manifest, dict) or not {"recipe", "metrics"} <= set(manifest):
-        raise OutputError(f"{run / 'manifest.json'} is not the manifest of a run. Give the folder of a finished run.")
+        raise OutputError(f"{run / 'manifest.json'} is not the manifest of a run. Pass the folder of a finished run.")
     version = manifest_format(run, manifest)
     with refuse_damaged(run / "manifest.json"):
         manifest = manifest if version == FORMAT else upgrade_manifest(manifest)

@@ -81,7 +81,7 @@ def fit_to_budget(
         shortest = min(shortest, needed)
     raise RecipeError(
         f"The budget leaves {max(seconds, 0):.1f} s for training and evaluation; the fastest plan needs about "
-        f"{shortest:.1f} s on this machine. Give a longer --budget, or --images-per-class."
+        f"{shortest:.1f} s on this machine. Use a longer --budget, or --images-per-class."
     )
 
 

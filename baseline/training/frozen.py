@@ -139,7 +139,7 @@ class FreezePlan:
             if (trained := stage.groups(len(self.groups))) > len(self.groups):
                 raise RecipeError(
                     f"Stage {number} trains {trained} layer groups, but {recipe.model.arch} has {len(self.groups)}. "
-                    "Give fewer in its `trains`."
+                    "Use fewer in its `trains`."
                 )
         self.full_view = InputView("plain", recipe.model.image_size)
         numbers = range(1, len(recipe.stages) + 1)
@@ -436,7 +436,7 @@ def timed_embeddings(
     if 1 not in frozen.plan.stages or not frozen.obtain("all", view, 1):
         raise RecipeError(
             f"There is no room for the features of {len(table):,} images from '{recipe.model.arch}', neither in the "
-            "cache nor in memory. Give fewer images, or a larger --cache-gb."
+            "cache nor in memory. Use fewer images, or a larger --cache-gb."
         )
     features = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
     features = features.reshape(-1, len(table), features.shape[1]).mean(0) if views else features

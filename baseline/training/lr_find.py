@@ -45,7 +45,7 @@ def find_lr(learn: Learner) -> tuple[float, pd.DataFrame, str]:
     with _preserve_state(learn), learn.no_bar(), learn.no_logging(), optimize_for_cpu(learn.model, sample_batch(learn)):
         learn.fit(SWEEP_STEPS // len(learn.dls.train) + 1, cbs=_LRSweep(num_it=SWEEP_STEPS))
         if not hasattr(learn.recorder, "lrs"):
-            raise TrainingError("A callback ended the search for a learning rate before its first step. Give an lr.")
+            raise TrainingError("A callback ended the search for a learning rate before its first step. Set an lr.")
         curve = pd.DataFrame({"lr": learn.recorder.lrs, "loss": [float(loss) for loss in learn.recorder.losses]})
     curve = curve[np.isfinite(curve["loss"])].reset_index(drop=True)
     usable = curve.iloc[SWEEP_STEPS // 10 : -5]

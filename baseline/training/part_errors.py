@@ -45,12 +45,12 @@ def named_learner_errors(learn: Learner, where: str) -> Iterator[None]:
                 ) from error
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise TrainingError(f"{where}: BatchNorm cannot learn from a batch of one image. Give more.") from error
+            raise TrainingError(f"{where}: BatchNorm cannot learn from a batch of one image. Use more.") from error
         finally:
             replaced, learn.dls = learn.dls is not dls, dls
             if replaced and not isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
                 raise TrainingError(
-                    f"{where}: a callback replaced learn.dls, so that epochs cannot be compared. Give these "
+                    f"{where}: a callback replaced learn.dls, so that epochs cannot be compared. Pass these "
                     "DataLoaders to a run of their own."
                 )
 
@@ -164,13 +164,13 @@ def _outputs(learn: Learner, images: torch.Tensor) -> torch.Tensor:
         if "out of memory" in str(error):
             raise
         raise TrainingError(
-            f"Before stage 1: the network does not take images of {_describe(images)}: {first_line(error)}. Give "
+            f"Before stage 1: the network does not take images of {_describe(images)}: {first_line(error)}. Pass "
             "images that it takes, or another network."
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.shape != needed:
         raise TrainingError(
             f"Before stage 1: the network returns {_describe(outputs)}; {needed[0]} x {needed[1]} was needed, one "
-            "number per class. Give a network with that output."
+            "number per class. Pass a network with that output."
         )
     return outputs
 

@@ -45,9 +45,9 @@ def with_recovery(run: TrainingRun, learner: Learner, number: int, facts: StageR
         except torch.OutOfMemoryError:
             size = learner.dls.train.bs
             if size <= 2 or world_size() > 1:  # BatchNorm cannot learn from a single image
-                message = "Not enough memory for two images at a time. Give a smaller --image-size or another --arch."
+                message = "Not enough memory for two images at a time. Use a smaller --image-size or another --arch."
                 if world_size() > 1:  # the other processes would wait for this one
-                    message = f"Not enough memory for {size} images per process. Give a smaller --batch-size."
+                    message = f"Not enough memory for {size} images per process. Use a smaller --batch-size."
                 raise TrainingError(message) from None
             size = max(2, size // 2)
             run.progress.log(f"stage {number}: out of memory; continuing with batches of {size}, accumulated per step")

@@ -55,7 +55,7 @@ class SelectionMetric:
             shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
             raise TrainingError(
                 f"The network's output for {len(targets)} images is {shape}; {(len(targets), self.classes)} was "
-                "needed, one number per class. Give a network with that output."
+                "needed, one number per class. Pass a network with that output."
             )
         outputs, targets = outputs.detach().as_subclass(torch.Tensor), targets.detach().as_subclass(torch.Tensor)
         self.images += len(targets)

@@ -159,7 +159,7 @@ def train_stage(run: TrainingRun, number: int) -> StageRecord:
         if not run.log.epochs:
             raise TrainingError(
                 f"Training diverges in stage {number}: {error}, also at half the learning rate "
-                f"({format_lr(facts['lr'])}). Give a lower lr in the recipe, and check the images."
+                f"({format_lr(facts['lr'])}). Use a lower lr in the recipe, and check the images."
             ) from None
         run.progress.log(f"stage {number}: {error} again; training ends with the best weights so far")
     finally:
@@ -226,7 +226,7 @@ def stage_learner(run: TrainingRun, number: int) -> Learner:
     if cached_learner is None and run.frozen.recipe.stages[number - 1].trains == "probe":
         raise RecipeError(
             f"Stage {number} trains 'probe', and there is no room for the features of all images, neither in the cache "
-            "nor in memory. Give a larger --cache-gb, fewer images, or a stage that trains 'head'."
+            "nor in memory. Use a larger --cache-gb, fewer images, or a stage that trains 'head'."
         )
     if cached_learner is None and saved_parameters:
         raise OutputError(

@@ -32,7 +32,7 @@ def build_torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Modul
     """Return a torchvision model without its head, and its splitter."""
     if arch.startswith(WHOLE_MODELS):
         raise RecipeError(
-            f"torchvision's '{arch}' cannot be cut into body and head. Give a similar timm model instead: "
+            f"torchvision's '{arch}' cannot be cut into body and head. Use a similar timm model instead: "
             f"{_suggest_timm_models(arch)}."
         )
     builder = getattr(torchvision.models, arch)

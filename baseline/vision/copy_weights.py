@@ -43,7 +43,7 @@ def copy_weights(model: nn.Module, weights: Weights, needed: tuple[str, ...]) ->
         count = len(find_mismatches({}, own))
         raise WeightsError(
             f"{weights.path} does not hold weights of {weights.arch}: {len(mismatched)} of {count} tensors are "
-            f"missing or have another shape, the first is '{mismatched[0]}'. Give a file of this architecture, or "
+            f"missing or have another shape, the first is '{mismatched[0]}'. Pass a file of this architecture, or "
             "change --arch."
         )
     if invalid := [name for name in own if name in tensors and not torch.isfinite(tensors[name]).all()]:

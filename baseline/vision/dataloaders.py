@@ -225,7 +225,7 @@ def shard_loader(loader: BatchLoader, index: int, shards: int) -> BatchLoader:
     """
     if loader.bs % shards or loader.bs < 2 * shards:
         size = max(2, loader.bs // shards) * shards
-        remedy = "Give" if size > len(loader.dataset) else f"Give --batch-size {size}, or"
+        remedy = "Use" if size > len(loader.dataset) else f"Pass --batch-size {size}, or"
         problem = f"cannot be split evenly among {shards} processes"
         problem += ", with at least two images each" if size > loader.bs else ""
         raise RecipeError(f"Batches of {loader.bs} {problem}. {remedy} fewer --processes.")
@@ -287,7 +287,7 @@ class LabelReader:
             label = Path(row).parent.name
             if label not in self.classes:
                 raise DataError(
-                    f"{row} has no label: its folder is not named after a class. Give a DataFrame with the columns "
+                    f"{row} has no label: its folder is not named after a class. Pass a DataFrame with the columns "
                     "path and label, or leave with_labels out."
                 )
         else:

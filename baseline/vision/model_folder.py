@@ -192,7 +192,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a file of a model folder, if it is a regular file of a plausible size."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait forever
-            raise OutputError(f"{path} is not a file. Give a run or its model folder.")
+            raise OutputError(f"{path} is not a file. Pass a run or its model folder.")
         if path.stat().st_size > MAX_BYTES[path.name]:
             raise OutputError(f"{path} is larger than {MAX_BYTES[path.name]:,} bytes, the maximum for a model folder.")
         return path.read_bytes()
@@ -201,7 +201,7 @@ def read_bytes(path: Path) -> bytes:
             raise
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{path} cannot be read: {reason}. Give the folder of a finished run, or a model folder."
+            f"{path} cannot be read: {reason}. Pass the folder of a finished run, or a model folder."
         ) from None
 
 
@@ -212,7 +212,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise OutputError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
     if not isinstance(config, dict):
-        raise OutputError(f"{path} does not describe a network. Give a run or its model folder.")
+        raise OutputError(f"{path} does not describe a network. Pass a run or its model folder.")
     version: Any = config.get("format")
     if version not in range(1, FORMAT + 1) or isinstance(version, bool | float):
         raise OutputError(
@@ -360,5 +360,5 @@ def member_names(summary: Path, kind: str) -> list[str]:
     entries = runs if isinstance(runs, list) else []
     names = [Path(str(entry.get("folder"))).name if isinstance(entry, dict) else "" for entry in entries]
     if not names or not all(re.fullmatch(rf"{kind}-\d{{1,10}}", name) for name in names):
-        raise OutputError(f"{summary} names no {kind}s. Give the folder of a finished run.")
+        raise OutputError(f"{summary} names no {kind}s. Pass the folder of a finished run.")
     return names

@@ -54,10 +54,10 @@ def adopt(dls: DataLoaders) -> DataLoaders:
                 "Make them with DataBlock, ImageDataLoaders or DataLoaders.from_dsets."
             )
         if not len(loader.dataset):
-            raise DataError("The DataLoaders have an empty train or valid set. Give both some images.")
+            raise DataError("The DataLoaders have an empty train or valid set. Both need at least one image.")
     if not len(dls.train):
         raise DataError(
-            f"The DataLoaders' {len(dls.train_ds)} train images make no batch of {dls.train.bs}. Give a smaller bs, or "
+            f"The DataLoaders' {len(dls.train_ds)} train images make no batch of {dls.train.bs}. Use a smaller bs, or "
             "drop_last=False."
         )
     if len(item := dls.valid_ds[0]) != 2:

@@ -144,9 +144,9 @@ def weights_from_file(arch: str, path: Path) -> Weights:
         WeightsError: if the file is missing, does not have the extension of a weights file, or does not match its hash.
     """
     if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}. Give the path of a .pth or .safetensors file.")
+        raise WeightsError(f"There is no weights file {path}. Pass the path of a .pth or .safetensors file.")
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
-        raise WeightsError(f"{path} does not look like a weights file. Give a .pth or .safetensors file.")
+        raise WeightsError(f"{path} does not look like a weights file. Pass a .pth or .safetensors file.")
     # not resolved: in Hugging Face's cache it is a link to a file without extension
     return Weights(arch, path.absolute(), _check_hash(path, hash_in_name(path)), "the file given")
 
@@ -342,14 +342,14 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{path} is a pickle that holds more than tensors, or no weights at all; no code in it was run. "
-            "Give a file that holds only a state dict."
+            "Pass a file that holds only a state dict."
         ) from None
     except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError, OSError) as error:
         raise WeightsError(f"{path} is truncated or damaged ({first_line(error)}). Download it again.") from None
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no named tensors. Give a file that holds a state dict.")
+        raise WeightsError(f"{path} holds no named tensors. Pass a file that holds a state dict.")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
 
 
