@@ -8,7 +8,8 @@ memory, and ratios to plain fastai. `--out` stores every run as JSON lines.
 
 | peer | what it is |
 |---|---|
-| baseline-quick, baseline-standard | `make_baseline` with that preset, audit included, nothing cached |
+| baseline-quick and others | `make_baseline` with that preset, audit included, nothing cached |
+| fastai-fine-tune | plain fastai's `fine_tune(3)` |
 | fastai | the 2020 article's recipe: freeze, lr_find, three epochs, unfreeze, three at slice(1e-6, 1e-4), tta |
 | fastai-bf16 | the same with fastai's ChannelsLast and bfloat16 autocast on the CPU, which its own callback lacks |
 | pytorch | the loop of PyTorch's transfer-learning tutorial (SGD, StepLR, whole network), 6 epochs, batches of 64 |
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +78,7 @@ def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dic
             cache_gb=0.0,
             out=Path(folder) / "run",
             progress=baseline.Progress(),
-            **({} if preset == "quick" else {"image_size": recipe.model.image_size}),
+            **({"image_size": recipe.model.image_size} if preset == "standard" else {}),
         )
     seconds = result.manifest["seconds"]
     at = sum(seconds[name] for name in ("data", "audit", "weights", "decoding", "estimate"))
@@ -91,7 +93,9 @@ def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dic
     return {kind: result.metrics["test"][kind]["accuracy"] for kind in ("plain", "tta")}
 
 
-def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> dict[str, float]:
+def run_fastai(
+    table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool = False, fine_tune: bool = False
+) -> dict[str, float]:
     import fastai.callback.all  # noqa: F401  # gives Learner fit_one_cycle, lr_find and tta
     import torch
     from fastai.callback.channelslast import ChannelsLast
@@ -147,11 +151,14 @@ def run_fastai(table: pd.DataFrame, recipe: Any, run: Run, bfloat16: bool) -> di
     learn.freeze()
     learn.epoch_is_real = False
     with learn.no_bar(), learn.no_logging():
-        rate = learn.lr_find(show_plot=False).valley
+        rate = None if fine_tune else learn.lr_find(show_plot=False).valley
         learn.epoch_is_real = True
-        learn.fit_one_cycle(EPOCHS // 2, rate)
-        learn.unfreeze()
-        learn.fit_one_cycle(EPOCHS - EPOCHS // 2, slice(1e-6, 1e-4))
+        if fine_tune:
+            learn.fine_tune(EPOCHS // 2)
+        else:
+            learn.fit_one_cycle(EPOCHS // 2, rate)
+            learn.unfreeze()
+            learn.fit_one_cycle(EPOCHS - EPOCHS // 2, slice(1e-6, 1e-4))
         learn.epoch_is_real = False  # predicting has epochs, too
         test = dls.test_dl(table[table["split"] == "test"].reset_index(drop=True), with_labels=True)
         plain, targets = learn.get_preds(dl=test)
@@ -290,10 +297,13 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
 
 
 PEERS: dict[str, Callable[..., dict[str, float]]] = {
-    "baseline-quick": lambda *args: run_baseline(*args, preset="quick"),
-    "baseline-standard": lambda *args: run_baseline(*args, preset="standard"),
-    "fastai": lambda *args: run_fastai(*args, bfloat16=False),
-    "fastai-bf16": lambda *args: run_fastai(*args, bfloat16=True),
+    "baseline-instant": partial(run_baseline, preset="instant"),
+    "baseline-quick": partial(run_baseline, preset="quick"),
+    "baseline-standard": partial(run_baseline, preset="standard"),
+    "baseline-best": partial(run_baseline, preset="best"),
+    "fastai": run_fastai,
+    "fastai-bf16": partial(run_fastai, bfloat16=True),
+    "fastai-fine-tune": partial(run_fastai, fine_tune=True),
     "pytorch": run_pytorch,
     "timm": run_timm,
     "sklearn": run_sklearn,
