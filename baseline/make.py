@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
     from baseline.runs.manifest import Manifest
+    from baseline.runs.reference import ProbeReference
     from baseline.training.budget import Estimate
     from baseline.training.state import History
     from baseline.vision.weights import Weights
@@ -240,7 +241,10 @@ class _Run:
             saved = self._saved_start()
             weights = self._resolve(saved)
             loggers = self._open_loggers(stack)
-            learn, estimate = self._make_learner(weights)
+            with self.timer.part("decoding"):
+                learn = self._build_learner(weights)
+            estimate = self._estimate(learn)
+            reference = self._probe_reference(learn)
             history = self._train(learn, weights, loggers, estimate, saved)
             with self.timer.part("evaluation"):
                 how, task = self.recipe.evaluation, self.recipe.data.task
@@ -256,6 +260,8 @@ class _Run:
                 calibration = calibration_report(predictions, task)
                 loggers.log_summary(flatten_metrics(metrics))
         manifest = self._manifest(weights, metrics, history, calibration, estimate)
+        if reference is not None and history.probe:
+            manifest["probe"] = reference.compare(history, predictions)
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
         self._write_report()
         self.checkpoints.remove()
@@ -315,8 +321,9 @@ class _Run:
         from baseline.vision.rng import preserve_rng_state
 
         with self.timer.part("weights"):
+            chosen = self._choose_arch(saved)
             self.recipe, weights, reasons = resolve(self.recipe, self.table, self.progress)
-            self.reasons |= reasons
+            self.reasons |= reasons | chosen
         budget = self._budget = parse_duration(self.recipe.training.budget)
         if saved:
             self.recipe, self.reasons = _restore_recipe(self.run_folder, saved, self.recipe), saved["reasons"]
@@ -330,6 +337,19 @@ class _Run:
                 )
         return weights
 
+    def _choose_arch(self, saved: dict[str, Any] | None) -> dict[str, str]:
+        """Replace an `arch` that names architectures to compare by the best of them, and return the reason."""
+        if self.recipe.model.arch.partition(":")[0] != "probe":
+            return {}
+        if saved:
+            self.recipe = self.recipe.changed(arch=saved["recipe"]["model"]["arch"])
+            return {}
+        from baseline.training.choose_arch import choose_arch
+
+        self.recipe, reason = broadcast_from_rank0(lambda: choose_arch(self.recipe, self.table, self.progress))
+        self.progress.log(f"arch: {self.recipe.model.arch} ({reason})")
+        return {"arch": reason}
+
     def _open_loggers(self, stack: ExitStack) -> Progress:
         names = self.recipe.options.loggers
         if not names or rank():
@@ -341,22 +361,17 @@ class _Run:
             config = logger_config(self.recipe, self.images, self.table)
             return stack.enter_context(open_loggers(names, self.folder, config, self.progress))
 
-    def _make_learner(self, weights: Weights | None) -> tuple[Learner, Estimate]:
-        """The fastai Learner on the images, and how long its training and evaluation will take."""
-        from baseline.training.budget import Throughput, estimate_seconds
-        from baseline.training.frozen import FrozenOutputs
+    def _estimate(self, learn: Learner) -> Estimate | None:
+        """How long training and evaluation will take; None if the module that measures it was removed."""
+        if not find_spec("baseline.training.budget"):
+            return None
+        from baseline.training.budget import estimate_run
 
-        with self.timer.part("decoding"):
-            learn = self._build_learner(weights)
         with self.timer.part("estimate"):
-            throughput = Throughput(learn.model, learn.splitter, self.recipe, shape=self.image_shape)
-            frozen = FrozenOutputs(learn, self.recipe)
-            estimate = estimate_seconds(
-                throughput, self.recipe, count_by_split(self.table), frozen.cached_stages(), frozen.plan.own_parts
-            )
+            estimate = estimate_run(learn, self.recipe, count_by_split(self.table), self.image_shape)
             duration = format_duration(estimate.total)
             self.progress.log(f"training and evaluation will take about {duration} on {describe_device()}")
-        return learn, estimate
+        return estimate
 
     def _build_learner(self, weights: Weights | None) -> Learner:
         from baseline.vision.dataloaders import dataloaders
@@ -372,14 +387,24 @@ class _Run:
             path=scratch,
         )  # fmt: skip
 
+    def _probe_reference(self, learn: Learner) -> ProbeReference | None:
+        """What the result is compared with, if training begins with a probe and goes on."""
+        first, *others = self.recipe.stages
+        if rank() or not others or first.trains != "probe":
+            return None
+        from baseline.runs.reference import probe_reference
+
+        with self.timer.part("reference"):
+            return probe_reference(learn, self.table, self.recipe, self.progress)
+
     def _train(
-        self, learn: Learner, weights: Weights | None, loggers: Progress, estimate: Estimate,
+        self, learn: Learner, weights: Weights | None, loggers: Progress, estimate: Estimate | None,
         saved: dict[str, Any] | None,
     ) -> History:  # fmt: skip
         from baseline.training.stages import train
 
         budget, recipe, deadline = self._budget, self.recipe, math.inf
-        if budget:
+        if budget and estimate:
             from baseline.training.budget_plan import reserve_seconds
 
             deadline = self.timer.began + budget - reserve_seconds(estimate.evaluation)
@@ -395,7 +420,7 @@ class _Run:
 
     def _manifest(
         self, weights: Weights | None, metrics: Metrics, history: History, calibration: dict[str, Any],
-        estimate: Estimate,
+        estimate: Estimate | None,
     ) -> Manifest:  # fmt: skip
         seconds, stages = self.timer.seconds, history.stages
         unreadable = self.prepared.unreadable
@@ -403,7 +428,9 @@ class _Run:
         times = time_by_part(seconds, stages)
         bound = bottleneck(times, self.recipe, device_type())
         manifest |= {"asked": self.request, "reasons": self.reasons, "calibration": calibration}
-        manifest |= {"estimated_seconds": round(estimate.total, 1), "time": times, "bound": bound}
+        manifest |= {"time": times, "bound": bound}
+        if estimate:
+            manifest["estimated_seconds"] = round(estimate.total, 1)
         if self.image_shape:
             manifest["image_shape"] = self.image_shape
         if parts := self.parts.names():

@@ -124,7 +124,7 @@ def shortened(name: str) -> dict[str, Any]:
     recipe = baseline.load_recipe(name)
     preset = "quick" if "quick" in recipe.presets else "standard"
     stages = tuple(
-        dataclasses.replace(stage, epochs=1, steps=0, lr=stage.lr if stage.trains == "head" else 1e-3)
+        dataclasses.replace(stage, epochs=1, steps=0, lr=stage.lr if stage.is_head else 1e-3)
         for stage in recipe.with_preset(preset).stages
     )
     return {"preset": preset, "stages": stages, "image_size": 48, "arch": EMBEDDED_ARCH}

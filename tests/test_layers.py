@@ -70,8 +70,8 @@ CORE = ("metrics", "recipe", "data", "vision", "training", "evaluation", "runs",
 LEAVES = (
     "cli", "experiments", "deploy", "report", "inference", "parallel/executor.py", "data/formats",
     "data/audit/findings.py", "data/audit/duplicates.py", "data/label_fixes.py", "data/table_folds.py",
-    "training/loggers.py", "training/average.py", "training/budget_plan.py",
-    "training/probe.py", "training/logistic.py",
+    "training/loggers.py", "training/average.py", "training/budget.py", "training/budget_plan.py",
+    "training/probe.py", "training/logistic.py", "training/choose_arch.py", "runs/reference.py",
     "metrics/probability", "metrics/quadratic_kappa.py", "evaluation/details",
     "evaluation/thresholds.py",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",
@@ -115,7 +115,7 @@ def test_the_thin_layer_is_read_in_one_sitting() -> None:
 
 
 def test_the_core_stays_small() -> None:
-    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and not is_removable(path)) <= 8_100
+    assert sum(code_lines(path) for path in MODULES if wing_of(path) in CORE and not is_removable(path)) <= 8_000
     assert max(path.read_text().count("\n") for path in MODULES) <= 600
 
 

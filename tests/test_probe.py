@@ -130,15 +130,13 @@ def test_without_bias_more_classes_than_features_have_no_intercept() -> None:
 
 def test_other_heads_are_refused_in_a_line() -> None:
     solution = Solution(torch.ones(2, 4), torch.zeros(2), torch.zeros(4), torch.ones(4), 1.0, 0.0)
-    with pytest.raises(TrainingError, match="the head has Linear, ReLU, Linear"):
+    with pytest.raises(TrainingError, match="the head is not one linear layer: it has Linear, ReLU, Linear"):
         install(solution, nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "fastai"}, "stage 1: trains is 'probe', needed: head 'linear' and freeze 'features'"),
-        ({"freeze": "fastai"}, "needed: head 'linear' and freeze 'features'"),
         ({"stages": (Stage("probe", 2),)}, "which takes no steps; needed: epochs 1 and no lr"),
         ({"stages": (Stage("probe", 1, 1e-3),)}, "which takes no steps"),
     ],
@@ -218,10 +216,54 @@ def test_what_cannot_act_on_a_probe_is_named(images: Path, no_page: None, tmp_pa
     progress = Lines()
     make_baseline(
         images, preset="instant", out=tmp_path / "run", progress=progress, mixup=0.4, augment={"rotate": 10.0},
-        cbs=[Counting()], loss_func=nn.MultiMarginLoss(), **TINY,
+        cbs=[Counting()], **TINY,
     )  # fmt: skip
     (line,) = [line for line in progress.lines if "not used by the probe" in line]
-    assert line.startswith("stage 1: rotate, Counting, mixup, MultiMarginLoss: not used")
+    assert line.startswith("stage 1: rotate, Counting, mixup: not used")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"head": "fastai"}, "the head is not one linear layer: it has BatchNorm1d, Linear, ReLU, "),
+        ({"freeze": "fastai"}, "freeze is 'fastai'"),
+        ({"loss_func": nn.MultiMarginLoss()}, "the loss is MultiMarginLoss"),
+        ({"loss": "focal"}, "the loss is FocalLossFlat"),
+        ({}, "there is no room for the features of all images"),
+    ],
+    ids=["head", "freeze", "own loss", "focal loss", "no room"],
+)
+def test_where_a_probe_is_not_possible_the_head_is_trained_by_steps(
+    images: Path, no_page: None, tmp_path: Path, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baseline.training import frozen
+
+    if not changes:
+        monkeypatch.setattr(frozen, "MEMORY_FRACTION", 0.0)
+    progress = Lines()
+    stages = (Stage("probe"), Stage(2, 1, 1e-3))
+    result = make_baseline(images, stages=stages, out=tmp_path / "run", progress=progress, **TINY, **changes)
+    (line,) = [line for line in progress.lines if "trained by steps" in line]
+    assert line.startswith(f"stage 1: {reason}") and line.endswith(", so the head is trained by steps, not solved for")
+    head, _ = result.history.stages
+    assert head["trains"] == "head" and head["lr"] > 0
+    steps = head["epochs"] * (len(result.learner.dls.train_ds) // result.learner.dls.train.bs)
+    assert steps >= 70
+    assert not result.history.probe and "probe" not in result.manifest
+
+
+def test_the_reference_is_what_the_probe_alone_predicts(images: Path, no_page: None, tmp_path: Path) -> None:
+    changes = {"out": tmp_path / "run", "tta": (), "frozen_precision": "float32", **TINY}
+    result = make_baseline(images, stages=(Stage("probe"), Stage(2, 1, 1e-3)), progress=Progress(), **changes)
+    alone = make_baseline(images, stages=(Stage("probe"),), progress=Progress(), **{**changes, "out": tmp_path / "a"})
+    probe, (split,) = result.manifest["probe"], set(result.metrics) - {"valid"} or {"valid"}
+    assert probe["split"] == split and probe["images"] == result.metrics[split]["images"]
+    assert probe["value"] == pytest.approx(alone.metrics[split]["tta"]["accuracy"])
+    assert probe["difference"] == pytest.approx(result.metrics[split]["tta"]["accuracy"] - probe["value"])
+    assert probe["strength"] == alone.history.stages[0]["strength"]
+    assert "probe" not in alone.manifest
+    stages = (Stage("head"), Stage(2, 1, 1e-3))
+    assert "probe" not in make_baseline(images, stages=stages, out=tmp_path / "b", progress=Progress(), **TINY).manifest
 
 
 def test_a_probe_on_dataloaders_of_the_users(images: Path, no_page: None, tmp_path: Path) -> None:
@@ -234,16 +276,6 @@ def test_a_probe_on_dataloaders_of_the_users(images: Path, no_page: None, tmp_pa
     accuracy = result.learner.validate()[1]
     assert accuracy == pytest.approx(result.history.epochs["valid_accuracy"][0])
     assert result.history.stages[0]["strength"] in STRENGTHS
-
-
-def test_no_room_for_features_is_said_in_a_line(
-    images: Path, no_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from baseline.training import frozen
-
-    monkeypatch.setattr(frozen, "MEMORY_FRACTION", 0.0)
-    with pytest.raises(RecipeError, match="no room for the features of all images"):
-        make_baseline(images, preset="instant", out=tmp_path / "run", progress=Progress(), **TINY)
 
 
 def test_a_metric_chooses_the_strength(settled: tuple, learn: Any) -> None:
@@ -267,3 +299,42 @@ def test_the_command_line_takes_the_preset(images: Path, no_page: None, tmp_path
     ended = call("run", images, "--preset", "instant", "--out", tmp_path / "run", *options)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run/manifest.json").exists()
+
+
+def test_the_architecture_with_the_best_probe_is_chosen(
+    images: Path, no_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baseline.training import choose_arch
+
+    options = {name: value for name, value in TINY.items() if name not in ("weights", "arch")}
+    real, lines = choose_arch.probe_epoch, Lines()
+
+    def worse_for_others(recipe: Recipe, table: pd.DataFrame, progress: Progress) -> dict[str, float]:
+        epoch = real(recipe.changed(arch="tf_efficientnet_lite0"), table, progress)
+        return epoch if recipe.model.arch == "tf_efficientnet_lite0" else {**epoch, "valid_accuracy": 0.25}
+
+    monkeypatch.setattr(choose_arch, "probe_epoch", worse_for_others)
+    arch = "probe:resnet18,tf_efficientnet_lite0"
+    result = make_baseline(images, preset="instant", arch=arch, out=tmp_path / "run", progress=lines, **options)
+    assert result.recipe.model.arch == "tf_efficientnet_lite0"
+    reason = result.manifest["reasons"]["arch"]
+    assert reason.startswith("the best of 2 by their probes on valid, in ") and "resnet18 25.0%" in reason
+    assert f"arch: tf_efficientnet_lite0 ({reason})" in lines.lines
+    alone = make_baseline(
+        images, preset="instant", arch="tf_efficientnet_lite0", out=tmp_path / "alone", progress=Progress(), **options
+    )
+    pd.testing.assert_frame_equal(alone.predictions, result.predictions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrained": False}, "compares pretrained weights: leave out"),
+        ({"arch": "probe:resnet1"}, "no architecture 'resnet1'"),
+    ],
+)
+def test_architectures_that_cannot_be_compared_are_refused(
+    images: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_baseline(images, out=tmp_path / "run", progress=Progress(), image_size=32, **{"arch": "probe", **changes})

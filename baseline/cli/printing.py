@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from baseline.evaluation.explain import describe_difference, explain
+from baseline.evaluation.explain import describe_difference, describe_probe, explain
 from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
 from baseline.report.headline import Headline, headline_of, named_headline
@@ -76,7 +76,10 @@ def _explain_result(result: Baseline) -> list[str]:
     """What the metrics of the last split mean, and what calibration changes."""
     split, numbers = list(result.metrics.items())[-1]
     calibration = result.manifest["calibration"].get(split)
-    return [escape(line) for line in (*explain(numbers), *([calibration["words"]] if calibration else []))]
+    sentences = [*explain(numbers), *([calibration["words"]] if calibration else [])]
+    if probe := result.manifest.get("probe"):
+        sentences.insert(0, describe_probe(probe))
+    return list(map(escape, sentences))
 
 
 def seeds_table(result: SeedRuns) -> RenderableType:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["describe_difference", "explain"]
+from baseline.metrics.registry import find_metric
+from baseline.progress import format_duration
+
+__all__ = ["describe_difference", "describe_probe", "explain"]
 
 
 def explain(numbers: Mapping[str, Any]) -> list[str]:
@@ -48,7 +51,7 @@ def explain(numbers: Mapping[str, Any]) -> list[str]:
     return sentences + [f"{name} is undefined: {reason}." for name, reason in tta.get("undefined", {}).items()]
 
 
-def describe_difference(result: dict[str, Any]) -> str:
+def describe_difference(result: Mapping[str, Any]) -> str:
     """Describe a difference in accuracy, its confidence interval and whether it is statistically significant.
 
     Args:
@@ -59,6 +62,20 @@ def describe_difference(result: dict[str, Any]) -> str:
     verdict = "significant" if result["beyond_noise"] else "inconclusive" if p < 0.05 else "not significant"
     p_text = f"p = {p:.2f}" if p >= 0.01 else "p < 0.01" if p >= 0.001 else "p < 0.001"
     return f"{100 * result['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({p_text})"
+
+
+def describe_probe(probe: Mapping[str, Any]) -> str:
+    """Describe the reference beside a result in a sentence.
+
+    Args:
+        probe: `probe` of a run's manifest; see `baseline.runs.reference`.
+    """
+    metric = find_metric(probe["metric"])
+    value, duration = metric.text(probe["value"], 1), format_duration(probe["seconds"])
+    start = f"Logistic regression on features of the frozen body: {value} in {duration}"
+    if "p" in probe:
+        return f"{start}; fine-tuning changes it by {describe_difference(probe)}."
+    return f"{start}; fine-tuned {metric.text(probe['value'] + probe['difference'], 1)}."
 
 
 def describe_calibration(tta: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job
 from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.diff import diff_recipes
-from baseline.recipe.schema import Stage
+from baseline.recipe.schema import HEAD_STAGE, Stage
 from baseline.runs.folder import read_manifest, read_predictions
 from baseline.runs.manifest import build_manifest
 from baseline.vision.resolve import resolve
@@ -79,10 +79,7 @@ ARCH_INDEPENDENT = ("majority", "zeroshot")
 
 
 HEAD_ONLY_STAGE = Stage("head", 10, steps=350)
-"""Stage for a head that is not fine-tuned afterwards; before fine-tuning, two epochs are better
-(see benchmarks/README.md)."""
-
-HEAD_FIRST_STAGE = Stage("head", 2, steps=70)
+"""Stage for a head that is not fine-tuned afterwards."""
 
 LAST_GROUPS_STAGE = Stage(0.55, 3, 3e-4, steps=100)
 
@@ -210,8 +207,8 @@ class Architecture:
     def variant_recipe(self, variant: str) -> Recipe:
         """Return the recipe of a variant."""
         recipe = self.recipe
-        head_stages = tuple(stage for stage in recipe.stages if stage.trains == "head") or (HEAD_FIRST_STAGE,)
-        last_stage = next((stage for stage in reversed(recipe.stages) if stage.trains != "head"), LAST_GROUPS_STAGE)
+        head_stages = tuple(stage for stage in recipe.stages if stage.is_head) or (HEAD_STAGE,)
+        last_stage = next((stage for stage in reversed(recipe.stages) if not stage.is_head), LAST_GROUPS_STAGE)
         groups_stage = (
             last_stage
             if last_stage.trains != "all"

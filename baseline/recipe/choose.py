@@ -9,7 +9,7 @@ from baseline.errors import RecipeError, unknown_name
 from baseline.files import read_values, resolve_path
 from baseline.recipe.auto import resolve_preset
 from baseline.recipe.load import load_recipe, recipe_names
-from baseline.recipe.schema import PRESETS, Recipe, Stage
+from baseline.recipe.schema import HEAD_STAGE, PRESETS, Recipe, Stage
 from baseline.system import device_type
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def _with_changed_presets(recipe: Recipe, changes: dict[str, Any], seed: int | N
 
 def scratch_stages(recipe: Recipe) -> tuple[Recipe, str]:
     """Return the recipe with one stage over all layers, for random weights, and the reason for it."""
-    epochs, steps = (sum(getattr(stage, key) for stage in recipe.stages) for key in ("epochs", "steps"))
+    stages = [HEAD_STAGE if stage.trains == "probe" else stage for stage in recipe.stages]
+    epochs, steps = (sum(getattr(stage, key) for stage in stages) for key in ("epochs", "steps"))
     reason = "all layers are trained, because a frozen body with random weights has nothing to offer"
     last = recipe.stages[-1]
     stage = Stage("all", epochs, "find", "train", steps=steps, optimizer=last.optimizer, schedule=last.schedule)

@@ -181,7 +181,7 @@ class Stage:
     """`"probe"` (the head by logistic regression on features of the frozen body, see `baseline.training.probe`),
     `"head"` (frozen body), `"all"`, or the last layer groups, the head among them: their number, or their fraction of
     all groups, which fits any architecture."""
-    epochs: Annotated[int, Interval(ge=1, le=100_000), Needed("a whole number from 1")]
+    epochs: Annotated[int, Interval(ge=1, le=100_000), Needed("a whole number from 1")] = 1
     """Number of passes over the training images."""
     lr: Annotated[
         Literal["find"] | LearningRate | tuple[LearningRate, LearningRate],
@@ -213,6 +213,11 @@ class Stage:
     cosine; `"plateau"` divides by ten after each epoch in which the validation loss did not fall; `"constant"` does
     not change."""
 
+    @property
+    def is_head(self) -> bool:
+        """Whether the stage trains the head alone."""
+        return self.trains in ("probe", "head")
+
     def epochs_of(self, images: int, batch_size: int) -> int:
         """Return the number of epochs, increased if needed to reach at least `steps` training steps.
 
@@ -231,6 +236,10 @@ class Stage:
         if isinstance(self.trains, str):
             return of if self.trains == "all" else 1
         return min(of, max(2, round(self.trains * of))) if isinstance(self.trains, float) else self.trains
+
+
+HEAD_STAGE = Stage("head", 2, steps=70)
+"""The stage that trains a head by steps where it cannot be solved for."""
 
 
 @dataclass(frozen=True)
@@ -395,8 +404,6 @@ class Recipe:
         for number, stage in enumerate(self.stages, 1):
             if stage.trains == "probe" and (stage.epochs, stage.steps, stage.lr) != (1, 0, "find"):
                 faults.append(f"stage {number}: trains is 'probe', which takes no steps; needed: epochs 1 and no lr")
-            if stage.trains == "probe" and (self.model.head, self.training.freeze) != ("linear", "features"):
-                faults.append(f"stage {number}: trains is 'probe', needed: head 'linear' and freeze 'features'")
             if not (stage.image_size == 0 or 8 <= stage.image_size <= size):
                 needed = f"pixels, from 8 to the recipe's image_size {size}, or 0 for that"
                 faults.append(f"stage {number}: image_size is {stage.image_size!r}, needed: {needed}")

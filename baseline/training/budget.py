@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from baseline.training.frozen import FreezePlan, LayerSequence, frozen_precision
+from baseline.training.frozen import FreezePlan, FrozenOutputs, LayerSequence, frozen_precision
 from baseline.training.lr_find import SWEEP_STEPS
 from baseline.vision.cache import ArrayCache
 from baseline.vision.cpu_speedups import optimize_for_cpu
@@ -23,10 +23,12 @@ from baseline.vision.network import layer_groups
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
+    from fastai.learner import Learner
+
     from baseline.recipe.schema import Recipe
     from baseline.vision.network import Splitter
 
-__all__ = ["Estimate", "Throughput", "estimate_seconds"]
+__all__ = ["Estimate", "Throughput", "estimate_run", "estimate_seconds"]
 
 PROBE_PASSES = 300
 """Number of passes through the head that solving for it is counted as."""
@@ -173,6 +175,17 @@ def estimate_seconds(
     views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.evaluation.tta)
     evaluated = images["valid"] + images.get("test", 0)
     return Estimate(tuple(stages), evaluated * views * throughput.forward(0, recipe.model.image_size))
+
+
+def estimate_run(learn: Learner, recipe: Recipe, images: Mapping[str, int], shape: tuple[int, ...] = ()) -> Estimate:
+    """Estimate how long a run of the recipe will take with this Learner, on this machine, with what is in the cache.
+
+    Args:
+        images: number of images by split.
+        shape: height and width of the images, where they are not those of the recipe.
+    """
+    throughput, frozen = Throughput(learn.model, learn.splitter, recipe, shape=shape), FrozenOutputs(learn, recipe)
+    return estimate_seconds(throughput, recipe, images, frozen.cached_stages(), frozen.plan.own_parts)
 
 
 def _stage_seconds(throughput: Throughput, plan: FreezePlan, number: int, is_cached: bool) -> float:

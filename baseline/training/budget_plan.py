@@ -62,7 +62,7 @@ def fit_to_budget(
     Raises:
         RecipeError: if even the fastest plan takes longer.
     """
-    bases = [*bases, *(_head_only(base) for base in bases if base.stages[0].trains == "head")]
+    bases = [*bases, *(_head_only(base) for base in bases if base.stages[0].is_head)]
     plans = sorted(
         (p for base in bases for p in _candidate_recipes(base, bases, resizable, images["train"])), key=expected_error
     )
@@ -93,13 +93,14 @@ def expected_error(plan: Recipe) -> float:
     with the epochs to the power 0.22 (96 px, three epochs 6.3%).
     """
     last = plan.stages[-1]
-    relative_error = 1.0 if last.trains != "head" else 2.3
-    return relative_error * plan.model.image_size**-0.94 * (last.epochs**-0.22 if last.trains != "head" else 1.0)
+    relative_error = 2.3 if last.is_head else last.epochs**-0.22
+    return relative_error * plan.model.image_size**-0.94
 
 
 def _head_only(base: Recipe) -> Recipe:
     head = base.stages[0]
-    return base.changed(stages=(dataclasses.replace(head, epochs=max(head.epochs, HEAD_EPOCHS)),))
+    epochs = 1 if head.trains == "probe" else max(head.epochs, HEAD_EPOCHS)
+    return base.changed(stages=(dataclasses.replace(head, epochs=epochs),))
 
 
 def _candidate_recipes(base: Recipe, bases: Sequence[Recipe], resizable: bool, images: int) -> Iterator[Recipe]:
@@ -111,7 +112,7 @@ def _candidate_recipes(base: Recipe, bases: Sequence[Recipe], resizable: bool, i
     )
     *first, last = resolve_epochs(base.stages, images, int(base.training.batch_size))[0]
     min_epochs = dataclasses.replace(last, epochs=1).epochs_of(images, int(base.training.batch_size))
-    epochs = {max(count, min_epochs) for count in EPOCHS} if last.trains != "head" else {last.epochs}
+    epochs = {max(count, min_epochs) for count in EPOCHS} if not last.is_head else {last.epochs}
     for size, count in itertools.product(sorted(sizes), sorted(epochs)):
         stages = [*first, dataclasses.replace(last, epochs=count)]
         stages = [dataclasses.replace(stage, image_size=min(stage.image_size, size)) for stage in stages]

@@ -218,7 +218,7 @@ class FreezePlan:
     def _has_frozen_layers(self, number: int) -> bool:
         """Whether the stage leaves its first layers unchanged, BatchNorm statistics included."""
         stage = self.recipe.stages[number - 1]
-        is_frozen = stage.trains in ("probe", "head") or stage.batch_norm == "frozen"
+        is_frozen = stage.is_head or stage.batch_norm == "frozen"
         return self.recipe.training.freeze == "features" and self.cut(number) > 0 and is_frozen
 
     def _training_view(self, number: int) -> InputView:
@@ -229,7 +229,7 @@ class FreezePlan:
             return InputView("both", size)
         if not self.recipe.augment.flip:
             return InputView("plain", size)
-        return InputView("either" if stage.trains in ("probe", "head") or stage.epochs == 1 else "both", size)
+        return InputView("either" if stage.is_head or stage.epochs == 1 else "both", size)
 
 
 class FrozenOutputs:

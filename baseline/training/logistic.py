@@ -86,10 +86,14 @@ class Solution:
     loss: float
     """Mean loss of the rows, without the penalty."""
 
+    @property
+    def bias_of_features(self) -> Tensor:
+        """The bias for features that are not standardized."""
+        return self.bias - (self.weight / self.scale) @ self.mean
+
     def logits(self, features: Tensor) -> Tensor:
         """Return N x classes, float32."""
-        weight = self.weight / self.scale
-        return F.linear(features.float(), weight, self.bias - weight @ self.mean)
+        return F.linear(features.float(), self.weight / self.scale, self.bias_of_features)
 
 
 def fit_logistic(

@@ -7,6 +7,7 @@ fine-tune from it. Starting a fine-tune from such a head follows Kumar et al. 20
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from baseline.data.labels import rarest_label
 from baseline.data.split import fold_numbers, unit_ids
 from baseline.errors import TrainingError, format_count
 from baseline.parallel.distributed import broadcast_from_rank0
+from baseline.recipe.schema import HEAD_STAGE
+from baseline.training.frozen import FrozenOutputs
 from baseline.training.logistic import Problem, Solution, fit_logistic, search_strength
 from baseline.training.selection import SelectionMetric
 from baseline.vision.learner import balanced_weights
@@ -29,7 +32,7 @@ from baseline.vision.own_parts import part_name
 if TYPE_CHECKING:
     from baseline.training.state import StageRecord, TrainingRun
 
-__all__ = ["SolveHead"]
+__all__ = ["SolveHead", "replace_probes"]
 
 MIN_VALID_IMAGES = 200
 """Number of valid images below which the penalty is chosen by cross-validation on the training images."""
@@ -38,6 +41,39 @@ FOLDS = 5
 
 SEARCH_IMAGES = 10_000
 """Maximum number of training images that the penalty is chosen with."""
+
+
+def replace_probes(frozen: FrozenOutputs) -> FrozenOutputs:
+    """Return outputs for the recipe with stages that train the head by steps in place of probes that are not possible.
+
+    A message says why. A probe needs a linear head, a cross-entropy loss, and room for the features of all images.
+    """
+    recipe, stages = frozen.recipe, list(frozen.recipe.stages)
+    images, batch_size = len(frozen.rows["train"]), frozen.learn.dls.train.bs
+    for number, stage in enumerate(stages, 1):
+        if stage.trains == "probe" and (obstacle := probe_obstacle(frozen, number)):
+            epochs = HEAD_STAGE.epochs_of(images, batch_size)
+            stages[number - 1] = dataclasses.replace(stage, trains="head", epochs=epochs)
+            frozen.progress.log(f"stage {number}: {obstacle}, so the head is trained by steps, not solved for")
+    if tuple(stages) == recipe.stages:
+        return frozen
+    return FrozenOutputs(frozen.learn, recipe.changed(stages=tuple(stages)), frozen.progress)
+
+
+def probe_obstacle(frozen: FrozenOutputs, number: int) -> str:
+    """Return why the stage cannot solve for the head; empty if it can."""
+    plan, loss = frozen.plan, frozen.learn.loss_func
+    if frozen.recipe.training.freeze != "features":
+        return f"freeze is '{frozen.recipe.training.freeze}'"
+    if not isinstance(loss, CrossEntropyLossFlat | BCEWithLogitsLossFlat):
+        return f"the loss is {part_name(loss)}"
+    if not plan.cut(number):
+        return "the network has no layers before its head that could be frozen"
+    try:
+        head_layers(nn.Sequential(*plan.layers[plan.cut(number) :]))
+    except TrainingError as error:
+        return str(error)
+    return "" if number in plan.stages else "there is no room for the features of all images"
 
 
 class SolveHead(Callback):
@@ -55,6 +91,8 @@ class SolveHead(Callback):
             self.training_run.progress.log(f"stage {self.number}: {message}")
         solution, message = broadcast_from_rank0(self.solve)
         install(solution, self.learn.model)
+        log = self.training_run.log
+        log.probe = log.probe or {"weight": solution.weight / solution.scale, "bias": solution.bias_of_features}
         smooth = self.recorder.smooth_loss  # as after one step with the loss of the solution
         smooth.count, smooth.val = 1, torch.tensor(solution.loss * (1 - smooth.beta))
         self.opt.set_hyper("lr", 0.0)
@@ -118,12 +156,10 @@ class SolveHead(Callback):
 
 
 def ignored_parts(run: TrainingRun, number: int) -> str:
-    """Return a text about what a probe stage uses only as validation does, if at all, or an empty one."""
-    learn, training, stage = run.frozen.learn, run.frozen.recipe.training, run.frozen.recipe.stages[number - 1]
+    """Return a text about what a probe stage uses only in validation, if at all, or an empty one."""
+    training, stage = run.frozen.recipe.training, run.frozen.recipe.stages[number - 1]
     names = [*(run.frozen.recipe.augment.changing() if stage.augment else ()), *run.frozen.plan.own_parts]
     names += [name for name in ("mixup", "cutmix", "ema") if getattr(training, name)]
-    if not isinstance(learn.loss_func, CrossEntropyLossFlat | BCEWithLogitsLossFlat):
-        names.append(part_name(learn.loss_func))
     if not names:
         return ""
     return f"{', '.join(names)}: not used by the probe beyond their effect on validation images"
@@ -142,10 +178,7 @@ def head_layers(model: nn.Module) -> tuple[nn.BatchNorm1d | None, nn.Linear]:
         case [nn.Linear(bias=Tensor()) as linear]:
             return None, linear
     names = ", ".join(type(layer).__name__ for layer in layers[:6]) or "no layers"
-    raise TrainingError(
-        f"A 'probe' stage needs one linear layer, optionally after BatchNorm, but the head has {names}. "
-        "Use head 'linear', or a stage that trains 'head'."
-    )
+    raise TrainingError(f"the head is not one linear layer: it has {names}")
 
 
 def has_intercept(model: nn.Module) -> bool:
@@ -161,8 +194,7 @@ def install(solution: Solution, model: nn.Module) -> None:
     norm, linear = head_layers(model)
     weight, bias = solution.weight, solution.bias
     if norm is None:
-        weight = weight / solution.scale
-        bias = bias - weight @ solution.mean
+        weight, bias = weight / solution.scale, solution.bias_of_features
     else:
         norm.load_state_dict({
             "running_mean": solution.mean, "running_var": solution.scale**2 - norm.eps,

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastcore.basics import even_mults
 
-from baseline.errors import OutputError, RecipeError, TrainingError
+from baseline.errors import OutputError, TrainingError
 from baseline.parallel.distributed import broadcast_from_rank0, rank, world_size
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
@@ -106,6 +106,10 @@ def train(
     if has_own_parts(learn) and not vars(learn).pop("is_checked", False):
         check_parts(learn)
     frozen = FrozenOutputs(learn, recipe, progress)
+    if any(stage.trains == "probe" for stage in recipe.stages):
+        from baseline.training.probe import replace_probes
+
+        frozen = replace_probes(frozen)
     run = TrainingRun(frozen, BestWeights(learn), TrainingLog(), progress, deadline, learn.dls.train.bs, checkpoints)
     try:
         for number in range(run.resume(), len(recipe.stages) + 1):
@@ -223,11 +227,6 @@ def stage_learner(run: TrainingRun, number: int) -> Learner:
     if saved_parameters == sum(len(group) for group in layer_groups(learn.model, learn.splitter)):
         return learn
     cached_learner = run.frozen.learner(number)
-    if cached_learner is None and run.frozen.recipe.stages[number - 1].trains == "probe":
-        raise RecipeError(
-            f"Stage {number} trains 'probe', and there is no room for the features of all images, neither in the cache "
-            "nor in memory. Use a larger --cache-gb, fewer images, or a stage that trains 'head'."
-        )
     if cached_learner is None and saved_parameters:
         raise OutputError(
             "This checkpoint was taken on cached features, and the cache no longer has room for them. Free space on "

@@ -67,6 +67,8 @@ class History:
     sweeps: pd.DataFrame
     """One row per step of each learning-rate search: `stage, lr, loss`."""
     stages: list[StageRecord]
+    probe: dict[str, torch.Tensor] = field(default_factory=dict)
+    """`weight` (classes x features) and `bias` of the first probe, which `logits = features @ weight.T + bias`."""
 
 
 @dataclass
@@ -171,6 +173,7 @@ class TrainingLog:
     stages: list[StageRecord] = field(default_factory=list)
     logged_metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     """Metrics of each epoch, with the step at which they were sent to the loggers."""
+    probe: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
         """Return the fields as checkpoints hold them, where the logged metrics are called `told`."""
@@ -182,9 +185,8 @@ class TrainingLog:
         return cls(**{"logged_metrics" if name == "told" else name: value for name, value in state.items()})
 
     def history(self) -> History:
-        return History(
-            pd.DataFrame(self.epochs), pd.DataFrame(self.sweeps, columns=["stage", "lr", "loss"]), self.stages
-        )
+        sweeps = pd.DataFrame(self.sweeps, columns=["stage", "lr", "loss"])
+        return History(pd.DataFrame(self.epochs), sweeps, self.stages, self.probe)
 
 
 def epoch_score(metric: float, loss: float) -> tuple[float, float]:
