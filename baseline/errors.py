@@ -6,10 +6,15 @@ one line that says what is, what was needed and what to do. The command line pri
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 __all__ = [
     "BaselineError",
@@ -24,7 +29,9 @@ __all__ = [
     "first_line",
     "format_count",
     "incompatible_version",
+    "install_command",
     "missing_image",
+    "missing_package",
     "quoted_list",
     "unknown_name",
 ]
@@ -98,6 +105,46 @@ def missing_image(error: OSError) -> DataError:
     'a.jpg disappeared during the run. Put it back, or start again without it.'
     """
     return DataError(f"{error.filename} disappeared during the run. Put it back, or start again without it.")
+
+
+def missing_package(purpose: str, package: str, extra: str) -> str:
+    """Return the message for a package that is not installed, with the command that installs it.
+
+    >>> missing_package("ONNX export", "onnx", "onnx")                               # doctest: +SKIP
+    "ONNX export needs onnx: pip install '.[onnx]'"
+    """
+    return f"{purpose} needs {package}: {install_command(extra)}"
+
+
+def install_command(extra: str) -> str:
+    """Return a command that installs the packages of an extra.
+
+    It names the clone that this package runs from or was installed from, `.` in the clone itself, and the packages of
+    the extra if there is none: no index has to know this project.
+
+    >>> install_command("onnx")                                                      # doctest: +SKIP
+    "pip install '.[onnx]'"
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        installed = distribution("fastai-baseline")
+        origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        installed, origin = None, {}
+    installed_from = _local_path(origin.get("url", ""))
+    for clone in (Path(__file__).parents[1], installed_from):
+        if clone is not None and (clone / "pyproject.toml").is_file():
+            editable = origin.get("dir_info", {}).get("editable") and clone == installed_from
+            place = "." if clone == Path.cwd() else str(clone)
+            return f"pip install {'-e ' if editable else ''}'{place}[{extra}]'"
+    requirements = [line.split(";") for line in (installed.requires if installed else None) or []]
+    packages = [name.strip() for name, *marker in requirements if re.search(rf"extra == .{extra}.$", "".join(marker))]
+    return shlex.join(["pip", "install", *packages])
+
+
+def _local_path(url: str) -> Path | None:
+    return Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
 
 
 def first_line(error: BaseException) -> str:

@@ -68,7 +68,7 @@ def test_unknown_executors_are_refused(words: str) -> None:
 
 def test_a_missing_ray_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"needs the package ray: pip install 'fastai-baseline\[ray\]'"):
+    with pytest.raises(RecipeError, match=r"needs the package ray: pip install .*\[ray\]'"):
         get_executor("ray", QUIET)
 
 
@@ -201,7 +201,7 @@ def test_workers_write_the_same_file_as_one_process_even_after_an_interrupt(
 @pytest.fixture(scope="module")
 def two() -> Iterator[Any]:
     """A Ray with room for two workers, whatever this machine has, as a script might have started it."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fastai-baseline[ray]'")
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")  # as many as conftest gives to runs in this process

@@ -151,5 +151,5 @@ def test_incomplete_models_and_missing_packages_are_reported(
     with pytest.raises(OutputError, match=r"has no golden inputs.* Pass --images"):
         baseline.export(folder, "torch-export")
     monkeypatch.setattr(export_file, "find_spec", lambda name: None)
-    with pytest.raises(OutputError, match=r"pip install 'fastai-baseline\[onnx\]'"):
+    with pytest.raises(OutputError, match=r"needs onnx, onnxruntime, onnxscript: pip install .*\[onnx\]'"):
         baseline.export(tiny, "onnx")

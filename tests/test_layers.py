@@ -220,6 +220,19 @@ def test_reading_images_loads_no_torch(images: Path) -> None:
         assert ended.stdout.splitlines()[-1] == "[]", ended.stdout
 
 
+def test_commands_about_runs_and_the_installation_load_no_torch(done: baseline.Baseline, tmp_path: Path) -> None:
+    copy = shutil.copytree(done.folder, tmp_path / "runs" / "copy")
+    code = (
+        "import sys; from baseline.cli.app import app; sys.argv = ['baseline', *sys.argv[1:]];"
+        "app(standalone_mode=False);"
+        "heavy = ('torch', 'torchvision', 'timm', 'fastai', 'sklearn', 'matplotlib', 'scipy.stats');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    for words in (["doctor"], ["recipes"], ["runs", str(copy.parent)], ["compare", str(done.folder), str(copy)]):
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        assert ended.stdout.splitlines()[-1] == "[]", ended.stdout
+
+
 def test_light_modules_load_nothing_heavy() -> None:
     heavy = "torch fastai fastcore timm torchvision pandas numpy matplotlib scipy"
     code = (

@@ -230,7 +230,7 @@ def test_log_that_cannot_be_opened_is_an_error_before_training(images: Path, sma
 @pytest.mark.parametrize("name", ["mlflow", "tensorboard", "wandb"])
 def test_missing_extra_error_has_the_pip_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(RecipeError, match=rf"--loggers {name} needs .*: pip install 'fastai-baseline\[{name}\]'"):
+    with pytest.raises(RecipeError, match=rf"--loggers {name} needs .*: pip install .*\[{name}\]'"):
         make_baseline(tmp_path / "nowhere", loggers=f"csv,{name}", out=tmp_path / "run", progress=QUIET)
     assert not (tmp_path / "run").exists()
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import baseline
 from baseline import Progress, run_ladder
-from baseline.errors import DataError, OutputError, RecipeError, WeightsError
+from baseline.errors import DataError, OutputError, RecipeError, WeightsError, install_command
 from baseline.experiments.ladder import Ladder
 from baseline.experiments.zeroshot import DEFAULT_CLIP, ClipModel, class_prompts, load_clip, parse_clip
 from baseline.runs.folder import read_manifest, read_predictions
@@ -36,7 +36,7 @@ def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "pip install 'fastai-baseline[clip]'" in result.stderr
+    assert f"needs open_clip: {install_command('clip')}." in result.stderr
     assert not (tmp_path / "runs").exists()
 
 

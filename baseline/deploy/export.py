@@ -32,7 +32,7 @@ from baseline import __version__
 from baseline.data.image import load_image, load_square, read_image_bytes
 from baseline.data.sources.image_list import list_images
 from baseline.deploy.export_module import ExportModule
-from baseline.errors import OutputError, WeightsError, first_line, unknown_name
+from baseline.errors import OutputError, WeightsError, first_line, missing_package, unknown_name
 from baseline.evaluation.calibration import apply_temperature
 from baseline.inference.model import TOLERANCE, load_model
 from baseline.progress import Progress
@@ -186,7 +186,7 @@ def check_packages(to: str) -> None:
     """Raise an OutputError if a package that ONNX needs is not installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if to == "onnx" and find_spec(name) is None]
     if missing:
-        raise OutputError(f"ONNX export needs {', '.join(missing)}: pip install 'fastai-baseline[onnx]'.")
+        raise OutputError(f"{missing_package('ONNX export', ', '.join(missing), 'onnx')}.")
 
 
 def export_path(model: Model, to: str, out: str | Path | None, int8: bool, overwrite: bool) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import OutputError, first_line
+from baseline.errors import OutputError, first_line, missing_package
 from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, is_inside, read_json, refuse_damaged
 from baseline.progress import Progress
 from baseline.recipe.diff import flat_recipe
@@ -155,7 +155,7 @@ def hub_client() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise OutputError("Pushing needs the package huggingface_hub: pip install 'fastai-baseline[hub]'.") from None
+        raise OutputError(f"{missing_package('Pushing', 'the package huggingface_hub', 'hub')}.") from None
     return huggingface_hub
 
 

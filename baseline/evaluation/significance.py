@@ -70,12 +70,12 @@ def paired_statistics(one: np.ndarray, other: np.ndarray, groups: np.ndarray | N
 
     See `paired_test` for what is returned.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr  # the binomial distribution, without loading scipy.stats
 
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
     fewer, discordant = min(only_one, only_other), only_one + only_other
-    exact = min(1.0, float(2 * binom.cdf(fewer, discordant, 0.5)))
-    mid_p = min(1.0, float(2 * binom.cdf(fewer, discordant, 0.5) - binom.pmf(fewer, discordant, 0.5)))
+    at_most, less = (float(bdtr(count, discordant, 0.5)) if count >= 0 else 0.0 for count in (fewer, fewer - 1))
+    exact, mid_p = min(1.0, 2 * at_most), min(1.0, at_most + less)
     low, high = paired_interval(other.astype(float) - one, groups)
     return {
         "images": len(one),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from baseline.data.image import load_image
-from baseline.errors import DataError, RecipeError, WeightsError, unknown_name
+from baseline.errors import DataError, RecipeError, WeightsError, missing_package, unknown_name
 from baseline.progress import Progress
 from baseline.vision.weights import state_dict, weights_from_file
 
@@ -120,7 +120,7 @@ def parse_clip(spec: str = "", prompt: str = "") -> ClipModel:
     try:
         import open_clip
     except ImportError:
-        raise RecipeError("The variant zeroshot needs open_clip: pip install 'fastai-baseline[clip]'.") from None
+        raise RecipeError(f"{missing_package('The variant zeroshot', 'open_clip', 'clip')}.") from None
     arch, _, weights = (spec or DEFAULT_CLIP).partition(":")
     if arch not in (names := open_clip.list_models()):
         raise RecipeError(unknown_name("CLIP model", arch, names))

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from baseline.errors import DataError, OutputError, first_line
+from baseline.errors import DataError, OutputError, first_line, missing_package
 from baseline.files import parse_json, read_json
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class PredictOptions:
         if invalid := [name for name, valid in checks.items() if not valid]:
             raise OutputError(f"{invalid[0]} is {getattr(self, invalid[0])!r}. See baseline predict --help.")
         if self.format == "parquet" and find_spec("pyarrow") is None:
-            raise OutputError("Writing Parquet needs pyarrow: pip install 'fastai-baseline[parquet]', or give a .csv.")
+            raise OutputError(f"{missing_package('Writing Parquet', 'pyarrow', 'parquet')}, or pass a .csv.")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-from baseline.errors import BaselineError, OutputError, RecipeError, first_line
+from baseline.errors import BaselineError, OutputError, RecipeError, first_line, missing_package
 from baseline.progress import Progress, format_duration
 
 __all__ = ["Executor", "Job", "get_executor"]
@@ -75,7 +75,7 @@ def get_executor(executor: str, progress: Progress) -> Executor:
     if name != "ray" or (":" in executor and not location.strip("/")):
         raise RecipeError(f"--executor is '{executor}'; ray, ray:auto, ray:HOST:6379 or ray://HOST:10001 was needed.")
     if find_spec("ray") is None:
-        raise RecipeError("--executor ray needs the package ray: pip install 'fastai-baseline[ray]'.")
+        raise RecipeError(f"{missing_package('--executor ray', 'the package ray', 'ray')}.")
     address = executor if location.startswith("//") else location or os.environ.get("RAY_ADDRESS", "")
     check_reachable(address)
     return RayExecutor(progress, address)

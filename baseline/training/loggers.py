@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from baseline.errors import OutputError, RecipeError, first_line
+from baseline.errors import OutputError, RecipeError, first_line, missing_package
 from baseline.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def check_loggers(names: tuple[str, ...]) -> None:
     for name in names:
         spec = find_spec(name) if name in EXTRAS else None
         if name in EXTRAS and (spec is None or spec.origin is None):  # a namespace: just a folder of that name
-            raise RecipeError(f"--loggers {name} needs the package {name}: pip install 'fastai-baseline[{name}]'.")
+            raise RecipeError(f"{missing_package(f'--loggers {name}', f'the package {name}', name)}.")
 
 
 @contextmanager

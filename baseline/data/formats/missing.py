@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from baseline.errors import missing_package
+
 __all__ = ["MissingPackage"]
 
 
 class MissingPackage(OSError):
     """An image is of a format that only a package reads that is not installed.
 
-    >>> raise MissingPackage("HEIC", "pillow-heif", "heif")
+    >>> raise MissingPackage("HEIC", "pillow-heif", "heif")                          # doctest: +SKIP
     Traceback (most recent call last):
-    baseline.data.formats.missing.MissingPackage: HEIC needs pillow-heif: pip install 'fastai-baseline[heif]'
+    baseline.data.formats.missing.MissingPackage: HEIC needs pillow-heif: pip install '.[heif]'
     """
 
     def __init__(self, kind: str, package: str, extra: str) -> None:
-        super().__init__(f"{kind} needs {package}: pip install 'fastai-baseline[{extra}]'")
+        super().__init__(missing_package(kind, package, extra))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from baseline.data.sources.archives import report_write_errors
-from baseline.errors import BaselineError, DataError, unknown_name
+from baseline.errors import BaselineError, DataError, missing_package, unknown_name
 from baseline.files import cache_home, file_identity, resolve_path
 from baseline.progress import Progress
 
@@ -189,7 +189,7 @@ def load_hugging_face(name: str, work: Path, progress: Progress) -> dict[str, It
     try:
         import datasets as hugging_face
     except ImportError:
-        raise DataError(f"hf:{name} needs the package datasets: pip install 'fastai-baseline[hf]'.") from None
+        raise DataError(f"{missing_package(f'hf:{name}', 'the package datasets', 'hf')}.") from None
     progress.log(f"data: loading {name} with Hugging Face datasets")
     try:
         is_saved = (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists()

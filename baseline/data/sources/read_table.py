@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baseline.errors import DataError, first_line
+from baseline.errors import DataError, first_line, missing_package
 from baseline.files import MAX_TABLE_BYTES, check_regular, parse_json
 from baseline.parallel.memory import estimate_rows
 from baseline.system import free_memory_bytes
@@ -98,7 +98,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except ImportError:
-        raise DataError(f"{path} needs a Parquet reader: pip install 'fastai-baseline[parquet]'.") from None
+        raise DataError(f"{missing_package(str(path), 'a Parquet reader', 'parquet')}.") from None
     except OSError:
         raise
     except Exception as error:  # pyarrow has exception types of its own
@@ -110,9 +110,7 @@ def read_excel(path: Path) -> pd.DataFrame:
     try:
         import openpyxl
     except ImportError:
-        raise DataError(
-            f"{path} is an Excel file: pip install 'fastai-baseline[xlsx]', or save its sheet as CSV."
-        ) from None
+        raise DataError(f"{missing_package(str(path), 'openpyxl', 'xlsx')}, or save its sheet as CSV.") from None
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         header, *rows = [row for row in book.worksheets[0].values if any(cell is not None for cell in row)] or [()]
