@@ -40,7 +40,7 @@ from baseline.runs.folder import create_run_folder, is_finished, scratch_folder
 from baseline.runs.manifest import build_manifest, describe_device, logger_config, recipe_from_manifest, source_name
 from baseline.runs.timing import RunTimer, bottleneck, time_by_part
 from baseline.runs.writing import write_fixes, write_run, write_training
-from baseline.system import device_type
+from baseline.system import device_type, fast_imports
 from baseline.vision.own_parts import OwnParts, part_name
 from baseline.vision.resolve import resolve
 
@@ -227,12 +227,13 @@ class _Run:
         with self.timer.part("data"):
             self._read()
             self.request = run_request(self.recipe, self.table, self.parts.names())
-        from baseline.evaluation.calibration import calibration_report
-        from baseline.evaluation.metrics import evaluate
-        from baseline.evaluation.predict import predict
-        from baseline.evaluation.results import flatten_metrics
-        from baseline.training.checkpoint import Checkpoints
-        from baseline.vision.rng import seed_everything
+        with fast_imports():
+            from baseline.evaluation.calibration import calibration_report
+            from baseline.evaluation.metrics import evaluate
+            from baseline.evaluation.predict import predict
+            from baseline.evaluation.results import flatten_metrics
+            from baseline.training.checkpoint import Checkpoints
+            from baseline.vision.rng import seed_everything
 
         self.checkpoints = Checkpoints(self.run_folder)
         with seed_everything(self.recipe.seed), ExitStack() as stack:

@@ -29,6 +29,7 @@ from PIL import Image
 
 import baseline
 from baseline import load, write_predictions
+from baseline.data.image import FORMATS
 from baseline.data.sources.image_list import list_images
 from baseline.errors import DataError, OutputError, RecipeError
 from baseline.inference import model as model_module
@@ -128,9 +129,9 @@ def encode_in_many_formats(path: str) -> list[bytes]:
         (picture, "TIFF", {}), (picture, "TIFF", {"compression": "tiff_lzw"}),
         (gray, "TIFF", {"compression": "packbits"}),
         (picture, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
-        (picture.convert("F"), "TIFF", {}), (picture, "TIFF", more), (picture, "PPM", {}), (picture, "AVIF", {}),
+        (picture.convert("F"), "TIFF", {}), (picture, "TIFF", more), (picture, "PPM", {}),
         (picture, "JPEG2000", {}), (picture, "MPO", more), (picture, "TGA", {"compression": "tga_rle"}),
-        (picture, "ICO", {}),
+        (picture, "ICO", {}), *([(picture, "AVIF", {})] if "AVIF" in FORMATS else []),
     ]  # fmt: skip
     made = []
     for image, format_name, options in variants:

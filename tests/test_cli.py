@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--precision", "bfloat16"], "needs a GPU"),
         (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
         (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
-        (["run", "IMAGES", "--image-size", "a"], "unable to parse string as an integer. See baseline run --help."),
+        (["run", "IMAGES", "--image-size", "a"], "Invalid value for '--image-size': "),
         (["run", "IMAGES", "--epoch", "3"], "See baseline run --help."),
         (["run"], "Missing argument 'IMAGES_OR_RECIPE'"),
         (["train"], "No such command 'train'"),
@@ -82,8 +83,8 @@ def test_help_has_examples_everywhere() -> None:
 
 def test_help_shows_no_value_for_flags_and_names_arguments_in_capitals() -> None:
     printed = call("run", "--help").stdout + call("--help").stdout
-    assert "<bool>" not in printed and "--dry-run" in printed and "{IMAGES_OR_RECIPE}" in printed
-    assert "<path>" in printed, "options with a value still show its type"
+    assert not re.search("<bool>|BOOLEAN", printed) and "--dry-run" in printed and "IMAGES_OR_RECIPE" in printed
+    assert re.search(r"--out +(<path>|PATH)", printed), "options with a value still show its type"
 
 
 def test_completion_knows_recipes_and_presets() -> None:

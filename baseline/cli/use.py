@@ -106,8 +106,10 @@ def predict_command(
     bars = Progress() if out is None and sys.stdout.isatty() else progress
     options = PredictOptions(kind, tta, top_k, every, min_confidence, batch_size, precision)
     paths, total = list_images(images, image_col, sys.stdin.buffer if "-" in images else (), progress)
-    from baseline.inference.model import load
+    from baseline.system import fast_imports
 
+    with fast_imports():
+        from baseline.inference.model import load
     loaded = load([model, *split_paths(ensemble)])
     try:
         counts = write_predictions(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -42,8 +43,10 @@ MAX_IMAGE_BYTES = 2**31
 """Maximum size of an image file in bytes."""
 
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "ICO", "PCX", "TGA")
-"""PIL formats that are tried on a file, whatever its name. The others are not images, and one runs Ghostscript."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "DIB", "ICO", "PCX", "TGA",
+           *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))  # fmt: skip
+"""PIL formats that are tried on a file, whatever its name. The others are not images, and one runs Ghostscript. Pillow
+reads AVIF from version 11.3 on."""
 
 
 LARGE_FILE_BYTES = 2**24

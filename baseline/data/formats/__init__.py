@@ -13,7 +13,7 @@ from PIL import Image
 from baseline.data.formats.dicom import is_dicom, open_dicom
 from baseline.data.formats.findings import file_findings, image_findings, resolve_values
 from baseline.data.formats.flaws import find_flaw
-from baseline.data.formats.heif import is_heif, open_heif
+from baseline.data.formats.heif import is_heif, is_unreadable_avif, open_heif, refuse_avif
 from baseline.data.formats.jpeg_xl import is_jpeg_xl, open_jpeg_xl
 from baseline.data.formats.png import png_samples
 from baseline.data.formats.profiles import profile_name, to_srgb
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 
-READERS = ((is_heif, open_heif), (is_jpeg_xl, open_jpeg_xl), (is_dicom, open_dicom), (is_tiff, open_tiff))
+READERS = ((is_heif, open_heif), (is_unreadable_avif, refuse_avif), (is_jpeg_xl, open_jpeg_xl), (is_dicom, open_dicom),
+           (is_tiff, open_tiff))  # fmt: skip
 """Readers of what Pillow alone cannot open, in the order in which they are tried."""
 
 
