@@ -16,7 +16,7 @@ __all__ = ["both_bytes", "png_samples"]
 
 def png_samples(image: Any) -> SampleImage | None:
     """Return the samples of an opened PNG file of 16 bits; None for one of fewer bits."""
-    mode = image.tile[0].args
+    mode = image.tile[0][3]
     if not str(mode).endswith("16B"):
         return None
     bits = significant_bits(image.fp)
@@ -84,9 +84,7 @@ def _decode_as(image: Any, mode: str) -> np.ndarray:
     """Decode the file of an opened image once more, in another raw mode of Pillow's."""
     image.fp.seek(0)
     copy: Any = Image.open(BytesIO(image.fp.read()), formats=(image.format,))
-    copy.tile = [
-        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in copy.tile
-    ]
+    copy.tile = [_with_mode(tile, mode) for tile in copy.tile]
     return np.asarray(copy)
 
 
@@ -95,3 +93,9 @@ def _with_opacity(values: np.ndarray, clear: Any) -> np.ndarray:
     colors = values if values.ndim == 3 else np.stack([values] * 3, axis=2)
     opacity = np.where((colors == np.array(clear, np.uint16)).all(axis=2), 0, 65535).astype(np.uint16)
     return np.concatenate([colors, opacity[..., None]], axis=2)
+
+
+def _with_mode(tile: Any, mode: str) -> Any:
+    """Return a tile of Pillow, of which only those from version 11 on have named fields, with another mode."""
+    args = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)

@@ -44,7 +44,7 @@ def tiff_samples(image: Any) -> SampleImage | None:
     bits, sample_format = max(tags.get(BITS, (1,))), max(tags.get(SAMPLE_FORMAT, (UNSIGNED,)))
     if bits <= 8 and sample_format == UNSIGNED:
         return None
-    raw = str(image.tile[0].args[0])
+    raw = str(image.tile[0][3][0])
     facts: dict[str, Any] = {
         "white_is_low": tags.get(PHOTOMETRIC) == 0, "missing": _number(tags.get(NO_DATA)), "format": "TIFF"
     }  # fmt: skip
@@ -58,7 +58,7 @@ def tiff_samples(image: Any) -> SampleImage | None:
         values = both_bytes(image, raw, raw[:-1] + swapped)
         image.load()  # turns the image, and knows the color profile
         return SampleImage(values, info=image.info, **facts)
-    if raw in SWAPPED and image.tile[0].codec_name == "libtiff":
+    if raw in SWAPPED and image.tile[0][0] == "libtiff":
         image.fp.seek(0)
         return open_tiff(image.fp.read())
     values = np.asarray(image)
