@@ -117,7 +117,7 @@ def make_baseline(
     """Train a baseline on images and return the model, its metrics and the folder that holds them.
 
     An interrupted or killed run is resumed by the same call with its folder as `out`, and ends with the numbers that it
-    would have had (on a CPU to the last digit); `resume(folder)` is the short form.
+    would have had (on a CPU with the same number of threads to the last digit); `resume(folder)` is the short form.
 
     In a distributed run (`torchrun`, `accelerate launch`, `baseline run --processes`) every process trains on its part
     of each batch and predicts its part of the images. The first process writes files and reports progress; in the

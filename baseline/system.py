@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["bfloat16_instructions", "fast_imports", "free_memory_bytes", "package_versions", "total_memory_bytes"]
+__all__ = [
+    "bfloat16_instructions",
+    "fast_imports",
+    "free_memory_bytes",
+    "package_versions",
+    "thread_count",
+    "total_memory_bytes",
+]
 
 
 PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "safetensors")
@@ -96,6 +103,13 @@ def fast_imports() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def thread_count() -> int:
+    """Return the number of threads that torch computes with in this process."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def package_versions() -> dict[str, str]:

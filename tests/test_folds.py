@@ -161,8 +161,11 @@ def test_resuming_gives_the_same_results(folds: FoldRuns, given: Path, short: Pa
     with pytest.raises(OutputError, match=r"fold-0 was trained with different settings \(images\)"):
         run_folds(given / "train", short, out=out, resume=True, progress=QUIET)
     stamp = (out / "fold-0" / "manifest.json").stat().st_mtime_ns
-    show = RecordingProgress()
+    show, manifest = RecordingProgress(), json.loads((out / "fold-2" / "manifest.json").read_text())
+    (out / "fold-2" / "manifest.json").write_text(json.dumps(manifest | {"device": "x86_64 CPU, 99 threads"}))
     again = run_folds(given, short, out=out, resume=True, progress=show)
+    note = f"the runs were trained on different devices: {manifest['device']}; x86_64 CPU, 99 threads"
+    assert sum(line.startswith(note) for line in show.lines) == 1
     assert (out / "fold-0" / "manifest.json").stat().st_mtime_ns == stamp
     assert "fold 0, 1 of 3: already finished" in show.lines and "fold 1, 2 of 3" in show.lines
     for table in ("oof.csv", "predictions.csv"):

@@ -95,6 +95,7 @@ class RunSeries:
             )
             raise
         self.manifests = [read_manifest(run) for run in self.folders]
+        note_other_devices(self.manifests, self.progress)
 
     def _run_remaining(self, remaining: Sequence[tuple[int, dict[str, int]]], executor: Executor) -> None:
         if self.changes.get("budget"):
@@ -169,6 +170,14 @@ class RunSeries:
                 raise OutputError(
                     f"{run} was trained with different settings ({listing}). Use the same, or choose another --out."
                 )
+
+
+def note_other_devices(manifests: Sequence[Manifest], progress: Progress) -> None:
+    """Log that the runs were not all trained on the same device with the same number of threads."""
+    devices = list(dict.fromkeys(str(manifest.get("device", "")) for manifest in manifests))
+    if len(devices) > 1:
+        names = "; ".join(devices)
+        progress.log(f"the runs were trained on different devices: {names}. The last digits depend on the device")
 
 
 def refuse_own_parts(what: str, images: Any, changes: Mapping[str, Any]) -> None:

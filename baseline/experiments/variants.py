@@ -29,7 +29,7 @@ from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.diff import diff_recipes
 from baseline.recipe.schema import HEAD_STAGE, Stage
 from baseline.runs.folder import read_manifest, read_predictions
-from baseline.runs.manifest import build_manifest
+from baseline.runs.manifest import build_manifest, describe_device
 from baseline.vision.resolve import resolve
 
 if TYPE_CHECKING:
@@ -305,7 +305,8 @@ def read_split_predictions(run: Path, split: str, tta: bool, metric: Metric | No
 
 
 def log_finished_run(run: Path, progress: Progress) -> None:
-    progress.log(f"{run}: already finished")
+    device = read_manifest(run).get("device", "")
+    progress.log(f"{run}: already finished" + (f", on {device}" if device != describe_device() else ""))
 
 
 def check_same_recipe(run: Path, recipe: Recipe) -> None:

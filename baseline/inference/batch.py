@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from baseline.errors import OutputError
-from baseline.files import to_json, write_atomic
+from baseline.errors import OutputError, format_count
+from baseline.files import read_json, to_json, write_atomic
 from baseline.inference.output import (
     PredictionStats,
     PredictOptions,
@@ -37,6 +37,7 @@ from baseline.inference.shards import predict_in_shards, remove_shards
 from baseline.inference.workers import encode_for_worker, load_checked, predict_in_workers
 from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
+from baseline.system import thread_count
 
 if TYPE_CHECKING:
     from baseline.inference.model import Ensemble, Model, PredictionBatch
@@ -104,6 +105,9 @@ def write_predictions(
     row_file = path.with_name(f"{path.name}.rows.csv") if options.format == "parquet" else path
     job = {"model": model.identity, **asdict(options)}
     resuming = check_resume(path, row_file, job, overwrite=overwrite, resume=resume)
+    threads = 0 if workers.remote else max(1, thread_count() // processes)
+    if resuming and threads:
+        note_other_threads(path, threads, progress)
     if resuming and not row_file.exists():
         return check_finished_parquet(path, iter(images))
     shards = path.with_name(f"{path.name}.shards")
@@ -113,7 +117,7 @@ def write_predictions(
             file.truncate(0)
             if path != row_file:
                 path.unlink(missing_ok=True)
-            write_atomic(job_file(path), to_json(job))
+            write_atomic(job_file(path), to_json({**job, "threads": threads}))
             remove_shards(shards)
         stats, remaining = resume_output(row_file, file, rows, iter(images), chunk_size)
         chunks = map(rows.format_batch, predict_stream(model, remaining, options, processes))
@@ -131,6 +135,16 @@ def write_predictions(
             convert_to_parquet(row_file, path, rows.header)
         remove_shards(shards)
     return stats
+
+
+def note_other_threads(path: Path, threads: int, progress: Progress) -> None:
+    """Log that a file was started with another number of threads, on which the last digits depend on a CPU."""
+    started = read_json(job_file(path)).get("threads")
+    if isinstance(started, int) and started not in (0, threads):
+        progress.log(
+            f"{path} was started with {format_count(started, 'thread')} and continues with {threads}: "
+            "the last digits can differ from those of an uninterrupted job"
+        )
 
 
 def resolve_options(model: Model | Ensemble, options: PredictOptions, progress: Progress) -> PredictOptions:

@@ -21,7 +21,7 @@ from baseline.recipe.diff import flatten_plain, flatten_recipe
 from baseline.recipe.legacy import upgrade_recipe
 from baseline.recipe.load import recipe_from_dict
 from baseline.recipe.schema import Recipe
-from baseline.system import device_type, package_versions
+from baseline.system import device_type, package_versions, thread_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +98,8 @@ class Manifest(TypedDict, total=False):
     reasons: dict[str, str]
     """Why each `"auto"` was resolved as it was, by field."""
     device: str
+    threads: int
+    """Number of threads that torch computed with; on a CPU, the last digits of a result depend on it."""
     versions: dict[str, str]
     finished: str
     """Date and time in ISO 8601, UTC."""
@@ -143,6 +145,7 @@ def build_manifest(
         "data": _data_summary(table, unreadable, recipe.data.task),
         "weights": _weights_record(weights) if weights else "random",
         "device": describe_device(),
+        "threads": thread_count(),
         "versions": package_versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -191,4 +194,4 @@ def describe_device() -> str:
     prefix = f"{world_size()} x " if world_size() > 1 else ""
     if device_type() == "cuda":
         return prefix + torch.cuda.get_device_name()
-    return f"{prefix}{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{prefix}{platform.processor() or platform.machine()} CPU, {thread_count()} threads"
