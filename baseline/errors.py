@@ -41,10 +41,18 @@ MAX_LISTED = 20
 """Maximum number of faults of one kind, such as unknown keys, that a message lists."""
 
 
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that break a line or control a terminal."""
+
+
 class BaselineError(Exception):
     """Base class of all errors that the library raises on purpose; catch it to catch them all."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the message on one line: line breaks and control characters in the names of files are escaped."""
+        return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), super().__str__())
 
 
 class RecipeError(BaselineError, ValueError):

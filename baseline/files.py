@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import stat
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "cache_home",
     "check_regular",
     "check_schema",
+    "csv_rows",
     "file_fingerprint",
     "file_identity",
     "holds_image",
@@ -203,6 +205,21 @@ def to_csv(frame: pd.DataFrame) -> str:
     """Return a table as CSV; all text is in quotes where a text has a carriage return, which pandas leaves bare."""
     text = frame.to_csv(index=False)
     return frame.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
+
+
+def csv_rows(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
+    """Return rows as lines of CSV; a row is quoted where a text has a carriage return, which Python 3.11 leaves bare.
+
+    >>> csv_rows([["a.jpg", "ants"], ["b,c.jpg", "bees"]])
+    'a.jpg,ants\\n"b,c.jpg",bees\\n'
+    """
+    text = io.StringIO(newline="")
+    for row in rows:
+        is_bare = any("\r" in str(value) for value in row)
+        csv.writer(
+            text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL if is_bare else csv.QUOTE_MINIMAL
+        ).writerow(row)
+    return text.getvalue()
 
 
 def to_json(values: Any) -> str:

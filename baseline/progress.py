@@ -46,6 +46,10 @@ class Progress:
         """Record the final metrics of a run by name."""
 
 
+CONTROL_CODES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""How characters that control a terminal are shown, such as those in the name of a file."""
+
+
 class ConsoleProgress(Progress):
     """Lines and bars on standard error, drawn by rich; without bars outside a terminal or notebook.
 
@@ -58,7 +62,7 @@ class ConsoleProgress(Progress):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def log(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        self.console.print(line.translate(CONTROL_CODES), markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from test_resume import RecordingProgress, interrupted_in
 
 import baseline
 from baseline import Recipe, Stage, make_baseline, write_predictions
+from baseline.deploy.kaggle.bundle import bundle_model
+from baseline.errors import BaselineError
 from baseline.inference.output import PredictOptions
+from baseline.report.audit_files import write_audit
 from baseline.training.callbacks import ProgressCallback
+from baseline.training.loggers import open_loggers
+from baseline.vision import weights
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -56,3 +67,119 @@ def test_predictions_continued_with_another_number_of_threads_say_so(
         progress = RecordingProgress()
         write_predictions(model, paths, out, PredictOptions(batch_size=8), resume=True, progress=progress)
         assert len(thread_notes(progress)) == (start is two_threads)
+
+
+# ---- names with carriage returns ------------------------------------------------------------------------------------
+
+BARE = ["a\rb", "c\r\nd", "\r", 'e"\rf', "g,\rh", "i\nj"]
+"""Names that Python 3.11 does not quote, or not alone."""
+
+
+@pytest.fixture
+def odd_names(images: Path, tmp_path: Path) -> Path:
+    """A folder of images whose names hold carriage returns."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name, source in zip(BARE, sorted(images.rglob("*.jpg")), strict=False):
+        shutil.copy(source, folder / f"{name}.jpg")
+    return folder
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_predictions_of_names_with_carriage_returns_are_resumed(tiny: Path, odd_names: Path, tmp_path: Path) -> None:
+    model, paths, out = baseline.load(tiny), sorted(map(str, odd_names.iterdir())), tmp_path / "out.csv"
+    options = PredictOptions(batch_size=1, top_k=2)
+    write_predictions(model, paths, out, options)
+    whole = out.read_bytes()
+    assert [row[0] for row in read_rows(out)[1:]] == paths == pd.read_csv(out)["path"].tolist()
+    for length in range(len(whole) // 3, len(whole), 97):
+        out.write_bytes(whole[:length])
+        write_predictions(model, paths, out, options, resume=True)
+        assert out.read_bytes() == whole, length
+
+
+def test_a_submission_of_ids_with_carriage_returns_is_read_back(
+    done: baseline.Baseline, odd_names: Path, tmp_path: Path
+) -> None:
+    sample = tmp_path / "sample_submission.csv"
+    (odd_names / "\r.jpg").unlink()  # spaces around ids are not read
+    ids = sorted(path.stem for path in odd_names.iterdir())
+    pd.DataFrame({"id": ids, "label": "ants"}).to_csv(sample, index=False, quoting=csv.QUOTE_ALL)
+    made = baseline.submit(done.folder, sample, odd_names, out=tmp_path / "out.csv", progress=baseline.Progress())
+    assert [row[0] for row in read_rows(made.path)[1:]] == ids
+
+
+def test_names_stay_on_the_line_of_an_error(tiny: Path, tmp_path: Path) -> None:
+    for name in (*BARE, "\x1b[2J", "a\x85b", "a\u2028b"):
+        with pytest.raises(BaselineError) as raised:
+            baseline.image_table(tmp_path / f"{name}-absent")
+        assert len(str(raised.value).splitlines()) == 1 and "\x1b" not in str(raised.value)
+
+
+def test_labels_with_carriage_returns_in_parquet_files_are_kept(images: Path, tmp_path: Path) -> None:
+    contents = [path.read_bytes() for path in sorted(images.rglob("*.jpg"))[:12]]
+    labels = [BARE[0], BARE[4]] * 6
+    pd.DataFrame({"image": contents, "label": labels}).to_parquet(tmp_path / "train.parquet")
+    assert sorted(set(baseline.image_table(tmp_path / "train.parquet")["label"])) == sorted({BARE[0], BARE[4]})
+
+
+def test_a_log_of_odd_metrics_is_csv(tmp_path: Path) -> None:
+    with open_loggers(("csv",), tmp_path, {}, baseline.Progress()) as logs:
+        logs.log_metrics(1, dict.fromkeys(BARE, 0.5))
+    assert [row[1] for row in read_rows(tmp_path / "log.csv")[1:]] == BARE
+
+
+# ---- full disks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk without room, on which files can be created."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount") or "mount"
+    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no disk can be mounted here")
+    with (disk / "other").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+Writer = Callable[[Path, Path, Path], object]
+WRITERS: dict[str, Writer] = {
+    "predict": lambda run, images, out: write_predictions(baseline.load(run), [images / "ants/00.jpg"], out / "a.csv"),
+    "predict to parquet": lambda run, images, out: write_predictions(
+        baseline.load(run), [images / "ants/00.jpg"], out / "a.parquet", PredictOptions(format="parquet")
+    ),
+    "log": lambda run, images, out: open_loggers(("csv",), out, {}, baseline.Progress()).__enter__(),
+    "audit": lambda run, images, out: write_audit(out / "audit", baseline.audit(baseline.image_table(images))),
+    "export": lambda run, images, out: baseline.export(run, "learner", out / "a.pkl"),
+    "bundle": lambda run, images, out: bundle_model(run, out / "bundle", baseline.Progress()),
+    "clean": lambda run, images, out: baseline.clean(run, out=out / "clean", progress=baseline.Progress()),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_leaves_no_empty_and_no_incomplete_file(
+    name: str, done: baseline.Baseline, images: Path, full_disk: Path
+) -> None:
+    with pytest.raises(BaselineError, match=r"cannot be (written|opened)|full|No space") as raised:
+        WRITERS[name](done.folder, images, full_disk)
+    assert "\n" not in str(raised.value)
+    assert [str(path) for path in full_disk.rglob("*") if path.is_file()] == [str(full_disk / "other")]
+
+
+def test_the_last_bytes_of_downloaded_weights_are_there_when_they_are_hashed(tmp_path: Path) -> None:
+    content = bytes(range(100))
+    source = tmp_path / f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    source.write_bytes(content)
+    (tmp_path / "cache").mkdir()
+    assert weights._fetch(source.as_uri(), tmp_path / "cache", baseline.Progress()).read_bytes() == content
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [source.name]

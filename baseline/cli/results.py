@@ -38,10 +38,10 @@ def compare_command(
     """
     from baseline.cli.printing import comparison_table
     from baseline.experiments.compare import compare_runs
-    from baseline.files import write_atomic
+    from baseline.files import to_csv, write_atomic
 
     result = compare_runs(runs, anyway=anyway, averages=[split_paths([text]) for text in ensemble or []])
-    for path, content in ((csv, result.table.to_csv(index=False)), (html, result.as_html())):
+    for path, content in ((csv, to_csv(result.table)), (html, result.as_html())):
         if path is not None:
             write_atomic(path, content)
     print_table(comparison_table(result))

@@ -24,7 +24,7 @@ from baseline.experiments.variants import (
     resume_hint_on_interrupt,
 )
 from baseline.experiments.zeroshot import parse_clip
-from baseline.files import to_json, write_atomic
+from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job, get_executor
 from baseline.progress import ConsoleProgress, format_duration
 from baseline.recipe.choose import starting_recipe
@@ -368,7 +368,7 @@ def write_ladder_files(ladder: Ladder) -> None:
         "drawing": Markup(figures.svg(figure, "ladder", f"{title} of each variant")),
     }
     contents = {"split": ladder.split, "sentences": ladder.sentences, "variants": rows}
-    write_atomic(ladder.folder / "ladder.csv", ladder.table.to_csv(index=False))
+    write_atomic(ladder.folder / "ladder.csv", to_csv(ladder.table))
     write_atomic(ladder.folder / "ladder.json", to_json(contents))
     write_atomic(ladder.folder / "ladder.png", figures.png(figure))
     write_atomic(ladder.folder / "ladder.html", render("ladder", page))

@@ -27,7 +27,7 @@ from baseline.experiments.variants import (
     read_split_predictions,
     resume_hint_on_interrupt,
 )
-from baseline.files import to_json, write_atomic
+from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job, get_executor
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
@@ -433,7 +433,7 @@ def write_curve_files(curve: LearningCurve) -> None:
         "variants": VARIANTS,
         "rows": sizes.reset_index().to_dict("records"),
     }
-    write_atomic(curve.folder / "curve.csv", curve.table.to_csv(index=False))
+    write_atomic(curve.folder / "curve.csv", to_csv(curve.table))
     write_atomic(curve.folder / "curve.json", to_json(contents))
     write_atomic(curve.folder / "curve.png", figures.png(figure))
     write_atomic(curve.folder / "curve.html", render("curve", page))

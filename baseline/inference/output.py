@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from baseline.errors import DataError, OutputError, first_line, missing_package
-from baseline.files import parse_json, read_json
+from baseline.files import csv_rows, parse_json, read_json
 
 if TYPE_CHECKING:
     from baseline.inference.model import PredictionBatch
@@ -125,7 +125,7 @@ class RowFormat:
             return b""
         top = [name for k in range(1, self.top_k + 1) for name in (f"class_{k}", f"probability_{k}")]
         every = [f"p_{name}" for name in self.classes] if self.options.every else []
-        return _to_csv([["path", "predicted", "confidence", "error", *top, *every]])
+        return csv_rows([["path", "predicted", "confidence", "error", *top, *every]]).encode()
 
     def format_batch(self, batch: PredictionBatch) -> tuple[bytes, PredictionStats]:
         """Return the rows of a batch, and their counts."""
@@ -136,7 +136,7 @@ class RowFormat:
         columns = (map(str, batch.images), predicted, batch.confidence, batch.errors, batch.probabilities)
         rows = zip(*columns, strict=True)
         if self.csv:
-            return _to_csv(self._csv_row(*row) for row in rows), stats
+            return csv_rows(self._csv_row(*row) for row in rows).encode(), stats
         return b"".join(self._json_line(*row) for row in rows), stats
 
     def _top_classes(self, probabilities: np.ndarray) -> list[int]:
@@ -177,14 +177,6 @@ class RowFormat:
         return next(csv.reader(io.StringIO(record.decode(), newline="")))[0]
 
 
-def _to_csv(rows: Iterable[list[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    for row in rows:
-        is_bare = any("\r" in value for value in row)  # csv does not quote a carriage return by itself
-        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if is_bare else csv.QUOTE_MINIMAL).writerow(row)
-    return text.getvalue().encode()
-
-
 def printable_path(path: str) -> str:
     """Return the path as it can be written: bytes that are not UTF-8 become question marks."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -218,12 +210,18 @@ def check_resume(path: Path, row_file: Path, job: dict[str, Any], *, overwrite: 
 
 @contextmanager
 def open_output(path: Path) -> Iterator[IO[bytes]]:
-    """Open the file for reading and appending, locked for this job."""
+    """Open the file for reading and appending, locked for this job; a job that fails leaves no empty file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             lock_output(file, path)
-            yield file
+            try:
+                yield file
+            except BaseException:
+                if not os.fstat(file.fileno()).st_size:
+                    path.unlink(missing_ok=True)
+                    job_file(path).unlink(missing_ok=True)
+                raise
     except (DataError, OutputError):
         raise
     except OSError as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from baseline.errors import OutputError, RecipeError, first_line, missing_package
+from baseline.files import csv_rows, write_atomic
 from baseline.progress import Progress
 
 if TYPE_CHECKING:
@@ -151,11 +152,11 @@ class CsvLogger:
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         path = folder / "log.csv"
         self.description = f"csv: {path}, written during training (its epochs are also in history.csv after the run)"
-        self.file = path.open("w", encoding="utf-8")
-        self._write("step,name,value\n")
+        write_atomic(path, "step,name,value\n")
+        self.file = path.open("a", encoding="utf-8")
 
     def log_metrics(self, step: int, values: Values) -> None:
-        self._write("".join(f"{step},{name},{value!r}\n" for name, value in values.items()))
+        self._write(csv_rows([str(step), name, repr(value)] for name, value in values.items()))
 
     def summary(self, step: int, values: Values) -> None:
         self.log_metrics(step, values)

@@ -314,6 +314,7 @@ def _fetch(url: str, folder: Path, progress: Progress) -> Path:
                 while block := response.read(1 << 20):
                     part.write(block)
                     bar.step(len(block))
+            part.flush()
             _check_hash(Path(part.name), hash_in_name(target))
             shutil.move(part.name, target)
         finally:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from baseline.data.sources.archives import MAX_FILES, max_unpacked_bytes, report_write_errors, unpack_archive
-from baseline.files import cache_home, file_identity
+from baseline.files import cache_home, file_identity, write_atomic
 from baseline.progress import Progress
 
 __all__ = ["unpack_cached"]
@@ -28,7 +28,7 @@ def unpack_cached(archive: Path, progress: Progress) -> Path:
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
     unpack_archive(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
     with report_write_errors(size_file):
-        size_file.write_bytes(_folder_size(folder))
+        write_atomic(size_file, _folder_size(folder))
     progress.log(f"data: unpacked {archive} into {folder}")
     return folder
 

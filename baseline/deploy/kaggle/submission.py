@@ -7,7 +7,6 @@ asks for.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import tempfile
 import warnings
@@ -29,7 +28,7 @@ from baseline.data.sources.sample_submission import is_sample_name
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list
-from baseline.files import KAGGLE_SEARCH_DEPTH, kaggle_dir, parse_json, read_text, resolve_path, write_atomic
+from baseline.files import KAGGLE_SEARCH_DEPTH, csv_rows, kaggle_dir, parse_json, read_text, resolve_path, write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.runs.folder import read_manifest
 from baseline.vision.model_folder import member_folders, model_folder, read_config
@@ -474,11 +473,8 @@ def output_path(out: str | Path | None, sample: SampleFile, overwrite: bool) -> 
 
 def format_csv(sample: SampleFile, columns: Mapping[str, Sequence[str]]) -> str:
     """Return the text of a CSV file with the sample's delimiter and order of columns."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=sample.delimiter, lineterminator="\n")
-    writer.writerow(sample.columns)
-    writer.writerows(zip(*(columns[name] for name in sample.columns), strict=True))
-    return text.getvalue()
+    rows = zip(*(columns[name] for name in sample.columns), strict=True)
+    return csv_rows([sample.columns, *rows], sample.delimiter)
 
 
 def write_checked(target: Path, text: str, check: Callable[[Path], list[str]]) -> list[str]:

@@ -18,7 +18,7 @@ from baseline.data.sources.place import Evidence, Place, Source, SourceTable, ma
 from baseline.data.sources.read_table import cell_to_text
 from baseline.data.sources.tables import check_column_exists
 from baseline.errors import DataError, format_count
-from baseline.files import parse_json
+from baseline.files import parse_json, to_csv, write_atomic
 
 __all__ = ["ParquetImages"]
 
@@ -137,7 +137,7 @@ def write_images_of(shard: Shard, work: Path) -> None:
         facts["file"].append(name)
         for column, value in row.items():
             facts[column].append(cell_to_text(value))
-    pd.DataFrame(facts).to_csv(work / "images.csv", index=False)
+    write_atomic(work / "images.csv", to_csv(pd.DataFrame(facts)))
 
 
 def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:

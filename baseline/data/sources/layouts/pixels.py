@@ -17,6 +17,7 @@ from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
 from baseline.data.sources.read_table import cell_to_text, detect_text_format
 from baseline.errors import DataError, format_count, quoted_list
+from baseline.files import to_csv, write_atomic
 
 __all__ = ["Pixels"]
 
@@ -171,8 +172,8 @@ def save_table(table: PixelTable, folder: Path) -> None:
             label = cell_to_text(row.pop(table.label))
             facts.append({"file": name, "label": re.sub(r"\.0+$", "", label), **row})
             number += 1
-    pd.DataFrame(facts).to_csv(folder / "images.csv", index=False)
-    (folder / "notes.txt").write_text("\n".join(notes), encoding="utf-8")
+    write_atomic(folder / "images.csv", to_csv(pd.DataFrame(facts)))
+    write_atomic(folder / "notes.txt", "\n".join(notes))
 
 
 def read_chunks(table: PixelTable) -> Iterator[pd.DataFrame]:
