@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "fast_imports",
     "free_memory_bytes",
     "package_versions",
+    "return_free_memory",
     "thread_count",
     "total_memory_bytes",
 ]
@@ -58,6 +60,12 @@ def _free_in_container(root: Path) -> int | None:
         return max(0, max_bytes - used_bytes + int(statistics.get("inactive_file", 0)))
     except (OSError, ValueError):  # no control group, or one without a limit ("max")
         return None
+
+
+def return_free_memory() -> None:
+    """Return memory that was freed to the system: the allocator of the GNU C library keeps much of it."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library; Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def total_memory_bytes() -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,12 +23,15 @@ from starlette.exceptions import HTTPException
 from baseline.data.image import load_image, open_image, resize_image, unreadable_reason
 from baseline.evaluation.gradcam import grad_cam
 from baseline.report.figures import overlay_heatmap
+from baseline.system import return_free_memory
 
 if TYPE_CHECKING:
     from baseline.inference.model import Model, PredictionBatch
 
     Prediction = tuple[PredictionBatch, int]
     """A batch of predictions, and the index of one image in it."""
+
+Decoded = TypeVar("Decoded")
 
 __all__ = ["THUMBNAIL_SIZE", "Limits", "Predictor", "busy_error"]
 
@@ -39,6 +42,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 
 DISPLAY_SIZE, EXAMPLE_SIZE, THUMBNAIL_SIZE = 640, 1024, 176
 """Maximum pixels of the longer side of a Grad-CAM image, of an example, and of its thumbnail on the page."""
+
+
+LARGE_PIXELS, JPEG_FACTOR = 4_000_000, 8
+"""Pixels above which images are decoded one at a time, so that others do not wait for them, and how many times more a
+JPEG may have, which is decoded at a fraction of its size."""
+
+
+CHUNK_BYTES = 4096
+"""Bytes of a file that are decoded at once: Pillow lets no other thread run meanwhile, and a kilobyte can unpack to a
+megabyte."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,7 @@ class Predictor:
         self.formats = tuple(name for name in FORMATS if name in Image.OPEN)
         self.queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Prediction]]] = asyncio.Queue()
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
+        self.large_reader = ThreadPoolExecutor(1, "large-reader")
         self.network = ThreadPoolExecutor(1, "network")
         self.resources = ExitStack()
         self.predict_squares = self.resources.enter_context(model.predictor(tta=self.tta))
@@ -100,7 +114,7 @@ class Predictor:
             yield
         finally:
             task.cancel()
-            for pool in (self.readers, self.network):
+            for pool in (self.readers, self.large_reader, self.network):
                 pool.shutdown(wait=False, cancel_futures=True)
             self.resources.close()
 
@@ -154,18 +168,31 @@ class Predictor:
         Raises:
             HTTPException: if the image is refused.
         """
-        loop = asyncio.get_running_loop()
-        square = await loop.run_in_executor(self.readers, self._decode_square, content)
-        future: asyncio.Future[Prediction] = loop.create_future()
+        square = await self._decode(self._decode_square, content)
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((square, future))
         return await future
 
     async def gradcam(self, content: bytes, class_name: str | None) -> bytes:
         """Return a JPEG of the image with its Grad-CAM for a class; default: the most probable one."""
+        square = await self._decode(self._decode_square, content)
         loop = asyncio.get_running_loop()
-        square = await loop.run_in_executor(self.readers, self._decode_square, content)
         heatmap = await loop.run_in_executor(self.network, self._heatmap, square, class_name)
-        return await loop.run_in_executor(self.readers, self._overlay, content, heatmap)
+        return await self._decode(self._overlay, content, heatmap)
+
+    async def _decode(self, decode: Callable[..., Decoded], content: bytes, *arguments: Any) -> Decoded:
+        """Call `decode` in a thread; large images share one, which gives their memory back."""
+        loop = asyncio.get_running_loop()
+        if not await loop.run_in_executor(self.readers, self._is_large, content):
+            return await loop.run_in_executor(self.readers, decode, content, *arguments)
+        try:
+            return await loop.run_in_executor(self.large_reader, decode, content, *arguments)
+        finally:
+            self.large_reader.submit(return_free_memory)
+
+    def _is_large(self, content: bytes) -> bool:
+        image = self._open(content)
+        return image.width * image.height > LARGE_PIXELS * (JPEG_FACTOR if image.format == "JPEG" else 1)
 
     def encode_again(self, content: bytes) -> tuple[bytes, bytes]:
         """Decode an image file, and return it as a PNG of at most `EXAMPLE_SIZE` pixels and as a thumbnail, a JPEG.
@@ -200,6 +227,7 @@ class Predictor:
         except Exception:
             message = f"This is not an image in a supported format: {', '.join(self.formats)}."
             raise HTTPException(415, message) from None
+        image.__dict__["decodermaxblock"] = CHUNK_BYTES
         width, height = image.size
         if width * height > max_pixels:
             message = f"The image has {width:,} x {height:,} pixels; the maximum is {max_pixels:,}. Send a smaller one."

@@ -40,15 +40,27 @@ SECURITY_HEADERS = [
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, except that the head of a request must be complete in time, not only begun."""
+    """uvicorn's HTTP protocol, except that the head of a request must be complete in time, not only begun, and that the
+    answer above the limit of connections says when to try again."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.limit_concurrency = None  # uvicorn's own answer above it has no Retry-After
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
+        limit = self.config.limit_concurrency
+        is_full = limit is not None and max(len(self.connections), len(self.tasks)) >= limit
+        self.app = answer_busy if is_full else self.config.loaded_app
         self.conn.receive_data(data)
         self.handle_events()  # cancels the timeout when a head is complete
+
+
+async def answer_busy(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request above the limit of connections with 503, and close its connection."""
+    response = error_response(busy_error("Too many connections are open.", 1))
+    response.raw_headers += [*SECURITY_HEADERS, (b"connection", b"close")]
+    await response(scope, receive, send)
 
 
 class SecurityMiddleware:

@@ -1,0 +1,116 @@
+"""A server under clients that are too many, too slow, or send images that are small files and large in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from PIL import Image
+from starlette.testclient import TestClient
+
+from baseline.deploy.server.app import create_app
+from baseline.deploy.server.predictor import Limits
+from baseline.deploy.server.security import TimedProtocol
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few kilobytes that needs four bytes for each of its pixels in memory."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def limited(tiny: Path) -> Iterator[int]:
+    """The port of a server that accepts less than three connections."""
+    config = uvicorn.Config(
+        create_app(tiny), http=TimedProtocol, port=0, log_level="critical", limit_concurrency=3, timeout_keep_alive=20
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def test_too_many_connections_are_told_when_to_try_again(limited: int) -> None:
+    def get(port: int) -> tuple[bytes, dict[bytes, bytes], bytes]:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            head, _, body = b"".join(iter(lambda: connection.recv(9999), b"")).partition(b"\r\n\r\n")
+        start, *lines = head.split(b"\r\n")
+        return start, dict(line.lower().split(b": ", 1) for line in lines), body
+
+    assert b" 200 " in get(limited)[0]
+    held = [socket.create_connection(("127.0.0.1", limited)) for _ in range(3)]
+    time.sleep(0.3)
+    start, headers, body = get(limited)
+    assert b" 503 " in start and headers[b"retry-after"] == b"1" and headers[b"connection"] == b"close"
+    assert headers[b"x-content-type-options"] == b"nosniff" and json.loads(body)["error"].startswith("Too many conn")
+    for connection in held:
+        connection.close()
+    time.sleep(0.3)
+    assert b" 200 " in get(limited)[0]
+
+
+def test_an_image_does_not_wait_for_large_ones(tiny: Path, images: Path) -> None:
+    large, small = bomb(7000), (images / "ants" / "00.jpg").read_bytes()
+    limits = Limits(seconds=300)
+    with TestClient(create_app(tiny, limits=limits), base_url="http://localhost") as client:
+
+        def post(content: bytes) -> int:
+            return client.post("/predict", files={"image": content}).status_code
+
+        assert post(small) == 200
+        answers: list[int] = []
+        threads = [threading.Thread(target=lambda: answers.append(post(large))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        assert [post(small) for _ in range(3)] == [200] * 3
+        assert len(answers) < 6
+        for thread in threads:
+            thread.join()
+    assert answers == [200] * 8
+
+
+MEMORY = """
+import sys, time
+from pathlib import Path
+from starlette.testclient import TestClient
+from baseline.deploy.server.app import create_app
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+contents = [Path(path).read_bytes() for path in sys.argv[2:]]
+with TestClient(create_app(sys.argv[1]), base_url="http://localhost") as client:
+    for turn, content in enumerate([*contents * 2, *[contents[1]] * 4]):
+        assert client.post("/predict", files={"image": content}).status_code == 200
+        time.sleep(0.3)
+        if turn in (0, 7):
+            print(resident_mb())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not report memory")
+def test_memory_of_large_images_is_given_back(tiny: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(7900))  # 250 MB
+    command: list[Any] = [sys.executable, "-c", MEMORY, tiny, images / "ants" / "00.jpg", tmp_path / "bomb.png"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, last = map(float, ended.stdout.split())
+    assert last - first < 150
