@@ -99,7 +99,8 @@ def table_from_settings(
     """Return the image table of a source as `image_table` does.
 
     Args:
-        splits: the splits of the source that are used; a class may be missing in the others.
+        splits: the splits of the source that are used; a class may be missing in the others. Empty for images to
+            evaluate a model on, of which any number may be of one class.
     """
     columns = columns_of(settings)
     if isinstance(images, pd.DataFrame):
@@ -126,8 +127,9 @@ def table_from_settings(
         table["label"] = binarize(table["label"], positive)
     if is_multilabel(table["label"], settings.task):
         table["label"] = order_labels(table["label"])
-    counts = count_trainable(with_splits(table, splits), settings.task)
-    if single := order_classes(counts.index[counts < 2]):
+    trainable = with_splits(table, splits)
+    counts = count_trainable(trainable, settings.task) if splits else explode_labels(table["label"]).value_counts()
+    if splits and (single := order_classes(counts.index[counts < 2])):
         source.notes.append(
             f"{_single_image_message(single)} (--min-per-class 2 leaves such classes out, --other NAME merges them)"
         )

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
     from torch import Tensor, nn
 
+    from baseline.inference.labeled import Evaluation, Unknown
+
 __all__ = ["Ensemble", "Model", "PredictionBatch", "load", "load_model"]
 
 
@@ -218,6 +220,39 @@ class BasePredictor:
             "confidence": np.concatenate([batch.confidence for batch in batches]) if batches else [],
         } | ({"error": errors} if on_error == "row" else {})
         return pd.concat([pd.DataFrame(table), pd.DataFrame(probabilities, columns=columns)], axis=1)
+
+    def evaluate(
+        self,
+        images: Any,
+        *,
+        tta: bool = True,
+        unknown: Unknown = "error",
+        metric: str = "auto",
+        splits: Sequence[str] = (),
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Evaluation:
+        """Measure the model on labeled images in any form that `make_baseline` reads.
+
+        `baseline.experiments.evaluate_models` also compares the result with the test number of the run.
+
+        Args:
+            unknown: what images do whose labels the model does not know: `"error"`, or `"drop"` to leave them out.
+            metric: a metric to compute beside all others that need no name, such as `"top_2"`.
+            splits: only the images of these splits, if the images come with splits.
+            **settings: how the images are read: fields of `DataSettings`, such as `label_col`.
+
+        Raises:
+            DataError: if labels are unknown to the model, or no image can be read.
+
+        >>> model.evaluate("new/").scores["accuracy"]                              # doctest: +SKIP
+        {'value': 0.91, 'interval': (0.87, 0.94)}
+        """
+        from baseline.inference.labeled import evaluate_model, read_labeled
+
+        task = "multilabel" if self.multilabel else "single"
+        table = read_labeled(images, task=task, splits=splits, progress=progress, **settings)
+        return evaluate_model(self, table, tta=tta, unknown=unknown, metric=metric, progress=progress)  # type: ignore[arg-type]
 
     def predict_batches(
         self,

@@ -1,0 +1,127 @@
+"""The commands that measure a trained model on new images: `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from baseline.cli.experiments import IMAGE_FIELDS
+from baseline.cli.options import (
+    HelpAll,
+    Quiet,
+    completion,
+    interrupt_on_signals,
+    make_progress,
+    parse_target,
+    print_table,
+    recipe_options,
+    split_names,
+    split_paths,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from baseline.experiments.evaluate_models import ModelEvaluations
+
+Models = Annotated[
+    list[Path],
+    typer.Argument(help="One or more run folders or model/ folders, or folders of folds or seeds.", show_default=False),
+]
+
+Labeled = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Labeled images, in any form that baseline run takes: a folder, a table, an archive.",
+        show_default=False,
+    ),
+]
+
+
+@recipe_options(*IMAGE_FIELDS, "positive")
+def evaluate_command(
+    models: Models,
+    images: Labeled,
+    unknown: Annotated[
+        str,
+        typer.Option(
+            help="Images whose labels the model does not know: error, or drop to leave them out.",
+            autocompletion=completion(lambda: ("error", "drop")),
+        ),
+    ] = "error",
+    splits: Annotated[
+        str, typer.Option(help="Only images of these splits, separated by commas.", show_default=False)
+    ] = "",
+    skip_trained: Annotated[
+        bool, typer.Option("--skip-trained", help="Leave out images that the model was trained on.")
+    ] = False,
+    metric: Annotated[
+        str, typer.Option(help="Metric to compare by (default: that of the run).", show_default=False)
+    ] = "auto",
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
+    ] = True,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(help="Runs, separated by commas, whose ensemble is also evaluated.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder (default: evaluations/NAME-DATE-TIME).", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the content of metrics.json.")] = False,
+    quiet: Quiet = False,
+    help_all: HelpAll = False,
+    *,
+    changes: dict[str, Any],
+) -> None:
+    """Measure trained models on new labeled images, and compare with the test number of their runs.
+
+    Writes predictions.csv, metrics.json and evaluation.html to --out.
+
+    Examples:
+
+    ```text
+    baseline evaluate runs/mine new/
+    baseline evaluate runs/mine new.csv --image-dir scans/ --label-col diagnosis
+    baseline evaluate runs/mine runs/other images/ --splits test --json
+    baseline evaluate runs/mine new/ --unknown drop --skip-trained --out evaluations/new
+    ```
+    """
+    interrupt_on_signals()
+    from baseline.experiments.evaluate_models import evaluate_models, without_nan
+    from baseline.files import to_json
+
+    target, recipe = parse_target(images)
+    names: list[Any] = [*models, *(split_paths([text]) for text in ensemble or [])]
+    result = evaluate_models(
+        names, target or recipe, tta=tta, unknown=unknown, metric=metric, splits=split_names(splits),  # type: ignore[arg-type]
+        skip_trained=skip_trained, out=out, progress=make_progress(quiet), **changes,
+    )  # fmt: skip
+    if as_json:
+        print(to_json(without_nan(result.as_dict())), end="")
+    else:
+        print_table(evaluations_table(result))
+
+
+def evaluations_table(result: ModelEvaluations) -> RenderableType:
+    """The headline metric of each model, and how it compares."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("model", "images", "metric", "value", "95% confidence interval", "wrong")
+    lines = []
+    for model in result.models:
+        score, metric = model.evaluation.scores[model.headline.name], model.headline
+        interval = " to ".join(metric.text(end) for end in score["interval"] or ())
+        images, wrong = len(model.evaluation.predictions), model.evaluation.metrics["wrong"]
+        cells = (metric.title, metric.text(score["value"]), interval, f"{wrong:,}")
+        table.add_row(escape(model.name), f"{images:,}", *cells)
+        prefix = f"{model.name}: " if len(result.models) > 1 else ""
+        lines += [f"{prefix}{note}" for note in model.notes]
+    lines += [test["sentence"] for test in result.differences]
+    lines += [f"results: {result.folder}"]
+    return Group(table, *map(escape, lines))
