@@ -1,4 +1,4 @@
-"""The commands that measure a trained model on new images: `evaluate`."""
+"""The commands that measure a trained model on new images, or compute their features: `evaluate` and `embed`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,79 @@ def evaluate_command(
         print(to_json(without_nan(result.as_dict())), end="")
     else:
         print_table(evaluations_table(result))
+
+
+def embed_command(
+    model: Annotated[Path, typer.Argument(help="A run folder, or its model/ folder.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, zip or tar archives, glob patterns, or tables with a column of paths.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .npz or .parquet.", show_default=False)],
+    neighbors: Annotated[
+        int,
+        typer.Option(
+            "--neighbors", "--neighbours", min=0, help="Also write this many most similar images.", show_default=False
+        ),
+    ] = 0,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Images to search for neighbors, or a file of this command (default: IMAGES themselves).",
+            show_default=False,
+        ),
+    ] = "",
+    image_col: Annotated[str, typer.Option(help="Column of a table with the paths; detected by default.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 64,
+    quiet: Quiet = False,
+) -> None:
+    """Write the features of images: what the network computes before the classes.
+
+    An unreadable image gets a row with the reason.
+
+    Examples:
+
+    ```text
+    baseline embed runs/mine holiday/ --out features.npz
+    baseline embed runs/mine holiday/ --out features.parquet --neighbors 5
+    baseline embed runs/mine new.jpg --out new.npz --neighbors 5 --reference features.npz
+    ```
+    """
+    interrupt_on_signals()
+    from baseline.data.sources.image_list import list_images
+    from baseline.errors import RecipeError, format_count
+    from baseline.inference.features import (
+        SUFFIXES,
+        add_neighbors,
+        check_embeddings_path,
+        embed_images,
+        read_embeddings,
+        write_embeddings,
+    )
+    from baseline.inference.model import load_model
+
+    check_embeddings_path(out)
+    if reference and not neighbors:
+        raise RecipeError("--reference needs --neighbors K.")
+    progress = make_progress(quiet)
+    paths, _ = list_images(images, image_col, (), progress)
+    loaded = load_model(model)
+    embedded = embed_images(loaded, list(paths), batch_size, progress)
+    searched = None
+    if Path(reference).suffix.lower() in SUFFIXES:
+        searched = read_embeddings(Path(reference).expanduser())
+    elif reference:
+        searched = embed_images(
+            loaded, list(list_images([reference], image_col, (), progress)[0]), batch_size, progress
+        )
+    write_embeddings(out, embedded, add_neighbors(embedded, searched, neighbors) if neighbors else {})
+    unreadable = int((~embedded.readable).sum())
+    count, width = format_count(len(embedded.paths), "image"), embedded.features.shape[1]
+    progress.log(f"{width:,} features of {count}" + (f"; {unreadable:,} could not be read" if unreadable else ""))
+    print(out)
 
 
 def evaluations_table(result: ModelEvaluations) -> RenderableType:

@@ -15,7 +15,7 @@ import pandas as pd
 from baseline.evaluation.details.named_metric import NORMAL_QUANTILE
 from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval, wilson_interval
 from baseline.evaluation.table import class_columns, group_codes, table_predictions
-from baseline.metrics.predictions import Ranks, Sums
+from baseline.metrics.predictions import Sums
 from baseline.metrics.registry import Metric
 
 __all__ = ["Units", "difference_interval", "match_units", "newcombe_interval", "proportion_interval"]
@@ -135,12 +135,13 @@ def difference_interval(
     if any(np.isnan(measured.value) for measured in pair):
         return None
     difference = pair[1].value - pair[0].value
-    if isinstance(pair[0], Ranks) or isinstance(pair[1], Ranks):
+    sums = [measured for measured in pair if isinstance(measured, Sums)]
+    if not sums:
         return difference, _interval_of_ranks(pair, difference, units)
-    if pair[0].proportion and not units.grouped:
-        one, other = (measured.features[:, 0] for measured in pair)
+    if sums[0].proportion and not units.grouped:
+        one, other = (measured.features[:, 0] for measured in sums)
         return difference, proportion_interval(one, other, units)
-    return difference, _interval_of_sums(pair, units)
+    return difference, _interval_of_sums(sums, units)
 
 
 def proportion_interval(one: np.ndarray, other: np.ndarray, units: Units) -> tuple[float, float]:
@@ -153,7 +154,7 @@ def proportion_interval(one: np.ndarray, other: np.ndarray, units: Units) -> tup
         change = other[np.argsort(units.other)].astype(float) - one[np.argsort(units.one)]
         return paired_interval(change, None)
     counts = [(int(hits.sum()), len(hits)) for hits in (one, other)]
-    return newcombe_interval(*counts, shared_correlation(one, other, units))
+    return newcombe_interval(counts[0], counts[1], shared_correlation(one, other, units))
 
 
 def _interval_of_sums(pair: Sequence[Sums], units: Units) -> tuple[float, float]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
     from torch import Tensor, nn
 
+    from baseline.inference.features import Embeddings
     from baseline.inference.labeled import Evaluation, Unknown
 
 __all__ = ["Ensemble", "Model", "PredictionBatch", "load", "load_model"]
@@ -438,6 +439,20 @@ class Model(BasePredictor):
         Raises whatever PIL raises for an image that cannot be read.
         """
         return load_square(image, *self._decode_spec)
+
+    def embed(self, images: Any, *, batch_size: int = 64, progress: Progress | None = None) -> Embeddings:
+        """Return the features of images: `paths`, and `features`, images x features, float32.
+
+        Features are what the last linear layer takes (with the normalization directly before it), of the plain image.
+        An image that cannot be read has NaN, and a reason in `errors`.
+
+        >>> model.embed("holiday/").features.shape                                 # doctest: +SKIP
+        (24, 1280)
+        """
+        from baseline.inference.features import embed_images
+
+        inputs = list(iterate_images(images, progress or ConsoleProgress(), strict=False))
+        return embed_images(self, inputs, batch_size, progress)
 
     def inputs(self, squares: Sequence[np.ndarray]) -> Tensor:
         """Return the network's input for squares: N x 3 x image_size x image_size, normalized, on its device."""
