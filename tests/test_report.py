@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from torch import nn
 import baseline
 from baseline.errors import DataError, OutputError
 from baseline.evaluation.gradcam import grad_cam
-from baseline.report import figures
+from baseline.report import advice, figures
 from baseline.report import page as page_module
 from baseline.report.page import write_report
+from baseline.report.run_files import read_run
 from baseline.vision import model_folder
 from baseline.vision.model_folder import load_network
 
@@ -121,7 +123,7 @@ def made_run(source: Path, folder: Path, classes: list[str], images: list[str], 
 
 
 def test_every_run_writes_a_report_and_its_pictures(done: baseline.Baseline) -> None:
-    names = {"classes", "confusion", "lr_find", "random", "reliability", "sample", "time", "training"}
+    names = {"classes", "confusion", "hits", "lr_find", "sample", "time", "training"}
     names |= {"errors"} if done.metrics["test"]["tta"]["wrong"] else set()
     for name in names:
         assert np.asarray(Image.open(done.folder / f"{name}.png").convert("L")).std() > 5, name
@@ -148,7 +150,7 @@ def test_the_page_is_accessible(page: Page) -> None:
     assert page.all("img") and all(image.get("alt") for image in page.all("img"))
     assert not any(image.get("loading") for image in page.all("img"))  # lazy images are missing in print
     drawings = page.all("svg")
-    assert len(drawings) >= 6 and all(each.get("role") == "img" and each.get("aria-label") for each in drawings)
+    assert len(drawings) >= 5 and all(each.get("role") == "img" and each.get("aria-label") for each in drawings)
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
     assert page.all("html")[0]["lang"] == "en" and any(m.get("name") == "viewport" for m in page.all("meta"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -203,7 +205,7 @@ def test_the_page_agrees_with_the_manifest(done: baseline.Baseline, page: Page) 
 def test_metrics_by_class_equal_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
-    files = page_module.read_run(done.folder)
+    files = read_run(done.folder)
     rows = page_module.quality_section(files, figures.ThumbnailCache())["per_class"]
     expected = precision_recall_fscore_support(
         files.rows["label"], files.rows["predicted"], labels=files.classes, zero_division=np.nan
@@ -265,6 +267,7 @@ def test_two_hundred_classes_stay_small_and_readable(done: baseline.Baseline, tm
     assert (folder / "report.html").stat().st_size < 5e6
     confused = page.text[page.text.index("Most frequent confusions") : page.text.index('id="classes"')]
     assert confused.count("<tr>") == 16 and "class 000</th><td>class 001" in confused
+    confused = page.text[page.text.index("<h3>Confusion matrix") : page.text.index('id="data"')]
     assert "<text" in confused and confused.count("<text") < 60  # a picture of the matrix, not 200 names
     assert all(name in page.said for name in classes)
     assert Image.open(folder / "confusion.png").width < 1200
@@ -327,7 +330,7 @@ def test_suspect_labels_are_shown_and_saved(run: Path, done: baseline.Baseline) 
     listed = pd.read_csv(run / "suspected_labels.csv")
     assert listed.loc[0, ["path", "label", "suggested"]].tolist() == [table.loc[sure, "path"], wrong, label]
     said = page_of(run).said
-    assert "Labels that may be wrong" in said and f"label: {wrong} suggested: {label} (99.9" in said
+    assert "Labels that may be wrong 1 of the 14 held-out labels" in said and "this label may be wrong" in said
     assert (run / "suspects.png").exists()
 
 
@@ -514,11 +517,118 @@ def test_networks_without_a_spatial_map_say_so(
     assert "Grad-CAM: the run folder has no model" in page_of(run).said
 
 
-def test_errors_and_correct_predictions_come_with_an_overlay(run: Path, page: Page) -> None:
-    shown = page.text[page.text.index('id="images"') :]
-    assert shown.count("Grad-CAM: the evidence for") == re.split("Labels that may|Random pred", shown)[0].count(
-        "<figure"
-    )
+def at_size(run: Path, size: int) -> Path:
+    """Change the size of the images that the model reads, so that its last feature map is larger."""
+    (run / "gradcam.npz").unlink()
+    for file in (run / "model" / "model.json", run / "manifest.json"):
+        text = file.read_text()
+        assert '"image_size": 48' in text
+        file.write_text(text.replace('"image_size": 48', f'"image_size": {size}'))
+    return run
+
+
+def test_errors_and_correct_predictions_come_with_an_overlay(run: Path) -> None:
+    write_report(at_size(run, 128))
+    text = page_of(run).text
+    shown = text[text.index('id="images"') : text.index('id="confusions"')]
+    assert shown.count("Grad-CAM: the evidence for") == shown.count("confidence: ") > 0
+
+
+def test_a_heatmap_of_few_regions_is_not_shown(run: Path, page: Page) -> None:
+    assert "Grad-CAM: not shown: the last layers keep 2 x 2 regions at 48 pixels" in page.said
+    assert "Grad-CAM: the evidence for" not in page.text
+    write_report(at_size(run, 96))
+    assert "keep 3 x 3 regions at 96 pixels" in page_of(run).said
+
+
+# ---- what to do next ------------------------------------------------------------------------------------------------
+
+
+def next_items(run: Path) -> list[advice.Advice]:
+    return advice.advise(read_run(run))
+
+
+def test_every_page_says_what_to_do_next(run: Path, page: Page) -> None:
+    items = next_items(run)
+    assert 3 <= len(items) <= 5 and items[-1].command == f"baseline predict {run} NEW_IMAGES"
+    start = page.said.index("What to do next", page.said.index("incorrectly"))
+    for item in items:
+        place = page.said.index(item.fact, start)
+        assert page.said.index(item.action) > place and "estimate" not in item.fact + item.action
+    assert "bottleneck: " in page.said and "faster:" not in page.said  # no advice on a run of seconds
+
+
+def test_the_commands_of_the_advice_can_be_run(run: Path) -> None:
+    folder = run.with_name("leaky run")
+    shutil.copytree(run, folder)
+    (folder / "audit").mkdir(exist_ok=True)
+    finding = {"finding": "leak", "images": 1, "words": "1 duplicate pair across splits", "effect": "", "answer": ""}
+    (folder / "audit" / "findings.json").write_text(json.dumps({"findings": [finding]}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["recipe"]["preset"] = "quick"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    files = read_run(folder)
+    items = [item for rule in (*advice.RULES, *advice.GENERAL_RULES, advice.use_model) if (item := rule(files))]
+    commands = [shlex.split(item.command) for item in items]
+    assert len({tuple(command) for command in commands}) == len(commands) >= 6
+    assert any("--leaks" in command for command in commands) and any("kfold:5" in command for command in commands)
+    for _, command, *words in commands:
+        if command == "run":
+            ended = call("run", *words, "--dry-run")
+            assert ended.returncode == 0 and "ants 24, bees 24" in ended.stdout, (words, ended.stderr)
+        else:
+            assert Path(words[0]).exists() and call(command, "--help").returncode == 0
+
+
+def test_advice_follows_from_what_was_measured(run: Path, done: baseline.Baseline) -> None:
+    commands = " ".join(item.command for item in next_items(run))
+    assert "--split kfold:5" in commands
+    table = pd.concat([done.predictions] * 200, ignore_index=True)
+    right = table.assign(predicted=table["label"], plain_predicted=table["label"])
+    right.to_csv(run / "predictions.csv", index=False)
+    items = next_items(run)
+    said = " ".join(f"{item.fact} {item.action} {item.command}" for item in items)
+    assert "kfold" not in said and "incorrectly" not in said and "--preset" not in said and len(items) >= 2
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "own_parts": {"loss_func": ["MyLoss"]}}))
+    assert not [item for item in next_items(run) if "manifest.json" in item.command or not item.command]
+
+
+def test_a_weak_class_is_named_with_its_training_images(done: baseline.Baseline, tmp_path: Path) -> None:
+    classes, paths = list("abcd"), done.predictions["path"].tolist()
+    folder = made_run(done.folder, tmp_path / "weak", classes, paths, each=40, every=20)
+    table = pd.read_csv(folder / "predictions.csv", dtype={"path": str, "label": str, "predicted": str})
+    table.loc[table.index[table["label"] == "c"][:30], "predicted"] = "d"
+    table.to_csv(folder / "predictions.csv", index=False)
+    split = pd.read_csv(folder / "split.csv", dtype=str)
+    few = split[(split["label"] == "c") & (split["split"] == "train")].index[5:]
+    split.drop(few).to_csv(folder / "split.csv", index=False)
+    item = next(item for item in next_items(folder) if "recall" in item.fact)
+    assert item.fact == "Class 'c' has a recall of 20% (40 test images), learned from 5 training images."
+    assert item.command.endswith("--class-balance weights")
+
+
+# ---- small runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_small_run_has_no_empty_charts(done: baseline.Baseline, page: Page, tmp_path: Path) -> None:
+    assert "10 predictions are too few to compare" in page.said and "Random predictions" not in page.said
+    assert not (done.folder / "reliability.png").exists() and not (done.folder / "random.png").exists()
+    larger = made_run(done.folder, tmp_path / "larger", ["a", "b"], done.predictions["path"].tolist(), each=120)
+    write_report(larger)
+    said = page_of(larger).said
+    assert "Table of the bins" in said and "Random predictions" in said
+    assert (larger / "reliability.png").exists() and (larger / "random.png").exists()
+
+
+def test_a_single_epoch_is_a_sentence(run: Path) -> None:
+    rows = pd.read_csv(run / "history.csv")
+    rows.tail(1).assign(best=True).to_csv(run / "history.csv", index=False)
+    (run / "training.png").unlink()
+    write_report(run)
+    page = page_of(run)
+    assert f"The run has a single epoch: loss {rows['train_loss'].iloc[-1]:.3f}" in page.said
+    assert not (run / "training.png").exists() and "training_loss" not in page.text
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
@@ -546,6 +656,15 @@ def test_a_browser_shows_the_page_and_requests_nothing(
     tab.goto(unusual_page.as_uri())
     assert tab.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows
+    assert tab.evaluate("document.querySelectorAll('details[open]').length") == 0
+    tab.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    cut = """all => all.filter(e => e.scrollWidth > e.clientWidth + 1
+        && !getComputedStyle(e, "::before").content.includes("scroll sideways")).map(e => e.ariaLabel)"""
+    tab.wait_for_function("true")
+    assert tab.eval_on_selector_all(".wide", cut) == []  # what has to be scrolled says so
+    letters = "all => all.map(e => e.getBoundingClientRect().height).filter(height => height > 0)"
+    assert min(tab.eval_on_selector_all("svg text", letters)) >= 8  # letters of charts can be read
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
 
@@ -564,3 +683,16 @@ def test_a_browser_shows_the_page_and_requests_nothing(
     assert tab.get_attribute("#per-class th:nth-child(4)", "aria-sort") is None
     tab.close()
     assert complaints == [] and [url for url in requested if not url.startswith("data:")] == [unusual_page.as_uri()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_thirty_test_images_is_short(
+    done: baseline.Baseline, tmp_path: Path, browser: Any, scheme: str
+) -> None:
+    paths = done.predictions["path"].tolist()
+    folder = made_run(done.folder, tmp_path / "thirty", list("abcdef"), paths, each=5, every=2)
+    tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    tab.goto(write_report(folder).as_uri())
+    assert tab.evaluate("document.querySelectorAll('#images > .cards .card.wrong').length") >= 12  # as many as it shows
+    assert tab.evaluate("document.documentElement.scrollHeight") < 4000
+    tab.close()

@@ -41,7 +41,7 @@ def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseli
         "lr_find.csv",
         "lr_find.png", "manifest.json", "model/README.md", "model/golden.safetensors", "model/model.json",
         "model/model.safetensors",
-        "predictions.csv", "random.png", "reliability.png", "report.html", "sample.png", "split.csv",
+        "predictions.csv", "report.html", "sample.png", "split.csv",
         *["suspected_labels.csv", "suspects.png"] * doubt, "time.png", "training.png",
     ]  # fmt: skip
     for picture in ("lr_find.png", "training.png"):

@@ -98,17 +98,11 @@ def with_figure_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
 def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot loss against learning rate for every stage with a search, and mark the rate that was used.
 
-    Where no stage searched, the figure says so.
-
     Args:
-        sweeps, stages: see `baseline.training.state.History`.
+        sweeps, stages: see `baseline.training.state.History`; there is at least one search.
     """
     numbers = sorted(sweeps["stage"].unique())
-    if not numbers:
-        figure = Figure(figsize=(6, 1), layout="constrained")
-        figure.text(0.5, 0.4, "No stage searched for a learning rate: the recipe sets the rates.", ha="center")
-        return figure
-    figure = Figure(figsize=(5.5 * len(numbers), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(numbers), 3.4), layout="constrained")
     for axes, number in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
         curve = sweeps[sweeps["stage"] == number]
         axes.plot(curve["lr"], curve["loss"].ewm(alpha=0.1).mean(), color=BLUE)
@@ -131,33 +125,19 @@ def last_group_lr(rate: Any) -> float:
 
 
 @with_figure_style
-def training_figure(epochs: pd.DataFrame) -> Figure:
+def training_figure(epochs: pd.DataFrame, panels: Sequence[str] = ("loss", "metric", "rate")) -> Figure:
     """Plot the losses, the metric on valid and the learning rate by epoch; mark the stages and the best epoch.
 
     Args:
         epochs: see `baseline.training.state.History`.
+        panels: which of the three to plot.
     """
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
     rows = epochs.reset_index(drop=True)
-    steps = rows.index + 1
-    left.plot(steps, rows["train_loss"], marker="o", color=BLUE, label="train (augmented)")
-    left.plot(steps, rows["valid_loss"], marker="s", color=ORANGE, label="valid")
-    left.set(xlabel="epoch")
-    metric = next(name for name in map(str, rows) if name.startswith("valid_") and name != "valid_loss")
-    middle.plot(steps, rows[metric], marker="s", color=GREEN, label="valid")
-    best = rows[rows["best"]].index[-1:]
-    middle.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="best epoch")
-    if selection_metric(metric).percent:
-        middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    rates = rows["lr"].where(rows["lr"] > 0)  # a probe takes no steps
-    right.plot(steps, rates, marker="o", color=GRAY)
-    if rates.notna().any():
-        right.set(yscale="log")
-    titles = ("loss", f"validation {metric.removeprefix('valid_').replace('_', ' ')}", "learning rate at end of epoch")
+    draw = {"loss": draw_losses, "metric": draw_metric, "rate": draw_rates}
     starts = rows.index[rows["stage"].diff().fillna(1) != 0]
-    for axes, title in zip((left, middle, right), titles, strict=True):
-        axes.set_title(title, pad=22)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.set_title(draw[panel](axes, rows), pad=22)
         for start in starts:
             axes.axvline(start + 0.5, color=GRAY, linestyle=":", linewidth=1)
             label = f" {stage_label(rows.loc[start, 'trains'])}"
@@ -165,9 +145,36 @@ def training_figure(epochs: pd.DataFrame) -> Figure:
         axes.set_xlim(0.4, len(rows) + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
-    left.legend()
-    middle.legend()
     return figure
+
+
+def draw_losses(axes: Any, rows: pd.DataFrame) -> str:
+    """Plot the losses by epoch, and return the title."""
+    axes.plot(rows.index + 1, rows["train_loss"], marker="o", color=BLUE, label="train (augmented)")
+    axes.plot(rows.index + 1, rows["valid_loss"], marker="s", color=ORANGE, label="valid")
+    axes.legend()
+    return "loss"
+
+
+def draw_metric(axes: Any, rows: pd.DataFrame) -> str:
+    """Plot the metric that selects the best epoch, mark that epoch, and return the title."""
+    metric = next(name for name in map(str, rows) if name.startswith("valid_") and name != "valid_loss")
+    axes.plot(rows.index + 1, rows[metric], marker="s", color=GREEN, label="valid")
+    best = rows[rows["best"]].index[-1:]
+    axes.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="best epoch")
+    if selection_metric(metric).percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.legend()
+    return f"validation {metric.removeprefix('valid_').replace('_', ' ')}"
+
+
+def draw_rates(axes: Any, rows: pd.DataFrame) -> str:
+    """Plot the learning rate at the end of each epoch, and return the title."""
+    rates = rows["lr"].where(rows["lr"] > 0)  # a probe takes no steps
+    axes.plot(rows.index + 1, rates, marker="o", color=GRAY)
+    if rates.notna().any():
+        axes.set(yscale="log")
+    return "learning rate at end of epoch"
 
 
 def stage_label(trains: Any) -> str:
@@ -188,7 +195,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
     """
     colors = dict(zip(("train", "valid", "test"), (BLUE, ORANGE, GREEN), strict=True))
     if len(counts) > MAX_NAMED_CLASSES:
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
         for split, dashes in zip(counts, ("-", "--", ":"), strict=False):
             sizes = counts[split].sort_values(ascending=False).to_numpy()
@@ -196,7 +203,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
         axes.set(xlabel="classes, largest first", ylabel="images", ylim=(0, None))
         axes.legend()
         return figure
-    figure = Figure(figsize=(8, 0.9 + 0.28 * len(counts)), layout="constrained")
+    figure = Figure(figsize=(5, 0.9 + 0.28 * len(counts)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(counts))
     for split in counts:
@@ -269,7 +276,7 @@ def reliability_figure(bins: pd.DataFrame) -> Figure:
 @with_figure_style
 def time_figure(seconds: dict[str, float]) -> Figure:
     """Plot seconds by part of the run, in the order given."""
-    figure = Figure(figsize=(8, 0.8 + 0.3 * len(seconds)), layout="constrained")
+    figure = Figure(figsize=(5, 0.8 + 0.3 * len(seconds)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(list(seconds), list(seconds.values()), color=BLUE)
     axes.bar_label(bars, [f" {value:.1f}" for value in seconds.values()], fontsize=9)

@@ -8,64 +8,56 @@ its pictures, styles and one small script, and its content security policy tells
 
 from __future__ import annotations
 
-import io
-import json
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from PIL import Image
 
 from baseline import __version__
-from baseline.data.image import load_image, resize_image
-from baseline.data.labels import explode_labels, label_matrix, order_classes
-from baseline.errors import DataError, OutputError, format_count, quoted_list
+from baseline.data.labels import explode_labels, order_classes
+from baseline.errors import format_count
 from baseline.evaluation.calibration import BIN_COUNT
 from baseline.evaluation.explain import explain
 from baseline.evaluation.label_errors import suspect_labels
-from baseline.evaluation.metrics import evaluate
-from baseline.evaluation.results import SplitMetrics
-from baseline.files import MAX_TABLE_BYTES, check_regular, read_json, refuse_damaged, sha256_of, to_csv, write_atomic
+from baseline.files import refuse_damaged, to_csv, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
-from baseline.recipe.diff import flat_recipe
 from baseline.report import figures
-from baseline.report.figures import THUMBNAIL_SIZE, ThumbnailCache
+from baseline.report.advice import advise
+from baseline.report.cards import gradcam_maps, image_card, pair_cards, prediction_card, save_sheet, suspect_card
+from baseline.report.figures import ThumbnailCache
 from baseline.report.headline import named_headline, selection_metric
-from baseline.report.html import interval_digits, percent, render
-from baseline.runs.folder import headline_split, read_manifest, read_predictions
+from baseline.report.html import interval_digits, render
+from baseline.report.run_files import RunFiles, read_run, selection_column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from baseline.report.audit_files import FindingRecord
-    from baseline.runs.manifest import Manifest
-
 __all__ = ["write_report"]
 
 
-ERROR_COUNT, CORRECT_COUNT, RANDOM_COUNT, SAMPLE_COUNT = 12, 8, 24, 24
+ERROR_COUNT, CORRECT_COUNT, RANDOM_COUNT, SAMPLE_COUNT = 12, 8, 24, 10
 """Number of images shown: most confident errors, least confident correct predictions (both with Grad-CAM), random
 predictions, and training images."""
 
+MIN_RANDOM_IMAGES = 100
+"""Number of evaluated images below which no random predictions are shown: the others already show many of them."""
+
+MIN_BINNED_IMAGES = 200
+"""Number of predictions below which confidence is not compared with accuracy in bins, which would be nearly empty."""
+
 SUSPECT_COUNT = 12
 """Number of images shown whose label may be wrong."""
-
-PAIR_COUNT = 6
-"""Number of pairs of duplicates shown of each kind."""
 
 CONFUSION_COUNT = 15
 """Number of confused pairs of classes in the table."""
 
 
-REQUIRED_KEYS = ("recipe", "reasons", "metrics", "seconds", "stages", "data", "device", "versions", "finished")
+POINTS_PER_INCH, POINTS_PER_REM = 72, 15
+"""A chart is shown so wide that its letters of 11 points are nearly as large as the page's."""
 
 
 def write_report(run: str | Path, progress: Progress | None = None) -> Path:
@@ -88,7 +80,7 @@ def _write_page(files: RunFiles, progress: Progress) -> Path:
     if files.epochs is None:
         progress.log(f"{files.folder / 'history.csv'} is damaged: the training curves are left out")
     with progress.bar("writing the report", 5, "parts") as bar:
-        page: dict[str, Any] = {"run": files, "version": __version__}
+        page: dict[str, Any] = {"run": files, "version": __version__, "advice": advise(files)}
         images = ThumbnailCache()
         for section in (headline_section, training_section, data_section, quality_section, examples_section):
             page |= section(files, images)
@@ -100,151 +92,19 @@ def _write_page(files: RunFiles, progress: Progress) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """Contents of a run folder."""
-
-    folder: Path
-    manifest: Manifest
-    predictions: pd.DataFrame
-    epochs: pd.DataFrame | None
-    """The history; None if it is damaged."""
-    sweeps: pd.DataFrame | None
-    """None where the folder has no `lr_find.csv`."""
-    table: pd.DataFrame
-    findings: list[FindingRecord]
-    pairs: pd.DataFrame | None
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return flat_recipe(self.manifest["recipe"])
-
-    @property
-    def many(self) -> bool:
-        """Whether an image may have several labels."""
-        return self.recipe.get("task") == "multilabel"
-
-    @cached_property
-    def split(self) -> str:
-        """The split that the headline number comes from."""
-        return headline_split(self.manifest["metrics"])
-
-    @cached_property
-    def rows(self) -> pd.DataFrame:
-        """The predictions of that split, with a column `right`."""
-        rows = self.predictions[self.predictions["split"] == self.split].reset_index(drop=True)
-        return rows.copy().assign(  # the copy consolidates a thousand class columns into one block
-            right=rows["predicted"] == rows["label"]
-        )
-
-    @cached_property
-    def numbers(self) -> SplitMetrics:
-        """The metrics of `rows`, computed again, because the manifest of an older version may lack some of them."""
-        task, metric = self.recipe.get("task", "single"), self.recipe.get("metric", "auto")
-        return evaluate(self.rows, task, metric)[self.split]
-
-    @cached_property
-    def classes(self) -> list[str]:
-        return [name.removeprefix("p_") for name in map(str, self.predictions) if name.startswith("p_")]
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """Probabilities of `rows`, images x classes."""
-        return self.rows[[f"p_{name}" for name in self.classes]].to_numpy()
-
-
-def read_run(folder: Path) -> RunFiles:
-    """Read the folder of a finished run.
-
-    Raises:
-        OutputError: if the folder holds no finished run, or a file of it cannot be read.
-        DataError: if its prediction table is invalid.
-    """
-    manifest = read_manifest(folder)
-    if missing := [key for key in REQUIRED_KEYS if key not in manifest]:
-        raise OutputError(
-            f"{folder / 'manifest.json'} lacks {quoted_list(missing)}. Pass the folder of a finished run."
-        )
-    findings, pairs = folder / "audit" / "findings.json", folder / "audit" / "pairs.csv"
-    run = RunFiles(
-        folder,
-        manifest,
-        read_predictions(folder),
-        read_history(folder / "history.csv"),
-        read_run_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
-        read_run_table(folder / "split.csv", as_text=True),
-        read_json(findings)["findings"] if findings.exists() else [],
-        read_run_table(pairs, as_text=True) if pairs.exists() else None,
-    )
-    if run.rows.empty:
-        raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
-    used = pd.concat([run.rows["label"], run.rows["predicted"]])
-    if unknown := order_classes({*explode_labels(used, run.recipe.get("task", "single")).dropna()} - {*run.classes}):
-        raise DataError(
-            f"{folder / 'predictions.csv'} has labels without a column p_LABEL: {quoted_list(unknown)}. Run it again."
-        )
-    return run
-
-
-def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
-    """Read a table of the run folder; with `as_text` values are kept as text, so that a class may be called NA."""
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if as_text else {}
-    try:
-        check_regular(path, MAX_TABLE_BYTES)
-        return pd.read_csv(path, **options)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}. Pass the folder of a finished run.") from None
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise OutputError(f"{path} is not a complete table: {reason}. Run it again.") from None
-
-
-def read_history(path: Path) -> pd.DataFrame | None:
-    """Read the epochs of a run; None if the file is missing or is not what the run wrote."""
-    try:
-        epochs = read_run_table(path)
-    except OutputError:
-        return None
-    numbers = {"epoch", "stage", "lr", "train_loss", "valid_loss"}
-    is_complete = numbers | {"best"} <= {*epochs} and selection_column(epochs) and epochs["best"].dtype == bool
-    return epochs if is_complete and len(epochs) else None
-
-
-def selection_column(epochs: pd.DataFrame) -> str:
-    """Return the column of the metric that selected the best epoch: the first after the loss."""
-    return next((name for name in map(str, epochs) if name.startswith("valid_") and name != "valid_loss"), "")
-
-
-@dataclass(frozen=True)
-class ImageCard:
-    """An image as the page shows it."""
-
-    image: Image.Image | None
-    alt: str
-    """Alternative text for screen readers."""
-    caption: list[str]
-    """Lines below the image."""
-    path: str
-    wrong: bool = False
-    heatmap: Image.Image | None = None
-    """The image with its Grad-CAM laid over it."""
-    heatmap_alt: str = ""
-
-
-def save_sheet(run: RunFiles, name: str, cards: Sequence[ImageCard]) -> None:
-    """Save the cards as a picture in the run folder; a Grad-CAM is next to its image."""
-    images = []
-    for card in cards:
-        images.append((card.image, "\n".join(card.caption)))
-        if card.heatmap is not None:
-            images.append((card.heatmap, ""))
-    if images:
-        write_atomic(run.folder / f"{name}.png", figures.image_sheet(images))
-
-
 def save_figure(run: RunFiles, name: str, figure: Figure, description: str) -> Markup:
     """Save the figure as a PNG in the run folder, and return it as SVG for the page."""
+    save_picture(run, name, figure)
+    return chart(figure, name, description)
+
+
+def save_picture(run: RunFiles, name: str, figure: Figure) -> None:
+    """Save the figure as a PNG in the run folder."""
     write_atomic(run.folder / f"{name}.png", figures.png(figure))
+
+
+def chart(figure: Figure, name: str, description: str) -> Markup:
+    """Return the figure as SVG for the page."""
     return Markup(figures.svg(figure, name, description))  # matplotlib and `svg` escape all text in it
 
 
@@ -252,13 +112,11 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """Return the headline number, its interval, and the numbers to compare it with."""
     kind: Literal["plain", "tta"] = "tta" if run.recipe["tta"] else "plain"
     metrics = run.manifest["metrics"][run.split][kind]
-    low, high = metrics["interval"]
     return {
         "title": page_title(run),
         "metrics": metrics,
         "headline": named_headline(run.manifest, run.split, kind),
         "digits": interval_digits(metrics["interval"]),
-        "half": (high - low) / 2,
         "kind": kind,
         "images": len(run.rows),
         "sentences": explain(run.numbers)[1:],  # the first repeats the headline
@@ -298,28 +156,56 @@ def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
             for stage in stages
         ],
         "weights": run.manifest.get("weights"),
-        "training": None if run.epochs is None else save_training_figure(run, run.epochs),
-        "search": None,
+        "damaged": run.epochs is None,
+        "curves": [],
+        "epoch": None,
+        "searches": [],
     }
-    if run.sweeps is not None:
-        searched = [f"stage {n}: {format_lr(stages[n - 1]['lr'])}" for n in sorted(run.sweeps["stage"].unique())]
-        description = f"Loss against learning rate; used: {', '.join(searched) or 'the rates of the recipe'}"
-        figure = figures.lr_find_figure(run.sweeps, stages)
-        context["search"] = save_figure(run, "lr_find", figure, description)
+    if run.epochs is not None:
+        context |= {"epoch": describe_epoch(run.epochs)} if len(run.epochs) == 1 else {"curves": training_charts(run)}
+    if run.sweeps is not None and len(run.sweeps):
+        context["searches"] = search_charts(run, run.sweeps, stages)
     return context
 
 
-def save_training_figure(run: RunFiles, epochs: pd.DataFrame) -> Markup:
-    """Save and return the training curves."""
+def search_charts(run: RunFiles, sweeps: pd.DataFrame, stages: list[Any]) -> list[Markup]:
+    """Save the picture of the learning rate searches, and return a chart of each."""
+    save_picture(run, "lr_find", figures.lr_find_figure(sweeps, stages))
+    charts = []
+    for number in sorted(sweeps["stage"].unique()):
+        used = f"; used: {format_lr(stages[number - 1]['lr'])}" if number <= len(stages) else ""
+        figure = figures.lr_find_figure(sweeps[sweeps["stage"] == number], stages)
+        charts.append(chart(figure, f"lr_find_{number}", f"Loss against learning rate in stage {number}{used}"))
+    return charts
+
+
+def describe_epoch(epochs: pd.DataFrame) -> str:
+    """Describe the only epoch of a run."""
+    row, metric = epochs.iloc[0], selection_column(epochs)
+    value = selection_metric(metric).text(row[metric])
+    return (
+        f"The run has a single epoch: loss {row['train_loss']:.3f} on the training images and {row['valid_loss']:.3f} "
+        f"on the validation images, where {selection_metric(metric).title} is {value}."
+    )
+
+
+def training_charts(run: RunFiles) -> list[Markup]:
+    """Save the picture of the training curves, and return a chart of each curve."""
+    epochs = run.epochs
+    if epochs is None:
+        return []
+    save_picture(run, "training", figures.training_figure(epochs))
     metric = selection_column(epochs)
     name, count = metric.removeprefix("valid_").replace("_", " "), format_count(len(epochs), "epoch")
-    description = f"Losses, {name} and learning rate over {count}"
+    best = ""
     for row in epochs[epochs["best"]].iloc[-1:].to_dict("records"):
         value = selection_metric(metric).text(row[metric])
-        description += (
-            f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on the validation split"
-        )
-    return save_figure(run, "training", figures.training_figure(epochs), description)
+        best = f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on the validation split"
+    descriptions = {"loss": "Losses", "metric": name.capitalize(), "rate": "Learning rate"}
+    return [
+        chart(figures.training_figure(epochs, [panel]), f"training_{panel}", f"{title} over {count}{best}")
+        for panel, title in descriptions.items()
+    ]
 
 
 def format_setting(value: Any) -> str:
@@ -364,50 +250,14 @@ def sample_images(run: RunFiles) -> list[dict[Any, Any]]:
     return sample.sort_values("label", key=lambda labels: labels.map(numbers), kind="stable").to_dict("records")
 
 
-def pair_cards(
-    pairs: pd.DataFrame, images: ThumbnailCache
-) -> Iterable[tuple[str, int, list[tuple[ImageCard, ImageCard]]]]:
-    """Yield for each kind of pair its title, the number of pairs, and the cards of the first of them."""
-    near = pairs[pairs["kind"] == "near"].sort_values("distance", key=lambda bits: bits.astype(int), kind="stable")
-    kinds = {
-        "Leaks: duplicates across splits": pairs[pairs["leak"] == "True"],
-        "Conflicts: duplicates with different labels": pairs[pairs["conflict"] == "True"],
-        "Near-duplicates": near,
-    }
-    for title, rows in kinds.items():
-        if len(rows):
-            cards = [
-                (
-                    image_card(images, row["path"], row["label"], "an image of", row["split"]),
-                    image_card(images, row["other"], row["other_label"], "its duplicate, labeled", row["other_split"]),
-                )
-                for row in rows.head(PAIR_COUNT).to_dict("records")
-            ]
-            yield title, len(rows), cards
-
-
-def image_card(images: ThumbnailCache, path: str, label: str, prefix: str, split: str = "") -> ImageCard:
-    """Return the card of an image with its label; `prefix` is the alternative text before the label."""
-    caption = [label or "no label", *([split] if split else [])]
-    return ImageCard(images.get(path), f"{prefix} {label or 'no label'}", caption, path)
-
-
 def quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """Return the confusions, the metrics by class, and the calibration."""
     tta = run.numbers["tta"]
-    bins = pd.DataFrame(tta["reliability"]).dropna(subset="confidence")
-    description = (
-        f"Accuracy against confidence in {BIN_COUNT} bins; on average they differ by {100 * tta['ece']:.1f} points"
-    )
     context: dict[str, Any] = {
         "confusion": None,
         "confused": tta.get("confused", [])[:CONFUSION_COUNT],
-        "large": len(run.classes) > figures.MAX_NAMED_CLASSES,
-        "bins": bins.to_dict("records"),
-        "ece": tta["ece"],
-        "overconfidence": float(np.average(bins["confidence"] - bins["accuracy"], weights=bins["images"])),
         "temperature": run.manifest.get("calibration", {}).get(run.split, {}).get("words", ""),
-        "reliability": save_figure(run, "reliability", figures.reliability_figure(bins), description),
+        **calibration_section(run),
     }
     matrix = None if run.many else count_confusions(run)
     top_errors = [""] * len(run.classes)
@@ -420,11 +270,33 @@ def quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
             )
         figure = figures.confusion_figure(matrix, run.classes)
         context["confusion"] = save_figure(run, "confusion", figure, description)
+        context["matrix_width"] = round(figure.get_size_inches()[0] * POINTS_PER_INCH / POINTS_PER_REM, 1)
         wrong = matrix - np.diag(matrix.diagonal())
         top_errors = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
     classes = zip(tta["classes"].items(), top_errors, strict=True)
     context["thresholds"] = run.manifest.get("thresholds", {})
     return context | {"per_class": [{"name": name, "top_error": error, **row} for (name, row), error in classes]}
+
+
+def calibration_section(run: RunFiles) -> dict[str, Any]:
+    """Return confidence and accuracy: in bins where there are enough predictions, else on average."""
+    bins = pd.DataFrame(run.numbers["tta"]["reliability"]).dropna(subset="confidence")
+    count, ece = int(bins["images"].sum()), run.numbers["tta"]["ece"]
+    confidence, accuracy = (
+        float(np.average(bins[name], weights=bins["images"])) for name in ("confidence", "accuracy")
+    )
+    description = f"Accuracy against confidence in {BIN_COUNT} bins; on average they differ by {100 * ece:.1f} points"
+    is_binned = count >= MIN_BINNED_IMAGES
+    return {
+        "bins": bins.to_dict("records"),
+        "ece": ece,
+        "count_predictions": count,
+        "confidence": confidence,
+        "decisions_correct": accuracy,
+        "reliability": save_figure(run, "reliability", figures.reliability_figure(bins), description)
+        if is_binned
+        else None,
+    }
 
 
 def count_confusions(run: RunFiles) -> np.ndarray:
@@ -442,12 +314,14 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     correct = rows[rows["right"]].sort_values("confidence", kind="stable").head(CORRECT_COUNT)
     shown = pd.concat([errors, correct])
     heatmaps, no_gradcam = gradcam_maps(run, shown, images)
+    suspects = pd.DataFrame({"path": []}) if run.many else suspect_labels(run.predictions)
+    suspected, seen = set(suspects["path"]), set(errors["path"])
     cards = [
-        prediction_card(run, images, row, heatmap)
+        prediction_card(run, images, row, heatmap, row["path"] in suspected)
         for row, heatmap in zip(shown.to_dict("records"), heatmaps, strict=True)
     ]
-    random = rows.sample(min(RANDOM_COUNT, len(rows)), random_state=int(run.recipe.get("seed", 0)) % 2**32)
-    suspects = pd.DataFrame() if run.many else suspect_labels(run.predictions)
+    count = min(RANDOM_COUNT, len(rows)) if len(rows) >= MIN_RANDOM_IMAGES else 0
+    random = rows.sample(count, random_state=int(run.recipe.get("seed", 0)) % 2**32)
     sheets = {
         "errors": cards[: len(errors)],
         "hits": cards[len(errors) :],
@@ -458,108 +332,8 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
         save_sheet(run, name, sheet)
     if len(suspects):
         write_atomic(run.folder / "suspected_labels.csv", to_csv(suspects))
+    sheets["suspects"] = [card for card in sheets["suspects"] if card.path not in seen]
     return {**sheets, "no_gradcam": no_gradcam, "suspected": len(suspects), "held_out": len(run.predictions)}
-
-
-def suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
-    """Return the card of an image whose label may be wrong."""
-    probability = percent(row["suggested_probability"])
-    caption = [f"label: {row['label']}", f"suggested: {row['suggested']} ({probability})", row["split"]]
-    alt = f"an image labeled {row['label']}, possibly of {row['suggested']}"
-    return ImageCard(images.get(row["path"]), alt, caption, row["path"], wrong=True)
-
-
-def prediction_card(
-    run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], heatmap: np.ndarray | None
-) -> ImageCard:
-    """Return the card of a prediction, with its Grad-CAM where there is one."""
-    truth, predicted = row["label"] or "no label", row["predicted"] or "no label"
-    confidence = percent(row["confidence"])
-    image = images.get(row["path"])
-    overlay = None
-    if heatmap is not None and (original := images.read(row["path"], THUMBNAIL_SIZE)) is not None:
-        square = resize_image(original, THUMBNAIL_SIZE, run.recipe["resize"])
-        overlay = figures.overlay_heatmap(square, heatmap, THUMBNAIL_SIZE)
-    alt = f"an image of {truth}, predicted {predicted} with confidence {confidence}"
-    caption = [f"truth: {truth}", f"predicted: {predicted}", f"confidence: {confidence}"]
-    explained = run.classes[gradcam_class(run, row)]
-    heatmap_alt = f"Grad-CAM: the evidence for {explained} in it"
-    return ImageCard(image, alt, caption, row["path"], not row["right"], overlay, heatmap_alt)
-
-
-def gradcam_class(run: RunFiles, row: dict[Any, Any]) -> int:
-    """Return the class whose evidence a Grad-CAM shows: the predicted one.
-
-    With many labels, it is the most confident wrong decision or, where all are correct, the least confident one.
-    """
-    if not run.many:
-        return run.classes.index(row["predicted"])
-    probabilities = np.array([row[f"p_{name}"] for name in run.classes])
-    truth, predicted = (label_matrix(pd.Series([row[column]]), run.classes)[0] for column in ("label", "predicted"))
-    confidence = np.where(predicted, probabilities, 1 - probabilities)
-    wrong = truth != predicted
-    return int(np.where(wrong, confidence, -1).argmax() if wrong.any() else confidence.argmin())
-
-
-def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> tuple[list[np.ndarray | None], str]:
-    """Return the Grad-CAM heatmap of each image, or None for it, and the reason where there are none at all.
-
-    The heatmaps are cached in `gradcam.npz`, so that writing the report again needs no network and a tenth of the
-    memory.
-    """
-    heatmaps: list[np.ndarray | None] = [None] * len(shown)
-    rows = shown.to_dict("records")
-    readable = [at for at, row in enumerate(rows) if images.get(row["path"]) is not None]
-    if not readable:
-        return heatmaps, "the images are no longer available"
-    if not (run.folder / "model" / "model.json").exists():
-        return heatmaps, "the run folder has no model"
-    paths, classes = [rows[at]["path"] for at in readable], [gradcam_class(run, rows[at]) for at in readable]
-    key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, classes])
-    maps = load_saved_maps(run.folder / "gradcam.npz", key)
-    if maps is None:
-        maps, facts = compute_maps(run, paths, classes)
-        if facts.get("transforms"):
-            return heatmaps, "not available where images go through transforms of your own"
-        if maps is None:
-            where = f"{facts['arch']} at {facts['image_size']} pixels"
-            return heatmaps, f"not available for {where}, whose last layers keep no spatial map"
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, key=key, places=maps)
-        write_atomic(run.folder / "gradcam.npz", buffer.getvalue())
-    for at, heatmap in zip(readable, maps, strict=True):
-        heatmaps[at] = heatmap
-    return heatmaps, ""
-
-
-def load_saved_maps(path: Path, key: str) -> np.ndarray | None:
-    """Return the heatmaps of an earlier report if they are of the same network, images and classes, else None."""
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            return saved["places"] if str(saved["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None
-
-
-def compute_maps(
-    run: RunFiles, paths: Sequence[str], classes: Sequence[int]
-) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Return the Grad-CAM heatmaps of the images for these classes, and the facts of the network."""
-    import torch
-
-    from baseline.evaluation.gradcam import grad_cam
-    from baseline.vision.model_folder import load_network
-    from baseline.vision.rng import preserve_rng_state
-
-    with preserve_rng_state():  # building a network draws random weights before it loads its own
-        model, facts = load_network(run.folder)
-    if facts.get("transforms"):  # which a model folder cannot hold
-        return None, facts
-    size, resize = facts["image_size"], facts["resize"]
-    squares = [resize_image(load_image(path, size, facts["value_range"]), size, resize) for path in paths]
-    inputs = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(facts[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return grad_cam(model, (inputs - mean) / std, classes), facts
 
 
 def time_section(run: RunFiles) -> dict[str, Any]:

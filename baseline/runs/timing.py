@@ -28,6 +28,10 @@ def time_by_part(seconds: Mapping[str, float], stages: Sequence[Mapping[str, Any
     return {name: round(value, 2) for name, value in sorted(times.items(), key=lambda item: -item[1])}
 
 
+SHORT_RUN = 60
+"""Seconds of a run below which it needs no advice on how to make it faster."""
+
+
 PART_NAMES = {
     "backward": "the backward pass", "forward": "the forward pass", "step": "the optimizer step",
     "loading": "loading batches", "searching rates": "the learning-rate search", "decoding": "decoding images",
@@ -42,6 +46,7 @@ def bottleneck(times: Mapping[str, float], recipe: Recipe, device: str) -> str:
     smaller = "a smaller --image-size" + (", fewer epochs, or a GPU" if device == "cpu" else " or fewer epochs")
     cached = recipe.options.cache_gb > 0
     remedies = {
+        **dict.fromkeys(("forward", "backward", "step", "searching rates"), smaller),
         "data": "it is cached now" if recipe.data.dataset else "a folder on a faster disk",
         "audit": "its results are cached now; --no-audit skips it",
         "decoding": "the images are cached now" if cached else "--cache-gb keeps decoded images",
@@ -53,10 +58,9 @@ def bottleneck(times: Mapping[str, float], recipe: Recipe, device: str) -> str:
         "evaluation": "fewer TTA views, or " + smaller,
         "validation": "a smaller valid_fraction, or " + smaller,
     }
-    share = times[part] / max(sum(times.values()), 1e-9)
-    return (
-        f"most of the time went into {PART_NAMES.get(part, part)} ({share:.0%}); faster: {remedies.get(part, smaller)}"
-    )
+    total, remedy = sum(times.values()), remedies.get(part)
+    advice = f"; faster: {remedy}" if remedy and total >= SHORT_RUN else ""
+    return f"most of the time went into {PART_NAMES.get(part, part)} ({times[part] / max(total, 1e-9):.0%}){advice}"
 
 
 class RunTimer:
