@@ -39,6 +39,9 @@ MAX_FOLD_IMAGES = 3000
 MIN_CLASS_IMAGES = 5
 """Number of evaluated images of a class below which nothing is said about it."""
 
+TRUSTED_ACCURACY = 0.8
+"""Accuracy below which the model is not good enough to suspect labels."""
+
 OVERFIT_RATIO = 3
 """Ratio of the validation loss to the training loss from which on more images promise more than more epochs."""
 
@@ -137,10 +140,15 @@ def review_labels(run: RunFiles) -> Advice | None:
     """Labels that may be wrong: duplicates with different labels, suspected ones, and errors."""
     wrong = int((~run.rows["right"]).sum())
     conflict = next((finding["images"] for finding in run.findings if finding["finding"] == "conflict"), 0)
-    suspected = len(suspect_labels(run.predictions)) if not run.many else 0
+    is_trusted = not run.many and run.numbers["tta"]["accuracy"] >= TRUSTED_ACCURACY
+    suspected = len(suspect_labels(run.predictions)) if is_trusted else 0
     if run.many or not (wrong or conflict or suspected):
         return None
-    facts = [f"{format_count(wrong, f'{run.split} image')} {'was' if wrong == 1 else 'were'} classified incorrectly"]
+    facts = []
+    if wrong:
+        facts.append(
+            f"{format_count(wrong, f'{run.split} image')} {'was' if wrong == 1 else 'were'} classified incorrectly"
+        )
     if suspected:
         facts.append(f"{suspected:,} of the {len(run.predictions):,} held-out labels may be wrong")
     if conflict:

@@ -100,9 +100,9 @@ def suspect_card(images: ThumbnailCache, row: dict[Any, Any]) -> ImageCard:
 
 
 def prediction_card(
-    run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], heatmap: np.ndarray | None, suspected: bool = False
+    run: RunFiles, images: ThumbnailCache, row: dict[Any, Any], heatmap: np.ndarray | None
 ) -> ImageCard:
-    """Return the card of a prediction, with its Grad-CAM where there is one, and whether its label is suspected."""
+    """Return the card of a prediction, with its Grad-CAM where there is one."""
     truth, predicted = row["label"] or "no label", row["predicted"] or "no label"
     confidence = percent(row["confidence"])
     image = images.get(row["path"])
@@ -112,7 +112,6 @@ def prediction_card(
         overlay = figures.overlay_heatmap(square, heatmap, THUMBNAIL_SIZE)
     alt = f"an image of {truth}, predicted {predicted} with confidence {confidence}"
     caption = [f"truth: {truth}", f"predicted: {predicted}", f"confidence: {confidence}"]
-    caption += ["this label may be wrong"] if suspected else []
     explained = run.classes[gradcam_class(run, row)]
     heatmap_alt = f"Grad-CAM: the evidence for {explained} in it"
     return ImageCard(image, alt, caption, row["path"], not row["right"], overlay, heatmap_alt)

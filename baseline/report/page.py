@@ -49,6 +49,9 @@ MIN_RANDOM_IMAGES = 100
 MIN_BINNED_IMAGES = 200
 """Number of predictions below which confidence is not compared with accuracy in bins, which would be nearly empty."""
 
+FIRST_ERRORS = 8
+"""Number of errors that are shown before a fold, where they have heatmaps; without, twice as many fit."""
+
 SUSPECT_COUNT = 12
 """Number of images shown whose label may be wrong."""
 
@@ -314,14 +317,13 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     correct = rows[rows["right"]].sort_values("confidence", kind="stable").head(CORRECT_COUNT)
     shown = pd.concat([errors, correct])
     heatmaps, no_gradcam = gradcam_maps(run, shown, images)
-    suspects = pd.DataFrame({"path": []}) if run.many else suspect_labels(run.predictions)
-    suspected, seen = set(suspects["path"]), set(errors["path"])
     cards = [
-        prediction_card(run, images, row, heatmap, row["path"] in suspected)
+        prediction_card(run, images, row, heatmap)
         for row, heatmap in zip(shown.to_dict("records"), heatmaps, strict=True)
     ]
     count = min(RANDOM_COUNT, len(rows)) if len(rows) >= MIN_RANDOM_IMAGES else 0
     random = rows.sample(count, random_state=int(run.recipe.get("seed", 0)) % 2**32)
+    suspects = pd.DataFrame() if run.many else suspect_labels(run.predictions)
     sheets = {
         "errors": cards[: len(errors)],
         "hits": cards[len(errors) :],
@@ -332,8 +334,14 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
         save_sheet(run, name, sheet)
     if len(suspects):
         write_atomic(run.folder / "suspected_labels.csv", to_csv(suspects))
-    sheets["suspects"] = [card for card in sheets["suspects"] if card.path not in seen]
-    return {**sheets, "no_gradcam": no_gradcam, "suspected": len(suspects), "held_out": len(run.predictions)}
+    first = FIRST_ERRORS if no_gradcam == "" else 2 * FIRST_ERRORS
+    return {
+        **sheets,
+        "first_errors": first,
+        "no_gradcam": no_gradcam,
+        "suspected": len(suspects),
+        "held_out": len(run.predictions),
+    }
 
 
 def time_section(run: RunFiles) -> dict[str, Any]:
