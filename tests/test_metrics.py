@@ -22,8 +22,9 @@ from baseline.errors import DataError
 from baseline.evaluation.calibration import assign_bins, calibration_report, ece_interval, fit_temperature
 from baseline.evaluation.details.summary import BootstrapSums
 from baseline.evaluation.explain import explain
-from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval
+from baseline.evaluation.intervals import bootstrap_sums, percentile_interval
 from baseline.evaluation.label_errors import flag_labels, suspect_labels
+from baseline.evaluation.significance import holm_correction, paired_statistics, tango_interval
 from baseline.evaluation.thresholds import choose_thresholds
 from baseline.metrics.predictions import Predictions
 from baseline.metrics.probability.ranking import one_vs_rest_metrics
@@ -146,13 +147,69 @@ def test_bootstrap_intervals_have_nominal_coverage() -> None:
         assert 0.93 <= times / 2000 <= 0.97, (name, times)
 
 
-def test_the_paired_interval_has_nominal_coverage() -> None:
+def paired_result(only_one: int, only_other: int, images: int) -> dict[str, Any]:
+    """Return the paired test of two models of which only the one, and only the other, gets so many images right."""
+    return paired_statistics(np.arange(images) < only_one, np.arange(images) >= images - only_other, None)
+
+
+def test_the_paired_interval_is_the_score_interval() -> None:
+    """Compared with its definition: the differences that a score test with the constrained likelihood accepts."""
+    from scipy.optimize import minimize_scalar
+
+    def score(only_one: int, only_other: int, images: int, difference: float) -> float:
+        def loss(share: float) -> float:
+            shares = np.array([share, share + difference, 1 - 2 * share - difference])
+            counts = np.array([only_one, only_other, images - only_one - only_other])
+            return float(-(counts * np.log(np.maximum(shares, 1e-300))).sum())
+
+        bounds = (max(0.0, -difference), (1 - difference) / 2)
+        share = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        variance = images * (2 * share + difference - difference**2)
+        return float((only_other - only_one - images * difference) / np.sqrt(variance))
+
+    for counts in ((2, 9, 30), (3, 1, 12), (40, 70, 1000), (1, 12, 100)):
+        low, high = tango_interval(*counts)
+        assert score(*counts, low) == pytest.approx(1.96, abs=2e-3), counts
+        assert score(*counts, high) == pytest.approx(-1.96, abs=2e-3), counts
+
+
+def test_the_paired_interval_excludes_zero_exactly_if_the_test_is_significant() -> None:
     rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(2000):
-        low, high = paired_interval(rng.choice([1.0, -1.0, 0.0], 500, p=[0.08, 0.05, 0.87]), None)
-        covered += low <= 0.03 <= high
-    assert 0.93 <= covered / 2000 <= 0.97
+    pairs = [
+        (one, other, images) for images in (1, 2, 12, 30) for one in range(images) for other in range(images - one)
+    ]
+    pairs += [(*rng.multinomial(images, (0.03, 0.05, 0.92))[:2], images) for images in (100, 1000) for _ in range(100)]
+    significant = 0
+    for counts in pairs:
+        result = paired_result(*counts)
+        low, high = result["interval"]
+        assert -1 <= low <= result["difference"] <= high <= 1, counts
+        assert (low > 0 or high < 0) == result["beyond_noise"] == (result["p"] < 0.05), counts
+        significant += result["beyond_noise"]
+    assert 100 < significant < len(pairs) - 100
+
+
+@pytest.mark.parametrize("case", [(0.05, 0.05), (0.0, 0.1), (0.1, 0.3)])
+@pytest.mark.parametrize("images", [12, 30])
+def test_the_paired_interval_covers_the_difference(images: int, case: tuple[float, float]) -> None:
+    from scipy.stats import multinomial
+
+    pairs = [(one, other) for one in range(images + 1) for other in range(images + 1 - one)]
+    counts = np.array([(one, other, images - one - other) for one, other in pairs])
+    chances = multinomial.pmf(counts, images, (*case, 1 - sum(case)))
+    covered = 0.0
+    for pair, chance in zip(pairs, chances, strict=True):
+        low, high = paired_result(*pair, images)["interval"] if chance > 1e-7 else (2, 2)
+        covered += chance * (low <= case[1] - case[0] <= high)
+    assert covered >= 0.94
+
+
+def test_a_correction_for_several_tests_extends_their_intervals() -> None:
+    assert paired_result(2, 9, 30)["beyond_noise"]
+    tests = holm_correction([paired_result(2, 9, 30), paired_result(2, 9, 30), paired_result(5, 30, 100)])
+    for test in tests[:2]:
+        assert not test["beyond_noise"] and test["interval"][0] == 0 < test["interval"][1]
+    assert tests[2]["beyond_noise"] and tests[2]["interval"][0] > 0
 
 
 def test_mcnemars_test_has_its_nominal_false_positive_rate() -> None:
@@ -462,7 +519,8 @@ def test_mcnemar_counts_only_discordant_images() -> None:
     back = paired_test(other, one)
     assert back["difference"] == -0.1 and back["p"] == pytest.approx(result["p"])
     same = paired_test(one, one)
-    assert (same["p"], same["p_exact"], same["interval"], same["beyond_noise"]) == (1.0, 1.0, (0.0, 0.0), False)
+    assert (same["p"], same["p_exact"], same["beyond_noise"]) == (1.0, 1.0, False)
+    assert same["interval"] == pytest.approx((-0.037, 0.037), abs=1e-3)  # z² / (n + z²)
 
 
 def test_with_groups_the_bootstrap_decides() -> None:

@@ -24,7 +24,7 @@ def explain(numbers: Mapping[str, Any]) -> list[str]:
     >>> print(*explain(evaluate(table)["test"]), sep="\\n")
     0 of 20 predictions are wrong: an error rate of 0.0% (95% confidence interval 0.0% to 16.1%).
     Always predicting 'a', the most frequent class, would score 50.0%.
-    Test-time augmentation (TTA) changes accuracy by +5.0 points (+0.0 to +15.0): not significant (p = 0.50).
+    Test-time augmentation (TTA) changes accuracy by +5.0 points (-11.9 to +23.6): not significant (p = 0.50).
     """
     tta, images = numbers["tta"], numbers["images"]
     wrong, (low, high) = tta["wrong"], tta["interval"]

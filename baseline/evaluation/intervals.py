@@ -64,14 +64,9 @@ def percentile_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_interval(change: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """Return the bootstrap interval of the mean of N changes, each -1, 0 or 1."""
+def paired_interval(change: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Return the bootstrap interval, over whole groups, of the mean of N changes, each -1, 0 or 1."""
     from scipy.sparse import csr_array
 
-    if groups is not None:
-        sums = bootstrap_sums(csr_array(np.column_stack([change, np.ones(len(change))])), groups)
-        return percentile_interval(sums[:, 0] / sums[:, 1])
-    # drawing images with replacement amounts to drawing how many there are of each of the three kinds
-    shares = np.array([(change == kind).mean() for kind in (1, -1, 0)])
-    counts = np.random.default_rng(0).multinomial(len(change), shares, size=BOOTSTRAP_DRAWS)
-    return percentile_interval((counts[:, 0] - counts[:, 1]) / len(change))
+    sums = bootstrap_sums(csr_array(np.column_stack([change, np.ones(len(change))])), groups)
+    return percentile_interval(sums[:, 0] / sums[:, 1])

@@ -13,7 +13,6 @@ import pandas as pd
 from baseline.errors import DataError
 from baseline.evaluation.intervals import paired_interval, wilson_interval
 from baseline.evaluation.results import Metrics, SplitMetrics
-from baseline.evaluation.significance import paired_statistics
 from baseline.evaluation.table import check_columns, class_columns, correct_rows, group_codes, table_predictions
 from baseline.metrics.counts import macro_f1, micro_f1
 
@@ -114,7 +113,9 @@ def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str, metric: st
             from baseline.evaluation.details.summary import add_details
 
             add_details(scores, predictions, classes, groups, metric, plain=bool(prefix))
-    if "plain" in kinds:
+    if "plain" in kinds and find_spec("baseline.evaluation.significance"):
+        from baseline.evaluation.significance import paired_statistics
+
         numbers["tta_gain"] = paired_statistics(
             correct_rows(rows, "plain_predicted"), correct_rows(rows, "predicted"), groups
         )

@@ -52,6 +52,7 @@ def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: st
     Raises:
         DataError: if an image has different labels in the tables.
     """
+    from baseline.evaluation.significance import include_zero
     from baseline.evaluation.table import check_same_images, class_columns, group_codes, table_predictions
 
     check_same_images(one[["path", "label"]].merge(other[["path", "label"]], on="path", suffixes=("", "_other")))
@@ -62,12 +63,13 @@ def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: st
     if any(np.isnan(measured.value) for measured in pair):
         return {}
     interval, p = difference_of_ranks(pair, groups) if isinstance(pair[0], Ranks) else difference_of_sums(pair, groups)
+    beyond_noise = p < SIGNIFICANCE_LEVEL and not interval[0] <= 0 <= interval[1]
     return {
         "images": len(first),
         "difference": pair[1].value - pair[0].value,
-        "interval": interval,
+        "interval": interval if beyond_noise else include_zero(interval),
         "p": p,
-        "beyond_noise": p < SIGNIFICANCE_LEVEL and not interval[0] <= 0 <= interval[1],
+        "beyond_noise": beyond_noise,
     }
 
 
