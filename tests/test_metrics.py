@@ -450,7 +450,10 @@ def test_without_valid_images_or_probabilities_there_is_no_temperature() -> None
 def test_the_temperature_is_saved_in_the_manifest_and_the_model(done: baseline.Baseline) -> None:
     result = done.manifest["calibration"]
     facts = json.loads((done.folder / "model" / "model.json").read_text())
-    assert facts["temperature"] == result["temperature"] == fit_temperature(done.predictions)
+    assert facts["temperature"] == result["temperature"] == 1
+    assert result["test"]["words"] == "No temperature was fitted: 4 valid images are fewer than 50."
+    more = pd.concat([done.predictions] * 13, ignore_index=True)  # 52 valid images
+    assert calibration_report(more)["temperature"] == fit_temperature(more) != 1
     assert result["images"] == 4 and len(result["test"]["ece"]) == 2 and "4 valid images" in result["test"]["words"]
     numbers = done.metrics["test"]
     assert numbers["tta"]["ece"] == pytest.approx(result["test"]["ece"][0])

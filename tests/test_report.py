@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -24,6 +25,7 @@ from PIL import Image
 from torch import nn
 
 import baseline
+from baseline.cli.printing import result_table
 from baseline.errors import DataError, OutputError
 from baseline.evaluation.gradcam import grad_cam
 from baseline.report import advice, figures
@@ -607,6 +609,34 @@ def test_a_weak_class_is_named_with_its_training_images(done: baseline.Baseline,
     item = next(item for item in next_items(folder) if "recall" in item.fact)
     assert item.fact == "Class 'c' has a recall of 25% (40 test images), learned from 5 training images."
     assert item.command.endswith("--class-balance weights")
+
+
+def test_the_headline_is_without_tta_where_valid_loses_by_it(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    plain, tta = (manifest["metrics"]["test"][view] for view in ("plain", "tta"))
+    plain |= {"accuracy": 0.6, "interval": [0.31, 0.83], "wrong": 4}
+    manifest["metrics"]["valid"]["plain"]["accuracy"], manifest["metrics"]["valid"]["tta"]["accuracy"] = 0.75, 0.5
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run)
+    said = page_of(run).said
+    assert "60.0% accuracy on the test split; 95% confidence interval 31.0% to 83.0% 6 of 10 test images" in said
+    assert "The headline is without TTA, which made the validation images worse; predict with --no-tta" in said
+    manifest["metrics"]["valid"]["tta"]["accuracy"] = 0.75  # a tie
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run)
+    said = page_of(run).said
+    assert f"{tta['accuracy']:.1%} accuracy on the test split, with test-time augmentation (TTA)" in said
+    assert "The headline is without TTA" not in said
+
+
+def test_a_run_ends_with_the_two_next_commands(done: baseline.Baseline) -> None:
+    from rich.console import Console
+
+    console = Console(width=1000, record=True, quiet=False, file=io.StringIO())
+    console.print(result_table(done))
+    *_, results, first, second = console.export_text().strip().splitlines()
+    assert results.split() == ["results:", str(done.folder)]
+    assert first.startswith("next: baseline ") and second.strip() == f"next: baseline predict {done.folder} NEW_IMAGES"
 
 
 # ---- small runs -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rich.table import Table
 from baseline.evaluation.explain import describe_difference, describe_probe, explain
 from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
-from baseline.report.headline import Headline, headline_of, named_headline
+from baseline.report.headline import Headline, describe_view, headline_of, headline_view, named_headline
 from baseline.runs.folder import headline_split
 
 if TYPE_CHECKING:
@@ -69,7 +69,16 @@ def result_table(result: Baseline) -> RenderableType:
             0,
             "No test split: the weights were chosen on the validation images, so the accuracy is slightly optimistic.",
         )
-    return Group(_headline(result), table, *_explain_result(result), *lines)
+    if view := describe_view(result.manifest):
+        lines.insert(0, view)
+    return Group(_headline(result), table, *_explain_result(result), *lines, *_next_lines(result))
+
+
+def _next_lines(result: Baseline) -> list[str]:
+    """The two commands to run next."""
+    from baseline.report.advice import next_commands
+
+    return [f"next: {escape(command)}" for command in next_commands(result.folder)]
 
 
 def _explain_result(result: Baseline) -> list[str]:
@@ -286,9 +295,8 @@ def runs_table(result: pd.DataFrame) -> RenderableType:
 
 def _headline(result: Baseline) -> str:
     split = headline_split(result.metrics)
-    metrics, has_tta = result.metrics[split], bool(result.recipe.evaluation.tta)
-    headline = named_headline(result.manifest, split, "tta" if has_tta else "plain")
-    scores = metrics["tta"] if has_tta else metrics["plain"]
+    metrics, view = result.metrics[split], headline_view(result.manifest)
+    headline, scores, has_tta = named_headline(result.manifest, split, view), metrics[view], view == "tta"
     low, high = scores["interval"]
     tta = " with TTA" if has_tta else ""
     if headline:

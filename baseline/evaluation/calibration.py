@@ -31,6 +31,11 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Bounds of the temperature."""
 
 
+MIN_VALID_IMAGES = 50
+"""Number of valid images below which a run gets no temperature: on fewer, it raised the log loss of networks that were
+well calibrated (`benchmarks/temperatures.py`)."""
+
+
 PRIOR_STRENGTH = 0.3
 """Standard deviation of the prior on the logarithm of the temperature (`benchmarks/temperatures.py`)."""
 
@@ -129,10 +134,11 @@ def calibration_report(table: pd.DataFrame, task: str = "single") -> dict[str, A
     Returns:
         `temperature`, `images` (the number it was fitted on), and for each other split `ece` and `loss`, each as
         (before, after), and `words`, the same as a sentence. Where valid is the only split, only the first two: on
-        the images it was fitted on, the temperature would look too good.
+        the images it was fitted on, the temperature would look too good. With fewer than `MIN_VALID_IMAGES` valid
+        images the temperature is 1, and probabilities stay as they are.
     """
-    temperature = fit_temperature(table, task)
     images = int((table["split"] == "valid").sum())
+    temperature = 1.0 if 0 < images < MIN_VALID_IMAGES else fit_temperature(table, task)
     report: dict[str, Any] = {"temperature": temperature, "images": images}
     for split, rows in table[table["split"] != "valid"].groupby("split", sort=False):
         tables = (rows, calibrate(rows, temperature, task))
@@ -144,6 +150,8 @@ def calibration_report(table: pd.DataFrame, task: str = "single") -> dict[str, A
             f"changes the expected calibration error on {split} from {before:.2%} to {after:.2%} ({comparison}) and "
             f"the log loss from {loss[0]:.4f} to {loss[1]:.4f}."
         )
+        if images < MIN_VALID_IMAGES:
+            sentence = f"No temperature was fitted: {images:,} valid images are fewer than {MIN_VALID_IMAGES}."
         report[str(split)] = {"ece": (before, after), "loss": loss, "words": sentence}
     return report
 

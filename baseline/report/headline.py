@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from baseline.metrics.registry import Metric, find_metric
 from baseline.recipe.diff import flat_recipe
 
-__all__ = ["Headline", "headline_of", "named_headline", "named_metric", "selection_metric"]
+__all__ = [
+    "Headline",
+    "describe_view",
+    "headline_of",
+    "headline_view",
+    "named_headline",
+    "named_metric",
+    "selection_metric",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,34 @@ def named_headline(manifest: Mapping[str, Any], split: str, view: str = "tta") -
     """
     metric = named_metric(manifest)
     return None if metric is None else headline_of(metric, manifest["metrics"].get(split, {}).get(view, {}))
+
+
+def headline_view(manifest: Mapping[str, Any]) -> Literal["plain", "tta"]:
+    """Return whether the headline of a run is with test-time augmentation (TTA): unless the valid images lose by it.
+
+    >>> scores = {"plain": {"accuracy": 0.9}, "tta": {"accuracy": 0.8}}
+    >>> headline_view({"recipe": {"evaluation": {"tta": ["flip"]}}, "metrics": {"valid": scores}})
+    'plain'
+    """
+    recipe, valid = flat_recipe(manifest["recipe"]), manifest["metrics"].get("valid", {})
+    if not recipe.get("tta"):
+        return "plain"
+    metric = named_metric(manifest) or find_metric("micro_f1" if recipe.get("task") == "multilabel" else "accuracy")
+    plain, tta = (valid.get(view, {}).get(metric.name) for view in ("plain", "tta"))
+    return "plain" if None not in (plain, tta) and metric.score(tta) < metric.score(plain) else "tta"
+
+
+def describe_view(manifest: Mapping[str, Any]) -> str:
+    """Return why the headline of a run is without TTA although it was used; empty where it is with TTA, or none was.
+
+    >>> describe_view({"recipe": {"evaluation": {"tta": ["flip"]}}, "metrics": {}})
+    ''
+    """
+    if not flat_recipe(manifest["recipe"]).get("tta") or headline_view(manifest) == "tta":
+        return ""
+    return (
+        "The headline is without TTA, which made the validation images worse; predict with --no-tta to get this number."
+    )
 
 
 def headline_of(metric: Metric, scores: Mapping[str, Any]) -> Headline | None:

@@ -25,7 +25,7 @@ from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
 from baseline.recipe.legacy import upgrade_model_config
-from baseline.report.headline import named_headline
+from baseline.report.headline import headline_view, named_headline
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (
@@ -127,9 +127,9 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
         "title": f"{source['title']}: {facts['arch']}",
         "split": split,
         "numbers": manifest["metrics"][split],
-        "metrics": (metrics := manifest["metrics"][split]["tta" if recipe["tta"] else "plain"]),
+        "metrics": (metrics := manifest["metrics"][split][headline_view(manifest)]),
         "digits": interval_digits(metrics["interval"]),
-        "headline": named_headline(manifest, split, "tta" if recipe["tta"] else "plain"),
+        "headline": named_headline(manifest, split, headline_view(manifest)),
         "many": facts["task"] == "multilabel",
         "weights": describe_initial_weights(manifest.get("weights")),
         "max_classes": MAX_CLASSES,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from baseline.report import figures
 from baseline.report.advice import advise
 from baseline.report.cards import gradcam_maps, image_card, pair_cards, prediction_card, save_sheet, suspect_card
 from baseline.report.figures import ThumbnailCache
-from baseline.report.headline import named_headline, selection_metric
+from baseline.report.headline import describe_view, headline_view, named_headline, selection_metric
 from baseline.report.html import interval_digits, render
 from baseline.report.run_files import RunFiles, read_run, selection_column
 
@@ -113,7 +113,7 @@ def chart(figure: Figure, name: str, description: str) -> Markup:
 
 def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
     """Return the headline number, its interval, and the numbers to compare it with."""
-    kind: Literal["plain", "tta"] = "tta" if run.recipe["tta"] else "plain"
+    kind = headline_view(run.manifest)
     metrics = run.manifest["metrics"][run.split][kind]
     return {
         "title": page_title(run),
@@ -121,6 +121,7 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         "headline": named_headline(run.manifest, run.split, kind),
         "digits": interval_digits(metrics["interval"]),
         "kind": kind,
+        "view": describe_view(run.manifest),
         "images": len(run.rows),
         "sentences": explain(run.numbers)[1:],  # the first repeats the headline
         "numbers": [
