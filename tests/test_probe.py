@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import baseline
 from baseline import Progress, Recipe, Stage, make_baseline
 from baseline.errors import RecipeError, TrainingError
+from baseline.evaluation.explain import describe_probe
 from baseline.training.frozen import embeddings
 from baseline.training.logistic import STRENGTHS, Problem, Solution, fit_logistic, search_strength
 from baseline.training.probe import has_intercept, install
@@ -338,3 +339,38 @@ def test_architectures_that_cannot_be_compared_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         make_baseline(images, out=tmp_path / "run", progress=Progress(), image_size=32, **{"arch": "probe", **changes})
+
+
+def test_the_reference_has_the_metric_of_the_recipe(images: Path, no_page: None, tmp_path: Path) -> None:
+    stages = (Stage("probe"), Stage(2, 1, 1e-3))
+    result = make_baseline(images, stages=stages, metric="log_loss", out=tmp_path / "run", progress=Progress(), **TINY)
+    probe, split = result.manifest["probe"], result.manifest["probe"]["split"]
+    assert probe["metric"] == "log_loss"
+    assert probe["value"] + probe["difference"] == pytest.approx(result.metrics[split]["tta"]["log_loss"])
+    low, high = probe["interval"]
+    assert low <= probe["difference"] <= high
+    sentence = describe_probe(probe)
+    assert sentence.startswith("Logistic regression on features of the frozen body: 0.") and " (" in sentence
+
+
+def test_a_resumed_run_has_the_reference(images: Path, no_page: None, tmp_path: Path) -> None:
+    changes = {"stages": (Stage("probe"), Stage(2, 2, 1e-3)), "progress": Progress(), **TINY}
+    whole = make_baseline(images, out=tmp_path / "whole", **changes)
+
+    class Stop(Callback):
+        def before_epoch(self) -> None:
+            if self.epoch == 1:
+                raise KeyboardInterrupt
+
+    from baseline.training import checkpoint
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "MIN_SECONDS_BETWEEN", 0.0)
+        patch.setattr(checkpoint, "MAX_TIME_FRACTION", 0)
+        Stop.cacheable = True
+        make_baseline(images, out=tmp_path / "run", cbs=[Stop()], **changes)
+    Stop.before_epoch = lambda self: None
+    resumed = make_baseline(images, out=tmp_path / "run", cbs=[Stop()], **changes)
+    pd.testing.assert_frame_equal(resumed.predictions, whole.predictions)
+    probe, expected = ({**run.manifest["probe"], "seconds": 0} for run in (resumed, whole))
+    assert probe == expected

@@ -185,8 +185,8 @@ def ladder_table(result: Ladder) -> RenderableType:
                 "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"] if tested else ["", "", ""]  # fmt: skip
         accuracy = [f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"]
         if metric:
+            from baseline.evaluation.explain import describe_change
             from baseline.experiments.ladder import headline_of_row
-            from baseline.experiments.metric_comparison import describe_change
 
             accuracy.insert(0, headline_of_row(row, metric))
             test = {"difference": row["difference"], "interval": (row["difference_low"], row["difference_high"])}

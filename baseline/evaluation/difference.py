@@ -152,7 +152,7 @@ def proportion_interval(one: np.ndarray, other: np.ndarray, units: Units) -> tup
     """
     if units.shared == len(units.one) == len(units.other):
         change = other[np.argsort(units.other)].astype(float) - one[np.argsort(units.one)]
-        return paired_interval(change, None)
+        return paired_interval(change, np.arange(len(change)))
     counts = [(int(hits.sum()), len(hits)) for hits in (one, other)]
     return newcombe_interval(counts[0], counts[1], shared_correlation(one, other, units))
 

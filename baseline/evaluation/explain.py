@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from baseline.metrics.registry import find_metric
+from baseline.metrics.registry import Metric, find_metric
 from baseline.progress import format_duration
 
-__all__ = ["describe_difference", "describe_probe", "explain"]
+__all__ = ["describe_change", "describe_difference", "describe_probe", "explain"]
 
 
 def explain(numbers: Mapping[str, Any]) -> list[str]:
@@ -64,6 +64,21 @@ def describe_difference(result: Mapping[str, Any]) -> str:
     return f"{100 * result['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({p_text})"
 
 
+def describe_change(test: Mapping[str, Any], metric: Metric) -> str:
+    """Describe a difference and its interval, in points where the metric is in percent.
+
+    >>> from baseline.metrics.registry import find_metric
+    >>> describe_change({"difference": 0.0123, "interval": (0.001, 0.02)}, find_metric("roc_auc"))
+    '+0.0123 (+0.0010 to +0.0200)'
+    """
+    numbers = (test["difference"], *test["interval"])
+    if metric.percent:
+        change, low, high = (f"{100 * number:+.1f}" for number in numbers)
+        return f"{change} points ({low} to {high})"
+    change, low, high = (f"{number:+.4f}" for number in numbers)
+    return f"{change} ({low} to {high})"
+
+
 def describe_probe(probe: Mapping[str, Any]) -> str:
     """Describe the reference beside a result in a sentence.
 
@@ -73,9 +88,10 @@ def describe_probe(probe: Mapping[str, Any]) -> str:
     metric = find_metric(probe["metric"])
     value, duration = metric.text(probe["value"], 1), format_duration(probe["seconds"])
     start = f"Logistic regression on features of the frozen body: {value} in {duration}"
-    if "p" in probe:
-        return f"{start}; fine-tuning changes it by {describe_difference(probe)}."
-    return f"{start}; fine-tuned {metric.text(probe['value'] + probe['difference'], 1)}."
+    if "interval" not in probe:
+        return f"{start}."
+    change = describe_difference(probe) if "p" in probe else describe_change(probe, metric)
+    return f"{start}; fine-tuning changes it by {change}."
 
 
 def describe_calibration(tta: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ import pandas as pd
 from baseline.errors import DataError, OutputError, format_count
 from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.difference import difference_interval, match_units
-from baseline.experiments.metric_comparison import compare_tables, describe_change, describe_test
+from baseline.evaluation.explain import describe_change
+from baseline.experiments.metric_comparison import compare_tables, describe_test
 from baseline.files import MAX_TABLE_BYTES, check_regular, sha256_of, to_csv, to_json, unique_path, write_atomic
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
 from baseline.metrics.registry import find_metric
@@ -148,7 +149,7 @@ def evaluate_models(
         raise DataError("Some of the models predict one label per image and some several. Evaluate them separately.")
     task = "multilabel" if loaded[0].multilabel else "single"
     table = read_labeled(images, task=task, splits=splits, progress=progress, **settings)
-    options = {"tta": tta, "unknown": unknown, "metric": metric, "skip_trained": skip_trained}
+    options: dict[str, Any] = {"tta": tta, "unknown": unknown, "metric": metric, "skip_trained": skip_trained}
     results = [
         evaluate_one(model_name(given), model, table, progress, **options)
         for given, model in zip(models, loaded, strict=True)

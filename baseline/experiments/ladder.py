@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import RecipeError, unknown_name
-from baseline.experiments.metric_comparison import (
-    compare_tables,
-    describe_change,
-    evaluate_metric,
-    metric_besides_accuracy,
-)
+from baseline.evaluation.explain import describe_change
+from baseline.experiments.metric_comparison import compare_tables, evaluate_metric, metric_besides_accuracy
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
     ARCH_INDEPENDENT,

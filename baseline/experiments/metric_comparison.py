@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from baseline.evaluation.explain import describe_change
 from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL, bootstrap_sums, percentile_interval
 from baseline.metrics.predictions import Ranks
 from baseline.metrics.registry import Metric
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "compare_tables",
-    "describe_change",
     "describe_test",
     "evaluate_metric",
     "metric_besides_accuracy",
@@ -105,21 +105,6 @@ def difference_of_ranks(pair: Any, groups: np.ndarray | None) -> tuple[tuple[flo
     return (max(difference - reach, -1.0), min(difference + reach, 1.0)), float(
         2 * norm.sf(abs(difference) / deviation)
     )
-
-
-def describe_change(test: Mapping[str, Any], metric: Metric) -> str:
-    """Describe a difference and its interval, in points where the metric is in percent.
-
-    >>> from baseline.metrics.registry import find_metric
-    >>> describe_change({"difference": 0.0123, "interval": (0.001, 0.02)}, find_metric("roc_auc"))
-    '+0.0123 (+0.0010 to +0.0200)'
-    """
-    numbers = (test["difference"], *test["interval"])
-    if metric.percent:
-        change, low, high = (f"{100 * number:+.1f}" for number in numbers)
-        return f"{change} points ({low} to {high})"
-    change, low, high = (f"{number:+.4f}" for number in numbers)
-    return f"{change} ({low} to {high})"
 
 
 def describe_test(test: Mapping[str, Any], metric: Metric) -> str:

@@ -57,7 +57,7 @@ def feature_layers(network: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential
     >>> features(torch.zeros(1, 3, 2, 2)).shape, len(classifier)
     (torch.Size([1, 8]), 2)
     """
-    layers = [*network[1]]
+    layers = list(network[1].children())
     cut = len(layers)
     while cut and isinstance(layers[cut - 1], nn.Linear | nn.Dropout | nn.BatchNorm1d):
         cut -= 1

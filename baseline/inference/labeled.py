@@ -246,5 +246,5 @@ def measure_calibration(model: Model | Ensemble, predictions: pd.DataFrame) -> d
     task = "multilabel" if model.multilabel else "single"
     plain = calibrate(predictions, 1 / temperature, task)
     before, after = (evaluate(table, task)["test"]["tta"] for table in (plain, predictions))
-    report: Mapping[str, Any] = {name: (before[name], after[name]) for name in ("ece", "loss")}  # type: ignore[literal-required]
+    report: Mapping[str, Any] = {name: (before[name], after[name]) for name in ("ece", "loss")}
     return {"temperature": temperature, **report}

@@ -15,6 +15,7 @@ import numpy as np
 
 from baseline.data.labels import explode_labels
 from baseline.errors import format_count
+from baseline.evaluation.explain import describe_probe
 from baseline.evaluation.label_errors import suspect_labels
 from baseline.progress import format_duration
 from baseline.recipe.schema import Recipe
@@ -209,6 +210,16 @@ def cross_validate(run: RunFiles) -> Advice | None:
     return Advice(fact, action, command) if command else None
 
 
+def keep_it_simple(run: RunFiles) -> Advice | None:
+    """Fine-tuning that is no better than logistic regression on the features."""
+    probe = run.manifest.get("probe", {})
+    command = images_command(run, "--preset", "instant")
+    if not command or "p" not in probe or (probe["difference"] > 0 and probe["beyond_noise"]):
+        return None
+    action = "If training time matters, that model alone is enough; it trains in seconds:"
+    return Advice(describe_probe(probe), action, command)
+
+
 def train_longer(run: RunFiles) -> Advice | None:
     """A short preset that left errors."""
     preset = run.recipe.get("preset", "")
@@ -262,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     help_the_weakest_class,
     cross_validate,
     train_longer,
+    keep_it_simple,
     forecast_images,
 )
 """Rules about what was measured, the most important first."""

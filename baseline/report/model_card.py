@@ -19,7 +19,7 @@ from markupsafe import Markup
 from baseline import __version__
 from baseline.data.sources.datasets import DATASETS
 from baseline.errors import DataError, OutputError
-from baseline.evaluation.explain import explain
+from baseline.evaluation.explain import describe_probe, explain
 from baseline.files import CARD_FILE, read_json, refuse_damaged, resolve_path, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
@@ -134,8 +134,9 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
         "weights": describe_initial_weights(manifest.get("weights")),
         "max_classes": MAX_CLASSES,
     }
+    sentences = explain(page["numbers"]) if "tta_gain" in page["numbers"] else []
     page |= {
-        "sentences": explain(page["numbers"]) if "tta_gain" in page["numbers"] else [],
+        "sentences": [*sentences, *([describe_probe(manifest["probe"])] if "probe" in manifest else [])],
         "limitations": list(list_limitations(page)),
         "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
         "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
 from baseline.evaluation.details.named_metric import metric_interval
+from baseline.evaluation.difference import difference_interval, match_units
 from baseline.evaluation.significance import paired_test
 from baseline.evaluation.table import class_columns, group_codes, prediction_table, table_predictions
 from baseline.metrics.registry import find_metric
@@ -21,7 +23,6 @@ from baseline.training.frozen import FrozenOutputs, timed_embeddings
 from baseline.training.probe import probe_obstacle
 
 if TYPE_CHECKING:
-    import pandas as pd
     from fastai.learner import Learner
 
     from baseline.progress import Progress
@@ -66,8 +67,8 @@ class ProbeReference:
 
         Returns:
             `split`, `images`, `seconds` (of features and of the fit), `strength` (scikit-learn's `C`), `metric`, its
-            `value` and `interval`, `difference` (the result minus the probe), and for the accuracy what `paired_test`
-            returns.
+            `value` and `own_interval`, `difference` (the result minus the probe) and its `interval`, and for the
+            accuracy what `paired_test` returns.
         """
         task, name = self.recipe.data.task, self.recipe.evaluation.metric
         metric = find_metric(name if name != "auto" else "micro_f1" if task == "multilabel" else "accuracy")
@@ -75,7 +76,12 @@ class ProbeReference:
         result = predictions[predictions["split"] == self.rows["split"].iloc[0]]
         pair = [metric.measure(table_predictions(table, class_columns(table), task)) for table in (probe, result)]
         stage = next(stage for stage in history.stages if stage["trains"] == "probe")
-        test = paired_test(probe, result) if metric.name == "accuracy" else {}
+        if metric.name == "accuracy":
+            test = paired_test(probe, result)
+        else:
+            units = match_units(probe, result, pd.Index(probe["path"]).get_indexer(result["path"]))
+            measured = difference_interval((probe, result), metric, task, units)
+            test = {"interval": measured[1]} if measured else {}
         return {
             "images": len(probe), "difference": pair[1].value - pair[0].value, **test,
             "split": str(self.rows["split"].iloc[0]), "metric": metric.name, "value": pair[0].value,
