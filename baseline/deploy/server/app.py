@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
@@ -221,8 +222,9 @@ async def _images_from_form(request: Request, limits: Limits) -> tuple[list[tupl
         boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
         if b"--" + boundary + b"--" not in end:
             raise MultiPartException("it is cut, and its end is missing")
-    except MultiPartException as error:
-        raise HTTPException(400, f"The form cannot be read: {first_line(Exception(error.message))}.") from None
+    except (MultiPartException, FormParserError) as error:  # Starlette before 1.0 lets the latter through
+        reason = first_line(Exception(getattr(error, "message", error)))
+        raise HTTPException(400, f"The form cannot be read: {reason}.") from None
     uploads = [value for _, value in items if isinstance(value, UploadFile)]
     images = [(upload.filename or "", await upload.read()) for upload in uploads]
     return images, {name: value for name, value in items if isinstance(value, str)}
