@@ -32,6 +32,7 @@ PAGES = {
 
 NAV = """\
 * [Home](index.md)
+* [Installation](install.md)
 * Guides
     * [Images](images.md)
     * [Training](training.md)
