@@ -258,12 +258,15 @@ class _Run:
                         learn, {}, predictions, history, self.run_folder, self.recipe, no_manifest, self.transforms
                     )
                 metrics = evaluate(predictions, task, how.metric)
-                calibration = calibration_report(predictions, task)
                 loggers.log_summary(flatten_metrics(metrics))
-        manifest = self._manifest(weights, metrics, history, calibration, estimate)
+        manifest = self._manifest(weights, metrics, history, calibration_report(predictions, task), estimate)
         if reference is not None and history.probe:
             manifest["probe"] = reference.compare(history, predictions)
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
+        if find_spec("baseline.inference"):
+            from baseline.inference.reference import write_reference
+
+            write_reference(self.folder, learn, self.recipe, self.table, predictions)
         self._write_report()
         self.checkpoints.remove()
         return Baseline(learn, metrics, predictions, history, self.folder, self.recipe, manifest, self.transforms)

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command, sources_command
 from baseline.cli.doctor import doctor_command
-from baseline.cli.evaluate import embed_command, evaluate_command
+from baseline.cli.evaluate import embed_command, evaluate_command, reference_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
 from baseline.cli.options import interrupted_code
 from baseline.cli.results import compare_command, report_command, runs_command
@@ -72,7 +72,7 @@ COMMANDS = (
     *(run_command, predict_command, evaluate_command, embed_command, serve_command),
     *(compare_command, runs_command, report_command),
     *(audit_command, clean_command, filter_command, ladder_command, curve_command, submit_command),
-    *(export_command, import_command, push_command, bundle_command, check_command),
+    *(export_command, import_command, push_command, bundle_command, check_command, reference_command),
     *(sources_command, recipes_command, copy_command, doctor_command),
 )
 

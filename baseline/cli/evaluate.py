@@ -9,8 +9,10 @@ import typer
 
 from baseline.cli.experiments import IMAGE_FIELDS
 from baseline.cli.options import (
+    Coverage,
     HelpAll,
     Quiet,
+    RejectUnlike,
     completion,
     interrupt_on_signals,
     make_progress,
@@ -64,6 +66,8 @@ def evaluate_command(
     tta: Annotated[
         bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
     ] = True,
+    reject_unlike: RejectUnlike = 0.0,
+    coverage: Coverage = 0.0,
     ensemble: Annotated[
         list[str] | None,
         typer.Option(help="Runs, separated by commas, whose ensemble is also evaluated.", show_default=False),
@@ -98,7 +102,8 @@ def evaluate_command(
     names: list[Any] = [*models, *(split_paths([text]) for text in ensemble or [])]
     result = evaluate_models(
         names, target or recipe, tta=tta, unknown=unknown, metric=metric, splits=split_names(splits),  # type: ignore[arg-type]
-        skip_trained=skip_trained, out=out, progress=make_progress(quiet), **changes,
+        skip_trained=skip_trained, reject_unlike=reject_unlike, coverage=coverage, out=out,
+        progress=make_progress(quiet), **changes,
     )  # fmt: skip
     if as_json:
         print(to_json(without_nan(result.as_dict())), end="")
@@ -177,6 +182,25 @@ def embed_command(
     count, width = format_count(len(embedded.paths), "image"), embedded.features.shape[1]
     progress.log(f"{width:,} features of {count}" + (f"; {unreadable:,} could not be read" if unreadable else ""))
     print(out)
+
+
+def reference_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    quiet: Quiet = False,
+) -> None:
+    """Add reference.safetensors to the model folder of a run that an earlier version made, and print its path.
+
+    --unlike, --reject-unlike and --coverage need it. Runs have it from the start.
+
+    Examples:
+
+    ```text
+    baseline reference runs/old
+    ```
+    """
+    from baseline.experiments.add_reference import add_reference
+
+    print(add_reference(run, progress=make_progress(quiet)))
 
 
 def evaluations_table(result: ModelEvaluations) -> RenderableType:

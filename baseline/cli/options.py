@@ -96,6 +96,25 @@ ExecutorOption = Annotated[
     ),
 ]
 
+RejectUnlike = Annotated[
+    float,
+    typer.Option(
+        metavar="RATE",
+        help="Reject images that are more unlike the training images than all but this share of the valid images, "
+        "such as 0.05.",
+        show_default=False,
+    ),
+]
+
+Coverage = Annotated[
+    float,
+    typer.Option(
+        metavar="RATE",
+        help="Also predict a set of classes that contains the true one at this rate, such as 0.95.",
+        show_default=False,
+    ),
+]
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

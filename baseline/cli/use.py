@@ -11,9 +11,11 @@ import typer
 
 from baseline.cli.options import (
     OUTPUT_FORMATS,
+    Coverage,
     EnsembleOption,
     ExecutorOption,
     Model,
+    RejectUnlike,
     completion,
     interrupt_on_signals,
     make_progress,
@@ -48,29 +50,42 @@ PredictPrecision = Annotated[
     ),
 ]
 
+PredictFormat = Annotated[
+    str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=completion(lambda: OUTPUT_FORMATS))
+]
+
+PredictTta = Annotated[
+    bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
+]
+
+MinConfidence = Annotated[
+    float, typer.Option(min=0, max=1, help="Label predictions below this confidence 'unsure'.", show_default=False)
+]
+
+Unlike = Annotated[bool, typer.Option("--unlike", help="Write how unlike the training images each image is, 0 to 1.")]
+
+PredictProcesses = Annotated[
+    int, typer.Option(min=1, max=1024, help="Number of processes: one per GPU, or sharing the CPU.")
+]
+
 
 def predict_command(
     model: Model,
     images: PredictImages,
     out: PredictOut = None,
-    format: Annotated[
-        str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=completion(lambda: OUTPUT_FORMATS))
-    ] = "csv",
+    format: PredictFormat = "csv",
     top_k: Annotated[int, typer.Option(min=0, help="Write this many most probable classes.")] = 0,
     every: Annotated[bool, typer.Option("--all", help="Write the probability of every class.")] = False,
-    tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
-    ] = True,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Label predictions below this confidence 'unsure'.", show_default=False)
-    ] = 0.0,
+    tta: PredictTta = True,
+    min_confidence: MinConfidence = 0.0,
+    unlike: Unlike = False,
+    reject_unlike: RejectUnlike = 0.0,
+    coverage: Coverage = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite --out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the unfinished job in --out.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 64,
     precision: PredictPrecision = "",
-    processes: Annotated[
-        int, typer.Option(min=1, max=1024, help="Number of processes: one per GPU, or sharing the CPU.")
-    ] = 1,
+    processes: PredictProcesses = 1,
     executor: ExecutorOption = "",
     image_col: Annotated[str, typer.Option(help="Column of a table with the paths; detected by default.")] = "",
     ensemble: EnsembleOption = None,
@@ -86,6 +101,7 @@ def predict_command(
     baseline predict runs/mine holiday.jpg
     baseline predict runs/mine holiday/ --out predictions.csv --top-k 3
     baseline predict runs/mine test.csv --image-col file --out out.csv --resume
+    baseline predict runs/mine holiday/ --reject-unlike 0.05 --coverage 0.95
     baseline predict runs/mine holiday/ --ensemble runs/other,runs/third
     baseline predict runs/mine images.zip --out out.parquet --processes 4
     baseline predict runs/mine images/ --out out.csv --executor ray://head:10001
@@ -104,7 +120,9 @@ def predict_command(
     from baseline.progress import Progress
 
     bars = Progress() if out is None and sys.stdout.isatty() else progress
-    options = PredictOptions(kind, tta, top_k, every, min_confidence, batch_size, precision)
+    options = PredictOptions(
+        kind, tta, top_k, every, min_confidence, batch_size, precision, unlike, reject_unlike, coverage
+    )
     paths, total = list_images(images, image_col, sys.stdin.buffer if "-" in images else (), progress)
     from baseline.system import fast_imports
 
@@ -169,6 +187,7 @@ def serve_command(
     tta: Annotated[
         bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), which takes longer.")
     ] = False,
+    reject_unlike: RejectUnlike = 0.0,
     examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Show a few of the run's images on the page.")
     ] = True,
@@ -209,8 +228,8 @@ def serve_command(
 
     limits = Limits(max_mb, max_megapixels, waiting=max_waiting, batch=batch_size, seconds=max_seconds)
     serve(
-        model, host=host, port=port, tta=tta, examples=examples, limits=limits, hosts=allow_host or (), browser=open,
-        progress=make_progress(quiet),
+        model, host=host, port=port, tta=tta, reject_unlike=reject_unlike, examples=examples, limits=limits,
+        hosts=allow_host or (), browser=open, progress=make_progress(quiet),
     )  # fmt: skip
     sys.stderr.flush()
     os._exit(0)  # otherwise the exit would wait for a running forward pass

@@ -1,7 +1,7 @@
 """Push a model folder to the Hugging Face Hub.
 
 Only what `plan_push` lists is pushed, in one commit: the files of the run's `model/` except its golden inputs, which
-are images.
+are images, and its reference, which is made of features of training images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, first_line, missing_package
 from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, is_inside, read_json, refuse_damaged
+from baseline.inference.reference import REFERENCE_FILE
 from baseline.progress import Progress
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest
@@ -96,7 +97,8 @@ def plan_push(run: str | Path, repo: str) -> PushPlan:
         write_card(run)
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = [path.relative_to(folder) for path in paths]
-    names = [name for name in names if name.name != GOLDEN_FILE and not any(p.startswith(".") for p in name.parts)]
+    private_files = (GOLDEN_FILE, REFERENCE_FILE)
+    names = [name for name in names if name.name not in private_files and not any(p[0] == "." for p in name.parts)]
     with refuse_damaged(run):
         private = local_paths(run, manifest)
     for name in names:

@@ -98,6 +98,8 @@ def model_record(model: ModelEvaluation) -> dict[str, Any]:
         "images": len(evaluation.predictions),
         "scores": evaluation.scores,
         "calibration": evaluation.calibration,
+        "unlike": evaluation.unlike,
+        "sets": evaluation.sets,
         "own": None if own is None else vars(own),
         "notes": model.notes,
         "left_out": evaluation.left_out.to_dict("records"),
@@ -114,6 +116,8 @@ def evaluate_models(
     metric: str = "auto",
     splits: Sequence[str] = (),
     skip_trained: bool = False,
+    reject_unlike: float = 0.0,
+    coverage: float = 0.0,
     out: str | Path | None = None,
     write: bool = True,
     progress: Progress | None = None,
@@ -129,6 +133,7 @@ def evaluate_models(
         metric: a metric to compute beside the others, and to compare by.
         splits: only the images of these splits, if the images come with splits.
         skip_trained: leave out images that a model was trained on; otherwise a note counts them.
+        reject_unlike, coverage: see `evaluate_model`.
         out: folder of the results; `evaluations/NAME-DATE-TIME` by default.
         write: whether to write any.
         **settings: how the images are read: fields of `DataSettings`, such as `label_col`.
@@ -150,6 +155,7 @@ def evaluate_models(
     task = "multilabel" if loaded[0].multilabel else "single"
     table = read_labeled(images, task=task, splits=splits, progress=progress, **settings)
     options: dict[str, Any] = {"tta": tta, "unknown": unknown, "metric": metric, "skip_trained": skip_trained}
+    options |= {"reject_unlike": reject_unlike, "coverage": coverage}
     results = [
         evaluate_one(model_name(given), model, table, progress, **options)
         for given, model in zip(models, loaded, strict=True)

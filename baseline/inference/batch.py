@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from baseline.errors import OutputError, format_count
+from baseline.errors import OutputError, RecipeError, format_count
 from baseline.files import read_json, to_json, write_atomic
 from baseline.inference.output import (
     PredictionStats,
@@ -61,8 +61,8 @@ def write_predictions(
     executor: str = "",
     progress: Progress | None = None,
 ) -> PredictionStats:
-    """Write one row per image: `path`, `predicted`, `confidence`, `error`, and what `options` asks for: `class_1`,
-    `probability_1` and so on, and `p_CLASS` for each class.
+    """Write one row per image: `path`, `predicted`, `confidence`, `error`, and what `options` asks for: `unlike`,
+    `set`, `class_1`, `probability_1` and so on, and `p_CLASS` for each class.
 
     Probabilities have six decimals. An image that cannot be read has a row with the reason. A Parquet file, in which
     empty values are null, appears under its name when all rows are there. With `resume` a job that was killed continues
@@ -148,11 +148,40 @@ def note_other_threads(path: Path, threads: int, progress: Progress) -> None:
 
 
 def resolve_options(model: Model | Ensemble, options: PredictOptions, progress: Progress) -> PredictOptions:
-    """Return the options with the number format that the forward passes will have."""
+    """Return the options with the number format that the forward passes will have, and the threshold of sets.
+
+    Raises:
+        RecipeError: if the model cannot tell what is unlike, or predict sets, as the options ask.
+    """
+    if options.unlike or options.reject_unlike:
+        reference = model.reference
+        if options.reject_unlike:
+            reference.check_rate(options.reject_unlike)
+    if options.coverage:
+        options = replace(options, set_threshold=resolve_sets(model, options.coverage, options.tta, progress))
     precision, reason = model.resolve_precision(options.precision)
     if options.precision == "auto":
         progress.log(f"precision: {precision} ({reason})")
     return replace(options, precision=precision)
+
+
+def resolve_sets(model: Model | Ensemble, coverage: float, tta: bool, progress: Progress) -> float:
+    """Return the threshold of sets of classes with a coverage, and log how far the coverage may be off.
+
+    Raises:
+        RecipeError: if the model has too few valid images, several labels, or was measured with other views.
+    """
+    from baseline.inference.reference import describe_coverage
+
+    reference = model.reference
+    threshold = reference.set_threshold(coverage)
+    if not tta and model.members[0].config["tta"]:
+        raise RecipeError(
+            "Sets of classes were measured with test-time augmentation. Predict with TTA, or without sets."
+        )
+    if note := describe_coverage(reference, coverage):
+        progress.log(note)
+    return threshold
 
 
 def predict_stream(
@@ -166,7 +195,8 @@ def predict_stream(
 
 def predict_kwargs(options: PredictOptions) -> dict[str, Any]:
     """Return the keyword arguments for `Model.predict_batches`."""
-    return {"tta": options.tta, "batch_size": options.batch_size, "precision": options.precision}
+    unlike = options.unlike or options.reject_unlike > 0
+    return {"tta": options.tta, "batch_size": options.batch_size, "precision": options.precision, "unlike": unlike}
 
 
 _load_cached = lru_cache(maxsize=1)(load_checked)

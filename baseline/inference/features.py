@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,8 +22,9 @@ from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
     from baseline.inference.model import Model
+    from baseline.inference.reference import Reference
 
-__all__ = ["Embeddings", "embed_images", "feature_layers", "nearest", "read_embeddings", "record_features"]
+__all__ = ["Embeddings", "embed_images", "feature_layers", "nearest", "read_embeddings", "record_features", "recording"]
 
 SUFFIXES = (".npz", ".parquet")
 """Endings of files of features."""
@@ -77,6 +78,19 @@ def record_features(network: nn.Sequential) -> Iterator[list[torch.Tensor]]:
         yield outputs
     finally:
         handle.remove()
+
+
+@contextmanager
+def recording(reference: Reference | None, network: Any) -> Iterator[Callable[[], np.ndarray | None]]:
+    """Yield a function that returns how unlike the reference the images of the first forward pass inside are.
+
+    Without a reference it returns None; after no forward pass, an empty array.
+    """
+    if reference is None:
+        yield lambda: None
+        return
+    with record_features(network) as outputs:
+        yield lambda: reference.unlike(outputs[0].float().cpu().numpy()) if outputs else np.empty(0)
 
 
 def embed_images(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import explode_labels, order_classes, split_labels
+from baseline.data.labels import SEPARATOR, explode_labels, order_classes, split_labels
 from baseline.data.table import SPLITS, summarize_source, table_from_settings
 from baseline.errors import DataError, RecipeError, closest_name, format_count, quoted_list
 from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.details.named_metric import metric_interval
+from baseline.evaluation.intervals import wilson_interval
 from baseline.evaluation.metrics import evaluate
-from baseline.evaluation.table import class_columns, group_codes, table_predictions
+from baseline.evaluation.table import class_columns, group_codes, probability_matrix, table_predictions
+from baseline.inference.batch import resolve_sets
 from baseline.metrics.registry import METRICS, check_metric, find_metric
 from baseline.progress import Progress
 from baseline.recipe.choose import apply_changes, choose_recipe
@@ -49,6 +52,12 @@ class Evaluation:
     """`temperature`, and `ece` and `loss` on these images, each as (before, after) scaling; empty without one."""
     left_out: pd.DataFrame
     """`path`, `label` and `reason` of each image that was left out."""
+    unlike: dict[str, Any]
+    """With `reject_unlike`: `rate`, `rejected` (number of images), `accuracy` of the others with its `interval`, and if
+    there are images of unknown labels `strangers`: their number, `rejected`, and `auroc` against known ones."""
+    sets: dict[str, Any]
+    """With `coverage`: `coverage` (as asked), `covered` (fraction of images whose set contains the label) with its
+    `interval`, `mean_size`, and `single` (fraction of sets of one class)."""
     notes: list[str]
     """What has to be known about the images, a sentence each: classes without images, images left out."""
 
@@ -89,6 +98,8 @@ def evaluate_model(
     tta: bool = True,
     unknown: Unknown = "error",
     metric: str = "auto",
+    reject_unlike: float = 0.0,
+    coverage: float = 0.0,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -97,28 +108,48 @@ def evaluate_model(
     Args:
         table: an image table; see `read_labeled`.
         tta: average over the views of the run's evaluation (test-time augmentation).
-        unknown: what images do whose labels the model does not know.
         metric: a metric to add, such as `"top_2"`; the others are computed in any case.
+        reject_unlike: share of images like the valid ones that are rejected as unlike the training images; the
+            predictions get a column `unlike`. 0 for none.
+        coverage: rate at which sets of classes are to contain the true one; the predictions get a column `set`.
 
     Raises:
         DataError: if labels are unknown, or no image is left.
-        RecipeError: if the metric does not exist or fit the classes.
+        RecipeError: if the metric does not exist or fit the classes, or the model has too few valid images for
+            `reject_unlike` or `coverage`.
+        OutputError: if the model folder has no `reference.safetensors` for these two.
 
     >>> evaluate_model(model, read_labeled("new/", task="single")).scores["accuracy"]        # doctest: +SKIP
     {'value': 0.91, 'interval': (0.87, 0.94)}
     """
     progress, task = progress or Progress(), "multilabel" if model.multilabel else "single"
     names = fitting_metrics(model.classes, task, metric)
+    threshold = resolve_sets(model, coverage, tta, progress) if coverage else 0.0
+    if reject_unlike:
+        model.reference.check_rate(reject_unlike)
     known, unknown_rows = split_unknown(table, model, unknown)
-    predictions, unreadable = predict_labeled(model, known, tta, batch_size, progress)
+    predict = partial(predict_labeled, model, tta=tta, batch_size=batch_size, unlike=reject_unlike > 0)
+    predictions, unreadable = predict(known, progress=progress)
+    if predictions.empty:
+        raise DataError(f"None of the {len(known):,} images can be read, first {unreadable['reason'].iloc[0]}.")
     left_out = pd.concat([unknown_rows, unreadable], ignore_index=True)
     notes = [*describe_left_out(left_out, len(table)), *describe_missing(predictions, model.classes, task)]
+    unlike: dict[str, Any] = {}
+    sets: dict[str, Any] = {}
+    if reject_unlike:
+        strangers = predict(unknown_rows, progress=progress)[0]["unlike"] if len(unknown_rows) else None
+        unlike = measure_rejection(predictions, strangers, reject_unlike)
+        notes.append(describe_rejection(unlike, len(predictions)))
+    if coverage:
+        predictions, sets = add_sets(predictions, model.classes, threshold, coverage)
+        notes.append(describe_sets(sets))
     for note in notes:
         progress.log(note)
     numbers = evaluate(predictions, task)["test"]
     metrics: dict[str, Any] = {key: value for key, value in numbers.items() if key != "tta"} | dict(numbers["tta"])
     scores = score_metrics(predictions, task, names)
-    return Evaluation(predictions, metrics, scores, measure_calibration(model, predictions), left_out, notes)
+    calibration = measure_calibration(model, predictions)
+    return Evaluation(predictions, metrics, scores, calibration, left_out, unlike, sets, notes)
 
 
 def fitting_metrics(classes: Sequence[str], task: str, extra: str = "auto") -> list[str]:
@@ -177,35 +208,103 @@ def split_unknown(table: pd.DataFrame, model: Model | Ensemble, unknown: Unknown
 
 
 def predict_labeled(
-    model: Model | Ensemble, table: pd.DataFrame, tta: bool, batch_size: int, progress: Progress
+    model: Model | Ensemble, table: pd.DataFrame, *, tta: bool, batch_size: int, unlike: bool, progress: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the prediction table of the readable images, and `path`, `label` and `reason` of the others.
 
-    Raises:
-        DataError: if no image can be read.
+    Images of labels that the model does not know get an empty loss.
     """
     batches = []
+    options: dict[str, Any] = {"tta": tta, "batch_size": batch_size, "unlike": unlike}
     with progress.bar("predicting", len(table), "images") as bar:
-        for batch in model.predict_batches(
-            table["path"], tta=tta, batch_size=batch_size, optimize=len(table) >= batch_size
-        ):
+        for batch in model.predict_batches(table["path"], optimize=len(table) >= batch_size, **options):
             batches.append(batch)
             bar.step(len(batch.images))
     errors = np.array([error for batch in batches for error in batch.errors], object)
     readable = errors == ""
-    if not readable.any():
-        raise DataError(f"None of the {len(table):,} images can be read, first {table['path'].iloc[0]}: {errors[0]}.")
     columns = ["path", "label", *(["group"] if "group" in table and table["group"].notna().any() else [])]
     rows = table.loc[readable, columns].reset_index(drop=True)
     rows.insert(2, "split", "test")
     predicted = np.array([label for batch in batches for label in batch.predicted], object)[readable]
     probabilities = np.concatenate([batch.probabilities for batch in batches])[readable]
     rows = rows.assign(predicted=predicted, confidence=0.0, loss=0.0)
+    if unlike:
+        rows["unlike"] = np.concatenate([batch.unlike for batch in batches])[readable]
     by_class = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in model.classes])
     result = pd.concat([rows, by_class], axis=1)
     unreadable = table.loc[~readable, ["path", "label"]].assign(reason=[f"unreadable: {e}" for e in errors[~readable]])
+    if result.empty or not (model.multilabel or {*result["label"]} <= {*model.classes}):
+        return result, unreadable
     # fills in confidence and loss; the temperature was applied already
     return calibrate(result, 1.0, "multilabel" if model.multilabel else "single"), unreadable
+
+
+def measure_rejection(predictions: pd.DataFrame, strangers: pd.Series | None, rate: float) -> dict[str, Any]:
+    """Return what rejecting images as unlike the training images does; see `Evaluation.unlike`."""
+    rejected = (predictions["unlike"] > 1 - rate).to_numpy(bool)
+    accepted = predictions[~rejected]
+    result: dict[str, Any] = {"rate": rate, "rejected": int(rejected.sum()), "accuracy": None, "interval": None}
+    if len(accepted):
+        hits = int((accepted["predicted"] == accepted["label"]).sum())
+        result |= {"accuracy": hits / len(accepted), "interval": wilson_interval(hits, len(accepted))}
+    if strangers is not None and len(strangers):
+        result["strangers"] = {
+            "images": len(strangers),
+            "rejected": int((strangers > 1 - rate).sum()),
+            "auroc": auroc(predictions["unlike"].to_numpy(float), strangers.to_numpy(float)),
+        }
+    return result
+
+
+def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
+    """Return the probability that a stranger has a higher value than a known image; ties count half.
+
+    >>> auroc(np.array([0.1, 0.5]), np.array([0.5, 0.9]))
+    0.875
+    """
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(strangers, known).statistic / (len(strangers) * len(known)))
+
+
+def describe_rejection(unlike: Mapping[str, Any], images: int) -> str:
+    """Return a sentence about the images that were rejected."""
+    text = f"unlike the training images: {unlike['rejected']:,} of {format_count(images, 'image')} rejected"
+    if unlike["accuracy"] is not None:
+        low, high = unlike["interval"]
+        text += f"; accuracy of the others {unlike['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})"
+    if strangers := unlike.get("strangers"):
+        count = f"{strangers['rejected']:,} of {strangers['images']:,}"
+        text += f"; of images with unknown labels {count}, AUROC {strangers['auroc']:.3f}"
+    return text
+
+
+def add_sets(
+    predictions: pd.DataFrame, classes: Sequence[str], threshold: float, coverage: float
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the predictions with a column `set`, and how often the sets contain the label; see `Evaluation.sets`."""
+    from baseline.inference.reference import class_sets
+
+    sets = class_sets(probability_matrix(predictions, [*classes]), threshold, classes)
+    hits = sum(label in names for label, names in zip(predictions["label"], sets, strict=True))
+    sizes = np.array([len(names) for names in sets])
+    report = {"coverage": coverage, "covered": hits / len(sets), "interval": wilson_interval(hits, len(sets))}
+    report |= {"mean_size": float(sizes.mean()), "single": float((sizes == 1).mean())}
+    joined = [SEPARATOR.join(names) for names in sets]
+    position = list(predictions.columns).index("loss") + 1
+    result = predictions.copy()
+    result.insert(position, "set", joined)
+    return result, report
+
+
+def describe_sets(sets: Mapping[str, Any]) -> str:
+    """Return a sentence about how often sets of classes contain the label."""
+    low, high = sets["interval"]
+    return (
+        f"sets for a coverage of {100 * sets['coverage']:.4g}% contain the label of {sets['covered']:.1%} of images "
+        f"(95% confidence interval {low:.1%} to {high:.1%}); {sets['mean_size']:.2f} classes on average, one class in "
+        f"{sets['single']:.1%}"
+    )
 
 
 def describe_left_out(left_out: pd.DataFrame, images: int) -> Iterator[str]:

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, default_device
 from fastcore.foundation import L
 from fasttransform import Pipeline
 
 from baseline.data.image import load_square
-from baseline.data.labels import order_classes, predicted_labels
-from baseline.errors import DataError, OutputError, WeightsError, format_count, quoted_list
+from baseline.data.labels import predicted_labels
+from baseline.errors import DataError, OutputError, WeightsError, format_count
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
+from baseline.inference.compatibility import check_compatible, check_transforms, with_statistics
+from baseline.inference.features import recording
 from baseline.inference.inputs import DecodeSpec, iterate_images, read_batches
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.auto import resolve_frozen_precision
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from baseline.inference.features import Embeddings
     from baseline.inference.labeled import Evaluation, Unknown
+    from baseline.inference.reference import Reference
 
 __all__ = ["Ensemble", "Model", "PredictionBatch", "load", "load_model"]
 
@@ -71,6 +73,8 @@ class PredictionBatch:
     """The predicted class; for multi-label models all predicted classes, joined by `;`."""
     confidence: np.ndarray
     """The probability of the predicted class; for multi-label models that of the least certain decision."""
+    unlike: np.ndarray | None = None
+    """How unlike the training images each image is, 0-1, NaN if unreadable; see `Reference.unlike`. None: not asked."""
 
 
 def load(
@@ -118,34 +122,6 @@ def load_model(folder: str | Path, item_tfms: Any = None, batch_tfms: Any = None
     )
 
 
-def with_statistics(parts: OwnParts, config: Mapping[str, Any]) -> list[Any] | None:
-    """Return the batch transforms; `Normalize()` without statistics gets those that the run has computed."""
-    if parts.batch_tfms is None:
-        return None
-    return [
-        Normalize.from_stats(config["mean"], config["std"]) if isinstance(t, Normalize) and t.mean is None else t
-        for t in parts.batch_tfms
-    ]
-
-
-def check_transforms(folder: str | Path, config: Mapping[str, Any], given: OwnParts) -> None:
-    """Raise an `OutputError` if the transforms are not those that the model was trained with."""
-    needed, names = config.get("transforms", []), given.prediction_transforms()
-    if needed == names:
-        return
-    if not needed:
-        raise OutputError(f"{folder} was trained without {', '.join(names)}. Load it without item_tfms and batch_tfms.")
-    if config.get("image_shape"):
-        raise OutputError(
-            f"{folder} was trained on your DataLoaders, whose transforms a model folder cannot hold. Predict with the "
-            "Learner of the run, or train on images with item_tfms and batch_tfms."
-        )
-    raise OutputError(
-        f"{folder} was trained with transforms of your own, which a model folder cannot hold: {', '.join(needed)}. "
-        "Pass them to baseline.load as item_tfms and batch_tfms, or predict with the Learner of the run."
-    )
-
-
 class BasePredictor:
     """What a single model and an ensemble have in common."""
 
@@ -165,6 +141,18 @@ class BasePredictor:
         return self.members[0].config["task"] == "multilabel"
 
     @property
+    def reference(self) -> Reference:
+        """What the model folder keeps of the training images; see `baseline.inference.reference`.
+
+        Raises:
+            OutputError: if the folder has no `reference.safetensors`, or there are several models.
+            WeightsError: if that file is damaged.
+        """
+        if len(self.members) > 1:
+            raise OutputError("Only a single model tells how unlike its training images an image is. Pass one model.")
+        return self.members[0]._reference
+
+    @property
     def folders(self) -> list[Path]:
         """The model folders of the members."""
         return [member.folder for member in self.members]
@@ -177,6 +165,7 @@ class BasePredictor:
         calibrated: bool = True,
         batch_size: int = 64,
         on_error: Literal["raise", "row"] = "raise",
+        unlike: bool = False,
         progress: Progress | None = None,
     ) -> pd.DataFrame:
         """Return one row per image: `path`, `predicted`, `confidence`, and the probability of each class as `p_CLASS`.
@@ -193,6 +182,8 @@ class BasePredictor:
                 either way.
             on_error: what an image does that cannot be read: `"raise"` an error, or get a `"row"` with the reason in a
                 column `error`, an empty `predicted` and NaN. The column is empty for images that were read.
+            unlike: add a column `unlike`, 0 to 1: the share of the run's valid images that are less unlike its training
+                images than this image. It tends to 1 for images of something else.
             progress: receives a message about files of a folder that are no images; the terminal by default.
 
         Raises:
@@ -207,7 +198,7 @@ class BasePredictor:
         all_paths = all(isinstance(image, str | Path) for image in inputs)
         names = [str(image) for image in inputs] if all_paths else list(range(len(inputs)))
         batches = list(self.predict_batches(inputs, tta=tta, calibrated=calibrated, batch_size=batch_size,
-                                            optimize=len(inputs) >= batch_size))  # fmt: skip
+                                            optimize=len(inputs) >= batch_size, unlike=unlike))  # fmt: skip
         errors = [error for batch in batches for error in batch.errors]
         for name, error in zip(names, errors, strict=True):
             if error and on_error == "raise":
@@ -220,31 +211,25 @@ class BasePredictor:
             "predicted": [label for batch in batches for label in batch.predicted],
             "confidence": np.concatenate([batch.confidence for batch in batches]) if batches else [],
         } | ({"error": errors} if on_error == "row" else {})
+        if unlike:
+            parts = [batch.unlike for batch in batches if batch.unlike is not None]
+            table["unlike"] = np.concatenate(parts) if parts else []
         return pd.concat([pd.DataFrame(table), pd.DataFrame(probabilities, columns=columns)], axis=1)
 
     def evaluate(
-        self,
-        images: Any,
-        *,
-        tta: bool = True,
-        unknown: Unknown = "error",
-        metric: str = "auto",
-        splits: Sequence[str] = (),
-        progress: Progress | None = None,
+        self, images: Any, *, splits: Sequence[str] = (), progress: Progress | None = None, tta: bool = True,
+        unknown: Unknown = "error", metric: str = "auto", reject_unlike: float = 0.0, coverage: float = 0.0,
         **settings: Any,
-    ) -> Evaluation:
+    ) -> Evaluation:  # fmt: skip
         """Measure the model on labeled images in any form that `make_baseline` reads.
 
         `baseline.experiments.evaluate_models` also compares the result with the test number of the run.
 
         Args:
-            unknown: what images do whose labels the model does not know: `"error"`, or `"drop"` to leave them out.
-            metric: a metric to compute beside all others that need no name, such as `"top_2"`.
             splits: only the images of these splits, if the images come with splits.
+            unknown: what images do whose labels the model does not know: `"error"`, or `"drop"` to leave them out.
+            metric, reject_unlike, coverage: see `baseline.inference.labeled.evaluate_model`, as for what is raised.
             **settings: how the images are read: fields of `DataSettings`, such as `label_col`.
-
-        Raises:
-            DataError: if labels are unknown to the model, or no image can be read.
 
         >>> model.evaluate("new/").scores["accuracy"]                              # doctest: +SKIP
         {'value': 0.91, 'interval': (0.87, 0.94)}
@@ -253,7 +238,10 @@ class BasePredictor:
 
         task = "multilabel" if self.multilabel else "single"
         table = read_labeled(images, task=task, splits=splits, progress=progress, **settings)
-        return evaluate_model(self, table, tta=tta, unknown=unknown, metric=metric, progress=progress)  # type: ignore[arg-type]
+        return evaluate_model(
+            self, table, tta=tta, unknown=unknown, metric=metric, reject_unlike=reject_unlike,  # type: ignore[arg-type]
+            coverage=coverage, progress=progress,
+        )  # fmt: skip
 
     def predict_batches(
         self,
@@ -264,6 +252,7 @@ class BasePredictor:
         batch_size: int = 64,
         optimize: bool = True,
         precision: str = "",
+        unlike: bool = False,
     ) -> Iterator[PredictionBatch]:
         """Yield predictions in batches of `batch_size` images, in order, with the reason for each unreadable image.
 
@@ -276,7 +265,9 @@ class BasePredictor:
             optimize: speed up the forward pass on CPU (see `optimize_for_cpu`), which pays off from a few dozen images
                 on.
             precision: number format of the forward pass; see `resolve_precision`.
+            unlike: fill in `PredictionBatch.unlike`.
         """
+        reference = self.reference if unlike else None
         specs = list(dict.fromkeys(member._decode_spec for member in self.members))
         with ExitStack() as stack:
             networks: list[nn.Module] = [member.network for member in self.members]
@@ -293,13 +284,14 @@ class BasePredictor:
                         stack.enter_context(member._optimized_network(squares[:2]))
                         for member, squares in zip(self.members, by_member, strict=True)
                     ]
-                probabilities = [
-                    member._predict_squares(network, squares, tta, autocast)
-                    for member, network, squares, autocast in zip(
-                        self.members, networks, by_member, autocasts, strict=True
-                    )
-                ]
-                yield self._make_batch(inputs, decoded, probabilities, calibrated)
+                with recording(reference, networks[0]) as measured:
+                    probabilities = [
+                        member._predict_squares(network, squares, tta, autocast)
+                        for member, network, squares, autocast in zip(
+                            self.members, networks, by_member, autocasts, strict=True
+                        )
+                    ]
+                yield self._make_batch(inputs, decoded, probabilities, calibrated, measured())
 
     def resolve_precision(self, precision: str = "") -> tuple[str, str]:
         """Return the number format of the forward pass, and the reason for it.
@@ -320,8 +312,9 @@ class BasePredictor:
         return resolve_frozen_precision(precision or "float32", device, bfloat16_instructions())
 
     def _make_batch(
-        self, images: list[Any], decoded: list[Any], member_probabilities: list[np.ndarray], calibrated: bool
-    ) -> PredictionBatch:
+        self, images: list[Any], decoded: list[Any], member_probabilities: list[np.ndarray], calibrated: bool,
+        measured: np.ndarray | None = None,
+    ) -> PredictionBatch:  # fmt: skip
         """Combine the members' probabilities of the readable images into the predictions for all images."""
         configs = [member.config for member in self.members]
         task = "multilabel" if self.multilabel else "single"
@@ -342,7 +335,10 @@ class BasePredictor:
         probabilities = np.full((len(images), len(self.classes)), np.nan)
         predicted[readable] = predicted_labels(mean, self.classes, threshold)
         confidence[readable], probabilities[readable] = certainty, reported
-        return PredictionBatch(images, errors, probabilities, predicted.tolist(), confidence)
+        unlike = None if measured is None else np.full(len(images), np.nan)
+        if unlike is not None:
+            unlike[readable] = measured
+        return PredictionBatch(images, errors, probabilities, predicted.tolist(), confidence, unlike)
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,6 +399,12 @@ class Model(BasePredictor):
         return learn
 
     @cached_property
+    def _reference(self) -> Reference:
+        from baseline.inference.reference import read_reference
+
+        return read_reference(self.folder, self.config)
+
+    @cached_property
     def _recipe(self) -> Recipe:
         config = self.config
         fields = {name: config[name] for name in ("arch", "head", "image_size", "resize", "task", "threshold")}
@@ -412,7 +414,7 @@ class Model(BasePredictor):
 
     @contextmanager
     def predictor(
-        self, *, tta: bool = True, calibrated: bool = True
+        self, *, tta: bool = True, calibrated: bool = True, unlike: bool = False
     ) -> Iterator[Callable[[Sequence[np.ndarray]], PredictionBatch]]:
         """Context manager that prepares an optimized network once and yields a function that predicts squares (see
         `load_square`), for many calls.
@@ -421,12 +423,16 @@ class Model(BasePredictor):
         ...     predict([model.load_square("a.jpg"), model.load_square("b.jpg")]).predicted
         ['ants', 'bees']
         """
-        autocast = self._autocast()
+        autocast, reference = self._autocast(), self.reference if unlike else None
         noise = [*np.random.default_rng(0).integers(0, 256, (2, *self.decoded_shape), dtype=np.uint8)]
         with self._optimized_network(noise) as network:
-            yield lambda squares: self._make_batch(
-                [*squares], [*squares], [self._predict_squares(network, squares, tta, autocast)], calibrated
-            )
+
+            def predict(squares: Sequence[np.ndarray]) -> PredictionBatch:
+                with recording(reference, network) as measured:
+                    probabilities = self._predict_squares(network, squares, tta, autocast)
+                return self._make_batch([*squares], [*squares], [probabilities], calibrated, measured())
+
+            yield predict
 
     @property
     def decoded_shape(self) -> tuple[int, int, int]:
@@ -548,26 +554,3 @@ class Ensemble(BasePredictor):
     def check(self) -> float:
         """Return the largest difference of any member; see `Model.check`."""
         return max(member.check() for member in self.members)
-
-
-def check_compatible(members: Sequence[Model]) -> None:
-    """Raise an `OutputError` if the models cannot be averaged."""
-    first = members[0]
-    folders: dict[str, Path] = {}
-    for member in members:
-        pair = f"{member.folder} and {first.folder}"
-        if member.classes != first.classes:
-            difference = quoted_list(order_classes(set(member.classes) ^ set(first.classes))) or "their order"
-            raise OutputError(
-                f"{pair} do not have the same classes: they differ in {difference}. Pass runs of the same classes."
-            )
-        for field in ("task", *(["threshold"] if first.multilabel else [])):
-            if (value := member.config[field]) != (other := first.config[field]):
-                raise OutputError(
-                    f"{pair} differ in {field} ({value} and {other}) and cannot be averaged. Leave one of them out."
-                )
-        if member.identity in folders:
-            raise OutputError(
-                f"{member.folder} is included twice, also as {folders[member.identity]}. Leave one of them out."
-            )
-        folders[member.identity] = member.folder

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from baseline.data.labels import SEPARATOR
 from baseline.errors import DataError, OutputError, first_line, missing_package
 from baseline.files import csv_rows, parse_json, read_json
 
@@ -47,8 +48,8 @@ ROW_GROUP_BYTES = 2**23
 """Bytes of CSV that become one row group of a Parquet file and are in memory at once."""
 
 
-UNSURE = "unsure"
-"""Value of `predicted` if the confidence is below `min_confidence`."""
+UNSURE, UNLIKE = "unsure", "unlike"
+"""Values of `predicted` if the confidence is below `min_confidence`, and if the image is rejected as unlike."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ class PredictOptions:
     """Number of images per forward pass."""
     precision: str = ""
     """`"float32"`, `"bfloat16"` or `"auto"`; empty for that of the run's evaluation. See `Model.resolve_precision`."""
+    unlike: bool = False
+    """Write how unlike the training images each image is, 0 to 1; see `Reference.unlike`."""
+    reject_unlike: float = 0.0
+    """Share of images like the valid ones to reject as unlike the training images; 0 for none. Implies `unlike`."""
+    coverage: float = 0.0
+    """Rate at which `set`, a set of classes, is to contain the true class; 0 for no sets."""
+    set_threshold: float = 0.0
+    """Filled in by `write_predictions`; see `Reference.set_threshold`."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -76,6 +85,8 @@ class PredictOptions:
             "precision": self.precision in ("", "auto", "float32", "bfloat16"),
             "top_k": self.top_k >= 0,
             "min_confidence": 0 <= self.min_confidence <= 1,
+            "reject_unlike": 0 <= self.reject_unlike < 1,
+            "coverage": 0 <= self.coverage < 1,
             "batch_size": 1 <= self.batch_size <= 65536,
         }
         if invalid := [name for name, valid in checks.items() if not valid]:
@@ -92,13 +103,15 @@ class PredictionStats:
     """Images predicted by this job, including unreadable ones."""
     unreadable: int = 0
     unsure: int = 0
+    unlike: int = 0
+    """Images that were rejected as unlike the training images."""
     already_done: int = 0
     """Images that were done before the job was resumed."""
     seconds: float = 0.0
 
     def add(self, other: PredictionStats) -> None:
         """Add the counts of other images."""
-        for name in ("images", "unreadable", "unsure", "already_done"):
+        for name in ("images", "unreadable", "unsure", "unlike", "already_done"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def __str__(self) -> str:
@@ -106,6 +119,7 @@ class PredictionStats:
         parts = [f"{images} in {self.seconds:.1f} s ({self.images / max(self.seconds, 1e-9):,.0f} images/s)"]
         parts += [f"{self.already_done:,} already done"] if self.already_done else []
         parts += [f"{self.unsure:,} unsure"] if self.unsure else []
+        parts += [f"{self.unlike:,} unlike the training images"] if self.unlike else []
         parts += [f"{self.unreadable:,} could not be read"] if self.unreadable else []
         return ", ".join(parts)
 
@@ -125,7 +139,18 @@ class RowFormat:
             return b""
         top = [name for k in range(1, self.top_k + 1) for name in (f"class_{k}", f"probability_{k}")]
         every = [f"p_{name}" for name in self.classes] if self.options.every else []
-        return csv_rows([["path", "predicted", "confidence", "error", *top, *every]]).encode()
+        header = ["path", "predicted", "confidence", "error", *self.extra_columns, *top, *every]
+        return csv_rows([header]).encode()
+
+    @property
+    def has_unlike(self) -> bool:
+        """Whether rows say how unlike the training images an image is."""
+        return self.options.unlike or self.options.reject_unlike > 0
+
+    @property
+    def extra_columns(self) -> list[str]:
+        """Names of the columns that only some jobs have."""
+        return ["unlike"] * self.has_unlike + ["set"] * bool(self.options.coverage)
 
     def format_batch(self, batch: PredictionBatch) -> tuple[bytes, PredictionStats]:
         """Return the rows of a batch, and their counts."""
@@ -133,29 +158,55 @@ class RowFormat:
         unsure = int((batch.confidence < self.options.min_confidence).sum())
         stats = PredictionStats(len(batch.images), sum(map(bool, batch.errors)), unsure)
         predicted = [name if is_sure else UNSURE for name, is_sure in zip(batch.predicted, sure, strict=True)]
-        columns = (map(str, batch.images), predicted, batch.confidence, batch.errors, batch.probabilities)
+        if self.options.reject_unlike and batch.unlike is not None:
+            rejected = batch.unlike > 1 - self.options.reject_unlike
+            stats.unlike = int(rejected.sum())
+            stats.unsure -= int((rejected & ~sure).sum())
+            predicted = [UNLIKE if out else name for name, out in zip(predicted, rejected, strict=True)]
+        extra = self._extra_values(batch)
+        columns = (map(str, batch.images), predicted, batch.confidence, batch.errors, batch.probabilities, extra)
         rows = zip(*columns, strict=True)
         if self.csv:
             return csv_rows(self._csv_row(*row) for row in rows).encode(), stats
         return b"".join(self._json_line(*row) for row in rows), stats
 
+    def _extra_values(self, batch: PredictionBatch) -> list[dict[str, Any]]:
+        """Return the values of the extra columns of each image."""
+        values: list[dict[str, Any]] = [{} for _ in batch.images]
+        if batch.unlike is not None and self.has_unlike:
+            values = [{"unlike": round(float(value), 6)} for value in batch.unlike]
+        if self.options.coverage:
+            from baseline.inference.reference import class_sets
+
+            sets = class_sets(batch.probabilities, self.options.set_threshold, self.classes)
+            values = [value | {"set": names} for value, names in zip(values, sets, strict=True)]
+        return values
+
     def _top_classes(self, probabilities: np.ndarray) -> list[int]:
         return np.argsort(-probabilities, kind="stable")[: self.top_k].tolist() if self.top_k else []
 
-    def _csv_row(self, path: str, predicted: str, confidence: float, error: str, probabilities: np.ndarray) -> Any:
+    def _csv_row(
+        self, path: str, predicted: str, confidence: float, error: str, probabilities: np.ndarray,
+        extra: dict[str, Any],
+    ) -> Any:  # fmt: skip
         if error:
-            empty = 2 * self.top_k + (len(self.classes) if self.options.every else 0)
+            empty = len(self.extra_columns) + 2 * self.top_k + (len(self.classes) if self.options.every else 0)
             return [printable_path(path), "", "", error, *[""] * empty]
         indices = self._top_classes(probabilities)
         top = [value for k in indices for value in (self.classes[k], f"{probabilities[k]:.6f}")]
         every = [f"{probability:.6f}" for probability in probabilities] if self.options.every else []
-        return [printable_path(path), predicted, f"{confidence:.6f}", "", *top, *every]
+        more = [SEPARATOR.join(value) if isinstance(value, list) else f"{value:.6f}" for value in extra.values()]
+        return [printable_path(path), predicted, f"{confidence:.6f}", "", *more, *top, *every]
 
-    def _json_line(self, path: str, predicted: str, confidence: float, error: str, probabilities: np.ndarray) -> Any:
+    def _json_line(
+        self, path: str, predicted: str, confidence: float, error: str, probabilities: np.ndarray,
+        extra: dict[str, Any],
+    ) -> Any:  # fmt: skip
         row: dict[str, Any] = {
             "path": printable_path(path),
             "predicted": predicted,
             "confidence": round(float(confidence), 6),
+            **extra,
         }
         if error:
             row = {"path": printable_path(path), "predicted": None, "confidence": None, "error": error}
@@ -345,7 +396,7 @@ def convert_to_parquet(row_file: Path, path: Path, header: bytes) -> None:
 
 
 def _is_text_column(column: str) -> bool:
-    return column in ("path", "predicted", "error") or column.startswith("class_")
+    return column in ("path", "predicted", "error", "set") or column.startswith("class_")
 
 
 def iterate_row_groups(arrow: Any, row_file: Path, types: dict[str, Any], header_bytes: int) -> Iterator[Any]:

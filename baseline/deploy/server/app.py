@@ -63,6 +63,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     tta: bool = False,
+    reject_unlike: float = 0.0,
     examples: bool = True,
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
@@ -76,6 +77,8 @@ def serve(
         host: the address to listen on; 127.0.0.1 is reachable from this machine only.
         port: the port; 0 for any free one, which `progress` reports.
         tta: average over the views of the run's evaluation (test-time augmentation, TTA).
+        reject_unlike: add to each answer how `unlike` the training images the image is (0 to 1), and whether it is
+            `rejected`: this share of the run's valid images would be. 0 for neither.
         examples: show some of the images in the run's image folder, decoded and encoded again.
         hosts: names of the server, in addition to addresses, localhost and the machine's own name.
         browser: open the page in a browser.
@@ -88,7 +91,10 @@ def serve(
     """
     progress = progress or Progress()
     with listen(host, port) as listener:
-        app = create_app(model, tta=tta, examples=examples, limits=limits, hosts=(host, *hosts), progress=progress)
+        app = create_app(
+            model, tta=tta, reject_unlike=reject_unlike, examples=examples, limits=limits, hosts=(host, *hosts),
+            progress=progress,
+        )  # fmt: skip
         url = server_url(host, listener.getsockname()[1])
         progress.log(f"serving: {url} (press Ctrl-C to stop)")
         if browser:
@@ -109,6 +115,7 @@ def create_app(
     model: str | Path | Model,
     *,
     tta: bool = False,
+    reject_unlike: float = 0.0,
     examples: bool = True,
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
@@ -122,7 +129,9 @@ def create_app(
     limits = limits or Limits()
     loaded = model if isinstance(model, Model) else load_model(model)
     folder = loaded.folder if isinstance(model, Model) else Path(model).expanduser()
-    predictor = Predictor(loaded, tta, limits)
+    if reject_unlike:
+        loaded.reference.check_rate(reject_unlike)
+    predictor = Predictor(loaded, tta, limits, reject_unlike)
     handlers = Routes(predictor, *run_summary(folder, predictor, examples, progress))
 
     @asynccontextmanager
@@ -295,10 +304,15 @@ class Routes:
         predicted: Any = block.predicted[index]
         if predictor.model.multilabel:
             predicted = predicted.split(SEPARATOR) if predicted else []
+        measured: dict[str, Any] = {}
+        if block.unlike is not None:
+            unlike = float(block.unlike[index])
+            measured = {"unlike": round(unlike, 6), "rejected": unlike > 1 - predictor.reject_unlike}
         return {
             "name": name,
             "predicted": predicted,
             "confidence": round(float(block.confidence[index]), 6),
+            **measured,
             "probabilities": {label: round(value, 6) for label, value in most_probable},
         }, None
 

@@ -59,6 +59,11 @@ def _predict_operation(predictor: Predictor) -> Schema:
             "name": {**STRING, "description": "The file name, as it was sent."},
             "predicted": {"type": "array", "items": STRING} if predictor.model.multilabel else STRING,
             "confidence": {**PROBABILITY, "description": "Calibrated, if the run was."},
+            "unlike": {
+                **PROBABILITY,
+                "description": "How unlike the training images it is; with --reject-unlike only.",
+            },
+            "rejected": {"type": "boolean", "description": "Whether it is too unlike; with --reject-unlike only."},
             "probabilities": {"type": "object", "additionalProperties": PROBABILITY, "description": "Highest first."},
             "error": {**STRING, "description": "Why this image was refused; the other properties are then missing."},
         },

@@ -80,7 +80,9 @@ class Limits:
 class Predictor:
     """Predicts the contents of image files: decodes in a few threads, and runs the network in a thread of its own."""
 
-    def __init__(self, model: Model, tta: bool, limits: Limits) -> None:
+    def __init__(self, model: Model, tta: bool, limits: Limits, reject_unlike: float = 0.0) -> None:
+        self.reject_unlike = reject_unlike
+        """Share of images like the valid ones that are rejected as unlike the training images; 0 for none."""
         self.model, self.tta, self.limits = model, tta and bool(model.config["tta"]), limits
         self.waiting = 0
         """Number of images that wait for an answer."""
@@ -93,7 +95,7 @@ class Predictor:
         self.large_reader = ThreadPoolExecutor(1, "large-reader")
         self.network = ThreadPoolExecutor(1, "network")
         self.resources = ExitStack()
-        self.predict_squares = self.resources.enter_context(model.predictor(tta=self.tta))
+        self.predict_squares = self.resources.enter_context(model.predictor(tta=self.tta, unlike=reject_unlike > 0))
         self.has_gradcam = self.network.submit(self._warm_up).result()
 
     @property

@@ -81,7 +81,8 @@ function showPrediction(card, prediction, file, name) {
   const predicted = multilabel ? prediction.predicted : [prediction.predicted];
   const rows = Object.entries(prediction.probabilities);
   const confidence = multilabel ? "" : ` ${percent(prediction.confidence)}`;
-  part(".answer").textContent = predicted.length ? predicted.join(", ") + confidence : "no label";
+  const answer = predicted.length ? predicted.join(", ") + confidence : "no label";
+  part(".answer").textContent = prediction.rejected ? `unlike the training images (${answer})` : answer;
   const count = Math.max(MIN_BARS, predicted.length);
   const show = (n) => part(".bars").replaceChildren(...rows.slice(0, n).map((row) => makeBar(...row, predicted)));
   show(count);
