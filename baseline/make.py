@@ -36,7 +36,7 @@ from baseline.recipe.choose import apply_changes, choose_recipe
 from baseline.recipe.diff import diff_recipes
 from baseline.recipe.fields import parse_duration
 from baseline.recipe.schema import NO_AUGMENT, Recipe
-from baseline.runs.folder import create_run_folder, is_finished, scratch_folder
+from baseline.runs.folder import create_run_folder, is_finished, run_name, scratch_folder
 from baseline.runs.manifest import build_manifest, describe_device, logger_config, recipe_from_manifest, source_name
 from baseline.runs.timing import RunTimer, bottleneck, time_by_part
 from baseline.runs.writing import write_fixes, write_run, write_training
@@ -129,7 +129,7 @@ def make_baseline(
             dataset selects the recipe of that name. Or fastai DataLoaders, or a Learner, of your own: they are used as
             they are, and their train and valid images are those of the run.
         recipe: the name of a recipe, a TOML file, a run's manifest.json, or a `Recipe`.
-        out: the run folder; `runs/NAME-DATE-TIME` by default.
+        out: the run folder; by default `runs/NAME-DATE-TIME`, named after the images.
         seed: random seed for splits and training; the recipe's by default.
         progress: where progress goes; the terminal by default, `Progress()` for nowhere.
         item_tfms: transforms of your own, in fastai's meaning, as are the following arguments: run on each image before
@@ -165,7 +165,9 @@ def make_baseline(
         if world_size() > 1 and parse_duration(chosen.training.budget):
             raise RecipeError("budget works in a single process only. Leave out budget, or the other processes.")
         if rank() == 0:
-            folder = broadcast_from_rank0(lambda: stack.enter_context(create_run_folder(out, chosen.name)))
+            folder = broadcast_from_rank0(
+                lambda: stack.enter_context(create_run_folder(out, run_name(images, chosen.name)))
+            )
             return run_class(images, chosen, reasons, folder, folder, progress, parts, repeated).run()
         run_folder = broadcast_from_rank0(lambda: Path())
         scratch = Path(stack.enter_context(TemporaryDirectory()))

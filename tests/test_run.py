@@ -24,6 +24,7 @@ import baseline
 from baseline import Progress, Recipe, Stage, files, make_baseline
 from baseline.errors import DataError, OutputError, RecipeError, WeightsError
 from baseline.evaluation.label_errors import suspect_labels
+from baseline.runs.folder import run_name
 from baseline.vision.model_folder import load_network
 
 QUIET = Progress()
@@ -152,13 +153,24 @@ def test_a_damaged_or_newer_model_folder_is_refused(done: baseline.Baseline, tmp
     assert load_file(done.folder / "model" / "model.safetensors")
 
 
+def test_a_run_is_named_after_its_images(tmp_path: Path) -> None:
+    (tmp_path / "v1.2").mkdir()
+    for place, name in (
+        (tmp_path / "v1.2", "v1.2"), ("shots/my flowers.tar.gz", "my-flowers"), ("train.csv", "train"),
+        ("hf:beans", "beans"),
+        ("/", "default"), (None, "default"), ("x" * 99, "x" * 40),
+    ):  # fmt: skip
+        assert run_name(place, "default") == name, place
+    assert run_name("shots", "cifar10") == "cifar10"
+
+
 def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_path: Path, small: Recipe) -> None:
     work, home = tmp_path / "work", Path(os.environ["BASELINE_HOME"])
     work.mkdir()
     os.chdir(work)
     before = listing(images)
     done = make_baseline(images, small.changed(stages=(Stage("head", 1, augment=False),)), progress=QUIET)
-    assert done.folder.parent == Path("runs") and done.folder.name.startswith("default-")
+    assert done.folder.parent == Path("runs") and done.folder.name.startswith(f"{images.name}-")
     assert listing(images) == before and {f.name for f in home.iterdir()} == {"arrays", "audit-3.sqlite"}
     assert [f.name for f in work.iterdir()] == ["runs"]
 

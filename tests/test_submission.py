@@ -346,3 +346,27 @@ def test_a_folder_without_a_model_and_codes_of_other_classes_are_refused(
         with pytest.raises(DataError, match="--codes must give each of the run's classes a name of its own"):
             submit(done.folder, sample, codes=codes)
     assert submit(done.folder / "model", sample).path.exists() and len(list(Path().iterdir())) == 1
+
+
+def test_the_sample_beside_the_images_of_the_run_comes_first(
+    done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, competition, run = tmp_path / "input", tmp_path / "leaves", tmp_path / "run"
+    for folder in (inputs / "other", competition / "train", run):
+        folder.mkdir(parents=True)
+    for folder in (inputs / "other", competition):
+        (folder / "sample_submission.csv").write_text("id,label\n1,ants\n")
+    monkeypatch.setattr(submission, "kaggle_dir", lambda _: inputs)
+    manifest = {**done.manifest, "images": str(competition / "train")}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert submission.find_sample(None, run) == competition / "sample_submission.csv"
+    (competition / "train" / "sample_submission.csv").write_text("id,label\n1,ants\n")
+    assert submission.find_sample(None, run) == competition / "train" / "sample_submission.csv"
+    (competition / "train" / "sampleSubmission.csv").write_text("id,label\n1,ants\n")
+    with pytest.raises(DataError, match="There are 2 sample submissions beside the images of the run"):
+        submission.find_sample(None, run)
+    (run / "manifest.json").write_text(json.dumps({**manifest, "images": None}))
+    assert submission.find_sample(None, run) == inputs / "other" / "sample_submission.csv"
+    (inputs / "other" / "sample_submission.csv").unlink()
+    with pytest.raises(DataError, match=r"no sample_submission.* beside the run's images or below"):
+        submission.find_sample(None, run)

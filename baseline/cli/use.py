@@ -438,7 +438,10 @@ def submit_command(
     run: Model,
     sample: Annotated[
         Path | None,
-        typer.Option(help="Sample submission (default: found below /kaggle/input).", show_default=False),
+        typer.Option(
+            help="Sample submission (default: found beside the run's images, or below /kaggle/input).",
+            show_default=False,
+        ),
     ] = None,
     image_dir: Annotated[
         Path | None,

@@ -14,7 +14,7 @@ from baseline.experiments.compare import compare_runs
 from baseline.experiments.series import require_single_process
 from baseline.make import make_baseline
 from baseline.progress import ConsoleProgress, Progress
-from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
+from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest, run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def compare_fixes(
         changes = {"split_file": str(Path(before).absolute() / "split.csv"), **changes}
         after = make_baseline(images, recipe, out=out, seed=seed, progress=progress, **changes, fixes=fix_files)
         return FixComparison(Path(before), after, compare_runs([before, after.folder]))
-    with lock_folder(new_run_path(out, base_recipe.name), named=out is not None) as folder:
+    with lock_folder(new_run_path(out, run_name(images, base_recipe.name)), named=out is not None) as folder:
         if is_finished(folder / "after"):
             raise OutputError(f"{folder / 'after'} contains a finished run. Choose another --out, or remove it.")
         progress.log("before the fixes")

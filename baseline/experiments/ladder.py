@@ -23,8 +23,8 @@ from baseline.experiments.zeroshot import parse_clip
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job, get_executor
 from baseline.progress import ConsoleProgress, format_duration
-from baseline.recipe.choose import starting_recipe
-from baseline.runs.folder import create_run_folder, headline_split, read_manifest
+from baseline.recipe.choose import choose_recipe
+from baseline.runs.folder import create_run_folder, headline_split, read_manifest, run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,8 +119,8 @@ def run_ladder(
             f"The variant tta needs a trained variant to apply it to. Add one of {', '.join(TTA_BASE_VARIANTS)}."
         )
     clip_model = parse_clip(clip, prompt) if "zeroshot" in selected else None
-    base_recipe, job_executor = starting_recipe(images, recipe), get_executor(executor, progress)
-    with create_run_folder(out, f"ladder-{base_recipe.name}") as folder, job_executor:
+    (base_recipe, place), job_executor = choose_recipe(images, recipe), get_executor(executor, progress)
+    with create_run_folder(out, f"ladder-{run_name(place, base_recipe.name)}") as folder, job_executor:
         architectures = prepare_architectures(
             images, base_recipe, archs, folder, progress, changes, resume=resume, clip=clip_model
         )

@@ -30,8 +30,8 @@ from baseline.experiments.variants import (
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job, get_executor
 from baseline.progress import ConsoleProgress
-from baseline.recipe.choose import starting_recipe
-from baseline.runs.folder import create_run_folder
+from baseline.recipe.choose import choose_recipe
+from baseline.runs.folder import create_run_folder, run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,8 +132,8 @@ def run_learning_curve(
     if seeds < 1:
         raise RecipeError(f"--seeds is {seeds}; it must be 1 or more.")
     progress = progress or ConsoleProgress()
-    base_recipe, job_executor = starting_recipe(images, recipe), get_executor(executor, progress)
-    with create_run_folder(out, f"curve-{base_recipe.name}") as folder, job_executor:
+    (base_recipe, place), job_executor = choose_recipe(images, recipe), get_executor(executor, progress)
+    with create_run_folder(out, f"curve-{run_name(place, base_recipe.name)}") as folder, job_executor:
         architecture = prepare_architectures(images, base_recipe, (), folder, progress, changes, resume=resume)[0]
         with resume_hint_on_interrupt(folder, progress):
             all_sizes = training_sizes(architecture.table, architecture.requested.data.task, sizes)

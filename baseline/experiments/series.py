@@ -17,12 +17,12 @@ from baseline.make import own_kind
 from baseline.parallel.distributed import environment_world_size
 from baseline.parallel.executor import get_executor
 from baseline.progress import Progress
-from baseline.recipe.choose import starting_recipe
+from baseline.recipe.choose import choose_recipe, starting_recipe
 from baseline.recipe.diff import diff_recipes, flat_recipe
 from baseline.recipe.fields import parse_duration
 from baseline.recipe.schema import LEAVES, Recipe
 from baseline.report.headline import named_headline
-from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest
+from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest, run_name
 from baseline.runs.manifest import recipe_from_manifest
 from baseline.vision.model_folder import EXPERIMENT_FILES
 from baseline.vision.own_parts import ACCEPTED as PARTS
@@ -57,8 +57,8 @@ class RunSeries:
         self.parts = OwnParts(**{name: changes[name] for name in PARTS if name in changes})
         self.changes = {name: value for name, value in changes.items() if name not in PARTS}
         self.kind, self.images, self.recipe, self.progress = kind, images, recipe, progress
-        name = starting_recipe(images, recipe).name
-        self.folder = new_run_path(out, name)
+        chosen, place = choose_recipe(images, recipe)
+        self.folder = new_run_path(out, run_name(place, chosen.name))
         self.has_out = out is not None
         self.folders: list[Path] = []
         self.manifests: list[Manifest] = []

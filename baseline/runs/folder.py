@@ -43,6 +43,7 @@ __all__ = [
     "new_run_path",
     "read_manifest",
     "read_predictions",
+    "run_name",
     "scratch_folder",
 ]
 
@@ -70,6 +71,20 @@ def scratch_folder(run: Path) -> Path:
     folder = run / SCRATCH
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def run_name(images: Any, recipe_name: str) -> str:
+    """Return the name of a run of these images: their folder or file, or the recipe if it is one for its own images.
+
+    >>> run_name("data/my flowers/", "default"), run_name("hf:beans", "default"), run_name("x/", "cifar10")
+    ('my-flowers', 'beans', 'cifar10')
+    """
+    if recipe_name != "default" or not isinstance(images, str | Path):
+        return recipe_name
+    place = Path(str(images)).expanduser().absolute()
+    name = place.name.rpartition(":")[2]
+    name = name if place.is_dir() else re.sub(r"(\.tar)?\.\w{1,8}$", "", name)
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:40] or recipe_name
 
 
 def new_run_path(out: str | Path | None, name: str) -> Path:

@@ -103,7 +103,8 @@ def submit(
 
     Args:
         run: the folder of a finished run, or of its model; several are averaged, as `baseline.load` does.
-        sample: the competition's sample submission, or a zip of it; default: searched for below `/kaggle/input`.
+        sample: the competition's sample submission, or a zip of it; default: searched for beside the run's
+            images, then below `/kaggle/input`.
         image_dir: the folder or archive of the test images; default: the sample's folder. Ids may lack the file
             extension, and may name images in subfolders; if both train and test contain an image of that name, the one
             in test is used.
@@ -125,7 +126,7 @@ def submit(
     PosixPath('/kaggle/working/submission.csv')
     """
     progress = progress or ConsoleProgress()
-    sample_file = read_sample(find_sample(sample))
+    sample_file = read_sample(find_sample(sample, run if isinstance(run, str | Path) else run[0]))
     target = output_path(out, sample_file, overwrite)
     folders = [run] if isinstance(run, str | Path) else run
     runs = [member for folder in folders for member in member_folders(folder)]
@@ -174,29 +175,51 @@ def _have(items: Sized) -> str:
     return "has" if len(items) == 1 else "have"
 
 
-def find_sample(sample: str | Path | None) -> Path:
-    """Return the path of the sample submission, which is searched for below Kaggle's input folder if not given."""
+def find_sample(sample: str | Path | None, run: str | Path = "") -> Path:
+    """Return the path of the sample submission.
+
+    If it is not given, it is searched for beside the images of the run, and then below Kaggle's input folder.
+    """
     if sample is not None:
         path = resolve_path(str(sample))
         if not path.is_file():
             raise DataError(f"There is no file {path}. Pass the competition's sample submission, a CSV file.")
         return path
     root = kaggle_dir("input")
-    paths = sorted(_samples_below(root))
-    if not paths:
-        raise DataError(f"There is no sample_submission*.csv below {root}. Pass --sample FILE.")
-    if len(paths) > 1:
-        raise DataError(
-            f"There are {len(paths)} sample submissions below {root}: {quoted_list(paths)}. Pass --sample FILE."
-        )
-    return paths[0]
+    places = {"beside the images of the run": _samples_beside_images(Path(run)), f"below {root}": _samples_below(root)}
+    for place, samples in places.items():
+        paths = sorted(samples)
+        if len(paths) > 1:
+            raise DataError(
+                f"There are {len(paths)} sample submissions {place}: {quoted_list(paths)}. Pass --sample FILE."
+            )
+        if paths:
+            return paths[0]
+    raise DataError(f"There is no sample_submission*.csv beside the run's images or below {root}. Pass --sample FILE.")
+
+
+def _samples_beside_images(run: Path) -> Iterator[Path]:
+    """Sample submissions in the folder of the run's images, or in the folder that it is in."""
+    if not (run / "manifest.json").exists():
+        return
+    images = Path(str(read_manifest(run).get("images") or ""))
+    for folder in dict.fromkeys((images, images.parent)) if images.is_absolute() else ():
+        files = [path for path in folder.iterdir() if is_sample_file(path.name)] if folder.is_dir() else []
+        yield from files
+        if files:
+            return
+
+
+def is_sample_file(name: str) -> bool:
+    """Whether a file name is that of a sample submission in a form that can be read."""
+    return is_sample_name(name) and name.lower().endswith(SAMPLE_SUFFIXES)
 
 
 def _samples_below(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, followlinks=True):  # the depth limit also ends circular links
         if len(Path(folder).relative_to(root).parts) >= KAGGLE_SEARCH_DEPTH:
             folders.clear()
-        names = {name for name in files if is_sample_name(name) and name.lower().endswith(SAMPLE_SUFFIXES)}
+        names = set(filter(is_sample_file, files))
         yield from (Path(folder) / name for name in names if name.removesuffix(".zip") not in names - {name})
 
 
