@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
     from baseline.runs.manifest import Manifest
-    from baseline.runs.reference import ProbeReference
+    from baseline.runs.probe_reference import ProbeReference
     from baseline.training.budget import Estimate
     from baseline.training.state import History
     from baseline.vision.weights import Weights
@@ -398,7 +398,7 @@ class _Run:
         first, *others = self.recipe.stages
         if rank() or not others or first.trains != "probe":
             return None
-        from baseline.runs.reference import probe_reference
+        from baseline.runs.probe_reference import probe_reference
 
         with self.timer.part("reference"):
             return probe_reference(learn, self.table, self.recipe, self.progress)

@@ -71,7 +71,7 @@ LEAVES = (
     "cli", "experiments", "deploy", "report", "inference", "parallel/executor.py", "data/formats",
     "data/audit/findings.py", "data/audit/duplicates.py", "data/label_fixes.py", "data/table_folds.py",
     "training/loggers.py", "training/average.py", "training/budget.py", "training/budget_plan.py",
-    "training/probe.py", "training/logistic.py", "training/choose_arch.py", "runs/reference.py",
+    "training/probe.py", "training/logistic.py", "training/choose_arch.py", "runs/probe_reference.py",
     "metrics/probability", "metrics/quadratic_kappa.py", "evaluation/details",
     "evaluation/thresholds.py", "evaluation/difference.py", "evaluation/significance.py",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",

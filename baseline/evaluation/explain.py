@@ -83,7 +83,7 @@ def describe_probe(probe: Mapping[str, Any]) -> str:
     """Describe the reference beside a result in a sentence.
 
     Args:
-        probe: `probe` of a run's manifest; see `baseline.runs.reference`.
+        probe: `probe` of a run's manifest; see `baseline.runs.probe_reference`.
     """
     metric = find_metric(probe["metric"])
     value, duration = metric.text(probe["value"], 1), format_duration(probe["seconds"])

@@ -87,10 +87,9 @@ def write_predictions(
 
     >>> write_predictions(load("runs/mine"), ["a.jpg", "b.jpg"], "out.csv", PredictOptions(top_k=3))  # doctest: +SKIP
     """
-    options = options or PredictOptions()
     progress = progress or Progress()
     workers = get_executor(executor, progress)
-    options = resolve_options(model, options, progress)
+    options = resolve_options(model, options or PredictOptions(), progress)
     rows = RowFormat(model.classes, options)
     chunks: Iterable[tuple[bytes, PredictionStats]]
     if not isinstance(out, str | Path):

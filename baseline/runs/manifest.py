@@ -88,7 +88,7 @@ class Manifest(TypedDict, total=False):
     calibration: dict[str, Any]
     """See `baseline.evaluation.calibration.calibration_report`."""
     probe: dict[str, Any]
-    """Logistic regression on features of the frozen body, beside the result; see `baseline.runs.reference`."""
+    """Logistic regression on features of the frozen body, beside the result; see `baseline.runs.probe_reference`."""
     thresholds: dict[str, float]
     """The threshold of each class, where they were chosen on the valid split; else all have that of the recipe."""
     asked: RunRequest
