@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from baseline.report.page import write_report
 from baseline.training.checkpoint import Checkpoints
 from baseline.vision import model_folder
 from baseline.vision.cache import file_fingerprint
+from baseline.vision.model_folder import read_config
 
 
 @pytest.fixture
@@ -374,6 +376,19 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_built(
     edit_json(folder / "model.json", image_size=48)
     monkeypatch.setattr(memory, "free_memory_bytes", lambda: 10**5)
     assert "model.safetensors needs 0.0 GB of memory" in measured(baseline.load, folder)[0]
+
+
+def test_an_architecture_that_computes_while_it_is_built_takes_no_memory(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    edit_json(folder / "model.json", arch="regnet_y_128gf", image_size=224)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "lacks '0.0.0.weight' of regnet_y_128gf" in measured(baseline.load, folder)[0]
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) / 1000 < 300  # its 645 M parameters take 2.6 GB
+    network = model_folder.build_on_meta(folder, read_config(folder / "model.json") | {"arch": "regnet_x_400mf"})
+    assert all(value.is_meta for value in network.state_dict().values())
+    assert memory.forward_bytes(network.eval(), 224) > 10**6
 
 
 def test_small_files_of_large_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from baseline.errors import OutputError
 from baseline.system import free_memory_bytes, total_memory_bytes
@@ -16,7 +16,9 @@ from baseline.system import free_memory_bytes, total_memory_bytes
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MemoryLimit", "estimate_rows", "forward_bytes", "require_memory"]
+Network = TypeVar("Network", bound="nn.Module")
+
+__all__ = ["MemoryLimit", "build_without_values", "estimate_rows", "forward_bytes", "require_memory"]
 
 
 FRACTION = 1 / 4
@@ -121,6 +123,49 @@ def forward_bytes(network: nn.Module, size: int) -> int:
     except Exception:  # as many types as there are architectures
         return 0
     return COPIES_IN_FLIGHT * largest.bytes
+
+
+SMALL_TENSOR = 4096
+"""Maximum number of values of a tensor that an architecture may compute with while it is built without values."""
+
+
+def build_without_values(build: Callable[[], Network]) -> Network:
+    """Return a network whose tensors are on the meta device and take no memory.
+
+    A few architectures, such as the RegNets of torchvision, compute with small tensors of their own while they are
+    built: for these only large tensors are without values from the start.
+
+    Args:
+        build: builds the network.
+
+    >>> from torch import nn
+    >>> build_without_values(lambda: nn.Linear(10**6, 10**6)).weight.is_meta
+    True
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves, tree_map_only
+
+    class LargeOnMeta(TorchDispatchMode):
+        """Creates large tensors on the meta device."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            is_meta = [leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            if any(is_meta) and not all(is_meta):
+                args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+            elif not is_meta and "device" in kwargs:
+                result = func(*args, **{**kwargs, "device": torch.device("meta")})
+                if result.numel() > SMALL_TENSOR:
+                    return result
+            return func(*args, **kwargs)
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # values were needed
+        with torch.device("cpu"), LargeOnMeta():
+            return build().to("meta")
 
 
 XLSX_ROW_BYTES = 100

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, parse_json, read_json, to_json, write_atomic
-from baseline.parallel.memory import forward_bytes, require_memory
+from baseline.parallel.memory import build_without_values, forward_bytes, require_memory
 from baseline.recipe.fields import VIEWS
 from baseline.recipe.legacy import upgrade_model_config
 from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
@@ -279,8 +279,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], network: nn.Module,
 def build_on_meta(path: Path, config: Mapping[str, Any]) -> nn.Sequential:
     """Build the network without allocating its tensors; with them if the architecture cannot be built otherwise."""
     try:
-        with torch.device("meta"):
-            return _build(config)
+        return build_without_values(lambda: _build(config))
     except RecipeError as error:
         raise OutputError(f"{path}: {error}") from None
     except Exception:  # a few architectures compute with their own values while they are built

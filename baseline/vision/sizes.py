@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from baseline.errors import RecipeError, first_line
+from baseline.parallel.memory import build_without_values
 from baseline.vision.bodies import build_torchvision_body, device_of, pooled_width
 from baseline.vision.copy_weights import convert_weights, find_mismatches
 from baseline.vision.rng import preserve_rng_state
@@ -29,8 +30,7 @@ def skeleton(arch: str, image_size: int = 0, dynamic: bool = False) -> Any:
         return timm.create_model(arch, num_classes=0, **size_options(arch, image_size, dynamic))
 
     try:
-        with torch.device("meta"):
-            return build()
+        return build_without_values(build)
     except Exception:  # a few compute with their own values while they are built
         with preserve_rng_state():
             return build()
