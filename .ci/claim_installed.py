@@ -26,7 +26,8 @@ def claim(image: dict[str, dict[str, object]], venv: Path) -> None:
         folder = site_packages / f"{name.replace('-', '_')}-{metadata['version']}.dist-info"
         folder.mkdir()
         needs = [f"Requires-Dist: {need}" for need in metadata.get("requires_dist", ())]
-        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {metadata['version']}", *needs]
+        extras = [f"Provides-Extra: {extra}" for extra in metadata.get("provides_extra", ())]
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {metadata['version']}", *extras, *needs]
         (folder / "METADATA").write_text("\n".join(lines) + "\n")
         (folder / "INSTALLER").write_text("pip\n")
         (folder / "RECORD").write_text("")
@@ -43,7 +44,7 @@ def main() -> int:
     for name in sorted(UNTOUCHED | set(changed)):
         after = changes.get(name, image[name])["version"]
         print(f"  {name:18} {image[name]['version']:12} {'-> ' + str(after) if name in changes else 'unchanged'}")
-    print("  new:", ", ".join(f"{name} {changes[name]['version']}" for name in sorted(changes) if name not in image))
+    print(f"  {len(changes) - len(changed)} packages that the list of the image leaves out, or that are new there")
     return int(bool(UNTOUCHED & set(changed)))
 
 
