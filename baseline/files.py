@@ -125,17 +125,36 @@ def holds_image(path: str | Path) -> bool:
 def cache_home() -> Path:
     """Return the root of the cache: the environment variable BASELINE_HOME, else in the user's cache folder.
 
-    The folder is not created.
+    A new folder is created for this user only, where that is possible.
+
+    Raises:
+        OutputError: if every user of the machine can write to it, and so replace what is read from it.
 
     >>> cache_home()  # doctest: +SKIP
     PosixPath('/home/me/.cache/baseline')
     """
-    home = os.environ.get("BASELINE_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    from platformdirs import user_cache_path
+    if named := os.environ.get("BASELINE_HOME"):
+        home = Path(named).expanduser().absolute()
+    else:
+        from platformdirs import user_cache_path
 
-    return user_cache_path("baseline", appauthor=False)
+        home = user_cache_path("baseline", appauthor=False)
+    with suppress(OSError):  # a read-only disk
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if is_world_writable(home):
+        raise OutputError(
+            f"The cache {home} can be written by every user, who could replace what is read from it. "
+            "Run chmod o-w on it, or set BASELINE_HOME to a folder of your own."
+        )
+    return home
+
+
+def is_world_writable(folder: Path) -> bool:
+    """Return whether every user of the machine can write to a folder; False if it cannot be examined."""
+    try:
+        return os.name == "posix" and bool(folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
 
 
 def kaggle_dir(part: str) -> Path:

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import http.client
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
+import threading
+import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from commands import Command, call
+from conftest import two_stage_plan
+from starlette.testclient import TestClient
 from test_resume import RecordingProgress, interrupted_in
 
 import baseline
 from baseline import Recipe, Stage, make_baseline, write_predictions
+from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.bundle import bundle_model
-from baseline.errors import BaselineError
+from baseline.deploy.server.app import create_app
+from baseline.errors import BaselineError, OutputError
+from baseline.files import cache_home
 from baseline.inference.output import PredictOptions
 from baseline.report.audit_files import write_audit
 from baseline.training.callbacks import ProgressCallback
@@ -183,3 +196,156 @@ def test_the_last_bytes_of_downloaded_weights_are_there_when_they_are_hashed(tmp
     (tmp_path / "cache").mkdir()
     assert weights._fetch(source.as_uri(), tmp_path / "cache", baseline.Progress()).read_bytes() == content
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [source.name]
+
+
+# ---- limits, rights and clocks --------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource
+from baseline.cli.app import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+main()
+"""
+
+
+def test_files_larger_than_the_system_allows_end_a_run_in_one_line(images: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(two_stage_plan({"epochs": 1, "lr": 1e-3}, {"trains": 3, "epochs": 1, "lr": 1e-4}))
+    ended = call("run", recipe, "--data", images, "--out", tmp_path / "run", "--quiet", code=LIMITED)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "cannot be written: File too large" in ended.stderr.splitlines()[-1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and not path.stat().st_size] == []
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_predictions_do_not_depend_on_the_umask(umask: int, tiny: Path, images: Path, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for path in sorted(images.rglob("*.jpg"))[::8]:
+                archive.write(path, f"{path.parent.name}/{path.name}")
+        for _ in range(2):
+            table = baseline.image_table(tmp_path / "images.zip")
+            baseline.audit(table)
+            write_predictions(baseline.load(tiny), table["path"], tmp_path / "out.csv", overwrite=True)
+    finally:
+        os.umask(before)
+    assert len(read_rows(tmp_path / "out.csv")) == len(table) + 1 == 7
+    assert (tmp_path / "out.csv").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_cache_that_every_user_can_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.name != "posix":
+        pytest.skip("the system has no such rights")
+    for folder in (tmp_path / "mine", tmp_path / "shared"):
+        monkeypatch.setenv("BASELINE_HOME", str(folder))
+        before = os.umask(0)
+        assert cache_home() == folder and folder.stat().st_mode & 0o777 == 0o700
+        os.umask(before)
+    folder.chmod(0o777)
+    with pytest.raises(OutputError, match=r"shared can be written by every user.*Run chmod o-w"):
+        cache_home()
+
+
+def test_a_home_that_cannot_be_written_is_enough_to_predict(tiny: Path, images: Path, tmp_path: Path) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("the system has no folder that nobody can write to")
+    home = {"HOME": "/proc", "XDG_CACHE_HOME": "/proc", "BASELINE_HOME": ""}
+    ended = call("predict", tiny, images, "--out", tmp_path / "out.csv", "--quiet", **home)
+    assert ended.returncode == 0 and len(read_rows(tmp_path / "out.csv")) == 49, ended.stderr
+    pd.DataFrame({"image": [b"x"] * 4, "label": list("aabb")}).to_parquet(tmp_path / "train.parquet")
+    ended = call("audit", tmp_path / "train.parquet", "--quiet", **home)
+    assert ended.returncode == 2 and "Set BASELINE_HOME to a writable folder" in ended.stderr, ended.stderr
+
+
+def test_a_clock_that_jumps_is_no_time_limit(tiny: Path, images: Path) -> None:
+    if (faketime := shutil.which("faketime")) is None:
+        pytest.skip("faketime is not installed")
+    command = [faketime, "-f", "+0 x100000", sys.executable, "-m", "baseline", "predict", tiny, images, "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and ended.stdout.count("\n") == 49, ended.stderr
+
+
+# ---- several processes, threads and event loops ---------------------------------------------------------------------
+
+
+def test_four_processes_unpack_and_scan_into_one_cache(images: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted(images.rglob("*.jpg")):
+            archive.write(path, f"{path.parent.name}/{path.name}")
+    running = [Command("audit", tmp_path / "images.zip", "--out", tmp_path / f"{number}") for number in range(4)]
+    for command in running:
+        assert command.wait(240) == 0, command.communicate()[1]
+    assert sum("unpacked" in command.communicate()[1] for command in running) == 1
+
+
+def test_a_folder_that_is_just_being_unpacked_is_waited_for(images: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted(images.rglob("*.jpg")):
+            archive.write(path, f"{path.parent.name}/{path.name}")
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(unpack_cached(tmp_path / "images.zip", baseline.Progress())))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8 and len(set(results)) == 1
+    assert len(list(results[0].rglob("*.jpg"))) == 48
+
+
+def test_ten_threads_and_two_event_loops_share_one_model(tiny: Path, images: Path) -> None:
+    model, paths = baseline.load(tiny), sorted(map(str, images.rglob("*.jpg")))
+    expected = model.predict(paths)
+    with ThreadPoolExecutor(10) as pool:
+        tables = list(pool.map(lambda _: model.predict(paths, batch_size=48), range(10)))
+    for table in tables:
+        pd.testing.assert_frame_equal(table, expected, atol=1e-6)
+
+    def serve(number: int) -> list[str]:
+        with TestClient(create_app(model), base_url="http://localhost") as client:
+            files = [("image", Path(path).read_bytes()) for path in paths[number::2]]
+            return [row["predicted"] for row in client.post("/predict", files=files).json()["predictions"]]
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(serve, range(2)))
+    assert answers == [expected["predicted"].tolist()[number::2] for number in range(2)]
+
+
+FORKED = """
+import os, sys, time
+import torch, baseline
+torch.set_num_threads(2)
+model, paths = baseline.load(sys.argv[1]), sys.argv[2:]
+expected = model.predict(paths)
+child = os.fork()
+if not child:
+    os._exit(0 if model.predict(paths).equals(expected) else 1)
+deadline = time.monotonic() + 60
+while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+    time.sleep(0.1)
+print(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hangs")
+if not ended[0]:
+    os.kill(child, 9)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_model_predicts_after_a_fork(tiny: Path, images: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tiny), *map(str, sorted(images.rglob("*.jpg")))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == "0\n"
+
+
+def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
+    port = "0"
+    for _ in range(2):
+        command = [sys.executable, "-m", "baseline", "serve", str(tiny), "--port", port]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            port = next(match[1] for line in process.stderr or () if (match := re.search(r":(\d+) \(press", line)))
+            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+            connection.request("GET", "/health")
+            assert connection.getresponse().status == 200
+            process.kill()

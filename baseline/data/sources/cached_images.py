@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from baseline.data.sources.archives import report_write_errors
 from baseline.errors import OutputError
 from baseline.files import atomic_folder, cache_home, file_identity
 
@@ -22,7 +23,8 @@ def cached_images(kind: str, path: Path, write: Callable[[Path], None]) -> Path:
     key = hashlib.sha256(f"{path} {file_identity(path)}".encode()).hexdigest()[:12]
     folder = cache_home() / kind / f"{path.stem}-{key}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        with report_write_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_folder(folder) as work:
                 write(work)

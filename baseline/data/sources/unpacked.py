@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from filelock import FileLock
+
 from baseline.data.sources.archives import MAX_FILES, max_unpacked_bytes, report_write_errors, unpack_archive
 from baseline.files import cache_home, file_identity, write_atomic
 from baseline.progress import Progress
@@ -21,16 +23,29 @@ def unpack_cached(archive: Path, progress: Progress) -> Path:
     stem = re.sub(r"[^\w.-]", "_", archive.name)[:60]
     folder = cache_home() / "unpacked" / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     size_file = folder.with_name(f"{folder.name}.size")
-    if folder.is_dir() and size_file.is_file() and size_file.read_bytes() == _folder_size(folder):
+    if _is_complete(folder, size_file):
         return folder
-    if folder.exists():
-        progress.log(f"data: {folder} is incomplete or was changed; unpacking it again")
-        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-    unpack_archive(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
     with report_write_errors(size_file):
-        write_atomic(size_file, _folder_size(folder))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        lock.acquire()
+    try:
+        if _is_complete(folder, size_file):  # another process has unpacked it meanwhile
+            return folder
+        if folder.exists():
+            progress.log(f"data: {folder} is incomplete or was changed; unpacking it again")
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        unpack_archive(archive, folder, max_bytes=max_unpacked_bytes(archive), max_files=MAX_FILES, progress=progress)
+        with report_write_errors(size_file):
+            write_atomic(size_file, _folder_size(folder))
+    finally:
+        lock.release()
     progress.log(f"data: unpacked {archive} into {folder}")
     return folder
+
+
+def _is_complete(folder: Path, size_file: Path) -> bool:
+    return folder.is_dir() and size_file.is_file() and size_file.read_bytes() == _folder_size(folder)
 
 
 def _folder_size(folder: Path) -> bytes:
