@@ -34,6 +34,7 @@ __all__ = [
     "missing_package",
     "quoted_list",
     "unknown_name",
+    "unusable_image",
 ]
 
 
@@ -153,6 +154,19 @@ def install_command(extra: str) -> str:
 
 def _local_path(url: str) -> Path | None:
     return Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
+
+
+def unusable_image(source: Any, error: Exception) -> Exception:
+    """Return the error for an image that cannot be loaded in a run: it was replaced or damaged since it was examined.
+
+    >>> str(unusable_image("a.jpg", OSError("image file is truncated")))
+    'a.jpg cannot be decoded: image file is truncated. Restore it, or start again without it.'
+    """
+    if isinstance(error, BaselineError | MemoryError) or not isinstance(source, str | Path):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return missing_image(error)
+    return DataError(f"{source} cannot be decoded: {first_line(error)}. Restore it, or start again without it.")
 
 
 def first_line(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from baseline import Recipe, Stage, make_baseline, write_predictions
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.bundle import bundle_model
 from baseline.deploy.server.app import create_app
-from baseline.errors import BaselineError, OutputError
+from baseline.errors import BaselineError, DataError, OutputError
 from baseline.files import cache_home
 from baseline.inference.output import PredictOptions
 from baseline.report.audit_files import write_audit
@@ -349,3 +349,30 @@ def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
             process.kill()
+
+
+# ---- images that change during a run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["truncate", "remove", "empty", "replace by text"])
+def test_images_that_change_during_a_run_end_it_in_one_line(
+    how: str, images: Path, small: Recipe, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(images, tmp_path / "own"))
+    changes: dict[str, Callable[[Path], object]] = {
+        "truncate": lambda path: path.write_bytes(path.read_bytes()[:1500]),
+        "remove": Path.unlink,
+        "empty": lambda path: path.write_bytes(b""),
+        "replace by text": lambda path: path.write_text("text"),
+    }
+
+    class ChangeImages(baseline.Progress):
+        def log(self, line: str) -> None:
+            if line.startswith("images: "):
+                for path in own.rglob("*.jpg"):
+                    changes[how](path)
+
+    with pytest.raises(
+        DataError, match=r"own/(ants|bees)/.*(cannot be decoded: |disappeared).* start again without it"
+    ):
+        make_baseline(own, small, out=tmp_path / "run", progress=ChangeImages())

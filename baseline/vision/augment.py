@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from baseline.data.image import load_image, resize_image
-from baseline.errors import missing_image
+from baseline.errors import unusable_image
 from baseline.vision.own_parts import part_name
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def load_existing_image(source: Any, size: int, value_range: Sequence[float] = (
     """Call `load_image`.
 
     Raises:
-        DataError: if the file is missing; the message says what to do.
+        DataError: if the file is missing, or cannot be decoded any more; the message says what to do.
     """
     try:
         return load_image(source, size, value_range)
-    except FileNotFoundError as error:
-        raise missing_image(error) from None
+    except Exception as error:
+        raise unusable_image(source, error) from None
 
 
 class LoadImage(Transform):
