@@ -20,6 +20,7 @@ from baseline.cli import options
 from baseline.cli.printing import seeds_table
 from baseline.errors import DataError, OutputError, RecipeError
 from baseline.experiments.compare import list_runs
+from baseline.experiments.compare_recipes import compare_recipes
 from baseline.experiments.repeats import SeedRuns
 from baseline.runs.folder import read_predictions
 
@@ -207,14 +208,87 @@ def test_compare_prints_and_writes_csv_and_a_page_of_its_own(
 ) -> None:
     markup = altered(done, tmp_path / "a<b>[/x]")
     runs = [done.folder, markup, seeds.runs[0]["folder"]]
-    ended = call("compare", *runs, "--csv", tmp_path / "t.csv", "--html", tmp_path / "t.html")
+    files = [tmp_path / f"t.{ending}" for ending in ("csv", "html", "md", "tex")]
+    options = zip(("--csv", "--html", "--markdown", "--latex"), files, strict=True)
+    ended = call("compare", *runs, *(word for option in options for word in option))
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == "" and "not significant" in ended.stdout and "a<b>[/x]" in ended.stdout.replace("\n", "")
     read = pd.read_csv(tmp_path / "t.csv")
     assert len(read) == 3 and read["accuracy"][0] == done.metrics["test"]["tta"]["accuracy"]
     page = (tmp_path / "t.html").read_text()
-    assert page.count("<tr>") == 4 and page.count('scope="col"') == len(read.columns)
-    assert "a&lt;b&gt;" in page and "a<b>" not in page and "http" not in page and "src=" not in page
+    assert page.count("<tr>") == 4 and page.count('scope="col"') == 10
+    assert "a&lt;b&gt;" in page and "a<b>" not in page and "src=" not in page and "default-src 'none'" in page
+    assert '<th scope="col" class="n">calibration error</th>' in page and "difference_low" not in page
+    accuracy, (low, high) = read["accuracy"][0], done.metrics["test"]["tta"]["interval"]
+    cell = f"{accuracy:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    assert (
+        f"{accuracy:.1%} <small>({100 * low:.1f} to" in page
+        and cell in files[2].read_text()
+        and cell.replace("%", r"\%") in files[3].read_text()
+    )
+    settings = page[page.index("Settings that differ") :]
+    assert "The same as in the first run." in settings and "<li>seed: 3 (was 0)</li>" in settings
+    assert files[2].read_text().count("\n") == 5 and files[3].read_text().count(r" \\") == 4
+
+
+def seed_runs(done: baseline.Baseline, folder: Path, accuracies: list[float], first: int = 0) -> str:
+    """Write runs of several seeds with these accuracies, and return the pattern that matches them."""
+    for seed, accuracy in enumerate(accuracies, first):
+
+        def set_result(manifest: dict[str, Any], seed: int = seed, accuracy: float = accuracy) -> None:
+            manifest["recipe"]["seed"] = seed
+            manifest["metrics"]["test"]["tta"]["accuracy"] = accuracy
+
+        altered(done, folder / f"seed-{seed}", manifest=set_result)
+    return f"{folder}/seed-*"
+
+
+def test_patterns_compare_recipes_over_seeds(done: baseline.Baseline, tmp_path: Path) -> None:
+    from scipy.stats import ttest_ind, ttest_rel
+
+    one, other = [0.80, 0.84, 0.82], [0.85, 0.88, 0.88]
+    patterns = [seed_runs(done, tmp_path / "a", one), seed_runs(done, tmp_path / "b", other)]
+    result = compare_recipes(patterns)
+    row = result.table.iloc[1]
+    expected = ttest_rel(other, one)
+    low, high = expected.confidence_interval()
+    assert (row["runs"], row["mean"], row["difference"]) == (3, pytest.approx(0.87), pytest.approx(0.05))
+    assert (row["p"], row["difference_low"], row["difference_high"]) == pytest.approx((expected.pvalue, low, high))
+    assert "over 3 seeds, paired: accuracy +5.0 points (+2.5 to +7.5): significant (p = 0.013)." in result.sentences[0]
+    others = seed_runs(done, tmp_path / "c", other, first=7)  # other seeds, other splits
+    unpaired = compare_recipes([patterns[0], others])
+    assert unpaired.table["p"][1] == pytest.approx(ttest_ind(other, one, equal_var=False).pvalue)
+    assert "over 3 and 3 runs" in unpaired.sentences[0]
+    ended = call("compare", *patterns, "--markdown", tmp_path / "t.md", "--html", tmp_path / "t.html")
+    assert ended.returncode == 0 and "over 3 seeds, paired" in " ".join(ended.stdout.split()), ended.stderr
+    assert "| 87.0% |" in (tmp_path / "t.md").read_text()
+    assert "Comparison of recipes over seeds" in (tmp_path / "t.html").read_text()
+
+
+def test_patterns_that_match_too_few_runs_get_one_line(done: baseline.Baseline, tmp_path: Path) -> None:
+    two, one = seed_runs(done, tmp_path / "a", [0.8, 0.9]), seed_runs(done, tmp_path / "b", [0.8])
+    for words, message in (
+        ((two, one), "matches 1 finished runs; two or more were needed"),
+        ((two, done.folder), "matches 1 finished runs"),
+        ((two,), "Expected two or more patterns of run folders, got 1"),
+        ((two, two, "--anyway"), "--anyway and --ensemble need run folders"),
+    ):
+        ended = call("compare", *words)
+        assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_comparison_fits_a_phone(
+    done: baseline.Baseline, tmp_path: Path, browser: Any, width: int
+) -> None:
+    other = altered(done, tmp_path / "other", big(0.9), lambda told: told["recipe"].update(seed=3))
+    page = tmp_path / "page.html"
+    page.write_text(compare_runs([done.folder, other], anyway=True).as_html())
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.goto(page.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("document.documentElement.scrollHeight") < 2500
+    tab.close()
 
 
 @pytest.mark.parametrize("command", ["compare", "report-like"])

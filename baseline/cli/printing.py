@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from baseline.data.audit.findings import Audit
     from baseline.experiments.before_after import FixComparison
     from baseline.experiments.compare import Comparison
+    from baseline.experiments.compare_recipes import RecipeComparison
     from baseline.experiments.label_review import LabelReview
     from baseline.experiments.ladder import Ladder
     from baseline.experiments.learning_curve import LearningCurve
@@ -263,6 +264,14 @@ def comparison_table(result: Comparison) -> RenderableType:
         cells = (escape(row["run"]), images, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
         table.add_row(*cells)
     return Group(table, *[escape(line) for line in result.sentences])
+
+
+def recipes_table(result: RecipeComparison) -> RenderableType:
+    text = result.as_text()
+    table = Table(*text.headings)
+    for row in text.rows:
+        table.add_row(*map(escape, row))
+    return Group(table, *map(escape, result.sentences))
 
 
 _INTERVALS = (

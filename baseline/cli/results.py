@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 from baseline.cli.options import make_progress, print_table, split_paths
+from baseline.errors import DataError
 
 
 def compare_command(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders; each is compared with the first one.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Run folders; each is compared with the first one. Or quoted patterns, each for the runs of a recipe.",
+            show_default=False,
+        ),
     ],
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Compare runs with different test images on the images they share.")
@@ -25,26 +30,40 @@ def compare_command(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Write the table as HTML.", show_default=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.", show_default=False)] = None,
+    latex: Annotated[Path | None, typer.Option(help="Write the table as LaTeX.", show_default=False)] = None,
 ) -> None:
     """Compare finished runs: metrics with confidence intervals, and a paired significance test.
+
+    Quoted patterns compare recipes over seeds: the difference of their means, and a t-test over seeds.
 
     Examples:
 
     ```text
     baseline compare runs/quick runs/standard
     baseline compare runs/seeds/seed-* --csv seeds.csv --html seeds.html
+    baseline compare 'runs/a/seed-*' 'runs/b/seed-*' --markdown seeds.md
     baseline compare runs/one runs/two --ensemble runs/one,runs/two
     ```
     """
-    from baseline.cli.printing import comparison_table
-    from baseline.experiments.compare import compare_runs
+    from baseline.cli.printing import comparison_table, recipes_table
+    from baseline.experiments.compare import Comparison, compare_runs
+    from baseline.experiments.compare_recipes import RecipeComparison, compare_recipes, is_pattern
     from baseline.files import to_csv, write_atomic
 
-    result = compare_runs(runs, anyway=anyway, averages=[split_paths([text]) for text in ensemble or []])
-    for path, content in ((csv, to_csv(result.table)), (html, result.as_html())):
+    result: Comparison | RecipeComparison
+    if any(is_pattern(run) and not Path(run).exists() for run in runs):
+        if anyway or ensemble:
+            raise DataError("--anyway and --ensemble need run folders. Leave them out, or pass folders, not patterns.")
+        result = compare_recipes(runs)
+    else:
+        result = compare_runs(runs, anyway=anyway, averages=[split_paths([text]) for text in ensemble or []])
+    text = result.as_text()
+    contents = to_csv(result.table), result.as_html(), text.as_markdown(), text.as_latex()
+    for path, content in zip((csv, html, markdown, latex), contents, strict=True):
         if path is not None:
             write_atomic(path, content)
-    print_table(comparison_table(result))
+    print_table(comparison_table(result) if isinstance(result, Comparison) else recipes_table(result))
 
 
 def runs_command(

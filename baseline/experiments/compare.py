@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from baseline.experiments.metric_comparison import (
 )
 from baseline.files import refuse_damaged
 from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
-from baseline.report.headline import named_headline, named_metric
+from baseline.report.headline import Headline, named_headline, named_metric
+from baseline.report.text_table import TextTable
 from baseline.runs.folder import headline_split, looks_unfinished, read_manifest, read_predictions
 
 if TYPE_CHECKING:
@@ -58,9 +58,20 @@ class Comparison:
     """The metric that all recipes name, if they name the same and it is not the accuracy: the table then has its value
     and interval as `METRIC, METRIC_low, METRIC_high`, and the differences are its own, see `metric_test`."""
 
+    def as_text(self) -> TextTable:
+        """Return the table with headings in words and percentages, for Markdown, LaTeX and the page."""
+        return _text_table(self)
+
     def as_html(self) -> str:
-        """Return the table and the sentences as a self-contained HTML page."""
-        return _html_page(self)
+        """Return the table, the sentences and the settings that differ as a self-contained HTML page."""
+        from baseline.report.html import render
+
+        settings = [(row["run"], [text for text in row["differs"].split("; ") if text]) for row in _records(self.table)]
+        note = (
+            "Intervals are 95% confidence intervals. Differences are to the first run, for an ensemble to its best run."
+        )
+        page = {"kind": "runs", "note": note, "sentences": self.sentences, "table": self.as_text()}
+        return render("compare", {**page, "settings": settings[1:]})
 
 
 def compare_runs(
@@ -334,34 +345,45 @@ def _ensemble_row(
     }
 
 
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
-    "div{overflow-x:auto}table{border-collapse:collapse}caption{text-align:left}"
-    "th,td{padding:.3rem .6rem;border-bottom:1px solid #bbb;text-align:left;vertical-align:top}"
-    "@media(prefers-color-scheme:dark){body{color:#eee;background:#181818}}"
-)
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, with None for missing values."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
-def _html_page(comparison: Comparison) -> str:
-    head = "".join(f'<th scope="col">{escape(str(name)).replace("_", " ")}</th>' for name in comparison.table)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_format_value(value))}</td>" for value in row) + "</tr>"
-        for row in comparison.table.itertuples(index=False)
-    )
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>Comparison of runs</h1><ul>{sentences}</ul><div><table>"
-        "<caption>Fractions are 0 to 1; intervals are 95%; differences are to the first run, for an ensemble to the "
-        "best of its runs.</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></body></html>\n"
-    )
+def _text_table(comparison: Comparison) -> TextTable:
+    metric = comparison.metric
+    headings = ["run", "images", *([metric.title] if metric else []), "accuracy", "macro F1", "calibration error"]
+    headings += ["log loss", f"difference in {metric.title if metric else 'points'}", "p", "seconds", "MB"]
+    return TextTable(headings, [_text_row(row, metric) for row in _records(comparison.table)])
 
 
-def _format_value(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 10 else f"{value:,.1f}"
-    return str(value)
+def _text_row(row: dict[str, Any], metric: Metric | None) -> list[str]:
+    def share(name: str, low: str, high: str) -> str:
+        if row[name] is None:
+            return ""
+        return f"{row[name]:.1%}" + ("" if row[low] is None else f" ({100 * row[low]:.1f} to {100 * row[high]:.1f})")
+
+    named = []
+    if metric:
+        low, high = row[f"{metric.name}_low"], row[f"{metric.name}_high"]
+        named = [str(Headline(metric, row[metric.name], None if low is None else (low, high)))]
+    change, p = "", ""
+    if row["difference"] is not None:
+        scale, form = (1, "+.4f") if metric and not metric.percent else (100, "+.1f")
+        ends = [format(scale * row[f"difference{end}"], form) for end in ("", "_low", "_high")]
+        change = f"{ends[0]} ({ends[1]} to {ends[2]})"
+        p = "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
+    return [
+        row["run"],
+        "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}",
+        *named,
+        share("accuracy", "low", "high"),
+        share("macro_f1", "macro_f1_low", "macro_f1_high"),
+        share("ece", "ece_low", "ece_high"),
+        "" if row["loss"] is None else f"{row['loss']:.3f}",
+        change,
+        p,
+        f"{row['seconds']:,.0f}",
+        "" if row["megabytes"] is None else f"{row['megabytes']:.1f}",
+    ]
