@@ -78,6 +78,12 @@ def test_its_files_and_its_page_agree(curve: LearningCurve) -> None:
     assert all(sentence.split(":")[1][:40] in page for sentence in curve.sentences)
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
     assert (curve.folder / "curve.png").stat().st_size > 5000
+    assert "95% confidence interval of the forecast" in page and "lowest to highest" not in page
+    for fit in curve.fits.values():
+        images, low, high = np.array(fit["forecast"]).T
+        assert (images[0], images[-1]) == pytest.approx((fit["doubled"]["images"] / 2, fit["doubled"]["images"]))
+        assert (low >= 0).all() and (high <= 1).all() and (low <= high).all()
+        assert low[-1] - 0.01 <= fit["doubled"]["accuracy"] <= high[-1] + 0.01
 
 
 def test_intervals_cover_the_results_of_more_images() -> None:

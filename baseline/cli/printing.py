@@ -208,7 +208,7 @@ def curve_table(result: LearningCurve) -> RenderableType:
     )
     for images, row in means.iterrows():
         spans = [
-            f"{row['mean', variant]:.1%} ({row['min', variant]:.1%} to {row['max', variant]:.1%})"
+            f"{row['mean', variant]:.1%}, lowest {row['min', variant]:.1%}, highest {row['max', variant]:.1%}"
             if row["mean", variant] == row["mean", variant]
             else ""
             for variant in variants

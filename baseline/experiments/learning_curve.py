@@ -386,7 +386,11 @@ def fit_variant(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
         f"doubling the training images to {2 * largest:,} should gain {100 * low:.1f} to {100 * high:.1f} points."
     ]
     parameters = {name: float(getattr(law, name)[0]) for name in ("floor", "scale", "exponent")}
-    result: dict[str, Any] = {**parameters, "noise": law.noise, "doubled": doubled}
+    forecast = [
+        (float(images), *(float(np.clip(1 - bound, 0, 1)) for bound in reversed(law.prediction_interval(images))))
+        for images in np.geomspace(largest, 2 * largest, 8)
+    ]
+    result: dict[str, Any] = {**parameters, "noise": law.noise, "doubled": doubled, "forecast": forecast}
     half = table[table["images"] <= largest / 2]
     if half["images"].nunique() >= MIN_SIZES:
         earlier_law = fit_power_law(half["images"].to_numpy(), hits[half.index], same_test=True)
@@ -424,7 +428,9 @@ def write_curve_files(curve: LearningCurve) -> None:
     from baseline.report.html import render
 
     lines = {variant: curve_points(curve, variant) for variant in curve.fits}
-    figure = figures.curve_figure(curve.table, lines, {variant: VARIANTS[variant] for variant in curve.fits})
+    names = {variant: VARIANTS[variant] for variant in curve.fits}
+    bands = {variant: np.array(fit["forecast"]).T for variant, fit in curve.fits.items()}
+    figure = figures.curve_figure(curve.table, lines, names, bands)
     contents = {"split": curve.split, "sentences": curve.sentences, "fits": curve.fits, "redundancy": curve.redundancy}
     sizes = curve.table.groupby(["variant", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
     page = {
