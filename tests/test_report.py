@@ -216,6 +216,16 @@ def test_metrics_by_class_equal_scikit_learns(done: baseline.Baseline) -> None:
         assert [np.nan if row[name] is None else row[name] for row in rows] == pytest.approx(values, nan_ok=True)
 
 
+def test_the_confusion_matrix_is_a_table_too(done: baseline.Baseline) -> None:
+    from sklearn.metrics import confusion_matrix
+
+    files = read_run(done.folder)
+    table = pd.read_csv(done.folder / "confusion.csv", index_col=0)
+    assert list(table.index) == list(table.columns) == files.classes
+    expected = confusion_matrix(files.rows["label"], files.rows["predicted"], labels=files.classes)
+    assert (table.to_numpy() == expected).all()
+
+
 def test_a_class_without_images_or_predictions_has_dashes(run: Path) -> None:
     table = pd.read_csv(run / "predictions.csv")
     table["p_wasps"] = 0.0

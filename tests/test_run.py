@@ -38,8 +38,8 @@ def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseli
     wrong = bool(done.metrics["test"]["tta"]["wrong"])  # a run without an error has no picture of errors
     doubt = len(suspect_labels(done.predictions)) > 0
     assert sorted(str(f.relative_to(done.folder)) for f in done.folder.rglob("*") if f.is_file()) == [
-        "classes.png", "confusion.png", *["errors.png"] * wrong, "gradcam.npz", "history.csv", "hits.png",
-        "lr_find.csv",
+        "classes.png", "confusion.csv", "confusion.png", *["errors.png"] * wrong, "gradcam.npz",
+        "history.csv", "hits.png", "lr_find.csv",
         "lr_find.png", "manifest.json", "model/README.md", "model/golden.safetensors", "model/model.json",
         "model/model.safetensors",
         "predictions.csv", "report.html", "sample.png", "split.csv",

@@ -275,6 +275,9 @@ def quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
             )
         figure = figures.confusion_figure(matrix, run.classes)
         context["confusion"] = save_figure(run, "confusion", figure, description)
+        counts = pd.DataFrame(matrix, columns=run.classes)
+        counts.insert(0, "truth / predicted", run.classes)
+        write_atomic(run.folder / "confusion.csv", to_csv(counts))
         context["matrix_width"] = round(figure.get_size_inches()[0] * POINTS_PER_INCH / POINTS_PER_REM, 1)
         wrong = matrix - np.diag(matrix.diagonal())
         top_errors = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
