@@ -163,7 +163,7 @@ def _seed_test(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[str
 
 
 def _describe(test: Mapping[str, Any], metric: Metric) -> str:
-    from baseline.experiments.metric_comparison import describe_change
+    from baseline.evaluation.explain import describe_change
 
     runs = test["runs"]
     over = f"over {runs} seeds, paired" if isinstance(runs, int) else f"over {runs[0]} and {runs[1]} runs"
