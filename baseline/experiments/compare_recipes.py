@@ -102,7 +102,7 @@ def compare_recipes(patterns: Sequence[str]) -> RecipeComparison:
         low, high = test["interval"]
         columns = {"difference": test["difference"], "difference_low": low, "difference_high": high, "p": test["p"]}
         rows.append({**_summary(pattern, group), **columns})
-        sentences.append(f"{pattern} against {patterns[0]} {_describe(test, metric)}")
+        sentences.append(f"{pattern} against {patterns[0]} {_describe_over_runs(test, metric)}")
     if len(tests) > 1:
         sentences.append(f"p-values are Holm-corrected for {len(tests)} comparisons.")
     return RecipeComparison(pd.DataFrame(rows), sentences, metric)
@@ -162,7 +162,7 @@ def _seed_test(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[str
     return {"difference": difference, "interval": interval, "p": p, "beyond_noise": beyond_noise, "runs": runs}
 
 
-def _describe(test: Mapping[str, Any], metric: Metric) -> str:
+def _describe_over_runs(test: Mapping[str, Any], metric: Metric) -> str:
     from baseline.evaluation.explain import describe_change
 
     runs = test["runs"]
