@@ -25,8 +25,8 @@ from baseline.inference.reference import (
     class_sets,
     describe_coverage,
     read_reference,
-    sample_images,
     save_reference,
+    select_images,
 )
 
 QUIET = baseline.Progress()
@@ -101,10 +101,10 @@ def test_sampled_images_are_of_all_classes_and_few_bytes() -> None:
     table = pd.DataFrame(
         {"path": range(len(labels)), "label": labels, "split": ["valid", "train"] * (len(labels) // 2) + ["train"]}
     )
-    train, valid = sample_images(table, 1280, "single")
+    train, valid = select_images(table, 1280, "single")
     assert len(train) == len(valid) == 512 and train["label"].value_counts()["b"] == 2
     assert abs(train["label"].value_counts()["a"] - train["label"].value_counts()["c"]) <= 1
-    assert len(sample_images(table, 8192, "single")[0]) * 8192 * 2 <= 1_500_000
+    assert len(select_images(table, 8192, "single")[0]) * 8192 * 2 <= 1_500_000
 
 
 def test_damaged_and_foreign_references_are_refused(done: baseline.Baseline, tmp_path: Path) -> None:

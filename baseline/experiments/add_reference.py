@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from baseline.errors import DataError, OutputError, format_count
-from baseline.inference.reference import REFERENCE_FILE, measure_reference, reference_images, save_reference
+from baseline.inference.reference import REFERENCE_FILE, measure_reference, save_reference, select_images
 from baseline.progress import ConsoleProgress, Progress
 from baseline.runs.folder import read_manifest, read_predictions
 
@@ -37,7 +37,7 @@ def add_reference(run: str | Path, *, progress: Progress | None = None) -> Path:
     if rows.empty:
         raise DataError(f"{run} has no validation images to measure distances with. Train the run again.")
     width = model.embed(rows["path"].iloc[0], progress=Progress()).features.shape[1]
-    samples = reference_images(table, max(width, 1), task)
+    samples = select_images(table, max(width, 1), task)
     features = []
     for images in samples:
         embedded = model.embed(images["path"].tolist(), progress=progress)

@@ -166,7 +166,7 @@ def measure_reference(
     """Return the reference of features of training and valid images.
 
     Args:
-        train, valid: images x features; see `sample_images` for which images.
+        train, valid: images x features; see `select_images` for which images.
         predictions: the prediction table of the run.
         temperature: the run's, or None.
     """
@@ -187,7 +187,7 @@ def sample_rows(count: int, limit: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
-def reference_images(table: pd.DataFrame, width: int, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def select_images(table: pd.DataFrame, width: int, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the training and the valid images whose features are used, all classes in turn.
 
     Args:
@@ -224,7 +224,7 @@ def write_reference(
     with preserve_rng_state():
         cached = cached_features(learn, recipe)
         width = cached["train"].shape[1] if cached else feature_width(learn, table)
-        samples = dict(zip(("train", "valid"), reference_images(table, width, recipe.data.task), strict=True))
+        samples = dict(zip(("train", "valid"), select_images(table, width, recipe.data.task), strict=True))
         features = {
             split: cached[split][rows.index] if cached else compute_features(learn, rows, split)
             for split, rows in samples.items()

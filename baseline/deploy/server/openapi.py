@@ -29,6 +29,10 @@ Schema = dict[str, Any]
 STRING: Schema = {"type": "string"}
 PROBABILITY: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 BINARY: Schema = {"type": "string", "format": "binary"}
+UNLIKE_PROPERTIES: Schema = {
+    "unlike": {**PROBABILITY, "description": "How unlike the training images it is."},
+    "rejected": {"type": "boolean", "description": "Whether it is more unlike than images like those should be."},
+}
 BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
 
 
@@ -59,11 +63,7 @@ def _predict_operation(predictor: Predictor) -> Schema:
             "name": {**STRING, "description": "The file name, as it was sent."},
             "predicted": {"type": "array", "items": STRING} if predictor.model.multilabel else STRING,
             "confidence": {**PROBABILITY, "description": "Calibrated, if the run was."},
-            "unlike": {
-                **PROBABILITY,
-                "description": "How unlike the training images it is; with --reject-unlike only.",
-            },
-            "rejected": {"type": "boolean", "description": "Whether it is too unlike; with --reject-unlike only."},
+            **(UNLIKE_PROPERTIES if predictor.reject_unlike else {}),
             "probabilities": {"type": "object", "additionalProperties": PROBABILITY, "description": "Highest first."},
             "error": {**STRING, "description": "Why this image was refused; the other properties are then missing."},
         },
