@@ -39,8 +39,10 @@ def running_server(run: Path) -> Iterator[tuple[int, int]]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = next(int(match[1]) for line in process.stderr if (match := re.search(r"serving: \S+:(\d+) ", line)))
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield port, process.pid
-        process.send_signal(signal.SIGTERM)
+        try:
+            yield port, process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
 
 
 def resident_mb(pid: int) -> float:
@@ -162,7 +164,7 @@ def main(
         for thread in attack.threads:
             thread.join()
         alone = elapsed_ms(lambda: status(port, request(contents[0])))
-        print_json(part="clients", seconds=seconds, slow=slow, hostile=hostile, honest=honest, **attack.answers)
+        print_json(part="clients", seconds=seconds, slow=slow, hostile=hostile, honest=honest, answers=attack.answers)
         if len(attack.milliseconds) > 1:
             print_json(
                 part="honest", answered=len(attack.milliseconds), median_ms=statistics.median(attack.milliseconds),

@@ -276,7 +276,7 @@ def test_four_processes_unpack_and_scan_into_one_cache(images: Path, tmp_path: P
     running = [Command("audit", tmp_path / "images.zip", "--out", tmp_path / f"{number}") for number in range(4)]
     for command in running:
         assert command.wait(240) == 0, command.communicate()[1]
-    assert sum("unpacked" in command.communicate()[1] for command in running) == 1
+    assert sum("data: unpacked " in command.communicate()[1] for command in running) == 1
 
 
 def test_a_folder_that_is_just_being_unpacked_is_waited_for(images: Path, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_ten_threads_and_two_event_loops_share_one_model(tiny: Path, images: Pat
         pd.testing.assert_frame_equal(table, expected, atol=1e-6)
 
     def serve(number: int) -> list[str]:
-        with TestClient(create_app(model), base_url="http://localhost") as client:
+        with TestClient(create_app(model, tta=True), base_url="http://localhost") as client:
             files = [("image", Path(path).read_bytes()) for path in paths[number::2]]
             return [row["predicted"] for row in client.post("/predict", files=files).json()["predictions"]]
 
@@ -344,7 +344,13 @@ def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
     for _ in range(2):
         command = [sys.executable, "-m", "baseline", "serve", str(tiny), "--port", port]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            port = next(match[1] for line in process.stderr or () if (match := re.search(r":(\d+) \(press", line)))
+            lines: list[str] = []
+            for line in process.stderr or ():
+                lines.append(line)
+                if match := re.search(r"serving: http://127\.0\.0\.1:(\d+) ", line):
+                    break
+            assert match, lines
+            port = match[1]
             connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
