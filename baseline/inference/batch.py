@@ -105,8 +105,7 @@ def write_predictions(
     job = {"model": model.identity, **asdict(options)}
     resuming = check_resume(path, row_file, job, overwrite=overwrite, resume=resume)
     threads = 0 if workers.remote else max(1, thread_count() // processes)
-    if resuming and threads:
-        note_other_threads(path, threads, progress)
+    note_other_threads(path, threads if resuming else 0, progress)
     if resuming and not row_file.exists():
         return check_finished_parquet(path, iter(images))
     shards = path.with_name(f"{path.name}.shards")
@@ -137,8 +136,12 @@ def write_predictions(
 
 
 def note_other_threads(path: Path, threads: int, progress: Progress) -> None:
-    """Log that a file was started with another number of threads, on which the last digits depend on a CPU."""
-    started = read_json(job_file(path)).get("threads")
+    """Log that a file was started with another number of threads, on which the last digits depend on a CPU.
+
+    Args:
+        threads: that of this job; 0 if there is nothing to compare.
+    """
+    started = read_json(job_file(path)).get("threads") if threads else None
     if isinstance(started, int) and started not in (0, threads):
         progress.log(
             f"{path} was started with {format_count(started, 'thread')} and continues with {threads}: "
