@@ -115,7 +115,7 @@ def _scores(pattern: str) -> dict[str, Any]:
     if len(runs) < 2:
         raise DataError(f"{pattern} matches {len(runs)} finished runs; two or more were needed. Train more seeds.")
     scores: dict[Any, float] = {}
-    seen: list[tuple[str, str]] = []
+    evaluations: list[tuple[str, str]] = []
     for run in runs:
         with refuse_damaged(run):
             manifest = read_manifest(run)
@@ -126,9 +126,9 @@ def _scores(pattern: str) -> dict[str, Any]:
             raise DataError(f"{run} has no {metric.title} on {split}. Leave it out of the pattern.")
         key = (recipe.get("seed"), recipe.get("fold"))
         scores[key if key not in scores else str(run)] = float(value)  # type: ignore[arg-type]
-        seen.append((metric.name, split))
-    if len(set(seen)) > 1:
-        names = quoted_list(sorted({f"{name} on {split}" for name, split in seen}))
+        evaluations.append((metric.name, split))
+    if len(set(evaluations)) > 1:
+        names = quoted_list(sorted({f"{name} on {split}" for name, split in evaluations}))
         raise DataError(f"The runs of {pattern} are evaluated differently: {names}. Use a pattern for each.")
     return {"metric": metric, "split": split, "scores": scores}
 

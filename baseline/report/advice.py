@@ -92,14 +92,14 @@ def images_command(run: RunFiles, *options: str) -> str:
     images, asked = run.manifest.get("images"), run.manifest.get("asked", {}).get("recipe")
     if not images or not asked or not repeat_command(run):
         return ""
-    defaults, chosen = Recipe().as_dict(), {"data.dataset", "split.fold"}
-    chosen |= {"data.task"} if not run.many else set()
-    chosen |= {"split.method"} if "split" in run.manifest["reasons"] else set()
+    defaults, omitted = Recipe().as_dict(), {"data.dataset", "split.fold"}
+    omitted |= {"data.task"} if not run.many else set()
+    omitted |= {"split.method"} if "split" in run.manifest["reasons"] else set()
     values = {
         f"{group}.{name}": value
         for group in ("data", "split")
         for name, value in asked[group].items()
-        if value != defaults[group][name] and isinstance(value, str | int | float) and f"{group}.{name}" not in chosen
+        if value != defaults[group][name] and isinstance(value, str | int | float) and f"{group}.{name}" not in omitted
     }
     settings = [text for name, value in values.items() for text in ("--set", f"{name}={value}")]
     return shlex.join(["baseline", "run", str(images), *options, *settings])
