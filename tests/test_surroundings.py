@@ -314,31 +314,6 @@ def test_ten_threads_and_two_event_loops_share_one_model(tiny: Path, images: Pat
     assert answers == [expected["predicted"].tolist()[number::2] for number in range(2)]
 
 
-FORKED = """
-import os, sys, time
-import torch, baseline
-torch.set_num_threads(2)
-model, paths = baseline.load(sys.argv[1]), sys.argv[2:]
-expected = model.predict(paths)
-child = os.fork()
-if not child:
-    os._exit(0 if model.predict(paths).equals(expected) else 1)
-deadline = time.monotonic() + 60
-while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
-    time.sleep(0.1)
-print(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hangs")
-if not ended[0]:
-    os.kill(child, 9)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-def test_a_model_predicts_after_a_fork(tiny: Path, images: Path) -> None:
-    command = [sys.executable, "-c", FORKED, str(tiny), *map(str, sorted(images.rglob("*.jpg")))]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ended.stdout == "0\n"
-
-
 def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
     port = "0"
     for _ in range(2):
