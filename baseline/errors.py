@@ -42,6 +42,8 @@ MAX_LISTED = 20
 """Maximum number of faults of one kind, such as unknown keys, that a message lists."""
 
 
+FASTAI_PREFIX = re.compile(r"^Exception occured in `[^`]*` when calling event `[^`]*`:\s*")
+
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that break a line or control a terminal."""
 
@@ -52,8 +54,12 @@ class BaselineError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        """Return the message on one line: line breaks and control characters in the names of files are escaped."""
-        return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), super().__str__())
+        """Return the message on one line, without what fastai puts before that of an error in a callback.
+
+        Line breaks and control characters in the names of files are escaped.
+        """
+        message = FASTAI_PREFIX.sub("", super().__str__())
+        return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), message)
 
 
 class RecipeError(BaselineError, ValueError):

@@ -38,6 +38,7 @@ __all__ = [
     "is_inside",
     "kaggle_dir",
     "lock_folder",
+    "make_cache_folder",
     "manifest_format",
     "parse_json",
     "parse_toml",
@@ -125,7 +126,7 @@ def holds_image(path: str | Path) -> bool:
 def cache_home() -> Path:
     """Return the root of the cache: the environment variable BASELINE_HOME, else in the user's cache folder.
 
-    A new folder is created for this user only, where that is possible.
+    The folder is not created; `make_cache_folder` creates it, and folders in it.
 
     Raises:
         OutputError: if every user of the machine can write to it, and so replace what is read from it.
@@ -139,14 +140,22 @@ def cache_home() -> Path:
         from platformdirs import user_cache_path
 
         home = user_cache_path("baseline", appauthor=False)
-    with suppress(OSError):  # a read-only disk
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if is_world_writable(home):
         raise OutputError(
             f"The cache {home} can be written by every user, who could replace what is read from it. "
             "Run chmod o-w on it, or set BASELINE_HOME to a folder of your own."
         )
     return home
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Create a folder in the cache, and the cache itself for this user only.
+
+    Raises:
+        OSError: if the disk does not allow it.
+    """
+    cache_home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_world_writable(folder: Path) -> bool:

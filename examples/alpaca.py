@@ -14,4 +14,4 @@ low, high = numbers["tta"]["interval"]
 print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
 columns = ["path", "label", "predicted", "confidence"]
 print(result.predictions.nsmallest(5, "confidence")[columns].to_string(index=False))
-print(f"pictures: {result.folder / 'confusion.png'} and {result.folder / 'reliability.png'}")
+print(f"pictures: {result.folder / 'confusion.png'} and {result.folder / 'classes.png'}")

@@ -13,4 +13,4 @@ result = baseline.make_baseline(images, "try_your_own", images_per_class=20)
 print(*explain(list(result.metrics.values())[-1]), sep="\n")
 if mine:
     print(result.predict(mine)[["path", "predicted", "confidence"]].to_string(index=False))
-print(f"reliability diagram: {result.folder / 'reliability.png'}")
+print(f"confusion matrix: {result.folder / 'confusion.png'}")

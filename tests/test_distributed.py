@@ -66,9 +66,9 @@ def test_sharded_loaders_split_each_batch_without_repeating_or_losing_images(
         shard_loader(make_loader(), 0, 3)
     at_least = (
         r"Batches of 8 cannot be split evenly among {} processes, with at least two images each\. "
-        r"Pass {}fewer --processes\."
+        r"{}fewer --processes\."
     )
-    for more, words in ((5, "--batch-size 10, or "), (8, "--batch-size 16, or "), (24, "")):
+    for more, words in ((5, "Pass --batch-size 10, or "), (8, "Pass --batch-size 16, or "), (24, "Use ")):
         with pytest.raises(RecipeError, match=at_least.format(more, words)):
             shard_loader(make_loader(), 0, more)
 

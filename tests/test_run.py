@@ -41,7 +41,7 @@ def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseli
         "classes.png", "confusion.csv", "confusion.png", *["errors.png"] * wrong, "gradcam.npz",
         "history.csv", "hits.png", "lr_find.csv",
         "lr_find.png", "manifest.json", "model/README.md", "model/golden.safetensors", "model/model.json",
-        "model/model.safetensors",
+        "model/model.safetensors", "model/reference.safetensors",
         "predictions.csv", "report.html", "sample.png", "split.csv",
         *["suspected_labels.csv", "suspects.png"] * doubt, "time.png", "training.png",
     ]  # fmt: skip

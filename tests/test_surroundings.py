@@ -32,7 +32,7 @@ from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.bundle import bundle_model
 from baseline.deploy.server.app import create_app
 from baseline.errors import BaselineError, DataError, OutputError
-from baseline.files import cache_home
+from baseline.files import cache_home, make_cache_folder
 from baseline.inference.output import PredictOptions
 from baseline.report.audit_files import write_audit
 from baseline.training.callbacks import ProgressCallback
@@ -239,9 +239,11 @@ def test_a_cache_that_every_user_can_write_to_is_refused(tmp_path: Path, monkeyp
         pytest.skip("the system has no such rights")
     for folder in (tmp_path / "mine", tmp_path / "shared"):
         monkeypatch.setenv("BASELINE_HOME", str(folder))
+        assert cache_home() == folder and not folder.exists()
         before = os.umask(0)
-        assert cache_home() == folder and folder.stat().st_mode & 0o777 == 0o700
+        make_cache_folder(cache_home() / "weights")
         os.umask(before)
+        assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "weights").is_dir()
     folder.chmod(0o777)
     with pytest.raises(OutputError, match=r"shared can be written by every user.*Run chmod o-w"):
         cache_home()
@@ -312,6 +314,31 @@ def test_ten_threads_and_two_event_loops_share_one_model(tiny: Path, images: Pat
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(serve, range(2)))
     assert answers == [expected["predicted"].tolist()[number::2] for number in range(2)]
+
+
+FORKED = """
+import os, sys, time
+import torch, baseline
+torch.set_num_threads(2)
+model, paths = baseline.load(sys.argv[1]), sys.argv[2:]
+expected = model.predict(paths)
+child = os.fork()
+if not child:
+    os._exit(0 if model.predict(paths).equals(expected) else 1)
+deadline = time.monotonic() + 60
+while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+    time.sleep(0.1)
+print(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hangs")
+if not ended[0]:
+    os.kill(child, 9)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_model_predicts_after_a_fork(tiny: Path, images: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tiny), *map(str, sorted(images.rglob("*.jpg")))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == "0\n"
 
 
 def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:

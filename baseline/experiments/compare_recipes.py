@@ -58,13 +58,13 @@ class RecipeComparison:
         return render("compare", {**page, "settings": []})
 
 
-def is_pattern(text: str) -> bool:
+def is_pattern(text: str | Path) -> bool:
     """Whether a text is a pattern of several paths.
 
     >>> is_pattern("runs/a/*"), is_pattern("runs/a")
     (True, False)
     """
-    return glob.has_magic(text)
+    return glob.has_magic(str(text))
 
 
 def compare_recipes(patterns: Sequence[str]) -> RecipeComparison:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from baseline.errors import DataError, OutputError, first_line, format_count
+from baseline.errors import DataError, OutputError, first_line, format_count, missing_package
 from baseline.files import MAX_TABLE_BYTES, check_regular, write_atomic
 from baseline.inference.inputs import read_batches
 from baseline.progress import Progress
@@ -217,7 +217,7 @@ def check_embeddings_path(path: Path) -> None:
     if path.exists():
         raise OutputError(f"{path} already exists. Remove it, or choose another --out.")
     if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
-        raise OutputError("Parquet needs pyarrow: pip install 'fastai-baseline[parquet]', or pass a .npz file.")
+        raise OutputError(f"{missing_package('Parquet', 'pyarrow', 'parquet')}. Or pass a .npz file.")
 
 
 def read_embeddings(path: Path) -> Embeddings:

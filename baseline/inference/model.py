@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ if TYPE_CHECKING:
     from baseline.inference.features import Embeddings
     from baseline.inference.labeled import Evaluation, Unknown
     from baseline.inference.reference import Reference
+
+if hasattr(
+    os, "register_at_fork"
+):  # the other threads of OpenMP do not exist in a forked process, which waits for them
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 __all__ = ["Ensemble", "Model", "PredictionBatch", "load", "load_model"]
 

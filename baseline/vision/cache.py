@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from baseline.files import cache_home, file_fingerprint, parse_json, read_text
+from baseline.files import cache_home, file_fingerprint, make_cache_folder, parse_json, read_text
 from baseline.progress import Progress
 
 __all__ = ["ArrayCache", "file_fingerprint"]
@@ -148,7 +148,7 @@ class ArrayCache:
 
     def _writable(self) -> bool:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_cache_folder(self.folder)
         except OSError as error:
             self._warn_once(f"{self.folder} cannot be created: {error.strerror}")
             return False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line, unknown_name
-from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir
+from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder
 from baseline.progress import Progress
 
 __all__ = [
@@ -278,7 +278,7 @@ def download_weights(arch: str, progress: Progress) -> Weights:
     """Download the architecture's weights into the cache."""
     folder = cache_home() / "weights"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(folder)
         file, origin = download_from_hub(arch, folder, progress)
     except PermissionError as error:
         raise OutputError(

@@ -26,7 +26,7 @@ from baseline.data.image import (
     to_upright_rgb,
     unreadable_reason,
 )
-from baseline.files import cache_home, file_identity
+from baseline.files import cache_home, file_identity, make_cache_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -217,7 +217,7 @@ class ScanCache:
             self._recover(error)
 
     def _open(self) -> None:
-        cache_home().mkdir(parents=True, exist_ok=True)
+        make_cache_folder(cache_home())
         self.connection = sqlite3.connect(self.file, timeout=30)
         columns = f"path TEXT PRIMARY KEY, size INTEGER, time INTEGER, {self.COLUMNS}"
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS images ({columns}) WITHOUT ROWID")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from baseline.data.sources.archives import report_write_errors
 from baseline.errors import OutputError
-from baseline.files import atomic_folder, cache_home, file_identity
+from baseline.files import atomic_folder, cache_home, file_identity, make_cache_folder
 
 __all__ = ["cached_images"]
 
@@ -24,7 +24,7 @@ def cached_images(kind: str, path: Path, write: Callable[[Path], None]) -> Path:
     folder = cache_home() / kind / f"{path.stem}-{key}"
     if not folder.is_dir():
         with report_write_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_cache_folder(folder.parent)
         try:
             with atomic_folder(folder) as work:
                 write(work)

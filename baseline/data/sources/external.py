@@ -12,7 +12,7 @@ from typing import Any
 
 from baseline.data.sources.archives import report_write_errors
 from baseline.errors import BaselineError, DataError, missing_package, unknown_name
-from baseline.files import cache_home, file_identity, resolve_path
+from baseline.files import cache_home, file_identity, make_cache_folder, resolve_path
 from baseline.progress import Progress
 
 __all__ = ["export_external", "is_external"]
@@ -72,7 +72,7 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     folder = cache_home() / "datasets" / f"{kind}-{safe_name}{suffix}"
     if not folder.is_dir():
         with report_write_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_cache_folder(folder.parent)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
             try:
                 write_splits(loader(external_name, work, progress), work / "new", name, progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from baseline.data.sources.archives import MAX_FILES, max_unpacked_bytes, report_write_errors, unpack_archive
-from baseline.files import cache_home, file_identity, write_atomic
+from baseline.files import cache_home, file_identity, make_cache_folder, write_atomic
 from baseline.progress import Progress
 
 __all__ = ["unpack_cached"]
@@ -26,7 +26,7 @@ def unpack_cached(archive: Path, progress: Progress) -> Path:
     if _is_complete(folder, size_file):
         return folder
     with report_write_errors(size_file):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(folder.parent)
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
         lock.acquire()
     try:
