@@ -10,8 +10,10 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,20 @@ def grouped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     table.write_text("\n".join(["path,label,photographer", *rows]) + "\n")
     return table
+
+
+@contextmanager
+def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a disk in memory of this size, such as 6m, on a new folder; skip the test where that is not possible."""
+    folder.mkdir()
+    mount = shutil.which("mount") or "mount"
+    made = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def shortened(name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import mounted_disk
 from PIL import Image
 
 import baseline
@@ -186,15 +187,9 @@ def test_a_damaged_unpacked_archive_is_unpacked_again(damage: str, images: Path,
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 6 MB with 5 MB free."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount") or "mount"
-    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("no disk can be mounted here")
-    (disk / "other").write_bytes(bytes(10**6))
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with mounted_disk(tmp_path / "disk", "6m") as disk:
+        (disk / "other").write_bytes(bytes(10**6))
+        yield disk
 
 
 @pytest.fixture(scope="session")

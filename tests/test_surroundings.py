@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import Command, call
-from conftest import two_stage_plan
+from conftest import mounted_disk, two_stage_plan
 from starlette.testclient import TestClient
 from test_resume import RecordingProgress, interrupted_in
 
@@ -152,17 +152,11 @@ def test_a_log_of_odd_metrics_is_csv(tmp_path: Path) -> None:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk without room, on which files can be created."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount") or "mount"
-    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("no disk can be mounted here")
-    with (disk / "other").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(4096))
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with mounted_disk(tmp_path / "disk", "64k") as disk:
+        with (disk / "other").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(4096))
+        yield disk
 
 
 Writer = Callable[[Path, Path, Path], object]
