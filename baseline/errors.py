@@ -42,7 +42,8 @@ MAX_LISTED = 20
 """Maximum number of faults of one kind, such as unknown keys, that a message lists."""
 
 
-FASTAI_PREFIX = re.compile(r"^Exception occured in `[^`]*` when calling event `[^`]*`:\s*")
+FASTAI_PREFIX = re.compile(r"^(?:Exception occured in `[^`]*` when calling event `[^`]*`:\s*)+")
+"""What fastai puts before the message of an error in a callback, once for each callback that it passes through."""
 
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that break a line or control a terminal."""
@@ -183,7 +184,7 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("no such thing.\\nat line 3")), first_line(KeyError())
     ('no such thing', 'KeyError')
     """
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith("Exception occured in `")]
+    lines = FASTAI_PREFIX.sub("", str(error).strip()).splitlines()
     return " ".join((lines[0] if lines else "").split())[:200].rstrip(".") or type(error).__name__
 
 

@@ -13,6 +13,7 @@ from baseline.cli.options import (
     HelpAll,
     Quiet,
     RejectUnlike,
+    Tta,
     completion,
     interrupt_on_signals,
     make_progress,
@@ -63,9 +64,7 @@ def evaluate_command(
     metric: Annotated[
         str, typer.Option(help="Metric to compare by (default: that of the run).", show_default=False)
     ] = "auto",
-    tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
-    ] = True,
+    tta: Tta = True,
     reject_unlike: RejectUnlike = 0.0,
     coverage: Coverage = 0.0,
     ensemble: Annotated[

@@ -96,6 +96,10 @@ ExecutorOption = Annotated[
     ),
 ]
 
+Tta = Annotated[
+    bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
+]
+
 RejectUnlike = Annotated[
     float,
     typer.Option(

@@ -16,6 +16,7 @@ from baseline.cli.options import (
     ExecutorOption,
     Model,
     RejectUnlike,
+    Tta,
     completion,
     interrupt_on_signals,
     make_progress,
@@ -54,10 +55,6 @@ PredictFormat = Annotated[
     str, typer.Option(help="csv or jsonl, for standard output.", autocompletion=completion(lambda: OUTPUT_FORMATS))
 ]
 
-PredictTta = Annotated[
-    bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
-]
-
 MinConfidence = Annotated[
     float, typer.Option(min=0, max=1, help="Label predictions below this confidence 'unsure'.", show_default=False)
 ]
@@ -76,7 +73,7 @@ def predict_command(
     format: PredictFormat = "csv",
     top_k: Annotated[int, typer.Option(min=0, help="Write this many most probable classes.")] = 0,
     every: Annotated[bool, typer.Option("--all", help="Write the probability of every class.")] = False,
-    tta: PredictTta = True,
+    tta: Tta = True,
     min_confidence: MinConfidence = 0.0,
     unlike: Unlike = False,
     reject_unlike: RejectUnlike = 0.0,
@@ -284,9 +281,7 @@ def export_command(
             autocompletion=completion(lambda: ("any", "fixed")),
         ),
     ] = "any",
-    tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
-    ] = True,
+    tta: Tta = True,
     int8: Annotated[
         bool,
         typer.Option("--int8", help="8-bit ONNX: a third of the size, slightly different, not always faster."),

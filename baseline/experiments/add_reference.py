@@ -1,4 +1,4 @@
-"""Add to the model folder of a finished run what tells strangers from images like those of training."""
+"""Add to the model folder of a finished run what it needs to recognize out-of-distribution images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a model folder keeps of the images of its run: to tell strangers from images like those of training, and to
-predict sets of classes that contain the true one at a given rate.
+"""What a model folder keeps of the images of its run, to recognize out-of-distribution images and to predict sets of
+classes that contain the true one at a given rate.
 
 `reference.safetensors`, at most 2 MB, holds the features of some training images, how far the valid images are from
 these, and how probable the label of each valid image was. No image can be seen in it, but it tells a little about the
@@ -155,9 +155,9 @@ def describe_coverage(reference: Reference, coverage: float) -> str:
     if high - low < 0.04:
         return ""
     return (
-        f"with {count:,} valid images, sets for a coverage of {coverage:.4g} cover {low:.0%} to {high:.0%} of images "
-        "like these (95% interval)"
-    ).replace(f"coverage of {coverage:.4g}", f"coverage of {100 * coverage:.4g}%")
+        f"with {count:,} valid images, sets for a coverage of {100 * coverage:.4g}% cover {low:.0%} to {high:.0%} of "
+        "images like these (95% interval)"
+    )
 
 
 def measure_reference(
@@ -248,7 +248,7 @@ def cached_features(learn: Learner, recipe: Recipe) -> dict[str, np.ndarray]:
     plan = frozen.plan
     for number in frozen.cached_stages():
         cut, view = plan.stages[number]
-        if recipe.stages[number - 1].trains not in ("probe", "head"):
+        if not recipe.stages[number - 1].is_head:
             continue
         views = (("train", view), ("valid", plan.full_view))
         if all(frozen.obtain(split, kind, number) for split, kind in views):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from baseline.evaluation.significance import paired_test
 from baseline.evaluation.table import class_columns, group_codes, prediction_table, table_predictions
 from baseline.metrics.registry import find_metric
 from baseline.runs.folder import headline_split
-from baseline.training.frozen import FrozenOutputs, timed_embeddings
+from baseline.training.frozen import FrozenOutputs, embeddings
 from baseline.training.probe import probe_obstacle
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class ProbeReference:
         self.rows = table[table["split"] == headline_split(dict.fromkeys(table["split"]))].reset_index(drop=True)
         self.recipe, self.classes = recipe, [str(name) for name in learn.dls.vocab]
         views = tuple(view for view in recipe.evaluation.tta if view == "flip")
-        self.features, self.seconds = timed_embeddings(learn, self.rows, recipe, views, progress)
+        self.features = embeddings(learn, self.rows, recipe, views, progress)
 
     def predict(self, history: History) -> pd.DataFrame:
         """Return the prediction table of the probe, without calibration."""
@@ -67,24 +68,25 @@ class ProbeReference:
 
         Returns:
             `split`, `images`, `seconds` (of features and of the fit), `strength` (scikit-learn's `C`), `metric`, its
-            `value` and `own_interval`, `difference` (the result minus the probe) and its `interval`, and for the
-            accuracy what `paired_test` returns.
+            `value` (None if it is undefined) and `own_interval`; if both are defined, `difference` (the result minus
+            the probe) and its `interval`; and for the accuracy what `paired_test` returns.
         """
         task, name = self.recipe.data.task, self.recipe.evaluation.metric
         metric = find_metric(name if name != "auto" else "micro_f1" if task == "multilabel" else "accuracy")
         probe = self.predict(history)
         result = predictions[predictions["split"] == self.rows["split"].iloc[0]]
-        pair = [metric.measure(table_predictions(table, class_columns(table), task)) for table in (probe, result)]
+        measured = metric.measure(table_predictions(probe, class_columns(probe), task))
         stage = next(stage for stage in history.stages if stage["trains"] == "probe")
+        test: dict[str, Any] = {}
         if metric.name == "accuracy":
             test = paired_test(probe, result)
         else:
             units = match_units(probe, result, pd.Index(probe["path"]).get_indexer(result["path"]))
-            measured = difference_interval((probe, result), metric, task, units)
-            test = {"interval": measured[1]} if measured else {}
+            if (change := difference_interval((probe, result), metric, task, units)) is not None:
+                test["difference"], test["interval"] = change
         return {
-            "images": len(probe), "difference": pair[1].value - pair[0].value, **test,
-            "split": str(self.rows["split"].iloc[0]), "metric": metric.name, "value": pair[0].value,
-            "own_interval": metric_interval(pair[0], group_codes(probe)), "strength": stage["strength"],
+            **test, "images": len(probe), "split": str(self.rows["split"].iloc[0]), "metric": metric.name,
+            "value": None if np.isnan(measured.value) else measured.value,
+            "own_interval": metric_interval(measured, group_codes(probe)), "strength": stage["strength"],
             "seconds": round(stage["seconds"] + stage["cached_seconds"], 2),
         }  # fmt: skip

@@ -46,14 +46,13 @@ def choose_arch(recipe: Recipe, table: pd.DataFrame, progress: Progress) -> tupl
             "arch is 'probe', which compares pretrained weights: leave out --weights and --no-pretrained."
         )
     names = [name.strip() for name in recipe.model.arch.partition(":")[2].split(",") if name.strip()]
-    names = names or [name for name in CANDIDATES if any(True for _ in offline_weights(name))]
+    names = names or [name for name in CANDIDATES if next(offline_weights(name), None)]
     if not names:
         raise RecipeError(
             f"arch is 'probe', and this machine has weights of none of {quoted_list(CANDIDATES)}. Name architectures "
             "to download, such as --arch probe:resnet18,resnet50."
         )
     start, scores, texts = time.perf_counter(), {}, {}
-    column = ""
     for name in names:
         began = time.perf_counter()
         epoch = probe_epoch(recipe.changed(arch=name), table, progress)
