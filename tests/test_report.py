@@ -580,6 +580,10 @@ def test_the_commands_of_the_advice_can_be_run(run: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["recipe"]["preset"] = "quick"
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    mistaken = table.index == table.index[table["split"] == "test"][0]
+    predicted = table["label"].mask(mistaken, table["label"].map({"ants": "bees", "bees": "ants"}))
+    table.assign(predicted=predicted, plain_predicted=predicted).to_csv(folder / "predictions.csv", index=False)
     files = read_run(folder)
     items = [item for rule in (*advice.RULES, *advice.GENERAL_RULES, advice.use_model) if (item := rule(files))]
     commands = [shlex.split(item.command) for item in items]
