@@ -1,4 +1,4 @@
-"""Compares three starts of the quick preset: logistic regression alone, fine-tuned, and a head trained by steps.
+"""Compares three starts of the quick preset: a probe alone, fine-tuned, and a head trained by gradient descent.
 
     python benchmarks/first_stage.py hymenoptera_256 trashnet_256 trashnet_256:25 cifar10:250 --seeds 3 --out runs.jsonl
 

@@ -1,4 +1,4 @@
-"""How well distances to training features tell strangers from images like those of training.
+"""How well distances to training features tell unknown images from images like those of training.
 
     python benchmarks/unlike.py SETS [--preset instant] [--per-class 120]
 
@@ -37,11 +37,11 @@ PAIRS = (
     ("cifar10", "gtsrb_speed_tracks"),
     ("cifar10", "trashnet_256"),
 )
-"""Known images, and strangers."""
+"""Known images, and unknown ones."""
 
 LEFT_OUT = (("trashnet_256", "plastic"), ("trashnet_256", "cardboard"), ("cifar10", "dog"), ("cifar10", "ship"),
             ("gtsrb_speed_tracks", "speed_120"))  # fmt: skip
-"""Sets, and a class that is left out of training and becomes the strangers."""
+"""Sets, and a class that is left out of training and becomes unknown."""
 
 
 def read(sets: Path, name: str, per_class: int) -> pd.DataFrame:
@@ -53,22 +53,22 @@ def read(sets: Path, name: str, per_class: int) -> pd.DataFrame:
     return rows.assign(split=None).sort_index().reset_index(drop=True)
 
 
-def fit(table: pd.DataFrame, preset: str, strangers: pd.DataFrame, folder: Path) -> dict[str, np.ndarray]:
-    """Train on a table, and return the features of its splits and of the strangers, and the probabilities of both."""
+def fit(table: pd.DataFrame, preset: str, unknown: pd.DataFrame, folder: Path) -> dict[str, np.ndarray]:
+    """Train on a table, and return the features and probabilities of its splits and of the unknown images."""
     recipe = baseline.load_recipe("default").with_preset(preset)
     table = baseline.split(table, recipe)
     recipe, weights, _ = baseline.resolve(recipe, table)
     with seed_everything(0):
-        strangers = strangers.assign(label=table["label"].iloc[0], split="test")  # not trained on
-        dls = baseline.dataloaders(pd.concat([table, strangers], ignore_index=True), recipe, path=folder)
+        unknown = unknown.assign(label=table["label"].iloc[0], split="test")  # not trained on
+        dls = baseline.dataloaders(pd.concat([table, unknown], ignore_index=True), recipe, path=folder)
         learn = baseline.learner(dls, recipe, weights=weights, path=folder)
         baseline.train(learn, recipe, QUIET)
         parts = dict([*table.groupby("split")])
-        parts["strangers"] = strangers
+        parts["unknown"] = unknown
         features = {name: embeddings(learn, rows, recipe) for name, rows in parts.items()}
     classifier = feature_layers(learn.model)[1].eval()
     with torch.no_grad():
-        for name in ("test", "strangers"):
+        for name in ("test", "unknown"):
             logits = classifier(torch.from_numpy(features[name].copy()).to(next(classifier.parameters()).device))
             features[f"{name} confidence"] = logits.softmax(1).max(1).values.cpu().numpy()
     features["labels"] = parts["train"]["label"].to_numpy()
@@ -93,30 +93,30 @@ def mahalanobis(features: np.ndarray, reference: np.ndarray, labels: np.ndarray)
 
 
 def scores(features: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the AUROC of each distance between test images and strangers."""
+    """Return the AUROC of each distance between test images and unknown ones."""
     rng, train = np.random.default_rng(0), features["train"]
     distances = {}
     for size in (128, 256, 512):
         subset = train[rng.permutation(len(train))[:size]]
-        distances[f"nearest of {size}"] = [cosine_distance(features[name], subset, 1) for name in ("test", "strangers")]
+        distances[f"nearest of {size}"] = [cosine_distance(features[name], subset, 1) for name in ("test", "unknown")]
     distances |= {
-        f"mean of {k} nearest of all": [cosine_distance(features[name], train, k) for name in ("test", "strangers")]
+        f"mean of {k} nearest of all": [cosine_distance(features[name], train, k) for name in ("test", "unknown")]
         for k in (1, 5)
     }
     distances["euclidean, nearest"] = [
         np.sqrt(np.maximum((features[n] ** 2).sum(1)[:, None] - 2 * features[n] @ train.T + (train**2).sum(1), 0)).min(
             1
         )
-        for n in ("test", "strangers")
+        for n in ("test", "unknown")
     ]
-    distances["Mahalanobis"] = [mahalanobis(features[n], train, features["labels"]) for n in ("test", "strangers")]
-    distances["1 - confidence"] = [1 - features[f"{name} confidence"] for name in ("test", "strangers")]
+    distances["Mahalanobis"] = [mahalanobis(features[n], train, features["labels"]) for n in ("test", "unknown")]
+    distances["1 - confidence"] = [1 - features[f"{name} confidence"] for name in ("test", "unknown")]
     truth = np.repeat([0, 1], [len(part) for part in distances["Mahalanobis"]])
     return {name: float(roc_auc_score(truth, np.concatenate(parts))) for name, parts in distances.items()}
 
 
 def cases(sets: Path, per_class: int) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Yield the name of each case, its known images, and its strangers."""
+    """Yield the name of each case, its known images, and its unknown ones."""
     tables = {name: read(sets, name, per_class) for name in sorted({name for pair in PAIRS for name in pair})}
     for known, strange in PAIRS:
         yield (
@@ -139,12 +139,12 @@ def main() -> None:
     options = parser.parse_args()
     rows, start = {}, time.perf_counter()
     with TemporaryDirectory() as folder:
-        for name, known, strangers in cases(options.sets, options.per_class):
-            rows[name] = scores(fit(known, options.preset, strangers, Path(folder)))
+        for name, known, unknown in cases(options.sets, options.per_class):
+            rows[name] = scores(fit(known, options.preset, unknown, Path(folder)))
             print(name, {key: round(value, 3) for key, value in rows[name].items()}, flush=True)
     table = pd.DataFrame(rows).T
     table.loc["mean"] = table.mean()
-    print("\n| known / strangers | " + " | ".join(table) + " |\n|---" + "|---" * len(table.columns) + "|")
+    print("\n| known / unknown | " + " | ".join(table) + " |\n|---" + "|---" * len(table.columns) + "|")
     for name, values in table.iterrows():
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     print(f"\n{time.perf_counter() - start:.0f} s, preset {options.preset}")

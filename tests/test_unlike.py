@@ -1,4 +1,4 @@
-"""Models tell strangers from images like those of training, and predict sets of classes at a stated coverage."""
+"""Models tell unknown images from images like those of training, and predict sets of classes at a stated coverage."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ QUIET = baseline.Progress()
 
 
 @pytest.fixture(scope="session")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unknown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plain shapes and noise: nothing like an insect."""
-    folder, rng = tmp_path_factory.mktemp("strangers"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("unknown"), np.random.default_rng(0)
     for number in range(12):
         pixels = rng.integers(0, 256, (8, 8, 3) if number % 2 else (200, 200, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((200, 200), Image.Resampling.NEAREST).save(folder / f"{number:02}.png")
@@ -66,13 +66,13 @@ def test_a_run_keeps_features_of_its_training_images(done: baseline.Baseline, qu
         assert same.all() if run is done else 0.2 < same.mean() < 1, "in the cache, half of the images are flipped"
 
 
-def test_strangers_are_more_unlike_than_new_images(
-    done: baseline.Baseline, quick_run: baseline.Baseline, strangers: Path
+def test_unknown_images_are_more_unlike_than_new_images(
+    done: baseline.Baseline, quick_run: baseline.Baseline, unknown: Path
 ) -> None:
     for run in (done, quick_run):
         new = run.predictions.query("split == 'test'")["path"].tolist()
         known = run.model.predict(new, unlike=True)["unlike"]
-        strange = run.model.predict(strangers, unlike=True)["unlike"]
+        strange = run.model.predict(unknown, unlike=True)["unlike"]
         assert ((known >= 0) & (known <= 1)).all() and ((strange >= 0) & (strange <= 1)).all()
         assert strange.min() > 1 - 1 / (len(run.model.reference.distances) + 1) > known.median()
 
@@ -131,7 +131,7 @@ def test_damaged_and_foreign_references_are_refused(done: baseline.Baseline, tmp
     assert ended.returncode == 2 and not Path("x.csv").exists() and len(ended.stderr.splitlines()) == 1
 
 
-def test_a_reference_is_added_to_an_old_run(done: baseline.Baseline, strangers: Path, tmp_path: Path) -> None:
+def test_a_reference_is_added_to_an_old_run(done: baseline.Baseline, unknown: Path, tmp_path: Path) -> None:
     run = shutil.copytree(done.folder, tmp_path / "old")
     (run / "model" / REFERENCE_FILE).unlink()
     ended = call("reference", run, "--quiet")
@@ -144,8 +144,8 @@ def test_a_reference_is_added_to_an_old_run(done: baseline.Baseline, strangers: 
         add_reference(run, progress=QUIET)
 
 
-def test_predict_rejects_strangers_and_writes_sets(done: baseline.Baseline, strangers: Path, tmp_path: Path) -> None:
-    shutil.copytree(strangers, tmp_path / "in")
+def test_predict_rejects_unknown_images_and_writes_sets(done: baseline.Baseline, unknown: Path, tmp_path: Path) -> None:
+    shutil.copytree(unknown, tmp_path / "in")
     for number, path in enumerate(done.predictions.query("split == 'test'")["path"]):
         shutil.copy(path, tmp_path / "in" / f"known{number}.jpg")
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8\xff no image")
@@ -171,15 +171,15 @@ def test_predict_rejects_strangers_and_writes_sets(done: baseline.Baseline, stra
     assert again.returncode == 0 and "already done" in again.stderr, again.stderr
 
 
-def test_evaluate_measures_rejection_and_coverage(done: baseline.Baseline, strangers: Path) -> None:
+def test_evaluate_measures_rejection_and_coverage(done: baseline.Baseline, unknown: Path) -> None:
     test = done.predictions.query("split == 'test'")[["path", "label"]]
-    other = pd.DataFrame({"path": sorted(map(str, strangers.iterdir())), "label": "shape"})
+    other = pd.DataFrame({"path": sorted(map(str, unknown.iterdir())), "label": "shape"})
     table = pd.concat([test, other], ignore_index=True)
     result = done.model.evaluate(table, unknown="drop", reject_unlike=0.2, coverage=0.8, progress=QUIET)
     rows = result.predictions
     assert len(rows) == len(test) and (rows["unlike"] <= 1).all()
     assert result.unlike["rejected"] == (rows["unlike"] > 0.8).sum()
-    assert result.unlike["strangers"] == {"images": 12, "rejected": 12, "auroc": 1.0}
+    assert result.unlike["unknown"] == {"images": 12, "rejected": 12, "auroc": 1.0}
     assert "of images with unknown labels 12 of 12, AUROC 1.000" in "".join(result.notes)
     hits = [label in names.split(";") for label, names in zip(rows["label"], rows["set"], strict=True)]
     assert result.sets["covered"] == np.mean(hits) and result.sets["interval"][0] < result.sets["covered"]
@@ -187,17 +187,17 @@ def test_evaluate_measures_rejection_and_coverage(done: baseline.Baseline, stran
         done.model.evaluate(test, coverage=0.95, progress=QUIET)
 
 
-def test_the_server_says_what_is_unlike(done: baseline.Baseline, images: Path, strangers: Path) -> None:
+def test_the_server_says_what_is_unlike(done: baseline.Baseline, images: Path, unknown: Path) -> None:
     with TestClient(create_app(done.folder, reject_unlike=0.2, examples=False), base_url="http://localhost") as client:
         answers = []
-        for path in (strangers / "00.png", done.predictions.query("split == 'valid'")["path"].iloc[0]):
+        for path in (unknown / "00.png", done.predictions.query("split == 'valid'")["path"].iloc[0]):
             content = base64.b64encode(Path(path).read_bytes()).decode()
             answers.append(client.post("/predict", json={"image": content}).json()["predictions"][0])
         schema = client.get("/openapi.json").json()
     assert answers[0]["rejected"] is True and answers[0]["unlike"] > 0.8 >= answers[1]["unlike"] - 0.2
     assert "unlike" in json.dumps(schema)
     with TestClient(create_app(done.folder, examples=False), base_url="http://localhost") as client:
-        content = base64.b64encode((strangers / "00.png").read_bytes()).decode()
+        content = base64.b64encode((unknown / "00.png").read_bytes()).decode()
         assert "unlike" not in client.post("/predict", json={"image": content}).json()["predictions"][0]
 
 

@@ -54,7 +54,7 @@ class Evaluation:
     """`path`, `label` and `reason` of each image that was left out."""
     unlike: dict[str, Any]
     """With `reject_unlike`: `rate`, `rejected` (number of images), `accuracy` of the others with its `interval`, and if
-    there are images of unknown labels `strangers`: their number, `rejected`, and `auroc` against known ones."""
+    there are images of unknown labels, `unknown`: their number, `rejected`, and `auroc` against known ones."""
     sets: dict[str, Any]
     """With `coverage`: `coverage` (as asked), `covered` (fraction of images whose set contains the label) with its
     `interval`, `mean_size`, and `single` (fraction of sets of one class)."""
@@ -137,8 +137,8 @@ def evaluate_model(
     unlike: dict[str, Any] = {}
     sets: dict[str, Any] = {}
     if reject_unlike:
-        strangers = predict(unknown_rows, progress=progress)[0]["unlike"] if len(unknown_rows) else None
-        unlike = measure_rejection(predictions, strangers, reject_unlike)
+        others = predict(unknown_rows, progress=progress)[0]["unlike"] if len(unknown_rows) else None
+        unlike = measure_rejection(predictions, others, reject_unlike)
         notes.append(describe_rejection(unlike, len(predictions)))
     if coverage:
         predictions, sets = add_sets(predictions, model.classes, threshold, coverage)
@@ -239,7 +239,7 @@ def predict_labeled(
     return calibrate(result, 1.0, "multilabel" if model.multilabel else "single"), unreadable
 
 
-def measure_rejection(predictions: pd.DataFrame, strangers: pd.Series | None, rate: float) -> dict[str, Any]:
+def measure_rejection(predictions: pd.DataFrame, unknown: pd.Series | None, rate: float) -> dict[str, Any]:
     """Return what rejecting images as unlike the training images does; see `Evaluation.unlike`."""
     rejected = (predictions["unlike"] > 1 - rate).to_numpy(bool)
     accepted = predictions[~rejected]
@@ -247,24 +247,24 @@ def measure_rejection(predictions: pd.DataFrame, strangers: pd.Series | None, ra
     if len(accepted):
         hits = int((accepted["predicted"] == accepted["label"]).sum())
         result |= {"accuracy": hits / len(accepted), "interval": wilson_interval(hits, len(accepted))}
-    if strangers is not None and len(strangers):
-        result["strangers"] = {
-            "images": len(strangers),
-            "rejected": int((strangers > 1 - rate).sum()),
-            "auroc": auroc(predictions["unlike"].to_numpy(float), strangers.to_numpy(float)),
+    if unknown is not None and len(unknown):
+        result["unknown"] = {
+            "images": len(unknown),
+            "rejected": int((unknown > 1 - rate).sum()),
+            "auroc": auroc(predictions["unlike"].to_numpy(float), unknown.to_numpy(float)),
         }
     return result
 
 
-def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
-    """Return the probability that a stranger has a higher value than a known image; ties count half.
+def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    """Return the probability that an unknown image has a higher value than a known image; ties count half.
 
     >>> auroc(np.array([0.1, 0.5]), np.array([0.5, 0.9]))
     0.875
     """
     from scipy.stats import mannwhitneyu
 
-    return float(mannwhitneyu(strangers, known).statistic / (len(strangers) * len(known)))
+    return float(mannwhitneyu(unknown, known).statistic / (len(unknown) * len(known)))
 
 
 def describe_rejection(unlike: Mapping[str, Any], images: int) -> str:
@@ -273,9 +273,9 @@ def describe_rejection(unlike: Mapping[str, Any], images: int) -> str:
     if unlike["accuracy"] is not None:
         low, high = unlike["interval"]
         text += f"; accuracy of the others {unlike['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})"
-    if strangers := unlike.get("strangers"):
-        count = f"{strangers['rejected']:,} of {strangers['images']:,}"
-        text += f"; of images with unknown labels {count}, AUROC {strangers['auroc']:.3f}"
+    if unknown := unlike.get("unknown"):
+        count = f"{unknown['rejected']:,} of {unknown['images']:,}"
+        text += f"; of images with unknown labels {count}, AUROC {unknown['auroc']:.3f}"
     return text
 
 

@@ -239,7 +239,7 @@ class Stage:
 
 
 HEAD_STAGE = Stage("head", 2, steps=70)
-"""The stage that trains a head by steps where it cannot be solved for."""
+"""The stage that trains a head by gradient descent where logistic regression cannot fit it."""
 
 
 @dataclass(frozen=True)

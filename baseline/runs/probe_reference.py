@@ -34,7 +34,7 @@ __all__ = ["ProbeReference", "probe_reference"]
 
 
 def probe_reference(learn: Learner, table: pd.DataFrame, recipe: Recipe, progress: Progress) -> ProbeReference | None:
-    """Return the reference of a run whose first stage is a probe; None if that will be trained by steps instead."""
+    """Return the reference of a run whose first stage is a probe, or None if gradient descent will train that stage."""
     if probe_obstacle(FrozenOutputs(learn, recipe), 1):
         return None
     return ProbeReference(learn, table, recipe, progress)

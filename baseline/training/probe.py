@@ -1,8 +1,9 @@
 """A probe stage: the head becomes penalized logistic regression on the features of the frozen body.
 
-The features of all images are computed in one pass, or read from the cache, and the head is solved for instead of being
-trained by steps. BatchNorm and the linear layer of the recipe's head hold the solution exactly, so that later stages
-fine-tune from it. Starting a fine-tune from such a head follows Kumar et al. 2022, https://arxiv.org/abs/2202.10054.
+The features of all images are computed in one pass, or read from the cache, and the head is fitted to them directly
+instead of being trained by gradient descent over batches. BatchNorm and the linear layer of the recipe's head hold the
+solution exactly, so that later stages fine-tune from it. Starting a fine-tune from such a head follows Kumar et al.
+2022, https://arxiv.org/abs/2202.10054.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def replace_probes(frozen: FrozenOutputs) -> FrozenOutputs:
         if stage.trains == "probe" and (obstacle := probe_obstacle(frozen, number)):
             epochs = HEAD_STAGE.epochs_of(images, batch_size)
             stages[number - 1] = dataclasses.replace(stage, trains="head", epochs=epochs)
-            frozen.progress.log(f"stage {number}: {obstacle}, so the head is trained by steps, not solved for")
+            frozen.progress.log(f"stage {number}: {obstacle}, so the head is trained by gradient descent")
     if tuple(stages) == recipe.stages:
         return frozen
     return FrozenOutputs(frozen.learn, recipe.changed(stages=tuple(stages)), frozen.progress)

@@ -195,7 +195,7 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
     facts["cached_seconds"] = round(run.frozen.cached_seconds, 2) if is_cached else 0.0
     rate: float | tuple[float, float]
     if stage.trains == "probe":
-        rate, reason = 0.0, "the head is solved for"
+        rate, reason = 0.0, "the head is fitted by logistic regression"
     elif stage.lr == "find":
         search_start = time.perf_counter()
         run.progress.log(f"stage {number}: searching for a learning rate")

@@ -37,7 +37,7 @@ __all__ = ["THUMBNAIL_SIZE", "Limits", "Predictor", "busy_error"]
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Pillow's formats that are accepted from strangers. Others run programs (EPS), or have been reviewed by few."""
+"""Pillow's formats that are accepted from clients. Others run programs (EPS), or have been reviewed by few."""
 
 
 DISPLAY_SIZE, EXAMPLE_SIZE, THUMBNAIL_SIZE = 640, 1024, 176
