@@ -68,6 +68,26 @@ def test_a_body_ends_where_timms_logits_begin_and_is_a_chain_of_blocks(arch: str
     assert first > 0, "a stage that trains 55% of the groups has frozen layers before them"
 
 
+@pytest.mark.parametrize("arch", ["repvgg_a0", "fastvit_t8"])
+def test_a_strided_pointwise_convolution_trains_on_a_cpu(arch: str) -> None:
+    """Seen to kill the process, with channels stored last."""
+    model, _, images = build(arch, 64)
+    plain = timm.create_model(arch, num_classes=0).eval()
+    plain.load_state_dict(model[0].model.state_dict())
+    gradients = []
+    for network, layout in ((model[0].model, torch.channels_last), (plain, torch.contiguous_format)):
+        network.forward_features(images.contiguous(memory_format=layout)).square().mean().backward()
+        gradients.append(next(p.grad for n, p in network.named_parameters() if p.shape[1:] == (3, 1, 1)))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
+
+
+def test_a_body_whose_modules_collect_a_list_is_a_chain_of_its_blocks() -> None:
+    model, _, images = build("ese_vovnet19b_dw", 64)
+    layers = find_layers(model, 64)
+    with torch.no_grad():
+        assert len(layers) > 8 and torch.equal(nn.Sequential(*layers)(images), model(images))
+
+
 @pytest.mark.parametrize(
     "arch", marked("test_vit", "test_convnext", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224")
 )

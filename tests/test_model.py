@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from test_kaggle import environment, wheel
 
 import baseline
@@ -29,7 +29,7 @@ from baseline.errors import BaselineError as Root
 from baseline.errors import DataError, OutputError, WeightsError
 from baseline.files import sha256_of
 from baseline.inference.model import Model
-from baseline.vision.model_folder import load_network
+from baseline.vision.model_folder import load_network, read_tensors
 
 SHARES = ["p_ants", "p_bees"]
 OLD = Path(__file__).parent / "models"
@@ -341,6 +341,12 @@ def test_a_damaged_folder_is_refused_with_a_one_line_error(folder: Path, damage:
     with pytest.raises((OutputError, WeightsError), match=words) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700 and not list(Path().iterdir())
+
+
+def test_safetensors_that_begin_like_a_pickle_are_read() -> None:
+    contents = (save({"w" * length: torch.ones(1)}) for length in range(1, 200))
+    content = next(content for content in contents if content[:1] == b"\x80")  # one in 32 lengths of the header
+    assert len(read_tensors(Path("model.safetensors"), content, {"sha256": {}})) == 1
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])

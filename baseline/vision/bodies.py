@@ -12,7 +12,7 @@ import torchvision
 from fastai.torch_core import params
 from fastai.vision.learner import TimmBody, create_body, model_meta
 from timm.models import group_parameters
-from torch import nn
+from torch import Tensor, nn
 
 from baseline.errors import RecipeError
 from baseline.vision.copy_weights import copy_weights
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from baseline.vision.network import Splitter
     from baseline.vision.weights import Weights
 
-__all__ = ["build_timm_body", "build_torchvision_body", "device_of"]
+__all__ = ["build_timm_body", "build_torchvision_body", "device_of", "replace_pointwise_convs"]
 
 
 WHOLE_MODELS = ("vit_", "swin_", "maxvit", "googlenet", "inception", "mnasnet", "shufflenet")
@@ -43,6 +43,27 @@ def build_torchvision_body(arch: str, weights: Weights | None) -> tuple[nn.Modul
     if weights is not None:
         copy_weights(model, weights, needed=tuple(f"{name}." for name in children[:cut]))
     return create_body(model, cut=cut), meta.get("split") or split_halves
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1 x 1 convolution with a stride that drops the pixels that the stride leaves out before it multiplies.
+
+    On a CPU, the weight gradient of `nn.Conv2d` reads memory that is not its own in this case, if there are few input
+    channels and they are stored last (torch 2.15): the process is killed.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows, columns = self.stride
+        return nn.functional.conv2d(input[..., ::rows, ::columns], weight, bias)
+
+
+def replace_pointwise_convs(body: nn.Module) -> None:
+    """Make `PointwiseConv`s of the strided 1 x 1 convolutions with few input channels, such as RepVGG's first one."""
+    for module in body.modules():
+        if type(module) is not nn.Conv2d or module.in_channels >= 16 or max(module.stride) == 1:
+            continue
+        if module.kernel_size == (1, 1) and module.padding == (0, 0) and module.groups == 1:
+            module.__class__ = PointwiseConv
 
 
 def split_halves(model: nn.Sequential) -> list[list[nn.Parameter]]:

@@ -7,7 +7,7 @@ that comes before the last such chain (position embeddings, class tokens) is one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,18 @@ def find_layers(model: nn.Sequential, size: int = 64) -> list[nn.Module]:
     training = body.training
     images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device_of(body))
     layers = _split_body(body.eval(), images)
-    with torch.no_grad():
-        is_same = torch.equal(body(images), nn.Sequential(*layers)(images))
+    is_same = _computes_same(body, nn.Sequential(*layers), images)
     body.train().train(training)  # some of timm's layers cache values until they are trained again
     return [*(layers if is_same else [body]), *_flatten(head)]
+
+
+@torch.no_grad()
+def _computes_same(body: nn.Module, chain: nn.Module, images: Tensor) -> bool:
+    expected = body(images)
+    try:
+        return torch.equal(expected, chain(images))
+    except Exception:  # modules of any kind, called in another order than their authors intended
+        return False
 
 
 def is_size_bound(layers: Sequence[nn.Module]) -> bool:
@@ -81,6 +89,15 @@ def _identify(value: Any) -> tuple[int, int] | None:
     return (id(value), value._version) if isinstance(value, Tensor) else None
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a value, in lists and tuples too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
 class Call:
     """A call of a module with a tensor and perhaps other arguments, and the calls that it makes itself."""
 
@@ -122,7 +139,7 @@ class Call:
 
     def follows(self, output: tuple[int, int] | None) -> bool:
         """Whether the call takes that output and, apart from it, nothing that depends on weights."""
-        depends = any(isinstance(value, Tensor) and value.requires_grad for value in self.options)
+        depends = any(tensor.requires_grad for tensor in _tensors(self.options))
         return output is not None and self.input == output and not depends
 
     def parts(self) -> list[Call]:

@@ -16,6 +16,7 @@ from baseline.vision.bodies import (
     build_torchvision_body,
     only_averages,
     pooled_width,
+    replace_pointwise_convs,
     split_timm_groups,
 )
 from baseline.vision.sizes import nearest_size, size_options, size_problem
@@ -72,8 +73,10 @@ def build_network(
     options: dict[str, Any] = {"lin_ftrs": [], "concat_pool": False, "ps": 0.0} if head == "linear" else {}
     if is_torchvision(arch):
         body, splitter = build_torchvision_body(arch, weights)
+        replace_pointwise_convs(body)
         return add_head(body, num_features_model(body), classes, **options), splitter
     body = build_timm_body(arch, weights, {} if features == "fastai" else size_options(arch, image_size, dynamic))
+    replace_pointwise_convs(body)
     if features != "fastai":
         body.needs_pool = features == "maps" or (not features and body.needs_pool and only_averages(body.model))
     width = body.model.num_features if body.needs_pool else pooled_width(body.model)
