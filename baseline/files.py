@@ -14,6 +14,7 @@ import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from baseline.errors import BaselineError, DataError, OutputError, RecipeError, 
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pydantic import TypeAdapter
 
 __all__ = [
     "CARD_FILE",
@@ -470,14 +472,22 @@ def check_schema(value: Any, schema: Any) -> None:
 
     >>> check_schema({"seconds": {"data": 1.5}}, dict[str, dict[str, float]])
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        TypeAdapter(schema).validate_json(json.dumps(value), strict=True)  # in Python a list would be no tuple
+        _type_adapter(schema).validate_json(json.dumps(value), strict=True)  # in Python a list would be no tuple
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part)[:80] for part in first["loc"]) or "the whole"
         raise ValueError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+@cache
+def _type_adapter(schema: Any) -> TypeAdapter[Any]:
+    """Return pydantic's validator of a type. Building one takes longer than using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def _reject_constant(name: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -315,6 +315,7 @@ def portable_recipe(recipe: dict[str, Any]) -> Markup:
     return Markup(json.dumps(portable, indent=2, ensure_ascii=False).replace("`", "\\u0060"))
 
 
+@cache
 def markdown_environment() -> Environment:
     """Return the Jinja environment of the card, which escapes every value for Markdown."""
     environment = Environment(
