@@ -32,6 +32,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 import baseline
 from baseline.data.audit.findings import audit
 from baseline.data.audit.readable import drop_unreadable
+from baseline.data.audit.scan import scan_image
 from baseline.data.formats.jpeg_xl import size_of
 from baseline.data.image import load_image, load_square, unreadable_reason
 from baseline.data.table import image_table, summarize_source
@@ -467,6 +468,21 @@ def test_a_side_that_is_too_long_is_refused_before_decoding() -> None:
             load_image(long)
 
 
+def test_headers_of_rare_formats_that_claim_too_much_are_refused_before_decoding() -> None:
+    floats = tiff(np.zeros((1, 1), np.float64))
+    with tifffile.TiffFile(io.BytesIO(floats)) as opened:
+        width = opened.pages[0].tags["ImageWidth"].valueoffset
+    wide = floats[:width] + struct.pack("<I", 64_000_000) + floats[width + 4 :]
+    long = imagecodecs.jpegxl_encode(np.zeros((1, 70_000), np.uint8), lossless=True, effort=1)
+    for content, message in (
+        (wide, "64,000,000 x 1 pixels, more than 65,536 on a side"),
+        (long[:20], "70,000 x 1 pixels, more than 65,536 on a side"),
+        (dicom(GRAYS >> 4, Rows=65_535, Columns=65_535), "65,535 x 65,535 pixels, more than"),
+    ):
+        with pytest.raises(Image.DecompressionBombError, match=message):
+            load_image(content)
+
+
 def test_readers_wait_for_memory() -> None:
     limit, used = MemoryLimit(100), []
 
@@ -482,6 +498,20 @@ def test_readers_wait_for_memory() -> None:
     assert used == [60] * 20 and limit.used_bytes == 0
     with limit.reserve(10**12):
         assert limit.used_bytes == 100
+
+
+def test_decoding_waits_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = MemoryLimit(1000)
+    monkeypatch.setattr(baseline.data.image, "memory", limit)
+    INSECT.save(path := tmp_path / "image.jpg")
+    for read in (load_image, scan_image, lambda path: load_square(path, 32, "squish")):
+        thread = Thread(target=read, args=[str(path)])
+        with limit.reserve(900):
+            thread.start()
+            thread.join(0.5)
+            assert thread.is_alive()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_no_copy_of_a_whole_image_in_floats() -> None:

@@ -356,6 +356,18 @@ def test_a_tar_of_nested_headers_is_refused(tmp_path: Path) -> None:
     assert "is damaged" in measured(baseline.image_table, tmp_path / "images.tar")[0]
 
 
+@pytest.mark.parametrize("kind", ["global headers", "sparse file"])
+def test_a_tar_of_small_headers_that_grow_in_memory_is_refused(kind: str, images: Path, tmp_path: Path) -> None:
+    sparse = tarfile.TarInfo("ants/sparse.jpg")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    global_headers = [tarfile.TarInfo.create_pax_global_header({f"key{n}": "x" * 300}) for n in range(300)]
+    headers = global_headers if kind == "global headers" else [sparse.tobuf(tarfile.GNU_FORMAT)]
+    with tarfile.open(tmp_path / "members.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(images, "images")
+    (tmp_path / "images.tar").write_bytes(b"".join(headers) + (tmp_path / "members.tar").read_bytes())
+    assert kind in measured(baseline.image_table, tmp_path / "images.tar")[0]
+
+
 def test_long_names_in_tars_are_read(images: Path, tmp_path: Path) -> None:
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(tmp_path / "images.tar", "w", format=form) as archive:
