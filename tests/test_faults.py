@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import mounted_disk
@@ -163,12 +165,42 @@ def test_a_changed_row_of_the_audit_cache_is_noticed(images: Path) -> None:
     assert baseline.audit(table).images.equals(first)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "file", "nothing"])
-def test_a_damaged_unpacked_archive_is_unpacked_again(damage: str, images: Path, tmp_path: Path) -> None:
-    archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", images))
-    before = [read_image_bytes(path) for path in baseline.image_table(archive)["path"]]
-    (folder,) = (path for path in (cache_home() / "unpacked").iterdir() if path.is_dir())
-    victim = next(folder.rglob("*.jpg"))
+def packed(kind: str, images: Path, folder: Path) -> str:
+    """Name a source whose images are written into the cache: an archive, or a table or dataset with images in it."""
+    paths = sorted(images.rglob("*.jpg"))[::4]
+    labels = [path.parent.name for path in paths]
+    if kind == "zip":
+        return shutil.make_archive(str(folder / "images"), "zip", images)
+    if kind == "parquet":
+        table = pd.DataFrame({"image": [path.read_bytes() for path in paths], "label": labels})
+        table.to_parquet(folder / "train.parquet")
+        return str(folder / "train.parquet")
+    if kind == "pixels":
+        pixels = [np.asarray(Image.open(path).convert("L").resize((28, 28))).ravel() for path in paths]
+        names = [f"pixel{number}" for number in range(784)]
+        table = pd.DataFrame(np.stack(pixels), columns=names).assign(label=labels)
+        table.to_csv(folder / "train.csv", index=False)
+        return str(folder / "train.csv")
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"image": [Image.open(path) for path in paths], "label": labels})
+    dataset.save_to_disk(folder / "dataset")
+    return f"hf:{folder / 'dataset'}"
+
+
+def cached_image() -> Path:
+    """One of the images that were written into the cache."""
+    return next(path for path in cache_home().rglob("*") if path.suffix in (".jpg", ".png"))
+
+
+DAMAGES = [("zip", damage) for damage in ("cut", "empty", "gone", "file", "nothing")]
+
+
+@pytest.mark.parametrize(("kind", "damage"), [*DAMAGES, ("parquet", "cut"), ("pixels", "gone"), ("hf", "cut")])
+def test_damaged_images_in_the_cache_are_written_again(kind: str, damage: str, images: Path, tmp_path: Path) -> None:
+    source = packed(kind, images, tmp_path)
+    before = [read_image_bytes(path) for path in baseline.image_table(source)["path"]]
+    victim = cached_image()
+    folder = cache_home() / Path(*victim.relative_to(cache_home()).parts[:2])
     if damage in ("cut", "empty"):
         damage_file(victim, damage)
     elif damage == "gone":
@@ -177,8 +209,18 @@ def test_a_damaged_unpacked_archive_is_unpacked_again(damage: str, images: Path,
         shutil.rmtree(folder)
         folder.touch()
     progress = RecordingProgress()
-    assert [read_image_bytes(path) for path in baseline.image_table(archive, progress=progress)["path"]] == before
-    assert any("is incomplete or was changed" in line for line in progress.lines) == (damage != "nothing")
+    table = baseline.image_table(source, progress=progress)
+    assert [read_image_bytes(path) for path in table["path"]] == before
+    notes = [*progress.lines, *table.attrs["source"]["notes"]]
+    assert any("is incomplete or was changed" in line for line in notes) == (damage != "nothing")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "pixels", "hf"])
+def test_threads_that_write_the_same_images_into_the_cache_wait(kind: str, images: Path, tmp_path: Path) -> None:
+    source = packed(kind, images, tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        tables = list(pool.map(baseline.image_table, [source] * 3))
+    assert all(table.equals(tables[0]) for table in tables) and cached_image().is_file()
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------

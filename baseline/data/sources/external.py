@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from baseline.data.sources.archives import report_write_errors
+from baseline.data.sources.cached_images import fill_once
 from baseline.errors import BaselineError, DataError, missing_package, unknown_name
-from baseline.files import cache_home, file_identity, make_cache_folder, resolve_path
+from baseline.files import cache_home, file_identity, resolve_path
 from baseline.progress import Progress
 
 __all__ = ["export_external", "is_external"]
@@ -70,15 +71,17 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     safe_name = "".join(c if c.isalnum() or c in "-." else "_" for c in external_name)[-60:]
     suffix = f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}" if kind == "hf" else ""
     folder = cache_home() / "datasets" / f"{kind}-{safe_name}{suffix}"
-    if not folder.is_dir():
+
+    def export(folder: Path) -> None:
         with report_write_errors(folder):
-            make_cache_folder(folder.parent)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
             try:
                 write_splits(loader(external_name, work, progress), work / "new", name, progress)
                 (work / "new").rename(folder)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+
+    if fill_once(folder, export, lambda line: progress.log(f"data: {line}")):
         progress.log(f"data: {name} as class folders in {folder}")
     return folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,9 @@ class ParquetImages(Source):
         shards: list[Shard] = evidence.found
         splits = {shard.split for shard in shards}
         tables, summary = [], ""
+        notes: list[str] = []
         for shard in shards:
-            facts = write_shard_images(shard)
+            facts = write_shard_images(shard, notes.append)
             named = place.settings.label_col
             check_column_exists(facts, named, shard.path.name, "label")
             columns = [named] if named else find_label_columns(facts.drop(columns="file"), (), shard.path.name)[0]
@@ -77,7 +78,7 @@ class ParquetImages(Source):
             summary = f"labels from '{columns[0]}'"
         table = pd.concat(tables, ignore_index=True)
         left_out = sum(map(len, tables)) - len(table)
-        notes = [f"{format_count(left_out, 'row')} without a label left out"] if left_out else []
+        notes += [f"{format_count(left_out, 'row')} without a label left out"] if left_out else []
         return SourceTable(
             table,
             f"images inside {format_count(len(shards), 'Parquet file')} in {place.path}",
@@ -117,9 +118,9 @@ def read_schema(path: Path) -> Shard | None:
     return Shard(path, image, names, split_from_name(path.stem) or split_from_name(path.parent.name))
 
 
-def write_shard_images(shard: Shard) -> pd.DataFrame:
+def write_shard_images(shard: Shard, log: Callable[[str], None]) -> pd.DataFrame:
     """Write the images of a file into the cache, once, and return its other columns with the column `file`."""
-    folder = cached_images("parquet", shard.path, lambda work: write_images_of(shard, work))
+    folder = cached_images("parquet", shard.path, lambda work: write_images_of(shard, work), log)
     frame = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     return frame.assign(file=[str(folder / name) for name in frame["file"]])
 

@@ -142,14 +142,15 @@ def write_images(table: PixelTable) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         DataError: if a cell is no number, or the pixels of a row are no square.
     """
-    folder = cached_images("pixels", table.path, lambda work: save_table(table, work))
+    notes: list[str] = []
+    folder = cached_images("pixels", table.path, lambda work: save_table(table, work), notes.append)
     facts = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     split = find_split_column(facts.drop(columns=["file", "label"]), ())
     splits, note = read_splits(facts, split, table.path.name) if split else (None, "")
     rows = make_rows([str(folder / name) for name in facts["file"]], facts["label"], None)
     if splits is not None:
         rows["split"] = splits.to_numpy()
-    return rows, [*([note] if note else []), *((folder / "notes.txt").read_text("utf-8").splitlines())]
+    return rows, [*notes, *([note] if note else []), *((folder / "notes.txt").read_text("utf-8").splitlines())]
 
 
 def save_table(table: PixelTable, folder: Path) -> None:
