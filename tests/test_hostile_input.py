@@ -24,10 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pandas as pd
-import pydicom
 import pytest
 from commands import call
 from PIL import Image
@@ -463,73 +461,6 @@ def test_an_archive_that_is_replaced_by_one_of_equal_size_is_unpacked_again(imag
         table = baseline.image_table(archive)
         first = next(path for path in table["path"] if path.endswith("ants/00.jpg"))
         assert Path(first).read_bytes() == (images / ("ants" if names[0] == "ants" else "bees") / "00.jpg").read_bytes()
-
-
-# ---- too little memory ----------------------------------------------------------------------------------------------
-
-SHORT_OF_MEMORY = """
-import gc, resource, sys
-from pathlib import Path
-import baseline, pydicom.pixels.processing, pydicom.pixels.utils, pillow_jxl
-from PIL import JpegImagePlugin, Jpeg2KImagePlugin, PngImagePlugin, WebPImagePlugin
-from baseline.data.audit.scan import scan_images
-from baseline.data.image import load_image
-from baseline.inference.inputs import load_squares
-load_image(sys.argv[1])
-for path in sys.argv[2:]:
-    for use in ("audit", "predict"):
-        gc.collect()
-        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + 20_000_000, -1))
-        try:
-            if use == "audit":
-                print("left out:", *scan_images([path], baseline.Progress()).columns["reason"])
-            else:
-                print("damaged:", load_squares(path, [(48, "squish", (0.0, 65535.0), None)]))
-        except baseline.errors.BaselineError as error:
-            print("error:", error)
-"""
-
-
-def large_images(folder: Path) -> list[Path]:
-    """Images whose decoders report a lack of memory in ways of their own, as if the image were damaged."""
-    image = Image.new("RGB", (3500, 3500), "red")
-    for name in ("a.png", "a.bmp", "a.webp", "a.jp2"):
-        image.save(folder / name)
-    values = np.zeros((3500, 3500), np.uint16)
-    (folder / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(values, effort=1))
-    file = pydicom.Dataset()
-    file.file_meta = pydicom.dataset.FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    file.Rows, file.Columns = values.shape
-    file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 0
-    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelData = 16, 16, 15, values.tobytes()
-    file.compress(pydicom.uid.RLELossless)
-    file.save_as(folder / "a.dcm", enforce_file_format=True)
-    return sorted(folder.glob("a.*"))
-
-
-def test_too_little_memory_is_said_as_such(images: Path, tmp_path: Path) -> None:
-    paths = large_images(tmp_path)
-    words = [sys.executable, "-c", SHORT_OF_MEMORY, str(images / "ants" / "00.jpg"), *map(str, paths)]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False)
-    answers = ended.stdout.splitlines()
-    assert len(answers) == 2 * len(paths) == 12, ended.stderr[-500:]
-    said = "error: There is too little memory to decode an image"
-    assert [answer for answer in answers if not answer.startswith(said)] == []
-
-
-def test_a_server_short_of_memory_asks_to_try_again(tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(baseline.Model, "load_square", fail)
-    with TestClient(create_app(tiny), base_url="http://localhost", raise_server_exceptions=False) as client:
-        answer = client.post("/predict", files={"image": (images / "ants" / "00.jpg").read_bytes()})
-    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
-    assert answer.json()["error"].startswith("The server has too little memory for the image")
 
 
 # ---- standard output ------------------------------------------------------------------------------------------------
