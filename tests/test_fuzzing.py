@@ -207,13 +207,13 @@ def test_models(part: int | None, tiny: Path, tmp_path: Path) -> None:
 
 def test_forms(part: int | None, tiny: Path, images: Path) -> None:
     image = (images / "ants" / "00.jpg").read_bytes()
-    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + image + b"\r\n"
+    field = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + image + b"\r\n"
     pieces = st.sampled_from([
-        part, b"--x\r\n", b"--x--\r\n", b"--x--", b"\r\n", image[:500], b"--", b":",
+        field, b"--x\r\n", b"--x--\r\n", b"--x--", b"\r\n", image[:500], b"--", b":",
         b'Content-Disposition: form-data; name="class"\r\n\r\nants\r\n', b"Content-Disposition: form-data\r\n\r\n",
         b"Content-Type: text/plain; charset=\xff\r\n",
     ])  # fmt: skip
-    bodies = st.lists(pieces | st.binary(max_size=20), max_size=8).map(b"".join) | damaged([part + b"--x--\r\n"])
+    bodies = st.lists(pieces | st.binary(max_size=20), max_size=8).map(b"".join) | damaged([field + b"--x--\r\n"])
     types = st.just("multipart/form-data; boundary=x") | st.sampled_from([
         "multipart/form-data; boundary=x", "multipart/form-data", "multipart/form-data; boundary=", "application/json",
         'multipart/form-data; boundary="' + "x" * 300, "multipart/form-data; boundary=x; charset=\xff", "text/plain",
