@@ -30,6 +30,7 @@ import pytest
 from commands import call
 from PIL import Image
 from starlette.testclient import TestClient
+from torch import nn
 
 import baseline
 from baseline.data.audit.scan import scan_images
@@ -399,6 +400,11 @@ def test_an_architecture_that_computes_while_it_is_built_takes_no_memory(tiny: P
     network = model_folder.build_on_meta(folder, read_config(folder / "model.json") | {"arch": "regnet_x_400mf"})
     assert all(value.is_meta for value in network.state_dict().values())
     assert memory.forward_bytes(network.eval(), 224) > 10**6
+
+
+def test_memory_until_a_network_fails_is_estimated() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 64, 1), nn.BatchNorm2d(7)).to("meta").eval()
+    assert memory.forward_bytes(network, 100) == 4 * 64 * 100 * 100 * 4
 
 
 def test_small_files_of_large_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

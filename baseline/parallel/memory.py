@@ -6,7 +6,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -99,7 +99,7 @@ def forward_bytes(network: nn.Module, size: int) -> int:
         size: height and width of the image in pixels.
 
     Returns:
-        `COPIES_IN_FLIGHT` times the largest tensor; 0 for a network that does not accept the size.
+        `COPIES_IN_FLIGHT` times the largest tensor, up to where a network fails that does not accept the size.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -117,11 +117,8 @@ def forward_bytes(network: nn.Module, size: int) -> int:
             return result
 
     largest = Largest()
-    try:
-        with torch.inference_mode(), largest:
-            network(torch.zeros(1, 3, size, size, device="meta"))
-    except Exception:  # as many types as there are architectures
-        return 0
+    with suppress(Exception), torch.inference_mode(), largest:  # as many types as there are architectures
+        network(torch.zeros(1, 3, size, size, device="meta"))
     return COPIES_IN_FLIGHT * largest.bytes
 
 
