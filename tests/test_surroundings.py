@@ -265,14 +265,17 @@ def test_a_clock_that_jumps_is_no_time_limit(tiny: Path, images: Path) -> None:
 # ---- several processes, threads and event loops ---------------------------------------------------------------------
 
 
-def test_four_processes_unpack_and_scan_into_one_cache(images: Path, tmp_path: Path) -> None:
+def test_four_processes_unpack_scan_and_predict_with_one_cache(tiny: Path, images: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in sorted(images.rglob("*.jpg")):
             archive.write(path, f"{path.parent.name}/{path.name}")
-    running = [Command("audit", tmp_path / "images.zip", "--out", tmp_path / f"{number}") for number in range(4)]
-    for command in running:
+    audits = [Command("audit", tmp_path / "images.zip", "--out", tmp_path / f"{number}") for number in range(2)]
+    tables = [tmp_path / f"{number}.csv" for number in range(2)]
+    predictions = [Command("predict", tiny, tmp_path / "images.zip", "--out", table) for table in tables]
+    for command in [*audits, *predictions]:
         assert command.wait(240) == 0, command.communicate()[1]
-    assert sum("data: unpacked " in command.communicate()[1] for command in running) == 1
+    assert sum("data: unpacked " in command.communicate()[1] for command in audits) == 1
+    assert len(read_rows(tables[0])) == 49 and tables[0].read_bytes() == tables[1].read_bytes()
 
 
 def test_a_folder_that_is_just_being_unpacked_is_waited_for(images: Path, tmp_path: Path) -> None:
