@@ -1,11 +1,10 @@
 """Measures which share of the CPU time of a run goes into telling replaced images apart, for caches and resuming.
 
-python benchmarks/cache_keys.py images/       # prints a line of JSON for an empty cache, and one for a full one
+python benchmarks/cache_keys.py images/       # a line of JSON for an empty cache, and one for a full one (medians)
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -13,9 +12,11 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import typer
+from serving import print_json
 
 import baseline
 from baseline import files
@@ -49,29 +50,25 @@ class Stopwatch:
                 setattr(other, name, measured)
 
 
-def main(images: Path, image_size: int = 64) -> None:
+def main(images: Path, image_size: int = 64, repeats: int = 3) -> None:
     stopwatch = Stopwatch()
     stopwatch.replace(files, "file_identity")
     stopwatch.replace(checkpoint, "_fingerprint_table")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BASELINE_HOME"] = f"{folder}/cache"
-        for cache in ("empty", "full"):
-            stopwatch.seconds, stopwatch.calls, start = 0.0, 0, time.process_time()
-            result = baseline.make_baseline(
-                images, out=f"{folder}/{cache}", preset="instant", image_size=image_size, progress=baseline.Progress()
-            )
-            seconds = time.process_time() - start
-            print(
-                json.dumps(
-                    {
-                        "cache": cache,
-                        "images": sum(result.manifest["data"]["images"].values()),
-                        "seconds": round(seconds, 1),
-                        "keys": round(stopwatch.seconds, 3),
-                        "calls": stopwatch.calls,
-                        "percent": round(100 * stopwatch.seconds / seconds, 2),
-                    }
-                )
+        for cache, count in (("empty", 1), ("full", repeats)):
+            keys, seconds = [], []
+            for number in range(count):
+                stopwatch.seconds, start = 0.0, time.process_time()
+                baseline.make_baseline(
+                    images, out=f"{folder}/{cache}{number}", preset="instant", image_size=image_size,
+                    progress=baseline.Progress(),
+                )  # fmt: skip
+                seconds.append(time.process_time() - start)
+                keys.append(stopwatch.seconds)
+            shares = [round(100 * spent / whole, 2) for spent, whole in zip(keys, seconds, strict=True)]
+            print_json(
+                cache=cache, seconds=median(seconds), keys=median(keys), percent=median(shares), all_percents=shares
             )
 
 
