@@ -109,11 +109,15 @@ def binarize(labels: pd.Series, positive: str) -> pd.Series:
 
 
 def predicted_labels(
-    probabilities: np.ndarray, classes: Sequence[str], threshold: Threshold | None = None
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    threshold: Threshold | None = None,
+    cut_points: Sequence[float] = (),
 ) -> np.ndarray:
     """Return the predicted label for each row of uncalibrated probabilities, N x classes: the most probable class.
 
     With a threshold (multi-label), or one per class, the label joins all classes of at least that probability with `;`.
+    With cut points, it is the class that `predicted_codes` returns.
 
     >>> predicted_labels(np.array([[0.6, 0.7]]), ["a", "b"]).tolist()
     ['b']
@@ -122,8 +126,23 @@ def predicted_labels(
     """
     names = np.asarray(classes, dtype=object)
     if threshold is None:
-        return names[probabilities.argmax(1)]
+        return names[predicted_codes(probabilities, cut_points)]
     return np.array([SEPARATOR.join(names[row]) for row in probabilities >= np.asarray(threshold)], dtype=object)
+
+
+def predicted_codes(probabilities: np.ndarray, cut_points: Sequence[float] = ()) -> np.ndarray:
+    """Return the predicted class index for each row of probabilities, N x C: that of the most probable class.
+
+    With C - 1 ascending cut points, it is the number of cut points up to the expected class index.
+
+    >>> predicted_codes(np.array([[0.5, 0.2, 0.3]])).tolist()
+    [0]
+    >>> predicted_codes(np.array([[0.5, 0.2, 0.3]]), [0.6, 1.4]).tolist()  # expected: 0.8
+    [1]
+    """
+    if not len(cut_points):
+        return probabilities.argmax(1)
+    return np.searchsorted(cut_points, probabilities @ np.arange(probabilities.shape[1]), side="right")
 
 
 def is_multilabel(labels: pd.Series, task: str = "auto") -> bool:

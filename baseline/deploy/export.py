@@ -30,6 +30,7 @@ from PIL import Image
 
 from baseline import __version__
 from baseline.data.image import load_image, load_square, read_image_bytes
+from baseline.data.labels import predicted_codes
 from baseline.data.sources.image_list import list_images
 from baseline.deploy.export_module import ExportModule
 from baseline.errors import OutputError, WeightsError, first_line, missing_package, unknown_name
@@ -303,6 +304,8 @@ class Exporter:
         metadata["value_range"] = list(self.value_range)
         metadata |= {"input_size": "any" if self.any_size else self.side, "views": list(self.views)}
         metadata |= {"model": self.model.identity, "made_by": f"fastai-baseline {__version__}"}
+        if self.model.cut_points:  # of the expected class number by calibrated probabilities
+            metadata["cut_points"] = self.model.cut_points
         return metadata | ({"threshold": self.threshold.tolist()} if self.model.multilabel else {})
 
     @property
@@ -365,7 +368,11 @@ class Exporter:
         return probabilities
 
     def _decisions(self, probabilities: np.ndarray) -> np.ndarray:
-        return probabilities >= self.threshold if self.model.multilabel else probabilities.argmax(-1)[:, None]
+        if self.model.multilabel:
+            return probabilities >= self.threshold
+        temperature = None if self.calibrated or not self.model.cut_points else self.model.config["temperature"]
+        calibrated = probabilities if temperature is None else apply_temperature(probabilities, temperature)
+        return predicted_codes(calibrated, self.model.cut_points)[:, None]
 
 
 def check_agreement(result: Exported, int8: bool) -> None:

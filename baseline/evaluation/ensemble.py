@@ -10,6 +10,7 @@ import pandas as pd
 from baseline.data.labels import Threshold, predicted_labels
 from baseline.errors import DataError, quoted_list
 from baseline.evaluation.calibration import apply_temperature, calibrate
+from baseline.evaluation.cut_points import average_cut_points
 from baseline.evaluation.table import check_same_images, class_columns, multilabel_probabilities, probability_matrix
 
 __all__ = ["average_probabilities", "ensemble"]
@@ -55,6 +56,7 @@ def ensemble(
     temperatures: Sequence[float | None],
     task: str = "single",
     thresholds: Sequence[float | Mapping[str, float]] = (0.5,),
+    cut_points: Sequence[Sequence[float]] = (),
 ) -> pd.DataFrame:
     """Return the prediction table of several networks' average, for the images that all their tables contain.
 
@@ -65,6 +67,8 @@ def ensemble(
     Args:
         thresholds: with several labels per image, each network's decision threshold, or one by class, as a run's
             manifest has them; a single one holds for all networks.
+        cut_points: each network's cut points of the expected class number, as a run's manifest has them; empty for
+            networks without any. Their mean decides, see `average_cut_points`.
 
     Raises:
         DataError: if the tables share no image, or differ in their classes or in an image's label.
@@ -93,6 +97,7 @@ def ensemble(
     mean, mean_threshold = average_probabilities(parts, temperatures, task, by_class)
     columns = ["path", "label", "split", *(["group"] if "group" in first else [])]
     result = first.loc[paths.index, columns].reset_index(drop=True)
-    result = result.assign(predicted=predicted_labels(mean, classes, mean_threshold), confidence=0.0, loss=0.0)
+    cuts = average_cut_points(cut_points, len(classes))
+    result = result.assign(predicted=predicted_labels(mean, classes, mean_threshold, cuts), confidence=0.0, loss=0.0)
     probabilities = pd.DataFrame(mean, columns=[f"p_{name}" for name in classes])
     return calibrate(pd.concat([result, probabilities], axis=1), 1.0, task)  # fills in confidence and loss

@@ -5,7 +5,7 @@ The prediction table is a pandas DataFrame with one row per image and these colu
 | column | contents |
 |---|---|
 | `path`, `label`, `split` | as in the image table; also `group` where that has groups |
-| `predicted`, `confidence` | the most probable class and its probability, 0-1 |
+| `predicted`, `confidence` | the most probable class, or that of the cut points, and its probability, 0-1 |
 | `loss` | negative logarithm of the probability of `label` |
 | `plain_predicted`, `plain_confidence`, `plain_loss` | the same without TTA |
 | `p_CLASS` ... | probability of each class, 0-1, with TTA; a row sums to 1 |
@@ -32,6 +32,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from baseline.evaluation.table import prediction_table
+from baseline.metrics.registry import find_metric
 from baseline.parallel.distributed import all_gather, rank, world_size
 from baseline.progress import Progress
 from baseline.vision.cpu_speedups import optimize_for_cpu
@@ -66,7 +67,9 @@ def predict(
         views: `"flip"` (mirrored left to right), `"five_crops"` (center and corners, 7/8 of the side).
         thresholds: with several labels per image, `"auto"` chooses a threshold for each class on the validation split
             (see `evaluation.thresholds`), unless the loss function has a threshold other than 0.5. They are set on the
-            loss function, so that the Learner applies them, and in `attrs["thresholds"]` of the table.
+            loss function, so that the Learner applies them, and in `attrs["thresholds"]` of the table. With one label,
+            it fits cut points for a metric that has them (see `evaluation.cut_points`); they are in
+            `attrs["cut_points"]`.
         metric: the recipe's metric; if it needs probabilities, the table also has `plain_p_CLASS`, those without TTA.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
@@ -103,6 +106,10 @@ def predict(
         decided = decide(learn, outputs, classes, thresholds, progress)
     tables = [prediction_table(*output, classes, decided, metric=metric) for output in outputs]
     result = pd.concat(tables, ignore_index=True)
+    if not dls.multilabel and thresholds == "auto" and find_metric(metric).has_cut_points(len(classes)):
+        from baseline.evaluation.cut_points import with_cut_points
+
+        result = with_cut_points(result, np.concatenate([plain for _, plain, _ in outputs]), metric, progress)
     result.attrs["thresholds"] = dict(zip(classes, decided, strict=True)) if isinstance(decided, list) else {}
     return result
 

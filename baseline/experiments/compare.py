@@ -320,7 +320,8 @@ def _ensemble_table(folders: Sequence[Path], manifests: Sequence[Manifest], spli
     tables = [table[table["split"] == split] for table in map(read_predictions, folders)]
     temperatures = [manifest.get("calibration", {}).get("temperature") for manifest in manifests]
     thresholds = [manifest.get("thresholds", tasks[0][1]) for manifest in manifests]
-    return ensemble(tables, temperatures, tasks[0][0], thresholds)
+    cut_points = [manifest.get("cut_points", []) for manifest in manifests]
+    return ensemble(tables, temperatures, tasks[0][0], thresholds, cut_points)
 
 
 def _task_of(manifest: Manifest) -> tuple[str, float]:

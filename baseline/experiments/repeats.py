@@ -285,7 +285,8 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     test_tables = [table[table["split"] == "test"] for table in tables]
     temperatures = [manifest["calibration"].get("temperature") for manifest in series.manifests]
     thresholds = [manifest.get("thresholds", recipe["threshold"]) for manifest in series.manifests]
-    predictions = ensemble(test_tables, temperatures, recipe["task"], thresholds)
+    cut_points = [manifest.get("cut_points", []) for manifest in series.manifests]
+    predictions = ensemble(test_tables, temperatures, recipe["task"], thresholds, cut_points)
     write_atomic(series.folder / "predictions.csv", to_csv(predictions))
     metrics = evaluate(predictions, recipe["task"], recipe.get("metric", "auto"))["test"]
     if metric := metric_besides_accuracy(series.manifests[0]):

@@ -325,6 +325,7 @@ def check_same_prompt(run: Path, clip: ClipModel) -> None:
 def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recipe) -> None:
     """Make the run folder of a variant that trains no network."""
     from baseline.data.labels import classes_in
+    from baseline.evaluation.cut_points import with_cut_points
     from baseline.evaluation.metrics import evaluate
     from baseline.evaluation.table import prediction_table
 
@@ -338,12 +339,16 @@ def run_probe(architecture: Architecture, variant: str, run: Path, recipe: Recip
     predictions = prediction_table(
         rows, probe.probabilities, probe.probabilities, classes_in(table, recipe.data.task), threshold, metric=metric
     )
+    if recipe.data.task == "single" and recipe.evaluation.thresholds == "auto":
+        predictions = with_cut_points(predictions, probe.probabilities, metric)
     stage: StageRecord = {
         "trains": VARIANTS[variant], "why": probe.choice, "seconds": probe.seconds, "parameters": probe.parameters
     }  # fmt: skip
     metrics = evaluate(predictions, recipe.data.task, metric)
     manifest = build_manifest(recipe, architecture.images, table, architecture.unreadable, probe.weights, metrics,
                               [stage], {"training": probe.seconds})  # fmt: skip
+    if cut_points := predictions.attrs.pop("cut_points", []):
+        manifest["cut_points"] = cut_points
     write_atomic(run / "split.csv", split_to_csv(table))
     write_atomic(run / "predictions.csv", to_csv(predictions))
     write_atomic(run / "manifest.json", to_json(manifest))

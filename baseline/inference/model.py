@@ -25,8 +25,9 @@ from fastcore.foundation import L
 from fasttransform import Pipeline
 
 from baseline.data.image import load_square
-from baseline.data.labels import predicted_labels
+from baseline.data.labels import predicted_codes, predicted_labels
 from baseline.errors import DataError, OutputError, WeightsError, format_count
+from baseline.evaluation.cut_points import average_cut_points
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
@@ -333,13 +334,14 @@ class BasePredictor:
             [member.threshold for member in self.members],
         )
         reported = mean if calibrated else np.mean(member_probabilities, axis=0)
-        certainty = reported[np.arange(len(reported)), mean.argmax(1)]
+        cut_points = average_cut_points([member.cut_points for member in self.members], len(self.classes))
+        certainty = reported[np.arange(len(reported)), predicted_codes(mean, cut_points)]
         if threshold is not None:
             certainty = np.where(mean >= threshold, reported, 1 - reported).min(1)
         predicted = np.full(len(images), "", dtype=object)
         confidence = np.full(len(images), np.nan)
         probabilities = np.full((len(images), len(self.classes)), np.nan)
-        predicted[readable] = predicted_labels(mean, self.classes, threshold)
+        predicted[readable] = predicted_labels(mean, self.classes, threshold, cut_points)
         confidence[readable], probabilities[readable] = certainty, reported
         unlike = None if measured is None else np.full(len(images), np.nan)
         if unlike is not None:
@@ -380,6 +382,12 @@ class Model(BasePredictor):
     def threshold(self) -> float | list[float]:
         """Uncalibrated probability from which a label is predicted: one for all classes, or one per class."""
         return self.config.get("thresholds") or self.config["threshold"]
+
+    @property
+    def cut_points(self) -> list[float]:
+        """Cut points of the expected class number by calibrated probabilities; empty if the most probable class is
+        predicted."""
+        return [*self.config.get("cut_points", ())]
 
     @property
     def value_range(self) -> tuple[float, ...]:

@@ -48,6 +48,10 @@ class Metric:
     k: int = 0
     """K of a metric of the K most probable classes."""
 
+    def has_cut_points(self, classes: int) -> bool:
+        """Whether it can gain from predicting another class than the most probable; see `evaluation.cut_points`."""
+        return self.ordered or (classes == 2 and self.name in ("balanced_accuracy", "macro_f1", "micro_f1"))
+
     def measure(self, predictions: Predictions) -> Sums | Ranks:
         """Return the metric with what its interval is computed from."""
         module = import_module(f"baseline.metrics.{self.module}")

@@ -282,7 +282,7 @@ def quality_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         wrong = matrix - np.diag(matrix.diagonal())
         top_errors = [f"{run.classes[row.argmax()]} ({row.max()})" if row.any() else "" for row in wrong]
     classes = zip(tta["classes"].items(), top_errors, strict=True)
-    context["thresholds"] = run.manifest.get("thresholds", {})
+    context["thresholds"], context["cut_points"] = (run.manifest.get(key) for key in ("thresholds", "cut_points"))
     return context | {"per_class": [{"name": name, "top_error": error, **row} for (name, row), error in classes]}
 
 

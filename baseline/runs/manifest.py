@@ -91,6 +91,8 @@ class Manifest(TypedDict, total=False):
     """Logistic regression on features of the frozen body, beside the result; see `baseline.runs.probe_reference`."""
     thresholds: dict[str, float]
     """The threshold of each class, where they were chosen on the valid split; else all have that of the recipe."""
+    cut_points: list[float]
+    """Cut points of the expected class number, where they gain on the valid split; see `evaluation.cut_points`."""
     asked: RunRequest
     """What the run was started with."""
     own_parts: dict[str, list[str]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ GOLDEN_IMAGES = 4
 """Number of images that the model folder keeps to check itself by."""
 
 
+NO_DECISIONS: Mapping[str, Any] = {"thresholds": []}
+
+
 def write_fixes(folder: Path, prepared: Prepared) -> None:
     """Write the label fixes that were applied, if any."""
     if prepared.fixes is not None:
@@ -48,7 +51,10 @@ def write_run(
     recipe = recipe_from_dict(manifest["recipe"])
     if thresholds := predicted.attrs.pop("thresholds", {}):
         manifest["thresholds"] = thresholds
-    write_training(folder, learn, history, recipe, weights, temperature, transforms, [*thresholds.values()])
+    if cut_points := predicted.attrs.pop("cut_points", []):
+        manifest["cut_points"] = cut_points
+    decisions = {"thresholds": [*thresholds.values()]} | ({"cut_points": cut_points} if cut_points else {})
+    write_training(folder, learn, history, recipe, weights, temperature, transforms, decisions)
     write_atomic(folder / "split.csv", split_to_csv(table))
     write_atomic(folder / "predictions.csv", to_csv(predicted))
     write_atomic(folder / "lr_find.csv", to_csv(history.sweeps))
@@ -63,9 +69,9 @@ def write_training(
     weights: Weights | None,
     temperature: float | None = None,
     transforms: Sequence[str] = (),
-    thresholds: Sequence[float] = (),
+    decisions: Mapping[str, Any] = NO_DECISIONS,
 ) -> None:
-    """Write the history and the model folder.
+    """Write the history and the model folder; `decisions` are its fields `thresholds` and `cut_points`.
 
     A network that is not one of the architectures that `load` can build gets a file `weights.safetensors` instead.
     """
@@ -98,7 +104,7 @@ def write_training(
         "tta": recipe.evaluation.tta,
         "task": recipe.data.task,
         "threshold": recipe.evaluation.threshold,
-        "thresholds": [*thresholds],
+        **decisions,
         "temperature": temperature,
         "crop": recipe.augment.crop,
         "precision": recipe.model.precision,

@@ -87,6 +87,10 @@ def _is_threshold_list(value: Any) -> bool:
     return isinstance(value, list) and all(is_number(number, 0.001, 0.999) for number in value)
 
 
+def _is_cut_point_list(value: Any) -> bool:
+    return isinstance(value, list) and all(is_number(cut, 0, MAX_CLASSES) for cut in value) and value == sorted(value)
+
+
 def _is_unicode(text: str) -> bool:
     try:
         return bool(text.encode())
@@ -107,6 +111,7 @@ FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (lambda v: v in ("single", "multilabel"), "single or multilabel"),
     "threshold": (lambda v: is_number(v, 0.001, 0.999), "a probability above 0 and below 1"),
     "thresholds": (_is_threshold_list, "one probability above 0 and below 1 per class, or an empty list"),
+    "cut_points": (_is_cut_point_list, "ascending numbers, one fewer than classes, or an empty list"),
     "temperature": (lambda v: v is None or is_number(v, 1e-3, 1e3), "a number from 0.001 to 1000, or null"),
     "crop": (lambda v: is_number(v, 0.1, 1), "a fraction from 0.1 to 1"),
     "precision": (lambda v: v in PRECISIONS[1:], f"one of {', '.join(PRECISIONS[1:])}"),
@@ -219,13 +224,14 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path.parent} has format {reprlib.repr(version)}; this version reads 1 to {FORMAT}. Update baseline."
         )
     config = _OPTIONAL_FIELDS | upgrade_model_config(config)
-    missing = [name for name in FIELD_CHECKS if name not in config]
+    missing = [name for name in FIELD_CHECKS if name not in config and name != "cut_points"]
     missing += ["sha256"] if version > 1 and not _is_hash_table(config.get("sha256")) else []
     if missing:
         raise OutputError(f"{path} lacks {', '.join(missing)}. Copy it again from an intact copy.")
-    invalid = [name for name, (is_valid, _) in FIELD_CHECKS.items() if not is_valid(config[name])]
-    if not invalid and len(config["thresholds"]) not in (0, len(config["classes"])):
-        invalid = ["thresholds"]
+    invalid = [name for name, (is_valid, _) in FIELD_CHECKS.items() if name in config and not is_valid(config[name])]
+    if not invalid:
+        counts = {"thresholds": len(config["classes"]), "cut_points": len(config["classes"]) - 1}
+        invalid = [name for name, count in counts.items() if len(config.get(name, [])) not in (0, count)]
     if invalid:
         problems = "; ".join(
             f"{name} is {reprlib.repr(config[name])}, needed: {FIELD_CHECKS[name][1]}" for name in invalid

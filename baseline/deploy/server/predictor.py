@@ -245,7 +245,9 @@ class Predictor:
 
     def _heatmap(self, square: np.ndarray, class_name: str | None) -> np.ndarray:
         if class_name is None:
-            index = int(self.predict_squares([square]).probabilities[0].argmax())
+            batch = self.predict_squares([square])
+            is_single = not self.model.multilabel
+            index = self.classes.index(batch.predicted[0]) if is_single else int(batch.probabilities[0].argmax())
         else:
             index = self.classes.index(class_name)
         heatmaps = grad_cam(self.model.network, self.model.inputs([square]), [index])
