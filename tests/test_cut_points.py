@@ -231,7 +231,7 @@ def test_the_server_answers_by_them(cut: Path, images: Path) -> None:
     from baseline.deploy.server.app import create_app
 
     path = sorted(images.rglob("*.jpg"))[0]
-    with TestClient(create_app(cut)) as client:
+    with TestClient(create_app(cut), base_url="http://localhost") as client:
         answer = client.post("/predict", files=[("image", (path.name, path.read_bytes(), "image/jpeg"))]).json()
     assert answer["predictions"][0]["predicted"] == load(cut).predict([path])["predicted"][0]
 

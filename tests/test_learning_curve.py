@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -16,9 +17,19 @@ from conftest import leave_out_pages
 
 import baseline
 from baseline import Progress, run_learning_curve
+from baseline.cli.printing import curve_table
 from baseline.errors import DataError, OutputError, RecipeError
-from baseline.experiments.learning_curve import LearningCurve, describe_redundancy, sample_groups, sample_within_groups
+from baseline.experiments.curve_errors import MetricErrors
+from baseline.experiments.learning_curve import (
+    LearningCurve,
+    describe_redundancy,
+    fit_variant,
+    sample_groups,
+    sample_within_groups,
+)
 from baseline.experiments.power_law import fit_power_law
+from baseline.metrics.predictions import Predictions
+from baseline.metrics.registry import find_metric
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -176,3 +187,95 @@ def test_impossible_curves_are_rejected(
         run_learning_curve(images, small, sizes=[1, 500, 600], out=out, progress=QUIET)
     with pytest.raises(OutputError, match="--resume"):
         run_learning_curve(images, small, out=curve.folder, progress=QUIET)
+
+
+def noisy_grades(images: int, rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
+    """Probabilities of three classes from a training on so many images: the more, the more certain and right."""
+    error = 0.05 + 1.2 * images**-0.4 + rng.normal(0, 0.005)
+    scores = np.eye(3)[truth] * (1 - error) * 3 + rng.normal(0, 1, (len(truth), 3)) * (0.5 + error)
+    exponents = np.exp(scores)
+    return exponents / exponents.sum(1, keepdims=True)
+
+
+def test_errors_by_a_metric_are_those_of_the_metric_with_repeated_images() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 60)
+    drawn = rng.integers(0, 60, 60)
+    weights = np.bincount(drawn, minlength=60).astype(float)
+    for name in ("macro_f1", "quadratic_kappa", "log_loss", "brier", "roc_auc", "average_precision", "top_2"):
+        metric = find_metric(name)
+        cases = [noisy_grades(images, rng, truth) for images in (20, 200)]
+        errors = MetricErrors([metric.measure(Predictions(truth, p.argmax(1), p)) for p in cases], metric)
+        exact = [metric.value(Predictions(truth[drawn], p[drawn].argmax(1), p[drawn])) for p in cases]
+        sign = 1 if metric.higher_is_better else 0
+        expected = np.array([1 - value if sign else value for value in exact])
+        tolerance = 0.05 if name in ("roc_auc", "average_precision") else 1e-12  # linear in the weights
+        assert errors.weighted(weights) == pytest.approx(expected, abs=tolerance)
+        assert errors.weighted(np.ones(60)) == pytest.approx(
+            [1 - v if sign else v for v in errors.values.tolist()], abs=1e-12
+        )
+
+
+def test_the_accuracy_as_a_metric_has_the_law_of_the_accuracy() -> None:
+    rng = np.random.default_rng(1)
+    truth, images = rng.integers(0, 3, 300), np.repeat([20, 40, 80, 160], 2)
+    probabilities = [noisy_grades(int(number), rng, truth) for number in images]
+    metric = find_metric("accuracy")
+    errors = MetricErrors([metric.measure(Predictions(truth, p.argmax(1), p)) for p in probabilities], metric)
+    one = fit_power_law(images, np.array([p.argmax(1) == truth for p in probabilities]))
+    other = fit_power_law(images, errors)
+    assert other.prediction_interval(320) == pytest.approx(one.prediction_interval(320), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["log_loss", "macro_f1", "roc_auc"])
+def test_intervals_cover_a_metric_of_more_images(name: str) -> None:
+    metric, covered = find_metric(name), 0
+    for trial in range(6):
+        rng = np.random.default_rng(trial)
+        truth, images = rng.integers(0, 3, 400), np.repeat([25, 50, 100, 200, 400], 2)
+
+        def measured(number: int, rng: np.random.Generator = rng, truth: np.ndarray = truth) -> Any:
+            p = noisy_grades(number, rng, truth)
+            return metric.measure(Predictions(truth, p.argmax(1), p))
+
+        errors = MetricErrors([measured(int(number)) for number in images], metric)
+        low, high = fit_power_law(images, errors, same_test=True).prediction_interval(800)
+        value = measured(800).value
+        covered += low <= (1 - value if metric.higher_is_better else value) <= high
+        assert high - low < 0.25
+    assert covered >= 5
+
+
+def test_a_curve_of_a_metric_has_it_in_table_chart_page_and_forecast(
+    images: Path, deterministic: baseline.Recipe, tmp_path: Path
+) -> None:
+    from rich.console import Console
+
+    curve = run_learning_curve(
+        images, deterministic, sizes=[2, 4, 8], seeds=2, variants=["logistic"], metric="log_loss",
+        out=tmp_path / "curve", progress=QUIET,
+    )  # fmt: skip
+    fit = curve.fits["logistic"]
+    assert fit["doubled"]["log_loss"] >= 0 and "accuracy" not in fit["doubled"]
+    assert all(0 <= low <= high for _, low, high in fit["forecast"])
+    assert any("should lower the log loss by" in sentence for sentence in curve.sentences)
+    assert not any("accuracy" in sentence for sentence in curve.sentences)
+    page = (curve.folder / "curve.html").read_text()
+    assert "Log loss by training images" in page and "the log loss itself" in page and "Accuracy by" not in page
+    console = Console(width=200, file=io.StringIO())
+    console.print(curve_table(curve))
+    assert "logistic, log loss on test" in console.file.getvalue() and "%," not in console.file.getvalue()
+
+
+def test_trainings_without_a_value_are_left_out_and_counted() -> None:
+    rng, metric = np.random.default_rng(0), find_metric("quadratic_kappa")
+    truth = rng.integers(0, 3, 60)
+    results: list[Any] = []
+    for number in (5, 10, 20, 40):
+        p = np.eye(3)[np.zeros(60, int)] if number == 5 else noisy_grades(number, rng, truth)
+        results.append(metric.measure(Predictions(truth if number > 5 else truth * 0, p.argmax(1), p)))
+    rows = {"images": [5, 10, 20, 40], "quadratic_kappa": [one.value for one in results]}
+    fit = fit_variant(pd.DataFrame(rows), results, metric)
+    assert fit["doubled"]["images"] == 80 and "undefined in 1 of 4 trainings" in fit["words"][-1]
+    few = fit_variant(pd.DataFrame(rows).iloc[:3], results, metric)
+    assert set(few) == {"words"} and "no forecast" in few["words"][0]

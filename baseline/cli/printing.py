@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -198,17 +199,19 @@ def ladder_table(result: Ladder) -> RenderableType:
 
 
 def curve_table(result: LearningCurve) -> RenderableType:
+    metric = result.metric or find_metric("accuracy")
+    show = partial(metric.text, digits=1)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("training images", justify="right")
     variants = list(result.fits)
     for variant in variants:
-        table.add_column(f"{variant}, accuracy on {result.split}", justify="right")
+        table.add_column(f"{variant}, {metric.title} on {result.split}", justify="right")
     means = result.table.pivot_table(
-        index="images", columns="variant", values="accuracy", aggfunc=["mean", "min", "max"]
+        index="images", columns="variant", values=metric.name, aggfunc=["mean", "min", "max"]
     )
     for images, row in means.iterrows():
         spans = [
-            f"{row['mean', variant]:.1%}, lowest {row['min', variant]:.1%}, highest {row['max', variant]:.1%}"
+            f"{show(row['mean', variant])}, lowest {show(row['min', variant])}, highest {show(row['max', variant])}"
             if row["mean", variant] == row["mean", variant]
             else ""
             for variant in variants

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
-from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy
+from baseline.experiments.curve_errors import ErrorRates, MetricErrors, error_of
+from baseline.experiments.metric_comparison import measure_metric, metric_besides_accuracy
 from baseline.experiments.power_law import fit_power_law
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
@@ -28,6 +29,7 @@ from baseline.experiments.variants import (
     resume_hint_on_interrupt,
 )
 from baseline.files import to_csv, to_json, write_atomic
+from baseline.metrics.registry import find_metric
 from baseline.parallel.executor import Job, get_executor
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import choose_recipe
@@ -36,6 +38,8 @@ from baseline.runs.folder import create_run_folder, run_name
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.experiments.curve_errors import Errors
+    from baseline.experiments.power_law import PowerLaw
     from baseline.experiments.variants import Architecture
     from baseline.metrics.registry import Metric
     from baseline.parallel.executor import Executor
@@ -57,8 +61,6 @@ MIN_GROUPS = 16
 MIN_REDUNDANCY_SEEDS = 5
 """Minimum number of samples that each accuracy in that analysis is averaged over."""
 
-FIGURE_TITLE = "Accuracy by training images"
-
 CURVE_VARIANTS = tuple(name for name in VARIANTS if name not in (*ARCH_INDEPENDENT, "tta"))
 
 
@@ -73,14 +75,17 @@ class LearningCurve:
     """One row per training: `variant, size` (images per class), `seed` (of the sample of images), `images` (for
     training), `accuracy` (0-1, without TTA) and `run` (its folder; empty if no network was trained)."""
     fits: dict[str, dict[str, Any]]
-    """By variant: `floor, scale, exponent`; `doubled`: number of images, expected accuracy and interval of the gain;
-    `checked`: the accuracy with all images, as extrapolated from at most half of them (an interval) and as measured."""
+    """By variant: `floor, scale, exponent`; `doubled`: number of images, expected accuracy (or the recipe's metric, by
+    its name) and interval of the gain, positive where it is an improvement; `checked`: the same with all images, as
+    extrapolated from at most half of them (an interval) and as measured. Only `words` where no law can be fitted,
+    because the metric is undefined at too many sizes."""
     redundancy: dict[str, Any]
     """If images have groups: accuracies with a fraction of every group's images, and with all images of a fraction of
     the groups."""
     sentences: list[str]
     metric: Metric | None = None
-    """The metric that the recipe names, if it is not the accuracy: `table` then has a column of its name."""
+    """The metric that the recipe names, if it is not the accuracy: `table` then has a column of its name, NaN where it
+    is undefined, and power laws are fitted to it."""
 
 
 def run_learning_curve(
@@ -192,26 +197,24 @@ class CurvePlan:
         job_results = {job.description: predictions for job, predictions in executor.as_completed(jobs, count)}
         recipe = self.architecture.recipe
         rows: list[dict[str, Any]] = []
-        all_hits: list[np.ndarray] = []
+        measured: list[Any] = []
         for variant, size, seed in trainings:
             run = "" if variant in PROBES else str(self._run_folder(variant, size, seed))
             predictions = self._read_predictions(run) if run else job_results[titles[variant, size, seed]]
             hits = (predictions["predicted"] == predictions["label"]).to_numpy()
-            all_hits.append(hits)
             metric = self.metric
-            value = {metric.name: evaluate_metric(predictions, metric, recipe.data.task).value} if metric else {}
+            measured.append(measure_metric(predictions, metric, recipe.data.task) if metric else hits)
+            value = {metric.name: measured[-1].value} if metric else {}
             images = int((self._sample(size, seed)["split"] == "train").sum())
             rows.append({"variant": variant, "size": size, "seed": seed, "images": images,
                          "accuracy": float(hits.mean()), **value, "run": run})  # fmt: skip
         table = pd.DataFrame(rows)
         fits = {
-            variant: fit_variant(table[table["variant"] == variant], np.array(all_hits)) for variant in self.variants
+            variant: fit_variant(table[table["variant"] == variant], measured, self.metric) for variant in self.variants
         }
         redundancy = self._measure_redundancy()
         sentences = [f"{VARIANTS[variant]}: {line}" for variant in self.variants for line in fits[variant]["words"]]
         sentences += redundancy.get("words", [])
-        if self.metric:
-            sentences += describe_metric(table, self.metric)
         return LearningCurve(self.folder, self.split, table, fits, redundancy, sentences, self.metric)
 
     def _sample(self, size: int, seed: int) -> pd.DataFrame:
@@ -365,59 +368,96 @@ def training_sizes(table: pd.DataFrame, task: str, requested: Sequence[int]) -> 
     return [*sizes, largest]
 
 
-def fit_variant(table: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
+def fit_variant(table: pd.DataFrame, results: Sequence[Any], metric: Metric | None = None) -> dict[str, Any]:
     """Fit the power law of one variant, extrapolate it to twice the images, and check it.
 
-    The check extrapolates from at most half of the images to all, and compares with the measured accuracy.
+    The check extrapolates from at most half of the images to all, and compares with the measured value.
 
     Args:
         table: the rows of one variant.
-        hits: which evaluation images each training predicts correctly, by the table's index, all trainings x images.
+        results: by the table's index, which evaluation images each training predicts correctly; or with a metric, that
+            metric, measured.
     """
-    law = fit_power_law(table["images"].to_numpy(), hits[table.index])
-    largest = int(table["images"].max())
+    column = metric.name if metric else "accuracy"
+    defined = table.dropna(subset=column)
+    undefined = describe_undefined(table, metric)
+    if defined["images"].nunique() < MIN_SIZES:
+        return {"words": [f"no forecast: {undefined}, and a power law needs at least {MIN_SIZES} sizes."]}
+    law = fit_power_law(defined["images"].to_numpy(), errors_of(defined, results, metric))
+    largest = int(defined["images"].max())
     low, high = law.gain(largest, 2 * largest)
-    doubled = {
-        "images": 2 * largest,
-        "accuracy": float(1 - law.error(2 * largest)[0]),
-        "gain": (low, high),
-    }
-    sentences = [
-        f"doubling the training images to {2 * largest:,} should gain {100 * low:.1f} to {100 * high:.1f} points."
-    ]
+    doubled = {"images": 2 * largest, column: error_of(metric, float(law.error(2 * largest)[0])), "gain": (low, high)}
+    sentences = [f"doubling the training images to {2 * largest:,} should {describe_gain(low, high, metric)}."]
     parameters = {name: float(getattr(law, name)[0]) for name in ("floor", "scale", "exponent")}
     forecast = [
-        (float(images), *(float(np.clip(1 - bound, 0, 1)) for bound in reversed(law.prediction_interval(images))))
-        for images in np.geomspace(largest, 2 * largest, 8)
+        (float(images), *value_interval(law, images, metric)) for images in np.geomspace(largest, 2 * largest, 8)
     ]
     result: dict[str, Any] = {**parameters, "noise": law.noise, "doubled": doubled, "forecast": forecast}
-    half = table[table["images"] <= largest / 2]
+    half = defined[defined["images"] <= largest / 2]
     if half["images"].nunique() >= MIN_SIZES:
-        earlier_law = fit_power_law(half["images"].to_numpy(), hits[half.index], same_test=True)
-        trainings = int((table["images"] == largest).sum())
-        high, low = (1 - bound for bound in earlier_law.prediction_interval(largest, trainings))
-        measured = float(table.loc[table["images"] == largest, "accuracy"].mean())
-        resolution = 1 / hits.shape[1]  # an accuracy is a multiple of one image
-        inside = low - resolution <= measured <= high + resolution
-        result["checked"] = {"from": int(half["images"].max()), "foretold": (low, high), "measured": measured,
-                             "inside": inside}  # fmt: skip
-        verdict = "inside the interval" if inside else "outside the interval: read the line above with caution"
-        sentences.append(
-            f"extrapolated from at most {result['checked']['from']:,} images, the accuracy with all {largest:,} was "
-            f"expected at {100 * low:.1f} to {100 * high:.1f}%; measured {100 * measured:.1f}%, {verdict}."
-        )
-    return result | {"words": sentences}
+        result["checked"], sentence = check_law(defined, half, results, metric)
+        sentences.append(sentence)
+    return result | {"words": [*sentences, *([f"{undefined}."] if undefined else [])]}
 
 
-def describe_metric(table: pd.DataFrame, metric: Metric) -> list[str]:
-    """Return a sentence per variant on the recipe's metric by training images; the laws are of the accuracy."""
-    return [
-        f"{VARIANTS[str(variant)]}: {metric.title} "
-        + ", ".join(f"{metric.text(value, 1)} with {images:,}" for images, value in means.items())
-        + " training images (means); the power law is of the accuracy."
-        for variant, rows in table.groupby("variant", sort=False)
-        for means in [rows.groupby("images")[metric.name].mean()]
-    ]
+def check_law(
+    table: pd.DataFrame, half: pd.DataFrame, results: Sequence[Any], metric: Metric | None
+) -> tuple[dict[str, Any], str]:
+    """Return how well the law of at most half of the images foretold the result with all, and a sentence about it."""
+    largest, column = int(table["images"].max()), metric.name if metric else "accuracy"
+    errors = errors_of(half, results, metric)
+    law = fit_power_law(half["images"].to_numpy(), errors, same_test=True)
+    low, high = value_interval(law, largest, metric, int((table["images"] == largest).sum()), clip=False)
+    measured = float(table.loc[table["images"] == largest, column].mean())
+    resolution = 0.0 if metric else 1 / errors.images  # an accuracy is a multiple of one image
+    inside = low - resolution <= measured <= high + resolution
+    checked = {"from": int(half["images"].max()), "foretold": (low, high), "measured": measured, "inside": inside}
+    verdict = "inside the interval" if inside else "outside the interval: read the line above with caution"
+    show = partial(find_metric("accuracy").text if metric is None else metric.text, digits=1)
+    span = f"{show(low).removesuffix('%')} to {show(high)}"
+    return checked, (
+        f"extrapolated from at most {checked['from']:,} images, the {metric.title if metric else 'accuracy'} with all "
+        f"{largest:,} was expected at {span}; measured {show(measured)}, {verdict}."
+    )
+
+
+def errors_of(table: pd.DataFrame, results: Sequence[Any], metric: Metric | None) -> Errors:
+    """Return the errors of the trainings in the rows of a table."""
+    rows = [results[index] for index in table.index]
+    return ErrorRates(np.array(rows)) if metric is None else MetricErrors(rows, metric)
+
+
+def value_interval(
+    law: PowerLaw, images: float, metric: Metric | None, trainings: int = 1, *, clip: bool = True
+) -> tuple[float, float]:
+    """Return the 95% confidence interval of the accuracy or the metric, within its range if `clip`."""
+    low, high = sorted(error_of(metric, bound) for bound in law.prediction_interval(images, trainings))
+    if not clip:
+        return low, high
+    highest = 1.0 if metric is None or metric.higher_is_better else np.inf
+    lowest = -1.0 if metric is not None and metric.ordered else 0.0
+    return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))
+
+
+def describe_gain(low: float, high: float, metric: Metric | None) -> str:
+    """Return what an interval of a decrease in error means for the metric.
+
+    >>> describe_gain(0.004, 0.019, None), describe_gain(0.004, 0.019, find_metric("log_loss"))
+    ('gain 0.4 to 1.9 points', 'lower the log loss by 0.004 to 0.019')
+    >>> describe_gain(0.004, 0.019, find_metric("macro_f1"))
+    'raise the macro F1 by 0.4 to 1.9 points'
+    """
+    points = f"{100 * low:.1f} to {100 * high:.1f} points"
+    if metric is None:
+        return f"gain {points}"
+    verb = "raise" if metric.higher_is_better else "lower"
+    return f"{verb} the {metric.title} by {points if metric.percent else f'{low:.3f} to {high:.3f}'}"
+
+
+def describe_undefined(table: pd.DataFrame, metric: Metric | None) -> str:
+    """Return how many trainings have no value of the metric, which the power law leaves out; empty if all have one."""
+    count = int(table[metric.name].isna().sum()) if metric else 0
+    return f"{metric.title if metric else ''} is undefined in {count} of {len(table)} trainings" if count else ""
 
 
 def write_curve_files(curve: LearningCurve) -> None:
@@ -427,15 +467,20 @@ def write_curve_files(curve: LearningCurve) -> None:
     from baseline.report import figures
     from baseline.report.html import render
 
-    lines = {variant: curve_points(curve, variant) for variant in curve.fits}
+    fitted = {variant: fit for variant, fit in curve.fits.items() if "forecast" in fit}
+    lines = {variant: curve_points(curve, variant) for variant in fitted}
     names = {variant: VARIANTS[variant] for variant in curve.fits}
-    bands = {variant: np.array(fit["forecast"]).T for variant, fit in curve.fits.items()}
-    figure = figures.curve_figure(curve.table, lines, names, bands)
+    bands = {variant: np.array(fit["forecast"]).T for variant, fit in fitted.items()}
+    metric = curve.metric or find_metric("accuracy")
+    title = metric.title[:1].upper() + metric.title[1:]
+    figure = figures.curve_figure(curve.table, lines, names, bands, metric)
     contents = {"split": curve.split, "sentences": curve.sentences, "fits": curve.fits, "redundancy": curve.redundancy}
-    sizes = curve.table.groupby(["variant", "images"], sort=False)["accuracy"].agg(["count", "mean", "min", "max"])
+    sizes = curve.table.groupby(["variant", "images"], sort=False)[metric.name].agg(["count", "mean", "min", "max"])
     page = {
         "curve": curve,
-        "drawing": Markup(figures.svg(figure, "curve", FIGURE_TITLE)),
+        "metric": metric,
+        "drawing": Markup(figures.svg(figure, "curve", f"{title} by training images")),
+        "title": title,
         "variants": VARIANTS,
         "rows": sizes.reset_index().to_dict("records"),
     }
@@ -446,7 +491,8 @@ def write_curve_files(curve: LearningCurve) -> None:
 
 
 def curve_points(curve: LearningCurve, variant: str) -> np.ndarray:
-    """Return the power law as numbers of images and accuracies, up to twice the available images (2 x points)."""
+    """Return the power law as numbers of images and values of the metric, up to twice the images (2 x points)."""
     fit = curve.fits[variant]
     images = np.geomspace(curve.table["images"].min(), fit["doubled"]["images"], 60)
-    return np.stack([images, 1 - (fit["floor"] + fit["scale"] * images ** -fit["exponent"])])
+    errors = fit["floor"] + fit["scale"] * images ** -fit["exponent"]
+    return np.stack([images, [error_of(curve.metric, error) for error in errors]])

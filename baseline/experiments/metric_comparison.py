@@ -16,10 +16,13 @@ from baseline.report.headline import Headline, named_metric
 if TYPE_CHECKING:
     import pandas as pd
 
+    from baseline.metrics.predictions import Sums
+
 __all__ = [
     "compare_tables",
     "describe_test",
     "evaluate_metric",
+    "measure_metric",
     "metric_besides_accuracy",
     "metric_test",
 ]
@@ -34,11 +37,18 @@ def metric_besides_accuracy(manifest: Mapping[str, Any]) -> Metric | None:
 def evaluate_metric(table: pd.DataFrame, metric: Metric, task: str) -> Headline:
     """Return the metric of a prediction table of one split, with its interval."""
     from baseline.evaluation.details.named_metric import metric_interval
-    from baseline.evaluation.table import class_columns, group_codes, table_predictions
+    from baseline.evaluation.table import group_codes
 
-    measured = metric.measure(table_predictions(table, class_columns(table), task))
+    measured = measure_metric(table, metric, task)
     value = None if np.isnan(measured.value) else measured.value
     return Headline(metric, value, metric_interval(measured, group_codes(table)))
+
+
+def measure_metric(table: pd.DataFrame, metric: Metric, task: str) -> Sums | Ranks:
+    """Return the metric of a prediction table of one split, with what its interval is computed from."""
+    from baseline.evaluation.table import class_columns, table_predictions
+
+    return metric.measure(table_predictions(table, class_columns(table), task))
 
 
 def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: str) -> dict[str, Any]:
@@ -53,13 +63,13 @@ def metric_test(one: pd.DataFrame, other: pd.DataFrame, metric: Metric, task: st
         DataError: if an image has different labels in the tables.
     """
     from baseline.evaluation.significance import include_zero
-    from baseline.evaluation.table import check_same_images, class_columns, group_codes, table_predictions
+    from baseline.evaluation.table import check_same_images, group_codes
 
     check_same_images(one[["path", "label"]].merge(other[["path", "label"]], on="path", suffixes=("", "_other")))
     paths = set(one["path"]) & set(other["path"])
     first, second = (table[table["path"].isin(paths)].sort_values("path") for table in (one, other))
     groups = group_codes(first)
-    pair = [metric.measure(table_predictions(table, class_columns(table), task)) for table in (first, second)]
+    pair = [measure_metric(table, metric, task) for table in (first, second)]
     if any(np.isnan(measured.value) for measured in pair):
         return {}
     interval, p = difference_of_ranks(pair, groups) if isinstance(pair[0], Ranks) else difference_of_sums(pair, groups)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from baseline.experiments.curve_errors import ErrorRates, Errors
+
 __all__ = ["PowerLaw", "fit_power_law"]
 
 SAMPLE_COUNT = 500
@@ -48,7 +50,7 @@ class PowerLaw:
         return _interval((self.error(images) - self.error(more))[1:])
 
 
-def fit_power_law(images: np.ndarray, hits: np.ndarray, *, same_test: bool = False) -> PowerLaw:
+def fit_power_law(images: np.ndarray, results: np.ndarray | Errors, *, same_test: bool = False) -> PowerLaw:
     """Fit the power law of the error, and fit it again to bootstrap samples for its uncertainty.
 
     A sample draws test images, and trainings of each number of images, with replacement. All trainings share the drawn
@@ -56,7 +58,7 @@ def fit_power_law(images: np.ndarray, hits: np.ndarray, *, same_test: bool = Fal
 
     Args:
         images: number of training images of each training, N.
-        hits: which test images each training predicts correctly, N x test images, bool.
+        results: which test images each training predicts correctly, N x test images, bool; or errors by a metric.
         same_test: the extrapolation will be measured on the same test images, so they are not drawn.
 
     >>> rng = np.random.default_rng(0)
@@ -66,21 +68,24 @@ def fit_power_law(images: np.ndarray, hits: np.ndarray, *, same_test: bool = Fal
     >>> low < 0.05 + 2 * 1600**-0.5 < high
     True
     """
+    errors = ErrorRates(results) if isinstance(results, np.ndarray) else results
     rng = np.random.default_rng(0)
     sizes = np.unique(images)
     rows_by_size = [np.flatnonzero(images == size) for size in sizes]
     mean_errors = np.empty((1 + SAMPLE_COUNT, len(sizes)))
+    every = np.ones(errors.images)
+    measured = errors.weighted(every)
     for sample in range(1 + SAMPLE_COUNT):
-        weights = np.ones(hits.shape[1])
+        weights = every
         if sample and not same_test:
-            weights = rng.multinomial(hits.shape[1], np.full(hits.shape[1], 1 / hits.shape[1])).astype(float)
-        errors = 1 - hits @ weights / weights.sum()
+            weights = rng.multinomial(errors.images, every / errors.images).astype(float)
+        sampled = measured if weights is every else errors.weighted(weights)
         sampled_rows = [rows if not sample else rng.choice(rows, len(rows)) for rows in rows_by_size]
-        mean_errors[sample] = [errors[rows].mean() for rows in sampled_rows]
-    spread = np.array([(1 - hits[rows].mean(1)).std(ddof=1) if len(rows) > 1 else np.nan for rows in rows_by_size])
+        mean_errors[sample] = [sampled[rows].mean() for rows in sampled_rows]
+    spread = np.array([measured[rows].std(ddof=1) if len(rows) > 1 else np.nan for rows in rows_by_size])
     noise = float(np.sqrt(np.nanmean(spread**2))) if np.isfinite(spread).any() else 0.0
     counts = np.array([len(rows) for rows in rows_by_size])
-    sampling_variance = mean_errors[0] * (1 - mean_errors[0]) / hits.shape[1]
+    sampling_variance = errors.sampling_variance(rows_by_size, mean_errors[0])
     variance = noise**2 / counts + sampling_variance + (MAX_MISFIT * mean_errors[0]) ** 2 + 1e-9
     if not np.isfinite(spread).any():
         noise = float(np.sqrt(sampling_variance[-1]))

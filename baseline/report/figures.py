@@ -344,34 +344,41 @@ def ladder_figure(variants: pd.DataFrame, metric: Metric | None = None) -> Figur
 
 @with_figure_style
 def curve_figure(
-    trainings: pd.DataFrame, lines: dict[str, np.ndarray], names: dict[str, str], bands: dict[str, np.ndarray]
+    trainings: pd.DataFrame,
+    lines: dict[str, np.ndarray],
+    names: dict[str, str],
+    bands: dict[str, np.ndarray],
+    metric: Metric,
 ) -> Figure:
-    """Plot accuracy against the number of training images.
+    """Plot a metric against the number of training images.
 
     Each training is a dot, means are joined, and the fitted power law is dashed, up to twice the images. The figure is
     as wide as a phone.
 
     Args:
         trainings: see `baseline.experiments.learning_curve.LearningCurve.table`.
-        lines: by variant, images and accuracies of its power law, 2 x points.
+        lines: by variant, images and values of its power law, 2 x points; none for a variant without one.
         names: by variant, its name in the legend.
         bands: by variant, images and the ends of the 95% confidence interval of the forecast, 3 x points.
+        metric: the column of the trainings to plot.
     """
-    figure = Figure(figsize=(5, 3.8 + 0.2 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(5, 3.8 + 0.2 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for variant, color in zip(lines, (BLUE, ORANGE, GREEN, RED, GRAY) * len(lines), strict=False):
+    for variant, color in zip(names, (BLUE, ORANGE, GREEN, RED, GRAY) * len(names), strict=False):
         rows = trainings[trainings["variant"] == variant]
-        means = rows.groupby("images")["accuracy"].mean()
-        axes.plot(rows["images"], rows["accuracy"], "o", color=color, alpha=0.35, markersize=4)
+        means = rows.groupby("images")[metric.name].mean()
+        axes.plot(rows["images"], rows[metric.name], "o", color=color, alpha=0.35, markersize=4)
         axes.plot(means.index, means, "-o", color=color, markersize=5, label=names[variant])
-        axes.plot(*lines[variant], "--", color=color, linewidth=1.2)
-        axes.fill_between(*bands[variant], color=color, alpha=0.2, linewidth=0)
-    axes.set(xscale="log", xlabel="training images", ylabel="accuracy")
+        if variant in lines:
+            axes.plot(*lines[variant], "--", color=color, linewidth=1.2)
+            axes.fill_between(*bands[variant], color=color, alpha=0.2, linewidth=0)
+    axes.set(xscale="log", xlabel="training images", ylabel=metric.title)
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    if metric.percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.plot([], [], "--", color=GRAY, linewidth=1.2, label="power law, up to twice the images")
     axes.fill_between([], [], [], color=GRAY, alpha=0.3, label="95% confidence interval of the forecast")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
