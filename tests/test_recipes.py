@@ -282,3 +282,23 @@ def test_a_recipes_body_is_the_one_whose_weights_are_at_hand_and_the_choice_is_w
     )
     with pytest.raises(RecipeError, match="no architecture 'resnet81'"):
         resolve(recipe.changed(arch="resnet81 or auto"), table)
+
+
+def test_a_preset_with_smaller_images_takes_larger_ones_where_there_are_few() -> None:
+    table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(5004)], "label": ["a", "b"] * 2502, "split": "train"})
+    table.loc[:1, "split"] = "valid"
+    quick = load_recipe("cifar10").changed(arch="test_efficientnet", pretrained=False).with_preset("quick")
+    assert (quick.model.image_size, quick.model.small_set_size) == (80, 128)
+
+    def size(recipe: Recipe, images: int) -> tuple[int, str]:
+        resolved, _, reasons = resolve(recipe, table.head(images + 2))
+        assert resolved.model.small_set_size == 0  # settled: fewer images later do not change it again
+        return resolved.model.image_size, reasons.get("image_size", "")
+
+    assert size(quick, 5000) == (128, "5,000 training images are few: 80 would save little time")
+    assert size(quick, 5001) == (80, "") and size(quick.changed(budget="1m"), 100)[0] == 80
+    assert size(quick.changed(image_size=96), 100) == (96, "")
+    assert size(quick.changed(small_set_size=0), 100)[0] == 80
+    own = Recipe(presets={"quick": {"image_size": 64}}).changed(arch="test_efficientnet", pretrained=False)
+    assert size(own.changed(image_size=96).with_preset("quick"), 100)[0] == 96  # never above the recipe's own size
+    assert load_recipe("default").with_preset("quick").model.small_set_size == 0  # 128 already

@@ -109,10 +109,7 @@ def binarize(labels: pd.Series, positive: str) -> pd.Series:
 
 
 def predicted_labels(
-    probabilities: np.ndarray,
-    classes: Sequence[str],
-    threshold: Threshold | None = None,
-    cut_points: Sequence[float] = (),
+    probabilities: np.ndarray, classes: Sequence[str], threshold: Threshold | None = None, cuts: Sequence[float] = ()
 ) -> np.ndarray:
     """Return the predicted label for each row of uncalibrated probabilities, N x classes: the most probable class.
 
@@ -126,7 +123,7 @@ def predicted_labels(
     """
     names = np.asarray(classes, dtype=object)
     if threshold is None:
-        return names[predicted_codes(probabilities, cut_points)]
+        return names[predicted_codes(probabilities, cuts)]
     return np.array([SEPARATOR.join(names[row]) for row in probabilities >= np.asarray(threshold)], dtype=object)
 
 

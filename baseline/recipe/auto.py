@@ -16,10 +16,14 @@ __all__ = [
     "resolve_batch_size",
     "resolve_epochs",
     "resolve_frozen_precision",
+    "resolve_image_size",
     "resolve_precision",
     "resolve_preset",
 ]
 
+
+SMALL_SET_IMAGES = 5000
+"""Maximum number of training images for which a preset does not reduce the image size below 128."""
 
 EMBEDDED_ARCH = "tf_efficientnet_lite0"
 """The backbone whose ImageNet weights are installed with the package, so that no download is needed."""
@@ -79,6 +83,19 @@ def resolve_batch_size(batch_size: str | int, images: int, device: str) -> tuple
     if size >= images:
         return images, f"all {images} training images at once"
     return size, f"about an eighth of {images} training images, 16 to {largest}"
+
+
+def resolve_image_size(size: int, small_set_size: int, images: float) -> tuple[int, str]:
+    """Return the image size in pixels and, if it is `small_set_size`, the reason.
+
+    With few images, larger ones cost little time and gain much (`benchmarks/README.md`).
+
+    >>> resolve_image_size(80, 128, 2250)
+    (128, '2,250 training images are few: 80 would save little time')
+    """
+    if not small_set_size or images > SMALL_SET_IMAGES:
+        return size, ""
+    return small_set_size, f"{images:,} training images are few: {size} would save little time"
 
 
 def resolve_epochs(stages: tuple[Stage, ...], images: int, batch_size: int) -> tuple[tuple[Stage, ...], str]:

@@ -55,6 +55,7 @@ class RecipeChanges(TypedDict, total=False):
     weights: str
     head: Literal["linear", "fastai"]
     image_size: int
+    small_set_size: int
     resize: Literal["squish", "crop", "pad"]
     precision: Literal["auto", "float32", "float16", "bfloat16"]
     frozen_precision: Literal["auto", "float32", "bfloat16"]

@@ -29,6 +29,7 @@ FileName = Annotated[str, Predicate(is_file_name), Needed(f"a name of 1 to {MAX_
 PathText = Annotated[str, Needed("a path")]
 Flag = Annotated[bool, Needed("true or false")]
 Pixels = Annotated[int, Interval(ge=8, le=4096), Needed("pixels, a whole number from 8 to 4096")]
+PixelsOrNone = Annotated[int, Interval(ge=0, le=4096), Needed("pixels, a whole number up to 4096, or 0")]
 Fraction = Annotated[float, Interval(ge=0.01, le=0.9), Needed("a fraction from 0.01 to 0.9")]
 LearningRate = Annotated[float, Interval(ge=1e-12, le=100)]
 Views = Annotated[

@@ -34,6 +34,7 @@ from baseline.recipe.fields import (
     LearningRate,
     PathText,
     Pixels,
+    PixelsOrNone,
     Text,
     Views,
     augmentation,
@@ -117,6 +118,8 @@ class ModelSettings:
     )
     """Fine-tuned briefly with frozen BatchNorm statistics, fastai's head diverges where the linear one learns."""
     image_size: Pixels = setting(160, "Input image size in pixels.", common=True)
+    small_set_size: PixelsOrNone = setting(0, "Input image size if there are few training images; 0: image_size.")
+    """Few: `auto.SMALL_SET_IMAGES`. A preset with a smaller `image_size` sets it; changing `image_size` unsets it."""
     resize: Literal["squish", "crop", "pad"] = setting("squish", "Resize method: squish, crop (center) or pad (black).")
     precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
         "auto", "Precision of training and evaluation (mixed precision on a GPU)."
@@ -443,7 +446,8 @@ class Recipe:
             if not group:
                 unknown.append(key)
             elif leaf:
-                fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), leaf: value}
+                unset = {} if leaf != "image_size" or "small_set_size" in changes else {"small_set_size": 0}
+                fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), leaf: value, **unset}
             elif group in GROUPS and isinstance(value, Mapping):
                 fields[group] = {**as_mapping(fields.get(group, getattr(self, group))), **value}
             else:
@@ -463,6 +467,8 @@ class Recipe:
         if preset not in PRESETS:
             raise RecipeError(unknown_name("preset", preset, PRESETS))
         changes = dict(self.presets.get("quick" if preset == "instant" else preset, {}))
+        if isinstance(size := changes.get("image_size"), int) and size < (usual := min(self.model.image_size, 128)):
+            changes.setdefault("small_set_size", usual)
         if preset == "instant":
             changes |= {"stages": (Stage("probe", 1),), "head": "linear", "freeze": "features"}
         if preset != "standard" and not changes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from baseline.data.split import split_to_csv
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 GOLDEN_IMAGES = 4
 """Number of images that the model folder keeps to check itself by."""
-
-
-NO_DECISIONS: Mapping[str, Any] = {"thresholds": []}
 
 
 def write_fixes(folder: Path, prepared: Prepared) -> None:
@@ -69,7 +67,7 @@ def write_training(
     weights: Weights | None,
     temperature: float | None = None,
     transforms: Sequence[str] = (),
-    decisions: Mapping[str, Any] = NO_DECISIONS,
+    decisions: Mapping[str, Any] = MappingProxyType({"thresholds": []}),
 ) -> None:
     """Write the history and the model folder; `decisions` are its fields `thresholds` and `cut_points`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from baseline.progress import Progress
@@ -11,6 +12,7 @@ from baseline.recipe.auto import (
     resolve_batch_size,
     resolve_epochs,
     resolve_frozen_precision,
+    resolve_image_size,
     resolve_precision,
 )
 from baseline.recipe.choose import scratch_stages
@@ -74,7 +76,7 @@ def resolve(
     resolved = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, task=task)
     if not recipe.model.pretrained:
         resolved, reasons["stages"] = scratch_stages(resolved)
-    resolved, reasons["image_size"] = resolve_image_sizes(resolved)
+    resolved, reasons["image_size"] = resolve_image_sizes(resolved, math.inf if recipe.training.budget else images)
     stages, reason = resolve_epochs(resolved.stages, images, size)
     if reason and not recipe.training.budget:  # a budget sets the epochs itself
         resolved, reasons["epochs"] = resolved.changed(stages=stages), reason
@@ -87,15 +89,19 @@ def resolve(
     return resolved, weights, reasons
 
 
-def resolve_image_sizes(recipe: Recipe) -> tuple[Recipe, str]:
+def resolve_image_sizes(recipe: Recipe, images: float = math.inf) -> tuple[Recipe, str]:
     """Return the recipe with image sizes that its architecture accepts, the nearest ones, and the reason if any differ.
+
+    Args:
+        images: number of training images; if they are few, the size is the recipe's `small_set_size` if it has one.
 
     Raises:
         RecipeError: if the architecture's features cannot be pooled, or it accepts no images at all.
     """
     from baseline.vision.sizes import nearest_size, size_problem
 
-    arch, requested, pretrained = recipe.model.arch, recipe.model.image_size, recipe.model.pretrained
+    arch, pretrained = recipe.model.arch, recipe.model.pretrained
+    requested, few = resolve_image_size(recipe.model.image_size, recipe.model.small_set_size, images)
     size = nearest_size(arch, requested, pretrained=pretrained)
     reasons = [] if size == requested else [f"not {requested}: {size_problem(arch, requested, pretrained=pretrained)}"]
     stages = []
@@ -106,4 +112,5 @@ def resolve_image_sizes(recipe: Recipe) -> tuple[Recipe, str]:
             problem = size_problem(arch, size, stage_size=smaller) or f"images have {size} pixels"
             reasons.append(f"stage {number}: {accepted}, not {stage.image_size}: {problem}")
         stages.append(dataclasses.replace(stage, image_size=accepted))
-    return recipe.changed(image_size=size, stages=tuple(stages)), f"{arch}: {'; '.join(reasons)}" if reasons else ""
+    texts = [few, f"{arch}: {'; '.join(reasons)}" if reasons else ""]
+    return recipe.changed(image_size=size, stages=tuple(stages)), "; ".join(filter(None, texts))
