@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ __all__ = [
     "missing_image",
     "missing_package",
     "quoted_list",
+    "similar_path",
     "unknown_name",
     "unusable_image",
 ]
@@ -40,6 +42,10 @@ __all__ = [
 
 MAX_LISTED = 20
 """Maximum number of faults of one kind, such as unknown keys, that a message lists."""
+
+
+MAX_COMPARED = 2000
+"""Maximum number of entries of a folder that are compared with a name that is not there."""
 
 
 FASTAI_PREFIX = re.compile(r"^(?:Exception occured in `[^`]*` when calling event `[^`]*`:\s*)+")
@@ -112,6 +118,30 @@ def closest_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     matches = get_close_matches(name, sorted(known), n=1)
     return f"There is no {kind} '{name}'." + (f" Did you mean '{matches[0]}'?" if matches else "")
+
+
+def similar_path(path: str | Path) -> str:
+    """Return a question, after a space, that proposes a path for one that does not exist; empty without a similar one.
+
+    >>> similar_path("no-folder/of/this/name")
+    ''
+    """
+    similar = _most_similar(Path(path).expanduser())
+    return f" Did you mean {similar}?" if similar else ""
+
+
+def _most_similar(path: Path) -> Path | None:
+    """Return the entry of a folder with the most similar name; where the folder is not there, first look for it."""
+    folder: Path | None = path.parent
+    try:
+        if not path.parent.is_dir():
+            folder = _most_similar(path.parent) if path.parent != path else None
+            return folder and (folder / path.name if (folder / path.name).exists() else folder)
+        names = {entry.name.lower(): entry.name for entry in islice(path.parent.iterdir(), MAX_COMPARED)}
+    except OSError:
+        return None
+    matches = get_close_matches(path.name.lower(), names, n=1, cutoff=0.7)
+    return path.with_name(names[matches[0]]) if matches else None
 
 
 def missing_image(error: OSError) -> DataError:

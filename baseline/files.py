@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image
+from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image, similar_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -379,7 +379,7 @@ def read_values(path: Path) -> dict[str, Any]:
         text = read_text(path, MAX_JSON_BYTES if kind == "JSON" else MAX_TOML_BYTES)
         values = parse_json(text) if kind == "JSON" else parse_toml(text)
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.{similar_path(path)}") from None
     except ValueError as error:
         raise RecipeError(f"{path} is not valid {kind}: {first_line(error)}.") from None
     if not isinstance(values, dict):

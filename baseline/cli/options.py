@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from baseline.errors import RecipeError, unknown_name
+from baseline.errors import RecipeError, similar_path, unknown_name
 from baseline.files import parse_toml
 from baseline.recipe.fields import RUN_PANEL, SPLIT_METHODS
 from baseline.recipe.load import load_recipe, recipe_names
@@ -265,12 +265,14 @@ def parse_target(target: str) -> tuple[str | None, str]:
     """
     if target in recipe_names() or target.endswith((".toml", ".json")):
         return None, target
-    if os.sep in target or Path(target).exists() or target.startswith(("torchvision:", "hf:")):
+    is_path = "/" in target or os.sep in target or Path(target).exists()
+    if is_path or target.startswith(("torchvision:", "hf:")):
         return target, "default"
-    raise RecipeError(f"{unknown_name('recipe', target, recipe_names())} There is no folder or file {target} either.")
+    problem = f"There is no folder or file {target}.{similar_path(target)}"
+    raise RecipeError(f"{problem} {unknown_name('recipe', target, recipe_names())}")
 
 
-def without_device(images: str | None, recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
+def without_device(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     """The changes with a preset, where it does not matter to how images are read, so that no device is looked for."""
     from baseline.recipe.choose import starting_recipe
 

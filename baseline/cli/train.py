@@ -27,13 +27,15 @@ from baseline.cli.options import (
     recipe_options,
     without_device,
 )
+from baseline.cli.stage_options import StageOptions
 from baseline.errors import OutputError, RecipeError
 from baseline.files import UNFINISHED_DIR, read_values
-from baseline.recipe.fields import IMAGES_PANEL, RUN_PANEL
+from baseline.recipe.fields import IMAGES_PANEL, MODEL_PANEL, RUN_PANEL
 from baseline.recipe.load import load_recipe
 
 if TYPE_CHECKING:
     from baseline.make import Baseline
+    from baseline.recipe.schema import Recipe
 
 
 Seeds = Annotated[
@@ -75,6 +77,30 @@ Processes = Annotated[
     ),
 ]  # fmt: skip
 
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        show_default=False, rich_help_panel=MODEL_PANEL,
+        help="Epochs of the last stage, which fine-tunes: exactly this many.",
+    ),
+]  # fmt: skip
+
+LearningRate = Annotated[
+    str,
+    typer.Option(
+        "--lr", show_default=False, rich_help_panel=MODEL_PANEL,
+        help="Learning rate of the last stage: a number, FIRST,LAST layers, or find.",
+    ),
+]  # fmt: skip
+
+AugmentOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--augment/--no-augment", show_default=False, rich_help_panel=MODEL_PANEL,
+        help="With flips, rotation, zoom, warp and lighting; or without any.",
+    ),
+]  # fmt: skip
+
 Out = Annotated[
     Path | None,
     typer.Option(help="Output folder (default: runs/NAME-DATE-TIME).", show_default=False, rich_help_panel=RUN_PANEL),
@@ -92,6 +118,9 @@ def run_command(
     no_audit: NoAudit = False,
     strict: Strict = False,
     dry_run: DryRun = False,
+    epochs: Epochs = None,
+    lr: LearningRate = "",
+    augment: AugmentOption = None,
     processes: Processes = 1,
     resume: Resume = False,
     executor: ExecutorOption = "",
@@ -101,7 +130,7 @@ def run_command(
     *,
     changes: dict[str, Any],
 ) -> None:
-    """Train an image classifier and report its accuracy.
+    """Train an image classifier and report its accuracy; `baseline train` is the same command.
 
     Examples:
 
@@ -123,7 +152,10 @@ def run_command(
         raise RecipeError("--strict and --no-audit cannot be combined.")
     changes |= {"audit": "none"} if no_audit else {"audit": "strict"} if strict else {}
     changes |= {"preset": preset} if preset != "auto" else {}
+    options = StageOptions(epochs, lr, augment)
     if resume and out is None and (Path(target) / UNFINISHED_DIR).exists():
+        if options.given:
+            raise RecipeError(f"{options.given}: an unfinished run keeps its training. Omit it, or start a new run.")
         _resume_run(Path(target), quiet, **changes)
         return
     images, recipe = parse_target(target)
@@ -132,18 +164,19 @@ def run_command(
     progress = make_progress(quiet)
     if data is not None:
         images = data_place(data, recipe, progress)
+    chosen, changes = options.apply(recipe, changes)
     if dry_run:
-        print("\n".join(_describe_images(images, recipe, changes)))
+        print("\n".join(_describe_images(images, chosen, changes)))
         return
-    options: dict[str, Any] = {"out": out, "progress": progress, **changes}
+    changes |= {"out": out, "progress": progress}
     if folds or seeds is not None:
-        _run_several(seeds, images, recipe, resume=resume, executor=executor, **options)
+        _run_several(seeds, images, chosen, resume=resume, executor=executor, **changes)
     elif fixes:
-        _compare_fixes(images, recipe, before, **options)
+        _compare_fixes(images, chosen, before, **changes)
     else:
         from baseline.make import make_baseline
 
-        _print_result(make_baseline(images, recipe, **options))
+        _print_result(make_baseline(images, chosen, **changes))
 
 
 def _launch(processes: int) -> None:
@@ -176,7 +209,7 @@ def _check_combination(
         raise RecipeError("--before needs --fixes. To compare two finished runs, use baseline compare.")
 
 
-def _run_several(seeds: int | None, images: str | None, recipe: str, **options: Any) -> None:
+def _run_several(seeds: int | None, images: str | None, recipe: str | Recipe, **options: Any) -> None:
     """Train all folds, or as many seeds, and print their summary."""
     from baseline.cli.printing import folds_table, seeds_table
     from baseline.experiments.repeats import run_folds, run_seeds
@@ -187,14 +220,16 @@ def _run_several(seeds: int | None, images: str | None, recipe: str, **options: 
         print_table(seeds_table(run_seeds(seeds, images, recipe, **options)))
 
 
-def _compare_fixes(images: str | None, recipe: str, before: Path | None, *, fixes: Any, **options: Any) -> None:
+def _compare_fixes(
+    images: str | None, recipe: str | Recipe, before: Path | None, *, fixes: Any, **options: Any
+) -> None:
     from baseline.cli.printing import fixes_table
     from baseline.experiments.before_after import compare_fixes
 
     print_table(fixes_table(compare_fixes(fixes, images, recipe, before=before, **options)))
 
 
-def _describe_images(images: str | None, recipe: str, changes: dict[str, Any]) -> list[str]:
+def _describe_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
     """What was read of the images, line by line."""
     collect_garbage_less_often()
     from baseline.data.labels import classes_in

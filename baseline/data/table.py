@@ -37,7 +37,7 @@ from baseline.data.labels import (
 from baseline.data.sources.folders import enter_single_folder
 from baseline.data.sources.place import Columns, Place, SourceTable, columns_of, optional_module
 from baseline.data.sources.registry import read_place
-from baseline.errors import DataError, format_count, quoted_list
+from baseline.errors import DataError, format_count, quoted_list, similar_path
 from baseline.files import resolve_path
 from baseline.progress import Progress
 from baseline.recipe.schema import DataSettings
@@ -282,7 +282,8 @@ def locate_source(images: str, progress: Progress) -> Path:
     path = resolve_path(images)
     if not path.exists():
         raise DataError(
-            f"There is no folder or file {path}. Pass a folder with one folder of images per class, or a table."
+            f"There is no folder or file {path}.{similar_path(path)} "
+            "Pass a folder with one folder of images per class, or a table."
         )
     if path.is_file() and archives and archives.is_archive(path):
         unpacked = optional_module("unpacked")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from baseline.data.image import load_image, load_square
 from baseline.data.sources.image_list import list_images
-from baseline.errors import OutputError, RecipeError, WeightsError, first_line
+from baseline.errors import OutputError, RecipeError, WeightsError, first_line, similar_path
 from baseline.evaluation.golden import golden_outputs
 from baseline.files import atomic_folder
 from baseline.inference.model import TOLERANCE, load_model
@@ -109,7 +109,9 @@ def import_learner(
             "If you trust its author, pass --trust-pickle."
         )
     if not path.is_file():
-        raise OutputError(f"There is no file {path}. Pass a file that fastai's Learner.export wrote.")
+        raise OutputError(
+            f"There is no file {path}.{similar_path(path)} Pass a file that fastai's Learner.export wrote."
+        )
     folder = Path(out).expanduser() if out else Path(path.stem)
     if folder.exists():
         raise OutputError(f"{folder} exists. Choose another --out.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.errors import BaselineError, DataError
+from baseline.errors import BaselineError, DataError, similar_path
 from baseline.experiments.metric_comparison import (
     compare_tables,
     describe_test,
@@ -160,7 +160,7 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"Folder {folder} does not exist. Pass the folder of your runs.")
+        raise DataError(f"Folder {folder} does not exist.{similar_path(folder)} Pass the folder of your runs.")
     columns = ["run", "state", "finished", "split", "accuracy", "low", "high", "seconds", "arch"]
     rows = [_list_row(run) for run in _run_folders(folder, MAX_DEPTH)]
     if any("headline" in row for row in rows):

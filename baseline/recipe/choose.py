@@ -104,5 +104,7 @@ def scratch_stages(recipe: Recipe) -> tuple[Recipe, str]:
     epochs, steps = (sum(getattr(stage, key) for stage in stages) for key in ("epochs", "steps"))
     reason = "all layers are trained, because a frozen body with random weights has nothing to offer"
     last = recipe.stages[-1]
+    if (len(stages), last.trains, last.batch_norm) == (1, "all", "train"):  # all layers already
+        return recipe.changed(presets={}), reason
     stage = Stage("all", epochs, "find", "train", steps=steps, optimizer=last.optimizer, schedule=last.schedule)
     return recipe.changed(stages=(stage,), presets={}), reason

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from baseline.errors import DataError, OutputError
+from baseline.errors import DataError, OutputError, similar_path
 from baseline.files import LOCK_FILE as LOCK
 from baseline.files import MANIFEST_FORMAT as FORMAT
 from baseline.files import (
@@ -128,7 +128,7 @@ def read_manifest(run: str | Path) -> Manifest:
 
     run = Path(run)
     if not run.is_dir():
-        raise OutputError(f"There is no folder {run}. Pass the folder of a finished run.")
+        raise OutputError(f"There is no folder {run}.{similar_path(run)} Pass the folder of a finished run.")
     if not (run / "manifest.json").exists():
         state = "an unfinished run" if looks_unfinished(run) else "not a run folder"
         raise OutputError(f"{run} is {state}: it has no manifest.json. Pass the folder of a finished run.")

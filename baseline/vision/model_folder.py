@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from baseline.errors import OutputError, RecipeError, WeightsError, first_line
+from baseline.errors import OutputError, RecipeError, WeightsError, first_line, similar_path
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, parse_json, read_json, to_json, write_atomic
 from baseline.parallel.memory import build_without_values, forward_bytes, require_memory
 from baseline.recipe.fields import VIEWS
@@ -206,7 +206,8 @@ def read_bytes(path: Path) -> bytes:
             raise
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{path} cannot be read: {reason}. Pass the folder of a finished run, or a model folder."
+            f"{path} cannot be read: {reason}.{similar_path(path.parent)} "
+            "Pass the folder of a finished run, or a model folder."
         ) from None
 
 

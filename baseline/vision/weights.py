@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baseline.errors import OutputError, RecipeError, WeightsError, first_line, unknown_name
+from baseline.errors import OutputError, RecipeError, WeightsError, first_line, similar_path, unknown_name
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder
 from baseline.progress import Progress
 
@@ -144,7 +144,8 @@ def weights_from_file(arch: str, path: Path) -> Weights:
         WeightsError: if the file is missing, does not have the extension of a weights file, or does not match its hash.
     """
     if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}. Pass the path of a .pth or .safetensors file.")
+        problem = f"There is no weights file {path}.{similar_path(path)}"
+        raise WeightsError(f"{problem} Pass the path of a .pth or .safetensors file.")
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise WeightsError(f"{path} does not look like a weights file. Pass a .pth or .safetensors file.")
     # not resolved: in Hugging Face's cache it is a link to a file without extension

