@@ -94,7 +94,10 @@ __all__ = sorted(_HOMES)
 def _load(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'baseline' has no attribute '{name}'")
-    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    from baseline.system import fast_imports
+
+    with fast_imports():
+        value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     return value
 
 

@@ -92,6 +92,17 @@ class Baseline:
 
         return load_model(self.folder, *self.transforms)
 
+    def __repr__(self) -> str:
+        return f"Baseline({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows; None, which shows the text, in the other processes of a distributed run."""
+        if not (self.manifest and find_spec("baseline.report")):
+            return None
+        from baseline.report.run_card import run_card
+
+        return run_card(self.folder, self.manifest)
+
     def predict(self, images: Any, **options: Any) -> pd.DataFrame:
         """Predict images with the saved model; see `baseline.Model.predict`.
 

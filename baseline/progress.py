@@ -6,9 +6,12 @@ Functions take a `Progress` and call `log`, `bar` and `log_metrics`; they never 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+from baseline.notebook import NotebookOutput, is_notebook
 
 __all__ = ["Bar", "ConsoleProgress", "Progress", "format_duration"]
 
@@ -53,20 +56,28 @@ CONTROL_CODES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 
 class ConsoleProgress(Progress):
     """Lines and bars on standard error, drawn by rich; without bars outside a terminal or notebook.
 
+    A notebook shows a single line that changes; a click opens the lines before it.
     Rich itself honors `NO_COLOR` and `TERM=dumb`. Standard output stays free for results.
     """
 
     def __init__(self) -> None:
         from rich.console import Console
 
+        self.cell = NotebookOutput() if is_notebook() else None
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def log(self, line: str) -> None:
+        if self.cell:
+            self.cell.log(line.translate(CONTROL_CODES))
+            return
         self.console.print(line.translate(CONTROL_CODES), markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
-        if not (self.console.is_terminal or self.console.is_jupyter):
+        if self.cell:
+            yield _NotebookBar(self.cell, title, total, unit)
+            return
+        if not self.console.is_terminal:
             yield _SilentBar()
             return
         with _rich_progress(self.console, unit) as progress:
@@ -80,6 +91,22 @@ class _ConsoleBar:
     def step(self, n: int = 1, note: str = "") -> None:
         fields = {"note": note} if note else {}
         self.progress.update(self.task, advance=n, **fields)
+
+
+class _NotebookBar:
+    def __init__(self, cell: NotebookOutput, title: str, total: int, unit: str) -> None:
+        self.cell, self.title, self.total, self.unit = cell, title, total, unit
+        self.began, self.done, self.note = time.monotonic(), 0, ""
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        self.done, self.note = self.done + n, note or self.note
+        seconds = time.monotonic() - self.began
+        left = seconds * (self.total - self.done) / self.done if self.total and self.done else 0
+        count = f"{self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB" if self.unit == "bytes" else (
+            f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,}"
+        )  # fmt: skip
+        parts = (f"{self.title}: {count}", f"{format_duration(left)} left" if left else "", self.note)
+        self.cell.show("; ".join(part for part in parts if part))
 
 
 def _rich_progress(console: Any, unit: str) -> Any:

@@ -8,12 +8,6 @@
 # %%
 import os
 
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
-from fastai.torch_core import params
-from torch import nn
-
 import baseline
 from baseline.vision.rng import seed_everything
 
@@ -42,6 +36,13 @@ history.epochs[["epoch", "lr", "train_loss", "valid_loss", "valid_accuracy"]]
 
 
 # %%
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import params
+from torch import nn
+
+
 def block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
 

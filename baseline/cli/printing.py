@@ -14,8 +14,7 @@ from rich.table import Table
 from baseline.evaluation.explain import describe_difference, describe_probe, explain
 from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
-from baseline.report.headline import Headline, describe_view, headline_of, headline_view, named_headline
-from baseline.runs.folder import headline_split
+from baseline.report.headline import Headline, describe_view, headline_of, headline_sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +72,7 @@ def result_table(result: Baseline) -> RenderableType:
         )
     if view := describe_view(result.manifest):
         lines.insert(0, view)
-    return Group(_headline(result), table, *_explain_result(result), *lines, *_next_lines(result))
+    return Group(headline_sentence(result.manifest), table, *_explain_result(result), *lines, *_next_lines(result))
 
 
 def _next_lines(result: Baseline) -> list[str]:
@@ -303,20 +302,3 @@ def runs_table(result: pd.DataFrame) -> RenderableType:
         number = f"{row.get('headline') or _with_interval(row, 'accuracy', 'low', 'high')} {row['split']}"
         table.add_row(escape(row["run"]), number, row["finished"][:16], f"{row['seconds']:.0f}", str(row["arch"]))
     return table
-
-
-def _headline(result: Baseline) -> str:
-    split = headline_split(result.metrics)
-    metrics, view = result.metrics[split], headline_view(result.manifest)
-    headline, scores, has_tta = named_headline(result.manifest, split, view), metrics[view], view == "tta"
-    low, high = scores["interval"]
-    tta = " with TTA" if has_tta else ""
-    if headline:
-        return f"{split} {headline.metric.title}{tta}: {headline}"
-    if result.recipe.data.task == "multilabel":
-        precision = metrics["tta"]["mean_average_precision"]
-        return (
-            f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average "
-            f"precision {precision:.2%}; the table counts images whose labels are all correct"
-        )
-    return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95% confidence interval {low:.2%} to {high:.2%})"

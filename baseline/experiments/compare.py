@@ -73,6 +73,19 @@ class Comparison:
         page = {"kind": "runs", "note": note, "sentences": self.sentences, "table": self.as_text()}
         return render("compare", {**page, "settings": settings[1:]})
 
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(map(repr, self.table['run']))})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the first difference, a chart of all runs, the others, and the table."""
+        from baseline.notebook import card, interval_chart, text_table
+
+        rows = [(row["run"], row["accuracy"], row["low"], row["high"]) for row in _records(self.table)]
+        chart = interval_chart(rows, "accuracy of each run, with 95% confidence intervals")
+        table = self.as_text()
+        first, *others = self.sentences
+        return card(first, [chart, text_table(table.headings, table.rows)], others)
+
 
 def compare_runs(
     runs: Sequence[str | Path], *, anyway: bool = False, averages: Sequence[Sequence[str | Path]] = ()

@@ -57,6 +57,14 @@ class RecipeComparison:
         page = {"kind": "recipes over seeds", "note": note, "sentences": self.sentences, "table": self.as_text()}
         return render("compare", {**page, "settings": []})
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the sentences and the table."""
+        from baseline.notebook import card, text_table
+
+        table = self.as_text()
+        first, *others = self.sentences
+        return card(first, [text_table(table.headings, table.rows)], others)
+
 
 def is_pattern(text: str | Path) -> bool:
     """Whether a text is a pattern of several paths.

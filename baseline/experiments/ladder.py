@@ -68,6 +68,20 @@ class Ladder:
     """The metric that the recipe names, if it is not the accuracy: the table then has its value and interval as
     `METRIC, METRIC_low, METRIC_high`, and differences and p are its own, see `metric_test`."""
 
+    def __repr__(self) -> str:
+        return f"Ladder({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the recommended variant, the chart, how the others compare, and the page."""
+        from baseline.notebook import card
+        from baseline.report import figures
+
+        title = self.metric.title if self.metric else "Accuracy"
+        drawing = figures.ladder_figure(self.table, self.metric)
+        chart = figures.svg(drawing, figures.unique_prefix(self.folder), f"{title} of each variant")
+        first, *others = self.sentences
+        return card(first, [chart], others, [self.folder / "ladder.html", self.folder / "ladder.csv"])
+
 
 def run_ladder(
     images: str | Path | pd.DataFrame | None = None,

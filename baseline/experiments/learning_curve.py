@@ -37,6 +37,7 @@ from baseline.runs.folder import create_run_folder, run_name
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from baseline.experiments.curve_errors import Errors
     from baseline.experiments.power_law import PowerLaw
@@ -86,6 +87,18 @@ class LearningCurve:
     metric: Metric | None = None
     """The metric that the recipe names, if it is not the accuracy: `table` then has a column of its name, NaN where it
     is undefined, and power laws are fitted to it."""
+
+    def __repr__(self) -> str:
+        return f"LearningCurve({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the forecast, the chart, the other sentences, and the page."""
+        from baseline.notebook import card
+        from baseline.report import figures
+
+        chart = figures.svg(draw_curve(self), figures.unique_prefix(self.folder), f"{curve_title(self)} by training images")
+        first, *others = self.sentences
+        return card(first, [chart], others, [self.folder / "curve.html", self.folder / "curve.csv"])
 
 
 def run_learning_curve(
@@ -467,13 +480,8 @@ def write_curve_files(curve: LearningCurve) -> None:
     from baseline.report import figures
     from baseline.report.html import render
 
-    fitted = {variant: fit for variant, fit in curve.fits.items() if "forecast" in fit}
-    lines = {variant: curve_points(curve, variant) for variant in fitted}
-    names = {variant: VARIANTS[variant] for variant in curve.fits}
-    bands = {variant: np.array(fit["forecast"]).T for variant, fit in fitted.items()}
     metric = curve.metric or find_metric("accuracy")
-    title = metric.title[:1].upper() + metric.title[1:]
-    figure = figures.curve_figure(curve.table, lines, names, bands, metric)
+    figure, title = draw_curve(curve), curve_title(curve)
     contents = {"split": curve.split, "sentences": curve.sentences, "fits": curve.fits, "redundancy": curve.redundancy}
     sizes = curve.table.groupby(["variant", "images"], sort=False)[metric.name].agg(["count", "mean", "min", "max"])
     page = {
@@ -488,6 +496,23 @@ def write_curve_files(curve: LearningCurve) -> None:
     write_atomic(curve.folder / "curve.json", to_json(contents))
     write_atomic(curve.folder / "curve.png", figures.png(figure))
     write_atomic(curve.folder / "curve.html", render("curve", page))
+
+
+def curve_title(curve: LearningCurve) -> str:
+    """Return the title of the metric with a capital letter."""
+    title = (curve.metric or find_metric("accuracy")).title
+    return title[:1].upper() + title[1:]
+
+
+def draw_curve(curve: LearningCurve) -> Figure:
+    """Return the figure of a learning curve."""
+    from baseline.report.figures import curve_figure
+
+    fitted = {variant: fit for variant, fit in curve.fits.items() if "forecast" in fit}
+    lines = {variant: curve_points(curve, variant) for variant in fitted}
+    names = {variant: VARIANTS[variant] for variant in curve.fits}
+    bands = {variant: np.array(fit["forecast"]).T for variant, fit in fitted.items()}
+    return curve_figure(curve.table, lines, names, bands, curve.metric or find_metric("accuracy"))
 
 
 def curve_points(curve: LearningCurve, variant: str) -> np.ndarray:

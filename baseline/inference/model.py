@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from baseline.evaluation.cut_points import average_cut_points
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
+from baseline.files import read_json
 from baseline.inference.compatibility import check_compatible, check_transforms, with_statistics
 from baseline.inference.features import recording
 from baseline.inference.inputs import DecodeSpec, iterate_images, read_batches
@@ -367,6 +368,19 @@ class Model(BasePredictor):
             f"Model({str(self.folder)!r}: {config['arch']}, {format_count(len(self.classes), 'class', 'classes')}, "
             f"{config['image_size']} px)"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the network, its classes, and the accuracy of its run where that is there."""
+        from baseline.notebook import card, interval_chart, score_intervals
+
+        count = format_count(len(self.classes), "class", "classes")
+        names = f"{count}: {', '.join(self.classes[:12])}{', ...' if len(self.classes) > 12 else ''}"
+        charts, run = [], self.folder.parent
+        with suppress(OutputError, KeyError, TypeError):  # a model folder alone, or not its run
+            metrics = read_json(run / "manifest.json", Any)["metrics"]
+            charts = [interval_chart(score_intervals(metrics, bool(self.config["tta"])), "accuracy of the run")]
+        title = f"{self.config['arch']}, {self.config['image_size']} px"
+        return card(title, charts, [names], [run / "report.html", self.folder / "README.md"])
 
     @property
     def members(self) -> tuple[Model, ...]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from pathlib import Path
 from textwrap import wrap
 from typing import Any, ParamSpec
 
@@ -44,6 +46,7 @@ __all__ = [
     "svg",
     "time_figure",
     "training_figure",
+    "unique_prefix",
 ]
 
 THUMBNAIL_SIZE = 144
@@ -481,6 +484,11 @@ def png(figure: Figure) -> bytes:
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
     figure.set_layout_engine("none")
     return buffer.getvalue()
+
+
+def unique_prefix(folder: Path) -> str:
+    """Return a prefix for the ids of a figure that may be shown beside others, the same for the same folder."""
+    return f"figure-{zlib.crc32(str(folder).encode()):08x}"
 
 
 def svg(figure: Figure, name: str, description: str) -> str:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from baseline.metrics.registry import Metric, find_metric
 from baseline.recipe.diff import flat_recipe
+from baseline.runs.folder import headline_split
 
 __all__ = [
     "Headline",
     "describe_view",
     "headline_of",
+    "headline_sentence",
     "headline_view",
     "named_headline",
     "named_metric",
@@ -86,6 +88,24 @@ def describe_view(manifest: Mapping[str, Any]) -> str:
     return (
         "The headline is without TTA, which made the validation images worse; predict with --no-tta to get this number."
     )
+
+
+def headline_sentence(manifest: Mapping[str, Any]) -> str:
+    """Return the headline of a run with its split and interval; with several labels per image, the metrics of these."""
+    split, view = headline_split(manifest["metrics"]), headline_view(manifest)
+    metrics = manifest["metrics"][split]
+    headline, scores = named_headline(manifest, split, view), metrics[view]
+    low, high = scores["interval"]
+    tta = " with TTA" if view == "tta" else ""
+    if headline:
+        return f"{split} {headline.metric.title}{tta}: {headline}"
+    if flat_recipe(manifest["recipe"]).get("task") == "multilabel":
+        precision = metrics["tta"]["mean_average_precision"]
+        return (
+            f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average "
+            f"precision {precision:.2%}; the table counts images whose labels are all correct"
+        )
+    return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95% confidence interval {low:.2%} to {high:.2%})"
 
 
 def headline_of(metric: Metric, scores: Mapping[str, Any]) -> Headline | None:

@@ -64,6 +64,21 @@ class Audit:
         """`path, label, reason` of the images that cannot be read."""
         return list_unreadable(self.images)
 
+    def __repr__(self) -> str:
+        return f"Audit({self._summary()!r})"
+
+    def _summary(self) -> str:
+        found = format_count(len(self.findings), "finding") if len(self.findings) else "no problems"
+        return f"{format_count(len(self.images), 'image')}: {found}"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the number of images and problems, and the findings, worst first."""
+        from baseline.notebook import card, text_table
+
+        headings = ("finding", "images", "details", "effect", "remedy")
+        rows = [[str(name), f"{count:,}", *map(str, texts)] for name, count, *texts in self.findings.to_numpy()]
+        return card(self._summary(), [text_table(headings, rows)] if rows else [])
+
     def pairs_to_review(self) -> dict[str, pd.DataFrame]:
         """Return the pairs worth looking at, as `leaks`, `conflicts` and `near_duplicates`; empty ones are left out."""
         near = self.pairs[self.pairs["kind"] == "near"].sort_values("distance", kind="stable")
