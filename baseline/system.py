@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "bfloat16_instructions",
@@ -71,7 +72,18 @@ def return_free_memory() -> None:
 
 def total_memory_bytes() -> int:
     """Return the total memory of the machine in bytes."""
+    if not hasattr(os, "sysconf"):
+        return _windows_memory()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _windows_memory() -> int:
+    """Return what `GlobalMemoryStatusEx` reports as the total memory: two 32-bit numbers, then 64-bit ones."""
+    status = (ctypes.c_ulonglong * 8)()
+    ctypes.cast(status, ctypes.POINTER(ctypes.c_ulong))[0] = ctypes.sizeof(status)
+    kernel: Any = vars(ctypes)["windll"].kernel32
+    kernel.GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status[1])
 
 
 def bfloat16_instructions() -> list[str]:

@@ -279,7 +279,7 @@ def find_resize(learn: Learner) -> tuple[str, list[str]]:
 def find_normalization(learn: Learner) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel, derived from what becomes of black, gray and white images."""
     black, gray, white = (
-        apply_transforms(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].double().mean((1, 2)).cpu()
+        apply_transforms(learn, Image.new("RGB", (320, 320), (level,) * 3))[1][0].cpu().double().mean((1, 2))
         for level in (0, 51, 255)
     )
     std = 1 / (white - black)
@@ -348,7 +348,7 @@ def compare_predictions(learn: Learner, folder: Path, paths: list[str], progress
             bar.step()
             if block.errors[0]:
                 continue
-            outputs = learn.model(apply_transforms(learn, _open_like(learn, path))[1])[0].double().cpu()
+            outputs = learn.model(apply_transforms(learn, _open_like(learn, path))[1])[0].cpu().double()
             theirs = (outputs.sigmoid() if model.multilabel else outputs.softmax(-1)).numpy()
             ours = block.probabilities[0]
             threshold = np.asarray(model.threshold)

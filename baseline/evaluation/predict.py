@@ -152,5 +152,5 @@ def predict_probabilities(
     """
     with numbers:
         outputs = [model(view.contiguous(memory_format=torch.channels_last)) for view in augmented_views(images, views)]
-    stacked = torch.stack(outputs).double()
-    return (stacked.sigmoid() if many else stacked.softmax(-1)).cpu()
+    stacked = torch.stack(outputs).cpu().double()  # Apple's GPUs have no float64
+    return stacked.sigmoid() if many else stacked.softmax(-1)

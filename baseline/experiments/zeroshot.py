@@ -95,7 +95,7 @@ class ClipClassifier:
             results = []
             for batch in loader:
                 similarity = model.encode_image(batch.to(device), normalize=True) @ text_features.T
-                results.append((model.logit_scale.exp() * similarity).double().softmax(-1).cpu().numpy())
+                results.append((model.logit_scale.exp() * similarity).cpu().double().softmax(-1).numpy())
                 bar.step(len(batch))
         return np.concatenate(results)
 

@@ -36,7 +36,7 @@ from baseline.inference.compatibility import check_compatible, check_transforms,
 from baseline.inference.features import recording
 from baseline.inference.inputs import DecodeSpec, iterate_images, read_batches
 from baseline.progress import ConsoleProgress, Progress
-from baseline.recipe.auto import resolve_frozen_precision
+from baseline.recipe.auto import resolve_frozen_precision, resolve_precision
 from baseline.recipe.schema import Augment, Recipe
 from baseline.system import bfloat16_instructions
 from baseline.vision.bodies import device_of
@@ -309,10 +309,12 @@ class BasePredictor:
         if the members were evaluated in different formats.
 
         Raises:
-            RecipeError: for bfloat16 on a CPU without instructions for it.
+            RecipeError: for bfloat16 on a CPU without instructions for it, or on a GPU other than CUDA's.
         """
         device = device_of(self.members[0].network).type
-        if device != "cpu":
+        if device not in ("cpu", "cuda"):
+            return resolve_precision(precision or "auto", device)
+        if device == "cuda":
             if precision not in ("", "auto"):
                 return precision, "as given"
             formats = {member.config["precision"] for member in self.members}

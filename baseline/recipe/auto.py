@@ -119,12 +119,12 @@ def resolve_precision(precision: str, device: str) -> tuple[str, str]:
     """Return the number format of forward and backward passes, and the reason.
 
     Raises:
-        RecipeError: for a 16-bit format on a CPU.
+        RecipeError: for a 16-bit format on a CPU, or on a GPU for which fastai has no mixed precision, such as Apple's.
     """
-    if device == "cpu":
+    if device != "cuda":
         if precision in ("float16", "bfloat16"):
-            raise RecipeError(f"precision {precision} needs a GPU; this run is on the CPU. Use float32 or auto.")
-        return "float32", "the CPU's own format"
+            raise RecipeError(f"precision {precision} needs a GPU with CUDA; this run is on {device}. Use auto.")
+        return "float32", "the CPU's own format" if device == "cpu" else "mixed precision needs CUDA"
     if precision != "auto":
         return precision, "as given"
     return "float16", "mixed precision halves time and memory on a GPU"

@@ -194,6 +194,8 @@ def describe_device() -> str:
     import torch
 
     prefix = f"{world_size()} x " if world_size() > 1 else ""
-    if device_type() == "cuda":
+    device = device_type()
+    if device == "cuda":
         return prefix + torch.cuda.get_device_name()
-    return f"{prefix}{platform.processor() or platform.machine()} CPU, {thread_count()} threads"
+    name = platform.processor() or platform.machine()
+    return f"{prefix}{name} CPU, {thread_count()} threads" if device == "cpu" else f"{prefix}{name} GPU ({device})"

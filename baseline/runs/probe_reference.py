@@ -56,7 +56,7 @@ class ProbeReference:
 
     def predict(self, history: History) -> pd.DataFrame:
         """Return the prediction table of the probe, without calibration."""
-        weight, bias = (history.probe[name].double().cpu() for name in ("weight", "bias"))
+        weight, bias = (history.probe[name].cpu().double() for name in ("weight", "bias"))
         logits = F.linear(torch.from_numpy(self.features).double(), weight, bias)
         is_multilabel = self.recipe.data.task == "multilabel"
         probabilities = (logits.sigmoid() if is_multilabel else logits.softmax(1)).numpy()

@@ -148,8 +148,8 @@ class Throughput:
         for _ in range(passes + 1):
             start = time.perf_counter()
             run_pass()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+            if self.device.type in ("cuda", "mps"):
+                getattr(torch, self.device.type).synchronize()
             durations.append(time.perf_counter() - start)
         return sorted(durations[1:])[passes // 2] / self.images
 

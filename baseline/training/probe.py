@@ -206,4 +206,4 @@ def install(solution: Solution, model: nn.Module) -> None:
     if linear.bias is not None:
         linear.bias.copy_(bias)
     elif norm is not None and bias.any():
-        norm.bias.copy_(torch.linalg.pinv(weight.double()) @ bias.double())
+        norm.bias.copy_(torch.linalg.pinv(weight.cpu().double()) @ bias.cpu().double())

@@ -65,7 +65,8 @@ class SelectionMetric:
         else:
             batch = [targets, outputs.argmax(1)]
         if self.metric.probabilities:
-            batch.append(outputs.double().sigmoid() if self.multilabel else outputs.double().softmax(1))
+            logits = outputs.cpu().double()
+            batch.append(logits.sigmoid() if self.multilabel else logits.softmax(1))
         self.batches.append(tuple(part.cpu().numpy() for part in batch))
 
     @property

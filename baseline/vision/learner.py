@@ -132,7 +132,10 @@ def autocast(learn: Learner) -> torch.autocast:
 
 
 def mixed_precision(name: str, device: str) -> torch.autocast:
-    """Return an autocast context for `"float16"` or `"bfloat16"`; any other name means float32."""
-    return torch.autocast(
-        device, torch.float16 if name == "float16" else torch.bfloat16, enabled=name in ("float16", "bfloat16")
-    )
+    """Return an autocast context for `"float16"` or `"bfloat16"`; any other name means float32.
+
+    On devices other than CPUs and CUDA's it is float32, as fastai trains there, whatever the name.
+    """
+    known = device in ("cpu", "cuda")  # torch 2.4 raises an error for Apple's GPUs, even for float32
+    dtype = torch.float16 if name == "float16" else torch.bfloat16
+    return torch.autocast(device if known else "cpu", dtype, enabled=known and name in ("float16", "bfloat16"))

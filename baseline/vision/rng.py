@@ -30,6 +30,7 @@ def get_rng_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, np.asarray(keys).tolist(), *position),
         "torch": torch.get_rng_state().tolist(),
+        "mps": torch.mps.get_rng_state().tolist() if torch.backends.mps.is_available() else [],
         "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
     }
 
@@ -40,6 +41,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     kind, keys, *position = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if state.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(torch.tensor(state["mps"], dtype=torch.uint8))
     for device, cuda_state in enumerate(state["cuda"]):
         torch.cuda.set_rng_state(torch.tensor(cuda_state, dtype=torch.uint8), device)
 

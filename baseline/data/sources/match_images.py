@@ -114,7 +114,7 @@ class ImageFinder:
         ]
         for paths, method in ((below, "below"), (stems, "stem")):
             if paths and (match := self._unique(paths)):
-                return os.path.join(self.folder, match), method
+                return os.path.join(self.folder, *match.split("/")), method
         return None, ""
 
     def list_images(self) -> dict[str, list[str]]:
@@ -122,7 +122,7 @@ class ImageFinder:
         if self.index is None:
             self.index = {}
             for path in images_below(self.folder) if self.images is None else self.images:
-                relative = os.path.relpath(path, self.folder)
+                relative = os.path.relpath(path, self.folder).replace(os.sep, "/")
                 file = relative.rsplit("/", 1)[-1]
                 self.index.setdefault(file, []).append(relative)
                 self.index.setdefault("/" + os.path.splitext(file)[0], []).append(relative)
@@ -182,8 +182,9 @@ def match_rows(paths: pd.Series, listed: pd.Series, file: str) -> np.ndarray:
     if paths.isin(listed).any():
         return pd.Index(listed).get_indexer(pd.Index(paths))
     best = np.full(len(paths), -1)
+    listed_parts, path_parts = (series.str.split(r"[/\\]", regex=True) for series in (listed, paths))
     for parts in range(1, 12):
-        listed_ends, ends = (series.str.split("/").str[-parts:].str.join("/") for series in (listed, paths))
+        listed_ends, ends = (series.str[-parts:].str.join("/") for series in (listed_parts, path_parts))
         if listed_ends.is_unique:
             rows = pd.Index(listed_ends).get_indexer(pd.Index(ends))
             hits = rows[rows >= 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
@@ -23,7 +24,9 @@ class CreateMl(AnnotationSource):
             if is_createml(content := place.json(path)):
                 split = split_of(path, place)
                 inside = path.parent.relative_to(place.folder).as_posix()
-                prefix = f"{inside}/" if split and any(n.startswith(f"{path.parent}/") for n in place.images) else ""
+                prefix = (
+                    f"{inside}/" if split and any(n.startswith(f"{path.parent}{os.sep}") for n in place.images) else ""
+                )
                 items += [Annotation(f"{prefix}{name}", labels, split) for name, labels in read_boxes(content)]
                 files.append(path)
         if not files:

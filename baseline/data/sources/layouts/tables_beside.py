@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,9 +174,9 @@ def read_candidate(place: Place, path: Path) -> Candidate | None:
         if len(read_header(path)) > MAX_COLUMNS or len((frame := place.table(path)).columns) > MAX_COLUMNS:
             return None
         folder = path.parent
-        if folder != place.folder and not any(name.startswith(f"{folder}/") for name in place.images):
+        if folder != place.folder and not any(name.startswith(f"{folder}{os.sep}") for name in place.images):
             folder = place.folder  # annotations/labels.csv beside images/
-        images = [name for name in place.images if name.startswith(f"{folder}/")]
+        images = [name for name in place.images if name.startswith(f"{folder}{os.sep}")]
         rows = rows_from_table(frame, path.name, folder, columns, settings, images)
     except DataError as error:
         return Candidate(path, None, error, split) if split != "test" and is_described(place, path) else None
