@@ -33,6 +33,7 @@ PAGES = {
 NAV = """\
 * [Home](index.md)
 * [Installation](install.md)
+* [Platforms and stability](platforms.md)
 * Guides
     * [Images](images.md)
     * [Training](training.md)

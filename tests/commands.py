@@ -188,9 +188,31 @@ class Command:
         return texts[0], texts[1]
 
 
+class SlowCommand(subprocess.Popen[str]):
+    """The same without `fork`, as on Windows: each call imports for itself."""
+
+    def __init__(self, *words: Any, code: str = "", stdin: Any = None, stderr: Any = None, env: Any = None) -> None:
+        start = ["-c", code] if code else ["-m", "baseline"]
+        super().__init__(
+            [sys.executable, *start, *map(str, words)], stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=stderr or subprocess.PIPE, env={**os.environ, "TERM": "dumb", **(env or {})}, text=True,
+        )  # fmt: skip
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[str, str]:
+        printed, errors = super().communicate(input, timeout)
+        return printed or "", errors or ""
+
+
+if not hasattr(os, "fork"):
+    Command = SlowCommand  # type: ignore[assignment,misc]
+
+
 def call(*words: Any, code: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """`baseline WORDS`, to its end."""
     running = Command(*words, code=code, env=env)
+    if isinstance(running, subprocess.Popen):
+        printed, errors = running.communicate(timeout=300)
+        return subprocess.CompletedProcess(running.args, running.returncode, printed, errors)
     try:
         running.wait(300)
     finally:

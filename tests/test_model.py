@@ -165,7 +165,9 @@ def test_a_read_only_model_folder_predicts_in_a_fresh_process_without_images_or_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, to become somebody else")
+@pytest.mark.skipif(
+    getattr(os, "geteuid", int)() != 0 or not shutil.which("unshare"), reason="needs root, to become somebody else"
+)
 def test_a_wheel_in_a_fresh_environment_predicts_the_same_for_another_user_without_images_or_network(
     small: baseline.Recipe, images: Path
 ) -> None:
