@@ -22,9 +22,11 @@ from baseline.data.sources.match_images import match_rows
 from baseline.data.sources.place import Columns
 from baseline.errors import BaselineError
 from baseline.evaluation.predict import predict_probabilities
+from baseline.parallel.distributed import choose_backend
 from baseline.recipe.auto import resolve_precision
 from baseline.runs import manifest
 from baseline.vision.learner import mixed_precision
+from baseline.vision.rng import get_rng_state, set_rng_state
 
 POSIX_MODULES = {"fcntl", "grp", "pwd", "resource", "termios"}
 
@@ -156,3 +158,17 @@ def test_a_table_may_separate_folders_as_windows_does(images: Path, tmp_path: Pa
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]) + "\n")
     table = baseline.image_table(tmp_path / "labels.csv", columns=Columns(image_dir=str(images)))
     assert sorted(table["path"]) == sorted(str(images / name) for name in names)
+
+
+def test_random_states_of_more_gpus_than_there_are_can_be_restored() -> None:
+    state = get_rng_state()
+    numbers = torch.rand(3)
+    set_rng_state({**state, "cuda": [[1, 2, 3]] * 8})
+    assert torch.equal(torch.rand(3), numbers)
+
+
+def test_processes_that_share_a_gpu_do_not_use_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert choose_backend(1) == choose_backend(0) == "gloo" and "nccl" in choose_backend(4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "nccl" in choose_backend(2)

@@ -92,7 +92,7 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=GROUP_TIMEOUT)
+    dist.init_process_group(choose_backend(torch.cuda.device_count()), timeout=GROUP_TIMEOUT)
     # fastai reads these and would wait for the other processes wherever it detaches a tensor, even in steps that only
     # rank 0 takes
     hidden = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK") if name in os.environ}
@@ -101,6 +101,18 @@ def process_group() -> Iterator[None]:
     finally:
         os.environ |= hidden
         dist.destroy_process_group()
+
+
+def choose_backend(gpus: int) -> str:
+    """Return the backend of torch.distributed: NCCL needs a GPU for each process of this machine, Gloo none.
+
+    >>> os.environ["LOCAL_WORLD_SIZE"] = "2"
+    >>> choose_backend(0), choose_backend(1), choose_backend(2)
+    ('gloo', 'gloo', 'cpu:gloo,cuda:nccl')
+    >>> del os.environ["LOCAL_WORLD_SIZE"]
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", environment_world_size()))
+    return "cpu:gloo,cuda:nccl" if gpus >= processes else "gloo"
 
 
 def exit_with_parent(parent: int) -> None:

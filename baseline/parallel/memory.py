@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound="nn.Module")
 
-__all__ = ["MemoryLimit", "build_without_values", "estimate_rows", "forward_bytes", "require_memory"]
+__all__ = ["MemoryLimit", "build_without_values", "estimate_rows", "forward_bytes", "named_memory_errors",
+           "release_batch", "require_memory"]  # fmt: skip
 
+
+DEVICE_MEMORY_ERROR = re.compile(r"MPS backend out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED")
+"""Errors of torch about too little memory of a device that are plain `RuntimeError`s."""
 
 FRACTION = 1 / 4
 """Fraction of the memory that is free at first use that may be reserved at the same time."""
@@ -90,6 +95,34 @@ def require_memory(needed: int, what: str) -> None:
             f"{what} needs {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free. "
             "Use a smaller model, or a machine with more memory."
         )
+
+
+@contextmanager
+def named_memory_errors() -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` where Apple's GPUs, cuDNN or cuBLAS raise a `RuntimeError` about too little memory."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not DEVICE_MEMORY_ERROR.search(str(error)):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from None
+
+
+def release_batch(learner: Any) -> None:
+    """Free the memory of a batch that failed: its tensors, the graph behind them, and gradients.
+
+    fastai drops them only where a fit ends without an error, and the next batch would not fit beside them. This has to
+    be called after the `except` block, as the error refers to the frames that hold tensors.
+    """
+    import torch
+
+    for name in ("xb", "yb", "pred", "loss", "loss_grad"):
+        setattr(learner, name, None)
+    learner.model.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def forward_bytes(network: nn.Module, size: int) -> int:

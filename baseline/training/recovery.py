@@ -10,6 +10,7 @@ from fastai.learner import Learner
 
 from baseline.errors import TrainingError, first_line
 from baseline.parallel.distributed import world_size
+from baseline.parallel.memory import named_memory_errors, release_batch
 from baseline.recipe.describe import format_lr
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def with_recovery(run: TrainingRun, learner: Learner, number: int, facts: StageR
     worker_died = False
     while True:
         try:
-            return work()
+            with named_memory_errors():
+                return work()
         except torch.OutOfMemoryError:
             size = learner.dls.train.bs
             if size <= 2 or world_size() > 1:  # BatchNorm cannot learn from a single image
@@ -70,6 +72,7 @@ def with_recovery(run: TrainingRun, learner: Learner, number: int, facts: StageR
                 ) from None
             worker_died = True
             run.progress.log(f"stage {number}: {first_line(error)}; restarting it once")
+        release_batch(learner)
         if run.state is not None:
             run.frozen.learn.model.load_state_dict(run.state.weights)
 

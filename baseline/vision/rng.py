@@ -43,7 +43,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if state.get("mps") and torch.backends.mps.is_available():
         torch.mps.set_rng_state(torch.tensor(state["mps"], dtype=torch.uint8))
-    for device, cuda_state in enumerate(state["cuda"]):
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(torch.tensor(cuda_state, dtype=torch.uint8), device)
 
 
