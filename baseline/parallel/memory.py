@@ -99,7 +99,7 @@ def require_memory(needed: int, what: str) -> None:
 
 @contextmanager
 def named_memory_errors() -> Iterator[None]:
-    """Raise `torch.OutOfMemoryError` where Apple's GPUs, cuDNN or cuBLAS raise a `RuntimeError` about too little memory."""
+    """Raise `torch.OutOfMemoryError` where Apple's GPUs, cuDNN or cuBLAS raise a `RuntimeError` about memory."""
     import torch
 
     try:
