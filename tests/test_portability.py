@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
@@ -172,3 +175,16 @@ def test_processes_that_share_a_gpu_do_not_use_nccl(monkeypatch: pytest.MonkeyPa
     assert choose_backend(1) == choose_backend(0) == "gloo" and "nccl" in choose_backend(4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert "nccl" in choose_backend(2)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    script = PACKAGE.parent / "benchmarks" / "gpu.py"
+    command = [sys.executable, "-W", "ignore", str(script), "--smoke", "--out", str(tmp_path / "gpu.json")]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert parts["resume"]["resumed"] and parts["resume"]["largest_difference"] == 0
+    assert parts["fastai tf_efficientnet_lite0"]["images_per_s"] and parts["saved model"]["largest_difference"] < 1e-6
+    assert parts["two processes on one device"]["device"].startswith("2 x ")
