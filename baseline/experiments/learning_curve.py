@@ -96,7 +96,8 @@ class LearningCurve:
         from baseline.notebook import card
         from baseline.report import figures
 
-        chart = figures.svg(draw_curve(self), figures.unique_prefix(self.folder), f"{curve_title(self)} by training images")
+        title = f"{curve_title(self)} by training images"
+        chart = figures.svg(draw_curve(self), figures.unique_prefix(self.folder), title)
         first, *others = self.sentences
         return card(first, [chart], others, [self.folder / "curve.html", self.folder / "curve.csv"])
 
