@@ -14,6 +14,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{_spent.total():7.1f} s  {_counted.total():4} tests  in {len(_spent)} files")
 
 
+@pytest.fixture(scope="session")
+def _new_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Numbered folders; `mktemp` would list those of all earlier tests to find the next number."""
+    folder = tmp_path_factory.mktemp("places")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_places(_new_places: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has a cache and a working folder of its own."""
-    monkeypatch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    folder = next(_new_places)
+    for name in ("home", "here"):
+        (folder / name).mkdir(mode=0o700, parents=True)
+    monkeypatch.setenv("BASELINE_HOME", str(folder / "home"))
+    monkeypatch.chdir(folder / "here")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ import re
 import runpy
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, shortened
@@ -89,13 +91,22 @@ def commands(page: Path) -> list[str]:
     return [line.split("| ")[-1] for line in (*blocks.splitlines(), *spans) if re.match(r"(.*\| )?baseline ", line)]
 
 
+@cache
+def command_line() -> Any:
+    return get_command(app)
+
+
+@cache
+def source_text() -> str:
+    return "\n".join(path.read_text() for path in (ROOT / "baseline").rglob("*.py"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
-    group = get_command(app)
     for line in commands(page):
         _, name, *words = shlex.split(line.replace("...", ""), comments=True)
-        assert name in group.commands, line
-        known = {"--help"}.union(*(each.opts for each in group.commands[name].params))
+        assert name in command_line().commands, line
+        known = {"--help"}.union(*(each.opts for each in command_line().commands[name].params))
         unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
         assert not unknown, line
 
@@ -106,9 +117,8 @@ INPUT_FILES = {"metadata.csv", "label_num_to_disease_map.json", "skylines-left-o
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_a_page_names_are_those_of_the_code(page: Path) -> None:
-    code = "\n".join(path.read_text() for path in (ROOT / "baseline").rglob("*.py"))
     names = re.findall(r"`(?:[\w.-]+/)*([a-z][\w-]*\.(?:csv|html|json|jsonl|npz|safetensors))`", page.read_text())
-    assert not {name for name in names if name not in code} - INPUT_FILES
+    assert not {name for name in names if name not in source_text()} - INPUT_FILES
 
 
 @pytest.mark.parametrize("module", MODULES)
