@@ -33,7 +33,7 @@ def print_json(**values: Any) -> None:
 def running_server(run: Path) -> Iterator[tuple[int, float]]:
     """Yield the port of a server and the seconds until its first response."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "baseline", "serve", str(run), "--port", "0"]
+    command = [sys.executable, "-m", "baseline", "serve", str(run), "--port", "0", "--no-tta", "--log-format", "none"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = next(int(match[1]) for line in process.stderr if (match := re.search(r"serving: \S+:(\d+) ", line)))
         connection = http.client.HTTPConnection("127.0.0.1", port)

@@ -35,7 +35,8 @@ FORM = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
 @contextmanager
 def running_server(run: Path) -> Iterator[tuple[int, int]]:
     """Yield the port and the process id of a server."""
-    command = [sys.executable, "-m", "baseline", "serve", str(run), "--port", "0", "--no-examples"]
+    command = [sys.executable, "-m", "baseline", "serve", str(run), "--port", "0", "--no-examples", "--no-tta"]
+    command += ["--log-format", "none"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = next(int(match[1]) for line in process.stderr if (match := re.search(r"serving: \S+:(\d+) ", line)))
         threading.Thread(target=process.stderr.read, daemon=True).start()

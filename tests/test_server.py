@@ -39,8 +39,8 @@ from baseline.errors import OutputError, WeightsError
 HTML_CLASSES = ["<b>ants</b>", 'be"es', "</script><script>alert(1)</script>"]
 
 
-def make_client(model: Any, **options: Any) -> TestClient:
-    return TestClient(create_app(model, **options), base_url="http://localhost", raise_server_exceptions=False)
+def make_client(model: Any, tta: bool = False, **options: Any) -> TestClient:
+    return TestClient(create_app(model, tta=tta, **options), base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,9 @@ def test_the_page_escapes_names_and_loads_nothing_from_other_servers(tiny: Path,
 
 def test_the_api_describes_itself(client: TestClient, files: list[Path]) -> None:
     schema = client.get("/openapi.json").json()
-    assert schema["openapi"].startswith("3.1") and set(schema["paths"]) == {"/predict", "/gradcam", "/health"}
+    assert schema["openapi"].startswith("3.1") and set(schema["paths"]) == {
+        "/predict", "/gradcam", "/health", "/ready", "/metrics"
+    }  # fmt: skip
     responses = schema["paths"]["/predict"]["post"]["responses"]
     prediction = responses["200"]["content"]["application/json"]["schema"]["properties"]["predictions"]["items"]
     predictions = client.post("/predict", files=uploads(files[0].read_bytes(), b"words")).json()["predictions"]
@@ -468,7 +470,7 @@ from baseline import ConsoleProgress
 from baseline.deploy.server import app
 from baseline.deploy.server.predictor import Limits
 app.IDLE_TIMEOUT_SECONDS = 1
-app.serve(sys.argv[1], port=0, limits=Limits(seconds=1.5, waiting=400), progress=ConsoleProgress())
+app.serve(sys.argv[1], port=0, tta=False, limits=Limits(seconds=1.5, waiting=400), progress=ConsoleProgress())
 """
 
 

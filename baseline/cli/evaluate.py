@@ -23,6 +23,7 @@ from baseline.cli.options import (
     split_names,
     split_paths,
 )
+from baseline.inference import DEFAULT_TTA
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,7 +65,7 @@ def evaluate_command(
     metric: Annotated[
         str, typer.Option(help="Metric to compare by (default: that of the run).", show_default=False)
     ] = "auto",
-    tta: Tta = True,
+    tta: Tta = DEFAULT_TTA,
     reject_unlike: RejectUnlike = 0.0,
     coverage: Coverage = 0.0,
     ensemble: Annotated[

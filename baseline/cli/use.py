@@ -24,6 +24,7 @@ from baseline.cli.options import (
     split_paths,
 )
 from baseline.errors import BaselineError, OutputError
+from baseline.inference import DEFAULT_TTA
 
 PredictImages = Annotated[
     list[str],
@@ -73,7 +74,7 @@ def predict_command(
     format: PredictFormat = "csv",
     top_k: Annotated[int, typer.Option(min=0, help="Write this many most probable classes.")] = 0,
     every: Annotated[bool, typer.Option("--all", help="Write the probability of every class.")] = False,
-    tta: Tta = True,
+    tta: Tta = DEFAULT_TTA,
     min_confidence: MinConfidence = 0.0,
     unlike: Unlike = False,
     reject_unlike: RejectUnlike = 0.0,
@@ -181,10 +182,9 @@ def serve_command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     open: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), which takes longer.")
-    ] = False,
+    tta: Tta = DEFAULT_TTA,
     reject_unlike: RejectUnlike = 0.0,
+    coverage: Coverage = 0.0,
     examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Show a few of the run's images on the page.")
     ] = True,
@@ -192,6 +192,21 @@ def serve_command(
         list[str] | None,
         typer.Option(
             help="Additional host name of the server, such as that of a proxy. Repeatable.", show_default=False
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Other site whose pages may use the server, such as https://my.site; * for all. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Access log on standard output: text (default), json or none.",
+            autocompletion=completion(lambda: ("text", "json", "none")),
+            show_default=False,
         ),
     ] = None,
     max_mb: Annotated[int, typer.Option(min=1, max=2000, help="Maximum size of a request, in MB.")] = 32,
@@ -203,7 +218,9 @@ def serve_command(
         float, typer.Option(min=0.1, help="Timeout for receiving a request, and for the response.")
     ] = 30,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 16,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no messages, and no access log without --log-format.")
+    ] = False,
 ) -> None:
     """Serve a model: a web page and an HTTP API. Ctrl-C stops it.
 
@@ -214,7 +231,8 @@ def serve_command(
 
     ```text
     baseline serve runs/mine --open
-    baseline serve runs/mine/model --port 8080 --tta
+    baseline serve runs/mine/model --port 8080 --no-tta
+    baseline serve runs/mine --log-format json --allow-origin https://my.site
     baseline serve runs/mine --host 0.0.0.0 --no-examples
     curl -F image=@holiday.jpg http://127.0.0.1:8000/predict
     ```
@@ -225,8 +243,10 @@ def serve_command(
 
     limits = Limits(max_mb, max_megapixels, waiting=max_waiting, batch=batch_size, seconds=max_seconds)
     serve(
-        model, host=host, port=port, tta=tta, reject_unlike=reject_unlike, examples=examples, limits=limits,
-        hosts=allow_host or (), browser=open, progress=make_progress(quiet),
+        model, host=host, port=port, tta=tta, reject_unlike=reject_unlike, coverage=coverage, examples=examples,
+        limits=limits, hosts=allow_host or (), origins=allow_origin or (),
+        log_format=log_format or ("none" if quiet else "text"),  # type: ignore[arg-type]
+        browser=open, progress=make_progress(quiet),
     )  # fmt: skip
     sys.stderr.flush()
     os._exit(0)  # otherwise the exit would wait for a running forward pass
@@ -281,7 +301,7 @@ def export_command(
             autocompletion=completion(lambda: ("any", "fixed")),
         ),
     ] = "any",
-    tta: Tta = True,
+    tta: Tta = DEFAULT_TTA,
     int8: Annotated[
         bool,
         typer.Option("--int8", help="8-bit ONNX: a third of the size, slightly different, not always faster."),

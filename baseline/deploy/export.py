@@ -35,6 +35,7 @@ from baseline.data.sources.image_list import list_images
 from baseline.deploy.export_module import ExportModule
 from baseline.errors import OutputError, WeightsError, first_line, missing_package, unknown_name
 from baseline.evaluation.calibration import apply_temperature
+from baseline.inference import DEFAULT_TTA
 from baseline.inference.model import TOLERANCE, load_model
 from baseline.progress import Progress
 from baseline.vision.model_folder import read_golden
@@ -110,7 +111,7 @@ def export(
     *,
     images: str | Sequence[str] = (),
     size: str = "any",
-    tta: bool = True,
+    tta: bool = DEFAULT_TTA,
     int8: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,

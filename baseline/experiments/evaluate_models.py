@@ -21,6 +21,7 @@ from baseline.evaluation.difference import difference_interval, match_units
 from baseline.evaluation.explain import describe_change
 from baseline.experiments.metric_comparison import compare_tables, describe_test
 from baseline.files import MAX_TABLE_BYTES, check_regular, sha256_of, to_csv, to_json, unique_path, write_atomic
+from baseline.inference import DEFAULT_TTA
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
 from baseline.metrics.registry import find_metric
 from baseline.progress import ConsoleProgress, Progress
@@ -111,7 +112,7 @@ def evaluate_models(
     models: Sequence[str | Path | Sequence[str | Path]],
     images: Any,
     *,
-    tta: bool = True,
+    tta: bool = DEFAULT_TTA,
     unknown: Unknown = "error",
     metric: str = "auto",
     splits: Sequence[str] = (),

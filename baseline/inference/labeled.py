@@ -19,6 +19,7 @@ from baseline.evaluation.details.named_metric import metric_interval
 from baseline.evaluation.intervals import wilson_interval
 from baseline.evaluation.metrics import evaluate
 from baseline.evaluation.table import class_columns, group_codes, probability_matrix, table_predictions
+from baseline.inference import DEFAULT_TTA
 from baseline.inference.batch import resolve_sets
 from baseline.metrics.registry import METRICS, check_metric, find_metric
 from baseline.progress import Progress
@@ -95,7 +96,7 @@ def evaluate_model(
     model: Model | Ensemble,
     table: pd.DataFrame,
     *,
-    tta: bool = True,
+    tta: bool = DEFAULT_TTA,
     unknown: Unknown = "error",
     metric: str = "auto",
     reject_unlike: float = 0.0,

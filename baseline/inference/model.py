@@ -32,6 +32,7 @@ from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
 from baseline.files import read_json
+from baseline.inference import DEFAULT_TTA
 from baseline.inference.compatibility import check_compatible, check_transforms, with_statistics
 from baseline.inference.features import recording
 from baseline.inference.inputs import DecodeSpec, iterate_images, read_batches
@@ -169,7 +170,7 @@ class BasePredictor:
         self,
         images: Any,
         *,
-        tta: bool = True,
+        tta: bool = DEFAULT_TTA,
         calibrated: bool = True,
         batch_size: int = 64,
         on_error: Literal["raise", "row"] = "raise",
@@ -225,7 +226,7 @@ class BasePredictor:
         return pd.concat([pd.DataFrame(table), pd.DataFrame(probabilities, columns=columns)], axis=1)
 
     def evaluate(
-        self, images: Any, *, splits: Sequence[str] = (), progress: Progress | None = None, tta: bool = True,
+        self, images: Any, *, splits: Sequence[str] = (), progress: Progress | None = None, tta: bool = DEFAULT_TTA,
         unknown: Unknown = "error", metric: str = "auto", reject_unlike: float = 0.0, coverage: float = 0.0,
         **settings: Any,
     ) -> Evaluation:  # fmt: skip
@@ -255,7 +256,7 @@ class BasePredictor:
         self,
         images: Iterable[Any],
         *,
-        tta: bool = True,
+        tta: bool = DEFAULT_TTA,
         calibrated: bool = True,
         batch_size: int = 64,
         optimize: bool = True,
@@ -444,7 +445,7 @@ class Model(BasePredictor):
 
     @contextmanager
     def predictor(
-        self, *, tta: bool = True, calibrated: bool = True, unlike: bool = False
+        self, *, tta: bool = DEFAULT_TTA, calibrated: bool = True, unlike: bool = False
     ) -> Iterator[Callable[[Sequence[np.ndarray]], PredictionBatch]]:
         """Context manager that prepares an optimized network once and yields a function that predicts squares (see
         `load_square`), for many calls.

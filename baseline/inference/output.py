@@ -19,6 +19,7 @@ import numpy as np
 from baseline.data.labels import SEPARATOR
 from baseline.errors import DataError, OutputError, first_line, missing_package
 from baseline.files import csv_rows, parse_json, read_json
+from baseline.inference import DEFAULT_TTA
 
 if TYPE_CHECKING:
     from baseline.inference.model import PredictionBatch
@@ -58,7 +59,7 @@ class PredictOptions:
 
     format: str = "csv"
     """`"csv"`; `"jsonl"`, one JSON object per line; or `"parquet"`, which needs a file."""
-    tta: bool = True
+    tta: bool = DEFAULT_TTA
     """Average over the views of the run's evaluation (test-time augmentation)."""
     top_k: int = 0
     """Number of most probable classes to write with their probabilities."""

@@ -5,7 +5,8 @@
 | `GET /` | the page, which loads nothing from other servers |
 | `POST /predict` | JSON; images are sent as multipart/form-data or, in base64, as JSON |
 | `POST /gradcam` | a JPEG: which parts of an image speak for a class |
-| `GET /health`, `GET /openapi.json` | JSON |
+| `GET /health`, `GET /ready`, `GET /openapi.json` | JSON |
+| `GET /metrics` | counters for Prometheus |
 
 Starlette and uvicorn are installed with fastai, which needs them for FastHTML. FastHTML itself is not used: its pages
 load scripts from other servers, and it writes a session key into the working directory.
@@ -40,13 +41,17 @@ from starlette.types import ASGIApp
 
 from baseline import __version__
 from baseline.data.labels import SEPARATOR
+from baseline.deploy.server.access_log import AccessLog, LogFormat, Metrics, check_log_format
 from baseline.deploy.server.examples import Example, run_summary
 from baseline.deploy.server.openapi import openapi_schema
 from baseline.deploy.server.predictor import Limits, Predictor, busy_error
-from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, error_response
+from baseline.deploy.server.security import SecurityMiddleware, TimedProtocol, check_origins, error_response
 from baseline.errors import OutputError, first_line, unknown_name
 from baseline.files import parse_json
+from baseline.inference import DEFAULT_TTA
+from baseline.inference.batch import resolve_sets
 from baseline.inference.model import Model, load_model
+from baseline.inference.reference import class_sets
 from baseline.progress import Progress
 from baseline.report.html import render
 
@@ -62,11 +67,14 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    tta: bool = False,
+    tta: bool = DEFAULT_TTA,
     reject_unlike: float = 0.0,
+    coverage: float = 0.0,
     examples: bool = True,
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    log_format: LogFormat = "none",
     browser: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -79,12 +87,16 @@ def serve(
         tta: average over the views of the run's evaluation (test-time augmentation, TTA).
         reject_unlike: add to each answer how `unlike` the training images the image is (0 to 1), and whether it is
             `rejected`: this share of the run's valid images would be. 0 for neither.
+        coverage: add to each answer a `set` of classes that contains the true one at this rate; 0 for none.
         examples: show some of the images in the run's image folder, decoded and encoded again.
         hosts: names of the server, in addition to addresses, localhost and the machine's own name.
+        origins: other sites whose pages may use the server, such as `https://my.site`; `*` for all.
+        log_format: `"text"` or `"json"` writes a line to standard output for every request.
         browser: open the page in a browser.
 
     Raises:
-        OutputError: if the server cannot listen there, or there is no model folder.
+        OutputError: if the server cannot listen there, there is no model folder, or an origin is invalid.
+        RecipeError: if the run has too few valid images for `reject_unlike` or `coverage`.
         WeightsError: if the model's tensors are damaged.
 
     >>> serve("runs/mine", port=8080)                                              # doctest: +SKIP
@@ -92,8 +104,8 @@ def serve(
     progress = progress or Progress()
     with listen(host, port) as listener:
         app = create_app(
-            model, tta=tta, reject_unlike=reject_unlike, examples=examples, limits=limits, hosts=(host, *hosts),
-            progress=progress,
+            model, tta=tta, reject_unlike=reject_unlike, coverage=coverage, examples=examples, limits=limits,
+            hosts=(host, *hosts), origins=origins, log_format=log_format, progress=progress,
         )  # fmt: skip
         url = server_url(host, listener.getsockname()[1])
         progress.log(f"serving: {url} (press Ctrl-C to stop)")
@@ -114,11 +126,14 @@ def serve(
 def create_app(
     model: str | Path | Model,
     *,
-    tta: bool = False,
+    tta: bool = DEFAULT_TTA,
     reject_unlike: float = 0.0,
+    coverage: float = 0.0,
     examples: bool = True,
     limits: Limits | None = None,
     hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    log_format: LogFormat = "none",
     progress: Progress | None = None,
 ) -> ASGIApp:
     """Return the application that `serve` runs, for an ASGI server of your own.
@@ -127,11 +142,15 @@ def create_app(
     """
     progress = progress or Progress()
     limits = limits or Limits()
+    check_log_format(log_format)
+    check_origins(origins)
     loaded = model if isinstance(model, Model) else load_model(model)
     folder = loaded.folder if isinstance(model, Model) else Path(model).expanduser()
     if reject_unlike:
         loaded.reference.check_rate(reject_unlike)
-    predictor = Predictor(loaded, tta, limits, reject_unlike)
+    set_threshold = resolve_sets(loaded, coverage, tta, progress) if coverage else None
+    predictor = Predictor(loaded, tta, limits, reject_unlike, set_threshold)
+    metrics = Metrics(predictor)
     handlers = Routes(predictor, *run_summary(folder, predictor, examples, progress))
 
     @asynccontextmanager
@@ -148,6 +167,8 @@ def create_app(
         Route("/predict", handlers.predict, methods=["POST"]),
         Route("/gradcam", handlers.gradcam, methods=["POST"]),
         Route("/health", handlers.health),
+        Route("/ready", handlers.ready),
+        Route("/metrics", metrics.respond),
         Route("/openapi.json", handlers.openapi),
     ]
     on_exception: dict[Any, Any] = {
@@ -157,7 +178,8 @@ def create_app(
         Exception: _on_error,
     }
     app = Starlette(routes=routes, exception_handlers=on_exception, lifespan=lifespan)
-    return SecurityMiddleware(app, predictor, hosts)
+    protected = SecurityMiddleware(app, predictor, hosts, origins)
+    return AccessLog(protected, log_format, metrics, [*(route.path for route in routes), "/examples"])
 
 
 @contextmanager
@@ -210,6 +232,7 @@ async def read_images(request: Request, limits: Limits) -> tuple[list[tuple[str,
         )
     if not images:
         raise HTTPException(422, 'There is no image in the request. Send files, or base64 as "image" in JSON.')
+    request.state.images = len(images)
     if len(images) > (max_images := min(limits.images, limits.waiting)):
         plural = "" if max_images == 1 else "s"
         raise HTTPException(413, f"At most {max_images} image{plural} can be sent at once, not {len(images)}.")
@@ -288,9 +311,11 @@ class Routes:
         async with predictor.reserve(len(images)):
             results = await asyncio.gather(*(self._predict_one(name, content, int(top)) for name, content in images))
         errors = [error for _, error in results if error is not None]
+        request.state.invalid = len(errors)
+        request.state.unlike = sum(prediction.get("rejected", False) for prediction, _ in results)
         if len(errors) == len(results):
             raise errors[0]
-        return JSONResponse({"predictions": [prediction for prediction, _ in results]})
+        return JSONResponse({"tta": predictor.tta, "predictions": [prediction for prediction, _ in results]})
 
     async def _predict_one(self, name: str, content: bytes, top: int) -> tuple[dict[str, Any], HTTPException | None]:
         """Return the JSON for one image, and the error if it was refused."""
@@ -308,6 +333,9 @@ class Routes:
         if block.unlike is not None:
             unlike = float(block.unlike[index])
             measured = {"unlike": round(unlike, 6), "rejected": unlike > 1 - predictor.reject_unlike}
+        if predictor.set_threshold is not None:
+            row = block.probabilities[index : index + 1]
+            measured["set"] = class_sets(row, predictor.set_threshold, predictor.classes)[0]
         return {
             "name": name,
             "predicted": predicted,
@@ -343,6 +371,14 @@ class Routes:
                 "waiting": predictor.waiting,
             }
         )
+
+    async def ready(self, _: Request) -> Response:
+        predictor = self.predictor
+        if not predictor.is_running:
+            raise busy_error("The server is stopping.", 1)
+        if predictor.waiting >= predictor.limits.waiting:
+            raise predictor.queue_full_error()
+        return JSONResponse({"status": "ready", "waiting": predictor.waiting})
 
     async def example(self, request: Request) -> Response:
         return Response(self._example(request).image, media_type="image/png")

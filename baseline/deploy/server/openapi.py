@@ -24,6 +24,8 @@ ERROR_MESSAGES = {
 }
 """Descriptions of the error codes."""
 
+NO_METRICS = "The package prometheus-client is not installed."
+
 Schema = dict[str, Any]
 
 STRING: Schema = {"type": "string"}
@@ -32,6 +34,9 @@ BINARY: Schema = {"type": "string", "format": "binary"}
 UNLIKE_PROPERTIES: Schema = {
     "unlike": {**PROBABILITY, "description": "How unlike the training images it is."},
     "rejected": {"type": "boolean", "description": "Whether it is more unlike than images like those should be."},
+}
+SET_PROPERTY: Schema = {
+    "set": {"type": "array", "items": STRING, "description": "Classes that contain the true one at the given rate."}
 }
 BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
 
@@ -47,6 +52,14 @@ def openapi_schema(predictor: Predictor) -> Schema:
             "/health": {"get": {
                 "summary": "Check whether the server answers.",
                 "responses": _responses("application/json", {"type": "object"}, "It does.", {}),
+            }},
+            "/ready": {"get": {
+                "summary": "Check whether the server can take more images.",
+                "responses": _responses("application/json", {"type": "object"}, "It can.", {503: ERROR_MESSAGES[503]}),
+            }},
+            "/metrics": {"get": {
+                "summary": "Read the counters of the server in Prometheus's text format.",
+                "responses": _responses("text/plain", STRING, "The counters.", {501: NO_METRICS}),
             }},
         },
         "components": {"schemas": {
@@ -64,11 +77,14 @@ def _predict_operation(predictor: Predictor) -> Schema:
             "predicted": {"type": "array", "items": STRING} if predictor.model.multilabel else STRING,
             "confidence": {**PROBABILITY, "description": "Calibrated, if the run was."},
             **(UNLIKE_PROPERTIES if predictor.reject_unlike else {}),
+            **(SET_PROPERTY if predictor.set_threshold is not None else {}),
             "probabilities": {"type": "object", "additionalProperties": PROBABILITY, "description": "Highest first."},
             "error": {**STRING, "description": "Why this image was refused; the other properties are then missing."},
         },
     }
-    predictions = {"type": "object", "properties": {"predictions": {"type": "array", "items": prediction}}}
+    tta = {"type": "boolean", "description": "Whether probabilities are averaged over views (TTA)."}
+    items = {"type": "array", "items": prediction}
+    predictions = {"type": "object", "properties": {"tta": tta, "predictions": items}}
     return {
         "summary": "Predict the classes of images. If some of several images are refused, they have an `error`; if all "
                    "are, the answer is an error.",

@@ -80,10 +80,15 @@ class Limits:
 class Predictor:
     """Predicts the contents of image files: decodes in a few threads, and runs the network in a thread of its own."""
 
-    def __init__(self, model: Model, tta: bool, limits: Limits, reject_unlike: float = 0.0) -> None:
-        self.reject_unlike = reject_unlike
-        """Share of images like the valid ones that are rejected as unlike the training images; 0 for none."""
+    def __init__(
+        self, model: Model, tta: bool, limits: Limits, reject_unlike: float = 0.0, set_threshold: float | None = None
+    ) -> None:
+        self.reject_unlike, self.set_threshold = reject_unlike, set_threshold
+        """Share of images like the valid ones that are rejected as unlike the training images, 0 for none; and the
+        threshold of `Reference.set_threshold` for sets of classes, None for no sets."""
         self.model, self.tta, self.limits = model, tta and bool(model.config["tta"]), limits
+        self.is_running = False
+        """Whether the queue is being processed."""
         self.waiting = 0
         """Number of images that wait for an answer."""
         self.seconds_per_image = 0.05
@@ -112,6 +117,8 @@ class Predictor:
     async def running(self) -> AsyncIterator[None]:
         """Process the queue while the context is open."""
         task = asyncio.create_task(self._process_queue())
+        self.is_running = True
+        task.add_done_callback(lambda _: setattr(self, "is_running", False))
         try:
             yield
         finally:

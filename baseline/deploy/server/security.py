@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from baseline.deploy.server.access_log import AccessLog
 from baseline.deploy.server.predictor import busy_error
+from baseline.errors import OutputError
 
 if TYPE_CHECKING:
     from baseline.deploy.server.predictor import Predictor
 
-__all__ = ["SecurityMiddleware", "TimedProtocol", "error_response"]
+__all__ = ["SecurityMiddleware", "TimedProtocol", "check_origins", "error_response"]
 
 
 MAX_BODIES_IN_MEMORY = 16
@@ -39,6 +43,10 @@ SECURITY_HEADERS = [
 """Headers that are added to every response."""
 
 
+BUSY = "baseline.busy"
+"""Key of a scope, for a request above the limit of connections."""
+
+
 class TimedProtocol(H11Protocol):
     """uvicorn's HTTP protocol, except that the head of a request must be complete in time, not only begun, and that the
     answer above the limit of connections says when to try again."""
@@ -51,9 +59,23 @@ class TimedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         limit = self.config.limit_concurrency
         is_full = limit is not None and max(len(self.connections), len(self.tasks)) >= limit
-        self.app = answer_busy if is_full else self.config.loaded_app
+        self.app = mark_busy(self.config.loaded_app) if is_full else self.config.loaded_app
         self.conn.receive_data(data)
         self.handle_events()  # cancels the timeout when a head is complete
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        if isinstance(self.config.app, AccessLog):
+            self.config.app.log_invalid(self.client)
+
+
+def mark_busy(app: Any) -> Any:
+    """Return the application for a request above the limit of connections."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, BUSY: True}, receive, send)
+
+    return answer
 
 
 async def answer_busy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,11 +90,12 @@ class SecurityMiddleware:
 
     A page of another site can make a browser send requests here, and, with a name of its own that resolves to this
     machine (DNS rebinding), read the answers. So `Host` must be an address or a name of this server, and `Origin`, if
-    present, the same.
+    present, the same, or one of `origins`.
     """
 
-    def __init__(self, app: ASGIApp, predictor: Predictor, hosts: Sequence[str]) -> None:
-        self.app, self.limits = app, predictor.limits
+    def __init__(self, app: ASGIApp, predictor: Predictor, hosts: Sequence[str], origins: Sequence[str] = ()) -> None:
+        self.origins = [origin.lower() for origin in origins]
+        self.app, self.limits = self.with_cors(app), predictor.limits
         self.bytes_in_memory = 0
         """Size of all request bodies in memory."""
         own = socket.gethostname().lower()
@@ -80,9 +103,21 @@ class SecurityMiddleware:
         self.names = {"localhost", own, f"{own}.local"} | extra
         self.sites = {name for name in extra if name != "localhost" and not is_ip_address(name)}
 
+    def with_cors(self, app: ASGIApp) -> ASGIApp:
+        """Return an application that lets pages of `origins` read its answers (cross-origin resource sharing)."""
+        if not self.origins:
+            return app
+        return CORSMiddleware(
+            app, allow_origins=self.origins, allow_methods=["GET", "POST"], allow_headers=["Content-Type"],
+            expose_headers=["Retry-After"],
+        )  # fmt: skip
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if BUSY in scope:
+            await answer_busy(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -92,7 +127,8 @@ class SecurityMiddleware:
 
         error = self._check_headers(Headers(scope=scope))
         if error is not None:
-            await error_response(error)(scope, receive, send_with_headers)
+            answer = error_response(error)
+            await (answer if error.status_code == 403 else self.with_cors(answer))(scope, receive, send_with_headers)
             return
         body = LimitedBody(self, receive)
         try:
@@ -109,12 +145,15 @@ class SecurityMiddleware:
             return HTTPException(403, message)
         origin = headers.get("origin")
         if origin is not None and not self._is_own_page(origin, host):
-            return HTTPException(403, "Pages of other sites may not use this server.")
+            return HTTPException(403, "Pages of other sites may not use this server, except those of --allow-origin.")
         length = headers.get("content-length", "0")
         return self.too_large_error() if not length.isdecimal() or int(length) > self.limits.bytes else None
 
     def _is_own_page(self, origin: str, host: str) -> bool:
-        """Whether a page is ours; behind a proxy, it may use one of our names while the proxy uses an address."""
+        """Whether a page is ours, or of an allowed origin; behind a proxy, it may use one of our names while the proxy
+        uses an address."""
+        if "*" in self.origins or origin in self.origins:
+            return True
         page_host = origin.lower().partition("://")[2]
         return page_host == host.lower() or host_name(page_host) in self.sites
 
@@ -126,6 +165,13 @@ class SecurityMiddleware:
         return HTTPException(
             413, f"The maximum size of a request is {self.limits.megabytes} MB. Send fewer or smaller images."
         )
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raise an OutputError if an origin is neither `*` nor a scheme and a host."""
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin.lower()):
+            raise OutputError(f"'{origin}' is not the origin of a page. Pass scheme and host, such as https://my.site.")
 
 
 def host_name(host: str) -> str:

@@ -82,7 +82,8 @@ function showPrediction(card, prediction, file, name) {
   const rows = Object.entries(prediction.probabilities);
   const confidence = multilabel ? "" : ` ${percent(prediction.confidence)}`;
   const answer = predicted.length ? predicted.join(", ") + confidence : "no label";
-  part(".answer").textContent = prediction.rejected ? `unlike the training images (${answer})` : answer;
+  const set = (prediction.set ?? []).length > 1 ? `, or one of ${prediction.set.join(", ")}` : "";
+  part(".answer").textContent = prediction.rejected ? `unlike the training images (${answer})` : answer + set;
   const count = Math.max(MIN_BARS, predicted.length);
   const show = (n) => part(".bars").replaceChildren(...rows.slice(0, n).map((row) => makeBar(...row, predicted)));
   show(count);
