@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -255,6 +256,20 @@ def csv_rows(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
 def to_json(values: Any) -> str:
     """Return readable JSON text; paths become strings, tuples lists, and NumPy scalars numbers."""
     return json.dumps(values, indent=2, ensure_ascii=False, default=_to_plain) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """Return values for JSON, with None for numbers that JSON cannot hold.
+
+    >>> without_nan({"a": (1.5, float("nan"))})
+    {'a': [1.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    number = value.item() if hasattr(value, "item") else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def _to_plain(value: Any) -> Any:

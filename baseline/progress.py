@@ -16,6 +16,10 @@ from baseline.notebook import NotebookOutput, is_notebook
 __all__ = ["Bar", "ConsoleProgress", "Progress", "format_duration"]
 
 
+LOG_SECONDS = 30
+"""Seconds between the lines of a step where no bar can be drawn."""
+
+
 class Bar(Protocol):
     """A running progress bar."""
 
@@ -54,7 +58,7 @@ CONTROL_CODES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 
 
 
 class ConsoleProgress(Progress):
-    """Lines and bars on standard error, drawn by rich; without bars outside a terminal or notebook.
+    """Lines and bars on standard error, drawn by rich; outside a terminal or notebook a line every 30 s, not a bar.
 
     A notebook shows a single line that changes; a click opens the lines before it.
     Rich itself honors `NO_COLOR` and `TERM=dumb`. Standard output stays free for results.
@@ -78,10 +82,40 @@ class ConsoleProgress(Progress):
             yield _NotebookBar(self.cell, title, total, unit)
             return
         if not self.console.is_terminal:
-            yield _SilentBar()
+            yield _LogBar(self, title, total, unit)
             return
         with _rich_progress(self.console, unit) as progress:
             yield _ConsoleBar(progress, progress.add_task(title, total=total or None, note=""))
+
+
+class _LogBar:
+    """Writes a line every `LOG_SECONDS`, as a bar cannot be drawn in a log."""
+
+    def __init__(self, progress: Progress, title: str, total: int, unit: str) -> None:
+        self.progress, self.title, self.total, self.unit = progress, title, total, unit
+        self.done, self.start = 0, time.monotonic()
+        self.next_line = self.start + LOG_SECONDS
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        self.done += n
+        now = time.monotonic()
+        if now >= self.next_line:
+            self.next_line = now + LOG_SECONDS
+            self.progress.log(describe_progress(self.title, self.done, self.total, self.unit, now - self.start))
+
+
+def describe_progress(title: str, done: int, total: int, unit: str, seconds: float) -> str:
+    """Return a line about a step that runs.
+
+    >>> describe_progress("stage 2", 640, 2270, "batches", 35)
+    'stage 2: 640 of 2,270 batches, 35 s, about 89 s left'
+    >>> describe_progress("cifar.tar", 5_000_000, 0, "bytes", 40)
+    'cifar.tar: 5 MB, 40 s'
+    """
+    scale, name = (1_000_000, "MB") if unit == "bytes" else (1, unit)
+    of = f" of {total / scale:,.0f}" if total else ""
+    left = f", about {format_duration(seconds * (total - done) / done)} left" if 0 < done < total else ""
+    return f"{title}: {done / scale:,.0f}{of} {name}".rstrip() + f", {format_duration(seconds)}{left}"
 
 
 class _ConsoleBar:

@@ -39,6 +39,7 @@ NAV = """\
     * [Training](training.md)
     * [Evaluation](evaluation.md)
     * [Models](models.md)
+    * [Automation](automation.md)
     * [Kaggle](kaggle.md)
     * [Scale](scale.md)
 * [Recipes](recipes.md)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import typer
 
-from baseline.cli.options import print_table
+from baseline.cli.json_output import print_object
+from baseline.cli.options import AsJson, print_table
 
 __all__ = ["check_environment", "doctor_command", "find_cautions", "find_problems"]
 
@@ -250,7 +251,7 @@ def _weight_files(arch: str) -> Iterator[Path]:
     yield from (file for file, _ in find_on_kaggle(arch, []))
 
 
-def doctor_command() -> None:
+def doctor_command(as_json: AsJson = False) -> None:
     """Check the installation: versions, device, disk space, datasets, weights; the last line is the verdict.
 
     The exit code is 1 if something keeps a run from working.
@@ -267,6 +268,9 @@ def doctor_command() -> None:
 
     with Console(stderr=True).status("checking this machine"):
         rows, problems, cautions = list(check_environment()), list(find_problems()), list(find_cautions())
+    if as_json:
+        print_object("doctor", {"checks": dict(rows), "problems": problems, "cautions": cautions})
+        raise typer.Exit(1 if problems else 0)
     print_table(grid(rows))
     if problems:
         print(f"Not ready: {'. '.join([*problems, *cautions])}.")

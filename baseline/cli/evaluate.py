@@ -95,8 +95,8 @@ def evaluate_command(
     ```
     """
     interrupt_on_signals()
-    from baseline.experiments.evaluate_models import evaluate_models, without_nan
-    from baseline.files import to_json
+    from baseline.experiments.evaluate_models import evaluate_models
+    from baseline.files import to_json, without_nan
 
     target, recipe = parse_target(images)
     names: list[Any] = [*models, *(split_paths([text]) for text in ensemble or [])]

@@ -81,6 +81,8 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Resume the unfinished job in --out.", rich_help_panel=RUN_PANEL)
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=RUN_PANEL)]
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.", rich_help_panel=RUN_PANEL)]
 
 ExecutorOption = Annotated[

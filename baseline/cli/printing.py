@@ -17,6 +17,8 @@ from baseline.recipe.describe import describe_trained
 from baseline.report.headline import Headline, describe_view, headline_of, headline_sentence
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from baseline.data.audit.findings import Audit
@@ -106,7 +108,15 @@ def seeds_table(result: SeedRuns) -> RenderableType:
         lines.insert(0, f"{title[0]} of {len(result.runs)} seeds: {_spread_text(result.metric)}")
     if not result.same_images:
         lines.append("Each seed uses a different test split, so the spread includes sampling variation.")
-    return Group(*lines, table, escape(f"results: {result.folder / 'seeds.json'}"))
+    ends = [f"results: {result.folder / 'seeds.json'}", *_next_of_series(result.folder, "seeds")]
+    return Group(*lines, table, *map(escape, ends))
+
+
+def _next_of_series(folder: Path, kind: str) -> list[str]:
+    """The two commands to run after several seeds or folds."""
+    from baseline.report.advice import next_commands_of_series
+
+    return [f"next: {command}" for command in next_commands_of_series(folder, kind)]
 
 
 def folds_table(result: FoldRuns) -> RenderableType:
@@ -142,10 +152,7 @@ def folds_table(result: FoldRuns) -> RenderableType:
                 0, f"test {metric.title} of the ensemble: {headline_of(metric, result.metrics['test']['tta'])}"
             )
         meaning.append(f"On test, the ensemble differs from the best fold by {difference}.")
-    ends = [
-        f"results: {result.folder / 'folds.json'}",
-        f"predict with all folds: baseline predict {quote(str(result.folder))} IMAGES",
-    ]
+    ends = [f"results: {result.folder / 'folds.json'}", *_next_of_series(result.folder, "folds")]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
 
 

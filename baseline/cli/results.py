@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from baseline.cli.options import make_progress, print_table, split_paths
+from baseline.cli.json_output import comparison_object, print_object, runs_object
+from baseline.cli.options import AsJson, make_progress, print_table, split_paths
 from baseline.errors import DataError
 
 
@@ -32,6 +33,7 @@ def compare_command(
     html: Annotated[Path | None, typer.Option(help="Write the table as HTML.", show_default=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.", show_default=False)] = None,
     latex: Annotated[Path | None, typer.Option(help="Write the table as LaTeX.", show_default=False)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare finished runs: metrics with confidence intervals, and a paired significance test.
 
@@ -63,11 +65,15 @@ def compare_command(
     for path, content in zip((csv, html, markdown, latex), contents, strict=True):
         if path is not None:
             write_atomic(path, content)
-    print_table(comparison_table(result) if isinstance(result, Comparison) else recipes_table(result))
+    if as_json:
+        print_object("compare", comparison_object(result))
+    else:
+        print_table(comparison_table(result) if isinstance(result, Comparison) else recipes_table(result))
 
 
 def runs_command(
     folder: Annotated[Path, typer.Argument(help="Folder of the runs.", metavar="DIR")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder, including unfinished ones, with accuracy, date and seconds.
 
@@ -81,7 +87,10 @@ def runs_command(
     from baseline.cli.printing import runs_table
     from baseline.experiments.compare import list_runs
 
-    print_table(runs_table(list_runs(folder)))
+    if as_json:
+        print_object("runs", runs_object(folder, list_runs(folder)))
+    else:
+        print_table(runs_table(list_runs(folder)))
 
 
 def report_command(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from baseline.cli.json_output import fixes_object, print_object, repeats_object, run_object
 from baseline.cli.options import (
+    AsJson,
     DataOption,
     ExecutorOption,
     HelpAll,
@@ -125,6 +127,7 @@ def run_command(
     resume: Resume = False,
     executor: ExecutorOption = "",
     out: Out = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     help_all: HelpAll = False,
     *,
@@ -156,7 +159,7 @@ def run_command(
     if resume and out is None and (Path(target) / UNFINISHED_DIR).exists():
         if options.given:
             raise RecipeError(f"{options.given}: an unfinished run keeps its training. Omit it, or start a new run.")
-        _resume_run(Path(target), quiet, **changes)
+        _resume_run(Path(target), quiet, as_json, **changes)
         return
     images, recipe = parse_target(target)
     _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, executor=executor, before=before, out=out)
@@ -166,17 +169,21 @@ def run_command(
         images = data_place(data, recipe, progress)
     chosen, changes = options.apply(recipe, changes)
     if dry_run:
-        print("\n".join(_describe_images(images, chosen, changes)))
+        lines = _describe_images(images, chosen, changes)
+        if as_json:
+            print_object("run", {"kind": "dry-run", "lines": lines})
+        else:
+            print("\n".join(lines))
         return
     changes |= {"out": out, "progress": progress}
     if folds or seeds is not None:
-        _run_several(seeds, images, chosen, resume=resume, executor=executor, **changes)
+        _run_several(seeds, images, chosen, as_json, resume=resume, executor=executor, **changes)
     elif fixes:
-        _compare_fixes(images, chosen, before, **changes)
+        _compare_fixes(images, chosen, before, as_json, **changes)
     else:
         from baseline.make import make_baseline
 
-        _print_result(make_baseline(images, chosen, **changes))
+        _print_result(make_baseline(images, chosen, **changes), as_json)
 
 
 def _launch(processes: int) -> None:
@@ -209,24 +216,29 @@ def _check_combination(
         raise RecipeError("--before needs --fixes. To compare two finished runs, use baseline compare.")
 
 
-def _run_several(seeds: int | None, images: str | None, recipe: str | Recipe, **options: Any) -> None:
+def _run_several(seeds: int | None, images: str | None, recipe: str | Recipe, as_json: bool, **options: Any) -> None:
     """Train all folds, or as many seeds, and print their summary."""
     from baseline.cli.printing import folds_table, seeds_table
-    from baseline.experiments.repeats import run_folds, run_seeds
+    from baseline.experiments.repeats import SeedRuns, run_folds, run_seeds
 
-    if seeds is None:
-        print_table(folds_table(run_folds(images, recipe, **options)))
+    result = run_folds(images, recipe, **options) if seeds is None else run_seeds(seeds, images, recipe, **options)
+    if as_json:
+        print_object("run", repeats_object(result))
     else:
-        print_table(seeds_table(run_seeds(seeds, images, recipe, **options)))
+        print_table(seeds_table(result) if isinstance(result, SeedRuns) else folds_table(result))
 
 
 def _compare_fixes(
-    images: str | None, recipe: str | Recipe, before: Path | None, *, fixes: Any, **options: Any
+    images: str | None, recipe: str | Recipe, before: Path | None, as_json: bool, *, fixes: Any, **options: Any
 ) -> None:
     from baseline.cli.printing import fixes_table
     from baseline.experiments.before_after import compare_fixes
 
-    print_table(fixes_table(compare_fixes(fixes, images, recipe, before=before, **options)))
+    result = compare_fixes(fixes, images, recipe, before=before, **options)
+    if as_json:
+        print_object("run", fixes_object(result))
+    else:
+        print_table(fixes_table(result))
 
 
 def _describe_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
@@ -262,15 +274,17 @@ def _check_unfinished(out: Path | None) -> None:
         raise OutputError(f"{usage}; {problem}.")
 
 
-def _resume_run(run: Path, quiet: bool, **changes: Any) -> None:
+def _resume_run(run: Path, quiet: bool, as_json: bool, **changes: Any) -> None:
     interrupt_on_signals()
     from baseline.make import resume
 
-    _print_result(resume(run, progress=make_progress(quiet), **changes))
+    _print_result(resume(run, progress=make_progress(quiet), **changes), as_json)
 
 
-def _print_result(result: Baseline) -> None:
-    if result.manifest:  # in a distributed run the first process has it
+def _print_result(result: Baseline, as_json: bool) -> None:
+    if result.manifest and as_json:  # in a distributed run the first process has it
+        print_object("run", run_object(result))
+    elif result.manifest:
         from baseline.cli.printing import result_table
 
         print_table(result_table(result))

@@ -9,8 +9,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from baseline.cli.json_output import check_object, prediction_object, print_object, submission_object
 from baseline.cli.options import (
     OUTPUT_FORMATS,
+    AsJson,
     Coverage,
     EnsembleOption,
     ExecutorOption,
@@ -87,6 +89,9 @@ def predict_command(
     executor: ExecutorOption = "",
     image_col: Annotated[str, typer.Option(help="Column of a table with the paths; detected by default.")] = "",
     ensemble: EnsembleOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --out: print the counts of the job as one JSON object.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print predictions.")] = False,
 ) -> None:
     """Predict images with a trained model: one row per image, with calibrated confidence.
@@ -107,6 +112,8 @@ def predict_command(
     ```
     """
     kind = _output_format(out, format, images, executor=executor, overwrite=overwrite, resume=resume)
+    if as_json and out is None:
+        raise OutputError("--json prints the counts where the predictions would be. Pass --out FILE for these.")
     interrupt_on_signals()
     from baseline.parallel.executor import get_executor
 
@@ -142,6 +149,8 @@ def predict_command(
             progress.log(f"interrupted: --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+    if as_json and out is not None:
+        print_object("predict", prediction_object(loaded, out, options, counts))
 
 
 def _end_output(error: OSError) -> NoReturn:
@@ -252,7 +261,7 @@ def serve_command(
     os._exit(0)  # otherwise the exit would wait for a running forward pass
 
 
-def check_command(model: Model) -> None:
+def check_command(model: Model, as_json: AsJson = False) -> None:
     """Check that a model is intact and predicts as it did when saved.
 
     The tensors are compared with their sha256 and with the architecture, and the network predicts the few images stored
@@ -266,8 +275,11 @@ def check_command(model: Model) -> None:
     """
     from baseline.inference.model import TOLERANCE, load
 
-    for member in load(model).members:
-        difference = member.check()
+    checked = [(member, member.check()) for member in load(model).members]
+    if as_json:
+        print_object("check", {"models": [check_object(member, difference) for member, difference in checked]})
+        return
+    for member, difference in checked:
         print(f"{member.folder}: {member.config['arch']}, {len(member.classes):,} classes, all tensors intact")
         print(f"golden inputs: largest difference in a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
 
@@ -484,6 +496,7 @@ def submit_command(
     leave_extra: Annotated[bool, typer.Option("--leave-extra", help="Ignore images without an id.")] = False,
     ensemble: EnsembleOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.")] = False,
 ) -> None:
     """Write a competition's submission.csv in the format of its sample, and verify it.
@@ -498,12 +511,14 @@ def submit_command(
     """
     from baseline.deploy.kaggle.submission import submit
 
-    print(
-        submit(
-            [run, *split_paths(ensemble)], sample, image_dir, out=out, shape=shape, codes=codes,
-            leave_extra=leave_extra, overwrite=overwrite, progress=make_progress(quiet),
-        )
+    result = submit(
+        [run, *split_paths(ensemble)], sample, image_dir, out=out, shape=shape, codes=codes,
+        leave_extra=leave_extra, overwrite=overwrite, progress=make_progress(quiet),
     )  # fmt: skip
+    if as_json:
+        print_object("submit", submission_object(result))
+    else:
+        print(result)
 
 
 def _submission_formats() -> tuple[str, ...]:

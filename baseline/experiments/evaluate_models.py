@@ -5,7 +5,6 @@ A folder of results holds `metrics.json`, the predictions of each model, and `ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +19,16 @@ from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.difference import difference_interval, match_units
 from baseline.evaluation.explain import describe_change
 from baseline.experiments.metric_comparison import compare_tables, describe_test
-from baseline.files import MAX_TABLE_BYTES, check_regular, sha256_of, to_csv, to_json, unique_path, write_atomic
+from baseline.files import (
+    MAX_TABLE_BYTES,
+    check_regular,
+    sha256_of,
+    to_csv,
+    to_json,
+    unique_path,
+    without_nan,
+    write_atomic,
+)
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
 from baseline.metrics.registry import find_metric
@@ -376,13 +384,3 @@ def write_results(folder: Path, result: ModelEvaluations) -> None:
     sentences = [test["sentence"] for test in result.differences]
     write_evaluation_page(folder / "evaluation.html", result.images, sections, sentences)
     write_atomic(folder / "metrics.json", to_json(without_nan(result.as_dict())))
-
-
-def without_nan(value: Any) -> Any:
-    """Return JSON values with None for numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    number = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(number, float) and not math.isfinite(number) else number

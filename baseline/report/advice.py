@@ -77,6 +77,18 @@ def next_commands(folder: Path) -> list[str]:
     return commands[:1] + commands[-1:] if len(commands) > 1 else commands
 
 
+def next_commands_of_series(folder: Path, kind: str) -> list[str]:
+    """Return the two commands to run after several `"seeds"` or `"folds"`, whose folder predicts as an ensemble.
+
+    >>> next_commands_of_series(Path("runs/folds"), "folds")
+    ['baseline evaluate runs/folds NEW_LABELED_IMAGES', 'baseline predict runs/folds NEW_IMAGES']
+    """
+    first = shlex.join(["baseline", "evaluate", str(folder), "NEW_LABELED_IMAGES"])
+    if kind == "seeds":
+        first = shlex.join(["baseline", "compare", f"{folder}/seed-*", "OTHER_RECIPE/seed-*"])
+    return [first, shlex.join(["baseline", "predict", str(folder), "NEW_IMAGES"])]
+
+
 def repeat_command(run: RunFiles, *options: str, command: str = "run") -> str:
     """Return the command that repeats the run with other options; empty if parts of the caller's own were used."""
     if run.manifest.get("own_parts") or run.manifest.get("image_shape"):
