@@ -90,7 +90,7 @@ def test_every_run_writes_a_card_that_the_hub_library_reads(done: baseline.Basel
     assert {each.dataset_split for each in read.eval_results} == {"test"}
     assert {each.dataset_name for each in read.eval_results} == {"ants, bees"}
     assert (read.library_name, read.pipeline_tag, read.metrics) == (
-        "fastai",
+        "fastai-baseline",
         "image-classification",
         ["accuracy", "f1"],
     )

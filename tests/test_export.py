@@ -65,7 +65,9 @@ def test_onnx_returns_what_predict_returns(tiny: Path, images: Path, tmp_path: P
     runtime = pytest.importorskip("onnxruntime")
     result = baseline.export(tiny, "onnx", tmp_path / "it.onnx", images=str(images))
     assert result.images == result.agreeing == 48 and result.max_difference < 1e-5 and not result.golden
-    assert [path.name for path in tmp_path.iterdir()] == ["it.onnx"] and result.bytes == result.path.stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it.onnx", "labels.txt"]
+    assert result.bytes == result.path.stat().st_size
+    assert (tmp_path / "labels.txt").read_text() == "ants\nbees\nwasps\n"
     session = runtime.InferenceSession(result.path)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["ants", "bees", "wasps"] and json.loads(metadata["views"]) == ["flip"]
@@ -87,7 +89,7 @@ def test_onnx_in_8_bits_is_judged_on_other_images(tiny: Path, images: Path, monk
     monkeypatch.setattr(export_file, "MIN_AGREEMENT", 1.01)
     with pytest.raises(WeightsError, match=r"predicts \d+ of 36 images differently"):
         baseline.export(tiny, "onnx", "second.onnx", images=str(images), int8=True, tta=False, size="fixed")
-    assert [path.name for path in Path().iterdir()] == [result.path.name]
+    assert sorted(path.name for path in Path().iterdir()) == ["labels.txt", result.path.name]
 
 
 def test_torch_export_needs_only_torch(tiny: Path, images: Path) -> None:
@@ -96,6 +98,9 @@ def test_torch_export_needs_only_torch(tiny: Path, images: Path) -> None:
     extra_files = {"baseline.json": ""}
     network = torch.export.load(result.path, extra_files=extra_files).module()
     assert json.loads(extra_files["baseline.json"])["classes"] == ["ants", "bees", "wasps"]
+    Path("labels.txt").write_text("cats\n")
+    with pytest.raises(OutputError, match=r"labels\.txt exists and lists other classes\. Pass --overwrite"):
+        baseline.export(tiny, "torch-export", "other.pt2", size="fixed")
     image = Image.open(images / "ants" / "00.jpg").convert("RGB").resize((48, 48))
     actual = network(torch.from_numpy(np.asarray(image)[None].copy())).numpy()
     assert np.allclose(actual, baseline.load(tiny).predict([image])[PROBABILITIES].to_numpy(), atol=1e-5)

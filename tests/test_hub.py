@@ -188,7 +188,9 @@ def test_the_model_folder_arrives_byte_by_byte_in_one_commit_and_comes_back(run:
     assert result.stdout == f"{hub.address}/me/ants\n"
     names = ["README.md", "model.json", "model.safetensors"]
     assert hub.commits == [names] or [sorted(commit) for commit in hub.commits] == [sorted(names)]
-    assert hub.files == {"me/ants": {name: (run / "model" / name).read_bytes() for name in names}}
+    expected = {name: (run / "model" / name).read_bytes() for name in names}
+    expected["README.md"] = expected["README.md"].replace(b"OWNER/NAME", b"me/ants")
+    assert hub.files == {"me/ants": expected} and b'snapshot_download("me/ants")' in expected["README.md"]
     assert hub.private == {"me/ants": False} and len(hub.objects) == 1
     code = (
         "import huggingface_hub, json; from baseline.vision import model_folder;"
@@ -220,10 +222,11 @@ def test_a_second_push_replaces_and_private_is_kept(run: Path, hub: Hub) -> None
 def test_a_dry_run_lists_files_and_shows_the_card_without_a_request(run: Path, hub: Hub) -> None:
     result = call(hub, "push", str(run), "me/ants", "--dry-run")
     assert result.returncode == 0, result.stderr
-    for name in ("README.md", "model.json", "model.safetensors"):
-        size = (run / "model" / name).stat().st_size
+    card = (run / "model" / "README.md").read_text().replace("OWNER/NAME", "me/ants")
+    sizes = {name: (run / "model" / name).stat().st_size for name in ("model.json", "model.safetensors")}
+    for name, size in {**sizes, "README.md": len(card.encode())}.items():
         assert re.search(rf"^{re.escape(name)} +{size:,} bytes", result.stdout, re.M), result.stdout[:400]
-    assert result.stdout.endswith((run / "model" / "README.md").read_text()) and hub.requests == []
+    assert result.stdout.endswith(card) and hub.requests == []
 
 
 def test_only_the_model_folder_is_listed(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -558,3 +559,15 @@ def test_labels_of_a_test_loader_come_from_folders_or_a_table(tiny: Path, images
     copy = shutil.copy(paths[0], tmp_path / "a.jpg")
     with pytest.raises(DataError, match="its folder is not named after a class"):
         dls.test_dl([Path(copy)], with_labels=True).one_batch()
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    contents = (save(tensors, {"padding": "x" * 8 * count}) for count in range(32))
+    content = next(content for content in contents if content[0] == 0x80)
+    (folder / "model.safetensors").write_bytes(content)
+    config = json.loads((folder / "model.json").read_text())
+    config["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    (folder / "model.json").write_text(json.dumps(config))
+    assert baseline.load(folder).check() < 1e-4

@@ -287,14 +287,18 @@ def check_command(model: Model, as_json: AsJson = False) -> None:
 def export_command(
     model: Model,
     to: Annotated[
-        str, typer.Option(help="onnx, torch-export or learner.", autocompletion=completion(lambda: _export_formats()))
+        str,
+        typer.Option(
+            help="onnx, torch-export, learner, timm, openvino, mlflow, space or docker.",
+            autocompletion=completion(lambda: _export_formats()),
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="Output file (default: NAME.onnx, .pt2 or .pkl in the current folder).",
+            help="Output file or folder (default: NAME.onnx, NAME-timm and so on in the current folder).",
             show_default=False,
         ),
     ] = None,
@@ -321,10 +325,10 @@ def export_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the result.")] = False,
 ) -> None:
-    """Export a model to ONNX, torch.export or a fastai learner, and verify it against the model.
+    """Export a model to another format, and verify it against the model.
 
-    ONNX and torch-export take uint8 images, N x H x W x 3, upright RGB, and return calibrated probabilities, as
-    `baseline predict` does.
+    ONNX, torch-export and OpenVINO take uint8 images, N x H x W x 3, upright RGB, and return calibrated probabilities,
+    as `baseline predict` does. timm, openvino, mlflow, space (a Gradio page) and docker are folders.
 
     Examples:
 
@@ -332,6 +336,8 @@ def export_command(
     baseline export runs/mine --to onnx --images images/test/
     baseline export runs/mine --to onnx --int8 --images images/ -o small.onnx
     baseline export runs/mine --to torch-export --size fixed --no-tta
+    baseline export runs/mine --to timm -o insects
+    baseline export runs/mine --to space
     baseline export runs/mine --to learner
     ```
     """

@@ -5,6 +5,9 @@
 | `onnx` | `.onnx` | preprocessing, network, TTA views and temperature, for onnxruntime and others; no Python |
 | `torch-export` | `.pt2` | the same, for torch alone |
 | `learner` | `.pkl` | fastai's own export, a pickle: network and DataLoaders, without TTA or calibration |
+| `timm` | folder | timm's own files, without TTA; see `baseline.deploy.export_timm` |
+| `openvino` | folder | network, TTA views and temperature for OpenVINO, and squares of the model's size |
+| `mlflow`, `space`, `docker` | folder | the model with what runs it; see `baseline.deploy.export_app` |
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ from baseline.data.image import load_image, load_square, read_image_bytes
 from baseline.data.labels import predicted_codes
 from baseline.data.sources.image_list import list_images
 from baseline.deploy.export_module import ExportModule
-from baseline.errors import OutputError, WeightsError, first_line, missing_package, unknown_name
+from baseline.errors import BaselineError, OutputError, WeightsError, first_line, missing_package, unknown_name
 from baseline.evaluation.calibration import apply_temperature
+from baseline.files import write_atomic
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.model import TOLERANCE, load_model
 from baseline.progress import Progress
@@ -48,8 +52,14 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "SIZES", "Exported", "export"]
 
 
-FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "learner": ".pkl"}
-"""Export formats and their file extensions."""
+FORMATS = {
+    "onnx": ".onnx", "torch-export": ".pt2", "learner": ".pkl",
+    **dict.fromkeys(("timm", "openvino", "mlflow", "space", "docker"), ""),
+}  # fmt: skip
+"""Export formats and their file extensions; empty for a folder."""
+
+PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",), "mlflow": ("mlflow",)}
+"""Packages that a format needs, which its extra of the same name installs."""
 
 SIZES = ("any", "fixed")
 """Input sizes that an exported file can accept."""
@@ -137,7 +147,8 @@ def export(
             quarter of the images, at most 200, and the file is evaluated on the others.
 
     Raises:
-        OutputError: if the format does not exist, the file exists, a package is missing, or the file cannot be written.
+        OutputError: if the format does not exist, the file or a `labels.txt` of other classes exists, a package is
+            missing, or the file cannot be written.
         WeightsError: if a probability differs by more than 1e-4, or with `int8` more than one prediction in 20 differs.
         DataError: if `images` names files that do not exist.
 
@@ -149,8 +160,14 @@ def export(
     loaded = load_model(model)
     loaded.network.cpu()  # where it computes in float32
     path = export_path(loaded, to, out, int8, overwrite)
+    size = size if FORMATS[to] else "fixed"
     inputs, golden = comparison_images(loaded, [images] if isinstance(images, str) else images, size)
-    exporter = Exporter(loaded, size, tta and to != "learner", to != "learner", progress)
+    exporter = Exporter(loaded, size, tta and to not in ("learner", "timm"), to != "learner", progress)
+    if not FORMATS[to]:
+        from baseline.deploy.export_folder import export_folder
+
+        return export_folder(exporter, to, path, inputs, golden, overwrite)
+    labels = check_labels(path, loaded.classes, overwrite)
     with partial_path(path) as part:
         if int8:
             if len(inputs) < MIN_CALIBRATION_IMAGES:
@@ -167,6 +184,7 @@ def export(
             result = exporter.compare(run, inputs, path, part.stat().st_size, golden)
         check_agreement(result, int8)
         part.replace(path)
+        write_atomic(path.with_name("labels.txt"), labels)
     return result
 
 
@@ -182,27 +200,49 @@ def check_options(to: str, size: str, int8: bool, images: bool, tta: bool) -> No
         raise OutputError("int8 needs images to measure ranges on, and others to judge the result on. Pass --images.")
     if to == "learner" and (size != "any" or not tta):
         raise OutputError("A learner always takes images of any size, without TTA. Omit --size and --no-tta.")
+    if to in ("mlflow", "space", "docker") and (size != "any" or not tta):
+        raise OutputError(f"{to} predicts as baseline predict does, with TTA. Omit --size and --no-tta.")
 
 
 def check_packages(to: str) -> None:
-    """Raise an OutputError if a package that ONNX needs is not installed."""
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if to == "onnx" and find_spec(name) is None]
+    """Raise an OutputError if a package that the format needs is not installed."""
+    missing = [name for name in PACKAGES.get(to, ()) if find_spec(name) is None]
     if missing:
-        raise OutputError(f"{missing_package('ONNX export', ', '.join(missing), 'onnx')}.")
+        raise OutputError(f"{missing_package(f'Export to {to}', ', '.join(missing), to)}.")
 
 
 def export_path(model: Model, to: str, out: str | Path | None, int8: bool, overwrite: bool) -> Path:
     """Return the path of the file to write, named after the run by default."""
     folder = model.folder.absolute()
     name = folder.parent.name if folder.name == "model" else folder.name
-    file = f"{name or 'model'}{'-int8' if int8 else ''}{FORMATS[to]}"
     path = Path(out or ".").expanduser()
+    if not FORMATS[to]:
+        return path if out else path / f"{name or 'model'}-{to}"
+    file = f"{name or 'model'}{'-int8' if int8 else ''}{FORMATS[to]}"
     path = path / file if path.is_dir() else path
     if path.suffix != FORMATS[to]:
         raise OutputError(f"{path} does not end in {FORMATS[to]}. Choose another --out.")
     if path.exists() and not (overwrite and path.is_file()):
         raise OutputError(f"{path} exists. Pass --overwrite, or another --out.")
     return path
+
+
+def check_labels(path: Path, classes: list[str], overwrite: bool) -> str:
+    """Return the content of `labels.txt` beside a file; raise an OutputError if there is one of other classes."""
+    labels = path.with_name("labels.txt")
+    content = labels_text(classes)
+    if labels.exists() and not overwrite and labels.read_bytes() != content.encode():
+        raise OutputError(f"{labels} exists and lists other classes. Pass --overwrite, or another --out.")
+    return content
+
+
+def labels_text(classes: Sequence[str]) -> str:
+    """Return the content of `labels.txt`: one class per line, in the order of the outputs.
+
+    >>> labels_text(["ants", "honey\\nbees"])
+    'ants\\nhoney bees\\n'
+    """
+    return "".join(" ".join(name.split()) + "\n" for name in classes)
 
 
 @contextmanager
@@ -264,7 +304,7 @@ class Exporter:
 
     def torch_export(self, part: Path) -> None:
         dims = {"images": {dim: torch.export.Dim(name) for dim, name in self.dynamic_dims.items()}}
-        with self._export_errors("torch-export"), torch.no_grad():
+        with self.export_errors("torch-export"), torch.no_grad():
             program = torch.export.export(self.module, self.example, dynamic_shapes=dims)
             torch.export.save(program, part, extra_files={"baseline.json": json.dumps(self._metadata())})
 
@@ -275,7 +315,7 @@ class Exporter:
         if sum(tensor.nbytes for tensor in self.model.network.state_dict().values()) > MAX_BYTES:
             raise OutputError(f"{self.model.folder} exceeds the 2 GiB limit of an ONNX file. Use --to torch-export.")
         names: dict[str, Any] = {"input_names": ["images"], "output_names": ["probabilities"]}
-        with self._export_errors("onnx"), torch.no_grad():
+        with self.export_errors("onnx"), torch.no_grad():
             program = torch.onnx.export(
                 self.module,
                 self.example,
@@ -292,7 +332,7 @@ class Exporter:
         onnx.save(proto, part)
 
     def learner(self, part: Path) -> None:
-        with self._export_errors("learner"):
+        with self.export_errors("learner"):
             self.model.learner.export(part.absolute())
 
     def _metadata(self) -> dict[str, Any]:
@@ -317,14 +357,14 @@ class Exporter:
         return uncalibrated if temperature is None else apply_temperature(uncalibrated, temperature, "multilabel")
 
     @contextmanager
-    def _export_errors(self, to: str) -> Iterator[None]:
+    def export_errors(self, to: str) -> Iterator[None]:
         """Report any exception as an OutputError: exporters raise nearly every type, and emit warnings of their own."""
         self.progress.log(f"{to}: writing {self.model.config['arch']}, which takes a few seconds")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
-        except OSError:
+        except (OSError, BaselineError):
             raise
         except Exception as error:
             message = f"{self.model.config['arch']} cannot be written as {to}: {first_line(error)}"

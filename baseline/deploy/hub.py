@@ -39,7 +39,7 @@ class PushPlan:
     files: dict[str, int]
     """Names in the repository, and sizes in bytes."""
     card: str
-    """Text of the model card."""
+    """Text of the model card, with the name of the repository."""
 
 
 def push(run: str | Path, repo: str, *, private: bool = False, progress: Progress | None = None) -> str:
@@ -71,7 +71,8 @@ def push(run: str | Path, repo: str, *, private: bool = False, progress: Progres
             raise OutputError(f"{repo} exists and is public. Choose another name, or make it private first.")
         megabytes, plural = sum(plan.files.values()) / 1e6, "" if len(plan.files) == 1 else "s"
         progress.log(f"push: {len(plan.files)} file{plural}, {megabytes:.1f} MB, to {hub.endpoint}/{repo}")
-        operations = [client.CommitOperationAdd(name, plan.folder / name) for name in plan.files]
+        contents = {name: plan.folder / name for name in plan.files} | {CARD_FILE: plan.card.encode()}
+        operations = [client.CommitOperationAdd(name, content) for name, content in contents.items()]
         commit = hub.create_commit(repo, operations, commit_message="Model and card, by fastai-baseline")
     progress.log(f"push: commit {commit.oid}")
     return f"{hub.endpoint}/{repo}"
@@ -105,8 +106,9 @@ def plan_push(run: str | Path, repo: str) -> PushPlan:
         if not is_inside(folder / name, folder):
             raise OutputError(f"{folder / name} is a link to a file elsewhere, which would be published. Remove it.")
         check_no_local_paths(folder / name, private)
+    card = (folder / CARD_FILE).read_text(encoding="utf-8").replace("OWNER/NAME", repo)
     sizes = {name.as_posix(): (folder / name).stat().st_size for name in names}
-    return PushPlan(folder, sizes, (folder / CARD_FILE).read_text(encoding="utf-8"))
+    return PushPlan(folder, {**sizes, CARD_FILE: len(card.encode())}, card)
 
 
 def check_repo_name(repo: str) -> None:

@@ -155,7 +155,7 @@ def hub_metadata(page: dict[str, Any]) -> ModelCardData:
     library = page["facts"].get("library") or ("torchvision" if is_torchvision(arch) else "timm")
     results = hub_results(page)
     return ModelCardData(
-        library_name="fastai",  # a library that the hub knows; the saved network is that of a fastai Learner
+        library_name="fastai-baseline",  # the hub's snippet for fastai needs a pickle, and would not work
         pipeline_tag="image-classification",
         license=weights["license"] or None,
         base_model=weights["base_model"] or None,

@@ -248,7 +248,8 @@ def _is_hash_table(value: Any) -> bool:
 
 def read_tensors(path: Path, content: bytes, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors in a file, if it matches its sha256 in `model.json` and all values are finite."""
-    if (content[8:9] != b"{" and content[:1] == b"\x80") or content[:4] == b"PK\x03\x04":
+    is_safetensors = content[8:9] == b"{"  # after the length of the header, whose first byte may be that of a pickle
+    if not is_safetensors and (content[:1] == b"\x80" or content[:4] == b"PK\x03\x04"):
         raise WeightsError(f"{path} is a pickle or an archive, and was not opened; safetensors were needed.")
     expected = config["sha256"].get(path.name)
     if expected and (actual := hashlib.sha256(content).hexdigest()) != expected:

@@ -1,0 +1,100 @@
+"""Export a model to a folder that another library loads, and verify the folder before it gets its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baseline.deploy.export import Exported, Exporter, labels_text
+from baseline.deploy.export_app import copy_runner, mlflow_runner, write_docker, write_mlflow, write_space
+from baseline.deploy.export_openvino import openvino_runner, write_openvino
+from baseline.deploy.export_timm import describe_preprocessing, timm_runner, write_timm
+from baseline.errors import OutputError, WeightsError, first_line
+from baseline.files import write_atomic
+from baseline.inference.model import Model
+
+__all__ = ["FOLDER_TOLERANCE", "export_folder"]
+
+
+FOLDER_TOLERANCE = 1e-5
+"""Maximum difference of a probability from the model's."""
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""Maps squares, N x size x size x 3, uint8, to probabilities, N x classes."""
+
+WRITERS: dict[str, Callable[[Exporter, Path], None]] = {
+    "timm": lambda exporter, folder: write_timm(exporter.model, folder),
+    "openvino": lambda exporter, folder: write_openvino(exporter.model, folder, exporter.views),
+    "mlflow": lambda exporter, folder: write_mlflow(exporter.model, folder),
+    "space": lambda exporter, folder: write_space(exporter.model, folder),
+    "docker": lambda exporter, folder: write_docker(exporter.model, folder),
+}
+"""How to write the folder of each format."""
+
+RUNNERS: dict[str, Callable[[Path, Model], AbstractContextManager[Run]]] = {
+    "timm": timm_runner, "openvino": openvino_runner, "mlflow": mlflow_runner, "space": copy_runner,
+    "docker": copy_runner,
+}  # fmt: skip
+"""How to predict with the folder of each format."""
+
+
+def export_folder(exporter: Exporter, to: str, out: Path, inputs: list[Any], golden: bool, overwrite: bool) -> Exported:
+    """Write the folder of a format, and compare it with the model.
+
+    Raises:
+        OutputError: if the folder exists, or the library cannot have the model.
+        WeightsError: if a probability differs by more than 1e-5.
+    """
+    model = exporter.model
+    with partial_folder(out, overwrite) as part:
+        for note in export_notes(model, to):
+            exporter.progress.log(f"{to}: {note}")
+        with exporter.export_errors(to):
+            WRITERS[to](exporter, part)
+        write_atomic(part / "labels.txt", labels_text(model.classes))
+        with RUNNERS[to](part, model) as run:
+            size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+            result = exporter.compare(run, inputs, out, size, golden)
+        if not result.max_difference <= FOLDER_TOLERANCE:
+            raise WeightsError(
+                f"The exported model does not predict what the model predicts: a probability differs by "
+                f"{result.max_difference:.2g}, at most {FOLDER_TOLERANCE:g} is allowed. Nothing was written."
+            )
+    return result
+
+
+def export_notes(model: Model, to: str) -> Iterator[str]:
+    """Yield what a user of the folder has to know."""
+    if to == "timm":
+        yield describe_preprocessing(model.config)
+        if model.config["tta"]:
+            yield "timm has no test-time augmentation, so it predicts what baseline predict --no-tta does"
+    if to == "openvino":
+        yield f"the model takes squares of {model.decoded_size} pixels; resize images before"
+
+
+@contextmanager
+def partial_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside the one to write, which takes its place at the end; it is removed in any case."""
+    if path.exists() and not (overwrite and path.is_dir() and (path / "labels.txt").exists()):
+        raise OutputError(f"{path} exists. Pass --overwrite to replace an earlier export, or another --out.")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = error.strerror or first_line(error)
+        raise OutputError(f"{path} cannot be written: {reason}. Free some space, or choose another --out.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,33 @@
+"""A page that classifies images: a Space of the Hugging Face Hub runs it, and so does `python app.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio
+from PIL import Image
+
+from baseline.inference.model import load_model
+
+model = load_model(Path(__file__).parent / "model")
+
+
+def classify(image: Image.Image | None) -> dict[str, float]:
+    """Return the probability of each class."""
+    if image is None:
+        raise gradio.Error("Choose an image first.")
+    row = model.predict([image]).iloc[0]
+    return {name: float(row[f"p_{name}"]) for name in model.classes}
+
+
+page = gradio.Interface(
+    classify,
+    gradio.Image(type="pil", label="Image"),
+    gradio.Label(num_top_classes=5, label="Class"),
+    title="What is in the image?",
+    description=f"{len(model.classes)} classes: {', '.join(model.classes[:12])}",
+    flagging_mode="never",
+)
+
+if __name__ == "__main__":
+    page.launch()
