@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from scipy.stats import multinomial
 
-from baseline.evaluation.intervals import percentile_interval
+from baseline.evaluation.bootstrap import percentile_interval
 from baseline.evaluation.significance import paired_statistics
 
 SIZES, EXACT_SIZE, DRAWS = (12, 30, 100, 1000), 100, 4000

@@ -73,7 +73,8 @@ LEAVES = (
     "training/loggers.py", "training/average.py", "training/budget.py", "training/budget_plan.py",
     "training/probe.py", "training/logistic.py", "training/choose_arch.py", "runs/probe_reference.py",
     "metrics/probability", "metrics/quadratic_kappa.py", "evaluation/details",
-    "evaluation/thresholds.py", "evaluation/cut_points.py", "evaluation/difference.py", "evaluation/significance.py",
+    "evaluation/bootstrap.py", "evaluation/thresholds.py", "evaluation/cut_points.py", "evaluation/difference.py",
+    "evaluation/significance.py",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",
 )  # fmt: skip
 

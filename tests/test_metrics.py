@@ -20,10 +20,11 @@ import baseline
 import baseline.data.sources.tables
 from baseline import calibrate, evaluate, paired_test
 from baseline.errors import DataError
-from baseline.evaluation.calibration import assign_bins, calibration_report, ece_interval, fit_temperature
+from baseline.evaluation.bootstrap import bootstrap_sums, percentile_interval
+from baseline.evaluation.calibration import assign_bins, calibration_report, fit_temperature
+from baseline.evaluation.details.reliability import ece_interval
 from baseline.evaluation.details.summary import BootstrapSums
 from baseline.evaluation.explain import explain
-from baseline.evaluation.intervals import bootstrap_sums, percentile_interval
 from baseline.evaluation.label_errors import flag_labels, suspect_labels
 from baseline.evaluation.significance import holm_correction, paired_statistics, tango_interval
 from baseline.evaluation.thresholds import choose_thresholds

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from baseline.evaluation.bootstrap import bootstrap_sums, paired_interval, percentile_interval
 from baseline.evaluation.details.named_metric import NORMAL_QUANTILE
-from baseline.evaluation.intervals import bootstrap_sums, paired_interval, percentile_interval, wilson_interval
+from baseline.evaluation.intervals import wilson_interval
 from baseline.evaluation.table import class_columns, group_codes, table_predictions
 from baseline.metrics.predictions import Sums
 from baseline.metrics.registry import Metric

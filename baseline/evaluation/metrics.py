@@ -11,7 +11,7 @@ from typing import Any, cast
 import pandas as pd
 
 from baseline.errors import DataError
-from baseline.evaluation.intervals import paired_interval, wilson_interval
+from baseline.evaluation.intervals import wilson_interval
 from baseline.evaluation.results import Metrics, SplitMetrics
 from baseline.evaluation.table import check_columns, class_columns, correct_rows, group_codes, table_predictions
 from baseline.metrics.counts import macro_f1, micro_f1
@@ -81,12 +81,11 @@ def accuracy_of(table: pd.DataFrame, column: str = "predicted") -> tuple[float, 
     0.75
     """
     correct, groups = correct_rows(table, column), group_codes(table)
-    interval = (
-        wilson_interval(int(correct.sum()), len(correct))
-        if groups is None
-        else paired_interval(correct.astype(float), groups)
-    )
-    return float(correct.mean()), *interval
+    if groups is None:
+        return float(correct.mean()), *wilson_interval(int(correct.sum()), len(correct))
+    from baseline.evaluation.bootstrap import paired_interval
+
+    return float(correct.mean()), *paired_interval(correct.astype(float), groups)
 
 
 def evaluate_split(rows: pd.DataFrame, classes: list[str], task: str, metric: str) -> SplitMetrics:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from baseline.errors import DataError
-from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL, paired_interval
+from baseline.evaluation.bootstrap import paired_interval
+from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL
 from baseline.evaluation.table import check_columns, check_same_images, correct_rows, group_codes
 
 __all__ = ["holm_correction", "include_zero", "paired_statistics", "paired_test", "tango_interval"]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from baseline.evaluation.bootstrap import bootstrap_sums, percentile_interval
 from baseline.evaluation.explain import describe_change
-from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL, bootstrap_sums, percentile_interval
+from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL
 from baseline.metrics.predictions import Ranks
 from baseline.metrics.registry import Metric
 from baseline.report.headline import Headline, named_metric

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from baseline.evaluation.intervals import bootstrap_sums, percentile_interval, wilson_interval
+from baseline.evaluation.bootstrap import bootstrap_sums, percentile_interval
+from baseline.evaluation.intervals import wilson_interval
 from baseline.metrics.predictions import Predictions, Ranks, Sums
 from baseline.metrics.registry import find_metric
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from baseline.errors import quoted_list
+from baseline.evaluation.bootstrap import bootstrap_sums, percentile_interval
 from baseline.evaluation.calibration import (
     BIN_COUNT,
     assign_bins,
     class_decisions,
-    ece_interval,
     expected_calibration_error,
-    reliability_table,
 )
 from baseline.evaluation.details.named_metric import add_metric
-from baseline.evaluation.intervals import bootstrap_sums, percentile_interval, wilson_interval
+from baseline.evaluation.details.reliability import ece_interval, reliability_table
+from baseline.evaluation.intervals import wilson_interval
 from baseline.metrics.counts import accuracy, balanced_accuracy, macro_f1, micro_f1
 from baseline.metrics.predictions import Predictions, Sums
 from baseline.metrics.probability.losses import brier, log_loss
