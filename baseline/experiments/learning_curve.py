@@ -401,7 +401,7 @@ def fit_variant(table: pd.DataFrame, results: Sequence[Any], metric: Metric | No
     largest = int(defined["images"].max())
     low, high = law.gain(largest, 2 * largest)
     doubled = {"images": 2 * largest, column: error_of(metric, float(law.error(2 * largest)[0])), "gain": (low, high)}
-    sentences = [f"doubling the training images to {2 * largest:,} should {describe_gain(low, high, metric)}."]
+    sentences = [f"doubling the training images to {2 * largest:,} should {describe_doubling(low, high, metric)}."]
     parameters = {name: float(getattr(law, name)[0]) for name in ("floor", "scale", "exponent")}
     forecast = [
         (float(images), *value_interval(law, images, metric)) for images in np.geomspace(largest, 2 * largest, 8)
@@ -453,12 +453,12 @@ def value_interval(
     return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))
 
 
-def describe_gain(low: float, high: float, metric: Metric | None) -> str:
+def describe_doubling(low: float, high: float, metric: Metric | None) -> str:
     """Return what an interval of a decrease in error means for the metric.
 
-    >>> describe_gain(0.004, 0.019, None), describe_gain(0.004, 0.019, find_metric("log_loss"))
+    >>> describe_doubling(0.004, 0.019, None), describe_doubling(0.004, 0.019, find_metric("log_loss"))
     ('gain 0.4 to 1.9 points', 'lower the log loss by 0.004 to 0.019')
-    >>> describe_gain(0.004, 0.019, find_metric("macro_f1"))
+    >>> describe_doubling(0.004, 0.019, find_metric("macro_f1"))
     'raise the macro F1 by 0.4 to 1.9 points'
     """
     points = f"{100 * low:.1f} to {100 * high:.1f} points"
