@@ -69,6 +69,11 @@ PredictProcesses = Annotated[
 ]
 
 
+PredictJson = Annotated[
+    bool, typer.Option("--json", help="With --out: print the counts of the job as one JSON object.")
+]
+
+
 def predict_command(
     model: Model,
     images: PredictImages,
@@ -89,9 +94,7 @@ def predict_command(
     executor: ExecutorOption = "",
     image_col: Annotated[str, typer.Option(help="Column of a table with the paths; detected by default.")] = "",
     ensemble: EnsembleOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --out: print the counts of the job as one JSON object.")
-    ] = False,
+    as_json: PredictJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print predictions.")] = False,
 ) -> None:
     """Predict images with a trained model: one row per image, with calibrated confidence.
@@ -111,9 +114,7 @@ def predict_command(
     find . -name '*.jpg' | baseline predict runs/mine - --format jsonl
     ```
     """
-    kind = _output_format(out, format, images, executor=executor, overwrite=overwrite, resume=resume)
-    if as_json and out is None:
-        raise OutputError("--json prints the counts where the predictions would be. Pass --out FILE for these.")
+    kind = _output_format(out, format, images, as_json=as_json, executor=executor, overwrite=overwrite, resume=resume)
     interrupt_on_signals()
     from baseline.parallel.executor import get_executor
 
@@ -122,9 +123,8 @@ def predict_command(
     from baseline.data.sources.image_list import list_images
     from baseline.inference.batch import write_predictions
     from baseline.inference.output import PredictOptions
-    from baseline.progress import Progress
 
-    bars = Progress() if out is None and sys.stdout.isatty() else progress
+    bars = make_progress(True) if out is None and sys.stdout.isatty() else progress
     options = PredictOptions(
         kind, tta, top_k, every, min_confidence, batch_size, precision, unlike, reject_unlike, coverage
     )
@@ -149,7 +149,7 @@ def predict_command(
             progress.log(f"interrupted: --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
-    if as_json and out is not None:
+    if as_json and out:
         print_object("predict", prediction_object(loaded, out, options, counts))
 
 
@@ -163,11 +163,13 @@ def _end_output(error: OSError) -> NoReturn:
 
 
 def _output_format(
-    out: Path | None, format: str, images: list[str], *, executor: str, overwrite: bool, resume: bool
+    out: Path | None, format: str, images: list[str], *, as_json: bool, executor: str, overwrite: bool, resume: bool
 ) -> str:
     """Return the format of the predictions; raise an error for options that do not work together."""
     if out is None and sys.stdout is None:
         raise OutputError("Standard output is closed. Pass --out FILE.")
+    if as_json and out is None:
+        raise OutputError("--json prints the counts where the predictions would be. Pass --out FILE for these.")
     if executor and out is None:
         raise OutputError("--executor requires --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")

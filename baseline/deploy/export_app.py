@@ -29,7 +29,7 @@ from baseline.recipe.load import recipes_folder
 if TYPE_CHECKING:
     from baseline.inference.model import Model
 
-__all__ = ["copy_runner", "mlflow_runner", "requirements", "write_docker", "write_mlflow", "write_space"]
+__all__ = ["copy_runner", "list_requirements", "mlflow_runner", "write_docker", "write_mlflow", "write_space"]
 
 
 GRADIO = "gradio>=5"
@@ -55,7 +55,7 @@ def write_space(model: Model, folder: Path) -> None:
     copy_model(model, folder / "model")
     copy_package(folder)
     write_atomic(folder / "app.py", template("app.py"))
-    write_atomic(folder / "requirements.txt", "\n".join([*requirements(), GRADIO]) + "\n")
+    write_atomic(folder / "requirements.txt", "\n".join([*list_requirements(), GRADIO]) + "\n")
     title = re.sub(r"[^\w ,.-]", "", ", ".join(model.classes[:4]))[:60] or "Classifier"
     count = format_count(len(model.classes), "class", "classes")
     write_atomic(folder / "README.md", SPACE_CARD.format(title=f'"{title}"', count=count))
@@ -66,7 +66,7 @@ def write_docker(model: Model, folder: Path) -> None:
     copy_model(model, folder / "model")
     copy_package(folder)
     write_atomic(folder / "Dockerfile", template("Dockerfile"))
-    write_atomic(folder / "requirements.txt", "\n".join(requirements("serve", "metrics")) + "\n")
+    write_atomic(folder / "requirements.txt", "\n".join(list_requirements("serve", "metrics")) + "\n")
     write_atomic(folder / ".dockerignore", "**/__pycache__\n")
 
 
@@ -83,7 +83,7 @@ def write_mlflow(model: Model, folder: Path) -> None:
         script.write_text(template("mlflow_model.py"), encoding="utf-8")
         mlflow.pyfunc.save_model(
             folder / "mlflow", python_model=str(script), artifacts={"model": str(Path(temporary) / "model")},
-            code_paths=[str(Path(temporary) / "baseline")], pip_requirements=[*requirements(), "mlflow"],
+            code_paths=[str(Path(temporary) / "baseline")], pip_requirements=[*list_requirements(), "mlflow"],
             signature=signature,
         )  # fmt: skip
     for path in sorted((folder / "mlflow").iterdir()):
@@ -114,7 +114,7 @@ def copy_package(folder: Path) -> None:
     shutil.copytree(recipes_folder(), folder / "baseline" / "recipes", dirs_exist_ok=True, ignore=unwanted)
 
 
-def requirements(*extras: str) -> list[str]:
+def list_requirements(*extras: str) -> list[str]:
     """Return what this package needs, and what some of its extras need: as its clone says, or else its installation.
 
     Raises:

@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from baseline.deploy.export import Exported, Exporter, labels_text
+from baseline.deploy.export import Exported, Exporter, Run, labels_text
 from baseline.deploy.export_app import copy_runner, mlflow_runner, write_docker, write_mlflow, write_space
 from baseline.deploy.export_openvino import openvino_runner, write_openvino
 from baseline.deploy.export_timm import describe_preprocessing, timm_runner, write_timm
@@ -23,9 +21,6 @@ __all__ = ["FOLDER_TOLERANCE", "export_folder"]
 
 FOLDER_TOLERANCE = 1e-5
 """Maximum difference of a probability from the model's."""
-
-Run = Callable[[np.ndarray], np.ndarray]
-"""Maps squares, N x size x size x 3, uint8, to probabilities, N x classes."""
 
 WRITERS: dict[str, Callable[[Exporter, Path], None]] = {
     "timm": lambda exporter, folder: write_timm(exporter.model, folder),

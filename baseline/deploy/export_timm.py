@@ -70,7 +70,7 @@ def write_timm(model: Model, folder: Path) -> None:
     network = timm_network(model)
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     write_atomic(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    write_atomic(folder / "config.json", to_json(timm_config(model, network)))
+    write_atomic(folder / "config.json", to_json(timm_settings(model, network)))
     activation = "sigmoid()[0]" if model.multilabel else "softmax(-1)[0]"
     title = f"{', '.join(model.classes[:6])}: {model.config['arch']}"
     card = CARD.format(
@@ -140,12 +140,12 @@ def fold_head(head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
     return (weight / temperature).float(), (bias / temperature).float()
 
 
-def timm_config(model: Model, network: Any) -> dict[str, Any]:
+def timm_settings(model: Model, network: Any) -> dict[str, Any]:
     """Return the content of `config.json`, from which timm builds the network and its transform."""
     config, size = model.config, model.config["image_size"]
     arguments = {key: value for key, value in size_options(config["arch"], size).items() if value is not None}
-    kept = ("classifier", "first_conv", "fixed_input_size")
-    cfg = {key: network.pretrained_cfg[key] for key in kept if network.pretrained_cfg.get(key) is not None}
+    fields = ("classifier", "first_conv", "fixed_input_size")
+    cfg = {key: network.pretrained_cfg[key] for key in fields if network.pretrained_cfg.get(key) is not None}
     return {
         "architecture": config["arch"].partition(".")[0], "num_classes": len(model.classes),
         "num_features": network.num_features, "label_names": model.classes,
@@ -184,10 +184,10 @@ def timm_runner(folder: Path, model: Model) -> Iterator[Callable[[np.ndarray], n
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        whole = model.config["crop"] == 1
-        inputs = (
-            torch.stack([transform(Image.fromarray(image)) for image in images]) if whole else model.inputs([*images])
-        )
+        if model.config["crop"] == 1:
+            inputs = torch.stack([transform(Image.fromarray(image)) for image in images])
+        else:  # resized twice, which timm's transform does not do
+            inputs = model.inputs([*images])
         outputs = network(inputs)
         return (outputs.sigmoid() if model.multilabel else outputs.softmax(-1)).numpy()
 

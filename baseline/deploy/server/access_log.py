@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from baseline.deploy.server.predictor import Predictor
 
-__all__ = ["LOG_FORMATS", "AccessLog", "LogFormat", "Metrics", "check_log_format", "format_record"]
+__all__ = ["LOG_FORMATS", "AccessLog", "LogFormat", "ServerMetrics", "check_log_format", "format_record"]
 
 
 LogFormat = Literal["none", "text", "json"]
@@ -66,7 +66,7 @@ class AccessLog:
         paths: paths that the metrics count by name; all others are counted as `other`.
     """
 
-    def __init__(self, app: ASGIApp, log_format: LogFormat, metrics: Metrics, paths: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, log_format: LogFormat, metrics: ServerMetrics, paths: Sequence[str]) -> None:
         self.app, self.log_format, self.metrics, self.paths = app, log_format, metrics, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +118,7 @@ def make_record(seconds: float, client: Any, method: str, path: str, status: int
     }  # fmt: skip
 
 
-class Metrics:
+class ServerMetrics:
     """Counters of a server, as Prometheus reads them; nothing is counted where prometheus-client is not installed."""
 
     def __init__(self, predictor: Predictor) -> None:

@@ -41,7 +41,7 @@ from starlette.types import ASGIApp
 
 from baseline import __version__
 from baseline.data.labels import SEPARATOR
-from baseline.deploy.server.access_log import AccessLog, LogFormat, Metrics, check_log_format
+from baseline.deploy.server.access_log import AccessLog, LogFormat, ServerMetrics, check_log_format
 from baseline.deploy.server.examples import Example, run_summary
 from baseline.deploy.server.openapi import openapi_schema
 from baseline.deploy.server.predictor import Limits, Predictor, busy_error
@@ -150,7 +150,7 @@ def create_app(
         loaded.reference.check_rate(reject_unlike)
     set_threshold = resolve_sets(loaded, coverage, tta, progress) if coverage else None
     predictor = Predictor(loaded, tta, limits, reject_unlike, set_threshold)
-    metrics = Metrics(predictor)
+    metrics = ServerMetrics(predictor)
     handlers = Routes(predictor, *run_summary(folder, predictor, examples, progress))
 
     @asynccontextmanager
