@@ -70,6 +70,10 @@ TENSORS_FILE, GOLDEN_FILE, CONFIG_FILE = "model.safetensors", "golden.safetensor
 """Names of the other files in the model folder; see `vision.model_folder`."""
 
 
+REFERENCE_FILE = "reference.safetensors"
+"""Name of the file in the model folder that `inference.reference` writes."""
+
+
 MAX_JSON_BYTES, MAX_TOML_BYTES = 2 * 10**8, 10**6
 """Maximum size in bytes of a JSON file of a run or a model, and of a recipe in TOML."""
 

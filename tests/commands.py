@@ -102,6 +102,52 @@ main()
 """Code for a `Command` whose runs end without a page, whose pictures take longer than a short training."""
 
 
+WITH_FORKS = """
+import inspect, multiprocessing, os, runpy, signal, subprocess, sys, traceback
+
+class Fork(subprocess.Popen):
+    def _execute_child(self, args, *options):
+        if args[:2] != [sys.executable, "-m"]:
+            return super()._execute_child(args, *options)
+        options = inspect.signature(super()._execute_child).bind(args, *options).arguments
+        self.pid, self._child_created = os.fork(), True
+        if self.pid:
+            return
+        code = 0
+        try:
+            for number, file in ((1, options["c2pwrite"]), (2, options["errwrite"])):
+                if file != -1:
+                    os.dup2(file, number)
+            os.environ.clear()
+            os.environ.update(options["env"])
+            sys.argv = args[2:]
+            runpy.run_module(args[2], run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # as in a new process
+subprocess.Popen, context = Fork, multiprocessing.get_context
+multiprocessing.get_context = lambda method=None: context("fork" if method == "spawn" else method)
+"""
+"""Begins the code of a `Command` whose own processes are forked, too, instead of importing everything again."""
+
+
+COMMAND_WITH_FORKS = (
+    WITH_FORKS
+    + """
+from baseline.cli.app import main
+main()
+"""
+)
+
+
 class _First:
     """The process that is forked, begun when it is first needed."""
 
@@ -219,3 +265,10 @@ def call(*words: Any, code: str = "", **env: str) -> subprocess.CompletedProcess
         running.send_signal(signal.SIGKILL)
     printed, errors = running.communicate()
     return subprocess.CompletedProcess(running.args, running.wait(), printed, errors)
+
+
+def piped(*words: Any, code: str = "") -> tuple[Command, IO[str]]:
+    """`baseline WORDS` as it goes on, and the lines that it writes to stderr."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as stderr:
+        return Command(*words, stderr=stderr, code=code), os.fdopen(reading)

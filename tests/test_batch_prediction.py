@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from commands import Command, call
+from commands import COMMAND_WITH_FORKS, Command, call
 from PIL import Image
 
 import baseline
@@ -615,7 +615,8 @@ def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.stderr == b"" and [line["path"] for line in lines] == [paths[0], "nowhere.jpg", "\ufffd"]
     archive = pack(Path("p.zip"), [("a.jpg", Path(paths[0]).read_bytes())])
-    ended = call("predict", str(tiny), str(archive), "-o", "two.parquet", "--processes", "2", "--precision", "float32")
+    options = ["--processes", "2", "--precision", "float32"]
+    ended = call("predict", tiny, archive, "-o", "two.parquet", *options, code=COMMAND_WITH_FORKS)
     assert ended.returncode == 0 and ended.stderr.startswith("predicted: 1 image in"), ended.stderr
     assert pd.read_parquet("two.parquet")["path"].tolist() == ["p.zip/a.jpg"]
     pack(archive, [("../a.jpg", b"")])

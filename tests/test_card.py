@@ -6,14 +6,13 @@ import getpass
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+from commands import call
 from markdown_it import MarkdownIt
 from test_report import made_run
 
@@ -230,14 +229,15 @@ def test_a_thousand_classes_are_counted(done: baseline.Baseline, run: Path) -> N
 # ---- use ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_loading_snippet_works(done: baseline.Baseline, tmp_path: Path) -> None:
+def test_the_loading_snippet_works(done: baseline.Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n(.*?)```", text_of(done.folder), re.DOTALL)
     assert code is not None
     Path(shutil.copytree(done.folder / "model", tmp_path / "model"))
     expected = done.predictions.iloc[0]
     shutil.copy(expected["path"], tmp_path / "model" / "image.jpg")
     script = code[1] + "\nprint(table.to_json(orient='records'))"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    ended = call(code=script)
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout)[0]
     confidence = baseline.calibrate(done.predictions, done.manifest["calibration"]["temperature"])["confidence"].iloc[0]

@@ -253,6 +253,6 @@ def test_only_commands_that_read_images_collect_garbage_less_often(images: Path,
     commands = {"run IMAGES --dry-run": 50_000, "audit IMAGES --quiet": 50_000, "predict MODEL IMAGES --quiet": 700}
     for command, threshold in commands.items():
         words = [{"IMAGES": str(images), "MODEL": str(tiny)}.get(word, word) for word in command.split()]
-        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        ended = call(*words, code=code)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.splitlines()[-1] == f"threshold {threshold}"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
-from commands import WITHOUT_PAGE, Command, call
+from commands import COMMAND_WITH_FORKS, WITH_FORKS, WITHOUT_PAGE, Command, call, piped
 from conftest import leave_out_pages, two_stage_plan
 
 import baseline
@@ -151,12 +149,18 @@ def test_two_processes_reach_the_accuracy_of_one_on_the_same_images(pair: Path) 
     assert [manifest["device"].startswith("2 x ") for manifest in (one, two)] == [False, True]
 
 
-def test_failing_processes_report_the_error_once_and_end_together(images: Path, tmp_path: Path, capfd: Any) -> None:
+LAUNCH = f"""{WITH_FORKS}
+import json
+from baseline.parallel.distributed import launch
+print(json.dumps(launch(2, sys.argv[1:])))
+"""
+
+
+def test_failing_processes_report_the_error_once_and_end_together(images: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(plan(batch_size=7))
-    assert (
-        launch(2, ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")])[0] == 2
-    )
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("baseline: ")]
+    ended = call("run", tmp_path / "plan.toml", "--data", images, "--out", tmp_path / "run", code=LAUNCH)
+    assert json.loads(ended.stdout)[0] == 2
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("baseline: ")]
     assert errors == ["baseline: Batches of 7 cannot be split evenly among 2 processes. Pass --batch-size 6, or "
                       "fewer --processes."]  # fmt: skip
 
@@ -181,8 +185,9 @@ def test_more_processes_than_images_in_a_split_predict_them_all(images: Path, tm
     splits = ["train"] * 16 + ["valid", "test"]
     rows = [f"{file},{file.parent.name},{split}" for file, split in zip(files, splits, strict=True)]
     (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
-    words = ["run", str(tmp_path / "plan.toml"), "--data", str(tmp_path / "images.csv"), "--out", str(tmp_path / "run")]
-    assert launch(2, words) == (0, "")
+    words = ["run", tmp_path / "plan.toml", "--data", tmp_path / "images.csv", "--out", tmp_path / "run"]
+    ended = call(*words, code=LAUNCH)
+    assert ended.stdout.splitlines()[-1] == '[0, ""]', ended.stderr
     table = baseline.runs.folder.read_predictions(tmp_path / "run")
     assert sorted(table["path"]) == sorted(map(str, files[16:]))
 
@@ -190,20 +195,25 @@ def test_more_processes_than_images_in_a_split_predict_them_all(images: Path, tm
 @pytest.mark.parametrize("which", ["worker", "parent"])
 def test_killing_one_process_ends_the_others(images: Path, tmp_path: Path, which: str) -> None:
     (tmp_path / "plan.toml").write_text(plan(epochs=1000))
-    words = ["run", str(tmp_path / "plan.toml"), "--data", str(images), "--out", str(tmp_path / "run")]
-    running = subprocess.Popen([sys.executable, "-m", "baseline", *words, "--processes", "2"], stderr=subprocess.PIPE,
-                               text=True)  # fmt: skip
-    for line in running.stderr or []:
+    words = ["run", tmp_path / "plan.toml", "--data", images, "--out", tmp_path / "run", "--processes", 2]
+    running, stderr = piped(*words, code=COMMAND_WITH_FORKS)
+    with stderr:
+        end_one_process(running, stderr, which)
+
+
+def end_one_process(running: Command, lines: IO[str], which: str) -> None:
+    for line in lines:
         if "epoch 1/1000" in line:
             break
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
     if not children.exists():
-        running.kill()
+        running.send_signal(signal.SIGKILL)
         pytest.skip("no list of children here")
     workers = [*map(int, children.read_text().split())]
     os.kill(workers.pop() if which == "worker" else running.pid, signal.SIGKILL)
-    _, errors = running.communicate(timeout=60)
+    assert running.wait(60)
     if which == "worker":
+        errors = lines.read()
         assert running.returncode == signal.SIGKILL and "a process ended with exit code -9" in errors
     for _ in range(100):
         if not any(Path(f"/proc/{worker}").exists() for worker in workers):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from commands import WITHOUT_PAGE, call
+from commands import COMMAND_WITH_FORKS, WITHOUT_PAGE, call
 from PIL import Image
 
 import baseline
@@ -413,7 +413,7 @@ def test_an_ensembles_job_is_resumed_with_the_same_models_only(
         with pytest.raises(OutputError, match="was started with a different model"):
             write_predictions(load(other), paths, cut, wanted, resume=True)
     ended = call("predict", one, images, "--ensemble", two, "--out", cut, "--resume", "--all", "--batch-size", 16,
-                 "--processes", 2)  # fmt: skip
+                 "--processes", 2, code=COMMAND_WITH_FORKS)  # fmt: skip
     assert ended.returncode == 0 and cut.read_bytes() == whole.read_bytes(), ended.stderr
     (tmp_path / "seeds.json").write_text(json.dumps({"runs": [{"folder": f"far/seed-{at}"} for at in (3, 10)]}))
     for at, model in ((3, one), (10, three)):

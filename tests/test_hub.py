@@ -324,7 +324,10 @@ def test_a_missing_network_or_client_is_reported_in_one_line(run: Path, tmp_path
 
 
 def test_push_is_also_a_function(run: Path, hub: Hub) -> None:
-    code = f"from baseline.deploy.hub import push; print(push({str(run)!r}, 'me/ants', private=True))"
+    code = (
+        f"import sys; from baseline.deploy.hub import push; print(push({str(run)!r}, 'me/ants', private=True));"
+        "assert 'torch' not in sys.modules"
+    )
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.address,

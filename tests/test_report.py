@@ -124,6 +124,7 @@ def made_run(source: Path, folder: Path, classes: list[str], images: list[str], 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.real_images
 def test_every_run_writes_a_report_and_its_pictures(done: baseline.Baseline) -> None:
     names = {"classes", "confusion", "hits", "lr_find", "sample", "time", "training"}
     names |= {"errors"} if done.metrics["test"]["tta"]["wrong"] else set()
@@ -132,6 +133,7 @@ def test_every_run_writes_a_report_and_its_pictures(done: baseline.Baseline) -> 
     assert (done.folder / "report.html").stat().st_size < 5e6
 
 
+@pytest.mark.real_images
 def test_the_page_loads_nothing(page: Page) -> None:
     for tag, attributes in page.tags:
         for name in LOADS & attributes.keys():
@@ -145,6 +147,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert not re.search(r"""url\(\s*['"]?(?!#)""", page.text)
 
 
+@pytest.mark.real_images
 def test_the_page_is_accessible(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1 and levels[0] == 1
@@ -184,6 +187,7 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page) -> None:
         assert all(contrast(color, scheme["ground"]) >= 3 for scheme in schemes), color
 
 
+@pytest.mark.real_images
 def test_the_page_agrees_with_the_manifest(done: baseline.Baseline, page: Page) -> None:
     said = page.said
     for split in ("valid", "test"):
@@ -204,6 +208,7 @@ def test_the_page_agrees_with_the_manifest(done: baseline.Baseline, page: Page) 
         assert version in said
 
 
+@pytest.mark.real_images
 def test_metrics_by_class_equal_scikit_learns(done: baseline.Baseline) -> None:
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -216,6 +221,7 @@ def test_metrics_by_class_equal_scikit_learns(done: baseline.Baseline) -> None:
         assert [np.nan if row[name] is None else row[name] for row in rows] == pytest.approx(values, nan_ok=True)
 
 
+@pytest.mark.real_images
 def test_the_confusion_matrix_is_a_table_too(done: baseline.Baseline) -> None:
     from sklearn.metrics import confusion_matrix
 
@@ -248,6 +254,7 @@ def test_unusual_class_names_are_shown_as_plain_text(done: baseline.Baseline, tm
     assert any("🐝 bees" in (image["alt"] or "") for image in page.all("img"))
 
 
+@pytest.mark.real_images
 def test_missing_images_are_gray_boxes_with_a_note(run: Path, tmp_path: Path) -> None:
     before = page_of(run)
     for name in ("predictions.csv", "split.csv"):
@@ -329,6 +336,7 @@ def test_duplicates_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> No
         assert words in said
 
 
+@pytest.mark.real_images
 def test_suspect_labels_are_shown_and_saved(run: Path, done: baseline.Baseline) -> None:
     table = done.predictions.copy()
     for name in ("ants", "bees"):  # a network that doubts every image a little, and no label
@@ -409,8 +417,7 @@ def test_an_invalid_prediction_table_is_rejected_in_one_line(run: Path) -> None:
 
 def test_the_command_prints_the_path_or_one_line(run: Path, tmp_path: Path) -> None:
     (run / "report.html").unlink()
-    command = [sys.executable, "-m", "baseline", "report", str(run), "--quiet"]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = call("report", run, "--quiet")
     assert ended.returncode == 0 and ended.stdout.strip() == str(run / "report.html"), ended.stderr
     assert (run / "report.html").exists() and ended.stderr == ""
     refused = call("report", tmp_path / "nowhere")
@@ -420,6 +427,7 @@ def test_the_command_prints_the_path_or_one_line(run: Path, tmp_path: Path) -> N
 # ---- the model runs only on the images shown ------------------------------------------------------------------------
 
 
+@pytest.mark.real_images
 def test_the_model_runs_only_on_the_images_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, facts = load_network(run)
     batch_sizes: list[int] = []
@@ -486,6 +494,7 @@ def test_grad_cam_locates_the_evidence() -> None:
     assert nowhere is not None and not nowhere.any()
 
 
+@pytest.mark.real_images
 def test_grad_cam_equals_the_formula_of_the_paper(done: baseline.Baseline) -> None:
     model, _ = load_network(done.folder)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -540,6 +549,7 @@ def at_size(run: Path, size: int) -> Path:
     return run
 
 
+@pytest.mark.real_images
 def test_errors_and_correct_predictions_come_with_an_overlay(run: Path) -> None:
     write_report(at_size(run, 128))
     text = page_of(run).text
@@ -547,6 +557,7 @@ def test_errors_and_correct_predictions_come_with_an_overlay(run: Path) -> None:
     assert shown.count("Grad-CAM: the evidence for") == shown.count("confidence: ") > 0
 
 
+@pytest.mark.real_images
 def test_a_heatmap_of_few_regions_is_not_shown(run: Path, page: Page) -> None:
     assert "Grad-CAM: not shown: the last layers keep 2 x 2 regions at 48 pixels" in page.said
     assert "Grad-CAM: the evidence for" not in page.text
@@ -561,6 +572,7 @@ def next_items(run: Path) -> list[advice.Advice]:
     return advice.advise(read_run(run))
 
 
+@pytest.mark.real_images
 def test_every_page_says_what_to_do_next(run: Path, page: Page) -> None:
     items = next_items(run)
     assert 3 <= len(items) <= 5 and items[-1].command == f"baseline predict {run} NEW_IMAGES"
@@ -597,6 +609,7 @@ def test_the_commands_of_the_advice_can_be_run(run: Path) -> None:
             assert Path(words[0]).exists() and call(command, "--help").returncode == 0
 
 
+@pytest.mark.real_images
 def test_advice_follows_from_what_was_measured(run: Path, done: baseline.Baseline) -> None:
     commands = " ".join(item.command for item in next_items(run))
     assert "--split kfold:5" in commands
@@ -656,6 +669,7 @@ def test_a_run_ends_with_the_two_next_commands(done: baseline.Baseline) -> None:
 # ---- small runs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.real_images
 def test_a_small_run_has_no_empty_charts(done: baseline.Baseline, page: Page, tmp_path: Path) -> None:
     assert "10 predictions are too few to compare" in page.said and "Random predictions" not in page.said
     assert not (done.folder / "reliability.png").exists() and not (done.folder / "random.png").exists()

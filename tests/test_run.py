@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import Command
+from commands import Command, call
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,6 +32,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(f.relative_to(folder)): (f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.rglob("*"))}
 
 
+@pytest.mark.real_images
 def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseline) -> None:
     wrong = bool(done.metrics["test"]["tta"]["wrong"])  # a run without an error has no picture of errors
     doubt = len(suspect_labels(done.predictions)) > 0
@@ -52,6 +51,7 @@ def test_the_run_folder_holds_what_it_should_and_no_pickle(done: baseline.Baseli
     pd.testing.assert_frame_equal(written, done.predictions, check_dtype=False)
 
 
+@pytest.mark.real_images
 def test_the_manifest_tells_everything_that_was_decided(done: baseline.Baseline) -> None:
     manifest = json.loads((done.folder / "manifest.json").read_text())
     assert manifest["recipe"]["model"]["arch"] == "tf_efficientnet_lite0" and manifest["reasons"]["arch"]
@@ -63,6 +63,7 @@ def test_the_manifest_tells_everything_that_was_decided(done: baseline.Baseline)
     assert manifest["versions"]["fastai"] and manifest["device"] and manifest["data"]["sha256"]
 
 
+@pytest.mark.real_images
 def test_the_learner_is_whole_and_ready(done: baseline.Baseline) -> None:
     assert not done.learner.model.training
     assert all(parameter.requires_grad for parameter in done.learner.model.parameters())
@@ -71,6 +72,7 @@ def test_the_learner_is_whole_and_ready(done: baseline.Baseline) -> None:
     done.learner.validate()
 
 
+@pytest.mark.real_images
 def test_it_learned_something(done: baseline.Baseline) -> None:
     everything = baseline.predict(done.learner, baseline.image_table(_images_of(done)).assign(split="test"))
     assert (everything["predicted"] == everything["label"]).mean() > 0.85
@@ -80,6 +82,7 @@ def _images_of(done: baseline.Baseline) -> str:
     return done.manifest["images"]
 
 
+@pytest.mark.real_images
 @pytest.mark.usefixtures("no_page")
 def test_the_same_seed_gives_the_same_digits_and_the_manifest_runs_again(
     done: baseline.Baseline, tmp_path: Path
@@ -120,6 +123,7 @@ def test_a_run_again_says_that_images_have_come_or_gone(images: Path, tmp_path: 
     assert found == [False, True, False, False]
 
 
+@pytest.mark.real_images
 def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.Baseline) -> None:
     code = (
         "import sys, torch, baseline\n"
@@ -133,9 +137,8 @@ def test_the_saved_network_predicts_the_same_in_a_fresh_process(done: baseline.B
         "with torch.no_grad(): print(*model((x - mean) / std).softmax(1)[0].tolist())\n"
     )
     row = done.predictions.iloc[0]
-    command = [sys.executable, "-c", code, str(done.folder), row["path"]]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert max(map(float, printed.split())) == pytest.approx(row["plain_confidence"], abs=1e-5)
+    ended = call(done.folder, row["path"], code=code)
+    assert max(map(float, ended.stdout.split())) == pytest.approx(row["plain_confidence"], abs=1e-5), ended.stderr
 
 
 def test_a_damaged_or_newer_model_folder_is_refused(done: baseline.Baseline, tmp_path: Path) -> None:
@@ -175,6 +178,7 @@ def test_nothing_is_written_but_the_run_folder_and_the_cache(images: Path, tmp_p
     assert [f.name for f in work.iterdir()] == ["runs"]
 
 
+@pytest.mark.real_images
 @pytest.mark.usefixtures("no_page")
 def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: Path, small: Recipe) -> None:
     recipe = small.changed(stages=(Stage("head", 1, 1e-3, augment=False),))
@@ -189,6 +193,7 @@ def test_a_dataframe_and_a_folder_give_the_same_numbers(images: Path, tmp_path: 
         make_baseline(None, two.folder / "manifest.json", out=tmp_path / "four", progress=QUIET)
 
 
+@pytest.mark.real_images
 @pytest.mark.usefixtures("no_page")
 def test_given_splits_are_kept_and_no_test_split_is_said(images: Path, tmp_path: Path, small: Recipe) -> None:
     for part, numbers in (("train", range(16)), ("val", range(16, 24))):

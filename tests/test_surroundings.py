@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from commands import Command, call
+from commands import Command, call, piped
 from conftest import mounted_disk, two_stage_plan
 from starlette.testclient import TestClient
 from test_resume import RecordingProgress, interrupted_in
@@ -341,10 +342,10 @@ def test_a_model_predicts_after_a_fork(tiny: Path, images: Path) -> None:
 def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
     port = "0"
     for _ in range(2):
-        command = [sys.executable, "-m", "baseline", "serve", str(tiny), "--port", port]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        process, stderr = piped("serve", tiny, "--port", port)
+        with stderr:
             lines: list[str] = []
-            for line in process.stderr or ():
+            for line in stderr:
                 lines.append(line)
                 if match := re.search(r"serving: http://127\.0\.0\.1:(\d+) ", line):
                     break
@@ -353,7 +354,8 @@ def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
-            process.kill()
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
 
 
 # ---- images that change during a run --------------------------------------------------------------------------------

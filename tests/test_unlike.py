@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from commands import call
+from commands import COMMAND_WITH_FORKS, call
 from conftest import leave_out_pages
 from PIL import Image
 from starlette.testclient import TestClient
@@ -19,8 +19,8 @@ import baseline
 from baseline.deploy.server.app import create_app
 from baseline.errors import OutputError, RecipeError, WeightsError
 from baseline.experiments.add_reference import add_reference
+from baseline.files import REFERENCE_FILE
 from baseline.inference.reference import (
-    REFERENCE_FILE,
     Reference,
     class_sets,
     describe_coverage,
@@ -167,7 +167,8 @@ def test_predict_rejects_unknown_images_and_writes_sets(done: baseline.Baseline,
     lines = call("predict", done.folder, tmp_path / "in", *options, "--format", "jsonl", "--quiet")
     objects = [json.loads(line) for line in lines.stdout.splitlines()]
     assert [item.get("set") for item in objects if "error" not in item] == [text.split(";") for text in rows["set"]]
-    again = call("predict", done.folder, tmp_path / "in", *options, "--out", "out.csv", "--resume", "--processes", "2")
+    more = ["--out", "out.csv", "--resume", "--processes", "2"]
+    again = call("predict", done.folder, tmp_path / "in", *options, *more, code=COMMAND_WITH_FORKS)
     assert again.returncode == 0 and "already done" in again.stderr, again.stderr
 
 

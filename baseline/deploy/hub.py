@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, first_line, missing_package
-from baseline.files import CARD_FILE, CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, is_inside, read_json, refuse_damaged
-from baseline.inference.reference import REFERENCE_FILE
+from baseline.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    GOLDEN_FILE,
+    REFERENCE_FILE,
+    TENSORS_FILE,
+    is_inside,
+    read_json,
+    refuse_damaged,
+)
 from baseline.progress import Progress
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest

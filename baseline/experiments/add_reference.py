@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from baseline.errors import DataError, OutputError, format_count
-from baseline.inference.reference import REFERENCE_FILE, measure_reference, save_reference, select_images
+from baseline.files import REFERENCE_FILE
+from baseline.inference.reference import measure_reference, save_reference, select_images
 from baseline.progress import ConsoleProgress, Progress
 from baseline.runs.folder import read_manifest, read_predictions
 

@@ -28,7 +28,7 @@ from baseline.data.labels import rarest_label
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line, format_count
 from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.table import class_codes, class_columns, probability_matrix
-from baseline.files import check_regular, parse_json, sha256_of, write_atomic
+from baseline.files import REFERENCE_FILE, check_regular, parse_json, sha256_of, write_atomic
 from baseline.inference.features import record_features, unit_rows
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import split_loader
@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 
     from baseline.recipe.schema import Recipe
 
-__all__ = ["REFERENCE_FILE", "Reference", "describe_coverage", "measure_reference", "read_reference", "write_reference"]
-
-REFERENCE_FILE = "reference.safetensors"
+__all__ = ["Reference", "describe_coverage", "measure_reference", "read_reference", "write_reference"]
 
 FORMAT = 1
 """Version of the layout of the file."""
