@@ -124,6 +124,7 @@ def test_all_pairs_of_near_hashes_are_found_exactly_once() -> None:
         assert len(pairs) == len(set(pairs)) and set(pairs) == expected
 
 
+@pytest.mark.real_images
 def test_every_problem_is_counted_and_a_run_still_completes(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hostile \n ü"
     shutil.copytree(images, folder)
@@ -188,6 +189,7 @@ def test_duplicates_get_the_same_split(tmp_path: Path) -> None:
     assert set(table["split"]) == {"train", "valid", "test"}
 
 
+@pytest.mark.real_images
 def test_the_three_known_conflicts_of_trashnet_are_found() -> None:
     if not (REAL / "trashnet_256").is_dir():
         pytest.skip("the real images are not available")
@@ -230,6 +232,7 @@ def test_pipes_and_markup_in_names_are_harmless(rich: Path) -> None:
     assert ended.returncode == 0 and "[red]x.jpg" in ended.stdout and "not a file" in ended.stdout
 
 
+@pytest.mark.real_images
 def test_perceptual_hashes_are_those_of_imagehash(images: Path) -> None:
     drawn = [Image.open(path).convert("RGB") for path in sorted(images.rglob("*.jpg"))]
     row, column = np.indices((64, 64)).astype(np.uint8)

@@ -63,6 +63,7 @@ def test_unknown_architecture_error_suggests_the_nearest_name() -> None:
         find_weights("resnet5O")
 
 
+@pytest.mark.real_images
 @pytest.mark.parametrize("name", ["mobilenet_v2-b0353104.pth", "squeezenet1_1.pth"])
 def test_torchvision_weights_load_into_the_body(name: str) -> None:
     if not (REAL_WEIGHTS / name).exists():
