@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
 from pathlib import Path
@@ -25,12 +26,12 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.data.transforms import Normalize
+from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.learner import AvgMetric, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score, RocAucBinary, accuracy, error_rate
 from fastai.optimizer import SGD
-from fastai.torch_core import TensorImage
+from fastai.torch_core import TensorImage, params
 from fastai.vision.augment import RandomResizedCrop, Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageDataLoaders
@@ -45,6 +46,7 @@ from baseline.errors import DataError, OutputError, RecipeError, TrainingError
 from baseline.recipe.schema import NO_AUGMENT
 from baseline.training.selection import SelectionMetric
 from baseline.vision.rng import seed_everything
+from baseline.vision.weights import normalization
 
 HEAD = Stage("head", 2, 1e-2)
 
@@ -320,9 +322,28 @@ def test_a_loaded_model_normalizes_with_the_statistics_of_its_run(images: Path, 
         baseline.load(folder, batch_tfms=[Normalize(), Center()]).predict(paths)
 
 
-def test_other_statistics_are_not_mistaken_for_cached_features(settled: tuple, recipe: Recipe) -> None:
+class Brighter(Normalize):
+    """Normalizes in another way."""
+
+    def encodes(self, images: TensorImage):  # type: ignore[no-untyped-def]
+        return images * 3
+
+
+NORMALIZE = normalization("test_efficientnet")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        [Normalize.from_stats([0.1] * 3, [0.9] * 3)],
+        [Normalize.from_stats(*NORMALIZE), Normalize.from_stats([0.1] * 3, [0.9] * 3)],
+        [IntToFloatTensor(div=510.0)],
+        [Brighter.from_stats(*NORMALIZE)],
+    ],
+    ids=["Normalize", "two", "IntToFloatTensor", "subclass"],
+)
+def test_other_parameters_are_not_mistaken_for_cached_features(settled: tuple, recipe: Recipe, own: list[Any]) -> None:
     plan = recipe.changed(stages=(HEAD,), cache_gb=0.1)
-    own = [Normalize.from_stats([0.1] * 3, [0.9] * 3)]
     expected, _ = trained(settled[1], plan.changed(cache_gb=0), batch_tfms=own)
     trained(settled[1], plan, batch_tfms=[])
     actual, _ = trained(settled[1], plan, batch_tfms=own)
@@ -531,6 +552,46 @@ def test_own_learners_keep_their_parts(images: Path, recipe: Recipe, tmp_path: P
     assert (done.folder / "weights.safetensors").exists() and not (done.folder / "model" / "model.json").exists()
     with pytest.raises(RecipeError, match="loss_func cannot be given together with your Learner"):
         make_baseline(learn, recipe, loss_func=CrossEntropyLossFlat())
+
+
+HEAD_LIKE_FASTAI = Stage("head", 1, 1e-2, batch_norm="train", augment=False), {"freeze": "fastai"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "stage", "changes"),
+    [
+        ({"wd": 0.9}, Stage("all", 1, 1e-2, batch_norm="train"), {"weight_decay": 0.05}),
+        ({"wd": 0.9, "wd_bn_bias": True}, Stage("all", 1, 1e-2, batch_norm="train"), {}),
+        ({"moms": (0.5, 0.3, 0.5)}, Stage("all", 1, 1e-2, batch_norm="train"), {}),
+        ({"train_bn": False}, *HEAD_LIKE_FASTAI),
+        ({"train_bn": True}, *HEAD_LIKE_FASTAI),
+    ],
+    ids=["wd", "wd_bn_bias", "moms", "train_bn=False", "train_bn=True"],
+)
+def test_own_learners_train_as_with_fastai(
+    images: Path, recipe: Recipe, settings: dict[str, Any], stage: Stage, changes: dict[str, Any]
+) -> None:
+    dls = ImageDataLoaders.from_folder(
+        images, valid_pct=0.25, seed=0, item_tfms=Resize(48, "squish"), bs=12, num_workers=0
+    )
+    dls.loaders[0] = dls.train.new(shuffle=False)
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, progress = nn.Sequential(body, nn.Linear(8, 2)), Recorder()
+    ours, theirs, plain = (
+        Learner(dls, copy.deepcopy(network), splitter=lambda model: [params(part) for part in model], **given)
+        for given in (settings, settings, {"train_bn": "train_bn" not in settings or not settings["train_bn"]})
+    )
+    for learn in (theirs, plain):
+        learn.freeze_to(-1 if stage.is_head else 0)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(1, 1e-2)
+    train(ours, recipe.changed(stages=(stage,), **changes), progress)
+    assert torch.allclose(weights(ours), weights(theirs), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights(ours), weights(plain), rtol=1e-4, atol=1e-6)
+    said = "the Learner's own wd = 0.9 is used, in place of the recipe's weight_decay"
+    assert (said in progress.text) == ("weight_decay" in changes)
+    assert all(getattr(ours, name) == value for name, value in settings.items())
 
 
 @pytest.mark.usefixtures("no_page")

@@ -36,7 +36,7 @@ from baseline.errors import RecipeError
 from baseline.progress import Progress
 from baseline.recipe.schema import NO_AUGMENT, Stage
 from baseline.system import total_memory_bytes
-from baseline.vision.augment import OWN_TYPES, own_transforms, resize_batch
+from baseline.vision.augment import OWN_TYPES, describe_transforms, own_transforms, resize_batch
 from baseline.vision.bodies import device_of
 from baseline.vision.cache import ArrayCache, file_fingerprint
 from baseline.vision.cpu_speedups import optimize_for_cpu
@@ -44,10 +44,9 @@ from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets
 from baseline.vision.layers import find_layers, is_size_bound
 from baseline.vision.learner import mixed_precision
 from baseline.vision.network import is_body_and_head, layer_groups
-from baseline.vision.own_loaders import is_own, normalization_of, own_table
+from baseline.vision.own_loaders import is_own, own_table
 from baseline.vision.own_parts import part_name
 from baseline.vision.rng import preserve_rng_state
-from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -371,7 +370,7 @@ class FrozenOutputs:
             "seed": recipe.seed if view.kind == "either" else None,
             "decoded": (recipe.decoded_size, recipe.model.image_size, recipe.model.resize),
             "pixels": (PIXELS_VERSION, recipe.data.value_range),
-            "normalised": normalization_of(self.learn.dls, normalization(recipe.model.arch)),
+            "transforms": describe_transforms(self.learn.dls.valid),
             "precision": (recipe.model.precision, recipe.model.frozen_precision),
         }
 
@@ -463,7 +462,7 @@ def loader_transforms(learn: Learner) -> list[Any]:
 
 def has_own_transforms(learn: Learner) -> bool:
     """Whether the user added transforms, which the keys of the cache on disk do not know."""
-    return is_own(learn.dls) or not all(isinstance(t, OWN_TYPES) for t in loader_transforms(learn))
+    return is_own(learn.dls) or not all(type(t) in OWN_TYPES for t in loader_transforms(learn))
 
 
 def frozen_precision(recipe: Recipe, device: str) -> torch.autocast:

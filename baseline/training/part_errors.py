@@ -29,7 +29,7 @@ __all__ = ["check_parts", "has_known_loss", "has_own_parts", "named_learner_erro
 @contextmanager
 def named_learner_errors(learn: Learner, where: str) -> Iterator[None]:
     """Turn an error that was raised in a part of the user's into one line that names it; see `named_errors`."""
-    parts = [("transform", t) for t in loader_transforms(learn) if not isinstance(t, OWN_TYPES)]
+    parts = [("transform", t) for t in loader_transforms(learn) if type(t) not in OWN_TYPES]
     parts += [("metric", metric) for metric in learn.metrics]
     parts += [("loss_func", learn.loss_func)]
     parts += [("callback", callback) for callback in learn.cbs if not isinstance(callback, OWN_CALLBACKS)]
@@ -108,7 +108,7 @@ def check_parts(learn: Learner) -> None:
         raise TrainingError(
             f"The Learner lacks {' and '.join(missing)}, which training needs. Make it with default_cbs=True."
         )
-    own = [part_name(t) for t in loader_transforms(learn) if not isinstance(t, OWN_TYPES)]
+    own = [part_name(t) for t in loader_transforms(learn) if type(t) not in OWN_TYPES]
     made_by = f"the transforms ({', '.join(dict.fromkeys(own))})" if own else "the DataLoaders"
     images = targets = torch.empty(0)
     for name, loader in (("train", learn.dls.train), ("valid", learn.dls.valid)):

@@ -140,6 +140,8 @@ def train_stage(run: TrainingRun, number: int) -> StageRecord:
         learn.opt_func = optimizer_function(recipe.stages[number - 1].optimizer)
     elif number == 1:
         run.progress.log("the Learner's own opt_func is used in all stages, in place of the recipe's optimizer")
+    if number == 1 and learn.wd is not None and recipe_weight_decay(run) not in (None, learn.wd):
+        run.progress.log(f"the Learner's own wd = {learn.wd} is used, in place of the recipe's weight_decay")
     if reason := run.frozen.plan.explain(number):
         run.progress.log(f"stage {number}: {reason}")
     set_augmentation(learn.dls.train, recipe.stages[number - 1].augment)
@@ -270,12 +272,17 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
         callbacks += [SyncGradients()] if world_size() > 1 else []
         callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
         fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
-        weight_decay = run.frozen.recipe.training.weight_decay
-        decay = None if weight_decay == "auto" else weight_decay
+        decay = recipe_weight_decay(run) if learner.wd is None else None
         try:
             fit(stage.epochs, group_lrs(learner, facts["lr"]), wd=decay, cbs=callbacks)
         finally:
             learner.loss_func = plain_loss(learner.loss_func)
+
+
+def recipe_weight_decay(run: TrainingRun) -> float | None:
+    """Return the recipe's weight decay, or None for that of the optimizer."""
+    weight_decay = run.frozen.recipe.training.weight_decay
+    return None if weight_decay == "auto" else weight_decay
 
 
 def optimizer_function(name: str) -> Callable[..., Any]:
@@ -321,7 +328,8 @@ def freeze_groups(learner: Learner, trained_groups: int, recipe: Recipe) -> None
     optimizer applies weight decay to every parameter that has one, frozen or not.
     """
     learner.model.zero_grad(set_to_none=True)
-    learner.train_bn = recipe.training.freeze == "fastai"
+    train_bn, learner.train_bn = learner.train_bn, learner.train_bn and recipe.training.freeze == "fastai"
     learner.create_opt()
+    learner.train_bn = train_bn
     groups = len(learner.opt.param_lists)
     learner.freeze_to(groups - min(trained_groups, groups))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastai.data.core import TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandomErasing, aug_transforms
@@ -19,7 +20,7 @@ from timm.data.auto_augment import rand_augment_transform
 
 from baseline.data.image import load_image, resize_image
 from baseline.errors import unusable_image
-from baseline.vision.own_parts import part_name
+from baseline.vision.own_parts import part_name, runs_at_prediction
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -183,7 +184,8 @@ def batch_transforms(recipe: Recipe) -> list[Transform]:
     return [*first, TrainOnly(transforms, plain), ResizeValid(size), *last]
 
 
-OWN_TYPES = (LoadImage, Resize, TrainOnly, ResizeValid, RandomFlip, ToTensor, IntToFloatTensor, Normalize)
+OWN_TYPES = (LoadImage, Resize, TrainOnlyFirst, TrainOnly, TrainOnlyLast, ResizeValid, RandomFlip, ToTensor,
+             IntToFloatTensor, Normalize)  # fmt: skip
 """Transforms whose effect on batches of decoded images, and on cached features, is accounted for."""
 
 
@@ -192,8 +194,18 @@ def own_transforms(transforms: Iterable[Any]) -> list[str]:
 
     A transform with the attribute `cacheable = True` promises to give the same image in every epoch.
     """
-    own = [t for t in transforms if not isinstance(t, OWN_TYPES) and not getattr(t, "cacheable", False)]
+    own = [t for t in transforms if type(t) not in OWN_TYPES and not getattr(t, "cacheable", False)]
     return [part_name(transform) for transform in own]
+
+
+def describe_transforms(loader: TfmdDL) -> list[tuple[str, dict[str, str]]]:
+    """Return class and parameters of each transform of `OWN_TYPES` that validation images pass, for keys of caches."""
+    transforms = [*loader.after_item.fs, *loader.before_batch.fs, *loader.after_batch.fs]
+    return [
+        (part_name(t), {name: str(getattr(value, "tolist", lambda v=value: v)()) for name, value in vars(t).items()})
+        for t in transforms
+        if runs_at_prediction(t)
+    ]
 
 
 def set_augmentation(loader: Any, enabled: bool) -> None:
