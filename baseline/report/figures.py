@@ -22,6 +22,7 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
@@ -475,20 +476,25 @@ def pair_thumbnail(path: str) -> Any:
 
 
 def png(figure: Figure) -> bytes:
-    """Return the figure as the content of a PNG file, on a white background.
-
-    Its layout is computed once: `png` and `svg` keep the one of whichever is called first.
-    """
+    """Return the figure as the content of a PNG file, on a white background."""
     buffer = io.BytesIO()
     with figure_style():
+        apply_layout(figure)
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
-    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 
 def unique_prefix(folder: Path) -> str:
     """Return a prefix for the ids of a figure that may be shown beside others, the same for the same folder."""
     return f"figure-{zlib.crc32(str(folder).encode()):08x}"
+
+
+def apply_layout(figure: Figure) -> None:
+    """Place the axes by the figure's layout engine and remove it, since with one `savefig` draws every figure twice."""
+    if (engine := figure.get_layout_engine()) is not None:
+        FigureCanvasAgg(figure)
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
@@ -502,8 +508,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
     buffer = io.StringIO()
     with figure_style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        apply_layout(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    figure.set_layout_engine("none")
     text = buffer.getvalue()
     # its style sheet would apply to the full page; the template sets its strokes instead
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -175,11 +175,13 @@ def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
 
 def search_charts(run: RunFiles, sweeps: pd.DataFrame, stages: list[Any]) -> list[Markup]:
     """Save the picture of the learning rate searches, and return a chart of each."""
-    save_picture(run, "lr_find", figures.lr_find_figure(sweeps, stages))
-    charts = []
-    for number in sorted(sweeps["stage"].unique()):
+    figure = figures.lr_find_figure(sweeps, stages)
+    save_picture(run, "lr_find", figure)
+    charts, numbers = [], sorted(sweeps["stage"].unique())
+    for number in numbers:
         used = f"; used: {format_lr(stages[number - 1]['lr'])}" if number <= len(stages) else ""
-        figure = figures.lr_find_figure(sweeps[sweeps["stage"] == number], stages)
+        if len(numbers) > 1:
+            figure = figures.lr_find_figure(sweeps[sweeps["stage"] == number], stages)
         charts.append(chart(figure, f"lr_find_{number}", f"Loss against learning rate in stage {number}{used}"))
     return charts
 
