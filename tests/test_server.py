@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -20,11 +21,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pytest
-from commands import Command, piped
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -475,13 +475,14 @@ app.serve(sys.argv[1], port=0, tta=False, limits=Limits(seconds=1.5, waiting=400
 
 
 @pytest.fixture(scope="module")
-def server(done: baseline.Baseline) -> Iterator[tuple[Command, int, IO[str]]]:
-    """A process that serves the run, its port, and what it writes to stderr."""
-    process, stderr = piped(done.folder, code=START)
-    with stderr:
-        ports = (re.search(r"serving: http://127.0.0.1:(\d+) ", line) for line in stderr)
-        yield process, next(int(match[1]) for match in ports if match), stderr
-        process.send_signal(signal.SIGKILL)
+def server(done: baseline.Baseline) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that serves the run, and its port."""
+    command = [sys.executable, "-c", START, str(done.folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        ports = (re.search(r"serving: http://127.0.0.1:(\d+) ", line) for line in process.stderr)
+        yield process, next(int(match[1]) for match in ports if match)
+        process.kill()
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -560,7 +561,7 @@ def test_an_image_dropped_in_a_browser_is_predicted(
 
 
 def test_a_server_loses_no_request_ends_slow_ones_and_stops_at_once(server: Any, files: list[Path]) -> None:
-    process, port, stderr = server
+    process, port = server
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
 
     def post(number: int) -> Any:
@@ -587,6 +588,6 @@ def test_a_server_loses_no_request_ends_slow_ones_and_stops_at_once(server: Any,
     time.sleep(0.2)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.wait(10)
+    stderr = process.communicate(timeout=10)[1]
     assert time.monotonic() - start < 3
-    assert "Traceback" not in stderr.read()
+    assert "Traceback" not in stderr
