@@ -202,7 +202,7 @@ def describe_transforms(loader: TfmdDL) -> list[tuple[str, dict[str, str]]]:
     """Return class and parameters of each transform of `OWN_TYPES` that validation images pass, for keys of caches."""
     transforms = [*loader.after_item.fs, *loader.before_batch.fs, *loader.after_batch.fs]
     return [
-        (part_name(t), {name: str(getattr(value, "tolist", lambda v=value: v)()) for name, value in vars(t).items()})
+        (part_name(t), {name: str(v.tolist() if isinstance(v, torch.Tensor) else v) for name, v in vars(t).items()})
         for t in transforms
         if runs_at_prediction(t)
     ]
