@@ -11,6 +11,7 @@ import os
 import PIL.Image
 
 import baseline
+from baseline.evaluation.explain import explain
 
 images = os.environ.get("IMAGES", "hymenoptera_data")
 result = baseline.make_baseline(images, "ants_bees")
@@ -20,8 +21,9 @@ result = baseline.make_baseline(images, "ants_bees")
 
 # %%
 split, numbers = list(result.metrics.items())[-1]
-print(f"{split} accuracy with TTA: {numbers['tta']['accuracy']:.1%}")
-result
+low, high = numbers["tta"]["interval"]
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
+print(*explain(numbers), sep="\n")
 
 # %% [markdown]
 # Losses and learning rate by epoch:
