@@ -106,7 +106,8 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
     for line in commands(page):
         _, name, *words = shlex.split(line.replace("...", ""), comments=True)
         assert name in command_line().commands, line
-        known = {"--help"}.union(*(each.opts for each in command_line().commands[name].params))
+        parameters = command_line().commands[name].params
+        known = {"--help"}.union(*([*each.opts, *each.secondary_opts] for each in parameters))
         unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
         assert not unknown, line
 
