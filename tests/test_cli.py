@@ -217,6 +217,16 @@ def test_augment_keeps_what_the_recipe_has_of_its_own(tmp_path: Path) -> None:
     assert augment == dataclasses.replace(Augment(), rotate=30.0, crop=0.5)
 
 
+def test_stage_options_change_the_recipe_of_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    recipe = baseline.load_recipe("default").with_preset("quick")
+    path.write_text(json.dumps({"recipe": recipe.as_dict(), "metrics": {}, "images": "images/"}))
+    target, changes = StageOptions(3).apply(str(path), {"augment.rotate": 5.0})
+    changed = baseline.load_recipe(path).changed(**changes)
+    assert target == str(path) and changed.augment.rotate == 5
+    assert changed.stages[-1].epochs == 3 and changed.stages[:-1] == recipe.stages[:-1]
+
+
 def test_the_version_is_the_packages() -> None:
     assert call("--version").stdout.strip() == baseline.__version__
 

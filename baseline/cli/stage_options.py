@@ -50,7 +50,7 @@ class StageOptions:
         pretrained = bool(changes.get("pretrained", loaded.model.pretrained))
         changed = self._changed(loaded, pretrained)
         if Path(recipe).suffix == ".json":  # the run that it belongs to names the images, too
-            return recipe, {**changes, "stages": changed.stages, "augment": changed.augment}
+            return recipe, {"stages": changed.stages, "augment": changed.augment, **changes}
         presets = {
             name: {**values, **self._fields(loaded.with_preset(name), pretrained)}
             for name, values in loaded.presets.items()
