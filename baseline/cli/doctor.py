@@ -48,7 +48,7 @@ def _device_row() -> Iterator[tuple[str, str]]:
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
     limit = f", limited to {threads} threads by OMP_NUM_THREADS" if threads else ""
-    yield "cpu", f"{cpu_name()}, {core_count()} cores{limit}{_load()}"
+    yield "cpu", f"{cpu_name()}, {core_count()} cores{limit}{_load_text()}"
     yield "device", _gpu() or "cpu"
     flags = cpu_flags()
     yield "bfloat16 on the CPU", "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
@@ -83,7 +83,7 @@ def load_average() -> float:
     return 0.0
 
 
-def _load() -> str:
+def _load_text() -> str:
     return f", load {load_average():.1f}" if hasattr(os, "getloadavg") else ""
 
 
