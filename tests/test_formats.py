@@ -23,6 +23,7 @@ import pillow_heif
 import pydicom
 import pytest
 import tifffile
+from commands import call
 from insects import draw
 from pictures import P3, SRGB, cmyk_profile, gamma_profile, packed_tiff, to_srgb, with_chunk
 from PIL import Image, ImageCms
@@ -481,6 +482,20 @@ def test_headers_of_rare_formats_that_claim_too_much_are_refused_before_decoding
     ):
         with pytest.raises(Image.DecompressionBombError, match=message):
             load_image(content)
+
+
+def test_what_decoders_log_about_damaged_files_is_not_shown(tmp_path: Path) -> None:
+    for name in ("ants", "bees"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            INSECT.rotate(number * 90).save(tmp_path / name / f"{number}.png")
+    content = bytearray(tiff(np.zeros((8, 8), np.float64)))
+    with tifffile.TiffFile(io.BytesIO(content)) as opened:
+        content[opened.pages[0].tags["Software"].offset + 2] = 99  # no type of values
+    (tmp_path / "ants" / "damaged.tif").write_bytes(content)
+    (tmp_path / "bees" / "damaged.dcm").write_bytes(dicom(GRAYS >> 4, StudyDate="yesterday"))
+    ended = call("audit", tmp_path, "--quiet")
+    assert ended.returncode == 0 and ended.stderr == ""
 
 
 def test_readers_wait_for_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Annotated, Any
@@ -85,7 +86,9 @@ def main() -> None:
     """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # the audit reports damaged images itself
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images
+    for decoder in ("tifffile", "pydicom"):
+        logging.getLogger(decoder).setLevel(logging.CRITICAL)
     try:
         code = app(standalone_mode=False, prog_name="baseline")
     except BaselineError as error:
