@@ -1,4 +1,4 @@
-"""Measures which share of the CPU time of a run goes into telling replaced images apart, for caches and resuming.
+"""Measures the share of the CPU time of a run that goes into the keys of caches, and into the hashes for resuming.
 
 python benchmarks/cache_keys.py images/       # a line of JSON for an empty cache, and one for a full one (medians)
 """
@@ -51,24 +51,26 @@ class Stopwatch:
 
 
 def main(images: Path, image_size: int = 64, repeats: int = 3) -> None:
-    stopwatch = Stopwatch()
-    stopwatch.replace(files, "file_identity")
-    stopwatch.replace(checkpoint, "_fingerprint_table")
+    parts = {"keys": Stopwatch(), "hashes": Stopwatch()}
+    parts["keys"].replace(files, "file_identity")
+    parts["hashes"].replace(checkpoint, "_fingerprint_table")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BASELINE_HOME"] = f"{folder}/cache"
         for cache, count in (("empty", 1), ("full", repeats)):
-            keys, seconds = [], []
+            shares: dict[str, list[float]] = {name: [] for name in parts}
+            seconds = []
             for number in range(count):
-                stopwatch.seconds, start = 0.0, time.process_time()
+                before = {name: stopwatch.seconds for name, stopwatch in parts.items()}
+                start = time.process_time()
                 baseline.make_baseline(
                     images, out=f"{folder}/{cache}{number}", preset="instant", image_size=image_size,
                     progress=baseline.Progress(),
                 )  # fmt: skip
                 seconds.append(time.process_time() - start)
-                keys.append(stopwatch.seconds)
-            shares = [round(100 * spent / whole, 2) for spent, whole in zip(keys, seconds, strict=True)]
+                for name, stopwatch in parts.items():
+                    shares[name].append(100 * (stopwatch.seconds - before[name]) / seconds[-1])
             print_json(
-                cache=cache, seconds=median(seconds), keys=median(keys), percent=median(shares), all_percents=shares
+                cache=cache, seconds=median(seconds), **{f"percent_{name}": median(shares[name]) for name in parts}
             )
 
 
