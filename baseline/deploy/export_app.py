@@ -21,9 +21,8 @@ from PIL import Image
 
 import baseline
 from baseline.errors import OutputError, format_count
-from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, parse_toml, write_atomic
+from baseline.files import CONFIG_FILE, GOLDEN_FILE, REFERENCE_FILE, TENSORS_FILE, parse_toml, write_atomic
 from baseline.inference.model import load_model
-from baseline.inference.reference import REFERENCE_FILE
 from baseline.recipe.load import recipes_folder
 
 if TYPE_CHECKING:
