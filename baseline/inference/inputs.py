@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.foundation import L
+from fasttransform import Pipeline
 from PIL import Image
 
 from baseline.data.image import load_square, unreadable_reason
@@ -20,9 +22,21 @@ from baseline.data.sources.image_list import images_of_source
 from baseline.errors import DataError, quoted_list
 from baseline.progress import Progress
 from baseline.vision.augment import IMAGE_TYPES
-from baseline.vision.own_parts import ItemTransforms
+from baseline.vision.own_parts import runs_at_prediction
 
 __all__ = ["DecodeSpec", "iterate_images", "read_batches"]
+
+
+class ItemTransforms:
+    """Item transforms as fastai runs them on valid images: PIL image in, PIL image out."""
+
+    def __init__(self, transforms: Any) -> None:
+        self.pipeline = Pipeline([t for t in L(transforms) if runs_at_prediction(t)], split_idx=1)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        from fastai.vision.core import PILImage
+
+        return self.pipeline(PILImage(image))
 
 
 DecodeSpec = tuple[int, str, tuple[float, ...], ItemTransforms | None]

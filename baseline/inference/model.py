@@ -34,18 +34,18 @@ from baseline.evaluation.predict import predict_probabilities
 from baseline.files import read_json
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.compatibility import check_compatible, check_transforms, with_statistics
+from baseline.inference.empty_loaders import empty_loaders
 from baseline.inference.features import recording
-from baseline.inference.inputs import DecodeSpec, iterate_images, read_batches
+from baseline.inference.inputs import DecodeSpec, ItemTransforms, iterate_images, read_batches
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.auto import resolve_frozen_precision, resolve_precision
 from baseline.recipe.schema import Augment, Recipe
 from baseline.system import bfloat16_instructions
 from baseline.vision.bodies import device_of
 from baseline.vision.cpu_speedups import optimize_for_cpu
-from baseline.vision.dataloaders import empty_loaders
 from baseline.vision.learner import learner, mixed_precision
 from baseline.vision.model_folder import load_network, member_folders, model_folder, read_golden
-from baseline.vision.own_parts import ItemTransforms, OwnParts, named_errors
+from baseline.vision.own_parts import OwnParts, named_errors
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory
 from fastcore.foundation import L
-from PIL import Image
 
 from baseline.data.labels import classes_in, label_matrix, split_labels
 from baseline.errors import DataError, RecipeError
@@ -29,15 +28,14 @@ from baseline.progress import Progress
 from baseline.vision.augment import IMAGE_TYPES, LoadImage, Resize, batch_transforms, own_transforms
 from baseline.vision.decoded import decode_table
 from baseline.vision.own_loaders import adopt, is_own, own_split_loader
-from baseline.vision.own_parts import OwnParts, keep_repeated, named_errors, without_setup
+from baseline.vision.own_parts import OwnParts, keep_repeated, named_errors
 from baseline.vision.weights import normalization
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.vision.decoded import DecodedImages
 
-__all__ = ["BatchLoader", "BatchSource", "dataloaders", "empty_loaders", "encode_targets", "shard_loader",
-           "split_loader"]  # fmt: skip
+__all__ = ["BatchLoader", "BatchSource", "dataloaders", "encode_targets", "shard_loader", "split_loader"]  # fmt: skip
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation per color channel."""
@@ -149,7 +147,7 @@ def dataloaders(
     item_tfms, batch_tfms = parts.item_tfms, parts.batch_tfms
     table = table.reset_index(drop=True)
     decoded = None if item_tfms else decode_table(table, recipe, progress)
-    block = _datablock(
+    block = make_datablock(
         recipe, classes_in(table, recipe.data.task), normalization(recipe.model.arch), item_tfms, batch_tfms
     )
     transforms = [("transform", transform) for transform in (*L(item_tfms), *L(batch_tfms))]
@@ -160,7 +158,7 @@ def dataloaders(
             num_workers=0 if decoded else recipe.options.workers,
             path=Path(path),
         )
-    _annotate_loaders(dls, recipe, decoded)
+    annotate_loaders(dls, recipe, decoded)
     dls.own_batch_tfms = batch_tfms is not None
     for loader, name in ((dls.train, "train"), (dls.valid, "valid")):
         _use_decoded(loader, dls, table[table["split"] == name])
@@ -169,28 +167,7 @@ def dataloaders(
     return dls
 
 
-def empty_loaders(
-    classes: Sequence[str], recipe: Recipe, normal: Normalization, item_tfms: Any = None, batch_tfms: Any = None
-) -> DataLoaders:
-    """Return DataLoaders without images, whose `test_dl` prepares images for a network as `dataloaders` does.
-
-    Args:
-        classes: the vocabulary.
-        recipe: the recipe of the network.
-        normal: mean and standard deviation per color channel; see `baseline.vision.weights.normalization`.
-        item_tfms: transforms of the user's, as in `dataloaders`; `batch_tfms` likewise. They are not set up again.
-    """
-    blank = Image.new("RGB", (8, 8))
-    table = pd.DataFrame({"path": [blank, blank], "label": classes[0], "split": ["train", "valid"]})
-    with without_setup(item_tfms) as item_copies, without_setup(batch_tfms) as batch_copies:
-        block = _datablock(recipe, list(classes), normal, item_copies, batch_copies)
-        with named_errors([("transform", t) for t in (*L(item_copies), *L(batch_copies))], "Prediction"):
-            dls = block.dataloaders(table, bs=64, num_workers=0).new_empty()
-    _annotate_loaders(dls, recipe, None)
-    return dls
-
-
-def _annotate_loaders(dls: DataLoaders, recipe: Recipe, decoded: DecodedImages | None) -> None:
+def annotate_loaders(dls: DataLoaders, recipe: Recipe, decoded: DecodedImages | None) -> None:
     dls.multilabel = recipe.data.task == "multilabel"
     dls.valid_ds.tls[0].types[1] = IMAGE_TYPES  # inputs of learn.predict
     dls.valid_ds.tls[1].types[0] = (pd.Series, str, Path)  # what LabelReader takes
@@ -247,7 +224,7 @@ def split_loader(dls: DataLoaders, table: pd.DataFrame, split: str) -> TfmdDL:
     return loader
 
 
-def _datablock(
+def make_datablock(
     recipe: Recipe, classes: list[str], normal: Normalization, item_tfms: Any = None, batch_tfms: Any = None
 ) -> DataBlock:
     many = recipe.data.task == "multilabel"

@@ -17,9 +17,9 @@ from baseline.errors import BaselineError, RecipeError, TrainingError, first_lin
 from baseline.recipe.schema import LEAVES
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
-__all__ = ["ItemTransforms", "OwnParts", "keep_repeated", "named_errors", "part_name", "without_setup"]
+__all__ = ["OwnParts", "keep_repeated", "named_errors", "part_name", "runs_at_prediction", "without_setup"]
 
 
 ACCEPTED = {
@@ -168,18 +168,6 @@ def is_transform(part: Any) -> bool:
 def runs_at_prediction(transform: Any) -> bool:
     """Whether a transform also runs on valid images, as fastai decides by its `split_idx`."""
     return getattr(transform, "split_idx", None) != 0
-
-
-class ItemTransforms:
-    """Item transforms as fastai runs them on valid images: PIL image in, PIL image out."""
-
-    def __init__(self, transforms: Any) -> None:
-        self.pipeline = Pipeline([t for t in L(transforms) if runs_at_prediction(t)], split_idx=1)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        from fastai.vision.core import PILImage
-
-        return self.pipeline(PILImage(image))
 
 
 def part_name(part: Any) -> str:
