@@ -498,6 +498,42 @@ def test_what_decoders_log_about_damaged_files_is_not_shown(tmp_path: Path) -> N
     assert ended.returncode == 0 and ended.stderr == ""
 
 
+def with_scans(scans: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan is repeated up to a number of scans, with a video behind its end."""
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 60).convert("RGB").save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (scans - content.count(b"\xff\xda")) + b"\xff\xd9" + b"\xff\xda\x00\x02" * 500
+
+
+def in_dicom(jpeg: bytes) -> bytes:
+    """A DICOM file that calls the JPEG an ordinary one, of fewer pixels."""
+    gray = np.zeros((8, 8), np.uint8)
+    content = pydicom.dcmread(io.BytesIO(dicom(gray, bits=8, BitsAllocated=8, SamplesPerPixel=3)))
+    content.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    content.PhotometricInterpretation, content.PlanarConfiguration = "YBR_FULL_422", 0
+    content.PixelData = pydicom.encaps.encapsulate([jpeg])
+    content["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, content, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_decoding(tmp_path: Path) -> None:
+    assert load_image(with_scans(100)).size == (64, 64)
+    (tmp_path / "many.jpg").write_bytes(with_scans(101))
+    for content in (with_scans(101), str(tmp_path / "many.jpg"), in_dicom(with_scans(101)), with_scans(200_000)):
+        for read in (load_image, lambda content: load_square(content, 32, "squish")):
+            with pytest.raises(Image.DecompressionBombError) as caught:
+                read(content)
+            assert unreadable_reason(caught.value) == "a JPEG of 64 x 64 pixels in more than 100 scans"
+    large = with_scans(30)
+    size = large.index(b"\xff\xc2") + 5
+    with pytest.raises(Image.DecompressionBombError, match="10,000 x 10,000 pixels in more than 20 scans"):
+        load_image(large[:size] + struct.pack(">HH", 10_000, 10_000) + large[size + 4 :])
+
+
 def test_readers_wait_for_memory() -> None:
     limit, used = MemoryLimit(100), []
 

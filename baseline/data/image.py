@@ -178,7 +178,7 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
 
     Raises:
         UnidentifiedImageError: if it is in none of the formats.
-        DecompressionBombError: if it has too many pixels, or a side is too long.
+        DecompressionBombError: if it has too many pixels, a side is too long, or it is a JPEG of too many scans.
         MemoryShortageError: if it cannot be opened, and memory is short.
     """
     if isinstance(source, np.ndarray):
@@ -199,6 +199,8 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
         if formats is not None and not names and formats.is_also_dicom(image):
             image = formats.open_dicom(source if isinstance(source, bytes) else read_image_bytes(source))
     check_size(*image.size)
+    if formats is not None:
+        formats.check_scans(image)
     return image
 
 

@@ -31,7 +31,7 @@ TOO_LITTLE_MEMORY = (
 
 
 class TooLarge(Image.DecompressionBombError):
-    """An image has more pixels, or a longer side, than are decoded."""
+    """An image has more pixels, a longer side, or more scans than are decoded."""
 
 
 def check_size(width: int, height: int) -> None:

@@ -18,11 +18,13 @@ from baseline.data.formats.jpeg_xl import is_jpeg_xl, open_jpeg_xl
 from baseline.data.formats.png import png_samples
 from baseline.data.formats.profiles import profile_name, to_srgb
 from baseline.data.formats.samples import SampleImage, kind_of_values, measure_values, to_8_bits
+from baseline.data.formats.scans import check_scans
 from baseline.data.formats.tiff import is_tiff, open_tiff, tiff_samples
 
 __all__ = [
     "SampleImage",
     "as_samples",
+    "check_scans",
     "describe",
     "file_findings",
     "image_findings",

@@ -10,9 +10,13 @@ from PIL import Image
 
 from baseline.data.formats.missing import MissingPackage
 from baseline.data.formats.samples import SampleImage
-from baseline.data.limits import check_memory, check_size
+from baseline.data.formats.scans import check_scans
+from baseline.data.limits import TooLarge, check_memory, check_size
 
 __all__ = ["is_dicom", "open_dicom"]
+
+
+JPEG_START = b"\xff\xd8\xff"
 
 
 def is_dicom(head: bytes) -> bool:
@@ -42,7 +46,10 @@ def open_dicom(content: bytes) -> Image.Image:
         raise ValueError("a DICOM file without an image")
     check_size(header.Columns, header.Rows)
     try:
+        _check_jpeg(content, header)
         values = pixel_array(BytesIO(content), index=0)
+    except TooLarge:
+        raise
     except Exception as error:
         check_memory(header.Columns * header.Rows)
         raise ValueError(f"a DICOM image that cannot be decoded: {error}") from None
@@ -56,6 +63,20 @@ def open_dicom(content: bytes) -> Image.Image:
     values, window = _apply_window(header, values)
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     return SampleImage(values, window, white_is_low=inverted, format="DICOM")
+
+
+def _check_jpeg(content: bytes, header: Any) -> None:
+    """Raise TooLarge if the first frame is a JPEG of too many pixels or scans."""
+    from pydicom import dcmread
+    from pydicom.encaps import get_frame
+
+    if header.file_meta.TransferSyntaxUID.is_encapsulated and JPEG_START in content:
+        frames = int(header.get("NumberOfFrames") or 1)
+        frame = get_frame(dcmread(BytesIO(content)).PixelData, 0, number_of_frames=frames)
+        if frame.startswith(JPEG_START):
+            image = Image.open(BytesIO(frame), formats=("JPEG",))
+            check_size(*image.size)
+            check_scans(image)
 
 
 def _apply_window(header: Any, stored: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
