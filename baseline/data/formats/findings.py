@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from baseline.data.formats.samples import shared_range
 from baseline.errors import format_count
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["file_findings", "image_findings", "resolve_values"]
 

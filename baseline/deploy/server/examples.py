@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import csv
 import random
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from starlette.exceptions import HTTPException
 
 from baseline.data.image import read_image_bytes
 from baseline.errors import first_line, format_count
@@ -30,8 +29,8 @@ __all__ = ["Example", "find_examples", "run_summary"]
 MAX_EXAMPLES = 8
 """Maximum number of example images on the page."""
 
-MAX_TRIED = 200
-"""Maximum number of rows of `split.csv` that are tried."""
+MAX_TRIED, MAX_SECONDS, MAX_SECONDS_EACH = 200, 20, 5
+"""Maximum number of rows of `split.csv` that are tried, and seconds for all of them and for one."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +66,20 @@ def find_examples(
     path: Path, split: str, manifest: Mapping[str, Any], predictor: Predictor, progress: Progress
 ) -> list[Example]:
     """Return some images of the split that still exist, taking turns between classes."""
-    folders, outside = image_folders(manifest), 0
+    folders, outside, end = image_folders(manifest), 0, time.monotonic() + MAX_SECONDS
     examples: list[Example] = []
     for image, label in _shuffled_rows(path, split):
-        if len(examples) == MAX_EXAMPLES:
+        if len(examples) == MAX_EXAMPLES or time.monotonic() > end:
             break
         if not any(is_inside(image, folder) for folder in folders):
             outside += 1
             continue
         try:
-            if image.stat().st_size <= predictor.limits.bytes:
-                examples.append(Example(label, *predictor.encode_again(read_image_bytes(image))))
-        except (OSError, HTTPException):
+            content = read_image_bytes(image) if image.stat().st_size <= predictor.limits.bytes else b""
+        except OSError:
             continue
+        if (encoded := predictor.encode_again(content, MAX_SECONDS_EACH)) is not None:
+            examples.append(Example(label, *encoded))
     if outside:
         progress.log(f"the page omits {format_count(outside, 'image')} outside of the run's image folder")
     return examples

@@ -1,7 +1,7 @@
 """Decode uploaded images and run the network on them in batches, within the server's limits.
 
-An image is decoded in a thread, then waits until the network is idle; all waiting images then run as one batch, up to
-a batch: an image that comes alone never waits for others. Uploads stay in memory.
+An image is decoded in another process, then waits until the network is idle; all waiting images then run as one batch,
+up to a batch: an image that comes alone never waits for others. Uploads stay in memory.
 """
 
 from __future__ import annotations
@@ -9,29 +9,26 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from baseline.data.image import load_image, open_image, resize_image, unreadable_reason
+from baseline.deploy.server.decoder import Decoded, DecoderPool, ImageRefused, Job
 from baseline.evaluation.gradcam import grad_cam
 from baseline.report.figures import overlay_heatmap
-from baseline.system import return_free_memory
 
 if TYPE_CHECKING:
     from baseline.inference.model import Model, PredictionBatch
 
     Prediction = tuple[PredictionBatch, int]
     """A batch of predictions, and the index of one image in it."""
-
-Decoded = TypeVar("Decoded")
 
 __all__ = ["THUMBNAIL_SIZE", "Limits", "Predictor", "busy_error"]
 
@@ -44,14 +41,8 @@ DISPLAY_SIZE, EXAMPLE_SIZE, THUMBNAIL_SIZE = 640, 1024, 176
 """Maximum pixels of the longer side of a Grad-CAM image, of an example, and of its thumbnail on the page."""
 
 
-LARGE_PIXELS, JPEG_FACTOR = 4_000_000, 8
-"""Pixels above which images are decoded one at a time, so that others do not wait for them, and how many times more a
-JPEG may have, which is decoded at a fraction of its size."""
-
-
-CHUNK_BYTES = 4096
-"""Bytes of a file that are decoded at once: Pillow lets no other thread run meanwhile, and a kilobyte can unpack to a
-megabyte."""
+SMALL_SECONDS = 5
+"""Seconds after which an image is decoded again among the large ones, so that others do not wait for it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Limits:
 
 
 class Predictor:
-    """Predicts the contents of image files: decodes in a few threads, and runs the network in a thread of its own."""
+    """Predicts the contents of image files: decodes in a few processes, and runs the network in a thread of its own."""
 
     def __init__(
         self, model: Model, tta: bool, limits: Limits, reject_unlike: float = 0.0, set_threshold: float | None = None
@@ -96,8 +87,8 @@ class Predictor:
         Image.init()
         self.formats = tuple(name for name in FORMATS if name in Image.OPEN)
         self.queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Prediction]]] = asyncio.Queue()
-        self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
-        self.large_reader = ThreadPoolExecutor(1, "large-reader")
+        self.decoders = DecoderPool(min(4, os.cpu_count() or 1))
+        self.large_decoder = DecoderPool(1)
         self.network = ThreadPoolExecutor(1, "network")
         self.resources = ExitStack()
         self.predict_squares = self.resources.enter_context(model.predictor(tta=self.tta, unlike=reject_unlike > 0))
@@ -119,12 +110,14 @@ class Predictor:
         task = asyncio.create_task(self._process_queue())
         self.is_running = True
         task.add_done_callback(lambda _: setattr(self, "is_running", False))
+        await asyncio.wrap_future(self.decoders.warm_up())
         try:
             yield
         finally:
             task.cancel()
-            for pool in (self.readers, self.large_reader, self.network):
-                pool.shutdown(wait=False, cancel_futures=True)
+            self.decoders.close()
+            self.large_decoder.close()
+            self.network.shutdown(wait=False, cancel_futures=True)
             self.resources.close()
 
     async def _process_queue(self) -> None:
@@ -177,78 +170,62 @@ class Predictor:
         Raises:
             HTTPException: if the image is refused.
         """
-        square = await self._decode(self._decode_square, content)
+        square = await self._decode_square(content)
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((square, future))
         return await future
 
     async def gradcam(self, content: bytes, class_name: str | None) -> bytes:
         """Return a JPEG of the image with its Grad-CAM for a class; default: the most probable one."""
-        square = await self._decode(self._decode_square, content)
+        square = await self._decode_square(content)
         loop = asyncio.get_running_loop()
         heatmap = await loop.run_in_executor(self.network, self._heatmap, square, class_name)
-        return await self._decode(self._overlay, content, heatmap)
+        shown = await self._decode(content, DISPLAY_SIZE, self.model.config["resize"])
+        return await loop.run_in_executor(self.network, self._overlay, shown, heatmap)
 
-    async def _decode(self, decode: Callable[..., Decoded], content: bytes, *arguments: Any) -> Decoded:
-        """Call `decode` in a thread; large images share one, which gives their memory back."""
-        loop = asyncio.get_running_loop()
-        if not await loop.run_in_executor(self.readers, self._is_large, content):
-            return await loop.run_in_executor(self.readers, decode, content, *arguments)
+    async def _decode_square(self, content: bytes) -> np.ndarray:
+        """Return the square that the network takes; transforms of the user's own are applied in this process."""
+        if self.model.item_tfms is None:
+            return (await self._decode(content, self.model.decoded_size, self.model.config["resize"])).pixels
+        image = Image.fromarray((await self._decode(content)).pixels)
+        return await asyncio.get_running_loop().run_in_executor(self.network, self.model.load_square, image)
+
+    async def _decode(self, content: bytes, size: int = 0, resize: str = "") -> Decoded:
+        """Decode an image in another process; large images share one."""
+        job = self._job(min(SMALL_SECONDS, self.limits.seconds), size, resize)
         try:
-            return await loop.run_in_executor(self.large_reader, decode, content, *arguments)
-        finally:
-            self.large_reader.submit(return_free_memory)
+            decoded = await asyncio.wrap_future(self.decoders.submit(job, content))
+            if decoded is None:
+                job = replace(job, large=True, seconds=self.limits.seconds)
+                decoded = await asyncio.wrap_future(self.large_decoder.submit(job, content))
+        except ImageRefused as error:
+            raise HTTPException(error.status, str(error)) from None
+        if decoded is None:
+            message = f"The image is not decoded after {self.limits.seconds:g} s. Send a smaller one."
+            raise HTTPException(413, message)
+        return decoded
 
-    def _is_large(self, content: bytes) -> bool:
-        image = self._open(content)
-        return image.width * image.height > LARGE_PIXELS * (JPEG_FACTOR if image.format == "JPEG" else 1)
+    def _job(self, seconds: float, size: int = 0, resize: str = "") -> Job:
+        max_pixels = self.limits.megapixels * 1_000_000
+        return Job(self.formats, max_pixels, seconds, size, resize, self.model.value_range)
 
-    def encode_again(self, content: bytes) -> tuple[bytes, bytes]:
+    def encode_again(self, content: bytes, seconds: float) -> tuple[bytes, bytes] | None:
         """Decode an image file, and return it as a PNG of at most `EXAMPLE_SIZE` pixels and as a thumbnail, a JPEG.
 
-        Raises:
-            HTTPException: if the image is refused.
+        Returns None if it is refused, or not decoded in time.
         """
-        image = self._open(content)
+        job = replace(self._job(seconds, EXAMPLE_SIZE), large=True)
         try:
-            image = load_image(image, EXAMPLE_SIZE, self.model.value_range)
-        except Exception as error:
-            raise HTTPException(422, f"The image is damaged: {unreadable_reason(error)}.") from None
-        image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
-        image = Image.fromarray(np.asarray(image))  # pixels only: neither comments nor a place
+            decoded = self.decoders.submit(job, content).result()
+        except (ImageRefused, MemoryError):
+            return None
+        if decoded is None:
+            return None
+        image = Image.fromarray(decoded.pixels)  # pixels only: neither comments nor a place
         buffer = BytesIO()
         image.save(buffer, "PNG", compress_level=1)
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
         return buffer.getvalue(), encode_jpeg(image)
-
-    def _open(self, content: bytes) -> Image.Image:
-        if not content:
-            raise HTTPException(422, "The file is empty.")
-        max_pixels = self.limits.megapixels * 1_000_000
-        try:
-            image = open_image(content, self.formats)
-        except Image.DecompressionBombError as error:
-            raise HTTPException(
-                413, f"The image is too large: {unreadable_reason(error)}. Send a smaller one."
-            ) from None
-        except MemoryError:
-            raise
-        except Exception:
-            message = f"This is not an image in a supported format: {', '.join(self.formats)}."
-            raise HTTPException(415, message) from None
-        image.__dict__["decodermaxblock"] = CHUNK_BYTES
-        width, height = image.size
-        if width * height > max_pixels:
-            message = f"The image has {width:,} x {height:,} pixels; the maximum is {max_pixels:,}. Send a smaller one."
-            raise HTTPException(413, message)
-        return image
-
-    def _decode_square(self, content: bytes) -> np.ndarray:
-        image = self._open(content)
-        try:
-            return self.model.load_square(image)
-        except Exception as error:
-            raise HTTPException(422, f"The image is damaged: {unreadable_reason(error)}.") from None
 
     def _heatmap(self, square: np.ndarray, class_name: str | None) -> np.ndarray:
         if class_name is None:
@@ -261,13 +238,12 @@ class Predictor:
         assert heatmaps is not None  # `has_gradcam`
         return heatmaps[0]
 
-    def _overlay(self, content: bytes, heatmap: np.ndarray) -> bytes:
-        image = load_image(self._open(content), DISPLAY_SIZE, self.model.value_range)
-        resize = self.model.config["resize"]
-        overlay = overlay_heatmap(resize_image(image, DISPLAY_SIZE, resize), heatmap, DISPLAY_SIZE)
-        if resize == "squish":
-            image.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE))
-            overlay = overlay.resize(image.size)
+    def _overlay(self, shown: Decoded, heatmap: np.ndarray) -> bytes:
+        overlay = overlay_heatmap(Image.fromarray(shown.pixels), heatmap, DISPLAY_SIZE)
+        if self.model.config["resize"] == "squish":
+            scale = min(1, DISPLAY_SIZE / max(shown.size))
+            width, height = (max(1, round(side * scale)) for side in shown.size)
+            overlay = overlay.resize((width, height))
         return encode_jpeg(overlay)
 
 
