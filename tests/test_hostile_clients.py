@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +19,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from PIL import Image
+from decoders import decoder_processes
+from PIL import Image, ImageFile
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
-from baseline.deploy.server.app import create_app
+from baseline.deploy.server import predictor
+from baseline.deploy.server.app import check_json, create_app
 from baseline.deploy.server.predictor import Limits
 from baseline.deploy.server.security import TimedProtocol
 
@@ -67,6 +73,29 @@ def test_too_many_connections_are_told_when_to_try_again(limited: int) -> None:
     assert b" 200 " in get(limited)[0]
 
 
+def test_a_malformed_request_is_one_line_in_the_log(limited: int, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked"
+    for body in (b"-5\r\nhello\r\n", b"5;" + b"x" * 300_000 + b"\r\nhello\r\n", b"0\r\n" + b"a: b\r\n" * 50_000):
+        with socket.create_connection(("127.0.0.1", limited), timeout=20) as connection:
+            connection.sendall(head + b"\r\n\r\n" + body)
+            assert b" 400 " in connection.recv(9999)
+        time.sleep(0.2)
+    assert {record.getMessage() for record in caplog.records} == {"a request was refused: it is not valid HTTP"}
+    assert [record.exc_info for record in caplog.records] == [None] * 3
+
+
+SLASHES = b'"' + rb"\/" * 200_000 + b'"'
+
+
+@pytest.mark.parametrize("body", [b"[" + b"[]," * 100_000, b'{"a":1' + b',"a":1' * 9000 + b"}", SLASHES])
+def test_json_that_takes_long_to_parse_is_refused_before(body: bytes) -> None:
+    with pytest.raises(HTTPException) as caught:
+        check_json(body)
+    assert caught.value.status_code == 413
+    image = base64.b64encode(bytes(range(256)) * 100).decode()
+    check_json(json.dumps({"images": [f"data:image/jpeg;base64,{image}"] * 64}).replace("/", r"\/").encode())
+
+
 def test_an_image_does_not_wait_for_large_ones(tiny: Path, images: Path) -> None:
     large, small = bomb(7000), (images / "ants" / "00.jpg").read_bytes()
     limits = Limits(seconds=300)
@@ -88,14 +117,50 @@ def test_an_image_does_not_wait_for_large_ones(tiny: Path, images: Path) -> None
     assert answers == [200] * 8
 
 
+def test_images_are_decoded_in_another_process(tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("decoded in the process of the server")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    small = {"image": (images / "ants" / "00.jpg").read_bytes()}
+    with TestClient(create_app(tiny), base_url="http://localhost") as client:
+        assert client.post("/predict", files=small).status_code == 200
+        assert client.post("/gradcam", files=small).status_code == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list processes")
+def test_a_decoder_that_never_ends_or_crashes_delays_no_other_image(
+    tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"image": (images / "ants" / "00.jpg").read_bytes()}
+    monkeypatch.setattr(predictor, "SMALL_SECONDS", 1)
+    with TestClient(create_app(tiny, limits=Limits(seconds=300)), base_url="http://localhost") as client:
+        assert client.post("/predict", files=small).status_code == 200
+        (first,) = decoder_processes()
+        os.kill(first, signal.SIGSTOP)  # like one whose image takes for ever
+        for _ in range(2):
+            assert client.post("/predict", files=small).status_code == 200
+        assert first not in decoder_processes()
+        for process in decoder_processes():
+            os.kill(process, signal.SIGKILL)
+        while decoder_processes():
+            time.sleep(0.05)
+        assert client.post("/predict", files=small).status_code == 200
+    while decoder_processes():
+        time.sleep(0.05)
+
+
 MEMORY = """
 import sys, time
 from pathlib import Path
 from starlette.testclient import TestClient
+from baseline.deploy.server import predictor
 from baseline.deploy.server.app import create_app
 
 def resident_mb():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+    children = [task.read_text().split() for task in Path("/proc/self/task").glob("*/children")]
+    files = [Path("/proc", number, "statm") for number in ["self", *sum(children, [])]]
+    return sum(int(file.read_text().split()[1]) for file in files) * 4096 / 1e6
 
 contents = [Path(path).read_bytes() for path in sys.argv[2:]]
 with TestClient(create_app(sys.argv[1]), base_url="http://localhost") as client:
@@ -113,4 +178,4 @@ def test_memory_of_large_images_is_given_back(tiny: Path, images: Path, tmp_path
     command: list[Any] = [sys.executable, "-c", MEMORY, tiny, images / "ants" / "00.jpg", tmp_path / "bomb.png"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     first, last = map(float, ended.stdout.split())
-    assert last - first < 150
+    assert last - first < 150  # including the process of large images, which has started meanwhile

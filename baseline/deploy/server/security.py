@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import logging
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -121,9 +123,14 @@ class SecurityMiddleware:
             return
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            starts = message["type"] == "http.response.start"
+            if starts:
                 message["headers"] = [*message["headers"], *SECURITY_HEADERS]
-            await send(message)
+            try:
+                await send(message)
+            except LocalProtocolError:  # uvicorn has answered already
+                if starts:
+                    logging.getLogger(__name__).warning("a request was refused: it is not valid HTTP")
 
         error = self._check_headers(Headers(scope=scope))
         if error is not None:
