@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from baseline.terminal import escape_controls
+
 __all__ = [
     "BaselineError",
     "DataError",
@@ -51,9 +53,6 @@ MAX_COMPARED = 2000
 FASTAI_PREFIX = re.compile(r"^(?:Exception occured in `[^`]*` when calling event `[^`]*`:\s*)+")
 """What fastai puts before the message of an error in a callback, once for each callback that it passes through."""
 
-CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Characters that break a line or control a terminal."""
-
 
 class BaselineError(Exception):
     """Base class of all errors that the library raises on purpose; catch it to catch them all."""
@@ -66,7 +65,7 @@ class BaselineError(Exception):
         Line breaks and control characters in the names of files are escaped.
         """
         message = FASTAI_PREFIX.sub("", super().__str__())
-        return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), message)
+        return escape_controls(message).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class RecipeError(BaselineError, ValueError):

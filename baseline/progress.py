@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from baseline.notebook import NotebookOutput, is_notebook
+from baseline.terminal import escape_controls, make_console
 
 __all__ = ["Bar", "ConsoleProgress", "Progress", "format_duration"]
 
@@ -53,10 +54,6 @@ class Progress:
         """Record the final metrics of a run by name."""
 
 
-CONTROL_CODES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""How characters that control a terminal are shown, such as those in the name of a file."""
-
-
 class ConsoleProgress(Progress):
     """Lines and bars on standard error, drawn by rich; outside a terminal or notebook a line every 30 s, not a bar.
 
@@ -65,16 +62,14 @@ class ConsoleProgress(Progress):
     """
 
     def __init__(self) -> None:
-        from rich.console import Console
-
         self.cell = NotebookOutput() if is_notebook() else None
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = make_console(stderr=True, soft_wrap=True)
 
     def log(self, line: str) -> None:
         if self.cell:
-            self.cell.log(line.translate(CONTROL_CODES))
+            self.cell.log(escape_controls(line))
             return
-        self.console.print(line.translate(CONTROL_CODES), markup=False)
+        self.console.print(line, markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
@@ -85,7 +80,7 @@ class ConsoleProgress(Progress):
             yield _LogBar(self, title, total, unit)
             return
         with _rich_progress(self.console, unit) as progress:
-            yield _ConsoleBar(progress, progress.add_task(title, total=total or None, note=""))
+            yield _ConsoleBar(progress, progress.add_task(escape_controls(title), total=total or None, note=""))
 
 
 class _LogBar:
@@ -123,7 +118,7 @@ class _ConsoleBar:
         self.progress, self.task = progress, task
 
     def step(self, n: int = 1, note: str = "") -> None:
-        fields = {"note": note} if note else {}
+        fields = {"note": escape_controls(note)} if note else {}
         self.progress.update(self.task, advance=n, **fields)
 
 

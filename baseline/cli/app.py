@@ -15,6 +15,7 @@ from baseline.cli.doctor import doctor_command
 from baseline.cli.evaluate import embed_command, evaluate_command, reference_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
 from baseline.cli.options import interrupted_code
+from baseline.cli.output import StandardOutput, print_text
 from baseline.cli.results import compare_command, report_command, runs_command
 from baseline.cli.train import run_command
 from baseline.cli.use import (
@@ -89,10 +90,14 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images
     for decoder in ("tifffile", "pydicom"):
         logging.getLogger(decoder).setLevel(logging.CRITICAL)
+    sys.stdout = StandardOutput()
     try:
         code = app(standalone_mode=False, prog_name="baseline")
+        sys.stdout.flush()
     except BaselineError as error:
         code = print_error(str(error), error.exit_code)
+    except typer.Exit as exit:  # the reader of standard output has left
+        code = exit.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -110,7 +115,7 @@ def print_error(message: str, code: int = 2) -> int:
     """Print an error in one line on standard error and return the exit code."""
     line = " ".join(message.split())
     line = line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} ... ({len(line):,} characters in all)"
-    print(f"baseline: {line.encode(errors='replace').decode()}", file=sys.stderr)
+    print_text(f"baseline: {line.encode(errors='replace').decode()}", file=sys.stderr)
     return code
 
 
@@ -119,7 +124,7 @@ def print_version(value: bool) -> None:
     if value:
         from baseline import __version__
 
-        print(__version__)
+        print_text(__version__)
         raise typer.Exit()
 
 

@@ -16,10 +16,10 @@ from baseline.cli.options import (
     completion,
     make_progress,
     parse_target,
-    print_table,
     recipe_options,
     without_device,
 )
+from baseline.cli.output import print_json, print_table, print_text
 from baseline.errors import OutputError
 from baseline.recipe.load import load_recipe, recipe_names, recipes_folder
 
@@ -52,7 +52,6 @@ def audit_command(
     from baseline.cli.printing import audit_table
     from baseline.data.audit.findings import audit
     from baseline.data.prepare import load_images
-    from baseline.files import to_json
     from baseline.report.audit_files import write_audit
 
     images, recipe = parse_target(target)
@@ -60,7 +59,7 @@ def audit_command(
     resolved, table = load_images(images, recipe, progress=progress, **without_device(images, recipe, changes))
     result = audit(table, grouped="group" in resolved.split.method, progress=progress)
     if as_json:
-        print(to_json({"findings": result.findings.to_dict("records")}), end="")
+        print_json({"findings": result.findings.to_dict("records")})
     else:
         print_table(audit_table(result))
     for path in write_audit(out, result) if out else []:
@@ -105,7 +104,7 @@ def filter_command(
     matching, others = filter_by_model(table, model, keep, above, task=resolved.data.task, progress=progress)
     write_atomic(out.with_name(f"{out.stem}-left-out.csv"), to_csv(others))
     write_atomic(out, split_to_csv(matching))
-    print(out)
+    print_text(out)
 
 
 def recipes_command() -> None:
@@ -178,4 +177,4 @@ def copy_command(
     if target.exists():
         raise OutputError(f"{target} already exists. Remove it, or use another name.")
     write_atomic(target, (recipes_folder() / f"{name}.toml").read_bytes())
-    print(target)
+    print_text(target)

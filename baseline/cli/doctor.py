@@ -16,7 +16,9 @@ from pathlib import Path
 import typer
 
 from baseline.cli.json_output import print_object
-from baseline.cli.options import AsJson, print_table
+from baseline.cli.options import AsJson
+from baseline.cli.output import print_table, print_text
+from baseline.terminal import make_console
 
 __all__ = ["check_environment", "doctor_command", "find_cautions", "find_problems"]
 
@@ -262,17 +264,15 @@ def doctor_command(as_json: AsJson = False) -> None:
     baseline doctor
     ```
     """
-    from rich.console import Console
-
     from baseline.cli.printing import grid
 
-    with Console(stderr=True).status("checking this machine"):
+    with make_console(stderr=True).status("checking this machine"):
         rows, problems, cautions = list(check_environment()), list(find_problems()), list(find_cautions())
     if as_json:
         print_object("doctor", {"checks": dict(rows), "problems": problems, "cautions": cautions})
         raise typer.Exit(1 if problems else 0)
     print_table(grid(rows))
     if problems:
-        print(f"Not ready: {'. '.join([*problems, *cautions])}.")
+        print_text(f"Not ready: {'. '.join([*problems, *cautions])}.")
         raise typer.Exit(1)
-    print(f"Ready: baseline run images/{''.join(f'. But {caution}' for caution in cautions)}.")
+    print_text(f"Ready: baseline run images/{''.join(f'. But {caution}' for caution in cautions)}.")

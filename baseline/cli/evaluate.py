@@ -18,11 +18,11 @@ from baseline.cli.options import (
     interrupt_on_signals,
     make_progress,
     parse_target,
-    print_table,
     recipe_options,
     split_names,
     split_paths,
 )
+from baseline.cli.output import print_json, print_table, print_text
 from baseline.inference import DEFAULT_TTA
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def evaluate_command(
     """
     interrupt_on_signals()
     from baseline.experiments.evaluate_models import evaluate_models
-    from baseline.files import to_json, without_nan
+    from baseline.files import without_nan
 
     target, recipe = parse_target(images)
     names: list[Any] = [*models, *(split_paths([text]) for text in ensemble or [])]
@@ -106,7 +106,7 @@ def evaluate_command(
         progress=make_progress(quiet), **changes,
     )  # fmt: skip
     if as_json:
-        print(to_json(without_nan(result.as_dict())), end="")
+        print_json(without_nan(result.as_dict()))
     else:
         print_table(evaluations_table(result))
 
@@ -181,7 +181,7 @@ def embed_command(
     unreadable = int((~embedded.readable).sum())
     count, width = format_count(len(embedded.paths), "image"), embedded.features.shape[1]
     progress.log(f"{width:,} features of {count}" + (f"; {unreadable:,} could not be read" if unreadable else ""))
-    print(out)
+    print_text(out)
 
 
 def reference_command(
@@ -200,7 +200,7 @@ def reference_command(
     """
     from baseline.experiments.add_reference import add_reference
 
-    print(add_reference(run, progress=make_progress(quiet)))
+    print_text(add_reference(run, progress=make_progress(quiet)))
 
 
 def evaluations_table(result: ModelEvaluations) -> RenderableType:

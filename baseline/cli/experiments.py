@@ -22,11 +22,11 @@ from baseline.cli.options import (
     interrupt_on_signals,
     make_progress,
     parse_target,
-    print_table,
     recipe_options,
     split_names,
 )
 from baseline.cli.options import Target as TargetArgument
+from baseline.cli.output import print_table
 from baseline.errors import RecipeError
 from baseline.recipe.load import recipe_names
 

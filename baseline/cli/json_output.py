@@ -1,4 +1,4 @@
-"""What the commands print with `--json`: one object on standard output. docs/json.md describes its keys."""
+"""What the commands print with `--json`: one object on standard output. docs/automation.md describes its keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baseline.files import to_json, without_nan
+from baseline.cli.output import print_json
+from baseline.files import without_nan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ FORMAT = 1
 
 def print_object(command: str, content: dict[str, Any]) -> None:
     """Print the object of a command."""
-    print(to_json(without_nan({"format": FORMAT, "command": command, **content})), end="")
+    print_json(without_nan({"format": FORMAT, "command": command, **content}))
 
 
 def run_object(result: Baseline) -> dict[str, Any]:

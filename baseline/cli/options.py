@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from baseline.cli.output import print_text
 from baseline.errors import RecipeError, similar_path, unknown_name
 from baseline.files import parse_toml
 from baseline.recipe.fields import RUN_PANEL, SPLIT_METHODS
@@ -137,7 +138,7 @@ def show_all_options(context: typer.Context, value: bool) -> None:
     if value and not context.resilient_parsing:
         for param in context.command.params:
             param.hidden = False  # type: ignore[attr-defined]
-        print(context.get_help())
+        print_text(context.get_help())
         raise typer.Exit()
 
 
@@ -324,13 +325,3 @@ def make_progress(quiet: bool) -> Progress:
     from baseline.progress import ConsoleProgress, Progress
 
     return Progress() if quiet else ConsoleProgress()
-
-
-def print_table(table: Any) -> None:
-    """Print a rich table, 160 characters wide where standard output is not a terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    console.print(table)

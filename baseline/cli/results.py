@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from baseline.cli.json_output import comparison_object, print_object, runs_object
-from baseline.cli.options import AsJson, make_progress, print_table, split_paths
+from baseline.cli.options import AsJson, make_progress, split_paths
+from baseline.cli.output import print_table, print_text
 from baseline.errors import DataError
 
 
@@ -112,4 +113,4 @@ def report_command(
     page = write_report(run, progress)
     if (run / "model" / "model.json").exists():
         write_card(run, progress)
-    print(page)
+    print_text(page)

@@ -25,10 +25,10 @@ from baseline.cli.options import (
     interrupt_on_signals,
     make_progress,
     parse_target,
-    print_table,
     recipe_options,
     without_device,
 )
+from baseline.cli.output import print_table, print_text
 from baseline.cli.stage_options import StageOptions
 from baseline.errors import OutputError, RecipeError
 from baseline.files import UNFINISHED_DIR, read_values
@@ -173,7 +173,7 @@ def run_command(
         if as_json:
             print_object("run", {"kind": "dry-run", "lines": lines})
         else:
-            print("\n".join(lines))
+            print_text("\n".join(lines))
         return
     changes |= {"out": out, "progress": progress}
     if folds or seeds is not None:
@@ -192,7 +192,7 @@ def _launch(processes: int) -> None:
 
     code, message = launch(processes, sys.argv[1:])
     if message:
-        typer.echo(message, err=True)
+        print_text(message, file=sys.stderr)
     raise typer.Exit(code)
 
 

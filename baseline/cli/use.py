@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,9 @@ from baseline.cli.options import (
     completion,
     interrupt_on_signals,
     make_progress,
-    print_table,
     split_paths,
 )
+from baseline.cli.output import binary_output, end_output, print_table, print_text
 from baseline.errors import BaselineError, OutputError
 from baseline.inference import DEFAULT_TTA
 
@@ -136,14 +136,14 @@ def predict_command(
     loaded = load([model, *split_paths(ensemble)])
     try:
         counts = write_predictions(
-            loaded, paths, sys.stdout.buffer if out is None else out, options, total=total, processes=processes,
+            loaded, paths, binary_output() if out is None else out, options, total=total, processes=processes,
             overwrite=overwrite, resume=resume, executor=executor, progress=bars,
         )  # fmt: skip
         sys.stdout.flush()
     except OSError as error:
         if out is not None or isinstance(error, BaselineError):
             raise
-        _end_output(error)
+        raise end_output(error, "Pass --out FILE, which --resume continues.") from None
     except KeyboardInterrupt:
         if out is not None:
             progress.log(f"interrupted: --resume continues {out}")
@@ -153,23 +153,14 @@ def predict_command(
         print_object("predict", prediction_object(loaded, out, options, counts))
 
 
-def _end_output(error: OSError) -> NoReturn:
-    """Exit after standard output could not be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
-    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, closed the pipe
-        raise typer.Exit(141) from None
-    reason = f"Standard output cannot be written: {error.strerror}."
-    raise OutputError(f"{reason} Pass --out FILE, which --resume continues.") from None
-
-
 def _output_format(
     out: Path | None, format: str, images: list[str], *, as_json: bool, executor: str, overwrite: bool, resume: bool
 ) -> str:
     """Return the format of the predictions; raise an error for options that do not work together."""
-    if out is None and sys.stdout is None:
-        raise OutputError("Standard output is closed. Pass --out FILE.")
     if as_json and out is None:
         raise OutputError("--json prints the counts where the predictions would be. Pass --out FILE for these.")
+    if out is None:
+        binary_output()
     if executor and out is None:
         raise OutputError("--executor requires --out FILE.")
     kind = format if out is None else out.suffix.lower().removeprefix(".")
@@ -282,8 +273,10 @@ def check_command(model: Model, as_json: AsJson = False) -> None:
         print_object("check", {"models": [check_object(member, difference) for member, difference in checked]})
         return
     for member, difference in checked:
-        print(f"{member.folder}: {member.config['arch']}, {len(member.classes):,} classes, all tensors intact")
-        print(f"golden inputs: largest difference in a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed")
+        print_text(f"{member.folder}: {member.config['arch']}, {len(member.classes):,} classes, all tensors intact")
+        print_text(
+            f"golden inputs: largest difference in a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed"
+        )
 
 
 def export_command(
@@ -347,14 +340,14 @@ def export_command(
     from baseline.deploy.export import export
 
     if to == "learner":
-        print(
+        print_text(
             "WARNING: a learner is a pickle file, and loading one runs any code that is in it: share it only with "
             "people who trust you, and load only files that you trust. It needs baseline where it is loaded, and "
             "returns uncalibrated probabilities.",
             file=sys.stderr,
         )
     progress = make_progress(quiet)
-    print(
+    print_text(
         export(
             model, to, out, images=images or (), size=size, tta=tta, int8=int8, overwrite=overwrite, progress=progress
         )
@@ -402,7 +395,9 @@ def import_command(
     from baseline.deploy.import_fastai import import_learner
 
     progress = make_progress(quiet)
-    print(import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, images=images or (), progress=progress))
+    print_text(
+        import_learner(learner, out, trust_pickle=trust_pickle, arch=arch, images=images or (), progress=progress)
+    )
 
 
 def bundle_command(
@@ -433,7 +428,7 @@ def bundle_command(
     from baseline.deploy.kaggle.bundle import bundle
 
     progress = make_progress(quiet)
-    print(bundle(folder, arch or (), model, everything=everything, overwrite=overwrite, progress=progress))
+    print_text(bundle(folder, arch or (), model, everything=everything, overwrite=overwrite, progress=progress))
 
 
 def push_command(
@@ -462,11 +457,11 @@ def push_command(
     from baseline.deploy.hub import plan_push, push
 
     if not dry_run:
-        print(push(run, repo, private=private, progress=make_progress(quiet)))
+        print_text(push(run, repo, private=private, progress=make_progress(quiet)))
         return
     ready = plan_push(run, repo)
     print_table(grid([(name, f"{size:,} bytes") for name, size in ready.files.items()]))
-    print(f"\n{ready.card}", end="")
+    print_text(f"\n{ready.card}", end="")
 
 
 def submit_command(
@@ -526,7 +521,7 @@ def submit_command(
     if as_json:
         print_object("submit", submission_object(result))
     else:
-        print(result)
+        print_text(result)
 
 
 def _submission_formats() -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import logging
+import re
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,0 +1,40 @@
+"""Text for a terminal, in which characters that would control it are escaped."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["escape_controls", "make_console"]
+
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that control a terminal, break a line, or change the direction of text; not tab and newline."""
+
+
+def escape_controls(text: str, *, json: bool = False) -> str:
+    r"""Return text that a terminal shows as it is, such as the name of a file that someone else chose.
+
+    Args:
+        json: whether the text is JSON, and stays so.
+
+    >>> print(escape_controls("\x1b[2Jants\u202e"), escape_controls("\x9b", json=True))
+    \x1b[2Jants\u202e \u009b
+    """
+    if json:
+        return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def make_console(**options: Any) -> Console:
+    """Return a rich console that escapes control characters; see `rich.console.Console` for the options."""
+    from rich.console import Console
+
+    class EscapingConsole(Console):
+        def render_str(self, text: str, **kwargs: Any) -> Any:
+            return super().render_str(escape_controls(text), **kwargs)
+
+    return EscapingConsole(highlight=False, **options)
