@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image, similar_path
+from baseline.reading import MAX_JSON_BYTES, check_memory_for, check_regular, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,6 @@ __all__ = [
     "UNFINISHED_DIR",
     "atomic_folder",
     "cache_home",
-    "check_regular",
     "check_schema",
     "csv_rows",
     "file_fingerprint",
@@ -46,7 +46,6 @@ __all__ = [
     "parse_json",
     "parse_toml",
     "read_json",
-    "read_text",
     "read_values",
     "refuse_damaged",
     "resolve_path",
@@ -74,12 +73,12 @@ REFERENCE_FILE = "reference.safetensors"
 """Name of the file in the model folder that `inference.reference` writes."""
 
 
-MAX_JSON_BYTES, MAX_TOML_BYTES = 2 * 10**8, 10**6
-"""Maximum size in bytes of a JSON file of a run or a model, and of a recipe in TOML."""
+MAX_TOML_BYTES = 10**6
+"""Maximum size in bytes of a recipe in TOML."""
 
 
-MAX_TABLE_BYTES = 2**40
-"""Maximum size of a table in bytes; its memory is checked as well."""
+JSON_ITEM_BYTES, JSON_NESTED_BYTES = 60, 80
+"""Bytes of memory for each comma and colon of JSON, and for each list and object, in addition to its text."""
 
 
 MANIFEST_FORMAT = 2
@@ -293,19 +292,6 @@ def is_file_name(text: str) -> bool:
     return fits and min(text) >= " " and not set(text) & {"/", "\\", "\x7f"} and text not in (".", "..")
 
 
-def check_regular(path: Path, max_bytes: int) -> None:
-    """Check that a path is a file of a plausible size: reading a pipe or a device would never end.
-
-    Raises:
-        OSError: if it does not exist, is no regular file, or is larger.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a file", str(path))
-    if status.st_size > max_bytes:
-        raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", str(path))
-
-
 def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Return whether a path, once links and `..` are followed, is a folder or lies in it.
 
@@ -348,7 +334,12 @@ def file_fingerprint(paths: Iterable[str]) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file.
+    """
+    check_regular(path, 2**62, copies=0)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -406,17 +397,6 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """Return the text of a UTF-8 file.
-
-    Raises:
-        OSError: if it cannot be read, is no regular file, or is larger than `max_bytes`.
-        ValueError: if it is not UTF-8.
-    """
-    check_regular(path, max_bytes)
-    return path.read_text(encoding="utf-8")
-
-
 @contextmanager
 def refuse_damaged(folder: str | Path) -> Iterator[None]:
     """Turn the errors of code that finds something unexpected in a run folder into one line, an `OutputError`."""
@@ -436,13 +416,16 @@ def parse_json(text: str | bytes, *, nan: bool = True) -> Any:
         nan: whether to accept the constants NaN, Infinity and -Infinity, which are not in JSON.
 
     Raises:
-        ValueError: if it is not valid, is nested deeper than `MAX_NESTING`, or has text that cannot be encoded.
+        ValueError: if it is not valid, is nested deeper than `MAX_NESTING`, has text that cannot be encoded, or its
+            values need more memory than is free.
 
     >>> parse_json('{"classes": ["ants"]}')
     {'classes': ['ants']}
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
+    items, nested = (sum(map(text.count, characters)) for characters in (",:", "[{"))
+    check_memory_for(len(text) + JSON_ITEM_BYTES * items + JSON_NESTED_BYTES * nested, "JSON")
     try:
         value = json.loads(text, parse_constant=None if nan else _reject_constant)
     except RecursionError:

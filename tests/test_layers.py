@@ -19,7 +19,7 @@ from baseline.recipe.load import recipes_folder
 PACKAGE = Path(baseline.__file__).parent
 
 FLOORS = (
-    "terminal < errors notebook < progress system < files parallel metrics < recipe < data < vision < "
+    "terminal < errors notebook < progress system < reading < files parallel metrics < recipe < data < vision < "
     "training evaluation < inference < runs < report < make deploy < experiments < cli"
 )
 """Imports point down only. Wings on the same floor do not import each other."""

@@ -25,7 +25,7 @@ from baseline.cli.options import (
     split_paths,
 )
 from baseline.cli.output import binary_output, end_output, print_table, print_text
-from baseline.errors import BaselineError, OutputError
+from baseline.errors import BaselineError, OutputError, quoted_list
 from baseline.inference import DEFAULT_TTA
 
 PredictImages = Annotated[
@@ -258,7 +258,7 @@ def check_command(model: Model, as_json: AsJson = False) -> None:
     """Check that a model is intact and predicts as it did when saved.
 
     The tensors are compared with their sha256 and with the architecture, and the network predicts the few images stored
-    in the folder for this purpose.
+    in the folder for this purpose. Files that do not belong to a model are named.
 
     Examples:
 
@@ -267,6 +267,7 @@ def check_command(model: Model, as_json: AsJson = False) -> None:
     ```
     """
     from baseline.inference.model import TOLERANCE, load
+    from baseline.inference.reference import unknown_files
 
     checked = [(member, member.check()) for member in load(model).members]
     if as_json:
@@ -277,6 +278,8 @@ def check_command(model: Model, as_json: AsJson = False) -> None:
         print_text(
             f"golden inputs: largest difference in a probability {difference:.1e}, at most {TOLERANCE:.0e} allowed"
         )
+        if names := unknown_files(member.folder):
+            print_text(f"not part of the model, and never opened: {quoted_list(names)}")
 
 
 def export_command(

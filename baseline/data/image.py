@@ -19,8 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from baseline.data.limits import TOO_LITTLE_MEMORY, TooLarge, check_size, memory_checked
 from baseline.errors import MemoryShortageError
-from baseline.files import check_regular
 from baseline.parallel.memory import MemoryLimit
+from baseline.reading import check_regular
 
 formats: ModuleType | None
 try:

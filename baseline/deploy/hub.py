@@ -26,6 +26,7 @@ from baseline.files import (
     refuse_damaged,
 )
 from baseline.progress import Progress
+from baseline.reading import MAX_WEIGHTS_BYTES, check_tensor_header, read_content
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import read_manifest
 
@@ -114,7 +115,7 @@ def plan_push(run: str | Path, repo: str) -> PushPlan:
         if not is_inside(folder / name, folder):
             raise OutputError(f"{folder / name} is a link to a file elsewhere, which would be published. Remove it.")
         check_no_local_paths(folder / name, private)
-    card = (folder / CARD_FILE).read_text(encoding="utf-8").replace("OWNER/NAME", repo)
+    card = read_published(folder / CARD_FILE).decode().replace("OWNER/NAME", repo)
     sizes = {name.as_posix(): (folder / name).stat().st_size for name in names}
     return PushPlan(folder, {**sizes, CARD_FILE: len(card.encode())}, card)
 
@@ -138,9 +139,10 @@ def check_network_files(folder: Path) -> None:
     if not isinstance(facts, dict) or not {"arch", "classes"} <= set(facts):
         raise OutputError(f"{config} does not contain arch and classes. Train the run again.")
     try:
+        check_tensor_header(tensors)
         with safe_open(tensors, framework="np") as file:
             file.keys()
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OutputError(f"{tensors} is damaged: {reason}. Train the run again.") from None
 
@@ -156,11 +158,19 @@ def local_paths(run: Path, manifest: Manifest) -> list[str]:
 
 def check_no_local_paths(file: Path, paths: list[str]) -> None:
     """Raise an OutputError if a file contains one of the paths, as plain text or inside JSON."""
-    content = file.read_bytes()
+    content = read_published(file)
     for path in paths:
         encodings = {path.encode(), json.dumps(path)[1:-1].encode()}
         if any(re.search(re.escape(encoded) + rb"(?![\w.-])", content) for encoded in encodings):
             raise OutputError(f"{file} contains {path}, a path on this machine, and would be published. Remove it.")
+
+
+def read_published(file: Path) -> bytes:
+    """Return the content of a file that is to be published, or raise an OutputError."""
+    try:
+        return read_content(file, MAX_WEIGHTS_BYTES)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be read: {error.strerror}. Remove it, or train the run again.") from None
 
 
 def hub_client() -> Any:

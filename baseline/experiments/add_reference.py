@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from baseline.errors import DataError, OutputError, format_count
 from baseline.files import REFERENCE_FILE
 from baseline.inference.reference import measure_reference, save_reference, select_images
 from baseline.progress import ConsoleProgress, Progress
+from baseline.report.run_files import read_run_table
 from baseline.runs.folder import read_manifest, read_predictions
 
 __all__ = ["add_reference"]
@@ -32,7 +31,7 @@ def add_reference(run: str | Path, *, progress: Progress | None = None) -> Path:
     model = load_model(run)
     if model.folder.absolute().parent != run.absolute():
         raise OutputError(f"{run} is not the folder of a single run. Pass one.")
-    table = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    table = read_run_table(run / "split.csv", as_text=True)
     task = "multilabel" if model.multilabel else "single"
     rows = table[table["split"] == "valid"]
     if rows.empty:

@@ -19,20 +19,12 @@ from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.difference import difference_interval, match_units
 from baseline.evaluation.explain import describe_change
 from baseline.experiments.metric_comparison import compare_tables, describe_test
-from baseline.files import (
-    MAX_TABLE_BYTES,
-    check_regular,
-    sha256_of,
-    to_csv,
-    to_json,
-    unique_path,
-    without_nan,
-    write_atomic,
-)
+from baseline.files import sha256_of, to_csv, to_json, unique_path, without_nan, write_atomic
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
 from baseline.metrics.registry import find_metric
 from baseline.progress import ConsoleProgress, Progress
+from baseline.reading import load_csv
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
@@ -256,8 +248,7 @@ def run_images(run: Path, split: str) -> pd.Series:
     """Return the paths of a run's images in a split."""
     path = run / "split.csv"
     try:
-        check_regular(path, MAX_TABLE_BYTES)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["path", "split"])
+        table = load_csv(path, dtype=str, keep_default_na=False, usecols=["path", "split"])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise OutputError(f"{path} cannot be read: {reason}. Pass the folder of a finished run.") from None

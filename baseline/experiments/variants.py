@@ -25,6 +25,7 @@ from baseline.errors import OutputError, RecipeError
 from baseline.experiments.jobs import training_job
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.parallel.executor import Job
+from baseline.reading import MAX_TABLE_BYTES, read_text
 from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.diff import diff_recipes
 from baseline.recipe.schema import HEAD_STAGE, Stage
@@ -115,7 +116,7 @@ def prepare_architectures(
     base_recipe, table = prepared.recipe, prepared.table
     if base_recipe.training.budget:
         raise RecipeError("--budget is not supported for several trainings. Omit it; --preset quick is shorter.")
-    if started and split_file.read_text(encoding="utf-8") != split_to_csv(table):
+    if started and read_text(split_file, MAX_TABLE_BYTES) != split_to_csv(table):
         raise OutputError(f"{folder} was started with other images or another split. Choose another --out.")
     write_atomic(split_file, split_to_csv(table))
     return [

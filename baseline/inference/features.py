@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from baseline.errors import DataError, OutputError, first_line, format_count, missing_package
-from baseline.files import MAX_TABLE_BYTES, check_regular, write_atomic
+from baseline.files import write_atomic
 from baseline.inference.inputs import read_batches
 from baseline.progress import Progress
+from baseline.reading import MAX_TABLE_BYTES, check_regular, load_npz
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
@@ -229,8 +230,8 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         check_regular(path, MAX_TABLE_BYTES)
         if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as saved:
-                paths, errors, features = saved["paths"].tolist(), saved["errors"].tolist(), saved["features"]
+            saved_paths, saved_errors, features = load_npz(path, ("paths", "errors", "features"), MAX_TABLE_BYTES)
+            paths, errors = saved_paths.tolist(), saved_errors.tolist()
         else:
             from pyarrow import parquet
 

@@ -31,7 +31,7 @@ from baseline.evaluation.cut_points import average_cut_points
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
 from baseline.evaluation.predict import predict_probabilities
-from baseline.files import read_json
+from baseline.files import REFERENCE_FILE, read_json
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.compatibility import check_compatible, check_transforms, with_statistics
 from baseline.inference.empty_loaders import empty_loaders
@@ -414,7 +414,8 @@ class Model(BasePredictor):
     @cached_property
     def identity(self) -> str:
         """A hash of the network and its config: models of the same identity predict the same."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        hashes = {name: text for name, text in self.config["sha256"].items() if name != REFERENCE_FILE}
+        return hashlib.sha256(json.dumps({**self.config, "sha256": hashes}, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def learner(self) -> Learner:
@@ -514,8 +515,12 @@ class Model(BasePredictor):
 
         Raises:
             OutputError: if the folder has no golden inputs.
-            WeightsError: if the difference is above 1e-4.
+            WeightsError: if the difference is above 1e-4, or `reference.safetensors` is damaged.
         """
+        from baseline.inference.reference import read_reference
+
+        if (self.folder / REFERENCE_FILE).exists():
+            read_reference(self.folder, self.config)
         images, expected = read_golden(self.folder, self.config)
         actual = golden_outputs(self.network, self.config, images.numpy())["probabilities"]
         difference = float((actual - expected).abs().max())

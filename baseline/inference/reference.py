@@ -28,8 +28,20 @@ from baseline.data.labels import rarest_label
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line, format_count
 from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.table import class_codes, class_columns, probability_matrix
-from baseline.files import REFERENCE_FILE, check_regular, parse_json, sha256_of, write_atomic
+from baseline.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    GOLDEN_FILE,
+    REFERENCE_FILE,
+    TENSORS_FILE,
+    parse_json,
+    read_json,
+    sha256_of,
+    to_json,
+    write_atomic,
+)
 from baseline.inference.features import record_features, unit_rows
+from baseline.reading import check_regular, check_tensor_header
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import split_loader
 from baseline.vision.learner import autocast
@@ -41,7 +53,14 @@ if TYPE_CHECKING:
 
     from baseline.recipe.schema import Recipe
 
-__all__ = ["Reference", "describe_coverage", "measure_reference", "read_reference", "write_reference"]
+__all__ = [
+    "Reference",
+    "describe_coverage",
+    "measure_reference",
+    "read_reference",
+    "unknown_files",
+    "write_reference",
+]
 
 FORMAT = 1
 """Version of the layout of the file."""
@@ -280,7 +299,7 @@ def compute_features(learn: Learner, rows: pd.DataFrame, split: str) -> np.ndarr
 
 
 def save_reference(folder: Path, reference: Reference) -> None:
-    """Write `reference.safetensors` into a model folder."""
+    """Write `reference.safetensors` into a model folder, and its sha256 into `model.json`."""
     tensors = {
         "features": torch.from_numpy(reference.features.astype(np.float16)),
         "distances": torch.from_numpy(reference.distances.astype(np.float32)),
@@ -288,7 +307,19 @@ def save_reference(folder: Path, reference: Reference) -> None:
     }
     facts = {"format": FORMAT, "network": sha256_of(folder / "model.safetensors"), "sha256": tensor_hash(tensors)}
     # one entry, because safetensors writes several in any order
-    write_atomic(folder / REFERENCE_FILE, save(tensors, {"reference": json.dumps(facts, sort_keys=True)}))
+    content = save(tensors, {"reference": json.dumps(facts, sort_keys=True)})
+    write_atomic(folder / REFERENCE_FILE, content)
+    config = read_json(folder / CONFIG_FILE)
+    if "sha256" in config:  # the first model folders have none
+        config["sha256"][REFERENCE_FILE] = hashlib.sha256(content).hexdigest()
+        write_atomic(folder / CONFIG_FILE, to_json(config))
+
+
+def unknown_files(folder: Path) -> list[str]:
+    """Return the names of the files of a model folder that are not part of a model, and that nothing reads."""
+    known = {TENSORS_FILE, CONFIG_FILE, GOLDEN_FILE, REFERENCE_FILE, CARD_FILE}
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in files} - known)
 
 
 def tensor_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -318,6 +349,7 @@ def read_reference(folder: Path, config: Mapping[str, Any]) -> Reference:
         )
     try:
         check_regular(path, MAX_FILE_BYTES)
+        check_tensor_header(path)
         with safe_open(path, "pt") as file:
             facts = parse_json((file.metadata() or {}).get("reference", "{}"))
             names = sorted(file.keys())
@@ -330,6 +362,9 @@ def read_reference(folder: Path, config: Mapping[str, Any]) -> Reference:
         raise WeightsError(f"{path} is damaged: its content does not match its hash. Copy it again.")
     if facts.get("network") != config["sha256"].get("model.safetensors"):
         raise WeightsError(f"{path} belongs to another network. Copy it again, with its own model.safetensors.")
+    expected = config["sha256"].get(REFERENCE_FILE, "")
+    if expected and sha256_of(path) != expected:
+        raise WeightsError(f"{path} is damaged: its sha256 is not the one in {CONFIG_FILE}. Copy it again.")
     features, distances, scores = (tensors[name].float().numpy() for name in ("features", "distances", "scores"))
     if features.ndim != 2 or not len(features) or distances.ndim != 1 or not len(distances) or scores.ndim != 1:
         raise WeightsError(f"{path} does not hold features and distances. Copy it again.")

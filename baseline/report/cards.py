@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from PIL import Image
 from baseline.data.image import load_image, resize_image
 from baseline.data.labels import label_matrix
 from baseline.files import sha256_of, write_atomic
+from baseline.reading import load_npz
 from baseline.report import figures
 from baseline.report.figures import THUMBNAIL_SIZE, ThumbnailCache
 from baseline.report.html import percent
@@ -31,6 +31,9 @@ __all__ = ["ImageCard", "gradcam_maps", "image_card", "pair_cards", "prediction_
 
 MIN_MAP_CELLS = 4
 """Height and width of a Grad-CAM map below which it is a smear that locates nothing."""
+
+MAX_MAPS_BYTES = 10**8
+"""Maximum size of the saved heatmaps of a run in bytes."""
 
 PAIR_COUNT = 6
 """Number of pairs of duplicates shown of each kind."""
@@ -145,7 +148,10 @@ def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> 
     if not (run.folder / "model" / "model.json").exists():
         return heatmaps, "the run folder has no model"
     paths, classes = [rows[at]["path"] for at in readable], [gradcam_class(run, rows[at]) for at in readable]
-    key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, classes])
+    try:
+        key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, classes])
+    except OSError as error:
+        return heatmaps, f"the model cannot be read: {error.strerror}"
     maps = load_saved_maps(run.folder / "gradcam.npz", key)
     if maps is None:
         maps, facts = compute_maps(run, paths, classes)
@@ -169,10 +175,10 @@ def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> 
 def load_saved_maps(path: Path, key: str) -> np.ndarray | None:
     """Return the heatmaps of an earlier report if they are of the same network, images and classes, else None."""
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            return saved["places"] if str(saved["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        saved_key, maps = load_npz(path, ("key", "places"), MAX_MAPS_BYTES)
+    except (OSError, ValueError):
         return None
+    return maps if str(saved_key) == key else None
 
 
 def compute_maps(

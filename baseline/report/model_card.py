@@ -22,6 +22,7 @@ from baseline.errors import DataError, OutputError
 from baseline.evaluation.explain import describe_probe, explain
 from baseline.files import CARD_FILE, read_json, refuse_damaged, resolve_path, write_atomic
 from baseline.progress import Progress
+from baseline.reading import read_text
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
 from baseline.recipe.legacy import upgrade_model_config
@@ -108,7 +109,7 @@ def _write_card(run: Path, progress: Progress) -> Path:
 def read_existing_card(path: Path) -> str:
     """Return the text of a card that is already there."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_text(path, errors="replace")
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Fix or remove it.") from None
 

@@ -14,7 +14,8 @@ from baseline.data.labels import explode_labels, order_classes
 from baseline.errors import DataError, OutputError, quoted_list
 from baseline.evaluation.metrics import evaluate
 from baseline.evaluation.results import SplitMetrics
-from baseline.files import MAX_TABLE_BYTES, check_regular, read_json
+from baseline.files import read_json
+from baseline.reading import load_csv
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
@@ -118,8 +119,7 @@ def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
     """Read a table of the run folder; with `as_text` values are kept as text, so that a class may be called NA."""
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if as_text else {}
     try:
-        check_regular(path, MAX_TABLE_BYTES)
-        return pd.read_csv(path, **options)
+        return load_csv(path, **options)
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Pass the folder of a finished run.") from None
     except ValueError as error:

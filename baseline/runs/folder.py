@@ -18,9 +18,7 @@ from baseline.errors import DataError, OutputError, similar_path
 from baseline.files import LOCK_FILE as LOCK
 from baseline.files import MANIFEST_FORMAT as FORMAT
 from baseline.files import (
-    MAX_TABLE_BYTES,
     UNFINISHED_DIR,
-    check_regular,
     check_schema,
     lock_folder,
     manifest_format,
@@ -28,6 +26,7 @@ from baseline.files import (
     refuse_damaged,
     unique_path,
 )
+from baseline.reading import load_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,11 +219,8 @@ def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFram
 
 
 def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    import pandas as pd
-
     try:
-        check_regular(path, MAX_TABLE_BYTES)
-        return pd.read_csv(path, **options)
+        return load_csv(path, **options)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Repeat the run, or leave it out.") from None
     except ValueError as error:

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest
 from baseline.errors import OutputError, first_line, incompatible_version, missing_image
 from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
+from baseline.reading import load_csv, load_tensors
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -145,9 +145,10 @@ class Checkpoints:
         return self.folder / "state.json"
 
     def _read_images(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.read_csv(self.folder / "images.csv", dtype=str, keep_default_na=False)
+        try:
+            return load_csv(path := self.folder / "images.csv", dtype=str, keep_default_na=False)
+        except (OSError, ValueError):
+            raise self._damaged(path) from None
 
     def is_due(self) -> bool:
         """Whether it is time for another checkpoint."""
@@ -204,14 +205,17 @@ class Checkpoints:
         contents = []
         for name in (facts["now"], facts["best"]):
             path = self.folder / Path(name).name
-            content = path.read_bytes() if path.is_file() else b""
-            if hashlib.sha256(content).hexdigest() != facts["sha256"].get(name):
-                raise OutputError(f"{path} is damaged. Remove {self.folder} to start the run from the beginning.")
-            contents.append(load_tensors(content))
+            try:
+                contents.append(load_tensors(path, sha256=facts["sha256"].get(name, "")))
+            except (OSError, ValueError):
+                raise self._damaged(path) from None
         now, best = contents
         self._best = (best, Path(facts["best"]).name, facts["sha256"][facts["best"]])
         with refuse_damaged(self.folder):
             return unpack(facts["state"], now), best
+
+    def _damaged(self, path: Path) -> OutputError:
+        return OutputError(f"{path} is damaged. Remove {self.folder} to start the run from the beginning.")
 
     def remove(self) -> None:
         """Delete all checkpoints of the run."""

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from baseline.files import cache_home, file_fingerprint, make_cache_folder, parse_json, read_text
+from baseline.files import cache_home, file_fingerprint, make_cache_folder, parse_json
 from baseline.progress import Progress
+from baseline.reading import read_text
 
 __all__ = ["ArrayCache", "file_fingerprint"]
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line, similar_path
 from baseline.files import CONFIG_FILE, GOLDEN_FILE, TENSORS_FILE, parse_json, read_json, to_json, write_atomic
 from baseline.parallel.memory import build_without_values, forward_bytes, require_memory
+from baseline.reading import load_tensors, read_content
 from baseline.recipe.fields import VIEWS
 from baseline.recipe.legacy import upgrade_model_config
 from baseline.recipe.schema import HEADS, PRECISIONS, RESIZES
@@ -196,14 +196,8 @@ def read_golden(folder: Path, config: Mapping[str, Any]) -> tuple[Tensor, Tensor
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file of a model folder, if it is a regular file of a plausible size."""
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait forever
-            raise OutputError(f"{path} is not a file. Pass a run or its model folder.")
-        if path.stat().st_size > MAX_BYTES[path.name]:
-            raise OutputError(f"{path} is larger than {MAX_BYTES[path.name]:,} bytes, the maximum for a model folder.")
-        return path.read_bytes()
+        return read_content(path, MAX_BYTES[path.name])
     except (OSError, ValueError) as error:
-        if isinstance(error, OutputError):
-            raise
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"{path} cannot be read: {reason}.{similar_path(path.parent)} "
@@ -257,8 +251,8 @@ def read_tensors(path: Path, content: bytes, config: Mapping[str, Any]) -> dict[
             f"{path} is damaged: its sha256 begins with {actual[:8]}, not {expected[:8]}. Copy it again."
         )
     try:
-        tensors = load(content)
-    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        tensors = load_tensors(path, content)
+    except ValueError as error:
         raise WeightsError(f"{path} is damaged: {first_line(error)}. Copy it again.") from None
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise WeightsError(f"{path} holds values that are not finite, first in '{bad[0][:80]}'. Copy it again.")

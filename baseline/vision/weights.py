@@ -20,6 +20,7 @@ from typing import Any
 from baseline.errors import OutputError, RecipeError, WeightsError, first_line, similar_path, unknown_name
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder
 from baseline.progress import Progress
+from baseline.reading import TooLargeError, load_weights
 
 __all__ = [
     "Weights",
@@ -336,17 +337,17 @@ def _unavailable_message(arch: str, reason: str) -> str:
 def read_weights_file(path: Path) -> dict[str, Any]:
     """Read the tensors of a .pth or .safetensors file without running code from it."""
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load_weights(path)
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{path} is a pickle that holds more than tensors, or no weights at all; no code in it was run. "
             "Pass a file that holds only a state dict."
         ) from None
-    except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError, OSError) as error:
+    except TooLargeError as error:
+        raise WeightsError(f"{path} cannot be read: {error}. Use a smaller network.") from None
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path} is truncated or damaged ({first_line(error)}). Download it again.") from None
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content

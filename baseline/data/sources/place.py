@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -13,14 +13,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from baseline.data.sources.folders import is_image, is_utf8, split_from_name, walk
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
-from baseline.files import parse_json, read_text
+from baseline.files import parse_json
+from baseline.reading import TooLargeError, read_lines, read_text
 from baseline.recipe.schema import DataSettings
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "optional_module",
 ]
 
+
+Content = TypeVar("Content")
 
 MAX_DEPTH = 4
 """Number of folders below a place in which files that describe images are looked for."""
@@ -167,6 +170,7 @@ class Place:
         self.folder = path.parent if self.is_file else path
         self._tables: dict[Path, pd.DataFrame | DataError] = {}
         self._json: dict[Path, Any] = {}
+        self.too_large = ""
 
     @cached_property
     def folders(self) -> list[tuple[str, list[str], list[str]]]:
@@ -242,10 +246,7 @@ class Place:
     def json(self, path: Path) -> Any:
         """Return the content of a JSON file; None if it is not valid."""
         if path not in self._json:
-            try:
-                self._json[path] = parse_json(read_text(path, MAX_JSON_BYTES).removeprefix("\ufeff"))
-            except (OSError, ValueError):
-                self._json[path] = None
+            self._json[path] = self.load(path, lambda path: parse_json(read_text(path, MAX_JSON_BYTES, "utf-8-sig")))
         return self._json[path]
 
     @property
@@ -255,10 +256,17 @@ class Place:
 
     def lines(self, path: Path) -> list[str]:
         """Return the lines of a text file that are not empty, without surrounding spaces; none if it is not UTF-8."""
+        return self.load(path, lambda path: read_lines(path, MAX_JSON_BYTES)) or []
+
+    def load(self, path: Path, read: Callable[[Path], Content]) -> Content | None:
+        """Return what a function reads from a file, or None if it cannot; `too_large` says if that is for its size."""
         try:
-            return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeError):
-            return []
+            return read(path)
+        except TooLargeError as error:
+            self.too_large = f"{path} cannot be read: {error}. Pass a part of it, or use a machine with more memory."
+        except (OSError, ValueError):
+            pass
+        return None
 
     def relative(self, path: str | Path) -> str:
         """Return a path below the place as text, relative to it and with `/`."""

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 
 from baseline.errors import DataError, first_line, missing_package
-from baseline.files import MAX_TABLE_BYTES, check_regular, parse_json
+from baseline.files import parse_json
 from baseline.parallel.memory import estimate_rows
+from baseline.reading import MAX_TABLE_BYTES, check_regular, read_lines
 from baseline.system import free_memory_bytes
 
 __all__ = [
+    "MAX_HEADER",
     "ROW_BYTES",
     "TABLE_SUFFIXES",
     "cell_to_text",
@@ -130,7 +132,7 @@ def read_excel(path: Path) -> pd.DataFrame:
 def read_json_lines(path: Path) -> pd.DataFrame:
     """Read a file with one JSON object per line."""
     try:
-        records = [parse_json(line) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        records = [parse_json(line) for line in read_lines(path, MAX_TABLE_BYTES)]
         if not all(isinstance(record, dict) for record in records):
             raise ValueError("a line is not an object")
     except ValueError as error:
@@ -145,7 +147,7 @@ def detect_text_format(path: Path, encoding: str = "") -> tuple[str, str]:
 
     Raises:
         OSError, UnicodeError: if its beginning cannot be read.
-        DataError: if it has more than `MAX_COLUMNS` columns.
+        DataError: if it is no text, or has more than `MAX_COLUMNS` columns.
     """
     with path.open("rb") as opened:
         start = opened.read(4)
@@ -153,6 +155,8 @@ def detect_text_format(path: Path, encoding: str = "") -> tuple[str, str]:
     with path.open(encoding=encoding) as text:
         sample = text.read(1 << 16)
         sample += "" if "\n" in sample else text.readline(MAX_HEADER)
+    if "\0" in sample or ("\n" not in sample and len(sample) > MAX_HEADER):
+        raise DataError(f"{path} is not a text table: it has a null byte, or no line. Pass a table with a header.")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else guess_delimiter(sample)
     check_column_count(path, sample.partition("\n")[0].count(delimiter) + 1)
     return encoding, delimiter

@@ -69,7 +69,7 @@ def read_place(place: Place) -> SourceTable:
     matches.sort(key=lambda match: -match[1].strength)
     single = bool(matches) and matches[0][1].strength <= SINGLE_CLASS and bool(advice(place))
     if not matches or (not forced and (matches[0][1].strength < MIN_STRENGTH or single)):
-        raise DataError(refusal(place, matches[0][1] if matches else None, forced))
+        raise DataError(place.too_large or refusal(place, matches[0][1] if matches else None, forced))
     (source, best), others = matches[0], matches[1:]
     others = [match for match in others if match[1].strength >= MENTIONED]
     result = source.rows(place, best)

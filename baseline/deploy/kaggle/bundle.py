@@ -36,6 +36,7 @@ from baseline.files import (
     write_atomic,
 )
 from baseline.progress import Progress
+from baseline.reading import MAX_WEIGHTS_BYTES, read_content
 
 __all__ = ["Bundle", "bundle"]
 
@@ -157,7 +158,7 @@ def bundle_model(model: str | Path, target: Path, progress: Progress) -> None:
         if name == CARD_FILE and not is_inside(source / name, source):
             progress.log(f"model: {source / name} is left out, because it is a link to a file elsewhere")
         elif (source / name).is_file():
-            write_atomic(target / name, (source / name).read_bytes())
+            write_atomic(target / name, read_content(source / name, MAX_WEIGHTS_BYTES))
     load_model(target)
     progress.log(f"model: {source}, without its golden inputs")
 

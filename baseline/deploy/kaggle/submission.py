@@ -28,8 +28,9 @@ from baseline.data.sources.sample_submission import is_sample_name
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list, similar_path
-from baseline.files import KAGGLE_SEARCH_DEPTH, csv_rows, kaggle_dir, parse_json, read_text, resolve_path, write_atomic
+from baseline.files import KAGGLE_SEARCH_DEPTH, csv_rows, kaggle_dir, parse_json, resolve_path, write_atomic
 from baseline.progress import ConsoleProgress
+from baseline.reading import read_text
 from baseline.runs.folder import read_manifest
 from baseline.vision.model_folder import member_folders, model_folder, read_config
 

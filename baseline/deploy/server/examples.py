@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.data.image import read_image_bytes
 from baseline.errors import first_line, format_count
-from baseline.files import MAX_TABLE_BYTES, cache_home, check_regular, is_inside, kaggle_dir
+from baseline.files import cache_home, is_inside, kaggle_dir
 from baseline.progress import Progress
+from baseline.reading import MAX_TABLE_BYTES, check_regular
 from baseline.runs.folder import headline_split, read_manifest
 
 if TYPE_CHECKING:

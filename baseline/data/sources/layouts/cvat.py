@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place
+from baseline.reading import check_memory_for, read_content
 
 __all__ = ["Cvat", "PascalVoc"]
+
+
+MAX_XML_BYTES, MAX_DEPTH = 10**9, 100
+"""Maximum size of an XML file in bytes, and maximum depth of its elements."""
+
+ELEMENT_BYTES, ATTRIBUTE_BYTES = 200, 150
+"""Memory of an element, which has two tags or one, and of an attribute."""
 
 
 class Cvat(AnnotationSource):
@@ -21,7 +30,7 @@ class Cvat(AnnotationSource):
 
     def matches(self, place: Place) -> Evidence | None:
         for path in place.find("annotations*.xml") or (place.find("*.xml") if place.is_file else []):
-            root = parse_xml(path)
+            root = place.load(path, parse_xml)
             if root is None or root.tag != "annotations":
                 continue
             items, boxes = [], False
@@ -45,22 +54,22 @@ class PascalVoc(AnnotationSource):
 
     def matches(self, place: Place) -> Evidence | None:
         files = place.find("*.xml")
-        if place.is_file or len(files) < 2 or not all(is_voc(path) for path in files[:3]):
+        if place.is_file or len(files) < 2 or not all(is_voc(place, path) for path in files[:3]):
             return None
-        items = [item for path in files if (item := read_voc(path))]
+        items = [item for path in files if (item := read_voc(place, path))]
         evidence = self.evidence(place, Annotated(items, files, place.folder, True))
         if evidence is None:
             return None
         return Evidence(0.7 * evidence.strength, "PASCAL VOC XML", f"{len(files):,} files", evidence.found)
 
 
-def is_voc(path: Path) -> bool:
-    root = parse_xml(path)
+def is_voc(place: Place, path: Path) -> bool:
+    root = place.load(path, parse_xml)
     return root is not None and root.tag == "annotation" and root.find("object") is not None
 
 
-def read_voc(path: Path) -> Annotation | None:
-    root = parse_xml(path)
+def read_voc(place: Place, path: Path) -> Annotation | None:
+    root = place.load(path, parse_xml)
     if root is None or root.tag != "annotation":
         return None
     names = dict.fromkeys(
@@ -69,11 +78,24 @@ def read_voc(path: Path) -> Annotation | None:
     return Annotation(path.stem, tuple(names), split_from_name(path.parent.name))
 
 
-def parse_xml(path: Path) -> ElementTree.Element | None:
-    """Return the root of an XML file without a document type; None if it is not valid."""
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an XML file without a document type.
+
+    Raises:
+        OSError: if it cannot be read, or its elements need more memory than is free.
+        ValueError: if it is not valid, or its elements are nested deeper than `MAX_DEPTH`.
+    """
+    content = read_content(path, MAX_XML_BYTES)
+    text = content.replace(b"\0", b"")  # UTF-16
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise ValueError("it has a document type")
+    check_memory_for(ELEMENT_BYTES * text.count(b"<") + ATTRIBUTE_BYTES * text.count(b"="), path)
+    depth, root = 0, ElementTree.Element("")
     try:
-        if b"<!DOCTYPE" in path.read_bytes()[:4096] or b"<!ENTITY" in path.read_bytes()[:4096]:
-            return None
-        return ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError):
-        return None
+        for event, root in ElementTree.iterparse(BytesIO(content), ("start", "end")):  # noqa: B007  # ends with the root
+            depth += 1 if event == "start" else -1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    except (ElementTree.ParseError, LookupError) as error:  # the latter for an unknown encoding
+        raise ValueError(str(error)) from None
+    return root

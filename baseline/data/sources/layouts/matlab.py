@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, split_of
 from baseline.data.sources.place import Evidence, Place, foreign_content
+from baseline.reading import COPIES, TooLargeError, check_memory_for, check_regular
 
 __all__ = ["Matlab"]
+
+
+MAX_MAT_BYTES, BLOCK_BYTES, COMPRESSED = 2**32, 2**20, 15
+"""Maximum size of a .mat file in bytes, the bytes that are unpacked at once, and the type of compressed variables."""
 
 
 class Matlab(AnnotationSource):
@@ -24,7 +30,7 @@ class Matlab(AnnotationSource):
         files = place.find("*.mat")
         if place.is_file or not files or not place.images:
             return None
-        contents = {path: content for path in files[:40] if (content := load_variables(path))}
+        contents = {path: content for path in files[:40] if (content := place.load(path, load_variables))}
         names = next((plain(content["class_names"]) for content in contents.values() if "class_names" in content), [])
         found: dict[str | None, tuple[Path, list[Annotation]]] = {}
         for path, content in contents.items():
@@ -51,9 +57,33 @@ def load_variables(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
     try:
+        check_unpacked_size(path)
         return {key: value for key, value in loadmat(path, simplify_cells=True).items() if not key.startswith("__")}
+    except TooLargeError:
+        raise
     except Exception:  # scipy raises whatever its readers and zlib raise
         return {}
+
+
+def check_unpacked_size(path: Path) -> None:
+    """Check that the variables of a .mat file, which may be compressed, fit into memory.
+
+    Raises:
+        TooLargeError: if they do not.
+    """
+    check_regular(path, MAX_MAT_BYTES)
+    total = 0
+    with path.open("rb") as file:
+        order: Literal["little", "big"] = "little" if file.read(128)[126:] == b"IM" else "big"
+        while len(tag := file.read(8)) == 8:
+            kind, size = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
+            start, unpacker = file.tell(), zlib.decompressobj()
+            while kind == COMPRESSED and (block := file.read(min(BLOCK_BYTES, start + size - file.tell()))):
+                while block and not unpacker.eof:
+                    total += len(unpacker.decompress(block, BLOCK_BYTES))
+                    check_memory_for(COPIES * total, path)
+                    block = unpacker.unconsumed_tail
+            file.seek(start + size)
 
 
 def plain(values: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from baseline.data.sources.cached_images import cached_images
 from baseline.data.sources.columns import column_key, find_split_column, read_splits
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable, make_rows
-from baseline.data.sources.read_table import cell_to_text, detect_text_format
+from baseline.data.sources.read_table import MAX_HEADER, cell_to_text, detect_text_format
 from baseline.errors import DataError, format_count, quoted_list
 from baseline.files import to_csv, write_atomic
 
@@ -25,6 +26,9 @@ __all__ = ["Pixels"]
 MIN_PIXELS = 64
 
 ROWS_AT_ONCE = 2000
+
+HEAD_LINES = 6
+"""Number of lines that are read to recognize a table of pixels."""
 
 LABEL_NAMES = ("label", "class", "target", "y", "emotion", "digit", "character", "letter", "labels", "category")
 
@@ -97,12 +101,14 @@ def read_pixel_header(path: Path) -> PixelTable | None:
     """Return where labels and pixels are in a table, from its first rows; None if it holds no pixels."""
     try:
         encoding, delimiter = detect_text_format(path)
-        head = pd.read_csv(path, sep=delimiter, encoding=encoding, nrows=5, dtype=str, keep_default_na=False)
+        with path.open(encoding=encoding, newline="") as file:
+            lines = "".join(file.readline(MAX_HEADER) for _ in range(HEAD_LINES))
+        head = pd.read_csv(StringIO(lines), sep=delimiter, nrows=5, dtype=str, keep_default_na=False)
     except (OSError, ValueError, pd.errors.ParserError):
         return None
     header = not all(re.fullmatch(r"-?\d+(\.\d+)*", str(column)) for column in head.columns)
     if not header:
-        head = pd.read_csv(path, sep=delimiter, encoding=encoding, nrows=5, dtype=str, header=None).rename(columns=str)
+        head = pd.read_csv(StringIO(lines), sep=delimiter, nrows=5, dtype=str, header=None).rename(columns=str)
     split = split_from_name(path.stem) or ("train" if "train" in path.stem.lower() else None)
     texts = [c for c in head.columns if len(head) and head[c].map(lambda t: len(str(t).split()) >= MIN_PIXELS).all()]
     numeric = [c for c in head.columns if head[c].str.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?").all()]
@@ -177,12 +183,23 @@ def save_table(table: PixelTable, folder: Path) -> None:
     write_atomic(folder / "notes.txt", "\n".join(notes))
 
 
+class NoNullText(TextIOWrapper):
+    """The text of a file, which ends with an error at a null byte: a sparse file would go on for ever."""
+
+    def read(self, size: int | None = -1, /) -> str:
+        """Return at most so many characters, as every file does."""
+        if "\0" in (text := super().read(size)):
+            raise DataError(f"{self.name} has a null byte where text was needed. Correct the table.")
+        return text
+
+
 def read_chunks(table: PixelTable) -> Iterator[pd.DataFrame]:
     encoding, delimiter = detect_text_format(table.path)
-    options: dict[str, Any] = {"sep": delimiter, "encoding": encoding, "chunksize": ROWS_AT_ONCE}
+    options: dict[str, Any] = {"sep": delimiter, "chunksize": ROWS_AT_ONCE}
     text = {table.label: str} if table.header else {int(table.label): str}
-    for chunk in pd.read_csv(table.path, header=0 if table.header else None, dtype=text, **options):
-        yield chunk.rename(columns=str)
+    with NoNullText(table.path.open("rb"), encoding, newline="") as file:
+        for chunk in pd.read_csv(file, header=0 if table.header else None, dtype=text, **options):
+            yield chunk.rename(columns=str)
 
 
 def pixel_arrays(chunk: pd.DataFrame, table: PixelTable) -> Iterator[np.ndarray]:

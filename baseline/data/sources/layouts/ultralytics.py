@@ -9,7 +9,8 @@ from typing import Any
 from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource
 from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.place import Evidence, Place
-from baseline.files import MAX_TOML_BYTES, read_text
+from baseline.files import MAX_TOML_BYTES
+from baseline.reading import read_text
 
 __all__ = ["Yolo"]
 
