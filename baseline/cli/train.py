@@ -169,11 +169,7 @@ def run_command(
         images = data_place(data, recipe, progress)
     chosen, changes = options.apply(recipe, changes)
     if dry_run:
-        lines = _describe_images(images, chosen, changes)
-        if as_json:
-            print_object("run", {"kind": "dry-run", "lines": lines})
-        else:
-            print_text("\n".join(lines))
+        _print_images(_describe_images(images, chosen, changes), as_json)
         return
     changes |= {"out": out, "progress": progress}
     if folds or seeds is not None:
@@ -239,6 +235,13 @@ def _compare_fixes(
         print_object("run", fixes_object(result))
     else:
         print_table(fixes_table(result))
+
+
+def _print_images(lines: list[str], as_json: bool) -> None:
+    if as_json:
+        print_object("run", {"kind": "dry-run", "lines": lines})
+    else:
+        print_text("\n".join(lines))
 
 
 def _describe_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
