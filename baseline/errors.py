@@ -7,6 +7,7 @@ one line that says what is, what was needed and what to do. The command line pri
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -125,7 +126,8 @@ def similar_path(path: str | Path) -> str:
     >>> similar_path("no-folder/of/this/name")
     ''
     """
-    similar = _most_similar(Path(path).expanduser())
+    path = Path(path).expanduser()
+    similar = None if os.path.lexists(path) else _most_similar(path)
     return f" Did you mean {similar}?" if similar else ""
 
 
