@@ -25,7 +25,7 @@ from baseline.data.image import load_image, open_image, resize_image, unreadable
 from baseline.errors import BaselineError
 from baseline.system import return_free_memory
 
-__all__ = ["Decoded", "DecoderPool", "ImageRefused", "Job", "main"]
+__all__ = ["DecodeJob", "Decoded", "DecoderPool", "ImageRefused", "main"]
 
 
 LARGE_PIXELS, JPEG_FACTOR = 4_000_000, 8
@@ -42,7 +42,7 @@ Message = tuple[dict[str, Any], bytes]
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """How an image is decoded, and its limits."""
 
     formats: tuple[str, ...]
@@ -91,7 +91,7 @@ class DecoderPool:
         """Start one process, and return a future that is done when it is ready."""
         return self.threads.submit(int)
 
-    def submit(self, job: Job, content: bytes) -> Future[Decoded | None]:
+    def submit(self, job: DecodeJob, content: bytes) -> Future[Decoded | None]:
         """Decode an image in one of the processes; see `_decode`."""
         return self.threads.submit(self._decode, job, content)
 
@@ -106,7 +106,7 @@ class DecoderPool:
         if not self.is_closed:
             self.processes[threading.get_ident()] = Decoder()
 
-    def _decode(self, job: Job, content: bytes) -> Decoded | None:
+    def _decode(self, job: DecodeJob, content: bytes) -> Decoded | None:
         """Return the decoded image; None if it is large and the job does not include these, or if the time is up.
 
         Raises:
@@ -141,7 +141,7 @@ class Decoder:
     def is_running(self) -> bool:
         return self.is_ready and not self.is_late and self.process.poll() is None
 
-    def ask(self, job: Job, content: bytes) -> Decoded | None:
+    def ask(self, job: DecodeJob, content: bytes) -> Decoded | None:
         if not self.is_ready:
             raise MemoryError
         timer = threading.Timer(job.seconds, self._end)
@@ -210,7 +210,7 @@ def main() -> None:
     Image.init()
     write_message(answers, {})
     while (message := read_message(jobs)) is not None:
-        job, content = Job(**message[0]), message[1]
+        job, content = DecodeJob(**message[0]), message[1]
         _limit_time(job.seconds + 1)
         write_message(answers, *answer(job, content))
         _limit_time(0)
@@ -225,7 +225,7 @@ def _limit_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def answer(job: Job, content: bytes) -> Message:
+def answer(job: DecodeJob, content: bytes) -> Message:
     """Return the answer to a job: the image, that it is large, or what is wrong with it."""
     try:
         image = open_accepted(job, content)
@@ -239,7 +239,7 @@ def answer(job: Job, content: bytes) -> Message:
     return {"size": decoded.size, "shape": decoded.pixels.shape[:2]}, decoded.pixels.tobytes()
 
 
-def open_accepted(job: Job, content: bytes) -> Image.Image:
+def open_accepted(job: DecodeJob, content: bytes) -> Image.Image:
     """Open an image within the limits of a job; it is not decoded yet."""
     if not content:
         raise ImageRefused(422, "The file is empty.")
@@ -263,7 +263,7 @@ def is_large(image: Image.Image) -> bool:
     return image.width * image.height > LARGE_PIXELS * (JPEG_FACTOR if image.format == "JPEG" else 1)
 
 
-def decode_image(job: Job, image: Image.Image) -> Decoded:
+def decode_image(job: DecodeJob, image: Image.Image) -> Decoded:
     """Decode and resize an image."""
     try:
         image = load_image(image, job.size, job.value_range)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from baseline.deploy.server.decoder import Decoded, DecoderPool, ImageRefused, Job
+from baseline.deploy.server.decoder import Decoded, DecodeJob, DecoderPool, ImageRefused
 from baseline.evaluation.gradcam import grad_cam
 from baseline.report.figures import overlay_heatmap
 
@@ -205,9 +205,9 @@ class Predictor:
             raise HTTPException(413, message)
         return decoded
 
-    def _job(self, seconds: float, size: int = 0, resize: str = "") -> Job:
+    def _job(self, seconds: float, size: int = 0, resize: str = "") -> DecodeJob:
         max_pixels = self.limits.megapixels * 1_000_000
-        return Job(self.formats, max_pixels, seconds, size, resize, self.model.value_range)
+        return DecodeJob(self.formats, max_pixels, seconds, size, resize, self.model.value_range)
 
     def encode_again(self, content: bytes, seconds: float) -> tuple[bytes, bytes] | None:
         """Decode an image file, and return it as a PNG of at most `EXAMPLE_SIZE` pixels and as a thumbnail, a JPEG.
