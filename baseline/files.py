@@ -135,7 +135,8 @@ def cache_home() -> Path:
     The folder is not created; `make_cache_folder` creates it, and folders in it.
 
     Raises:
-        OutputError: if every user of the machine can write to it, and so replace what is read from it.
+        OutputError: if every user of the machine can write to it, or replace it because of the rights of a folder
+            above, and so replace what is read from it.
 
     >>> cache_home()  # doctest: +SKIP
     PosixPath('/home/me/.cache/baseline')
@@ -150,6 +151,11 @@ def cache_home() -> Path:
         raise OutputError(
             f"The cache {home} can be written by every user, who could replace what is read from it. "
             "Run chmod o-w on it, or set BASELINE_HOME to a folder of your own."
+        )
+    if parent := replaceable_parent(home):
+        raise OutputError(
+            f"The cache {home} is in {parent}, where every user could replace it. "
+            "Run chmod o-w or chmod +t on that folder, or set BASELINE_HOME to a folder of your own."
         )
     return home
 
@@ -170,6 +176,15 @@ def is_world_writable(folder: Path) -> bool:
         return os.name == "posix" and bool(folder.stat().st_mode & stat.S_IWOTH)
     except OSError:
         return False
+
+
+def replaceable_parent(folder: Path) -> Path | None:
+    """Return the folder above that every user can write to, and so replace what is in it; a sticky one is none."""
+    for parent in dict.fromkeys((*folder.parents, *folder.resolve().parents)):
+        with suppress(OSError):
+            if is_world_writable(parent) and not parent.stat().st_mode & stat.S_ISVTX:
+                return parent
+    return None
 
 
 def kaggle_dir(part: str) -> Path:

@@ -244,6 +244,22 @@ def test_a_cache_that_every_user_can_write_to_is_refused(tmp_path: Path, monkeyp
         cache_home()
 
 
+def test_a_cache_that_every_user_can_replace_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.name != "posix":
+        pytest.skip("the system has no such rights")
+    (tmp_path / "open" / "mine").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "open" / "mine")
+    for folder in (tmp_path / "open" / "mine" / "cache", tmp_path / "link" / "cache"):
+        monkeypatch.setenv("BASELINE_HOME", str(folder))
+        for mode in (0o755, 0o1777):
+            (tmp_path / "open").chmod(mode)
+            assert cache_home() == folder
+        (tmp_path / "open").chmod(0o777)
+        with pytest.raises(OutputError, match=r"is in .*/open, where every user could replace it\. Run chmod o-w"):
+            cache_home()
+    (tmp_path / "open").chmod(0o755)
+
+
 def test_a_home_that_cannot_be_written_is_enough_to_predict(tiny: Path, images: Path, tmp_path: Path) -> None:
     if not Path("/proc/self").exists():
         pytest.skip("the system has no folder that nobody can write to")

@@ -198,6 +198,8 @@ def read_bytes(path: Path) -> bytes:
     try:
         return read_content(path, MAX_BYTES[path.name])
     except (OSError, ValueError) as error:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a file. Pass a run or its model folder.") from None
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"{path} cannot be read: {reason}.{similar_path(path.parent)} "
