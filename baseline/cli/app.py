@@ -98,6 +98,8 @@ def main() -> None:
         code = print_error(str(error), error.exit_code)
     except typer.Exit as exit:  # the reader of standard output has left
         code = exit.exit_code
+    except MemoryError:
+        code = print_error("There is too little memory. Pass smaller files, or use a machine with more memory.")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:

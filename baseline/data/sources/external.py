@@ -193,7 +193,8 @@ def load_hugging_face(name: str, work: Path, progress: Progress) -> dict[str, It
         import datasets as hugging_face
     except ImportError:
         raise DataError(f"{missing_package(f'hf:{name}', 'the package datasets', 'hf')}.") from None
-    progress.log(f"data: loading {name} with Hugging Face datasets")
+    origin = "" if Path(name).exists() else ", which looks for it on the network"
+    progress.log(f"data: loading {name} with Hugging Face datasets{origin}")
     try:
         is_saved = (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists()
         loaded = (
