@@ -16,7 +16,7 @@ from commands import WITHOUT_PAGE, call
 import baseline
 import baseline.experiments.repeats
 from baseline import Progress, compare_runs, paired_test, run_seeds
-from baseline.cli import options
+from baseline.cli import output
 from baseline.cli.printing import seeds_table
 from baseline.errors import DataError, OutputError, RecipeError
 from baseline.experiments.compare import list_runs
@@ -65,7 +65,8 @@ def ended(images: Path, tmp_path_factory: pytest.TempPathFactory, done: baseline
 @pytest.fixture
 def seeds(ended: Any) -> SeedRuns:
     assert ended.returncode == 0, ended.stderr
-    return SeedRuns(**json.loads(Path(ended.stdout.split()[-1]).read_text()))
+    file = next(word for word in ended.stdout.split() if word.endswith("seeds.json"))
+    return SeedRuns(**json.loads(Path(file).read_text()))
 
 
 def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: SeedRuns) -> None:
@@ -96,11 +97,11 @@ def test_other_test_images_by_seed_are_said(
     monkeypatch.setattr(baseline.make, "make_baseline", drawn)
     found = run_seeds(2, "images", out=tmp_path, progress=Progress())
     assert not found.same_images and found.sd == 0
-    options.print_table(seeds_table(found))
+    output.print_table(seeds_table(found))
     assert "Each seed uses a different test split" in capsys.readouterr().out
     one = run_seeds(1, "images", out=tmp_path / "one", progress=Progress())
     assert one.sd is None
-    options.print_table(seeds_table(one))
+    output.print_table(seeds_table(one))
     assert "sd" not in capsys.readouterr().out.splitlines()[0]
 
 
