@@ -350,7 +350,7 @@ def test_a_damaged_folder_is_refused_with_a_one_line_error(folder: Path, damage:
 def test_a_pipe_in_place_of_a_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(OutputError, match=f"{name} cannot be read: not a file. Pass the folder of a finished run"):
+    with pytest.raises(OutputError, match="is not a file"):
         load(folder)
 
 
