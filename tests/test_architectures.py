@@ -81,6 +81,15 @@ def test_a_strided_pointwise_convolution_trains_on_a_cpu(arch: str) -> None:
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
 
 
+def test_a_network_whose_modules_share_weights_is_saved_and_loaded(tmp_path: Path) -> None:
+    facts = {"library": "timm", "arch": "coat_tiny", "head": "linear", "classes": list("abc"), "image_size": 64,
+             "resize": "squish", "mean": (0.5,) * 3, "std": (0.5,) * 3, "task": "single"}  # fmt: skip
+    model, _, images = build("coat_tiny", 64)
+    save_network(model, {**facts, "features": features_of(model[0])}, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_network(tmp_path)[0](images), model(images))
+
+
 def test_a_body_whose_modules_collect_a_list_is_a_chain_of_its_blocks() -> None:
     model, _, images = build("ese_vovnet19b_dw", 64)
     layers = find_layers(model, 64)

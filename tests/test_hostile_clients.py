@@ -133,10 +133,11 @@ def test_a_decoder_that_never_ends_or_crashes_delays_no_other_image(
     tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"image": (images / "ants" / "00.jpg").read_bytes()}
-    monkeypatch.setattr(predictor, "SMALL_SECONDS", 1)
+    monkeypatch.setattr(predictor, "SMALL_SECONDS", 60)
     with TestClient(create_app(tiny, limits=Limits(seconds=300)), base_url="http://localhost") as client:
         assert client.post("/predict", files=small).status_code == 200
         (first,) = decoder_processes()
+        monkeypatch.setattr(predictor, "SMALL_SECONDS", 1)
         os.kill(first, signal.SIGSTOP)  # like one whose image takes for ever
         for _ in range(2):
             assert client.post("/predict", files=small).status_code == 200

@@ -38,7 +38,9 @@ IMAGE_FIELDS = (
     "missing", "encoding", "min_per_class", "other",
 )  # fmt: skip
 
-EXPERIMENT_FIELDS = ("image_size", "images_per_class", "seed", *IMAGE_FIELDS, "task", "split", "split_file")
+EXPERIMENT_FIELDS = (
+    "image_size", "images_per_class", "seed", *IMAGE_FIELDS, "task", "split", "split_file", "metric",
+)  # fmt: skip
 
 
 @recipe_options(*EXPERIMENT_FIELDS)

@@ -68,7 +68,7 @@ def write_timm(model: Model, folder: Path) -> None:
         OutputError: if timm does not have the architecture, or the head is more than a linear layer.
     """
     network = timm_network(model)
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    tensors = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
     write_atomic(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     write_atomic(folder / "config.json", to_json(timm_settings(model, network)))
     activation = "sigmoid()[0]" if model.multilabel else "softmax(-1)[0]"

@@ -18,6 +18,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,10 @@ def save_network(
         config: the fields of `FIELD_CHECKS`, and anything else worth knowing about the network.
         golden: the result of `golden_outputs`.
     """
-    files = {
-        TENSORS_FILE: save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
-    }
+    copied = partial(
+        torch.clone, memory_format=torch.contiguous_format
+    )  # safetensors refuses shared memory, as in CoaT
+    files = {TENSORS_FILE: save({name: copied(value.detach().cpu()) for name, value in model.state_dict().items()})}
     if golden is not None:
         files[GOLDEN_FILE] = save(dict(golden))
     for name, content in files.items():
