@@ -27,6 +27,7 @@ from commands import call
 from insects import draw
 from pictures import P3, SRGB, cmyk_profile, gamma_profile, packed_tiff, to_srgb, with_chunk
 from PIL import Image, ImageCms
+from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -518,6 +519,14 @@ def in_dicom(jpeg: bytes) -> bytes:
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, content, enforce_file_format=True)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["JPEGLSNearLossless_08.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_a_dicom_file_with_a_jpeg_that_pillow_does_not_know_is_read(name: str) -> None:
+    path = str(get_testdata_file(name, download=False))
+    pixels = pydicom.dcmread(path).pixel_array
+    height, width = pixels.shape
+    assert load_image(path).size == (width, height)
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_before_decoding(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from baseline.data.formats.missing import MissingPackage
 from baseline.data.formats.samples import SampleImage
-from baseline.data.formats.scans import check_scans
+from baseline.data.formats.scans import MAX_SCANS, check_scans, scan_count
 from baseline.data.limits import TooLarge, check_memory, check_size
 
 __all__ = ["is_dicom", "open_dicom"]
@@ -74,9 +74,19 @@ def _check_jpeg(content: bytes, header: Any) -> None:
         frames = int(header.get("NumberOfFrames") or 1)
         frame = get_frame(dcmread(BytesIO(content)).PixelData, 0, number_of_frames=frames)
         if frame.startswith(JPEG_START):
-            image = Image.open(BytesIO(frame), formats=("JPEG",))
-            check_size(*image.size)
-            check_scans(image)
+            check_jpeg_frame(frame)
+
+
+def check_jpeg_frame(frame: bytes) -> None:
+    """Raise TooLarge for a JPEG of too many pixels or scans; Pillow knows no JPEG-LS, lossless or 12-bit ones."""
+    try:
+        image = Image.open(BytesIO(frame), formats=("JPEG",))
+    except UnidentifiedImageError:
+        if scan_count(frame, MAX_SCANS) > MAX_SCANS:
+            raise TooLarge(f"a JPEG in more than {MAX_SCANS} scans") from None
+        return
+    check_size(*image.size)
+    check_scans(image)
 
 
 def _apply_window(header: Any, stored: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
