@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from baseline.data.audit.scan import scan_content
 from baseline.data.image import load_image
 
 
@@ -68,3 +71,20 @@ def test_one_pixel_and_a_hundred_megapixels(tmp_path: Path) -> None:
     assert load_image(encode(Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
     Image.new("L", (10_000, 10_000)).save(tmp_path / "large.png")
     assert load_image(tmp_path / "large.png").size == (10_000, 10_000)
+
+
+def test_an_animation_with_a_damaged_second_frame_is_audited_as_it_is_read() -> None:
+    frames = [Image.effect_noise((60, 40), 80).convert("P") for _ in range(2)]
+    frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
+    content = buffer.getvalue()
+    for end in range(0, len(content), 11):
+        assert can_use(scan_content, content[:end]) == can_use(load_image, content[:end]), end
+    assert can_use(load_image, content[: len(content) * 3 // 4])
+
+
+def can_use(read: Callable[[bytes], Any], content: bytes) -> bool:
+    try:
+        read(content)
+    except (OSError, SyntaxError, ValueError, IndexError):
+        return False
+    return True

@@ -160,9 +160,11 @@ def scan_content(content: bytes) -> ScanRecord:
     from PIL.Image import Resampling
 
     image = open_image(content)
-    width, height = image.size
-    mode = image.mode
-    frames = getattr(image, "n_frames", 1)
+    (width, height), mode = image.size, image.mode
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception:  # a frame after the first, which is not used, is damaged
+        image, frames = open_image(content), 1
     image.draft("RGB", (64, 64))  # a JPEG is still read to its end, so that a truncated one is detected
     with reserve_for_image(image):
         image = image if formats is None else formats.as_samples(image)
