@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from baseline.deploy.export import Exported, Exporter, Run, labels_text
 from baseline.deploy.export_app import copy_runner, mlflow_runner, write_docker, write_mlflow, write_space
 from baseline.deploy.export_openvino import openvino_runner, write_openvino
 from baseline.deploy.export_timm import describe_preprocessing, timm_runner, write_timm
-from baseline.errors import OutputError, WeightsError, first_line
-from baseline.files import write_atomic
+from baseline.errors import OutputError, WeightsError
+from baseline.files import atomic_folder, write_atomic
 from baseline.inference.model import Model
 
 __all__ = ["FOLDER_TOLERANCE", "export_folder"]
@@ -46,7 +45,8 @@ def export_folder(exporter: Exporter, to: str, out: Path, inputs: list[Any], gol
         WeightsError: if a probability differs by more than 1e-5.
     """
     model = exporter.model
-    with partial_folder(out, overwrite) as part:
+    check_replaceable(out, overwrite)
+    with atomic_folder(out, overwrite=overwrite) as part:
         for note in export_notes(model, to):
             exporter.progress.log(f"{to}: {note}")
         with exporter.export_errors(to):
@@ -73,23 +73,7 @@ def export_notes(model: Model, to: str) -> Iterator[str]:
         yield f"the model takes squares of {model.decoded_size} pixels; resize images before"
 
 
-@contextmanager
-def partial_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside the one to write, which takes its place at the end; it is removed in any case."""
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Raise an OutputError for a folder that exists, unless it is an earlier export that may be replaced."""
     if path.exists() and not (overwrite and path.is_dir() and (path / "labels.txt").exists()):
         raise OutputError(f"{path} exists. Pass --overwrite to replace an earlier export, or another --out.")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        reason = error.strerror or first_line(error)
-        raise OutputError(f"{path} cannot be written: {reason}. Free some space, or choose another --out.") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
