@@ -91,7 +91,7 @@ LearningRate = Annotated[
     str,
     typer.Option(
         "--lr", show_default=False, rich_help_panel=MODEL_PANEL,
-        help="Learning rate of the last stage: a number, FIRST,LAST layers, or find.",
+        help="Learning rate of the last stage: a number, FIRST,LAST for the first and last layers, or find.",
     ),
 ]  # fmt: skip
 
@@ -99,7 +99,7 @@ AugmentOption = Annotated[
     bool | None,
     typer.Option(
         "--augment/--no-augment", show_default=False, rich_help_panel=MODEL_PANEL,
-        help="With flips, rotation, zoom, warp and lighting; or without any.",
+        help="Use flips, rotation, zoom, warp and lighting, or no augmentation.",
     ),
 ]  # fmt: skip
 
