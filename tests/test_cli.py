@@ -266,3 +266,22 @@ def test_only_commands_that_read_images_collect_garbage_less_often(images: Path,
         ended = call(*words, code=code)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.splitlines()[-1] == f"threshold {threshold}"
+
+
+@pytest.mark.parametrize(("loads", "end"), [("torch", "exit function\n"), ("nothing", "exit function\nteardown\n")])
+def test_a_command_that_has_loaded_torch_ends_without_taking_it_down(loads: str, end: str) -> None:
+    code = (
+        "import atexit, os, sys\n"
+        "from baseline.cli import app\n"
+        "class Part:\n"
+        "    def __del__(self): os.write(1, b'teardown\\n')\n"
+        "def command():\n"
+        f"    sys.modules[{loads!r}] = sys\n"
+        "    command.part = Part()\n"
+        "    atexit.register(lambda: print('exit function'))\n"
+        "    return 3\n"
+        "app.run_app = command\n"
+        "app.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, end, "")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -85,6 +88,24 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
+    codes: list[int] = []
+    if "torch" not in sys.modules:  # the process of this command: what is registered first runs last
+        atexit.register(skip_teardown, codes)
+    codes.append(run_app())
+    raise SystemExit(codes[0])
+
+
+def skip_teardown(codes: list[int]) -> None:
+    """Exit with the code of a command that has loaded torch, whose objects Python would take down for two seconds."""
+    if codes and "torch" in sys.modules:
+        with suppress(OSError, ValueError):  # a stream that is full or closed, as at any exit
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(codes[0])
+
+
+def run_app() -> int:
+    """Run the command line, print the error if there is one, and return the exit code."""
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images
@@ -110,7 +131,7 @@ def main() -> None:
         # without a message, the help was printed
         end = message if message.endswith("?") else f"{message.rstrip('.')}."
         code = print_error(f"{end} See {command} --help.") if message else 2
-    raise SystemExit(interrupted_code() if code == 130 else code or 0)  # Typer ends with 130 on every interrupt
+    return interrupted_code() if code == 130 else code or 0  # Typer ends with 130 on every interrupt
 
 
 def print_error(message: str, code: int = 2) -> int:
