@@ -84,13 +84,15 @@ def _new_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _own_places(_new_places: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a cache and a working folder of its own."""
+def _own_places(_new_places: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test has a cache and a working folder of its own, which are removed after it."""
     folder = next(_new_places)
     for name in ("home", "here"):
         (folder / name).mkdir(mode=0o700, parents=True)
     monkeypatch.setenv("BASELINE_HOME", str(folder / "home"))
     monkeypatch.chdir(folder / "here")
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
