@@ -133,6 +133,14 @@ def test_rates_may_be_a_pair_or_a_number_or_found() -> None:
         assert Recipe().changed(stages=(Stage("all", 1, lr),)).stages[0].lr == lr
 
 
+def test_a_recorded_recipe_has_the_preset_that_it_was_recorded_with() -> None:
+    quick = load_recipe("cifar10").with_preset("quick")
+    assert quick.with_preset("quick") == quick
+    assert quick.with_preset("instant").stages == (Stage("probe", 1),)
+    with pytest.raises(RecipeError, match=r"has no preset 'standard'\. Known: instant, quick\."):
+        quick.with_preset("standard")
+
+
 def test_the_preset_follows_the_device() -> None:
     assert resolve_preset("cpu")[0] == "quick"
     assert resolve_preset("cuda")[0] == "standard"

@@ -471,8 +471,7 @@ class Recipe:
             changes.setdefault("small_set_size", usual)
         if preset == "instant":
             changes |= {"stages": (Stage("probe", 1),), "head": "linear", "freeze": "features"}
-        if preset != "standard" and not changes:
-            known = [name for name in PRESETS if name in ("instant", "standard", *self.presets)]
+        if preset not in (known := [name for name in PRESETS if name in ("instant", self.preset, *self.presets)]):
             raise RecipeError(f"Recipe '{self.name}' has no preset '{preset}'. Known: {', '.join(known)}.")
         changed = self._changed(changes, f"preset '{preset}' of recipe '{self.name}'")
         return dataclasses.replace(changed, preset=cast(Any, preset), presets={})

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest, count_by_split
 from baseline.data.split import split_to_csv
-from baseline.errors import RecipeError, incompatible_version
+from baseline.errors import RecipeError, format_count, incompatible_version
 from baseline.evaluation.results import Metrics
 from baseline.files import MANIFEST_FORMAT
 from baseline.parallel.distributed import world_size
@@ -193,9 +193,8 @@ def describe_device() -> str:
     """Return the name of the device, with the number of processes or threads: `x86_64 CPU, 2 threads`."""
     import torch
 
-    prefix = f"{world_size()} x " if world_size() > 1 else ""
-    device = device_type()
-    if device == "cuda":
-        return prefix + torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    return f"{prefix}{name} CPU, {thread_count()} threads" if device == "cpu" else f"{prefix}{name} GPU ({device})"
+    count = f"{world_size()} x " if world_size() > 1 else ""
+    if (device := device_type()) == "cuda":
+        return count + torch.cuda.get_device_name()
+    name = f"{count}{platform.processor() or platform.machine()}"
+    return f"{name} CPU, {format_count(thread_count(), 'thread')}" if device == "cpu" else f"{name} GPU ({device})"
