@@ -1,7 +1,7 @@
 """Read files that someone else may have written: regular files only, of a bounded size, that fit into memory.
 
-Every function checks before it reads, and raises an OSError or a ValueError with a reason of one line. A sparse file
-counts as the bytes that it would be read as.
+Every function checks before it reads, and raises an OSError or a ValueError with a reason of one line, or a DataError
+with the whole sentence. A sparse file counts as the bytes that it would be read as.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from baseline.errors import first_line
+from baseline.errors import DataError, first_line
 from baseline.system import free_memory_bytes
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ __all__ = [
     "check_regular",
     "check_tensor_header",
     "check_unpacked",
-    "load_csv",
     "load_npz",
     "load_tensors",
     "load_weights",
     "read_content",
     "read_lines",
+    "read_run_table",
     "read_text",
 ]
 
@@ -182,17 +182,25 @@ def load_npz(path: Path, names: Sequence[str], max_bytes: int) -> list[np.ndarra
         raise ValueError(f"it is no complete .npz file ({type(error).__name__})") from None
 
 
-def load_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """Return a table of a run folder, read with these options of `pandas.read_csv`.
+def read_run_table(path: Path, **options: Any) -> pd.DataFrame:
+    """Return a table of a run folder, with its values as text, so that a class may be called `007` or `NA`.
+
+    Args:
+        options: others of `pandas.read_csv`.
 
     Raises:
-        OSError: if it cannot be read, is no regular file or is too large; see `check_regular`.
-        ValueError: if it is not such a table.
+        DataError: if it cannot be read, is no regular file, is too large, or is not such a table.
     """
     import pandas as pd
 
-    check_regular(path, MAX_TABLE_BYTES)
-    return pd.read_csv(path, **options)
+    try:
+        check_regular(path, MAX_TABLE_BYTES)
+        return pd.read_csv(path, **{"dtype": str, "keep_default_na": False, **options})
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Repeat its run, or pass another.") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} is not a table of a run: {reason}. Repeat its run, or pass another.") from None
 
 
 def load_tensors(path: Path, content: bytes | None = None, sha256: str | None = None) -> dict[str, Tensor]:

@@ -368,5 +368,5 @@ def test_classes_with_names_like_numbers_or_nothing_are_read_as_text(tmp_path: P
     assert read["label"].tolist() == ["007", "NA"] and read["predicted"].tolist() == ["007", "7"]
     assert read["p_007"].tolist() == [0.5, 0.5]
     (tmp_path / "predictions.csv").write_text("")
-    with pytest.raises(DataError, match="is not a prediction table"):
+    with pytest.raises(DataError, match="is not a table of a run"):
         read_predictions(tmp_path)

@@ -405,10 +405,10 @@ def test_an_invalid_prediction_table_is_rejected_in_one_line(run: Path) -> None:
     refused(good.drop(columns=["p_bees"]), "labels without a column p_LABEL: 'bees'")
     refused(good.assign(loss=["nan", *good["loss"][1:]]), "'loss' in row 1 is not a number")
     refused(good.assign(p_ants=[*good["p_ants"][:-1], ""]), rf"'p_ants' in row {len(good)} is not a number")
-    refused(good.assign(confidence="high"), "is not a prediction table")
+    refused(good.assign(confidence="high"), "is not a table of a run")
     refused(good[good["split"] != "test"], "no row of the split 'test'")
     (run / "predictions.csv").write_text("")
-    with pytest.raises(DataError, match="is not a prediction table"):
+    with pytest.raises(DataError, match="is not a table of a run"):
         write_report(run)
     (run / "predictions.csv").unlink()
     with pytest.raises(DataError, match="cannot be read"):

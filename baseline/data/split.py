@@ -29,7 +29,7 @@ import pandas as pd
 from baseline.data.labels import explode_labels, is_multilabel, order_classes, rarest_label, split_labels
 from baseline.errors import DataError, format_count, unknown_name
 from baseline.files import resolve_path, to_csv
-from baseline.reading import load_csv
+from baseline.reading import read_run_table
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -168,10 +168,7 @@ def read_split(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """
     from baseline.data.sources.match_images import match_rows
 
-    try:
-        split_table = load_csv(file, dtype=str)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
+    split_table = read_run_table(file)
     if missing := {"path", "split"} - set(split_table.columns):
         raise DataError(f"{file} has no column {', '.join(sorted(missing))}. Pass a split.csv written by a run.")
     if unknown := set(split_table["split"]) - {"train", "valid", "test"}:

@@ -8,7 +8,7 @@ from baseline.errors import DataError, OutputError, format_count
 from baseline.files import REFERENCE_FILE
 from baseline.inference.reference import measure_reference, save_reference, select_images
 from baseline.progress import ConsoleProgress, Progress
-from baseline.report.run_files import read_run_table
+from baseline.reading import read_run_table
 from baseline.runs.folder import read_manifest, read_predictions
 
 __all__ = ["add_reference"]
@@ -31,7 +31,7 @@ def add_reference(run: str | Path, *, progress: Progress | None = None) -> Path:
     model = load_model(run)
     if model.folder.absolute().parent != run.absolute():
         raise OutputError(f"{run} is not the folder of a single run. Pass one.")
-    table = read_run_table(run / "split.csv", as_text=True)
+    table = read_run_table(run / "split.csv")
     task = "multilabel" if model.multilabel else "single"
     rows = table[table["split"] == "valid"]
     if rows.empty:

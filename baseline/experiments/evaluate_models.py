@@ -24,7 +24,7 @@ from baseline.inference import DEFAULT_TTA
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
 from baseline.metrics.registry import find_metric
 from baseline.progress import ConsoleProgress, Progress
-from baseline.reading import load_csv
+from baseline.reading import read_run_table
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
@@ -246,12 +246,7 @@ def find_run(model: Model | Ensemble) -> tuple[Path | None, list[str]]:
 
 def run_images(run: Path, split: str) -> pd.Series:
     """Return the paths of a run's images in a split."""
-    path = run / "split.csv"
-    try:
-        table = load_csv(path, dtype=str, keep_default_na=False, usecols=["path", "split"])
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise OutputError(f"{path} cannot be read: {reason}. Pass the folder of a finished run.") from None
+    table = read_run_table(run / "split.csv", usecols=["path", "split"])
     return table.loc[table["split"] == split, "path"]
 
 

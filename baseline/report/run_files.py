@@ -15,7 +15,7 @@ from baseline.errors import DataError, OutputError, quoted_list
 from baseline.evaluation.metrics import evaluate
 from baseline.evaluation.results import SplitMetrics
 from baseline.files import read_json
-from baseline.reading import load_csv
+from baseline.reading import read_run_table
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from baseline.runs.manifest import Manifest
 
 __all__ = ["RunFiles", "read_history", "read_run", "selection_column"]
+
+
+NUMBERS: dict[str, Any] = {"dtype": None, "keep_default_na": True}
+"""Options for a table of numbers."""
 
 
 REQUIRED_KEYS = ("recipe", "reasons", "metrics", "seconds", "stages", "data", "device", "versions", "finished")
@@ -86,8 +90,8 @@ def read_run(folder: Path) -> RunFiles:
     """Read the folder of a finished run.
 
     Raises:
-        OutputError: if the folder holds no finished run, or a file of it cannot be read.
-        DataError: if its prediction table is invalid.
+        OutputError: if the folder holds no finished run, or its manifest or findings cannot be read.
+        DataError: if a table of it cannot be read or is invalid.
     """
     manifest = read_manifest(folder)
     if missing := [key for key in REQUIRED_KEYS if key not in manifest]:
@@ -100,10 +104,10 @@ def read_run(folder: Path) -> RunFiles:
         manifest,
         read_predictions(folder),
         read_history(folder / "history.csv"),
-        read_run_table(folder / "lr_find.csv") if (folder / "lr_find.csv").exists() else None,
-        read_run_table(folder / "split.csv", as_text=True),
+        read_run_table(folder / "lr_find.csv", **NUMBERS) if (folder / "lr_find.csv").exists() else None,
+        read_run_table(folder / "split.csv"),
         read_json(findings)["findings"] if findings.exists() else [],
-        read_run_table(pairs, as_text=True) if pairs.exists() else None,
+        read_run_table(pairs) if pairs.exists() else None,
     )
     if run.rows.empty:
         raise DataError(f"{folder / 'predictions.csv'} has no row of the split '{run.split}'. Run it again.")
@@ -115,23 +119,11 @@ def read_run(folder: Path) -> RunFiles:
     return run
 
 
-def read_run_table(path: Path, as_text: bool = False) -> pd.DataFrame:
-    """Read a table of the run folder; with `as_text` values are kept as text, so that a class may be called NA."""
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if as_text else {}
-    try:
-        return load_csv(path, **options)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}. Pass the folder of a finished run.") from None
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise OutputError(f"{path} is not a complete table: {reason}. Run it again.") from None
-
-
 def read_history(path: Path) -> pd.DataFrame | None:
     """Read the epochs of a run; None if the file is missing or is not what the run wrote."""
     try:
-        epochs = read_run_table(path)
-    except OutputError:
+        epochs = read_run_table(path, **NUMBERS)
+    except DataError:
         return None
     numbers = {"epoch", "stage", "lr", "train_loss", "valid_loss"}
     is_complete = numbers | {"best"} <= {*epochs} and selection_column(epochs) and epochs["best"].dtype == bool

@@ -26,7 +26,7 @@ from baseline.files import (
     refuse_damaged,
     unique_path,
 )
-from baseline.reading import load_csv
+from baseline.reading import read_run_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,7 +200,7 @@ def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFram
     import numpy as np
 
     path = Path(run) / "predictions.csv"
-    columns = [str(name) for name in _read_csv(path, nrows=0)]
+    columns = [str(name) for name in read_run_table(path, nrows=0)]
     classes = [name for name in columns if name.startswith("p_")]
     required = needed or (*TEXT_COLUMNS, *NUMBER_COLUMNS)
     missing = [name for name in required if name not in columns] + ([] if classes or needed else ["p_CLASS"])
@@ -211,21 +211,11 @@ def read_predictions(run: str | Path, needed: Sequence[str] = ()) -> pd.DataFram
     numbers = [name for name in read if name in NUMBER_COLUMNS or name.startswith(("p_", "plain_p_"))]
     dtypes = dict.fromkeys(read, "str") | dict.fromkeys(numbers, "float64")
     na_values = {name: ["", "nan", "NaN", "NA"] for name in numbers}
-    table = _read_csv(path, dtype=dtypes, keep_default_na=False, na_values=na_values, usecols=read)
+    table = read_run_table(path, dtype=dtypes, na_values=na_values, usecols=read)
     for name in numbers:
         if len(bad := np.flatnonzero(~np.isfinite(table[name].to_numpy()))):
             raise DataError(f"{path}: '{name}' in row {bad[0] + 1} is not a number. Repeat the run, or fix the table.")
     return table
-
-
-def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    try:
-        return load_csv(path, **options)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Repeat the run, or leave it out.") from None
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path} is not a prediction table: {reason}. Repeat the run, or leave it out.") from None
 
 
 def looks_unfinished(folder: Path) -> bool:

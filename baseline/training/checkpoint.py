@@ -28,9 +28,9 @@ from safetensors.torch import save as save_tensors
 from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest
-from baseline.errors import OutputError, first_line, incompatible_version, missing_image
+from baseline.errors import DataError, OutputError, first_line, incompatible_version, missing_image
 from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
-from baseline.reading import load_csv, load_tensors
+from baseline.reading import load_tensors, read_run_table
 from baseline.recipe.diff import diff_recipes
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ class Checkpoints:
 
     def _read_images(self) -> pd.DataFrame:
         try:
-            return load_csv(path := self.folder / "images.csv", dtype=str, keep_default_na=False)
-        except (OSError, ValueError):
+            return read_run_table(path := self.folder / "images.csv")
+        except DataError:
             raise self._damaged(path) from None
 
     def is_due(self) -> bool:
