@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,14 @@ def split_of(path: Path, place: Place) -> str | None:
     """Return the split that a file's name, or else the name of its folder in the place, stands for."""
     inside = path.parent != place.folder and place.folder in path.parents
     return split_from_name(path.stem) or (split_from_name(path.parent.name) if inside else None)
+
+
+def prefix_of(path: Path, place: Place, split: str | None, folder: str = "") -> str:
+    """Return what begins the names of the images in the file of a split: its folder, or this one in it, if that has
+    images."""
+    images = path.parent / folder
+    below = split and images != place.folder and any(name.startswith(f"{images}{os.sep}") for name in place.images)
+    return f"{images.relative_to(place.folder).as_posix()}/" if below else ""
 
 
 def annotation_evidence(place: Place, layout: str, annotated: Annotated | None) -> Evidence | None:

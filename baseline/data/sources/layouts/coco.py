@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baseline.data.labels import order_classes
-from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, prefix_of, split_of
 from baseline.data.sources.columns import column_key
 from baseline.data.sources.place import Evidence, Place, foreign_content
 
@@ -33,9 +33,7 @@ class Coco(AnnotationSource):
         for path in used:
             content = place.json(path)
             split = split_of(path, place) if len(used) > 1 else None
-            folder = path.parent.relative_to(place.folder).as_posix() if len(used) > 1 else "."
-            below = [name for name in place.images if name.startswith(f"{path.parent}/")] if folder != "." else []
-            items += read_coco(content, split, f"{folder}/" if below else "")
+            items += read_coco(content, split, prefix_of(path, place, split))
             boxes = boxes or any(isinstance(a, dict) and a.get("bbox") for a in content["annotations"][:50])
         folder_of = image_folder(place, used)
         return self.evidence(place, Annotated(items, used, folder_of, boxes))

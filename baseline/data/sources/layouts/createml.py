@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, prefix_of, split_of
 from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["CreateMl"]
@@ -23,10 +22,7 @@ class CreateMl(AnnotationSource):
         for path in place.json_files:
             if is_createml(content := place.json(path)):
                 split = split_of(path, place)
-                inside = path.parent.relative_to(place.folder).as_posix()
-                prefix = (
-                    f"{inside}/" if split and any(n.startswith(f"{path.parent}{os.sep}") for n in place.images) else ""
-                )
+                prefix = prefix_of(path, place, split)
                 items += [Annotation(f"{prefix}{name}", labels, split) for name, labels in read_boxes(content)]
                 files.append(path)
         if not files:

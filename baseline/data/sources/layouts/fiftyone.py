@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, prefix_of, split_of
 from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["FiftyOne"]
@@ -25,7 +25,7 @@ class FiftyOne(AnnotationSource):
         for path in files:
             content = place.json(path)
             split = split_of(path, place) if len(files) > 1 else None
-            prefix = f"{path.parent.relative_to(place.folder).as_posix()}/data/" if split else ""
+            prefix = prefix_of(path, place, split, "data")
             for name, label in content["labels"].items():
                 items.append(Annotation(f"{prefix}{name}", label_names(label, content["classes"]), split))
         folder = image_folder(place, files)

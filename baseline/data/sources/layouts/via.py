@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, split_of
+from baseline.data.sources.annotations import Annotated, Annotation, AnnotationSource, image_folder, prefix_of, split_of
 from baseline.data.sources.place import Evidence, Place, foreign_content
 
 __all__ = ["Via"]
@@ -23,8 +23,7 @@ class Via(AnnotationSource):
         for path in place.json_files:
             if entries := entries_of(place.json(path)):
                 split = split_of(path, place)
-                inside = path.parent.relative_to(place.folder).as_posix() if split else "."
-                prefix = "" if inside == "." else f"{inside}/"
+                prefix = prefix_of(path, place, split)
                 items += [Annotation(f"{prefix}{name}", labels, split) for name, labels in read_entries(entries)]
                 files.append(path)
                 regions = regions or not any(entry.get("file_attributes") for entry in entries)
