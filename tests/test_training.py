@@ -315,7 +315,7 @@ def test_pair_of_rates_trains_the_last_layers_more(learn: Any, settled: tuple) -
 
 
 def test_too_many_layer_groups_are_refused(learn: Any, settled: tuple) -> None:
-    with pytest.raises(RecipeError, match="trains 10 layer groups, but tf_efficientnet_lite0 has 9"):
+    with pytest.raises(RecipeError, match="trains 10 layer groups, but test_efficientnet has 7"):
         train(learn, settled[0].changed(stages=(Stage(10, 1),)))
 
 
