@@ -34,8 +34,9 @@ __all__ = [
     "cache_home",
     "check_schema",
     "csv_rows",
-    "file_fingerprint",
+    "file_identities",
     "file_identity",
+    "fingerprint_of",
     "holds_image",
     "is_file_name",
     "is_inside",
@@ -300,10 +301,7 @@ def is_file_name(text: str) -> bool:
     >>> is_file_name("ants and bees"), is_file_name("../ants"), is_file_name("")
     (True, False, False)
     """
-    try:
-        fits = 0 < len(text.encode()) <= MAX_NAME_BYTES
-    except UnicodeEncodeError:
-        return False
+    fits = 0 < len(text.encode(errors="replace")) <= MAX_NAME_BYTES and not SURROGATE.search(text)
     return fits and min(text) >= " " and not set(text) & {"/", "\\", "\x7f"} and text not in (".", "..")
 
 
@@ -332,20 +330,21 @@ def file_identity(path: str | Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def file_fingerprint(paths: Iterable[str]) -> str:
-    """Return a hash of the paths of files and of what changes when they are replaced, in the given order.
+def file_identities(paths: Iterable[str]) -> list[str]:
+    """Return the path of each image file with its identity (see `file_identity`), for `fingerprint_of`.
 
     Raises:
         DataError: if a file is missing.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            identity = file_identity(path)
-        except FileNotFoundError as error:
-            raise missing_image(error) from None
-        digest.update(f"{path}\0{identity}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    try:
+        return [f"{path}\0{file_identity(path)}\n" for path in paths]
+    except FileNotFoundError as error:
+        raise missing_image(error) from None
+
+
+def fingerprint_of(identities: Iterable[str]) -> str:
+    """Return a hash of what `file_identities` returned, in this order."""
+    return hashlib.sha256("".join(identities).encode(errors="surrogateescape")).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

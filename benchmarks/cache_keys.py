@@ -20,6 +20,7 @@ from serving import print_json
 
 import baseline
 from baseline import files
+from baseline.data.audit import scan
 from baseline.training import checkpoint
 
 
@@ -52,7 +53,8 @@ class Stopwatch:
 
 def main(images: Path, image_size: int = 64, repeats: int = 3) -> None:
     parts = {"keys": Stopwatch(), "hashes": Stopwatch()}
-    parts["keys"].replace(files, "file_identity")
+    for module, name in ((files, "file_identities"), (files, "fingerprint_of"), (scan, "file_stamp")):
+        parts["keys"].replace(module, name)
     parts["hashes"].replace(checkpoint, "_fingerprint_table")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BASELINE_HOME"] = f"{folder}/cache"

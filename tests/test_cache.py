@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import baseline
-from baseline.vision.cache import ArrayCache, file_fingerprint
+from baseline.files import file_identities, fingerprint_of
+from baseline.vision.cache import ArrayCache
 
 KEY = {"what": "things", "number": 1}
 
@@ -160,8 +161,8 @@ def test_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(name)
     paths = [str(tmp_path / name) for name in "ab"]
-    before = file_fingerprint(paths)
-    assert before == file_fingerprint(paths) != file_fingerprint(paths[::-1])
+    before = fingerprint_of(file_identities(paths))
+    assert before == fingerprint_of(file_identities(paths)) != fingerprint_of(file_identities(paths[::-1]))
     (tmp_path / "a").write_text("c")
     os.utime(tmp_path / "a", ns=(1, 1))
-    assert file_fingerprint(paths) != before
+    assert fingerprint_of(file_identities(paths)) != before

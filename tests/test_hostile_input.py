@@ -40,14 +40,13 @@ from baseline.deploy.server.app import create_app
 from baseline.deploy.server.predictor import Limits
 from baseline.errors import BaselineError, OutputError, RecipeError
 from baseline.experiments.compare import compare_runs, list_runs
-from baseline.files import write_atomic
+from baseline.files import file_identities, write_atomic
 from baseline.parallel import memory
 from baseline.report import figures
 from baseline.report.model_card import write_card
 from baseline.report.page import write_report
 from baseline.training.checkpoint import Checkpoints
 from baseline.vision import model_folder
-from baseline.vision.cache import file_fingerprint
 from baseline.vision.model_folder import read_config
 
 
@@ -452,7 +451,7 @@ def test_images_of_equal_size_that_are_swapped_are_read_again(way: str, tmp_path
             Image.new("RGB", (40, 40), color).save(tmp_path / name / f"{number}.bmp")
             os.utime(tmp_path / name / f"{number}.bmp", ns=(10**18, 10**18))
     table = baseline.image_table(tmp_path)
-    before, fingerprint = scan_images(list(table["path"]), baseline.Progress()), file_fingerprint(table["path"])
+    before, identities = scan_images(list(table["path"]), baseline.Progress()), file_identities(table["path"])
     checkpoints = Checkpoints(tmp_path / "run")
     recorded = table.assign(split="train")
     checkpoints.start({"asked": {"recipe": {}, "images": ""}, "recipe": {}, "reasons": {}, "device": ""}, recorded)
@@ -466,7 +465,7 @@ def test_images_of_equal_size_that_are_swapped_are_read_again(way: str, tmp_path
     assert one.stat().st_mtime_ns == other.stat().st_mtime_ns == 10**18
     after = scan_images(list(table["path"]), baseline.Progress())
     assert (before.digest != after.digest).sum() == 2 and (before.thumb != after.thumb).any(axis=1).sum() == 2
-    assert file_fingerprint(table["path"]) != fingerprint
+    assert file_identities(table["path"]) != identities
     with pytest.raises(OutputError, match="2 image files were rewritten"):
         checkpoints.verify_start({"recipe": {}, "images": ""}, recorded)
 

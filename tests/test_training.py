@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,22 @@ def test_second_run_with_other_rates_reads_no_image(learn: Any, settled: tuple, 
     fresh = baseline.learner(learn.dls, cacheable)
     history = train(fresh, cacheable.changed(stages=(Stage("head", 2, 1e-2, augment=False), Stage(3, 1, 1e-4))))
     assert len(history.epochs) == 3
+
+
+def test_outputs_are_not_stored_for_an_image_that_was_replaced_after_it_was_decoded(
+    settled: tuple[baseline.Recipe, Any], tmp_path: Path
+) -> None:
+    recipe = settled[0].changed(frozen_precision="float32")
+    paths = [str(shutil.copy(path, tmp_path / f"{number}.jpg")) for number, path in enumerate(settled[1]["path"])]
+    table, (one, other) = settled[1].assign(path=paths), np.flatnonzero(settled[1]["split"] == "train")[[0, -1]]
+
+    learn = baseline.learner(baseline.dataloaders(table, recipe), recipe)
+    shutil.copy(paths[other], paths[one])
+    features = embeddings(learn, table, recipe)
+    assert np.abs(features[one] - features[other]).max() > 0.01, "of the images that were decoded"
+    learn.dls = baseline.dataloaders(table, recipe)
+    features = embeddings(learn, table, recipe)
+    assert np.allclose(features[one], features[other], atol=1e-4)
 
 
 def test_outputs_of_changed_layers_are_computed_again(learn: Any, settled: tuple) -> None:

@@ -33,12 +33,13 @@ from torch import nn
 
 from baseline.data.image import PIXELS_VERSION
 from baseline.errors import RecipeError
+from baseline.files import file_identities, fingerprint_of
 from baseline.progress import Progress
 from baseline.recipe.schema import NO_AUGMENT, Stage
 from baseline.system import total_memory_bytes
 from baseline.vision.augment import OWN_TYPES, describe_transforms, own_transforms, resize_batch
 from baseline.vision.bodies import device_of
-from baseline.vision.cache import ArrayCache, file_fingerprint
+from baseline.vision.cache import ArrayCache
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.dataloaders import BatchLoader, BatchSource, encode_targets, split_loader
 from baseline.vision.layers import find_layers, is_size_bound
@@ -356,7 +357,9 @@ class FrozenOutputs:
     def _key(self, split: str, cut: int, view: InputView) -> dict[str, Any]:
         """Return everything that the outputs depend on."""
         if split not in self.fingerprints:
-            self.fingerprints[split] = file_fingerprint(self.rows[split]["path"])
+            paths, images = self.rows[split]["path"], vars(self.learn.dls).get("decoded")
+            known = [images.identities[images.rows[path]] for path in paths] if images else file_identities(paths)
+            self.fingerprints[split] = fingerprint_of(known)
         recipe, layers = self.recipe, nn.Sequential(*self.plan.layers[:cut])
         digest = hashlib.sha256(repr(layers).encode())
         for value in layers.state_dict().values():

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from baseline.files import cache_home, file_fingerprint, make_cache_folder, parse_json
+from baseline.files import cache_home, make_cache_folder, parse_json
 from baseline.progress import Progress
 from baseline.reading import read_text
 
-__all__ = ["ArrayCache", "file_fingerprint"]
+__all__ = ["ArrayCache"]
 
 
 FORMAT = 1

@@ -14,10 +14,11 @@ import torch
 from fastai.torch_core import default_device
 
 from baseline.data.image import PIXELS_VERSION, resize_image
+from baseline.files import file_identities, fingerprint_of
 from baseline.progress import Progress
 from baseline.system import total_memory_bytes
 from baseline.vision.augment import load_existing_image
-from baseline.vision.cache import ArrayCache, file_fingerprint
+from baseline.vision.cache import ArrayCache
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
@@ -31,20 +32,24 @@ MEMORY_FRACTION = 1 / 8
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The images of a table: `pixels`, N x 3 x size x size, uint8, and the row of each path."""
+    """The images of a table: `pixels`, N x 3 x size x size, uint8, and the row of each path.
+
+    `identities` is what `file_identities` returned before they were decoded; the files may have changed since.
+    """
 
     pixels: torch.Tensor
     rows: dict[str, int]
+    identities: list[str]
 
 
 def decode_table(table: pd.DataFrame, recipe: Recipe, progress: Progress) -> DecodedImages | None:
     """Decode all images of the table; return None if there is no room for them."""
     paths = sorted(set(table["path"]))
-    pixels = _load_pixels(paths, recipe, progress)
+    pixels = _load_pixels(paths, identities := file_identities(paths), recipe, progress)
     if pixels is None:
         return None
     tensor = move_to_gpu_if_small(torch.from_numpy(pixels))
-    return DecodedImages(tensor.permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)})
+    return DecodedImages(tensor.permute(0, 3, 1, 2), {path: row for row, path in enumerate(paths)}, identities)
 
 
 def move_to_gpu_if_small(pixels: torch.Tensor) -> torch.Tensor:
@@ -55,10 +60,10 @@ def move_to_gpu_if_small(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.to(device)
 
 
-def _load_pixels(paths: list[str], recipe: Recipe, progress: Progress) -> np.ndarray | None:
+def _load_pixels(paths: list[str], identities: list[str], recipe: Recipe, progress: Progress) -> np.ndarray | None:
     """Return the pixels, N x size x size x 3, from the cache or decoded now; None if there is no room for them."""
     size = recipe.decoded_size
-    cache, key = ArrayCache(recipe.options.cache_gb, progress), _cache_key(paths, recipe)
+    cache, key = ArrayCache(recipe.options.cache_gb, progress), _cache_key(identities, recipe)
     with cache.lock(key):
         cached = cache.get(key)
         if cached is not None:
@@ -75,10 +80,10 @@ def _load_pixels(paths: list[str], recipe: Recipe, progress: Progress) -> np.nda
         return pixels
 
 
-def _cache_key(paths: list[str], recipe: Recipe) -> dict[str, Any]:
+def _cache_key(identities: list[str], recipe: Recipe) -> dict[str, Any]:
     return {
         "what": "images",
-        "images": file_fingerprint(paths),
+        "images": fingerprint_of(identities),
         "size": recipe.decoded_size,
         "resize": recipe.model.resize,
         "pixels": (PIXELS_VERSION, recipe.data.value_range),
@@ -88,7 +93,7 @@ def _cache_key(paths: list[str], recipe: Recipe) -> dict[str, Any]:
 def estimate_decoding_seconds(table: pd.DataFrame, recipe: Recipe, samples: int = 32) -> float:
     """Estimate how long decoding the table's images will take, from a few of them; 0 if they are in the cache."""
     paths = sorted(set(table["path"]))
-    if ArrayCache(recipe.options.cache_gb).has(_cache_key(paths, recipe)):
+    if ArrayCache(recipe.options.cache_gb).has(_cache_key(file_identities(paths), recipe)):
         return 0.0
     sample = paths[:: max(1, len(paths) // samples)]
     pixels = np.empty((len(sample), recipe.decoded_size, recipe.decoded_size, 3), dtype=np.uint8)

@@ -26,7 +26,7 @@ from baseline.data.image import (
     to_upright_rgb,
     unreadable_reason,
 )
-from baseline.files import cache_home, file_identity, make_cache_folder
+from baseline.files import SURROGATE, cache_home, file_identity, make_cache_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,8 +139,7 @@ def file_stamp(path: str) -> tuple[int, int]:
         size, *others = file_identity(path).split()
     except OSError:
         return (-1, -1)
-    digest = hashlib.blake2b(" ".join(others).encode(), digest_size=7).digest()
-    return int(size), int.from_bytes(digest)
+    return int(size), int.from_bytes(hashlib.blake2b(" ".join(others).encode(), digest_size=7).digest())
 
 
 def scan_image(path: str) -> ScanRecord:
@@ -285,8 +284,4 @@ def record_checksum(path: str, stamp: tuple[int, int], record: tuple) -> int:
 
 def path_to_text(path: str) -> str | bytes:
     """Return the path, or its bytes if it is not valid Unicode text, which SQLite refuses."""
-    try:
-        path.encode()
-        return path
-    except UnicodeEncodeError:
-        return os.fsencode(path)
+    return path if path.isascii() or not SURROGATE.search(path) else os.fsencode(path)
