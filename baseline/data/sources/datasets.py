@@ -23,7 +23,7 @@ from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cac
 from baseline.progress import Progress
 from baseline.reading import read_text
 
-__all__ = ["DATASETS", "Dataset", "dataset"]
+__all__ = ["DATASETS", "Dataset", "dataset", "pending_download"]
 
 
 MAX_ENTRIES = 1_000
@@ -219,6 +219,15 @@ def from_internet(info: Dataset, progress: Progress, failures: list[str]) -> Pat
             except DataError as error:
                 _log_failure(source, str(error), progress, failures)
     raise DataError(_all_failed_message(info, failures))
+
+
+def pending_download(name: str) -> str:
+    """Return what `dataset` would download, and from where; empty if the images are on this machine."""
+    info = DATASETS[name]
+    if from_cache(info, _SILENT, []) or from_kaggle(info, _SILENT, []):
+        return ""
+    sources = " or ".join(source for source, _ in download_sources(info))
+    return f"they would be downloaded from {sources}"
 
 
 def download_sources(info: Dataset) -> Iterator[tuple[str, Callable[[Path, Progress], Path]]]:

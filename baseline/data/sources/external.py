@@ -16,7 +16,7 @@ from baseline.errors import BaselineError, DataError, missing_package, unknown_n
 from baseline.files import cache_home, file_identity, resolve_path
 from baseline.progress import Progress
 
-__all__ = ["export_external", "is_external"]
+__all__ = ["export_external", "is_external", "pending_export"]
 
 
 EXTERNAL_PREFIXES = ("torchvision", "hf")
@@ -58,19 +58,9 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     Raises:
         DataError: if there is no such dataset or it cannot be loaded.
     """
-    progress = progress or Progress()
+    progress, folder = progress or Progress(), export_folder(name)
     kind, _, external_name = name.partition(":")
     loader = {"torchvision": load_torchvision, "hf": load_hugging_face}[kind]
-    if kind == "torchvision" and external_name not in TORCHVISION:
-        raise DataError(unknown_name("dataset of torchvision", external_name, TORCHVISION))
-    if not external_name:
-        raise DataError("hf: has no name. Pass hf:NAME for a dataset on the Hub, or hf:FOLDER.")
-    identity = external_name
-    if kind == "hf" and (local := resolve_path(external_name)).exists():
-        identity = f"{local} {file_identity(local)}"
-    safe_name = "".join(c if c.isalnum() or c in "-." else "_" for c in external_name)[-60:]
-    suffix = f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}" if kind == "hf" else ""
-    folder = cache_home() / "datasets" / f"{kind}-{safe_name}{suffix}"
 
     def export(folder: Path) -> None:
         with report_write_errors(folder):
@@ -84,6 +74,39 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     if fill_once(folder, export, lambda line: progress.log(f"data: {line}")):
         progress.log(f"data: {name} as class folders in {folder}")
     return folder
+
+
+def export_folder(name: str) -> Path:
+    """Return the folder in the cache for the images of a dataset."""
+    kind, _, external_name = name.partition(":")
+    if kind == "torchvision" and external_name not in TORCHVISION:
+        raise DataError(unknown_name("dataset of torchvision", external_name, TORCHVISION))
+    if not external_name:
+        raise DataError("hf: has no name. Pass hf:NAME for a dataset on the Hub, or hf:FOLDER.")
+    identity = external_name
+    if kind == "hf" and (local := resolve_path(external_name)).exists():
+        identity = f"{local} {file_identity(local)}"
+    safe_name = "".join(c if c.isalnum() or c in "-." else "_" for c in external_name)[-60:]
+    suffix = f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}" if kind == "hf" else ""
+    return cache_home() / "datasets" / f"{kind}-{safe_name}{suffix}"
+
+
+def pending_export(name: str) -> str:
+    """Return what `export_external` would download, and from where; empty if it needs only files on this machine."""
+    kind, _, external_name = name.partition(":")
+    local_files = list_debian_files(external_name) if kind == "torchvision" else is_saved(external_name)
+    if local_files or export_folder(name).exists():
+        return ""
+    if kind == "torchvision":
+        return "torchvision would download them"
+    if Path(external_name).exists():
+        return "Hugging Face datasets would load the folder, and download what it names"
+    return "they would be downloaded from the Hugging Face Hub"
+
+
+def is_saved(name: str) -> bool:
+    """Return whether a folder was written by `save_to_disk`, and so holds all of its images."""
+    return any((Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json"))
 
 
 def write_splits(splits: dict[str, Iterable[tuple[Any, str]]], folder: Path, name: str, progress: Progress) -> None:
@@ -134,6 +157,8 @@ def load_torchvision(name: str, work: Path, progress: Progress) -> dict[str, Ite
             with gzip.open(file) as packed, (raw / file.stem).open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
         progress.log(f"data: using the files in {debian_files[0].parent}")
+    else:
+        progress.log(f"data: loading {name} with torchvision, which downloads it")
     splits: dict[str, Iterable[tuple[Any, str]]] = {}
     for split in ("train", "test"):
         try:
@@ -196,10 +221,9 @@ def load_hugging_face(name: str, work: Path, progress: Progress) -> dict[str, It
     origin = "" if Path(name).exists() else ", which looks for it on the network"
     progress.log(f"data: loading {name} with Hugging Face datasets{origin}")
     try:
-        is_saved = (Path(name) / "dataset_dict.json").exists() or (Path(name) / "dataset_info.json").exists()
         loaded = (
             hugging_face.load_from_disk(name)
-            if is_saved
+            if is_saved(name)
             else hugging_face.load_dataset(name, cache_dir=str(work / "hf"))
         )
     except Exception as error:  # its many builders raise almost any exception
