@@ -16,6 +16,7 @@ from baseline.vision.cpu_speedups import (
     retain_freed_memory,
 )
 from baseline.vision.network import build_network
+from baseline.vision.pointwise import bfloat16_pointwise
 
 
 def outputs_and_gradients(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -126,3 +127,50 @@ def test_fast_depthwise_is_used_where_the_kernel_covers_the_map() -> None:
     with fast_depthwise(layer):
         assert "Depthwise" in str(layer(torch.zeros(1, 4, 4, 4)).grad_fn)
         assert "Depthwise" not in str(layer(torch.zeros(1, 4, 8, 8)).grad_fn)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise_convolutions_in_bfloat16_are_close_to_those_of_torch(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(48, 96, 1, bias=bias)
+    model = nn.Sequential(layer, nn.ReLU6(inplace=True))  # in place, as in the blocks of EfficientNets
+    images = torch.randn(5, 48, 7, 6, requires_grad=True)
+    results = []
+    for context in (nullcontext(), bfloat16_pointwise(model)):
+        with context:
+            output = model(images)
+            gradients = torch.autograd.grad(output.square().sum(), (images, *layer.parameters()))
+            results.append((output.detach(), *gradients))
+    assert "forward" not in vars(layer)
+    for expected, actual in zip(*results, strict=True):
+        assert actual.dtype == torch.float32 and actual.shape == expected.shape
+        difference = float((expected - actual).abs().max() / expected.abs().max())
+        assert 0 < difference < 0.02, "eight bits of significand"
+
+
+def test_bfloat16_is_used_in_steps_and_in_pointwise_convolutions_only() -> None:
+    model, _ = build_network("tf_efficientnet_lite0", 3, None)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        with bfloat16_pointwise(model):
+            assert torch.equal(model(images), expected), "passes without gradients stay in float32"
+    for layer in (
+        nn.Conv2d(48, 48, 1, stride=2),
+        nn.Conv2d(48, 48, 1, groups=2),
+        nn.Conv2d(48, 48, 3),
+        nn.Conv2d(48, 48, 1, padding=1),
+        nn.Conv2d(48, 24, 1),
+        nn.Conv2d(48, 48, 1).requires_grad_(False),
+    ):
+        with bfloat16_pointwise(layer):
+            assert "Pointwise" not in str(layer(torch.randn(1, 48, 4, 4, requires_grad=True)).grad_fn)
+    with bfloat16_pointwise(model), optimize_for_cpu(model, images):
+        names = {str(module(torch.randn(1, 192, 2, 2)).grad_fn) for module in wide_layers(model)}
+    assert names and all("Pointwise" in name for name in names), "also where BatchNorm is folded"
+
+
+def wide_layers(model: nn.Module) -> list[nn.Conv2d]:
+    """The pointwise convolutions of 192 channels."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return [layer for layer in layers if layer.kernel_size == (1, 1) and layer.in_channels == 192]

@@ -96,6 +96,20 @@ def test_one_pass_serves_all_stages_with_the_same_view(learn: Any, settled: tupl
     assert not frozen.outputs, "stage 3 uses both views and needs another pass"
 
 
+def test_steps_in_bfloat16_repeat_and_are_recorded(settled: tuple, tmp_path: Path) -> None:
+    recorded, weights = [], []
+    for changes in ({}, {}, {"frozen_precision": "float32"}, {"freeze": "fastai"}):
+        recipe = settled[0].changed(**{"frozen_precision": "bfloat16", "stages": (Stage(2, 1, 1e-4),), **changes})
+        with seed_everything(0):
+            learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
+            recorded += [stage.get("pointwise") for stage in train(learn, recipe).stages]
+        weights.append(weights_of(learn.model))
+    assert recorded == ["bfloat16", "bfloat16", None, None]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()), "the same digits"
+    assert any(not torch.equal(value, weights[2][name]) for name, value in weights[0].items())
+    assert {value.dtype for value in weights[0].values()} == {torch.float32, torch.int64}
+
+
 def test_training_is_the_same_with_and_without_cached_outputs(
     learn: Any, settled: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:

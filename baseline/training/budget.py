@@ -16,6 +16,7 @@ from torch import nn
 
 from baseline.training.frozen import FreezePlan, FrozenOutputs, LayerSequence, frozen_precision
 from baseline.training.lr_find import SWEEP_STEPS
+from baseline.training.stages import step_precision
 from baseline.vision.cache import ArrayCache
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.learner import mixed_precision
@@ -123,7 +124,7 @@ class Throughput:
                 outputs = layers(inputs)
             outputs.float().square().mean().backward()
 
-        with optimize_for_cpu(layers, inputs):
+        with step_precision(layers, self.recipe), optimize_for_cpu(layers, inputs):
             layers.train(update_batch_norm)
             try:
                 return self._seconds(step)

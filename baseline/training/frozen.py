@@ -53,14 +53,7 @@ if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
     from baseline.vision.network import Splitter
 
-__all__ = [
-    "FreezePlan",
-    "FrozenOutputs",
-    "LayerSequence",
-    "embeddings",
-    "frozen_precision",
-    "timed_embeddings",
-]
+__all__ = ["FreezePlan", "FrozenOutputs", "LayerSequence", "embeddings", "frozen_precision", "timed_embeddings"]
 
 
 MEMORY_FRACTION = 1 / 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastcore.basics import even_mults
+from torch import nn
 
 from baseline.errors import OutputError, TrainingError
 from baseline.parallel.distributed import broadcast_from_rank0, rank, world_size
@@ -209,6 +211,8 @@ def begin_stage(run: TrainingRun, learner: Learner, number: int, size: int, star
     else:
         rate, reason = stage.lr, "as given"
     facts.update({"lr": rate, "why": reason, "seconds": 0.0})
+    if stage.trains != "probe" and has_bfloat16_steps(run.frozen.recipe):
+        facts["pointwise"] = "bfloat16"
     layers = describe_trained(stage.trains if isinstance(stage.trains, str) else trained_groups(number))
     epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs} epochs"
     steps = [epochs, describe_schedule(facts), f"learning rate {format_lr(rate)} ({reason})"]
@@ -241,7 +245,8 @@ def stage_learner(run: TrainingRun, number: int) -> Learner:
 def search_lr(run: TrainingRun, learner: Learner, number: int, size: int) -> tuple[float, pd.DataFrame, str]:
     """Run `find_lr` on a stage, with its layers frozen and its callbacks."""
     freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
-    with learner.added_cbs(stage_callbacks(run, learner, number, size)):
+    callbacks = stage_callbacks(run, learner, number, size)
+    with learner.added_cbs(callbacks), step_precision(learner.model, run.frozen.recipe):
         return find_lr(learner)
 
 
@@ -253,7 +258,8 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
     completed_epochs = run.state.epoch if run.state else 0
     speedup = optimize_for_cpu(learner.model, sample_batch(learner))
     progress_bar = run.progress.bar(f"stage {number}", stage.epochs * steps_per_epoch, "batches")
-    with progress_bar as bar, learner.no_bar(), learner.no_logging(), speedup:
+    precision = step_precision(learner.model, run.frozen.recipe)
+    with progress_bar as bar, learner.no_bar(), learner.no_logging(), precision, speedup:
         bar.step(completed_epochs * steps_per_epoch)
         callbacks = [
             *stage_callbacks(run, learner, number, size),
@@ -277,6 +283,21 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
             fit(stage.epochs, group_lrs(learner, facts["lr"]), wd=decay, cbs=callbacks)
         finally:
             learner.loss_func = plain_loss(learner.loss_func)
+
+
+def has_bfloat16_steps(recipe: Recipe) -> bool:
+    """Whether steps compute pointwise convolutions in bfloat16: where frozen layers do, unless layers freeze as in
+    fastai."""
+    return recipe.model.frozen_precision == "bfloat16" and recipe.training.freeze != "fastai"
+
+
+def step_precision(model: nn.Module, recipe: Recipe) -> AbstractContextManager[None]:
+    """Return a context, to be entered before the CPU speedups, for the precision of a step's pointwise convolutions."""
+    if not has_bfloat16_steps(recipe):
+        return nullcontext()
+    from baseline.vision.pointwise import bfloat16_pointwise
+
+    return bfloat16_pointwise(model)
 
 
 def recipe_weight_decay(run: TrainingRun) -> float | None:
@@ -315,8 +336,7 @@ def group_lrs(learner: Learner, lr: Any) -> Any:
     """Return a single rate, or for a pair of rates one per layer group, geometrically spaced over the trained ones."""
     if not isinstance(lr, tuple):
         return lr
-    groups = len(learner.opt.param_lists)
-    frozen = learner.opt.frozen_idx
+    groups, frozen = len(learner.opt.param_lists), learner.opt.frozen_idx
     return [lr[0]] * frozen + list(even_mults(*lr, groups - frozen))
 
 

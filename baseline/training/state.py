@@ -38,6 +38,8 @@ class StageRecord(TypedDict, total=False):
     """Learning rate as used; two are those of the first and the last trained layer group."""
     why: str
     """The reason for that rate."""
+    pointwise: str
+    """`"bfloat16"` if steps computed pointwise convolutions in it; without it they had the recipe's precision."""
     seconds: float
     features_seconds: float
     """Seconds, of all, to compute the outputs of frozen layers."""
@@ -120,12 +122,7 @@ class TrainingRun:
         """Write a checkpoint of the state if one is due."""
         if self.checkpoints is None or rank() or not self.checkpoints.is_due():
             return
-        values = {
-            "steps": self.log.steps,
-            "point": vars(state),
-            "log": self.log.to_state(),
-            "score": self.best.score,
-        }
+        values = {"steps": self.log.steps, "point": vars(state), "log": self.log.to_state(), "score": self.best.score}
         seconds = sum(facts["seconds"] for facts in [*self.log.stages, state.facts])
         self.checkpoints.save(values, self.best.weights, seconds)
         if self.checkpoints.error:

@@ -88,16 +88,10 @@ def restore_forwards(forwards: list[tuple[nn.Module, Any]]) -> None:
 @torch.no_grad()
 def run_in_eval_mode(model: nn.Module, sample: torch.Tensor) -> torch.Tensor:
     """Return the model's output in evaluation mode, without gradients."""
-    with _eval_mode(model):
-        return model(sample)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        return model(sample)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -126,8 +120,7 @@ def find_conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.
     finally:
         for hook in hooks:
             hook.remove()
-    convolutions = [id(convolution) for convolution, _ in pairs]
-    norms = [id(norm) for _, norm in pairs]
+    convolutions, norms = ([id(pair[side]) for pair in pairs] for side in (0, 1))
     return [pair for pair in pairs if convolutions.count(id(pair[0])) == norms.count(id(pair[1])) == 1]
 
 

@@ -1,0 +1,129 @@
+"""Compares variants of the quick preset's last stage: precision of its steps, their number, and images per step.
+
+    python benchmarks/last_stage.py hymenoptera_256:100 cifar10:100 --variants float32,bfloat16 --seeds 3
+    python benchmarks/last_stage.py hymenoptera_256:20 trashnet_256:20 --variants probe,steps=100,steps=50,batch=8
+
+FOLDER:N takes N images per class for training and validation, a tenth of them for validation, and at most 100 other
+images per class for testing: of the test split, or of the validation split of a set without one. Every variant starts
+from the same logistic regression on the same features, with which `probe` ends. Prints the accuracy on the test images
+without TTA, the CPU seconds of the last stage, and the mean difference to the first variant with its 95% interval over
+all sets and seeds; runs that the file already has are not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from scipy.stats import t
+
+import baseline
+from baseline.recipe.schema import Recipe
+from baseline.training import stages
+from baseline.vision.rng import seed_everything
+
+TEST_IMAGES = 100
+"""Most test images per class."""
+
+
+def load_table(data: str, seed: int, size: int) -> tuple[Recipe, pd.DataFrame]:
+    """Return the recipe of the quick preset and the image table with splits, drawn with the seed."""
+    folder, _, count = data.rpartition(":")
+    recipe, table = baseline.load_images(folder, progress=baseline.Progress())
+    given = [name for name in ("test", "valid") if (table["split"] == name).any()]
+    rng, rows = np.random.default_rng(seed), []
+    for _, group in table.groupby("label", sort=True):
+        shuffled = group.iloc[rng.permutation(len(group))]
+        is_test = shuffled["split"] == given[0] if given else np.arange(len(group)) < min(TEST_IMAGES, len(group) // 3)
+        rows.append(shuffled[is_test][:TEST_IMAGES].assign(split="test"))
+        others = shuffled[~is_test][: int(count)]
+        valid = max(1, round(len(others) / 10))
+        rows += [others[:valid].assign(split="valid"), others[valid:].assign(split="train")]
+    return recipe.changed(seed=seed, image_size=size, audit="none", tta=()), pd.concat(rows, ignore_index=True)
+
+
+def train_variant(recipe: Recipe, table: pd.DataFrame, variant: str) -> dict[str, Any]:
+    """Train once; return the accuracy on the test images and the CPU seconds of the last stage."""
+    name, _, number = variant.partition("=")
+    probe, last = recipe.stages
+    last = dataclasses.replace(last, steps=int(number)) if name == "steps" else last
+    recipe = recipe.changed(stages=(probe,) if name == "probe" else (probe, last))
+    recipe = recipe.changed(batch_size=int(number)) if name == "batch" else recipe
+    recipe, weights, _ = baseline.resolve(recipe, table)
+    if name in ("float32", "bfloat16"):
+        vars(stages)["has_bfloat16_steps"] = lambda _: name == "bfloat16"
+    seconds: list[float] = []
+    fit_stage = stages.fit_stage
+
+    def timed(*arguments: Any) -> None:
+        start = time.process_time()
+        fit_stage(*arguments)
+        seconds.append(time.process_time() - start)
+
+    vars(stages)["fit_stage"] = timed
+    try:
+        with seed_everything(recipe.seed):
+            learn = baseline.learner(baseline.dataloaders(table, recipe), recipe, weights=weights)
+            history = baseline.train(learn, recipe)
+    finally:
+        vars(stages)["fit_stage"] = fit_stage
+    predictions = baseline.predict(learn, table, views=(), splits=("test",))
+    best = history.epochs[history.epochs["best"]]["stage"].iloc[-1]
+    accuracy = float((predictions["label"] == predictions["predicted"]).mean())
+    return {"accuracy": accuracy, "cpu": round(seconds[-1], 1), "best": int(best), "epochs": recipe.stages[-1].epochs,
+            "batch": recipe.training.batch_size, "train": int((table["split"] == "train").sum()),
+            "test": len(predictions)}  # fmt: skip
+
+
+def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
+    """Print a row per set and the paired differences to the first variant."""
+    print(f"\n| set | {' | '.join(variants)} |\n|{'---|' * (len(variants) + 1)}")
+    for data, group in runs.groupby("data", sort=False):
+        cells = []
+        for variant in variants:
+            rows = group[group["variant"] == variant]
+            values = ", ".join(f"{100 * value:.1f}" for value in rows["accuracy"])
+            cells.append(f"{values}%, {rows['cpu'].mean():.1f} s")
+        print(f"| {data}, {group['train'].iloc[0]} train, {group['test'].iloc[0]} test | {' | '.join(cells)} |")
+    wide = runs.pivot(index=["data", "seed"], columns="variant", values="accuracy").dropna()
+    for variant in variants[1:]:
+        difference = 100 * (wide[variant] - wide[variants[0]])
+        half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
+        print(f"{variant} - {variants[0]}: {difference.mean():+.2f} points ({difference.mean() - half:+.2f} to "
+              f"{difference.mean() + half:+.2f}), {len(difference)} pairs")  # fmt: skip
+
+
+def main(
+    sets: Annotated[list[str], typer.Argument(help="FOLDER:N or NAME:N, N images per class.")],
+    variants: Annotated[str, typer.Option(help="float32, bfloat16, probe, steps=N or batch=N, separated by commas.")],
+    seeds: int = 3,
+    size: Annotated[int, typer.Option(help="Image size in pixels.")] = 128,
+    out: Annotated[Path, typer.Option(help="JSON lines file with all runs.")] = Path("last_stage.jsonl"),
+) -> None:
+    """Train every variant on every set and print the table."""
+    runs = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    names = variants.split(",")
+    for seed in range(seeds):
+        for data in sets:
+            recipe, table = load_table(data, seed, size)
+            for variant in names:
+                run = {"data": Path(data).name, "size": size, "seed": seed, "variant": variant}
+                if any(run.items() <= other.items() for other in runs):
+                    continue
+                runs.append({**run, **train_variant(recipe, table, variant)})
+                with out.open("a") as file:
+                    file.write(json.dumps(runs[-1]) + "\n")
+                print(runs[-1], flush=True)
+    frame = pd.DataFrame(runs)
+    frame = frame[frame["data"].isin([Path(data).name for data in sets]) & (frame["size"] == size)]
+    summarize(frame[frame["variant"].isin(names) & (frame["seed"] < seeds)], names)
+
+
+if __name__ == "__main__":
+    typer.run(main)
