@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from baseline.inference.model import Model
     from baseline.recipe.changes import RecipeChanges
     from baseline.runs.manifest import Manifest
-    from baseline.runs.probe_reference import ProbeReference
+    from baseline.runs.probe_reference import ProbeFolds, ProbeReference
     from baseline.training.budget import Estimate
     from baseline.training.state import History
     from baseline.vision.weights import Weights
@@ -274,7 +274,7 @@ class _Run:
                 loggers.log_summary(flatten_metrics(metrics))
         manifest = self._manifest(weights, metrics, history, calibration_report(predictions, task), estimate)
         if reference is not None and history.probe:
-            manifest["probe"] = reference.compare(history, predictions)
+            manifest = cast("Manifest", {**manifest, **reference.entries(history, predictions)})
         write_run(self.folder, learn, weights, self.table, history, predictions, manifest, self._own_transforms())
         if find_spec("baseline.inference"):
             from baseline.inference.reference import write_reference
@@ -404,15 +404,14 @@ class _Run:
             path=scratch,
         )  # fmt: skip
 
-    def _probe_reference(self, learn: Learner) -> ProbeReference | None:
-        """What the result is compared with, if training begins with a probe and goes on."""
-        first, *others = self.recipe.stages
-        if rank() or not others or first.trains != "probe":
+    def _probe_reference(self, learn: Learner) -> ProbeReference | ProbeFolds | None:
+        """What the result is compared with, if training begins with a probe."""
+        if rank() or self.recipe.stages[0].trains != "probe":
             return None
         from baseline.runs.probe_reference import probe_reference
 
         with self.timer.part("reference"):
-            return probe_reference(learn, self.table, self.recipe, self.progress)
+            return probe_reference(learn, self.table, self.recipe, self.reasons["split"], self.progress)
 
     def _train(
         self, learn: Learner, weights: Weights | None, loggers: Progress, estimate: Estimate | None,

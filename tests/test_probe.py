@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 import baseline
 from baseline import Progress, Recipe, Stage, make_baseline
+from baseline.data.table_folds import MAX_PROBE_FOLD_IMAGES, describe_probe_folds
 from baseline.errors import RecipeError, TrainingError
-from baseline.evaluation.explain import describe_probe
+from baseline.evaluation.explain import describe_probe, describe_references
+from baseline.runs.probe_reference import cross_validated_logits
 from baseline.training.frozen import embeddings
 from baseline.training.logistic import STRENGTHS, Problem, Solution, fit_logistic, search_strength
-from baseline.training.probe import has_intercept, install
+from baseline.training.probe import has_intercept, held_out_score, install
 
 TINY: dict[str, Any] = {"arch": "test_efficientnet", "image_size": 32, "cache_gb": 0.0}
 
@@ -280,14 +283,7 @@ def test_a_probe_on_dataloaders_of_the_users(images: Path, no_page: None, tmp_pa
 
 
 def test_a_metric_chooses_the_strength(settled: tuple, learn: Any) -> None:
-    from baseline.training.probe import SolveHead
-
-    recipe = settled[0].changed(metric="accuracy", stages=(Stage("probe", 1),))
-
-    class Run:
-        frozen = type("Frozen", (), {"recipe": recipe})
-
-    score = SolveHead(Run(), 1, {})._score
+    score = partial(held_out_score, settled[0].changed(metric="accuracy", stages=(Stage("probe", 1),)))
     rows = Problem(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), 2)
     right = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.0, 0.1], [0.0, 0.1]])
     sure = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.1, 0.0]])
@@ -297,9 +293,61 @@ def test_a_metric_chooses_the_strength(settled: tuple, learn: Any) -> None:
 
 def test_the_command_line_takes_the_preset(images: Path, no_page: None, tmp_path: Path) -> None:
     options = [f"--set={name}={value}" for name, value in TINY.items()]
-    ended = call("run", images, "--preset", "instant", "--out", tmp_path / "run", *options)
+    command = ("run", images, "--preset", "instant", *options)
+    ended = call(*command, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run/manifest.json").exists()
+    assert "5-fold cross-validation on all 48 images: accuracy " in ended.stdout
+    line = "cross-validation: evaluates all 48 images beside the test split"
+    assert line in ended.stderr and line in call(*command, "--dry-run").stdout
+    assert line not in call(*command, "--dry-run", "--split", "random").stdout
+
+
+def test_an_image_is_evaluated_by_a_head_that_knows_nothing_of_its_fold() -> None:
+    values, targets = features(90, 40, 3)
+    folds, recipe = np.arange(90) % 5, Recipe()
+    logits = cross_validated_logits(Problem(values, targets, 3), folds, recipe)
+    held_out = torch.from_numpy(folds == 2)
+    other = torch.where(held_out, (targets + 1) % 3, targets)
+    changed = cross_validated_logits(Problem(values, other, 3), folds, recipe)
+    assert torch.equal(logits[held_out], changed[held_out]) and not torch.equal(logits, changed)
+    others = Problem(values, targets, 3).rows(~held_out)
+    fitted = [fit_logistic(others, strength).logits(values[held_out]) for strength in STRENGTHS]
+    assert min((one - logits[held_out]).abs().max() for one in fitted) < 1e-2
+    noise = torch.randint(3, (90,), generator=torch.Generator().manual_seed(1))
+    guessed = cross_validated_logits(Problem(values, noise, 3), folds, recipe).argmax(1)
+    assert (guessed == noise).float().mean() < 0.55
+
+
+def test_few_images_are_cross_validated(images: Path, grouped: Path, no_page: None, tmp_path: Path) -> None:
+    progress, changes = Lines(), {**TINY, "stages": (Stage("probe", 1),), "group_col": "photographer"}
+    result = make_baseline(grouped, out=tmp_path / "run", progress=progress, metric="log_loss", **changes)
+    folds = result.manifest["folds"]
+    assert (folds["folds"], folds["images"], folds["metric"]) == (5, 48, "log_loss") and folds["value"] > 0
+    low, high = folds["own_interval"]
+    assert low < folds["value"] < high
+    (line,) = [line for line in progress.lines if line.startswith("cross-validation: ")]
+    assert line.endswith("--split group evaluates the test split only.")
+    assert describe_references(result.manifest) == [
+        f"5-fold cross-validation on all 48 images: log loss {folds['value']:.3f} without TTA (95% confidence interval "
+        f"{low:.3f} to {high:.3f})."
+    ]
+    table = baseline.image_table(images)
+    few = table[(table["label"] == "ants") | (table.groupby("label").cumcount() < 2)]
+    small = make_baseline(few, out=tmp_path / "small", progress=progress, **TINY, preset="instant")
+    assert "folds" not in small.manifest
+    assert progress.lines.count("not cross-validated: a class has fewer than 3 images") == 1
+
+
+def test_only_a_split_that_was_left_open_is_cross_validated() -> None:
+    probe = Recipe().changed(stages=(Stage("probe", 1),), split="random")
+    reason = "the images come without splits"
+    assert describe_probe_folds(probe, MAX_PROBE_FOLD_IMAGES - 1, reason)
+    assert not describe_probe_folds(probe, MAX_PROBE_FOLD_IMAGES, reason)
+    assert not describe_probe_folds(probe, 40, "as given")
+    assert not describe_probe_folds(probe.changed(split="provided"), 40, "the images come with splits")
+    assert not describe_probe_folds(probe.changed(images_per_class=5), 40, reason)
+    assert not describe_probe_folds(probe.changed(stages=(Stage("probe"), Stage(2, 1, 1e-3))), 40, reason)
 
 
 def test_the_architecture_with_the_best_probe_is_chosen(

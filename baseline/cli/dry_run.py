@@ -27,12 +27,17 @@ def print_images(images: str | None, recipe: str | Recipe, changes: dict[str, An
 def describe_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
     """Return what was read of the images, line by line."""
     from baseline.data.labels import classes_in
-    from baseline.data.prepare import load_images, metric_notes
+    from baseline.data.prepare import load_image_table, metric_notes
     from baseline.data.table import summarize_source
+    from baseline.data.table_folds import describe_probe_folds
     from baseline.progress import Progress
+    from baseline.recipe.choose import apply_changes, choose_recipe
 
-    resolved, table = load_images(images, recipe, progress=Progress(), **changes)
+    chosen, place = choose_recipe(images, recipe)
+    resolved, reasons = apply_changes(chosen, None, dict(changes))
+    resolved, table = load_image_table(place, resolved, reasons, Progress())
     lines = [*summarize_source(table), *metric_notes(images, resolved, classes_in(table, resolved.data.task))]
+    lines += filter(None, [describe_probe_folds(resolved, len(table), reasons["split"])])
     if "kfold" not in resolved.split.method:
         return lines
     from baseline.experiments.repeats import describe_folds

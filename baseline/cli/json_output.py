@@ -39,6 +39,7 @@ def run_object(result: Baseline) -> dict[str, Any]:
         "folder": result.folder,
         "headline": headline_object(result),
         "splits": {split: split_object(numbers) for split, numbers in result.metrics.items()},
+        "folds": result.manifest.get("folds"),
         "seconds": result.manifest["seconds"],
         "manifest": result.folder / "manifest.json",
         "model": result.folder / "model",

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from baseline.evaluation.explain import describe_difference, describe_probe, explain
+from baseline.evaluation.explain import describe_difference, describe_references, explain
 from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
 from baseline.report.headline import Headline, describe_view, headline_of, headline_sentence
@@ -89,9 +89,7 @@ def _explain_result(result: Baseline) -> list[str]:
     split, numbers = list(result.metrics.items())[-1]
     calibration = result.manifest["calibration"].get(split)
     sentences = [*explain(numbers), *([calibration["words"]] if calibration else [])]
-    if probe := result.manifest.get("probe"):
-        sentences.insert(0, describe_probe(probe))
-    return list(map(escape, sentences))
+    return list(map(escape, [*describe_references(result.manifest), *sentences]))
 
 
 def seeds_table(result: SeedRuns) -> RenderableType:

@@ -16,7 +16,14 @@ from baseline.errors import DataError, unknown_name
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
 
-__all__ = ["read_folds", "resolve_folds"]
+__all__ = ["describe_probe_folds", "read_folds", "resolve_folds"]
+
+MAX_PROBE_FOLD_IMAGES = 300
+"""Number of images below which a run that fits the head alone is cross-validated as well.
+
+A fifth of them, the test split, has 60 images at most: an accuracy of 90 % has an interval of 15 points there, and of 7
+on all images. Their features take a few seconds.
+"""
 
 
 def resolve_folds(table: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
@@ -57,3 +64,20 @@ def read_folds(table: pd.DataFrame, column: str) -> np.ndarray:
     if len(list_folds(folds)) < 2:
         raise DataError(f"The column '{column}' has less than two folds. Pass --split kfold:K for K folds.")
     return folds
+
+
+def describe_probe_folds(recipe: Recipe, images: int, reason: str) -> str:
+    """Return the line about the cross-validation beside the result; empty for a run that has none.
+
+    Args:
+        recipe: with the split resolved.
+        reason: of the split, see `resolve_split`.
+    """
+    is_probe = [stage.trains for stage in recipe.stages] == ["probe"] and not recipe.data.images_per_class
+    is_open = recipe.split.method in ("random", "group") and reason != "as given"
+    if not (is_probe and is_open and images < MAX_PROBE_FOLD_IMAGES):
+        return ""
+    return (
+        f"cross-validation: evaluates all {images:,} images beside the test split, which is small; it takes seconds, "
+        f"as only the head is fitted. --split {recipe.split.method} evaluates the test split only."
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from baseline.metrics.registry import Metric, find_metric
 from baseline.progress import format_duration
 
-__all__ = ["describe_change", "describe_difference", "describe_probe", "explain"]
+__all__ = ["describe_change", "describe_difference", "describe_probe", "describe_references", "explain"]
 
 
 def explain(numbers: Mapping[str, Any]) -> list[str]:
@@ -92,6 +92,26 @@ def describe_probe(probe: Mapping[str, Any]) -> str:
         return f"{start}."
     change = describe_difference(probe) if "p" in probe else describe_change(probe, metric)
     return f"{start}; fine-tuning changes it by {change}."
+
+
+def describe_references(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each number that stands beside the result of a run.
+
+    >>> folds = {"folds": 5, "images": 40, "metric": "accuracy", "value": 0.95, "own_interval": (0.835, 0.986)}
+    >>> describe_references({"folds": folds})
+    ['5-fold cross-validation on all 40 images: accuracy 95.0% without TTA (95% confidence interval 83.5% to 98.6%).']
+    """
+    sentences = [describe_probe(manifest["probe"])] if "probe" in manifest else []
+    if folds := manifest.get("folds"):
+        metric = find_metric(folds["metric"])
+        interval = folds["own_interval"]
+        low, high = (metric.text(end, 1) for end in interval or (None, None))
+        span = f" (95% confidence interval {low} to {high})" if interval else ""
+        sentences.append(
+            f"{folds['folds']}-fold cross-validation on all {folds['images']:,} images: {metric.title} "
+            f"{metric.text(folds['value'], 1)} without TTA{span}."
+        )
+    return sentences
 
 
 def describe_calibration(tta: dict[str, Any]) -> str:

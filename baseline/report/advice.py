@@ -209,7 +209,7 @@ def cross_validate(run: RunFiles) -> Advice | None:
     method, total = run.recipe.get("split", ""), len(run.table)
     is_splittable = bool(run.manifest.get("images")) and not run.recipe.get("split_file")
     is_wide = (high - low) / 2 >= WIDE_HALF and total <= MAX_FOLD_IMAGES
-    if not (is_wide and is_splittable and method in ("random", "group")):
+    if not (is_wide and is_splittable and method in ("random", "group")) or "folds" in run.manifest:
         return None
     fact = (
         f"{format_count(len(run.rows), f'{run.split} image')} only show that the accuracy is between {percent(low)} "
@@ -237,7 +237,8 @@ def train_longer(run: RunFiles) -> Advice | None:
     preset = run.recipe.get("preset", "")
     longer = LONGER_PRESETS.get(preset, "")
     command = images_command(run, "--preset", longer) if longer else ""
-    if not command or run.rows["right"].all():
+    is_perfect = run.rows["right"].all() and run.manifest.get("folds", {}).get("value") in (None, 1)
+    if not command or is_perfect:
         return None
     if preset == "instant":
         fact = "Only the last layer was fitted; the pretrained layers below it were not adapted to these images."

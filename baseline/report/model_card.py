@@ -19,7 +19,7 @@ from markupsafe import Markup
 from baseline import __version__
 from baseline.data.sources.datasets import DATASETS
 from baseline.errors import DataError, OutputError
-from baseline.evaluation.explain import describe_probe, explain
+from baseline.evaluation.explain import describe_references, explain
 from baseline.files import CARD_FILE, read_json, refuse_damaged, resolve_path, write_atomic
 from baseline.progress import Progress
 from baseline.reading import read_text
@@ -137,7 +137,7 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
     }
     sentences = explain(page["numbers"]) if "tta_gain" in page["numbers"] else []
     page |= {
-        "sentences": [*sentences, *([describe_probe(manifest["probe"])] if "probe" in manifest else [])],
+        "sentences": [*sentences, *describe_references(manifest)],
         "limitations": list(list_limitations(page)),
         "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
         "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),

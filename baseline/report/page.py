@@ -20,7 +20,7 @@ from baseline import __version__
 from baseline.data.labels import explode_labels, order_classes
 from baseline.errors import format_count
 from baseline.evaluation.calibration import BIN_COUNT
-from baseline.evaluation.explain import describe_probe, explain
+from baseline.evaluation.explain import describe_references, explain
 from baseline.evaluation.label_errors import suspect_labels
 from baseline.files import refuse_damaged, to_csv, write_atomic
 from baseline.progress import Progress
@@ -124,7 +124,7 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         "view": describe_view(run.manifest),
         "images": len(run.rows),
         "sentences": explain(run.numbers)[1:],  # the first repeats the headline
-        "reference": describe_probe(run.manifest["probe"]) if "probe" in run.manifest else "",
+        "references": describe_references(run.manifest),
         "numbers": [
             (split, views, numbers["images"], numbers[views])
             for split, numbers in run.manifest["metrics"].items()

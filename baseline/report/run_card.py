@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from baseline.evaluation.explain import describe_probe, explain
+from baseline.evaluation.explain import describe_references, explain
 from baseline.notebook import card, interval_chart, score_intervals
 from baseline.recipe.diff import flat_recipe
 from baseline.report.headline import describe_view, headline_sentence
@@ -20,7 +20,6 @@ def run_card(folder: Path, manifest: Mapping[str, Any]) -> str:
     numbers = list(metrics.values())[-1]
     rows = score_intervals(metrics, bool(flat_recipe(manifest["recipe"]).get("tta")))
     chart = interval_chart(rows, "accuracy by split, with 95% confidence intervals")
-    probe = [describe_probe(manifest["probe"])] if "probe" in manifest else []
-    sentences = [describe_view(manifest), *probe, *explain(numbers)]
+    sentences = [describe_view(manifest), *describe_references(manifest), *explain(numbers)]
     title = headline_sentence(manifest)
     return card(title, [chart], filter(None, sentences), [folder / "report.html", folder / "predictions.csv"])

@@ -89,6 +89,8 @@ class Manifest(TypedDict, total=False):
     """See `baseline.evaluation.calibration.calibration_report`."""
     probe: dict[str, Any]
     """Logistic regression on features of the frozen body, beside the result; see `baseline.runs.probe_reference`."""
+    folds: dict[str, Any]
+    """Cross-validation beside the result of few images; see `baseline.runs.probe_reference`."""
     thresholds: dict[str, float]
     """The threshold of each class, where they were chosen on the valid split; else all have that of the recipe."""
     cut_points: list[float]

@@ -36,7 +36,7 @@ PART_NAMES = {
     "backward": "the backward pass", "forward": "the forward pass", "step": "the optimizer step",
     "loading": "loading batches", "searching rates": "the learning-rate search", "decoding": "decoding images",
     "data": "reading the data", "audit": "the audit", "weights": "loading weights", "logs": "the loggers",
-    "estimate": "the time estimate", "reference": "the features that the result is compared with",
+    "estimate": "the time estimate", "reference": "what the result is compared with",
 }  # fmt: skip
 
 

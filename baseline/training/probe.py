@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ from baseline.vision.learner import balanced_weights
 from baseline.vision.own_parts import part_name
 
 if TYPE_CHECKING:
+    from baseline.recipe.schema import Recipe
     from baseline.training.state import StageRecord, TrainingRun
 
 __all__ = ["SolveHead", "replace_probes"]
@@ -121,39 +123,45 @@ class SolveHead(Callback):
         first = torch.arange(images)[:: -(-images // SEARCH_IMAGES)]
         subset = torch.cat([first + view * images for view in range(views)])
         folds, how = [(problem.rows(subset) if len(first) < images else problem, held_out)], "valid images"
-        if len(valid) < MIN_VALID_IMAGES and (numbers := self._folds(first)) is not None:
+        rows = frozen.rows["train"].iloc[first.numpy()].reset_index(drop=True)
+        if len(valid) < MIN_VALID_IMAGES and (numbers := probe_folds(rows, frozen)) is not None:
             numbers = np.tile(numbers, views)
             count, how = int(numbers.max()) + 1, f"{numbers.max() + 1}-fold cross-validation"
             parts = [(torch.from_numpy(subset.numpy()[numbers != n]), numbers == n) for n in range(count)]
             folds = [(problem.rows(fit), problem.rows(subset[torch.from_numpy(out)])) for fit, out in parts]
-        strength, start_solution = search_strength(folds, self._score)
+        strength, start_solution = search_strength(folds, partial(held_out_score, frozen.recipe))
         solution = fit_logistic(problem, strength, start_solution)
         flips = " and their flips" if views > 1 else ""
         where = f"{train.shape[1]:,} features of {format_count(images, 'image')}{flips}"
         return solution, f"{where}, C = {strength:g} by {how}"
 
-    def _folds(self, images: Tensor) -> np.ndarray | None:
-        """Return the fold of each image, with duplicates and groups in one fold; None where classes are too small."""
-        frozen = self.training_run.frozen
-        rows = frozen.rows["train"].iloc[images.numpy()].reset_index(drop=True)
-        grouped = "group" in frozen.recipe.split.method
-        labels = rarest_label(rows["label"]) if frozen.learn.dls.multilabel else rows["label"]
-        units = unit_ids(rows, "group" if grouped else "duplicate_id")
-        smallest = int(pd.Series(units).groupby(labels.to_numpy()).nunique().min())
-        if smallest < 2:
-            return None
-        return fold_numbers(labels, units, min(FOLDS, smallest), frozen.recipe.seed, grouped=grouped)
 
-    def _score(self, logits: Tensor, rows: Problem) -> tuple[float, float]:
-        """Return the recipe's metric of held-out images, if it names one, and their negative loss."""
-        evaluation, loss = self.training_run.frozen.recipe.evaluation, float(rows.loss(logits)) / len(logits)
-        if evaluation.metric == "auto":
-            return 0.0, -loss
-        metric = SelectionMetric(
-            evaluation.metric, rows.classes, multilabel=rows.targets.ndim == 2, threshold=evaluation.threshold
-        )
-        metric.add(logits, rows.targets, loss)
-        return metric.score(metric.value()), -loss
+def probe_folds(rows: pd.DataFrame, frozen: FrozenOutputs, least: int = 2) -> np.ndarray | None:
+    """Return the fold of each image, with duplicates and groups in one fold; None if a class fills fewer than `least`.
+
+    Args:
+        rows: images with the index 0, 1, 2, ...
+    """
+    recipe = frozen.recipe
+    grouped = "group" in recipe.split.method
+    labels = rarest_label(rows["label"]) if frozen.learn.dls.multilabel else rows["label"]
+    units = unit_ids(rows, "group" if grouped else "duplicate_id")
+    smallest = int(pd.Series(units).groupby(labels.to_numpy()).nunique().min())
+    return (
+        fold_numbers(labels, units, min(FOLDS, smallest), recipe.seed, grouped=grouped) if smallest >= least else None
+    )
+
+
+def held_out_score(recipe: Recipe, logits: Tensor, rows: Problem) -> tuple[float, float]:
+    """Return the recipe's metric of held-out images, if it names one, and their negative loss."""
+    evaluation, loss = recipe.evaluation, float(rows.loss(logits)) / len(logits)
+    if evaluation.metric == "auto":
+        return 0.0, -loss
+    metric = SelectionMetric(
+        evaluation.metric, rows.classes, multilabel=rows.targets.ndim == 2, threshold=evaluation.threshold
+    )
+    metric.add(logits, rows.targets, loss)
+    return metric.score(metric.value()), -loss
 
 
 def ignored_parts(run: TrainingRun, number: int) -> str:
