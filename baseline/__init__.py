@@ -8,6 +8,7 @@ The names below are loaded on first use; importing the package loads neither tor
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from baseline.vision.resolve import resolve as resolve
 
 __version__ = "0.1.0"
+
+# beside a recent onnxscript, torchvision could not import torch 2.4, which checks the types of an older one
+os.environ.setdefault("TORCH_ONNX_EXPERIMENTAL_RUNTIME_TYPE_CHECK", "DISABLED")
 
 _HOMES = {
     "Augment": "recipe.schema",
