@@ -7,6 +7,7 @@ runs a few tests that need them. The header of the test run says which.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -37,6 +38,21 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     if "PYTEST_XDIST_WORKER" in os.environ:  # what a test runs shares the processors with the others' tests
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Looks for no garbage among what is imported, neither meanwhile nor in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def pytest_report_header() -> str:
@@ -180,13 +196,19 @@ def pretrained() -> baseline.Recipe:
 
 
 @pytest.fixture(scope="session")
-def small(pretrained: baseline.Recipe, tmp_path_factory: pytest.TempPathFactory) -> baseline.Recipe:
-    """The same with a body of 0.4 million parameters, whose weights are random: what is tested does not depend on how
-    well it does, and it trains in half the time."""
+def body(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The settings of a body of 0.4 million parameters, whose weights are random, for tests that do not depend on the
+    body: it trains in half the time of the embedded one."""
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "test_efficientnet.safetensors"
     save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), weights)
-    return pretrained.changed(arch="test_efficientnet", weights=str(weights))
+    return {"arch": "test_efficientnet", "weights": str(weights)}
+
+
+@pytest.fixture(scope="session")
+def small(pretrained: baseline.Recipe, body: dict[str, str]) -> baseline.Recipe:
+    """The same with the small body."""
+    return pretrained.changed(**body)
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,12 @@ from baseline.vision.dataloaders import shard_loader
 from baseline.vision.rng import seed_everything
 
 
-def plan(batch_size: int = 8, epochs: int = 2) -> str:
+def plan(body: dict[str, str], batch_size: int = 8, epochs: int = 2) -> str:
     return two_stage_plan(
         head={"epochs": 4, "lr": 3e-3},
         groups={"trains": 3, "epochs": epochs, "lr": 3e-4, "batch_norm": "train"},
         batch_size=batch_size,
+        **body,
     )
 
 
@@ -99,10 +100,10 @@ sys.argv = ["baseline", *arguments]
 
 
 @pytest.fixture(scope="module")
-def pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(images: Path, body: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two processes, the images that each of them saw, and a run of one process."""
     folder = tmp_path_factory.mktemp("pair")
-    (folder / "plan.toml").write_text(plan())
+    (folder / "plan.toml").write_text(plan(body))
     words = ["run", str(folder / "plan.toml"), "--data", str(images), "--loggers", "csv", "--out"]
     env = {"BASELINE_HOME": str(folder / "home"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1"}  # fmt: skip
@@ -156,8 +157,10 @@ print(json.dumps(launch(2, sys.argv[1:])))
 """
 
 
-def test_failing_processes_report_the_error_once_and_end_together(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text(plan(batch_size=7))
+def test_failing_processes_report_the_error_once_and_end_together(
+    images: Path, body: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan(body, batch_size=7))
     ended = call("run", tmp_path / "plan.toml", "--data", images, "--out", tmp_path / "run", code=LAUNCH)
     assert json.loads(ended.stdout)[0] == 2
     errors = [line for line in ended.stderr.splitlines() if line.startswith("baseline: ")]
@@ -175,8 +178,10 @@ def test_an_error_of_all_processes_is_printed_once(
     assert capfd.readouterr().err.count("batch_size is 'many'") == 1
 
 
-def test_more_processes_than_images_in_a_split_predict_them_all(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text(plan(batch_size=6))
+def test_more_processes_than_images_in_a_split_predict_them_all(
+    images: Path, body: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.toml").write_text(plan(body, batch_size=6))
     files = [
         file
         for number in range(9)
@@ -193,8 +198,8 @@ def test_more_processes_than_images_in_a_split_predict_them_all(images: Path, tm
 
 
 @pytest.mark.parametrize("which", ["worker", "parent"])
-def test_killing_one_process_ends_the_others(images: Path, tmp_path: Path, which: str) -> None:
-    (tmp_path / "plan.toml").write_text(plan(epochs=1000))
+def test_killing_one_process_ends_the_others(images: Path, body: dict[str, str], tmp_path: Path, which: str) -> None:
+    (tmp_path / "plan.toml").write_text(plan(body, epochs=1000))
     words = ["run", tmp_path / "plan.toml", "--data", images, "--out", tmp_path / "run", "--processes", 2]
     running, stderr = piped(*words, code=COMMAND_WITH_FORKS)
     with stderr:

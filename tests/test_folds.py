@@ -66,9 +66,10 @@ def given(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short(body: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = tmp_path_factory.mktemp("recipe") / "short.toml"
-    recipe.write_text(f'image_size = 48\nsplit = "kfold:3"\naudit = "none"\n{STAGE}')
+    settings = "".join(f'{name} = "{value}"\n' for name, value in {**body, "split": "kfold:3", "audit": "none"}.items())
+    recipe.write_text(f"image_size = 48\n{settings}{STAGE}")
     return recipe
 
 

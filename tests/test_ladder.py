@@ -20,7 +20,6 @@ from baseline.experiments.ladder import Ladder, reference_index, summarize_ladde
 from baseline.experiments.learning_curve import CURVE_VARIANTS
 from baseline.experiments.probes import logistic_regression, nearest_neighbors
 from baseline.experiments.variants import VARIANTS, Architecture
-from baseline.recipe.auto import EMBEDDED_ARCH
 from baseline.runs.folder import read_manifest, read_predictions
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -147,7 +146,7 @@ def test_an_architecture_named_twice_is_run_once(images: Path, deterministic: ba
     result = run_ladder(
         images,
         deterministic,
-        archs=(EMBEDDED_ARCH,) * 2,
+        archs=(deterministic.model.arch,) * 2,
         variants=("majority", "logistic"),
         out=tmp_path / "l",
         progress=QUIET,

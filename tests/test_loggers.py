@@ -92,7 +92,7 @@ def test_tensorboard_has_one_run_with_recipe_and_result(
     recipe = events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| seed | 0 |" in recipe and "| stages.1.trains | head |" in recipe
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"augment.flip" in hparams and b"tf_efficientnet_lite0" in hparams
+    assert b"augment.flip" in hparams and b"test_efficientnet" in hparams
     assert run.recipe.options.loggers == ("tensorboard",) and run.manifest["seconds"]["logs"] >= 0
 
 
@@ -165,7 +165,7 @@ def test_mlflow_has_the_run(
     run = make_baseline(images, small, loggers="mlflow", out=tmp_path / "run", progress=QUIET)
     (stored,) = store.search_runs([store.get_experiment_by_name("baseline").experiment_id])
     assert stored.info.status == "FINISHED" and stored.info.run_name.endswith("/run")
-    assert stored.data.params["seed"] == "0" and stored.data.params["arch"] == "tf_efficientnet_lite0"
+    assert stored.data.params["seed"] == "0" and stored.data.params["arch"] == "test_efficientnet"
     assert stored.data.metrics["test/tta/accuracy"] == run.metrics["test"]["tta"]["accuracy"]
     losses = store.get_metric_history(stored.info.run_id, "valid_loss")
     assert [metric.step for metric in losses] == steps_of_epochs(tracked)

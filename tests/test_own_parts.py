@@ -104,9 +104,8 @@ class Invert(Transform):
 @pytest.fixture(scope="module")
 def recipe(settled: tuple) -> Recipe:
     return settled[0].changed(
-        stages=(HEAD, Stage(3, 1, 1e-4)), augment=NO_AUGMENT, frozen_precision="float32", cache_gb=0,
-        arch="test_efficientnet", pretrained=False,
-    )  # fmt: skip
+        stages=(HEAD, Stage(3, 1, 1e-4)), augment=NO_AUGMENT, frozen_precision="float32", cache_gb=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -519,9 +518,8 @@ def test_a_network_for_one_shape_trains_on_rectangles(images: Path, recipe: Reci
     done = make_baseline(learn, plan, out=tmp_path / "run", progress=baseline.Progress())
     assert len(done.history.epochs) == 1 and len(done.predictions) == 12
     with pytest.raises(TrainingError, match="does not take images of 8 x 3 x 40 x 64"):
-        make_baseline(
-            dls, plan.changed(arch="vit_tiny_patch16_224"), out=tmp_path / "vit", progress=baseline.Progress()
-        )
+        vit = plan.changed(arch="vit_tiny_patch16_224", weights="", pretrained=False)
+        make_baseline(dls, vit, out=tmp_path / "vit", progress=baseline.Progress())
 
 
 @pytest.mark.usefixtures("no_page")
@@ -657,7 +655,7 @@ def test_each_of_several_runs_gets_copies_of_own_parts(images: Path, recipe: Rec
             self.fits.append(self.count)
             self.count += 1
 
-    plan, progress, once = recipe.changed(stages=(Stage("head", 1, 1e-2),)), Recorder(), Once()
+    plan, progress, once = recipe.changed(stages=(Stage("head", 1, "find"),)), Recorder(), Once()
     options: dict[str, Any] = {"cbs": (cb for cb in [once]), "metrics": error_rate, "progress": progress}
     seeds = baseline.run_seeds(2, images, plan, out=tmp_path / "runs", **options)
     assert Once.fits == [0, 1] * 2 and once.count == 0  # a search for a rate, and a stage
@@ -1056,7 +1054,7 @@ def test_dataloaders_from_a_table_make_a_run(images: Path, recipe: Recipe, tmp_p
     table = pd.DataFrame({"name": [path.relative_to(images) for path in paths], "label": "ants"})
     table["label"] = [path.parent.name for path in paths]
     dls = ImageDataLoaders.from_df(table, images, seed=0, item_tfms=Resize(48), bs=8, num_workers=0)
-    plan = recipe.changed(stages=(HEAD,), pretrained=False)
+    plan = recipe.changed(stages=(HEAD,))
     done = make_baseline(dls, plan, out=tmp_path / "run", progress=baseline.Progress())
     assert all(Path(path).exists() for path in done.predictions["path"])
 
@@ -1091,7 +1089,7 @@ def test_dataloaders_of_images_in_memory_make_a_run(recipe: Recipe, tmp_path: Pa
         get_x=lambda n: arrays[n],
         get_y=lambda n: "ab"[n % 2],
     )
-    plan = recipe.changed(stages=(HEAD,), pretrained=False)
+    plan = recipe.changed(stages=(HEAD,))
     dls = block.dataloaders(None, bs=8, num_workers=0)
     done = make_baseline(dls, plan, out=tmp_path / "run", progress=baseline.Progress())
     assert list(done.predictions["path"][:2]) == ["valid/0", "valid/1"]

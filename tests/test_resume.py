@@ -573,10 +573,10 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def uninterrupted(images: Path, tmp_path: Path) -> tuple[list[Any], Path, float]:
+def uninterrupted(images: Path, body: dict[str, str], tmp_path: Path) -> tuple[list[Any], Path, float]:
     """Arguments of a run without its folder, the folder of an uninterrupted run, and the seconds it took."""
     (tmp_path / "plan.toml").write_text(
-        two_stage_plan(head={"epochs": 6, "lr": 1e-3}, groups={"trains": 4, "epochs": 6, "lr": 3e-4})
+        two_stage_plan(head={"epochs": 6, "lr": 1e-3}, groups={"trains": 4, "epochs": 6, "lr": 3e-4}, **body)
     )
     arguments = ["run", tmp_path / "plan.toml", "--data", images, "--out"]
     call("--version")  # the time that a first command waits for imports is not the run's
