@@ -125,7 +125,7 @@ def test_all_pairs_of_near_hashes_are_found_exactly_once() -> None:
 
 
 @pytest.mark.real_images
-def test_every_problem_is_counted_and_a_run_still_completes(images: Path, tmp_path: Path) -> None:
+def test_every_problem_is_counted_and_a_run_still_completes(images: Path, body: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "hostile \n ü"
     shutil.copytree(images, folder)
     original = Image.open(folder / "ants/00.jpg")
@@ -144,7 +144,7 @@ def test_every_problem_is_counted_and_a_run_still_completes(images: Path, tmp_pa
     (folder / "bees/half.jpg").write_bytes((folder / "bees/00.jpg").read_bytes()[:900])
     shutil.copy(folder / "bees/01.jpg", folder / "ants/torn.jpg")
     before = sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
-    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2, augment=False),))
+    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2, augment=False),), **body)
     done = baseline.make_baseline(folder, recipe, out=tmp_path / "run", progress=Progress())
     assert {"conflict", "unreadable", "exact duplicates", "near duplicates", "small images", "long images", "modes",
             "EXIF-rotated", "animations"} <= set(audit(image_table(folder)).findings["finding"])  # fmt: skip
@@ -211,9 +211,10 @@ def test_a_table_without_readable_images_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_page")
-def test_leaks_are_those_of_the_split_in_use(rich: Path, tmp_path: Path) -> None:
+def test_leaks_are_those_of_the_split_in_use(rich: Path, body: dict[str, str], tmp_path: Path) -> None:
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
-    recipe = Recipe().changed(image_size=32, stages=(baseline.Stage("head", 1, 1e-2, augment=False),), audit="strict")
+    stages = (baseline.Stage("head", 1, 1e-2, augment=False),)
+    recipe = Recipe().changed(image_size=32, stages=stages, audit="strict", **body)
     with pytest.raises(LeakError, match="Found 1 image with a duplicate in a later split"):
         baseline.make_baseline(rich, recipe, out=tmp_path / "one", progress=Progress())
     assert not (tmp_path / "one").exists()

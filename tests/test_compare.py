@@ -53,12 +53,15 @@ def big(share: float) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ended(images: Path, tmp_path_factory: pytest.TempPathFactory, done: baseline.Baseline) -> Any:
+def ended(images: Path, body: dict[str, str], tmp_path_factory: pytest.TempPathFactory, done: baseline.Baseline) -> Any:
     """What the command said of two seeds, on the split of the shared run."""
     folder = tmp_path_factory.mktemp("seeds")
     recipe = folder / "short.toml"
     stage = '[[stage]]\ntrains = "head"\nepochs = 1\nlr = 1e-3\n'
-    recipe.write_text(f'image_size = 48\nsplit_file = "{done.folder / "split.csv"}"\n{stage}')
+    settings = "".join(
+        f'{name} = "{value}"\n' for name, value in {**body, "split_file": done.folder / "split.csv"}.items()
+    )
+    recipe.write_text(f"image_size = 48\n{settings}{stage}")
     return call("run", recipe, "--data", images, "--out", folder / "out", "--seed", 3, "--seeds", 2, code=WITHOUT_PAGE)
 
 

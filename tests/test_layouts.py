@@ -57,6 +57,11 @@ def test_a_layout_is_read_as_its_user_means_it(
 RECIPE = baseline.Recipe().changed(image_size=32, stages=(baseline.Stage("head", 2, 1e-2),), cache_gb=0)
 
 
+@pytest.fixture(scope="module")
+def recipe(body: dict[str, str]) -> baseline.Recipe:
+    return RECIPE.changed(**body)
+
+
 class RecordingProgress(Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -73,14 +78,16 @@ def copy_images(images: Path, folder: Path, names: list[str]) -> None:
         shutil.copy(files[number % 2][number // 2], folder / name)
 
 
-def test_labels_separated_by_spaces_end_in_a_submission(images: Path, tmp_path: Path, no_page: None) -> None:
+def test_labels_separated_by_spaces_end_in_a_submission(
+    images: Path, recipe: baseline.Recipe, tmp_path: Path, no_page: None
+) -> None:
     names = [*(f"train/{n}.jpg" for n in range(36)), *(f"test/{n}.jpg" for n in range(36, 40))]
     copy_images(images, tmp_path / "data", names)
     tags = ["ant", "bee sky", "ant sky", "bee"]
     write_csv(tmp_path / "data/train.csv", [("image", "tags"), *((n, tags[n % 4]) for n in range(36))])
     sample = tmp_path / "data/sample_submission.csv"
     write_csv(sample, [("image", "tags"), *((n, "ant sky") for n in range(36, 40))])
-    done = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "run", progress=Progress())
+    done = baseline.make_baseline(tmp_path / "data", recipe, out=tmp_path / "run", progress=Progress())
     assert list(done.learner.dls.vocab) == ["ant", "bee", "sky"]
     assert 0 <= done.metrics["test"]["tta"]["micro_f1"] <= 1
     submission = baseline.submit(tmp_path / "run", sample=sample, out=tmp_path / "submission.csv").path
@@ -90,7 +97,7 @@ def test_labels_separated_by_spaces_end_in_a_submission(images: Path, tmp_path: 
 
 
 def test_several_labels_get_thresholds_that_a_model_and_a_submission_use(
-    images: Path, tmp_path: Path, no_page: None
+    images: Path, recipe: baseline.Recipe, tmp_path: Path, no_page: None
 ) -> None:
     splits = ["train"] * 16 + ["valid"] * 24 + ["test"] * 6
     copy_images(images, tmp_path / "data", [f"train/{n}.jpg" for n in range(46)])
@@ -100,7 +107,7 @@ def test_several_labels_get_thresholds_that_a_model_and_a_submission_use(
     sample = tmp_path / "data/sample_submission.csv"
     write_csv(sample, [("image", "tags"), *((f"{n}.jpg", "ant sky") for n in range(40, 46))])
     lines = RecordingProgress()
-    done = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "run", progress=lines)
+    done = baseline.make_baseline(tmp_path / "data", recipe, out=tmp_path / "run", progress=lines)
     thresholds = done.manifest["thresholds"]
     assert list(thresholds) == ["ant", "bee", "sky"] and set(thresholds.values()) != {0.5}
     assert any(line.startswith("thresholds: chosen on valid by F1: ") for line in lines.lines)
@@ -123,29 +130,33 @@ def test_several_labels_get_thresholds_that_a_model_and_a_submission_use(
     (tmp_path / "run/model/model.json").write_text(json.dumps({**config, "thresholds": [0.5, 0.5]}))
     with pytest.raises(OutputError, match=r"thresholds is .*one probability above 0 and below 1 per class"):
         baseline.load(tmp_path / "run")
-    one = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "one", thresholds="one", progress=Progress())
+    one = baseline.make_baseline(tmp_path / "data", recipe, out=tmp_path / "one", thresholds="one", progress=Progress())
     assert "thresholds" not in one.manifest
 
 
-def test_metadata_of_splits_ends_in_a_model(images: Path, tmp_path: Path, no_page: None) -> None:
+def test_metadata_of_splits_ends_in_a_model(
+    images: Path, recipe: baseline.Recipe, tmp_path: Path, no_page: None
+) -> None:
     for split, count in (("train", 24), ("test", 8)):
         names = [f"{n:04}.jpg" for n in range(count)]
         copy_images(images, tmp_path / "data" / split, names)
         rows = [{"file_name": name, "label": ["ant", "bee"][n % 2]} for n, name in enumerate(names)]
         write_lines(tmp_path / "data" / split / "metadata.jsonl", [json.dumps(row) for row in rows])
-    done = baseline.make_baseline(tmp_path / "data", RECIPE, out=tmp_path / "run", progress=Progress())
+    done = baseline.make_baseline(tmp_path / "data", recipe, out=tmp_path / "run", progress=Progress())
     assert done.metrics["test"]["images"] == 8 and set(done.learner.dls.vocab) == {"ant", "bee"}
     predicted = baseline.load(tmp_path / "run").predict(tmp_path / "data/test/0001.jpg")
     assert predicted["predicted"].isin(["ant", "bee"]).all()
 
 
-def test_names_of_files_end_in_a_submission(images: Path, tmp_path: Path, no_page: None) -> None:
+def test_names_of_files_end_in_a_submission(
+    images: Path, recipe: baseline.Recipe, tmp_path: Path, no_page: None
+) -> None:
     names = [f"train/{['ant', 'bee'][n % 2]}.{n}.jpg" for n in range(36)]
     copy_images(images, tmp_path / "data", [*names, *(f"test1/{n}.jpg" for n in range(36, 40))])
     sample = tmp_path / "data/sampleSubmission.csv"
     write_csv(sample, [("id", "label"), *((n, 0) for n in range(36, 40))])
     options = {"label_from": "auto", "out": tmp_path / "run", "progress": Progress()}
-    done = baseline.make_baseline(tmp_path / "data", RECIPE, **options)
+    done = baseline.make_baseline(tmp_path / "data", recipe, **options)
     assert done.metrics["test"]["images"] > 0
     codes = {"ant": "0", "bee": "1"}
     submission = baseline.submit(tmp_path / "run", sample=sample, out=tmp_path / "s.csv", codes=codes).path

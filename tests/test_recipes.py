@@ -230,8 +230,8 @@ def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: Path) -> None:
-    changes = shortened(name)
+def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, body: dict[str, str], tmp_path: Path) -> None:
+    changes = {**shortened(name), **body}
     recipe = load_recipe(name).with_preset(changes.pop("preset")).changed(**changes)
     table = split(
         image_table(grouped if recipe.split.method == "group" else rubbish, positive=recipe.data.positive), recipe
@@ -243,8 +243,12 @@ def test_each_recipe_trains(name: str, rubbish: Path, grouped: Path, tmp_path: P
     assert len(history.epochs) == len(recipe.stages) and history.epochs["train_loss"].notna().all()
 
 
-def test_skylines_keeps_groups_together_and_says_how_it_was_trained(grouped: Path, tmp_path: Path) -> None:
-    done = make_baseline(grouped, "skylines", out=tmp_path / "run", progress=Progress(), **shortened("skylines"))
+def test_skylines_keeps_groups_together_and_says_how_it_was_trained(
+    grouped: Path, body: dict[str, str], tmp_path: Path
+) -> None:
+    done = make_baseline(
+        grouped, "skylines", out=tmp_path / "run", progress=Progress(), **{**shortened("skylines"), **body}
+    )
     parts = pd.read_csv(tmp_path / "run" / "split.csv")
     assert (parts.groupby("group")["split"].nunique() == 1).all() and parts["group"].nunique() == 16
     kept = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -255,8 +259,12 @@ def test_skylines_keeps_groups_together_and_says_how_it_was_trained(grouped: Pat
         assert (tmp_path / "run" / file).read_text().count("optimizer sgd, schedule plateau") == 1
 
 
-def test_debris_tells_plastic_from_the_rest_and_can_be_run_again(rubbish: Path, tmp_path: Path) -> None:
-    done = make_baseline(rubbish, "debris", out=tmp_path / "run", progress=Progress(), **shortened("debris"))
+def test_debris_tells_plastic_from_the_rest_and_can_be_run_again(
+    rubbish: Path, body: dict[str, str], no_page: None, tmp_path: Path
+) -> None:
+    done = make_baseline(
+        rubbish, "debris", out=tmp_path / "run", progress=Progress(), **{**shortened("debris"), **body}
+    )
     assert list(done.learner.dls.vocab) == ["not plastic", "plastic"]
     counts = pd.read_csv(tmp_path / "run" / "split.csv")["label"].value_counts()
     assert counts.to_dict() == {"not plastic": 32, "plastic": 16}

@@ -203,9 +203,11 @@ main()
 """
 
 
-def test_files_larger_than_the_system_allows_end_a_run_in_one_line(images: Path, tmp_path: Path) -> None:
+def test_files_larger_than_the_system_allows_end_a_run_in_one_line(
+    images: Path, body: dict[str, str], tmp_path: Path
+) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(two_stage_plan({"epochs": 1, "lr": 1e-3}, {"trains": 3, "epochs": 1, "lr": 1e-4}))
+    recipe.write_text(two_stage_plan({"epochs": 1, "lr": 1e-3}, {"trains": 3, "epochs": 1, "lr": 1e-4}, **body))
     ended = call("run", recipe, "--data", images, "--out", tmp_path / "run", "--quiet", code=LIMITED)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "cannot be written: File too large" in ended.stderr.splitlines()[-1]

@@ -303,7 +303,7 @@ def test_zip_bomb_is_rejected(tmp_path: Path) -> None:
         image_table(tmp_path / "a.zip")
 
 
-def test_every_source_gives_the_same_predictions(images: Path, tmp_path: Path) -> None:
+def test_every_source_gives_the_same_predictions(images: Path, body: dict[str, str], tmp_path: Path) -> None:
     paths = sorted(images.rglob("*.jpg"))
     frame = pd.DataFrame({"file": [f"{p.parent.name}/{p.name}" for p in paths], "kind": [p.parent.name for p in paths]})
     frame.to_csv(tmp_path / "a.csv", index=False)
@@ -314,7 +314,7 @@ def test_every_source_gives_the_same_predictions(images: Path, tmp_path: Path) -
     ids = frame["file"].str.replace("/", "").str.removesuffix(".jpg")
     pd.DataFrame({"image_id": ids, "label": frame["kind"]}).to_csv(tmp_path / "kaggle/train.csv", index=False)
     recipe = baseline.Recipe().changed(
-        image_size=32, frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2, augment=False),)
+        image_size=32, frozen_precision="float32", stages=(baseline.Stage("head", 2, 1e-2, augment=False),), **body
     )
     in_folder = recipe.changed(image_dir=str(images))
     runs = {
