@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_the_core_stays_small() -> None:
 
 
 CORE_RUN = """
-import sys
+import gc, sys
 from pathlib import Path
 import baseline
 assert Path(baseline.__file__).is_relative_to(sys.argv[1]), baseline.__file__
@@ -132,6 +133,7 @@ recipe = recipe.changed(frozen_precision="float32")
 result = baseline.make_baseline(sys.argv[2], recipe, out="run", progress=baseline.Progress())
 assert result.metrics["test"]["images"] == 10 and 0 <= result.metrics["test"]["tta"]["accuracy"] <= 1
 assert {"manifest.json", "predictions.csv", "split.csv", "model"} <= {path.name for path in result.folder.iterdir()}
+gc.freeze()  # ends in a quarter of the time
 """
 
 
@@ -150,64 +152,58 @@ def with_users(leaf: str) -> list[str]:
     return sorted(names)
 
 
+def copy_package(folder: Path, without: Sequence[str | Path] = ()) -> Path:
+    """Copy the package and its recipes, and remove these modules and folders."""
+    copy = shutil.copytree(PACKAGE, folder / "copy" / "baseline")
+    shutil.copytree(recipes_folder(), folder / "copy" / "recipes")
+    for name in without:
+        (shutil.rmtree if (copy / name).is_dir() else Path.unlink)(copy / name)
+    return Path(copy)
+
+
+def run_copy(copy: Path, code: str, *words: object) -> str:
+    """Run Python code with a copy of the package, and return what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(copy.parent)}
+    command = [sys.executable, "-B", "-c", code, *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=copy.parents[1], env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 @pytest.mark.parametrize(
     "leaf",
     ["all together", *(pytest.param(leaf, marks=pytest.mark.slow) for leaf in LEAVES)],
 )
 def test_the_core_works_without(leaf: str, images: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(PACKAGE, tmp_path / "copy" / "baseline")
-    shutil.copytree(recipes_folder(), tmp_path / "copy" / "recipes")
-    for name in LEAVES if leaf == "all together" else with_users(leaf):
-        (shutil.rmtree if (copy / name).is_dir() else Path.unlink)(copy / name)
-    script = tmp_path / "script.py"
-    script.write_text(CORE_RUN)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
-    command = [sys.executable, str(script), str(tmp_path / "copy"), str(images)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert ended.returncode == 0, ended.stderr
+    copy = copy_package(tmp_path, LEAVES if leaf == "all together" else with_users(leaf))
+    run_copy(copy, CORE_RUN, copy.parent, images)
 
 
 @pytest.mark.parametrize("kept", [[], TABLE_SOURCES], ids=["folders", "folders and tables"])
 def test_the_core_works_without_other_sources(kept: list[str], images: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(PACKAGE, tmp_path / "copy" / "baseline")
-    shutil.copytree(recipes_folder(), tmp_path / "copy" / "recipes")
-    for name in LEAVES:
-        (shutil.rmtree if (copy / name).is_dir() else Path.unlink)(copy / name)
-    for path in filter(is_removable_source, MODULES):
-        if path.stem not in kept:
-            (copy / path.relative_to(PACKAGE)).unlink()
-    shutil.rmtree(copy / SOURCES / "layouts")
+    others = [path.relative_to(PACKAGE) for path in filter(is_removable_source, MODULES) if path.stem not in kept]
+    layouts = Path(SOURCES, "layouts")
+    copy = copy_package(tmp_path, [*LEAVES, *(path for path in others if path.parent != layouts), layouts])
     rows = [f"{path},{path.parent.name}" for path in sorted(images.rglob("*.jpg"))]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
-    table = "assert baseline.image_table('table.csv')['label'].nunique() == 2\n"
-    script = tmp_path / "script.py"
-    script.write_text("import baseline\n" + table if kept else CORE_RUN)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
-    command = [sys.executable, str(script), str(tmp_path / "copy"), str(images)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert ended.returncode == 0, ended.stderr
+    table = "import baseline\nassert baseline.image_table('table.csv')['label'].nunique() == 2\n"
+    run_copy(copy, table if kept else CORE_RUN, copy.parent, images)
 
 
 LAYOUTS = sorted((PACKAGE / SOURCES / "layouts").glob("[a-z]*.py"))
 
 
 def test_a_form_can_be_removed_alone(tmp_path: Path) -> None:
-    copy = shutil.copytree(PACKAGE, tmp_path / "copy" / "baseline")
+    copy = copy_package(tmp_path)
     script = (
         "import sys; from baseline.data.sources.registry import all_sources; all_sources.cache_clear();"
         "print(*all_sources())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
-
-    def names() -> set[str]:
-        command = [sys.executable, "-B", "-c", script]
-        return set(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split())
-
-    everything = names()
+    everything = set(run_copy(copy, script).split())
     assert {"folders", "table", "names", "coco", "pixels"} <= everything
     for layout in LAYOUTS[:2]:
         moved = (copy / SOURCES / "layouts" / layout.name).rename(tmp_path / layout.name)
-        assert names() < everything
+        assert set(run_copy(copy, script).split()) < everything
         moved.rename(copy / SOURCES / "layouts" / layout.name)
 
 
