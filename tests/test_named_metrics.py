@@ -97,7 +97,7 @@ def independent(name: str, case: Predictions) -> float:
 
 
 @pytest.fixture(scope="module")
-def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, baseline.Baseline]:
+def runs(images: Path, body: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, baseline.Baseline]:
     """Three tiny runs: two classes, five grades, and several labels per image, each with a metric of its own."""
     folder = tmp_path_factory.mktemp("named")
     paths = [path for name in ("ants", "bees") for path in sorted((images / name).iterdir())]
@@ -108,7 +108,7 @@ def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ba
     }
     named = {"two classes": "roc_auc", "grades": "quadratic_kappa", "several labels": "average_precision"}
     recipe = Recipe(stages=(Stage("head", 2, 1e-2, augment=False),)).changed(
-        image_size=32, audit="none", cache_gb=0, valid_fraction=0.3, test_fraction=0.4
+        image_size=32, audit="none", cache_gb=0, valid_fraction=0.3, test_fraction=0.4, **body
     )
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pages(patch)

@@ -31,9 +31,10 @@ MODULES = sorted(
 
 
 @pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The default recipe has smaller images and fewer steps."""
-    text = (ROOT / "recipes" / "default.toml").read_text()
+def brief(body: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The default recipe has a smaller body, smaller images and fewer steps."""
+    settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in body.items())
+    text = settings + (ROOT / "recipes" / "default.toml").read_text()
     short = re.sub(r"steps = \d+", "steps = 6", re.sub(r"image_size = \d+", "image_size = 48", text))
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "default.toml").write_text(short)
@@ -163,14 +164,15 @@ def test_the_examples_of_recipes_run(
     images: Path,
     rubbish: Path,
     grouped: Path,
+    body: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """As they are, but at 48 px, with the embedded body, and an epoch a stage."""
+    """As they are, but at 48 px, with a small body, and an epoch a stage."""
     make = baseline.make_baseline
 
     def small(given: object, recipe: str, **changes: object) -> baseline.Baseline:
-        return make(given, recipe, progress=baseline.Progress(), **{**shortened(recipe), **changes})
+        return make(given, recipe, progress=baseline.Progress(), **{**shortened(recipe), **body, **changes})
 
     monkeypatch.setattr(baseline, "make_baseline", small)
     given = {"debris": rubbish, "skylines": grouped}.get(name, images)
