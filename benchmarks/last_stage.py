@@ -6,8 +6,8 @@
 FOLDER:N takes N images per class for training and validation, a tenth of them for validation, and at most 100 other
 images per class for testing: of the test split, or of the validation split of a set without one. Every variant starts
 from the same logistic regression on the same features, with which `probe` ends. Prints the accuracy on the test images
-without TTA, the CPU seconds of the last stage, and the mean difference to the first variant with its 95% interval over
-all sets and seeds; runs that the file already has are not repeated.
+without TTA of the best epoch and of the last one, the CPU seconds of the last stage, and the mean differences to the
+first variant with their 95% intervals over all sets and seeds; runs that the file already has are not repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from fastai.learner import Learner
 from scipy.stats import t
 
 import baseline
@@ -56,29 +57,38 @@ def train_variant(recipe: Recipe, table: pd.DataFrame, variant: str) -> dict[str
     recipe = recipe.changed(stages=(probe,) if name == "probe" else (probe, last))
     recipe = recipe.changed(batch_size=int(number)) if name == "batch" else recipe
     recipe, weights, _ = baseline.resolve(recipe, table)
-    if name in ("float32", "bfloat16"):
-        vars(stages)["has_bfloat16_steps"] = lambda _: name == "bfloat16"
     seconds: list[float] = []
-    fit_stage = stages.fit_stage
+    last_accuracy: list[float] = []
+    fit_stage, has_bfloat16_steps = stages.fit_stage, stages.has_bfloat16_steps
 
     def timed(*arguments: Any) -> None:
         start = time.process_time()
         fit_stage(*arguments)
         seconds.append(time.process_time() - start)
+        if len(seconds) == len(recipe.stages):
+            last_accuracy.append(test_accuracy(learn, table))
 
     vars(stages)["fit_stage"] = timed
+    if name in ("float32", "bfloat16"):
+        vars(stages)["has_bfloat16_steps"] = lambda _: name == "bfloat16"
     try:
         with seed_everything(recipe.seed):
             learn = baseline.learner(baseline.dataloaders(table, recipe), recipe, weights=weights)
             history = baseline.train(learn, recipe)
     finally:
-        vars(stages)["fit_stage"] = fit_stage
+        vars(stages).update(fit_stage=fit_stage, has_bfloat16_steps=has_bfloat16_steps)
+    best = int(history.epochs[history.epochs["best"]]["stage"].iloc[-1])
+    accuracy = test_accuracy(learn, table)
+    counts = table["split"].value_counts()
+    return {"accuracy": accuracy, "last": last_accuracy[0], "cpu": round(seconds[-1], 1), "best": best,
+            "epochs": recipe.stages[-1].epochs, "batch": recipe.training.batch_size,
+            "train": int(counts["train"]), "test": int(counts["test"])}  # fmt: skip
+
+
+def test_accuracy(learn: Learner, table: pd.DataFrame) -> float:
+    """Return the accuracy of the current weights on the test images, without TTA."""
     predictions = baseline.predict(learn, table, views=(), splits=("test",))
-    best = history.epochs[history.epochs["best"]]["stage"].iloc[-1]
-    accuracy = float((predictions["label"] == predictions["predicted"]).mean())
-    return {"accuracy": accuracy, "cpu": round(seconds[-1], 1), "best": int(best), "epochs": recipe.stages[-1].epochs,
-            "batch": recipe.training.batch_size, "train": int((table["split"] == "train").sum()),
-            "test": len(predictions)}  # fmt: skip
+    return float((predictions["label"] == predictions["predicted"]).mean())
 
 
 def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
@@ -88,15 +98,16 @@ def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
         cells = []
         for variant in variants:
             rows = group[group["variant"] == variant]
-            values = ", ".join(f"{100 * value:.1f}" for value in rows["accuracy"])
-            cells.append(f"{values}%, {rows['cpu'].mean():.1f} s")
+            best, last = (", ".join(f"{100 * value:.1f}" for value in rows[name]) for name in ("accuracy", "last"))
+            cells.append(f"{best}%; last {last}%; {rows['cpu'].mean():.1f} s")
         print(f"| {data}, {group['train'].iloc[0]} train, {group['test'].iloc[0]} test | {' | '.join(cells)} |")
-    wide = runs.pivot(index=["data", "seed"], columns="variant", values="accuracy").dropna()
-    for variant in variants[1:]:
-        difference = 100 * (wide[variant] - wide[variants[0]])
-        half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
-        print(f"{variant} - {variants[0]}: {difference.mean():+.2f} points ({difference.mean() - half:+.2f} to "
-              f"{difference.mean() + half:+.2f}), {len(difference)} pairs")  # fmt: skip
+    for name in ("accuracy", "last"):
+        wide = runs.pivot(index=["data", "seed"], columns="variant", values=name).dropna()
+        for variant in variants[1:]:
+            difference = 100 * (wide[variant] - wide[variants[0]])
+            half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
+            interval = f"{difference.mean() - half:+.2f} to {difference.mean() + half:+.2f}"
+            print(f"{name}, {variant} - {variants[0]}: {difference.mean():+.2f} points ({interval}), {len(wide)} pairs")
 
 
 def main(

@@ -10,51 +10,20 @@ milliseconds of CPU time per image, the fastest of the rounds.
 from __future__ import annotations
 
 import time
-from functools import partial
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 import typer
-from torch import Tensor, nn
+from torch import nn
 
 from baseline.system import bfloat16_instructions
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.layers import find_layers
 from baseline.vision.network import build_network
+from baseline.vision.pointwise import bfloat16_pointwise
 
 BATCH, ROUNDS, STEPS = 32, 4, 2
-
-
-class PointwiseConv(torch.autograd.Function):
-    """A convolution of kernel 1 and stride 1, with both passes as matrix products in bfloat16."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        count, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(-1, channels).bfloat16()
-        matrix = weight.view(len(weight), channels).bfloat16()
-        ctx.save_for_backward(rows, matrix)
-        ctx.shape = images.shape
-        outputs = (rows @ matrix.t()).float()
-        outputs = outputs if bias is None else outputs + bias
-        return outputs.view(count, height, width, -1).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        (rows, matrix), (count, channels, height, width) = ctx.saved_tensors, ctx.shape
-        full = gradient.permute(0, 2, 3, 1).reshape(-1, len(matrix))
-        small = full.bfloat16()
-        images = None
-        if ctx.needs_input_grad[0]:
-            images = (small @ matrix).float().view(count, height, width, channels).permute(0, 3, 1, 2)
-        weight = (small.t() @ rows).float().view(len(matrix), channels, 1, 1)
-        return images, weight, full.sum(0) if ctx.needs_input_grad[2] else None
-
-
-def apply_pointwise(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    result: Tensor = PointwiseConv.apply(images, layer.weight, layer.bias)
-    return result
 
 
 def main(sizes: str = "80,128,160", arch: str = "tf_efficientnet_lite0") -> None:
@@ -66,27 +35,19 @@ def main(sizes: str = "80,128,160", arch: str = "tf_efficientnet_lite0") -> None
     trained = {id(p) for group in groups[len(groups) - round(0.55 * len(groups)) :] for p in group}
     cut = next(n for n, layer in enumerate(layers) if any(id(p) in trained for p in layer.parameters()))
     frozen, network = nn.Sequential(*layers[:cut]), nn.Sequential(*layers[cut:])
-    pointwise = [
-        layer
-        for layer in network.modules()
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
-    ]
     print(f"{', '.join(bfloat16_instructions()) or 'no instructions for bfloat16'}; {torch.get_num_threads()} threads")
     for size in map(int, sizes.split(",")):
         with torch.no_grad():
             images = frozen(torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last))
         labels, spent = torch.randint(10, (BATCH,)), {"float32": [0.0], "bfloat16": [0.0]}
         for name in list(spent) * ROUNDS:
-            for layer in pointwise if name == "bfloat16" else ():
-                vars(layer)["forward"] = partial(apply_pointwise, layer)
-            with optimize_for_cpu(network, images):
+            precision = bfloat16_pointwise(network) if name == "bfloat16" else nullcontext()
+            with precision, optimize_for_cpu(network, images):
                 F.cross_entropy(network(images), labels).backward()
                 start = time.process_time()
                 for _ in range(STEPS):
                     F.cross_entropy(network(images), labels).backward()
             spent[name].append((time.process_time() - start) / STEPS / BATCH * 1e3)
-            for layer in pointwise:
-                vars(layer).pop("forward", None)
         best = {name: min(values[1:]) for name, values in spent.items()}
         print(f"{size} px: " + ", ".join(f"{name} {value:.2f} ms" for name, value in best.items()), flush=True)
 

@@ -125,6 +125,7 @@ class ModelSettings:
         "auto", "Precision of training and evaluation (mixed precision on a GPU)."
     )
     frozen_precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "Precision of frozen layers.")
+    """On a CPU also that of pointwise convolutions in training steps, whose weights stay in float32."""
 
 
 @dataclass(frozen=True)
