@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from baseline.deploy.export_module import ExportModule, pillow_resize
 from baseline.errors import OutputError, WeightsError
 
 PROBABILITIES = ["p_ants", "p_bees", "p_wasps"]
+
+needs_dynamic_shapes = pytest.mark.skipif(
+    "dynamic_shapes" not in signature(torch.onnx.export).parameters,
+    reason="torch before 2.5 cannot write ONNX files with dynamic shapes",
+)
 
 
 @pytest.mark.parametrize("resize", ["squish", "crop", "pad"])
@@ -61,6 +67,7 @@ def test_the_module_predicts_what_the_model_predicts(
         assert np.abs(actual - expected).max() < 1e-5 and actual.dtype == np.float32
 
 
+@needs_dynamic_shapes
 def test_onnx_returns_what_predict_returns(tiny: Path, images: Path, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     result = baseline.export(tiny, "onnx", tmp_path / "it.onnx", images=str(images))
@@ -80,6 +87,7 @@ def test_onnx_returns_what_predict_returns(tiny: Path, images: Path, tmp_path: P
         baseline.export(tiny, "onnx", tmp_path / "it.onnx")
 
 
+@needs_dynamic_shapes
 def test_onnx_in_8_bits_is_judged_on_other_images(tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(export_file, "MIN_AGREEMENT", 0.5)  # the network is untrained
@@ -144,6 +152,14 @@ def test_invalid_options_are_refused_in_one_line(tiny: Path, options: dict[str, 
     with pytest.raises(baseline.BaselineError, match=message) as caught:
         baseline.export(tiny, **options)
     assert "\n" not in str(caught.value) and not list(Path().iterdir())
+
+
+def test_onnx_says_which_torch_it_needs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch.onnx, "export", lambda model, args, dynamo: None)  # as in torch 2.4
+    with pytest.raises(OutputError, match=r"needs torch 2\.5 or newer, and .* is installed"):
+        baseline.export(tiny, "onnx")
+    assert not list(Path().iterdir())
 
 
 def test_incomplete_models_and_missing_packages_are_reported(

@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,9 +139,9 @@ def export(
         out: the file, or a folder for it; default: `NAME.onnx` in the working directory.
         images: images to compare the two on, as `baseline predict` takes them; default: the model folder's golden
             inputs.
-        size: `"any"` accepts images of any size and resizes them inside exactly as Pillow 13 does, to the last bit;
-            `"fixed"` accepts squares of the model's size only, and needs neither float64 nor conditionals inside,
-            except for the mean over views.
+        size: `"any"` accepts images of any size and resizes them inside exactly as the installed Pillow does, to the
+            last bit; `"fixed"` accepts squares of the model's size only, and needs neither float64 nor conditionals
+            inside, except for the mean over views.
         tta: average over the views of the run's evaluation (test-time augmentation, TTA), for which the temperature
             was fitted; if false, use the plain image alone, at a fraction of the cost.
         int8: quantize weights and activations of convolutions and matrix products to 8 bits; ranges are measured on a
@@ -312,6 +313,11 @@ class Exporter:
         """Write an ONNX file, quantized to 8 bits if there are `calibration_images` to measure ranges on."""
         import onnx
 
+        if "dynamic_shapes" not in signature(torch.onnx.export).parameters:
+            raise OutputError(
+                f"An ONNX file needs torch 2.5 or newer, and {torch.__version__} is installed. Update torch, or use "
+                "--to torch-export."
+            )
         if sum(tensor.nbytes for tensor in self.model.network.state_dict().values()) > MAX_BYTES:
             raise OutputError(f"{self.model.folder} exceeds the 2 GiB limit of an ONNX file. Use --to torch-export.")
         names: dict[str, Any] = {"input_names": ["images"], "output_names": ["probabilities"]}
@@ -368,7 +374,8 @@ class Exporter:
             raise
         except Exception as error:
             message = f"{self.model.config['arch']} cannot be written as {to}: {first_line(error)}"
-            raise OutputError(f"{message}. Try another format: {', '.join(FORMATS)}.") from None
+            others = ", ".join(name for name in FORMATS if name != to)
+            raise OutputError(f"{message}. Try another format: {others}.") from None
 
     # ---- comparison -------------------------------------------------------------------------------------------------
 

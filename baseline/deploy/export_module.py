@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from baseline.evaluation.predict import augmented_views
@@ -21,6 +22,15 @@ __all__ = ["ExportModule"]
 
 PRECISION_BITS = 22
 """Number of fractional bits in the fixed-point weights with which Pillow resamples 8-bit images."""
+
+
+def resizes_height_first() -> bool:
+    """Whether the installed Pillow resizes the height first where it is reduced much more than the width."""
+    tall = Image.frombytes("L", (8, 60), bytes(255 * (number**2 % 7 < 3) for number in range(480)))
+    return tall.resize((4, 4)) == tall.resize((8, 4)).resize((4, 4))
+
+
+HEIGHT_FIRST = resizes_height_first()
 
 
 class ExportModule(nn.Module):
@@ -74,8 +84,8 @@ def pillow_resize(planes: Tensor, size: int, resize: str) -> Tensor:
     """Resize upright RGB images, N x 3 x H x W, exactly as `baseline.data.image.resize_image` does, to the last bit.
 
     Both passes of Pillow are matrix products with its fixed-point weights, each rounded to 8 bits; in float64 they are
-    exact. Like Pillow 13, it resizes the width first, or the height first where that is reduced much more, which
-    rounds differently.
+    exact. Like Pillow, it resizes the width first, or from Pillow 13 on the height first where that is reduced much
+    more, which rounds differently.
 
     Returns:
         N x 3 x size x size, float64, whole numbers from 0 to 255.
@@ -92,6 +102,8 @@ def pillow_resize(planes: Tensor, size: int, resize: str) -> Tensor:
     rows, columns = (source_region(*sides, size, resize) for sides in ((height, width), (width, height)))
     operands = planes.double(), resize_weights(y, *rows, size), resize_weights(x, *columns, size).T
     height_reduction, width_reduction = height - rows[2], width - columns[2]
+    if not HEIGHT_FIRST:
+        return resize_width_first(*operands)
     height_first = (height_reduction > 0) & (height_reduction > 2 * width_reduction)
     return torch.cond(height_first, resize_height_first, resize_width_first, operands)
 

@@ -6,6 +6,7 @@ Network + recipe -> how long it will take. This module knows throughput; it trai
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from baseline.vision.network import Splitter
 
 __all__ = ["Estimate", "Throughput", "estimate_run", "estimate_seconds"]
+
+ENOUGH_SECONDS = 0.2
+"""Seconds after which no further pass is measured: a pass that takes so long varies little."""
 
 PROBE_PASSES = 300
 """Number of passes through the head that solving for it is counted as."""
@@ -145,14 +149,14 @@ class Throughput:
 
     def _seconds(self, run_pass: Callable[[], object], passes: int = 3) -> float:
         """Return the median seconds per image; a first pass, which sets up kernels and memory, is not counted."""
-        durations = []
-        for _ in range(passes + 1):
+        durations: list[float] = []
+        while len(durations) <= passes and sum(durations[1:]) < ENOUGH_SECONDS:
             start = time.perf_counter()
             run_pass()
             if self.device.type in ("cuda", "mps"):
                 getattr(torch, self.device.type).synchronize()
             durations.append(time.perf_counter() - start)
-        return sorted(durations[1:])[passes // 2] / self.images
+        return statistics.median(durations[1:]) / self.images
 
 
 def estimate_seconds(
