@@ -197,7 +197,7 @@ def pretrained() -> baseline.Recipe:
 
 @pytest.fixture(scope="session")
 def body(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The settings of a body of 0.4 million parameters, whose weights are random, for tests that do not depend on the
+    """The settings of a body of 0.1 million parameters, whose weights are random, for tests that do not depend on the
     body: it trains in half the time of the embedded one."""
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "test_efficientnet.safetensors"

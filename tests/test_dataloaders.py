@@ -18,6 +18,9 @@ from baseline.data.image import load_image, resize_image
 from baseline.vision import augment, decoded
 from baseline.vision.dataloaders import split_loader
 
+MEAN, STD = (np.array(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+"""What the small body normalizes images with."""
+
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
 def test_every_image_mode_is_converted_to_rgb(tmp_path: Path, mode: str) -> None:
@@ -79,7 +82,7 @@ def test_batches_are_normalized_and_have_the_right_labels(learn: object, settled
     raw = (
         np.asarray(resize_image(load_image(rows.iloc[0]["path"], 48), 48, recipe.model.resize)).transpose(2, 0, 1) / 255
     )
-    assert np.allclose(images[0].numpy(), (raw - 0.5) / 0.5, atol=1e-5)
+    assert np.allclose(images[0].numpy(), (raw - MEAN) / STD, atol=1e-5)
     assert any(isinstance(step, Normalize) for step in learn.dls.valid.after_batch.fs)
 
 
@@ -140,7 +143,7 @@ def test_images_are_decoded_larger_for_random_crops(settled: tuple, monkeypatch:
         large = resize_image(
             load_image(settled[1].query("split == 'valid'")["path"].iloc[0], 68), 68, recipe.model.resize
         )
-        pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+        pixels = torch.from_numpy(((np.array(large).transpose(2, 0, 1)[None] / 255 - MEAN) / STD).astype(np.float32))
         assert torch.allclose(
             next(iter(loader))[0][0].as_subclass(torch.Tensor), augment.resize_batch(pixels, 48)[0], atol=1e-5
         )

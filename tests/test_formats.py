@@ -363,7 +363,7 @@ def test_floats_without_a_range_follow_a_convention_or_are_refused() -> None:
         load_image(tiff(np.where(floats == floats.max(), 256, floats * 255).astype(np.float32)))
 
 
-def test_a_run_keeps_its_range_and_the_model_uses_it(tmp_path: Path, small: baseline.Recipe) -> None:
+def test_a_run_keeps_its_range_and_the_model_uses_it(no_page: None, tmp_path: Path, small: baseline.Recipe) -> None:
     for name in ("ants", "bees"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(8):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -174,8 +173,7 @@ def test_no_label_of_its_own_fold_changes_an_images_probability(monkeypatch: pyt
 
 
 def test_the_command_reports_suspected_labels_and_the_next_step(swapped: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "baseline", "clean", str(swapped), "--out", str(tmp_path / "out"), "--quiet"]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = call("clean", swapped, "--out", tmp_path / "out", "--quiet")
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert "of 50 labels may be wrong" in ended.stdout and "--fixes fixes.csv" in ended.stdout
     assert (tmp_path / "out" / "clean.html").exists() and not (tmp_path / "out" / "fixes.csv").exists()

@@ -103,8 +103,9 @@ def test_larger_decoded_images_are_resized_as_in_the_run(settled: tuple, tmp_pat
     learn = baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
     expected = baseline.predict(learn, table, recipe.evaluation.tta)
     config = {
-        "arch": recipe.model.arch, "head": recipe.model.head, "classes": list(learn.dls.vocab), "mean": (0.5,) * 3,
-        "std": (0.5,) * 3, "image_size": 48, "resize": "squish", "crop": 0.5, "tta": recipe.evaluation.tta,
+        "arch": recipe.model.arch, "head": recipe.model.head, "classes": list(learn.dls.vocab),
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "image_size": 48, "resize": "squish",
+        "crop": 0.5, "tta": recipe.evaluation.tta,
         "task": "single", "threshold": 0.5, "temperature": None, "precision": "float32",
     }  # fmt: skip
     found = Model(learn.model, config, tmp_path).predict(expected["path"])

@@ -352,9 +352,8 @@ if not ended[0]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 def test_a_model_predicts_after_a_fork(tiny: Path, images: Path) -> None:
-    command = [sys.executable, "-c", FORKED, str(tiny), *map(str, sorted(images.rglob("*.jpg")))]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ended.stdout == "0\n"
+    ended = call(tiny, *sorted(images.rglob("*.jpg")), code=FORKED)
+    assert ended.stdout == "0\n", ended.stderr
 
 
 def test_a_server_that_was_killed_starts_again_on_its_port(tiny: Path) -> None:
