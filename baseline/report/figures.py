@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from baseline.data.image import load_image
@@ -116,11 +116,18 @@ def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[Mapping[str, Any]]) ->
             ylabel="loss (smoothed)",
             title=f"stage {number}: learning rate search",
         )
+        label_rates(axes.xaxis)
         if number <= len(stages):
             rate = last_group_lr(stages[number - 1]["lr"])
             axes.axvline(rate, color=ORANGE, linestyle="--", label=f"used: {rate:.1e}")
             axes.legend()
     return figure
+
+
+def label_rates(axis: Any) -> None:
+    """Write the rates of a logarithmic axis as in the text, such as 1e-03, which takes no parser of formulas."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def last_group_lr(rate: Any) -> float:
@@ -178,6 +185,7 @@ def draw_rates(axes: Any, rows: pd.DataFrame) -> str:
     axes.plot(rows.index + 1, rates, marker="o", color=GRAY)
     if rates.notna().any():
         axes.set(yscale="log")
+        label_rates(axes.yaxis)
     return "learning rate at end of epoch"
 
 
