@@ -72,8 +72,8 @@ def order_labels(labels: pd.Series) -> pd.Series:
 
 
 def is_whole_number(text: str) -> bool:
-    """Whether a text is a whole number from 0, in ASCII digits."""
-    return text.isascii() and text.isdigit()
+    """Whether a text is a whole number from 0, in ASCII digits, and not so long that `int` refuses it."""
+    return text.isascii() and text.isdigit() and len(text) <= 4300
 
 
 def class_weights(labels: pd.Series, classes: Sequence[str], *, multilabel: bool) -> list[float]:

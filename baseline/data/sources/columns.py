@@ -157,7 +157,7 @@ def splits_by_value(values: pd.Series, column: str) -> dict[str, str]:
 
 
 def are_fold_numbers(texts: Collection[str]) -> bool:
-    return len(texts) > 1 and all(re.fullmatch(r"-?\d+(\.0)?", text) for text in texts)
+    return len(texts) > 1 and all(re.fullmatch(r"-?\d{1,9}(\.0)?", text) for text in texts)
 
 
 def find_fold_column(frame: pd.DataFrame) -> str:

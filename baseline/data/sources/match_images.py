@@ -18,6 +18,10 @@ from baseline.errors import DataError, format_count
 __all__ = ["ImageFinder", "match_rows"]
 
 
+MAX_PATH, MAX_DEPTH = 4096, 32
+"""Maximum length of a name, and of the end of a name, in parts, that is looked for where the whole is not found."""
+
+
 class ImageFinder:
     """Find image files by the names that tables give them.
 
@@ -82,17 +86,19 @@ class ImageFinder:
 
     def _locate(self, name: str) -> tuple[str | None, str]:
         """Return the path of an image and how it was found: "exact", "below", "stem", "prefix" or "case"."""
+        if len(name) > MAX_PATH:
+            return None, ""
         path = os.path.normpath(os.path.join(self.folder, name))
         if os.path.isfile(path):
             return path, "exact"
         if "\\" in name:
             return self._locate(name.replace("\\", "/").removeprefix("./"))
         is_url = "://" in name or name.startswith(("/data/upload/", "/data/local-files/"))
-        name = path_of_url(name) if is_url else name.removeprefix("./")
+        name = re.sub("/+", "/", path_of_url(name) if is_url else name.removeprefix("./"))
         if (found := self._match(name.lstrip("/"), self.list_images()))[0]:
             return found
         parts = [part for part in name.split("/") if part]
-        for count in range(1, len(parts)):
+        for count in range(max(1, len(parts) - MAX_DEPTH), len(parts)):
             prefix, rest = name[: name.rindex("/".join(parts[count:]))].rstrip("/"), "/".join(parts[count:])
             if is_url or self.prefix == prefix or (self.prefix is None and not self.plain):
                 located = os.path.join(self.folder, rest)

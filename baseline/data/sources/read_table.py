@@ -98,7 +98,8 @@ def read_table(path: Path, row_bytes: int = READ_BYTES, encoding: str = "") -> p
 
 def read_parquet(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        frame = pd.read_parquet(path)  # text that is not UTF-8 is an error only when it is used
+        return frame.astype({name: object for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)})
     except ImportError:
         raise DataError(f"{missing_package(str(path), 'a Parquet reader', 'parquet')}.") from None
     except OSError:
@@ -149,6 +150,7 @@ def detect_text_format(path: Path, encoding: str = "") -> tuple[str, str]:
         OSError, UnicodeError: if its beginning cannot be read.
         DataError: if it is no text, or has more than `MAX_COLUMNS` columns.
     """
+    check_regular(path, MAX_TABLE_BYTES, copies=0)
     with path.open("rb") as opened:
         start = opened.read(4)
     encoding = encoding or "utf-16" if encoding or start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -212,11 +214,9 @@ def is_plausible_cp1252(path: Path) -> bool:
 
 def check_table_size(path: Path, row_bytes: int) -> None:
     """Raise DataError before a table is read if it needs more memory than is free."""
-    if (free := free_memory_bytes()) is None:
-        return
     rows, size = estimate_rows(path)
     needed = rows * row_bytes + int(TEXT_COPIES * size)
-    if needed > free:
+    if (free := free_memory_bytes()) is not None and needed > free:
         raise DataError(
             f"{path} has about {rows:,} rows, which need {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB "
             "are free. Pass a part of the table, or use a machine with more memory."
@@ -225,8 +225,7 @@ def check_table_size(path: Path, row_bytes: int) -> None:
 
 def guess_delimiter(sample: str) -> str:
     """Return the delimiter that occurs most often in the header, or a comma if there is none."""
-    header = sample.splitlines()[0] if sample.strip() else ""
-    return max(",;\t|", key=header.count)
+    return max(",;\t|", key=(sample.splitlines()[0] if sample.strip() else "").count)
 
 
 def encoding_message(path: Path, error: UnicodeError) -> str:

@@ -23,7 +23,16 @@ from baseline.data.sources.folders import split_from_name
 from baseline.data.sources.image_tables import ImageTable
 from baseline.data.sources.list_files import read_list_splits
 from baseline.data.sources.match_images import ImageFinder
-from baseline.data.sources.place import Columns, Evidence, Place, SourceTable, columns_of, merge_notes, named_share
+from baseline.data.sources.place import (
+    Columns,
+    Evidence,
+    Place,
+    SourceTable,
+    columns_of,
+    merge_notes,
+    named_share,
+    optional_module,
+)
 from baseline.data.sources.read_table import column_as_text, read_header
 from baseline.data.sources.tables import TableRows, rows_from_table
 from baseline.errors import DataError, format_count, quoted_list
@@ -165,7 +174,8 @@ def describing_tables(place: Place, used: Path) -> list[Path]:
 def read_candidate(place: Place, path: Path) -> Candidate | None:
     """Read a table that may name the images beside it; None if it does not."""
     stem = path.stem.lower()
-    if "submission" in stem:
+    parquet = optional_module("layouts.parquet_images") if path.suffix.lower() == ".parquet" else None
+    if "submission" in stem or (parquet and parquet.read_schema(path)):  # as a table, its images would fill the memory
         return None
     parent = path.parent.name if path.parent != place.folder else ""
     split = split_from_name(path.stem) or ("train" if "train" in stem else split_from_name(parent))

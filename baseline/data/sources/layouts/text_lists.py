@@ -74,7 +74,7 @@ def choose_files(group: list[ListFile]) -> list[ListFile]:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def list_labels(used: list[ListFile]) -> list[str]:

@@ -33,16 +33,23 @@ class Yolo(AnnotationSource):
 
 
 def class_names(path: Path) -> dict[str, str]:
-    """Return the names of the classes by their number; empty if the file has none."""
+    """Return the names of the classes by their number; empty if the file has none.
+
+    All values are read as text: a class may be named `yes` or `2020-01-01`, and a list of aliases is not expanded.
+    """
     import yaml
 
     try:
-        content: Any = yaml.safe_load(read_text(path, MAX_TOML_BYTES))
+        content: Any = yaml.load(read_text(path, MAX_TOML_BYTES), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     names = content.get("names") if isinstance(content, dict) else None
-    pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()
-    return {str(number): str(name) for number, name in pairs}
+    names = dict(enumerate(names)) if isinstance(names, list) else names if isinstance(names, dict) else {}
+    return {str(number): name for number, name in names.items()} if all(map(is_text, names.values())) else {}
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def read_image(place: Place, image: str, names: dict[str, str]) -> Annotation | None:
