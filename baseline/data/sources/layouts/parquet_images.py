@@ -21,7 +21,7 @@ from baseline.data.sources.read_table import cell_to_text, check_column_count
 from baseline.data.sources.tables import check_column_exists
 from baseline.errors import DataError, first_line, format_count
 from baseline.files import parse_json, to_csv, write_atomic
-from baseline.reading import MAX_TABLE_BYTES, check_memory_for, check_regular, load_csv
+from baseline.reading import MAX_TABLE_BYTES, check_memory_for, check_regular, read_run_table
 
 __all__ = ["ParquetImages"]
 
@@ -140,7 +140,7 @@ def holds_bytes(kind: Any) -> bool:
 def write_shard_images(shard: Shard, log: Callable[[str], None]) -> pd.DataFrame:
     """Write the images of a file into the cache, once, and return their paths, in the first column, and the others."""
     folder = cached_images("parquet", shard.path, lambda work: write_images_of(shard, work), log)
-    frame = load_csv(folder / "images.csv", dtype=str, keep_default_na=False)
+    frame = read_run_table(folder / "images.csv")
     frame[frame.columns[0]] = [str(folder / name) for name in frame.iloc[:, 0]]
     return frame
 
