@@ -82,8 +82,8 @@ def page(done: baseline.Baseline) -> Page:
 
 @pytest.fixture
 def run(done: baseline.Baseline, tmp_path: Path) -> Path:
-    """A copy of the finished run that a test may change."""
-    return Path(shutil.copytree(done.folder, tmp_path / "run"))
+    """A copy of the finished run that a test may change, without the search for a rate, whose charts take longest."""
+    return Path(shutil.copytree(done.folder, tmp_path / "run", ignore=shutil.ignore_patterns("lr_find.csv")))
 
 
 def made_run(source: Path, folder: Path, classes: list[str], images: list[str], each: int, every: int = 5) -> Path:
@@ -449,7 +449,8 @@ def test_the_model_runs_only_on_the_images_shown(run: Path, monkeypatch: pytest.
     assert sum(batch_sizes) == 3 * total, "heatmaps of another network are not reused"
 
 
-def test_a_rewritten_page_is_identical_and_needs_no_torch(run: Path) -> None:
+def test_a_rewritten_page_is_identical_and_needs_no_torch(run: Path, done: baseline.Baseline) -> None:
+    shutil.copy(done.folder / "lr_find.csv", run)
     write_report(run)
     before = (run / "report.html").read_text()
     code = (
