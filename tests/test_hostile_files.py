@@ -259,10 +259,9 @@ def test_arrays_that_unpack_to_more_than_memory_are_refused(tmp_path: Path, monk
     assert "0.1 GB" in refusal(read_weights_file, path.rename(tmp_path / "a.pth"))
 
 
-@pytest.mark.parametrize("shape", [(10**15,), (2**62, 4), (-1,)])
-def test_an_array_that_claims_to_be_larger_than_its_file_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        load_npz(packed(tmp_path / "a.npz", "key.npy", npy_header(shape), 0), ["key"], 10**9)
+def test_an_array_that_claims_to_be_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it is no complete .npz file"):
+        load_npz(packed(tmp_path / "a.npz", "key.npy", npy_header((10**15,)), 0), ["key"], 10**9)
 
 
 def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
