@@ -260,7 +260,7 @@ def test_arrays_that_unpack_to_more_than_memory_are_refused(tmp_path: Path, monk
 
 
 def test_an_array_that_claims_to_be_larger_than_its_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it is no complete .npz file"):
+    with pytest.raises(ValueError, match=r"it is no complete \.npz file"):
         load_npz(packed(tmp_path / "a.npz", "key.npy", npy_header((10**15,)), 0), ["key"], 10**9)
 
 
