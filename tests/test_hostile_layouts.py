@@ -21,6 +21,7 @@ from PIL import Image
 import baseline
 from baseline.data.sources.place import Columns
 from baseline.errors import BaselineError, DataError
+from baseline.inference.features import read_embeddings
 
 NAMES = [f"{number}.jpg" for number in range(8)]
 CLASSES = ["cat", "dog"] * 4
@@ -252,6 +253,32 @@ def test_a_parquet_file_of_one_large_image_in_many_rows_is_refused(tmp_path: Pat
     with pytest.raises(DataError, match="more than 100 times its size"):
         baseline.image_table(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000, "kB, instead of 1.5 GB"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"path": [1, 2]},
+        {"error": [0, 1]},
+        {"features": [[1.0], [2.0, 3.0]]},
+        {"features": [["a"], ["b"]]},
+        {"features": None},
+        {"path": [{"a": 1}, None]},
+    ],
+    ids=["path", "error", "ragged", "text", "none", "nested"],
+)
+def test_features_in_odd_columns_are_refused(columns: dict[str, Any], tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = pa.array([[1.0], [2.0]], pa.list_(pa.float32(), 1))
+    good = {"path": ["a", "b"], "error": ["", ""], "features": features}
+    parquet.write_table(pa.table(good), tmp_path / "features.parquet")
+    assert read_embeddings(tmp_path / "features.parquet").features.tolist() == [[1], [2]]
+    odd = {name: values for name, values in (good | columns).items() if values is not None}
+    if "features" in columns and columns["features"] and isinstance(columns["features"][0][0], str):
+        odd["features"] = pa.array(columns["features"], pa.list_(pa.string(), 1))
+    parquet.write_table(pa.table(odd), tmp_path / "features.parquet")
+    with pytest.raises(DataError, match="does not hold features"):
+        read_embeddings(tmp_path / "features.parquet")
 
 
 def test_a_pipe_named_like_a_parquet_file_is_not_waited_for(folder: Path) -> None:

@@ -16,7 +16,7 @@ def print_images(images: str | None, recipe: str | Recipe, changes: dict[str, An
     """Print how the images would be read, line by line, or as JSON."""
     collect_garbage_less_often()
     changes = without_device(images, recipe, changes)
-    lines = describe_missing_images(images, recipe) or describe_images(images, recipe, changes)
+    lines = describe_missing_images(images, recipe) or describe_reading(images, recipe, changes)
     lines += describe_missing_weights(images, recipe, changes)
     if as_json:
         print_object("run", {"kind": "dry-run", "lines": lines})
@@ -24,7 +24,7 @@ def print_images(images: str | None, recipe: str | Recipe, changes: dict[str, An
         print_text("\n".join(lines))
 
 
-def describe_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
+def describe_reading(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
     """Return what was read of the images, line by line."""
     from baseline.data.labels import classes_in
     from baseline.data.prepare import load_image_table, metric_notes

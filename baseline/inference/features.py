@@ -18,7 +18,7 @@ from baseline.errors import DataError, OutputError, first_line, format_count, mi
 from baseline.files import write_atomic
 from baseline.inference.inputs import read_batches
 from baseline.progress import Progress
-from baseline.reading import MAX_TABLE_BYTES, check_regular, load_npz
+from baseline.reading import MAX_TABLE_BYTES, check_memory_for, check_regular, load_npz
 from baseline.vision.rng import preserve_rng_state
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def read_embeddings(path: Path) -> Embeddings:
             table = parquet.read_table(path, columns=["path", "error", "features"])
             paths, errors = table["path"].to_pylist(), [error or "" for error in table["error"].to_pylist()]
             width = table["features"].type.list_size
+            check_memory_for(8 * len(paths) * width, path)
             features = np.full((len(paths), width), np.nan, np.float32)
             features[[not error for error in errors]] = np.array(
                 [row for row in table["features"].to_pylist() if row is not None], np.float32
@@ -247,9 +248,10 @@ def read_embeddings(path: Path) -> Embeddings:
             or features.dtype != np.float32
             or len(paths) != len(features)
             or len(errors) != len(paths)
+            or not all(isinstance(text, str) for text in (*paths, *errors))
         ):
             raise ValueError("its arrays do not fit together")
-    except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, EOFError, NotImplementedError, TypeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"{path} does not hold features: {reason}. Pass a file that baseline embed wrote.") from None
     return Embeddings(paths, features, errors)

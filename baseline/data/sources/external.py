@@ -58,7 +58,7 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     Raises:
         DataError: if there is no such dataset or it cannot be loaded.
     """
-    progress, folder = progress or Progress(), export_folder(name)
+    progress, folder = progress or Progress(), cached_export(name)
     kind, _, external_name = name.partition(":")
     loader = {"torchvision": load_torchvision, "hf": load_hugging_face}[kind]
 
@@ -76,7 +76,7 @@ def export_external(name: str, progress: Progress | None = None) -> Path:
     return folder
 
 
-def export_folder(name: str) -> Path:
+def cached_export(name: str) -> Path:
     """Return the folder in the cache for the images of a dataset."""
     kind, _, external_name = name.partition(":")
     if kind == "torchvision" and external_name not in TORCHVISION:
@@ -95,7 +95,7 @@ def pending_export(name: str) -> str:
     """Return what `export_external` would download, and from where; empty if it needs only files on this machine."""
     kind, _, external_name = name.partition(":")
     local_files = list_debian_files(external_name) if kind == "torchvision" else is_saved(external_name)
-    if local_files or export_folder(name).exists():
+    if local_files or cached_export(name).exists():
         return ""
     if kind == "torchvision":
         return "torchvision would download them"
