@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from insects import draw
 from safetensors.torch import save_file
@@ -199,6 +198,8 @@ def pretrained() -> baseline.Recipe:
 def body(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The settings of a body of 0.1 million parameters, whose weights are random, for tests that do not depend on the
     body: it trains in half the time of the embedded one."""
+    import timm  # after baseline, without which it cannot be imported beside torch 2.4
+
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "test_efficientnet.safetensors"
     save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), weights)
