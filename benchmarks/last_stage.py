@@ -103,7 +103,7 @@ def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
         print(f"| {data}, {group['train'].iloc[0]} train, {group['test'].iloc[0]} test | {' | '.join(cells)} |")
     for name in ("accuracy", "last"):
         wide = runs.pivot(index=["data", "seed"], columns="variant", values=name).dropna()
-        for variant in variants[1:]:
+        for variant in variants[1:] if len(wide) > 1 else ():
             difference = 100 * (wide[variant] - wide[variants[0]])
             half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
             interval = f"{difference.mean() - half:+.2f} to {difference.mean() + half:+.2f}"

@@ -43,7 +43,7 @@ def bfloat16_pointwise(model: nn.Module) -> Iterator[None]:
 
 
 def is_pointwise(layer: nn.Conv2d) -> bool:
-    """Whether `PointwiseConv` replaces the layer: kernel 1, stride 1, no padding or groups, and enough channels."""
+    """Whether `Bfloat16Pointwise` replaces the layer: kernel 1, stride 1, no padding or groups, and enough channels."""
     return (
         type(layer) is nn.Conv2d
         and layer.kernel_size == layer.stride == (1, 1)
@@ -55,14 +55,14 @@ def is_pointwise(layer: nn.Conv2d) -> bool:
 
 
 def pointwise_forward(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """Forward pass of a pointwise convolution, by `PointwiseConv` if its weights are trained."""
+    """Forward pass of a pointwise convolution, by `Bfloat16Pointwise` if its weights are trained."""
     if not (torch.is_grad_enabled() and layer.weight.requires_grad):
         return nn.Conv2d.forward(layer, images)
-    result: Tensor = PointwiseConv.apply(images, layer.weight, layer.bias)
+    result: Tensor = Bfloat16Pointwise.apply(images, layer.weight, layer.bias)
     return result
 
 
-class PointwiseConv(torch.autograd.Function):
+class Bfloat16Pointwise(torch.autograd.Function):
     """A convolution of kernel 1 and stride 1 with both passes as matrix products in bfloat16."""
 
     @staticmethod
