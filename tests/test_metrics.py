@@ -461,7 +461,7 @@ def test_the_temperature_is_saved_in_the_manifest_and_the_model(done: baseline.B
     result = done.manifest["calibration"]
     facts = json.loads((done.folder / "model" / "model.json").read_text())
     assert facts["temperature"] == result["temperature"] == 1
-    assert result["test"]["words"] == "No temperature was fitted: 4 valid images are fewer than 50."
+    assert result["test"]["words"] == "Confidences are not calibrated: 4 valid images are fewer than 50."
     more = pd.concat([done.predictions] * 13, ignore_index=True)  # 52 valid images
     assert calibration_report(more)["temperature"] == fit_temperature(more) != 1
     assert result["images"] == 4 and len(result["test"]["ece"]) == 2 and "4 valid images" in result["test"]["words"]

@@ -27,6 +27,7 @@ from torch import nn
 import baseline
 from baseline.cli.printing import result_table
 from baseline.errors import DataError, OutputError
+from baseline.evaluation.explain import explain
 from baseline.evaluation.gradcam import grad_cam
 from baseline.report import advice, figures
 from baseline.report import page as page_module
@@ -756,3 +757,18 @@ def test_the_page_of_thirty_test_images_is_short(
     assert tab.evaluate("document.querySelectorAll('#images > .cards .card.wrong').length") >= 12  # as many as it shows
     assert tab.evaluate("document.documentElement.scrollHeight") < 4000
     tab.close()
+
+
+def test_advice_follows_a_headline_without_tta(done: baseline.Baseline, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "run"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["metrics"]["valid"]["plain"]["accuracy"] = 1.0
+    manifest["metrics"]["valid"]["tta"]["accuracy"] = 0.0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    files = read_run(folder)
+    plain = files.numbers["plain"]
+    assert advice.headline_scores(files) is plain
+    items = advice.advise(files)
+    assert items[-1].command.endswith("NEW_IMAGES --no-tta")
+    assert explain(files.numbers, "plain")[0].startswith(f"{plain['wrong']} of ")
+    assert advice.advise(read_run(done.folder))[-1].command.endswith("NEW_IMAGES")

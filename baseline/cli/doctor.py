@@ -49,7 +49,7 @@ def _device_row() -> Iterator[tuple[str, str]]:
     from baseline.system import cpu_flags
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    limit = f", limited to {threads} threads by OMP_NUM_THREADS" if threads else ""
+    limit = f", limited to {threads} thread{'' if threads == '1' else 's'} by OMP_NUM_THREADS" if threads else ""
     yield "cpu", f"{cpu_name()}, {core_count()} cores{limit}{_load_text()}"
     yield "device", _gpu() or "cpu"
     flags = cpu_flags()

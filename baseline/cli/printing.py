@@ -14,7 +14,7 @@ from rich.table import Table
 from baseline.evaluation.explain import describe_difference, describe_references, explain
 from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
-from baseline.report.headline import Headline, describe_view, headline_of, headline_sentence
+from baseline.report.headline import Headline, describe_view, headline_of, headline_sentence, headline_view
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,8 +88,9 @@ def _explain_result(result: Baseline) -> list[str]:
     """What the metrics of the last split mean, and what calibration changes."""
     split, numbers = list(result.metrics.items())[-1]
     calibration = result.manifest["calibration"].get(split)
-    sentences = [*explain(numbers), *([calibration["words"]] if calibration else [])]
-    return list(map(escape, [*describe_references(result.manifest), *sentences]))
+    view = headline_view(result.manifest)
+    sentences = [*explain(numbers, view), *([calibration["words"]] if calibration else [])]
+    return list(map(escape, [*describe_references(result.manifest, view), *sentences]))
 
 
 def seeds_table(result: SeedRuns) -> RenderableType:

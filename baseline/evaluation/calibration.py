@@ -150,7 +150,7 @@ def calibration_report(table: pd.DataFrame, task: str = "single") -> dict[str, A
             f"the log loss from {loss[0]:.4f} to {loss[1]:.4f}."
         )
         if images < MIN_VALID_IMAGES:
-            sentence = f"No temperature was fitted: {images:,} valid images are fewer than {MIN_VALID_IMAGES}."
+            sentence = f"Confidences are not calibrated: {images:,} valid images are fewer than {MIN_VALID_IMAGES}."
         report[str(split)] = {"ece": (before, after), "loss": loss, "words": sentence}
     return report
 

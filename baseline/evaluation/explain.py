@@ -11,11 +11,12 @@ from baseline.progress import format_duration
 __all__ = ["describe_change", "describe_difference", "describe_probe", "describe_references", "explain"]
 
 
-def explain(numbers: Mapping[str, Any]) -> list[str]:
+def explain(numbers: Mapping[str, Any], view: str = "tta") -> list[str]:
     """Say in plain English what the metrics of one split mean, a sentence per list item.
 
     Args:
         numbers: the metrics of one split, as `baseline.evaluate` returns them.
+        view: whether errors are counted with test-time augmentation, `"tta"`, or without it, `"plain"`.
 
     >>> import pandas as pd
     >>> from baseline import evaluate
@@ -27,13 +28,13 @@ def explain(numbers: Mapping[str, Any]) -> list[str]:
     Test-time augmentation (TTA) changes accuracy by +5.0 points (-11.9 to +23.6): not significant (p = 0.50).
     """
     tta, images = numbers["tta"], numbers["images"]
-    wrong, (low, high) = tta["wrong"], tta["interval"]
+    wrong, (low, high) = numbers[view]["wrong"], numbers[view]["interval"]
     sentences = [
         f"{wrong:,} of {images:,} predictions {'is' if wrong == 1 else 'are'} wrong: an error rate of "
         f"{wrong / images:.1%} (95% confidence interval {1 - high:.1%} to {1 - low:.1%})."
     ]
-    if "group_interval" in tta:
-        low, high = tta["group_interval"]
+    if "group_interval" in numbers[view]:
+        low, high = numbers[view]["group_interval"]
         sentences.append(
             f"With whole groups resampled ({numbers['groups']:,} groups), the 95% confidence interval of the accuracy "
             f"is {low:.1%} to {high:.1%}."
@@ -94,14 +95,16 @@ def describe_probe(probe: Mapping[str, Any]) -> str:
     return f"{start}; fine-tuning changes it by {change}."
 
 
-def describe_references(manifest: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each number that stands beside the result of a run.
+def describe_references(manifest: Mapping[str, Any], view: str = "tta") -> list[str]:
+    """Return a sentence for each number that stands beside the result of a run, whose headline is of this view.
 
     >>> folds = {"folds": 5, "images": 40, "metric": "accuracy", "value": 0.95, "own_interval": (0.835, 0.986)}
     >>> describe_references({"folds": folds})
     ['5-fold cross-validation on all 40 images: accuracy 95.0% without TTA (95% confidence interval 83.5% to 98.6%).']
     """
     sentences = [describe_probe(manifest["probe"])] if "probe" in manifest else []
+    if view == "plain":  # both of its numbers are with TTA
+        sentences = [f"With TTA: {sentence[0].lower()}{sentence[1:]}" for sentence in sentences]
     if folds := manifest.get("folds"):
         metric = find_metric(folds["metric"])
         interval = folds["own_interval"]

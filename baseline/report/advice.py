@@ -10,15 +10,17 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from baseline.data.labels import explode_labels
 from baseline.errors import format_count
-from baseline.evaluation.explain import describe_probe
+from baseline.evaluation.explain import describe_difference
 from baseline.evaluation.label_errors import suspect_labels
 from baseline.progress import format_duration
 from baseline.recipe.schema import Recipe
+from baseline.report.headline import describe_view, headline_view
 from baseline.report.html import percent
 from baseline.report.run_files import RunFiles, read_run
 
@@ -129,7 +131,7 @@ def remove_leaks(run: RunFiles) -> Advice | None:
 
 def beat_the_majority(run: RunFiles) -> Advice | None:
     """An accuracy that guessing could have."""
-    majority, (low, _) = run.numbers.get("majority"), run.numbers["tta"]["interval"]
+    majority, (low, _) = run.numbers.get("majority"), headline_scores(run)["interval"]
     command = repeat_command(run, command="ladder")
     if not majority or low > majority["accuracy"] or not command:
         return None
@@ -151,7 +153,7 @@ def add_a_test_split(run: RunFiles) -> Advice | None:
 
 def review_labels(run: RunFiles) -> Advice | None:
     """Labels that may be wrong: duplicates with different labels, suspected ones, and errors."""
-    wrong = int((~run.rows["right"]).sum())
+    wrong = headline_scores(run)["wrong"]
     conflict = next((finding["images"] for finding in run.findings if finding["finding"] == "conflict"), 0)
     is_trusted = not run.many and run.numbers["tta"]["accuracy"] >= TRUSTED_ACCURACY
     suspected = len(suspect_labels(run.predictions)) if is_trusted else 0
@@ -196,6 +198,11 @@ def help_the_weakest_class(run: RunFiles) -> Advice | None:
     return Advice(fact, action, command) if command else None
 
 
+def headline_scores(run: RunFiles) -> Any:
+    """Return the numbers of the view that the headline is of."""
+    return run.numbers[headline_view(run.manifest)]
+
+
 def train_counts(run: RunFiles) -> dict[str, int]:
     """Return the number of training images by class."""
     labels = explode_labels(run.table.loc[run.table["split"] == "train", "label"], run.recipe.get("task", "single"))
@@ -205,7 +212,7 @@ def train_counts(run: RunFiles) -> dict[str, int]:
 
 def cross_validate(run: RunFiles) -> Advice | None:
     """A confidence interval that is wide because few images were evaluated."""
-    low, high = run.numbers["tta"]["interval"]
+    low, high = headline_scores(run)["interval"]
     method, total = run.recipe.get("split", ""), len(run.table)
     is_splittable = bool(run.manifest.get("images")) and not run.recipe.get("split_file")
     is_wide = (high - low) / 2 >= WIDE_HALF and total <= MAX_FOLD_IMAGES
@@ -228,8 +235,12 @@ def keep_it_simple(run: RunFiles) -> Advice | None:
     command = images_command(run, "--preset", "instant")
     if not command or "p" not in probe or (probe["difference"] > 0 and probe["beyond_noise"]):
         return None
-    action = "If training time matters, that model alone is enough; it trains in seconds:"
-    return Advice(describe_probe(probe), action, command)
+    change = describe_difference(probe)
+    fact = (
+        "Fine-tuning is not clearly better than logistic regression on features of the pretrained network, which has "
+        f"an accuracy of {percent(probe['value'])}: {change}."
+    )
+    return Advice(fact, "If training time matters, train that alone, which takes seconds:", command)
 
 
 def train_longer(run: RunFiles) -> Advice | None:
@@ -274,7 +285,8 @@ def use_model(run: RunFiles) -> Advice | None:
     """A saved model."""
     if not (run.folder / "model" / "model.json").exists():
         return None
-    command = shlex.join(["baseline", "predict", str(run.folder), "NEW_IMAGES"])
+    options = ["--no-tta"] if describe_view(run.manifest) else []
+    command = shlex.join(["baseline", "predict", str(run.folder), "NEW_IMAGES", *options])
     return Advice("The model is saved in this folder.", "Use it on new images, a file or a folder of them:", command)
 
 

@@ -135,9 +135,10 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
         "weights": describe_initial_weights(manifest.get("weights")),
         "max_classes": MAX_CLASSES,
     }
-    sentences = explain(page["numbers"]) if "tta_gain" in page["numbers"] else []
+    view = headline_view(manifest)
+    sentences = explain(page["numbers"], view) if "tta_gain" in page["numbers"] else []
     page |= {
-        "sentences": [*sentences, *describe_references(manifest)],
+        "sentences": [*sentences, *describe_references(manifest, view)],
         "limitations": list(list_limitations(page)),
         "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
         "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),

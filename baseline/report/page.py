@@ -124,7 +124,7 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         "view": describe_view(run.manifest),
         "images": len(run.rows),
         "sentences": explain(run.numbers)[1:],  # the first repeats the headline
-        "references": describe_references(run.manifest),
+        "references": describe_references(run.manifest, kind),
         "numbers": [
             (split, views, numbers["images"], numbers[views])
             for split, numbers in run.manifest["metrics"].items()
@@ -344,6 +344,7 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
     first = FIRST_ERRORS if no_gradcam == "" else 2 * FIRST_ERRORS
     return {
         **sheets,
+        "error_count": int((~rows["right"]).sum()),
         "first_errors": first,
         "no_gradcam": no_gradcam,
         "suspected": len(suspects),
