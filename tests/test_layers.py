@@ -129,7 +129,6 @@ import baseline
 assert Path(baseline.__file__).is_relative_to(sys.argv[1]), baseline.__file__
 stages = (baseline.Stage("head", 1, 1e-2, augment=False), baseline.Stage(2, 1, 1e-3))
 recipe = baseline.load_recipe("default").changed(image_size=32, presets={}, stages=stages, cache_gb=0, audit="none")
-recipe = recipe.changed(frozen_precision="float32")
 result = baseline.make_baseline(sys.argv[2], recipe, out="run", progress=baseline.Progress())
 assert result.metrics["test"]["images"] == 10 and 0 <= result.metrics["test"]["tta"]["accuracy"] <= 1
 assert {"manifest.json", "predictions.csv", "split.csv", "model"} <= {path.name for path in result.folder.iterdir()}

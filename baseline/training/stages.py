@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -288,7 +289,8 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
 def has_bfloat16_steps(recipe: Recipe) -> bool:
     """Whether steps compute pointwise convolutions in bfloat16: where frozen layers do, unless layers freeze as in
     fastai."""
-    return recipe.model.frozen_precision == "bfloat16" and recipe.training.freeze != "fastai"
+    is_bfloat16 = recipe.model.frozen_precision == "bfloat16" and recipe.training.freeze != "fastai"
+    return is_bfloat16 and find_spec("baseline.vision.pointwise") is not None
 
 
 def step_precision(model: nn.Module, recipe: Recipe) -> AbstractContextManager[None]:
