@@ -128,6 +128,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def drawn_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder with images that are drawn in any case."""
+    if not (REAL / "hymenoptera_256").is_dir():
+        return images
+    folder = tmp_path_factory.mktemp("drawn")
+    for name in ("ants", "bees"):
+        (folder / name).mkdir()
+        for number in range(24):
+            draw(name, number).save(folder / name / f"{number:02}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def rubbish(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of 16 images, one of them plastic: real rubbish where it is at hand."""
     folder = tmp_path_factory.mktemp("rubbish")
@@ -241,6 +254,21 @@ def done(images: Path, pretrained: baseline.Recipe, tmp_path_factory: pytest.Tem
     return baseline.make_baseline(
         images, pretrained, out=tmp_path_factory.mktemp("runs") / "done", progress=baseline.Progress()
     )
+
+
+@pytest.fixture(scope="session")
+def drawn_run(
+    done: baseline.Baseline,
+    images: Path,
+    drawn_images: Path,
+    pretrained: baseline.Recipe,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> baseline.Baseline:
+    """One finished run on drawn images."""
+    if drawn_images == images:
+        return done
+    out = tmp_path_factory.mktemp("runs") / "drawn"
+    return baseline.make_baseline(drawn_images, pretrained, out=out, progress=baseline.Progress())
 
 
 @pytest.fixture(scope="session")

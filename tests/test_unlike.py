@@ -43,17 +43,19 @@ def unknown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quick_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
+def quick_run(drawn_images: Path, tmp_path_factory: pytest.TempPathFactory) -> baseline.Baseline:
     """A run whose backbone stays as it was, so that its features are in the cache."""
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pages(patch)
         patch.setenv("BASELINE_HOME", str(tmp_path_factory.mktemp("home")))
         out = tmp_path_factory.mktemp("runs") / "quick"
-        return baseline.make_baseline(images, preset="instant", image_size=96, out=out, progress=QUIET)
+        return baseline.make_baseline(drawn_images, preset="instant", image_size=96, out=out, progress=QUIET)
 
 
-def test_a_run_keeps_features_of_its_training_images(done: baseline.Baseline, quick_run: baseline.Baseline) -> None:
-    for run in (done, quick_run):
+def test_a_run_keeps_features_of_its_training_images(
+    drawn_run: baseline.Baseline, quick_run: baseline.Baseline
+) -> None:
+    for run in (drawn_run, quick_run):
         counts = pd.read_csv(run.folder / "split.csv")["split"].value_counts()
         reference = run.model.reference
         assert reference.features.shape == (counts["train"], 1280) and len(reference.distances) == counts["valid"]
@@ -63,13 +65,13 @@ def test_a_run_keeps_features_of_its_training_images(done: baseline.Baseline, qu
         train = run.model.embed(table.query("split == 'train'")["path"].tolist(), progress=QUIET).features
         similarity = (train / np.linalg.norm(train, axis=1, keepdims=True)) @ reference.features.T
         same = similarity.max(1) > 0.999
-        assert same.all() if run is done else 0.2 < same.mean() < 1, "in the cache, half of the images are flipped"
+        assert same.all() if run is drawn_run else 0.2 < same.mean() < 1, "in the cache, half of the images are flipped"
 
 
 def test_unknown_images_are_more_unlike_than_new_images(
-    done: baseline.Baseline, quick_run: baseline.Baseline, unknown: Path
+    drawn_run: baseline.Baseline, quick_run: baseline.Baseline, unknown: Path
 ) -> None:
-    for run in (done, quick_run):
+    for run in (drawn_run, quick_run):
         new = run.predictions.query("split == 'test'")["path"].tolist()
         known = run.model.predict(new, unlike=True)["unlike"]
         strange = run.model.predict(unknown, unlike=True)["unlike"]
@@ -77,11 +79,11 @@ def test_unknown_images_are_more_unlike_than_new_images(
         assert strange.min() > 1 - 1 / (len(run.model.reference.distances) + 1) > known.median()
 
 
-def test_predictions_stay_the_same_with_unlike(done: baseline.Baseline, images: Path) -> None:
-    plain, more = (done.model.predict(images / "ants", unlike=flag) for flag in (False, True))
+def test_predictions_stay_the_same_with_unlike(drawn_run: baseline.Baseline, drawn_images: Path) -> None:
+    plain, more = (drawn_run.model.predict(drawn_images / "ants", unlike=flag) for flag in (False, True))
     assert plain.equals(more.drop(columns="unlike")) and "unlike" not in plain
-    valid = done.predictions.query("split == 'valid'")["path"].tolist()
-    expected = np.sort(done.model.predict(valid, unlike=True)["unlike"])
+    valid = drawn_run.predictions.query("split == 'valid'")["path"].tolist()
+    expected = np.sort(drawn_run.model.predict(valid, unlike=True)["unlike"])
     assert np.allclose(expected, np.arange(1, len(valid) + 1) / (len(valid) + 1), atol=0.03), "ranks of valid images"
 
 
@@ -107,11 +109,11 @@ def test_sampled_images_are_of_all_classes_and_few_bytes() -> None:
     assert len(select_images(table, 8192, "single")[0]) * 8192 * 2 <= 1_500_000
 
 
-def test_damaged_and_foreign_references_are_refused(done: baseline.Baseline, tmp_path: Path) -> None:
-    shutil.copytree(done.folder / "model", tmp_path / "model")
+def test_damaged_and_foreign_references_are_refused(drawn_run: baseline.Baseline, tmp_path: Path) -> None:
+    shutil.copytree(drawn_run.folder / "model", tmp_path / "model")
     file = tmp_path / "model" / REFERENCE_FILE
     content = file.read_bytes()
-    config = done.model.config
+    config = drawn_run.model.config
     for damaged, message in (
         (content[:-1] + bytes([content[-1] ^ 1]), "does not match its hash"),
         (content[:100], "is damaged"),
@@ -124,33 +126,35 @@ def test_damaged_and_foreign_references_are_refused(done: baseline.Baseline, tmp
             read_reference(tmp_path / "model", config)
     file.unlink()
     old = baseline.load(tmp_path / "model")
-    assert len(old.predict(done.predictions["path"].iloc[0])) == 1, "an older model folder predicts"
+    assert len(old.predict(drawn_run.predictions["path"].iloc[0])) == 1, "an older model folder predicts"
     with pytest.raises(OutputError, match="add it with: baseline reference RUN"):
-        old.predict(done.predictions["path"].iloc[0], unlike=True)
-    ended = call("predict", tmp_path / "model", done.predictions["path"].iloc[0], "--unlike", "--out", "x.csv")
+        old.predict(drawn_run.predictions["path"].iloc[0], unlike=True)
+    ended = call("predict", tmp_path / "model", drawn_run.predictions["path"].iloc[0], "--unlike", "--out", "x.csv")
     assert ended.returncode == 2 and not Path("x.csv").exists() and len(ended.stderr.splitlines()) == 1
 
 
-def test_a_reference_is_added_to_an_old_run(done: baseline.Baseline, unknown: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(done.folder, tmp_path / "old")
+def test_a_reference_is_added_to_an_old_run(drawn_run: baseline.Baseline, unknown: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(drawn_run.folder, tmp_path / "old")
     (run / "model" / REFERENCE_FILE).unlink()
     ended = call("reference", run, "--quiet")
     assert ended.returncode == 0 and ended.stdout == f"{run}/model/{REFERENCE_FILE}\n", ended.stderr
-    added, first = baseline.load(run).reference, done.model.reference
+    added, first = baseline.load(run).reference, drawn_run.model.reference
     assert np.allclose(added.distances, first.distances, atol=1e-3) and np.allclose(added.scores, first.scores)
-    assert baseline.load(run).identity == done.model.identity
+    assert baseline.load(run).identity == drawn_run.model.identity
     (run / "split.csv").write_text((run / "split.csv").read_text().replace("/ants/", "/gone/"))
     with pytest.raises(baseline.BaselineError, match=r"cannot be read, first .*/gone/"):
         add_reference(run, progress=QUIET)
 
 
-def test_predict_rejects_unknown_images_and_writes_sets(done: baseline.Baseline, unknown: Path, tmp_path: Path) -> None:
+def test_predict_rejects_unknown_images_and_writes_sets(
+    drawn_run: baseline.Baseline, unknown: Path, tmp_path: Path
+) -> None:
     shutil.copytree(unknown, tmp_path / "in")
-    for number, path in enumerate(done.predictions.query("split == 'test'")["path"]):
+    for number, path in enumerate(drawn_run.predictions.query("split == 'test'")["path"]):
         shutil.copy(path, tmp_path / "in" / f"known{number}.jpg")
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8\xff no image")
     options = ("--reject-unlike", "0.2", "--coverage", "0.8", "--top-k", "1")
-    ended = call("predict", done.folder, tmp_path / "in", *options, "--out", "out.csv")
+    ended = call("predict", drawn_run.folder, tmp_path / "in", *options, "--out", "out.csv")
     assert ended.returncode == 0 and "unlike the training images" in ended.stderr, ended.stderr
     assert "sets for a coverage of 80% cover" in ended.stderr
     table = pd.read_csv("out.csv", keep_default_na=False)
@@ -160,23 +164,23 @@ def test_predict_rejects_unknown_images_and_writes_sets(done: baseline.Baseline,
     assert ((rows["predicted"] == "unlike") == rejected).all() and rejected[rows["path"].str.endswith(".png")].all()
     bad = table[table["error"] != ""].iloc[0]
     assert bad["unlike"] == bad["set"] == bad["class_1"] == ""
-    threshold = done.model.reference.set_threshold(0.8)
+    threshold = drawn_run.model.reference.set_threshold(0.8)
     for row in rows.itertuples():
         names = row.set.split(";")
         assert names[0] == row.class_1 and (len(names) == 2) == (float(row.probability_1) <= threshold)
-    lines = call("predict", done.folder, tmp_path / "in", *options, "--format", "jsonl", "--quiet")
+    lines = call("predict", drawn_run.folder, tmp_path / "in", *options, "--format", "jsonl", "--quiet")
     objects = [json.loads(line) for line in lines.stdout.splitlines()]
     assert [item.get("set") for item in objects if "error" not in item] == [text.split(";") for text in rows["set"]]
     more = ["--out", "out.csv", "--resume", "--processes", "2"]
-    again = call("predict", done.folder, tmp_path / "in", *options, *more, code=COMMAND_WITH_FORKS)
+    again = call("predict", drawn_run.folder, tmp_path / "in", *options, *more, code=COMMAND_WITH_FORKS)
     assert again.returncode == 0 and "already done" in again.stderr, again.stderr
 
 
-def test_evaluate_measures_rejection_and_coverage(done: baseline.Baseline, unknown: Path) -> None:
-    test = done.predictions.query("split == 'test'")[["path", "label"]]
+def test_evaluate_measures_rejection_and_coverage(drawn_run: baseline.Baseline, unknown: Path) -> None:
+    test = drawn_run.predictions.query("split == 'test'")[["path", "label"]]
     other = pd.DataFrame({"path": sorted(map(str, unknown.iterdir())), "label": "shape"})
     table = pd.concat([test, other], ignore_index=True)
-    result = done.model.evaluate(table, unknown="drop", reject_unlike=0.2, coverage=0.8, progress=QUIET)
+    result = drawn_run.model.evaluate(table, unknown="drop", reject_unlike=0.2, coverage=0.8, progress=QUIET)
     rows = result.predictions
     assert len(rows) == len(test) and (rows["unlike"] <= 1).all()
     assert result.unlike["rejected"] == (rows["unlike"] > 0.8).sum()
@@ -185,27 +189,29 @@ def test_evaluate_measures_rejection_and_coverage(done: baseline.Baseline, unkno
     hits = [label in names.split(";") for label, names in zip(rows["label"], rows["set"], strict=True)]
     assert result.sets["covered"] == np.mean(hits) and result.sets["interval"][0] < result.sets["covered"]
     with pytest.raises(RecipeError, match=r"needs 19\. Ask for at most"):
-        done.model.evaluate(test, coverage=0.95, progress=QUIET)
+        drawn_run.model.evaluate(test, coverage=0.95, progress=QUIET)
 
 
-def test_the_server_says_what_is_unlike(done: baseline.Baseline, images: Path, unknown: Path) -> None:
-    with TestClient(create_app(done.folder, reject_unlike=0.2, examples=False), base_url="http://localhost") as client:
+def test_the_server_says_what_is_unlike(drawn_run: baseline.Baseline, images: Path, unknown: Path) -> None:
+    with TestClient(
+        create_app(drawn_run.folder, reject_unlike=0.2, examples=False), base_url="http://localhost"
+    ) as client:
         answers = []
-        for path in (unknown / "00.png", done.predictions.query("split == 'valid'")["path"].iloc[0]):
+        for path in (unknown / "00.png", drawn_run.predictions.query("split == 'valid'")["path"].iloc[0]):
             content = base64.b64encode(Path(path).read_bytes()).decode()
             answers.append(client.post("/predict", json={"image": content}).json()["predictions"][0])
         schema = client.get("/openapi.json").json()
     assert answers[0]["rejected"] is True and answers[0]["unlike"] > 0.8 >= answers[1]["unlike"] - 0.2
     assert "unlike" in json.dumps(schema)
-    with TestClient(create_app(done.folder, examples=False), base_url="http://localhost") as client:
+    with TestClient(create_app(drawn_run.folder, examples=False), base_url="http://localhost") as client:
         content = base64.b64encode((unknown / "00.png").read_bytes()).decode()
         assert "unlike" not in client.post("/predict", json={"image": content}).json()["predictions"][0]
 
 
-def test_an_ensemble_has_no_reference(done: baseline.Baseline, quick_run: baseline.Baseline) -> None:
-    ensemble = baseline.load([done.folder, quick_run.folder])
+def test_an_ensemble_has_no_reference(drawn_run: baseline.Baseline, quick_run: baseline.Baseline) -> None:
+    ensemble = baseline.load([drawn_run.folder, quick_run.folder])
     with pytest.raises(OutputError, match="Pass one model"):
-        ensemble.predict(done.predictions["path"].iloc[0], unlike=True)
+        ensemble.predict(drawn_run.predictions["path"].iloc[0], unlike=True)
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
@@ -237,21 +243,21 @@ def test_few_valid_images_are_said_to_be_few() -> None:
         reference.set_threshold(95)
 
 
-def test_wrong_rates_are_one_line(done: baseline.Baseline) -> None:
-    image = done.predictions["path"].iloc[0]
+def test_wrong_rates_are_one_line(drawn_run: baseline.Baseline) -> None:
+    image = drawn_run.predictions["path"].iloc[0]
     for words, message in (
         (("--reject-unlike", "0.001"), "999 are needed"),
         (("--reject-unlike", "2"), "reject_unlike is 2.0"),
         (("--coverage", "0.999"), "needs 999"),
         (("--coverage", "0.8", "--no-tta"), "measured with test-time augmentation"),
     ):
-        ended = call("predict", done.folder, image, *words, "--quiet")
+        ended = call("predict", drawn_run.folder, image, *words, "--quiet")
         assert ended.returncode == 2 and ended.stdout == "" and len(ended.stderr.splitlines()) == 1, ended.stderr
         assert message in ended.stderr
 
 
-def test_saving_and_reading_is_exact(done: baseline.Baseline, tmp_path: Path) -> None:
-    shutil.copytree(done.folder / "model", tmp_path / "model")
+def test_saving_and_reading_is_exact(drawn_run: baseline.Baseline, tmp_path: Path) -> None:
+    shutil.copytree(drawn_run.folder / "model", tmp_path / "model")
     before = (tmp_path / "model" / REFERENCE_FILE).read_bytes()
-    save_reference(tmp_path / "model", done.model.reference)
+    save_reference(tmp_path / "model", drawn_run.model.reference)
     assert (tmp_path / "model" / REFERENCE_FILE).read_bytes() == before
