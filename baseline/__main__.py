@@ -1,5 +1,5 @@
 """`python -m baseline`: the command line."""
 
-from baseline.cli.app import main
+from baseline.cli.app import run_process
 
-main()
+run_process()

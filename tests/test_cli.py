@@ -279,9 +279,9 @@ def test_a_command_that_has_loaded_torch_ends_without_taking_it_down(loads: str,
         f"    sys.modules[{loads!r}] = sys\n"
         "    command.part = Part()\n"
         "    atexit.register(lambda: print('exit function'))\n"
-        "    return 3\n"
-        "app.run_app = command\n"
-        "app.main()\n"
+        "    raise SystemExit(3)\n"
+        "app.main = command\n"
+        "app.run_process()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, end, "")

@@ -86,13 +86,16 @@ for command in COMMANDS:
     app.command(command.__name__.removesuffix("_command"), cls=Command)(command)
 
 
-def main() -> None:
-    """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
+def run_process() -> None:
+    """Run the command line as all that this process does."""
     codes: list[int] = []
-    if "torch" not in sys.modules:  # the process of this command: what is registered first runs last
+    if "torch" not in sys.modules:  # registered before what torch and others register, it runs after that
         atexit.register(skip_teardown, codes)
-    codes.append(run_app())
-    raise SystemExit(codes[0])
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(int(end.code or 0))
+        raise
 
 
 def skip_teardown(codes: list[int]) -> None:
@@ -104,8 +107,8 @@ def skip_teardown(codes: list[int]) -> None:
         os._exit(codes[0])
 
 
-def run_app() -> int:
-    """Run the command line, print the error if there is one, and return the exit code."""
+def main() -> None:
+    """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images
@@ -131,7 +134,7 @@ def run_app() -> int:
         # without a message, the help was printed
         end = message if message.endswith("?") else f"{message.rstrip('.')}."
         code = print_error(f"{end} See {command} --help.") if message else 2
-    return interrupted_code() if code == 130 else code or 0  # Typer ends with 130 on every interrupt
+    raise SystemExit(interrupted_code() if code == 130 else code or 0)  # Typer ends with 130 on every interrupt
 
 
 def print_error(message: str, code: int = 2) -> int:

@@ -282,7 +282,7 @@ def without_device(images: str | None, recipe: str | Recipe, changes: dict[str, 
     start = starting_recipe(images, recipe)
     data_fields = {name for name, (group, _) in LEAVES.items() if group in ("data", "split")}
     matters = any(set(preset) & {"data", "split", *data_fields} for preset in start.presets.values())
-    return changes if matters or "preset" in changes else {**changes, "preset": "standard"}
+    return changes if matters or "preset" in changes else {**changes, "preset": start.preset}
 
 
 def data_place(data: Path, recipe: str, progress: Progress) -> str:
