@@ -119,7 +119,7 @@ def test_all_pairs_of_near_hashes_are_found_exactly_once() -> None:
             for one, two, _ in duplicates.near_pairs(hashes, bits)
             for pair in zip(one.tolist(), two.tolist(), strict=True)
         ]
-        distance = np.bitwise_count(hashes[:, None] ^ hashes[None])
+        distance = np.array([[(one ^ other).bit_count() for other in hashes.tolist()] for one in hashes.tolist()])
         expected = {(i, j) for i, j in zip(*np.nonzero(distance <= bits), strict=True) if i < j}
         assert len(pairs) == len(set(pairs)) and set(pairs) == expected
 
