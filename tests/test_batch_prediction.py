@@ -118,6 +118,7 @@ def encode_in_many_formats(path: str) -> list[bytes]:
     clear.putalpha(100)
     gray = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256)
     more = {"save_all": True, "append_images": [picture.rotate(20), picture.rotate(40)]}
+    pair = {"save_all": True, "append_images": [picture.rotate(20)]}  # Pillow 10.4 damages an MPO file of more images
     variants: list[tuple[Image.Image, str, dict]] = [
         (picture, "JPEG", {"exif": turned, "icc_profile": bytes(600)}), (picture, "JPEG", {"progressive": True}),
         (picture.convert("CMYK"), "JPEG", {}), (picture.convert("L"), "JPEG", {"restart_marker_blocks": 4}),
@@ -130,7 +131,7 @@ def encode_in_many_formats(path: str) -> list[bytes]:
         (gray, "TIFF", {"compression": "packbits"}),
         (picture, "TIFF", {"compression": "jpeg"}), (clear, "TIFF", {"compression": "tiff_deflate"}),
         (picture.convert("F"), "TIFF", {}), (picture, "TIFF", more), (picture, "PPM", {}),
-        (picture, "JPEG2000", {}), (picture, "MPO", more), (picture, "TGA", {"compression": "tga_rle"}),
+        (picture, "JPEG2000", {}), (picture, "MPO", pair), (picture, "TGA", {"compression": "tga_rle"}),
         (picture, "ICO", {}), *([(picture, "AVIF", {})] if "AVIF" in FORMATS else []),
     ]  # fmt: skip
     made = []
@@ -184,7 +185,7 @@ def mutated_images(paths: list[str], count: int) -> Iterator[bytes]:
 
 def test_images_in_any_format_are_read(model: Model, paths: list[str]) -> None:
     [batch] = model.predict_batches(encode_in_many_formats(paths[0]))
-    assert set(batch.errors) == {""} and len(batch.images) == 31
+    assert set(batch.errors) == {""} and len(batch.images) == 30 + ("AVIF" in FORMATS)
 
 
 @pytest.mark.filterwarnings("ignore")
