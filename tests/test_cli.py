@@ -62,7 +62,6 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--weights", "none.pth"], "There is no weights file"),
         (["run", "IMAGES", "--out", "/proc/run"], "cannot be written"),
         (["run", "IMAGES", "--image-size", "a"], "Invalid value for '--image-size': "),
-        (["run", "IMAGES", "--epoch", "3"], "--epochs). See baseline run --help."),
         (["run", "IMAGES", "--epochs", "0"], "epochs is 0, needed: a whole number from 1"),
         (["run", "IMAGES", "--epochs", "3", "--budget", "9m"], "--epochs and a budget cannot be combined"),
         (["run", "IMAGES", "--lr", "fast"], "--lr is 'fast', needed: a number such as 3e-4"),
@@ -88,6 +87,15 @@ def test_bad_input_gets_one_line_and_exit_code_2(images: Path, words: list[str],
     assert message in ended.stderr and "Traceback" not in ended.stderr
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
     assert ended.stderr.splitlines()[-1].startswith("baseline: ") and ended.stderr.count("baseline: ") == 1
+
+
+def test_a_misspelled_option_gets_the_options_that_may_be_meant(images: Path) -> None:
+    """In the words of the installed typer or click."""
+    ended = call("run", str(images), "--epoch", "3")
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2 and line.startswith("baseline: No such option") and not Path("runs").exists()
+    assert re.search(r" '?--epoch'?\W+(Possible options|Did you mean one of): '?--arch'?, '?--epochs'?\??\)", line)
+    assert line.endswith("). See baseline run --help.")
 
 
 def test_help_has_examples_everywhere() -> None:
