@@ -87,14 +87,16 @@ def build_timm_body(arch: str, weights: Weights | None, options: Mapping[str, An
 def split_timm_groups(model: nn.Sequential) -> list[list[nn.Parameter]]:
     """Split into timm's coarse layer groups in order, and the head.
 
-    A model for which timm has none is split into its blocks. Parameters of the model itself that timm forgets, such as
-    tokens, belong to the first group.
+    A model for which timm has none, or only one, is split into its blocks. Parameters of the model itself that timm
+    forgets, such as tokens, belong to the first group.
     """
     body: Any = model[0].model
     by_name = dict(body.named_parameters())
     try:
         groups = group_parameters(body, body.group_matcher(coarse=True))
     except (AttributeError, AssertionError):
+        groups = {}
+    if len(groups) < 2:
         blocks = list(dict.fromkeys(map(block_name, by_name)))
         groups = group_parameters(body, lambda name: blocks.index(block_name(name)))
     names = [groups[number] for number in sorted(groups)]
