@@ -551,16 +551,16 @@ def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(f"Another run is writing to {folder}. Wait for it, or choose another --out.") from None
+    except NotImplementedError:  # what filelock 3.16 raises for ENOSYS
+        pass
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
     try:
         yield folder
     finally:
-        with suppress(OSError):
-            (
-                folder / LOCK_FILE
-            ).unlink()  # while it is locked: a process that opened it meanwhile sees that it is gone and tries again
+        with suppress(OSError):  # while it is locked: a process that opened it meanwhile sees that and tries again
+            (folder / LOCK_FILE).unlink()
         lock.release()
         if new:
             with suppress(OSError):

@@ -28,10 +28,13 @@ from PIL import Image
 import baseline
 from baseline import make_baseline
 from baseline.data.image import read_image_bytes
+from baseline.data.sources.cached_images import fill_once
+from baseline.data.sources.datasets import DATASETS, lock_dataset
 from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.runs.folder import create_run_folder, lock_folder, looks_unfinished, new_run_path
 from baseline.system import free_memory_bytes
+from baseline.vision.cache import ArrayCache
 
 QUIET = baseline.Progress()
 
@@ -115,6 +118,28 @@ def test_runs_continue_on_a_disk_without_locks(tmp_path: Path, monkeypatch: pyte
     with create_run_folder(tmp_path / "run", "any") as folder:
         (folder / "history.csv").touch()
     assert [path.name for path in folder.iterdir()] == ["history.csv"]
+
+
+def test_caches_are_filled_on_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    for filled in (True, False):
+        assert fill_once(tmp_path / "images", lambda folder: folder.mkdir(), print) is filled
+    with lock_dataset(DATASETS["cifar10"], baseline.Progress()):
+        pass
+    cache, key = ArrayCache(1, folder=tmp_path / "arrays"), {"what": "mine"}
+    for number in range(2):  # the second finds what the first left unfinished
+        with cache.lock(key):
+            array = cache.allocate(key, (3,), np.uint8)
+            assert array is not None
+            array[:] = number
+    cache.commit(key, array)
+    stored = cache.get(key)
+    assert stored is not None and stored.tolist() == [1, 1, 1] and capsys.readouterr().out == ""
 
 
 # ---- damaged caches (arrays: test_cache.py; weights: test_weights.py; datasets: test_datasets.py) -------------------

@@ -93,6 +93,8 @@ class ArrayCache:
         except Timeout:
             self.progress.log("cache: another run is computing the same entry; waiting for it")
             lock.acquire()
+        except NotImplementedError:  # filelock 3.16 on a disk without locks, where later ones lock in another way
+            pass
         try:
             yield
         finally:
@@ -219,7 +221,7 @@ def is_locked(lock: Path) -> bool:
     file_lock = FileLock(lock)
     try:
         file_lock.acquire(timeout=0)
-    except (Timeout, OSError):
+    except (Timeout, OSError, NotImplementedError):
         return True
     file_lock.release()
     return False

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -53,7 +54,8 @@ def fill_once(folder: Path, fill: Callable[[Path], None], log: Callable[[str], N
     with report_write_errors(size_file):
         make_cache_folder(folder.parent)
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        lock.acquire()
+        with suppress(NotImplementedError):  # filelock 3.16 on a disk without locks, where later ones lock differently
+            lock.acquire()
     try:
         if _is_complete(folder, size_file):  # another process has filled it meanwhile
             return False

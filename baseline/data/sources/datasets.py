@@ -478,6 +478,8 @@ def lock_dataset(info: Dataset, progress: Progress) -> Iterator[None]:
         except Timeout:
             progress.log(f"data: another process is filling {_shorten_home(folder / info.name)}: waiting for it")
             lock.acquire()
+        except NotImplementedError:  # filelock 3.16 on a disk without locks, where later ones lock in another way
+            pass
     try:
         for leftover in folder.glob(f".{info.name}.tmp-*"):  # only the lock's holder creates these, so no one uses them
             shutil.rmtree(leftover, ignore_errors=True)
