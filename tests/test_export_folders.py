@@ -21,11 +21,13 @@ import torch
 import yaml
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file
 
 import baseline
 from baseline.deploy import export as export_file
 from baseline.deploy import export_folder
-from baseline.deploy.export_timm import timm_network
+from baseline.deploy.export_folder import export_notes
+from baseline.deploy.export_timm import timm_network, write_timm
 from baseline.errors import OutputError, WeightsError
 from baseline.report.model_card import write_card
 from baseline.vision.model_folder import load_network, save_network
@@ -104,6 +106,26 @@ def test_the_cards_snippet_loads_from_the_hubs_layout(
     exec(code, there := {})
     assert local["label"] == there["label"] == expected
     assert there["model"].pretrained_cfg["hf_hub_id"] == "me/insects"
+
+
+@pytest.mark.parametrize(("version", "has_pickle"), [("1.0.25", True), ("1.0.26.dev0", False), ("1.1.0", False)])
+def test_an_older_timm_gets_a_file_that_it_loads(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, has_pickle: bool
+) -> None:
+    folder = tmp_path / "insects"
+    folder.mkdir()
+    model = baseline.load(tiny)
+    monkeypatch.setattr(timm, "__version__", version)
+    write_timm(model, folder)
+    assert (folder / "pytorch_model.bin").exists() is has_pickle
+    assert any("pytorch_model.bin" in note for note in export_notes(model, "timm")) is has_pickle
+    if has_pickle:
+        tensors, pickled = (
+            load_file(folder / "model.safetensors"),
+            torch.load(folder / "pytorch_model.bin", weights_only=True),
+        )
+        assert list(pickled) and all(torch.equal(tensors.pop(name), value) for name, value in pickled.items())
+        assert not tensors
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "test_vit", "test_convnext", "test_resnet"])

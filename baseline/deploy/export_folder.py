@@ -10,12 +10,12 @@ from typing import Any
 from baseline.deploy.export import Exported, Exporter, Run, labels_text
 from baseline.deploy.export_app import copy_runner, mlflow_runner, write_docker, write_mlflow, write_space
 from baseline.deploy.export_openvino import openvino_runner, write_openvino
-from baseline.deploy.export_timm import describe_preprocessing, timm_runner, write_timm
+from baseline.deploy.export_timm import describe_preprocessing, needs_pickle, timm_runner, write_timm
 from baseline.errors import OutputError, WeightsError
 from baseline.files import atomic_folder, write_atomic
 from baseline.inference.model import Model
 
-__all__ = ["FOLDER_TOLERANCE", "export_folder"]
+__all__ = ["FOLDER_TOLERANCE", "export_folder", "export_notes"]
 
 
 FOLDER_TOLERANCE = 1e-5
@@ -69,6 +69,8 @@ def export_notes(model: Model, to: str) -> Iterator[str]:
         yield describe_preprocessing(model.config)
         if model.config["tta"]:
             yield "timm has no test-time augmentation, so it predicts what baseline predict --no-tta does"
+        if needs_pickle():
+            yield "timm before 1.0.26 reads no safetensors file of a folder, so pytorch_model.bin has the weights, too"
     if to == "openvino":
         yield f"the model takes squares of {model.decoded_size} pixels; resize images before"
 

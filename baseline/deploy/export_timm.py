@@ -6,6 +6,7 @@ several labels per image, the sigmoid) is what `Model.predict` returns without T
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from baseline.vision.weights import is_torchvision
 if TYPE_CHECKING:
     from baseline.inference.model import Model
 
-__all__ = ["describe_preprocessing", "fold_head", "timm_network", "timm_runner", "write_timm"]
+__all__ = ["describe_preprocessing", "fold_head", "needs_pickle", "timm_network", "timm_runner", "write_timm"]
 
 
 CROP_MODES = {"squish": "squash", "crop": "center", "pad": "border"}
@@ -58,11 +59,14 @@ label = model.pretrained_cfg["label_names"][int(probabilities.argmax())]
 ```
 
 {preprocessing}
+
+timm before 1.0.26 loads a folder only if it has `pytorch_model.bin`, which an export with such a timm writes; it loads
+this model from the hub without that file.
 """
 
 
 def write_timm(model: Model, folder: Path) -> None:
-    """Write `config.json`, `model.safetensors` and a card to a folder.
+    """Write `config.json`, `model.safetensors` and a card to a folder; for an older timm, `pytorch_model.bin`, too.
 
     Raises:
         OutputError: if timm does not have the architecture, or the head is more than a linear layer.
@@ -70,6 +74,8 @@ def write_timm(model: Model, folder: Path) -> None:
     network = timm_network(model)
     tensors = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
     write_atomic(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    if needs_pickle():
+        torch.save(tensors, folder / "pytorch_model.bin")
     write_atomic(folder / "config.json", to_json(timm_settings(model, network)))
     activation = "sigmoid()[0]" if model.multilabel else "softmax(-1)[0]"
     title = f"{', '.join(model.classes[:6])}: {model.config['arch']}"
@@ -78,6 +84,11 @@ def write_timm(model: Model, folder: Path) -> None:
         preprocessing=describe_preprocessing(model.config),
     )  # fmt: skip
     write_atomic(folder / "README.md", card)
+
+
+def needs_pickle() -> bool:
+    """Whether the installed timm, before 1.0.26, reads no safetensors file of a folder, but only what torch saves."""
+    return tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < (1, 0, 26)
 
 
 def timm_network(model: Model) -> nn.Module:
