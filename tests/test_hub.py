@@ -263,12 +263,14 @@ def test_a_file_that_contains_a_path_of_this_machine_is_not_pushed(
 @pytest.mark.parametrize("name", ["ants", "me/", "/ants", "a/b/c", "me/a--b", "me/a..b", "-me/a", "me/a.", "me/a b",
                                   "me/a.git", "me/é", f"me/{'a' * 97}", "", "me/a\n"])  # fmt: skip
 def test_invalid_repository_names_are_refused_as_by_the_client(run: Path, name: str) -> None:
+    import huggingface_hub
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     with pytest.raises(OutputError, match="is not a repository name"):
         plan_push(run, name)
-    if "/" in name:
+    newer = tuple(map(int, huggingface_hub.__version__.split(".")[:2])) >= (1, 33)
+    if "/" in name and (newer or name not in ("me/é", "me/a\n")):  # older clients leave these to the hub
         with pytest.raises(HFValidationError):
             validate_repo_id(name)
 
@@ -316,7 +318,8 @@ def test_refusals_of_the_hub_are_one_line(run: Path, hub: Hub) -> None:
 
 def test_a_missing_network_or_client_is_reported_in_one_line(run: Path, tmp_path: Path) -> None:
     unreachable = {"HF_TOKEN": "mine", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert_refused(call(None, "push", str(run), "me/ants", **unreachable), "http://127.0.0.1:9 cannot be reached")
+    message = "http://127.0.0.1:9 cannot be reached: [Errno 111] Connection refused. Check the network."
+    assert_refused(call(None, "push", str(run), "me/ants", **unreachable), message)
     assert_refused(call(None, "push", str(run), "me/ants", **unreachable, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
     code = "import sys; sys.modules['huggingface_hub'] = None\nfrom baseline.deploy.hub import hub_client\nhub_client()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -190,12 +190,28 @@ def hub_errors(client: Any, endpoint: str, repo: str) -> Iterator[None]:
         raise OutputError("HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it.") from None
     except client.errors.HfHubHTTPError as error:
         raise OutputError(_refusal_message(error, endpoint, repo)) from None
-    except (client.errors.HTTPError, ConnectionError, TimeoutError) as error:
-        raise OutputError(f"{endpoint} cannot be reached: {first_line(error)}. Check the network.") from None
+    except (_network_error(client), ConnectionError, TimeoutError) as error:
+        raise OutputError(
+            f"{endpoint} cannot be reached: {first_line(_root_cause(error))}. Check the network."
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"Pushing to {repo} failed: {first_line(error.__cause__ or error)}.") from None
+
+
+def _network_error(client: Any) -> type[Exception]:
+    """Return the class of the client's errors without an answer: that of httpx, or of requests before version 1."""
+    error: Any = client.errors.HTTPError
+    return error.__base__ if issubclass(error, OSError) else error
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the operating system's error behind one of a library, which may be a long line; the same if none is."""
+    cause: Any = error
+    while cause := cause.__cause__ or cause.__context__:
+        error = cause if isinstance(cause, OSError) else error
+    return error
 
 
 def _refusal_message(error: Any, endpoint: str, repo: str) -> str:
