@@ -16,15 +16,19 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ALLOWED = frozenset({
-    "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "LLVM-exception", "MIT",
-    "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib",
+    "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "HPND", "ISC", "LLVM-exception",
+    "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "Zlib", "any-OSI",
 })  # fmt: skip
-"""They require no more than a notice, except MPL-2.0: changed files of such a package stay under it."""
+"""They require no more than a notice, except MPL-2.0: changed files of such a package stay under it.
+
+`any-OSI` of apsw, which older versions of what fastai needs bring, lets the user choose any license of the Open Source Initiative.
+"""
 
 WORDS = {
     r"apache( software)?( license)?,?( version)? ?2?(\.0)?": "Apache-2.0", r"apache-2": "Apache-2.0",
     r"(new |modified )?bsd( license)?": "BSD", r"(2-clause bsd|bsd 2-clause)( license)?": "BSD-2-Clause",
-    r"(3-clause bsd|bsd 3-clause)( license)?": "BSD-3-Clause", r"isc license( \(iscl\))?": "ISC",
+    r"(3-clause bsd|bsd 3-clause)( license)?": "BSD-3-Clause",
+    r"historical permission notice and disclaimer \(hpnd\)": "HPND", r"isc license( \(iscl\))?": "ISC",
     r"(the )?mit license": "MIT", r"mozilla public license 2\.0 \(mpl 2\.0\)": "MPL-2.0",
     r"python software foundation license": "PSF-2.0",
 }  # fmt: skip
