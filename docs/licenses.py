@@ -21,7 +21,8 @@ ALLOWED = frozenset({
 })  # fmt: skip
 """They require no more than a notice, except MPL-2.0: changed files of such a package stay under it.
 
-`any-OSI` of apsw, which older versions of what fastai needs bring, lets the user choose any license of the Open Source Initiative.
+`any-OSI` of apsw, which older versions of what fastai needs bring, lets the user choose any license of the Open Source
+Initiative.
 """
 
 WORDS = {
