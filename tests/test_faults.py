@@ -500,7 +500,7 @@ print((peak() - before) / (count * ROW_BYTES + TEXT_COPIES * file.stat().st_size
         pytest.skip("the system does not report the peak memory of a process")
     command = [sys.executable, "-c", code, tmp_path, "100000"]
     share = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert 0.4 < share < 1.1, share
+    assert (0.4 if int(pd.__version__.split(".")[0]) > 2 else 0.3) < share < 1.1, share  # pandas 2 takes less
 
 
 @pytest.mark.parametrize(("limit", "free"), [("max", 3_000_000), ("2500000", 1_700_000), ("900000", 100_000)])
