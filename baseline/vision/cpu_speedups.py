@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["optimize_for_cpu"]
+__all__ = ["optimize_for_cpu", "replaced_forwards"]
 
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -164,8 +164,15 @@ def folded_norm_forward(norm: Any, images: torch.Tensor) -> torch.Tensor:
 def fast_depthwise(model: nn.Module) -> Iterator[None]:
     """Use `DepthwiseConv` in the model's depthwise convolutions where it is faster."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and is_plain_depthwise(layer)]
+    with replaced_forwards(layers, depthwise_forward):
+        yield
+
+
+@contextmanager
+def replaced_forwards(layers: Sequence[nn.Conv2d], forward: Callable[[nn.Conv2d, torch.Tensor], Any]) -> Iterator[None]:
+    """Compute layers by another function inside the context."""
     for layer in layers:
-        vars(layer)["forward"] = partial(depthwise_forward, layer)
+        vars(layer)["forward"] = partial(forward, layer)
     try:
         yield
     finally:

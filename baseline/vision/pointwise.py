@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from baseline.vision.cpu_speedups import replaced_forwards
 
 __all__ = ["bfloat16_pointwise"]
 
@@ -33,13 +34,8 @@ def bfloat16_pointwise(model: nn.Module) -> Iterator[None]:
         torch.float32
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and is_pointwise(layer)]
-    for layer in layers:
-        vars(layer)["forward"] = partial(pointwise_forward, layer)
-    try:
+    with replaced_forwards(layers, pointwise_forward):
         yield
-    finally:
-        for layer in layers:
-            del vars(layer)["forward"]
 
 
 def is_pointwise(layer: nn.Conv2d) -> bool:
