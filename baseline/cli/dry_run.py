@@ -15,27 +15,33 @@ if TYPE_CHECKING:
 def print_images(images: str | None, recipe: str | Recipe, changes: dict[str, Any], as_json: bool) -> None:
     """Print how the images would be read, line by line, or as JSON."""
     collect_garbage_less_often()
+    from baseline.recipe.choose import apply_changes, choose_recipe
+
     changes = without_device(images, recipe, changes)
-    lines = describe_missing_images(images, recipe) or describe_reading(images, recipe, changes)
-    lines += describe_missing_weights(images, recipe, changes)
+    chosen, place = choose_recipe(images, recipe)
+    resolved, reasons = apply_changes(chosen, None, dict(changes))
+    lines = describe_missing_images(place) or describe_reading(images, place, resolved, reasons)
+    lines += describe_missing_weights(resolved)
     if as_json:
         print_object("run", {"kind": "dry-run", "lines": lines})
     else:
         print_text("\n".join(lines))
 
 
-def describe_reading(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
-    """Return what was read of the images, line by line."""
+def describe_reading(images: str | None, place: Any, recipe: Recipe, reasons: dict[str, str]) -> list[str]:
+    """Return what was read of the images, line by line.
+
+    Args:
+        images: as given, `place` is where they are; see `choose_recipe`.
+        reasons: of what was chosen in the recipe; see `apply_changes`.
+    """
     from baseline.data.labels import classes_in
     from baseline.data.prepare import load_image_table, metric_notes
     from baseline.data.table import summarize_source
     from baseline.data.table_folds import describe_probe_folds
     from baseline.progress import Progress
-    from baseline.recipe.choose import apply_changes, choose_recipe
 
-    chosen, place = choose_recipe(images, recipe)
-    resolved, reasons = apply_changes(chosen, None, dict(changes))
-    resolved, table = load_image_table(place, resolved, reasons, Progress())
+    resolved, table = load_image_table(place, recipe, reasons, Progress())
     lines = [*summarize_source(table), *metric_notes(images, resolved, classes_in(table, resolved.data.task))]
     lines += filter(None, [describe_probe_folds(resolved, len(table), reasons["split"])])
     if "kfold" not in resolved.split.method:
@@ -45,28 +51,25 @@ def describe_reading(images: str | None, recipe: str | Recipe, changes: dict[str
     return [*lines, describe_folds(table, resolved)]
 
 
-def describe_missing_images(images: str | None, recipe: str | Recipe) -> list[str]:
+def describe_missing_images(place: Any) -> list[str]:
     """Return a line that says where the images would be downloaded from; empty if they are on this machine."""
     from baseline.data.sources.place import optional_module
-    from baseline.recipe.choose import choose_recipe
 
-    name, download = choose_recipe(images, recipe)[1], ""
+    download = ""
     datasets, external = map(optional_module, ("datasets", "external"))
-    if datasets and name in datasets.DATASETS:
-        download = datasets.pending_download(name)
-    elif external and isinstance(name, str) and external.is_external(name):
-        download = external.pending_export(name)
-    return [f"images:   those of {name} are not on this machine; {download}"] if download else []
+    if datasets and place in datasets.DATASETS:
+        download = datasets.pending_download(place)
+    elif external and isinstance(place, str) and external.is_external(place):
+        download = external.pending_export(place)
+    return [f"images:   those of {place} are not on this machine; {download}"] if download else []
 
 
-def describe_missing_weights(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> list[str]:
+def describe_missing_weights(recipe: Recipe) -> list[str]:
     """Return a line that says where pretrained weights would be downloaded from.
 
     It is empty if they are on this machine, or if the network is chosen by what is available.
     """
-    from baseline.recipe.choose import apply_changes, choose_recipe
-
-    model = apply_changes(choose_recipe(images, recipe)[0], None, dict(changes))[0].model
+    model = recipe.model
     arch = model.arch.split(" or ")[0]
     if arch == "auto" or not model.pretrained or model.weights:
         return []
