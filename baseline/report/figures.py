@@ -25,7 +25,15 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 from PIL import Image, ImageDraw, ImageFont
 
 from baseline.data.image import load_image
@@ -99,35 +107,36 @@ def with_figure_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 @with_figure_style
-def lr_find_figure(sweeps: pd.DataFrame, stages: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot loss against learning rate for every stage with a search, and mark the rate that was used.
+def lr_find_figure(sweep: pd.DataFrame, stages: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot loss against learning rate in the search of one stage, and mark the rate that was used.
 
     Args:
-        sweeps, stages: see `baseline.training.state.History`; there is at least one search.
+        sweep, stages: see `baseline.training.state.History`; the rows of one search.
     """
-    numbers = sorted(sweeps["stage"].unique())
-    figure = Figure(figsize=(5 * len(numbers), 3.4), layout="constrained")
-    for axes, number in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
-        curve = sweeps[sweeps["stage"] == number]
-        axes.plot(curve["lr"], curve["loss"].ewm(alpha=0.1).mean(), color=BLUE)
-        axes.set(
-            xscale="log",
-            xlabel="learning rate",
-            ylabel="loss (smoothed)",
-            title=f"stage {number}: learning rate search",
-        )
-        label_rates(axes.xaxis)
-        if number <= len(stages):
-            rate = last_group_lr(stages[number - 1]["lr"])
-            axes.axvline(rate, color=ORANGE, linestyle="--", label=f"used: {rate:.1e}")
-            axes.legend()
+    number = int(sweep["stage"].iloc[0])
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(sweep["lr"], sweep["loss"].ewm(alpha=0.1).mean(), color=BLUE)
+    title = f"stage {number}: learning rate search"
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title=title)
+    label_rates(axes.xaxis)
+    if number <= len(stages):
+        rate = last_group_lr(stages[number - 1]["lr"])
+        axes.axvline(rate, color=ORANGE, linestyle="--", label=f"used: {rate:.1e}")
+        axes.legend()
     return figure
 
 
 def label_rates(axis: Any) -> None:
-    """Write the rates of a logarithmic axis as in the text, such as 1e-03, which takes no parser of formulas."""
+    """Write the rates of a logarithmic axis as in the text, such as 1e-03, which takes no parser of formulas.
+
+    Over more than three decades it has ticks at powers of ten only: the others, without labels, take longest to draw.
+    """
     axis.set_major_formatter(LogFormatter())
     axis.set_minor_formatter(LogFormatter())
+    low, high = axis.get_view_interval()
+    if high > 1000 * low:
+        axis.set_minor_locator(NullLocator())
 
 
 def last_group_lr(rate: Any) -> float:
@@ -136,26 +145,24 @@ def last_group_lr(rate: Any) -> float:
 
 
 @with_figure_style
-def training_figure(epochs: pd.DataFrame, panels: Sequence[str] = ("loss", "metric", "rate")) -> Figure:
-    """Plot the losses, the metric on valid and the learning rate by epoch; mark the stages and the best epoch.
+def training_figure(epochs: pd.DataFrame, panel: str) -> Figure:
+    """Plot the losses, the metric on valid or the learning rate by epoch; mark the stages and the best epoch.
 
     Args:
         epochs: see `baseline.training.state.History`.
-        panels: which of the three to plot.
+        panel: which of the three to plot: loss, metric or rate.
     """
-    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
-    rows = epochs.reset_index(drop=True)
+    figure = Figure(figsize=(4, 3.2), layout="constrained")
+    axes, rows = figure.subplots(), epochs.reset_index(drop=True)
     draw = {"loss": draw_losses, "metric": draw_metric, "rate": draw_rates}
-    starts = rows.index[rows["stage"].diff().fillna(1) != 0]
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.set_title(draw[panel](axes, rows), pad=22)
-        for start in starts:
-            axes.axvline(start + 0.5, color=GRAY, linestyle=":", linewidth=1)
-            label = f" {stage_label(rows.loc[start, 'trains'])}"
-            axes.text(start + 0.5, 1.02, label, transform=axes.get_xaxis_transform(), fontsize=9)
-        axes.set_xlim(0.4, len(rows) + 0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
+    axes.set_title(draw[panel](axes, rows), pad=22)
+    for start in rows.index[rows["stage"].diff().fillna(1) != 0]:
+        axes.axvline(start + 0.5, color=GRAY, linestyle=":", linewidth=1)
+        label = f" {stage_label(rows.loc[start, 'trains'])}"
+        axes.text(start + 0.5, 1.02, label, transform=axes.get_xaxis_transform(), fontsize=9)
+    axes.set_xlim(0.4, len(rows) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
     return figure
 
 
@@ -483,12 +490,17 @@ def pair_thumbnail(path: str) -> Any:
     return image
 
 
-def png(figure: Figure) -> bytes:
-    """Return the figure as the content of a PNG file, on a white background."""
-    buffer = io.BytesIO()
-    with figure_style():
-        apply_layout(figure)
-        figure.savefig(buffer, format="png", dpi=120, facecolor="white")
+def png(*row: Figure) -> bytes:
+    """Return the figures, of the same height, side by side as the content of a PNG file, on a white background."""
+    pictures = []
+    for figure in row:
+        pictures.append(buffer := io.BytesIO())
+        with figure_style():
+            apply_layout(figure)
+            figure.savefig(buffer, format="png", dpi=120, facecolor="white")
+    if len(row) > 1:
+        pixels = np.hstack([np.asarray(Image.open(picture).convert("RGB")) for picture in pictures])
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()
 
 

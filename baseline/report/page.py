@@ -101,9 +101,9 @@ def save_figure(run: RunFiles, name: str, figure: Figure, description: str) -> M
     return chart(figure, name, description)
 
 
-def save_picture(run: RunFiles, name: str, figure: Figure) -> None:
-    """Save the figure as a PNG in the run folder."""
-    write_atomic(run.folder / f"{name}.png", figures.png(figure))
+def save_picture(run: RunFiles, name: str, *row: Figure) -> None:
+    """Save the figures side by side as a PNG in the run folder."""
+    write_atomic(run.folder / f"{name}.png", figures.png(*row))
 
 
 def chart(figure: Figure, name: str, description: str) -> Markup:
@@ -175,13 +175,12 @@ def training_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
 
 def search_charts(run: RunFiles, sweeps: pd.DataFrame, stages: list[Any]) -> list[Markup]:
     """Save the picture of the learning rate searches, and return a chart of each."""
-    figure = figures.lr_find_figure(sweeps, stages)
-    save_picture(run, "lr_find", figure)
-    charts, numbers = [], sorted(sweeps["stage"].unique())
-    for number in numbers:
+    numbers = sorted(sweeps["stage"].unique())
+    searches = {number: figures.lr_find_figure(sweeps[sweeps["stage"] == number], stages) for number in numbers}
+    save_picture(run, "lr_find", *searches.values())
+    charts = []
+    for number, figure in searches.items():
         used = f"; used: {format_lr(stages[number - 1]['lr'])}" if number <= len(stages) else ""
-        if len(numbers) > 1:
-            figure = figures.lr_find_figure(sweeps[sweeps["stage"] == number], stages)
         charts.append(chart(figure, f"lr_find_{number}", f"Loss against learning rate in stage {number}{used}"))
     return charts
 
@@ -201,7 +200,6 @@ def training_charts(run: RunFiles) -> list[Markup]:
     epochs = run.epochs
     if epochs is None:
         return []
-    save_picture(run, "training", figures.training_figure(epochs))
     metric = selection_column(epochs)
     name, count = metric.removeprefix("valid_").replace("_", " "), format_count(len(epochs), "epoch")
     best = ""
@@ -209,8 +207,10 @@ def training_charts(run: RunFiles) -> list[Markup]:
         value = selection_metric(metric).text(row[metric])
         best = f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on the validation split"
     descriptions = {"loss": "Losses", "metric": name.capitalize(), "rate": "Learning rate"}
+    panels = {panel: figures.training_figure(epochs, panel) for panel in descriptions}
+    save_picture(run, "training", *panels.values())
     return [
-        chart(figures.training_figure(epochs, [panel]), f"training_{panel}", f"{title} over {count}{best}")
+        chart(panels[panel], f"training_{panel}", f"{title} over {count}{best}")
         for panel, title in descriptions.items()
     ]
 
