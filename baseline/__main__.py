@@ -1,5 +1,16 @@
 """`python -m baseline`: the command line."""
 
-from baseline.cli.app import run_process
+__all__ = ["run"]
 
-run_process()
+
+def run() -> None:
+    """Run the command line; an interrupt while it is imported ends the process without a traceback."""
+    try:
+        from baseline.cli.app import run_process
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    run_process()
+
+
+if __name__ == "__main__":
+    run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image, similar_path
 from baseline.reading import MAX_JSON_BYTES, check_memory_for, check_regular, read_text
+from baseline.system import is_running, lock_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,8 +108,9 @@ LOCK_FILE = ".lock"
 """File in a folder that a run is writing to. The operating system releases the lock on it when the run ends."""
 
 
-UNFINISHED_DIR = "unfinished"
-"""Name of the folder in a run folder that holds what is needed to resume the run; see `training.checkpoint`."""
+UNFINISHED_DIR, REMOVED_DIR = "unfinished", ".unfinished-removed"
+"""Name of the folder in a run folder that holds what is needed to resume the run (see `training.checkpoint`), and its
+name while it is removed."""
 
 
 def holds_image(path: str | Path) -> bool:
@@ -215,8 +218,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OutputError(f"{path} cannot be written: {reason}. Make room, or choose another --out.") from None
 
@@ -234,6 +240,9 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     folder = folder.absolute()
     work, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
     try:
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.part-*"):
+            if not is_running(leftover.name.rpartition("-")[2]):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
         work.mkdir(parents=True)
         yield work
         if overwrite and folder.exists():
@@ -542,29 +551,27 @@ def lock_folder(folder: Path, *, named: bool = True) -> Iterator[Path]:
     Raises:
         OutputError: if it cannot be written, or another run is writing to it.
     """
-    from filelock import FileLock, Timeout
-
     new = not (named and folder.exists())
-    try:
-        folder = _make_folder(folder, named=named)
-        lock = FileLock(folder / LOCK_FILE, fallback_to_soft=False)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"Another run is writing to {folder}. Wait for it, or choose another --out.") from None
-    except NotImplementedError:  # what filelock 3.16 raises for ENOSYS
-        pass
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+    with ExitStack() as stack:
+        try:
+            folder = _make_folder(folder, named=named)
+            if new:
+                stack.callback(_remove_empty, folder)
+            stack.enter_context(lock_file(folder / LOCK_FILE, soft=False))
+        except BlockingIOError:
+            raise OutputError(f"Another run is writing to {folder}. Wait for it, or choose another --out.") from None
+        except OSError as error:
             raise OutputError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # while it is locked: a process that opened it meanwhile sees that and tries again
-            (folder / LOCK_FILE).unlink()
-        lock.release()
-        if new:
-            with suppress(OSError):
-                folder.rmdir()  # succeeds only if it is empty
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):  # while it is locked: a process that opened it meanwhile sees that and tries again
+                (folder / LOCK_FILE).unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _make_folder(folder: Path, *, named: bool) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import importlib.metadata
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ __all__ = [
     "bfloat16_instructions",
     "fast_imports",
     "free_memory_bytes",
+    "is_running",
+    "lock_file",
     "package_versions",
     "return_free_memory",
     "thread_count",
@@ -29,6 +32,10 @@ PACKAGES = ("fastai-baseline", "fastai", "torch", "torchvision", "timm", "numpy"
 
 
 ROOT = Path("/")
+
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""Errors of a disk that has no locks."""
 
 
 def free_memory_bytes(root: Path = ROOT) -> int | None:
@@ -130,6 +137,62 @@ def fast_imports() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def is_running(number: str) -> bool:
+    """Return whether a process may exist; True where that cannot be examined.
+
+    Args:
+        number: its id in decimal digits.
+    """
+    if os.name != "posix" or not number.isdecimal():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+@contextmanager
+def lock_file(path: Path, wait: Callable[[], object] | None = None, *, soft: bool = True) -> Iterator[None]:
+    """Hold the operating system's lock on a file. It ends with the process that holds it, however that ends.
+
+    Args:
+        path: made if it does not exist.
+        wait: called if another process holds the lock, which is then waited for; None to raise an error at once.
+        soft: whether a file that is removed afterwards is the lock where the disk has none, as far as the installed
+            filelock supports it; otherwise there is no lock then.
+
+    Raises:
+        BlockingIOError: if another process holds the lock, and is not waited for.
+        OSError: if the file cannot be made.
+
+    >>> with lock_file(Path("images.lock"), wait=lambda: print("waiting for another run")):
+    ...     pass
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, fallback_to_soft=soft)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if wait is None:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process holds its lock", str(path)) from None
+            wait()
+            lock.acquire()
+    except NotImplementedError:  # what filelock 3.16 raises for ENOSYS
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def thread_count() -> int:

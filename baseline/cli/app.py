@@ -17,7 +17,7 @@ from baseline.cli.data import audit_command, copy_command, filter_command, recip
 from baseline.cli.doctor import doctor_command
 from baseline.cli.evaluate import embed_command, evaluate_command, reference_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
-from baseline.cli.options import interrupted_code
+from baseline.cli.interrupts import ignore_signals, interrupt_on_signals, interrupted_code, is_interrupted
 from baseline.cli.output import StandardOutput, print_text
 from baseline.cli.results import compare_command, report_command, runs_command
 from baseline.cli.train import run_command
@@ -94,8 +94,13 @@ def run_process() -> None:
     try:
         main()
     except SystemExit as end:
+        ignore_signals()
         codes.append(int(end.code or 0))
         raise
+    except KeyboardInterrupt:  # between the end of the command and here
+        ignore_signals()
+        codes.append(interrupted_code())
+        raise SystemExit(codes[0]) from None
 
 
 def skip_teardown(codes: list[int]) -> None:
@@ -109,6 +114,7 @@ def skip_teardown(codes: list[int]) -> None:
 
 def main() -> None:
     """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
+    interrupt_on_signals()
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images
@@ -120,6 +126,7 @@ def main() -> None:
         sys.stdout.flush()
     except BaselineError as error:
         code = print_error(str(error), error.exit_code)
+        code = interrupted_code() if is_interrupted() else code  # the interrupt may be why it failed
     except typer.Exit as exit:  # the reader of standard output has left
         code = exit.exit_code
     except MemoryError:
@@ -127,6 +134,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
+        if is_interrupted():  # what a library made of the interrupt
+            raise SystemExit(interrupted_code()) from None
         if not hasattr(error, "format_message"):  # usage errors of click have it, whichever click Typer brings
             raise
         context, message = getattr(error, "ctx", None), error.format_message()

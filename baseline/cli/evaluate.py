@@ -15,7 +15,6 @@ from baseline.cli.options import (
     RejectUnlike,
     Tta,
     completion,
-    interrupt_on_signals,
     make_progress,
     parse_target,
     recipe_options,
@@ -94,7 +93,6 @@ def evaluate_command(
     baseline evaluate runs/mine new/ --unknown drop --skip-trained --out evaluations/new
     ```
     """
-    interrupt_on_signals()
     from baseline.experiments.evaluate_models import evaluate_models
     from baseline.files import without_nan
 
@@ -150,7 +148,6 @@ def embed_command(
     baseline embed runs/mine new.jpg --out new.npz --neighbors 5 --reference features.npz
     ```
     """
-    interrupt_on_signals()
     from baseline.data.sources.image_list import list_images
     from baseline.errors import RecipeError, format_count
     from baseline.inference.features import (

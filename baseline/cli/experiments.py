@@ -19,7 +19,6 @@ from baseline.cli.options import (
     SetOption,
     completion,
     data_place,
-    interrupt_on_signals,
     make_progress,
     parse_target,
     recipe_options,
@@ -221,7 +220,6 @@ def _parse_experiment(
     target: str, data: Path | None, preset: str, quiet: bool, changes: dict[str, Any]
 ) -> tuple[str | None, str, Progress]:
     """The images, the recipe and the progress of a command that trains several models; the preset joins the changes."""
-    interrupt_on_signals()
     images, recipe = parse_target(target)
     progress = make_progress(quiet)
     if preset != "auto":

@@ -6,7 +6,6 @@ import functools
 import gc
 import inspect
 import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -291,28 +290,6 @@ def data_place(data: Path, recipe: str, progress: Progress) -> str:
 
     name = load_recipe(recipe).data.dataset
     return str(dataset(name, data=data, progress=progress)) if name in DATASETS else str(data)
-
-
-_signals: list[int] = []
-"""Signals that interrupted this process."""
-
-
-def interrupt_on_signals() -> None:
-    """Handle SIGTERM and SIGHUP like Ctrl-C; a SIGHUP that `nohup` ignores is still ignored."""
-
-    def interrupt(number: int, _: Any) -> None:
-        _signals.append(number)
-        raise KeyboardInterrupt
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-
-
-def interrupted_code() -> int:
-    """Return the exit code of a process that was interrupted: 128 plus the number of the signal, as in a shell."""
-    return 128 + (_signals[-1] if _signals else signal.SIGINT)
 
 
 def collect_garbage_less_often() -> None:

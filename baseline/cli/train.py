@@ -22,7 +22,6 @@ from baseline.cli.options import (
     SetOption,
     Target,
     data_place,
-    interrupt_on_signals,
     make_progress,
     parse_target,
     recipe_options,
@@ -162,7 +161,6 @@ def run_command(
         return
     images, recipe = parse_target(target)
     _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, executor=executor, before=before, out=out)
-    interrupt_on_signals()
     progress = make_progress(quiet)
     if data is not None:
         images = data_place(data, recipe, progress)
@@ -253,7 +251,6 @@ def _check_unfinished(out: Path | None) -> None:
 
 
 def _resume_run(run: Path, quiet: bool, as_json: bool, **changes: Any) -> None:
-    interrupt_on_signals()
     from baseline.make import resume
 
     _print_result(resume(run, progress=make_progress(quiet), **changes), as_json)

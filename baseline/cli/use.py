@@ -20,7 +20,6 @@ from baseline.cli.options import (
     RejectUnlike,
     Tta,
     completion,
-    interrupt_on_signals,
     make_progress,
     split_paths,
 )
@@ -115,7 +114,6 @@ def predict_command(
     ```
     """
     kind = _output_format(out, format, images, as_json=as_json, executor=executor, overwrite=overwrite, resume=resume)
-    interrupt_on_signals()
     from baseline.parallel.executor import get_executor
 
     progress = make_progress(quiet)
@@ -239,7 +237,6 @@ def serve_command(
     curl -F image=@holiday.jpg http://127.0.0.1:8000/predict
     ```
     """
-    interrupt_on_signals()
     from baseline.deploy.server.app import serve
     from baseline.deploy.server.predictor import Limits
 
@@ -339,7 +336,6 @@ def export_command(
     baseline export runs/mine --to learner
     ```
     """
-    interrupt_on_signals()
     from baseline.deploy.export import export
 
     if to == "learner":
@@ -393,8 +389,6 @@ def import_command(
     ```
     """
 
-    if trust_pickle:
-        interrupt_on_signals()
     from baseline.deploy.import_fastai import import_learner
 
     progress = make_progress(quiet)
@@ -427,7 +421,6 @@ def bundle_command(
     baseline bundle kaggle-baseline --model runs/mine --overwrite
     ```
     """
-    interrupt_on_signals()
     from baseline.deploy.kaggle.bundle import bundle
 
     progress = make_progress(quiet)

@@ -240,7 +240,7 @@ def job_file(path: Path) -> Path:
 
 
 def check_resume(path: Path, row_file: Path, job: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
-    """Return whether to continue an existing file.
+    """Return whether to continue an existing file. An empty one, as of a job that was killed at its start, is not.
 
     Args:
         row_file: the file that rows are written to: `path` itself, or for Parquet a CSV file beside it.
@@ -251,6 +251,7 @@ def check_resume(path: Path, row_file: Path, job: dict[str, Any], *, overwrite: 
     existing = [file for file in dict.fromkeys((path, row_file)) if file.exists()]
     if irregular := [file for file in existing if not file.is_file()]:
         raise OutputError(f"{irregular[0]} is not a file that can be written. Choose another --out.")
+    existing = [file for file in existing if file.stat().st_size]
     if existing and not (overwrite or resume):
         raise OutputError(
             f"{existing[0]} exists. Pass --resume to continue it, --overwrite to replace it, or another --out."

@@ -130,7 +130,8 @@ def start_workers(
             tasks, results = context.Queue(), context.Queue()
             task = WorkerTask([*folders], identity, index, processes, options, tasks, results, [*warnings.filters])
             process = context.Process(target=run_worker, args=(task,), daemon=True)
-            process.start()
+            with blocked_interrupts():
+                process.start()
             workers.append(PredictionWorker(process, tasks, results))
         yield workers
     finally:
@@ -139,6 +140,22 @@ def start_workers(
             worker.tasks.cancel_join_thread()
         for worker in workers:
             worker.process.join()
+
+
+@contextmanager
+def blocked_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C and SIGHUP, which reach all processes of a terminal, do not end while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # it unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class WorkerTask(NamedTuple):

@@ -177,7 +177,6 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes),
              "OMP_NUM_THREADS": threads}  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryFile() as stderr:
         try:
             for index in range(processes):
@@ -197,8 +196,10 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
                 last = lines[-1] if lines else f"baseline: a process ended with exit code {failed[0].returncode}"
                 return abs(failed[0].returncode), last
             return (abs(failed[0].returncode) if failed else 0), ""
-        except KeyboardInterrupt:  # all processes got it, too, and are saving their state
+        except KeyboardInterrupt:  # Ctrl-C has reached all processes, another signal this one only
             for process in running:
+                process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+            for process in running:  # they save their state
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE_SECONDS)
             return 130, ""

@@ -18,6 +18,7 @@ from baseline.errors import DataError, OutputError, similar_path
 from baseline.files import LOCK_FILE as LOCK
 from baseline.files import MANIFEST_FORMAT as FORMAT
 from baseline.files import (
+    REMOVED_DIR,
     UNFINISHED_DIR,
     check_schema,
     lock_folder,
@@ -102,16 +103,17 @@ def create_run_folder(out: str | Path | None, name: str) -> Iterator[Path]:
             is nearly full.
     """
     with lock_folder(new_run_path(out, name), named=out is not None) as folder:
-        if is_finished(folder):
-            raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
-        if (free := shutil.disk_usage(folder).free) < MIN_FREE_BYTES:
-            raise OutputError(
-                f"The disk of {folder} has {free // 10**6} MB free; {MIN_FREE_BYTES // 10**6} MB were needed. "
-                "Make room, or choose another --out."
-            )
         try:
+            if is_finished(folder):
+                raise OutputError(f"{folder} holds a finished run. Choose another --out, or remove it.")
+            if (free := shutil.disk_usage(folder).free) < MIN_FREE_BYTES:
+                raise OutputError(
+                    f"The disk of {folder} has {free // 10**6} MB free; {MIN_FREE_BYTES // 10**6} MB were needed. "
+                    "Make room, or choose another --out."
+                )
             yield folder
         finally:
+            shutil.rmtree(folder / REMOVED_DIR, ignore_errors=True)  # of this run, or of one that was killed
             if not is_finished(folder):
                 with suppress(OSError):
                     (folder / SCRATCH).rmdir()  # succeeds only if it is empty

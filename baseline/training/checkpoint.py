@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 
 from baseline.data.prepare import RunRequest
 from baseline.errors import DataError, OutputError, first_line, incompatible_version, missing_image
-from baseline.files import UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
+from baseline.files import REMOVED_DIR, UNFINISHED_DIR, read_json, refuse_damaged, to_csv, to_json, write_atomic
 from baseline.reading import load_tensors, read_run_table
 from baseline.recipe.diff import diff_recipes
 
@@ -220,9 +220,9 @@ class Checkpoints:
     def remove(self) -> None:
         """Delete all checkpoints of the run."""
         if self.folder.exists():
-            renamed = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
-            self.folder.rename(renamed)
-            shutil.rmtree(renamed, ignore_errors=True)
+            removed = self.folder.with_name(REMOVED_DIR)
+            self.folder.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def describe_differences(changes: Mapping[str, tuple[Any, Any]]) -> str:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from baseline.files import cache_home, make_cache_folder, parse_json
 from baseline.progress import Progress
 from baseline.reading import read_text
+from baseline.system import lock_file
 
 __all__ = ["ArrayCache"]
 
@@ -55,6 +55,7 @@ class ArrayCache:
         self.progress = progress or Progress()
         self.folder = folder or cache_home() / "arrays"
         self.warned = False
+        self._allocated: set[Path] = set()
 
     def get(self, key: Mapping[str, Any]) -> np.ndarray | None:
         """Return the array of the key, verified and memory-mapped, or None if it is missing or damaged.
@@ -87,18 +88,13 @@ class ArrayCache:
         if not self.max_bytes or not self._writable():
             yield
             return
-        lock = FileLock(f"{self.entry_path(key)}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.progress.log("cache: another run is computing the same entry; waiting for it")
-            lock.acquire()
-        except NotImplementedError:  # filelock 3.16 on a disk without locks, where later ones lock in another way
-            pass
-        try:
-            yield
-        finally:
-            lock.release()
+        note = "cache: another run is computing the same entry; waiting for it"
+        with lock_file(self.entry_path(key).with_suffix(".lock"), wait=lambda: self.progress.log(note)):
+            try:
+                yield
+            finally:
+                while self._allocated:  # what an interrupted run has not committed
+                    shutil.rmtree(self._allocated.pop(), ignore_errors=True)
 
     def allocate(self, key: Mapping[str, Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
         """Return an array in a file, to be filled and then passed to `commit`; None if there is no room for it."""
@@ -109,6 +105,7 @@ class ArrayCache:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
+            self._allocated.add(part)
             reserve_file(part / "data", size)
             return np.memmap(part / "data", dtype, "r+", shape=shape)
         except OSError as error:
@@ -132,6 +129,7 @@ class ArrayCache:
             (part / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+            self._allocated.discard(part)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)  # on POSIX a mapped file stays readable until it is unmapped
             self._warn_once(f"{self.folder} cannot be written: {error.strerror}")
@@ -218,13 +216,11 @@ def block_checksums(array: np.ndarray) -> list[int]:
 
 def is_locked(lock: Path) -> bool:
     """Whether another run holds the lock."""
-    file_lock = FileLock(lock)
     try:
-        file_lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
+        with lock_file(lock):
+            return False
+    except OSError:
         return True
-    file_lock.release()
-    return False
 
 
 def _format_size(size: int) -> str:

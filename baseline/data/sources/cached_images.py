@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
-
-from filelock import FileLock
 
 from baseline.data.sources.archives import report_write_errors
 from baseline.files import atomic_folder, cache_home, file_identity, make_cache_folder, write_atomic
+from baseline.system import lock_file
 
 __all__ = ["cached_images", "fill_once"]
 
@@ -53,20 +53,19 @@ def fill_once(folder: Path, fill: Callable[[Path], None], log: Callable[[str], N
         return False
     with report_write_errors(size_file):
         make_cache_folder(folder.parent)
-        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        with suppress(NotImplementedError):  # filelock 3.16 on a disk without locks, where later ones lock differently
-            lock.acquire()
-    try:
+        locked = ExitStack()
+        locked.enter_context(lock_file(folder.with_name(f"{folder.name}.lock"), wait=lambda: None))
+    with locked:
         if _is_complete(folder, size_file):  # another process has filled it meanwhile
             return False
         if folder.exists():
             log(f"{folder} is incomplete or was changed; writing it again")
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*"):  # of a run that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         fill(folder)
         with report_write_errors(size_file):
             write_atomic(size_file, _folder_size(folder))
-    finally:
-        lock.release()
     return True
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,6 +22,7 @@ from baseline.errors import DataError, OutputError, similar_path, unknown_name
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder, parse_json
 from baseline.progress import Progress
 from baseline.reading import read_text
+from baseline.system import lock_file
 
 __all__ = ["DATASETS", "Dataset", "dataset", "pending_download"]
 
@@ -467,25 +468,16 @@ def extract_images(info: Dataset, material: Path, work: Path, progress: Progress
 @contextmanager
 def lock_dataset(info: Dataset, progress: Progress) -> Iterator[None]:
     """Let one process at a time fill the cache of a dataset; the lock's holder removes what killed runs left behind."""
-    from filelock import FileLock, Timeout
-
     folder = cache_home() / "datasets"
+    note = f"data: another process is filling {_shorten_home(folder / info.name)}: waiting for it"
     with report_write_errors(folder):
         make_cache_folder(folder)
-        lock = FileLock(folder / f".{info.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress.log(f"data: another process is filling {_shorten_home(folder / info.name)}: waiting for it")
-            lock.acquire()
-        except NotImplementedError:  # filelock 3.16 on a disk without locks, where later ones lock in another way
-            pass
-    try:
+        locked = ExitStack()
+        locked.enter_context(lock_file(folder / f".{info.name}.lock", wait=lambda: progress.log(note)))
+    with locked:
         for leftover in folder.glob(f".{info.name}.tmp-*"):  # only the lock's holder creates these, so no one uses them
             shutil.rmtree(leftover, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -1,0 +1,208 @@
+"""Signals at any moment: the exit code says which, nothing half-written stays, and the same command works again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import call
+
+import baseline
+from baseline import __main__ as entry
+from baseline.data.sources.cached_images import fill_once
+from baseline.errors import OutputError
+from baseline.files import atomic_folder, write_atomic
+from baseline.inference.output import PredictOptions
+from baseline.inference.workers import blocked_interrupts
+from baseline.parallel import distributed
+from baseline.runs.folder import create_run_folder
+from baseline.system import lock_file
+from baseline.training.checkpoint import Checkpoints
+from baseline.vision.cache import ArrayCache
+
+INTERRUPTED = """
+import os, signal, sys
+number = getattr(signal, sys.argv.pop())
+def fsync(_):
+    try:
+        os.kill(os.getpid(), number)
+    finally:
+        os.kill(os.getpid(), number)
+os.fsync = fsync
+from baseline.cli.app import run_process
+run_process()
+"""
+"""The command line, to which a signal is sent twice while it writes its first file."""
+
+WORDS = {
+    "audit": ["audit", "{images}", "--out", "out"],
+    "copy": ["copy", "default", "mine.toml"],
+    "embed": ["embed", "{tiny}", "{images}", "--out", "out.npz"],
+    "filter": ["filter", "{images}", "--model", "{tiny}", "--keep", "ants", "--above", "0", "--out", "out.csv"],
+    "export": ["export", "{tiny}", "--to", "timm", "--out", "out"],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("audit", "SIGTERM"), ("copy", "SIGHUP"), ("embed", "SIGINT"), ("filter", "SIGTERM"), ("export", "SIGHUP")],
+)
+def test_a_signal_that_comes_twice_ends_any_command_and_leaves_nothing(
+    command: str, name: str, images: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(images=images, tiny=tiny) for word in WORDS[command]]
+    ended = call(*words, name, code=INTERRUPTED)
+    assert ended.returncode == 128 + getattr(signal, name), ended.stderr
+    assert "Traceback" not in ended.stderr and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+CONVERTED = """
+import os, signal
+import baseline.cli.data
+def convert(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise RuntimeError("cancelled") from None
+baseline.cli.data.recipes_folder = convert
+from baseline.cli.app import run_process
+run_process()
+"""
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_an_interrupt() -> None:
+    ended = call("copy", "default", "mine.toml", code=CONVERTED)
+    assert (ended.returncode, ended.stderr.strip()) == (143, "")
+
+
+def test_an_interrupt_while_the_command_line_is_imported_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    module = types.ModuleType("baseline.cli.app")
+    module.__getattr__ = interrupt  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "baseline.cli.app", module)
+    with pytest.raises(SystemExit) as ended:
+        entry.run()
+    assert ended.value.code == 130
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "history.csv", "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match=r"history\.csv cannot be written: "):
+        write_atomic(tmp_path / "out" / "history.csv", "x")
+
+
+def test_what_a_killed_process_left_beside_a_folder_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for number in (ended.pid, os.getppid()):
+        (tmp_path / f".model.part-{number}").mkdir()
+    with atomic_folder(tmp_path / "model"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".model.part-{os.getppid()}", "model"]
+
+
+def test_an_interrupted_array_is_removed_from_the_cache(tmp_path: Path) -> None:
+    cache, keys = ArrayCache(1, folder=tmp_path), [{"what": "images", "cut": cut} for cut in range(2)]
+    with pytest.raises(KeyboardInterrupt), cache.lock(keys[0]):
+        arrays = [cache.allocate(key, (3,), np.uint8) for key in keys]
+        assert arrays[0] is not None
+        cache.commit(keys[0], arrays[0])
+        interrupt()
+    assert cache.get(keys[0]) is not None
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+
+
+def test_what_a_killed_run_left_in_the_cache_is_removed(tmp_path: Path) -> None:
+    for name in (".images.tmp-abc", ".images.part-1", ".other.tmp-abc"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".images.size.part").touch()
+    assert fill_once(tmp_path / "images", lambda folder: folder.mkdir(), print)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".images.")]
+    assert (tmp_path / ".other.tmp-abc").exists()
+
+
+def test_predictions_killed_before_the_first_row_are_resumed(tiny: Path, images: Path, tmp_path: Path) -> None:
+    model, paths = baseline.load(tiny), sorted(images.rglob("*.jpg"))[:2]
+    for name in ("out.csv.rows.csv", "out.csv", "out.parquet.rows.csv"):
+        (tmp_path / name).touch()
+    for out in (tmp_path / "out.csv", tmp_path / "out.parquet"):
+        options = PredictOptions(out.suffix[1:])
+        baseline.write_predictions(model, paths, out, options, resume=True)
+        assert out.stat().st_size
+    with pytest.raises(OutputError, match=r"out\.csv exists"):
+        baseline.write_predictions(model, paths, tmp_path / "out.csv", PredictOptions())
+
+
+def test_the_state_of_a_run_that_ended_while_it_was_removed_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt), create_run_folder(folder, "any"):
+        (folder / "manifest.json").write_text("{}")
+        checkpoints = Checkpoints(folder)
+        checkpoints.folder.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.rmtree", interrupt)
+            checkpoints.remove()
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+
+
+def test_a_lock_is_waited_for_or_refused(tmp_path: Path) -> None:
+    holder = [sys.executable, "-S", "-c", "import fcntl, sys; fcntl.flock(sys.stdout, fcntl.LOCK_EX); input()"]
+    with (tmp_path / "lock").open("w") as file:
+        process = subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=file)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            with lock_file(tmp_path / "lock"):
+                time.sleep(0.02)
+        except BlockingIOError:
+            break
+    with lock_file(tmp_path / "lock", wait=lambda: process.communicate(b"\n")):
+        assert process.returncode == 0
+    with lock_file(tmp_path / "lock"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+def test_processes_that_predict_leave_signals_of_the_terminal_to_their_parent() -> None:
+    code = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with blocked_interrupts():
+        printed = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "SIGINT" in printed and "SIGHUP" in printed
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no signals here")
+def test_an_interrupt_of_one_process_ends_all_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/bin/sh\ntrap 'touch {tmp_path}/saved-$RANK; exit 130' INT\nwhile :; do sleep 0.1; done\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    monkeypatch.setattr(distributed, "failed_processes", lambda _: interrupt() if time.monotonic() > start + 1 else [])
+    start = time.monotonic()
+    assert distributed.launch(2, ["run"]) == (130, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "saved-0", "saved-1"]
