@@ -298,7 +298,7 @@ def test_the_command_line_takes_the_preset(images: Path, no_page: None, tmp_path
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run/manifest.json").exists()
     assert "5-fold cross-validation on all 48 images: accuracy " in ended.stdout
-    line = "cross-validation: evaluates all 48 images beside the test split"
+    line = "cross-validation also evaluates all 48 images, as the test split is small"
     assert line in ended.stderr and line in call(*command, "--dry-run").stdout
     assert line not in call(*command, "--dry-run", "--split", "random").stdout
 
@@ -326,7 +326,7 @@ def test_few_images_are_cross_validated(images: Path, grouped: Path, no_page: No
     assert (folds["folds"], folds["images"], folds["metric"]) == (5, 48, "log_loss") and folds["value"] > 0
     low, high = folds["own_interval"]
     assert low < folds["value"] < high
-    (line,) = [line for line in progress.lines if line.startswith("cross-validation: ")]
+    (line,) = [line for line in progress.lines if line.startswith("cross-validation also evaluates all 48 images")]
     assert line.endswith("--split group evaluates the test split only.")
     assert describe_references(result.manifest) == [
         f"5-fold cross-validation on all 48 images: log loss {folds['value']:.3f} without TTA (95% confidence interval "

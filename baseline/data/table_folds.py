@@ -78,6 +78,6 @@ def describe_probe_folds(recipe: Recipe, images: int, reason: str) -> str:
     if not (is_probe and is_open and images < MAX_PROBE_FOLD_IMAGES):
         return ""
     return (
-        f"cross-validation: evaluates all {images:,} images beside the test split, which is small; it takes seconds, "
-        f"as only the head is fitted. --split {recipe.split.method} evaluates the test split only."
+        f"cross-validation also evaluates all {images:,} images, as the test split is small; it takes seconds, because "
+        f"only the head is fitted. --split {recipe.split.method} evaluates the test split only."
     )
