@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from baseline import system
 from baseline.cli.data import audit_command, copy_command, filter_command, recipes_command, sources_command
 from baseline.cli.doctor import doctor_command
 from baseline.cli.evaluate import embed_command, evaluate_command, reference_command
@@ -89,6 +90,7 @@ for command in COMMANDS:
 def run_process() -> None:
     """Run the command line as all that this process does."""
     codes: list[int] = []
+    system.is_command = True
     if "torch" not in sys.modules:  # registered before what torch and others register, it runs after that
         atexit.register(skip_teardown, codes)
     try:

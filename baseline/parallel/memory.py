@@ -125,14 +125,19 @@ def release_batch(learner: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def forward_bytes(network: nn.Module, size: int) -> int:
-    """Return an estimate of the bytes that a pass of a network on the meta device would need for one image.
+IN_PLACE_ACTIVATIONS = {"aten::hardtanh_", "aten::hardswish_", "aten::hardsigmoid_"}
+"""Functions that change no shape, and for which the meta device takes a millisecond each."""
+
+
+def forward_bytes(network: nn.Module, size: int) -> tuple[int, bool]:
+    """Return the bytes that a pass of a network on the meta device would need for one image, and whether it ended.
 
     Args:
         size: height and width of the image in pixels.
 
     Returns:
-        `COPIES_IN_FLIGHT` times the largest tensor, up to where a network fails that does not accept the size.
+        `COPIES_IN_FLIGHT` times the largest tensor, and False for a network that fails, such as one that does not
+        accept the size: the largest tensor is that before the failure.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -144,15 +149,18 @@ def forward_bytes(network: nn.Module, size: int) -> int:
         bytes = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.name() in IN_PLACE_ACTIVATIONS:
+                return args[0]
             result = func(*args, **(kwargs or {}))
             sizes = [leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             self.bytes = max([self.bytes, *sizes])
             return result
 
-    largest = Largest()
+    largest, ended = Largest(), False
     with suppress(Exception), torch.inference_mode(), largest:  # as many types as there are architectures
         network(torch.zeros(1, 3, size, size, device="meta"))
-    return COPIES_IN_FLIGHT * largest.bytes
+        ended = True
+    return COPIES_IN_FLIGHT * largest.bytes, ended
 
 
 SMALL_TENSOR = 4096

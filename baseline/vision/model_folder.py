@@ -161,10 +161,11 @@ def load_network(folder: str | Path) -> tuple[nn.Sequential, dict[str, Any]]:
     skeleton = build_on_meta(folder / CONFIG_FILE, config)
     check_tensors(path, tensors, skeleton, config)
     description = f"{config['arch']} at {config['image_size']} pixels"
-    require_memory(len(content) + forward_bytes(skeleton.eval(), config["image_size"]), f"{folder}: {description}")
-    model = build_from_config(folder / CONFIG_FILE, config)
+    needed, accepted = forward_bytes(skeleton.eval(), config["image_size"])
+    require_memory(len(content) + needed, f"{folder}: {description}")
+    model = build_from_config(folder / CONFIG_FILE, config).eval()
     model.load_state_dict(tensors)
-    if not any(accepts_size(network, config["image_size"]) for network in (skeleton.eval(), model.eval())):
+    if not accepted and not accepts_size(model, config["image_size"]):
         raise OutputError(
             f"{folder / CONFIG_FILE}: {config['arch']} does not accept images of {config['image_size']} pixels. "
             "Copy the folder again from an intact copy."
