@@ -6,6 +6,7 @@ runs a few tests that need them. The header of the test run says which.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import gc
 import json
@@ -19,24 +20,33 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from insects import draw
-from safetensors.torch import save_file
 
 import baseline
-from baseline.recipe.auto import EMBEDDED_ARCH
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("BASELINE_TEST_PHOTOS") or ROOT / "no-real-images")
 REAL_WEIGHTS = REAL.parent / "weights"
 
 
-def pytest_configure() -> None:
-    torch.set_num_threads(1)
-    if "PYTEST_XDIST_WORKER" in os.environ:  # what a test runs shares the processors with the others' tests
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets torch have one thread; the process that only hands out tests and prints does not import it."""
+    if IS_WORKER:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # what a test runs shares the processors with the others' tests
+        atexit.register(_exit_at_once, os.getpid())
+    if IS_WORKER or not config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _exit_at_once(worker: int) -> None:
+    """Spares a worker, though not what it forks, the seconds in which Python takes down all libraries."""
+    if os.getpid() == worker:
+        os._exit(0)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,10 +58,6 @@ def pytest_collection() -> Iterator[object]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
 
 
 def pytest_report_header() -> str:
@@ -115,6 +121,8 @@ def _own_places(_new_places: Iterator[Path], monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two classes, 24 images each: real ants and bees where they are at hand."""
+    from insects import draw
+
     folder = tmp_path_factory.mktemp("images")
     for name in ("ants", "bees"):
         (folder / name).mkdir()
@@ -132,6 +140,8 @@ def drawn_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The same folder with images that are drawn in any case."""
     if not (REAL / "hymenoptera_256").is_dir():
         return images
+    from insects import draw
+
     folder = tmp_path_factory.mktemp("drawn")
     for name in ("ants", "bees"):
         (folder / name).mkdir()
@@ -180,6 +190,8 @@ def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
 def shortened(name: str) -> dict[str, Any]:
     """What to change so that a named recipe ends in seconds: 48 px, the embedded body, an epoch a stage, no search
     over layers that are slow."""
+    from baseline.recipe.auto import EMBEDDED_ARCH
+
     recipe = baseline.load_recipe(name)
     preset = "quick" if "quick" in recipe.presets else "standard"
     stages = tuple(
@@ -212,6 +224,8 @@ def body(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The settings of a body of 0.1 million parameters, whose weights are random, for tests that do not depend on the
     body: it trains in half the time of the embedded one."""
     import timm  # after baseline, without which it cannot be imported beside torch 2.4
+    import torch
+    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "test_efficientnet.safetensors"
@@ -274,6 +288,9 @@ def drawn_run(
 @pytest.fixture(scope="session")
 def tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 0.5 MB that predicts at once: an untrained network of three classes at 48 pixels."""
+    import numpy as np
+    import torch
+
     from baseline.data.image import load_square
     from baseline.evaluation.golden import golden_outputs
     from baseline.vision.model_folder import save_network
@@ -307,6 +324,8 @@ def settled(images: Path, small: baseline.Recipe) -> tuple[baseline.Recipe, obje
 @pytest.fixture
 def learn(settled: tuple[baseline.Recipe, object], tmp_path: Path) -> object:
     """A fresh Learner on the shared images."""
+    import torch
+
     recipe, table = settled
     torch.manual_seed(0)
     return baseline.learner(baseline.dataloaders(table, recipe, path=tmp_path), recipe, path=tmp_path)
