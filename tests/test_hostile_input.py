@@ -422,6 +422,12 @@ def test_memory_until_a_network_fails_is_estimated() -> None:
     assert memory.forward_bytes(network, 100) == (4 * 64 * 100 * 100 * 4, False)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardswish, nn.Hardsigmoid])
+def test_memory_is_estimated_beyond_activations_in_place(activation: type[nn.Module]) -> None:
+    layers = nn.Conv2d(3, 8, 3), activation(inplace=True), nn.Conv2d(8, 64, 1)  # type: ignore[call-arg]
+    assert memory.forward_bytes(nn.Sequential(*layers).to("meta").eval(), 100) == (4 * 64 * 98 * 98 * 4, True)
+
+
 def test_small_files_of_large_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pd.DataFrame({"path": ["a.jpg"] * 10**6, "label": "a"}).to_parquet(tmp_path / "a.parquet")
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as book:

@@ -52,6 +52,16 @@ def edit_config(folder: Path, **changes: Any) -> None:
 # ---- predictions ----------------------------------------------------------------------------------------------------
 
 
+def test_a_network_is_passed_once_while_it_is_loaded_and_not_on_the_cpu(tiny: Path) -> None:
+    devices: list[str] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, output: devices.append(output.device.type) if isinstance(module, torch.nn.Linear) else None
+    )
+    with hook:
+        load_network(tiny)
+    assert devices == ["meta"]
+
+
 def test_a_loaded_model_predicts_what_its_run_predicted(done: baseline.Baseline) -> None:
     rows = done.predictions
     model = load(done.folder)

@@ -6,6 +6,7 @@ import ast
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,18 @@ def test_a_split_file_of_windows_restores_its_splits(images: Path) -> None:
     order = list(reversed(range(len(listed))))
     rows = match_rows(paths, pd.Series([listed[row] for row in order]), "split.csv")
     assert rows.tolist() == order
+
+
+WITH_SLASHES = ("path.name", "name", "folders.pop()")
+"""What a path that has slashes on every system comes from."""
+
+
+def test_a_folder_that_paths_begin_with_ends_in_the_separator_of_the_system() -> None:
+    """Paths of images have backslashes on Windows: their prefix is `f"{folder}{os.sep}"`."""
+    prefixes = [(path, name) for path in MODULES for name in re.findall(r'f"\{([^{}"]*)\}/"', path.read_text())]
+    assert len(prefixes) >= 4
+    assert not [f"{path.relative_to(PACKAGE)}: {name}" for path, name in prefixes
+                if "relative" not in name and name not in WITH_SLASHES]  # fmt: skip
 
 
 @pytest.mark.parametrize("separator", ["/", "\\"])

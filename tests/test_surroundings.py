@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import http.client
 import json
@@ -28,7 +29,7 @@ from starlette.testclient import TestClient
 from test_resume import RecordingProgress, interrupted_in
 
 import baseline
-from baseline import Recipe, Stage, make_baseline, write_predictions
+from baseline import Recipe, Stage, make_baseline, system, write_predictions
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.bundle import bundle_model
 from baseline.deploy.server.app import create_app
@@ -49,6 +50,16 @@ def two_threads() -> Any:
     before = torch.get_num_threads()
     yield lambda: torch.set_num_threads(2)
     torch.set_num_threads(before)
+
+
+def test_garbage_is_not_looked_for_among_what_a_command_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "MANY_MODULES", -1)
+    for is_command in (False, True):  # as a library, the garbage of the caller would never be collected
+        monkeypatch.setattr(system, "is_command", is_command)
+        before = gc.get_freeze_count()
+        with system.fast_imports():
+            kept = [[]]
+        assert (gc.get_freeze_count() > before) is is_command and gc.isenabled() and kept
 
 
 def thread_notes(progress: RecordingProgress) -> list[str]:

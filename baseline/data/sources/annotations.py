@@ -92,7 +92,7 @@ def describe_files(place: Place, annotated: Annotated) -> str:
 
 
 def finder_of(place: Place, annotated: Annotated, split: str = "") -> ImageFinder:
-    prefix = f"{annotated.folder}/"
+    prefix = f"{annotated.folder}{os.sep}"
     inside = annotated.folder == place.folder or place.folder in annotated.folder.parents
     images = [path for path in place.images if path.startswith(prefix)] if inside else None
     return ImageFinder(annotated.folder, {"valid": "val"}.get(split, split), images)
@@ -141,6 +141,6 @@ def read_annotations(place: Place, layout: str, annotated: Annotated) -> SourceT
 
 def image_folder(place: Place, files: Sequence[Path]) -> Path:
     """Return the folder that names are relative to: that of a single file if it has images, else the place."""
-    if len(files) == 1 and any(path.startswith(f"{files[0].parent}/") for path in place.images):
+    if len(files) == 1 and any(path.startswith(f"{files[0].parent}{os.sep}") for path in place.images):
         return files[0].parent
     return place.folder
