@@ -206,3 +206,71 @@ def test_an_interrupt_of_one_process_ends_all_that_train(tmp_path: Path, monkeyp
     start = time.monotonic()
     assert distributed.launch(2, ["run"]) == (130, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "saved-0", "saved-1"]
+
+
+# ---- standard error, and places that cannot be used ------------------------------------------------------------------
+
+LOST = """
+import io, os, sys
+kind = sys.argv.pop()
+if kind == "closed":
+    sys.stderr = None
+else:
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write if kind == "gone" else os.open("/dev/full", os.O_WRONLY), 2)
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w")), line_buffering=True)
+from baseline.cli.app import run_process
+run_process()
+"""
+"""The command line with a standard error that cannot be written."""
+
+
+@pytest.mark.parametrize("kind", ["closed", "gone", "full"])
+def test_a_command_does_not_end_because_its_messages_are_lost(
+    kind: str, tiny: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    ended = call("predict", tiny, images / "ants", "--out", out, "--json", kind, code=LOST)
+    assert ended.returncode == 0 and ended.stdout.startswith("{") and len(out.read_text().splitlines()) == 25
+    ended = call("predict", tiny, images / "ants", "--out", out, kind, code=LOST)
+    assert (ended.returncode, ended.stdout) == (2, "")
+
+
+REMOVED = """
+import os
+os.mkdir("here")
+os.chdir("here")
+os.rmdir("../here")
+from baseline.cli.app import main
+main()
+"""
+
+
+def test_a_working_folder_that_was_removed_is_said(tiny: Path, images: Path) -> None:
+    ended = call("predict", tiny, images / "ants", "--out", "out.csv", code=REMOVED)
+    assert (ended.returncode, ended.stderr.splitlines()[-1:]) == (
+        2, ["baseline: The working folder was removed. Change to another one."]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "loop/below"])
+def test_an_audit_into_a_place_that_is_no_folder_is_refused(out: str, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    ended = call("audit", images, "--out", tmp_path / out)
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1].startswith(f"baseline: {tmp_path / out}/findings")
+
+
+UNNAMED = """
+import baseline.cli.data
+baseline.cli.data.recipes_folder = lambda: open("nowhere")
+from baseline.cli.app import main
+main()
+"""
+
+
+def test_an_error_of_the_system_is_one_line_wherever_it_comes_from() -> None:
+    ended = call("copy", "default", code=UNNAMED)
+    reason = "No such file or directory. Change that, or pass another path."
+    assert ended.returncode == 2 and ended.stderr == f"baseline: nowhere cannot be read or written: {reason}\n"

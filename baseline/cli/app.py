@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +20,7 @@ from baseline.cli.doctor import doctor_command
 from baseline.cli.evaluate import embed_command, evaluate_command, reference_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
 from baseline.cli.interrupts import ignore_signals, interrupt_on_signals, interrupted_code, is_interrupted
-from baseline.cli.output import StandardOutput, print_text
+from baseline.cli.output import StandardError, StandardOutput, print_text
 from baseline.cli.results import compare_command, report_command, runs_command
 from baseline.cli.train import run_command
 from baseline.cli.use import (
@@ -122,30 +123,51 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images
     for decoder in ("tifffile", "pydicom"):
         logging.getLogger(decoder).setLevel(logging.CRITICAL)
-    sys.stdout = StandardOutput()
+    sys.stdout, sys.stderr = StandardOutput(), (stderr := StandardError())
     try:
         code = app(standalone_mode=False, prog_name="baseline")
         sys.stdout.flush()
     except BaselineError as error:
         code = print_error(str(error), error.exit_code)
-        code = interrupted_code() if is_interrupted() else code  # the interrupt may be why it failed
     except typer.Exit as exit:  # the reader of standard output has left
         code = exit.exit_code
+    except OSError as error:
+        if not (message := describe_os_error(error)):
+            raise
+        code = print_error(message)
     except MemoryError:
         code = print_error("There is too little memory. Pass smaller files, or use a machine with more memory.")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if is_interrupted():  # what a library made of the interrupt
-            raise SystemExit(interrupted_code()) from None
-        if not hasattr(error, "format_message"):  # usage errors of click have it, whichever click Typer brings
+            code = 130
+        elif hasattr(error, "format_message"):  # usage errors of click have it, whichever click Typer brings
+            code = print_usage_error(error)
+        else:
             raise
-        context, message = getattr(error, "ctx", None), error.format_message()
-        command = context.command_path if context else "baseline"
-        # without a message, the help was printed
-        end = message if message.endswith("?") else f"{message.rstrip('.')}."
-        code = print_error(f"{end} See {command} --help.") if message else 2
-    raise SystemExit(interrupted_code() if code == 130 else code or 0)  # Typer ends with 130 on every interrupt
+    stderr.end()
+    is_interrupt = code == 130 or (code and is_interrupted())  # Typer ends with 130 on every interrupt
+    raise SystemExit(interrupted_code() if is_interrupt else code or 0)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what to print for an error of the operating system; empty if it names no file."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "The working folder was removed. Change to another one."
+    if not error.errno or error.filename is None:
+        return ""
+    return f"{error.filename} cannot be read or written: {error.strerror}. Change that, or pass another path."
+
+
+def print_usage_error(error: Any) -> int:
+    """Print an error of click, unless it has no message because the help was printed, and return the exit code."""
+    context, message = getattr(error, "ctx", None), error.format_message()
+    command = context.command_path if context else "baseline"
+    end = message if message.endswith("?") else f"{message.rstrip('.')}."
+    return print_error(f"{end} See {command} --help.") if message else 2
 
 
 def print_error(message: str, code: int = 2) -> int:

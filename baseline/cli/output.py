@@ -1,9 +1,10 @@
-"""What the commands print: text and tables, on standard output that may be full, closed or a terminal."""
+"""What the commands print: text and tables, on standard streams that may be full, closed or a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -12,7 +13,7 @@ import typer
 from baseline.errors import OutputError
 from baseline.terminal import escape_controls, make_console
 
-__all__ = ["StandardOutput", "binary_output", "end_output", "print_json", "print_table", "print_text"]
+__all__ = ["StandardError", "StandardOutput", "binary_output", "end_output", "print_json", "print_table", "print_text"]
 
 
 class StandardOutput:
@@ -37,6 +38,35 @@ class StandardOutput:
             self.file.flush()
         except OSError as error:
             raise end_output(error) from None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the stream itself has."""
+        return getattr(self.file, name)
+
+
+class StandardError:
+    """Standard error. What cannot be written there is lost: no command ends because its messages cannot be shown."""
+
+    def __init__(self) -> None:
+        self.file = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        with suppress(OSError):
+            self.file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with suppress(OSError):
+            self.file.flush()
+
+    def end(self) -> None:
+        """Discard what still cannot be written, which would change the exit code."""
+        try:
+            self.file.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     def __getattr__(self, name: str) -> Any:
         """Return what the stream itself has."""

@@ -31,7 +31,6 @@ def write_audit(folder: Path, audit: Audit) -> list[Path]:
     """Write `findings.json`, `pairs.csv`, `unreadable.csv` and pictures of pairs; return their paths."""
     from baseline.report import figures
 
-    folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str | bytes] = {"findings.json": to_json({"findings": audit.findings.to_dict("records")})}
     if len(audit.pairs):
         files["pairs.csv"] = to_csv(audit.pairs)
