@@ -16,7 +16,7 @@ table = baseline.split(baseline.image_table(os.environ.get("IMAGES", "images")),
 recipe, weights, reasons = baseline.resolve(recipe, table)
 with seed_everything(0):
     dls = baseline.dataloaders(table, recipe)
-table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
+axes = table.groupby(["label", "split"]).size().unstack().plot.barh(stacked=True)
 
 # %% [markdown]
 # First, the baseline to beat: a new head on a frozen, pretrained backbone.
@@ -60,7 +60,7 @@ with seed_everything(0):
     )
     history = baseline.train(learn, mine)
 own = baseline.predict(learn, table)
-history.epochs.plot("epoch", ["train_loss", "valid_loss"])
+axes = history.epochs.plot("epoch", ["train_loss", "valid_loss"])
 
 # %% [markdown]
 # Both were evaluated on the same images, so that a paired test can compare them.
