@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from baseline.errors import install_command
+from baseline.vision.weights import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -80,3 +81,8 @@ def test_a_server_without_its_packages_is_one_line(tmp_path: Path) -> None:
 def test_no_message_names_the_package_as_if_an_index_had_it(name: str) -> None:
     for path in (ROOT / "baseline").rglob("*.py"):
         assert f"fastai-baseline[{name}]" not in path.read_text(), path
+
+
+def test_every_package_of_weights_is_a_dependency_or_in_the_extra() -> None:
+    needs = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["bodies"]]
+    assert {package for package, _ in PACKAGES.values()} <= {need.partition(">=")[0] for need in needs}
