@@ -295,9 +295,9 @@ def build_on_meta(path: Path, config: Mapping[str, Any]) -> nn.Sequential:
 
 @torch.inference_mode()
 def accepts_size(model: nn.Module, size: int) -> bool:
-    """Return whether the network accepts images of this size in pixels; on the meta device nothing is computed."""
+    """Return whether the network accepts images of this size in pixels."""
     try:
-        model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+        model(torch.zeros(1, 3, size, size))
     except Exception:
         return False
     return True
