@@ -51,7 +51,7 @@ def test_folded_networks_have_the_same_outputs_and_gradients(arch: str) -> None:
 
 def test_every_batch_norm_of_a_body_is_folded() -> None:
     model, _ = build_network("tf_efficientnet_lite0", 3, None)
-    assert len(find_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))) == 49
+    assert len(find_conv_bn_pairs(model.eval(), torch.zeros(1, 3, 64, 64))[0]) == 49
 
 
 def test_batch_norm_in_training_mode_is_not_folded() -> None:

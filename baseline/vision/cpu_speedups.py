@@ -60,14 +60,13 @@ def optimize_for_cpu(model: nn.Module, sample: torch.Tensor, *, trainable: bool 
 @contextmanager
 def fold_batch_norm(model: nn.Module, sample: torch.Tensor, trainable: bool) -> Iterator[None]:
     """Fold BatchNorm layers into the convolutions before them, unless that changes the output for the sample."""
-    pairs = find_conv_bn_pairs(model, sample)
+    pairs, expected = find_conv_bn_pairs(model, sample)
     before = [(module, vars(module).get("forward")) for pair in pairs for module in pair]
-    expected = run_in_eval_mode(model, sample)
     for convolution, norm in pairs:
         original_forward = vars(convolution).get("forward") or partial(type(convolution).forward, convolution)
         vars(convolution)["forward"] = FoldedConv(convolution, norm, original_forward, trainable)
         vars(norm)["forward"] = partial(folded_norm_forward, norm)
-    if not torch.allclose(
+    if pairs and not torch.allclose(
         run_in_eval_mode(model, sample), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
     ):
         restore_forwards(before)  # the output of a convolution is used elsewhere, too
@@ -97,8 +96,8 @@ def run_in_eval_mode(model: nn.Module, sample: torch.Tensor) -> torch.Tensor:
             module.training = mode
 
 
-def find_conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Conv2d, Any]]:
-    """Return pairs of a convolution without bias and the BatchNorm that takes its output."""
+def find_conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], torch.Tensor]:
+    """Return pairs of a convolution without bias and the BatchNorm that takes its output, and the model's output."""
     outputs: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # holds the tensors so that ids stay unique
     pairs: list[tuple[nn.Conv2d, Any]] = []
 
@@ -116,12 +115,12 @@ def find_conv_bn_pairs(model: nn.Module, sample: torch.Tensor) -> list[tuple[nn.
         if isinstance(module, BatchNorm) and module.affine and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(match_input))
     try:
-        run_in_eval_mode(model, sample)
+        output = run_in_eval_mode(model, sample)
     finally:
         for hook in hooks:
             hook.remove()
     convolutions, norms = ([id(pair[side]) for pair in pairs] for side in (0, 1))
-    return [pair for pair in pairs if convolutions.count(id(pair[0])) == norms.count(id(pair[1])) == 1]
+    return [pair for pair in pairs if convolutions.count(id(pair[0])) == norms.count(id(pair[1])) == 1], output
 
 
 class FoldedConv:
