@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import call
+from markupsafe import Markup
 from PIL import Image
 from torch import nn
 
@@ -32,7 +33,7 @@ from baseline.evaluation.gradcam import grad_cam
 from baseline.report import advice, figures
 from baseline.report import page as page_module
 from baseline.report.page import write_report
-from baseline.report.run_files import read_run
+from baseline.report.run_files import RunFiles, read_run
 from baseline.vision import model_folder
 from baseline.vision.model_folder import load_network
 
@@ -85,6 +86,25 @@ def page(done: baseline.Baseline) -> Page:
 def run(done: baseline.Baseline, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change, without the search for a rate, whose charts take longest."""
     return Path(shutil.copytree(done.folder, tmp_path / "run", ignore=shutil.ignore_patterns("lr_find.csv")))
+
+
+@pytest.fixture(autouse=True)
+def _charts_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws the training charts of the same epochs once, as they take most of the time of a page."""
+    monkeypatch.setattr(page_module, "training_charts", training_charts_once)
+
+
+drawn_charts: dict[str, tuple[list[Markup], bytes]] = {}
+draw_training_charts = page_module.training_charts
+
+
+def training_charts_once(run: RunFiles) -> list[Markup]:
+    assert run.epochs is not None
+    key, picture = run.epochs.to_json(), run.folder / "training.png"
+    if key not in drawn_charts:
+        drawn_charts[key] = draw_training_charts(run), picture.read_bytes()
+    picture.write_bytes(drawn_charts[key][1])
+    return drawn_charts[key][0]
 
 
 def made_run(source: Path, folder: Path, classes: list[str], images: list[str], each: int, every: int = 5) -> Path:
@@ -281,7 +301,7 @@ def test_a_damaged_image_is_a_gray_box_too(run: Path, tmp_path: Path) -> None:
 
 def test_two_hundred_classes_stay_small_and_readable(done: baseline.Baseline, tmp_path: Path) -> None:
     classes = [f"class {number:03}" for number in range(200)]
-    folder = made_run(done.folder, tmp_path / "many", classes, done.predictions["path"].tolist(), each=50)
+    folder = made_run(done.folder, tmp_path / "many", classes, done.predictions["path"].tolist(), each=10)
     write_report(folder)
     page = page_of(folder)
     assert (folder / "report.html").stat().st_size < 5e6
@@ -442,11 +462,11 @@ def test_the_model_runs_only_on_the_images_shown(run: Path, monkeypatch: pytest.
     write_report(run)
     assert sum(batch_sizes) == total, "a rewritten page uses the saved heatmaps"
     (run / "gradcam.npz").write_bytes(b"torn")
-    write_report(run)
+    page_module.examples_section(read_run(run), figures.ThumbnailCache())
     assert sum(batch_sizes) == 2 * total
     with (run / "model" / "model.safetensors").open("ab") as file:
         file.write(b" ")
-    write_report(run)
+    page_module.examples_section(read_run(run), figures.ThumbnailCache())
     assert sum(batch_sizes) == 3 * total, "heatmaps of another network are not reused"
 
 
