@@ -146,7 +146,9 @@ def test_sizes_that_a_body_does_not_accept_become_the_nearest(
     assert not size_problem(arch, size, pretrained=pretrained)
 
 
-def test_a_settled_size_is_reported_and_recorded(images: Path, small: baseline.Recipe, tmp_path: Path) -> None:
+def test_a_settled_size_is_reported_and_recorded(
+    images: Path, small: baseline.Recipe, no_page: None, tmp_path: Path
+) -> None:
     lines: list[str] = []
     progress = baseline.Progress()
     progress.log = lines.append  # type: ignore[method-assign]

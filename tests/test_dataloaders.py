@@ -165,12 +165,12 @@ def test_fastai_methods_still_work(learn: object, images: Path) -> None:
     assert learn.get_preds()[0].shape == (len(learn.dls.valid_ds), 2)
 
 
-def test_labels_can_have_names_of_table_columns(tmp_path: Path) -> None:
+def test_labels_can_have_names_of_table_columns(body: dict[str, str], tmp_path: Path) -> None:
     rows = []
     for shade, label in enumerate(("path", "label", "loss")):
         for number in range(6):
             Image.new("RGB", (16, 16), (40 * number, 90 * shade, 9)).save(tmp_path / f"{label}{number}.png")
             rows.append({"path": str(tmp_path / f"{label}{number}.png"), "label": label})
-    recipe = baseline.Recipe().changed(image_size=32, stages=(baseline.Stage("head", 1, 1e-3, augment=False),))
+    recipe = baseline.Recipe().changed(image_size=32, stages=(baseline.Stage("head", 1, 1e-3, augment=False),), **body)
     done = baseline.make_baseline(pd.DataFrame(rows), recipe, out=tmp_path / "run", progress=baseline.Progress())
     assert {"p_path", "p_label", "p_loss"} <= set(done.predictions)
