@@ -151,10 +151,9 @@ def forward_bytes(network: nn.Module, size: int) -> tuple[int, bool]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func.name() in IN_PLACE_ACTIVATIONS:
                 return args[0]
-            if func is torch.ops.aten.batch_norm.default and _is_evaluation(*args):
-                result = torch.empty_like(args[0])  # torch computes it in Python, which takes most of the time
-            else:
-                result = func(*args, **(kwargs or {}))
+            # torch derives the shape of a BatchNorm by its arithmetic in Python, which takes most of the time of a pass
+            is_known = func is torch.ops.aten.batch_norm.default and _is_evaluation(*args)
+            result = torch.empty_like(args[0]) if is_known else func(*args, **(kwargs or {}))
             sizes = [leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             self.bytes = max([self.bytes, *sizes])
             return result
