@@ -11,19 +11,23 @@ import os
 import PIL.Image
 
 import baseline
-from baseline.evaluation.explain import explain
 
 images = os.environ.get("IMAGES", "hymenoptera_data")
 result = baseline.make_baseline(images, "ants_bees")
 
 # %% [markdown]
-# The accuracy, its 95% confidence interval, and what they mean:
+# A result shows itself, with links to its report and files:
+
+# %%
+result
+
+# %% [markdown]
+# `result.metrics` has the numbers by split, with and without test-time augmentation (TTA):
 
 # %%
 split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
 print(f"{split} accuracy {numbers['tta']['accuracy']:.1%}, 95% confidence interval {low:.1%} to {high:.1%}")
-print(*explain(numbers), sep="\n")
 
 # %% [markdown]
 # Losses and learning rate by epoch:
