@@ -28,7 +28,7 @@ from PIL import Image
 
 from baseline.data.sources import archive_layouts, archives, datasets, download
 from baseline.data.sources.archive_layouts import Sheets
-from baseline.data.sources.archives import unpack_archive
+from baseline.data.sources.archives import Members, unpack_archive
 from baseline.data.sources.datasets import DATASETS, Dataset, dataset
 from baseline.data.sources.download import NpmPackage
 from baseline.errors import DataError, OutputError
@@ -791,6 +791,37 @@ def test_too_many_members_are_rejected(tmp_path: Path) -> None:
 def test_duplicate_name_or_file_used_as_folder_is_rejected(tmp_path: Path) -> None:
     assert_rejected(tar_with(tmp_path / "x.tgz", ("a", b"1"), ("a", b"2")), "'a' appears twice")
     assert_rejected(tar_with(tmp_path / "x.tgz", ("a", b"1"), ("a/b", b"2")), "'a/b' needs a folder where")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a/" * 1600 + "x.jpg"])
+def test_name_too_long_for_a_file_is_rejected_in_tar_and_zip(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        opened.writestr(name, "1")
+    for archive in (tmp_path / "x.zip", tar_with(tmp_path / "x.tgz", (name, b"1"))):
+        assert_rejected(archive, "has a name that is too long for a file")
+        with pytest.raises(DataError, match="too long for a file") as raised:
+            Members(archive, bool)
+        assert len(str(raised.value)) < 500
+
+
+def test_member_without_a_name_is_no_traceback(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        opened.writestr("b.jpg", "1")
+    content = (tmp_path / "x.zip").read_bytes().replace(b"b.jpg", b"\0.jpg")  # read up to the zero
+    (tmp_path / "x.zip").write_bytes(content)
+    assert Members(tmp_path / "x.zip", bool).other_names == [""]
+    assert_rejected(tmp_path / "x.zip", "appears twice")
+
+
+def test_a_header_of_a_zip_that_differs_is_no_long_message(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        opened.writestr("a", bytes(70_000))
+    raw = bytearray((tmp_path / "x.zip").read_bytes())
+    raw[26:28] = b"\xff\xff"
+    (tmp_path / "x.zip").write_bytes(raw)
+    with pytest.raises(DataError, match="is damaged, truncated") as raised:
+        Members(tmp_path / "x.zip", bool)
+    assert len(str(raised.value)) < 500
 
 
 def test_encrypted_zip_is_rejected(tmp_path: Path) -> None:

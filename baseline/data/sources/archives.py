@@ -6,6 +6,7 @@ import bz2
 import errno
 import gzip
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -48,6 +49,10 @@ MAX_COMPRESSION_RATIO = 100
 
 MAX_FILES = 20_000_000
 """Maximum number of members in a user's archive."""
+
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 3000
+"""Maximum length of a name in the path of a member, and of the path, as most file systems limit them."""
 
 
 MAX_MEMBER_BYTES = 2**31
@@ -196,7 +201,7 @@ class MemberChecks:
         self.bytes = self.files = 0
 
     def rejection(self, name: str, reason: str) -> DataError:
-        return DataError(f"{self.archive} was rejected and nothing of it was kept: its member {name!r} {reason}.")
+        return DataError(f"{self.archive} was rejected and nothing of it was kept: its member {name[:200]!r} {reason}.")
 
     def add_folder(self, name: str) -> None:
         self.check(name)
@@ -209,6 +214,9 @@ class MemberChecks:
         self.files += 1
         if self.files > self.max_files:
             raise self.rejection(name, f"exceeds the limit of {self.max_files:,} members")
+        path = os.fsencode(name)
+        if len(path) > MAX_PATH_BYTES or max(map(len, path.split(b"/"))) > MAX_NAME_BYTES:
+            raise self.rejection(name, "has a name that is too long for a file")
         if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name):
             raise self.rejection(name, "has an absolute name or a backslash")
         if ".." in name.split("/"):
@@ -340,7 +348,7 @@ def read_zip(archive: Path, sink: MemberChecks, bar: Bar) -> None:
                 raise sink.rejection(member.filename, "is a link or a device")
             if member.flag_bits & 1:
                 raise sink.rejection(member.filename, "is encrypted")
-            if member.is_dir():
+            if member.filename.endswith("/"):
                 sink.add_folder(member.filename)
             else:
                 with opened.open(member) as stream:
@@ -395,7 +403,7 @@ def report_read_errors(archive: Path) -> Iterator[None]:
 
 
 def _damage_message(archive: Path, error: Exception) -> str:
-    return f"{archive} is damaged, truncated, or not a tar or zip archive ({error}). Download it again."
+    return f"{archive} is damaged, truncated, or not a tar or zip archive ({str(error)[:200]}). Download it again."
 
 
 @contextmanager
