@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from baseline.terminal import escape_controls
+from baseline.terminal import escape_controls, shorten_runs
 
 __all__ = [
     "BaselineError",
@@ -63,10 +63,10 @@ class BaselineError(Exception):
     def __str__(self) -> str:
         """Return the message on one line, without what fastai puts before that of an error in a callback.
 
-        Line breaks and control characters in the names of files are escaped.
+        Line breaks and control characters in the names of files are escaped, and very long names are shortened.
         """
         message = FASTAI_PREFIX.sub("", super().__str__())
-        return escape_controls(message).replace("\n", "\\n").replace("\t", "\\t")
+        return shorten_runs(escape_controls(message).replace("\n", "\\n").replace("\t", "\\t"))
 
 
 class RecipeError(BaselineError, ValueError):

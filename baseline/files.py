@@ -156,6 +156,11 @@ def cache_home() -> Path:
             f"The cache {home} can be written by every user, who could replace what is read from it. "
             "Run chmod o-w on it, or set BASELINE_HOME to a folder of your own."
         )
+    if entry := next(filter(is_world_writable, _open_entries(home)), None):
+        raise OutputError(
+            f"{entry} in the cache can be written by every user, who could replace what is read from it. "
+            "Run chmod o-w on it, or remove it."
+        )
     if parent := replaceable_parent(home):
         raise OutputError(
             f"The cache {home} is in {parent}, where every user could replace it. "
@@ -164,14 +169,23 @@ def cache_home() -> Path:
     return home
 
 
+def _open_entries(folder: Path) -> list[Path]:
+    """Return what a folder contains that other users can reach; nothing if it is closed to them or not there."""
+    try:
+        return list(folder.iterdir()) if folder.stat().st_mode & stat.S_IXOTH else []
+    except OSError:
+        return []
+
+
 def make_cache_folder(folder: Path) -> None:
-    """Create a folder in the cache, and the cache itself for this user only.
+    """Create a folder in the cache, and the cache itself, for this user only.
 
     Raises:
         OSError: if the disk does not allow it.
     """
-    cache_home().mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    cache_home()
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
 
 
 def is_world_writable(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from baseline.notebook import NotebookOutput, is_notebook
-from baseline.terminal import escape_controls, make_console
+from baseline.terminal import escape_controls, make_console, shorten_runs
 
 __all__ = ["Bar", "ConsoleProgress", "Progress", "format_duration"]
 
@@ -67,9 +67,9 @@ class ConsoleProgress(Progress):
 
     def log(self, line: str) -> None:
         if self.cell:
-            self.cell.log(escape_controls(line))
+            self.cell.log(escape_controls(shorten_runs(line)))
             return
-        self.console.print(line, markup=False)
+        self.console.print(shorten_runs(line), markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:

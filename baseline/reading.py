@@ -6,6 +6,7 @@ with the whole sentence. A sparse file counts as the bytes that it would be read
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import io
@@ -54,6 +55,10 @@ MAX_TABLE_BYTES = 2**40
 
 COPIES = 2.5
 """Memory that the content of a text or a table takes at least, as a multiple of its size on disk."""
+
+
+MAX_RUN_COLUMNS = 200_000
+"""Maximum number of columns of a table of a run, which has one for every class."""
 
 
 LINE_BYTES = 100
@@ -195,12 +200,24 @@ def read_run_table(path: Path, **options: Any) -> pd.DataFrame:
 
     try:
         check_regular(path, MAX_TABLE_BYTES)
+        _check_run_columns(path)
         return pd.read_csv(path, **{"dtype": str, "keep_default_na": False, **options})
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Repeat its run, or pass another.") from None
     except ValueError as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path} is not a table of a run: {reason}. Repeat its run, or pass another.") from None
+
+
+def _check_run_columns(path: Path) -> None:
+    """Raise ValueError for a header that no run writes; pandas takes minutes to tell 200,000 equal names apart."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        try:
+            names = next(csv.reader(file), [])
+        except csv.Error as error:
+            raise ValueError(first_line(error)) from None
+    if len(names) > MAX_RUN_COLUMNS or len(names) > len(set(names)):
+        raise ValueError(f"its {len(names):,} columns are too many, or two have the same name")
 
 
 def load_tensors(path: Path, content: bytes | None = None, sha256: str | None = None) -> dict[str, Tensor]:
@@ -245,9 +262,26 @@ def load_weights(path: Path) -> Any:
             check_tensor_header(path)
             return load_file(path)
         check_unpacked(path)
-        return torch.load(path, "cpu", weights_only=True)
+        content = torch.load(path, "cpu", weights_only=True)
+        _check_state(content)
+        return content
     except (EOFError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(first_line(error)) from None
+
+
+def _check_state(content: Any) -> None:
+    """Raise ValueError for names that are no text, and for tensors that no layer of a network has."""
+    import torch
+
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if not isinstance(name, str):
+            raise ValueError(f"a tensor has the name {name!r:.80}, which is not text")
+        if isinstance(value, torch.Tensor) and (
+            value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_meta
+        ):
+            raise ValueError(f"{name[:80]!r} is a sparse, complex, quantized or empty tensor")
+        if isinstance(value, dict):
+            _check_state(value)
 
 
 def check_tensor_header(source: Path | bytes) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["escape_controls", "make_console"]
+__all__ = ["escape_controls", "make_console", "shorten_runs"]
 
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -27,6 +27,25 @@ def escape_controls(text: str, *, json: bool = False) -> str:
     if json:
         return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+MAX_RUN = 400
+"""Maximum number of characters without a space that a message shows; longer than almost any path."""
+
+LONG_RUN = re.compile(rf"\S{{{MAX_RUN + 1},}}")
+"""A name that no reader needs in full."""
+
+
+def shorten_runs(text: str) -> str:
+    """Return text in which the middle of every very long run of characters without a space is left out.
+
+    >>> shorten_runs("There is no class '" + 5000 * "x" + "'.")[18:]                     # doctest: +ELLIPSIS
+    "'xxx...xxx...(4,602 more characters)...xxx...xxx'."
+    """
+    half = MAX_RUN // 2
+    return LONG_RUN.sub(
+        lambda match: f"{match[0][:half]}...({len(match[0]) - 2 * half:,} more characters)...{match[0][-half:]}", text
+    )
 
 
 def make_console(**options: Any) -> Console:

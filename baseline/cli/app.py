@@ -33,10 +33,11 @@ from baseline.cli.use import (
     serve_command,
     submit_command,
 )
-from baseline.errors import BaselineError
+from baseline.errors import BaselineError, first_line
+from baseline.terminal import shorten_runs
 
-MAX_MESSAGE = 8000
-"""Maximum number of characters of an error that are printed."""
+MAX_MESSAGE = 4000
+"""Maximum number of characters of an error that are printed, half of them from its end, which says what to do."""
 
 
 class Command(TyperCommand):
@@ -139,6 +140,10 @@ def main() -> None:
         code = print_error("There is too little memory. Pass smaller files, or use a machine with more memory.")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except OSError as error:  # a path that is too long, that the user may not read, or a disk that fails
+        code = print_error(f"{error.filename or 'A file'} cannot be used: {error.strerror or first_line(error)}.")
+    except UnicodeEncodeError as error:  # a name that is not UTF-8, whose bytes Python has as halves of surrogates
+        code = print_error(f"{error.object!a} is not valid text: {error.reason}. Rename the file or folder.")
     except Exception as error:
         if is_interrupted():  # what a library made of the interrupt
             code = 130
@@ -172,8 +177,8 @@ def print_usage_error(error: Any) -> int:
 
 def print_error(message: str, code: int = 2) -> int:
     """Print an error in one line on standard error and return the exit code."""
-    line = " ".join(message.split())
-    line = line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} ... ({len(line):,} characters in all)"
+    line, half = shorten_runs(" ".join(message.split())), MAX_MESSAGE // 2
+    line = line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... ({len(line):,} characters in all) {line[-half:]}"
     print_text(f"baseline: {line.encode(errors='replace').decode()}", file=sys.stderr)
     return code
 

@@ -187,6 +187,8 @@ def open_image(source: Any, names: tuple[str, ...] | None = None) -> Image.Image
         return source
     if not isinstance(source, bytes):
         check_regular(Path(source), MAX_IMAGE_BYTES)
+    if formats is not None:
+        formats.check_header(source)
     with memory_checked(), warnings.catch_warnings():  # PIL warns at half of the size that it refuses
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

@@ -409,9 +409,7 @@ def iterate_row_groups(arrow: Any, row_file: Path, types: dict[str, Any], header
         row_file,
         read_options=arrow.ReadOptions(block_size=ROW_GROUP_BYTES),
         parse_options=arrow.ParseOptions(newlines_in_values=True),
-        convert_options=arrow.ConvertOptions(
-            column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
-        ),
+        convert_options=arrow.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True),
     )
 
 

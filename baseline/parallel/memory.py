@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound="nn.Module")
 
 __all__ = ["MemoryLimit", "build_without_values", "estimate_rows", "forward_bytes", "named_memory_errors",
-           "release_batch", "require_memory"]  # fmt: skip
+           "parquet_text_bytes", "release_batch", "require_memory"]  # fmt: skip
 
 
 DEVICE_MEMORY_ERROR = re.compile(r"MPS backend out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED")
 """Errors of torch about too little memory of a device that are plain `RuntimeError`s."""
+
+SMALL_PARQUET_BYTES = 50_000_000
+"""Bytes that a Parquet file may unpack to at most, by its number of rows and its size, without being measured."""
+
 
 FRACTION = 1 / 4
 """Fraction of the memory that is free at first use that may be reserved at the same time."""
@@ -231,9 +235,60 @@ def estimate_rows(path: Path) -> tuple[int, int]:
         try:
             from pyarrow.parquet import read_metadata
 
-            return read_metadata(path).num_rows, size
+            return read_metadata(path).num_rows, max(size, parquet_text_bytes(path))
         except (ImportError, ValueError):  # the reader says so
             return 0, size
     with path.open("rb") as file:
         sample = file.read(1 << 16)
     return size * max(1, sample.count(b"\n")) // max(1, len(sample)), size
+
+
+def parquet_text_bytes(path: Path, without: str = "") -> int:
+    """Return the bytes of the texts, and of other values of bytes, that a Parquet file unpacks to.
+
+    A value that recurs is stored once, or as its difference from the one before, and takes its length in every row. A
+    small file is not measured. Of a large one, only the different values are read.
+
+    Args:
+        without: a column that does not count.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        columns = [name for name in file.schema_arrow.names if name != without]
+        schema = [file.schema.column(number) for number in range(len(file.schema))]
+        texts = [leaf.path for leaf in schema if leaf.physical_type == "BYTE_ARRAY"]
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        most = sum(group.num_rows * group.total_byte_size for group in groups)
+        if most <= SMALL_PARQUET_BYTES or not texts:
+            return 0
+        try:
+            batches = parquet.ParquetFile(path, read_dictionary=texts).iter_batches(columns=columns)
+            return sum(_value_bytes(column) for batch in batches for column in batch.columns)
+        except NotImplementedError:  # an encoding of differences
+            total, limit = 0, free_memory_bytes() or SMALL_PARQUET_BYTES * 100
+            for batch in file.iter_batches(batch_size=16, columns=columns):
+                total += batch.nbytes
+                if total > limit:
+                    break
+            return total
+    except (ArrowException, OSError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _value_bytes(column: Any) -> int:
+    """Return the bytes that the values of an Arrow array take where each is stored by itself."""
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type):
+        return sum(map(_value_bytes, column.flatten()))
+    if types.is_list(column.type) or types.is_large_list(column.type):
+        return _value_bytes(column.flatten())
+    if not types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = compute.binary_length(column.dictionary).cast("int64")
+    return int(compute.sum(compute.take(lengths, column.indices)).as_py() or 0)

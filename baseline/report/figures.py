@@ -39,6 +39,7 @@ from PIL import Image, ImageDraw, ImageFont
 from baseline.data.image import load_image
 from baseline.metrics.registry import Metric
 from baseline.report.headline import selection_metric
+from baseline.terminal import escape_controls
 
 __all__ = [
     "ThumbnailCache",
@@ -410,10 +411,14 @@ def shorten_names(names: Any, max_length: int = 28) -> list[str]:
     return [(text if len(text) <= max_length else text[: max_length - 1] + "…").replace("$", r"\$") for text in texts]
 
 
+MAX_CAPTION_LINES = 6
+"""Maximum number of lines below an image of a sheet, as the name of a class may have thousands."""
+
+
 def image_sheet(images: Sequence[tuple[Image.Image | None, str]], columns: int = 6, side: int = 120) -> bytes:
     """Return a grid of images with captions (lines) as the content of a PNG file; None becomes a gray square."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
-    lines = max((caption.count("\n") + 1 for _, caption in images), default=1)
+    lines = max((min(caption.count("\n") + 1, MAX_CAPTION_LINES) for _, caption in images), default=1)
     width, height = side + 10, side + 12 + 14 * lines
     columns = min(columns, max(1, len(images)))
     sheet = Image.new("RGB", (width * columns + 10, height * -(-len(images) // columns) + 10), "white")
@@ -422,7 +427,7 @@ def image_sheet(images: Sequence[tuple[Image.Image | None, str]], columns: int =
         left, top = 10 + width * (number % columns), 10 + height * (number // columns)
         tile = fit_within(image, side) if image is not None else Image.new("RGB", (side, side), "lightgray")
         sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
-        for row, line in enumerate(caption.split("\n")):
+        for row, line in enumerate(caption.split("\n")[:MAX_CAPTION_LINES]):
             draw.text((left, top + side + 2 + 14 * row), ellipsize(line, font, side), fill=INK, font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
@@ -436,7 +441,11 @@ def fit_within(image: Image.Image, side: int) -> Image.Image:
 
 
 def ellipsize(line: str, font: Any, width: int) -> str:
-    """Return the line, cut and ended with an ellipsis where it is wider than `width` pixels."""
+    """Return the line, cut and ended with an ellipsis where it is wider than `width` pixels.
+
+    Characters that break a line are escaped: the layout of text refuses them. At most `width` characters are measured.
+    """
+    line = escape_controls(line)[:width]
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:

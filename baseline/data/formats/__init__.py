@@ -13,6 +13,7 @@ from PIL import Image
 from baseline.data.formats.dicom import is_dicom, open_dicom
 from baseline.data.formats.findings import file_findings, image_findings, resolve_values
 from baseline.data.formats.flaws import find_flaw
+from baseline.data.formats.headers import check_header
 from baseline.data.formats.heif import is_heif, is_unreadable_avif, open_heif, refuse_avif
 from baseline.data.formats.jpeg_xl import is_jpeg_xl, open_jpeg_xl
 from baseline.data.formats.png import png_samples
@@ -24,6 +25,7 @@ from baseline.data.formats.tiff import is_tiff, open_tiff, tiff_samples
 __all__ = [
     "SampleImage",
     "as_samples",
+    "check_header",
     "check_scans",
     "describe",
     "file_findings",

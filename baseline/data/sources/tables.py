@@ -98,6 +98,10 @@ def read_image_paths(path: Path, column: str = "") -> list[str]:
             f"No column of {path} has a usual name for images; its columns: {quoted_list(frame.columns)}. "
             "Pass --image-col COLUMN."
         )
+    if frame[column].map(lambda value: isinstance(value, bytes | dict)).any():
+        raise DataError(
+            f"Column '{column}' of {path.name} holds images, not paths. Write them as files, and pass these."
+        )
     return [str(path.parent / value) for value in column_as_text(frame[column])]
 
 

@@ -188,8 +188,8 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address, family=family, backlog=1024)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]
+    except (OSError, UnicodeError) as error:  # a name that is longer than names of hosts are is a UnicodeError
+        reason = (getattr(error, "strerror", None) or first_line(error)).partition(" (while")[0]
         message = f"Cannot listen on {host}, port {port}: {reason}."
         raise OutputError(f"{message} Use another --port (0 for any free one), or another --host.") from None
     with listener:

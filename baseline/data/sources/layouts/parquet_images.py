@@ -21,7 +21,8 @@ from baseline.data.sources.read_table import cell_to_text, check_column_count
 from baseline.data.sources.tables import check_column_exists
 from baseline.errors import DataError, first_line, format_count
 from baseline.files import parse_json, to_csv, write_atomic
-from baseline.reading import MAX_TABLE_BYTES, check_memory_for, check_regular, read_run_table
+from baseline.parallel.memory import parquet_text_bytes
+from baseline.reading import COPIES, MAX_TABLE_BYTES, check_memory_for, check_regular, read_run_table
 
 __all__ = ["ParquetImages"]
 
@@ -153,6 +154,7 @@ def write_images_of(shard: Shard, work: Path) -> None:
     """
     facts: dict[str, list[Any]] = defaultdict(list)
     room = max_unpacked_bytes(shard.path)
+    check_text_memory(shard)
     for number, row in enumerate(read_rows(shard)):
         cell = row.pop(shard.image)
         content = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -169,6 +171,14 @@ def write_images_of(shard: Shard, work: Path) -> None:
     if not facts:
         raise DataError(f"{shard.path.name} has no rows. Pass a file with one row per image.")
     write_atomic(work / "images.csv", to_csv(pd.DataFrame(facts)))
+
+
+def check_text_memory(shard: Shard) -> None:
+    """Raise DataError if the texts of a file, such as a long label that recurs, need more memory than is free."""
+    try:
+        check_memory_for(COPIES * parquet_text_bytes(shard.path, without=shard.image), shard.path)
+    except ValueError as error:
+        raise DataError(f"{shard.path} cannot be read: {first_line(error)}. Write it again.") from None
 
 
 def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,74 @@
+"""Headers that would take Pillow minutes, as it reads them byte by byte: padding and comments without end."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from baseline.data.limits import TooLarge
+
+__all__ = ["check_header"]
+
+
+SMALL_BYTES = 1_000_000
+"""Size of a file whose header is not examined: Pillow reads all of it within a second."""
+
+
+MAX_HEADER = 65_536
+"""Maximum number of bytes of the header of a PNM image, and of the padding between the segments of a JPEG."""
+
+
+MAX_SEGMENTS = 10_000
+"""Maximum number of segments of a JPEG before its pixels; ordinary ones have about 10."""
+
+
+LENGTHLESS = (0x00, 0x01, *range(0xD0, 0xD9))
+"""Markers of a JPEG that no length follows; 0 is none."""
+
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+
+
+def check_header(source: bytes | str | Path) -> None:
+    """Raise TooLarge for an image, given as its content or path, whose header takes too long to read.
+
+    >>> check_header(b"P6 " + 2_000_000 * b" " + b"1 1 255 abc")
+    Traceback (most recent call last):
+    baseline.data.limits.TooLarge: a header of more than 65,536 bytes
+    """
+    if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) <= SMALL_BYTES:
+        return
+    with BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        head = file.read(MAX_HEADER)
+        if head.startswith(b"\xff\xd8"):
+            _check_segments(file)
+        elif head[:1] == b"P" and head[1:2] in b"0123456fFy" and len(_pnm_words(head)) < 4:
+            raise TooLarge(f"a header of more than {MAX_HEADER:,} bytes")
+
+
+def _pnm_words(head: bytes) -> list[bytes]:
+    """Return the words at the start of a PNM image without its comments: kind, width, height, and what follows."""
+    lines = head.replace(b"\r", b"\n").split(b"\n")
+    return b" ".join(line.partition(b"#")[0] for line in lines).split(None, 3)
+
+
+def _check_segments(file: BinaryIO) -> None:
+    """Raise TooLarge for a JPEG with very many segments before its first scan, or very much padding between them."""
+    position, padding = 2, 0
+    for _ in range(MAX_SEGMENTS):
+        file.seek(position)
+        part = file.read(1024)
+        fill = len(part) - len(part.lstrip(b"\xff"))
+        if fill == 0 or len(part) < 4:
+            return  # no marker: Pillow rejects it at once
+        marker = part[fill] if fill < len(part) else None
+        if marker in (START_OF_SCAN, END_OF_IMAGE):
+            return
+        position += fill - 1 if marker is None else fill + 1
+        padding += fill - 1
+        if marker is not None and marker not in LENGTHLESS:
+            file.seek(position)
+            position += int.from_bytes(file.read(2))
+        if padding > MAX_HEADER:
+            break
+    raise TooLarge(f"a JPEG of more than {MAX_SEGMENTS:,} segments, or {MAX_HEADER:,} bytes between them")

@@ -1,0 +1,227 @@
+"""What a user of the commands meets first: names, paths, tables, headers and caches of someone else."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import baseline
+from baseline.cli import app
+from baseline.data.image import open_image
+from baseline.data.limits import TooLarge
+from baseline.data.sources.image_list import list_images
+from baseline.errors import BaselineError, DataError, OutputError
+from baseline.files import cache_home, make_cache_folder
+from baseline.inference.output import PredictOptions
+from baseline.progress import ConsoleProgress
+from baseline.reading import load_weights, read_run_table
+from baseline.report.figures import image_sheet
+from baseline.training.checkpoint import Checkpoints
+
+pq = pytest.importorskip("pyarrow.parquet")
+pa = pytest.importorskip("pyarrow")
+
+
+def error_of(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command in this process, and return the one line of its error."""
+    monkeypatch.setattr(sys, "argv", ["baseline", *command])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and lines[-1].startswith("baseline: ")
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "{}", "--dry-run"], ["runs", "{}"], ["compare", "{}", "{}"], ["report", "{}"], ["check", "{}"]]
+)
+def test_a_path_too_long_for_the_system_is_an_error_of_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of([part.format("x" * 5000) for part in command], monkeypatch, capsys)
+    assert len(line) < 1200 and "more characters" in line
+
+
+def test_a_folder_whose_name_is_not_utf8_is_an_error_of_one_line(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    try:
+        shutil.copytree(images, folder)
+    except OSError:
+        pytest.skip("this disk has names in UTF-8 only")
+    line = error_of(["run", folder, "--dry-run"], monkeypatch, capsys)
+    assert "is not valid text" in line and r"\udcff" in line
+
+
+def test_a_very_long_name_does_not_fill_the_line_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    error = str(BaselineError(f"There is no class '{5000 * 'b'}'. Pass one of 'ants'."))
+    assert len(error) < 600 and error.endswith("Pass one of 'ants'.") and "4,602 more characters" in error
+    ConsoleProgress().log(f"classes: 3 {5000 * 'b'}, 4 ants")
+    assert len(capsys.readouterr().err) < 600
+    app.print_error(f"Known: {5000 * 'name '}. Pass another.")
+    line = capsys.readouterr().err
+    assert len(line) < 4200 and line.endswith("Pass another.\n")
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\x85b", "a\u2029b", "a\x1cb", "\n" * 5000, "x" * 5000])
+def test_a_caption_of_any_characters_is_drawn(name: str) -> None:
+    sheet = Image.open(io.BytesIO(image_sheet([(None, f"ants\n{name}")])))
+    assert sheet.height < 400 and np.asarray(sheet).min() < 128
+
+
+def recurring_text(path: Path, rows: int, length: int, image: Any) -> Path:
+    codes = pa.array([row % 2 for row in range(rows)], pa.int32())
+    labels = pa.DictionaryArray.from_arrays(codes, pa.array(["b", length * "x"]))
+    pq.write_table(pa.table({"image": image, "label": labels}), path, compression="zstd")
+    assert path.stat().st_size < 1_000_000
+    return path
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_parquet_file_of_one_long_text_that_recurs_is_refused(
+    as_bytes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baseline.reading.free_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr("baseline.data.sources.read_table.free_memory_bytes", lambda: 10**9)
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    image = pa.array([{"bytes": content.getvalue()}] * 3000 if as_bytes else [f"{row % 4}.jpg" for row in range(3000)])
+    path = recurring_text(tmp_path / "train.parquet", 3000, 300_000, image)
+    with pytest.raises(DataError, match=r"GB of memory, but only 1\.0 GB"):
+        baseline.image_table(path)
+
+
+def test_a_parquet_file_of_differences_between_long_texts_is_measured(tmp_path: Path) -> None:
+    from baseline.parallel.memory import parquet_text_bytes
+
+    texts = [60_000 * "x" + str(row) for row in range(2000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"label": texts}), path, use_dictionary=False, column_encoding={"label": "DELTA_BYTE_ARRAY"}
+    )
+    assert path.stat().st_size < 1_000_000 and parquet_text_bytes(path) > 100_000_000
+
+
+def test_images_inside_a_parquet_file_are_no_paths(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": b"\xff\xd8"}] * 3, "label": ["a", "b", "a"]}), path)
+    with pytest.raises(DataError, match="holds images, not paths"):
+        list_images([str(path)])
+
+
+@pytest.mark.parametrize("header", [50_000 * "a,", "path,label,path\n", ",".join(map(str, range(200_001)))])
+def test_a_table_of_a_run_with_columns_that_no_run_writes_is_refused_at_once(header: str, tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text(header)
+    with pytest.raises(DataError, match="is not a table of a run: its"):
+        read_run_table(tmp_path / "split.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"P6" + 2_000_000 * b" " + b"9 9 255\n" + bytes(243),
+        b"P6\n#" + 2_000_000 * b"c" + b"\n9 9 255\n" + bytes(243),
+        b"\xff\xd8" + 2_000_000 * b"\xff",
+        b"\xff\xd8" + 400_000 * b"\xff\xfe\0\3a",
+        b"\xff\xd8" + 800_000 * b"\xff\0",
+    ],
+    ids=["spaces", "comment", "padding", "segments", "zeros"],
+)
+def test_a_header_that_is_read_byte_by_byte_is_limited(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for source in (content, tmp_path / "a.jpg"):
+        with pytest.raises(TooLarge, match=r"header of more than 65,536 bytes|segments, or 65,536 bytes between"):
+            open_image(source)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("PPM", "ppm"), ("JPEG", "jpg")])
+def test_a_large_image_with_an_ordinary_header_is_opened(kind: str, ending: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3)).astype(np.uint8)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(noise).save(path, kind, **({"comment": 60_000 * "c", "quality": 99} if kind == "JPEG" else {}))
+    assert path.stat().st_size > 1_000_000 and open_image(path).size == (900, 900)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such rights")
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_folder_in_the_cache_that_every_user_can_write_to_is_refused(
+    is_link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, arrays = tmp_path / "home", tmp_path / "home" / "arrays"
+    home.mkdir(mode=0o755)
+    monkeypatch.setenv("BASELINE_HOME", str(home))
+    before = os.umask(0)
+    try:
+        make_cache_folder(arrays / "new")
+    finally:
+        os.umask(before)
+    assert arrays.stat().st_mode & 0o777 == 0o700 and cache_home() == home
+    if is_link:
+        arrays = arrays.rename(tmp_path / "elsewhere")
+        (home / "arrays").symlink_to(arrays)
+    arrays.chmod(0o777)
+    with pytest.raises(OutputError, match="arrays in the cache can be written by every user"):
+        cache_home()
+
+
+def test_a_line_of_standard_input_without_end_is_refused() -> None:
+    images, _ = list_images(["-"], lines=[b"a.jpg\n", 70_000 * b"x"])
+    with pytest.raises(DataError, match="A line of standard input has more than 65,536 bytes"):
+        list(images)
+
+
+def test_a_carriage_return_in_a_name_is_kept_in_parquet(
+    drawn_images: Path, drawn_run: baseline.Baseline, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "a\rb.jpg", tmp_path / "c.jpg"]
+    paths[0].write_bytes(b"junk")
+    shutil.copy(next(drawn_images.rglob("*.*g")), paths[1])
+    out = tmp_path / "out.parquet"
+    baseline.write_predictions(baseline.load(drawn_run.folder), map(str, paths), out, PredictOptions("parquet"))
+    table = pd.read_parquet(out)
+    assert list(table["path"]) == list(map(str, paths)) and list(table["predicted"].isna()) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1: torch.zeros(1)}, {"a": torch.zeros(2).to_sparse()}, {"a": {"b": torch.zeros(1, dtype=torch.complex64)}}],
+)
+def test_weights_that_no_network_has_are_refused(value: Any, tmp_path: Path) -> None:
+    torch.save(value, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"not text|sparse, complex"):
+        load_weights(tmp_path / "a.pth")
+
+
+def test_a_file_in_place_of_checkpoints_does_not_end_a_run(tmp_path: Path) -> None:
+    checkpoints = Checkpoints.__new__(Checkpoints)
+    checkpoints.folder = tmp_path / "unfinished"
+    checkpoints.folder.write_text("mine")
+    checkpoints.remove()
+    assert checkpoints.folder.read_text() == "mine"
+
+
+def test_names_of_classes_are_plain_text_on_the_page_of_a_space() -> None:
+    text = (Path(baseline.__file__).parent / "deploy" / "templates" / "app.py").read_text()
+    names: dict[str, Any] = {}
+    exec(text[text.index("def as_plain_text") : text.index("page = gradio")], names)
+    shown = names["as_plain_text"]("<img src=x onerror=alert(1)> [a](http://b) *c* é")
+    assert not set("<>[]()*=:/") & set(shown) and shown.endswith("é")
+
+
+def test_a_host_of_any_length_is_an_error_of_one_line() -> None:
+    from baseline.deploy.server.app import listen
+
+    with pytest.raises(OutputError, match="Cannot listen on"), listen("x" * 5000, 0):
+        pass
