@@ -40,7 +40,7 @@ def shorten_runs(text: str) -> str:
     """Return text in which the middle of every very long run of characters without a space is left out.
 
     >>> shorten_runs("There is no class '" + 5000 * "x" + "'.")[18:]                     # doctest: +ELLIPSIS
-    "'xxx...xxx...(4,602 more characters)...xxx...xxx'."
+    "'xxx...xxx...(4,603 more characters)...xxx...xxx'."
     """
     half = MAX_RUN // 2
     return LONG_RUN.sub(
