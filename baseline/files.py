@@ -139,8 +139,7 @@ def cache_home() -> Path:
     The folder is not created; `make_cache_folder` creates it, and folders in it.
 
     Raises:
-        OutputError: if every user of the machine can write to it, or replace it because of the rights of a folder
-            above, and so replace what is read from it.
+        OutputError: if every user of the machine can write to it or to what it contains, or replace it from above.
 
     >>> cache_home()  # doctest: +SKIP
     PosixPath('/home/me/.cache/baseline')
@@ -151,15 +150,10 @@ def cache_home() -> Path:
         from platformdirs import user_cache_path
 
         home = user_cache_path("baseline", appauthor=False)
-    if is_world_writable(home):
+    if entry := next(filter(is_world_writable, (home, *_open_entries(home))), None):
         raise OutputError(
-            f"The cache {home} can be written by every user, who could replace what is read from it. "
+            f"The cache {entry} can be written by every user, who could replace what is read from it. "
             "Run chmod o-w on it, or set BASELINE_HOME to a folder of your own."
-        )
-    if entry := next(filter(is_world_writable, _open_entries(home)), None):
-        raise OutputError(
-            f"{entry} in the cache can be written by every user, who could replace what is read from it. "
-            "Run chmod o-w on it, or remove it."
         )
     if parent := replaceable_parent(home):
         raise OutputError(
@@ -171,10 +165,9 @@ def cache_home() -> Path:
 
 def _open_entries(folder: Path) -> list[Path]:
     """Return what a folder contains that other users can reach; nothing if it is closed to them or not there."""
-    try:
+    with suppress(OSError):
         return list(folder.iterdir()) if folder.stat().st_mode & stat.S_IXOTH else []
-    except OSError:
-        return []
+    return []
 
 
 def make_cache_folder(folder: Path) -> None:

@@ -260,7 +260,11 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         axes.set_title("classes in the order of the tables; darker is a larger share of the class")
         return figure
     names = shorten_names(classes)
-    axes.set_xticks(range(count), names, rotation=60 if count > 2 else 0, ha="right" if count > 2 else "center")
+    is_long = max(map(len, names)) > 14
+    if is_long:
+        figure.set_size_inches(side + 3, side + 2)
+    rotation, align = (60, "right") if count > 2 or is_long else (0, "center")
+    axes.set_xticks(range(count), names, rotation=rotation, ha=align)
     axes.set_yticks(range(count), names)
     for row, column in np.argwhere(matrix):
         color = "#ffffff" if shares[row, column] > 0.55 else "#16191d"
