@@ -225,3 +225,13 @@ def test_a_host_of_any_length_is_an_error_of_one_line() -> None:
 
     with pytest.raises(OutputError, match="Cannot listen on"), listen("x" * 5000, 0):
         pass
+
+
+def test_a_jpeg_of_many_scans_is_large_for_the_server() -> None:
+    from baseline.deploy.server.decoder import is_large
+
+    content = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(content, "JPEG", progressive=True)
+    image, once = Image.open(content), content.getvalue()
+    scan = once[once.rindex(b"\xff\xda") : -2]
+    assert not is_large(image, once) and is_large(image, once[:-2] + 90 * scan + b"\xff\xd9")

@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from baseline.data.formats.scans import MAX_SCANS, scan_count
 from baseline.data.image import load_image, open_image, resize_image, unreadable_reason
 from baseline.errors import BaselineError
 from baseline.system import return_free_memory
@@ -31,6 +32,10 @@ __all__ = ["DecodeJob", "Decoded", "DecoderPool", "ImageRefused", "main"]
 LARGE_PIXELS, JPEG_FACTOR = 4_000_000, 8
 """Pixels above which an image is large, and how many times more a JPEG may have, which is decoded at a fraction of its
 size."""
+
+
+LARGE_SCANNED_PIXELS = 10 * JPEG_FACTOR * LARGE_PIXELS
+"""Pixels times scans above which a JPEG is large; an ordinary progressive one has about 10 scans."""
 
 
 LENGTHS = struct.Struct(">IQ")
@@ -229,7 +234,7 @@ def answer(job: DecodeJob, content: bytes) -> Message:
     """Return the answer to a job: the image, that it is large, or what is wrong with it."""
     try:
         image = open_accepted(job, content)
-        if not job.large and is_large(image):
+        if not job.large and is_large(image, content):
             return {"is_large": True}, b""
         decoded = decode_image(job, image)
     except ImageRefused as error:
@@ -259,7 +264,10 @@ def open_accepted(job: DecodeJob, content: bytes) -> Image.Image:
     return image
 
 
-def is_large(image: Image.Image) -> bool:
+def is_large(image: Image.Image, content: bytes) -> bool:
+    """Return whether an image takes long to decode: by its pixels, and a JPEG by its scans, too."""
+    if image.format == "JPEG" and image.width * image.height * scan_count(content, MAX_SCANS) > LARGE_SCANNED_PIXELS:
+        return True
     return image.width * image.height > LARGE_PIXELS * (JPEG_FACTOR if image.format == "JPEG" else 1)
 
 
