@@ -145,7 +145,7 @@ def start_workers(
 @contextmanager
 def blocked_interrupts() -> Iterator[None]:
     """Start processes that Ctrl-C and SIGHUP, which reach all processes of a terminal, do not end while they import."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not (hasattr(signal, "pthread_sigmask") and hasattr(signal, "SIGHUP")):  # Windows
         yield
         return
     from multiprocessing.resource_tracker import ensure_running
