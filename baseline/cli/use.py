@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +118,7 @@ def predict_command(
 
     progress = make_progress(quiet)
     get_executor(executor, progress)  # finds errors before torch is loaded
-    from baseline.data.sources.image_list import MAX_LINE, list_images
+    from baseline.data.sources.image_list import list_images
     from baseline.inference.batch import write_predictions
     from baseline.inference.output import PredictOptions
 
@@ -127,8 +126,7 @@ def predict_command(
     options = PredictOptions(
         kind, tta, top_k, every, min_confidence, batch_size, precision, unlike, reject_unlike, coverage
     )
-    lines = iter(partial(sys.stdin.buffer.readline, MAX_LINE + 1), b"") if "-" in images else ()
-    paths, total = list_images(images, image_col, lines, progress)
+    paths, total = list_images(images, image_col, sys.stdin.buffer if "-" in images else (), progress)
     from baseline.system import fast_imports
 
     with fast_imports():

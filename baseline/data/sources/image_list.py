@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from glob import glob
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from baseline.errors import DataError, format_count, similar_path
 from baseline.files import resolve_path
 from baseline.progress import Progress
 
-__all__ = ["MAX_LINE", "list_images"]
+__all__ = ["list_images"]
 
 
 MAX_LINE = 65_536
@@ -50,7 +51,8 @@ def list_images(
 
 
 def paths_of_lines(lines: Iterable[bytes]) -> Iterator[str]:
-    for line in lines:
+    readline = getattr(lines, "readline", None)  # of a file, whose line may have no end
+    for line in iter(partial(readline, MAX_LINE + 1), b"") if readline else lines:
         if len(line) > MAX_LINE:
             raise DataError(f"A line of standard input has more than {MAX_LINE:,} bytes. Pass one path per line.")
         if path := line.rstrip(b"\r\n"):
