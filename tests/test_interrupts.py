@@ -272,5 +272,5 @@ main()
 
 def test_an_error_of_the_system_is_one_line_wherever_it_comes_from() -> None:
     ended = call("copy", "default", code=UNNAMED)
-    reason = "No such file or directory. Change that, or pass another path."
+    reason = "No such file or directory. Check the path, its permissions and the disk."
     assert ended.returncode == 2 and ended.stderr == f"baseline: nowhere cannot be read or written: {reason}\n"

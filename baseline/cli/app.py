@@ -33,7 +33,7 @@ from baseline.cli.use import (
     serve_command,
     submit_command,
 )
-from baseline.errors import BaselineError, first_line
+from baseline.errors import BaselineError
 from baseline.terminal import shorten_runs
 
 MAX_MESSAGE = 4000
@@ -132,16 +132,14 @@ def main() -> None:
         code = print_error(str(error), error.exit_code)
     except typer.Exit as exit:  # the reader of standard output has left
         code = exit.exit_code
-    except OSError as error:
-        if not (message := describe_os_error(error)):
-            raise
-        code = print_error(message)
     except MemoryError:
         code = print_error("There is too little memory. Pass smaller files, or use a machine with more memory.")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:  # a path that is too long, that the user may not read, or a disk that fails
-        code = print_error(f"{error.filename or 'A file'} cannot be used: {error.strerror or first_line(error)}.")
+        if not error.errno:
+            raise
+        code = print_error(describe_os_error(error))
     except UnicodeEncodeError as error:  # a name that is not UTF-8, whose bytes Python has as halves of surrogates
         code = print_error(f"{error.object!a} is not valid text: {error.reason}. Rename the file or folder.")
     except Exception as error:
@@ -157,14 +155,13 @@ def main() -> None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return what to print for an error of the operating system; empty if it names no file."""
+    """Return what to print for an error of the operating system."""
     try:
         Path.cwd()
     except FileNotFoundError:
         return "The working folder was removed. Change to another one."
-    if not error.errno or error.filename is None:
-        return ""
-    return f"{error.filename} cannot be read or written: {error.strerror}. Change that, or pass another path."
+    name = "A file" if error.filename is None else error.filename
+    return f"{name} cannot be read or written: {error.strerror}. Check the path, its permissions and the disk."
 
 
 def print_usage_error(error: Any) -> int:
