@@ -60,6 +60,10 @@ def pytest_collection() -> Iterator[object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or nanobind reports what is left at the end as leaked
+
+
 def pytest_report_header() -> str:
     real = (REAL / "hymenoptera_256").is_dir()
     return f"baseline from {Path(baseline.__file__).parent}; images: {REAL if real else 'drawn by the suite'}"

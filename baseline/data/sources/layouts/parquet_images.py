@@ -196,7 +196,7 @@ def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:
         check_memory_for(largest := max(sizes, default=0), shard.path)  # a value that recurs is stored once
         for batch in file.iter_batches(batch_size=min(256, max(1, MAX_BATCH_BYTES // max(1, largest)))):
             yield from batch.to_pylist()
-    except (ArrowException, OSError, OverflowError, TypeError, ValueError) as error:
+    except (ArrowException, KeyError, OSError, OverflowError, TypeError, ValueError) as error:  # KeyError: a time zone
         raise DataError(f"{shard.path} cannot be read: {first_line(error)}. Write it again.") from None
 
 

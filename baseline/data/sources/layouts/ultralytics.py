@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from baseline.files import MAX_TOML_BYTES
 from baseline.reading import read_text
 
 __all__ = ["Yolo"]
+
+
+MAX_DEPTH = 100
+"""Maximum depth of a YAML file: PyYAML 6.0.2 crashes where lists are nested 100,000 deep."""
 
 
 class Yolo(AnnotationSource):
@@ -39,13 +44,23 @@ def class_names(path: Path) -> dict[str, str]:
     """
     import yaml
 
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
-        content: Any = yaml.load(read_text(path, MAX_TOML_BYTES), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+        text = read_text(path, MAX_TOML_BYTES)
+        depths = accumulate(map(depth_change, yaml.parse(text, loader)))
+        content: Any = None if any(depth > MAX_DEPTH for depth in depths) else yaml.load(text, loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     names = content.get("names") if isinstance(content, dict) else None
     names = dict(enumerate(names)) if isinstance(names, list) else names if isinstance(names, dict) else {}
     return {str(number): name for number, name in names.items()} if all(map(is_text, names.values())) else {}
+
+
+def depth_change(event: Any) -> int:
+    """Return 1 for a YAML event that opens a list or a mapping, and -1 for one that closes it."""
+    import yaml
+
+    return isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
 
 
 def is_text(value: Any) -> bool:
