@@ -307,10 +307,14 @@ def test_budget_includes_the_time_before_an_interruption(
 
 
 def test_resume_without_an_unfinished_run_is_an_error(
-    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    for options, message in ((("--out", "nowhere"), "nowhere contains no unfinished run"), ((), "no folder was given")):
-        monkeypatch.setattr(sys, "argv", ["baseline", "run", str(images), *options, "--resume"])
+    (tmp_path / "manifest.json").touch()
+    for arguments, message in (
+        ((images, "--out", "nowhere"), "nowhere contains no unfinished run"), ((images,), "no folder was given"),
+        ((tmp_path,), f"{tmp_path} contains no unfinished run"),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["baseline", "run", *map(str, arguments), "--resume"])
         with pytest.raises(SystemExit) as ended:
             app.main()
         assert ended.value.code == 2 and message in " ".join(capsys.readouterr().err.split())

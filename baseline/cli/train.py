@@ -160,7 +160,8 @@ def run_command(
         _resume_run(Path(target), quiet, as_json, **changes)
         return
     images, recipe = parse_target(target)
-    _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, executor=executor, before=before, out=out)
+    run = out or (Path(target) if (Path(target) / "manifest.json").is_file() else None)
+    _check_combination(seeds=seeds, fixes=fixes, folds=folds, resume=resume, executor=executor, before=before, out=run)
     progress = make_progress(quiet)
     if data is not None:
         images = data_place(data, recipe, progress)
