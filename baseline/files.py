@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image, similar_path
 from baseline.reading import MAX_JSON_BYTES, check_memory_for, check_regular, read_text
-from baseline.system import is_running, lock_file
+from baseline.system import is_running, is_world_writable, lock_file, replaceable_parent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,23 +179,6 @@ def make_cache_folder(folder: Path) -> None:
     cache_home()
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
-
-
-def is_world_writable(folder: Path) -> bool:
-    """Return whether every user of the machine can write to a folder; False if it cannot be examined."""
-    try:
-        return os.name == "posix" and bool(folder.stat().st_mode & stat.S_IWOTH)
-    except OSError:
-        return False
-
-
-def replaceable_parent(folder: Path) -> Path | None:
-    """Return the folder above that every user can write to, and so replace what is in it; a sticky one is none."""
-    for parent in dict.fromkeys((*folder.parents, *folder.resolve().parents)):
-        with suppress(OSError):
-            if is_world_writable(parent) and not parent.stat().st_mode & stat.S_ISVTX:
-                return parent
-    return None
 
 
 def kaggle_dir(part: str) -> Path:

@@ -1,4 +1,4 @@
-"""Facts about the machine and the installation: memory, CPU instructions, device and package versions."""
+"""Facts about the machine and the installation: memory, CPU instructions, device, versions, locks, access rights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import os
 import platform
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ __all__ = [
     "fast_imports",
     "free_memory_bytes",
     "is_running",
+    "is_world_writable",
     "lock_file",
     "package_versions",
+    "replaceable_parent",
     "return_free_memory",
     "thread_count",
     "total_memory_bytes",
@@ -146,6 +149,23 @@ def fast_imports() -> Iterator[None]:
             gc.freeze()  # the first collection would walk through all that was imported, for half a second
         if enabled:
             gc.enable()
+
+
+def is_world_writable(folder: Path) -> bool:
+    """Return whether every user of the machine can write to a folder; False if it cannot be examined."""
+    try:
+        return os.name == "posix" and bool(folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
+
+
+def replaceable_parent(folder: Path) -> Path | None:
+    """Return the folder above that every user can write to, and so replace what is in it; a sticky one is none."""
+    for parent in dict.fromkeys((*folder.parents, *folder.resolve().parents)):
+        with suppress(OSError):
+            if is_world_writable(parent) and not parent.stat().st_mode & stat.S_ISVTX:
+                return parent
+    return None
 
 
 def is_running(number: str) -> bool:

@@ -169,7 +169,7 @@ def report(run: Path) -> Path:
 
 
 def test_saved_heatmaps_that_are_a_pipe_are_computed_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "png", lambda _: b"")
+    monkeypatch.setattr(figures, "png", lambda *_: b"")
     (run / "gradcam.npz").unlink()
     os.mkfifo(run / "gradcam.npz")
     assert "Grad-CAM" in report(run).read_text()
@@ -184,7 +184,7 @@ def test_saved_heatmaps_that_are_a_pipe_are_computed_again(run: Path, monkeypatc
 def test_no_file_of_a_run_that_is_a_pipe_is_waited_for(
     name: str, use: Callable[[Path], object], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "png", lambda _: b"")  # drawing takes most of the time
+    monkeypatch.setattr(figures, "png", lambda *_: b"")  # drawing takes most of the time
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)

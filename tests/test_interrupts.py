@@ -199,13 +199,16 @@ def test_processes_that_predict_leave_signals_of_the_terminal_to_their_parent() 
 @pytest.mark.skipif(os.name != "posix", reason="no signals here")
 def test_an_interrupt_of_one_process_ends_all_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = tmp_path / "python"
-    stub.write_text(f"#!/bin/sh\ntrap 'touch {tmp_path}/saved-$RANK; exit 130' INT\nwhile :; do sleep 0.1; done\n")
+    saves = f"trap 'touch {tmp_path}/saved-$RANK; exit 130' INT; touch {tmp_path}/ready-$RANK"
+    stub.write_text(f"#!/bin/sh\n{saves}\nwhile :; do sleep 0.1; done\n")
     stub.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stub))
-    monkeypatch.setattr(distributed, "failed_processes", lambda _: interrupt() if time.monotonic() > start + 1 else [])
-    start = time.monotonic()
+    ready = [tmp_path / f"ready-{rank}" for rank in range(2)]
+    monkeypatch.setattr(
+        distributed, "failed_processes", lambda _: interrupt() if all(path.exists() for path in ready) else []
+    )
     assert distributed.launch(2, ["run"]) == (130, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "saved-0", "saved-1"]
+    assert all((tmp_path / f"saved-{rank}").exists() for rank in range(2))
 
 
 # ---- standard error, and places that cannot be used ------------------------------------------------------------------

@@ -219,7 +219,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete all checkpoints of the run."""
-        if self.folder.exists():
+        if self.folder.is_dir():
             removed = self.folder.with_name(REMOVED_DIR)
             self.folder.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
