@@ -199,7 +199,7 @@ def test_processes_that_predict_leave_signals_of_the_terminal_to_their_parent() 
 @pytest.mark.skipif(os.name != "posix", reason="no signals here")
 def test_an_interrupt_of_one_process_ends_all_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = tmp_path / "python"
-    saves = f"trap 'touch {tmp_path}/saved-$RANK; exit 130' INT; touch {tmp_path}/ready-$RANK"
+    saves = f"trap 'touch {tmp_path}/saved-$RANK; exit 143' TERM; touch {tmp_path}/ready-$RANK"
     stub.write_text(f"#!/bin/sh\n{saves}\nwhile :; do sleep 0.1; done\n")
     stub.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stub))

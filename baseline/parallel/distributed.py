@@ -11,7 +11,6 @@ no longer a sequence of layers, which frozen outputs need. Gradients are average
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -198,7 +197,7 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
             return (abs(failed[0].returncode) if failed else 0), ""
         except KeyboardInterrupt:  # Ctrl-C has reached all processes, another signal this one only
             for process in running:
-                process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+                process.terminate()
             for process in running:  # they save their state
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE_SECONDS)
