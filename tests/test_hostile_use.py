@@ -21,7 +21,7 @@ from baseline.data.image import open_image
 from baseline.data.limits import TooLarge
 from baseline.data.sources.image_list import list_images
 from baseline.errors import BaselineError, DataError, OutputError
-from baseline.files import cache_home, make_cache_folder
+from baseline.files import REMOVED_DIR, UNFINISHED_DIR, cache_home, make_cache_folder
 from baseline.inference.output import PredictOptions
 from baseline.progress import ConsoleProgress
 from baseline.reading import load_weights, read_run_table
@@ -212,6 +212,16 @@ def test_a_file_in_place_of_checkpoints_does_not_end_a_run(tmp_path: Path) -> No
     checkpoints.folder.write_text("mine")
     checkpoints.remove()
     assert checkpoints.folder.read_text() == "mine"
+
+
+def test_checkpoints_are_removed_where_a_run_was_killed_while_it_removed_its_own(tmp_path: Path) -> None:
+    checkpoints = Checkpoints.__new__(Checkpoints)
+    checkpoints.folder = tmp_path / UNFINISHED_DIR
+    for name in (UNFINISHED_DIR, REMOVED_DIR):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "now.safetensors").touch()
+    checkpoints.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_of_classes_are_plain_text_on_the_page_of_a_space() -> None:

@@ -221,6 +221,8 @@ class Checkpoints:
         """Delete all checkpoints of the run."""
         if self.folder.is_dir():
             removed = self.folder.with_name(REMOVED_DIR)
+            if removed.exists():  # of a run that was killed here
+                shutil.rmtree(removed, ignore_errors=True)
             self.folder.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
 
