@@ -127,9 +127,11 @@ def device_type() -> str:
 
 
 is_command = False
-"""Whether this process runs a command and nothing else: what is imported stays, and a caller has no garbage."""
+"""Whether this process runs a command and nothing else, so that no garbage of a caller is frozen with the imports."""
+
 
 MANY_MODULES = 100
+"""Number of modules that are imported at once from which freezing them saves more time than it takes."""
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def is_running(number: str) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # of another user
-        return True
+        pass
     return True
 
 

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from baseline.data.formats.scans import MAX_SEGMENTS
 from baseline.data.limits import TooLarge
 
 __all__ = ["check_header"]
@@ -17,10 +18,6 @@ SMALL_BYTES = 1_000_000
 
 MAX_HEADER = 65_536
 """Maximum number of bytes of the header of a PNM image, and of the padding between the segments of a JPEG."""
-
-
-MAX_SEGMENTS = 10_000
-"""Maximum number of segments of a JPEG before its pixels; ordinary ones have about 10."""
 
 
 LENGTHLESS = (0x00, 0x01, *range(0xD0, 0xD9))

@@ -22,7 +22,7 @@ MAX_SCANNED_PIXELS = 2_000_000_000
 
 
 MAX_SEGMENTS = 10_000
-"""Number of segments of a JPEG that are read to count its scans."""
+"""Maximum number of segments of a JPEG before its pixels, and of those that are read to count its scans."""
 
 
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")

@@ -100,7 +100,7 @@ def read_image_paths(path: Path, column: str = "") -> list[str]:
         )
     if frame[column].map(lambda value: isinstance(value, bytes | dict)).any():
         raise DataError(
-            f"Column '{column}' of {path.name} holds images, not paths. Write them as files, and pass these."
+            f"Column '{column}' of {path.name} holds images, not paths. Write them to files, and pass those."
         )
     return [str(path.parent / value) for value in column_as_text(frame[column])]
 

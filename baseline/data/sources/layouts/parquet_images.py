@@ -154,7 +154,6 @@ def write_images_of(shard: Shard, work: Path) -> None:
     """
     facts: dict[str, list[Any]] = defaultdict(list)
     room = max_unpacked_bytes(shard.path)
-    check_text_memory(shard)
     for number, row in enumerate(read_rows(shard)):
         cell = row.pop(shard.image)
         content = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -173,14 +172,6 @@ def write_images_of(shard: Shard, work: Path) -> None:
     write_atomic(work / "images.csv", to_csv(pd.DataFrame(facts)))
 
 
-def check_text_memory(shard: Shard) -> None:
-    """Raise DataError if the texts of a file, such as a long label that recurs, need more memory than is free."""
-    try:
-        check_memory_for(COPIES * parquet_text_bytes(shard.path, without=shard.image), shard.path)
-    except ValueError as error:
-        raise DataError(f"{shard.path} cannot be read: {first_line(error)}. Write it again.") from None
-
-
 def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file, so few at a time that they take less than 256 MB unless a single one is larger.
 
@@ -190,6 +181,7 @@ def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
+        check_memory_for(COPIES * parquet_text_bytes(shard.path, without=shard.image), shard.path)
         file = parquet.ParquetFile(shard.path)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         sizes = [column.total_uncompressed_size for group in groups for column in columns_of_group(group)]
