@@ -40,6 +40,7 @@ def child(wanted, files):
     os.environ.clear()
     os.environ.update(wanted["env"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in what nohup starts
     sys.argv = wanted["argv"]
     if wanted["code"]:
         exec(compile(wanted["code"], "<string>", "exec"), {"__name__": "__main__"})
