@@ -191,11 +191,12 @@ class Command:
         *words: Any,
         code: str = "",
         stdin: IO[Any] | None = None,
+        stdout: IO[Any] | None = None,
         stderr: IO[Any] | None = None,
         env: dict[str, str] | None = None,
     ) -> None:
         self.args = ["baseline", *map(str, words)]
-        self._printed = [file or TemporaryFile() for file in (None, stderr)]  # noqa: SIM115
+        self._printed = [file or TemporaryFile() for file in (stdout, stderr)]  # noqa: SIM115
         with Path(os.devnull).open() as nothing:
             files = [file.fileno() for file in (stdin or nothing, *self._printed)]
             self._line = _first.ask({"argv": self.args, "cwd": str(Path.cwd()), "code": code,
@@ -241,11 +242,14 @@ class Command:
 class SlowCommand(subprocess.Popen[str]):
     """The same without `fork`, as on Windows: each call imports for itself."""
 
-    def __init__(self, *words: Any, code: str = "", stdin: Any = None, stderr: Any = None, env: Any = None) -> None:
+    def __init__(
+        self, *words: Any, code: str = "", stdin: Any = None, stdout: Any = None, stderr: Any = None, env: Any = None
+    ) -> None:
         start = ["-c", code] if code else ["-m", "baseline"]
         super().__init__(
-            [sys.executable, *start, *map(str, words)], stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=stderr or subprocess.PIPE, env={**os.environ, "TERM": "dumb", **(env or {})}, text=True,
+            [sys.executable, *start, *map(str, words)], stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout or subprocess.PIPE, stderr=stderr or subprocess.PIPE, text=True,
+            env={**os.environ, "TERM": "dumb", **(env or {})},
         )  # fmt: skip
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[str, str]:

@@ -11,8 +11,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -610,11 +608,12 @@ def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None
     rows = list(csv.DictReader(io.StringIO(printed.stdout)))
     assert [row["path"] for row in rows] == paths[:24]
     assert "predicted: 24 images in" in printed.stderr and "images/s)" in printed.stderr
-    fed = f"{paths[0]}\nnowhere.jpg\n".encode() + b"\xff\n"
-    command = [sys.executable, "-m", "baseline", "predict", str(tiny), "-", "--format", "jsonl", "--top-k", "1", "-q"]
-    ended = subprocess.run(command, input=fed, capture_output=True)
-    lines = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert ended.stderr == b"" and [line["path"] for line in lines] == [paths[0], "nowhere.jpg", "\ufffd"]
+    Path("paths").write_bytes(f"{paths[0]}\nnowhere.jpg\n".encode() + b"\xff\n")
+    with Path("paths").open() as fed:
+        options = ["--format", "jsonl", "--top-k", "1", "-q"]
+        printed, errors = Command("predict", tiny, "-", *options, stdin=fed).communicate()
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert errors == "" and [line["path"] for line in lines] == [paths[0], "nowhere.jpg", "\ufffd"]
     archive = pack(Path("p.zip"), [("a.jpg", Path(paths[0]).read_bytes())])
     options = ["--processes", "2", "--precision", "float32"]
     ended = call("predict", tiny, archive, "-o", "two.parquet", *options, code=COMMAND_WITH_FORKS)

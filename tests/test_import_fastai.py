@@ -43,10 +43,14 @@ def folder_loaders(images: Path, **changes: Any) -> Any:
     return ImageDataLoaders.from_folder(images, **(options | changes))
 
 
+SLOW_NETWORKS = [
+    pytest.param(arch, marks=pytest.mark.slow, id=str(getattr(arch, "__name__", f"name-{arch}")))
+    for arch in (resnet18, "mobilenetv3_small_050")
+]
+
+
 @pytest.mark.parametrize(
-    "arch",
-    [resnet18, squeezenet1_1, "mobilenetv3_small_050", "resnet18"],
-    ids=lambda arch: getattr(arch, "__name__", f"name-{arch}"),
+    "arch", [squeezenet1_1, "resnet18", *SLOW_NETWORKS], ids=lambda arch: getattr(arch, "__name__", f"name-{arch}")
 )
 def test_a_vision_learner_becomes_a_folder_that_predicts_the_same(images: Path, arch: Any) -> None:
     torch.manual_seed(0)  # the weights decide how many predictions another resizing changes

@@ -314,10 +314,10 @@ def test_charts_fit_a_browser_window(pages: tuple[Path, ...], browser: Any, widt
         box = "element => element.getBoundingClientRect().toJSON()"
         chart = tab.locator("figure.chart svg").evaluate(box)
         assert chart["left"] >= 0 and chart["right"] <= width, "the chart has to be scrolled sideways"
-        labels = tab.locator("figure.chart svg text")
-        assert labels.count() > 8
-        for at in range(labels.count()):
-            text, rect = labels.nth(at).text_content(), labels.nth(at).evaluate(box)
+        texts_and_boxes = f"elements => elements.map(element => [element.textContent, ({box})(element)])"
+        labels = tab.locator("figure.chart svg text").evaluate_all(texts_and_boxes)
+        assert len(labels) > 8
+        for text, rect in labels:
             assert chart["left"] - 1 <= rect["left"] and rect["right"] <= chart["right"] + 1, text
             assert chart["top"] - 1 <= rect["top"] and rect["bottom"] <= chart["bottom"] + 1, text
             assert rect["height"] >= 10, f"{text} is {rect['height']} px high"

@@ -10,7 +10,6 @@ import pickle
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
 from test_kaggle import environment, wheel
@@ -154,7 +154,7 @@ def test_the_fastai_learner_predicts_the_same(tiny: Path, images: Path) -> None:
 
 
 def test_a_read_only_model_folder_predicts_in_a_fresh_process_without_images_or_network(
-    done: baseline.Baseline, images: Path, tmp_path: Path
+    done: baseline.Baseline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     alone = Path(shutil.copytree(done.folder / "model", tmp_path / "alone"))
     shutil.copy(done.predictions["path"][0], tmp_path / "image.jpg")
@@ -167,9 +167,9 @@ def test_a_read_only_model_folder_predicts_in_a_fresh_process_without_images_or_
         "import baseline\n"
         "print(baseline.load(sys.argv[1]).predict(sys.argv[2], calibrated=False).to_json(orient='records'))\n"
     )
-    environment = {**os.environ, "HOME": str(tmp_path / "nobody"), "BASELINE_HOME": str(tmp_path / "none")}
-    command = [sys.executable, "-c", code, str(alone), str(tmp_path / "image.jpg")]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=alone, env=environment)
+    monkeypatch.chdir(alone)
+    homes = {"HOME": str(tmp_path / "nobody"), "BASELINE_HOME": str(tmp_path / "none")}
+    ended = call(alone, tmp_path / "image.jpg", code=code, **homes)
     assert ended.returncode == 0, ended.stderr
     row = done.predictions.iloc[0]
     assert json.loads(ended.stdout)[0]["p_ants"] == pytest.approx(row["p_ants"], abs=1e-5)

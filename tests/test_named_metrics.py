@@ -409,7 +409,10 @@ def test_the_learning_curve_measures_the_metric(images: Path, small: Recipe, tmp
     assert curve.table["roc_auc"].between(0, 1).all() and any("ROC AUC" in line for line in curve.sentences)
 
 
-@pytest.mark.parametrize("name", ["roc_auc", "average_precision", "macro_f1", "log_loss"])
+SLOW_METRICS = [pytest.param(name, marks=pytest.mark.slow) for name in ("average_precision", "macro_f1", "log_loss")]
+
+
+@pytest.mark.parametrize("name", ["roc_auc", *SLOW_METRICS])
 def test_the_paired_test_has_its_nominal_false_positive_rate(name: str) -> None:
     beyond = 0
     for seed in range(150):

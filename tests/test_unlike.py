@@ -222,7 +222,8 @@ def test_sets_cover_at_least_the_asked_rate(coverage: float, valid: int) -> None
     for _ in range(300):
         logits = rng.normal(size=(valid + 300, 4))
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        labels = np.array([rng.choice(4, p=row**1.5 / (row**1.5).sum()) for row in probabilities])
+        weights = np.cumsum(probabilities**1.5, axis=1)
+        labels = (weights > rng.random((len(weights), 1)) * weights[:, -1:]).argmax(1)
         scores = 1 - probabilities[np.arange(len(labels)), labels]
         reference = Reference(np.empty((0, 0)), np.empty(0), np.sort(scores[:valid]))
         sets = class_sets(probabilities[valid:], reference.set_threshold(coverage), list("0123"))
