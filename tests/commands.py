@@ -19,18 +19,22 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 SERVER = """
-import atexit, gc, json, os, runpy, signal, socket, sys, threading, traceback, warnings
+import atexit, contextlib, gc, io, json, os, runpy, select, signal, socket, sys, threading, traceback, warnings
 gc.disable()  # imports leave no garbage
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import baseline, fastai.vision.all, matplotlib.pyplot, sklearn.metrics, timm, torchvision
     for name in baseline.__all__:
         getattr(baseline, name)
+    import baseline.cli.app, pygments.lexers, rich.markdown
+    with contextlib.redirect_stdout(io.StringIO()):  # imports what the first command line needs
+        baseline.cli.app.app(["recipes"], standalone_mode=False)
 gc.freeze()  # nor is what they left looked through, or its memory copied, in each call
 gc.enable()
 
-def told(line, value):
-    line.sendall((json.dumps(value) + "\\n").encode())
+def answer(line, value):
+    with contextlib.suppress(OSError):
+        line.sendall((json.dumps(value) + "\\n").encode())
 
 def child(wanted, files):
     for number, file in enumerate(files):
@@ -47,39 +51,47 @@ def child(wanted, files):
     else:
         runpy.run_module("baseline", run_name="__main__", alter_sys=True)
 
-def served():
+def serve():
+    # Answers each request with the number of its process, and later with its exit code. Returns in that process only.
     door = socket.socket(fileno=int(sys.argv[1]))
+    ended, wake = socket.socketpair()
+    ended.setblocking(False)
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    lines = {}
     while True:
+        ready = select.select([door, ended], [], [])[0]
+        if ended in ready:
+            ended.recv(4096)
+            with contextlib.suppress(ChildProcessError):  # none is left
+                while (process := os.waitpid(-1, os.WNOHANG))[0]:
+                    with lines.pop(process[0]) as line:
+                        answer(line, os.waitstatus_to_exitcode(process[1]))
+        if door not in ready:
+            continue
         try:
-            line, files, _, _ = socket.recv_fds(door, 1, 4)
+            text, files, _, _ = socket.recv_fds(door, 1, 4)
         except ConnectionError:
             return None
-        if not line:
+        if not text:
             return None
-        if os.fork():  # at once ready for the next one
-            for file in files:
-                os.close(file)
-            os.wait()
-            continue
         line, *files = files
         line = socket.socket(fileno=line)
-        if os.fork():
-            os._exit(0)  # nobody has to wait for who watches over the call
-        door.close()
         wanted = json.loads(line.makefile().readline())
         pid = os.fork()
         if not pid:
-            line.close()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for connection in (door, ended, wake, line, *lines.values()):
+                connection.close()
             return wanted, files
-        told(line, pid)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        try:
-            told(line, status)
-        except OSError:
-            pass
-        os._exit(0)
+        for file in files:
+            os.close(file)
+        lines[pid] = line
+        answer(line, pid)
 
-call = served()
+call = serve()
 if call:
     code = 0
     try:
