@@ -53,8 +53,11 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
     return run
 
 
-def test_run_prints_one_object(images: Path, command: Callable[..., dict[str, Any]], no_page: None) -> None:
-    words = ("run", images, "--preset", "instant", "--image-size", 48, "--out")
+def test_run_prints_one_object(
+    images: Path, body: dict[str, str], command: Callable[..., dict[str, Any]], no_page: None
+) -> None:
+    network = [word for name, value in body.items() for word in (f"--{name}", value)]
+    words = ("run", images, "--preset", "instant", "--image-size", 48, *network, "--out")
     one = command(*words, "one")
     manifest = json.loads(Path("one/manifest.json").read_text())
     headline, accuracy = one["headline"], manifest["metrics"]["test"]["tta" if one["headline"]["tta"] else "plain"]

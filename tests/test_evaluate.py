@@ -280,7 +280,10 @@ COVERAGE = [
 ]
 
 
-@pytest.mark.parametrize("images, accuracy, shared", COVERAGE)
+SLOW_COVERAGE = [pytest.param(*case, marks=pytest.mark.slow) for case in COVERAGE[1:-1]]
+
+
+@pytest.mark.parametrize("images, accuracy, shared", [COVERAGE[0], COVERAGE[-1], *SLOW_COVERAGE])
 def test_the_interval_of_a_difference_covers_the_truth(
     images: tuple[int, int], accuracy: tuple[float, float], shared: float
 ) -> None:

@@ -145,7 +145,7 @@ def test_bootstrap_intervals_have_nominal_coverage() -> None:
     true = {name: value[0] for name, value in population.statistics(population.total()).items()}
     names = ("macro_f1", "balanced_accuracy", "loss", "brier", "ece")
     covered = dict.fromkeys(names, 0)
-    for seed in range(2000):
+    for seed in range(1000):
         sums = simulated_sums(1000 + seed, 250)
         draws = bootstrap_sums(sums.features, draws=250)
         intervals = {name: percentile_interval(values) for name, values in sums.statistics(draws).items()}
@@ -154,7 +154,7 @@ def test_bootstrap_intervals_have_nominal_coverage() -> None:
             low, high = intervals[name]
             covered[name] += low <= true[name] <= high
     for name, times in covered.items():
-        assert 0.93 <= times / 2000 <= 0.97, (name, times)
+        assert 0.93 <= times / 1000 <= 0.97, (name, times)
 
 
 def paired_result(only_one: int, only_other: int, images: int) -> dict[str, Any]:

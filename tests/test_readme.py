@@ -150,7 +150,12 @@ EXAMPLES = sorted(
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(
-    example: Path, images: Path, brief: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    example: Path,
+    images: Path,
+    brief: None,
+    no_page: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("IMAGES", str(images))
     monkeypatch.setattr(sys, "argv", [str(example), str(images), str(images / "ants" / "00.jpg")])
@@ -165,10 +170,11 @@ def test_the_examples_of_recipes_run(
     rubbish: Path,
     grouped: Path,
     body: dict[str, str],
+    no_page: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """As they are, but at 48 px, with a small body, and an epoch a stage."""
+    """As they are, but at 48 px, with a small body, an epoch a stage, and pictures without the page."""
     make = baseline.make_baseline
 
     def small(given: object, recipe: str, **changes: object) -> baseline.Baseline:

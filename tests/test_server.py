@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -21,10 +20,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
+from commands import Command, piped
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -475,14 +475,13 @@ app.serve(sys.argv[1], port=0, tta=False, limits=Limits(seconds=1.5, waiting=400
 
 
 @pytest.fixture(scope="module")
-def server(done: baseline.Baseline) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that serves the run, and its port."""
-    command = [sys.executable, "-c", START, str(done.folder)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        ports = (re.search(r"serving: http://127.0.0.1:(\d+) ", line) for line in process.stderr)
-        yield process, next(int(match[1]) for match in ports if match)
-        process.kill()
+def server(done: baseline.Baseline) -> Iterator[tuple[Command, IO[str], int]]:
+    """A process that serves the run, the lines that it writes to stderr, and its port."""
+    process, lines = piped(done.folder, code=START)
+    ports = (re.search(r"serving: http://127.0.0.1:(\d+) ", line) for line in lines)
+    yield process, lines, next(int(match[1]) for match in ports if match)
+    process.send_signal(signal.SIGKILL)
+    lines.close()
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -523,7 +522,7 @@ def test_an_image_dropped_in_a_browser_is_predicted(
 ) -> None:
     text_file = tmp_path / "<i>words<b>.jpg"
     text_file.write_text("words")
-    address = f"http://127.0.0.1:{server[1]}"
+    address = f"http://127.0.0.1:{server[2]}"
     table = done.predictions
     predictions = baseline.load(done.folder).predict(table["path"].tolist(), tta=False)
     ant = Path(predictions["path"][(table["label"] == "ants") & (predictions["predicted"] == "ants")].iloc[0])
@@ -561,7 +560,7 @@ def test_an_image_dropped_in_a_browser_is_predicted(
 
 
 def test_a_server_loses_no_request_ends_slow_ones_and_stops_at_once(server: Any, files: list[Path]) -> None:
-    process, port = server
+    process, lines, port = server
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
 
     def post(number: int) -> Any:
@@ -588,6 +587,6 @@ def test_a_server_loses_no_request_ends_slow_ones_and_stops_at_once(server: Any,
     time.sleep(0.2)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=10)[1]
+    process.wait(10)
     assert time.monotonic() - start < 3
-    assert "Traceback" not in stderr
+    assert "Traceback" not in lines.read()

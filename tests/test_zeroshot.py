@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -27,14 +26,15 @@ QUIET = Progress()
 PROMPT = "a drawing of {class} insects"
 
 
-def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_extra_is_one_line_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     code = (
         "import sys; sys.modules['open_clip'] = None\n"
         "from baseline.cli.app import main\n"
         "sys.argv = ['baseline', 'ladder', 'images', '--variants', 'zeroshot']; main()"
     )
     (tmp_path / "images").mkdir()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    result = call(code=code)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert f"needs open_clip: {install_command('clip')}." in result.stderr
     assert not (tmp_path / "runs").exists()
