@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "all_or_none",
     "bfloat16_instructions",
     "fast_imports",
     "free_memory_bytes",
@@ -224,6 +225,19 @@ def lock_file(path: Path, wait: Callable[[], object] | None = None, *, soft: boo
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def all_or_none(*files: Path) -> Iterator[None]:
+    """Remove those of several files that the block has made if it fails or is interrupted before all are there."""
+    new = [file for file in files if not file.exists()]
+    try:
+        yield
+    except BaseException:
+        for file in new:
+            with suppress(OSError):
+                file.unlink()
+        raise
 
 
 def thread_count() -> int:

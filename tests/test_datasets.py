@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from baseline.data.sources.download import NpmPackage
 from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.progress import Progress
+from baseline.vision import weights
 
 REAL_CIFAR10 = REAL / "cifar10" / "images.tar.xz"
 SHEETS = Sheets(4, ("one.png", "two.png"), "train.json", ("test.png",), "test.json")
@@ -606,6 +607,25 @@ def test_interrupted_download_is_resumed(tmp_path: Path, url: str) -> None:
     assert fetch(url, tmp_path, progress=recorder) == BODY
     assert Server.ranges == [None, "bytes=3000000-"]
     assert recorder.bars["downloading x.tgz"] == [len(BODY), len(BODY)]
+
+
+def test_weights_are_downloaded_completely_or_not_at_all(tmp_path: Path, url: str) -> None:
+    class Interrupted(Progress):
+        def bar(self, title: str, total: int, unit: str = "") -> Any:
+            raise KeyboardInterrupt
+
+    name = f"net-{hashlib.sha256(BODY).hexdigest()[:8]}.pth"
+    ends = (f"{url}/cut", Progress(), ConnectionError), (f"{url}/{name}", Interrupted(), KeyboardInterrupt)
+    for address, progress, error in ends:
+        with pytest.raises(error):
+            weights._fetch(address, tmp_path, progress)
+        assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
+    (tmp_path / f".{name}.part").write_bytes(b"of a process that was killed")
+    Server.ranges.clear()
+    with ThreadPoolExecutor(3) as pool:
+        paths = set(pool.map(lambda _: weights._fetch(f"{url}/{name}", tmp_path, Progress()), range(3)))
+    assert paths == {tmp_path / name} and (tmp_path / name).read_bytes() == BODY
+    assert len(Server.ranges) == 1 and not (tmp_path / f".{name}.part").exists()
 
 
 def test_server_without_ranges_restarts_the_download(tmp_path: Path, url: str) -> None:

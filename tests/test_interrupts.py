@@ -17,9 +17,11 @@ from commands import call
 
 import baseline
 from baseline import __main__ as entry
+from baseline.cli import app
 from baseline.data.sources.cached_images import fill_once
 from baseline.errors import OutputError
-from baseline.files import atomic_folder, write_atomic
+from baseline.experiments.evaluate_models import evaluate_models
+from baseline.files import LOCK_FILE, atomic_folder, write_atomic
 from baseline.inference.output import PredictOptions
 from baseline.inference.workers import blocked_interrupts
 from baseline.parallel import distributed
@@ -105,6 +107,58 @@ def test_an_interrupted_file_is_removed(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "history.csv", "x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "last", "others"),
+    [
+        ("evaluate", "metrics.json", ["evaluation.html", "predictions.csv"]),
+        ("clean", "issues.csv", ["clean.html", "fixes.csv"]),
+        ("filter", "kept.csv", ["kept-left-out.csv"]),
+        pytest.param("export", "model.pkl", ["labels.txt"], marks=pytest.mark.slow),
+    ],
+)
+def test_files_that_belong_together_are_all_written_or_none(
+    command: str, last: str, others: list[str], tiny: Path, images: Path, body: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out, progress, replace = tmp_path / "out", baseline.Progress(), Path.replace
+    options = {"out": out, "progress": progress}
+    words = ["filter", images, "--model", tiny, "--keep", "ants", "--above", 0, "--quiet", "--out", out / last]
+    commands: dict[str, Any] = {
+        "evaluate": lambda: evaluate_models([tiny], images, **options),
+        "clean": lambda: baseline.clean(images, accept=0.1, image_size=48, **body, **options),
+        "filter": lambda: app.app(list(map(str, words)), standalone_mode=False) == 130 and interrupt(),
+        "export": lambda: baseline.export(tiny, "learner", out / last),
+    }
+
+    def interrupt_the_last(part: Path, target: Path) -> Path:
+        return interrupt() if Path(target).name == last else replace(part, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", interrupt_the_last)
+        commands[command]()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    commands[command]()
+    assert sorted(path.name for path in out.iterdir()) == sorted([last, *others])
+
+
+def test_an_evaluation_that_was_killed_while_it_wrote_its_results_is_repeated(
+    tiny: Path, images: Path, tmp_path: Path
+) -> None:
+    def evaluate_again() -> None:
+        (tmp_path / LOCK_FILE).touch()  # which the process that was killed has left
+        evaluate_models([tiny], images, out=tmp_path, progress=baseline.Progress())
+
+    for name in ("predictions.csv", "predictions-2.csv", ".evaluation.html.part", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(OutputError, match="exists already"):
+        evaluate_again()
+    (tmp_path / "notes.txt").unlink()
+    evaluate_again()
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "evaluation.html", "metrics.json"}
+    with pytest.raises(OutputError, match="exists already"):
+        evaluate_again()
 
 
 def test_a_file_below_a_file_is_refused(tmp_path: Path) -> None:

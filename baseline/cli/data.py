@@ -95,6 +95,7 @@ def filter_command(
     from baseline.data.split import split_to_csv
     from baseline.files import to_csv, write_atomic
     from baseline.inference.filter import filter_by_model
+    from baseline.system import all_or_none
 
     if out.exists():
         raise OutputError(f"{out} already exists. Remove it, or choose another --out.")
@@ -102,8 +103,9 @@ def filter_command(
     progress = make_progress(quiet)
     resolved, table = load_images(images, recipe, progress=progress, **changes)
     matching, others = filter_by_model(table, model, keep, above, task=resolved.data.task, progress=progress)
-    write_atomic(out.with_name(f"{out.stem}-left-out.csv"), to_csv(others))
-    write_atomic(out, split_to_csv(matching))
+    with all_or_none(left_out := out.with_name(f"{out.stem}-left-out.csv")):
+        write_atomic(left_out, to_csv(others))
+        write_atomic(out, split_to_csv(matching))
     print_text(out)
 
 

@@ -43,6 +43,7 @@ from baseline.files import write_atomic
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.model import TOLERANCE, load_model
 from baseline.progress import Progress
+from baseline.system import all_or_none
 from baseline.vision.model_folder import read_golden
 
 if TYPE_CHECKING:
@@ -184,8 +185,9 @@ def export(
         with RUNNERS[to](part) as run:
             result = exporter.compare(run, inputs, path, part.stat().st_size, golden)
         check_agreement(result, int8)
-        part.replace(path)
-        write_atomic(path.with_name("labels.txt"), labels)
+        with all_or_none(label_file := path.with_name("labels.txt")):
+            write_atomic(label_file, labels)
+            part.replace(path)  # last: a file that exists is not written again
     return result
 
 

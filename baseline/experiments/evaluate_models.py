@@ -5,7 +5,9 @@ A folder of results holds `metrics.json`, the predictions of each model, and `ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.difference import difference_interval, match_units
 from baseline.evaluation.explain import describe_change
 from baseline.experiments.metric_comparison import compare_tables, describe_test
-from baseline.files import sha256_of, to_csv, to_json, unique_path, without_nan, write_atomic
+from baseline.files import LOCK_FILE, lock_folder, sha256_of, to_csv, to_json, unique_path, without_nan, write_atomic
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
 from baseline.metrics.registry import find_metric
@@ -27,12 +29,16 @@ from baseline.progress import ConsoleProgress, Progress
 from baseline.reading import read_run_table
 from baseline.recipe.diff import flat_recipe
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
+from baseline.system import all_or_none
 
 if TYPE_CHECKING:
     from baseline.inference.model import Ensemble, Model
     from baseline.metrics.registry import Metric
 
 __all__ = ["ModelEvaluation", "ModelEvaluations", "evaluate_models"]
+
+RESULT_FILE = re.compile(r"\.?(predictions(-\d+)?\.csv|evaluation\.html|metrics\.json)(\.part)?")
+"""Names of the files in a folder of results, also while they are written. `metrics.json` is written last."""
 
 FORMAT = 1
 """Version of the layout of `metrics.json`."""
@@ -149,38 +155,54 @@ def evaluate_models(
     from baseline.inference.model import load
 
     progress = progress or ConsoleProgress()
-    folder = results_folder(images, out) if write else None
-    loaded = [load(model) for model in models]
-    if len({model.multilabel for model in loaded}) > 1:
-        raise DataError("Some of the models predict one label per image and some several. Evaluate them separately.")
-    task = "multilabel" if loaded[0].multilabel else "single"
-    table = read_labeled(images, task=task, splits=splits, progress=progress, **settings)
-    options: dict[str, Any] = {"tta": tta, "unknown": unknown, "metric": metric, "skip_trained": skip_trained}
-    options |= {"reject_unlike": reject_unlike, "coverage": coverage}
-    results = [
-        evaluate_one(model_name(given), model, table, progress, **options)
-        for given, model in zip(models, loaded, strict=True)
-    ]
-    result = ModelEvaluations(results, compare_models(results, task), str(images)[:500], folder)
-    if folder is not None:
-        write_results(folder, result)
-        progress.log(f"page: {folder / 'evaluation.html'}")
+    with results_folder(images, out) if write else nullcontext() as folder:
+        loaded = [load(model) for model in models]
+        task = common_task(loaded)
+        table = read_labeled(images, task=task, splits=splits, progress=progress, **settings)
+        options: dict[str, Any] = {"tta": tta, "unknown": unknown, "metric": metric, "skip_trained": skip_trained}
+        options |= {"reject_unlike": reject_unlike, "coverage": coverage}
+        results = [
+            evaluate_one(model_name(given), model, table, progress, **options)
+            for given, model in zip(models, loaded, strict=True)
+        ]
+        result = ModelEvaluations(results, compare_models(results, task), str(images)[:500], folder)
+        if folder is not None:
+            write_results(folder, result)
+            progress.log(f"page: {folder / 'evaluation.html'}")
     return result
 
 
-def results_folder(images: Any, out: str | Path | None) -> Path:
-    """Return the folder of the results.
+def common_task(models: Sequence[Model | Ensemble]) -> str:
+    """Return the task of models, `"single"` or `"multilabel"`.
 
     Raises:
-        OutputError: if it is not empty.
+        DataError: if they have different ones.
+    """
+    if len({model.multilabel for model in models}) > 1:
+        raise DataError("Some of the models predict one label per image and some several. Evaluate them separately.")
+    return "multilabel" if models[0].multilabel else "single"
+
+
+@contextmanager
+def results_folder(images: Any, out: str | Path | None) -> Iterator[Path]:
+    """Create and lock the folder of the results, without those of an evaluation that was killed while it wrote them.
+
+    Raises:
+        OutputError: if it holds anything else, cannot be written, or another process is writing to it.
     """
     name = Path(str(images)).stem if isinstance(images, str | Path) else "images"
     folder = (
         Path(out).expanduser() if out else unique_path(Path("evaluations") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
     )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists already. Choose another --out, or remove it.")
-    return folder
+    was_killed = (folder / LOCK_FILE).exists()
+    with lock_folder(folder, named=out is not None) as folder:
+        results = {path for path in folder.iterdir() if RESULT_FILE.fullmatch(path.name)}
+        is_unfinished = was_killed and not (folder / "metrics.json").exists()
+        if {*folder.iterdir()} - (results if is_unfinished else set()) - {folder / LOCK_FILE}:
+            raise OutputError(f"{folder} exists already. Choose another --out, or remove it.")
+        for path in results:
+            path.unlink()
+        yield folder
 
 
 def model_name(given: str | Path | Sequence[str | Path]) -> str:
@@ -358,15 +380,16 @@ def write_results(folder: Path, result: ModelEvaluations) -> None:
     """Write `metrics.json`, the predictions, and the page."""
     from baseline.report.evaluation_page import write_evaluation_page
 
-    several = len(result.models) > 1
-    for number, model in enumerate(result.models, 1):
-        name = f"predictions-{number}.csv" if several else "predictions.csv"
-        write_atomic(folder / name, to_csv(model.evaluation.predictions))
+    numbers = range(1, len(result.models) + 1)
+    names = [f"predictions-{number}.csv" for number in numbers] if len(numbers) > 1 else ["predictions.csv"]
     sections = [
         {"name": model.name, "headline": model.headline, "evaluation": model.evaluation, "own": model.own,
          "notes": model.notes}
         for model in result.models
     ]  # fmt: skip
     sentences = [test["sentence"] for test in result.differences]
-    write_evaluation_page(folder / "evaluation.html", result.images, sections, sentences)
-    write_atomic(folder / "metrics.json", to_json(without_nan(result.as_dict())))
+    with all_or_none(folder / "evaluation.html", *(folder / name for name in names)):
+        for name, model in zip(names, result.models, strict=True):
+            write_atomic(folder / name, to_csv(model.evaluation.predictions))
+        write_evaluation_page(folder / "evaluation.html", result.images, sections, sentences)
+        write_atomic(folder / "metrics.json", to_json(without_nan(result.as_dict())))

@@ -38,6 +38,7 @@ from baseline.recipe.load import load_recipe
 from baseline.recipe.schema import Stage
 from baseline.report.review_page import write_review_page
 from baseline.runs.folder import create_run_folder, read_manifest
+from baseline.system import all_or_none
 from baseline.vision.resolve import resolve
 from baseline.vision.rng import seed_everything
 
@@ -160,12 +161,12 @@ def clean(
             else predict_out_of_fold(features, rows["label"], fold_ids, neighbors, progress)
         )
         issues = find_label_issues(rows, probabilities, outlier_scores(neighbors), conflicting_copies(data_audit))
-        write_atomic(folder / "issues.csv", to_csv(issues))
-        fixes = None
-        if accept is not None:
-            fixes = folder / "fixes.csv"
-            write_atomic(fixes, to_csv(accept_suggestions(issues, accept)))
-        write_review_page(folder / "clean.html", issues, name, max_images, progress)
+        fixes = None if accept is None else folder / "fixes.csv"
+        with all_or_none(folder / "clean.html", folder / "fixes.csv"):
+            write_review_page(folder / "clean.html", issues, name, max_images, progress)
+            if fixes is not None and accept is not None:
+                write_atomic(fixes, to_csv(accept_suggestions(issues, accept)))
+            write_atomic(folder / "issues.csv", to_csv(issues))  # last: a folder that has one is complete
     return LabelReview(issues, folder, run, fixes)
 
 

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from baseline.errors import OutputError, RecipeError, WeightsError, first_line, 
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder
 from baseline.progress import Progress
 from baseline.reading import TooLargeError, load_weights
+from baseline.system import all_or_none, lock_file
 
 __all__ = [
     "Weights",
@@ -305,22 +305,24 @@ def download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path
 
 
 def _fetch(url: str, folder: Path, progress: Progress) -> Path:
-    """Download to a temporary file, verify the hash in the name, and move it to `folder`."""
-    from tempfile import NamedTemporaryFile
+    """Download to a temporary file, verify its size and the hash in the name, and rename it; one process at a time."""
     from urllib.request import urlopen
 
     target = folder / url.rsplit("/", 1)[-1]
-    with urlopen(url, timeout=15) as response, NamedTemporaryFile(dir=folder, delete=False) as part:
-        try:
-            with progress.bar(target.name, int(response.headers.get("Content-Length") or 0), "bytes") as bar:
+    part = target.with_name(f".{target.name}.part")  # one of a process that was killed is written again
+    with lock_file(part.with_suffix(".lock"), wait=lambda: None), all_or_none(part):
+        if target.exists():  # of another process, meanwhile
+            return target
+        with urlopen(url, timeout=15) as response, part.open("wb") as file:
+            total = int(response.headers.get("Content-Length") or 0)
+            with progress.bar(target.name, total, "bytes") as bar:
                 while block := response.read(1 << 20):
-                    part.write(block)
+                    file.write(block)
                     bar.step(len(block))
-            part.flush()
-            _check_hash(Path(part.name), hash_in_name(target))
-            shutil.move(part.name, target)
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+        if 0 < total != part.stat().st_size:
+            raise ConnectionError(f"the connection was lost after {part.stat().st_size:,} of {total:,} bytes")
+        _check_hash(part, hash_in_name(target))
+        part.replace(target)
     return target
 
 
