@@ -98,10 +98,12 @@ __all__ = sorted(_HOMES)
 def _load(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'baseline' has no attribute '{name}'")
+    from baseline.errors import system_errors
     from baseline.system import fast_imports
 
     with fast_imports():
-        value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = globals()[name] = value if isinstance(value, type) else system_errors()(value)
     return value
 
 

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
     "missing_package",
     "quoted_list",
     "similar_path",
+    "system_errors",
     "unknown_name",
     "unusable_image",
 ]
@@ -97,6 +99,37 @@ class MemoryShortageError(BaselineError, MemoryError):
 
 class OutputError(BaselineError, OSError):
     """Results cannot be written, or a finished run cannot be read."""
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn errors of the operating system, and names that are not UTF-8, into errors of one line.
+
+    >>> with system_errors():
+    ...     open("\udcff.csv").read().encode()                                         # doctest: +SKIP
+    OutputError: \\udcff.csv cannot be read or written: No such file or directory. ...
+    """
+    try:
+        yield
+    except BaselineError:
+        raise
+    except OSError as error:  # a path that is too long, that the user may not read, or a disk that fails
+        if not error.errno:
+            raise
+        raise OutputError(_describe_os_error(error)) from error
+    except UnicodeEncodeError as error:  # of a name that is not UTF-8, whose bytes Python has as halves of surrogates
+        before, after = error.object[: error.start], error.object[error.start :]
+        name = before.rpartition("\n")[2][-200:] + after.partition("\n")[0][:200]
+        raise DataError(f"{name!a} is not valid text: {error.reason}. Rename the file or folder.") from error
+
+
+def _describe_os_error(error: OSError) -> str:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "The working folder was removed. Change to another one."
+    name = "A file" if error.filename is None else error.filename
+    return f"{name} cannot be read or written: {error.strerror}. Check the path, its permissions and the disk."
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], limit: int = 12) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["escape_controls", "make_console", "shorten_runs"]
+__all__ = ["escape_controls", "make_console", "remove_odd_sizes", "shorten_runs"]
 
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Characters that control a terminal, break a line, or change the direction of text; not tab and newline."""
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that control a terminal, break a line, or change the direction of text; not tab and newline. Halves of
+surrogate pairs, which Python has for the bytes of names that are not UTF-8, cannot be shown either."""
 
 
 def escape_controls(text: str, *, json: bool = False) -> str:
@@ -48,9 +50,22 @@ def shorten_runs(text: str) -> str:
     )
 
 
+SIZE_VARIABLES, PLAUSIBLE_SIZE = ("COLUMNS", "LINES", "TERMINAL_WIDTH"), re.compile("[1-9][0-9]{0,3}")
+"""Environment variables that rich and Typer take as the size of the terminal, and what they may hold."""
+
+
+def remove_odd_sizes() -> None:
+    """Unset environment variables with an impossible size of the terminal; a line is as long as rich finds it there."""
+    for name in SIZE_VARIABLES:
+        if not PLAUSIBLE_SIZE.fullmatch(os.environ.get(name, "1")):
+            del os.environ[name]
+
+
 def make_console(**options: Any) -> Console:
     """Return a rich console that escapes control characters; see `rich.console.Console` for the options."""
     from rich.console import Console
+
+    remove_odd_sizes()
 
     class EscapingConsole(Console):
         def render_str(self, text: str, **kwargs: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from baseline.cli import app
 from baseline.data.image import open_image
 from baseline.data.limits import TooLarge
 from baseline.data.sources.image_list import list_images
-from baseline.errors import BaselineError, DataError, OutputError
+from baseline.errors import BaselineError, DataError, OutputError, RecipeError, TrainingError
 from baseline.files import REMOVED_DIR, UNFINISHED_DIR, cache_home, make_cache_folder
 from baseline.inference.output import PredictOptions
 from baseline.progress import ConsoleProgress
@@ -63,6 +65,71 @@ def test_a_folder_whose_name_is_not_utf8_is_an_error_of_one_line(
         pytest.skip("this disk has names in UTF-8 only")
     line = error_of(["run", folder, "--dry-run"], monkeypatch, capsys)
     assert "is not valid text" in line and r"\udcff" in line
+
+
+@pytest.mark.parametrize("name", [5000 * "x", "\udcff\udcfe", "a\ud800", "a\0b"], ids=["long", "bytes", "half", "null"])
+def test_a_name_that_the_system_refuses_is_an_error_of_one_line_in_python(
+    name: str, tiny: Path, images: Path, tmp_path: Path
+) -> None:
+    model, place = baseline.load(tiny), tmp_path / name
+    calls: list[Callable[[], object]] = [
+        lambda: baseline.load(place), lambda: baseline.load_recipe(f"{place}.toml"), lambda: baseline.resume(place),
+        lambda: baseline.image_table(place), lambda: baseline.compare_runs([place]), lambda: model.predict(place),
+        lambda: model.evaluate(place), lambda: model.embed([place]), lambda: baseline.export(tiny, "learner", place),
+        lambda: baseline.submit(tiny, place), lambda: baseline.make_baseline(place, out=tmp_path / "out"),
+    ]  # fmt: skip
+    for call in calls:
+        try:
+            call()
+        except BaselineError as error:
+            assert b"\n" not in str(error).encode() and len(str(error)) < 2000
+
+
+def test_names_that_are_not_utf8_are_said_or_predicted_in_python(tiny: Path, images: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    try:
+        shutil.copytree(images, folder)
+    except OSError:
+        pytest.skip("this disk has names in UTF-8 only")
+    for use in (baseline.image_table, baseline.make_baseline, baseline.load_images):
+        with pytest.raises(DataError, match=r"udcff.udcfe.* is not valid text: .* Rename"):
+            use(folder)
+    model, image = baseline.load(tiny), next(folder.rglob("*.jpg"))
+    with pytest.raises(DataError, match=r"48 with a name that is not UTF-8 .*udcff"):
+        model.predict(folder)
+    assert model.predict([image])["path"].tolist() == [str(image).encode(errors="replace").decode().replace("?", "�")]
+
+
+@pytest.mark.parametrize("size", [5000 * "9", "999999999", "²", "-5", "0", "wide"])
+def test_an_impossible_size_of_the_terminal_is_ignored(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        monkeypatch.setenv(name, size)
+    assert 0 < ConsoleProgress().console.width < 10_000
+    assert not {"COLUMNS", "LINES", "TERMINAL_WIDTH"} & set(os.environ)
+
+
+def test_the_help_is_printed_on_a_terminal_of_an_impossible_size() -> None:
+    odd = {"COLUMNS": 5000 * "9", "LINES": "²", "TERMINAL_WIDTH": "wide"}
+    command = [sys.executable, "-m", "baseline", "--help"]
+    ended = subprocess.run(command, env={**os.environ, **odd}, capture_output=True, text=True, check=True)
+    assert "evaluate" in ended.stdout and not ended.stderr
+
+
+@pytest.mark.parametrize("number", ["two", 5000 * "9", "²", ""])
+def test_a_number_of_processes_that_is_no_number_is_an_error_of_one_line(
+    number: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", number)
+    with pytest.raises(RecipeError, match=r"WORLD_SIZE is .* a number of processes was needed"):
+        baseline.make_baseline(images)
+
+
+def test_processes_that_cannot_be_connected_are_an_error_of_one_line(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="that WORLD_SIZE names cannot be connected: "):
+        baseline.make_baseline(images)
 
 
 def test_a_very_long_name_does_not_fill_the_line_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,8 +203,9 @@ def test_a_table_of_a_run_with_columns_that_no_run_writes_is_refused_at_once(hea
         b"\xff\xd8" + 2_000_000 * b"\xff",
         b"\xff\xd8" + 400_000 * b"\xff\xfe\0\3a",
         b"\xff\xd8" + 800_000 * b"\xff\0",
+        b"\xff\xd8\xff\xfe\0\3a" + 2_000_000 * b"b",
     ],
-    ids=["spaces", "comment", "padding", "segments", "zeros"],
+    ids=["spaces", "comment", "padding", "segments", "zeros", "junk"],
 )
 def test_a_header_that_is_read_byte_by_byte_is_limited(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(content)

@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +32,7 @@ from baseline.cli.use import (
     serve_command,
     submit_command,
 )
-from baseline.errors import BaselineError
+from baseline.errors import BaselineError, system_errors
 from baseline.terminal import shorten_runs
 
 MAX_MESSAGE = 4000
@@ -126,8 +125,9 @@ def main() -> None:
         logging.getLogger(decoder).setLevel(logging.CRITICAL)
     sys.stdout, sys.stderr = StandardOutput(), (stderr := StandardError())
     try:
-        code = app(standalone_mode=False, prog_name="baseline")
-        sys.stdout.flush()
+        with system_errors():
+            code = app(standalone_mode=False, prog_name="baseline")
+            sys.stdout.flush()
     except BaselineError as error:
         code = print_error(str(error), error.exit_code)
     except typer.Exit as exit:  # the reader of standard output has left
@@ -136,12 +136,6 @@ def main() -> None:
         code = print_error("There is too little memory. Pass smaller files, or use a machine with more memory.")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except OSError as error:  # a path that is too long, that the user may not read, or a disk that fails
-        if not error.errno:
-            raise
-        code = print_error(describe_os_error(error))
-    except UnicodeEncodeError as error:  # a name that is not UTF-8, whose bytes Python has as halves of surrogates
-        code = print_error(f"{error.object!a} is not valid text: {error.reason}. Rename the file or folder.")
     except Exception as error:
         if is_interrupted():  # what a library made of the interrupt
             code = 130
@@ -152,16 +146,6 @@ def main() -> None:
     stderr.end()
     is_interrupt = code == 130 or (code and is_interrupted())  # Typer ends with 130 on every interrupt
     raise SystemExit(interrupted_code() if is_interrupt else code or 0)
-
-
-def describe_os_error(error: OSError) -> str:
-    """Return what to print for an error of the operating system."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        return "The working folder was removed. Change to another one."
-    name = "A file" if error.filename is None else error.filename
-    return f"{name} cannot be read or written: {error.strerror}. Check the path, its permissions and the disk."
 
 
 def print_usage_error(error: Any) -> int:

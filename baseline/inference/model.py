@@ -26,7 +26,7 @@ from fasttransform import Pipeline
 
 from baseline.data.image import load_square
 from baseline.data.labels import predicted_codes, predicted_labels
-from baseline.errors import DataError, OutputError, WeightsError, format_count
+from baseline.errors import DataError, OutputError, WeightsError, format_count, system_errors
 from baseline.evaluation.cut_points import average_cut_points
 from baseline.evaluation.ensemble import average_probabilities
 from baseline.evaluation.golden import golden_outputs, to_inputs
@@ -37,6 +37,7 @@ from baseline.inference.compatibility import check_compatible, check_transforms,
 from baseline.inference.empty_loaders import empty_loaders
 from baseline.inference.features import recording
 from baseline.inference.inputs import DecodeSpec, ItemTransforms, iterate_images, read_batches
+from baseline.inference.output import printable_path
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.auto import resolve_frozen_precision, resolve_precision
 from baseline.recipe.schema import Augment, Recipe
@@ -166,6 +167,7 @@ class BasePredictor:
         """The model folders of the members."""
         return [member.folder for member in self.members]
 
+    @system_errors()
     def predict(
         self,
         images: Any,
@@ -205,7 +207,7 @@ class BasePredictor:
             raise DataError(f"on_error is {on_error!r}. Pass 'raise' or 'row'.")
         inputs = list(iterate_images(images, progress or ConsoleProgress(), strict=on_error == "raise"))
         all_paths = all(isinstance(image, str | Path) for image in inputs)
-        names = [str(image) for image in inputs] if all_paths else list(range(len(inputs)))
+        names = [printable_path(str(image)) for image in inputs] if all_paths else list(range(len(inputs)))
         batches = list(self.predict_batches(inputs, tta=tta, calibrated=calibrated, batch_size=batch_size,
                                             optimize=len(inputs) >= batch_size, unlike=unlike))  # fmt: skip
         errors = [error for batch in batches for error in batch.errors]
@@ -225,6 +227,7 @@ class BasePredictor:
             table["unlike"] = np.concatenate(parts) if parts else []
         return pd.concat([pd.DataFrame(table), pd.DataFrame(probabilities, columns=columns)], axis=1)
 
+    @system_errors()
     def evaluate(
         self, images: Any, *, splits: Sequence[str] = (), progress: Progress | None = None, tta: bool = DEFAULT_TTA,
         unknown: Unknown = "error", metric: str = "auto", reject_unlike: float = 0.0, coverage: float = 0.0,
@@ -478,6 +481,7 @@ class Model(BasePredictor):
         """
         return load_square(image, *self._decode_spec)
 
+    @system_errors()
     def embed(self, images: Any, *, batch_size: int = 64, progress: Progress | None = None) -> Embeddings:
         """Return the features of images: `paths`, and `features`, images x features, float32.
 

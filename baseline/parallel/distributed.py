@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from baseline.errors import RecipeError, TrainingError, first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,8 +71,15 @@ def rank() -> int:
 
 
 def environment_world_size() -> int:
-    """Return the number of processes that the environment names, whether or not they are connected yet."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Return the number of processes that the environment names, whether or not they are connected yet.
+
+    Raises:
+        RecipeError: if it is not a number.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isdecimal() and size.isascii() and len(size) < 10):
+        raise RecipeError(f"WORLD_SIZE is {size!r}; a number of processes was needed. Unset it, or pass --processes N.")
+    return int(size)
 
 
 def torch_distributed() -> Any:
@@ -91,7 +100,13 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    dist.init_process_group(choose_backend(torch.cuda.device_count()), timeout=GROUP_TIMEOUT)
+    try:
+        dist.init_process_group(choose_backend(torch.cuda.device_count()), timeout=GROUP_TIMEOUT)
+    except (RuntimeError, ValueError) as error:  # a variable is missing, or no process listens there
+        raise TrainingError(
+            f"The processes that WORLD_SIZE names cannot be connected: {first_line(error)}. Unset it, or start them "
+            "with --processes N or torchrun."
+        ) from error
     # fastai reads these and would wait for the other processes wherever it detaches a tensor, even in steps that only
     # rank 0 takes
     hidden = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK") if name in os.environ}
@@ -110,7 +125,8 @@ def choose_backend(gpus: int) -> str:
     ('gloo', 'gloo', 'cpu:gloo,cuda:nccl')
     >>> del os.environ["LOCAL_WORLD_SIZE"]
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", environment_world_size()))
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    processes = int(local) if local.isdecimal() else environment_world_size()
     return "cpu:gloo,cuda:nccl" if gpus >= processes else "gloo"
 
 

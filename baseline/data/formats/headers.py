@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
-from baseline.data.formats.scans import MAX_SEGMENTS
+from baseline.data.formats.scans import END_OF_IMAGE, MAX_SEGMENTS, START_OF_SCAN, segments
 from baseline.data.limits import TooLarge
 
 __all__ = ["check_header"]
@@ -17,13 +16,7 @@ SMALL_BYTES = 1_000_000
 
 
 MAX_HEADER = 65_536
-"""Maximum number of bytes of the header of a PNM image, and of the padding between the segments of a JPEG."""
-
-
-LENGTHLESS = (0x00, 0x01, *range(0xD0, 0xD9))
-"""Markers of a JPEG that no length follows; 0 is none."""
-
-START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+"""Maximum number of bytes of the header of a PNM image, and of those between the segments of a JPEG."""
 
 
 def check_header(source: bytes | str | Path) -> None:
@@ -38,7 +31,7 @@ def check_header(source: bytes | str | Path) -> None:
     with BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         head = file.read(MAX_HEADER)
         if head.startswith(b"\xff\xd8"):
-            _check_segments(file)
+            _check_segments(head + file.read())
         elif head[:1] == b"P" and head[1:2] in b"0123456fFy" and len(_pnm_words(head)) < 4:
             raise TooLarge(f"a header of more than {MAX_HEADER:,} bytes")
 
@@ -49,23 +42,12 @@ def _pnm_words(head: bytes) -> list[bytes]:
     return b" ".join(line.partition(b"#")[0] for line in lines).split(None, 3)
 
 
-def _check_segments(file: BinaryIO) -> None:
-    """Raise TooLarge for a JPEG with very many segments before its first scan, or very much padding between them."""
-    position, padding = 2, 0
-    for _ in range(MAX_SEGMENTS):
-        file.seek(position)
-        part = file.read(1024)
-        fill = len(part) - len(part.lstrip(b"\xff"))
-        if fill == 0 or len(part) < 4:
-            return  # no marker: Pillow rejects it at once
-        marker = part[fill] if fill < len(part) else None
+def _check_segments(content: bytes) -> None:
+    """Raise TooLarge for a JPEG with very many segments before its first scan, or very many bytes between them."""
+    between = 0
+    for number, (marker, gap) in enumerate(segments(content)):
+        between += gap
+        if number == MAX_SEGMENTS or between > MAX_HEADER:
+            raise TooLarge(f"a JPEG of more than {MAX_SEGMENTS:,} segments, or {MAX_HEADER:,} bytes between them")
         if marker in (START_OF_SCAN, END_OF_IMAGE):
             return
-        position += fill - 1 if marker is None else fill + 1
-        padding += fill - 1
-        if marker is not None and marker not in LENGTHLESS:
-            file.seek(position)
-            position += int.from_bytes(file.read(2))
-        if padding > MAX_HEADER:
-            break
-    raise TooLarge(f"a JPEG of more than {MAX_SEGMENTS:,} segments, or {MAX_HEADER:,} bytes between them")

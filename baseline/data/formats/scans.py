@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -10,7 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from baseline.data.limits import TooLarge
 from baseline.errors import format_count
 
-__all__ = ["check_scans", "scan_count"]
+__all__ = ["END_OF_IMAGE", "MAX_SEGMENTS", "START_OF_SCAN", "check_scans", "scan_count", "segments"]
 
 
 MAX_SCANS = 100
@@ -53,15 +54,28 @@ def scan_count(content: bytes, limit: int) -> int:
     >>> scan_count(b"\\xff\\xd8\\xff\\xda\\x00\\x02scan\\xff\\xd9\\xff\\xda", 100)
     1
     """
-    position = scans = 0
-    for _ in range(MAX_SEGMENTS):
-        marker = MARKER.search(content, position)
-        if marker is None or marker[0] == END_OF_IMAGE:
-            return scans
-        scans += marker[0] == START_OF_SCAN
-        if scans > limit:
-            return scans
+    scans = 0
+    for number, (marker, _) in enumerate(segments(content)):
+        if marker == END_OF_IMAGE or scans > limit:
+            break
+        if number == MAX_SEGMENTS:
+            return limit + 1
+        scans += marker == START_OF_SCAN
+    return scans
+
+
+def segments(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the marker of each segment of a JPEG, and the number of bytes before it that are in none.
+
+    The end of the content counts as the end of the image.
+
+    >>> list(segments(b"\\xff\\xd8\\xff\\xff\\xe0\\x00\\x03ajunk"))
+    [(b'\\xff\\xd8', 0), (b'\\xff\\xe0', 1), (b'\\xff\\xd9', 4)]
+    """
+    position = 0
+    while marker := MARKER.search(content, position):
+        yield marker[0], marker.start() - position
         position = marker.end()
-        if marker[0] >= b"\xff\xc0" and marker[0] != START_OF_IMAGE:
+        if marker[0] >= b"\xff\xc0" and marker[0] not in (START_OF_IMAGE, END_OF_IMAGE):
             position += int.from_bytes(content[position : position + 2])
-    return limit + 1
+    yield END_OF_IMAGE, max(0, len(content) - position)

@@ -116,7 +116,7 @@ def images_below(folder: Path, skipped: list[str] | None = None) -> Iterator[str
             if is_utf8(path) and is_image(path):
                 yield path
             elif skipped is not None and not file.startswith("."):
-                skipped.append(file)
+                skipped.append(file if is_utf8(current) else path)
 
 
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
