@@ -19,7 +19,8 @@ from baseline.errors import OutputError, RecipeError
 from baseline.experiments.ladder import Ladder, reference_index, summarize_ladder, write_ladder_files
 from baseline.experiments.learning_curve import CURVE_VARIANTS
 from baseline.experiments.probes import logistic_regression, nearest_neighbors
-from baseline.experiments.variants import VARIANTS, Architecture
+from baseline.experiments.variants import VARIANTS, Architecture, prepare_architectures
+from baseline.files import UNFINISHED_DIR
 from baseline.runs.folder import read_manifest, read_predictions
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -220,6 +221,16 @@ def test_an_interrupted_ladder_is_resumed(
     with pytest.raises(OutputError, match="other images"):
         run_ladder(images, deterministic, variants=LADDER_VARIANTS, out=out, resume=True, progress=QUIET, seed=5)
     assert read_manifest(out / "groups")["recipe"]["model"]["image_size"] == 48
+
+
+def test_a_variant_that_was_killed_before_its_checkpoints_were_removed_is_no_finished_one(
+    images: Path, deterministic: baseline.Recipe, tmp_path: Path
+) -> None:
+    (architecture,) = prepare_architectures(images, deterministic, (), tmp_path, QUIET, {}, resume=False)
+    run = tmp_path / "groups"
+    (run / UNFINISHED_DIR).mkdir(parents=True)
+    (run / "manifest.json").touch()
+    assert not architecture.job("", "groups", run).local
 
 
 @pytest.mark.parametrize("make", [run_ladder, run_learning_curve])

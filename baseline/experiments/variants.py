@@ -29,7 +29,7 @@ from baseline.reading import MAX_TABLE_BYTES, read_text
 from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.diff import diff_recipes
 from baseline.recipe.schema import HEAD_STAGE, Stage
-from baseline.runs.folder import read_manifest, read_predictions
+from baseline.runs.folder import is_finished, read_manifest, read_predictions
 from baseline.runs.manifest import build_manifest, describe_device
 from baseline.vision.resolve import resolve
 
@@ -285,7 +285,7 @@ class Architecture:
         recipe = self.variant_recipe(variant)
         if variant == "zeroshot" and recipe.data.task == "multilabel":
             raise RecipeError("The variant zeroshot needs one label per image, and these have several. Omit it.")
-        if (folder / "manifest.json").exists():
+        if is_finished(folder):
             check_same_recipe(folder, recipe)
             if self.clip and variant == "zeroshot":
                 check_same_prompt(folder, self.clip)

@@ -108,6 +108,8 @@ def train(
     adopt(learn.dls)
     if has_own_parts(learn) and not vars(learn).pop("is_checked", False):
         check_parts(learn)
+    if hasattr(learn, "channels_last"):  # now, or the last digit would depend on whether a resumed run trains on
+        learn.model.to(memory_format=torch.channels_last)
     frozen = FrozenOutputs(learn, recipe, progress)
     if any(stage.trains == "probe" for stage in recipe.stages):
         from baseline.training.probe import replace_probes
