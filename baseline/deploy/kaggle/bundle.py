@@ -48,8 +48,8 @@ PROJECT = "fastai-baseline"
 
 ON_KAGGLE = {
     "fastai", "fasttransform", "filelock", "huggingface-hub", "jinja2", "markupsafe", "matplotlib", "numpy", "pandas",
-    "pillow", "platformdirs", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "timm", "torch", "torchvision",
-    "typer",
+    "pillow", "platformdirs", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "thinc", "timm", "torch",
+    "torchvision", "typer",
 }  # fmt: skip
 """Packages in Kaggle's image, in any version."""
 
