@@ -29,6 +29,7 @@ __all__ = [
     "return_free_memory",
     "thread_count",
     "total_memory_bytes",
+    "wait_for_gpu",
 ]
 
 
@@ -125,6 +126,18 @@ def device_type() -> str:
         from fastai.torch_core import default_device
 
     return str(default_device().type)
+
+
+def wait_for_gpu(device: str) -> None:
+    """Wait until a GPU has computed what it was given, which it does while Python goes on.
+
+    Args:
+        device: the type of a device; nothing is waited for on others than `"cuda"` and `"mps"`.
+    """
+    import torch
+
+    if device in ("cuda", "mps"):
+        getattr(torch, device).synchronize()
 
 
 is_command = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import sys
 import warnings
 from contextlib import suppress
@@ -139,6 +140,8 @@ def main() -> None:
     except Exception as error:
         if is_interrupted():  # what a library made of the interrupt
             code = 130
+        elif message := describe_device_error(error):
+            code = print_error(message)
         elif hasattr(error, "format_message"):  # usage errors of click have it, whichever click Typer brings
             code = print_usage_error(error)
         else:
@@ -146,6 +149,20 @@ def main() -> None:
     stderr.end()
     is_interrupt = code == 130 or (code and is_interrupted())  # Typer ends with 130 on every interrupt
     raise SystemExit(interrupted_code() if is_interrupt else code or 0)
+
+
+def describe_device_error(error: Exception) -> str:
+    """Return what to print for an error of a GPU that the user can do something about; empty for any other error."""
+    if not isinstance(error, RuntimeError):
+        return ""
+    if re.search(r"(CUDA|HIP|MPS)\b.* out of memory", str(error)):
+        return "The GPU has too little memory. Pass a smaller --batch-size or --image-size, or end what else uses it."
+    if "no kernel image is available" in str(error):
+        return (
+            "This build of torch has no code for this GPU. Install one that has (baseline doctor says more), or set "
+            "CUDA_VISIBLE_DEVICES=-1 to use the CPU."
+        )
+    return ""
 
 
 def print_usage_error(error: Any) -> int:

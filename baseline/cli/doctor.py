@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import typer
 
+from baseline.cli.gpus import describe_gpu, find_gpu_cautions, find_gpu_problems
 from baseline.cli.json_output import print_object
 from baseline.cli.options import AsJson
 from baseline.cli.output import print_table, print_text
@@ -45,13 +44,13 @@ def _version_rows() -> Iterator[tuple[str, str]]:
 
 
 def _device_row() -> Iterator[tuple[str, str]]:
-    """Yield what torch will compute on, found without loading torch, which takes seconds."""
+    """Yield what torch will compute on."""
     from baseline.system import cpu_flags
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
     limit = f", limited to {threads} thread{'' if threads == '1' else 's'} by OMP_NUM_THREADS" if threads else ""
     yield "cpu", f"{cpu_name()}, {core_count()} cores{limit}{_load_text()}"
-    yield "device", _gpu() or "cpu"
+    yield "device", describe_gpu() or "cpu"
     flags = cpu_flags()
     yield "bfloat16 on the CPU", "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
     yield "AMX", "yes" if "amx_tile" in flags else "no"
@@ -99,6 +98,7 @@ def find_problems() -> Iterator[str]:
         conflict = f"{name} also installs a package named baseline, and one overwrites files of the other"
         yield f"{conflict}; pip uninstall {name}, then install fastai-baseline again"
     yield from _version_clashes()
+    yield from find_gpu_problems()
     folder = existing_parent(cache_home())
     if not os.access(folder, os.W_OK):
         yield f"{folder} cannot be written; set BASELINE_HOME to a folder that can"
@@ -149,41 +149,11 @@ def find_cautions() -> Iterator[str]:
     if load > cores:
         waiting = "training threads will wait for each other"
         yield f"the load is {load:.1f} on {cores} cores, so {waiting}; end other work first"
-    if shutil.which("nvidia-smi") and not _torch_backend("cuda") and not _torch_backend("hip"):
-        yield "this build of torch cannot use the NVIDIA GPU; install the one that pytorch.org shows for it"
+    yield from find_gpu_cautions()
     with suppress(OSError):
         local = Path.cwd() / "baseline"
         if (local / "__init__.py").exists() and local != Path(__file__).parents[1]:
             yield f"Python started in this folder imports {local}, not this package; work in another folder"
-
-
-def _gpu() -> str:
-    """Return the first GPU that torch can use, its memory and how many there are; empty without one."""
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
-        return "mps, the GPU of this Mac"
-    if version := _torch_backend("hip"):
-        return f"torch was built for ROCm {version}; rocm-smi lists its GPUs"
-    if not _torch_backend("cuda") or shutil.which("nvidia-smi") is None:
-        return ""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    ended = subprocess.run(query, capture_output=True, text=True, check=False)
-    gpus = [line.rpartition(", ") for line in ended.stdout.splitlines()] if ended.returncode == 0 else []
-    if not gpus:
-        return ""
-    name, _, mebibytes = gpus[0]
-    memory = f", {int(mebibytes) / 1024:.0f} GiB" if mebibytes.isdigit() else ""
-    return f"cuda: {name}{memory}; {len(gpus)} in all"
-
-
-def _torch_backend(name: str) -> str:
-    """Return the version of CUDA (`cuda`) or ROCm (`hip`) that torch was built for; empty if it was built without.
-
-    It is read from the file `torch/version.py`, as importing torch takes seconds.
-    """
-    spec = find_spec("torch")
-    file = Path(spec.origin or "").with_name("version.py") if spec else Path()
-    match = re.search(rf"^{name}\b[^=]*= '([^']+)'", file.read_text() if file.is_file() else "", re.MULTILINE)
-    return match.group(1) if match else ""
 
 
 def _folder_rows() -> Iterator[tuple[str, str]]:

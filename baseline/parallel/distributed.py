@@ -101,7 +101,8 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        dist.init_process_group(choose_backend(torch.cuda.device_count()), timeout=GROUP_TIMEOUT)
+        backend = choose_backend(torch.cuda.device_count(), dist.is_nccl_available())
+        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
     except (RuntimeError, ValueError) as error:  # a variable is missing, or no process listens there
         raise TrainingError(
             f"The processes that WORLD_SIZE names cannot be connected: {first_line(error)}. Unset it, or start them "
@@ -117,8 +118,12 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def choose_backend(gpus: int) -> str:
+def choose_backend(gpus: int, has_nccl: bool = True) -> str:
     """Return the backend of torch.distributed: NCCL needs a GPU for each process of this machine, Gloo none.
+
+    Args:
+        gpus: number of GPUs of this machine.
+        has_nccl: whether torch was built with NCCL, which on Windows it is not.
 
     >>> os.environ["LOCAL_WORLD_SIZE"] = "2"
     >>> choose_backend(0), choose_backend(1), choose_backend(2)
@@ -127,7 +132,7 @@ def choose_backend(gpus: int) -> str:
     """
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     processes = int(local) if local.isdecimal() else environment_world_size()
-    return "cpu:gloo,cuda:nccl" if gpus >= processes else "gloo"
+    return "cpu:gloo,cuda:nccl" if has_nccl and gpus >= processes else "gloo"
 
 
 def exit_with_parent(parent: int) -> None:
@@ -168,6 +173,7 @@ def all_reduce_mean(tensors: Sequence[torch.Tensor]) -> None:
     import torch.distributed as dist
 
     flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
+    flat = flat if flat.device.type in ("cpu", "cuda") else flat.cpu()  # Gloo knows no other devices
     dist.all_reduce(flat)
     flat /= world_size()
     offset = 0

@@ -23,7 +23,9 @@ __all__ = ["MemoryLimit", "build_without_values", "estimate_rows", "forward_byte
            "parquet_text_bytes", "release_batch", "require_memory"]  # fmt: skip
 
 
-DEVICE_MEMORY_ERROR = re.compile(r"MPS backend out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED")
+DEVICE_MEMORY_ERROR = re.compile(
+    r"MPS backend out of memory|(CUDA|HIP) error: out of memory|(CUDNN|CUBLAS|HIPBLAS)_STATUS_ALLOC_FAILED"
+)
 """Errors of torch about too little memory of a device that are plain `RuntimeError`s."""
 
 SMALL_PARQUET_BYTES = 50_000_000
@@ -103,7 +105,7 @@ def require_memory(needed: int, what: str) -> None:
 
 @contextmanager
 def named_memory_errors() -> Iterator[None]:
-    """Raise `torch.OutOfMemoryError` where Apple's GPUs, cuDNN or cuBLAS raise a `RuntimeError` about memory."""
+    """Raise `torch.OutOfMemoryError` where a device or its libraries raise another `RuntimeError` about memory."""
     import torch
 
     try:
@@ -127,6 +129,8 @@ def release_batch(learner: Any) -> None:
     learner.model.zero_grad(set_to_none=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 IN_PLACE_ACTIVATIONS = {"aten::hardtanh_", "aten::hardswish_", "aten::hardsigmoid_"}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from baseline.system import wait_for_gpu
 from baseline.training.frozen import FreezePlan, FrozenOutputs, LayerSequence, frozen_precision
 from baseline.training.lr_find import SWEEP_STEPS
 from baseline.training.stages import step_precision
@@ -153,8 +154,7 @@ class Throughput:
         while len(durations) <= passes and sum(durations[1:]) < ENOUGH_SECONDS:
             start = time.perf_counter()
             run_pass()
-            if self.device.type in ("cuda", "mps"):
-                getattr(torch, self.device.type).synchronize()
+            wait_for_gpu(self.device.type)
             durations.append(time.perf_counter() - start)
         return statistics.median(durations[1:]) / self.images
 
