@@ -19,7 +19,15 @@ import baseline
 from baseline import Recipe, Stage
 from baseline.errors import RecipeError
 from baseline.experiments.before_after import compare_fixes
-from baseline.parallel.distributed import all_gather, all_reduce_mean, broadcast_from_rank0, launch, rank, world_size
+from baseline.parallel.distributed import (
+    all_gather,
+    all_reduce_mean,
+    broadcast_from_rank0,
+    launch,
+    quiet_stdout,
+    rank,
+    world_size,
+)
 from baseline.runs.folder import read_manifest
 from baseline.vision.dataloaders import shard_loader
 from baseline.vision.rng import seed_everything
@@ -166,6 +174,13 @@ def test_failing_processes_report_the_error_once_and_end_together(
     errors = [line for line in ended.stderr.splitlines() if line.startswith("baseline: ")]
     assert errors == ["baseline: Batches of 7 cannot be split evenly among 2 processes. Pass --batch-size 6, or "
                       "fewer --processes."]  # fmt: skip
+
+
+def test_what_a_library_prints_while_processes_connect_is_not_shown(capfd: Any) -> None:
+    with quiet_stdout():
+        os.write(1, b"[Gloo] Rank 0 is connected to 1 peer ranks.\n")
+    os.write(1, b"{}\n")
+    assert capfd.readouterr() == ("{}\n", "")
 
 
 def test_an_error_of_all_processes_is_printed_once(

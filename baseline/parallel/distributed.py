@@ -102,7 +102,8 @@ def process_group() -> Iterator[None]:
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         backend = choose_backend(torch.cuda.device_count(), dist.is_nccl_available())
-        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+        with quiet_stdout():
+            dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
     except (RuntimeError, ValueError) as error:  # a variable is missing, or no process listens there
         raise TrainingError(
             f"The processes that WORLD_SIZE names cannot be connected: {first_line(error)}. Unset it, or start them "
@@ -116,6 +117,25 @@ def process_group() -> Iterator[None]:
     finally:
         os.environ |= hidden
         dist.destroy_process_group()
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Drop what compiled libraries print: Gloo of torch 2.9 lists its connections, in the midst of `--json`."""
+    sys.stdout.flush()
+    try:
+        stdout = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nothing)
 
 
 def choose_backend(gpus: int, has_nccl: bool = True) -> str:
