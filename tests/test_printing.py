@@ -15,6 +15,7 @@ from rich.table import Table
 
 import baseline
 from baseline.cli.output import binary_output, print_json, print_table, print_text
+from baseline.deploy.server.access_log import LogFormat, format_record, make_record
 from baseline.terminal import escape_controls
 
 HOSTILE = "a\x1b[2J\x1b]0;t\x07\x7f\x9b31m\u202e\u2066\u200f\u2028b\r"
@@ -87,6 +88,13 @@ def test_predictions_on_a_terminal_are_escaped(monkeypatch: pytest.MonkeyPatch) 
         binary_output().flush()
         assert os.read(here, 999).decode() == "é\\u001b[2J\\u202e\r\n"
     os.close(here)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_client_cannot_control_the_terminal_of_a_server(log_format: LogFormat) -> None:
+    record = make_record(0.1, (HOSTILE, 0), HOSTILE, f"/{HOSTILE}", 200, 1) | {"images": 0}
+    line = format_record(record, log_format)
+    assert not RAW.search(line) and "\n" not in line
 
 
 OUTPUT = "import os, sys; {}; from baseline.cli.app import main; main()"

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baseline.errors import OutputError, format_count, missing_package, unknown_name
+from baseline.terminal import escape_controls
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,7 +55,7 @@ def format_record(record: dict[str, Any], log_format: LogFormat) -> str:
         return json.dumps(record)
     images = format_count(record["images"], "image")
     start = "{time} {client} {method} {path} {status} {ms} ms {bytes} bytes".format(**record)
-    return f"{start} {images}"
+    return escape_controls(f"{start} {images}")
 
 
 class AccessLog:
