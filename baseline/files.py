@@ -127,9 +127,8 @@ def holds_image(path: str | Path) -> bool:
         return False
     starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
               b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a")  # fmt: skip
-    brands = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
     is_bmp, is_webp = head[:2] == b"BM" and head[6:10] == bytes(4), head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    is_heif = head[4:8] == b"ftyp" and head[8:12] in brands
+    is_heif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
     return head.startswith(starts) or is_bmp or is_webp or is_heif or head[128:132] == b"DICM"
 
 

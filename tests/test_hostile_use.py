@@ -21,7 +21,9 @@ import baseline
 from baseline.cli import app
 from baseline.data.image import open_image
 from baseline.data.limits import TooLarge
+from baseline.data.sources.folders import images_below
 from baseline.data.sources.image_list import list_images
+from baseline.data.sources.place import Place
 from baseline.errors import BaselineError, DataError, OutputError, RecipeError, TrainingError
 from baseline.files import REMOVED_DIR, UNFINISHED_DIR, cache_home, make_cache_folder
 from baseline.inference.output import PredictOptions
@@ -290,6 +292,24 @@ def test_checkpoints_are_removed_where_a_run_was_killed_while_it_removed_its_own
         (tmp_path / name / "now.safetensors").touch()
     checkpoints.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["runs/first", "first", "ants/first"])
+@pytest.mark.parametrize(
+    "files",
+    ["manifest.json report.html", "ladder.json ladder.html", "curve.json curve.html", "findings.json pairs.csv"],
+)
+def test_pictures_of_results_among_the_images_are_no_images(
+    place: str, files: str, images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
+    before = list(images_below(tmp_path))
+    (tmp_path / place).mkdir(parents=True)
+    for name in files.split():
+        (tmp_path / place / name).touch()
+    shutil.copy(images / "ants" / "00.jpg", tmp_path / place / "hits.png")
+    assert list(images_below(tmp_path)) == before and len(before) == 48
+    assert sorted(Place(tmp_path).images) == sorted(before)
 
 
 def test_names_of_classes_are_plain_text_on_the_page_of_a_space() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from baseline.data.sources.read_table import TABLE_SUFFIXES
@@ -18,6 +18,7 @@ __all__ = [
     "describe_skipped",
     "enter_single_folder",
     "has_image_name",
+    "holds_results",
     "images_below",
     "is_image",
     "is_utf8",
@@ -94,7 +95,7 @@ def images_below(folder: Path, skipped: list[str] | None = None) -> Iterator[str
 
     Links are followed, but every folder is entered only once, and none above `folder`, so that loops of links end.
 
-    Files whose names are not valid UTF-8 are left out; see `describe_skipped`.
+    Files whose names are not valid UTF-8 are left out, and so are pictures of results; see `describe_skipped`.
 
     Args:
         skipped: receives the names of the visible files that are passed over.
@@ -111,12 +112,24 @@ def images_below(folder: Path, skipped: list[str] | None = None) -> Iterator[str
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        pictures = holds_results(files)
         for file in sorted(files):
             path = os.path.join(current, file)
-            if is_utf8(path) and is_image(path):
+            if is_utf8(path) and is_image(path) and not pictures:
                 yield path
             elif skipped is not None and not file.startswith("."):
                 skipped.append(file if is_utf8(current) else path)
+
+
+def holds_results(names: Collection[str]) -> bool:
+    """Return whether the pictures in a folder with these files show results, such as those of a run.
+
+    >>> holds_results(["hits.png", "manifest.json", "report.html"]), holds_results(["1.png", "manifest.json"])
+    (True, False)
+    """
+    contents = {"manifest.json", "ladder.json", "curve.json", "findings.json"}
+    shown = {"report.html", "ladder.html", "curve.html", "pairs.csv"}
+    return not contents.isdisjoint(names) and not shown.isdisjoint(names)
 
 
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:

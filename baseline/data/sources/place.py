@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from baseline.data.sources.folders import is_image, is_utf8, split_from_name, walk
+from baseline.data.sources.folders import holds_results, is_image, is_utf8, split_from_name, walk
 from baseline.data.sources.read_table import ROW_BYTES, is_table, read_table
 from baseline.errors import DataError
 from baseline.files import parse_json
@@ -177,9 +177,9 @@ class Place:
         """The visible folders, with the names of their images and of their other visible files."""
         listing = []
         for folder, names in walk(str(self.folder)):
-            images = [name for name in names if is_utf8(name) and is_image(os.path.join(folder, name))]
-            others = set(names).difference(images)
-            listing.append((folder, images, sorted(others)))
+            readable = [] if holds_results(names) else filter(is_utf8, names)
+            images = [name for name in readable if is_image(os.path.join(folder, name))]
+            listing.append((folder, images, sorted(set(names).difference(images))))
         return listing
 
     @cached_property
