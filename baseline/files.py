@@ -51,6 +51,7 @@ __all__ = [
     "read_json",
     "read_values",
     "refuse_damaged",
+    "replace_file",
     "resolve_path",
     "sha256_of",
     "to_csv",
@@ -127,8 +128,9 @@ def holds_image(path: str | Path) -> bool:
         return False
     starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
               b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a")  # fmt: skip
+    brands = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
     is_bmp, is_webp = head[:2] == b"BM" and head[6:10] == bytes(4), head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    is_heif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    is_heif = head[4:8] == b"ftyp" and head[8:12] in brands
     return head.startswith(starts) or is_bmp or is_webp or is_heif or head[128:132] == b"DICM"
 
 
@@ -198,7 +200,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         OutputError: if the disk is full or the folder cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.part")
+    part = path.parent / f".{path.name}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # left behind by a process that was killed, or a link to another file
@@ -206,7 +208,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        replace_file(part, path)
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -214,6 +216,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             raise
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OutputError(f"{path} cannot be written: {reason}. Make room, or choose another --out.") from None
+
+
+def replace_file(part: Path, path: Path) -> None:
+    """Give a complete file its final name.
+
+    Raises:
+        OSError: if that is the name of a device or a pipe, such as `/dev/stdout`, which would be replaced by the file.
+    """
+    if (path.exists() and not path.is_file() and not path.is_dir()) or path.parent.resolve() == Path("/dev"):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
+    part.replace(path)
 
 
 @contextmanager

@@ -24,9 +24,11 @@ from baseline.data.limits import TooLarge
 from baseline.data.sources.folders import images_below
 from baseline.data.sources.image_list import list_images
 from baseline.data.sources.place import Place
+from baseline.deploy.export import partial_path
+from baseline.deploy.kaggle.submission import write_checked
 from baseline.errors import BaselineError, DataError, OutputError, RecipeError, TrainingError
-from baseline.files import REMOVED_DIR, UNFINISHED_DIR, cache_home, make_cache_folder
-from baseline.inference.output import PredictOptions
+from baseline.files import REMOVED_DIR, UNFINISHED_DIR, cache_home, make_cache_folder, write_atomic
+from baseline.inference.output import PredictOptions, convert_to_parquet
 from baseline.progress import ConsoleProgress
 from baseline.reading import load_weights, read_run_table
 from baseline.report.figures import image_sheet
@@ -292,6 +294,49 @@ def test_checkpoints_are_removed_where_a_run_was_killed_while_it_removed_its_own
         (tmp_path / name / "now.safetensors").touch()
     checkpoints.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run|", "run||--dry-run", "predict||a.jpg", "predict|a|", "compare|a|b|--csv|", "compare|a|b|--html=",
+     "run|a|--out=", "clean|a|--oof|", "embed|a|b|-o|", "predict|a|b|--ensemble|", "run|a|--fixes=", "run|a|--quiet|"],
+)  # fmt: skip
+def test_an_empty_path_is_not_the_working_folder(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "An argument is empty" in error_of(command.split("|"), monkeypatch, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_as_an_output_is_an_error_of_one_line(place: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_atomic(Path(place), "text")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(is_link: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    target = tmp_path / ("link" if is_link else "pipe")
+    with pytest.raises(OutputError, match="a device or a pipe, not a file"):
+        write_atomic(target, "text")
+    with pytest.raises(OSError, match="a device or a pipe, not a file"):
+        write_checked(target, "text", lambda path: [])
+    assert target.is_fifo() and target.is_symlink() is is_link and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_with_the_name_of_a_temporary_file_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for name in (".a.parquet.part", ".a.part.onnx"):
+        (tmp_path / name).symlink_to("mine")
+    (tmp_path / "rows").write_bytes(b"path,confidence\na.jpg,0.5\n")
+    convert_to_parquet(tmp_path / "rows", tmp_path / "a.parquet", b"path,confidence\n")
+    with partial_path(tmp_path / "a.onnx") as part:
+        part.write_text("network")
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize("place", ["runs/first", "first", "ants/first"])

@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,18 @@ class Command(TyperCommand):
         """Return the parameters of the command."""
         return [set_metavar(param) for param in super().get_params(ctx)]
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Return the arguments; an empty path, which would be read as the working folder, is refused."""
+        options = [param for param in self.get_params(ctx) if param.param_type_name == "option" and not param.is_flag]
+        texts = {name for param in options if not takes_path(param) for name in param.opts}
+        for before, value in pairwise(["", *args]):
+            name, _, text = value.partition("=")
+            is_empty = name.startswith("--") and name != value and not text and name not in texts
+            if is_empty or (not value and before not in texts):
+                empty = "An argument is empty, such as a variable of the shell that is not set"
+                raise typer.BadParameter(f"{empty}. Leave it out, or pass . for the working folder.", ctx)
+        return super().parse_args(ctx, args)
+
 
 class CommandGroup(TyperGroup):
     """The group of the commands, with the same help."""
@@ -54,6 +67,12 @@ class CommandGroup(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters of the group."""
         return [set_metavar(param) for param in super().get_params(ctx)]
+
+
+def takes_path(param: Any) -> bool:
+    """Return whether the value of an option is a path or several; an empty one that is text is a field of a recipe."""
+    names = ("ensemble", "fixes", "images", "reference")
+    return param.name in names or "Path" in str(getattr(param, "type_descriptor", None) or param.type)
 
 
 def set_metavar(param: Any) -> Any:

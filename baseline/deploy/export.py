@@ -254,6 +254,7 @@ def partial_path(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # left behind by a process that was killed, or a link to another file
         yield part
     except OSError as error:
         if isinstance(error, OutputError):

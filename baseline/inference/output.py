@@ -18,7 +18,7 @@ import numpy as np
 
 from baseline.data.labels import SEPARATOR
 from baseline.errors import DataError, OutputError, first_line, missing_package
-from baseline.files import csv_rows, parse_json, read_json
+from baseline.files import csv_rows, parse_json, read_json, replace_file
 from baseline.inference import DEFAULT_TTA
 
 if TYPE_CHECKING:
@@ -385,13 +385,14 @@ def convert_to_parquet(row_file: Path, path: Path, header: bytes) -> None:
     types = {name: pa.string() if _is_text_column(name) else pa.float64() for name in columns}
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)  # left behind by a process that was killed, or a link to another file
+        with part.open("xb") as file:
             with parquet.ParquetWriter(file, pa.schema(list(types.items())), compression="zstd") as writer:
                 for group in iterate_row_groups(arrow, row_file, types, len(header)):
                     writer.write_batch(group)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        replace_file(part, path)
     finally:
         part.unlink(missing_ok=True)
     row_file.unlink()

@@ -28,7 +28,15 @@ from baseline.data.sources.sample_submission import is_sample_name
 from baseline.data.sources.unpacked import unpack_cached
 from baseline.deploy.kaggle.submission_format import GIVEN, ClassNaming, detect_format, format_predictions
 from baseline.errors import DataError, OutputError, quoted_list, similar_path
-from baseline.files import KAGGLE_SEARCH_DEPTH, csv_rows, kaggle_dir, parse_json, resolve_path, write_atomic
+from baseline.files import (
+    KAGGLE_SEARCH_DEPTH,
+    csv_rows,
+    kaggle_dir,
+    parse_json,
+    replace_file,
+    resolve_path,
+    write_atomic,
+)
 from baseline.progress import ConsoleProgress
 from baseline.reading import read_text
 from baseline.runs.folder import read_manifest
@@ -509,7 +517,7 @@ def write_checked(target: Path, text: str, check: Callable[[Path], list[str]]) -
     try:
         write_atomic(unchecked, text)
         passed = check(unchecked)
-        unchecked.replace(target)
+        replace_file(unchecked, target)
     finally:
         unchecked.unlink(missing_ok=True)
     return passed
