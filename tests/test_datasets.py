@@ -34,7 +34,7 @@ from baseline.data.sources.download import NpmPackage
 from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.progress import Progress
-from baseline.vision import weights
+from baseline.vision import weights_download
 
 REAL_CIFAR10 = REAL / "cifar10" / "images.tar.xz"
 SHEETS = Sheets(4, ("one.png", "two.png"), "train.json", ("test.png",), "test.json")
@@ -618,12 +618,12 @@ def test_weights_are_downloaded_completely_or_not_at_all(tmp_path: Path, url: st
     ends = (f"{url}/cut", Progress(), ConnectionError), (f"{url}/{name}", Interrupted(), KeyboardInterrupt)
     for address, progress, error in ends:
         with pytest.raises(error):
-            weights._fetch(address, tmp_path, progress)
+            weights_download.fetch(address, tmp_path, progress)
         assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
     (tmp_path / f".{name}.part").write_bytes(b"of a process that was killed")
     Server.ranges.clear()
     with ThreadPoolExecutor(3) as pool:
-        paths = set(pool.map(lambda _: weights._fetch(f"{url}/{name}", tmp_path, Progress()), range(3)))
+        paths = set(pool.map(lambda _: weights_download.fetch(f"{url}/{name}", tmp_path, Progress()), range(3)))
     assert paths == {tmp_path / name} and (tmp_path / name).read_bytes() == BODY
     assert len(Server.ranges) == 1 and not (tmp_path / f".{name}.part").exists()
 

@@ -73,6 +73,7 @@ LEAVES = (
     "data/audit/findings.py", "data/audit/duplicates.py", "data/label_fixes.py", "data/table_folds.py",
     "training/loggers.py", "training/average.py", "training/budget.py", "training/budget_plan.py",
     "training/probe.py", "training/logistic.py", "training/choose_arch.py", "vision/pointwise.py",
+    "vision/weights_download.py",
     "runs/probe_reference.py",
     "metrics/probability", "metrics/quadratic_kappa.py", "evaluation/details",
     "evaluation/bootstrap.py", "evaluation/thresholds.py", "evaluation/cut_points.py", "evaluation/difference.py",

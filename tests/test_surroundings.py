@@ -39,7 +39,7 @@ from baseline.inference.output import PredictOptions
 from baseline.report.audit_files import write_audit
 from baseline.training.callbacks import ProgressCallback
 from baseline.training.loggers import open_loggers
-from baseline.vision import weights
+from baseline.vision import weights_download
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -200,7 +200,7 @@ def test_the_last_bytes_of_downloaded_weights_are_there_when_they_are_hashed(tmp
     source = tmp_path / f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     source.write_bytes(content)
     (tmp_path / "cache").mkdir()
-    assert weights._fetch(source.as_uri(), tmp_path / "cache", baseline.Progress()).read_bytes() == content
+    assert weights_download.fetch(source.as_uri(), tmp_path / "cache", baseline.Progress()).read_bytes() == content
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [source.name]
 
 

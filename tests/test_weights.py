@@ -16,7 +16,7 @@ import torchvision
 from conftest import REAL_WEIGHTS
 
 from baseline.errors import RecipeError, WeightsError
-from baseline.vision import weights
+from baseline.vision import weights, weights_download
 from baseline.vision.network import build_network
 from baseline.vision.weights import find_weights, normalization, state_dict
 
@@ -148,7 +148,9 @@ def test_caches_and_kaggle_inputs_are_searched(tmp_path: Path, monkeypatch: pyte
 
 
 def test_unavailable_weights_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    monkeypatch.setattr(
+        weights_download, "download_from_hub", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer"))
+    )
     with pytest.raises(
         WeightsError, match=r"TimeoutError: no answer\)\. Options: --weights PATH with resnet50-.*--no-pretrained"
     ):

@@ -20,7 +20,6 @@ from baseline.errors import OutputError, RecipeError, WeightsError, first_line, 
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder
 from baseline.progress import Progress
 from baseline.reading import TooLargeError, load_weights
-from baseline.system import all_or_none, lock_file
 
 __all__ = [
     "Weights",
@@ -132,7 +131,7 @@ def find_weights(arch: str, path: str | Path = "", progress: Progress | None = N
     if path:
         return weights_from_file(arch, Path(path))
     for file, origin in offline_weights(arch):
-        weights = Weights(arch, file, _check_hash(file, _expected_hash(arch, file, origin)), origin)
+        weights = Weights(arch, file, check_hash(file, _expected_hash(arch, file, origin)), origin)
         progress.log(f"weights: {arch} from {origin}")
         return weights
     return download_weights(arch, progress)
@@ -150,7 +149,7 @@ def weights_from_file(arch: str, path: Path) -> Weights:
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise WeightsError(f"{path} does not look like a weights file. Pass a .pth or .safetensors file.")
     # not resolved: in Hugging Face's cache it is a link to a file without extension
-    return Weights(arch, path.absolute(), _check_hash(path, hash_in_name(path)), "the file given")
+    return Weights(arch, path.absolute(), check_hash(path, hash_in_name(path)), "the file given")
 
 
 def published_info(weights: Weights) -> dict[str, str]:
@@ -278,6 +277,8 @@ def kaggle_name(weights: Weights) -> str:
 
 def download_weights(arch: str, progress: Progress) -> Weights:
     """Download the architecture's weights into the cache."""
+    from baseline.vision.weights_download import download_from_hub
+
     folder = cache_home() / "weights"
     try:
         make_cache_folder(folder)
@@ -288,42 +289,7 @@ def download_weights(arch: str, progress: Progress) -> Weights:
         ) from None
     except Exception as error:  # every hub client has exceptions of its own; all mean: not available now
         raise WeightsError(_unavailable_message(arch, f"{type(error).__name__}: {first_line(error)}")) from None
-    return Weights(arch, file, _check_hash(file, hash_in_name(file)), origin)
-
-
-def download_from_hub(arch: str, folder: Path, progress: Progress) -> tuple[Path, str]:
-    hub_id = None if is_torchvision(arch) else timm_config(arch).get("hf_hub_id")
-    if hub_id:
-        from huggingface_hub import hf_hub_download
-
-        progress.log(f"weights: {arch} from the Hugging Face hub ({hub_id})")
-        return Path(hf_hub_download(hub_id, "model.safetensors", cache_dir=folder)), f"{SOURCE_HUB}{hub_id}"
-    if not (urls := weight_urls(arch)):
-        raise LookupError("no weights are published for it")
-    progress.log(f"weights: {arch} from {urls[0]}")
-    return _fetch(urls[0], folder, progress), urls[0]
-
-
-def _fetch(url: str, folder: Path, progress: Progress) -> Path:
-    """Download to a temporary file, verify its size and the hash in the name, and rename it; one process at a time."""
-    from urllib.request import urlopen
-
-    target = folder / url.rsplit("/", 1)[-1]
-    part = target.with_name(f".{target.name}.part")  # one of a process that was killed is written again
-    with lock_file(part.with_suffix(".lock"), wait=lambda: None), all_or_none(part):
-        if target.exists():  # of another process, meanwhile
-            return target
-        with urlopen(url, timeout=15) as response, part.open("wb") as file:
-            total = int(response.headers.get("Content-Length") or 0)
-            with progress.bar(target.name, total, "bytes") as bar:
-                while block := response.read(1 << 20):
-                    file.write(block)
-                    bar.step(len(block))
-        if 0 < total != part.stat().st_size:
-            raise ConnectionError(f"the connection was lost after {part.stat().st_size:,} of {total:,} bytes")
-        _check_hash(part, hash_in_name(target))
-        part.replace(target)
-    return target
+    return Weights(arch, file, check_hash(file, hash_in_name(file)), origin)
 
 
 def _unavailable_message(arch: str, reason: str) -> str:
@@ -368,7 +334,7 @@ def _expected_hash(arch: str, file: Path, origin: str) -> str:
     return PACKAGES[arch][1] if origin.startswith(SOURCE_PACKAGE) else hash_in_name(file)
 
 
-def _check_hash(path: Path, expected: str) -> str:
+def check_hash(path: Path, expected: str) -> str:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(expected):
