@@ -219,7 +219,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def replace_file(part: Path, path: Path) -> None:
-    """Give a complete file its final name; raise OSError if that is a device or a pipe, which the file would replace."""
+    """Give a complete file its final name; raise OSError if that is a device or a pipe, which it would replace."""
     if (path.exists() and not path.is_file() and not path.is_dir()) or path.parent.resolve() == Path("/dev"):
         raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
     part.replace(path)

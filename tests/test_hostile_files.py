@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -52,8 +53,8 @@ def refusal(function: Callable[..., object], *arguments: Any) -> str:
     return str(raised.value)
 
 
-def make_sparse(path: Path, gigabytes: int = 4000) -> Path:
-    """A file that takes no room on the disk, and more memory than any machine has where it is read."""
+def make_sparse(path: Path, gigabytes: int = 1000) -> Path:
+    """A file that takes no room on the disk, more memory than any machine has, and less than the maximum of a table."""
     path.unlink(missing_ok=True)
     path.touch()
     os.truncate(path, gigabytes * 10**9)
@@ -205,20 +206,21 @@ def test_a_hash_of_a_pipe_is_refused(tmp_path: Path) -> None:
 )
 def test_a_file_of_a_run_larger_than_memory_is_refused_before_it_is_read(name: str, run: Path) -> None:
     (run / name).parent.mkdir(exist_ok=True)
-    make_sparse(run / name, 1000)
+    make_sparse(run / name)
     assert "GB of memory, but only" in (message := refusal(report, run)) or "more than 200,000,000 bytes" in message
 
 
 def test_a_split_file_larger_than_memory_is_refused(images: Path, tmp_path: Path) -> None:
-    make_sparse(tmp_path / "split.csv", 1000)
+    make_sparse(tmp_path / "split.csv")
     with pytest.raises(DataError, match=r"needs 2500\.0 GB of memory"):
         baseline.make_baseline(images, split_file=str(tmp_path / "split.csv"), out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("suffix", ["txt", "xml", "json", "csv", "tsv", "jsonl", "yaml", "mat", "xlsx", "parquet"])
+@pytest.mark.parametrize("suffix", ["txt", "xml", "json", "csv", "tsv", "jsonl", "xlsx", "parquet"])
 def test_an_input_larger_than_memory_is_refused_before_it_is_read(suffix: str, tmp_path: Path) -> None:
     path = make_sparse(tmp_path / f"labels.{suffix}")
-    assert str(path) in refusal(baseline.image_table, path)
+    message = refusal(baseline.image_table, path)
+    assert str(path) in message and re.search(r"GB of memory, but only|more than [\d,]+ bytes", message)
     (tmp_path / "images").mkdir()
     path.rename(tmp_path / "images" / path.name)
     assert str(tmp_path / "images") in refusal(baseline.image_table, tmp_path / "images")

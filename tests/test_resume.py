@@ -140,9 +140,7 @@ def assert_same(one: Any, two: Any) -> None:
             pd.testing.assert_series_equal(first[1], second[1], check_exact=True)
     pd.testing.assert_frame_equal(one[0].sweeps, two[0].sweeps, check_exact=True)
     assert all(torch.equal(value, two[1][name]) for name, value in one[1].items())
-    assert all(
-        value.stride() == two[1][name].stride() for name, value in one[1].items()
-    )  # the last digit depends on it
+    assert all(value.stride() == two[1][name].stride() for name, value in one[1].items())  # it moves the last digit
     for first, second in zip(one[0].stages, two[0].stages, strict=True):
         assert [first[key] for key in ("trains", "lr", "why", "epochs")] == [
             second[key] for key in ("trains", "lr", "why", "epochs")

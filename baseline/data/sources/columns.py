@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import pandas as pd
 
@@ -78,6 +79,7 @@ NO_LABELS = frozenset(
 """Names of columns that describe images without being their classes."""
 
 
+@lru_cache(1000)
 def column_key(name: str) -> str:
     """Return a column's name in lower case with `_` between words.
 
