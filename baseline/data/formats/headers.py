@@ -1,9 +1,10 @@
-"""Headers that would take Pillow minutes, as it reads them byte by byte: padding and comments without end."""
+"""Headers that would take Pillow minutes, as it reads them in small pieces: padding and comments without end."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from baseline.data.formats.scans import END_OF_IMAGE, MAX_SEGMENTS, START_OF_SCAN, segments
 from baseline.data.limits import TooLarge
@@ -17,6 +18,9 @@ SMALL_BYTES = 1_000_000
 
 MAX_HEADER = 65_536
 """Maximum number of bytes of the header of a PNM image, and of those between the segments of a JPEG."""
+
+SMALL_CHUNK = 256
+"""Number of bytes from which on it takes longer to decode a chunk of a PNG than to read its header."""
 
 
 def check_header(source: bytes | str | Path) -> None:
@@ -32,6 +36,8 @@ def check_header(source: bytes | str | Path) -> None:
         head = file.read(MAX_HEADER)
         if head.startswith(b"\xff\xd8"):
             _check_segments(head + file.read())
+        elif head.startswith(b"\x89PNG\r\n"):
+            _check_chunks(file)
         elif head[:1] == b"P" and head[1:2] in b"0123456fFy" and len(_pnm_words(head)) < 4:
             raise TooLarge(f"a header of more than {MAX_HEADER:,} bytes")
 
@@ -40,6 +46,20 @@ def _pnm_words(head: bytes) -> list[bytes]:
     """Return the words at the start of a PNM image without its comments: kind, width, height, and what follows."""
     lines = head.replace(b"\r", b"\n").split(b"\n")
     return b" ".join(line.partition(b"#")[0] for line in lines).split(None, 3)
+
+
+def _check_chunks(file: BinaryIO) -> None:
+    """Raise TooLarge for a PNG with very many small chunks, such as empty ones."""
+    position, small = 8, 0
+    while small <= MAX_SEGMENTS:
+        file.seek(position)
+        part = file.read(8)
+        if len(part) < 8 or part[4:] == b"IEND":
+            return
+        length = int.from_bytes(part[:4])
+        small += length < SMALL_CHUNK
+        position += length + 12
+    raise TooLarge(f"a PNG of more than {MAX_SEGMENTS:,} chunks of less than {SMALL_CHUNK} bytes")
 
 
 def _check_segments(content: bytes) -> None:
