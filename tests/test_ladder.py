@@ -361,13 +361,13 @@ def test_multilabel_images_have_ladders_and_curves(
         table,
         deterministic,
         variants=("logistic", "groups"),
-        sizes=(1, 6),
+        sizes=(1, 3, 6),
         seeds=1,
         out=tmp_path / "c",
         progress=QUIET,
     )
     trained = curve.table[curve.table["variant"] == "groups"]
-    assert trained["size"].tolist()[:2] == [1, 6] and trained["images"].is_monotonic_increasing
+    assert trained["size"].tolist()[:3] == [1, 3, 6] and trained["images"].is_monotonic_increasing
     for run in trained["run"]:
         train = pd.read_csv(Path(run) / "split.csv").query("split == 'train'")["label"]
         assert set(train.str.split(";").explode()) == {"ants", "bees", "big", "odd", "red"}

@@ -170,11 +170,10 @@ def test_the_examples_of_recipes_run(
     rubbish: Path,
     grouped: Path,
     body: dict[str, str],
-    no_page: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """As they are, but at 48 px, with a small body, an epoch a stage, and pictures without the page."""
+    """As they are, but at 48 px, with a small body, and an epoch a stage."""
     make = baseline.make_baseline
 
     def small(given: object, recipe: str, **changes: object) -> baseline.Baseline:

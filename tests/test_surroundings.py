@@ -201,7 +201,8 @@ def test_the_last_bytes_of_downloaded_weights_are_there_when_they_are_hashed(tmp
     source.write_bytes(content)
     (tmp_path / "cache").mkdir()
     assert weights_download.fetch(source.as_uri(), tmp_path / "cache", baseline.Progress()).read_bytes() == content
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [source.name]
+    files = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert files == {source.name, f".{source.name}.lock"}
 
 
 # ---- limits, rights and clocks --------------------------------------------------------------------------------------

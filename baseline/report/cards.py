@@ -152,7 +152,8 @@ def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> 
         key = json.dumps([sha256_of(run.folder / "model" / "model.safetensors"), paths, classes])
     except OSError as error:
         return heatmaps, f"the model cannot be read: {error.strerror}"
-    maps = load_saved_maps(run.folder / "gradcam.npz", key)
+    saved = run.folder / "gradcam.npz"
+    maps = load_saved_maps(saved, key)
     if maps is None:
         maps, facts = compute_maps(run, paths, classes)
         if facts.get("transforms"):
@@ -162,7 +163,9 @@ def gradcam_maps(run: RunFiles, shown: pd.DataFrame, images: ThumbnailCache) -> 
             return heatmaps, f"not available for {where}, whose last layers keep no spatial map"
         buffer = io.BytesIO()
         np.savez_compressed(buffer, key=key, places=maps)
-        write_atomic(run.folder / "gradcam.npz", buffer.getvalue())
+        if saved.is_fifo():
+            saved.unlink()
+        write_atomic(saved, buffer.getvalue())
     height, width = maps.shape[1:]
     if min(height, width) < MIN_MAP_CELLS:
         regions = f"{height} x {width} regions at {run.recipe['image_size']} pixels"
