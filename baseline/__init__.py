@@ -103,7 +103,10 @@ def _load(name: str) -> Any:
 
     with fast_imports():
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    value = globals()[name] = value if isinstance(value, type) else system_errors()(value)
+    if not isinstance(value, type):
+        value = system_errors()(value)
+        value.__module__ = __name__  # where pickle looks for it
+    globals()[name] = value
     return value
 
 

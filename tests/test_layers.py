@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,11 @@ def test_a_public_name_stays_itself_after_its_modules_are_loaded() -> None:
     import baseline.make  # loads nearly every module
 
     assert all(callable(getattr(baseline, name)) for name in baseline.__all__)
+
+
+@pytest.mark.parametrize("name", baseline.__all__)
+def test_a_public_name_can_be_sent_to_another_process(name: str) -> None:
+    assert pickle.loads(pickle.dumps(getattr(baseline, name))) is getattr(baseline, name)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
