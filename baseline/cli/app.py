@@ -186,7 +186,8 @@ def describe_device_error(error: Exception) -> str:
 
 def print_usage_error(error: Any) -> int:
     """Print an error of click, unless it has no message because the help was printed, and return the exit code."""
-    context, message = getattr(error, "ctx", None), error.format_message()
+    context = getattr(error, "ctx", None)
+    message = re.sub(r"(Did you mean .+?\?) \1", r"\1", error.format_message())  # of Typer and of click
     command = context.command_path if context else "baseline"
     end = message if message.endswith("?") else f"{message.rstrip('.')}."
     return print_error(f"{end} See {command} --help.") if message else 2
