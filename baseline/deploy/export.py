@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -376,9 +378,12 @@ class Exporter:
         except (OSError, BaselineError):
             raise
         except Exception as error:
-            message = f"{self.model.config['arch']} cannot be written as {to}: {first_line(error)}"
+            reason = re.sub(r"\x1b\[[\d;]*m", "", first_line(error)).rstrip(".")
+            versions = f" with torch {torch.__version__} and onnxscript {version('onnxscript')}" if to == "onnx" else ""
+            newer = "export in an environment with newer ones, which loads the same model, or " if versions else ""
             others = ", ".join(name for name in FORMATS if name != to)
-            raise OutputError(f"{message}. Try another format: {others}.") from None
+            message = f"{self.model.config['arch']} cannot be written as {to}{versions}: {reason}"
+            raise OutputError(f"{message}. Options: {newer}another format: {others}.") from None
 
     # ---- comparison -------------------------------------------------------------------------------------------------
 
