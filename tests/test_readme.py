@@ -21,6 +21,7 @@ from typer.main import get_command
 
 import baseline
 from baseline.cli.app import app
+from baseline.recipe import load as recipe_files
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 MODULES = sorted(
@@ -38,8 +39,7 @@ def brief(body: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     short = re.sub(r"steps = \d+", "steps = 6", re.sub(r"image_size = \d+", "image_size = 48", text))
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "default.toml").write_text(short)
-    home = sys.modules[baseline.load_recipe.__module__]
-    monkeypatch.setattr(home, "recipes_folder", lambda: tmp_path / "recipes")
+    monkeypatch.setattr(recipe_files, "recipes_folder", lambda: tmp_path / "recipes")
 
 
 def test_the_readmes_short_form_is_its_long_form(images: Path, brief: None) -> None:
