@@ -335,6 +335,11 @@ def _expected_hash(arch: str, file: Path, origin: str) -> str:
 
 
 def check_hash(path: Path, expected: str) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        WeightsError: if it does not start with `expected`.
+    """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(expected):

@@ -165,8 +165,7 @@ class Place:
     """
 
     def __init__(self, path: Path, settings: DataSettings | None = None) -> None:
-        if not is_utf8(str(path)):
-            raise DataError(f"{str(path)[-200:]!a} is not valid text: it is not UTF-8. Rename the file or folder.")
+        str(path).encode()  # a name that is not UTF-8 is an error here, not where pandas or a file needs text
         self.path, self.settings = path, settings or DataSettings()
         self.is_file = path.is_file()
         self.folder = path.parent if self.is_file else path
