@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 
 from baseline.deploy.server import predictor
 from baseline.deploy.server.app import check_json, create_app
+from baseline.deploy.server.decoder import DecodeJob, DecoderPool, ImageRefused
 from baseline.deploy.server.predictor import Limits
 from baseline.deploy.server.security import TimedProtocol
 
@@ -144,11 +145,27 @@ def test_a_decoder_that_never_ends_or_crashes_delays_no_other_image(
         for _ in range(2):
             assert client.post("/predict", files=small).status_code == 200
         assert first not in decoder_processes()
-        for process in decoder_processes():
-            os.kill(process, signal.SIGKILL)
-        while decoder_processes():
-            time.sleep(0.05)
-        assert client.post("/predict", files=small).status_code == 200
+    while decoder_processes():
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list processes")
+def test_an_image_whose_decoder_ends_is_decoded_again_once(images: Path) -> None:
+    content = (images / "ants" / "00.jpg").read_bytes()
+    while decoder_processes():  # those of another test
+        time.sleep(0.05)
+    pool = DecoderPool(1)
+    pool.warm_up().result()
+    (first,) = decoder_processes()
+    os.kill(first, signal.SIGSTOP)  # so that it ends with the image
+    future = pool.submit(DecodeJob(("JPEG",), 1_000_000, seconds=60), content)
+    time.sleep(0.2)
+    os.kill(first, signal.SIGKILL)
+    assert future.result() is not None
+    ends_any_process = DecodeJob(("JPEG",), "1,000,000", seconds=60)  # type: ignore[arg-type]
+    with pytest.raises(ImageRefused, match="it ended the process"):
+        pool.submit(ends_any_process, content).result()
+    pool.close()
     while decoder_processes():
         time.sleep(0.05)
 

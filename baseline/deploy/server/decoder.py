@@ -83,6 +83,10 @@ class ImageRefused(BaselineError, ValueError):
         self.status = status
 
 
+class DecoderEnded(Exception):
+    """The process that decoded an image ended by itself, or was ended by the system."""
+
+
 class DecoderPool:
     """Threads, of which each has a process that decodes images."""
 
@@ -114,19 +118,26 @@ class DecoderPool:
     def _decode(self, job: DecodeJob, content: bytes) -> Decoded | None:
         """Return the decoded image; None if it is large and the job does not include these, or if the time is up.
 
+        If the process ends, the image is decoded again in a new one: the system may have ended the first for a reason
+        that has nothing to do with the image.
+
         Raises:
             ImageRefused: if it cannot be decoded.
             MemoryError: if memory is short, or the process cannot be started.
         """
-        if not self.processes[threading.get_ident()].is_running:
-            self._start()
-        decoder = self.processes[threading.get_ident()]
-        try:
-            return decoder.ask(job, content)
-        finally:
-            if not decoder.is_running:
-                decoder.close()
+        for _ in range(2):
+            if not self.processes[threading.get_ident()].is_running:
                 self._start()
+            decoder = self.processes[threading.get_ident()]
+            try:
+                return decoder.ask(job, content)
+            except DecoderEnded:
+                continue
+            finally:
+                if not decoder.is_running:
+                    decoder.close()
+                    self._start()
+        raise ImageRefused(422, "The image cannot be decoded: it ended the process that decoded it.")
 
 
 class Decoder:
@@ -161,7 +172,7 @@ class Decoder:
             return read_answer(*answer)
         if not self.is_late:
             self.process.wait()
-            raise ImageRefused(422, "The image cannot be decoded: it ended the process that decoded it.")
+            raise DecoderEnded
         return None
 
     def _end(self) -> None:
