@@ -21,6 +21,7 @@ __all__ = [
     "bfloat16_instructions",
     "fast_imports",
     "free_memory_bytes",
+    "is_intel_cpu",
     "is_running",
     "is_world_writable",
     "lock_file",
@@ -107,17 +108,21 @@ def bfloat16_instructions() -> list[str]:
         "AMX": ("_is_amx_tile_supported", "amx_tile"), "AVX-512 BF16": ("_is_avx512_bf16_supported", "avx512_bf16"),
     }  # fmt: skip
     if not all(hasattr(torch.cpu, function) for function, _ in units.values()):  # before torch 2.6
-        return [name for name, (_, flag) in units.items() if flag in cpu_flags()]
+        return [name for name, (_, flag) in units.items() if flag in cpu_info("flags")]
     return [name for name, (function, _) in units.items() if getattr(torch.cpu, function)()]
 
 
-def cpu_flags() -> set[str]:
-    """Return the instruction sets of the CPU as Linux names them; none elsewhere."""
+def cpu_info(field: str) -> set[str]:
+    """Return the values of a field of `/proc/cpuinfo`, such as `"flags"`; none if there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
-    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return {value for line in lines if line.startswith(field) for value in line.split()}
+
+
+def is_intel_cpu() -> bool:
+    return "GenuineIntel" in {*cpu_info("vendor_id"), *platform.processor().split()}
 
 
 def device_type() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +40,7 @@ from baseline.recipe.auto import (
 )
 from baseline.recipe.load import recipe_from_dict, recipe_names, recipes_folder
 from baseline.recipe.schema import HEAD_STAGE
+from baseline.system import is_intel_cpu
 
 
 def test_every_recipe_file_loads_and_every_name_has_a_file() -> None:
@@ -211,13 +213,40 @@ def test_an_optimizer_and_a_schedule_that_are_not_there_are_refused_together(tmp
         Recipe().changed(stages=(Stage("head", 1, optimizer=3),))  # type: ignore[arg-type]
 
 
-def test_bfloat16_is_taken_where_the_cpu_has_units_for_it() -> None:
-    assert resolve_frozen_precision("auto", "cpu", ["AMX"])[0] == "bfloat16"
-    assert resolve_frozen_precision("float32", "cpu", ["AMX"]) == ("float32", "as given")
-    assert resolve_frozen_precision("auto", "cpu", [])[0] == "float32"
-    assert resolve_frozen_precision("auto", "cuda", ["AMX"])[0] == "float32"
+def test_bfloat16_is_used_where_it_is_faster() -> None:
+    amx, avx = "AMX", "AVX-512 BF16"
+    assert resolve_frozen_precision("auto", "cpu", [amx, avx], is_intel=True)[0] == "bfloat16"
+    assert resolve_frozen_precision("auto", "cpu", [avx], is_intel=False)[0] == "bfloat16"
+    assert resolve_frozen_precision("auto", "cpu", [avx], is_intel=True)[0] == "float32"
+    assert resolve_frozen_precision("bfloat16", "cpu", [avx], is_intel=True) == ("bfloat16", "as given")
+    assert resolve_frozen_precision("float32", "cpu", [amx], is_intel=True) == ("float32", "as given")
+    assert resolve_frozen_precision("auto", "cpu", [], is_intel=True)[0] == "float32"
+    assert resolve_frozen_precision("auto", "cuda", [amx], is_intel=True)[0] == "float32"
     with pytest.raises(RecipeError, match="this one has neither"):
-        resolve_frozen_precision("bfloat16", "cpu", [])
+        resolve_frozen_precision("bfloat16", "cpu", [], is_intel=False)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor", "is_intel"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16\n", "", True),
+        ("vendor_id\t: AuthenticAMD\nmodel name\t: not GenuineIntel\n", "x86_64", False),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", "", False),
+        (None, "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", True),
+        (None, "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", False),
+    ],
+)
+def test_the_vendor_of_the_cpu_is_recognized(
+    cpuinfo: str | None, processor: str, is_intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, **_: object) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    assert is_intel_cpu() is is_intel
 
 
 def test_sixteen_bit_formats_are_refused_on_a_cpu() -> None:

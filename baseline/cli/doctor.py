@@ -45,14 +45,16 @@ def _version_rows() -> Iterator[tuple[str, str]]:
 
 def _device_row() -> Iterator[tuple[str, str]]:
     """Yield what torch will compute on."""
-    from baseline.system import cpu_flags
+    from baseline.system import cpu_info, is_intel_cpu
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
     limit = f", limited to {threads} thread{'' if threads == '1' else 's'} by OMP_NUM_THREADS" if threads else ""
     yield "cpu", f"{cpu_name()}, {core_count()} cores{limit}{_load_text()}"
     yield "device", describe_gpu() or "cpu"
-    flags = cpu_flags()
-    yield "bfloat16 on the CPU", "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
+    flags = cpu_info("flags")
+    has_bfloat16 = "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no: emulated, much slower"
+    is_slow = has_bfloat16 == "yes" and is_intel_cpu() and "amx_tile" not in flags
+    yield "bfloat16 on the CPU", "yes, slower than float32 without AMX" if is_slow else has_bfloat16
     yield "AMX", "yes" if "amx_tile" in flags else "no"
 
 

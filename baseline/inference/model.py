@@ -41,7 +41,7 @@ from baseline.inference.output import printable_path
 from baseline.progress import ConsoleProgress, Progress
 from baseline.recipe.auto import resolve_frozen_precision, resolve_precision
 from baseline.recipe.schema import Augment, Recipe
-from baseline.system import bfloat16_instructions
+from baseline.system import bfloat16_instructions, is_intel_cpu
 from baseline.vision.bodies import device_of
 from baseline.vision.cpu_speedups import optimize_for_cpu
 from baseline.vision.learner import learner, mixed_precision
@@ -309,8 +309,8 @@ class BasePredictor:
         """Return the number format of the forward pass, and the reason for it.
 
         If `precision` is empty it is that of the run's evaluation, which on a CPU is float32; `"float32"` and
-        `"bfloat16"` are taken as they are; `"auto"` is bfloat16 on a CPU with instructions for it. The format is empty
-        if the members were evaluated in different formats.
+        `"bfloat16"` are taken as they are; `"auto"` is bfloat16 on a CPU where that is faster. The format is empty if
+        the members were evaluated in different formats.
 
         Raises:
             RecipeError: for bfloat16 on a CPU without instructions for it, or on a GPU other than CUDA's.
@@ -323,7 +323,7 @@ class BasePredictor:
                 return precision, "as given"
             formats = {member.config["precision"] for member in self.members}
             return ("", "each as evaluated") if len(formats) > 1 else (*formats, "as evaluated")
-        return resolve_frozen_precision(precision or "float32", device, bfloat16_instructions())
+        return resolve_frozen_precision(precision or "float32", device, bfloat16_instructions(), is_intel_cpu())
 
     def _make_batch(
         self, images: list[Any], decoded: list[Any], member_probabilities: list[np.ndarray], calibrated: bool,

@@ -130,17 +130,18 @@ def resolve_precision(precision: str, device: str) -> tuple[str, str]:
     return "float16", "mixed precision halves time and memory on a GPU"
 
 
-def resolve_frozen_precision(precision: str, device: str, units: Collection[str]) -> tuple[str, str]:
+def resolve_frozen_precision(precision: str, device: str, units: Collection[str], is_intel: bool) -> tuple[str, str]:
     """Return the number format of passes through frozen layers, and the reason.
 
     Args:
-        units: instruction sets of the CPU for bfloat16. With any, bfloat16 is 1.1 to 3.2 times as fast (nine
-            architectures at 48 to 224 px, `benchmarks/README.md`); without, it is emulated and 15 times slower (Zen 3).
+        units: instruction sets of the CPU for bfloat16. With AMX, or AMD's AVX-512 BF16, bfloat16 is 1.1 to 3.2 times
+            as fast; without any, it is emulated and 15 times slower (`benchmarks/README.md`).
+        is_intel: whether the CPU is Intel's, whose AVX-512 BF16 is slower than float32.
 
-    >>> resolve_frozen_precision("auto", "cpu", ["AMX"])
-    ('bfloat16', 'the CPU has AMX, which is faster')
-    >>> resolve_frozen_precision("auto", "cpu", [])[0]
-    'float32'
+    >>> resolve_frozen_precision("auto", "cpu", ["AMX", "AVX-512 BF16"], is_intel=True)
+    ('bfloat16', 'the CPU has AMX and AVX-512 BF16, which is faster')
+    >>> resolve_frozen_precision("auto", "cpu", ["AVX-512 BF16"], is_intel=True)
+    ('float32', 'this Intel CPU has no AMX, without which bfloat16 is slower')
 
     Raises:
         RecipeError: for bfloat16 on a CPU without instructions for it.
@@ -153,4 +154,6 @@ def resolve_frozen_precision(precision: str, device: str, units: Collection[str]
         return precision, "as given"
     if not units:
         return "float32", "the CPU has neither AMX nor AVX-512 BF16"
+    if is_intel and "AMX" not in units:
+        return "float32", "this Intel CPU has no AMX, without which bfloat16 is slower"
     return "bfloat16", f"the CPU has {' and '.join(units)}, which is faster"

@@ -45,7 +45,7 @@ def resolve(
         WeightsError: if the pretrained weights are not available.
     """
     from baseline.data.labels import is_multilabel
-    from baseline.system import bfloat16_instructions
+    from baseline.system import bfloat16_instructions, is_intel_cpu
     from baseline.vision.weights import find_weights, is_obtainable
 
     progress = progress or Progress()
@@ -65,7 +65,7 @@ def resolve(
     size, reasons["batch_size"] = resolve_batch_size(recipe.training.batch_size, images, device)
     precision, reasons["precision"] = resolve_precision(recipe.model.precision, device)
     frozen, reasons["frozen_precision"] = resolve_frozen_precision(
-        recipe.model.frozen_precision, device, bfloat16_instructions()
+        recipe.model.frozen_precision, device, bfloat16_instructions(), is_intel_cpu()
     )
     weights = (
         None
