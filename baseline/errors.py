@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ __all__ = [
     "closest_name",
     "first_line",
     "format_count",
+    "import_failure",
     "incompatible_version",
     "install_command",
     "missing_image",
@@ -187,13 +190,31 @@ def missing_image(error: OSError) -> DataError:
     return DataError(f"{error.filename} disappeared during the run. Put it back, or start again without it.")
 
 
-def missing_package(purpose: str, package: str, extra: str) -> str:
+def missing_package(purpose: str, package: str, extra: str, module: str = "") -> str:
     """Return the message for a package that is not installed, with the command that installs it.
+
+    Args:
+        module: of the package; if it is installed and cannot be imported, the message says why.
 
     >>> missing_package("ONNX export", "onnx", "onnx")                               # doctest: +SKIP
     "ONNX export needs onnx: pip install '.[onnx]'"
     """
+    if module and find_spec(module) and (reason := import_failure(module)):
+        return f"{purpose} needs {package}, and {module} cannot be imported: {reason}. Install another version of it"
     return f"{purpose} needs {package}: {install_command(extra)}"
+
+
+def import_failure(module: str) -> str:
+    """Return in one line why a module cannot be imported; empty if it can.
+
+    >>> import_failure("json"), import_failure("no_such_module")
+    ('', "No module named 'no_such_module'")
+    """
+    try:
+        import_module(module)
+    except Exception as error:  # such as an AttributeError of one that was built for another version of NumPy
+        return first_line(error)
+    return ""
 
 
 def install_command(extra: str) -> str:

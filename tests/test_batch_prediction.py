@@ -408,7 +408,7 @@ def test_a_parquet_job_resumes_and_finishes_once(
 
 
 def test_parquet_without_pyarrow_or_a_file_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "find_spec", lambda name: None)
+    monkeypatch.setattr(output, "import_failure", lambda name: f"No module named {name!r}")
     with pytest.raises(OutputError, match=r"needs pyarrow: pip install .*\[parquet\]'"):
         PredictOptions("parquet")
     monkeypatch.undo()

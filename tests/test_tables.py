@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,9 @@ import baseline
 from baseline import Progress, image_table
 from baseline.data.sources.place import Columns
 from baseline.data.table import summarize_source
-from baseline.errors import DataError
+from baseline.errors import BaselineError, DataError
+from baseline.inference.features import check_embeddings_path, read_embeddings
+from baseline.inference.output import PredictOptions
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -60,6 +64,26 @@ def test_parquet_gives_the_same_table(forest: Path) -> None:
     pytest.importorskip("pyarrow")
     rows(forest).assign(label=[1, 1, 1, 2, 2, 2]).to_parquet(forest / "a.parquet")
     assert image_table(forest / "a.parquet")["label"].tolist() == list("111222")
+
+
+def test_a_parquet_reader_that_cannot_be_imported_is_named_with_the_reason(
+    forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    rows(forest).to_parquet(forest / "a.parquet")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "modules" / "pyarrow").mkdir(parents=True)
+    reason = "numpy.core.multiarray failed to import"
+    (tmp_path / "modules" / "pyarrow" / "__init__.py").write_text(f"raise ImportError({reason!r})")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    uses: list[Callable[[], object]] = [
+        lambda: image_table(forest / "a.parquet"), lambda: read_embeddings(forest / "a.parquet"),
+        lambda: check_embeddings_path(forest / "new.parquet"), lambda: PredictOptions("parquet"),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(BaselineError, match=f"pyarrow cannot be imported: {reason}"):
+            use()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

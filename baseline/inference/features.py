@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from baseline.errors import DataError, OutputError, first_line, format_count, missing_package
+from baseline.errors import DataError, OutputError, first_line, format_count, import_failure, missing_package
 from baseline.files import write_atomic
 from baseline.inference.inputs import read_batches
 from baseline.progress import Progress
@@ -217,16 +216,18 @@ def check_embeddings_path(path: Path) -> None:
         raise OutputError(f"{path} has an unknown extension; needed: {' or '.join(SUFFIXES)}.")
     if path.exists():
         raise OutputError(f"{path} already exists. Remove it, or choose another --out.")
-    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
-        raise OutputError(f"{missing_package('Parquet', 'pyarrow', 'parquet')}. Or pass a .npz file.")
+    if path.suffix.lower() == ".parquet" and import_failure("pyarrow"):
+        raise OutputError(f"{missing_package('Parquet', 'pyarrow', 'parquet', 'pyarrow')}. Or pass a .npz file.")
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """Read a file that `baseline embed` wrote.
 
     Raises:
-        DataError: if it is no such file.
+        DataError: if it is no such file, or a Parquet file that cannot be read here.
     """
+    if path.suffix.lower() != ".npz" and import_failure("pyarrow"):
+        raise DataError(f"{missing_package(str(path), 'a Parquet reader', 'parquet', 'pyarrow')}.")
     try:
         check_regular(path, MAX_TABLE_BYTES)
         if path.suffix.lower() == ".npz":

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from baseline.data.labels import SEPARATOR
-from baseline.errors import DataError, OutputError, first_line, missing_package
+from baseline.errors import DataError, OutputError, first_line, import_failure, missing_package
 from baseline.files import csv_rows, parse_json, read_json, replace_file
 from baseline.inference import DEFAULT_TTA
 
@@ -92,8 +91,8 @@ class PredictOptions:
         }
         if invalid := [name for name, valid in checks.items() if not valid]:
             raise OutputError(f"{invalid[0]} is {getattr(self, invalid[0])!r}. See baseline predict --help.")
-        if self.format == "parquet" and find_spec("pyarrow") is None:
-            raise OutputError(f"{missing_package('Writing Parquet', 'pyarrow', 'parquet')}, or pass a .csv.")
+        if self.format == "parquet" and import_failure("pyarrow"):
+            raise OutputError(f"{missing_package('Writing Parquet', 'pyarrow', 'parquet', 'pyarrow')}, or pass a .csv.")
 
 
 @dataclass

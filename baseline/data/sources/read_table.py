@@ -101,7 +101,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
         frame = pd.read_parquet(path)  # text that is not UTF-8 is an error only when it is used
         return frame.astype({name: object for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)})
     except ImportError:
-        raise DataError(f"{missing_package(str(path), 'a Parquet reader', 'parquet')}.") from None
+        raise DataError(f"{missing_package(str(path), 'a Parquet reader', 'parquet', 'pyarrow')}.") from None
     except OSError:
         raise
     except Exception as error:  # pyarrow has exception types of its own
