@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -105,8 +106,12 @@ class OutputError(BaselineError, OSError):
 
 
 @contextmanager
-def system_errors() -> Iterator[None]:
+def system_errors(*, of_any_code: bool = False) -> Iterator[None]:
     """Turn errors of the operating system, and names that are not UTF-8, into errors of one line.
+
+    Args:
+        of_any_code: whether to include errors that the caller's own code raises, such as a callback or a generator of
+            images. By default these pass unchanged.
 
     >>> with system_errors():
     ...     open("\udcff.csv").read().encode()                                         # doctest: +SKIP
@@ -117,10 +122,12 @@ def system_errors() -> Iterator[None]:
     except BaselineError:
         raise
     except OSError as error:  # a path that is too long, that the user may not read, or a disk that fails
-        if not error.errno:
+        if not error.errno or not (of_any_code or _is_of_package(error)):
             raise
         raise OutputError(_describe_os_error(error)) from error
     except UnicodeEncodeError as error:  # of a name that is not UTF-8, whose bytes Python has as halves of surrogates
+        if not (of_any_code or _is_of_package(error)):
+            raise
         before, after = error.object[: error.start], error.object[error.start :]
         name = before.rpartition("\n")[2][-200:] + after.partition("\n")[0][:200]
         raise DataError(f"{name!a} is not valid text: {error.reason}. Rename the file or folder.") from error
@@ -131,8 +138,25 @@ def _describe_os_error(error: OSError) -> str:
         Path.cwd()
     except FileNotFoundError:
         return "The working folder was removed. Change to another one."
-    name = "A file" if error.filename is None else error.filename
-    return f"{name} cannot be read or written: {error.strerror}. Check the path, its permissions and the disk."
+    if error.filename is None:  # of a connection, a process, or a file that was open
+        return f"The operating system reports an error: {error.strerror}. Check the disk, the memory and the network."
+    reason = f"cannot be read or written: {error.strerror}"
+    return f"{error.filename} {reason}. Check the path, its permissions and the disk."
+
+
+PACKAGE_FOLDER, STANDARD_FOLDER = Path(__file__).parent, Path(os.__file__).parent
+
+
+def _is_of_package(error: BaseException) -> bool:
+    """Return whether the innermost code that raised an error, apart from other libraries, is this package's."""
+    for frame, _ in reversed([*walk_tb(error.__traceback__)]):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(PACKAGE_FOLDER):
+            return True
+        is_library = file.is_relative_to(STANDARD_FOLDER) or {"site-packages", "dist-packages"} & {*file.parts}
+        if frame.f_globals.get("__name__") == "__main__" or (file.is_absolute() and not is_library):
+            return False
+    return True
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], limit: int = 12) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ import baseline
 from baseline import __main__ as entry
 from baseline.cli import app
 from baseline.data.sources.cached_images import fill_once
-from baseline.errors import OutputError
+from baseline.errors import OutputError, system_errors
 from baseline.experiments.evaluate_models import evaluate_models
-from baseline.files import LOCK_FILE, atomic_folder, write_atomic
+from baseline.files import LOCK_FILE, atomic_folder, sha256_of, write_atomic
 from baseline.inference.output import PredictOptions
 from baseline.inference.workers import blocked_interrupts
 from baseline.parallel import distributed
@@ -331,3 +334,45 @@ def test_an_error_of_the_system_is_one_line_wherever_it_comes_from() -> None:
     ended = call("copy", "default", code=UNNAMED)
     reason = "No such file or directory. Check the path, its permissions and the disk."
     assert ended.returncode == 2 and ended.stderr == f"baseline: nowhere cannot be read or written: {reason}\n"
+
+
+def test_errors_of_connections_are_not_said_to_be_of_files() -> None:
+    message = r"^The operating system reports an error: Connection refused\. Check"
+    with pytest.raises(OutputError, match=message), system_errors(of_any_code=True):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "my.txt"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"),
+    ],
+)
+def test_errors_of_the_callers_own_code_pass_unchanged(error: Exception, tiny: Path, images: Path) -> None:
+    class Own(baseline.Progress):
+        def log(self, line: str) -> None:
+            raise error
+
+    def own_images() -> Iterator[str]:
+        yield str(images / "ants" / "00.jpg")
+        raise error
+
+    model = baseline.load(tiny)
+    (images_beside := Path("images")).mkdir()
+    shutil.copy(images / "ants" / "00.jpg", images_beside)
+    (images_beside / "notes.txt").touch()
+    uses: list[Callable[[], object]] = [
+        lambda: model.predict(own_images()), lambda: model.predict(images_beside, progress=Own()),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(type(error)) as caught:
+            use()
+        assert caught.value is error
+
+
+def test_errors_of_the_system_in_this_package_are_one_line() -> None:
+    message = r"^nowhere cannot be read or written: No such file or directory\."
+    with pytest.raises(OutputError, match=message), system_errors():
+        sha256_of(Path("nowhere"))

@@ -145,7 +145,7 @@ def main() -> None:
         logging.getLogger(decoder).setLevel(logging.CRITICAL)
     sys.stdout, sys.stderr = StandardOutput(), (stderr := StandardError())
     try:
-        with system_errors():
+        with system_errors(of_any_code=True):
             code = app(standalone_mode=False, prog_name="baseline")
             sys.stdout.flush()
     except BaselineError as error:
