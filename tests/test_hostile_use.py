@@ -395,6 +395,28 @@ def test_a_jpeg_of_many_scans_is_large_for_the_server() -> None:
 
     content = io.BytesIO()
     Image.new("L", (2000, 2000)).save(content, "JPEG", progressive=True)
-    image, once = Image.open(content), content.getvalue()
+    once = content.getvalue()
     scan = once[once.rindex(b"\xff\xda") : -2]
-    assert not is_large(image, once) and is_large(image, once[:-2] + 90 * scan + b"\xff\xd9")
+    assert not is_large(open_image(once)) and is_large(open_image(once[:-2] + 90 * scan + b"\xff\xd9"))
+    assert not is_large(open_image(once + 99 * b"\xff\xda\x00\x02"))  # what follows its end does not count
+
+
+def test_the_scans_of_a_jpeg_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from baseline.data.formats import scans
+    from baseline.deploy.server import decoder
+
+    counted: list[int] = []
+
+    def count(content: bytes, limit: int) -> int:
+        counted.append(scans_of(content, limit))
+        return counted[-1]
+
+    scans_of = scans.scan_count
+    for module in (scans, decoder):
+        monkeypatch.setattr(module, "scan_count", count, raising=False)
+    content = io.BytesIO()
+    Image.new("L", (64, 64)).save(content, "JPEG", progressive=True)
+    job = decoder.DecodeJob(("JPEG",), 10_000, seconds=60)
+    for end, times in ((b"", 0), (200 * b"\xff\xda\x00\x02", 1)):
+        assert decoder.answer(job, content.getvalue() + end)[0]["size"] == (64, 64)
+        assert len(counted) == times

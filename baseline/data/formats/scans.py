@@ -14,8 +14,8 @@ from baseline.errors import format_count
 __all__ = ["END_OF_IMAGE", "MAX_SEGMENTS", "START_OF_SCAN", "check_scans", "scan_count", "segments"]
 
 
-MAX_SCANS = 100
-"""Maximum number of scans of a JPEG; ordinary progressive ones have about 10."""
+MAX_SCANS, USUAL_SCANS = 100, 10
+"""Maximum number of scans of a JPEG, and that of ordinary progressive ones."""
 
 
 MAX_SCANNED_PIXELS = 2_000_000_000
@@ -33,7 +33,10 @@ START_OF_SCAN, END_OF_IMAGE, START_OF_IMAGE = b"\xff\xda", b"\xff\xd9", b"\xff\x
 
 
 def check_scans(image: Image.Image) -> None:
-    """Raise TooLarge for a JPEG whose scans take too long to decode; it has not been decoded yet."""
+    """Raise TooLarge for a JPEG whose scans take too long to decode; it has not been decoded yet.
+
+    Of any other JPEG, `image.info["scans"]` becomes the number of its scans, or up to `USUAL_SCANS` where it is lower.
+    """
     if not isinstance(image, JpegImageFile) or image.fp is None:
         return
     position = image.fp.tell()
@@ -41,9 +44,11 @@ def check_scans(image: Image.Image) -> None:
     content = image.fp.read()
     image.fp.seek(position)
     max_scans = min(MAX_SCANS, max(1, MAX_SCANNED_PIXELS // (image.width * image.height)))
-    if content.count(START_OF_SCAN) > max_scans and scan_count(content, max_scans) > max_scans:
+    scans = content.count(START_OF_SCAN)  # also of a preview in its header, and of what follows its end
+    if scans > min(USUAL_SCANS, max_scans) and (scans := scan_count(content, max_scans)) > max_scans:
         limit = format_count(max_scans, "scan")
         raise TooLarge(f"a JPEG of {image.width:,} x {image.height:,} pixels in more than {limit}")
+    image.info["scans"] = scans
 
 
 def scan_count(content: bytes, limit: int) -> int:

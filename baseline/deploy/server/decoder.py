@@ -21,7 +21,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from baseline.data.formats.scans import MAX_SCANS, scan_count
 from baseline.data.image import load_image, open_image, resize_image, unreadable_reason
 from baseline.errors import BaselineError
 from baseline.system import return_free_memory
@@ -245,7 +244,7 @@ def answer(job: DecodeJob, content: bytes) -> Message:
     """Return the answer to a job: the image, that it is large, or what is wrong with it."""
     try:
         image = open_accepted(job, content)
-        if not job.large and is_large(image, content):
+        if not job.large and is_large(image):
             return {"is_large": True}, b""
         decoded = decode_image(job, image)
     except ImageRefused as error:
@@ -275,11 +274,12 @@ def open_accepted(job: DecodeJob, content: bytes) -> Image.Image:
     return image
 
 
-def is_large(image: Image.Image, content: bytes) -> bool:
-    """Return whether an image takes long to decode: by its pixels, and a JPEG by its scans, too."""
-    if image.format == "JPEG" and image.width * image.height * scan_count(content, MAX_SCANS) > LARGE_SCANNED_PIXELS:
+def is_large(image: Image.Image) -> bool:
+    """Return whether an opened image takes long to decode: by its pixels, and a JPEG by its scans, too."""
+    pixels = image.width * image.height
+    if image.format == "JPEG" and pixels * image.info.get("scans", 1) > LARGE_SCANNED_PIXELS:
         return True
-    return image.width * image.height > LARGE_PIXELS * (JPEG_FACTOR if image.format == "JPEG" else 1)
+    return pixels > LARGE_PIXELS * (JPEG_FACTOR if image.format == "JPEG" else 1)
 
 
 def decode_image(job: DecodeJob, image: Image.Image) -> Decoded:
