@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import glob
 import hashlib
 import io
 import json
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import BaselineError, DataError, OutputError, RecipeError, first_line, missing_image, similar_path
 from baseline.reading import MAX_JSON_BYTES, check_memory_for, check_regular, read_text
-from baseline.system import is_running, is_world_writable, lock_file, replaceable_parent
+from baseline.system import is_world_writable, lock_file, remove_leftovers, replaceable_parent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,14 +237,13 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     folder = folder.absolute()
     work, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
     try:
-        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.part-*"):
-            if not is_running(leftover.name.rpartition("-")[2]):  # of a process that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(folder, "part")
         work.mkdir(parents=True)
         yield work
         if overwrite and folder.exists():
             folder.rename(old)
         work.rename(folder)
+        remove_leftovers(folder, "old")
     except OSError as error:
         if isinstance(error, OutputError):
             raise

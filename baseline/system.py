@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import glob
 import importlib.metadata
 import os
 import platform
+import shutil
 import stat
 import sys
 import warnings
@@ -26,6 +28,7 @@ __all__ = [
     "is_world_writable",
     "lock_file",
     "package_versions",
+    "remove_leftovers",
     "replaceable_parent",
     "return_free_memory",
     "thread_count",
@@ -204,6 +207,13 @@ def is_running(number: str) -> bool:
     except OSError:  # of another user
         pass
     return True
+
+
+def remove_leftovers(folder: Path, kind: str) -> None:
+    """Remove what processes that were killed left beside a folder, under the names `.FOLDER.KIND-PROCESS`."""
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.{kind}-*"):
+        if not is_running(leftover.name.rpartition("-")[2]):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager

@@ -173,11 +173,16 @@ def test_a_file_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_beside_a_folder_is_removed(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
-    for number in (ended.pid, os.getppid()):
-        (tmp_path / f".model.part-{number}").mkdir()
+    for kind in ("part", "old"):
+        for number in (ended.pid, os.getppid()):
+            (tmp_path / f".model.{kind}-{number}").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "model"):
+        raise ZeroDivisionError
+    assert (tmp_path / f".model.old-{ended.pid}").exists()  # what the killed process was about to replace
     with atomic_folder(tmp_path / "model"):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".model.part-{os.getppid()}", "model"]
+    left = [f".model.old-{os.getppid()}", f".model.part-{os.getppid()}", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_an_interrupted_array_is_removed_from_the_cache(tmp_path: Path) -> None:
