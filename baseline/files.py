@@ -585,12 +585,13 @@ def resolve_path(text: str) -> Path:
     """Return the absolute path that a user's text stands for, with `~` expanded.
 
     Raises:
-        DataError: if no file can have this name, or the home folder does not exist.
+        DataError: if the text is a URL, no file can have this name, or the home folder does not exist.
     """
     try:
         path = Path(text).expanduser().absolute()
-        path.exists()
+        if path.exists() or "://" not in text:
+            return path
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{text[:80]!r} cannot be accessed: {reason}. Use another path.") from None
-    return path
+    raise DataError(f"{text} is a URL, and a path is needed. Download it first, and pass the file or folder.")

@@ -8,6 +8,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +427,15 @@ def anomaly_detection_of_several_things(folder: Path) -> None:
 def classes_and_subclasses(folder: Path) -> None:
     names = ["animals/cat", "vehicles/car", "animals/dog", "vehicles/bus"]
     save(folder, *(f"{names[n % 4]}/{n}.jpg" for n in range(12)))
+
+
+@layout(
+    classes={"farm1": 8, "farm2": 8},
+    says=("not used: 'day1', 'day2'; --label-from '([^/]+)/[^/]+$' makes the innermost folders the classes",),
+)
+def days_of_farms(folder: Path) -> None:
+    parts = (("farm1", "farm2"), ("day1", "day2"), ("cow", "horse"), ("1", "2"))
+    save(folder, *("/".join(names) + ".jpg" for names in product(*parts)))
 
 
 @layout(classes={"TREE": 4, "ROCK": 4}, says=("1 other file",))
@@ -1090,6 +1100,20 @@ def archives_inside(folder: Path) -> None:
     with zipfile.ZipFile(folder / "train.zip", "w") as archive:
         archive.writestr("train/1.jpg", b"x")
     write_csv(folder / "labels.txt", [("a",)])
+
+
+@layout(
+    error=r"contains no images\. It has the videos '1\.mp4', '2\.MOV'\. Save frames of them as images, in one folder"
+)
+def videos(folder: Path) -> None:
+    for name in ("run/2.MOV", "jump/1.mp4"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(b"x")
+
+
+@layout(target="Walk.MP4", error=r"neither a table nor an archive\. Save frames of it as images, in one folder per")
+def video(folder: Path) -> None:
+    (folder / "Walk.MP4").write_bytes(b"x")
 
 
 @layout(error=r"It has the array file 'images\.npz'\. Save each image as a PNG file")

@@ -19,7 +19,9 @@ import baseline
 from baseline.cli.doctor import find_cautions
 from baseline.cli.options import parse_target
 from baseline.cli.stage_options import StageOptions
+from baseline.data.sources.image_list import images_of_source
 from baseline.errors import similar_path
+from baseline.files import resolve_path
 from baseline.recipe.choose import scratch_stages
 from baseline.recipe.load import recipe_names
 from baseline.recipe.schema import NO_AUGMENT, Augment
@@ -69,8 +71,17 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--no-augment", "--set", "augment.rotate=9"], "cannot be combined"),
         (["run", "IMAGES", "--preset", "instant", "--lr", "1e-3"], "preset instant trains no stage by epochs"),
         (["run", "IMAGE"], "There is no folder or file IMAGE"),
-        (["run"], "Missing argument 'IMAGES_OR_RECIPE'"),
-        (["train"], "Missing argument 'IMAGES_OR_RECIPE'"),
+        (["run"], "Missing argument 'IMAGES_OR_RECIPE', as in baseline run images/. See baseline run --help."),
+        (["train"], "Missing argument 'IMAGES_OR_RECIPE', as in baseline train images/. See"),
+        (["run", "C:\\me\\images"], "Pass a folder with one folder of images per class"),
+        (["run", "https://a.org/images.zip"], "https://a.org/images.zip is a URL, and a path is needed. Download it"),
+        (["run", "My", "Images"], "extra argument(s) (Images). Put a path with spaces in quotes"),
+        (["IMAGES"], ". To train on it: baseline run "),
+        (["cifar10"], "No such command 'cifar10'. To train on it: baseline run cifar10. See baseline --help."),
+        (["run", "IMAGES", "--epochs", "two"], "Invalid value for '--epochs': needed: a whole number. See"),
+        (["run", "IMAGES", "--learning-rate", "1"], "No such option: --learning-rate. Did you mean --lr? See"),
+        (["run", "IMAGES", "--model", "resnet18"], "No such option: --model. Did you mean --arch? See"),
+        (["check", "IMAGES", "--model", "resnet18"], "No such option: --model"),
         (["rnu"], "No such command 'rnu'. Did you mean 'run'? See baseline --help."),
         (["serve", "nowhere", "--port", "0"], "cannot be read"),
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),
@@ -198,6 +209,25 @@ def test_a_mistyped_path_gets_the_one_that_was_meant(tmp_path: Path, monkeypatch
         baseline.load("runs/mien")
     with pytest.raises(baseline.BaselineError, match=r"Did you mean runs/mine\?"):
         baseline.compare_runs(["runs/mien", "runs/mine"])
+
+
+def test_a_url_is_no_path() -> None:
+    for read in (baseline.image_table, resolve_path, lambda url: images_of_source(url, "", baseline.Progress())):
+        with pytest.raises(baseline.BaselineError, match=r"^https://a\.org/1\.jpg is a URL, .* Download it first"):
+            read("https://a.org/1.jpg")
+
+
+def test_a_mistyped_folder_gets_no_list_of_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flowers3").mkdir()
+    with pytest.raises(baseline.BaselineError, match=r"Did you mean flowers3\? There is no recipe 'flower3'\.$"):
+        parse_target("flower3")
+
+
+def test_files_that_a_shell_made_of_a_pattern_are_not_all_listed() -> None:
+    files = [f"images/{number:05}.jpg" for number in range(500)]
+    (line,) = call("run", *files).stderr.splitlines()
+    assert "images/00001.jpg" in line and "images/*. See baseline run --help." in line and len(line) < 300
 
 
 def test_stage_options_change_the_last_stage_of_every_preset() -> None:

@@ -24,6 +24,7 @@ from baseline.cli.interrupts import ignore_signals, interrupt_on_signals, interr
 from baseline.cli.output import StandardError, StandardOutput, print_text
 from baseline.cli.results import compare_command, report_command, runs_command
 from baseline.cli.train import run_command
+from baseline.cli.usage import describe_usage_error
 from baseline.cli.use import (
     bundle_command,
     check_command,
@@ -162,7 +163,8 @@ def main() -> None:
         elif message := describe_device_error(error):
             code = print_error(message)
         elif hasattr(error, "format_message"):  # usage errors of click have it, whichever click Typer brings
-            code = print_usage_error(error)
+            message = describe_usage_error(error)
+            code = print_error(message) if message else 2
         else:
             raise
     stderr.end()
@@ -182,15 +184,6 @@ def describe_device_error(error: Exception) -> str:
             "CUDA_VISIBLE_DEVICES=-1 to use the CPU."
         )
     return ""
-
-
-def print_usage_error(error: Any) -> int:
-    """Print an error of click, unless it has no message because the help was printed, and return the exit code."""
-    context = getattr(error, "ctx", None)
-    message = re.sub(r"(Did you mean .+?\?) \1", r"\1", error.format_message())  # of Typer and of click
-    command = context.command_path if context else "baseline"
-    end = message if message.endswith("?") else f"{message.rstrip('.')}."
-    return print_error(f"{end} See {command} --help.") if message else 2
 
 
 def print_error(message: str, code: int = 2) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from baseline.cli.output import print_text
-from baseline.errors import RecipeError, similar_path, unknown_name
+from baseline.errors import RecipeError, closest_name, similar_path, unknown_name
 from baseline.files import parse_toml
 from baseline.recipe.fields import RUN_PANEL, SPLIT_METHODS
 from baseline.recipe.load import load_recipe, recipe_names
@@ -267,11 +266,12 @@ def parse_target(target: str) -> tuple[str | None, str]:
     """
     if target in recipe_names() or target.endswith((".toml", ".json")):
         return None, target
-    is_path = "/" in target or os.sep in target or Path(target).exists()
+    is_path = "/" in target or "\\" in target or Path(target).exists()
     if is_path or target.startswith(("torchvision:", "hf:")):
         return target, "default"
-    problem = f"There is no folder or file {target}.{similar_path(target)}"
-    raise RecipeError(f"{problem} {unknown_name('recipe', target, recipe_names())}")
+    similar = similar_path(target)
+    no_recipe = (closest_name if similar else unknown_name)("recipe", target, recipe_names())
+    raise RecipeError(f"There is no folder or file {target}.{similar} {no_recipe}")
 
 
 def without_device(images: str | None, recipe: str | Recipe, changes: dict[str, Any]) -> dict[str, Any]:

@@ -282,8 +282,8 @@ def read_unsplit(tree: FolderTree, folder: str, insist: bool) -> FolderReading:
     deeper = [path for name in names for path in tree.below(join(folder, name))]
     if len({Path(path).name for path in deeper}) > 1 and sum(tree.total[path] for path in deeper) == tree.total[folder]:
         shown = quoted_list(dict.fromkeys(Path(path).name for path in deeper), 3)
-        example = "'([^/]+)/[^/]+$'"
-        reading.notes.append(f"folders inside the class folders not used: {shown}; --label-from {example} uses them")
+        innermost = "--label-from '([^/]+)/[^/]+$' makes the innermost folders the classes"
+        reading.notes.append(f"folders inside the class folders not used: {shown}; {innermost}")
     return reading
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 from baseline.data.sources.place import Evidence, Place, Source, SourceTable
 from baseline.errors import DataError, quoted_list
 
@@ -16,6 +18,8 @@ ADVICE = {
     ("*.json",): ("JSON file", "Save each image as a PNG file, and give a table of their names and labels"),
     ("*.tfrecord*", "*.bson", "*.lmdb", "data.mdb", "*.rec"):
         ("record file", "Save each image as a file in a folder named after its class"),
+    ("*.mp4", "*.mov", "*.avi", "*.mkv", "*.webm", "*.m4v", "*.mpg", "*.mpeg", "*.wmv"):
+        ("video", "Save frames of {all} as images, in one folder per class"),
 }  # fmt: skip
 """Kinds of files that hold images, and what to do with them."""
 
@@ -36,8 +40,10 @@ class NotImages(Source):
         if place.images:
             return ""
         for patterns, (kind, advice) in ADVICE.items():
+            if place.is_file and any(fnmatch(place.path.name.lower(), pattern) for pattern in patterns):
+                return f"{advice.format(one='it', all='it')}."
             if files := place.find(*patterns):
-                names = quoted_list((path.name for path in files), 3)
+                names = quoted_list(sorted(path.name for path in files), 3)
                 if len(files) == 1:
                     return f"It has the {kind} {names}. {advice.format(one='it', all='it')}."
                 return f"It has the {kind}s {names}. {advice.format(one='one of them', all='them')}."
