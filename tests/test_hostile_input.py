@@ -528,6 +528,12 @@ def test_a_closed_standard_output_is_one_line(tiny: Path, images: Path) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+def test_a_closed_standard_input_is_an_empty_list(tiny: Path) -> None:
+    command = f"'{sys.executable}' -m baseline predict '{tiny}' - --quiet <&-"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "path,predicted,confidence,error\n", "")
+
+
 # ---- requests and checksums -----------------------------------------------------------------------------------------
 
 

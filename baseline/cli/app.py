@@ -21,7 +21,7 @@ from baseline.cli.doctor import doctor_command
 from baseline.cli.evaluate import embed_command, evaluate_command, reference_command
 from baseline.cli.experiments import clean_command, curve_command, ladder_command
 from baseline.cli.interrupts import ignore_signals, interrupt_on_signals, interrupted_code, is_interrupted
-from baseline.cli.output import StandardError, StandardOutput, print_text
+from baseline.cli.output import StandardError, StandardOutput, open_streams, print_text
 from baseline.cli.results import compare_command, report_command, runs_command
 from baseline.cli.train import run_command
 from baseline.cli.usage import describe_usage_error
@@ -139,6 +139,7 @@ def skip_teardown(codes: list[int]) -> None:
 def main() -> None:
     """Run the command line. Invalid input gives a one-line error and exit code 2, a signal 128 plus its number."""
     interrupt_on_signals()
+    open_streams()
     # warnings of timm and fastai at import, which a user of this command cannot do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL|pydicom")  # the audit reports damaged images

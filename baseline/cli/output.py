@@ -13,7 +13,24 @@ import typer
 from baseline.errors import OutputError
 from baseline.terminal import escape_controls, make_console
 
-__all__ = ["StandardError", "StandardOutput", "binary_output", "end_output", "print_json", "print_table", "print_text"]
+__all__ = [
+    "StandardError",
+    "StandardOutput",
+    "binary_output",
+    "end_output",
+    "open_streams",
+    "print_json",
+    "print_table",
+    "print_text",
+]
+
+
+def open_streams() -> None:
+    """Open the null device in place of closed standard streams, which files opened later would otherwise become."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 class StandardOutput:
