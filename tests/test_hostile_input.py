@@ -31,6 +31,7 @@ from starlette.testclient import TestClient
 from torch import nn
 
 import baseline
+from baseline.cli.results import report_command
 from baseline.data.audit.scan import scan_images
 from baseline.data.image import load_image
 from baseline.data.sources import read_table
@@ -269,6 +270,15 @@ def test_edited_manifests_are_used_or_refused_in_one_line(
                 assert "\n" not in str(error)
                 refused += 1
     assert refused > rounds / 4
+
+
+def test_a_report_is_not_written_where_the_card_cannot_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_json(run / "manifest.json", calibration={"temperature": "warm"})
+    (run / "report.html").write_text("as it was")
+    monkeypatch.setattr(figures, "png", lambda _: b"")
+    with pytest.raises(OutputError, match="does not hold what a run writes"):
+        report_command(run, quiet=True)
+    assert (run / "report.html").read_text() == "as it was"
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])

@@ -110,7 +110,6 @@ def report_command(
     from baseline.report.page import write_report
 
     progress = make_progress(quiet)
-    page = write_report(run, progress)
     if (run / "model" / "model.json").exists():
-        write_card(run, progress)
-    print_text(page)
+        write_card(run, progress)  # first: it is made at once, and nothing is written where it cannot be
+    print_text(write_report(run, progress))
