@@ -53,6 +53,14 @@ def limited(tiny: Path) -> Iterator[int]:
     thread.join()
 
 
+def test_a_number_of_5000_digits_in_a_request_is_refused(tiny: Path) -> None:
+    digits = "9" * 5000
+    with TestClient(create_app(tiny), base_url="http://localhost") as client:
+        for path in (f"/examples/{digits}", f"/examples/{digits}/small", "/examples/-1", "/examples/²"):
+            assert client.get(path).status_code == 404
+        assert client.post("/predict", headers={"content-length": digits}).status_code == 413
+
+
 def test_too_many_connections_are_told_when_to_try_again(limited: int) -> None:
     def get(port: int) -> tuple[bytes, dict[bytes, bytes], bytes]:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:

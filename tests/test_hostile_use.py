@@ -129,6 +129,14 @@ def test_a_number_of_processes_that_is_no_number_is_an_error_of_one_line(
         baseline.make_baseline(images)
 
 
+@pytest.mark.parametrize("command", [["run", "{}", "--dry-run", "--batch-size"], ["curve", "{}", "--sizes"]])
+def test_a_number_of_5000_digits_is_an_error_of_one_line(
+    command: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of([*(part.format(images) for part in command), "9" * 5000], monkeypatch, capsys)
+    assert command[-1].strip("-").replace("-", "_") in line and len(line) < 1200
+
+
 def test_processes_that_cannot_be_connected_are_an_error_of_one_line(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,11 @@ STEMS = ("0012", "b 7", "x,1", "ä", "2_a", "3.v2", "A", "10")
 """Ids as in competitions, and harder ones: leading zeros, spaces, commas, dots."""
 
 
+def sample_of(label: str) -> str:
+    """The text of a sample that has this label for every image."""
+    return pd.DataFrame({"id": STEMS, "label": label}).to_csv(index=False)
+
+
 @pytest.fixture
 def competition(tmp_path: Path) -> Competition:
     """A competition's folder: images of test, which are new to the run, and a sample."""
@@ -141,14 +146,14 @@ def test_training_images_of_the_run_are_not_test_images(done: baseline.Baseline,
     assert len(rows(submit(done.folder, "sample.csv", images).path)) == 6
 
 
-@pytest.mark.parametrize("form", ["bom", "semicolon", "tab", "crlf", "utf-16"])
+@pytest.mark.parametrize("form", ["bom", "semicolon", "tab", "crlf", "utf-16", "cp1252"])
 def test_samples_in_other_encodings_keep_their_delimiter(
     done: baseline.Baseline, competition: Competition, form: str
 ) -> None:
     delimiter = {"semicolon": ";", "tab": "\t"}.get(form, ",")
     frame = pd.DataFrame({"": STEMS, "Label": ["ants"] * 8})
     sample = competition("")
-    encoding = {"bom": "utf-8-sig", "utf-16": "utf-16"}.get(form, "utf-8")
+    encoding = {"bom": "utf-8-sig", "utf-16": "utf-16", "cp1252": "cp1252"}.get(form, "utf-8")
     text = frame.to_csv(index=False, sep=delimiter, lineterminator="\r\n" if form == "crlf" else "\n")
     sample.write_bytes(text.encode(encoding))
     header, *values = rows(submit(done.folder, sample).path, delimiter)
@@ -184,6 +189,7 @@ def test_an_unreadable_image_gets_the_mean_of_the_others_and_is_reported(
         ("id,id\n0012,ants\n", "two columns of the same name"),
         ("", "is empty"),
         ("id,label\n", "no rows"),
+        (sample_of("9" * 5000), "contains .999"),
     ],
 )
 def test_a_sample_that_does_not_fit_the_images_is_refused_and_nothing_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +150,7 @@ def curve_command(
     from baseline.experiments.learning_curve import run_learning_curve
 
     numbers = split_names(sizes)
-    if wrong := [number for number in numbers if not number.isdecimal()]:
+    if wrong := [number for number in numbers if not re.fullmatch(r"\d{1,18}", number)]:
         raise RecipeError(f"--sizes must be integers separated by commas, such as 10,30,100; got '{wrong[0]}'.")
     result = run_learning_curve(
         images, recipe, sizes=[int(number) for number in numbers], seeds=seeds, variants=split_names(variants),

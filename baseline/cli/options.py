@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -223,7 +224,7 @@ def to_setting(name: str, value: Any) -> Any:
         if name == "fixes":
             return parts
         return [part.strip() for text in parts for part in text.split(",") if part.strip() not in ("", "none")]
-    return int(value) if name == "batch_size" and value.isdecimal() else value
+    return int(value) if name == "batch_size" and re.fullmatch(r"\d{1,18}", value) else value
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

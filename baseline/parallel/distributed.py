@@ -151,7 +151,7 @@ def choose_backend(gpus: int, has_nccl: bool = True) -> str:
     >>> del os.environ["LOCAL_WORLD_SIZE"]
     """
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    processes = int(local) if local.isdecimal() else environment_world_size()
+    processes = int(local) if local.isdecimal() and len(local) < 10 else environment_world_size()
     return "cpu:gloo,cuda:nccl" if has_nccl and gpus >= processes else "gloo"
 
 

@@ -241,8 +241,8 @@ def read_sample(path: Path) -> SampleFile:
         raise DataError(f"{path} is not a .csv, .tsv or .txt file. Pass the competition's sample submission.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pd.errors.ParserWarning)  # about rows that are refused below
-        read_table(path)  # raises if it is not a table
-    encoding, delimiter = detect_text_format(path)
+        note = read_table(path).attrs.get("note", "")  # raises if it is not a table
+    encoding, delimiter = detect_text_format(path, "cp1252" if "cp1252" in note else "")
     columns, *rows = parse_csv(path, encoding, delimiter)
     if bad := next((number for number, row in enumerate(rows, 1) if len(row) != len(columns)), 0):
         raise DataError(

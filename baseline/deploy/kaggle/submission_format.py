@@ -19,7 +19,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from baseline.data.labels import SEPARATOR, order_classes, split_labels
+from baseline.data.labels import SEPARATOR, is_whole_number, order_classes, split_labels
 from baseline.errors import DataError, quoted_list, unknown_name
 
 __all__ = ["FORMATS", "GIVEN", "ClassNaming", "SubmissionFormat", "detect_format", "format_predictions"]
@@ -339,7 +339,7 @@ def positive_class(column: str, classes: Sequence[str], candidates: Namings) -> 
 
 def numbered_naming(classes: Sequence[str], names: Sequence[str]) -> Iterator[ClassNaming]:
     """Yield a naming by alphabetical position, if all names are whole numbers in that range."""
-    if not names or not all(re.fullmatch(r"\d+", name) for name in names):
+    if not names or not all(map(is_whole_number, names)):
         return
     numbers = {int(name) for name in names}
     first = int(0 not in numbers and len(classes) in numbers)

@@ -162,8 +162,8 @@ def create_app(
         Route("/", handlers.page),
         Route("/serve.css", handlers.style),
         Route("/serve.js", handlers.script),
-        Route("/examples/{number:int}", handlers.example),
-        Route("/examples/{number:int}/small", handlers.small_example),
+        Route("/examples/{number}", handlers.example),
+        Route("/examples/{number}/small", handlers.small_example),
         Route("/predict", handlers.predict, methods=["POST"]),
         Route("/gradcam", handlers.gradcam, methods=["POST"]),
         Route("/health", handlers.health),
@@ -409,10 +409,10 @@ class Routes:
         return Response(self._example(request).small, media_type="image/jpeg")
 
     def _example(self, request: Request) -> Example:
-        number = request.path_params["number"]
-        if number >= len(self.examples):
+        numbers = {str(number): example for number, example in enumerate(self.examples)}
+        if (number := request.path_params["number"]) not in numbers:
             raise HTTPException(404, "There is no such example.")
-        return self.examples[number]
+        return numbers[number]
 
 
 def _static_response(media_type: str, content: str) -> Any:

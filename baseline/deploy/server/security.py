@@ -154,7 +154,8 @@ class SecurityMiddleware:
         if origin is not None and not self._is_own_page(origin, host):
             return HTTPException(403, "Pages of other sites may not use this server, except those of --allow-origin.")
         length = headers.get("content-length", "0")
-        return self.too_large_error() if not length.isdecimal() or int(length) > self.limits.bytes else None
+        fits = re.fullmatch(r"\d{1,18}", length) and int(length) <= self.limits.bytes
+        return None if fits else self.too_large_error()
 
     def _is_own_page(self, origin: str, host: str) -> bool:
         """Whether a page is ours, or of an allowed origin; behind a proxy, it may use one of our names while the proxy
