@@ -154,5 +154,5 @@ def test_gradients_of_a_device_that_gloo_does_not_know_are_averaged_on_the_cpu(m
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: devices.append(tensor.device.type))
     with FakeTensorMode():
         distributed.all_reduce_mean([torch.empty(2, 3, device="meta"), torch.empty(4, device="meta")])
-    distributed.all_reduce_mean([torch.ones(2)])
-    assert devices == ["cpu", "cpu"]
+    distributed.all_reduce_mean([ones := torch.ones(2)])
+    assert devices == ["cpu", "cpu"] and ones.tolist() == [0.5, 0.5]  # half of the sum, which stays that of one process

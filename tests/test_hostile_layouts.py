@@ -125,7 +125,7 @@ def test_names_of_very_many_parts_are_refused_in_time(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", ["²", "9" * 5000, "9" * 400, "٣"])
 def test_numbers_that_python_cannot_convert_are_names(number: str, folder: Path) -> None:
-    labels = [label.replace("dog", number) for label in CLASSES]
+    labels = ["7" if label == "cat" else number for label in CLASSES]
     frame = pd.DataFrame({"image": NAMES, "label": labels, "fold": [number, number, "0", "0"] * 2})
     frame.to_csv(folder / "labels.csv", index=False)
     table = baseline.image_table(folder)
@@ -192,16 +192,15 @@ def of_type(kind: str, values: list[Any], *arguments: Any) -> Any:
 @pytest.mark.parametrize(
     "columns",
     [
-        lambda: {"features": {"names": 5}},
-        lambda: {"features": {"names": [["a"], {"b": 1}]}},
-        lambda: {"features": {"names": [None, None]}},
+        lambda: {"features": {"names": 5}, "label": ["0", "1"] * 4},
+        lambda: {"features": {"names": [["a"], {"b": 1}]}, "label": ["0", "1"] * 4},
+        lambda: {"features": {"names": [None, None]}, "label": ["0", "1"] * 4},
         lambda: {"features": {"names": ["a", "b"]}, "label": ["²", "1"] * 4},
         lambda: {"features": {"names": ["a", "b"]}, "label": ["9" * 5000, "1"] * 4},
-        lambda: {"file": ["../../etc/passwd"] * 8},
         lambda: {"label": [[b"\xff"], [b"\xfe"]] * 4},
         lambda: {"label": of_type("decimal128", [1, 2] * 4, 5)},
     ],
-    ids=["names 5", "nested names", "null names", "code ²", "code 9...", "file", "nested", "decimal"],
+    ids=["names 5", "nested names", "null names", "code ²", "code 9...", "nested", "decimal"],
 )
 def test_odd_columns_beside_images_are_used(columns: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", **columns())
@@ -219,7 +218,7 @@ def test_odd_columns_beside_images_are_used(columns: Callable[[], dict[str, Any]
         lambda: {"label": of_type("date32", [2**31 - 1, 0] * 4)},
         lambda: {"label": of_type("timestamp", [0, 1] * 4, "s", "No/Where")},
         lambda: {"label": of_type("binary", [b"\xff", b"\xfe"] * 4).view("string")},
-        lambda: {"image": IMAGES[:0], "label": of_type("string", [])},
+        lambda: {"image": of_type("binary", []), "label": of_type("string", [])},
     ],
     ids=["text", "number", "list", "null", "duration", "date", "zone", "UTF-8", "no rows"],
 )
