@@ -13,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
 from commands import call
 
 import baseline
+from baseline.cli.app import app_for
 from baseline.cli.doctor import find_cautions
 from baseline.cli.options import parse_target
 from baseline.cli.stage_options import StageOptions
@@ -107,6 +109,14 @@ def test_a_misspelled_option_gets_the_options_that_may_be_meant(images: Path) ->
     assert ended.returncode == 2 and line.startswith("baseline: No such option") and not Path("runs").exists()
     assert re.search(r" '?--epoch'?\W+(Possible options|Did you mean one of): '?--arch'?, '?--epochs'?\??\)", line)
     assert line.endswith("). See baseline run --help.")
+
+
+def test_only_the_command_that_was_asked_for_is_built() -> None:
+    def built(*args: str) -> set[str]:
+        return set(typer.main.get_command(app_for([*args])).commands)  # type: ignore[attr-defined]
+
+    assert built("doctor", "--help") == {"doctor"} and built("train", "images") == {"train"}
+    assert built() == built("--help") == built("rnu") == built("--version", "doctor") > {"doctor", "train", "run"}
 
 
 def test_help_has_examples_everywhere() -> None:

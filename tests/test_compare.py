@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,15 @@ def test_a_real_difference_is_said_with_how_sure_it_is(done: baseline.Baseline, 
     seed = altered(done, tmp_path / "seed", big(0.9), lambda told: told["recipe"].update(seed=8))
     words = compare_runs([one, seed]).sentences[0]
     assert ": inconclusive (p < 0.001)" in words and "differ in the seed only" in words
+
+
+def test_two_runs_are_compared_without_torch_and_scipy(done: baseline.Baseline) -> None:
+    """Their imports take longer than the comparison."""
+    code = (
+        "import sys; from baseline import compare_runs; compare_runs([sys.argv[1]] * 2); "
+        "assert not {'torch', 'fastai', 'scipy', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(done.folder)], check=True)
 
 
 def test_many_comparisons_are_held_to_more(done: baseline.Baseline, tmp_path: Path) -> None:

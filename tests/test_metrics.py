@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit, softmax
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
@@ -26,7 +26,7 @@ from baseline.evaluation.details.reliability import ece_interval
 from baseline.evaluation.details.summary import BootstrapSums
 from baseline.evaluation.explain import explain
 from baseline.evaluation.label_errors import flag_labels, suspect_labels
-from baseline.evaluation.significance import holm_correction, paired_statistics, tango_interval
+from baseline.evaluation.significance import binomial_tail, holm_correction, paired_statistics, tango_interval
 from baseline.evaluation.thresholds import choose_thresholds
 from baseline.metrics.predictions import Predictions
 from baseline.metrics.probability.ranking import one_vs_rest_metrics
@@ -534,6 +534,11 @@ def test_mcnemar_counts_only_discordant_images() -> None:
     same = paired_test(one, one)
     assert (same["p"], same["p_exact"], same["beyond_noise"]) == (1.0, 1.0, False)
     assert same["interval"] == pytest.approx((-0.037, 0.037), abs=1e-3)  # z² / (n + z²)
+
+
+@pytest.mark.parametrize(("fewer", "trials"), [(0, 0), (0, 1), (3, 6), (2, 9), (480, 1000), (9800, 20_000), (5, 3000)])
+def test_the_exact_p_is_scipys(fewer: int, trials: int) -> None:
+    assert 2 * binomial_tail(fewer, trials) == pytest.approx(2 * binom.cdf(fewer, trials, 0.5), rel=1e-10)
 
 
 def test_with_groups_the_bootstrap_decides() -> None:

@@ -35,7 +35,7 @@ NUMBERS = {"integer": "a whole number", "number": "a number", "float": "a number
 def describe_usage_error(error: Any) -> str:
     """Return the line for an error of click; empty if it has no message because the help was printed."""
     context = getattr(error, "ctx", None)
-    path = context.command_path if context else "baseline"
+    path, command = (context.command_path, context.command) if context else ("baseline", None)
     message = re.sub(r"(Did you mean .+?\?) \1", r"\1", error.format_message())  # of Typer and of click
     message = re.sub(
         r"Input should be a valid integer\b.*|'.*' is not a valid integer\b.*", "needed: a whole number", message
@@ -43,17 +43,17 @@ def describe_usage_error(error: Any) -> str:
     message = re.sub(r"Input should be a valid number\b.*", "needed: a number", message).rstrip(".")
     if not message:
         return ""
-    if message.startswith("Missing ") and (example := EXAMPLE.search(getattr(context.command, "help", "") or "")):
+    if message.startswith("Missing ") and (example := EXAMPLE.search(getattr(command, "help", "") or "")):
         message += f", as in {path} {example[1]}"
     elif message.startswith("Got unexpected extra argument"):
         message = re.sub(rf"\((.{{{MAX_LISTED}}}).+\)$", r"(\1...)", message)
         message += ". Put a path with spaces in quotes, and pass a folder instead of a pattern such as images/*"
-    elif command := re.fullmatch(r"No such command '(.+)'", message):
-        if Path(command[1]).exists() or command[1] in recipe_names():
-            message += f". To train on it: {path} run {command[1]}"
+    elif name := re.fullmatch(r"No such command '(.+)'", message):
+        if Path(name[1]).exists() or name[1] in recipe_names():
+            message += f". To train on it: {path} run {name[1]}"
     elif message.startswith("No such option"):
         typed = str(getattr(error, "option_name", ""))
         meant = OTHER_NAMES.get(typed, "")
-        if any(meant in param.opts for param in context.command.params):
+        if any(meant in param.opts for param in getattr(command, "params", ())):
             message = f"No such option: {typed}. Did you mean {meant}?"
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help."
