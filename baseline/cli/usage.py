@@ -25,7 +25,6 @@ MAX_LISTED = 60
 EXAMPLE = re.compile(r"^\s*baseline \S+ (.+?)(?:\s{2,}#.*)?$", re.MULTILINE)
 """A command in the help of a command, without its name and the comment behind it."""
 
-
 NOT_A_NUMBER = re.compile(r"(?:Input should be a valid (integer|number)|'.*' is not a valid (integer|float))\b.*")
 """How pydantic and click say that a value is no number."""
 
@@ -37,10 +36,7 @@ def describe_usage_error(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path, command = (context.command_path, context.command) if context else ("baseline", None)
     message = re.sub(r"(Did you mean .+?\?) \1", r"\1", error.format_message())  # of Typer and of click
-    message = re.sub(
-        r"Input should be a valid integer\b.*|'.*' is not a valid integer\b.*", "needed: a whole number", message
-    )
-    message = re.sub(r"Input should be a valid number\b.*", "needed: a number", message).rstrip(".")
+    message = NOT_A_NUMBER.sub(lambda match: f"needed: {NUMBERS[match[1] or match[2]]}", message).rstrip(".")
     if not message:
         return ""
     if message.startswith("Missing ") and (example := EXAMPLE.search(getattr(command, "help", "") or "")):
