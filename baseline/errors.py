@@ -6,18 +6,18 @@ one line that says what is, what was needed and what to do. The command line pri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -74,6 +74,14 @@ class BaselineError(Exception):
         message = FASTAI_PREFIX.sub("", super().__str__())
         return shorten_runs(escape_controls(message).replace("\n", "\\n").replace("\t", "\\t"))
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython and notebooks show: the lines of the caller that led here, and the message."""
+        inside = (str(Path(__file__).parent), contextlib.__file__)
+        frames = traceback.extract_tb(self.__traceback__)
+        callers = takewhile(lambda frame: not frame.filename.startswith(inside), frames)
+        lines = [f"line {frame.lineno}: {frame.line}" for frame in callers if frame.name != "run_code"]
+        return [*lines, f"{type(self).__name__}: {self}"]
+
 
 class RecipeError(BaselineError, ValueError):
     """A recipe, or an option that changes one, is invalid."""
@@ -105,7 +113,7 @@ class OutputError(BaselineError, OSError):
     """Results cannot be written, or a finished run cannot be read."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def system_errors(*, of_any_code: bool = False) -> Iterator[None]:
     """Turn errors of the operating system, and names that are not UTF-8, into errors of one line.
 
@@ -149,7 +157,7 @@ PACKAGE_FOLDER, STANDARD_FOLDER = Path(__file__).parent, Path(os.__file__).paren
 
 def _is_of_package(error: BaseException) -> bool:
     """Return whether the innermost code that raised an error, apart from other libraries, is this package's."""
-    for frame, _ in reversed([*walk_tb(error.__traceback__)]):
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(PACKAGE_FOLDER):
             return True

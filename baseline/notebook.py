@@ -70,7 +70,13 @@ class NotebookOutput:
             self._handle.update(data, raw=True)
 
     def html(self, line: str) -> str:
-        """Return the output with this line."""
+        """Return the output with this line; nothing is to be opened before the first line that is kept.
+
+        >>> print(NotebookOutput().html("predicting: 8 of 8"))
+        <div>predicting: 8 of 8</div>
+        """
+        if not self.lines:
+            return f"<div>{escape(line)}</div>"
         lines = escape("\n".join(self.lines))
         return f'<details><summary>{escape(line)}</summary><pre style="margin:0">{lines}</pre></details>'
 
@@ -105,24 +111,23 @@ def _href(file: Path) -> str:
         return file.absolute().as_uri()
 
 
-def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of text as HTML. Numbers and other short cells are to the right and stay on one line."""
-    lines = "".join(_row("td", row) for row in rows)
-    return f'<div style="overflow-x:auto"><table style="margin:.4em 0">{_row("th", headings)}{lines}</table></div>'
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of text as HTML. Columns of numbers and other short cells are to the right, and do not wrap."""
+    short = [number > 0 and max(map(len, cells)) <= MAX_SHORT_CELL
+             for number, cells in enumerate(zip(headings, *rows, strict=True))]  # fmt: skip
+    lines = "".join(_row("td", row, short) for row in rows)
+    return (
+        f'<div style="overflow-x:auto"><table style="margin:.4em 0">{_row("th", headings, short)}{lines}</table></div>'
+    )
 
 
-def _row(tag: str, cells: Sequence[str]) -> str:
+def _row(tag: str, cells: Sequence[str], short: Sequence[bool]) -> str:
+    align = {True: "text-align:right;white-space:nowrap", False: "text-align:left"}
     texts = (
-        f'<{tag} style="color:inherit;{_alignment(column, cell)}">{escape(cell)}</{tag}>'
-        for column, cell in enumerate(cells)
+        f'<{tag} style="color:inherit;{align[is_short]}">{escape(cell)}</{tag}>'
+        for cell, is_short in zip(cells, short, strict=True)
     )
     return f"<tr>{''.join(texts)}</tr>"
-
-
-def _alignment(column: int, cell: str) -> str:
-    if column and len(cell) <= MAX_SHORT_CELL:
-        return "text-align:right;white-space:nowrap"
-    return "text-align:left"
 
 
 def score_intervals(metrics: Mapping[str, Any], tta: bool) -> list[tuple[str, float, float, float]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,31 @@ def test_a_comparison_shows_every_run(done: baseline.Baseline, tmp_path: Path) -
     shown = result._repr_html_()
     check_html(shown)
     assert result.sentences[0] in shown and shown.count("<circle") == 2 and "calibration error" in shown
+    assert shown.count("report.html</a>") == 2
+
+
+def test_a_heading_is_above_the_text_of_its_column() -> None:
+    rows = [["a", "12", "a long sentence that says what is there", "1"], ["b", "3", "short", "2"]]
+    cells = re.findall(r"text-align:(left|right)", text_table(["finding", "images", "details", "p"], rows))
+    assert cells == 3 * ["left", "right", "left", "right"]
+
+
+def test_progress_without_lines_cannot_be_opened() -> None:
+    output = NotebookOutput()
+    assert output.html("predicting: 8 of 8") == "<div>predicting: 8 of 8</div>"
+    output.lines.append("reading images")
+    assert "<details" in output.html("predicting: 8 of 8")
+
+
+def test_an_error_is_its_message_and_the_line_of_the_cell() -> None:
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    with redirect_stdout(io.StringIO()) as printed:
+        shell.run_cell("import baseline\nread = lambda: baseline.image_table('nowhere')\nread()")
+    message, shown = "DataError: There is no folder or file", re.sub(r"\x1b\[[\d;]*m", "", printed.getvalue())
+    assert message in shown and shown.strip().splitlines()[:2] == [
+        "line 3: read()", "line 2: read = lambda: baseline.image_table('nowhere')"
+    ]  # fmt: skip
+    assert len(shown.strip().splitlines()) == 3
 
 
 def test_a_ladder_and_a_curve_show_their_charts(tmp_path: Path) -> None:
@@ -166,7 +193,11 @@ def test_the_notebooks_run_and_nothing_in_them_is_noise(images: Path, kaggle: Pa
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    environment = {"IMAGES": str(images), "BASELINE_KAGGLE": str(kaggle)}
+    for file in images.glob("*/*.jpg"):
+        folder = tmp_path / "images" / ("val" if file.stem < "06" else "train") / file.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    environment = {"IMAGES": str(tmp_path / "images"), "BASELINE_KAGGLE": str(kaggle)}
     root = f"from pathlib import Path\nroot = Path({str(kaggle)!r})"
     cells: list[Any] = [SETUP.format(environment=environment, folder=str(tmp_path)), root]
     for name in ("kaggle_kernel", "ants_bees", "own_model"):

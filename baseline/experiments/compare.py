@@ -84,7 +84,8 @@ class Comparison:
         chart = interval_chart(rows, "accuracy of each run, with 95% confidence intervals")
         table = self.as_text()
         first, *others = self.sentences
-        return card(first, [chart, text_table(table.headings, table.rows)], others)
+        reports = [Path(row["run"]) / "report.html" for row in _records(self.table)]
+        return card(first, [chart, text_table(table.headings, table.rows)], others, reports)
 
 
 def compare_runs(
