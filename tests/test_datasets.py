@@ -34,6 +34,7 @@ from baseline.data.sources.download import NpmPackage
 from baseline.errors import DataError, OutputError
 from baseline.files import cache_home
 from baseline.progress import Progress
+from baseline.system import lock_file
 from baseline.vision import weights_download
 
 REAL_CIFAR10 = REAL / "cifar10" / "images.tar.xz"
@@ -314,6 +315,19 @@ def test_complete_cache_is_used_without_writing(tmp_path: Path, monkeypatch: pyt
     before = tree(cache)
     assert dataset("tiny10", progress=recorder) == root == cache / "tiny10"
     assert tree(cache) == before and recorder.lines == [f"data: cache {root}: 8 images in {root}"]
+
+
+def test_what_a_killed_process_left_beside_a_complete_dataset_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    root = filled(monkeypatch, tmp_path)
+    (cache / ".tiny10.tmp-abc").mkdir()
+    (cache / ".tiny10.tmp-abc" / "tiny10.tgz").touch()
+    with lock_file(cache / ".tiny10.lock"):  # of a process that unpacks
+        assert dataset("tiny10") == root
+        assert (cache / ".tiny10.tmp-abc" / "tiny10.tgz").exists()
+    assert dataset("tiny10") == root
+    assert not (cache / ".tiny10.tmp-abc").exists()
 
 
 def test_a_cache_filled_before_images_were_named_so_is_still_trusted(

@@ -146,11 +146,10 @@ def test_numbers_that_python_cannot_convert_are_names(number: str, folder: Path)
         "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(25)) + "names: [*a24, b]",
         "names: &a {0: *a, 1: b}",
         "names: " + "[" * 100_000,
-        "names: [" + "a, " * 100_000 + "]",
         "names: {" + "9" * 5000 + ": a, 1: b}",
         "names: {[]: a}",
     ],
-    ids=["timestamp", "aliases", "circle", "nested", "many", "digits", "key"],
+    ids=["timestamp", "aliases", "circle", "nested", "digits", "key"],
 )
 def test_class_names_in_yaml_are_texts(text: str, folder: Path) -> None:
     for number in range(8):

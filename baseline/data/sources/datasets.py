@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -183,6 +183,7 @@ def from_cache(info: Dataset, progress: Progress, failures: list[str]) -> Path |
     if problem:
         _log_failure(f"cache {_shorten_home(folder)}", problem, progress, failures)
         return None
+    remove_leftovers(info)
     _log_success(info, folder, f"cache {_shorten_home(folder)}", progress)
     return folder
 
@@ -414,6 +415,7 @@ def import_to_cache(info: Dataset, material: Path, source: str, progress: Progre
             if cache_problem(info, target):
                 with temporary_folder(info) as work:
                     return build_cache_folder(info, material, target, work, source, progress)
+    remove_leftovers(info)
     _log_success(info, target, f"{source}, already unpacked", progress)
     return target
 
@@ -478,6 +480,15 @@ def lock_dataset(info: Dataset, progress: Progress) -> Iterator[None]:
         for leftover in folder.glob(f".{info.name}.tmp-*"):  # only the lock's holder creates these, so no one uses them
             shutil.rmtree(leftover, ignore_errors=True)
         yield
+
+
+def remove_leftovers(info: Dataset) -> None:
+    """Remove the temporary folders of killed processes beside a complete dataset, unless one that runs has them."""
+    folder = cache_home() / "datasets"
+    if leftovers := list(folder.glob(f".{info.name}.tmp-*")):
+        with suppress(OSError), lock_file(folder / f".{info.name}.lock"):
+            for leftover in leftovers:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
