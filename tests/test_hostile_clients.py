@@ -153,6 +153,10 @@ def test_a_decoder_that_never_ends_or_crashes_delays_no_other_image(
         for _ in range(2):
             assert client.post("/predict", files=small).status_code == 200
         assert first not in decoder_processes()
+        deadline = time.monotonic() + 60
+        while len(decoder_processes()) != 2 and time.monotonic() < deadline:  # one for large images, and a new one
+            time.sleep(0.05)
+        assert len(decoder_processes()) == 2
     while decoder_processes():
         time.sleep(0.05)
 

@@ -123,7 +123,7 @@ def test_names_of_very_many_parts_are_refused_in_time(folder: Path) -> None:
     assert time.process_time() - start < 2, "almost four"
 
 
-@pytest.mark.parametrize("number", ["²", "9" * 5000, "9" * 400, "٣"])
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
 def test_numbers_that_python_cannot_convert_are_names(number: str, folder: Path) -> None:
     labels = ["7" if label == "cat" else number for label in CLASSES]
     frame = pd.DataFrame({"image": NAMES, "label": labels, "fold": [number, number, "0", "0"] * 2})
