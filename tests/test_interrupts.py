@@ -89,6 +89,22 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_an_interrupt() -> No
     assert (ended.returncode, ended.stderr.strip()) == (143, "")
 
 
+EXECUTED = """
+import os, signal, time
+from baseline.cli import app
+app.app = lambda **_: exec("os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)")
+app.run_process()
+"""
+
+
+def test_the_exit_code_names_a_signal_that_comes_while_text_is_executed(tmp_path: Path) -> None:
+    (tmp_path / "executed.py").write_text(EXECUTED)  # a module, as Python ends a script with another code
+    ended = subprocess.run(
+        [sys.executable, "-m", "executed"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (129, "")
+
+
 def test_an_interrupt_while_the_command_line_is_imported_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: str) -> None:
         raise KeyboardInterrupt

@@ -129,8 +129,12 @@ def run_process() -> None:
 
 
 def skip_teardown(codes: list[int]) -> None:
-    """Exit with the code of a command that has loaded torch, whose objects Python would take down for two seconds."""
-    if codes and "torch" in sys.modules:
+    """Exit with the code of a command that has loaded torch, whose objects Python would take down for two seconds.
+
+    A process that was interrupted exits here, too: if the interrupt came in an `exec`, such as that of a dataclass,
+    Python would end it with SIGINT, whichever signal it was.
+    """
+    if codes and ("torch" in sys.modules or is_interrupted()):
         with suppress(OSError, ValueError):  # a stream that is full or closed, as at any exit
             sys.stdout.flush()
             sys.stderr.flush()
