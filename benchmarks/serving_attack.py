@@ -127,9 +127,13 @@ class Attack:
         start = time.perf_counter()
         for _ in itertools.count():
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-            connection.request("POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=x"})
-            answer = connection.getresponse()
-            content = answer.read()
+            try:
+                connection.request("POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=x"})
+                answer = connection.getresponse()
+                content = answer.read()
+            except OSError as error:  # such as no answer in time, which counts as well
+                self.answers["honest"][type(error).__name__] += 1
+                return
             self.answers["honest"][str(answer.status)] += 1
             if answer.status != 503 or self.stopped.wait(float(answer.headers["Retry-After"])):
                 break
