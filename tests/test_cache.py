@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,27 @@ def test_damaged_entry_is_removed_and_never_used(tmp_path: Path, damage: str) ->
         (folder / "facts.json").write_text("{" if damage == "facts" else "{}")
     assert cache.get(KEY) is None and not folder.exists()
     assert len(progress.lines) == 1 and "damaged" in progress.lines[0]
+    store(cache, KEY)
+    assert (cache.get(KEY) == 7).all()
+
+
+@pytest.mark.parametrize("shape", [[-1, 2], [10**400, 1], [2**63, 1]])
+def test_an_entry_of_an_impossible_shape_is_damaged(shape: list[int], tmp_path: Path) -> None:
+    cache = ArrayCache(1, folder=tmp_path)
+    store(cache, KEY)
+    facts = cache.entry_path(KEY) / "facts.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"shape": shape}))
+    assert cache.get(KEY) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_in_an_entry_is_not_waited_for(tmp_path: Path) -> None:
+    cache = ArrayCache(1, folder=tmp_path)
+    store(cache, KEY)
+    data = cache.entry_path(KEY) / "data"
+    data.unlink()
+    os.mkfifo(data)
+    assert not cache.has(KEY) and cache.get(KEY) is None
     store(cache, KEY)
     assert (cache.get(KEY) == 7).all()
 

@@ -69,7 +69,7 @@ class ArrayCache:
             facts = parse_json(read_text(folder / "facts.json"))
             array = np.memmap(folder / "data", facts["dtype"], "c", shape=tuple(facts["shape"]))
             is_intact = facts["checksums"] == block_checksums(array)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             is_intact = False
         if not is_intact:
             self.progress.log(f"cache: {folder} is damaged; it is removed and computed again")
@@ -80,7 +80,7 @@ class ArrayCache:
 
     def has(self, key: Mapping[str, Any]) -> bool:
         """Whether there is an entry for the key; it is not verified."""
-        return bool(self.max_bytes) and (self.entry_path(key) / "facts.json").is_file()
+        return bool(self.max_bytes) and all((self.entry_path(key) / file).is_file() for file in ("facts.json", "data"))
 
     @contextmanager
     def lock(self, key: Mapping[str, Any]) -> Iterator[None]:
