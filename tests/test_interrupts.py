@@ -92,7 +92,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_an_interrupt() -> No
 EXECUTED = """
 import os, signal, time
 from baseline.cli import app
-app.app = lambda **_: exec("os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)")
+app.app_for = lambda _: lambda **_: exec("os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)")
 app.run_process()
 """
 

@@ -67,7 +67,7 @@ def test_logistic_regression_is_that_of_scikit_learn(classes: int, strength: flo
     standardized = ((values - solution.mean) / solution.scale).double().numpy()
     expected = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(standardized, targets.numpy())
     probabilities = solution.logits(values).softmax(1).numpy()
-    assert np.abs(probabilities - expected.predict_proba(standardized)).max() < 1e-3
+    assert np.abs(probabilities - expected.predict_proba(standardized)).max() < 2e-4
     assert solution.loss == pytest.approx(
         -np.log(probabilities[np.arange(600), targets.numpy()].astype(float)).mean(), rel=1e-4
     )
@@ -180,7 +180,7 @@ def test_a_fine_tune_that_makes_things_worse_is_not_kept(images: Path, no_page: 
         images, "default", out=tmp_path / "run", progress=Progress(), stages=stages, presets={}, **TINY
     )
     best = result.history.epochs.set_index("stage")["best"]
-    assert best[1] and not best[2]
+    assert best[1] and not best.get(2, False)  # it may also have been given up in its first epoch
     alone = make_baseline(
         images, "default", out=tmp_path / "alone", progress=Progress(), stages=stages[:1], presets={}, **TINY
     )

@@ -334,15 +334,13 @@ def numeric_environment() -> dict[str, str]:
     """Return the versions and the hardware that numerical results depend on."""
     from fastai.torch_core import default_device
 
-    from baseline.recipe.auto import resolve_frozen_precision
     from baseline.system import bfloat16_instructions, is_intel_cpu, package_versions
 
-    units = bfloat16_instructions()
+    vendor = " of Intel" if is_intel_cpu() else ""  # whose precision is another without AMX
     return {
         **package_versions(),
         "device": default_device().type,
-        "bfloat16": " and ".join(units) or "no instructions",
-        "frozen_precision": resolve_frozen_precision("auto", "cpu", units, is_intel_cpu())[0],
+        "bfloat16": (" and ".join(bfloat16_instructions()) or "no instructions") + vendor,
     }
 
 
