@@ -23,7 +23,7 @@ from PIL import Image, ImageFile
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
-from baseline.deploy.server import predictor
+from baseline.deploy.server import decoder, predictor
 from baseline.deploy.server.app import check_json, create_app
 from baseline.deploy.server.decoder import DecodeJob, DecoderPool, ImageRefused
 from baseline.deploy.server.predictor import Limits
@@ -180,6 +180,22 @@ def test_an_image_whose_decoder_ends_is_decoded_again_once(images: Path) -> None
     pool.close()
     while decoder_processes():
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list processes")
+def test_a_decoder_that_starts_while_the_server_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(decoder.Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            pool.close()
+
+    monkeypatch.setattr(decoder, "Decoder", Slow)
+    while decoder_processes():  # those of another test
+        time.sleep(0.05)
+    pool = DecoderPool(1)
+    pool.warm_up()
+    pool.threads.shutdown()
+    assert not decoder_processes()
 
 
 MEMORY = """

@@ -25,7 +25,9 @@ MAX_LISTED = 60
 EXAMPLE = re.compile(r"^\s*baseline \S+ (.+?)(?:\s{2,}#.*)?$", re.MULTILINE)
 """A command in the help of a command, without its name and the comment behind it."""
 
-NOT_A_NUMBER = re.compile(r"(?:Input should be a valid (integer|number)|(?<=: )'.*' is not a valid (integer|float))\b.*")
+NOT_A_NUMBER = re.compile(
+    r"(?:Input should be a valid (integer|number)|(?<=: )'.*' is not a valid (integer|float))\b.*"
+)
 """How pydantic and click say that a value is no number."""
 
 NUMBERS = {"integer": "a whole number", "number": "a number", "float": "a number"}

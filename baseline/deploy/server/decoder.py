@@ -112,7 +112,9 @@ class DecoderPool:
 
     def _start(self) -> None:
         if not self.is_closed:
-            self.processes[threading.get_ident()] = Decoder()
+            self.processes[threading.get_ident()] = decoder = Decoder()
+            if self.is_closed:  # meanwhile
+                decoder.close()
 
     def _decode(self, job: DecodeJob, content: bytes) -> Decoded | None:
         """Return the decoded image; None if it is large and the job does not include these, or if the time is up.
@@ -162,7 +164,7 @@ class Decoder:
         timer = threading.Timer(job.seconds, self._end)
         timer.start()
         answer = None
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # it has ended, or its pipes were closed
             write_message(self.stdin, asdict(job), content)
             answer = read_message(self.stdout)
         timer.cancel()
