@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvicorn
 from commands import call
-from decoders import decoder_processes
+from decoders import decoder_processes, wait_until_none_runs
 from PIL import Image, ImageFile
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
@@ -141,8 +141,7 @@ def test_a_decoder_that_never_ends_or_crashes_delays_no_other_image(
     tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"image": (images / "ants" / "00.jpg").read_bytes()}
-    while decoder_processes():  # those of another test
-        time.sleep(0.05)
+    wait_until_none_runs()  # those of another test
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # with two, an image may meet the first before it is idle
     monkeypatch.setattr(predictor, "SMALL_SECONDS", 60)
     with TestClient(create_app(tiny, limits=Limits(seconds=300)), base_url="http://localhost") as client:
@@ -157,15 +156,13 @@ def test_a_decoder_that_never_ends_or_crashes_delays_no_other_image(
         while len(decoder_processes()) != 2 and time.monotonic() < deadline:  # one for large images, and a new one
             time.sleep(0.05)
         assert len(decoder_processes()) == 2
-    while decoder_processes():
-        time.sleep(0.05)
+    wait_until_none_runs()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list processes")
 def test_an_image_whose_decoder_ends_is_decoded_again_once(images: Path) -> None:
     content = (images / "ants" / "00.jpg").read_bytes()
-    while decoder_processes():  # those of another test
-        time.sleep(0.05)
+    wait_until_none_runs()  # those of another test
     pool = DecoderPool(1)
     pool.warm_up().result()
     (first,) = decoder_processes()
@@ -178,8 +175,7 @@ def test_an_image_whose_decoder_ends_is_decoded_again_once(images: Path) -> None
     with pytest.raises(ImageRefused, match="it ended the process"):
         pool.submit(ends_any_process, content).result()
     pool.close()
-    while decoder_processes():
-        time.sleep(0.05)
+    wait_until_none_runs()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list processes")
@@ -190,8 +186,7 @@ def test_a_decoder_that_starts_while_the_server_ends_is_ended(monkeypatch: pytes
             pool.close()
 
     monkeypatch.setattr(decoder, "Decoder", Slow)
-    while decoder_processes():  # those of another test
-        time.sleep(0.05)
+    wait_until_none_runs()  # those of another test
     pool = DecoderPool(1)
     pool.warm_up()
     pool.threads.shutdown()
