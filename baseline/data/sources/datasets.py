@@ -183,7 +183,7 @@ def from_cache(info: Dataset, progress: Progress, failures: list[str]) -> Path |
     if problem:
         _log_failure(f"cache {_shorten_home(folder)}", problem, progress, failures)
         return None
-    remove_leftovers(info)
+    remove_temporary_folders(info)
     _log_success(info, folder, f"cache {_shorten_home(folder)}", progress)
     return folder
 
@@ -415,7 +415,7 @@ def import_to_cache(info: Dataset, material: Path, source: str, progress: Progre
             if cache_problem(info, target):
                 with temporary_folder(info) as work:
                     return build_cache_folder(info, material, target, work, source, progress)
-    remove_leftovers(info)
+    remove_temporary_folders(info)
     _log_success(info, target, f"{source}, already unpacked", progress)
     return target
 
@@ -482,7 +482,7 @@ def lock_dataset(info: Dataset, progress: Progress) -> Iterator[None]:
         yield
 
 
-def remove_leftovers(info: Dataset) -> None:
+def remove_temporary_folders(info: Dataset) -> None:
     """Remove the temporary folders of killed processes beside a complete dataset, unless one that runs has them."""
     folder = cache_home() / "datasets"
     if leftovers := list(folder.glob(f".{info.name}.tmp-*")):
