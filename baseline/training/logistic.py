@@ -4,7 +4,8 @@ The objective is scikit-learn's: `strength` (its `C`) times the sum of the losse
 standardized features; intercepts are not penalized. L-BFGS minimizes it over all rows at once, on the features' device.
 Losses are float64, and so are the products of features and weights unless there are many: in float32, whose rounding
 hides small differences of the loss, the search may end far from the minimum. Probabilities differ from those of
-scikit-learn's `LogisticRegression` by less than 0.0002 (`tests/test_probe.py`).
+scikit-learn's `LogisticRegression` by less than 0.0002 (`tests/test_probe.py`), and with products in float32 by up to
+0.0015 (52,000 rows of 80 features of very different scales, strength 1).
 """
 
 from __future__ import annotations
