@@ -125,6 +125,7 @@ def cpu_info(field: str) -> set[str]:
 
 
 def is_intel_cpu() -> bool:
+    """Return whether the CPU is Intel's; False if the system does not name the vendor."""
     return "GenuineIntel" in {*cpu_info("vendor_id"), *platform.processor().split()}
 
 

@@ -28,8 +28,8 @@ BATCH_ROWS = 65_536
 """Number of rows per matrix product, which bounds the memory for logits."""
 
 PRECISE_VALUES = 4_000_000
-"""Maximum number of features of all rows that are multiplied in float64, which with more of them takes 3 to 5 times as
-long."""
+"""Maximum number of values, rows times features, that are multiplied in float64; with more, the fit would take 4 to 5
+times as long as in float32."""
 
 MAX_ITERATIONS = 1000
 

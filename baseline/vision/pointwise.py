@@ -1,7 +1,7 @@
 """Pointwise convolutions of a training step as matrix products in bfloat16, on CPUs with instructions for it.
 
 Weights, gradients, biases and everything between the products stay in float32, and so do all passes without gradients.
-Only AVX-512 BF16 was measured (`benchmarks/README.md`), not AMX.
+AVX-512 BF16 was measured (`benchmarks/README.md`), AMX was not.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class DecoderPool:
     def _start(self) -> None:
         if not self.is_closed:
             self.processes[threading.get_ident()] = decoder = Decoder()
-            if self.is_closed:  # meanwhile
+            if self.is_closed:  # since it was started
                 decoder.close()
 
     def _decode(self, job: DecodeJob, content: bytes) -> Decoded | None:
@@ -131,9 +131,8 @@ class DecoderPool:
                 self._start()
             decoder = self.processes[threading.get_ident()]
             try:
-                return decoder.ask(job, content)
-            except DecoderEnded:
-                continue
+                with suppress(DecoderEnded):
+                    return decoder.ask(job, content)
             finally:
                 if not decoder.is_running:
                     decoder.close()
