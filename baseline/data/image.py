@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -57,7 +58,7 @@ PIXEL_BYTES = 12
 """Bytes of memory per pixel of an image while it is decoded: three copies of four bytes."""
 
 
-PIXELS_VERSION = 3
+PIXELS_VERSION = 4
 """Version of the rules by which files become pixels; part of the keys of caches."""
 
 
@@ -97,11 +98,33 @@ def load_image(source: Any, size: int = 0, value_range: ValueRange = ()) -> Imag
 
 def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
     """Return the image as a square of `size` pixels: squeezed (`"squish"`), cropped (`"crop"`) or padded (`"pad"`)."""
+    width, height = image.size
     if resize == "crop":
-        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        side = min(image.size)
+        left, top = (width - side) / 2, (height - side) / 2
+        return resize_region(image, (size, size), (left, top, left + side, top + side))
     if resize == "pad":
+        longer = max(image.size)
+        image = resize_region(image, (round(width / longer * size), round(height / longer * size)))
         return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return resize_region(image, (size, size))
+
+
+def resize_region(
+    image: Image.Image, size: tuple[int, int], region: tuple[float, float, float, float] | tuple[()] = ()
+) -> Image.Image:
+    """Resize a region of an image (left, top, right, bottom; by default all of it) bicubically, its width first.
+
+    All versions of Pillow return the same pixels. In one call of `Image.resize`, Pillow 13 resizes the height first
+    where it is reduced much more than the width, earlier versions the width, and rounding in between differs.
+    """
+    left, top, right, bottom = region or (0, 0, *image.size)
+    margin = math.ceil(2 * max(1, (bottom - top) / size[1])) + 1  # more than the rows that bicubic weights reach
+    first, last = max(0, math.floor(top) - margin), min(image.height, math.ceil(bottom) + margin)
+    if last - first < image.height:
+        image = image.crop((0, first, image.width, last))
+    image = image.resize((size[0], image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height))
+    return image.resize(size, Image.Resampling.BICUBIC, (0, top - first, size[0], bottom - first))
 
 
 def load_square(

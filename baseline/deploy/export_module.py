@@ -24,15 +24,6 @@ PRECISION_BITS = 22
 """Number of fractional bits in the fixed-point weights with which Pillow resamples 8-bit images."""
 
 
-def resizes_height_first() -> bool:
-    """Whether the installed Pillow resizes the height first where it is reduced much more than the width."""
-    tall = Image.frombytes("L", (8, 60), bytes(255 * (number**2 % 7 < 3) for number in range(480)))
-    return tall.resize((4, 4)) == tall.resize((8, 4)).resize((4, 4))
-
-
-HEIGHT_FIRST = resizes_height_first()
-
-
 class ExportModule(nn.Module):
     """Map uint8 images, N x H x W x 3, upright RGB, to the probabilities of `Model.predict`, N x classes, float32.
 
@@ -83,37 +74,24 @@ class ExportModule(nn.Module):
 def pillow_resize(planes: Tensor, size: int, resize: str) -> Tensor:
     """Resize upright RGB images, N x 3 x H x W, exactly as `baseline.data.image.resize_image` does, to the last bit.
 
-    Both passes of Pillow are matrix products with its fixed-point weights, each rounded to 8 bits; in float64 they are
-    exact. Like Pillow, it resizes the width first, or from Pillow 13 on the height first where that is reduced much
-    more, which rounds differently.
+    Both passes of Pillow, the width first, are matrix products with its fixed-point weights, each rounded to 8 bits; in
+    float64 they are exact.
 
     Returns:
         N x 3 x size x size, float64, whole numbers from 0 to 255.
 
-    >>> from PIL import Image
+    >>> from baseline.data.image import Image, resize_image
     >>> noise = torch.randint(256, (40, 71, 3), dtype=torch.uint8)
     >>> ours = pillow_resize(noise.permute(2, 0, 1)[None], 32, "squish")[0].permute(1, 2, 0)
-    >>> theirs = Image.fromarray(noise.numpy()).resize((32, 32), Image.Resampling.BICUBIC)
+    >>> theirs = resize_image(Image.fromarray(noise.numpy()), 32, "squish")
     >>> bool((ours.numpy() == theirs).all())
     True
     """
     y, x = (torch.arange(side, dtype=torch.float64) for side in planes.shape[2:])
     height, width = y[-1] + 1, x[-1] + 1
     rows, columns = (source_region(*sides, size, resize) for sides in ((height, width), (width, height)))
-    operands = planes.double(), resize_weights(y, *rows, size), resize_weights(x, *columns, size).T
-    height_reduction, width_reduction = height - rows[2], width - columns[2]
-    if not HEIGHT_FIRST:
-        return resize_width_first(*operands)
-    height_first = (height_reduction > 0) & (height_reduction > 2 * width_reduction)
-    return torch.cond(height_first, resize_height_first, resize_width_first, operands)
-
-
-def resize_width_first(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return _round_to_uint8(rows @ _round_to_uint8(planes @ columns))
-
-
-def resize_height_first(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return _round_to_uint8(_round_to_uint8(rows @ planes) @ columns)
+    columns_resized = _round_to_uint8(planes.double() @ resize_weights(x, *columns, size).T)
+    return _round_to_uint8(resize_weights(y, *rows, size) @ columns_resized)
 
 
 def source_region(side: Tensor, other: Tensor, size: int, resize: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
