@@ -142,9 +142,9 @@ def export(
         out: the file, or a folder for it; default: `NAME.onnx` in the working directory.
         images: images to compare the two on, as `baseline predict` takes them; default: the model folder's golden
             inputs.
-        size: `"any"` accepts images of any size and resizes them inside exactly as the installed Pillow does, to the
-            last bit; `"fixed"` accepts squares of the model's size only, and needs neither float64 nor conditionals
-            inside, except for the mean over views.
+        size: `"any"` accepts images of any size and resizes them inside exactly as `predict` does, to the last bit;
+            `"fixed"` accepts squares of the model's size only, and needs no float64 inside, except for the mean over
+            views.
         tta: average over the views of the run's evaluation (test-time augmentation, TTA), for which the temperature
             was fitted; if false, use the plain image alone, at a fraction of the cost.
         int8: quantize weights and activations of convolutions and matrix products to 8 bits; ranges are measured on a
