@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance
 import baseline
 from baseline import Progress, Recipe, audit, image_table, split
 from baseline.data.audit import duplicates, scan
+from baseline.data.audit.findings import collect_findings
 from baseline.data.audit.readable import find_leaks
 from baseline.errors import DataError, LeakError, RecipeError
 from baseline.files import cache_home
@@ -55,7 +56,9 @@ def test_exact_copies_across_splits_are_a_leak_and_strict_rejects_them(rich: Pat
     shutil.copy(rich / "train/ants/0.png", rich / "test/ants/copy.png")
     checked = audit(image_table(rich))
     assert checked.pairs[["kind", "leak", "conflict"]].to_numpy().tolist() == [["exact", True, False]]
-    assert "1 duplicate pair across splits, affecting 1 test image (20.0%)" in checked.findings["words"][0]
+    leak = checked.findings.iloc[0]
+    assert leak["words"] == "1 duplicate pair across splits, 1 byte-identical, affecting 1 test image (20.0%)"
+    assert leak["effect"] == "the score is too optimistic"
     with pytest.raises(LeakError, match=r"first .*copy\.png \(test\)") as raised:
         checked.raise_on_leaks()
     assert raised.value.exit_code == 3
@@ -76,7 +79,28 @@ def test_changed_copies_are_near_duplicates(rich: Path, change: str) -> None:
     changed.save(rich / "train/ants/other.jpg", quality=60)
     checked = audit(image_table(rich))
     assert checked.pairs[["kind", "leak", "conflict"]].to_numpy().tolist() == [["near", False, True]]
-    assert "conflict" in checked.findings["finding"].tolist()
+    conflict = checked.findings.set_index("finding").loc["conflict"]
+    assert conflict["effect"] == "either a label is wrong, or they only look alike"
+    assert conflict["answer"] == "review the labels"
+
+
+@pytest.mark.parametrize(("exact", "which"), [(1, "byte-identical pair"), (2, "pair")])
+def test_only_byte_identical_pairs_with_different_labels_are_called_mislabeled(exact: int, which: str) -> None:
+    images = pd.DataFrame({"path": list("abcd"), "label": ["ants", "bees"] * 2, "split": "test", "reason": ""})
+    pairs = pd.DataFrame({
+        "path": ["a", "c"], "other": ["b", "d"], "kind": ["exact", "exact" if exact == 2 else "near"],
+        "split": "test", "other_split": "test", "leak": False, "conflict": True,
+    })  # fmt: skip
+    finding, _, _, effect, _ = next(collect_findings(images, pairs, False, ()))
+    assert finding == "conflict"
+    assert effect == f"at least one of each {which} is mislabeled, which caps any accuracy"
+
+
+def test_a_leak_of_images_that_look_alike_may_be_none(rich: Path) -> None:
+    draw_image("bees", 2).save(rich / "test/bees/other.jpg", quality=60)
+    leak = findings_by_name(rich)["leak"]
+    assert leak["words"].startswith("1 duplicate pair across splits, 0 byte-identical, affecting 1 test image")
+    assert leak["effect"] == "the score is too optimistic, unless they only look alike"
 
 
 @pytest.mark.parametrize("own", [12, 20, 30])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,6 +188,25 @@ def test_a_fine_tune_that_makes_things_worse_is_not_kept(images: Path, no_page: 
         images, "default", out=tmp_path / "alone", progress=Progress(), stages=stages[:1], presets={}, **TINY
     )
     pd.testing.assert_frame_equal(alone.predictions, result.predictions)
+
+
+class Bars(Progress):
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.steps: Counter[str] = Counter()
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str = "") -> Iterator[Any]:
+        self.totals[title] = total
+        yield SimpleNamespace(step=lambda n=1, note="": self.steps.update({title: n}))
+
+
+def test_progress_bars_of_a_probe_reach_their_ends(images: Path, no_page: None, tmp_path: Path) -> None:
+    bars = Bars()
+    stages = (Stage("probe"), Stage("all", epochs=1))
+    make_baseline(images, stages=stages, out=tmp_path / "run", progress=bars, **TINY)
+    assert bars.totals == bars.steps and {"stage 1", "stage 2"} <= bars.totals.keys()
+    assert "outputs of the frozen layers, all and their flips" in bars.totals  # twice as many as there are images
 
 
 def test_several_labels(images: Path, no_page: None, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def remove_leaks(run: RunFiles) -> Advice | None:
     command = repeat_command(run, "--leaks", "drop")
     if finding is None or run.recipe.get("leaks") == "drop" or not command:
         return None
-    fact = f"The result is too good: {finding['words']}."
+    fact = f"{finding['words']}: {finding['effect']}."
     return Advice(fact, "Train again without the duplicates in the training images.", command)
 
 

@@ -378,7 +378,8 @@ class FrozenOutputs:
         random = torch.rand(len(rows), generator=torch.Generator().manual_seed(self.recipe.seed)) < 0.5
         masks = {"plain": [unflipped], "both": [unflipped, ~unflipped], "either": [random]}[view.kind]
         before = nn.Sequential(*self.plan.layers[: max(outputs)]).eval()
-        title, total = f"outputs of the frozen layers, {split}", len(rows) * len(masks)
+        flips = " and their flips" if view.kind == "both" else ""
+        title, total = f"outputs of the frozen layers, {split}{flips}", len(rows) * len(masks)
         with self.progress.bar(title, total, "images") as bar, preserve_rng_state(), ExitStack() as stack:
             at = 0
             for mask in masks:

@@ -257,7 +257,7 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
     """Run the stage's schedule, from its beginning or from the saved state."""
     stage = run.frozen.recipe.stages[number - 1]
     freeze_groups(learner, run.frozen.plan.trained_groups(number), run.frozen.recipe)
-    steps_per_epoch = len(learner.dls.train) + len(learner.dls.valid)
+    steps_per_epoch = len(learner.dls.valid) + (0 if stage.trains == "probe" else len(learner.dls.train))
     completed_epochs = run.state.epoch if run.state else 0
     speedup = optimize_for_cpu(learner.model, sample_batch(learner))
     progress_bar = run.progress.bar(f"stage {number}", stage.epochs * steps_per_epoch, "batches")

@@ -138,8 +138,11 @@ def collect_findings(
         count = in_test.nunique()
         test_images = max(1, int((readable["split"] == "test").sum()))
         affected = f"{format_count(count, 'test image')} ({count / test_images:.1%})"
-        message = f"{format_count(len(leaks), 'duplicate pair')} across splits, affecting {affected}"
-        yield "leak", count or len(leaks), message, "the score is too optimistic", "--leaks drop, or --split random"
+        exact_count = int((leaks["kind"] == "exact").sum())
+        pair_count = format_count(len(leaks), "duplicate pair")
+        message = f"{pair_count} across splits, {exact_count:,} byte-identical, affecting {affected}"
+        effect = "the score is too optimistic" + ("" if exact_count else ", unless they only look alike")
+        yield "leak", count or len(leaks), message, effect, "--leaks drop, or --split random"
     conflicts = pairs[pairs["conflict"]]
     if len(conflicts):
         exact = conflicts[conflicts["kind"] == "exact"]
@@ -148,8 +151,11 @@ def collect_findings(
         examples = [f"{Path(one).name} = {Path(two).name}" for one, two in exact[["path", "other"]].head(3).to_numpy()]
         message += f": {', '.join(examples)}{' ...' if len(exact) > 3 else ''}" if examples else ""
         count = pd.concat([conflicts["path"], conflicts["other"]]).nunique()
-        effect = "at least one of each pair is mislabeled, which caps any accuracy"
-        yield "conflict", count, message, effect, "fix the labels"
+        which = "pair" if len(exact) == len(conflicts) else "byte-identical pair"
+        effect = f"at least one of each {which} is mislabeled, which caps any accuracy"
+        if exact.empty:
+            effect = "either a label is wrong, or they only look alike"
+        yield "conflict", count, message, effect, "review the labels" if exact.empty else "fix the labels"
     if not grouped and readable["group"].notna().any():
         count = int(readable["group"].notna().sum())
         message = f"{format_count(readable['group'].nunique(), 'group')} in the data, ignored by the split"
