@@ -59,8 +59,6 @@ def headline_object(result: Baseline) -> dict[str, Any]:
     name, value, interval = "accuracy", scores["accuracy"], scores["interval"]
     if named:
         name, value, interval = named.metric.name, named.value, named.interval
-    elif result.recipe.data.task == "multilabel":
-        name, value, interval = "micro_f1", scores["micro_f1"], None
     return {"split": split, "metric": name, "tta": view == "tta", "value": value, "interval": interval}
 
 

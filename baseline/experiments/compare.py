@@ -16,7 +16,7 @@ from baseline.experiments.metric_comparison import (
 )
 from baseline.files import refuse_damaged
 from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
-from baseline.report.headline import Headline, named_headline, named_metric
+from baseline.report.headline import Headline, headline_view, named_headline, named_metric
 from baseline.report.text_table import TextTable
 from baseline.runs.folder import headline_split, looks_unfinished, read_manifest, read_predictions
 
@@ -162,7 +162,8 @@ def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
     """List the runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
 
-    If a recipe names a metric, there is also `headline`, the metric with its interval as text.
+    The accuracy is with test-time augmentation (TTA) where the headline of the run is. If a run is judged by another
+    metric, there is also `headline`, the metric with its interval as text.
 
     Unfinished runs come first, then the others by date. `state` is `finished`, `unfinished` (still running, or
     interrupted), or what is wrong with the manifest.
@@ -203,21 +204,23 @@ def _split_predictions(folder: Path, split: str, metric: Metric | None) -> pd.Da
     return table[table["split"] == split]
 
 
-def _manifest_row(folder: Path, manifest: Manifest, split: str, metric: Metric | None = None) -> dict[str, Any]:
+def _manifest_row(
+    folder: Path, manifest: Manifest, split: str, metric: Metric | None = None, view: str = "tta"
+) -> dict[str, Any]:
     """Build a comparison row from a run's manifest."""
     file = folder / "model" / "model.safetensors"
     return {
         "run": str(folder),
         "split": split,
-        **_metrics_row(manifest["metrics"].get(split, {}), metric),
+        **_metrics_row(manifest["metrics"].get(split, {}), metric, view),
         "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
         "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
     }
 
 
-def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None = None) -> dict[str, Any]:
+def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None = None, view: str = "tta") -> dict[str, Any]:
     """The metrics of a split as columns; those that older versions did not compute are None."""
-    metrics = numbers.get("tta", {})
+    metrics = numbers.get(view, {})
     low, high = metrics.get("interval", (None, None))
     row = {"images": numbers.get("images"), "accuracy": metrics.get("accuracy"), "low": low, "high": high}
     for name in dict.fromkeys((*([metric.name] if metric else []), "balanced_accuracy", "macro_f1", "ece")):
@@ -233,11 +236,11 @@ def _list_row(folder: Path) -> dict[str, Any]:
     try:
         with refuse_damaged(folder):
             manifest = read_manifest(folder)
-            split = headline_split(manifest["metrics"])
-            full_row = _manifest_row(folder, manifest, split)
+            split, view = headline_split(manifest["metrics"]), headline_view(manifest)
+            full_row = _manifest_row(folder, manifest, split, view=view)
             columns = {key: full_row[key] for key in ("split", "accuracy", "low", "high", "seconds")}
             arch = flatten_recipe(manifest["recipe"]).get("arch")
-            headline = named_headline(manifest, split) if metric_besides_accuracy(manifest) else None
+            headline = named_headline(manifest, split, view) if metric_besides_accuracy(manifest) else None
     except BaselineError as error:
         return row | {"state": str(error)}
     row |= columns | {"finished": str(manifest.get("finished", "")), "arch": arch}

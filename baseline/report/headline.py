@@ -12,6 +12,7 @@ from baseline.runs.folder import headline_split
 
 __all__ = [
     "Headline",
+    "describe_headline",
     "describe_view",
     "headline_of",
     "headline_sentence",
@@ -44,14 +45,15 @@ class Headline:
 
 
 def named_metric(manifest: Mapping[str, Any]) -> Metric | None:
-    """Return the metric that a run's recipe names; None if it names none."""
+    """Return the metric that a run's recipe names, with several labels per image micro F1 by default; None for the
+    accuracy by default."""
     recipe = flat_recipe(manifest["recipe"])
-    name = recipe.get("metric", "auto")
-    return None if name == "auto" else find_metric(name)
+    name, is_multilabel = recipe.get("metric", "auto"), recipe.get("task") == "multilabel"
+    return find_metric(name, multilabel=is_multilabel) if name != "auto" or is_multilabel else None
 
 
 def named_headline(manifest: Mapping[str, Any], split: str, view: str = "tta") -> Headline | None:
-    """Return the metric that a run's recipe names on a split; None without one, or if the run did not compute it.
+    """Return the metric of `named_metric` on a split; None without one, or if the run did not compute it.
 
     >>> scores = {"top_3": 0.9, "intervals": {"top_3": (0.8, 0.95)}}
     >>> manifest = {"recipe": {"evaluation": {"metric": "top_3"}}, "metrics": {"test": {"tta": scores}}}
@@ -72,7 +74,7 @@ def headline_view(manifest: Mapping[str, Any]) -> Literal["plain", "tta"]:
     recipe, valid = flat_recipe(manifest["recipe"]), manifest["metrics"].get("valid", {})
     if not recipe.get("tta"):
         return "plain"
-    metric = named_metric(manifest) or find_metric("micro_f1" if recipe.get("task") == "multilabel" else "accuracy")
+    metric = named_metric(manifest) or find_metric("accuracy")
     plain, tta = (valid.get(view, {}).get(metric.name) for view in ("plain", "tta"))
     return "plain" if None not in (plain, tta) and metric.score(tta) < metric.score(plain) else "tta"
 
@@ -91,21 +93,27 @@ def describe_view(manifest: Mapping[str, Any]) -> str:
 
 
 def headline_sentence(manifest: Mapping[str, Any]) -> str:
-    """Return the headline of a run with its split and interval; with several labels per image, the metrics of these."""
+    """Return the headline of a run; with several labels per image also the macro F1, and what the table counts."""
+    metric, split, view = named_metric(manifest), headline_split(manifest["metrics"]), headline_view(manifest)
+    if flat_recipe(manifest["recipe"]).get("task") != "multilabel":
+        return describe_headline(manifest)
+    scores = manifest["metrics"][split][view]
+    macro = f"macro F1 {scores['macro_f1']:.2%}; " if metric and metric.name == "micro_f1" else ""
+    return f"{describe_headline(manifest)}; {macro}the table counts images whose labels are all correct"
+
+
+def describe_headline(manifest: Mapping[str, Any]) -> str:
+    """Return the headline of a run with its split and interval.
+
+    >>> scores = {"accuracy": 0.9, "interval": (0.8, 0.95)}
+    >>> describe_headline({"recipe": {}, "metrics": {"test": {"plain": scores}}})
+    'test accuracy: 90.00% (95% confidence interval 80.00% to 95.00%)'
+    """
     split, view = headline_split(manifest["metrics"]), headline_view(manifest)
-    metrics = manifest["metrics"][split]
-    headline, scores = named_headline(manifest, split, view), metrics[view]
-    low, high = scores["interval"]
-    tta = " with TTA" if view == "tta" else ""
-    if headline:
-        return f"{split} {headline.metric.title}{tta}: {headline}"
-    if flat_recipe(manifest["recipe"]).get("task") == "multilabel":
-        precision = metrics["tta"]["mean_average_precision"]
-        return (
-            f"{split}{tta}: micro F1 {scores['micro_f1']:.2%}, macro F1 {scores['macro_f1']:.2%}, mean average "
-            f"precision {precision:.2%}; the table counts images whose labels are all correct"
-        )
-    return f"{split} accuracy{tta}: {scores['accuracy']:.2%} (95% confidence interval {low:.2%} to {high:.2%})"
+    scores = manifest["metrics"][split][view]
+    accuracy = Headline(find_metric("accuracy"), scores["accuracy"], tuple(scores["interval"]))
+    headline = named_headline(manifest, split, view) or accuracy
+    return f"{split} {headline.metric.title}{' with TTA' if view == 'tta' else ''}: {headline}"
 
 
 def headline_of(metric: Metric, scores: Mapping[str, Any]) -> Headline | None:

@@ -26,7 +26,7 @@ from baseline.reading import read_text
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
 from baseline.recipe.legacy import upgrade_model_config
-from baseline.report.headline import headline_view, named_headline
+from baseline.report.headline import describe_view, headline_view, named_headline
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (
@@ -117,7 +117,7 @@ def read_existing_card(path: Path) -> str:
 def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[FindingRecord]) -> str:
     """Return the card as Markdown with a YAML header."""
     recipe = RECIPE_DEFAULTS | flat_recipe(manifest["recipe"])
-    split = headline_split(manifest["metrics"])
+    split, view = headline_split(manifest["metrics"]), headline_view(manifest)
     source = describe_source(manifest.get("images"), [collapse_to_line(name) for name in facts["classes"]])
     page = {
         "manifest": MANIFEST_DEFAULTS | manifest,
@@ -128,17 +128,17 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
         "title": f"{source['title']}: {facts['arch']}",
         "split": split,
         "numbers": manifest["metrics"][split],
-        "metrics": (metrics := manifest["metrics"][split][headline_view(manifest)]),
+        "view": view,
+        "metrics": (metrics := manifest["metrics"][split][view]),
         "digits": interval_digits(metrics["interval"]),
-        "headline": named_headline(manifest, split, headline_view(manifest)),
+        "headline": named_headline(manifest, split, view),
         "many": facts["task"] == "multilabel",
         "weights": describe_initial_weights(manifest.get("weights")),
         "max_classes": MAX_CLASSES,
     }
-    view = headline_view(manifest)
     sentences = explain(page["numbers"], view) if "tta_gain" in page["numbers"] else []
     page |= {
-        "sentences": [*sentences, *describe_references(manifest, view)],
+        "sentences": [*filter(None, [describe_view(manifest)]), *sentences, *describe_references(manifest, view)],
         "limitations": list(list_limitations(page)),
         "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
         "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),

@@ -307,7 +307,7 @@ def _decode_base64(text: str) -> bytes:
 class Routes:
     """Request handlers of all addresses."""
 
-    def __init__(self, predictor: Predictor, headline: Mapping[str, Any], examples: Sequence[Example]) -> None:
+    def __init__(self, predictor: Predictor, headline: str, examples: Sequence[Example]) -> None:
         self.predictor, self.examples = predictor, examples
         facts = predictor.model.config
         context = {

@@ -1,4 +1,4 @@
-"""The run's headline accuracy and a few of its images, for the page of `baseline serve`.
+"""The run's headline and a few of its images, for the page of `baseline serve`.
 
 `split.csv` and the manifest are text that anyone may have written. An image is read once, when the server starts, and
 only if it lies in the run's own image folder; what the server hands out is decoded and encoded again.
@@ -19,6 +19,7 @@ from baseline.errors import first_line, format_count
 from baseline.files import cache_home, is_inside, kaggle_dir
 from baseline.progress import Progress
 from baseline.reading import MAX_TABLE_BYTES, check_regular
+from baseline.report.headline import describe_headline
 from baseline.runs.folder import headline_split, read_manifest
 
 if TYPE_CHECKING:
@@ -45,22 +46,17 @@ class Example:
     """A JPEG."""
 
 
-def run_summary(
-    folder: Path, predictor: Predictor, examples: bool, progress: Progress
-) -> tuple[dict[str, Any], list[Example]]:
-    """Return the run's headline accuracy and some of its images with labels; both empty for a model folder alone."""
+def run_summary(folder: Path, predictor: Predictor, examples: bool, progress: Progress) -> tuple[str, list[Example]]:
+    """Return the run's headline and some of its images with labels; both empty for a model folder alone."""
     if not (folder / "manifest.json").exists():
-        return {}, []
+        return "", []
     try:
         manifest = read_manifest(folder)
-        split = headline_split(manifest["metrics"])
-        values = manifest["metrics"][split]["tta"]
-        low, high = values["interval"]
-        headline = {"split": split, "accuracy": float(values["accuracy"]), "interval": (float(low), float(high))}
+        headline, split = describe_headline(manifest), headline_split(manifest["metrics"])
         return headline, find_examples(folder / "split.csv", split, manifest, predictor, progress) if examples else []
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        progress.log(f"the page omits the run's accuracy and images: {first_line(error)}")
-        return {}, []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        progress.log(f"the page omits the run's result and images: {first_line(error)}")
+        return "", []
 
 
 def find_examples(

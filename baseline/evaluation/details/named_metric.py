@@ -21,6 +21,7 @@ NORMAL_QUANTILE = 1.959964
 def add_metric(numbers: dict[str, Any], name: str, predictions: Predictions, groups: np.ndarray | None) -> None:
     """Add a metric and its interval to the numbers of `evaluate`, or why it is undefined."""
     metric = find_metric(name, multilabel=predictions.multilabel)
+    name = metric.name
     measured = metric.measure(predictions)
     undefined = np.isnan(measured.value)
     numbers[name] = None if undefined else measured.value

@@ -57,11 +57,13 @@ def add_details(
     *,
     plain: bool,
 ) -> None:
-    """Add the metrics of predictions with TTA, and of these and the plain ones the metric that the recipe names."""
+    """Add the metrics of predictions with TTA, and of these and the plain ones the metric that the recipe names, or
+    with several labels per image micro F1."""
     if not plain:
         details = multilabel_details if predictions.multilabel else single_label_details
         scores |= details(predictions, classes, groups)
-    if metric != "auto" and (predictions.has_probabilities or not find_metric(metric).probabilities):
+    is_named = metric != "auto" or predictions.multilabel
+    if is_named and (predictions.has_probabilities or not find_metric(metric).probabilities):
         add_metric(scores, metric, predictions, groups)
 
 
