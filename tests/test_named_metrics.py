@@ -22,9 +22,9 @@ from baseline.data.labels import label_matrix
 from baseline.data.sources.sample_submission import propose_metric
 from baseline.errors import BaselineError, DataError, RecipeError
 from baseline.evaluation.details.named_metric import metric_interval
+from baseline.evaluation.metric_test import metric_test
 from baseline.experiments.compare import compare_runs, list_runs
 from baseline.experiments.ladder import run_ladder
-from baseline.experiments.metric_comparison import metric_test
 from baseline.experiments.repeats import run_folds, run_seeds
 from baseline.metrics.predictions import Predictions
 from baseline.metrics.registry import METRICS, check_metric, find_metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -419,8 +420,45 @@ def test_the_reference_has_the_metric_of_the_recipe(images: Path, no_page: None,
     assert probe["value"] + probe["difference"] == pytest.approx(result.metrics[split]["tta"]["log_loss"])
     low, high = probe["interval"]
     assert low <= probe["difference"] <= high
+    assert 0 < probe["p"] <= 1 and probe["beyond_noise"] == (not low <= 0 <= high)
     sentence = describe_probe(probe)
-    assert sentence.startswith("Logistic regression on features of the frozen body: 0.") and " (" in sentence
+    assert sentence.startswith("Logistic regression on features of the frozen body: log loss 0.")
+    assert re.search(r"\): (better, |worse, )?(not )?significant \(p [<=] \d\.\d\d\)\.$", sentence), sentence
+
+
+def test_a_probe_that_is_kept_is_the_result(images: Path, no_page: None, tmp_path: Path) -> None:
+    stages = (Stage("probe"), Stage("all", 1, 10.0))
+    result = make_baseline(images, stages=stages, out=tmp_path / "run", progress=Progress(), **TINY)
+    assert set(result.history.epochs.query("best")["trains"]) == {"probe"}  # so high a rate spoils the network
+    probe = result.manifest["probe"]
+    assert probe["kept"] and probe["difference"] == 0 and probe["p"] == 1
+    assert probe["value"] == result.metrics[probe["split"]]["tta"]["accuracy"]
+    assert describe_probe(probe).startswith("Fine-tuning was not better on the validation images, so the result is ")
+    assert "changes it by" not in describe_probe(probe)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("single", "quadratic_kappa"), ("multilabel", "auto")])
+def test_the_reference_decides_as_the_run_does(task: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from baseline.evaluation import cut_points
+    from baseline.runs.probe_reference import probe_predictions
+
+    monkeypatch.setattr(cut_points, "MIN_VALID_IMAGES", 10)
+    rng = np.random.default_rng(0)
+    score = np.repeat([0.0, 1.0, 2.0], 40)
+    label = [str(int(value)) for value in score] if task == "single" else [f"0{';1' * (v > 0.5)}" for v in score]
+    rows = pd.DataFrame({"path": [str(n) for n in range(120)], "label": label, "split": ["valid", "test"] * 60})
+    logits = np.stack([-(score**2), -((score - 1) ** 2), 2 - (score - 2) ** 2], 1)
+    if task == "multilabel":
+        logits = np.stack([score * 0 + 3, score * 2 - 5], 1)
+    logits += rng.normal(size=logits.shape) / 10
+    classes = [str(number) for number in range(logits.shape[1])]
+    recipe = Recipe().changed(task=task, metric=metric)
+    plain, fitted = (
+        probe_predictions(rows, torch.from_numpy(logits), classes, recipe, fit_decisions=fit) for fit in (False, True)
+    )
+    is_test = rows["split"] == "test"
+    correct = [(table["predicted"] == table["label"])[is_test].mean() for table in (plain, fitted)]
+    assert correct[0] < 0.8 and correct[1] > 0.95
 
 
 def test_a_resumed_run_has_the_reference(images: Path, no_page: None, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def run_object(result: Baseline) -> dict[str, Any]:
         "folder": result.folder,
         "headline": headline_object(result),
         "splits": {split: split_object(numbers) for split, numbers in result.metrics.items()},
+        "probe": result.manifest.get("probe"),
         "folds": result.manifest.get("folds"),
         "seconds": result.manifest["seconds"],
         "manifest": result.folder / "manifest.json",

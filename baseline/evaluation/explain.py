@@ -8,7 +8,8 @@ from typing import Any
 from baseline.metrics.registry import Metric, find_metric
 from baseline.progress import format_duration
 
-__all__ = ["describe_change", "describe_difference", "describe_probe", "describe_references", "explain"]
+__all__ = ["describe_change", "describe_difference", "describe_metric_test", "describe_probe", "describe_references",
+           "explain"]  # fmt: skip
 
 
 def explain(numbers: Mapping[str, Any], view: str = "tta") -> list[str]:
@@ -80,6 +81,23 @@ def describe_change(test: Mapping[str, Any], metric: Metric) -> str:
     return f"{change} ({low} to {high})"
 
 
+def describe_metric_test(test: Mapping[str, Any], metric: Metric) -> str:
+    """Describe what `metric_test` returned: the difference, whether it is better or worse, and how certain that is.
+
+    >>> from baseline.metrics.registry import find_metric
+    >>> test = {"difference": -0.1, "interval": (-0.2, -0.01), "p": 0.03, "beyond_noise": True}
+    >>> describe_metric_test(test, find_metric("log_loss"))
+    '-0.1000 (-0.2000 to -0.0100): better, significant (p = 0.03)'
+    """
+    better = metric.score(test["difference"]) > 0
+    if test["beyond_noise"]:
+        verdict = f"{'better' if better else 'worse'}, significant"
+    else:
+        verdict = "inconclusive" if test["p"] < 0.05 else "not significant"
+    p = "p < 0.01" if test["p"] < 0.01 else f"p = {test['p']:.2f}"
+    return f"{describe_change(test, metric)}: {verdict} ({p})"
+
+
 def describe_probe(probe: Mapping[str, Any]) -> str:
     """Describe the reference beside a result in a sentence.
 
@@ -88,10 +106,18 @@ def describe_probe(probe: Mapping[str, Any]) -> str:
     """
     metric = find_metric(probe["metric"])
     value, duration = metric.text(probe["value"], 1), format_duration(probe["seconds"])
-    start = f"Logistic regression on features of the frozen body: {value} in {duration}"
+    title = "" if metric.name == "accuracy" else f"{metric.title} "
+    if probe.get("kept"):
+        return (
+            "Fine-tuning was not better on the validation images, so the result is that of logistic regression on "
+            f"features of the frozen body: {title}{value} in {duration}."
+        )
+    start = f"Logistic regression on features of the frozen body: {title}{value} in {duration}"
     if "interval" not in probe:
         return f"{start}."
-    change = describe_difference(probe) if "p" in probe else describe_change(probe, metric)
+    if "p" not in probe:  # a run of an earlier version
+        return f"{start}; fine-tuning changes it by {describe_change(probe, metric)}."
+    change = describe_metric_test(probe, metric) if title else describe_difference(probe)
     return f"{start}; fine-tuning changes it by {change}."
 
 

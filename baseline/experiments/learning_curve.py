@@ -16,8 +16,9 @@ import numpy as np
 
 from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
+from baseline.evaluation.metric_test import measure_metric
 from baseline.experiments.curve_errors import ErrorRates, MetricErrors, error_of
-from baseline.experiments.metric_comparison import measure_metric, metric_besides_accuracy
+from baseline.experiments.metric_comparison import metric_besides_accuracy
 from baseline.experiments.power_law import fit_power_law
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, RecipeError, format_count
-from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy, metric_test
+from baseline.evaluation.metric_test import metric_test
+from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy
 from baseline.experiments.series import RunSeries, accuracy_spread, metric_spread, summary_row
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.progress import ConsoleProgress

@@ -7,7 +7,7 @@ importance.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 
 from baseline.data.labels import explode_labels
 from baseline.errors import format_count
-from baseline.evaluation.explain import describe_difference
+from baseline.evaluation.explain import describe_difference, describe_metric_test
 from baseline.evaluation.label_errors import suspect_labels
+from baseline.metrics.registry import find_metric
 from baseline.progress import format_duration
 from baseline.recipe.schema import Recipe
 from baseline.report.headline import describe_view, headline_view
@@ -233,14 +234,20 @@ def keep_it_simple(run: RunFiles) -> Advice | None:
     """Fine-tuning that is no better than logistic regression on the features."""
     probe = run.manifest.get("probe", {})
     command = images_command(run, "--preset", "instant")
-    if not command or "p" not in probe or (probe["difference"] > 0 and probe["beyond_noise"]):
+    if not command or "p" not in probe or is_gain(probe):
         return None
-    change = describe_difference(probe)
+    metric = find_metric(probe["metric"])
+    change = describe_difference(probe) if metric.name == "accuracy" else describe_metric_test(probe, metric)
     fact = (
         "Fine-tuning is not clearly better than logistic regression on features of the pretrained network, which has "
-        f"an accuracy of {percent(probe['value'])}: {change}."
+        f"{metric.title} {metric.text(probe['value'], 1)}: {change}."
     )
     return Advice(fact, "If training time matters, train that alone, which takes seconds:", command)
+
+
+def is_gain(probe: Mapping[str, Any]) -> bool:
+    """Return whether the result of a run is significantly better than its probe."""
+    return bool(probe["beyond_noise"]) and find_metric(probe["metric"]).score(probe["difference"]) > 0
 
 
 def train_longer(run: RunFiles) -> Advice | None:

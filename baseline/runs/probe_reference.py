@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from baseline.data.labels import label_matrix
 from baseline.data.table_folds import describe_probe_folds
+from baseline.evaluation.cut_points import with_cut_points
 from baseline.evaluation.details.named_metric import metric_interval
-from baseline.evaluation.difference import difference_interval, match_units
+from baseline.evaluation.metric_test import metric_test
 from baseline.evaluation.significance import paired_test
 from baseline.evaluation.table import class_columns, group_codes, prediction_table, table_predictions
+from baseline.evaluation.thresholds import choose_thresholds
 from baseline.metrics.registry import find_metric
 from baseline.runs.folder import headline_split
 from baseline.training.frozen import FrozenOutputs, embeddings
@@ -35,6 +38,7 @@ from baseline.vision.learner import balanced_weights
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
+    from baseline.data.labels import Threshold
     from baseline.metrics.predictions import Ranks, Sums
     from baseline.metrics.registry import Metric
     from baseline.progress import Progress
@@ -63,12 +67,24 @@ def probe_reference(
     return ProbeFolds(frozen, table, line) if line else ProbeReference(learn, table, recipe, progress)
 
 
-def probe_predictions(rows: pd.DataFrame, logits: torch.Tensor, classes: list[str], recipe: Recipe) -> pd.DataFrame:
-    """Return the prediction table of logits, rows x classes, without calibration."""
-    is_multilabel = recipe.data.task == "multilabel"
+def probe_predictions(
+    rows: pd.DataFrame, logits: torch.Tensor, classes: list[str], recipe: Recipe, *, fit_decisions: bool = False
+) -> pd.DataFrame:
+    """Return the prediction table of logits, rows x classes, without calibration.
+
+    Args:
+        fit_decisions: fit thresholds or cut points on the valid rows, as a run does.
+    """
+    threshold: Threshold | None = None
+    if is_multilabel := recipe.data.task == "multilabel":
+        threshold = recipe.evaluation.threshold
     probabilities = (logits.sigmoid() if is_multilabel else logits.softmax(1)).numpy()
-    threshold = recipe.evaluation.threshold if is_multilabel else None
-    return prediction_table(rows, probabilities, probabilities, classes, threshold)
+    valid = (rows["split"] == "valid").to_numpy()
+    if fit_decisions and threshold == 0.5 and valid.any():
+        threshold = choose_thresholds(probabilities[valid], label_matrix(rows["label"][valid], classes))
+    table = prediction_table(rows, probabilities, probabilities, classes, threshold)
+    has_cut_points = fit_decisions and not is_multilabel
+    return with_cut_points(table, probabilities, recipe.evaluation.metric) if has_cut_points else table
 
 
 def measure_probe(predictions: pd.DataFrame, recipe: Recipe) -> tuple[Metric, Sums | Ranks]:
@@ -87,16 +103,22 @@ class ProbeReference:
     """
 
     def __init__(self, learn: Learner, table: pd.DataFrame, recipe: Recipe, progress: Progress) -> None:
-        self.rows = table[table["split"] == headline_split(dict.fromkeys(table["split"]))].reset_index(drop=True)
-        self.recipe, self.classes = recipe, [str(name) for name in learn.dls.vocab]
-        views = tuple(view for view in recipe.evaluation.tta if view == "flip")
+        how, self.recipe, self.classes = recipe.evaluation, recipe, [str(name) for name in learn.dls.vocab]
+        self.split = headline_split(dict.fromkeys(table["split"]))
+        is_multilabel = recipe.data.task == "multilabel"
+        has_decisions = is_multilabel or find_metric(how.metric).has_cut_points(len(self.classes))
+        self.fit_decisions = has_decisions and how.thresholds == "auto"
+        splits = {self.split, *(["valid"] if self.fit_decisions else [])}
+        self.rows = table[table["split"].isin(splits)].reset_index(drop=True)
+        views = tuple(view for view in how.tta if view == "flip")
         self.features = embeddings(learn, self.rows, recipe, views, progress)
 
     def predict(self, history: History) -> pd.DataFrame:
-        """Return the prediction table of the probe, without calibration."""
+        """Return the prediction table of the probe on the images of the headline, without calibration."""
         weight, bias = (history.probe[name].cpu().double() for name in ("weight", "bias"))
         logits = F.linear(torch.from_numpy(self.features).double(), weight, bias)
-        return probe_predictions(self.rows, logits, self.classes, self.recipe)
+        table = probe_predictions(self.rows, logits, self.classes, self.recipe, fit_decisions=self.fit_decisions)
+        return table[table["split"] == self.split].reset_index(drop=True)
 
     def entries(self, history: History, predictions: pd.DataFrame) -> dict[str, Any]:
         """Return what the manifest says."""
@@ -106,23 +128,21 @@ class ProbeReference:
         """Return the metric of the probe, and by how much the result differs from it.
 
         Returns:
-            `split`, `images`, `seconds` (of features and of the fit), `strength` (scikit-learn's `C`), `metric`, its
-            `value` (None if it is undefined) and `own_interval`; if both are defined, `difference` (the result minus
-            the probe) and its `interval`; and for the accuracy what `paired_test` returns.
+            `split`, `images`, `kept` (whether the result is the probe, as fine-tuning was not better on the valid
+            images), `seconds` (of features and of the fit), `strength` (scikit-learn's `C`), `metric`, its
+            `value` (None if it is undefined) and `own_interval`; and if both are defined, what `paired_test`, or for
+            other metrics than the accuracy `metric_test`, returns for the result compared with the probe.
         """
-        task, probe = self.recipe.data.task, self.predict(history)
+        task, result = self.recipe.data.task, predictions[predictions["split"] == self.split]
+        best = [row["trains"] for row in history.epochs.to_dict("records") if row["best"]]
+        is_kept = best[-1:] == ["probe"]
+        probe = result if is_kept else self.predict(history)
         metric, measured = measure_probe(probe, self.recipe)
-        result = predictions[predictions["split"] == self.rows["split"].iloc[0]]
         stage = next(stage for stage in history.stages if stage["trains"] == "probe")
-        test: dict[str, Any] = {}
-        if metric.name == "accuracy":
-            test = paired_test(probe, result)
-        else:
-            units = match_units(probe, result, pd.Index(probe["path"]).get_indexer(result["path"]))
-            if (change := difference_interval((probe, result), metric, task, units)) is not None:
-                test["difference"], test["interval"] = change
+        is_accuracy = metric.name == "accuracy"
+        test = paired_test(probe, result) if is_accuracy else metric_test(probe, result, metric, task)
         return {
-            **test, "images": len(probe), "split": str(self.rows["split"].iloc[0]), "metric": metric.name,
+            **test, "kept": is_kept, "images": len(probe), "split": self.split, "metric": metric.name,
             "value": None if np.isnan(measured.value) else measured.value,
             "own_interval": metric_interval(measured, group_codes(probe)), "strength": stage["strength"],
             "seconds": round(stage["seconds"] + stage["cached_seconds"], 2),
