@@ -167,6 +167,22 @@ def test_ties_and_missing_classes_are_counted_as_scikit_learn_does(name: str, mu
     assert find_metric(name).value(case) == pytest.approx(independent(name, case), rel=1e-9)
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_probability_of_0_of_the_label_counts_as_in_scikit_learn(multilabel: bool) -> None:
+    p = np.array([[0.0, 1.0], [1.0, 0.0], [0.25, 0.75], [0.5, 0.5]])
+    truth = p < 0.6 if multilabel else np.array([0, 0, 1, 1])
+    case = Predictions(truth, p >= 0.5 if multilabel else p.argmax(1), p)
+    for name in ("log_loss", "brier"):
+        assert find_metric(name).value(case) == pytest.approx(independent(name, case), rel=1e-9)
+
+
+def test_numbers_after_a_hyphen_are_grades() -> None:
+    assert "grade-0 < grade-1 < grade-10" in check_metric(
+        "quadratic_kappa", ["grade-0", "grade-1", "grade-10"], multilabel=False
+    )
+    assert "-2 < -1 < 3" in check_metric("quadratic_kappa", ["-2", "-1", "3"], multilabel=False)
+
+
 def test_the_metric_of_a_run_is_its_headline(runs: dict[str, baseline.Baseline]) -> None:
     for done, title in zip(runs.values(), ("ROC AUC", "quadratic kappa", "average precision"), strict=True):
         name = done.recipe.evaluation.metric
@@ -455,6 +471,7 @@ def test_a_sample_submission_suggests_a_metric(sample: str, classes: list[str], 
     assert f"--metric {metric} selects" in line if metric else not line
     assert "\n" not in line and ("quadratic_kappa" in line) == ("grade" in sample)
     assert not propose_metric(tmp_path / "nothing", classes, multilabel=False)
+    assert bool(propose_metric(tmp_path, classes, multilabel=True)) == (metric == "log_loss")  # others fit one label
 
 
 def test_a_suggested_metric_is_said_and_not_applied(images: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def prediction_table(
             decisions = np.where(probabilities >= np.asarray(threshold), probabilities, 1 - probabilities)
             table[f"{prefix}confidence"] = decisions.min(1)
             of_label = np.where(truth, probabilities, 1 - probabilities)
-        table[f"{prefix}loss"] = -np.log(np.maximum(of_label, 1e-300)).mean(1)
+        table[f"{prefix}loss"] = -np.log(np.maximum(of_label, np.finfo(float).eps)).mean(1)
     columns = [pd.DataFrame(mean, columns=[f"p_{name}" for name in classes], index=table.index)]
     if find_metric(metric).probabilities:
         columns.append(pd.DataFrame(plain, columns=[f"plain_p_{name}" for name in classes], index=table.index))

@@ -162,10 +162,10 @@ def check_metric(name: str, classes: Sequence[str], *, multilabel: bool) -> str:
         )
     if not metric.ordered:
         return ""
-    numbers = [float(found[0]) if (found := re.findall(r"-?\d+(?:\.\d+)?", label)) else math.nan for label in classes]
+    numbers = [float(at[0]) if (at := re.search(r"(?:^-)?\d+(?:\.\d+)?", name)) else math.nan for name in classes]
     if not all(low < high for low, high in itertools.pairwise(numbers)) or len(classes) < 2:
         raise RecipeError(
-            f"metric is '{name}', which needs classes in an order, with names such as 0, 1, 2; the classes are "
-            f"{quoted_list(classes, 8)}. Number them in their order, or choose another metric."
+            f"metric is '{name}', which needs classes in an order, with names such as 0, 1, 2 or grade_02, grade_10; "
+            f"the classes are {quoted_list(classes, 8)}. Number them in their order, or choose another metric."
         )
     return f"{name} takes the classes in the order {' < '.join(classes)}"

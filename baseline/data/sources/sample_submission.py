@@ -65,16 +65,16 @@ def suggested_metric(columns: pd.DataFrame, classes: set[str], *, multilabel: bo
     if columns.shape[1] > 1:
         matching = columns.shape[1] == len(classes) and all(map(is_fraction, values))
         return ("log_loss", "a column of probabilities per class") if matching else ("", "")
+    if multilabel:  # several classes per image are labels then, not guesses in their order
+        return "", ""
     column, most = columns.columns[0], max(len(value.split(" ")) for value in values)
     if values <= classes:
         grades = len(classes) > 2 and all(value.replace(".", "", 1).isdecimal() for value in classes)
         hint = " (--metric quadratic_kappa if they are grades)" if grades else ""
-        return ("", "") if multilabel else ("accuracy", f"class names{hint} in '{column}'")
+        return "accuracy", f"class names{hint} in '{column}'"
     if most > 1 and {word for value in values for word in value.split(" ")} <= classes:
         reason = f"up to {most} classes per image, separated by spaces, in '{column}'"
         return (f"map_at_{most}", reason) if most < len(classes) else ("", "")
-    if multilabel:
-        return "", ""
     if all(value.isdecimal() for value in values):
         return "accuracy", f"codes of classes in '{column}'"
     if len(classes) == 2 and all(map(is_fraction, values)):

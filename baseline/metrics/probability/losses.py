@@ -12,14 +12,14 @@ __all__ = ["brier", "log_loss"]
 def log_loss(predictions: Predictions) -> Sums:
     """Mean negative logarithm of the probability of the label; with several labels, of each decision about a class.
 
-    A probability of 0 counts as 1e-300.
+    A probability below 2.2e-16 counts as that, as in scikit-learn.
     """
     probabilities, truth = predictions.probabilities, predictions.truth
     if predictions.multilabel:
         of_label = np.where(truth, probabilities, 1 - probabilities)
     else:
         of_label = probabilities[np.arange(len(truth)), truth][:, None]
-    return mean_of(-np.log(np.maximum(of_label, 1e-300)).mean(1))
+    return mean_of(-np.log(np.maximum(of_label, np.finfo(float).eps)).mean(1))
 
 
 def brier(predictions: Predictions) -> Sums:
