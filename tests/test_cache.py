@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +102,43 @@ def test_entry_of_a_killed_run_is_ignored_and_replaced(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     cache = ArrayCache(1, folder=tmp_path)
-    assert list(tmp_path.glob("*.part")) and cache.get(KEY) is None
+    assert (cache.entry_path(KEY) / "data").exists() and not cache.has(KEY) and cache.get(KEY) is None
     with cache.lock(KEY):
         store(cache, KEY)
-    assert (cache.get(KEY) == 7).all() and not list(tmp_path.glob("*.part"))
+    assert (cache.get(KEY) == 7).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list mapped files")
+def test_an_array_is_stored_while_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows neither renames nor replaces a file that is mapped, nor a folder that contains one."""
+    rename, progress = {name: getattr(os, name) for name in ("rename", "replace")}, RecordingProgress()
+
+    def refuse_mapped(name: str, *paths: Path) -> None:
+        mapped = Path("/proc/self/maps").read_text()
+        if any(f" {path}{end}" in mapped for path in paths for end in ("/", "\n")):
+            raise PermissionError(13, "Access is denied")
+        rename[name](*paths)
+
+    for name in rename:
+        monkeypatch.setattr(os, name, partial(refuse_mapped, name))
+    cache = ArrayCache(1, progress, tmp_path)
+    array = cache.allocate(KEY, (10, 1000), np.int32)
+    assert array is not None
+    with pytest.raises(PermissionError):
+        next(tmp_path.glob("things-*")).rename(tmp_path / "other")
+    array[:] = 7
+    cache.commit(KEY, array)
+    assert (cache.get(KEY) == 7).all() and not progress.lines
+
+
+def test_the_entry_that_another_run_computes_is_not_removed_to_make_room(tmp_path: Path) -> None:
+    running, other = ArrayCache(0.00005, folder=tmp_path), ArrayCache(0.00005, folder=tmp_path)
+    with running.lock(KEY):
+        array = running.allocate(KEY, (10, 1000), np.int32)
+        store(other, {**KEY, "number": 2})
+        array[:] = 7
+        running.commit(KEY, array)
+    assert (running.get(KEY) == 7).all()
 
 
 def test_least_recently_used_entry_makes_room(tmp_path: Path) -> None:

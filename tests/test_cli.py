@@ -84,6 +84,7 @@ def test_a_run_prints_its_number_and_its_folder(images: Path, tmp_path: Path) ->
         (["run", "IMAGES", "--learning-rate", "1"], "No such option: --learning-rate. Did you mean --lr? See"),
         (["run", "IMAGES", "--model", "resnet18"], "No such option: --model. Did you mean --arch? See"),
         (["check", "IMAGES", "--model", "resnet18"], "--model"),
+        ([300 * "x"], "No such command 'xxx"),
         (["rnu"], "No such command 'rnu'. Did you mean 'run'? See baseline --help."),
         (["serve", "nowhere", "--port", "0"], "cannot be read"),
         (["submit", "nowhere", "--sample", "none.csv"], "There is no file"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from baseline.recipe.load import recipe_names
@@ -47,7 +47,7 @@ def describe_usage_error(error: Any) -> str:
         message = re.sub(rf"\((.{{{MAX_LISTED}}}).+\)$", r"(\1...)", message)
         message += ". Put a path with spaces in quotes, and pass a folder instead of a pattern such as images/*"
     elif name := re.fullmatch(r"No such command '(.+)'", message):
-        if Path(name[1]).exists() or name[1] in recipe_names():
+        if os.path.exists(name[1]) or name[1] in recipe_names():  # noqa: PTH110  # no error for a name too long
             message += f". To train on it: {path} run {name[1]}"
     elif message.startswith("No such option"):
         typed = str(getattr(error, "option_name", ""))

@@ -1,8 +1,8 @@
 """A cache on disk for arrays that are expensive to compute, such as decoded images and cached features.
 
 An entry is a folder with `data`, one array that can be memory-mapped, and `facts.json`: its shape, the checksum of
-every block of `BLOCK_BYTES`, and its key. A folder gets its final name only when it is complete; what an interrupted
-run left behind has another name. Checksums are verified whenever an entry is opened; a damaged entry is computed again.
+every block of `BLOCK_BYTES`, and its key. `facts.json` is written last: an entry without it is incomplete, such as that
+of an interrupted run. Checksums are verified whenever an entry is opened; a damaged entry is computed again.
 This module knows files and checksums; it knows no images and no networks.
 """
 
@@ -101,15 +101,15 @@ class ArrayCache:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not size or not self.max_bytes or not self._writable() or not self._make_room(size):
             return None
-        part = self._part(key)
+        folder = self.entry_path(key)
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            self._allocated.add(part)
-            reserve_file(part / "data", size)
-            return np.memmap(part / "data", dtype, "r+", shape=shape)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self._allocated.add(folder)
+            reserve_file(folder / "data", size)
+            return np.memmap(folder / "data", dtype, "r+", shape=shape)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             self._warn_once(f"no room for {_format_size(size)} in {self.folder}: {error.strerror}")
             return None
 
@@ -122,16 +122,15 @@ class ArrayCache:
 
     def commit(self, key: Mapping[str, Any], array: np.ndarray, seconds: float = 0.0) -> None:
         """Store a filled array from `allocate` under its key, with the seconds it took to compute."""
-        part, folder = self._part(key), self.entry_path(key)
+        folder = self.entry_path(key)  # which Windows does not rename, nor remove, while its data is mapped
         facts = {"shape": array.shape, "dtype": str(array.dtype), "checksums": block_checksums(array), "key": key,
                  "seconds": round(seconds, 2)}  # fmt: skip
         try:
-            (part / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
-            self._allocated.discard(part)
+            (folder / "facts.part").write_text(json.dumps(facts, default=str), encoding="utf-8")
+            (folder / "facts.part").replace(folder / "facts.json")
+            self._allocated.discard(folder)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)  # on POSIX a mapped file stays readable until it is unmapped
+            shutil.rmtree(folder, ignore_errors=True)  # on POSIX a mapped file stays readable until it is unmapped
             self._warn_once(f"{self.folder} cannot be written: {error.strerror}")
 
     def could_fit(self, size: int) -> bool:
@@ -143,9 +142,6 @@ class ArrayCache:
     def entry_path(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True, default=str)
         return self.folder / f"{key['what']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-
-    def _part(self, key: Mapping[str, Any]) -> Path:
-        return self.entry_path(key).with_suffix(".part")
 
     def _writable(self) -> bool:
         try:
@@ -177,7 +173,8 @@ class ArrayCache:
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """Yield time of last use, size in bytes and folder of all entries that no other run is working on."""
         for folder in self.folder.iterdir():
-            if folder.suffix == ".lock" or (folder.suffix == ".part" and is_locked(folder.with_suffix(".lock"))):
+            is_complete = (folder / "facts.json").is_file()
+            if folder.suffix == ".lock" or (not is_complete and is_locked(folder.with_suffix(".lock"))):
                 continue
             try:
                 size = sum(file.stat().st_size for file in folder.iterdir())
