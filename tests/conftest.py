@@ -15,7 +15,8 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,31 @@ def _own_places(_new_places: Iterator[Path], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(folder / "here")
     yield
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def open_files_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses to rename, replace or remove what this process has open or mapped, or a folder of it, as Windows does."""
+
+    def opened() -> Iterator[str]:
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                yield str(descriptor.readlink())
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            yield line[73:]
+
+    def refuse(function: Any, *paths: Any, **options: Any) -> Any:
+        targets = [os.path.realpath(path) for path in paths]
+        files = [file for file in opened() if os.path.isfile(file)]
+        if any(file == target or file.startswith(f"{target}/") for file in files for target in targets):
+            raise PermissionError(13, "The process cannot access the file", str(paths[0]))
+        return function(*paths, **options)
+
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("the system does not list open files")
+    for name in ("rename", "replace", "unlink", "remove"):
+        monkeypatch.setattr(os, name, partial(refuse, getattr(os, name)))
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)
 
 
 @pytest.fixture(scope="session")

@@ -368,6 +368,21 @@ def test_parquet_holds_the_same_rows_as_csv_and_appears_at_the_end(
     assert list(pd.read_parquet("none.parquet")) == ["path", "predicted", "confidence", "error"]
 
 
+@pytest.mark.usefixtures("open_files_stay")
+def test_files_are_closed_before_they_are_removed(model: Model, paths: list[str]) -> None:
+    pytest.importorskip("pyarrow")
+    write_predictions(model, paths[:5], "out.parquet", PredictOptions("parquet"))
+    assert {path.name for path in Path().iterdir()} == {"out.parquet", "out.parquet.job.json"}
+
+    def gone() -> Iterator[str]:
+        raise OutputError("the images are gone")
+        yield
+
+    with pytest.raises(OutputError, match="the images are gone"), output.open_output(Path("none.csv")):
+        next(gone())
+    assert not Path("none.csv").exists()
+
+
 def test_a_parquet_job_resumes_and_finishes_once(
     model: Model, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

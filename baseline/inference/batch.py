@@ -31,6 +31,7 @@ from baseline.inference.output import (
     path_of_record,
     printable_path,
     read_records,
+    remove_open,
     resume_output,
 )
 from baseline.inference.shards import predict_in_shards, remove_shards
@@ -132,6 +133,8 @@ def write_predictions(
             file.flush()
             convert_to_parquet(row_file, path, rows.header)
         remove_shards(shards)
+        if row_file != path:
+            remove_open(row_file, file)
     return stats
 
 

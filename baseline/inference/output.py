@@ -36,6 +36,7 @@ __all__ = [
     "path_of_record",
     "printable_path",
     "read_records",
+    "remove_open",
     "resume_output",
 ]
 
@@ -270,14 +271,23 @@ def open_output(path: Path) -> Iterator[IO[bytes]]:
             try:
                 yield file
             except BaseException:
-                if not os.fstat(file.fileno()).st_size:
-                    path.unlink(missing_ok=True)
+                if path.is_file() and not path.stat().st_size:
+                    remove_open(path, file)
                     job_file(path).unlink(missing_ok=True)
                 raise
     except (DataError, OutputError):
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}. Make room, or choose another --out.") from None
+
+
+def remove_open(path: Path, file: IO[bytes]) -> None:
+    """Remove a file that is open here, and closed first if the system demands it, as Windows does."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        file.close()
+        path.unlink(missing_ok=True)
 
 
 def check_same_job(path: Path, job_path: Path, job: dict[str, Any]) -> None:
@@ -375,7 +385,7 @@ def read_records(file: IO[bytes], *, quoted: bool) -> Iterator[bytes]:
 
 
 def convert_to_parquet(row_file: Path, path: Path, header: bytes) -> None:
-    """Convert a CSV file of rows to Parquet, one row group at a time, and remove it once that is complete."""
+    """Convert a CSV file of rows to Parquet, one row group at a time."""
     import pyarrow as pa
     from pyarrow import csv as arrow
     from pyarrow import parquet
@@ -394,7 +404,6 @@ def convert_to_parquet(row_file: Path, path: Path, header: bytes) -> None:
         replace_file(part, path)
     finally:
         part.unlink(missing_ok=True)
-    row_file.unlink()
 
 
 def _is_text_column(column: str) -> bool:
