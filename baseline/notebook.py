@@ -26,6 +26,9 @@ SECONDS_BETWEEN_UPDATES = 0.2
 MAX_WIDTH = {True: "36em", False: "none"}
 """Maximum width of a chart, and of anything else in a card."""
 
+LINES_STYLE = "margin:0;font-family:monospace;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
+"""Style of the lines of progress; without it, nbconvert and JupyterLab may use another font and break words."""
+
 MAX_SHORT_CELL = 26
 """Maximum number of characters of a cell that stays on one line."""
 
@@ -42,8 +45,8 @@ class NotebookOutput:
 
     >>> lines = NotebookOutput(display=None)
     >>> lines.log("reading images")
-    >>> print(lines.html("12 of 40"))
-    <details><summary>12 of 40</summary><pre style="margin:0">reading images</pre></details>
+    >>> print(lines.html("12 of 40"))                                                # doctest: +ELLIPSIS
+    <details><summary>12 of 40</summary><pre style="margin:0;...">reading images</pre></details>
     """
 
     def __init__(self, display: Any = True) -> None:
@@ -78,7 +81,7 @@ class NotebookOutput:
         if not self.lines:
             return f"<div>{escape(line)}</div>"
         lines = escape("\n".join(self.lines))
-        return f'<details><summary>{escape(line)}</summary><pre style="margin:0">{lines}</pre></details>'
+        return f'<details><summary>{escape(line)}</summary><pre style="{LINES_STYLE}">{lines}</pre></details>'
 
 
 def card(title: str, parts: Iterable[str] = (), sentences: Iterable[str] = (), files: Iterable[Path] = ()) -> str:

@@ -86,6 +86,14 @@ def test_progress_without_lines_cannot_be_opened() -> None:
     assert "<details" in output.html("predicting: 8 of 8")
 
 
+def test_the_lines_of_progress_have_a_font_of_their_own_and_break_between_words() -> None:
+    """nbconvert and JupyterLab show what is in `pre` in the font of text, and break it anywhere."""
+    output = NotebookOutput()
+    output.lines.append("columns:  none; the folders are the classes")
+    style = re.search(r'<pre style="([^"]*)">', output.html(""))
+    assert style and {"font-family:monospace", "word-break:normal"} <= set(style[1].split(";"))
+
+
 def test_an_error_is_its_message_and_the_line_of_the_cell() -> None:
     shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
     with redirect_stdout(io.StringIO()) as printed:
