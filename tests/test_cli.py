@@ -189,6 +189,7 @@ def test_doctor_names_what_clashes_and_says_what_to_do(tmp_path: Path) -> None:
     version = metadata.version("torch")
     assert f"torchvision needs 'torch==1.0', and torch {version} is installed; pip install 'torch==1.0'" in verdict
     assert "torchvision needs 'no-such-one>=2', and none is installed" in verdict
+    assert ". Also, torchvision needs" in verdict
 
 
 def test_doctor_warns_of_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:

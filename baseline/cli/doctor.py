@@ -245,6 +245,6 @@ def doctor_command(as_json: AsJson = False) -> None:
         raise typer.Exit(1 if problems else 0)
     print_table(grid(rows))
     if problems:
-        print_text(f"Not ready: {'. '.join([*problems, *cautions])}.")
+        print_text(f"Not ready: {'. Also, '.join([*problems, *cautions])}.")
         raise typer.Exit(1)
     print_text(f"Ready: baseline run images/{''.join(f'. But {caution}' for caution in cautions)}.")
