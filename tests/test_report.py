@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 import torch
 from commands import call
 from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import nn
 
@@ -644,6 +645,17 @@ def test_advice_follows_from_what_was_measured(run: Path, done: baseline.Baselin
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps({**manifest, "own_parts": {"loss_func": ["MyLoss"]}}))
     assert not [item for item in next_items(run) if "manifest.json" in item.command or not item.command]
+
+
+def test_the_names_of_stages_and_the_title_do_not_overlap() -> None:
+    count = 21
+    epochs = pd.DataFrame({"stage": [1] + (count - 1) * [2], "trains": ["probe"] + (count - 1) * ["0.55"]})
+    epochs = epochs.assign(train_loss=0.1, valid_loss=0.2, valid_accuracy=0.9, lr=1e-3, best=epochs.index == 3)
+    for panel in ("loss", "metric", "rate"):
+        figure = figures.training_figure(epochs, panel)
+        FigureCanvasAgg(figure).draw()
+        boxes = [text.get_window_extent() for text in (*figure.axes[0].texts, figure.axes[0].title)]
+        assert len(boxes) == 3 and not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_a_weak_class_is_named_with_its_training_images(done: baseline.Baseline, tmp_path: Path) -> None:

@@ -156,11 +156,11 @@ def training_figure(epochs: pd.DataFrame, panel: str) -> Figure:
     figure = Figure(figsize=(4, 3.2), layout="constrained")
     axes, rows = figure.subplots(), epochs.reset_index(drop=True)
     draw = {"loss": draw_losses, "metric": draw_metric, "rate": draw_rates}
-    axes.set_title(draw[panel](axes, rows), pad=22)
-    for start in rows.index[rows["stage"].diff().fillna(1) != 0]:
+    axes.set_title(draw[panel](axes, rows), pad=26)
+    for number, start in enumerate(rows.index[rows["stage"].diff().fillna(1) != 0]):
         axes.axvline(start + 0.5, color=GRAY, linestyle=":", linewidth=1)
         label = f" {stage_label(rows.loc[start, 'trains'])}"
-        axes.text(start + 0.5, 1.02, label, transform=axes.get_xaxis_transform(), fontsize=9)
+        axes.text(start + 0.5, 1.02 + 0.07 * (number % 2), label, transform=axes.get_xaxis_transform(), fontsize=9)
     axes.set_xlim(0.4, len(rows) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
