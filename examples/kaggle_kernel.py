@@ -14,7 +14,7 @@ from pathlib import Path
 root = Path(os.environ.get("BASELINE_KAGGLE", "/kaggle"))
 wheels = next((root / "input").rglob("fastai_baseline-*.whl")).parent
 install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-subprocess.run([*install, *sorted(wheels.glob("*.whl"))], check=True)
+installed = subprocess.run([*install, *sorted(wheels.glob("*.whl"))], check=True)
 
 # %% [markdown]
 # The competition's folder is the one with the sample submission. It has `train.csv` and its images, or one folder per

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -112,6 +113,7 @@ def test_the_kernels_cells_end_with_a_valid_submission(
     install, *cells = ["".join(cell["source"]) for cell in notebook(KERNEL.read_text())["cells"]
                        if cell["cell_type"] == "code"]  # fmt: skip
     assert '"pip", "install"' in install and "--no-index" in install
+    assert not isinstance(ast.parse(install).body[-1], ast.Expr), "its output would list every wheel"
     exec("\n".join(cells), {"root": kaggle, "__name__": "__main__"})
     printed = capsys.readouterr().out
     assert "8 rows; columns, ids and their order as in the sample" in printed and "95% confidence interval" in printed
