@@ -445,7 +445,7 @@ def test_the_reference_decides_as_the_run_does(task: str, metric: str, monkeypat
     monkeypatch.setattr(cut_points, "MIN_VALID_IMAGES", 10)
     rng = np.random.default_rng(0)
     score = np.repeat([0.0, 1.0, 2.0], 40)
-    label = [str(int(value)) for value in score] if task == "single" else [f"0{';1' * (v > 0.5)}" for v in score]
+    label = [str(int(value)) for value in score] if task == "single" else ["0;1" if value else "0" for value in score]
     rows = pd.DataFrame({"path": [str(n) for n in range(120)], "label": label, "split": ["valid", "test"] * 60})
     logits = np.stack([-(score**2), -((score - 1) ** 2), 2 - (score - 2) ** 2], 1)
     if task == "multilabel":

@@ -446,7 +446,7 @@ def test_a_run_adds_its_accuracy_and_some_images(done: baseline.Baseline, tmp_pa
         page = client.get("/").text
         labels = re.findall(r'data-label="([^"]*)"', page)
         assert len(labels) == examples.MAX_EXAMPLES and labels.count("ants") == 4
-        assert f"{100 * done.metrics['test']['tta']['accuracy']:.1f}%" in page
+        assert f"{done.metrics['test']['tta']['accuracy']:.2%}" in page
         pixels = {np.asarray(load_image(path)).tobytes() for path in done.predictions["path"]}
         shown = [client.get(f"/examples/{number}").content for number in range(len(labels))]
         assert all(np.asarray(Image.open(io.BytesIO(content))).tobytes() in pixels for content in shown)
