@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from commands import call
 from rich.table import Table
 
 import baseline
-from baseline.cli.output import binary_output, print_json, print_table, print_text
+from baseline.cli.output import StandardOutput, binary_output, print_json, print_table, print_text
 from baseline.deploy.server.access_log import LogFormat, format_record, make_record
 from baseline.terminal import escape_controls
 
@@ -127,3 +128,20 @@ def test_a_standard_output_that_is_full_or_closed_is_an_error_of_one_line(
         assert ended.stderr.splitlines()[-1].startswith(f"baseline: {message}"), ended.stderr
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
         Path("default.toml").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_can_be_printed_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that Windows redirects output to may have one of 256 characters."""
+    name, content = "żółw 蟻 😀 é", io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(content, encoding))
+    monkeypatch.setattr("sys.stdout", StandardOutput())
+    print_json({"name": name})
+    sys.stdout.flush()
+    assert json.loads(content.getvalue().decode(encoding)) == {"name": name}
+    content.truncate(content.seek(0))
+    print_text(name)
+    print_table(name)
+    sys.stdout.flush()
+    printed = content.getvalue().decode(encoding).splitlines()
+    assert printed == 2 * [name.encode(encoding, "backslashreplace").decode(encoding)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -34,11 +37,16 @@ def open_streams() -> None:
 
 
 class StandardOutput:
-    """Standard output, which raises an OutputError if it is full or closed, and ends the command if its reader left."""
+    """Standard output, which raises an OutputError if it is full or closed, and ends the command if its reader left.
+
+    Characters that its encoding lacks are written as escapes: files on Windows may get one with 256 characters.
+    """
 
     def __init__(self) -> None:
         self.is_closed = sys.stdout is None
         self.file = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        if isinstance(self.file, io.TextIOWrapper):
+            self.file.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write text."""
@@ -96,10 +104,13 @@ def print_text(text: object, *, end: str = "\n", file: IO[str] | None = None) ->
 
 
 def print_json(values: Any) -> None:
-    """Print JSON, in which control characters are escaped."""
+    """Print JSON, in which control characters are escaped, and all but ASCII where the stream is not UTF-8."""
     from baseline.files import to_json
 
-    print(escape_controls(to_json(values), json=True), end="")
+    text = escape_controls(to_json(values), json=True)
+    if (sys.stdout.encoding or "utf-8").lower() != "utf-8":
+        text = re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], text)
+    print(text, end="")
 
 
 def print_table(table: Any) -> None:
