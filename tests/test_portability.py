@@ -79,6 +79,18 @@ def test_processes_are_never_forked() -> None:
             assert not (isinstance(node, ast.Attribute) and node.attr in ("fork", "set_start_method")), path
 
 
+def test_text_files_are_read_and_written_in_utf_8() -> None:
+    """Windows has another default."""
+    needed, calls = {"read_text": 1, "write_text": 2}, 0
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in needed:
+                calls += 1
+                named = any(keyword.arg == "encoding" for keyword in node.keywords)
+                assert named or len(node.args) >= needed[node.func.attr], f"{path}: {ast.unparse(node)}"
+    assert calls > 10
+
+
 FLOAT64_ON_CPU = {"deploy/export_module.py", "deploy/export_timm.py", "runs/probe_reference.py"}
 """Where tensors are on the CPU without saying so: an exported graph, and features in memory."""
 

@@ -81,5 +81,6 @@ def torch_backend(name: str) -> str:
     """
     spec = find_spec("torch")
     file = Path(spec.origin or "").with_name("version.py") if spec else Path()
-    match = re.search(rf"^{name}\b[^=]*= '([^']+)'", file.read_text() if file.is_file() else "", re.MULTILINE)
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    match = re.search(rf"^{name}\b[^=]*= '([^']+)'", text, re.MULTILINE)
     return match.group(1) if match else ""
