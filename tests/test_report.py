@@ -336,7 +336,7 @@ def test_several_labels_per_image_have_metrics_of_their_own(run: Path, done: bas
     write_report(run)
     said = page_of(run).said
     assert "micro F1 on the test split" in said and "An image may have several labels here" in said
-    assert f"{100 * manifest['metrics']['test']['tta']['micro_f1']:.1f}" in said
+    assert f"{manifest['metrics']['test']['tta']['micro_f1']:.2%}" in said
 
 
 def test_duplicates_are_shown_in_pairs(run: Path, done: baseline.Baseline) -> None:
