@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -194,6 +196,21 @@ baseline.load_recipe = lambda name: load(name).changed(image_size=32, presets={{
 baseline.Recipe.with_preset = lambda recipe, preset: recipe
 """
 """Makes what follows take seconds: one stage, at 32 pixels."""
+
+
+STEPS = """
+import baseline
+recipe = baseline.load_recipe("default").changed(arch="test_efficientnet", pretrained=False)
+table = baseline.split(baseline.image_table({images!r}), recipe)
+recipe, weights, reasons = baseline.resolve(recipe, table)
+dls = baseline.dataloaders(table, recipe)
+"""
+
+
+def test_the_first_steps_show_no_warnings_of_libraries(images: Path) -> None:
+    command = [sys.executable, "-c", STEPS.format(images=str(images))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and not NOISE.search(ended.stderr), ended.stderr
 
 
 def test_the_notebooks_run_and_nothing_in_them_is_noise(images: Path, kaggle: Path, tmp_path: Path) -> None:

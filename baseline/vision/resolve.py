@@ -16,7 +16,7 @@ from baseline.recipe.auto import (
     resolve_precision,
 )
 from baseline.recipe.choose import scratch_stages
-from baseline.system import device_type
+from baseline.system import bfloat16_instructions, device_type, fast_imports, is_intel_cpu
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,6 @@ def resolve(
         WeightsError: if the pretrained weights are not available.
     """
     from baseline.data.labels import is_multilabel
-    from baseline.system import bfloat16_instructions, is_intel_cpu
     from baseline.vision.weights import find_weights, is_obtainable
 
     progress = progress or Progress()
@@ -98,7 +97,8 @@ def resolve_image_sizes(recipe: Recipe, images: float = math.inf) -> tuple[Recip
     Raises:
         RecipeError: if the architecture's features cannot be pooled, or it accepts no images at all.
     """
-    from baseline.vision.sizes import nearest_size, size_problem
+    with fast_imports():
+        from baseline.vision.sizes import nearest_size, size_problem
 
     arch, pretrained = recipe.model.arch, recipe.model.pretrained
     requested, few = resolve_image_size(recipe.model.image_size, recipe.model.small_set_size, images)
