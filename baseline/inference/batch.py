@@ -129,11 +129,10 @@ def write_predictions(
                 encoded, chunk_size, predict, check_existing, shards, workers, stats.already_done, max_workers
             )
         write_rows(chunks, file, stats, total, progress)
+        remove_shards(shards)
         if row_file != path:
             file.flush()
             convert_to_parquet(row_file, path, rows.header)
-        remove_shards(shards)
-        if row_file != path:
             remove_open(row_file, file)
     return stats
 
