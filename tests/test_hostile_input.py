@@ -532,7 +532,7 @@ def test_a_standard_output_that_cannot_be_written_is_one_line(
     with (tmp_path / "errors").open("w") as errors:
         ended = Command("predict", tiny, images, "--quiet", stdout=open_output(), stderr=errors).wait(300)
     lines = (tmp_path / "errors").read_text().splitlines()
-    assert ended == code and len(lines) <= 1 and message in "".join(lines)
+    assert ended == code and len(lines) <= 1 and message in "".join(lines), lines
 
 
 def test_a_closed_standard_output_is_one_line(tiny: Path, images: Path) -> None:

@@ -46,7 +46,8 @@ class StandardOutput:
         self.is_closed = sys.stdout is None
         self.file = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         if isinstance(self.file, io.TextIOWrapper):
-            self.file.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # it flushes, and nobody may read: `write` reports that
+                self.file.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write text."""
