@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from baseline.evaluation.explain import describe_probe, describe_references
 from baseline.runs.probe_reference import cross_validated_logits
 from baseline.training.frozen import embeddings
 from baseline.training.logistic import STRENGTHS, Problem, Solution, fit_logistic, search_strength
-from baseline.training.probe import has_intercept, held_out_score, install
+from baseline.training.probe import has_intercept, held_out_score, install, probe_folds
 
 TINY: dict[str, Any] = {"arch": "test_efficientnet", "image_size": 32, "cache_gb": 0.0}
 
@@ -360,6 +360,43 @@ def test_few_images_are_cross_validated(images: Path, grouped: Path, no_page: No
     small = make_baseline(few, out=tmp_path / "small", progress=progress, **TINY, preset="instant")
     assert "folds" not in small.manifest
     assert progress.lines.count("not cross-validated: a class has fewer than 3 images") == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "duplicates", "outside"),
+    [
+        (["a"] * 10 + ["b"] * 10 + ["c"], {}, [20]),
+        (["a"] * 10 + ["b"] * 10 + ["c"], {3: 0, 20: 0}, [3, 20]),
+        (["a"] * 10 + ["b"] * 10 + ["c", "c"], {20: 0, 21: 0}, [20, 21]),
+        (["a"] * 10 + ["b"] * 10 + ["c;a"], {}, [20]),
+        (["a"] * 10 + ["b"], {}, range(11)),
+        (["a", "b", "c"], {}, range(3)),
+    ],
+    ids=["one image", "its duplicate", "two duplicates", "several labels", "one class is left", "no class is left"],
+)
+def test_a_class_of_one_image_is_fitted_to_in_every_fold(
+    labels: list[str], duplicates: dict[int, int], outside: Sequence[int]
+) -> None:
+    rows = pd.DataFrame({"label": labels, "duplicate_id": [duplicates.get(n, -1) for n in range(len(labels))]})
+    dls = SimpleNamespace(multilabel=";" in "".join(labels))
+    frozen: Any = SimpleNamespace(recipe=Recipe(), learn=SimpleNamespace(dls=dls))
+    folds = probe_folds(rows, frozen)
+    assert np.flatnonzero(folds < 0).tolist() == list(outside)
+    others = rows.drop(index=list(outside)).reset_index(drop=True)
+    if len(others):
+        assert folds.max() == 4
+        assert np.array_equal(folds[folds >= 0], probe_folds(others, frozen))
+
+
+def test_a_class_of_one_image_leaves_the_others_to_choose_the_penalty(
+    images: Path, no_page: None, tmp_path: Path
+) -> None:
+    table = baseline.split(baseline.image_table(images), Recipe())
+    table.loc[[table.index[table["split"] == split][0] for split in ("train", "valid")], "label"] = "wasps"
+    progress = Lines()
+    make_baseline(table, preset="instant", out=tmp_path / "run", progress=progress, split="provided", **TINY)
+    (line,) = [line for line in progress.lines if "logistic regression on" in line]
+    assert "by 5-fold cross-validation" in line
 
 
 def test_only_a_split_that_was_left_open_is_cross_validated() -> None:

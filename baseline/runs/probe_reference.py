@@ -162,7 +162,7 @@ class ProbeFolds:
         learn, recipe, progress, layers = frozen.learn, frozen.recipe, frozen.progress, frozen.plan.layers
         rows, start = table.reset_index(drop=True), time.perf_counter()
         folds = probe_folds(rows, frozen, LEAST_FOLDS)
-        if folds is None:
+        if folds.min() < 0:
             progress.log(f"not cross-validated: a class has fewer than {LEAST_FOLDS} images")
             return
         progress.log(line)

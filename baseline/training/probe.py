@@ -111,20 +111,20 @@ class SolveHead(Callback):
         train, valid = frozen.outputs["train", cut, view], frozen.outputs["valid", cut, frozen.plan.full_view]
         images = len(frozen.targets["train"])
         views = len(train) // images
-        smoothing = frozen.recipe.training.label_smoothing
         is_balanced = frozen.recipe.training.class_balance != "none"  # a sampler has the same effect as weights
         weights = balanced_weights(frozen.learn.dls) if is_balanced else None
         targets = {split: values.to(device) for split, values in frozen.targets.items()}
         problem = Problem(
             train.to(device), targets["train"].repeat(views, *[1] * (targets["train"].ndim - 1)),
-            len(frozen.learn.dls.vocab), weights, smoothing, has_intercept(self.learn.model),
+            len(frozen.learn.dls.vocab), weights, frozen.recipe.training.label_smoothing,
+            has_intercept(self.learn.model),
         )  # fmt: skip
         held_out = Problem(valid.to(device), targets["valid"], problem.classes, problem.class_weights)
         first = torch.arange(images)[:: -(-images // SEARCH_IMAGES)]
         subset = torch.cat([first + view * images for view in range(views)])
         folds, how = [(problem.rows(subset) if len(first) < images else problem, held_out)], "valid images"
         rows = frozen.rows["train"].iloc[first.numpy()].reset_index(drop=True)
-        if len(valid) < MIN_VALID_IMAGES and (numbers := probe_folds(rows, frozen)) is not None:
+        if len(valid) < MIN_VALID_IMAGES and (numbers := probe_folds(rows, frozen)).max() > 0:
             numbers = np.tile(numbers, views)
             count, how = int(numbers.max()) + 1, f"{numbers.max() + 1}-fold cross-validation"
             parts = [(torch.from_numpy(subset.numpy()[numbers != n]), numbers == n) for n in range(count)]
@@ -136,20 +136,25 @@ class SolveHead(Callback):
         return solution, f"{where}, C = {strength:g} by {how}"
 
 
-def probe_folds(rows: pd.DataFrame, frozen: FrozenOutputs, least: int = 2) -> np.ndarray | None:
-    """Return the fold of each image, with duplicates and groups in one fold; None if a class fills fewer than `least`.
+def probe_folds(rows: pd.DataFrame, frozen: FrozenOutputs, least: int = 2) -> np.ndarray:
+    """Return the fold of each image, with duplicates and groups in one fold.
+
+    Classes that fill fewer than `least` folds have the number -1: they are fitted to in every fold and never held out.
+    If they leave fewer than two classes, all images have it.
 
     Args:
         rows: images with the index 0, 1, 2, ...
     """
-    recipe = frozen.recipe
-    grouped = "group" in recipe.split.method
+    grouped = "group" in frozen.recipe.split.method
     labels = rarest_label(rows["label"]) if frozen.learn.dls.multilabel else rows["label"]
     units = unit_ids(rows, "group" if grouped else "duplicate_id")
-    smallest = int(pd.Series(units).groupby(labels.to_numpy()).nunique().min())
-    return (
-        fold_numbers(labels, units, min(FOLDS, smallest), recipe.seed, grouped=grouped) if smallest >= least else None
-    )
+    used = ~np.isin(units, units[pd.Series(units).groupby(labels.to_numpy()).transform("nunique") < least])
+    sizes = pd.Series(units[used]).groupby(labels[used].to_numpy()).nunique()
+    folds = np.full(len(rows), -1)
+    if sizes.min() >= least and (len(sizes) > 1 or used.all()):
+        count = min(FOLDS, int(sizes.min()))
+        folds[used] = fold_numbers(labels[used], units[used], count, frozen.recipe.seed, grouped=grouped)
+    return folds
 
 
 def held_out_score(recipe: Recipe, logits: Tensor, rows: Problem) -> tuple[float, float]:
