@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import call
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import nn
@@ -375,6 +375,37 @@ def test_suspect_labels_are_shown_and_saved(run: Path, done: baseline.Baseline) 
     assert "Labels that may be wrong: 1 of 14 held-out images" in said
     assert f"label: {wrong} suggested: {label} (99.9" in said
     assert (run / "suspects.png").exists()
+
+
+@pytest.mark.parametrize("errors", [0, 9])
+def test_a_weak_model_is_not_trusted_to_find_wrong_labels(run: Path, done: baseline.Baseline, errors: int) -> None:
+    table = done.predictions.copy()
+    label, other = table["label"], table["label"].map({"ants": "bees", "bees": "ants"})
+    is_wrong = (table["split"] == "test") & ((table["split"] == "test").cumsum() <= max(errors, 1))
+    table["predicted"] = other.where(is_wrong, label)
+    for name in ("ants", "bees"):
+        table[f"p_{name}"] = np.where(table["predicted"] == name, 0.9, 0.1)
+    table.to_csv(run / "predictions.csv", index=False)
+    write_report(run)
+    said = page_of(run).said
+    assert ("Labels that the model disagrees with" in said) == ("errors of the model, not of the labels" in said)
+    assert ("Labels that may be wrong" in said) == (not errors)
+    assert ("Labels that the model disagrees with" in said) == bool(errors)
+
+
+def test_words_of_a_command_stay_whole(page: Page, done: baseline.Baseline) -> None:
+    commands = [item.command for item in advice.advise(read_run(done.folder))]
+    blocks = re.findall(r'<pre class="command"><code>(.*?)</code></pre>', page.text, re.DOTALL)
+    assert blocks[: len(commands)] == [
+        " ".join(f"<span>{escape(word)}</span>" for word in command.split(" ")) for command in commands
+    ]
+    assert ".command span { display: inline-block;" in page.text
+
+
+def test_a_bug_is_not_reported_as_a_damaged_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "time_section", lambda run: undefined_name)  # type: ignore[name-defined] # noqa: F821
+    with pytest.raises(NameError):
+        write_report(run)
 
 
 def test_a_run_without_a_learning_rate_search_says_so(run: Path) -> None:

@@ -26,7 +26,7 @@ from baseline.files import refuse_damaged, to_csv, write_atomic
 from baseline.progress import Progress
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.report import figures
-from baseline.report.advice import advise
+from baseline.report.advice import TRUSTED_ACCURACY, advise
 from baseline.report.cards import gradcam_maps, image_card, pair_cards, prediction_card, save_sheet, suspect_card
 from baseline.report.figures import ThumbnailCache
 from baseline.report.headline import describe_view, headline_view, named_headline, selection_metric
@@ -348,6 +348,7 @@ def examples_section(run: RunFiles, images: ThumbnailCache) -> dict[str, Any]:
         "first_errors": first,
         "no_gradcam": no_gradcam,
         "suspected": len(suspects),
+        "is_weak": run.numbers["tta"]["accuracy"] < TRUSTED_ACCURACY,
         "held_out": len(run.predictions),
     }
 
