@@ -418,10 +418,13 @@ def read_values(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def refuse_damaged(folder: str | Path) -> Iterator[None]:
-    """Turn the errors of code that finds something unexpected in a run folder into one line, an `OutputError`."""
+    """Turn the errors of code that finds something unexpected in a run folder into one line, an `OutputError`.
+
+    Errors that no content of a file causes, such as a NameError, pass.
+    """
     try:
         yield
-    except (BaselineError, OSError, MemoryError, RuntimeError):
+    except (BaselineError, OSError, MemoryError, RuntimeError, NameError, ImportError, AssertionError):
         raise
     except Exception as error:  # a missing key, a wrong type or value, or jinja2's error about one
         reason = f"{type(error).__name__}: {first_line(error)}"
