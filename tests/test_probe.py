@@ -449,6 +449,15 @@ def test_architectures_that_cannot_be_compared_are_refused(
         make_baseline(images, out=tmp_path / "run", progress=Progress(), image_size=32, **{"arch": "probe", **changes})
 
 
+def test_a_single_architecture_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from baseline.training import choose_arch
+
+    monkeypatch.setattr(choose_arch, "offline_weights", lambda name: iter([name] * (name == "resnet18")))
+    monkeypatch.setattr(choose_arch, "probe_epoch", lambda *_: pytest.fail("a probe of the only one"))
+    recipe, reason = choose_arch.choose_arch(Recipe().changed(arch="probe"), pd.DataFrame(), Progress())
+    assert recipe.model.arch == "resnet18" and reason.startswith("the only one to compare")
+
+
 def test_the_reference_has_the_metric_of_the_recipe(images: Path, no_page: None, tmp_path: Path) -> None:
     stages = (Stage("probe"), Stage(2, 1, 1e-3))
     result = make_baseline(images, stages=stages, metric="log_loss", out=tmp_path / "run", progress=Progress(), **TINY)

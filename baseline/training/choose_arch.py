@@ -52,6 +52,8 @@ def choose_arch(recipe: Recipe, table: pd.DataFrame, progress: Progress) -> tupl
             f"arch is 'probe', and this machine has weights of none of {quoted_list(CANDIDATES)}. Name architectures "
             "to download, such as --arch probe:resnet18,resnet50."
         )
+    if len(names) == 1:
+        return recipe.changed(arch=names[0]), "the only one to compare; --arch probe:NAME,NAME downloads others"
     start, scores, texts = time.perf_counter(), {}, {}
     for name in names:
         began = time.perf_counter()
@@ -61,10 +63,9 @@ def choose_arch(recipe: Recipe, table: pd.DataFrame, progress: Progress) -> tupl
         scores[name] = epoch_score(metric.score(epoch[column]), epoch["valid_loss"])
         texts[name] = f"{name} {metric.text(epoch[column], 1)}"
         progress.log(f"probe of {texts[name]} valid; {format_duration(time.perf_counter() - began)}")
-    best = max(scores, key=lambda name: scores[name])
     seconds = format_duration(time.perf_counter() - start)
     reason = f"the best of {len(names)} by their probes on valid, in {seconds}: {', '.join(texts.values())}"
-    return recipe.changed(arch=best), reason
+    return recipe.changed(arch=max(scores, key=lambda name: scores[name])), reason
 
 
 def probe_epoch(recipe: Recipe, table: pd.DataFrame, progress: Progress) -> dict[str, float]:

@@ -131,9 +131,8 @@ class SolveHead(Callback):
             folds = [(problem.rows(fit), problem.rows(subset[torch.from_numpy(out)])) for fit, out in parts]
         strength, start_solution = search_strength(folds, partial(held_out_score, frozen.recipe))
         solution = fit_logistic(problem, strength, start_solution)
-        flips = " and their flips" if views > 1 else ""
-        where = f"{train.shape[1]:,} features of {format_count(images, 'image')}{flips}"
-        return solution, f"{where}, C = {strength:g} by {how}"
+        fitted = f"{format_count(images, 'image')}{' and their flips' if views > 1 else ''}"
+        return solution, f"{train.shape[1]:,} features of {fitted}, C = {strength:g} by {how}"
 
 
 def probe_folds(rows: pd.DataFrame, frozen: FrozenOutputs, least: int = 2) -> np.ndarray:
