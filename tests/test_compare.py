@@ -24,6 +24,7 @@ from baseline.errors import DataError, OutputError, RecipeError
 from baseline.experiments.compare import list_runs
 from baseline.experiments.compare_recipes import compare_recipes
 from baseline.experiments.repeats import SeedRuns
+from baseline.report.headline import headline_view
 from baseline.runs.folder import read_predictions
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -81,7 +82,7 @@ def test_seeds_are_runs_with_mean_and_spread(ended: Any, seeds: SeedRuns) -> Non
     for number, run in zip((3, 4), seeds.runs, strict=True):
         manifest = json.loads((folder / f"seed-{number}" / "manifest.json").read_text())
         assert run["seed"] == manifest["recipe"]["seed"] == number
-        assert run["accuracy"] == manifest["metrics"]["test"]["tta"]["accuracy"]
+        assert run["accuracy"] == manifest["metrics"]["test"][headline_view(manifest)]["accuracy"]
         accuracies.append(run["accuracy"])
     assert (seeds.mean, seeds.sd) == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
     assert (seeds.least, seeds.most) == (min(accuracies), max(accuracies))
@@ -133,8 +134,12 @@ def test_two_seeds_do_not_differ_beyond_noise(seeds: SeedRuns) -> None:
     assert "on 10 images:" in found.sentences[0] and ": not significant (p" in found.sentences[0]
 
 
-def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: SeedRuns) -> None:
-    found = compare_runs([done.folder, seeds.runs[0]["folder"]]).table
+def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: SeedRuns, tmp_path: Path) -> None:
+    def keep_tta(manifest: dict[str, Any]) -> None:
+        manifest["metrics"]["valid"]["plain"]["accuracy"] = 0.0
+
+    first_run = altered(done, tmp_path / "first", manifest=keep_tta)
+    found = compare_runs([first_run, seeds.runs[0]["folder"]]).table
     numbers = done.metrics["test"]["tta"]
     first, other = found.to_dict("records")
     assert (first["accuracy"], first["low"], first["high"]) == (numbers["accuracy"], *numbers["interval"])
@@ -142,8 +147,9 @@ def test_the_table_holds_what_the_manifests_say(done: baseline.Baseline, seeds: 
         assert (first[f"{name}_low"], first[f"{name}_high"]) == numbers["intervals"][name]
     assert first["seconds"] == pytest.approx(sum(done.manifest["seconds"].values()), abs=0.1)
     assert first["megabytes"] == round((done.folder / "model" / "model.safetensors").stat().st_size / 1e6, 1)
-    told = json.loads((Path(seeds.folder) / "seed-3" / "manifest.json").read_text())["metrics"]["test"]["tta"]
-    assert other["difference"] == pytest.approx(told["accuracy"] - numbers["accuracy"]) and other["shared"] == 10
+    manifest = json.loads((Path(seeds.folder) / "seed-3" / "manifest.json").read_text())
+    scores = manifest["metrics"]["test"][headline_view(manifest)]
+    assert other["difference"] == pytest.approx(scores["accuracy"] - numbers["accuracy"]) and other["shared"] == 10
     assert "seed: 3 (was 0)" in other["differs"] and "stages.1.epochs: 1 (was 4)" in other["differs"]
     assert "stages.2.trains: not set (was 3)" in other["differs"] and "title" not in other["differs"]
 
@@ -214,7 +220,8 @@ def test_manifests_of_older_runs_are_compared_on_what_they_tell(done: baseline.B
 
     old = altered(done, tmp_path / "old", manifest=older)
     row = compare_runs([done.folder, old]).table.iloc[1]
-    assert row["accuracy"] == done.metrics["test"]["tta"]["accuracy"] and pd.isna(row["macro_f1"])
+    assert row["accuracy"] == done.metrics["test"][headline_view(done.manifest)]["accuracy"]
+    assert pd.isna(row["macro_f1"])
     assert call("compare", done.folder, old).returncode == 0
 
 
@@ -229,12 +236,12 @@ def test_compare_prints_and_writes_csv_and_a_page_of_its_own(
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == "" and "not significant" in ended.stdout and "a<b>[/x]" in ended.stdout.replace("\n", "")
     read = pd.read_csv(tmp_path / "t.csv")
-    assert len(read) == 3 and read["accuracy"][0] == done.metrics["test"]["tta"]["accuracy"]
+    assert len(read) == 3 and read["accuracy"][0] == done.metrics["test"][headline_view(done.manifest)]["accuracy"]
     page = (tmp_path / "t.html").read_text()
     assert page.count("<tr>") == 4 and page.count('scope="col"') == 10
     assert "a&lt;b&gt;" in page and "a<b>" not in page and "src=" not in page and "default-src 'none'" in page
     assert '<th scope="col" class="n">calibration error</th>' in page and "difference_low" not in page
-    accuracy, (low, high) = read["accuracy"][0], done.metrics["test"]["tta"]["interval"]
+    accuracy, (low, high) = read["accuracy"][0], done.metrics["test"][headline_view(done.manifest)]["interval"]
     cell = f"{accuracy:.1%} ({100 * low:.1f} to {100 * high:.1f})"
     assert (
         f"{accuracy:.1%} <small>({100 * low:.1f} to" in page
@@ -252,7 +259,8 @@ def seed_runs(done: baseline.Baseline, folder: Path, accuracies: list[float], fi
 
         def set_result(manifest: dict[str, Any], seed: int = seed, accuracy: float = accuracy) -> None:
             manifest["recipe"]["seed"] = seed
-            manifest["metrics"]["test"]["tta"]["accuracy"] = accuracy
+            for view in ("plain", "tta"):
+                manifest["metrics"]["test"][view]["accuracy"] = accuracy
 
         altered(done, folder / f"seed-{seed}", manifest=set_result)
     return f"{folder}/seed-*"
@@ -360,7 +368,7 @@ def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds:
     assert names[3:] == ["seeds/seed-3", "seeds/seed-4", "late"]
     states = dict(zip(names, found["state"], strict=True))
     assert states["half"] == states["default-20261123-010203"] == "unfinished" and "format 99" in states["newer"]
-    assert found["accuracy"].iloc[-1] == done.metrics["test"]["tta"]["accuracy"]
+    assert found["accuracy"].iloc[-1] == done.metrics["test"][headline_view(done.manifest)]["accuracy"]
     assert found["arch"].iloc[-1] == "tf_efficientnet_lite0"
     printed = call("runs", runs).stdout
     assert "unfinished" in printed and "2999-01-01" in printed and "notes" not in printed

@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console, RenderableType
 from test_server import make_client
 
 import baseline
 from baseline import evaluate
+from baseline.cli.printing import comparison_table, folds_table, runs_table, seeds_table
+from baseline.experiments import repeats
 from baseline.experiments.compare import compare_runs, list_runs
+from baseline.experiments.compare_recipes import compare_recipes
+from baseline.experiments.evaluate_models import evaluate_models
+from baseline.experiments.repeats import SeedRuns, run_folds
+from baseline.experiments.series import RunSeries as Series
+from baseline.experiments.series import accuracy_spread, metric_spread, summary_row
 from baseline.report.headline import headline_sentence, named_headline
 from baseline.report.model_card import write_card
 from baseline.report.page import write_report
+from baseline.runs.folder import read_manifest, read_predictions
 
 
 @pytest.fixture
@@ -105,3 +114,132 @@ def test_runs_of_several_labels_are_compared_by_micro_f1(several_labels: Path, t
     assert comparison.metric is not None and comparison.metric.name == "micro_f1"
     first = evaluate(table, "multilabel")["test"]["tta"]["micro_f1"]
     assert comparison.table["difference"].iloc[1] == pytest.approx(1 - first)
+
+
+def shown(table: RenderableType) -> str:
+    """Return what a command prints on a wide terminal."""
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def judged_run(done: baseline.Baseline, folder: Path, view: str, metric: str = "auto", seed: int = 0) -> Path:
+    """A run whose predictions are all right in one view, with or without TTA, and all wrong in the other."""
+    shutil.copytree(done.folder, folder)
+    table = done.predictions.copy()
+    for prefix, name in (("", "tta"), ("plain_", "plain")):
+        ants = (table["label"] == "ants") == (name == view)
+        table[f"{prefix}predicted"] = np.where(ants, "ants", "bees")
+        table[f"{prefix}p_ants"], table[f"{prefix}p_bees"] = np.where(ants, 0.9, 0.1), np.where(ants, 0.1, 0.9)
+    table.to_csv(folder / "predictions.csv", index=False)
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["recipe"]["evaluation"] |= {"metric": metric, "tta": ["flip"]}
+        manifest["recipe"]["seed"] = seed
+        manifest["metrics"] = evaluate(table, "single", metric)
+
+    change(folder, edit)
+    return folder
+
+
+@pytest.mark.parametrize("metric", ["auto", "roc_auc"])
+def test_compared_runs_have_their_headlines(done: baseline.Baseline, tmp_path: Path, metric: str) -> None:
+    runs = [judged_run(done, tmp_path / view, view, metric) for view in ("tta", "plain")]
+    comparison = compare_runs(runs)
+    assert comparison.table["accuracy"].tolist() == [1.0, 1.0] and comparison.table["tta"].tolist() == [True, False]
+    assert comparison.table["difference"].iloc[1] == 0
+    if metric != "auto":
+        assert comparison.table[metric].tolist() == [1.0, 1.0]
+    cells = [row[1] for row in comparison.as_text().rows]
+    assert cells[0] == f"{cells[1]} with TTA" and cells[1].endswith(" test")
+    printed = shown(comparison_table(comparison))
+    assert printed.count("test with TTA") == 1 and " 0.00%" not in printed
+    listed = list_runs(tmp_path).set_index("run")["tta"]
+    assert (listed[str(runs[0])], listed[str(runs[1])]) == (True, False)
+    assert shown(runs_table(list_runs(tmp_path))).count("test with TTA") == 1
+
+
+def test_an_ensemble_is_compared_with_the_headline_of_its_best_run(done: baseline.Baseline, tmp_path: Path) -> None:
+    runs = [judged_run(done, tmp_path / view, view) for view in ("plain", "tta")]
+    comparison = compare_runs(runs, averages=[runs])
+    assert comparison.table["tta"].tolist() == [False, True, True]
+    assert f"the best of these, {runs[0]}," in comparison.sentences[1]
+
+
+@pytest.mark.parametrize("metric", ["auto", "roc_auc"])
+def test_recipes_over_seeds_are_compared_by_headlines(done: baseline.Baseline, tmp_path: Path, metric: str) -> None:
+    for recipe, views in (("a", ("plain", "tta")), ("b", ("plain", "plain"))):
+        for seed, view in enumerate(views):
+            judged_run(done, tmp_path / f"{recipe}-{seed}", view, metric, seed)
+    comparison = compare_recipes([f"{tmp_path}/a-*", f"{tmp_path}/b-*"])
+    assert comparison.table["mean"].tolist() == [1.0, 1.0] and comparison.table["tta"].tolist() == [1, 0]
+    assert [row[1] for row in comparison.as_text().rows] == ["2, 1 with TTA", "2"]
+
+
+@pytest.mark.parametrize("metric", ["auto", "roc_auc"])
+def test_a_row_of_seeds_or_folds_is_the_headline_of_its_run(
+    done: baseline.Baseline, tmp_path: Path, metric: str
+) -> None:
+    rows = []
+    for view in ("tta", "plain"):
+        folder = judged_run(done, tmp_path / view, view, metric)
+        rows.append(summary_row(folder, read_manifest(folder), "test"))
+    assert [row["accuracy"] for row in rows] == [1.0, 1.0] and [row["tta"] for row in rows] == [True, False]
+    spread = metric_spread(rows, read_manifest(folder))
+    assert spread is None if metric == "auto" else spread and spread["mean"] == 1.0
+    runs = [{"seed": seed, **row} for seed, row in enumerate(rows)]
+    result = SeedRuns(tmp_path, "test", runs, **accuracy_spread(runs), same_images=True, metric=spread)
+    lines = shown(seeds_table(result)).splitlines()
+    cells = [[cell.strip() for cell in line.split("│")] for line in lines if "│" in line]
+    assert [row[-5] for row in cells] == ["100.00% with TTA", "100.00%"]
+
+
+@pytest.mark.parametrize("metric", ["auto", "roc_auc"])
+@pytest.mark.parametrize("view", ["tta", "plain"])
+def test_folds_say_which_view_their_numbers_have(
+    done: baseline.Baseline, images: Path, tmp_path: Path, metric: str, view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Series):  # type: ignore[misc, valid-type]
+        def run(self, plans: Any, *, resume: bool) -> None:
+            self.folders = [judged_run(done, self.folder / f"fold-{number}", view, metric) for number in range(2)]
+            for number, folder in enumerate(self.folders):
+                table = read_predictions(folder)
+                valid = table["path"].where(table["split"] == "test", f"{number}" + table["path"])
+                table.assign(path=valid).to_csv(folder / "predictions.csv", index=False)
+            self.manifests = [read_manifest(folder) for folder in self.folders]
+
+    monkeypatch.setattr(repeats, "RunSeries", Made)
+    folds = run_folds(images, out=tmp_path / "folds", split="kfold:2", progress=baseline.Progress())
+    words = " with TTA" if view == "tta" else ""
+    printed = shown(folds_table(folds))
+    assert f"out-of-fold accuracy{words} of 2 folds: 100.00% (" in printed
+    if metric != "auto":
+        assert f"out-of-fold ROC AUC{words}: 1.0000" in printed and "of the ensemble with TTA: " in printed
+    assert "test accuracy of the ensemble of folds with TTA: " in printed
+    assert printed.count("│ 100.00% with TTA ") == (2 if view == "tta" else 0)
+    assert [(run["accuracy"], run["test"]) for run in folds.runs] == [(1.0, 1.0), (1.0, 1.0)]
+    # with TTA the ensemble has the predictions of its runs, without TTA all of theirs are right and its own wrong
+    assert folds.against_best is not None and folds.against_best["difference"] == (0 if view == "tta" else -1)
+
+
+@pytest.mark.parametrize("metric", ["auto", "roc_auc"])
+def test_an_evaluation_says_which_number_of_the_run_it_compares(
+    done: baseline.Baseline, images: Path, tmp_path: Path, metric: str
+) -> None:
+    run = judged_run(done, tmp_path / "run", "plain", metric)
+    title = "accuracy" if metric == "auto" else "ROC AUC"
+    right = "100.0%" if metric == "auto" else "1.000"
+    wrong = "0.0%" if metric == "auto" else "0.000"
+    for tta, number in ((True, f"{wrong} with TTA"), (False, right)):
+        result = evaluate_models([run], images, tta=tta, write=False, progress=baseline.Progress()).models[0]
+        assert result.own is not None
+        assert result.own.sentence.startswith(title) and f"against {number} on the " in result.own.sentence
+        assert any("--no-tta" in note for note in result.notes) == tta
+
+
+def test_the_interval_over_groups_exists_without_tta_too(done: baseline.Baseline) -> None:
+    table = done.predictions.assign(group=[f"g{number // 2}" for number in range(len(done.predictions))])
+    table["plain_predicted"] = table["predicted"]
+    scores = evaluate(table, "single")["test"]
+    assert scores["plain"]["group_interval"] == pytest.approx(scores["tta"]["group_interval"])

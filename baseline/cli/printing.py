@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -14,7 +14,14 @@ from rich.table import Table
 from baseline.evaluation.explain import describe_difference, describe_references, explain
 from baseline.metrics.registry import find_metric
 from baseline.recipe.describe import describe_trained
-from baseline.report.headline import Headline, describe_view, headline_of, headline_sentence, headline_view
+from baseline.report.headline import (
+    Headline,
+    describe_split,
+    describe_view,
+    headline_of,
+    headline_sentence,
+    headline_view,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +105,7 @@ def seeds_table(result: SeedRuns) -> RenderableType:
     title = [f"{result.split} {find_metric(result.metric['name']).title}"] if result.metric else []
     table = Table("seed", *title, f"{result.split} accuracy", "without TTA", "seconds", "results")
     for run in result.runs:
-        shares = (*_metric_cell(run, result.metric), f"{run['accuracy']:.2%}", f"{run['plain']:.2%}")
+        shares = (*_metric_cell(run, result.metric), _accuracy_cell(run), f"{run['plain']:.2%}")
         table.add_row(str(run["seed"]), *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
     deviation = "" if result.sd is None else f", std {100 * result.sd:.2f} points"
     summary = f"{result.split} accuracy of {len(result.runs)} seeds: mean {result.mean:.2%}{deviation}"
@@ -124,35 +131,43 @@ def folds_table(result: FoldRuns) -> RenderableType:
     title = [metric.title] if metric else []
     table = Table("fold", "images", *title, "accuracy", "without TTA", *["on test"] * tested, "seconds", "results")
     for run in result.runs:
-        shares = [f"{run[name]:.2%}" for name in ("accuracy", "plain", *["test"] * tested)]
-        shares = [*_metric_cell(run, result.metric), *shares]
+        shares = [f"{run[name]:.2%}" for name in ("plain", *["test"] * tested)]
+        shares = [*_metric_cell(run, result.metric), _accuracy_cell(run), *shares]
         cells = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
         table.add_row(*cells)
+    views: dict[str, Literal["plain", "tta"]] = {name: "tta" if tta else "plain" for name, tta in result.tta.items()}
+    words = {name: " with TTA" if tta else "" for name, tta in result.tta.items()}
+    oof = result.metrics["oof"]
     lines = [
-        f"out-of-fold accuracy of {len(result.runs)} folds: {_accuracy_text(result.metrics['oof'])}",
+        f"out-of-fold accuracy{words['oof']} of {len(result.runs)} folds: {_accuracy_text(oof, views['oof'])}",
         f"accuracy of a fold: mean {result.mean:.2%}, std {100 * result.sd:.2f} points, "
         f"{result.least:.2%} to {result.most:.2%}",
     ]
     if metric and result.metric:
         lines.insert(0, f"{metric.title} of a fold: {_spread_text(result.metric)}")
-        lines.insert(0, f"out-of-fold {metric.title}: {headline_of(metric, result.metrics['oof']['tta'])}")
-    meaning = explain(result.metrics["oof"])
+        lines.insert(0, f"out-of-fold {metric.title}{words['oof']}: {headline_of(metric, oof[views['oof']])}")
+    meaning = explain(oof, views["oof"])
     meaning.append(
         "The weights of each fold were chosen on its own validation images, so these metrics are slightly optimistic."
     )
     if tested and result.against_best:
-        lines.insert(0, f"test accuracy of the ensemble of folds: {_accuracy_text(result.metrics['test'])}")
+        accuracy = _accuracy_text(result.metrics["test"], "tta")
+        lines.insert(0, f"test accuracy of the ensemble of folds{words['test']}: {accuracy}")
         difference = describe_difference(result.against_best) if not metric else ""
         if metric:
             from baseline.experiments.metric_comparison import describe_test
 
             difference = describe_test(result.against_best, metric)
-            lines.insert(
-                0, f"test {metric.title} of the ensemble: {headline_of(metric, result.metrics['test']['tta'])}"
-            )
+            headline = headline_of(metric, result.metrics["test"]["tta"])
+            lines.insert(0, f"test {metric.title} of the ensemble{words['test']}: {headline}")
         meaning.append(f"On test, the ensemble differs from the best fold by {difference}.")
     ends = [f"results: {result.folder / 'folds.json'}", *_next_of_series(result.folder, "folds")]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
+
+
+def _accuracy_cell(run: Mapping[str, Any]) -> str:
+    """The cell of a run's accuracy."""
+    return f"{run['accuracy']:.2%}{' with TTA' if run['tta'] else ''}"
 
 
 def _metric_cell(run: Mapping[str, Any], metric: Mapping[str, Any] | None) -> list[str]:
@@ -163,12 +178,12 @@ def _metric_cell(run: Mapping[str, Any], metric: Mapping[str, Any] | None) -> li
 def _spread_text(spread: Mapping[str, Any]) -> str:
     """Mean, standard deviation, lowest and highest value of a metric."""
     mean, least, most, sd = (find_metric(spread["name"]).text(spread[key]) for key in ("mean", "least", "most", "sd"))
-    return f"mean {mean}, {'' if spread['sd'] is None else f'sd {sd}, '}{least} to {most}"
+    return f"mean {mean}, {'' if spread['sd'] is None else f'std {sd}, '}{least} to {most}"
 
 
-def _accuracy_text(numbers: Mapping[str, Any]) -> str:
+def _accuracy_text(numbers: Mapping[str, Any], view: str) -> str:
     """An accuracy with its interval, over groups where there are any."""
-    scores = numbers["tta"]
+    scores = numbers[view]
     low, high = scores.get("group_interval", scores["interval"])
     of = f"{numbers['groups']:,} groups" if "group_interval" in scores else f"{numbers['images']:,} images"
     micro = f"; micro F1 {scores['micro_f1']:.2%}" if "mean_average_precision" in scores else ""
@@ -200,7 +215,7 @@ def ladder_table(result: Ladder) -> RenderableType:
             gain[0] = describe_change(test, metric) if tested else ""
         costs = [f"{row['seconds']:,.0f}", f"{row['parameters']:,}"]
         table.add_row(row["words"], *([row["arch"]] if several else []), *accuracy, *gain, *costs)
-    return Group(table, "", *result.sentences)
+    return Group(table, "", "Networks predict without TTA, except for a variant with TTA.", *result.sentences)
 
 
 def curve_table(result: LearningCurve) -> RenderableType:
@@ -222,7 +237,7 @@ def curve_table(result: LearningCurve) -> RenderableType:
             for variant in variants
         ]
         table.add_row(f"{images:,}", *spans)
-    return Group(table, "", *result.sentences)
+    return Group(table, "", "Networks predict without TTA.", *result.sentences)
 
 
 def label_review_table(result: LabelReview, target: str) -> RenderableType:
@@ -268,7 +283,7 @@ def comparison_table(result: Comparison) -> RenderableType:
             shares.insert(0, str(Headline(metric, row[metric.name], None if low is None else (low, high))))
         loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
         size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        images = "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}"
+        images = "" if row["images"] is None else f"{row['images']:,.0f} {describe_split(row)}"
         cells = (escape(row["run"]), images, *shares, loss, f"{row['seconds']:.0f}", size, escape(row["differs"]))
         table.add_row(*cells)
     return Group(table, *[escape(line) for line in result.sentences])
@@ -305,6 +320,6 @@ def runs_table(result: pd.DataFrame) -> RenderableType:
         if row["state"] != "finished":
             table.add_row(escape(row["run"]), escape(row["state"]))
             continue
-        number = f"{row.get('headline') or _with_interval(row, 'accuracy', 'low', 'high')} {row['split']}"
+        number = f"{row.get('headline') or _with_interval(row, 'accuracy', 'low', 'high')} {describe_split(row)}"
         table.add_row(escape(row["run"]), number, row["finished"][:16], f"{row['seconds']:.0f}", str(row["arch"]))
     return table

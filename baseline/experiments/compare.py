@@ -13,10 +13,18 @@ from baseline.experiments.metric_comparison import (
     describe_test,
     evaluate_metric,
     metric_besides_accuracy,
+    read_split_predictions,
 )
 from baseline.files import refuse_damaged
-from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
-from baseline.report.headline import Headline, headline_view, named_headline, named_metric
+from baseline.recipe.diff import IGNORED_FIELDS, flat_recipe, flatten, flatten_recipe
+from baseline.report.headline import (
+    Headline,
+    describe_split,
+    describe_view,
+    headline_view,
+    named_headline,
+    named_metric,
+)
 from baseline.report.text_table import TextTable
 from baseline.runs.folder import headline_split, looks_unfinished, read_manifest, read_predictions
 
@@ -45,12 +53,13 @@ class Comparison:
     """Several runs side by side."""
 
     table: pd.DataFrame
-    """One row per run: `run, split, images, accuracy, low, high`, then `balanced_accuracy`, `macro_f1` and `ece`, each
-    with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
+    """One row per run: `run, split, tta, images, accuracy, low, high`, then `balanced_accuracy`, `macro_f1` and `ece`,
+    each with `_low` and `_high`, `loss` (nats), `difference` to the first run (-1 to 1) with `difference_low` and
     `difference_high`, `p` (McNemar's mid-p, Holm-corrected for more than two runs), `shared` (images),
     `seconds`, `megabytes` (of the model file) and `differs` (what differs from the first run in recipe, weights, device
-    and versions). Missing where a manifest does not say. An ensemble has the sums of its runs' seconds and megabytes,
-    and differences to the best of them."""
+    and versions). Missing where a manifest does not say. All numbers and differences of a run are with test-time
+    augmentation (TTA) where its headline is, which `tta` says; without it a run has fewer metrics. An ensemble has the
+    sums of its runs' seconds and megabytes, and differences to the best of them."""
     sentences: list[str]
     """One for each run but the first: how much it differs from the first (an ensemble: from the best of its runs), and
     how certain that is."""
@@ -120,7 +129,10 @@ def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str 
     ensembles = [_member_numbers(folders, members) for members in averages]
     split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
     metric, sentences = _common_metric(manifests)
-    tables = [_split_predictions(folder, split, metric) for folder in folders]
+    tables = [
+        read_split_predictions(folder, split, not describe_view(manifest), metric)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     if not anyway:
         _check_comparable(folders, tables, split)
     ensemble_tables = [
@@ -160,10 +172,10 @@ def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str 
 
 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
-    """List the runs in a folder and below: `run, state, finished, split, accuracy, low, high, seconds, arch`.
+    """List the runs in a folder and below: `run, state, finished, split, tta, accuracy, low, high, seconds, arch`.
 
-    The accuracy is with test-time augmentation (TTA) where the headline of the run is. If a run is judged by another
-    metric, there is also `headline`, the metric with its interval as text.
+    The accuracy is with test-time augmentation (TTA) where the headline of the run is, which `tta` says. If a run is
+    judged by another metric, there is also `headline`, the metric with its interval as text.
 
     Unfinished runs come first, then the others by date. `state` is `finished`, `unfinished` (still running, or
     interrupted), or what is wrong with the manifest.
@@ -176,7 +188,7 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"Folder {folder} does not exist.{similar_path(folder)} Pass the folder of your runs.")
-    columns = ["run", "state", "finished", "split", "accuracy", "low", "high", "seconds", "arch"]
+    columns = ["run", "state", "finished", "split", "tta", "accuracy", "low", "high", "seconds", "arch"]
     rows = [_list_row(run) for run in _run_folders(folder, MAX_DEPTH)]
     if any("headline" in row for row in rows):
         columns.append("headline")
@@ -199,26 +211,21 @@ def _score(table: pd.DataFrame, manifest: Manifest, metric: Metric | None) -> fl
     return float((table["predicted"] == table["label"]).mean())
 
 
-def _split_predictions(folder: Path, split: str, metric: Metric | None) -> pd.DataFrame:
-    table = read_predictions(folder, () if metric else ("path", "label", "split", "predicted"))
-    return table[table["split"] == split]
-
-
-def _manifest_row(
-    folder: Path, manifest: Manifest, split: str, metric: Metric | None = None, view: str = "tta"
-) -> dict[str, Any]:
+def _manifest_row(folder: Path, manifest: Manifest, split: str, metric: Metric | None = None) -> dict[str, Any]:
     """Build a comparison row from a run's manifest."""
     file = folder / "model" / "model.safetensors"
+    view = "plain" if describe_view(manifest) else "tta"  # the same without TTA, but "tta" has more metrics
     return {
         "run": str(folder),
         "split": split,
+        "tta": headline_view(manifest) == "tta",
         **_metrics_row(manifest["metrics"].get(split, {}), metric, view),
         "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
         "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
     }
 
 
-def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None = None, view: str = "tta") -> dict[str, Any]:
+def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None, view: str) -> dict[str, Any]:
     """The metrics of a split as columns; those that older versions did not compute are None."""
     metrics = numbers.get(view, {})
     low, high = metrics.get("interval", (None, None))
@@ -237,8 +244,8 @@ def _list_row(folder: Path) -> dict[str, Any]:
         with refuse_damaged(folder):
             manifest = read_manifest(folder)
             split, view = headline_split(manifest["metrics"]), headline_view(manifest)
-            full_row = _manifest_row(folder, manifest, split, view=view)
-            columns = {key: full_row[key] for key in ("split", "accuracy", "low", "high", "seconds")}
+            full_row = _manifest_row(folder, manifest, split)
+            columns = {key: full_row[key] for key in ("split", "tta", "accuracy", "low", "high", "seconds")}
             arch = flatten_recipe(manifest["recipe"]).get("arch")
             headline = named_headline(manifest, split, view) if metric_besides_accuracy(manifest) else None
     except BaselineError as error:
@@ -357,7 +364,8 @@ def _ensemble_row(
     return {
         "run": f"ensemble of {' and '.join(row['run'] for row in rows)}",
         "split": split,
-        **_metrics_row(evaluate(table, _task_of(manifest)[0], metric.name if metric else "auto")[split], metric),
+        "tta": bool(flat_recipe(manifest["recipe"]).get("tta")),
+        **_metrics_row(evaluate(table, _task_of(manifest)[0], metric.name if metric else "auto")[split], metric, "tta"),
         **{key: None if None in values else round(sum(values), 1) for key, values in sums.items()},
         "differs": f"ensemble of {len(rows)} runs",
     }
@@ -394,7 +402,7 @@ def _text_row(row: dict[str, Any], metric: Metric | None) -> list[str]:
         p = "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
     return [
         row["run"],
-        "" if row["images"] is None else f"{row['images']:,.0f} {row['split']}",
+        "" if row["images"] is None else f"{row['images']:,.0f} {describe_split(row)}",
         *named,
         share("accuracy", "low", "high"),
         share("macro_f1", "macro_f1_low", "macro_f1_high"),

@@ -15,6 +15,7 @@ from baseline.experiments.metric_comparison import metric_besides_accuracy
 from baseline.files import refuse_damaged
 from baseline.metrics.registry import Metric, find_metric
 from baseline.recipe.diff import flatten_recipe
+from baseline.report.headline import headline_view
 from baseline.report.text_table import TextTable
 from baseline.runs.folder import headline_split, is_finished, read_manifest
 
@@ -29,9 +30,10 @@ class RecipeComparison:
     """Several recipes side by side, each with runs of several seeds."""
 
     table: pd.DataFrame
-    """One row per recipe: `recipe` (its pattern), `runs`, `split`, `mean`, `sd`, `least` and `most` of the metric, and
-    for all but the first `difference` (of the means), `difference_low`, `difference_high` and `p` (of a t-test over
-    seeds, paired where the seeds are the same; Holm-corrected for more than two recipes)."""
+    """One row per recipe: `recipe` (its pattern), `runs`, `tta` (number of runs whose headline is with TTA), `split`,
+    `mean`, `sd`, `least` and `most` of the metric, and for all but the first `difference` (of the means),
+    `difference_low`, `difference_high` and `p` (of a t-test over seeds, paired where the seeds are the same;
+    Holm-corrected for more than two recipes)."""
     sentences: list[str]
     metric: Metric
 
@@ -46,7 +48,9 @@ class RecipeComparison:
                 numbers = [format(scale * row[f"difference{end}"], form) for end in ("", "_low", "_high")]
                 change, p = f"{numbers[0]} ({numbers[1]} to {numbers[2]})", f"{row['p']:.3f}"
             values = [self.metric.text(row[name], 1) for name in ("mean", "sd", "least", "most")]
-            rows.append([row["recipe"], f"{row['runs']}", *values, change, p])
+            count = "" if row["tta"] == row["runs"] else f", {row['tta']}"
+            runs = f"{row['runs']}{count} with TTA" if row["tta"] else f"{row['runs']}"
+            rows.append([row["recipe"], runs, *values, change, p])
         return TextTable([*headings, "difference", "p"], rows)
 
     def as_html(self) -> str:
@@ -124,29 +128,32 @@ def _scores(pattern: str) -> dict[str, Any]:
         raise DataError(f"{pattern} matches {len(runs)} finished runs; two or more were needed. Train more seeds.")
     scores: dict[Any, float] = {}
     evaluations: list[tuple[str, str]] = []
+    views: list[str] = []
     for run in runs:
         with refuse_damaged(run):
             manifest = read_manifest(run)
             metric = metric_besides_accuracy(manifest) or find_metric("accuracy")
             split, recipe = headline_split(manifest["metrics"]), flatten_recipe(manifest["recipe"])
-            value = manifest["metrics"][split]["tta"].get(metric.name)
+            view = headline_view(manifest)
+            value = manifest["metrics"][split][view].get(metric.name)
         if value is None:
             raise DataError(f"{run} has no {metric.title} on {split}. Leave it out of the pattern.")
         key = (recipe.get("seed"), recipe.get("fold"))
         scores[key if key not in scores else str(run)] = float(value)  # type: ignore[arg-type]
         evaluations.append((metric.name, split))
+        views.append(view)
     if len(set(evaluations)) > 1:
         names = quoted_list(sorted({f"{name} on {split}" for name, split in evaluations}))
         raise DataError(f"The runs of {pattern} are evaluated differently: {names}. Use a pattern for each.")
-    return {"metric": metric, "split": split, "scores": scores}
+    return {"metric": metric, "split": split, "scores": scores, "tta": views.count("tta")}
 
 
 def _summary(pattern: str, group: Mapping[str, Any]) -> dict[str, Any]:
     values = list(group["scores"].values())
     spread = {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
     return {
-        "recipe": pattern, "runs": len(values), "split": group["split"], **spread, "least": min(values),
-        "most": max(values),
+        "recipe": pattern, "runs": len(values), "tta": group["tta"], "split": group["split"], **spread,
+        "least": min(values), "most": max(values),
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from baseline.errors import DataError, OutputError, format_count
 from baseline.evaluation.calibration import calibrate
 from baseline.evaluation.difference import difference_interval, match_units
 from baseline.evaluation.explain import describe_change
-from baseline.experiments.metric_comparison import compare_tables, describe_test
+from baseline.experiments.metric_comparison import compare_tables, describe_test, without_tta
 from baseline.files import LOCK_FILE, lock_folder, sha256_of, to_csv, to_json, unique_path, without_nan, write_atomic
 from baseline.inference import DEFAULT_TTA
 from baseline.inference.labeled import Evaluation, Unknown, evaluate_model, read_labeled, score_metrics
@@ -28,6 +28,7 @@ from baseline.metrics.registry import find_metric
 from baseline.progress import ConsoleProgress, Progress
 from baseline.reading import read_run_table
 from baseline.recipe.diff import flat_recipe
+from baseline.report.headline import describe_view
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 from baseline.system import all_or_none
 
@@ -230,7 +231,8 @@ def evaluate_one(
             recipe = flat_recipe(read_manifest(run)["recipe"])
             headline = find_metric(recipe.get("metric", "auto"), multilabel=model.multilabel)
         own = compare_with_run(run, model, evaluation, task, headline, tta=options["tta"])
-        notes.append(own.sentence)
+        view = describe_view(read_manifest(run)) if options["tta"] else ""
+        notes += [own.sentence, *([f"{name}: {view}"] if view else [])]
     return ModelEvaluation(name, headline, evaluation, own, [*notes, *evaluation.notes])
 
 
@@ -319,24 +321,25 @@ def compare_with_run(
     split = headline_split(manifest["metrics"])
     table = read_predictions(run)
     table = table[table["split"] == split].reset_index(drop=True)
+    has_probabilities = tta or any(str(column).startswith("plain_p_") for column in table)
+    table = table if tta else without_tta(table)
     table = calibrate(table, model.members[0].config["temperature"] or 1.0, task)
-    if not tta:
-        table = table.assign(predicted=table["plain_predicted"])
     new = evaluation.predictions
     same = ImageIdentity(new["path"]).rows_of(table["path"])
     units = match_units(table, new, same)
-    names = [name for name in evaluation.scores if tta or not find_metric(name).probabilities]
+    names = [name for name in evaluation.scores if has_probabilities or not find_metric(name).probabilities]
     scores: dict[str, dict[str, Any]] = {}
     for name, score in score_metrics(table, task, names).items():
         change = difference_interval((table, new), find_metric(name), task, units)
         difference, interval = change or (None, None)
         scores[name] = {**score, "difference": difference, "difference_interval": interval}
     shared = int((same >= 0).sum())
-    sentence = describe_own(scores.get(headline.name), headline, split, len(table), shared)
+    words = " with TTA" if tta and model.members[0].config["tta"] else ""
+    sentence = describe_own(scores.get(headline.name), headline, split, len(table), shared, words)
     return OwnResult(split, len(table), shared, scores, sentence)
 
 
-def describe_own(score: dict[str, Any] | None, metric: Metric, split: str, images: int, shared: int) -> str:
+def describe_own(score: dict[str, Any] | None, metric: Metric, split: str, images: int, shared: int, view: str) -> str:
     """Return a sentence about how a new value differs from that of the run."""
     if score is None:
         return f"the run's {metric.title} is with TTA, and this is without, so they are not compared"
@@ -349,7 +352,7 @@ def describe_own(score: dict[str, Any] | None, metric: Metric, split: str, image
     if shared:
         verdict += f"; {format_count(shared, 'image is', 'images are')} in both"
     optimistic = ", on which its weights were chosen" if split == "valid" else ""
-    value = metric.text(score["value"], 1)
+    value = f"{metric.text(score['value'], 1)}{view}"
     return f"{metric.title} {change} against {value} on the {count} of the run{optimistic}: {verdict}"
 
 

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from baseline.errors import RecipeError, unknown_name
 from baseline.evaluation.explain import describe_change
-from baseline.experiments.metric_comparison import compare_tables, evaluate_metric, metric_besides_accuracy
+from baseline.experiments.metric_comparison import (
+    compare_tables,
+    evaluate_metric,
+    metric_besides_accuracy,
+    read_split_predictions,
+)
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
     ARCH_INDEPENDENT,
     PROBES,
     VARIANTS,
     prepare_architectures,
-    read_split_predictions,
     resume_hint_on_interrupt,
 )
 from baseline.experiments.zeroshot import parse_clip

@@ -18,7 +18,7 @@ from baseline.data.split import split_to_csv
 from baseline.errors import DataError, RecipeError, unknown_name
 from baseline.evaluation.metric_test import measure_metric
 from baseline.experiments.curve_errors import ErrorRates, MetricErrors, error_of
-from baseline.experiments.metric_comparison import metric_besides_accuracy
+from baseline.experiments.metric_comparison import metric_besides_accuracy, read_split_predictions
 from baseline.experiments.power_law import fit_power_law
 from baseline.experiments.series import refuse_own_parts
 from baseline.experiments.variants import (
@@ -26,7 +26,6 @@ from baseline.experiments.variants import (
     PROBES,
     VARIANTS,
     prepare_architectures,
-    read_split_predictions,
     resume_hint_on_interrupt,
 )
 from baseline.files import to_csv, to_json, write_atomic

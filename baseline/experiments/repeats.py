@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, RecipeError, format_count
 from baseline.evaluation.metric_test import metric_test
-from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy
+from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy, without_tta
 from baseline.experiments.series import RunSeries, accuracy_spread, metric_spread, summary_row
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
 from baseline.recipe.diff import flat_recipe
+from baseline.report.headline import describe_view, headline_view
 from baseline.runs.folder import headline_split, read_predictions
 from baseline.vision.model_folder import EXPERIMENT_FILES
 
@@ -42,7 +43,8 @@ class SeedRuns:
     """Contains a run folder `seed-K` per run, and `seeds.json`."""
     split: str
     runs: list[dict[str, Any]]
-    """Each run's `seed`, `folder`, `accuracy` (0-1, with TTA), `plain` (accuracy without TTA) and `seconds`."""
+    """Each run's `seed`, `folder`, `accuracy` (0-1, with TTA where the headline of the run is), `tta` (whether it is),
+    `plain` (accuracy without TTA) and `seconds`."""
     mean: float
     """Mean accuracy, 0-1."""
     sd: float | None
@@ -68,8 +70,9 @@ class FoldRuns:
     way: str
     """The split: `"kfold:5"`, `"group-kfold:5"`."""
     runs: list[dict[str, Any]]
-    """Each run's `fold`, `folder`, `images` (number in its valid split), `accuracy` on them (0-1, with TTA), `plain`
-    (accuracy without TTA), `test` (test accuracy; None without a test split) and `seconds`."""
+    """Each run's `fold`, `folder`, `images` (number in its valid split), `accuracy` on them (0-1, with TTA where the
+    headline of the run is), `tta` (whether it is), `plain` (accuracy without TTA), `test` (test accuracy, with TTA or
+    without as `accuracy`; None without a test split) and `seconds`."""
     mean: float
     """Mean accuracy on the valid splits, 0-1."""
     sd: float
@@ -81,6 +84,9 @@ class FoldRuns:
     metrics: Metrics
     """Metrics as `baseline.evaluate` returns them for a split: `"oof"`, out of fold, and `"test"`, those of the
     ensemble, if there is a test split."""
+    tta: dict[str, bool]
+    """Whether the headline is with TTA, by key of `metrics`: out of fold unless these images lose by it, as in a run;
+    the ensemble wherever the recipe has views."""
     against_best: dict[str, Any] | None
     """Result of `baseline.paired_test` of the best fold on test and the ensemble; None without a test split. Where the
     recipe names a metric, it is of that one, see `metric_test`."""
@@ -200,18 +206,22 @@ def run_folds(
         runs = []
         for number, run, manifest in zip(numbers, series.folders, series.manifests, strict=True):
             metrics = manifest["metrics"]
-            test = metrics["test"]["tta"]["accuracy"] if "test" in metrics else None
             row = summary_row(run, manifest, "valid")
+            test = summary_row(run, manifest, "test")["accuracy"] if "test" in metrics else None
             runs.append({"fold": number, "images": metrics["valid"]["images"], **row, "test": test})
         tables = [read_predictions(run) for run in series.folders]
         ensemble_metrics = _evaluate_ensemble(series, tables) if "test" in series.manifests[0]["metrics"] else {}
+        run_recipe = series.manifests[0]["recipe"]
+        oof = _write_out_of_fold(series, numbers, tables)
+        oof_view = headline_view({"recipe": run_recipe, "metrics": {"valid": oof}})
         against_best = ensemble_metrics.pop("against_best", None)
         result = FoldRuns(
             folder=series.folder,
             way=method,
             runs=runs,
             **accuracy_spread(runs),
-            metrics={"oof": _write_out_of_fold(series, numbers, tables), **ensemble_metrics},
+            metrics={"oof": oof, **ensemble_metrics},
+            tta={"oof": oof_view == "tta", "test": bool(flat_recipe(run_recipe).get("tta"))},
             against_best=against_best,
             metric=metric_spread(runs, series.manifests[0]),
         )
@@ -290,6 +300,10 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     predictions = ensemble(test_tables, temperatures, recipe["task"], thresholds, cut_points)
     write_atomic(series.folder / "predictions.csv", to_csv(predictions))
     metrics = evaluate(predictions, recipe["task"], recipe.get("metric", "auto"))["test"]
+    test_tables = [  # the best fold is the best of their headlines
+        without_tta(table) if describe_view(manifest) else table
+        for table, manifest in zip(test_tables, series.manifests, strict=True)
+    ]
     if metric := metric_besides_accuracy(series.manifests[0]):
         scores = [metric.score(evaluate_metric(table, metric, recipe["task"]).value) for table in test_tables]
         best = test_tables[scores.index(max(scores))]

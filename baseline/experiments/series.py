@@ -21,7 +21,7 @@ from baseline.recipe.choose import choose_recipe, starting_recipe
 from baseline.recipe.diff import diff_recipes, flat_recipe
 from baseline.recipe.fields import parse_duration
 from baseline.recipe.schema import LEAVES, Recipe
-from baseline.report.headline import named_headline
+from baseline.report.headline import headline_view, named_headline
 from baseline.runs.folder import is_finished, lock_folder, new_run_path, read_manifest, run_name
 from baseline.runs.manifest import recipe_from_manifest
 from baseline.vision.model_folder import EXPERIMENT_FILES
@@ -194,11 +194,14 @@ def require_single_process() -> None:
 
 
 def summary_row(run: Path, manifest: Manifest, split: str) -> dict[str, Any]:
-    """Return a run's folder, accuracy with and without TTA, the metric that its recipe names, and seconds."""
-    metrics, headline = manifest["metrics"][split], named_headline(manifest, split)
+    """Return a run's folder, the accuracy and the metric that its recipe names, both with TTA where the headline of the
+    run is, whether it is, the accuracy without TTA, and seconds."""
+    metrics, view = manifest["metrics"][split], headline_view(manifest)
+    headline = named_headline(manifest, split, view)
     return {
         "folder": str(run),
-        "accuracy": metrics["tta"]["accuracy"],
+        "accuracy": metrics[view]["accuracy"],
+        "tta": view == "tta",
         "plain": metrics["plain"]["accuracy"],
         **({headline.metric.name: headline.value} if headline else {}),
         "seconds": round(sum(manifest["seconds"].values()), 1),

@@ -29,7 +29,7 @@ from baseline.reading import MAX_TABLE_BYTES, read_text
 from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.diff import diff_recipes
 from baseline.recipe.schema import HEAD_STAGE, Stage
-from baseline.runs.folder import is_finished, read_manifest, read_predictions
+from baseline.runs.folder import is_finished, read_manifest
 from baseline.runs.manifest import build_manifest, describe_device
 from baseline.vision.resolve import resolve
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from baseline.experiments.zeroshot import ClipModel
-    from baseline.metrics.registry import Metric
     from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
     from baseline.training.state import StageRecord
@@ -50,7 +49,6 @@ __all__ = [
     "Architecture",
     "Probe",
     "prepare_architectures",
-    "read_split_predictions",
     "resume_hint_on_interrupt",
 ]
 
@@ -293,16 +291,6 @@ class Architecture:
         if variant in PROBES:
             return Job(title, lambda progress: run_probe(self, variant, folder, recipe), local=True)
         return training_job(title, self.images, recipe, folder)
-
-
-def read_split_predictions(run: Path, split: str, tta: bool, metric: Metric | None = None) -> pd.DataFrame:
-    """Return a run's prediction table of one split, with or without TTA, as far as the metric needs it."""
-    table = read_predictions(run, () if metric else ("path", "label", "split", "predicted", "plain_predicted"))
-    table = table[table["split"] == split]
-    if tta:
-        return table
-    plain = {name.removeprefix("plain_"): table[name] for name in map(str, table) if name.startswith("plain_")}
-    return table.assign(**plain) if metric else table.assign(predicted=table["plain_predicted"])
 
 
 def log_finished_run(run: Path, progress: Progress) -> None:

@@ -13,6 +13,7 @@ from baseline.runs.folder import headline_split
 __all__ = [
     "Headline",
     "describe_headline",
+    "describe_split",
     "describe_view",
     "headline_of",
     "headline_sentence",
@@ -90,6 +91,15 @@ def describe_view(manifest: Mapping[str, Any]) -> str:
     return (
         "The headline is without TTA, which made the validation images worse; predict with --no-tta to get this number."
     )
+
+
+def describe_split(row: Mapping[Any, Any]) -> str:
+    """Return the split of a table's row, and whether its numbers are with TTA.
+
+    >>> describe_split({"split": "test", "tta": True}), describe_split({"split": "test", "tta": False})
+    ('test with TTA', 'test')
+    """
+    return f"{row['split']}{' with TTA' if row['tta'] else ''}"
 
 
 def headline_sentence(manifest: Mapping[str, Any]) -> str:

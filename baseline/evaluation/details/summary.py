@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from baseline.errors import quoted_list
-from baseline.evaluation.bootstrap import bootstrap_sums, percentile_interval
+from baseline.evaluation.bootstrap import bootstrap_sums, paired_interval, percentile_interval
 from baseline.evaluation.calibration import (
     BIN_COUNT,
     assign_bins,
@@ -62,6 +62,8 @@ def add_details(
     if not plain:
         details = multilabel_details if predictions.multilabel else single_label_details
         scores |= details(predictions, classes, groups)
+    elif groups is not None and not predictions.multilabel:
+        scores["group_interval"] = paired_interval((predictions.predicted == predictions.truth).astype(float), groups)
     is_named = metric != "auto" or predictions.multilabel
     if is_named and (predictions.has_probabilities or not find_metric(metric).probabilities):
         add_metric(scores, metric, predictions, groups)
