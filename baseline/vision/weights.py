@@ -20,6 +20,7 @@ from baseline.errors import OutputError, RecipeError, WeightsError, first_line, 
 from baseline.files import KAGGLE_SEARCH_DEPTH, cache_home, kaggle_dir, make_cache_folder
 from baseline.progress import Progress
 from baseline.reading import TooLargeError, load_weights
+from baseline.system import fast_imports
 
 __all__ = [
     "Weights",
@@ -83,8 +84,9 @@ def check_arch(arch: str) -> None:
     Raises:
         RecipeError: if neither does; the message suggests the nearest name.
     """
-    import timm
-    import torchvision
+    with fast_imports():
+        import timm
+        import torchvision
 
     if is_torchvision(arch) or timm.is_model(arch):
         return
