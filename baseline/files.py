@@ -427,8 +427,8 @@ def refuse_damaged(folder: str | Path) -> Iterator[None]:
     except (BaselineError, OSError, MemoryError, RuntimeError, NameError, ImportError, AssertionError):
         raise
     except Exception as error:  # a missing key, a wrong type or value, or jinja2's error about one
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise OutputError(f"{folder} does not hold what a run writes ({reason}). Copy it again.") from error
+        message = f"{folder} does not hold what a run writes ({type(error).__name__}: {first_line(error)})"
+        raise OutputError(f"{message}. Copy it again; if it is intact, report this as a bug.") from error
 
 
 def parse_json(text: str | bytes, *, nan: bool = True) -> Any:
