@@ -388,17 +388,6 @@ def test_a_class_of_one_image_is_fitted_to_in_every_fold(
         assert np.array_equal(folds[folds >= 0], probe_folds(others, frozen))
 
 
-def test_a_class_of_one_image_leaves_the_others_to_choose_the_penalty(
-    images: Path, no_page: None, tmp_path: Path
-) -> None:
-    table = baseline.split(baseline.image_table(images), Recipe())
-    table.loc[[table.index[table["split"] == split][0] for split in ("train", "valid")], "label"] = "wasps"
-    progress = Lines()
-    make_baseline(table, preset="instant", out=tmp_path / "run", progress=progress, split="provided", **TINY)
-    (line,) = [line for line in progress.lines if "logistic regression on" in line]
-    assert "by 5-fold cross-validation" in line
-
-
 def test_only_a_split_that_was_left_open_is_cross_validated() -> None:
     probe = Recipe().changed(stages=(Stage("probe", 1),), split="random")
     reason = "the images come without splits"
