@@ -198,7 +198,7 @@ baseline.Recipe.with_preset = lambda recipe, preset: recipe
 
 STEPS = """
 import baseline
-recipe = baseline.load_recipe("default").changed(arch="test_efficientnet", pretrained=False)
+recipe = baseline.load_recipe("default")
 table = baseline.split(baseline.image_table({images!r}), recipe)
 recipe, weights, reasons = baseline.resolve(recipe, table)
 dls = baseline.dataloaders(table, recipe)
