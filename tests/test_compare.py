@@ -362,6 +362,9 @@ def test_runs_lists_finished_and_unfinished_ones(done: baseline.Baseline, seeds:
     altered(done, runs / "newer", manifest=lambda told: told.update(format=99))
     (runs / "default-20261123-010203").mkdir()
     (runs / "notes").mkdir()
+    (runs / "evaluation").mkdir()
+    for name in ("evaluation.html", "predictions.csv", "metrics.json"):  # as `baseline evaluate --out` leaves it
+        (runs / "evaluation" / name).touch()
     found = list_runs(runs)
     names = [str(Path(run).relative_to(runs)) for run in found["run"]]
     assert sorted(names[:3]) == ["default-20261123-010203", "half", "newer"]

@@ -251,7 +251,10 @@ def _list_row(folder: Path) -> dict[str, Any]:
     except BaselineError as error:
         return row | {"state": str(error)}
     row |= columns | {"finished": str(manifest.get("finished", "")), "arch": arch}
-    return row | ({"headline": f"{headline.metric.title} {headline}"} if headline else {})
+    if headline:
+        row["headline"] = f"{headline.metric.title} {headline.text()}"
+        row["headline"] += f" ({headline.span()})" if headline.interval else ""
+    return row
 
 
 def _run_folders(folder: Path, depth: int) -> list[Path]:

@@ -224,7 +224,8 @@ def looks_unfinished(folder: Path) -> bool:
     """Whether the folder holds files that a run writes before its manifest, or is empty and has the name of a run."""
     has_run_name = re.search(r"-\d{8}-\d{6}(-\d+)?$", folder.name) is not None
     is_empty = all(path.name == LOCK for path in folder.iterdir())
-    return any((folder / name).exists() for name in EARLY_FILES) or (has_run_name and is_empty)
+    is_evaluation = (folder / "evaluation.html").exists()  # `baseline evaluate` writes predictions, too
+    return not is_evaluation and any((folder / name).exists() for name in EARLY_FILES) or (has_run_name and is_empty)
 
 
 def is_finished(run: Path) -> bool:
