@@ -225,7 +225,7 @@ def looks_unfinished(folder: Path) -> bool:
     has_run_name = re.search(r"-\d{8}-\d{6}(-\d+)?$", folder.name) is not None
     is_empty = all(path.name == LOCK for path in folder.iterdir())
     is_evaluation = (folder / "evaluation.html").exists()  # `baseline evaluate` writes predictions, too
-    return not is_evaluation and any((folder / name).exists() for name in EARLY_FILES) or (has_run_name and is_empty)
+    return (not is_evaluation and any((folder / name).exists() for name in EARLY_FILES)) or (has_run_name and is_empty)
 
 
 def is_finished(run: Path) -> bool:
