@@ -39,7 +39,7 @@ def open_streams() -> None:
 class StandardOutput:
     """Standard output, which raises an OutputError if it is full or closed, and ends the command if its reader left.
 
-    Characters that its encoding lacks are written as escapes: files on Windows may get one with 256 characters.
+    Characters that its encoding lacks are written as escapes: on Windows, that of redirected output may have only 256.
     """
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ def resize_image(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def resize_region(
-    image: Image.Image, size: tuple[int, int], region: tuple[float, float, float, float] | tuple[()] = ()
+    image: Image.Image, size: tuple[int, int], region: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
     """Resize a region of an image (left, top, right, bottom; by default all of it) bicubically, its width first.
 

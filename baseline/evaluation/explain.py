@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from baseline.evaluation.intervals import SIGNIFICANCE_LEVEL
 from baseline.metrics.registry import Metric, find_metric
 from baseline.progress import format_duration
 
@@ -61,7 +62,9 @@ def describe_difference(result: Mapping[str, Any]) -> str:
     """
     low, high = (100 * end for end in result["interval"])
     p = result["p"]
-    verdict = "significant" if result["beyond_noise"] else "inconclusive" if p < 0.05 else "not significant"
+    verdict = (
+        "significant" if result["beyond_noise"] else "inconclusive" if p < SIGNIFICANCE_LEVEL else "not significant"
+    )
     p_text = f"p = {p:.2f}" if p >= 0.01 else "p < 0.01" if p >= 0.001 else "p < 0.001"
     return f"{100 * result['difference']:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict} ({p_text})"
 
@@ -93,7 +96,7 @@ def describe_metric_test(test: Mapping[str, Any], metric: Metric) -> str:
     if test["beyond_noise"]:
         verdict = f"{'better' if better else 'worse'}, significant"
     else:
-        verdict = "inconclusive" if test["p"] < 0.05 else "not significant"
+        verdict = "inconclusive" if test["p"] < SIGNIFICANCE_LEVEL else "not significant"
     p = "p < 0.01" if test["p"] < 0.01 else f"p = {test['p']:.2f}"
     return f"{describe_change(test, metric)}: {verdict} ({p})"
 

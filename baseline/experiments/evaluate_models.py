@@ -227,11 +227,11 @@ def evaluate_one(
     headline = find_metric(metric, multilabel=model.multilabel)
     own = None
     if run is not None:
+        manifest = read_manifest(run)
         if metric == "auto":
-            recipe = flat_recipe(read_manifest(run)["recipe"])
-            headline = find_metric(recipe.get("metric", "auto"), multilabel=model.multilabel)
+            headline = find_metric(flat_recipe(manifest["recipe"]).get("metric", "auto"), multilabel=model.multilabel)
         own = compare_with_run(run, model, evaluation, task, headline, tta=options["tta"])
-        view = describe_view(read_manifest(run)) if options["tta"] else ""
+        view = describe_view(manifest) if options["tta"] else ""
         notes += [own.sentence, *([f"{name}: {view}"] if view else [])]
     return ModelEvaluation(name, headline, evaluation, own, [*notes, *evaluation.notes])
 

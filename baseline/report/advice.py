@@ -239,8 +239,8 @@ def keep_it_simple(run: RunFiles) -> Advice | None:
     metric = find_metric(probe["metric"])
     change = describe_difference(probe) if metric.name == "accuracy" else describe_metric_test(probe, metric)
     fact = (
-        "Fine-tuning is not clearly better than logistic regression on features of the pretrained network, which has "
-        f"{metric.title} {metric.text(probe['value'], 1)}: {change}."
+        "Fine-tuning is not clearly better than logistic regression on features of the pretrained network "
+        f"({metric.title} {metric.text(probe['value'], 1)}): {change}."
     )
     return Advice(fact, "If training time matters, train that alone, which takes seconds:", command)
 
