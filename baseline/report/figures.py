@@ -50,7 +50,6 @@ __all__ = [
     "ladder_figure",
     "lr_find_figure",
     "overlay_heatmap",
-    "pairs_figure",
     "png",
     "reliability_figure",
     "svg",
@@ -419,16 +418,20 @@ MAX_CAPTION_LINES = 6
 """Maximum number of lines below an image of a sheet, as the name of a class may have thousands."""
 
 
-def image_sheet(images: Sequence[tuple[Image.Image | None, str]], columns: int = 6, side: int = 120) -> bytes:
+def image_sheet(
+    images: Sequence[tuple[Image.Image | None, str]], columns: int = 6, side: int = 120, title: str = ""
+) -> bytes:
     """Return a grid of images with captions (lines) as the content of a PNG file; None becomes a gray square."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
+    above = 34 if title else 10
     lines = max((min(caption.count("\n") + 1, MAX_CAPTION_LINES) for _, caption in images), default=1)
     width, height = side + 10, side + 12 + 14 * lines
     columns = min(columns, max(1, len(images)))
-    sheet = Image.new("RGB", (width * columns + 10, height * -(-len(images) // columns) + 10), "white")
+    sheet = Image.new("RGB", (width * columns + 10, height * -(-len(images) // columns) + above), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.text((10, 10), title, fill=INK, font=font.font_variant(size=14))
     for number, (image, caption) in enumerate(images):
-        left, top = 10 + width * (number % columns), 10 + height * (number // columns)
+        left, top = 10 + width * (number % columns), above + height * (number // columns)
         tile = fit_within(image, side) if image is not None else Image.new("RGB", (side, side), "lightgray")
         sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
         for row, line in enumerate(caption.split("\n")[:MAX_CAPTION_LINES]):
@@ -470,37 +473,6 @@ def overlay_heatmap(image: Image.Image, heatmap: np.ndarray, side: int = 160) ->
     colors = matplotlib.colormaps["inferno"](values)[..., :3] * 255
     blended = 0.5 * np.asarray(square, dtype=np.float32) + 0.5 * colors
     return Image.fromarray(blended.astype(np.uint8))
-
-
-@with_figure_style
-def pairs_figure(pairs: pd.DataFrame, title: str, max_pairs: int = 18) -> Figure:
-    """Show the first pairs of an audit side by side, each with its labels, splits and kind."""
-    shown = pairs.head(max_pairs)
-    columns = 3
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.9 * columns, 2.3 * rows + 0.6), layout="constrained")
-    count = f"{len(pairs):,}" if len(pairs) <= max_pairs else f"the first {max_pairs} of {len(pairs):,}"
-    figure.suptitle(f"{title.replace('_', ' ')}: {count} pair{'' if len(pairs) == 1 else 's'}")
-    grid = figure.subplots(rows, 2 * columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for number, row in enumerate(shown.to_dict("records")):
-        for side, prefix in enumerate(("", "other_")):
-            axes = grid[number // columns][2 * (number % columns) + side]
-            axes.imshow(pair_thumbnail(row["other" if side else "path"]))
-            parts = [str(row[f"{prefix}label"])[:24], row[f"{prefix}split"] or "", "" if side else row["kind"]]
-            axes.set_title(" ".join(part for part in parts if part).replace("$", r"\$"), fontsize=8)
-    return figure
-
-
-def pair_thumbnail(path: str) -> Any:
-    """Return the image, at most 160 px wide and high, or a gray square where it no longer exists."""
-    try:
-        image = load_image(path, 160, "image")
-    except (OSError, ValueError, SyntaxError):
-        return Image.new("RGB", (160, 160), "lightgray")
-    image.thumbnail((160, 160))
-    return image
 
 
 def png(*row: Figure) -> bytes:
