@@ -263,8 +263,11 @@ class _Run:
             with self.timer.part("evaluation"):
                 how, task = self.recipe.evaluation, self.recipe.data.task
                 predictions = predict(
-                    learn, self.table, how.tta, progress=self.progress, thresholds=how.thresholds, metric=how.metric
-                )
+                    learn, self.table, how.tta, progress=self.progress, thresholds=how.thresholds, metric=how.metric,
+                    tta_choice=how.tta_choice,
+                )  # fmt: skip
+                if reason := predictions.attrs["without_tta"]:
+                    self.recipe, self.reasons["tta"] = self.recipe.changed(tta=()), reason
                 if rank():
                     no_manifest = cast("Manifest", {})
                     return Baseline(

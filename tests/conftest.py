@@ -243,6 +243,7 @@ def pretrained() -> baseline.Recipe:
     """A recipe that ends in seconds: a head stage and a stage over the last groups of the embedded body, at 48 px."""
     return baseline.load_recipe("default").changed(
         image_size=48,
+        tta_choice="always",
         augment=baseline.Augment(),
         presets={},
         stages=(baseline.Stage("head", 4, "find", views=("flip",), augment=False), baseline.Stage(3, 1, (1e-4, 1e-3))),

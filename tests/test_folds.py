@@ -33,7 +33,6 @@ from baseline.cli.printing import _accuracy_text
 from baseline.errors import DataError, OutputError, RecipeError
 from baseline.evaluation.ensemble import ensemble
 from baseline.evaluation.intervals import wilson_interval
-from baseline.experiments.metric_comparison import without_tta
 from baseline.experiments.repeats import FoldRuns, describe_folds
 from baseline.inference.model import Ensemble, load_model
 from baseline.inference.output import PredictOptions
@@ -138,7 +137,6 @@ def test_test_images_are_predicted_by_the_ensemble_as_after_loading(folds: FoldR
         and "plain" not in folds.metrics["test"]
     )
     assert f"test accuracy of the ensemble of folds with TTA: {hits / 18:.2%}" in ended.stdout
-    parts = [part if run["tta"] else without_tta(part) for part, run in zip(parts, folds.runs, strict=True)]
     best = max(parts, key=lambda part: (part["predicted"] == part["label"]).mean())
     assert folds.against_best["difference"] == paired_test(best, rows)["difference"]
     together = load(folds.folder)

@@ -78,7 +78,7 @@ LEAVES = (
     "runs/probe_reference.py",
     "metrics/probability", "metrics/quadratic_kappa.py", "evaluation/details",
     "evaluation/bootstrap.py", "evaluation/thresholds.py", "evaluation/cut_points.py", "evaluation/difference.py",
-    "evaluation/significance.py", "evaluation/metric_test.py",
+    "evaluation/significance.py", "evaluation/metric_test.py", "evaluation/tta_choice.py",
     "evaluation/ensemble.py", "evaluation/explain.py", "evaluation/gradcam.py", "evaluation/label_errors.py",
 )  # fmt: skip
 

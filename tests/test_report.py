@@ -29,7 +29,6 @@ from torch import nn
 import baseline
 from baseline.cli.printing import result_table
 from baseline.errors import DataError, OutputError
-from baseline.evaluation.explain import explain
 from baseline.evaluation.gradcam import grad_cam
 from baseline.report import advice, figures
 from baseline.report import page as page_module
@@ -703,24 +702,6 @@ def test_a_weak_class_is_named_with_its_training_images(done: baseline.Baseline,
     assert item.command.endswith("--class-balance weights")
 
 
-def test_the_headline_is_without_tta_where_valid_loses_by_it(run: Path) -> None:
-    manifest = json.loads((run / "manifest.json").read_text())
-    plain, tta = (manifest["metrics"]["test"][view] for view in ("plain", "tta"))
-    plain |= {"accuracy": 0.6, "interval": [0.31, 0.83], "wrong": 4}
-    manifest["metrics"]["valid"]["plain"]["accuracy"], manifest["metrics"]["valid"]["tta"]["accuracy"] = 0.75, 0.5
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    write_report(run)
-    said = page_of(run).said
-    assert "60.0% accuracy on the test split; 95% confidence interval 31.0% to 83.0% 6 of 10 test images" in said
-    assert "The headline is without TTA, which made the validation images worse; predict with --no-tta" in said
-    manifest["metrics"]["valid"]["tta"]["accuracy"] = 0.75  # a tie
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    write_report(run)
-    said = page_of(run).said
-    assert f"{tta['accuracy']:.1%} accuracy on the test split, with test-time augmentation (TTA)" in said
-    assert "The headline is without TTA" not in said
-
-
 def test_a_run_ends_with_the_two_next_commands(done: baseline.Baseline) -> None:
     from rich.console import Console
 
@@ -820,18 +801,3 @@ def test_the_page_of_thirty_test_images_is_short(
     assert tab.evaluate("document.querySelectorAll('#images > .cards .card.wrong').length") >= 12  # as many as it shows
     assert tab.evaluate("document.documentElement.scrollHeight") < 4000
     tab.close()
-
-
-def test_advice_follows_a_headline_without_tta(done: baseline.Baseline, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(done.folder, tmp_path / "run"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["metrics"]["valid"]["plain"]["accuracy"] = 1.0
-    manifest["metrics"]["valid"]["tta"]["accuracy"] = 0.0
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    files = read_run(folder)
-    plain = files.numbers["plain"]
-    assert advice.headline_scores(files) is plain
-    items = advice.advise(files)
-    assert items[-1].command.endswith("NEW_IMAGES --no-tta")
-    assert explain(files.numbers, "plain")[0].startswith(f"{plain['wrong']} of ")
-    assert advice.advise(read_run(done.folder))[-1].command.endswith("NEW_IMAGES")

@@ -17,7 +17,6 @@ from baseline.recipe.describe import describe_trained
 from baseline.report.headline import (
     Headline,
     describe_split,
-    describe_view,
     headline_of,
     headline_sentence,
     headline_view,
@@ -79,8 +78,6 @@ def result_table(result: Baseline) -> RenderableType:
             0,
             "No test split: the weights were chosen on the validation images, so the accuracy is slightly optimistic.",
         )
-    if view := describe_view(result.manifest):
-        lines.insert(0, view)
     return Group(headline_sentence(result.manifest), table, *_explain_result(result), *lines, *_next_lines(result))
 
 
@@ -97,7 +94,7 @@ def _explain_result(result: Baseline) -> list[str]:
     calibration = result.manifest["calibration"].get(split)
     view = headline_view(result.manifest)
     sentences = [*explain(numbers, view), *([calibration["words"]] if calibration else [])]
-    return list(map(escape, [*describe_references(result.manifest, view), *sentences]))
+    return list(map(escape, [*describe_references(result.manifest), *sentences]))
 
 
 def seeds_table(result: SeedRuns) -> RenderableType:

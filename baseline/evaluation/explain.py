@@ -124,16 +124,16 @@ def describe_probe(probe: Mapping[str, Any]) -> str:
     return f"{start}; fine-tuning changes it by {change}."
 
 
-def describe_references(manifest: Mapping[str, Any], view: str = "tta") -> list[str]:
-    """Return a sentence for each number that stands beside the result of a run, whose headline is of this view.
+def describe_references(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each number that stands beside the result of a run, and why it is without TTA.
 
     >>> folds = {"folds": 5, "images": 40, "metric": "accuracy", "value": 0.95, "own_interval": (0.835, 0.986)}
     >>> describe_references({"folds": folds})
     ['5-fold cross-validation on all 40 images: accuracy 95.0% without TTA (95% confidence interval 83.5% to 98.6%).']
     """
     sentences = [describe_probe(manifest["probe"])] if "probe" in manifest else []
-    if view == "plain":  # both of its numbers are with TTA
-        sentences = [f"With TTA: {sentence[0].lower()}{sentence[1:]}" for sentence in sentences]
+    if reason := manifest.get("reasons", {}).get("tta"):
+        sentences.append(f"Test-time augmentation (TTA) is not used: {reason}.")
     if folds := manifest.get("folds"):
         metric = find_metric(folds["metric"])
         interval = folds["own_interval"]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,7 @@ def predict(
     progress: Progress | None = None,
     thresholds: Literal["auto", "one"] = "one",
     metric: str = "auto",
+    tta_choice: Literal["auto", "always"] = "always",
 ) -> pd.DataFrame:
     """Return the prediction table (see the module) of the given splits, reading each image once for all its views.
 
@@ -71,6 +73,8 @@ def predict(
             it fits cut points for a metric that has them (see `evaluation.cut_points`); they are in
             `attrs["cut_points"]`.
         metric: the recipe's metric; if it needs probabilities, the table also has `plain_p_CLASS`, those without TTA.
+        tta_choice: `"auto"` leaves the views out if the valid images lose by them (see `evaluation.tta_choice`). The
+            reason is in `attrs["without_tta"]` of the table, which is empty if they were used.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
     names = [name for name in splits if (table["split"] == name).any()]
@@ -98,8 +102,12 @@ def predict(
                 interleave_rows(all_gather(torch.cat(parts).numpy() if parts else None)) for parts in (plain, mean)
             )
             outputs.append((rows, plain_array, mean_array))
-    classes = [str(name) for name in dls.vocab]
-    decided = None
+    classes, decided, reason = [str(name) for name in dls.vocab], None, ""
+    if tta_choice == "auto" and find_spec("baseline.evaluation.tta_choice"):
+        from baseline.evaluation.tta_choice import choose_tta
+
+        threshold = getattr(learn.loss_func, "thresh", 0.5) if dls.multilabel else None
+        outputs, reason = choose_tta(outputs, classes, threshold, metric, progress)
     if dls.multilabel:
         from baseline.evaluation.thresholds import decide
 
@@ -110,6 +118,7 @@ def predict(
         from baseline.evaluation.cut_points import with_cut_points
 
         result = with_cut_points(result, np.concatenate([plain for _, plain, _ in outputs]), metric, progress)
+    result.attrs["without_tta"] = reason
     result.attrs["thresholds"] = dict(zip(classes, decided, strict=True)) if isinstance(decided, list) else {}
     return result
 

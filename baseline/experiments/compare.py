@@ -16,11 +16,10 @@ from baseline.experiments.metric_comparison import (
     read_split_predictions,
 )
 from baseline.files import refuse_damaged
-from baseline.recipe.diff import IGNORED_FIELDS, flat_recipe, flatten, flatten_recipe
+from baseline.recipe.diff import IGNORED_FIELDS, flatten, flatten_recipe
 from baseline.report.headline import (
     Headline,
     describe_split,
-    describe_view,
     headline_view,
     named_headline,
     named_metric,
@@ -129,10 +128,7 @@ def _compare(folders: list[Path], anyway: bool, averages: Sequence[Sequence[str 
     ensembles = [_member_numbers(folders, members) for members in averages]
     split = "test" if all("test" in manifest["metrics"] for manifest in manifests) else "valid"
     metric, sentences = _common_metric(manifests)
-    tables = [
-        read_split_predictions(folder, split, not describe_view(manifest), metric)
-        for folder, manifest in zip(folders, manifests, strict=True)
-    ]
+    tables = [read_split_predictions(folder, split, tta=True, metric=metric) for folder in folders]
     if not anyway:
         _check_comparable(folders, tables, split)
     ensemble_tables = [
@@ -214,20 +210,19 @@ def _score(table: pd.DataFrame, manifest: Manifest, metric: Metric | None) -> fl
 def _manifest_row(folder: Path, manifest: Manifest, split: str, metric: Metric | None = None) -> dict[str, Any]:
     """Build a comparison row from a run's manifest."""
     file = folder / "model" / "model.safetensors"
-    view = "plain" if describe_view(manifest) else "tta"  # the same without TTA, but "tta" has more metrics
     return {
         "run": str(folder),
         "split": split,
         "tta": headline_view(manifest) == "tta",
-        **_metrics_row(manifest["metrics"].get(split, {}), metric, view),
+        **_metrics_row(manifest["metrics"].get(split, {}), metric),
         "seconds": round(sum(manifest.get("seconds", {}).values()), 1),
         "megabytes": round(file.stat().st_size / 1e6, 1) if file.exists() else None,
     }
 
 
-def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None, view: str) -> dict[str, Any]:
+def _metrics_row(numbers: Mapping[str, Any], metric: Metric | None) -> dict[str, Any]:
     """The metrics of a split as columns; those that older versions did not compute are None."""
-    metrics = numbers.get(view, {})
+    metrics = numbers.get("tta", {})  # the same without TTA, but has more metrics than "plain"
     low, high = metrics.get("interval", (None, None))
     row = {"images": numbers.get("images"), "accuracy": metrics.get("accuracy"), "low": low, "high": high}
     for name in dict.fromkeys((*([metric.name] if metric else []), "balanced_accuracy", "macro_f1", "ece")):
@@ -367,8 +362,8 @@ def _ensemble_row(
     return {
         "run": f"ensemble of {' and '.join(row['run'] for row in rows)}",
         "split": split,
-        "tta": bool(flat_recipe(manifest["recipe"]).get("tta")),
-        **_metrics_row(evaluate(table, _task_of(manifest)[0], metric.name if metric else "auto")[split], metric, "tta"),
+        "tta": any(row["tta"] for row in rows),
+        **_metrics_row(evaluate(table, _task_of(manifest)[0], metric.name if metric else "auto")[split], metric),
         **{key: None if None in values else round(sum(values), 1) for key, values in sums.items()},
         "differs": f"ensemble of {len(rows)} runs",
     }

@@ -28,7 +28,6 @@ from baseline.metrics.registry import find_metric
 from baseline.progress import ConsoleProgress, Progress
 from baseline.reading import read_run_table
 from baseline.recipe.diff import flat_recipe
-from baseline.report.headline import describe_view
 from baseline.runs.folder import headline_split, read_manifest, read_predictions
 from baseline.system import all_or_none
 
@@ -231,8 +230,7 @@ def evaluate_one(
         if metric == "auto":
             headline = find_metric(flat_recipe(manifest["recipe"]).get("metric", "auto"), multilabel=model.multilabel)
         own = compare_with_run(run, model, evaluation, task, headline, tta=options["tta"])
-        view = describe_view(manifest) if options["tta"] else ""
-        notes += [own.sentence, *([f"{name}: {view}"] if view else [])]
+        notes.append(own.sentence)
     return ModelEvaluation(name, headline, evaluation, own, [*notes, *evaluation.notes])
 
 

@@ -257,7 +257,10 @@ def metric_columns(headline: Headline) -> dict[str, float | None]:
 def variant_title(architecture: Architecture, variant: str, run: Path) -> str:
     if variant == "zeroshot":
         return f"{VARIANTS[variant]}, {architecture.variant_recipe(variant).model.arch}"
-    return f"{VARIANTS[run.name]}, {VARIANTS[variant]}" if variant == "tta" else VARIANTS[variant]
+    if variant != "tta":
+        return VARIANTS[variant]
+    reason = read_manifest(run)["reasons"].get("tta", "")
+    return f"{VARIANTS[run.name]}, {VARIANTS[variant]}{f' (not used: {reason})' if reason else ''}"
 
 
 def reference_index(runs: Sequence[tuple[Architecture, str, Path]], index: int) -> int | None:

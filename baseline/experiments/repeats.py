@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from baseline.errors import OutputError, RecipeError, format_count
 from baseline.evaluation.metric_test import metric_test
-from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy, without_tta
+from baseline.experiments.metric_comparison import evaluate_metric, metric_besides_accuracy
 from baseline.experiments.series import RunSeries, accuracy_spread, metric_spread, summary_row
 from baseline.files import to_csv, to_json, write_atomic
 from baseline.progress import ConsoleProgress
 from baseline.recipe.choose import starting_recipe
 from baseline.recipe.diff import flat_recipe
-from baseline.report.headline import describe_view, headline_view
 from baseline.runs.folder import headline_split, read_predictions
 from baseline.vision.model_folder import EXPERIMENT_FILES
 
@@ -211,9 +210,8 @@ def run_folds(
             runs.append({"fold": number, "images": metrics["valid"]["images"], **row, "test": test})
         tables = [read_predictions(run) for run in series.folders]
         ensemble_metrics = _evaluate_ensemble(series, tables) if "test" in series.manifests[0]["metrics"] else {}
-        run_recipe = series.manifests[0]["recipe"]
         oof = _write_out_of_fold(series, numbers, tables)
-        oof_view = headline_view({"recipe": run_recipe, "metrics": {"valid": oof}})
+        has_tta = any(run["tta"] for run in runs)
         against_best = ensemble_metrics.pop("against_best", None)
         result = FoldRuns(
             folder=series.folder,
@@ -221,7 +219,7 @@ def run_folds(
             runs=runs,
             **accuracy_spread(runs),
             metrics={"oof": oof, **ensemble_metrics},
-            tta={"oof": oof_view == "tta", "test": bool(flat_recipe(run_recipe).get("tta"))},
+            tta={"oof": has_tta, "test": has_tta},
             against_best=against_best,
             metric=metric_spread(runs, series.manifests[0]),
         )
@@ -300,10 +298,6 @@ def _evaluate_ensemble(series: RunSeries, tables: Sequence[pd.DataFrame]) -> dic
     predictions = ensemble(test_tables, temperatures, recipe["task"], thresholds, cut_points)
     write_atomic(series.folder / "predictions.csv", to_csv(predictions))
     metrics = evaluate(predictions, recipe["task"], recipe.get("metric", "auto"))["test"]
-    test_tables = [  # the best fold is the best of their headlines
-        without_tta(table) if describe_view(manifest) else table
-        for table, manifest in zip(test_tables, series.manifests, strict=True)
-    ]
     if metric := metric_besides_accuracy(series.manifests[0]):
         scores = [metric.score(evaluate_metric(table, metric, recipe["task"]).value) for table in test_tables]
         best = test_tables[scores.index(max(scores))]

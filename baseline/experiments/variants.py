@@ -201,7 +201,8 @@ class Architecture:
             learn = learner(
                 dataloaders(self.table, recipe, path=self.folder, progress=self.progress), recipe, weights=weights
             )
-            return timed_embeddings(learn, self.table, recipe, progress=self.progress)
+            features, seconds = timed_embeddings(learn, self.table, recipe, progress=self.progress)
+            return features[0], seconds
 
     def variant_recipe(self, variant: str) -> Recipe:
         """Return the recipe of a variant."""

@@ -77,6 +77,7 @@ class RecipeChanges(TypedDict, total=False):
     # evaluation
     evaluation: Mapping[str, Any]
     tta: Sequence[Literal["flip", "five_crops"]]
+    tta_choice: Literal["auto", "always"]
     metric: str
     threshold: float
     thresholds: Literal["auto", "one"]

@@ -21,7 +21,7 @@ from baseline.evaluation.label_errors import suspect_labels
 from baseline.metrics.registry import find_metric
 from baseline.progress import format_duration
 from baseline.recipe.schema import Recipe
-from baseline.report.headline import describe_view, headline_view
+from baseline.report.headline import headline_view
 from baseline.report.html import percent
 from baseline.report.run_files import RunFiles, read_run
 
@@ -292,8 +292,7 @@ def use_model(run: RunFiles) -> Advice | None:
     """A saved model."""
     if not (run.folder / "model" / "model.json").exists():
         return None
-    options = ["--no-tta"] if describe_view(run.manifest) else []
-    command = shlex.join(["baseline", "predict", str(run.folder), "NEW_IMAGES", *options])
+    command = shlex.join(["baseline", "predict", str(run.folder), "NEW_IMAGES"])
     return Advice("The model is saved in this folder.", "Use it on new images, a file or a folder of them:", command)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from baseline.files import to_csv, to_json, write_atomic
-from baseline.report.figures import ThumbnailCache, image_sheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +45,8 @@ def write_audit(folder: Path, audit: Audit) -> list[Path]:
 
 def pairs_sheet(pairs: pd.DataFrame, title: str, max_pairs: int = 18) -> bytes:
     """Return a PNG file of the first pairs side by side, each image with its name, label, split and kind of pair."""
+    from baseline.report.figures import ThumbnailCache, image_sheet
+
     images, thumbnails = [], ThumbnailCache(160)
     for row in pairs.head(max_pairs).to_dict("records"):
         for path, prefix, kind in ((row["path"], "", row["kind"]), (row["other"], "other_", "")):

@@ -14,7 +14,6 @@ __all__ = [
     "Headline",
     "describe_headline",
     "describe_split",
-    "describe_view",
     "headline_of",
     "headline_sentence",
     "headline_view",
@@ -66,31 +65,8 @@ def named_headline(manifest: Mapping[str, Any], split: str, view: str = "tta") -
 
 
 def headline_view(manifest: Mapping[str, Any]) -> Literal["plain", "tta"]:
-    """Return whether the headline of a run is with test-time augmentation (TTA): unless the valid images lose by it.
-
-    >>> scores = {"plain": {"accuracy": 0.9}, "tta": {"accuracy": 0.8}}
-    >>> headline_view({"recipe": {"evaluation": {"tta": ["flip"]}}, "metrics": {"valid": scores}})
-    'plain'
-    """
-    recipe, valid = flat_recipe(manifest["recipe"]), manifest["metrics"].get("valid", {})
-    if not recipe.get("tta"):
-        return "plain"
-    metric = named_metric(manifest) or find_metric("accuracy")
-    plain, tta = (valid.get(view, {}).get(metric.name) for view in ("plain", "tta"))
-    return "plain" if None not in (plain, tta) and metric.score(tta) < metric.score(plain) else "tta"
-
-
-def describe_view(manifest: Mapping[str, Any]) -> str:
-    """Return why the headline of a run is without TTA although it was used; empty where it is with TTA, or none was.
-
-    >>> describe_view({"recipe": {"evaluation": {"tta": ["flip"]}}, "metrics": {}})
-    ''
-    """
-    if not flat_recipe(manifest["recipe"]).get("tta") or headline_view(manifest) == "tta":
-        return ""
-    return (
-        "The headline is without TTA, which made the validation images worse; predict with --no-tta to get this number."
-    )
+    """Return whether a run was evaluated with test-time augmentation (TTA), `"tta"`, or not, `"plain"`."""
+    return "tta" if flat_recipe(manifest["recipe"]).get("tta") else "plain"
 
 
 def describe_split(row: Mapping[Any, Any]) -> str:

@@ -26,7 +26,7 @@ from baseline.reading import read_text
 from baseline.recipe.describe import describe_schedule, describe_trained, format_lr
 from baseline.recipe.diff import flat_recipe
 from baseline.recipe.legacy import upgrade_model_config
-from baseline.report.headline import describe_view, headline_view, named_headline
+from baseline.report.headline import headline_view, named_headline
 from baseline.report.html import interval_digits
 from baseline.runs.folder import headline_split, read_manifest
 from baseline.vision.weights import (
@@ -138,7 +138,7 @@ def render_card(manifest: Manifest, facts: dict[str, Any], findings: list[Findin
     }
     sentences = explain(page["numbers"], view) if "tta_gain" in page["numbers"] else []
     page |= {
-        "sentences": [*filter(None, [describe_view(manifest)]), *sentences, *describe_references(manifest, view)],
+        "sentences": [*sentences, *describe_references(manifest)],
         "limitations": list(list_limitations(page)),
         "recipe_json": portable_recipe(flat_recipe(manifest["recipe"])),
         "data_option": Markup("" if recipe.get("data") == source["data"] else f" --data {source['data']}"),

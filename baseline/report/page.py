@@ -29,7 +29,7 @@ from baseline.report import figures
 from baseline.report.advice import TRUSTED_ACCURACY, advise
 from baseline.report.cards import gradcam_maps, image_card, pair_cards, prediction_card, save_sheet, suspect_card
 from baseline.report.figures import ThumbnailCache
-from baseline.report.headline import describe_view, headline_view, named_headline, selection_metric
+from baseline.report.headline import headline_view, named_headline, selection_metric
 from baseline.report.html import interval_digits, render
 from baseline.report.run_files import RunFiles, read_run, selection_column
 
@@ -121,10 +121,9 @@ def headline_section(run: RunFiles, _: ThumbnailCache) -> dict[str, Any]:
         "headline": named_headline(run.manifest, run.split, kind),
         "digits": interval_digits(metrics["interval"]),
         "kind": kind,
-        "view": describe_view(run.manifest),
         "images": len(run.rows),
         "sentences": explain(run.numbers)[1:],  # the first repeats the headline
-        "references": describe_references(run.manifest, kind),
+        "references": describe_references(run.manifest),
         "numbers": [
             (split, views, numbers["images"], numbers[views])
             for split, numbers in run.manifest["metrics"].items()

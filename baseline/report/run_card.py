@@ -9,7 +9,7 @@ from typing import Any
 from baseline.evaluation.explain import describe_references, explain
 from baseline.notebook import card, interval_chart, score_intervals
 from baseline.recipe.diff import flat_recipe
-from baseline.report.headline import describe_view, headline_sentence, headline_view
+from baseline.report.headline import headline_sentence, headline_view
 
 __all__ = ["run_card"]
 
@@ -21,6 +21,6 @@ def run_card(folder: Path, manifest: Mapping[str, Any]) -> str:
     rows = score_intervals(metrics, bool(flat_recipe(manifest["recipe"]).get("tta")))
     chart = interval_chart(rows, "accuracy by split, with 95% confidence intervals")
     view = headline_view(manifest)
-    sentences = [describe_view(manifest), *describe_references(manifest, view), *explain(numbers, view)]
+    sentences = [*describe_references(manifest), *explain(numbers, view)]
     title = headline_sentence(manifest)
-    return card(title, [chart], filter(None, sentences), [folder / "report.html", folder / "predictions.csv"])
+    return card(title, [chart], sentences, [folder / "report.html", folder / "predictions.csv"])

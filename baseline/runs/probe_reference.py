@@ -29,7 +29,7 @@ from baseline.evaluation.table import class_columns, group_codes, prediction_tab
 from baseline.evaluation.thresholds import choose_thresholds
 from baseline.metrics.registry import find_metric
 from baseline.runs.folder import headline_split
-from baseline.training.frozen import FrozenOutputs, embeddings
+from baseline.training.frozen import FrozenOutputs, embeddings, timed_embeddings
 from baseline.training.logistic import Problem, fit_logistic, search_strength
 from baseline.training.probe import has_intercept, held_out_score, probe_folds, probe_obstacle
 from baseline.vision.dataloaders import encode_targets
@@ -111,12 +111,13 @@ class ProbeReference:
         splits = {self.split, *(["valid"] if self.fit_decisions else [])}
         self.rows = table[table["split"].isin(splits)].reset_index(drop=True)
         views = tuple(view for view in how.tta if view == "flip")
-        self.features = embeddings(learn, self.rows, recipe, views, progress)
+        self.features = timed_embeddings(learn, self.rows, recipe, views, progress)[0]
 
-    def predict(self, history: History) -> pd.DataFrame:
+    def predict(self, history: History, *, tta: bool) -> pd.DataFrame:
         """Return the prediction table of the probe on the images of the headline, without calibration."""
+        features = self.features.mean(0) if tta else self.features[0]
         weight, bias = (history.probe[name].cpu().double() for name in ("weight", "bias"))
-        logits = F.linear(torch.from_numpy(self.features).double(), weight, bias)
+        logits = F.linear(torch.from_numpy(features).double(), weight, bias)
         table = probe_predictions(self.rows, logits, self.classes, self.recipe, fit_decisions=self.fit_decisions)
         return table[table["split"] == self.split].reset_index(drop=True)
 
@@ -136,7 +137,7 @@ class ProbeReference:
         task, result = self.recipe.data.task, predictions[predictions["split"] == self.split]
         best = [row["trains"] for row in history.epochs.to_dict("records") if row["best"]]
         is_kept = best[-1:] == ["probe"]
-        probe = result if is_kept else self.predict(history)
+        probe = result if is_kept else self.predict(history, tta=not predictions.attrs["without_tta"])
         metric, measured = measure_probe(probe, self.recipe)
         stage = next(stage for stage in history.stages if stage["trains"] == "probe")
         is_accuracy = metric.name == "accuracy"

@@ -8,18 +8,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from baseline.data.prepare import count_by_split
 from baseline.errors import RecipeError
+from baseline.files import file_identities
+from baseline.progress import Progress
 from baseline.recipe.auto import resolve_epochs
 from baseline.recipe.describe import describe_trained
 from baseline.training.budget import Throughput, estimate_seconds
+from baseline.vision.cache import ArrayCache
+from baseline.vision.decoded import cache_key, decode_images
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from baseline.progress import Progress
     from baseline.recipe.schema import Recipe
 
 __all__ = ["expected_error", "fit_to_budget", "plan_for_budget", "reserve_seconds"]
@@ -142,7 +146,6 @@ def plan_for_budget(
     from fastai.torch_core import default_device
 
     from baseline.data.labels import classes_in
-    from baseline.vision.decoded import estimate_decoding_seconds
     from baseline.vision.network import build_network
     from baseline.vision.resolve import resolve_image_sizes
     from baseline.vision.sizes import size_problem
@@ -169,3 +172,15 @@ def plan_for_budget(
 def reserve_seconds(evaluation: float) -> float:
     """Return the seconds of a budget that are reserved for evaluation and for writing the results."""
     return 1.3 * evaluation + 8
+
+
+def estimate_decoding_seconds(table: pd.DataFrame, recipe: Recipe, samples: int = 32) -> float:
+    """Estimate how long decoding the table's images will take, from a few of them; 0 if they are in the cache."""
+    paths = sorted(set(table["path"]))
+    if ArrayCache(recipe.options.cache_gb).has(cache_key(file_identities(paths), recipe)):
+        return 0.0
+    sample = paths[:: max(1, len(paths) // samples)]
+    pixels = np.empty((len(sample), recipe.decoded_size, recipe.decoded_size, 3), dtype=np.uint8)
+    start = time.perf_counter()
+    decode_images(sample, pixels, recipe, Progress())
+    return (time.perf_counter() - start) / len(sample) * len(paths)

@@ -417,13 +417,16 @@ def embeddings(
     >>> embeddings(learn, table, recipe).shape                                     # doctest: +SKIP
     (2527, 1280)
     """
-    return timed_embeddings(learn, table, recipe, views, progress)[0]
+    return timed_embeddings(learn, table, recipe, views, progress)[0].mean(0)
 
 
 def timed_embeddings(
     learn: Learner, table: pd.DataFrame, recipe: Recipe, views: tuple[str, ...] = (), progress: Progress | None = None
 ) -> tuple[np.ndarray, float]:
-    """Return what `embeddings` returns, and the seconds it took to compute, now or when it was cached."""
+    """Return the features of each view, views x N x features, and the seconds they took, now or when they were cached.
+
+    The first view is the image as it is; see `embeddings`.
+    """
     start = time.perf_counter()
     plain = recipe.changed(stages=(Stage("head", 1, augment=False),), freeze="features", mixup=0, cutmix=0)
     frozen = FrozenOutputs(learn, plain, progress, own=())
@@ -435,8 +438,7 @@ def timed_embeddings(
             "cache nor in memory. Use fewer images, or a larger --cache-gb."
         )
     features = frozen.outputs["all", frozen.plan.cut(1), view].numpy()
-    features = features.reshape(-1, len(table), features.shape[1]).mean(0) if views else features
-    return features, time.perf_counter() - start + frozen.cached_seconds
+    return features.reshape(-1, len(table), features.shape[1]), time.perf_counter() - start + frozen.cached_seconds
 
 
 def own_parts(learn: Learner) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,6 @@ from baseline.vision.cache import ArrayCache
 
 if TYPE_CHECKING:
     from baseline.recipe.schema import Recipe
-
-__all__ = ["estimate_decoding_seconds"]
-
 
 MEMORY_FRACTION = 1 / 8
 """Maximum fraction of the machine's memory, and of a GPU's, for decoded images."""
@@ -63,7 +59,7 @@ def move_to_gpu_if_small(pixels: torch.Tensor) -> torch.Tensor:
 def _load_pixels(paths: list[str], identities: list[str], recipe: Recipe, progress: Progress) -> np.ndarray | None:
     """Return the pixels, N x size x size x 3, from the cache or decoded now; None if there is no room for them."""
     size = recipe.decoded_size
-    cache, key = ArrayCache(recipe.options.cache_gb, progress), _cache_key(identities, recipe)
+    cache, key = ArrayCache(recipe.options.cache_gb, progress), cache_key(identities, recipe)
     with cache.lock(key):
         cached = cache.get(key)
         if cached is not None:
@@ -80,7 +76,7 @@ def _load_pixels(paths: list[str], identities: list[str], recipe: Recipe, progre
         return pixels
 
 
-def _cache_key(identities: list[str], recipe: Recipe) -> dict[str, Any]:
+def cache_key(identities: list[str], recipe: Recipe) -> dict[str, Any]:
     return {
         "what": "images",
         "images": fingerprint_of(identities),
@@ -88,18 +84,6 @@ def _cache_key(identities: list[str], recipe: Recipe) -> dict[str, Any]:
         "resize": recipe.model.resize,
         "pixels": (PIXELS_VERSION, recipe.data.value_range),
     }
-
-
-def estimate_decoding_seconds(table: pd.DataFrame, recipe: Recipe, samples: int = 32) -> float:
-    """Estimate how long decoding the table's images will take, from a few of them; 0 if they are in the cache."""
-    paths = sorted(set(table["path"]))
-    if ArrayCache(recipe.options.cache_gb).has(_cache_key(file_identities(paths), recipe)):
-        return 0.0
-    sample = paths[:: max(1, len(paths) // samples)]
-    pixels = np.empty((len(sample), recipe.decoded_size, recipe.decoded_size, 3), dtype=np.uint8)
-    start = time.perf_counter()
-    decode_images(sample, pixels, recipe, Progress())
-    return (time.perf_counter() - start) / len(sample) * len(paths)
 
 
 def decode_images(paths: list[str], pixels: np.ndarray, recipe: Recipe, progress: Progress) -> None:
