@@ -27,7 +27,7 @@ result
 # %%
 split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy with TTA {numbers['tta']['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
 
 # %% [markdown]
 # Losses and learning rate by epoch:

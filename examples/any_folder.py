@@ -10,7 +10,7 @@ import baseline
 result = baseline.make_baseline(sys.argv[1], preset="quick")
 split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy with TTA {numbers['tta']['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
 
 for image in sys.argv[2:]:
     name, number, probabilities = result.learner.predict(image)  # a plain fastai Learner

@@ -27,7 +27,7 @@ sample = next((root / "input").rglob("sample_submission*.csv"))
 result = baseline.make_baseline(sample.parent, preset="quick", out=root / "working" / "run")
 split, numbers = list(result.metrics.items())[-1]
 low, high = numbers["tta"]["interval"]
-print(f"{split} accuracy with TTA {numbers['tta']['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
+print(f"{split} accuracy {numbers['tta']['accuracy']:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
 
 # %% [markdown]
 # `submission.csv` in `/kaggle/working` has one row per id of the sample, in the same order and format. It is read back

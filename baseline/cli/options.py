@@ -99,7 +99,7 @@ ExecutorOption = Annotated[
 ]
 
 Tta = Annotated[
-    bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA), as the run's evaluation did.")
+    bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA) if the run does.")
 ]
 
 RejectUnlike = Annotated[
