@@ -74,6 +74,19 @@ def test_estimate_grows_with_images_epochs_and_layers_and_shrinks_with_cached_ou
     assert seconds(Stage("probe", 1)) < seconds(many, own_parts=("CutMix",))
 
 
+def test_estimate_includes_the_features_of_the_probe_beside_the_result(throughput: Throughput, settled: tuple) -> None:
+    recipe = settled[0].changed(stages=(Stage("probe", 1), Stage("all", 1, 1e-3)), tta=("flip",))
+    estimate = estimate_seconds(throughput, recipe, IMAGES)
+    per_image = throughput.measured[max(key for key in throughput.measured if key[0] == "frozen")]
+    assert estimate.reference == pytest.approx(2 * IMAGES["test"] * per_image)
+    assert estimate.total == pytest.approx(sum(estimate.stages) + estimate.evaluation + estimate.reference)
+    plain = estimate_seconds(throughput, recipe.changed(tta=()), {**IMAGES, "test": 0})
+    assert plain.reference == pytest.approx(IMAGES["valid"] * per_image)
+    for changes in ({"stages": (Stage("probe", 1),)}, {"stages": (Stage("head", 1, augment=False), recipe.stages[1])}):
+        assert estimate_seconds(throughput, recipe.changed(**changes), IMAGES).reference == 0
+    assert estimate_seconds(throughput, recipe, IMAGES, cached=(1,)).reference == 0
+
+
 def test_larger_budget_never_expects_a_higher_error(throughput: Throughput, settled: tuple) -> None:
     still = settled[0].changed(augment={"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}, image_size=96)
     bases = [

@@ -98,9 +98,7 @@ ExecutorOption = Annotated[
     ),
 ]
 
-Tta = Annotated[
-    bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA) if the run does.")
-]
+Tta = Annotated[bool, typer.Option("--tta/--no-tta", help="Use test-time augmentation (TTA) if the run does.")]
 
 RejectUnlike = Annotated[
     float,

@@ -42,14 +42,15 @@ PROBE_PASSES = 300
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated seconds of training, by stage, and of evaluation."""
+    """Estimated seconds of training, by stage, of evaluation, and of the features of the probe beside the result."""
 
     stages: tuple[float, ...]
     evaluation: float
+    reference: float = 0.0
 
     @property
     def total(self) -> float:
-        return sum(self.stages) + self.evaluation
+        return sum(self.stages) + self.evaluation + self.reference
 
 
 MEASUREMENTS: dict[tuple, dict[tuple, float]] = {}
@@ -179,7 +180,8 @@ def estimate_seconds(
     stages = [_stage_seconds(throughput, plan, number, number in cached) for number in range(1, len(recipe.stages) + 1)]
     views = 1 + sum({"flip": 1, "five_crops": 5}[view] for view in recipe.evaluation.tta)
     evaluated = images["valid"] + images.get("test", 0)
-    return Estimate(tuple(stages), evaluated * views * throughput.forward(0, recipe.model.image_size))
+    evaluation = evaluated * views * throughput.forward(0, recipe.model.image_size)
+    return Estimate(tuple(stages), evaluation, 0.0 if 1 in cached else _reference_seconds(throughput, plan))
 
 
 def estimate_run(learn: Learner, recipe: Recipe, images: Mapping[str, int], shape: tuple[int, ...] = ()) -> Estimate:
@@ -191,6 +193,16 @@ def estimate_run(learn: Learner, recipe: Recipe, images: Mapping[str, int], shap
     """
     throughput, frozen = Throughput(learn.model, learn.splitter, recipe, shape=shape), FrozenOutputs(learn, recipe)
     return estimate_seconds(throughput, recipe, images, frozen.cached_stages(), frozen.plan.own_parts)
+
+
+def _reference_seconds(throughput: Throughput, plan: FreezePlan) -> float:
+    """Return the seconds of the features that the probe beside a result needs; see `runs.probe_reference`."""
+    recipe, images = plan.recipe, plan.images
+    if recipe.stages[0].trains != "probe" or len(recipe.stages) == 1 or 1 not in plan.stages:
+        return 0.0
+    views = 2 if "flip" in recipe.evaluation.tta else 1
+    rows = images.get("test", 0) or images["valid"]
+    return rows * views * throughput.frozen(plan.stages[1][0], recipe.model.image_size)
 
 
 def _stage_seconds(throughput: Throughput, plan: FreezePlan, number: int, is_cached: bool) -> float:
