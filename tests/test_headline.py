@@ -140,7 +140,9 @@ def judged_run(done: baseline.Baseline, folder: Path, view: str, metric: str = "
         manifest["recipe"]["seed"] = seed
         manifest["metrics"] = evaluate(table, "single", metric)
 
-    change(folder, edit)
+    file = folder / "model" / "model.json"
+    views = change(folder, edit)["recipe"]["evaluation"]["tta"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tta": views}))
     return folder
 
 
