@@ -15,7 +15,7 @@ import baseline
 from baseline.cli.app import app
 from baseline.evaluation.tta_choice import reason_against_tta
 from baseline.report.headline import headline_sentence
-from baseline.runs.manifest import read_manifest
+from baseline.runs.folder import read_manifest
 
 CLASSES = ("left", "right")
 
@@ -99,6 +99,7 @@ def test_the_command_says_that_tta_is_not_used(arrows: Path, tmp_path: Path) -> 
         ([0.8, 0.2], [0.9, 0.2], "auto", ""),
         ([0.8, 0.2], [0.8, 0.2], "auto", ""),
         ([0.8, 0.6], [0.6, 0.45], "log_loss", ""),
+        ([0.9, 0.2], [0.8, 0.2], "quadratic_kappa", "the loss on valid is 0.1643 without TTA and 0.2231 with it"),
         ([0.7, 0.6], [0.4, 0.45], "roc_auc", "ROC AUC on valid is 1.0000 without TTA and 0.0000 with it"),
     ],
 )
@@ -113,3 +114,10 @@ def test_several_labels_are_decided_by_micro_f1() -> None:
     plain, mean = np.array([[0.9, 0.9], [0.1, 0.9]]), np.array([[0.9, 0.9], [0.8, 0.9]])
     reason = reason_against_tta(rows, plain, mean, ["ant", "bee"], 0.5)
     assert reason == "micro F1 on valid is 100.00% without TTA and 85.71% with it"
+
+
+def test_an_undefined_metric_is_decided_by_the_loss() -> None:
+    rows = pd.DataFrame({"path": ["1.jpg", "2.jpg"], "label": "ant", "split": "valid"})
+    plain, mean = np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([[0.8, 0.2], [0.7, 0.3]])
+    reason = reason_against_tta(rows, plain, mean, ["ant", "bee"], metric="roc_auc")
+    assert reason == "the loss on valid is 0.1643 without TTA and 0.2899 with it"

@@ -60,15 +60,13 @@ def reason_against_tta(
     """
     task = "single" if threshold is None else "multilabel"
     measured = find_metric(metric, multilabel=threshold is not None)
-    tables = [
-        prediction_table(rows, probabilities, probabilities, classes, threshold) for probabilities in (plain, mean)
-    ]
+    tables = [prediction_table(rows, view, view, classes, threshold) for view in (plain, mean)]
     values = [measured.value(table_predictions(table, class_columns(table), task)) for table in tables]
     losses = [float(table["loss"].mean()) for table in tables]
-    without, with_tta = ((measured.score(value), -loss) for value, loss in zip(values, losses, strict=True))
-    if without <= with_tta:
+    scores = [measured.score(value) for value in values]
+    if (scores[0], -losses[0]) <= (scores[1], -losses[1]):
         return ""
-    if values[0] != values[1]:
+    if scores[0] != scores[1]:
         texts = [measured.text(value) for value in values]
         return f"{measured.title} on valid is {texts[0]} without TTA and {texts[1]} with it"
     return f"the loss on valid is {losses[0]:.4f} without TTA and {losses[1]:.4f} with it"
