@@ -22,6 +22,7 @@ from baseline.data.audit.findings import collect_findings
 from baseline.data.audit.readable import find_leaks
 from baseline.errors import DataError, LeakError, RecipeError
 from baseline.files import cache_home
+from baseline.report.audit_files import write_audit
 
 
 @pytest.fixture
@@ -175,6 +176,26 @@ def test_every_problem_is_counted_and_a_run_still_completes(images: Path, body: 
     assert done.manifest["data"]["left_out"] and len(done.manifest["data"]["left_out"]) == 2
     assert (tmp_path / "run/audit/findings.json").exists() and (tmp_path / "run/audit/conflicts.png").exists()
     assert before == sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
+
+
+def test_the_picture_of_pairs_shows_both_images_of_each(rich: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        shutil.copy(rich / f"train/ants/{number}.png", rich / f"test/bees/copy-{number}.png")
+    checked = audit(image_table(rich))
+    (rich / "test/bees/copy-3.png").unlink()
+    files = write_audit(tmp_path / "audit", checked)
+    picture = Image.open(next(file for file in files if file.name == "leaks.png"))
+    assert picture.width == 6 * 170 + 10, "three pairs in a row"
+    for number, row in enumerate(checked.pairs.to_dict("records")):
+        left, top = 10 + 340 * (number % 3), 34 + 200 * (number // 3)
+        for path, at in ((row["path"], left), (row["other"], left + 170)):
+            tile = np.asarray(picture.crop((at, top, at + 160, top + 160)).convert("RGB"), dtype=float)
+            if not Path(path).exists():
+                assert (tile == 211).all(), "gray"
+                continue
+            shown = np.asarray(Image.open(path).convert("RGB").resize((160, 120)), dtype=float)
+            assert np.abs(tile[20:140] - shown).mean() < 12
+    assert sum(not Path(path).exists() for path in checked.pairs[["path", "other"]].to_numpy().ravel()) == 1
 
 
 def test_a_second_audit_reads_only_new_images(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
