@@ -20,7 +20,8 @@ import pandas as pd
 import typer
 
 PEERS = (
-    "baseline-instant", "baseline-quick", "baseline-standard", "sklearn", "fastai-fine-tune", "fastai", "timm",
+    "baseline-instant", "baseline-quick", "baseline-standard", "baseline-best", "sklearn", "fastai-fine-tune", "fastai",
+    "timm",
 )  # fmt: skip
 
 SIDES = {
