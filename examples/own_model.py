@@ -70,7 +70,7 @@ for name, predictions in (("head of a pretrained body", to_beat), ("network of m
     split, numbers = list(baseline.evaluate(predictions).items())[-1]
     low, high = numbers["tta"]["interval"]
     accuracy = numbers["tta"]["accuracy"]
-    print(f"{name}: {split} accuracy {accuracy:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
+    print(f"{name}: {split} accuracy with TTA {accuracy:.1%} (95% confidence interval {low:.1%} to {high:.1%})")
 difference = baseline.paired_test(to_beat, own)
 low, high = difference["interval"]
 print(f"difference {difference['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {difference['p']:.2g}")
