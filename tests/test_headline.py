@@ -20,7 +20,7 @@ from baseline.experiments import repeats
 from baseline.experiments.compare import compare_runs, list_runs
 from baseline.experiments.compare_recipes import compare_recipes
 from baseline.experiments.evaluate_models import evaluate_models
-from baseline.experiments.repeats import SeedRuns, run_folds
+from baseline.experiments.repeats import FoldRuns, SeedRuns, run_folds
 from baseline.experiments.series import RunSeries as Series
 from baseline.experiments.series import accuracy_spread, metric_spread, summary_row
 from baseline.report.headline import headline_sentence, named_headline
@@ -223,6 +223,20 @@ def test_folds_say_which_view_their_numbers_have(
     assert printed.count("│ 100.00% with TTA ") == (2 if view == "tta" else 0)
     assert [(run["accuracy"], run["test"]) for run in folds.runs] == [(1.0, 1.0), (1.0, 1.0)]
     assert folds.against_best is not None and folds.against_best["difference"] == 0
+
+
+def test_folds_say_that_some_of_them_use_tta(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.75, "interval": (0.5, 0.9), "wrong": 2}
+    runs = [
+        {"fold": number, "images": 4, "accuracy": 0.75, "plain": 0.75, "tta": number == 1, "seconds": 1.0, "folder": ""}
+        for number in range(3)
+    ]
+    oof: Any = {"images": 8, "plain": scores, "tta": scores}
+    folds = FoldRuns(
+        tmp_path, "kfold:3", runs, **accuracy_spread(runs), metrics={"oof": oof}, tta={"oof": True}, against_best=None
+    )
+    printed = shown(folds_table(folds))
+    assert "out-of-fold accuracy partly with TTA of 3 folds: 75.00%" in printed
 
 
 @pytest.mark.parametrize("metric", ["auto", "roc_auc"])

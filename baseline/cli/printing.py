@@ -133,7 +133,8 @@ def folds_table(result: FoldRuns) -> RenderableType:
         cells = (str(run["fold"]), f"{run['images']:,}", *shares, f"{run['seconds']:.0f}", escape(str(run["folder"])))
         table.add_row(*cells)
     views: dict[str, Literal["plain", "tta"]] = {name: "tta" if tta else "plain" for name, tta in result.tta.items()}
-    words = {name: " with TTA" if tta else "" for name, tta in result.tta.items()}
+    mark = " with TTA" if all(run["tta"] for run in result.runs) else " partly with TTA"
+    words = {name: mark if tta else "" for name, tta in result.tta.items()}
     oof = result.metrics["oof"]
     lines = [
         f"out-of-fold accuracy{words['oof']} of {len(result.runs)} folds: {_accuracy_text(oof, views['oof'])}",

@@ -84,8 +84,7 @@ class FoldRuns:
     """Metrics as `baseline.evaluate` returns them for a split: `"oof"`, out of fold, and `"test"`, those of the
     ensemble, if there is a test split."""
     tta: dict[str, bool]
-    """Whether the headline is with TTA, by key of `metrics`: out of fold unless these images lose by it, as in a run;
-    the ensemble wherever the recipe has views."""
+    """Whether any of the runs uses TTA, by key of `metrics`."""
     against_best: dict[str, Any] | None
     """Result of `baseline.paired_test` of the best fold on test and the ensemble; None without a test split. Where the
     recipe names a metric, it is of that one, see `metric_test`."""
