@@ -256,5 +256,8 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def failed_processes(running: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
-    """Return the processes that have ended with an exit code other than 0."""
-    return [process for process in running if process.poll()]
+    """Return the processes that have ended with an exit code other than 0, those that a signal ended first.
+
+    The others may have ended because of them.
+    """
+    return sorted((process for process in running if process.poll()), key=lambda process: process.returncode > 0)
