@@ -73,8 +73,8 @@ def predict(
             it fits cut points for a metric that has them (see `evaluation.cut_points`); they are in
             `attrs["cut_points"]`.
         metric: the recipe's metric; if it needs probabilities, the table also has `plain_p_CLASS`, those without TTA.
-        tta_choice: `"auto"` leaves the views out if the valid images lose by them (see `evaluation.tta_choice`). The
-            reason is in `attrs["without_tta"]` of the table, which is empty if they were used.
+        tta_choice: `"auto"` leaves the views out if they are worse on the valid images (see `evaluation.tta_choice`).
+            The reason is in `attrs["without_tta"]` of the table, which is empty if they were used.
     """
     progress, dls = progress or Progress(), adopt(learn.dls)
     names = [name for name in splits if (table["split"] == name).any()]

@@ -1,4 +1,4 @@
-"""The choice whether a run uses test-time augmentation (TTA): only where its valid images do not lose by it."""
+"""The choice whether a run uses test-time augmentation (TTA): unless it is worse on the valid images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from baseline.data.labels import Threshold
-from baseline.evaluation.table import class_columns, prediction_table, table_predictions
+from baseline.evaluation.table import prediction_table, table_predictions
 from baseline.metrics.registry import find_metric
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SplitOutputs = tuple[pd.DataFrame, np.ndarray, np.ndarray]
 def choose_tta(
     outputs: list[SplitOutputs], classes: Sequence[str], threshold: Threshold | None, metric: str, progress: Progress
 ) -> tuple[list[SplitOutputs], str]:
-    """Return the outputs, without TTA if the valid images lose by it, and why; without valid images, as they are."""
+    """Return the outputs, without TTA if it is worse on the valid images, and why; without these, as they are."""
     valid = [output for output in outputs if output[0]["split"].iloc[0] == "valid"]
     reason = reason_against_tta(*valid[0], classes, threshold, metric) if valid else ""
     if reason:
@@ -41,15 +41,13 @@ def reason_against_tta(
     threshold: Threshold | None = None,
     metric: str = "auto",
 ) -> str:
-    """Return why not to use TTA, or an empty text if it does not lose: by the metric, or if that is equal, by the loss.
+    """Return why not to use TTA; empty unless it is worse by the metric, or by the loss if that is equal.
 
     Decisions are those of the most probable class, or of the threshold, before any are fitted.
 
     Args:
         rows: valid rows of the image table.
-        plain, mean: their probabilities without and with TTA, images x classes.
-        threshold: where an image may have several labels.
-        metric: the recipe's metric.
+        plain, mean, classes, threshold, metric: see `prediction_table`.
 
     >>> rows = pd.DataFrame({"path": ["1.jpg", "2.jpg"], "label": ["ant", "bee"], "split": "valid"})
     >>> plain, mean = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.7, 0.3]])
@@ -60,9 +58,10 @@ def reason_against_tta(
     """
     task = "single" if threshold is None else "multilabel"
     measured = find_metric(metric, multilabel=threshold is not None)
-    tables = [prediction_table(rows, view, view, classes, threshold) for view in (plain, mean)]
-    values = [measured.value(table_predictions(table, class_columns(table), task)) for table in tables]
-    losses = [float(table["loss"].mean()) for table in tables]
+    table = prediction_table(rows, plain, mean, classes, threshold, metric=metric)
+    prefixes = ("plain_", "")
+    values = [measured.value(table_predictions(table, list(classes), task, prefix)) for prefix in prefixes]
+    losses = [float(table[f"{prefix}loss"].mean()) for prefix in prefixes]
     scores = [measured.score(value) for value in values]
     if (scores[0], -losses[0]) <= (scores[1], -losses[1]):
         return ""

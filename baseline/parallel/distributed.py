@@ -256,8 +256,8 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def failed_processes(running: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
-    """Return the processes that have ended with an exit code other than 0, those that a signal ended first.
+    """Return the processes that have ended with an exit code other than 0.
 
-    The others may have ended because of them.
+    Those that a signal ended come first, as the others may have failed because of them.
     """
     return sorted((process for process in running if process.poll()), key=lambda process: process.returncode > 0)

@@ -292,7 +292,7 @@ class EvaluationSettings:
     """How the result is computed."""
 
     tta: Views = setting(("flip",), "Views averaged by test-time augmentation (TTA): flip, five_crops, or none.")
-    tta_choice: Literal["auto", "always"] = setting("auto", "Use TTA unless valid images lose by it (auto), or always.")
+    tta_choice: Literal["auto", "always"] = setting("auto", "Use TTA unless it is worse on valid (auto), or always.")
     """`"auto"` compares the metric, and if that is equal, the loss (`baseline.evaluation.tta_choice`)."""
     metric: Annotated[str, Predicate(is_metric), Needed(f"auto or one of {', '.join(known_metrics())}")] = setting(
         "auto", f"Metric that selects the best epoch and is reported: {', '.join(known_metrics())} (such as top_5)."
