@@ -151,20 +151,39 @@ def test_metrics_of_real_runs_equal_scikit_learns(case: str, name: str, runs: di
             assert name in numbers["plain"]
 
 
+def made_table(kind: str, rng: np.random.Generator, *, multilabel: bool) -> Predictions:
+    """Return a small random table of a kind that metrics are easily wrong about."""
+    images, classes = int(rng.choice([1, 2, 3, 10, 80])), int(rng.choice([3, 5, 12]))
+    truth = rng.integers(0, classes - 1, images)  # no image of the last class
+    truth = truth * 0 if kind == "one class" else truth
+    flags = rng.random((images, classes)) < 0.3 if multilabel else truth[:, None] == np.arange(classes)
+    if multilabel and kind == "one class":
+        flags = truth[:, None] == np.arange(classes)
+    p = rng.random((images, classes))
+    if kind == "ties":
+        p = rng.integers(1, 4, (images, classes)) / 4
+    elif kind == "equal":
+        p = np.full((images, classes), 0.5)
+    elif kind == "certain":
+        p = np.eye(classes)[rng.integers(0, classes, images)]
+    elif kind == "perfect":
+        p = flags.astype(float)
+    p = p if multilabel else p / p.sum(1, keepdims=True)
+    return Predictions(flags if multilabel else truth, p >= 0.5 if multilabel else p.argmax(1), p)
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value", "ignore:.*single label was found")
 @pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("kind", ["random", "one class", "ties", "equal", "certain", "perfect"])
 @pytest.mark.parametrize("name", NAMES)
-def test_ties_and_missing_classes_are_counted_as_scikit_learn_does(name: str, multilabel: bool) -> None:
+def test_made_tables_are_measured_as_scikit_learn_does(name: str, kind: str, multilabel: bool) -> None:
     if name in SINGLE_ONLY and multilabel:
         return
     rng = np.random.default_rng(0)
-    p = rng.integers(1, 4, (80, 5)) / 4
-    p = p if multilabel else p / p.sum(1, keepdims=True)
-    truth = rng.integers(0, 2, (80, 5)) > 0 if multilabel else rng.integers(0, 4, 80)  # no image of class 4
-    if multilabel:
-        truth[:, 4] = False
-        truth[:5] = False
-    case = Predictions(truth, p >= 0.6 if multilabel else p.argmax(1), p)
-    assert find_metric(name).value(case) == pytest.approx(independent(name, case), rel=1e-9)
+    for _ in range(20):
+        case = made_table(kind, rng, multilabel=multilabel)
+        expected = independent(name, case)
+        assert find_metric(name).value(case) == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
