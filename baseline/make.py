@@ -148,7 +148,7 @@ def make_baseline(
         batch_tfms: transforms of your own for batches, in place of the recipe's augmentation.
         loss_func: a loss of your own, in place of the recipe's. Probabilities are the softmax of the network's outputs,
             with several labels the sigmoid, whatever the loss.
-        metrics: metrics of your own, recorded in the history beside the one that selects the best epoch.
+        metrics: metrics of your own, recorded in the history beside the one that selects the epoch.
         cbs: callbacks of your own; see `baseline.learner`.
         **changes: fields of `Recipe` to change, by flat name (`image_size=128`) or by group, and `preset` (`"quick"`,
             `"standard"`, `"best"`).

@@ -133,7 +133,7 @@ def weights(learn: Learner) -> torch.Tensor:
 
 
 def test_an_error_rate_does_not_select_the_worst_epoch(settled: tuple, recipe: Recipe) -> None:
-    plan = recipe.changed(stages=(Stage("head", 4, 3e-3), Stage("all", 1, 1.0)))
+    plan = recipe.changed(stages=(Stage("head", 4, 3e-3, schedule="constant"), Stage("all", 1, 1.0)))
     _, history = trained(settled[1], plan, metrics=[error_rate])
     epochs = history.epochs
     assert np.allclose(epochs["valid_error_rate"], 1 - epochs["valid_accuracy"])
@@ -194,7 +194,7 @@ def test_selection_metrics_of_several_labels_equal_scikit_learn(name: str) -> No
 
 
 def test_the_recipe_names_the_metric_that_selects(settled: tuple, recipe: Recipe) -> None:
-    plan = recipe.changed(metric="log_loss", stages=(Stage("head", 5, 0.3),))
+    plan = recipe.changed(metric="log_loss", patience=5, stages=(Stage("head", 5, 0.3),))
     _, history = trained(settled[1], plan)
     epochs = history.epochs
     assert "valid_accuracy" in epochs  # the Learner's own metric

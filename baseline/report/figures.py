@@ -146,7 +146,7 @@ def last_group_lr(rate: Any) -> float:
 
 @with_figure_style
 def training_figure(epochs: pd.DataFrame, panel: str) -> Figure:
-    """Plot the losses, the metric on valid or the learning rate by epoch; mark the stages and the best epoch.
+    """Plot the losses, the metric on valid or the learning rate by epoch; mark the stages and the epoch that is kept.
 
     Args:
         epochs: see `baseline.training.state.History`.
@@ -175,11 +175,11 @@ def draw_losses(axes: Any, rows: pd.DataFrame) -> str:
 
 
 def draw_metric(axes: Any, rows: pd.DataFrame) -> str:
-    """Plot the metric that selects the best epoch, mark that epoch, and return the title."""
+    """Plot the metric that selects the epoch, mark that epoch, and return the title."""
     metric = next(name for name in map(str, rows) if name.startswith("valid_") and name != "valid_loss")
     axes.plot(rows.index + 1, rows[metric], marker="s", color=GREEN, label="valid")
     best = rows[rows["best"]].index[-1:]
-    axes.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="best epoch")
+    axes.plot(best + 1, rows.loc[best, metric], "o", ms=14, mfc="none", mec=RED, label="kept epoch")
     if selection_metric(metric).percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.legend()

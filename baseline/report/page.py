@@ -204,7 +204,7 @@ def training_charts(run: RunFiles) -> list[Markup]:
     best = ""
     for row in epochs[epochs["best"]].iloc[-1:].to_dict("records"):
         value = selection_metric(metric).text(row[metric])
-        best = f"; the best was epoch {row['epoch']} of stage {row['stage']} with {value} on the validation split"
+        best = f"; epoch {row['epoch']} of stage {row['stage']} is kept, with {value} on the validation split"
     descriptions = {"loss": "Losses", "metric": name.capitalize(), "rate": "Learning rate"}
     panels = {panel: figures.training_figure(epochs, panel) for panel in descriptions}
     save_picture(run, "training", *panels.values())

@@ -35,16 +35,6 @@ class AccumulateGradients(GradientAccumulation):
         self.opt.zero_grad()
 
 
-class SyncGradients(Callback):
-    """Average gradients, and before validation BatchNorm statistics, so that all processes hold the same network."""
-
-    def after_backward(self) -> None:
-        all_reduce_mean([p.grad for p in self.model.parameters() if p.grad is not None])
-
-    def before_validate(self) -> None:
-        all_reduce_mean([value for value in self.model.buffers() if value.is_floating_point()])
-
-
 class FreezeBatchNorm(Callback):
     """Normalize with the pretrained statistics in the body's BatchNorm layers; scale and shift are still trained.
 
@@ -60,29 +50,6 @@ class FreezeBatchNorm(Callback):
         for layer in self.body.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 layer.eval()
-
-
-class ReduceOnPlateau(Callback):
-    """Divide learning rates by 10 after an epoch without a lower validation loss, as fastai's ReduceLROnPlateau does.
-
-    It compares recorded epochs, also those from before an interruption.
-    """
-
-    order = 65  # after ProgressCallback, which records them
-
-    def __init__(self, run: TrainingRun, number: int) -> None:
-        super().__init__()
-        self.completed_epochs = run.state.epoch if run.state else 0
-        self.log, self.number = run.log, number
-
-    def after_epoch(self) -> None:
-        rows = [row for row in self.log.epochs if row["stage"] == self.number]
-        if self.epoch < self.completed_epochs or not rows or rows[-1]["epoch"] != self.epoch + 1:
-            return
-        *before, loss = [row["valid_loss"] for row in rows]
-        if before and loss >= min(before):
-            for hypers in self.opt.hypers:
-                hypers["lr"] /= 10
 
 
 class ResizeBatch(Callback):
@@ -200,7 +167,9 @@ class ProgressCallback(Callback):
             **own,
             "seconds": round(time.perf_counter() - self.start, 2),
         }
-        is_best = self.best.offer(self.selection.score(value), valid_loss, self.selection.images)
+        is_best = self.best.offer(
+            self.selection.score(value), valid_loss, self.selection.images, self.number, self._tolerance()
+        )
         self.log.epochs.append({**row, "best": is_best})
         metrics = {name: value for name, value in row.items() if name != "trains"}
         metrics["epoch"] = len(self.log.epochs)
@@ -210,9 +179,17 @@ class ProgressCallback(Callback):
             f"  {position}: loss {train_loss:.3f} train, {valid_loss:.3f} valid; "
             f"{metric} {self.selection.text(value)} valid; "
             + "".join(f"{name.removeprefix('valid_')} {number:.4g}; " for name, number in own.items())
-            + f"{row['seconds']:.0f} s"
+            + f"{'kept; ' if is_best else ''}{row['seconds']:.0f} s"
         )
         note_partial_validation(self.progress, position, self.selection.batch_count, len(self.dls.valid))
+
+    def _tolerance(self) -> float:
+        """Return the tolerance with which later epochs are kept; NaN if the best is kept.
+
+        Later epochs are trained better where the learning rate falls to zero. With patience, the best is asked for.
+        """
+        is_annealed = self.stage.schedule in ("one_cycle", "flat_cos") and not self.patience
+        return self.selection.tolerance() if is_annealed and self.stage.epochs > 1 else math.nan
 
     def _stop_if_not_improving(self) -> None:
         rows, name = [row for row in self.log.epochs if row["stage"] == self.number], f"valid_{self.selection.name}"

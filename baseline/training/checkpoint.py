@@ -50,7 +50,7 @@ MAX_TIME_FRACTION = 20
 HASHED_BYTES = 65_536
 """Number of bytes of an image by which it is told from one of the same size and time."""
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file layout; a run with another version cannot be resumed."""
 
 

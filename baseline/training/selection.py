@@ -1,14 +1,15 @@
-"""The metric that decides which epoch is best, computed from the predictions of the valid images."""
+"""The metric that decides which epoch is kept, computed from the predictions of the valid images."""
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 
 from baseline.errors import TrainingError
-from baseline.metrics.predictions import Predictions
+from baseline.metrics.predictions import Predictions, Ranks, Sums
 from baseline.metrics.registry import find_metric
 
 __all__ = ["SelectionMetric"]
@@ -81,7 +82,16 @@ class SelectionMetric:
 
     def value(self) -> float:
         """Return the metric over all batches; NaN where it is undefined."""
-        if not self.images:
+        return self._measure().value if self.images else math.nan
+
+    def tolerance(self) -> float:
+        """Return by how much a later epoch may be worse and still replace this one: the metric's standard error."""
+        if not self.images or find_spec("baseline.metrics.standard_error") is None:
             return math.nan
+        from baseline.metrics.standard_error import standard_error
+
+        return standard_error(self._measure())
+
+    def _measure(self) -> Sums | Ranks:
         truth, predicted, *probabilities = (np.concatenate(parts) for parts in zip(*self.batches, strict=True))
-        return self.metric.value(Predictions(truth, predicted, *(probabilities or [np.empty((0, self.classes))])))
+        return self.metric.measure(Predictions(truth, predicted, *(probabilities or [np.empty((0, self.classes))])))

@@ -32,9 +32,7 @@ from baseline.training.callbacks import (
     AccumulateGradients,
     FreezeBatchNorm,
     ProgressCallback,
-    ReduceOnPlateau,
     ResizeBatch,
-    SyncGradients,
 )
 from baseline.training.cancelled import CompleteRecords, check_epochs, plain_loss, prepare_mixing
 from baseline.training.frozen import FrozenOutputs
@@ -69,15 +67,18 @@ def train(
     deadline: float = math.inf,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train the recipe's stages in order and load the best weights of all of them into `learn`.
+    """Train the recipe's stages in order and load the weights of the epoch that is kept into `learn`.
 
-    The best epoch is the one with the best `metric` of the recipe on the valid split (accuracy by default, micro F1 for
-    multi-label recipes), the lower loss breaking ties, over all epochs of all stages: a fine-tune that makes things
-    worse never replaces better weights. The Learner's own metrics are recorded beside it. Each stage runs fastai's
-    `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, unless the Learner has an `opt_func` of its
-    own. A stage with frozen layers is trained on their cached outputs (`freeze = "features"`), unless something has to
-    see the images of every epoch: augmentation other than flips, mixup, or transforms and callbacks of the user's. A
-    message then says so.
+    Epochs are compared by the recipe's `metric` on the valid split (accuracy by default, micro F1 for multi-label
+    recipes), equal ones by the loss. Kept is the latest epoch of a stage that is at most one standard error below the
+    stage's best; with patience, or a schedule whose learning rate does not fall to zero, the best. It has to be better
+    than what earlier stages kept: a fine-tune that makes things worse never replaces better weights. The Learner's
+    own metrics are recorded beside it.
+
+    Each stage runs fastai's `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, unless the Learner has
+    an `opt_func` of its own. A stage with frozen layers is trained on their cached outputs (`freeze = "features"`),
+    unless something has to see the images of every epoch: augmentation other than flips, mixup, or transforms and
+    callbacks of the user's. A message then says so.
 
     Errors are recovered from, starting again at the end of the last epoch. If the loss becomes NaN or infinite, or
     rises far above chance, the learning rate is halved, once per stage; if it happens again, training ends with the
@@ -278,8 +279,14 @@ def fit_stage(run: TrainingRun, learner: Learner, number: int, facts: StageRecor
             from baseline.training.average import AverageWeights
 
             callbacks.append(AverageWeights(ema, run))
-        callbacks += [SyncGradients()] if world_size() > 1 else []
-        callbacks += [ReduceOnPlateau(run, number)] if stage.schedule == "plateau" else []
+        if world_size() > 1:
+            from baseline.parallel.gradients import SyncGradients
+
+            callbacks.append(SyncGradients())
+        if stage.schedule == "plateau":
+            from baseline.training.plateau import ReduceOnPlateau
+
+            callbacks.append(ReduceOnPlateau(run, number))
         fit = {"one_cycle": learner.fit_one_cycle, "flat_cos": learner.fit_flat_cos}.get(stage.schedule, learner.fit)
         decay = recipe_weight_decay(run) if learner.wd is None else None
         try:

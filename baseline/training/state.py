@@ -15,8 +15,6 @@ from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import get_rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from baseline.progress import Progress
     from baseline.training.checkpoint import Checkpoints
     from baseline.training.frozen import FrozenOutputs
@@ -95,8 +93,8 @@ class TrainingRun:
             return 1
         values, best_weights = checkpoint
         learn = self.frozen.learn
-        self.log = TrainingLog.from_state(values["log"])
-        self.best.score, self.best.weights = values["score"], best_weights
+        self.log = TrainingLog(**values["log"])
+        vars(self.best).update(values["best"], weights=best_weights)
         self.state = state = TrainingState(**values["point"])
         learn.model.load_state_dict(state.weights)
         set_loader_state(learn.dls.train, state.loaders[0])
@@ -122,7 +120,7 @@ class TrainingRun:
         """Write a checkpoint of the state if one is due."""
         if self.checkpoints is None or rank() or not self.checkpoints.is_due():
             return
-        values = {"steps": self.log.steps, "point": vars(state), "log": self.log.to_state(), "score": self.best.score}
+        values = {"point": vars(state), "log": vars(self.log), "best": self.best.to_state()}
         seconds = sum(facts["seconds"] for facts in [*self.log.stages, state.facts])
         self.checkpoints.save(values, self.best.weights, seconds)
         if self.checkpoints.error:
@@ -172,15 +170,6 @@ class TrainingLog:
     """Metrics of each epoch, with the step at which they were sent to the loggers."""
     probe: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def to_state(self) -> dict[str, Any]:
-        """Return the fields as checkpoints hold them, where the logged metrics are called `told`."""
-        return {"told" if name == "logged_metrics" else name: value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> TrainingLog:
-        """Return the log that `to_state` was called on."""
-        return cls(**{"logged_metrics" if name == "told" else name: value for name, value in state.items()})
-
     def history(self) -> History:
         sweeps = pd.DataFrame(self.sweeps, columns=["stage", "lr", "loss"])
         return History(pd.DataFrame(self.epochs), sweeps, self.stages, self.probe)
@@ -192,24 +181,47 @@ def epoch_score(metric: float, loss: float) -> tuple[float, float]:
 
 
 class BestWeights:
-    """A copy of the complete network's weights from its best epoch."""
+    """A copy of the complete network's weights from the epoch that is kept."""
 
     def __init__(self, learn: Learner) -> None:
         self.model = learn.model
-        self.score: tuple[float, ...] | None = None
         self.weights: dict[str, torch.Tensor] = {}
+        self.score: tuple[float, ...] | None = None
+        self.stage = 0
+        self.earlier: tuple[float, ...] | None = None
+        """Score that earlier stages reached."""
+        self.highest: tuple[float, ...] | None = None
+        """Highest score of the stage."""
+        self.enough: tuple[float, float] = (0, math.inf)
+        """Number of images and metric with which a later epoch of the stage is kept."""
 
-    def offer(self, metric: float, loss: float, images: int) -> bool:
-        """Copy the current weights if they are the best so far; return whether they are.
+    def offer(self, metric: float, loss: float, images: int, stage: int = 0, tolerance: float = math.nan) -> bool:
+        """Copy the current weights if the epoch is to be kept; return whether it is.
 
-        An epoch that was validated on fewer images than another is never better.
+        It has to be better than what earlier stages reached, and either the best of its stage, or at most `tolerance`
+        below the best. An epoch that was validated on fewer images than another is never kept instead of it.
+
+        Args:
+            metric: higher is better.
+            loss: mean loss, which decides between equal metrics.
+            tolerance: that of the epoch, if it is the best of its stage; NaN keeps the best.
         """
         score = (images, *epoch_score(metric, loss))
-        if self.score is not None and score <= self.score:
+        if stage != self.stage:
+            self.stage, self.earlier, self.highest = stage, self.score, None
+        if self.earlier is not None and score <= self.earlier:
+            return False
+        if self.highest is None or score > self.highest:
+            self.highest, self.enough = score, (images, math.inf if math.isnan(tolerance) else metric - tolerance)
+        elif score[:2] < self.enough:
             return False
         self.score = score
         self.weights = clone_weights(self.model)
         return True
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("model", "weights")}
 
     def restore(self) -> None:
         """Load the best weights into the network."""
