@@ -617,6 +617,21 @@ def test_images_are_named_by_paths_patterns_tables_and_archives(images: Path, tm
             paths(word)
 
 
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_images_none_of_which_can_be_read_end_in_an_error(
+    tiny: Path, paths: list[str], tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "film.mp4").write_text("no film")
+    out = tmp_path / ("out.csv" if command == "predict" else "out.npz")
+    printed = call(command, tiny, tmp_path / "film.mp4", "--out", out)
+    assert printed.returncode == 2 and out.exists()
+    assert printed.stderr.splitlines()[-1].startswith("baseline: 0 of 1 image could be read; the output has the reason")
+    if command == "predict":
+        assert [row["error"] for row in csv.DictReader(out.open())] == ["not an image"]
+    printed = call(command, tiny, tmp_path / "film.mp4", paths[0], "--out", tmp_path / f"more{out.suffix}")
+    assert printed.returncode == 0, printed.stderr
+
+
 def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None:
     printed = call("predict", str(tiny), str(images / "ants"))
     assert printed.returncode == 0, printed.stderr

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 import typer
 
-from baseline.errors import OutputError
+from baseline.errors import DataError, OutputError, format_count
 from baseline.terminal import escape_controls, make_console
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "StandardOutput",
     "binary_output",
     "end_output",
+    "no_readable_image",
     "open_streams",
     "print_json",
     "print_table",
@@ -155,3 +156,11 @@ def end_output(error: OSError, remedy: str = "Free space, or redirect it to anot
     if isinstance(error, BrokenPipeError):
         raise typer.Exit(141) from None
     return OutputError(f"Standard output cannot be written: {error.strerror}. {remedy}")
+
+
+def no_readable_image(images: int) -> DataError:
+    """Return the error of a command that could read none of its images and wrote the reasons."""
+    return DataError(
+        f"0 of {format_count(images, 'image')} could be read; the output has the reason of each as 'error'. "
+        "Pass image files, such as JPEG or PNG."
+    )

@@ -23,7 +23,7 @@ from baseline.cli.options import (
     make_progress,
     split_paths,
 )
-from baseline.cli.output import binary_output, end_output, print_table, print_text
+from baseline.cli.output import binary_output, end_output, no_readable_image, print_table, print_text
 from baseline.errors import BaselineError, OutputError, quoted_list
 from baseline.inference import DEFAULT_TTA
 
@@ -98,7 +98,8 @@ def predict_command(
 ) -> None:
     """Predict images with a trained model: one row per image, with calibrated confidence.
 
-    An unreadable image gets a row with the reason; the others are predicted.
+    An unreadable image gets a row with the reason; the others are predicted. If no image can be read, the exit code is
+    2.
 
     Examples:
 
@@ -149,6 +150,8 @@ def predict_command(
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
     if as_json and out:
         print_object("predict", prediction_object(loaded, out, options, counts))
+    if counts.images == counts.unreadable > counts.already_done:
+        raise no_readable_image(counts.images)
 
 
 def _output_format(
