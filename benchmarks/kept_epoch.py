@@ -5,8 +5,8 @@
 FOLDER:N takes N images per class for training and validation, a tenth of them for validation, and at most 100 other
 images per class for testing, as in `last_stage.py`. Trains with the preset, predicts the valid and test images with the
 weights of every epoch, and prints the accuracy on the test images of the epoch that each rule keeps: the best on valid
-images; the latest within one standard error of the best of its stage, if it is better than earlier stages (the rule of
-`baseline`); and the last. Runs that the file already has are not repeated.
+images; the last of its stage if it is at most one standard error below the best and better than earlier stages, else
+the best (the rule of `baseline`); and the last. Runs that the file already has are not repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from baseline.training.state import BestWeights
 from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import seed_everything
 
-RULES = ("best", "within one standard error", "last")
+RULES = ("best", "last if close", "last")
 
 
 def run(data: str, preset: str, seed: int, size: int) -> list[dict[str, Any]]:
@@ -69,11 +69,14 @@ def kept(epochs: list[dict[str, Any]], rule: str) -> int:
     choice = -1
     for stage in dict.fromkeys(epoch["stage"] for epoch in epochs):
         earlier = scores[choice] if choice >= 0 else (-1.0, 0.0)
-        better = [at for at, epoch in enumerate(epochs) if epoch["stage"] == stage and scores[at] > earlier]
+        numbers = [at for at, epoch in enumerate(epochs) if epoch["stage"] == stage]
+        better = [at for at in numbers if scores[at] > earlier]
         if better:
-            best = max(scores[at][0] for at in better)
-            error = np.sqrt(best * (1 - best) / max(1, epochs[0]["n_valid"] - 1))
-            choice = max(at for at in better if scores[at][0] >= best - error)
+            choice, last = max(better, key=lambda at: scores[at]), numbers[-1]
+            accuracy = scores[last][0]
+            error = np.sqrt(accuracy * (1 - accuracy) / max(1, epochs[0]["n_valid"] - 1))
+            if last in better and accuracy + error >= scores[choice][0]:
+                choice = last
     return choice
 
 

@@ -1,4 +1,4 @@
-"""Which epoch a run keeps: the latest about as good as the best of its stage, if better than earlier stages."""
+"""Which epoch a run keeps: the last of a stage if it is about as good as the best and better than earlier stages."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from baseline import Stage, train
 from baseline.metrics.predictions import Predictions
 from baseline.metrics.registry import find_metric
 from baseline.metrics.standard_error import standard_error
-from baseline.training import callbacks
 from baseline.training.callbacks import ProgressCallback
+from baseline.training.selection import SelectionMetric
 from baseline.training.state import BestWeights
 from baseline.vision.rng import seed_everything
 
@@ -44,24 +44,26 @@ def kept_epoch(epochs: list[tuple[Any, ...]]) -> int:
 @pytest.mark.parametrize(
     ("epochs", "kept"),
     [
-        ([(1, 0.80, 1.0, NAN), (1, 0.79, 0.5, NAN), (1, 0.80, 0.9, NAN), (1, 0.80, 0.9, NAN)], 2),
-        ([(1, 0.80, 1.0, 0.02), (1, 0.79, 2.0, 0.02), (1, 0.77, 0.1, 0.02)], 1),
-        ([(1, 0.80, 1.0, 0.02), (1, 0.79, 2.0, 0.02), (1, 0.78, 2.0, 0.02)], 2),
-        ([(1, 0.80, 1.0, 0.02), (1, 0.81, 1.0, 0.01), (1, 0.795, 0.1, 0.5)], 1),
-        ([(1, 1.00, 0.1, 0.00), (1, 1.00, 0.2, 0.00)], 1),
-        ([(1, 0.80, 1.0, NAN), (2, 0.82, 1.0, 0.05), (2, 0.79, 0.5, 0.05)], 1),
-        ([(1, 0.80, 1.0, NAN), (2, 0.82, 1.0, 0.05), (2, 0.79, 0.5, 0.05), (2, 0.81, 1.0, 0.05)], 3),
-        ([(1, 0.80, 1.0, NAN), (2, 0.80, 1.5, 0.05), (2, 0.80, 1.2, 0.05)], 0),
-        ([(1, 0.85, 1.0, 0.05), (1, 0.81, 1.0, 0.05), (2, 0.83, 1.0, 0.05)], 2),
-        ([(1, 0.80, 1.0, 0.05), (1, 0.90, 0.1, 0.05, 50)], 0),
+        ([(1, 0.80, 1.0, 0), (1, 0.79, 0.5, 0), (1, 0.80, 0.9, 0), (1, 0.80, 0.9, 0)], 2),
+        ([(1, 0.80, 1.0, 0), (1, 0.79, 2.0, 0.02)], 1),
+        ([(1, 0.80, 1.0, 0), (1, 0.78, 2.0, 0.01)], 0),
+        ([(1, 0.75, 1.0, 0), (1, 0.50, 2.0, 0.25)], 1),
+        ([(1, 1.00, 0.1, 0), (1, 1.00, 0.2, 0.01)], 1),
+        ([(1, 0.80, 1.0, 0), (2, 0.82, 1.0, 0), (2, 0.79, 0.5, 0.05)], 1),
+        ([(1, 0.80, 1.0, 0), (2, 0.82, 1.0, 0), (2, 0.79, 0.5, 0), (2, 0.81, 1.0, 0.05)], 3),
+        ([(1, 0.80, 1.0, 0), (2, 0.80, 1.5, 0), (2, 0.80, 1.2, 0.05)], 0),
+        ([(1, 0.85, 1.0, 0), (1, 0.81, 1.0, 0.05), (2, 0.83, 1.0, 0.05)], 2),
+        ([(1, 0.80, 1.0, 0), (1, 0.90, 0.1, 0.05, 50)], 0),
         ([(1, -math.inf, 1.0, NAN), (1, -math.inf, 2.0, NAN), (1, -math.inf, 0.5, NAN)], 2),
-        ([(1, -0.50, 1.0, 0.02), (1, -0.51, 1.0, 0.02), (1, -0.53, 1.0, 0.02)], 1),
+        ([(1, 0.80, 1.0, 0), (1, -math.inf, 0.5, NAN)], 0),
+        ([(1, -0.50, 1.0, 0), (1, -0.51, 1.0, 0.02)], 1),
+        ([(1, -0.50, 1.0, 0), (1, -0.53, 1.0, 0.02)], 0),
     ],
     ids=[
-        "without tolerance the best, by loss where equal", "the latest within the tolerance", "exactly the tolerance",
-        "the tolerance is that of the best", "equal metrics", "not below an earlier stage", "later in the stage",
+        "without tolerance the best, by loss where equal", "within the tolerance", "beyond the tolerance",
+        "exactly the tolerance", "equal metrics", "not below an earlier stage", "better than an earlier stage",
         "not worse in loss than an earlier stage", "compared with what earlier stages keep", "fewer images",
-        "an undefined metric", "lower is better",
+        "an undefined metric", "undefined in the last epoch", "lower is better", "lower is better, beyond",
     ],
 )  # fmt: skip
 def test_which_epoch_is_kept(epochs: list[tuple[Any, ...]], kept: int) -> None:
@@ -110,8 +112,13 @@ def test_many_classes_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def train_epochs(settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, **changes: Any) -> Any:
-    """Train a stage; return its epochs, the tolerances that were used, and the Learner."""
+def train_stage(
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, error: float = NAN, **changes: Any
+) -> tuple[Any, list[float], Any]:
+    """Train a stage; return its epochs, the tolerances that were used, and the Learner.
+
+    With `error`, that is the standard error of the metric.
+    """
     tolerances: list[float] = []
     tolerance = ProgressCallback._tolerance
 
@@ -119,46 +126,65 @@ def train_epochs(settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tolerances.append(tolerance(callback))
         return tolerances[-1]
 
-    monkeypatch.setattr(callbacks.ProgressCallback, "_tolerance", recorded)
+    monkeypatch.setattr(ProgressCallback, "_tolerance", recorded)
+    if not math.isnan(error):
+        monkeypatch.setattr(SelectionMetric, "standard_error", lambda _: error)
     recipe = settled[0].changed(stages=(stage,), **changes)
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
         return train(learn, recipe).epochs, tolerances, learn
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "flat_cos"])
 @pytest.mark.parametrize("metric", ["auto", "log_loss", "macro_f1", "roc_auc"])
-def test_a_run_keeps_the_latest_epoch_within_one_standard_error(
-    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+def test_the_last_epoch_is_kept_if_it_is_about_as_good_as_the_best(
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, schedule: str
 ) -> None:
-    epochs, tolerances, learn = train_epochs(
-        settled, tmp_path, monkeypatch, Stage("head", 8, 3e-3, augment=False), metric=metric
-    )
-    name = find_metric(metric).name
-    scores = [find_metric(metric).score(value) for value in epochs[f"valid_{name}"]]
-    order = [(score, -loss) for score, loss in zip(scores, epochs["valid_loss"], strict=True)]
-    best = order.index(max(order))
-    enough = scores[best] - tolerances[best]
-    expected = best if math.isnan(enough) else max(at for at, score in enumerate(scores) if score >= enough)
+    stage = Stage("head", 6, 3e-3, augment=False, schedule=schedule)
+    epochs, tolerances, learn = train_stage(settled, tmp_path, monkeypatch, stage, metric=metric)
+    known = find_metric(metric)
+    scores = [known.score(value) for value in epochs[f"valid_{known.name}"]]
+    ranks = [(score, -loss) for score, loss in zip(scores, epochs["valid_loss"], strict=True)]
+    assert tolerances[:-1] == [0] * 5 and tolerances[-1] >= 0
+    best = ranks.index(max(ranks))
+    expected = 5 if tolerances[-1] and scores[5] + tolerances[-1] >= scores[best] else best
     assert epochs.index[epochs["best"]][-1] == expected
-    if name == "accuracy":
-        images, share = int((settled[1]["split"] == "valid").sum()), scores[best]
-        assert tolerances[best] == pytest.approx(math.sqrt(share * (1 - share) / (images - 1)))
+    if known.name == "accuracy":
+        images = int((settled[1]["split"] == "valid").sum())
+        assert tolerances[-1] == pytest.approx(math.sqrt(scores[5] * (1 - scores[5]) / (images - 1)))
     predicted = baseline.predict(learn, settled[1], (), splits=("valid",))
     assert float(predicted["loss"].mean()) == pytest.approx(epochs["valid_loss"][expected], abs=1e-4)
 
 
+@pytest.mark.parametrize("error", [0.0, 1e6])
 @pytest.mark.parametrize(
-    ("stage", "changes"),
-    [
-        (Stage("head", 6, 0.1, schedule="constant"), {}),
-        (Stage("head", 6, 0.1, schedule="plateau"), {}),
-        (Stage("head", 6, 0.1), {"patience": 6}),
-    ],
-    ids=["constant", "plateau", "patience"],
-)
-def test_the_best_epoch_is_kept_where_the_last_is_not_trained_better(
-    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, changes: dict[str, Any]
+    ("schedule", "changes", "always_best"),
+    [("one_cycle", {}, False), ("one_cycle", {"patience": 6}, False), ("one_cycle", {"patience": 1}, True),
+     ("one_cycle", {"ema": 0.9}, False), ("constant", {}, True), ("plateau", {}, True)],
+)  # fmt: skip
+def test_the_last_epoch_is_kept_only_where_the_rate_has_fallen_to_zero(
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, changes: dict[str, Any],
+    always_best: bool, error: float,
+) -> None:  # fmt: skip
+    stage = Stage("head", 6, 0.3 if schedule == "one_cycle" else 0.01, schedule=schedule)  # high, but not diverging
+    epochs, tolerances, _ = train_stage(settled, tmp_path, monkeypatch, stage, error, metric="log_loss", **changes)
+    assert tolerances[:-1] == [0] * (len(epochs) - 1) and tolerances[-1] == (0 if always_best else error)
+    assert (len(epochs) == 6) == (changes != {"patience": 1})
+    expected = len(epochs) - 1 if error and not always_best else epochs["valid_log_loss"].argmin()
+    assert epochs.index[epochs["best"]][-1] == expected
+
+
+def test_without_time_for_the_last_epoch_the_best_is_kept(
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epochs, tolerances, _ = train_epochs(settled, tmp_path, monkeypatch, stage, metric="log_loss", **changes)
-    assert all(map(math.isnan, tolerances))
+    before_batch = ProgressCallback.before_batch
+
+    def late(callback: ProgressCallback) -> None:
+        callback.deadline = -math.inf if callback.epoch == 3 and callback.iter else math.inf
+        before_batch(callback)
+
+    monkeypatch.setattr(ProgressCallback, "before_batch", late)
+    stage = Stage("head", 4, 0.3)
+    epochs, tolerances, _ = train_stage(settled, tmp_path, monkeypatch, stage, 1e6, metric="log_loss", batch_size=4)
+    assert len(epochs) == 4 and tolerances[-1] == 0
     assert epochs.index[epochs["best"]][-1] == epochs["valid_log_loss"].argmin()

@@ -194,7 +194,7 @@ def test_selection_metrics_of_several_labels_equal_scikit_learn(name: str) -> No
 
 
 def test_the_recipe_names_the_metric_that_selects(settled: tuple, recipe: Recipe) -> None:
-    plan = recipe.changed(metric="log_loss", patience=5, stages=(Stage("head", 5, 0.3),))
+    plan = recipe.changed(metric="log_loss", stages=(Stage("head", 5, 3e-3, schedule="constant"),))
     _, history = trained(settled[1], plan)
     epochs = history.epochs
     assert "valid_accuracy" in epochs  # the Learner's own metric

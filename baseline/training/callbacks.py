@@ -184,12 +184,11 @@ class ProgressCallback(Callback):
         note_partial_validation(self.progress, position, self.selection.batch_count, len(self.dls.valid))
 
     def _tolerance(self) -> float:
-        """Return the tolerance with which later epochs are kept; NaN if the best is kept.
-
-        Later epochs are trained better where the learning rate falls to zero. With patience, the best is asked for.
-        """
-        is_annealed = self.stage.schedule in ("one_cycle", "flat_cos") and not self.patience
-        return self.selection.tolerance() if is_annealed and self.stage.epochs > 1 else math.nan
+        """Return by how much the metric may be lower than in other epochs of the stage: in the last one, whose learning
+        rate is close to zero, by its standard error."""
+        is_last = self.epoch + 1 == self.stage.epochs > 1 and not self.out_of_time
+        is_annealed = is_last and self.stage.schedule in ("one_cycle", "flat_cos")
+        return self.selection.standard_error() if is_annealed else 0.0
 
     def _stop_if_not_improving(self) -> None:
         rows, name = [row for row in self.log.epochs if row["stage"] == self.number], f"valid_{self.selection.name}"

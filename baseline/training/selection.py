@@ -84,8 +84,8 @@ class SelectionMetric:
         """Return the metric over all batches; NaN where it is undefined."""
         return self._measure().value if self.images else math.nan
 
-    def tolerance(self) -> float:
-        """Return by how much a later epoch may be worse and still replace this one: the metric's standard error."""
+    def standard_error(self) -> float:
+        """Return the standard error of the metric; NaN where it is undefined."""
         if not self.images or find_spec("baseline.metrics.standard_error") is None:
             return math.nan
         from baseline.metrics.standard_error import standard_error

@@ -70,10 +70,9 @@ def train(
     """Train the recipe's stages in order and load the weights of the epoch that is kept into `learn`.
 
     Epochs are compared by the recipe's `metric` on the valid split (accuracy by default, micro F1 for multi-label
-    recipes), equal ones by the loss. Kept is the latest epoch of a stage that is at most one standard error below the
-    stage's best; with patience, or a schedule whose learning rate does not fall to zero, the best. It has to be better
-    than what earlier stages kept: a fine-tune that makes things worse never replaces better weights. The Learner's
-    own metrics are recorded beside it.
+    recipes), equal ones by the loss. The best is kept, over all epochs of all stages: a fine-tune that makes things
+    worse never replaces better weights. Within a stage, the last epoch is kept instead of the best if it is at most one
+    standard error below it and the learning rate has fallen to zero. The Learner's own metrics are recorded, too.
 
     Each stage runs fastai's `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, unless the Learner has
     an `opt_func` of its own. A stage with frozen layers is trained on their cached outputs (`freeze = "features"`),

@@ -189,31 +189,24 @@ class BestWeights:
         self.score: tuple[float, ...] | None = None
         self.stage = 0
         self.earlier: tuple[float, ...] | None = None
-        """Score that earlier stages reached."""
-        self.highest: tuple[float, ...] | None = None
-        """Highest score of the stage."""
-        self.enough: tuple[float, float] = (0, math.inf)
-        """Number of images and metric with which a later epoch of the stage is kept."""
+        """Score that is kept from the stages before."""
 
-    def offer(self, metric: float, loss: float, images: int, stage: int = 0, tolerance: float = math.nan) -> bool:
-        """Copy the current weights if the epoch is to be kept; return whether it is.
+    def offer(self, metric: float, loss: float, images: int, stage: int = 0, tolerance: float = 0.0) -> bool:
+        """Copy the current weights if the epoch is better than the one that is kept; return whether it is.
 
-        It has to be better than what earlier stages reached, and either the best of its stage, or at most `tolerance`
-        below the best. An epoch that was validated on fewer images than another is never kept instead of it.
+        An epoch that was validated on fewer images than another is never better.
 
         Args:
             metric: higher is better.
             loss: mean loss, which decides between equal metrics.
-            tolerance: that of the epoch, if it is the best of its stage; NaN keeps the best.
+            tolerance: by how much the metric may be lower than that of another epoch of the same stage.
         """
         score = (images, *epoch_score(metric, loss))
         if stage != self.stage:
-            self.stage, self.earlier, self.highest = stage, self.score, None
-        if self.earlier is not None and score <= self.earlier:
-            return False
-        if self.highest is None or score > self.highest:
-            self.highest, self.enough = score, (images, math.inf if math.isnan(tolerance) else metric - tolerance)
-        elif score[:2] < self.enough:
+            self.stage, self.earlier = stage, self.score
+        is_better = self.score is None or score > self.score
+        is_close = tolerance > 0 and self.score is not None and (images, metric + tolerance) >= self.score[:2]
+        if not is_better and not (is_close and (self.earlier is None or score > self.earlier)):
             return False
         self.score = score
         self.weights = clone_weights(self.model)
