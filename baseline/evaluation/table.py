@@ -13,7 +13,7 @@ import pandas as pd
 
 from baseline.data.labels import Threshold, label_matrix, predicted_labels, split_labels
 from baseline.errors import DataError, quoted_list
-from baseline.metrics.predictions import Predictions
+from baseline.metrics.predictions import Predictions, mean_log_loss
 from baseline.metrics.registry import find_metric
 
 __all__ = ["prediction_table", "probability_matrix"]
@@ -177,7 +177,7 @@ def prediction_table(
             decisions = np.where(probabilities >= np.asarray(threshold), probabilities, 1 - probabilities)
             table[f"{prefix}confidence"] = decisions.min(1)
             of_label = np.where(truth, probabilities, 1 - probabilities)
-        table[f"{prefix}loss"] = -np.log(np.maximum(of_label, np.finfo(float).eps)).mean(1)
+        table[f"{prefix}loss"] = mean_log_loss(of_label)
     columns = [pd.DataFrame(mean, columns=[f"p_{name}" for name in classes], index=table.index)]
     if find_metric(metric).probabilities:
         columns.append(pd.DataFrame(plain, columns=[f"plain_p_{name}" for name in classes], index=table.index))

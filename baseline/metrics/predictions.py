@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Predictions", "Ranks", "Sums"]
+__all__ = ["Predictions", "Ranks", "Sums", "mean_log_loss", "mean_of"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ class Ranks:
     images: int
     influence: Callable[[], np.ndarray]
     """Returns how each image moves the value, N numbers with mean 0; N times the derivative by the image's weight."""
+
+
+def mean_log_loss(of_label: np.ndarray) -> np.ndarray:
+    """Return the mean negative logarithm of each row of probabilities of what is true, N x K, with those below 2.2e-16
+    counted as that, as in scikit-learn."""
+    return np.asarray(-np.log(np.maximum(of_label, np.finfo(float).eps)).mean(1))
 
 
 def mean_of(values: np.ndarray, *, proportion: bool = False) -> Sums:

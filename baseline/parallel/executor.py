@@ -336,11 +336,11 @@ def numeric_environment() -> dict[str, str]:
 
     from baseline.system import bfloat16_instructions, is_intel_cpu, package_versions
 
-    vendor = " of Intel" if is_intel_cpu() else ""  # whose precision is another without AMX
     return {
         **package_versions(),
         "device": default_device().type,
-        "bfloat16": (" and ".join(bfloat16_instructions()) or "no instructions") + vendor,
+        "bfloat16": " and ".join(bfloat16_instructions()) or "none",
+        "processor": "Intel" if is_intel_cpu() else "not Intel",  # the precision "auto" depends on it
     }
 
 

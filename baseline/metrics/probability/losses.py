@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baseline.metrics.predictions import Predictions, Sums, mean_of
+from baseline.metrics.predictions import Predictions, Sums, mean_log_loss, mean_of
 
 __all__ = ["brier", "log_loss"]
 
@@ -19,7 +19,7 @@ def log_loss(predictions: Predictions) -> Sums:
         of_label = np.where(truth, probabilities, 1 - probabilities)
     else:
         of_label = probabilities[np.arange(len(truth)), truth][:, None]
-    return mean_of(-np.log(np.maximum(of_label, np.finfo(float).eps)).mean(1))
+    return mean_of(mean_log_loss(of_label))
 
 
 def brier(predictions: Predictions) -> Sums:
