@@ -98,8 +98,7 @@ def predict_command(
 ) -> None:
     """Predict images with a trained model: one row per image, with calibrated confidence.
 
-    An unreadable image gets a row with the reason; the others are predicted. If no image can be read, the exit code is
-    2.
+    An unreadable image gets a row with the reason; the exit code is 2 if none of the images can be read.
 
     Examples:
 
