@@ -628,8 +628,14 @@ def test_images_none_of_which_can_be_read_end_in_an_error(
     assert printed.stderr.splitlines()[-1].startswith("baseline: 0 of 1 image could be read; the output has the reason")
     if command == "predict":
         assert [row["error"] for row in csv.DictReader(out.open())] == ["not an image"]
-    printed = call(command, tiny, tmp_path / "film.mp4", paths[0], "--out", tmp_path / f"more{out.suffix}")
+    mixed = tmp_path / f"mixed{out.suffix}"
+    some = (command, tiny, paths[0], tmp_path / "film.mp4", "--batch-size", "1", "--out", mixed)
+    printed = call(*some)
     assert printed.returncode == 0, printed.stderr
+    if command == "predict":
+        mixed.write_bytes(b"".join(mixed.read_bytes().splitlines(keepends=True)[:2]))  # killed after the first image
+        printed = call(*some, "--resume")
+        assert printed.returncode == 0 and "1 already done" in printed.stderr, printed.stderr
 
 
 def test_the_predict_command(tiny: Path, images: Path, paths: list[str]) -> None:

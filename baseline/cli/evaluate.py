@@ -21,7 +21,7 @@ from baseline.cli.options import (
     split_names,
     split_paths,
 )
-from baseline.cli.output import no_readable_image, print_json, print_table, print_text
+from baseline.cli.output import check_readable, print_json, print_table, print_text
 from baseline.inference import DEFAULT_TTA
 
 if TYPE_CHECKING:
@@ -179,8 +179,7 @@ def embed_command(
     count, width = format_count(len(embedded.paths), "image"), embedded.features.shape[1]
     progress.log(f"{width:,} features of {count}" + (f"; {unreadable:,} could not be read" if unreadable else ""))
     print_text(out)
-    if unreadable == len(embedded.paths):
-        raise no_readable_image(unreadable)
+    check_readable(len(embedded.paths), unreadable)
 
 
 def reference_command(

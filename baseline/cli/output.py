@@ -20,8 +20,8 @@ __all__ = [
     "StandardError",
     "StandardOutput",
     "binary_output",
+    "check_readable",
     "end_output",
-    "no_readable_image",
     "open_streams",
     "print_json",
     "print_table",
@@ -158,9 +158,10 @@ def end_output(error: OSError, remedy: str = "Free space, or redirect it to anot
     return OutputError(f"Standard output cannot be written: {error.strerror}. {remedy}")
 
 
-def no_readable_image(images: int) -> DataError:
-    """Return the error of a command that could read none of its images and wrote the reasons."""
-    return DataError(
-        f"0 of {format_count(images, 'image')} could be read; the output has the reason of each as 'error'. "
-        "Pass image files, such as JPEG or PNG."
-    )
+def check_readable(images: int, unreadable: int) -> None:
+    """Raise a DataError if a command that wrote the reasons could read none of its images."""
+    if unreadable and unreadable == images:
+        raise DataError(
+            f"0 of {format_count(images, 'image')} could be read; the output has the reason of each as 'error'. "
+            "Pass image files, such as JPEG or PNG."
+        )

@@ -23,7 +23,7 @@ from baseline.cli.options import (
     make_progress,
     split_paths,
 )
-from baseline.cli.output import binary_output, end_output, no_readable_image, print_table, print_text
+from baseline.cli.output import binary_output, check_readable, end_output, print_table, print_text
 from baseline.errors import BaselineError, OutputError, quoted_list
 from baseline.inference import DEFAULT_TTA
 
@@ -149,8 +149,7 @@ def predict_command(
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
     if as_json and out:
         print_object("predict", prediction_object(loaded, out, options, counts))
-    if counts.images == counts.unreadable > counts.already_done:
-        raise no_readable_image(counts.images)
+    check_readable(counts.images + counts.already_done, counts.unreadable)
 
 
 def _output_format(
