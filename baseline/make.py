@@ -66,7 +66,7 @@ class Baseline:
     """A finished run."""
 
     learner: Learner
-    """The whole network with its best weights, in evaluation mode: a complete fastai Learner."""
+    """The whole network with the weights that were kept, in evaluation mode: a complete fastai Learner."""
     metrics: Metrics
     """By split, plain and with test-time augmentation (TTA); see `baseline.evaluate`."""
     predictions: pd.DataFrame
@@ -148,7 +148,7 @@ def make_baseline(
         batch_tfms: transforms of your own for batches, in place of the recipe's augmentation.
         loss_func: a loss of your own, in place of the recipe's. Probabilities are the softmax of the network's outputs,
             with several labels the sigmoid, whatever the loss.
-        metrics: metrics of your own, recorded in the history beside the one that selects the epoch.
+        metrics: metrics of your own, recorded in the history beside the one that decides which epoch to keep.
         cbs: callbacks of your own; see `baseline.learner`.
         **changes: fields of `Recipe` to change, by flat name (`image_size=128`) or by group, and `preset` (`"quick"`,
             `"standard"`, `"best"`).
@@ -570,7 +570,7 @@ def _restore_recipe(run: Path, saved: dict[str, Any], recipe: Recipe) -> Recipe:
 def _save_on_interrupt(
     learn: Learner, recipe: Recipe, weights: Weights | None, folder: Path, progress: Progress
 ) -> Iterator[None]:
-    """On Ctrl-C, write the finished epochs and the best weights so far, and let the interrupt pass."""
+    """On Ctrl-C, write the finished epochs and the weights kept so far, and let the interrupt pass."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -578,7 +578,7 @@ def _save_on_interrupt(
         if history is not None and len(history.epochs):
             write_training(folder, learn, history, recipe, weights)
             count = len(history.epochs)
-            progress.log(f"interrupted: the best weights of {count} finished epochs are in {folder / 'model'}")
+            progress.log(f"interrupted: the weights kept from {count} finished epochs are in {folder / 'model'}")
         if not progress.part_of_series:
             progress.log(f"to resume: baseline run {shlex.quote(str(folder))} --resume")
         raise

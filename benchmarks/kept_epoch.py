@@ -6,7 +6,8 @@ FOLDER:N takes N images per class for training and validation, a tenth of them f
 images per class for testing, as in `last_stage.py`. Trains with the preset, predicts the valid and test images with the
 weights of every epoch, and prints the accuracy on the test images of the epoch that each rule keeps: the best on valid
 images; the last of its stage if it is at most one standard error below the best and better than earlier stages, else
-the best (the rule of `baseline`); and the last. Runs that the file already has are not repeated.
+the best (the rule of `baseline`); and the last. Runs already in the file are
+skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from last_stage import load_table
 from torch import Tensor
 
 import baseline
-from baseline.training.state import BestWeights
+from baseline.training.state import TIE_TOLERANCE, BestWeights
 from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import seed_everything
 
@@ -75,7 +76,7 @@ def kept(epochs: list[dict[str, Any]], rule: str) -> int:
             choice, last = max(better, key=lambda at: scores[at]), numbers[-1]
             accuracy = scores[last][0]
             error = np.sqrt(accuracy * (1 - accuracy) / max(1, epochs[0]["n_valid"] - 1))
-            if last in better and accuracy + error >= scores[choice][0]:
+            if last in better and accuracy + error + TIE_TOLERANCE >= scores[choice][0]:
                 choice = last
     return choice
 

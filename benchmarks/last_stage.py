@@ -6,8 +6,8 @@
 FOLDER:N takes N images per class for training and validation, a tenth of them for validation, and at most 100 other
 images per class for testing: of the test split, or of the validation split of a set without one. Every variant starts
 from the same logistic regression on the same features, with which `probe` ends. Prints the accuracy on the test images
-without TTA of the best epoch and of the last one, the CPU seconds of the last stage, and the mean differences to the
-first variant with their 95% intervals over all sets and seeds; runs that the file already has are not repeated.
+without TTA of the epoch that is kept and of the last one, the CPU seconds of the last stage, and the mean differences
+to the first variant with their 95% intervals over all sets and seeds; runs already in the file are skipped.
 """
 
 from __future__ import annotations

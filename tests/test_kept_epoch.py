@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback, CancelTrainException
+from fastai.callback.training import ShortEpochCallback
 from sklearn.metrics import accuracy_score
 from test_named_metrics import NAMES, SINGLE_ONLY, simulate
 
@@ -44,24 +46,27 @@ def kept_epoch(epochs: list[tuple[Any, ...]]) -> int:
 @pytest.mark.parametrize(
     ("epochs", "kept"),
     [
-        ([(1, 0.80, 1.0, 0), (1, 0.79, 0.5, 0), (1, 0.80, 0.9, 0), (1, 0.80, 0.9, 0)], 2),
-        ([(1, 0.80, 1.0, 0), (1, 0.79, 2.0, 0.02)], 1),
-        ([(1, 0.80, 1.0, 0), (1, 0.78, 2.0, 0.01)], 0),
-        ([(1, 0.75, 1.0, 0), (1, 0.50, 2.0, 0.25)], 1),
-        ([(1, 1.00, 0.1, 0), (1, 1.00, 0.2, 0.01)], 1),
-        ([(1, 0.80, 1.0, 0), (2, 0.82, 1.0, 0), (2, 0.79, 0.5, 0.05)], 1),
-        ([(1, 0.80, 1.0, 0), (2, 0.82, 1.0, 0), (2, 0.79, 0.5, 0), (2, 0.81, 1.0, 0.05)], 3),
-        ([(1, 0.80, 1.0, 0), (2, 0.80, 1.5, 0), (2, 0.80, 1.2, 0.05)], 0),
-        ([(1, 0.85, 1.0, 0), (1, 0.81, 1.0, 0.05), (2, 0.83, 1.0, 0.05)], 2),
-        ([(1, 0.80, 1.0, 0), (1, 0.90, 0.1, 0.05, 50)], 0),
+        ([(1, 0.80, 1.0, NAN), (1, 0.79, 0.5, NAN), (1, 0.80, 0.9, NAN), (1, 0.80, 0.9, NAN)], 2),
+        ([(1, 0.80, 1.0, NAN), (1, 0.79, 2.0, 0.02)], 1),
+        ([(1, 0.80, 1.0, NAN), (1, 0.78, 2.0, 0.01)], 0),
+        ([(1, 0.75, 1.0, NAN), (1, 0.50, 2.0, 0.25)], 1),
+        ([(1, 1.00, 0.1, NAN), (1, 1.00, 0.2, 0)], 1),
+        ([(1, 1.00, 0.1, NAN), (1, 6 / 7, 0.2, math.sqrt(6 / 7 * 1 / 7 / 6))], 1),
+        ([(1, 0.80, 1.0, NAN), (1, 0.799, 0.5, 0)], 0),
+        ([(1, 0.80, 1.0, NAN), (2, 0.82, 1.0, NAN), (2, 0.79, 0.5, 0.05)], 1),
+        ([(1, 0.80, 1.0, NAN), (2, 0.82, 1.0, NAN), (2, 0.79, 0.5, NAN), (2, 0.81, 1.0, 0.05)], 3),
+        ([(1, 0.80, 1.0, NAN), (2, 0.80, 1.5, NAN), (2, 0.80, 1.2, 0.05)], 0),
+        ([(1, 0.85, 1.0, NAN), (1, 0.81, 1.0, 0.05), (2, 0.83, 1.0, 0.05)], 2),
+        ([(1, 0.80, 1.0, NAN), (1, 0.90, 0.1, 0.05, 50)], 0),
         ([(1, -math.inf, 1.0, NAN), (1, -math.inf, 2.0, NAN), (1, -math.inf, 0.5, NAN)], 2),
-        ([(1, 0.80, 1.0, 0), (1, -math.inf, 0.5, NAN)], 0),
-        ([(1, -0.50, 1.0, 0), (1, -0.51, 1.0, 0.02)], 1),
-        ([(1, -0.50, 1.0, 0), (1, -0.53, 1.0, 0.02)], 0),
+        ([(1, 0.80, 1.0, NAN), (1, -math.inf, 0.5, NAN)], 0),
+        ([(1, -0.50, 1.0, NAN), (1, -0.51, 1.0, 0.02)], 1),
+        ([(1, -0.50, 1.0, NAN), (1, -0.53, 1.0, 0.02)], 0),
     ],
     ids=[
         "without tolerance the best, by loss where equal", "within the tolerance", "beyond the tolerance",
-        "exactly the tolerance", "equal metrics", "not below an earlier stage", "better than an earlier stage",
+        "exactly the tolerance", "equal metrics", "one image of seven", "an error of zero",
+        "not below an earlier stage", "better than an earlier stage",
         "not worse in loss than an earlier stage", "compared with what earlier stages keep", "fewer images",
         "an undefined metric", "undefined in the last epoch", "lower is better", "lower is better, beyond",
     ],
@@ -102,7 +107,7 @@ def test_the_standard_error_is_undefined_where_the_metric_is() -> None:
     assert math.isnan(standard_error(find_metric("accuracy").measure(one_image)))
 
 
-def test_many_classes_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_error_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     metric, case = find_metric("macro_f1"), simulate(0, 500, classes=30)
     expected = standard_error(metric.measure(case))
     monkeypatch.setattr("baseline.metrics.standard_error.MAX_CELLS", 1000)
@@ -113,8 +118,9 @@ def test_many_classes_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def train_stage(
-    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, error: float = NAN, **changes: Any
-) -> tuple[Any, list[float], Any]:
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, error: float = NAN, cbs: Any = (),
+    **changes: Any,
+) -> tuple[Any, list[float], Any]:  # fmt: skip
     """Train a stage; return its epochs, the tolerances that were used, and the Learner.
 
     With `error`, that is the standard error of the metric.
@@ -132,6 +138,7 @@ def train_stage(
     recipe = settled[0].changed(stages=(stage,), **changes)
     with seed_everything(0):
         learn = baseline.learner(baseline.dataloaders(settled[1], recipe, path=tmp_path), recipe, path=tmp_path)
+        learn.add_cbs(cbs)
         return train(learn, recipe).epochs, tolerances, learn
 
 
@@ -145,9 +152,9 @@ def test_the_last_epoch_is_kept_if_it_is_about_as_good_as_the_best(
     known = find_metric(metric)
     scores = [known.score(value) for value in epochs[f"valid_{known.name}"]]
     ranks = [(score, -loss) for score, loss in zip(scores, epochs["valid_loss"], strict=True)]
-    assert tolerances[:-1] == [0] * 5 and tolerances[-1] >= 0
+    assert all(map(math.isnan, tolerances[:-1])) and tolerances[-1] >= 0
     best = ranks.index(max(ranks))
-    expected = 5 if tolerances[-1] and scores[5] + tolerances[-1] >= scores[best] else best
+    expected = 5 if scores[5] + tolerances[-1] >= scores[best] - 1e-9 else best
     assert epochs.index[epochs["best"]][-1] == expected
     if known.name == "accuracy":
         images = int((settled[1]["split"] == "valid").sum())
@@ -168,10 +175,30 @@ def test_the_last_epoch_is_kept_only_where_the_rate_has_fallen_to_zero(
 ) -> None:  # fmt: skip
     stage = Stage("head", 6, 0.3 if schedule == "one_cycle" else 0.01, schedule=schedule)  # high, but not diverging
     epochs, tolerances, _ = train_stage(settled, tmp_path, monkeypatch, stage, error, metric="log_loss", **changes)
-    assert tolerances[:-1] == [0] * (len(epochs) - 1) and tolerances[-1] == (0 if always_best else error)
+    assert all(map(math.isnan, tolerances[:-1])) and math.isnan(tolerances[-1]) == always_best
     assert (len(epochs) == 6) == (changes != {"patience": 1})
     expected = len(epochs) - 1 if error and not always_best else epochs["valid_log_loss"].argmin()
     assert epochs.index[epochs["best"]][-1] == expected
+
+
+class EndLastEpoch(Callback):
+    """Ends the training of the last epoch in its middle."""
+
+    def after_batch(self) -> None:
+        if self.training and self.epoch == self.n_epoch - 1 and self.iter:
+            raise CancelTrainException()
+
+
+@pytest.mark.parametrize("callback", [EndLastEpoch(), ShortEpochCallback(pct=0.4, short_valid=False)])
+def test_where_a_callback_leaves_out_steps_the_best_is_kept(
+    settled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callback: Callback
+) -> None:
+    epochs, tolerances, _ = train_stage(
+        settled, tmp_path, monkeypatch, Stage("head", 4, 0.05), 1e6, [callback], metric="log_loss", batch_size=4
+    )
+    assert len(epochs) == 4 and epochs["lr"].iloc[-1] > 1e-4
+    assert all(map(math.isnan, tolerances))
+    assert epochs.index[epochs["best"]][-1] == epochs["valid_log_loss"].argmin()
 
 
 def test_without_time_for_the_last_epoch_the_best_is_kept(
@@ -186,5 +213,5 @@ def test_without_time_for_the_last_epoch_the_best_is_kept(
     monkeypatch.setattr(ProgressCallback, "before_batch", late)
     stage = Stage("head", 4, 0.3)
     epochs, tolerances, _ = train_stage(settled, tmp_path, monkeypatch, stage, 1e6, metric="log_loss", batch_size=4)
-    assert len(epochs) == 4 and tolerances[-1] == 0
+    assert len(epochs) == 4 and math.isnan(tolerances[-1])
     assert epochs.index[epochs["best"]][-1] == epochs["valid_log_loss"].argmin()

@@ -152,7 +152,7 @@ def test_metrics_of_real_runs_equal_scikit_learns(case: str, name: str, runs: di
 
 
 def made_table(kind: str, rng: np.random.Generator, *, multilabel: bool) -> Predictions:
-    """Return a small random table of a kind that metrics are easily wrong about."""
+    """Return a small random table of a kind that metrics easily get wrong."""
     images, classes = int(rng.choice([1, 2, 3, 10, 80])), int(rng.choice([3, 5, 12]))
     truth = rng.integers(0, classes - 1, images)  # no image of the last class
     truth = truth * 0 if kind == "one class" else truth

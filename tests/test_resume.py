@@ -28,7 +28,9 @@ from baseline import Progress, Recipe, Stage, files, make_baseline, train
 from baseline.cli import app
 from baseline.errors import OutputError, RecipeError, TrainingError
 from baseline.training import checkpoint
+from baseline.training.callbacks import ProgressCallback
 from baseline.training.checkpoint import Checkpoints, pack, unpack
+from baseline.training.selection import SelectionMetric
 from baseline.training.state import History
 from baseline.vision.rng import seed_everything
 
@@ -126,6 +128,33 @@ def test_own_callbacks_see_the_epochs_after_the_resumed_one(
     expected = run(tmp_path / "whole").epochs["valid_loss"].tolist()
     for folder, seen in zip(copies, ([1, 2], [2], [], []), strict=True):
         assert run(folder).epochs["valid_loss"].tolist() == expected and epochs == seen
+
+
+def test_the_same_epoch_is_kept_after_resuming(
+    settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values, record = {1: [0.5, 0.6], 2: [0.8, 0.9, 0.7, 0.85]}, ProgressCallback._record
+
+    def record_value(callback: ProgressCallback, position: str) -> None:
+        vars(callback.selection)["value"] = lambda: values[callback.number][callback.epoch]
+        record(callback, position)
+
+    monkeypatch.setattr(ProgressCallback, "_record", record_value)
+    monkeypatch.setattr(SelectionMetric, "standard_error", lambda _: 0.1)
+    stages = (Stage("head", 2, 1e-3, augment=False), Stage("all", 4, 1e-4))
+    recipe = settled[0].changed(stages=stages, arch="test_efficientnet", pretrained=False)
+    save, copies = Checkpoints.save, []
+
+    def save_and_copy(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        if self.run.name == "whole":
+            copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
+    expected = run_training(recipe, settled[1], tmp_path / "whole")
+    assert list(expected[0].epochs["best"]) == [True, True, True, True, False, True]
+    for run in copies:
+        assert_same(expected, run_training(recipe, settled[1], run))
 
 
 def run_training(recipe: Recipe, table: pd.DataFrame, run: Path) -> tuple[History, dict[str, torch.Tensor]]:

@@ -138,7 +138,7 @@ def embed_command(
 ) -> None:
     """Write the features of images: what the network computes before the classes.
 
-    An unreadable image gets a row with the reason.
+    An unreadable image gets a row with the reason; the exit code is 2 if none of the images can be read.
 
     Examples:
 
@@ -174,12 +174,13 @@ def embed_command(
         searched = embed_images(
             loaded, list(list_images([reference], image_col, (), progress)[0]), batch_size, progress
         )
-    write_embeddings(out, embedded, add_neighbors(embedded, searched, neighbors) if neighbors else {})
     unreadable = int((~embedded.readable).sum())
+    with_neighbors = neighbors and unreadable < len(embedded.paths)
+    write_embeddings(out, embedded, add_neighbors(embedded, searched, neighbors) if with_neighbors else {})
+    check_readable(len(embedded.paths), unreadable)
     count, width = format_count(len(embedded.paths), "image"), embedded.features.shape[1]
     progress.log(f"{width:,} features of {count}" + (f"; {unreadable:,} could not be read" if unreadable else ""))
     print_text(out)
-    check_readable(len(embedded.paths), unreadable)
 
 
 def reference_command(

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 import typer
 
-from baseline.errors import DataError, OutputError, format_count
+from baseline.errors import DataError, OutputError
 from baseline.terminal import escape_controls, make_console
 
 __all__ = [
@@ -159,9 +159,11 @@ def end_output(error: OSError, remedy: str = "Free space, or redirect it to anot
 
 
 def check_readable(images: int, unreadable: int) -> None:
-    """Raise a DataError if a command that wrote the reasons could read none of its images."""
+    """Raise a DataError for a command that could not read any of its images and has written the reasons."""
     if unreadable and unreadable == images:
+        what = "The image" if images == 1 else f"None of the {images:,} images"
+        verb = "could not" if images == 1 else "could"
         raise DataError(
-            f"0 of {format_count(images, 'image')} could be read; the output has the reason of each as 'error'. "
+            f"{what} {verb} be read; the output gives the reason{'' if images == 1 else ' for each'}. "
             "Pass image files, such as JPEG or PNG."
         )

@@ -147,9 +147,9 @@ def predict_command(
             progress.log(f"interrupted: --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
+    check_readable(counts.images + counts.already_done, counts.unreadable)
     if as_json and out:
         print_object("predict", prediction_object(loaded, out, options, counts))
-    check_readable(counts.images + counts.already_done, counts.unreadable)
 
 
 def _output_format(

@@ -83,8 +83,8 @@ class Ranks:
 
 
 def mean_log_loss(of_label: np.ndarray) -> np.ndarray:
-    """Return the mean negative logarithm of each row of probabilities of what is true, N x K, with those below 2.2e-16
-    counted as that, as in scikit-learn."""
+    """Return the mean negative log of each row of true-label probabilities, N x K, clipped at 2.2e-16 as in
+    scikit-learn."""
     return np.asarray(-np.log(np.maximum(of_label, np.finfo(float).eps)).mean(1))
 
 

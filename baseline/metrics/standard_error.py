@@ -17,8 +17,9 @@ MAX_CELLS = 1_000_000
 def standard_error(measured: Sums | Ranks) -> float:
     """Return the standard error of a metric; NaN where it is undefined or there is one image.
 
-    That of a function of sums is the jackknife's (Efron and Stein 1981), which for a mean is the usual formula; that of
-    a metric of ranks comes from the influence of each image, for ROC AUC as DeLong (1988) computes it.
+    Functions of sums use the jackknife (Efron and Stein 1981), which gives the usual formula for a mean. Rank metrics
+    use the influence of each image, as in DeLong et al. (1988) for ROC AUC. Images count as independent, also those of
+    a group.
 
     >>> from baseline.metrics.predictions import mean_of
     >>> round(standard_error(mean_of(np.array([1, 1, 1, 0]))), 4)

@@ -295,7 +295,8 @@ class EvaluationSettings:
     tta_choice: Literal["auto", "always"] = setting("auto", "Use TTA unless it is worse on valid (auto), or always.")
     """`"auto"` compares the metric, and if that is equal, the loss (`baseline.evaluation.tta_choice`)."""
     metric: Annotated[str, Predicate(is_metric), Needed(f"auto or one of {', '.join(known_metrics())}")] = setting(
-        "auto", f"Metric that selects the epoch and is reported: {', '.join(known_metrics())} (such as top_5)."
+        "auto",
+        f"Metric that decides which epoch to keep and is reported: {', '.join(known_metrics())} (such as top_5).",
     )
     """`"auto"` is accuracy, and with several labels per image micro F1. The lower loss breaks ties."""
     threshold: Annotated[float, Interval(ge=0.001, le=0.999), Needed("a probability above 0 and below 1")] = setting(

@@ -175,7 +175,7 @@ def draw_losses(axes: Any, rows: pd.DataFrame) -> str:
 
 
 def draw_metric(axes: Any, rows: pd.DataFrame) -> str:
-    """Plot the metric that selects the epoch, mark that epoch, and return the title."""
+    """Plot the metric that decides which epoch is kept, mark that epoch, and return the title."""
     metric = next(name for name in map(str, rows) if name.startswith("valid_") and name != "valid_loss")
     axes.plot(rows.index + 1, rows[metric], marker="s", color=GREEN, label="valid")
     best = rows[rows["best"]].index[-1:]

@@ -131,5 +131,5 @@ def read_history(path: Path) -> pd.DataFrame | None:
 
 
 def selection_column(epochs: pd.DataFrame) -> str:
-    """Return the column of the metric that selected the epoch: the first after the loss."""
+    """Return the column of the metric that decided which epoch was kept: the first after the loss."""
     return next((name for name in map(str, epochs) if name.startswith("valid_") and name != "valid_loss"), "")

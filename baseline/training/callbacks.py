@@ -65,7 +65,7 @@ class ResizeBatch(Callback):
 
 
 class ProgressCallback(Callback):
-    """Update the progress bar and the history, keep the best weights, and end the stage early when needed."""
+    """Update the progress bar and the history, keep weights, and end the stage early when needed."""
 
     order = 60  # after the Recorder and the callbacks of the user, whose values it reads
     remove_on_fetch = True
@@ -184,11 +184,11 @@ class ProgressCallback(Callback):
         note_partial_validation(self.progress, position, self.selection.batch_count, len(self.dls.valid))
 
     def _tolerance(self) -> float:
-        """Return by how much the metric may be lower than in other epochs of the stage: in the last one, whose learning
-        rate is close to zero, by its standard error."""
-        is_last = self.epoch + 1 == self.stage.epochs > 1 and not self.out_of_time
-        is_annealed = is_last and self.stage.schedule in ("one_cycle", "flat_cos")
-        return self.selection.standard_error() if is_annealed else 0.0
+        """Return how far the metric may be below the stage's best: one standard error at the end of a schedule that
+        lowers the learning rate to zero; NaN in other epochs."""
+        is_complete = self.pct_train > 1 - 1e-6 and self.stage.epochs > 1  # no callback left out steps of the schedule
+        is_annealed = is_complete and self.stage.schedule in ("one_cycle", "flat_cos")
+        return self.selection.standard_error() if is_annealed else math.nan
 
     def _stop_if_not_improving(self) -> None:
         rows, name = [row for row in self.log.epochs if row["stage"] == self.number], f"valid_{self.selection.name}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class ReduceOnPlateau(Callback):
     """Divide learning rates by 10 after an epoch without a lower validation loss, as fastai's ReduceLROnPlateau does.
 
-    It compares recorded epochs, also those from before an interruption.
+    It compares recorded epochs, including those from before an interruption.
     """
 
     order = 65  # after ProgressCallback, which records them

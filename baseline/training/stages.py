@@ -1,4 +1,4 @@
-"""Training: run a recipe's stages on a Learner and load the best weights of all of them.
+"""Training: run a recipe's stages on a Learner and load the weights of the epoch that is kept.
 
 Learner + stages -> history. This module knows losses and learning rates; it knows no files and no images.
 """
@@ -70,9 +70,9 @@ def train(
     """Train the recipe's stages in order and load the weights of the epoch that is kept into `learn`.
 
     Epochs are compared by the recipe's `metric` on the valid split (accuracy by default, micro F1 for multi-label
-    recipes), equal ones by the loss. The best is kept, over all epochs of all stages: a fine-tune that makes things
-    worse never replaces better weights. Within a stage, the last epoch is kept instead of the best if it is at most one
-    standard error below it and the learning rate has fallen to zero. The Learner's own metrics are recorded, too.
+    recipes), equal ones by the loss. Each stage offers its last epoch if that is within one standard error of its best
+    and the learning rate has been annealed to zero, and otherwise its best epoch; it replaces the weights of earlier
+    stages only if it is better. The Learner's own metrics are also recorded.
 
     Each stage runs fastai's `fit_one_cycle`, or what its `schedule` names, with its `optimizer`, unless the Learner has
     an `opt_func` of its own. A stage with frozen layers is trained on their cached outputs (`freeze = "features"`),
@@ -81,7 +81,7 @@ def train(
 
     Errors are recovered from, starting again at the end of the last epoch. If the loss becomes NaN or infinite, or
     rises far above chance, the learning rate is halved, once per stage; if it happens again, training ends with the
-    best weights so far. If memory runs out, the batch size is halved and gradients are accumulated. A data-loading
+    weights kept so far. If memory runs out, the batch size is halved and gradients are accumulated. A data-loading
     worker that dies is restarted, once per stage.
 
     Args:
@@ -99,7 +99,7 @@ def train(
         TrainingError: if the loss diverges before any epoch has ended, the device's memory is too small for batches
             of two images, or data-loading workers die again.
         OutputError: if the checkpoint is damaged, or was taken on cached features that there is no room for now.
-        KeyboardInterrupt: passed on to the caller, with the best weights so far in `learn` and the history so far as
+        KeyboardInterrupt: passed on to the caller, with the weights kept so far in `learn` and the history so far as
             its attribute `history`.
     """
     progress = progress or Progress()
@@ -172,7 +172,7 @@ def train_stage(run: TrainingRun, number: int) -> StageRecord:
                 f"Training diverges in stage {number}: {error}, also at half the learning rate "
                 f"({format_lr(facts['lr'])}). Use a lower lr in the recipe, and check the images."
             ) from None
-        run.progress.log(f"stage {number}: {error} again; training ends with the best weights so far")
+        run.progress.log(f"stage {number}: {error} again; training ends with the weights kept so far")
     finally:
         if world_size() > 1:
             complete_loader.rng.setstate(learner.dls.train.rng.getstate())

@@ -1,4 +1,4 @@
-"""The state that all stages of a training run share: history, best weights, and where to resume."""
+"""The state that all stages of a training run share: history, kept weights, and where to resume."""
 
 from __future__ import annotations
 
@@ -61,9 +61,12 @@ class History:
     """Record of a training run, by epoch and by stage."""
 
     epochs: pd.DataFrame
-    """One row per epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`. Instead of
-    the accuracy there is the recipe's `metric` (multi-label runs have `valid_micro_f1` by default), and after it each
-    metric of the Learner under its own name."""
+    """One row per epoch: `stage, trains, epoch, lr, train_loss, valid_loss, valid_accuracy, seconds, best`.
+
+    The last row with `best` is the epoch that is kept; earlier ones were kept until then. Instead of the accuracy there
+    is the recipe's `metric` (multi-label runs have `valid_micro_f1` by default), and after it each metric of the
+    Learner under its own name.
+    """
     sweeps: pd.DataFrame
     """One row per step of each learning-rate search: `stage, lr, loss`."""
     stages: list[StageRecord]
@@ -104,7 +107,7 @@ class TrainingRun:
         stages = self.frozen.recipe.stages
         epoch = f" after epoch {state.epoch} of {stages[state.stage - 1].epochs}" if state.epoch else ""
         position = f"in stage {state.stage}{epoch}" if state.stage <= len(stages) else "after the last stage"
-        self.progress.log(f"resuming {position}, with the best weights of {len(self.log.epochs)} epochs")
+        self.progress.log(f"resuming {position}, with the weights kept from {len(self.log.epochs)} epochs")
         return state.stage
 
     def end_stage(self, number: int) -> None:
@@ -180,6 +183,11 @@ def epoch_score(metric: float, loss: float) -> tuple[float, float]:
     return metric, -loss if math.isfinite(loss) else -math.inf
 
 
+TIE_TOLERANCE = 1e-9
+"""Difference up to which two values of a metric count as equal: n - 1 of n images is one standard error below n of n,
+and only rounding would decide."""
+
+
 class BestWeights:
     """A copy of the complete network's weights from the epoch that is kept."""
 
@@ -189,23 +197,24 @@ class BestWeights:
         self.score: tuple[float, ...] | None = None
         self.stage = 0
         self.earlier: tuple[float, ...] | None = None
-        """Score that is kept from the stages before."""
+        """Score of the epoch kept from earlier stages."""
 
-    def offer(self, metric: float, loss: float, images: int, stage: int = 0, tolerance: float = 0.0) -> bool:
-        """Copy the current weights if the epoch is better than the one that is kept; return whether it is.
+    def offer(self, metric: float, loss: float, images: int, stage: int = 0, tolerance: float = math.nan) -> bool:
+        """Copy the current weights if this epoch is to be kept; return whether it is.
 
-        An epoch that was validated on fewer images than another is never better.
+        An epoch that was validated on fewer images than another is never kept instead of it.
 
         Args:
             metric: higher is better.
             loss: mean loss, which decides between equal metrics.
-            tolerance: by how much the metric may be lower than that of another epoch of the same stage.
+            tolerance: how far the metric may be below that of another epoch of the same stage; NaN if it has to be
+                better.
         """
         score = (images, *epoch_score(metric, loss))
         if stage != self.stage:
             self.stage, self.earlier = stage, self.score
         is_better = self.score is None or score > self.score
-        is_close = tolerance > 0 and self.score is not None and (images, metric + tolerance) >= self.score[:2]
+        is_close = self.score is not None and (images, metric + tolerance + TIE_TOLERANCE) >= self.score[:2]
         if not is_better and not (is_close and (self.earlier is None or score > self.earlier)):
             return False
         self.score = score
