@@ -3,8 +3,8 @@
     python benchmarks/first_stage.py hymenoptera_256 trashnet_256 trashnet_256:25 cifar10:250 --seeds 3 --out runs.jsonl
 
 FOLDER:N takes N images per class. Settings are those of the quick preset, without the audit. Prints a row per set: the
-accuracy without TTA on test, or where there is no test split on valid, for each seed, and the mean CPU seconds of a run.
-Runs already in the file are skipped.
+accuracy without TTA on test, or where there is no test split on valid, for each seed, and the mean CPU seconds of a
+run. Runs already in the file are skipped.
 """
 
 from __future__ import annotations

@@ -625,7 +625,9 @@ def test_images_none_of_which_can_be_read_end_in_an_error(
     out = tmp_path / ("out.csv" if command == "predict" else "out.npz")
     printed = call(command, tiny, tmp_path / "film.mp4", "--out", out)
     assert printed.returncode == 2 and out.exists()
-    assert printed.stderr.splitlines()[-1].startswith("baseline: 0 of 1 image could be read; the output has the reason")
+    assert printed.stderr.splitlines()[-1].startswith(
+        "baseline: The image could not be read; the output gives the reason."
+    )
     if command == "predict":
         assert [row["error"] for row in csv.DictReader(out.open())] == ["not an image"]
     mixed = tmp_path / f"mixed{out.suffix}"

@@ -88,7 +88,7 @@ def test_a_single_process_is_rank_0() -> None:
 
 RECORDING_SCRIPT = """
 import json, os, sys
-from baseline.training.callbacks import SyncGradients
+from baseline.parallel.gradients import SyncGradients
 from baseline.vision.dataloaders import BatchLoader
 folder, *arguments = sys.argv[1:]
 original_get_idxs, original_after_backward = BatchLoader.get_idxs, SyncGradients.after_backward

@@ -246,7 +246,7 @@ def test_one_way_to_resume_is_reported(make: Any, images: Path, deterministic: b
     show, out = RecordingProgress(), tmp_path / "runs"
     with pytest.raises(KeyboardInterrupt):
         make(images, deterministic, variants=("head",), out=out, progress=show)
-    assert any(line.startswith("interrupted: the best weights of ") for line in lines)
+    assert any(line.startswith("interrupted: the weights kept from ") for line in lines)
     assert [line for line in lines if "--resume" in line] == [lines[-1]] and f"--out {out} --resume" in lines[-1]
     with pytest.raises(KeyboardInterrupt):
         baseline.make_baseline(images, deterministic, out=tmp_path / "one", progress=show)

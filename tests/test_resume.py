@@ -510,7 +510,7 @@ def test_loss_that_goes_wrong_twice_ends_training_with_the_best_weights(settled:
     stages = (Stage("head", 2, 1e-3, batch_norm="train", augment=False), Stage(3, 4, 1e-3), Stage("all", 1, 1e-4))
     history, progress = train_with_faulty_loss(settled, tmp_path, set(range(9, 1000)), float("nan"), *stages)
     assert history.epochs["stage"].max() <= 2 and "given_up" in history.stages[-1]
-    assert "again; training ends with the best weights so far" in str(progress)
+    assert "again; training ends with the weights kept so far" in str(progress)
     with pytest.raises(
         TrainingError, match=r"Training diverges in stage 1: the loss became NaN in epoch 1, also at half"
     ):

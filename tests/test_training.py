@@ -1,4 +1,4 @@
-"""Training: frozen layers stay frozen, the search has no side effects, and the best weights of all stages win."""
+"""Training: frozen layers stay frozen, the search has no side effects, and a worse stage replaces no better weights."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 | `images.csv` | each image with its label, split, size, modification time and hash |
 | `state.json` | the training state; names the next two files and their sha256, and is renamed into place last |
 | `now-HASH.safetensors` | current weights, optimizer state and random states |
-| `best-HASH.safetensors` | the best weights so far |
+| `best-HASH.safetensors` | the weights kept so far |
 
 Nothing is pickled. A checkpoint is used only if its files have the checksums recorded in `state.json`.
 This module handles tensors and files; it knows nothing of training.
@@ -88,7 +88,7 @@ class Checkpoints:
         self._last_save = time.perf_counter()
         self._save_seconds = 0.0
         self._best: tuple[Any, str, str] = (None, "", "")
-        """The best weights that were written last, their file name and its sha256."""
+        """The kept weights that were written last, their file name and its sha256."""
 
     @property
     def exists(self) -> bool:
@@ -163,7 +163,7 @@ class Checkpoints:
 
         Args:
             state: numbers, text, tensors, and lists, tuples and dicts of them.
-            best: the best weights by name; written only if they are another object than the last time.
+            best: the kept weights by name; written only if they are another object than the last time.
             spent: seconds of training so far.
         """
         start = time.perf_counter()
@@ -194,7 +194,7 @@ class Checkpoints:
         return file, sha256
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return the last state and the best weights, or None if there is no checkpoint yet.
+        """Return the last state and the kept weights, or None if there is no checkpoint yet.
 
         Raises:
             OutputError: if its files were changed, or cannot be read.

@@ -56,7 +56,7 @@ class ResumeCallback(Callback):
         run = self.training_run
         last = [row for row in run.log.epochs[-1:] if (row["stage"], row["epoch"]) == (self.number, self.epoch + 1)]
         is_best = any(row["best"] for row in last)
-        is_averaged = hasattr(self.learn, "average_weights")  # the best weights are then not those of training
+        is_averaged = hasattr(self.learn, "average_weights")  # the kept weights are then not those of training
         weights = run.best.weights if is_best and not is_averaged else clone_weights(run.frozen.learn.model)
         run.state = self._current_state(self.epoch + 1, weights, copy_to_device(self.opt.state_dict()))
         run.save(run.state)

@@ -226,7 +226,7 @@ class BestWeights:
         return {name: value for name, value in vars(self).items() if name not in ("model", "weights")}
 
     def restore(self) -> None:
-        """Load the best weights into the network."""
+        """Load the kept weights into the network."""
         if self.weights:
             self.model.load_state_dict(self.weights)
 
