@@ -1,4 +1,4 @@
-"""The callback that trains one network in several processes."""
+"""The callback that keeps the network the same in all training processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from baseline.parallel.distributed import all_reduce_mean
 
 
 class SyncGradients(Callback):
-    """Average gradients, and before validation BatchNorm statistics, so that all processes hold the same network."""
+    """Average gradients after each backward pass, and BatchNorm statistics before validation, over all processes."""
 
     def after_backward(self) -> None:
         all_reduce_mean([p.grad for p in self.model.parameters() if p.grad is not None])
