@@ -3,26 +3,26 @@
     python benchmarks/kept_epoch.py hymenoptera_256:20 cifar10:100 --preset standard --seeds 3 --size 96
 
 FOLDER:N takes N images per class for training and validation, a tenth of them for validation, and at most 100 other
-images per class for testing, as in `last_stage.py`. Trains with the preset, predicts the valid and test images with the
-weights of every epoch, and prints the accuracy on the test images of the epoch that each rule keeps: the best on valid
-images; the last of its stage if it is at most one standard error below the best and better than earlier stages, else
-the best (the rule of `baseline`); and the last. Runs already in the file are
-skipped.
+images per class for testing, as in `last_stage.py`. Trains the stages of the preset, predicts the valid and test images
+with the weights of every epoch, and prints the accuracy on the test images of the epoch that each rule keeps: the best
+on valid images; the last of its stage if it is within one standard error of the best and better than earlier stages,
+else the best (the rule of `baseline`); and the last. Runs already in the file are skipped.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from last_stage import load_table
-from torch import Tensor
+from torch import Tensor, nn
 
 import baseline
-from baseline.training.state import TIE_TOLERANCE, BestWeights
+from baseline.training.state import BestWeights
 from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import seed_everything
 
@@ -67,17 +67,13 @@ def kept(epochs: list[dict[str, Any]], rule: str) -> int:
         return len(epochs) - 1
     if rule == "best":
         return scores.index(max(scores))
-    choice = -1
-    for stage in dict.fromkeys(epoch["stage"] for epoch in epochs):
-        earlier = scores[choice] if choice >= 0 else (-1.0, 0.0)
-        numbers = [at for at, epoch in enumerate(epochs) if epoch["stage"] == stage]
-        better = [at for at in numbers if scores[at] > earlier]
-        if better:
-            choice, last = max(better, key=lambda at: scores[at]), numbers[-1]
-            accuracy = scores[last][0]
-            error = np.sqrt(accuracy * (1 - accuracy) / max(1, epochs[0]["n_valid"] - 1))
-            if last in better and accuracy + error + TIE_TOLERANCE >= scores[choice][0]:
-                choice = last
+    choice, weights = -1, BestWeights(SimpleNamespace(model=nn.Identity()))
+    for number, epoch in enumerate(epochs):
+        is_last = epoch["stage"] not in [later["stage"] for later in epochs[number + 1 :]]
+        accuracy, images = epoch["valid_acc"], epoch["n_valid"]
+        error = np.sqrt(accuracy * (1 - accuracy) / max(1, images - 1)) if is_last else np.nan
+        if weights.offer(accuracy, epoch["valid_loss"], images, epoch["stage"], error):
+            choice = number
     return choice
 
 
