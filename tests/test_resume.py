@@ -57,6 +57,20 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "MAX_TIME_FRACTION", 0)
 
 
+@pytest.fixture
+def copies(often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """Copies of the run `whole`, one for each of its checkpoints, like the folder of a run that is killed then."""
+    save, folders = Checkpoints.save, []
+
+    def save_and_copy(self: Checkpoints, *args: Any) -> None:
+        save(self, *args)
+        if self.run.name == "whole":
+            folders.append(shutil.copytree(self.folder, tmp_path / f"{len(folders)}" / "unfinished").parent)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
+    return folders
+
+
 FLIP_ONLY = {"flip": True, "rotate": 0, "zoom": 1, "lighting": 0, "warp": 0}
 EVERY_FIELD = {"rotate": 5.0, "erase": 0.5, "rand_augment": 5, "flip_vertical": True}
 PLANS: dict[str, Any] = {
@@ -78,38 +92,21 @@ SLOW_PLANS = ("averaged", "images", "smaller")
 @pytest.mark.parametrize(
     "plan", [pytest.param(plan, marks=[pytest.mark.slow] if plan in SLOW_PLANS else []) for plan in PLANS]
 )
-def test_training_from_every_state_ends_the_same(
-    plan: str, settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_training_from_every_state_ends_the_same(plan: str, settled: tuple, copies: list[Path], tmp_path: Path) -> None:
     augment, stages, *changes = PLANS[plan]
     recipe = settled[0].changed(
         stages=stages, augment={**vars(settled[0].augment), **augment}, arch="test_efficientnet", pretrained=False,
         **dict(*changes),
     )  # fmt: skip
-    save, copies = Checkpoints.save, []
-
-    def save_and_copy(self: Checkpoints, *args: Any) -> None:
-        save(self, *args)
-        if self.run.name == "whole":  # like the folder of a run that is killed now
-            copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
     expected = run_training(recipe, settled[1], tmp_path / "whole")
     assert len(copies) == sum(stage.epochs for stage in stages) + len(stages)
     for run in copies:
         assert_same(expected, run_training(recipe, settled[1], run))
 
 
-def test_own_callbacks_see_the_epochs_after_the_resumed_one(
-    settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_own_callbacks_see_the_epochs_after_the_resumed_one(settled: tuple, copies: list[Path], tmp_path: Path) -> None:
     recipe = settled[0].changed(stages=(Stage("all", 3, 1e-3),), arch="test_efficientnet", pretrained=False)
-    save, copies, epochs = Checkpoints.save, [], []
-
-    def save_and_copy(self: Checkpoints, *args: Any) -> None:
-        save(self, *args)
-        if self.run.name == "whole":
-            copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
+    epochs: list[int] = []
 
     class Epochs(Callback):
         def before_epoch(self) -> None:
@@ -124,14 +121,13 @@ def test_own_callbacks_see_the_epochs_after_the_resumed_one(
             )
             return train(learn, recipe, checkpoints=Checkpoints(folder))
 
-    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
     expected = run(tmp_path / "whole").epochs["valid_loss"].tolist()
     for folder, seen in zip(copies, ([1, 2], [2], [], []), strict=True):
         assert run(folder).epochs["valid_loss"].tolist() == expected and epochs == seen
 
 
 def test_the_same_epoch_is_kept_after_resuming(
-    settled: tuple, often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settled: tuple, copies: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     values, record = {1: [0.5, 0.6], 2: [0.8, 0.9, 0.7, 0.85]}, ProgressCallback._record
 
@@ -143,14 +139,6 @@ def test_the_same_epoch_is_kept_after_resuming(
     monkeypatch.setattr(SelectionMetric, "standard_error", lambda _: 0.1)
     stages = (Stage("head", 2, 1e-3, augment=False), Stage("all", 4, 1e-4))
     recipe = settled[0].changed(stages=stages, arch="test_efficientnet", pretrained=False)
-    save, copies = Checkpoints.save, []
-
-    def save_and_copy(self: Checkpoints, *args: Any) -> None:
-        save(self, *args)
-        if self.run.name == "whole":
-            copies.append(shutil.copytree(self.folder, tmp_path / f"{len(copies)}" / "unfinished").parent)
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_copy)
     expected = run_training(recipe, settled[1], tmp_path / "whole")
     assert list(expected[0].epochs["best"]) == [True, True, True, True, False, True]
     for run in copies:
