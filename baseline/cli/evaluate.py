@@ -21,7 +21,7 @@ from baseline.cli.options import (
     split_names,
     split_paths,
 )
-from baseline.cli.output import check_readable, print_json, print_table, print_text
+from baseline.cli.output import check_any_readable, print_json, print_table, print_text
 from baseline.inference import DEFAULT_TTA
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def embed_command(
     unreadable = int((~embedded.readable).sum())
     with_neighbors = neighbors and unreadable < len(embedded.paths)
     write_embeddings(out, embedded, add_neighbors(embedded, searched, neighbors) if with_neighbors else {})
-    check_readable(len(embedded.paths), unreadable)
+    check_any_readable(len(embedded.paths), unreadable)
     count, width = format_count(len(embedded.paths), "image"), embedded.features.shape[1]
     progress.log(f"{width:,} features of {count}" + (f"; {unreadable:,} could not be read" if unreadable else ""))
     print_text(out)

@@ -20,7 +20,7 @@ __all__ = [
     "StandardError",
     "StandardOutput",
     "binary_output",
-    "check_readable",
+    "check_any_readable",
     "end_output",
     "open_streams",
     "print_json",
@@ -158,7 +158,7 @@ def end_output(error: OSError, remedy: str = "Free space, or redirect it to anot
     return OutputError(f"Standard output cannot be written: {error.strerror}. {remedy}")
 
 
-def check_readable(images: int, unreadable: int) -> None:
+def check_any_readable(images: int, unreadable: int) -> None:
     """Raise a DataError for a command that could not read any of its images and has written the reasons."""
     if unreadable and unreadable == images:
         what = "The image" if images == 1 else f"None of the {images:,} images"

@@ -23,7 +23,7 @@ from baseline.cli.options import (
     make_progress,
     split_paths,
 )
-from baseline.cli.output import binary_output, check_readable, end_output, print_table, print_text
+from baseline.cli.output import binary_output, check_any_readable, end_output, print_table, print_text
 from baseline.errors import BaselineError, OutputError, quoted_list
 from baseline.inference import DEFAULT_TTA
 
@@ -147,7 +147,7 @@ def predict_command(
             progress.log(f"interrupted: --resume continues {out}")
         raise
     progress.log(f"predicted: {counts}{'' if out is None else f'; written: {out}'}")
-    check_readable(counts.images + counts.already_done, counts.unreadable)
+    check_any_readable(counts.images + counts.already_done, counts.unreadable)
     if as_json and out:
         print_object("predict", prediction_object(loaded, out, options, counts))
 
