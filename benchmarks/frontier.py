@@ -32,11 +32,14 @@ SIDES = {
 and alignment."""
 
 
-def run_peers(data: str, peers: str, seeds: int, size: int, images_per_class: int, out: Path) -> None:
+def run_peers(
+    data: str, peers: str, seeds: int, size: int, images_per_class: int, out: Path, environments: str
+) -> None:
     """Run on a set those peers that the file lacks, and add them to it."""
     name = f"{Path(data).stem}{f'-{images_per_class}' if images_per_class else ''}"
     part = out.with_name(f"{out.stem}-{name}.jsonl")
     options = [f"--images-per-class={images_per_class}", f"--image-size={size}", f"--seeds={seeds}", f"--peers={peers}"]
+    options.append(f"--environments={environments}")
     command = [sys.executable, str(Path(__file__).with_name("peers.py")), data, *options, "--out", str(part)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     runs = [json.loads(line) | {"set": name} for line in part.read_text().splitlines()]
@@ -100,12 +103,13 @@ def main(
     size: Annotated[int, typer.Option(help="Image size of all peers but instant, quick and best.")] = 128,
     peers: Annotated[str, typer.Option(help="Names separated by commas.")] = ",".join(PEERS),
     out: Annotated[Path, typer.Option(help="JSON lines file with all runs.")] = Path("frontier.jsonl"),
+    environments: Annotated[str, typer.Option(help="As in peers.py, for autogluon and lightly-train.")] = "",
     picture: Annotated[Path | None, typer.Option(help="PNG file to draw.")] = None,
 ) -> None:
     """Run the peers on each set and print the medians."""
     for data in sets:
         folder, _, count = data.rpartition(":") if data.rpartition(":")[2].isdecimal() else (data, "", "0")
-        run_peers(folder, peers, seeds, size, int(count), out)
+        run_peers(folder, peers, seeds, size, int(count), out, environments)
     table = medians([json.loads(line) for line in out.read_text().splitlines()])
     print(table.to_string(index=False, float_format="{:.3f}".format))
     print("\n".join(dominated(table)) or "No peer is both quicker and more accurate than one of baseline's presets.")

@@ -15,6 +15,14 @@ memory, and ratios to plain fastai. `--out` stores every run as JSON lines.
 | pytorch | the loop of PyTorch's transfer-learning tutorial (SGD, StepLR, whole network), 6 epochs, batches of 64 |
 | timm | timm's loader, augmentation, AdamW and cosine schedule, 6 epochs |
 | sklearn | logistic regression on the backbone's features |
+| autogluon | AutoGluon's `MultiModalPredictor` with its own settings, 20 epochs (see `automl_peers.py`) |
+| lightly-train | LightlyTrain's `train_image_classification`, 20 epochs (see `automl_peers.py`) |
+
+The last two run only where they are named, each in an environment of its own:
+
+    python -m venv ag && ag/bin/pip install autogluon.multimodal
+    python -m venv lt && lt/bin/pip install "lightly-train[timm]"
+    python benchmarks/peers.py cifar10 --peers autogluon,lightly-train --environments autogluon=ag,lightly-train=lt
 """
 
 from __future__ import annotations
@@ -296,6 +304,35 @@ def run_sklearn(table: pd.DataFrame, recipe: Any, run: Run) -> dict[str, float]:
     return {"plain": model.score(*features["test"])}
 
 
+def run_elsewhere(table: pd.DataFrame, recipe: Any, run: Run, library: str, environment: Path) -> dict[str, float]:
+    """Train a library of another environment, on the same images and weights; imports count."""
+    import torch
+
+    from baseline.vision.weights import normalization
+
+    mean, std = normalization(recipe.model.arch)
+    model = whole_network(recipe, 2)
+    model.reset_classifier(0)
+    settings = {"seed": recipe.seed, "image_size": recipe.model.image_size, "arch": recipe.model.arch}
+    config = {"input_size": [3, 224, 224], "mean": mean, "std": std}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "weights").mkdir()
+        torch.save(model.state_dict(), folder / "weights" / "pytorch_model.bin")
+        (folder / "weights" / "config.json").write_text(json.dumps(
+            {"architecture": recipe.model.arch, "num_features": model.num_features, "pretrained_cfg": config}
+        ))  # fmt: skip
+        (folder / "settings.json").write_text(json.dumps(settings | {"mean": mean, "std": std}))
+        table[["path", "label", "split"]].to_csv(folder / "images.csv", index=False)
+        script = Path(__file__).with_name("automl_peers.py")
+        command = [environment / "bin" / "python", script, library, folder]
+        run.start = time.perf_counter()
+        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    accuracy = json.loads(line)
+    run.record(accuracy["valid"])
+    return {"plain": accuracy["test"]}
+
+
 PEERS: dict[str, Callable[..., dict[str, float]]] = {
     "baseline-instant": partial(run_baseline, preset="instant"),
     "baseline-quick": partial(run_baseline, preset="quick"),
@@ -309,17 +346,22 @@ PEERS: dict[str, Callable[..., dict[str, float]]] = {
     "sklearn": run_sklearn,
 }
 
+ELSEWHERE = ("autogluon", "lightly-train")
+"""Peers that need an environment of their own."""
+
 
 # ---- runs and medians --------------------------------------------------------------------------------------------
 
 
-def run_peer(peer: str, settings: dict[str, Any]) -> None:
-    """Run one peer in this process and print one line of JSON."""
+def run_peer(peer: str, settings: dict[str, Any], environment: Path | None) -> None:
+    """Run one peer and print one line of JSON."""
     table, recipe = load_table(**settings)
     run = Run()
-    accuracy = PEERS[peer](table, recipe, run)
+    trainer = partial(run_elsewhere, library=peer, environment=environment) if environment else PEERS[peer]
+    accuracy = trainer(table, recipe, run)
     seconds = time.perf_counter() - run.start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    who = resource.RUSAGE_CHILDREN if environment else resource.RUSAGE_SELF
+    memory = resource.getrusage(who).ru_maxrss / 1e6
     print(json.dumps({"peer": peer, "seed": settings["seed"], "test": accuracy, "seconds": round(seconds, 1),
                       "memory_gb": round(memory, 2), "curve": run.curve}))  # fmt: skip
 
@@ -377,6 +419,9 @@ def main(
     test_images: Annotated[int, typer.Option(help="A sample of the test split; 0 for all.")] = 0,
     peers: Annotated[str, typer.Option(help="Names separated by commas.")] = ",".join(PEERS),
     out: Annotated[Path | None, typer.Option(help="JSON lines file to append to.")] = None,
+    environments: Annotated[
+        str, typer.Option(help=f"Folders of virtual environments for {' and '.join(ELSEWHERE)}: NAME=FOLDER,...")
+    ] = "",
     only: Annotated[str, typer.Option(hidden=True)] = "",
     seed: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
@@ -387,8 +432,13 @@ def main(
         "image_size": image_size,
         "test_images": test_images,
     }
+    folders = {
+        name: Path(folder) for name, _, folder in (part.partition("=") for part in environments.split(",") if part)
+    }
+    if lacking := [peer for peer in (only or peers).split(",") if peer in ELSEWHERE and peer not in folders]:
+        raise typer.BadParameter(f"{lacking[0]} needs an environment of its own: --environments {lacking[0]}=FOLDER")
     if only:
-        run_peer(only, {**settings, "seed": seed})
+        run_peer(only, {**settings, "seed": seed}, folders.get(only))
         return
     runs = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
     options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if key != "data"]
@@ -397,6 +447,7 @@ def main(
             if any(run["peer"] == peer and run["seed"] == number for run in runs):
                 continue
             command = [sys.executable, __file__, data, *options, f"--only={peer}", f"--seed={number}"]
+            command.append(f"--environments={environments}")
             line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
             runs.append(json.loads(line))
             print(line, file=sys.stderr, flush=True)
