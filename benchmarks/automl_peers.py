@@ -13,6 +13,7 @@ epochs as AutoGluon, with one of warm-up, because its default of 100,000 steps i
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import sys
@@ -20,19 +21,22 @@ import types
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+Rows = dict[str, list[dict[str, str]]]
+"""Path and label of the images of each split."""
 
 EPOCHS = 20
 """AutoGluon's default."""
 
 
-def train_autogluon(rows: dict[str, pd.DataFrame], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+def train_autogluon(rows: Rows, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    import pandas as pd
     from autogluon.multimodal import MultiModalPredictor
 
+    tables = {split: pd.DataFrame(part) for split, part in rows.items()}
     predictor = MultiModalPredictor(label="label", eval_metric="accuracy", path=str(folder / "out"))
     predictor.fit(
-        rows["train"],
-        tuning_data=rows["valid"],
+        tables["train"],
+        tuning_data=tables["valid"],
         seed=settings["seed"],
         hyperparameters={
             "model.names": ["timm_image"],
@@ -40,10 +44,10 @@ def train_autogluon(rows: dict[str, pd.DataFrame], folder: Path, settings: dict[
             "model.timm_image.image_size": settings["image_size"],
         },
     )
-    return {split: predictor.evaluate(rows[split], metrics=["accuracy"])["accuracy"] for split in ("valid", "test")}
+    return {split: predictor.evaluate(tables[split], metrics=["accuracy"])["accuracy"] for split in ("valid", "test")}
 
 
-def train_lightly(rows: dict[str, pd.DataFrame], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+def train_lightly(rows: Rows, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "true"  # it reports its use over the internet
     import lightly_train
     import timm
@@ -59,11 +63,10 @@ def train_lightly(rows: dict[str, pd.DataFrame], folder: Path, settings: dict[st
         model.forward_intermediates = types.MethodType(forward_intermediates, model)
         return model
 
-    classes = dict(enumerate(sorted(rows["train"]["label"].unique())))
+    classes = dict(enumerate(sorted({row["label"] for row in rows["train"]})))
     for split, part in rows.items():
-        part.rename(columns={"path": "image_path"})[["image_path", "label"]].to_csv(
-            folder / f"{split}.csv", index=False
-        )
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("image_path", "label"), *((row["path"], row["label"]) for row in part)])
     epoch = len(rows["train"]) // 16  # its batch size
     lightly_train.train_image_classification(
         out=folder / "out",
@@ -80,12 +83,13 @@ def train_lightly(rows: dict[str, pd.DataFrame], folder: Path, settings: dict[st
     )
     model = lightly_train.load_model(folder / "out" / "exported_models" / "exported_best.pt")
 
-    def accuracy(part: pd.DataFrame) -> float:
-        predicted: list[str] = []
+    def accuracy(part: list[dict[str, str]]) -> float:
+        hits = 0
         for start in range(0, len(part), 64):
-            outputs = model.predict_batch(list(part["path"][start : start + 64]))
-            predicted += [classes[int(output["labels"][0])] for output in outputs]
-        return float((part["label"] == predicted).mean())
+            batch = part[start : start + 64]
+            outputs = model.predict_batch([row["path"] for row in batch])
+            hits += sum(classes[int(out["labels"][0])] == row["label"] for out, row in zip(outputs, batch, strict=True))
+        return hits / len(part)
 
     return {split: accuracy(rows[split]) for split in ("valid", "test")}
 
@@ -95,8 +99,10 @@ TRAINERS = {"autogluon": train_autogluon, "lightly-train": train_lightly}
 
 def main(library: str, folder: Path) -> None:
     """Train with the library and print one line of JSON; everything else goes to standard error."""
-    table = pd.read_csv(folder / "images.csv", dtype={"label": str})
-    rows = {str(split): part.drop(columns="split").reset_index(drop=True) for split, part in table.groupby("split")}
+    rows: Rows = {"train": [], "valid": [], "test": []}
+    with (folder / "images.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row.pop("split")].append(row)
     with contextlib.redirect_stdout(sys.stderr):
         accuracy = TRAINERS[library](rows, folder, json.loads((folder / "settings.json").read_text()))
     print(json.dumps(accuracy))

@@ -26,15 +26,20 @@ from baseline.vision.pointwise import bfloat16_pointwise
 BATCH, ROUNDS, STEPS = 32, 4, 2
 
 
-def main(sizes: str = "80,128,160", arch: str = "tf_efficientnet_lite0") -> None:
-    """Measure all sizes."""
+def frozen_and_trained(arch: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the network in two parts, of which quick's last stage trains the second; ten classes, random weights."""
     torch.manual_seed(0)
     model, splitter = build_network(arch, 10, None)
     layers = find_layers(model.to(memory_format=torch.channels_last).eval())
     groups = splitter(model)
     trained = {id(p) for group in groups[len(groups) - round(0.55 * len(groups)) :] for p in group}
     cut = next(n for n, layer in enumerate(layers) if any(id(p) in trained for p in layer.parameters()))
-    frozen, network = nn.Sequential(*layers[:cut]), nn.Sequential(*layers[cut:])
+    return nn.Sequential(*layers[:cut]), nn.Sequential(*layers[cut:])
+
+
+def main(sizes: str = "80,128,160", arch: str = "tf_efficientnet_lite0") -> None:
+    """Measure all sizes."""
+    frozen, network = frozen_and_trained(arch)
     print(f"{', '.join(bfloat16_instructions()) or 'no instructions for bfloat16'}; {torch.get_num_threads()} threads")
     for size in map(int, sizes.split(",")):
         with torch.no_grad():
