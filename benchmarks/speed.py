@@ -2,6 +2,7 @@
 
 python benchmarks/speed.py passes cifar10          # features, compared with the bare backbone
 python benchmarks/speed.py step                    # a training step, with and without `optimize_for_cpu`
+python benchmarks/speed.py stage cifar10           # a step of a stage in parts, compared with its layers alone
 python benchmarks/speed.py compile                 # `optimize_for_cpu`, compared with `torch.compile`
 python benchmarks/speed.py overhead cifar10        # a stage, compared with a fastai Learner on the same loaders
 python benchmarks/speed.py decoders trashnet_256   # libraries that decode and resize JPEGs
@@ -110,6 +111,61 @@ def step(arch: str = "tf_efficientnet_lite0", images: int = 64) -> None:
         seconds = time_alternating({"torch": lambda steps=steps: steps(nullcontext()), "ours": ours})
         print_json(part="step", arch=arch, image_size=size, torch=4 * images / seconds["torch"],
              ours=4 * images / seconds["ours"], ratio=seconds["torch"] / seconds["ours"])  # fmt: skip
+
+
+@app.command()
+def stage(data: str, image_size: int = 80, per_class: int = 250) -> None:
+    """A step of the last 55%, in ms of CPU time per part, compared with the same layers on one batch in memory."""
+    from fastai.callback.core import Callback
+
+    spent: dict[str, list[float]] = {}
+
+    class StepParts(Callback):
+        order, cacheable = 1000, True
+        last = 0.0
+
+        def _record(self, part: str) -> None:
+            now = time.process_time()
+            if self.training:
+                spent.setdefault(part, []).append(1e3 * (now - self.last))
+            self.last = now
+
+        def before_batch(self) -> None:
+            self._record("batch")
+
+        def after_pred(self) -> None:
+            self._record("forward")
+
+        def before_backward(self) -> None:
+            self._record("loss")
+
+        def before_step(self) -> None:
+            self._record("backward")
+
+        def after_step(self) -> None:
+            self._record("optimizer")
+
+        def after_batch(self) -> None:
+            self._record("callbacks")
+
+        def after_train(self) -> None:
+            images, labels = self.learn.xb[0], self.learn.yb[0]
+            for _ in range(20):
+                start = time.process_time()
+                loss = self.learn.loss_func(self.learn.model(images), labels)
+                middle = time.process_time()
+                loss.backward()
+                spent.setdefault("forward, alone", []).append(1e3 * (middle - start))
+                spent.setdefault("backward, alone", []).append(1e3 * (time.process_time() - middle))
+            self.learn.opt.zero_grad()
+
+    learn, recipe, _ = make_learner(data, image_size, per_class, stages=(Stage(0.55, 1, 2e-4),), batch_size=64)
+    learn.add_cb(StepParts())
+    baseline.train(learn, recipe)
+    for values in spent.values():
+        del values[:3]
+    print_json(part="stage", image_size=image_size, steps=len(spent["forward"]),
+               **{name: statistics.median(values) for name, values in spent.items()})  # fmt: skip
 
 
 @app.command("compile")

@@ -582,7 +582,7 @@ def test_bins_include_their_upper_edges() -> None:
     assert assign_bins(np.array([0.0, 1 / 15, 0.1, 14 / 15, 0.94, 1.0])).tolist() == [0, 0, 1, 13, 14, 14]
 
 
-def test_thresholds_per_class_have_the_highest_f1_of_all() -> None:
+def test_thresholds_per_class_are_the_best_of_all_by_the_metric() -> None:
     table = simulate_multilabel(3, 200, 0.3)
     names = ["ants", "bees", "insect"]
     truth, probabilities = baseline.data.labels.label_matrix(table["label"], names), probabilities_of(table)
@@ -592,6 +592,14 @@ def test_thresholds_per_class_have_the_highest_f1_of_all() -> None:
         best = (2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()
         assert sk.f1_score(labels, values >= threshold) == pytest.approx(best)
     assert len(set(chosen)) == 3
+    for metric, function in (("balanced_accuracy", sk.balanced_accuracy_score), ("accuracy", sk.accuracy_score)):
+        for threshold, values, labels in zip(
+            choose_thresholds(probabilities, truth, metric), probabilities.T, truth.T, strict=True
+        ):
+            best = max(function(labels, values >= cut) for cut in [*values, 1.0])
+            assert function(labels, values >= threshold) == pytest.approx(best)
+    rare = np.arange(40)[:, None] % 3 == 0
+    assert choose_thresholds(np.where(rare, 0.3, 0.4), rare, "accuracy") == [0.7]  # predicting it nowhere is best
     few = np.zeros((200, 1), bool)
     few[:9] = True
     assert choose_thresholds(probabilities[:, :1], few) == choose_thresholds(probabilities[:, :1], ~few) == [0.5]

@@ -150,7 +150,8 @@ def test_the_preset_follows_the_device() -> None:
 
 def test_the_architecture_follows_device_and_reach() -> None:
     assert resolve_arch("auto", "cpu", lambda _: True)[0] == "tf_efficientnet_lite0"
-    assert resolve_arch("auto", "cuda", lambda _: True)[0] == "resnet50"
+    assert resolve_arch("auto", "cuda", lambda _: True)[0] == "convnext_nano.in12k_ft_in1k"
+    assert resolve_arch("auto", "cuda", lambda name: name == "resnet50")[0] == "resnet50"
     assert resolve_arch("auto", "cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
 
 

@@ -195,10 +195,10 @@ def _dataset_rows() -> Iterator[tuple[str, str]]:
 
 
 def _weight_rows() -> Iterator[tuple[str, str]]:
-    from baseline.recipe.auto import EMBEDDED_ARCH
+    from baseline.recipe.auto import EMBEDDED_ARCH, GPU_ARCHS
     from baseline.vision.weights import PACKAGES, find_in_package
 
-    for arch in (EMBEDDED_ARCH, "resnet18", "resnet50", "mobilenet_v2"):
+    for arch in (EMBEDDED_ARCH, *GPU_ARCHS, "resnet18", "mobilenet_v2"):
         package = PACKAGES[arch][0] if find_in_package(arch) else ""
         source = f"the installed package {package}" if package else next(map(str, _weight_files(arch)), "")
         yield f"weights of {arch}", source or "not on this machine; needs internet once, or --weights PATH"
@@ -221,7 +221,7 @@ def _weight_files(arch: str) -> Iterator[Path]:
         yield from folder.glob(f"{arch}-*.pth")
     for folder in (hub_cache, cache_home() / "weights"):
         for name in ("model.safetensors", "pytorch_model.bin"):
-            yield from folder.glob(f"models--timm--{arch}.*/snapshots/*/{name}")
+            yield from folder.glob(f"models--timm--{arch}{'' if '.' in arch else '.*'}/snapshots/*/{name}")
     yield from (file for file, _ in find_on_kaggle(arch, []))
 
 

@@ -111,7 +111,7 @@ def predict(
     if dls.multilabel:
         from baseline.evaluation.thresholds import decide
 
-        decided = decide(learn, outputs, classes, thresholds, progress)
+        decided = decide(learn, outputs, classes, thresholds, metric, progress)
     tables = [prediction_table(*output, classes, decided, metric=metric) for output in outputs]
     result = pd.concat(tables, ignore_index=True)
     if not dls.multilabel and thresholds == "auto" and find_metric(metric).has_cut_points(len(classes)):

@@ -28,6 +28,7 @@ def decide(
     outputs: Sequence[tuple[pd.DataFrame, np.ndarray, np.ndarray]],
     classes: Sequence[str],
     thresholds: str,
+    metric: str,
     progress: Progress,
 ) -> Any:
     """Return the threshold of a Learner's loss function, or, if it is 0.5, those chosen on the valid images.
@@ -36,6 +37,7 @@ def decide(
         outputs: rows of a split, and their probabilities without and with TTA; where there are valid images, they come
             first.
         thresholds: `"auto"` to choose them, which also gives them to the loss function; `"one"` otherwise.
+        metric: the recipe's `metric`, which says by what they are chosen; see `choose_thresholds`.
     """
     threshold = getattr(learn.loss_func, "thresh", 0.5)
     rows, _, probabilities = outputs[0]
@@ -46,17 +48,20 @@ def decide(
         or rows["split"].iloc[0] != "valid"
     ):
         return threshold
-    chosen = choose_thresholds(probabilities, label_matrix(rows["label"], classes))
-    progress.log(describe_thresholds(chosen, classes))
+    chosen = choose_thresholds(probabilities, label_matrix(rows["label"], classes), metric)
+    progress.log(describe_thresholds(chosen, classes, metric))
     learn.loss_func.thresh = torch.tensor(chosen)
     return chosen
 
 
-def choose_thresholds(probabilities: np.ndarray, truth: np.ndarray, default: float = 0.5) -> list[float]:
-    """Return for each class the threshold of the highest F1, halfway between the probabilities of two images.
+def choose_thresholds(
+    probabilities: np.ndarray, truth: np.ndarray, metric: str = "auto", default: float = 0.5
+) -> list[float]:
+    """Return for each class the best threshold, halfway between the probabilities of two images.
 
-    Among equally good thresholds the one closest to the default is taken. Classes with fewer than `MIN_EXAMPLES` images
-    with the label, or without it, get the default.
+    It is best by balanced accuracy or by accuracy if that is the metric, and otherwise by F1. Among equally good
+    thresholds the one closest to the default is taken. Classes with fewer than `MIN_EXAMPLES` images with the label, or
+    without it, get the default.
 
     Args:
         probabilities: uncalibrated, images x classes.
@@ -66,25 +71,29 @@ def choose_thresholds(probabilities: np.ndarray, truth: np.ndarray, default: flo
     >>> choose_thresholds(np.array([[p] for p in with_label + without]), np.array([[True]] * 10 + [[False]] * 10))
     [0.24]
     """
-    return [choose_threshold(*columns, default) for columns in zip(probabilities.T, truth.T, strict=True)]
+    return [choose_threshold(*columns, metric, default) for columns in zip(probabilities.T, truth.T, strict=True)]
 
 
-def choose_threshold(probabilities: np.ndarray, truth: np.ndarray, default: float) -> float:
-    """Return the threshold of the highest F1 for one class."""
+def choose_threshold(probabilities: np.ndarray, truth: np.ndarray, metric: str, default: float) -> float:
+    """Return the best threshold for one class."""
     if min(truth.sum(), (~truth).sum()) < MIN_EXAMPLES:
         return default
     order = np.argsort(-probabilities, kind="stable")
-    values = np.append(probabilities[order], 0.0)
-    hits = np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + hits[-1])
+    values = np.concatenate([[1.0], probabilities[order], [0.0]])
+    hits = np.append(0, np.cumsum(truth[order]))
+    labels, false_alarms = hits[-1], np.arange(len(order) + 1) - hits
+    scores = {
+        "balanced_accuracy": hits / labels - false_alarms / (len(order) - labels),
+        "accuracy": (hits - false_alarms) / len(order),
+    }.get(metric, 2 * hits / (hits + false_alarms + labels))
     between = (values[:-1] + values[1:]) / 2
-    f1[values[:-1] == values[1:]] = -1  # no threshold divides equal probabilities
-    best = between[f1 >= f1.max() - 1e-12]
+    scores[values[:-1] == values[1:]] = -np.inf  # no threshold divides equal probabilities
+    best = between[scores >= scores.max() - 1e-12]
     return float(np.clip(best[np.abs(best - default).argmin()], 0.001, 0.999).round(6))
 
 
 def describe_thresholds(
-    thresholds: Sequence[float], classes: Sequence[str], default: float = 0.5, limit: int = 8
+    thresholds: Sequence[float], classes: Sequence[str], metric: str = "auto", default: float = 0.5, limit: int = 8
 ) -> str:
     """Return one line that says which thresholds were chosen.
 
@@ -97,4 +106,5 @@ def describe_thresholds(
     same = len(classes) - len(chosen)
     few = f"; {default:g} for {same} {'class' if same == 1 else 'classes'} with too few images" if same else ""
     more = f" and {len(chosen) - limit} more" if len(chosen) > limit else ""
-    return f"thresholds: chosen on valid by F1: {', '.join(chosen[:limit])}{more}{few}"
+    by = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}.get(metric, "F1")
+    return f"thresholds: chosen on valid by {by}: {', '.join(chosen[:limit])}{more}{few}"

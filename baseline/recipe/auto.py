@@ -28,6 +28,9 @@ SMALL_SET_IMAGES = 5000
 EMBEDDED_ARCH = "tf_efficientnet_lite0"
 """The backbone whose ImageNet weights are installed with the package, so that no download is needed."""
 
+GPU_ARCHS = ("convnext_nano.in12k_ft_in1k", "resnet50")
+"""Backbones for a GPU, the better first by published results of transfer learning; not measured by this project."""
+
 
 def resolve_preset(device: str) -> tuple[str, str]:
     """Return the preset and the reason: `standard` on a GPU, `quick` on a CPU."""
@@ -39,8 +42,8 @@ def resolve_preset(device: str) -> tuple[str, str]:
 def resolve_arch(arch: str, device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
     """Return the architecture and the reason: of several separated by `" or "`, the first whose weights are available.
 
-    The last one is used if none is. `"auto"` is resnet50 on a GPU if its weights are available, and the embedded
-    backbone otherwise.
+    The last one is used if none is. `"auto"` is, on a GPU, the first of `GPU_ARCHS` whose weights are available, and
+    the embedded backbone otherwise.
 
     >>> resolve_arch("auto", "cpu", lambda name: True)[0]
     'tf_efficientnet_lite0'
@@ -58,9 +61,9 @@ def resolve_arch(arch: str, device: str, obtainable: Callable[[str], bool]) -> t
 def default_arch(device: str, obtainable: Callable[[str], bool]) -> tuple[str, str]:
     if device == "cpu":
         return EMBEDDED_ARCH, "no GPU was found; these are installed with the package"
-    if obtainable("resnet50"):
-        return "resnet50", "a GPU was found and the weights are available"
-    return EMBEDDED_ARCH, "the weights of resnet50 are not available; these are installed with the package"
+    for arch in filter(obtainable, GPU_ARCHS):
+        return arch, "a GPU was found and the weights are available"
+    return EMBEDDED_ARCH, f"no weights of {' or '.join(GPU_ARCHS)} are available; these are installed with the package"
 
 
 def resolve_batch_size(batch_size: str | int, images: int, device: str) -> tuple[int, str]:

@@ -81,7 +81,8 @@ def probe_predictions(
     probabilities = (logits.sigmoid() if is_multilabel else logits.softmax(1)).numpy()
     valid = (rows["split"] == "valid").to_numpy()
     if fit_decisions and threshold == 0.5 and valid.any():
-        threshold = choose_thresholds(probabilities[valid], label_matrix(rows["label"][valid], classes))
+        truth = label_matrix(rows["label"][valid], classes)
+        threshold = choose_thresholds(probabilities[valid], truth, recipe.evaluation.metric)
     table = prediction_table(rows, probabilities, probabilities, classes, threshold)
     has_cut_points = fit_decisions and not is_multilabel
     return with_cut_points(table, probabilities, recipe.evaluation.metric) if has_cut_points else table

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from baseline.progress import Progress
 from baseline.recipe.auto import (
+    GPU_ARCHS,
     resolve_arch,
     resolve_batch_size,
     resolve_epochs,
@@ -48,16 +49,14 @@ def resolve(
     from baseline.vision.weights import find_weights, is_obtainable
 
     progress = progress or Progress()
-    device = device_type()
-    reasons = {}
-    requested = (
-        recipe.model.arch.split(" or ")[0] if recipe.model.weights else recipe.model.arch
-    )  # a file fits only one
+    device, model, reasons = device_type(), recipe.model, {}
+    requested = model.arch.split(" or ")[0] if model.weights else model.arch  # a file fits only one
     checked: list[str] = []
 
     def has_weights(name: str) -> bool:
         checked.append(name)
-        return (not recipe.model.pretrained) or is_obtainable(name, progress)
+        # without pretrained weights, ConvNeXt needs long schedules
+        return is_obtainable(name, progress) if model.pretrained else name != GPU_ARCHS[0]
 
     arch, reasons["arch"] = resolve_arch(requested, device, has_weights)
     images = int((table["split"] == "train").sum())
@@ -66,11 +65,9 @@ def resolve(
     frozen, reasons["frozen_precision"] = resolve_frozen_precision(
         recipe.model.frozen_precision, device, bfloat16_instructions(), is_intel_cpu()
     )
-    weights = (
-        None
-        if (not recipe.model.pretrained)
-        else find_weights(arch, recipe.model.weights, Progress() if arch in checked else progress)
-    )
+    weights = None
+    if model.pretrained:
+        weights = find_weights(arch, model.weights, Progress() if arch in checked else progress)
     task = "multilabel" if is_multilabel(table["label"], recipe.data.task) else "single"
     resolved = recipe.changed(arch=arch, batch_size=size, precision=precision, frozen_precision=frozen, task=task)
     if not recipe.model.pretrained:
