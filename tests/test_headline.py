@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -223,6 +224,31 @@ def test_folds_say_which_view_their_numbers_have(
     assert printed.count("│ 100.00% with TTA ") == (2 if view == "tta" else 0)
     assert [(run["accuracy"], run["test"]) for run in folds.runs] == [(1.0, 1.0), (1.0, 1.0)]
     assert folds.against_best is not None and folds.against_best["difference"] == 0
+
+
+def test_seeds_and_folds_say_what_logistic_regression_scores_beside_them(
+    done: baseline.Baseline, tmp_path: Path
+) -> None:
+    manifest = read_manifest(judged_run(done, tmp_path / "run", "plain", "auto"))
+    probes: list[Any] = [
+        {"split": "test", "metric": "accuracy", "value": value, "seconds": 1.0} for value in (0.5, 0.9)
+    ]
+    rows = [summary_row(tmp_path, {**manifest, "probe": probe}, "test") for probe in probes]
+    assert [row["probe"] for row in rows] == [
+        {"split": "test", "metric": "accuracy", "value": 0.5}, {"split": "test", "metric": "accuracy", "value": 0.9},
+    ]  # fmt: skip
+    line = "logistic regression on features of the frozen body: test accuracy of these runs: mean 70.00%"
+    seeds = [{"seed": seed, **row} for seed, row in enumerate(rows)]
+    result = SeedRuns(tmp_path, "test", seeds, **accuracy_spread(rows), same_images=True)
+    assert line in shown(seeds_table(result))
+    without = [*seeds[:1], {key: value for key, value in seeds[1].items() if key != "probe"}]
+    assert "logistic" not in shown(seeds_table(dataclasses.replace(result, runs=without)))
+    runs = [{"fold": fold, "images": 4, **row} for fold, row in enumerate(rows)]
+    scores = {"accuracy": 0.75, "interval": (0.5, 0.9), "wrong": 2}
+    oof: Any = {"images": 8, "plain": scores, "tta": scores}
+    metrics, tta = {"oof": oof}, {"oof": False}
+    folds = FoldRuns(tmp_path, "kfold:2", runs, **accuracy_spread(rows), metrics=metrics, tta=tta, against_best=None)
+    assert line in shown(folds_table(folds))
 
 
 def test_folds_say_that_some_of_them_use_tta(tmp_path: Path) -> None:

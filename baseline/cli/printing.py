@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,6 +110,7 @@ def seeds_table(result: SeedRuns) -> RenderableType:
     lines = [f"{summary}, {result.least:.2%} to {result.most:.2%}"]
     if result.metric:
         lines.insert(0, f"{title[0]} of {len(result.runs)} seeds: {_spread_text(result.metric)}")
+    lines += _probe_line(result.runs)
     if not result.same_images:
         lines.append("Each seed uses a different test split, so the spread includes sampling variation.")
     ends = [f"results: {result.folder / 'seeds.json'}", *_next_of_series(result.folder, "seeds")]
@@ -144,6 +146,7 @@ def folds_table(result: FoldRuns) -> RenderableType:
     if metric and result.metric:
         lines.insert(0, f"{metric.title} of a fold: {_spread_text(result.metric)}")
         lines.insert(0, f"out-of-fold {metric.title}{words['oof']}: {headline_of(metric, oof[views['oof']])}")
+    lines += _probe_line(result.runs)
     meaning = explain(oof, views["oof"])
     meaning.append(
         "The weights of each fold were chosen on its own validation images, so these metrics are slightly optimistic."
@@ -161,6 +164,16 @@ def folds_table(result: FoldRuns) -> RenderableType:
         meaning.append(f"On test, the ensemble differs from the best fold by {difference}.")
     ends = [f"results: {result.folder / 'folds.json'}", *_next_of_series(result.folder, "folds")]
     return Group(*lines, table, *map(escape, (*meaning, *ends)))
+
+
+def _probe_line(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The mean of what logistic regression on features scores beside the runs, if all of them have it."""
+    probes = [run["probe"] for run in runs if "probe" in run]
+    if len(probes) < len(runs):
+        return []
+    metric, mean = find_metric(probes[0]["metric"]), statistics.fmean(probe["value"] for probe in probes)
+    where = f"{probes[0]['split']} {metric.title}"
+    return [f"logistic regression on features of the frozen body: {where} of these runs: mean {metric.text(mean)}"]
 
 
 def _accuracy_cell(run: Mapping[str, Any]) -> str:

@@ -43,7 +43,8 @@ class SeedRuns:
     split: str
     runs: list[dict[str, Any]]
     """Each run's `seed`, `folder`, `accuracy` (0-1, with TTA where the headline of the run is), `tta` (whether it is),
-    `plain` (accuracy without TTA) and `seconds`."""
+    `plain` (accuracy without TTA), `probe` (`split, metric, value` of logistic regression on features, if it stands
+    beside the result) and `seconds`."""
     mean: float
     """Mean accuracy, 0-1."""
     sd: float | None
@@ -71,7 +72,8 @@ class FoldRuns:
     runs: list[dict[str, Any]]
     """Each run's `fold`, `folder`, `images` (number in its valid split), `accuracy` on them (0-1, with TTA where the
     headline of the run is), `tta` (whether it is), `plain` (accuracy without TTA), `test` (test accuracy, with TTA or
-    without as `accuracy`; None without a test split) and `seconds`."""
+    without as `accuracy`; None without a test split), `probe` (`split, metric, value` of logistic regression on
+    features, if it stands beside the result) and `seconds`."""
     mean: float
     """Mean accuracy on the valid splits, 0-1."""
     sd: float

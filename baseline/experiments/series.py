@@ -195,15 +195,16 @@ def require_single_process() -> None:
 
 def summary_row(run: Path, manifest: Manifest, split: str) -> dict[str, Any]:
     """Return a run's folder, the accuracy and the metric that its recipe names, both with TTA where the headline of the
-    run is, whether it is, the accuracy without TTA, and seconds."""
+    run is, whether it is, the accuracy without TTA, the logistic regression beside the result, and seconds."""
     metrics, view = manifest["metrics"][split], headline_view(manifest)
-    headline = named_headline(manifest, split, view)
+    headline, probe = named_headline(manifest, split, view), manifest.get("probe")
     return {
         "folder": str(run),
         "accuracy": metrics[view]["accuracy"],
         "tta": view == "tta",
         "plain": metrics["plain"]["accuracy"],
         **({headline.metric.name: headline.value} if headline else {}),
+        **({"probe": {key: probe[key] for key in ("split", "metric", "value")}} if probe else {}),
         "seconds": round(sum(manifest["seconds"].values()), 1),
     }
 
