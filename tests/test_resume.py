@@ -80,6 +80,7 @@ PLANS: dict[str, Any] = {
     "images": ({}, (Stage(3, 2, "find", "train", optimizer="sgd"), Stage("head", 1, 1e-3, augment=False))),
     "plateau": ({}, (Stage("head", 3, 3e-3, schedule="plateau", augment=False),
                      Stage(3, 2, 1e-4, optimizer="ranger", schedule="flat_cos"))),
+    "instant": ({}, (Stage("probe", 1),)),
     "probe": (FLIP_ONLY, (Stage("probe", 1), Stage(3, 2, 1e-3))),
     "smaller": ({}, (Stage(3, 2, 1e-3, image_size=32, optimizer="lamb", schedule="constant"),
                      Stage("head", 2, 1e-3, augment=False))),
