@@ -1,13 +1,18 @@
-"""Compares variants of the quick preset's last stage: precision of its steps, their number, and images per step.
+"""Compares variants of the last stage of the preset quick: layers, rate, steps, images per step, precision, averages.
 
     python benchmarks/last_stage.py hymenoptera_256:100 cifar10:100 --variants float32,bfloat16 --seeds 3
     python benchmarks/last_stage.py hymenoptera_256:20 trashnet_256:20 --variants probe,steps=100,steps=50,batch=8
+    python benchmarks/last_stage.py hymenoptera_256:20 trashnet_256:20 --variants quick,trains=0.33,lr=4e-4,ema=0.99
 
 FOLDER:N takes N images per class for training and validation, a tenth of them for validation, and at most 100 other
 images per class for testing: of the test split, or of the validation split of a set without one. Every variant starts
 from the same logistic regression on the same features, with which `probe` ends. Prints the accuracy on the test images
 without TTA of the epoch that is kept and of the last one, the CPU seconds of the last stage, and the mean differences
 to the first variant with their 95% intervals over all sets and seeds; runs already in the file are skipped.
+
+`quick` is the preset itself. With its weights, the benchmark also measures test-time augmentation (`tta`: used always;
+`tta, if valid gains`: as a run decides), and `wise`: the mean of the weights before and after the last stage (WiSE-FT),
+in the proportion of eleven that is the best on the validation images, by accuracy and then by loss.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 from fastai.learner import Learner
 from scipy.stats import t
@@ -27,6 +33,7 @@ from scipy.stats import t
 import baseline
 from baseline.recipe.schema import Recipe
 from baseline.training import stages
+from baseline.vision.copy_weights import clone_weights
 from baseline.vision.rng import seed_everything
 
 TEST_IMAGES = 100
@@ -53,18 +60,24 @@ def train_variant(recipe: Recipe, table: pd.DataFrame, variant: str) -> dict[str
     """Train once; return the accuracy on the test images and the CPU seconds of the last stage."""
     name, _, number = variant.partition("=")
     probe, last = recipe.stages
-    last = dataclasses.replace(last, steps=int(number)) if name == "steps" else last
+    if name in ("trains", "lr", "steps"):
+        value: Any = "all" if number == "all" else int(number) if name == "steps" else float(number)
+        last = dataclasses.replace(last, **{name: value})
     recipe = recipe.changed(stages=(probe,) if name == "probe" else (probe, last))
     recipe = recipe.changed(batch_size=int(number)) if name == "batch" else recipe
+    recipe = recipe.changed(ema=float(number)) if name == "ema" else recipe
     recipe, weights, _ = baseline.resolve(recipe, table)
     seconds: list[float] = []
     last_accuracy: list[float] = []
+    before: dict[str, torch.Tensor] = {}
     fit_stage, has_bfloat16_steps = stages.fit_stage, stages.has_bfloat16_steps
 
     def timed(*arguments: Any) -> None:
         start = time.process_time()
         fit_stage(*arguments)
         seconds.append(time.process_time() - start)
+        if len(seconds) == 1:
+            before.update(clone_weights(learn.model))
         if len(seconds) == len(recipe.stages):
             last_accuracy.append(test_accuracy(learn, table))
 
@@ -80,9 +93,32 @@ def train_variant(recipe: Recipe, table: pd.DataFrame, variant: str) -> dict[str
     best = int(history.epochs[history.epochs["best"]]["stage"].iloc[-1])
     accuracy = test_accuracy(learn, table)
     counts = table["split"].value_counts()
-    return {"accuracy": accuracy, "last": last_accuracy[0], "cpu": round(seconds[-1], 1), "best": best,
+    extra = measure_averages(learn, table, before) if name == "quick" else {}
+    return {**extra, "accuracy": accuracy, "last": last_accuracy[0], "cpu": round(seconds[-1], 1), "best": best,
             "epochs": recipe.stages[-1].epochs, "batch": recipe.training.batch_size,
             "train": int(counts["train"]), "test": int(counts["test"])}  # fmt: skip
+
+
+def measure_averages(learn: Learner, table: pd.DataFrame, before: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the accuracy on the test images with TTA, and of means of the weights before and after the last stage."""
+    accuracies = {}
+    for name, choice in (("tta", "always"), ("tta, if valid gains", "auto")):
+        rows = baseline.predict(learn, table, views=("flip",), splits=("valid", "test"), tta_choice=choice)
+        test = rows[rows["split"] == "test"]
+        accuracies[name] = float((test["label"] == test["predicted"]).mean())
+    after, scores = clone_weights(learn.model), {}
+    for tenths in range(11):
+        share = tenths / 10
+        learn.model.load_state_dict({
+            key: torch.lerp(before[key], value, share) if value.is_floating_point() else value
+            for key, value in after.items()
+        })  # fmt: skip
+        valid = baseline.predict(learn, table, views=(), splits=("valid",))
+        right = float((valid["label"] == valid["predicted"]).mean())
+        scores[right, -float(valid["loss"].mean())] = share, test_accuracy(learn, table)
+    learn.model.load_state_dict(after)
+    accuracies["share"], accuracies["wise"] = scores[max(scores)]
+    return accuracies
 
 
 def test_accuracy(learn: Learner, table: pd.DataFrame) -> float:
@@ -108,11 +144,22 @@ def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
             half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
             interval = f"{difference.mean() - half:+.2f} to {difference.mean() + half:+.2f}"
             print(f"{name}, {variant} - {variants[0]}: {difference.mean():+.2f} points ({interval}), {len(wide)} pairs")
+    if "wise" in runs:
+        quick = runs[runs["variant"] == "quick"]
+        for name in ("tta", "tta, if valid gains", "wise"):
+            difference = 100 * (quick[name] - quick["accuracy"])
+            counts = f"better in {(difference > 1e-9).sum()}, worse in {(difference < -1e-9).sum()} of {len(quick)}"
+            half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
+            interval = f"{difference.mean() - half:+.2f} to {difference.mean() + half:+.2f}"
+            print(f"{name} - quick: {difference.mean():+.2f} points ({interval}), {counts}")
+        print(f"wise: mean share of the weights after the last stage {quick['share'].mean():.2f}")
 
 
 def main(
     sets: Annotated[list[str], typer.Argument(help="FOLDER:N or NAME:N, N images per class.")],
-    variants: Annotated[str, typer.Option(help="float32, bfloat16, probe, steps=N or batch=N, separated by commas.")],
+    variants: Annotated[
+        str, typer.Option(help="quick, probe, float32, bfloat16, or trains, lr, steps, batch, ema=VALUE; with commas.")
+    ],
     seeds: int = 3,
     size: Annotated[int, typer.Option(help="Image size in pixels.")] = 128,
     out: Annotated[Path, typer.Option(help="JSON lines file with all runs.")] = Path("last_stage.jsonl"),
