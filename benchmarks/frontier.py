@@ -74,6 +74,16 @@ def dominated(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def describe_set(name: str) -> str:
+    """Return the title of a set.
+
+    >>> describe_set("cifar10-250"), describe_set("flowers")
+    ('cifar10, 250 per class', 'flowers')
+    """
+    folder, _, count = name.rpartition("-")
+    return f"{folder}, {count} per class" if count.isdecimal() and folder else name
+
+
 def draw(table: pd.DataFrame, picture: Path) -> None:
     """Draw accuracy against seconds, a panel per set."""
     import matplotlib.pyplot as plt
@@ -90,7 +100,7 @@ def draw(table: pd.DataFrame, picture: Path) -> None:
             name, at = row.peer.removeprefix("baseline-"), (row.seconds, 100 * row.accuracy)
             offset, ha, va = SIDES.get(name, ((6, 0), "left", "center"))
             axis.annotate(name, at, xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=8)
-        axis.set(title=title, xscale="log", xlabel="seconds, whole command", ylabel="test accuracy, %")
+        axis.set(title=describe_set(title), xscale="log", xlabel="seconds, whole command", ylabel="test accuracy, %")
         axis.margins(x=0.3, y=0.15)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=8)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
@@ -100,7 +110,7 @@ def draw(table: pd.DataFrame, picture: Path) -> None:
 def main(
     sets: Annotated[list[str], typer.Argument(help="Folders or names of datasets; NAME:250 takes 250 per class.")],
     seeds: int = 3,
-    size: Annotated[int, typer.Option(help="Image size of all peers but instant, quick and best.")] = 128,
+    size: Annotated[int, typer.Option(help="Image size of all peers; presets have their own.")] = 128,
     peers: Annotated[str, typer.Option(help="Names separated by commas.")] = ",".join(PEERS),
     out: Annotated[Path, typer.Option(help="JSON lines file with all runs.")] = Path("frontier.jsonl"),
     environments: Annotated[str, typer.Option(help="As in peers.py, for autogluon and lightly-train.")] = "",

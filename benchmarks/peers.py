@@ -8,7 +8,7 @@ memory, and ratios to plain fastai. `--out` stores every run as JSON lines.
 
 | peer | what it is |
 |---|---|
-| baseline-quick and others | `make_baseline` with that preset, audit included, nothing cached |
+| baseline-quick and others | `make_baseline` with that preset and its own image size, audit included, nothing cached |
 | fastai-fine-tune | plain fastai's `fine_tune(3)` |
 | fastai | the 2020 article's recipe: freeze, lr_find, three epochs, unfreeze, three at slice(1e-6, 1e-4), tta |
 | fastai-bf16 | the same with fastai's ChannelsLast and bfloat16 autocast on the CPU, which its own callback lacks |
@@ -86,7 +86,6 @@ def run_baseline(table: pd.DataFrame, recipe: Any, run: Run, preset: str) -> dic
             cache_gb=0.0,
             out=Path(folder) / "run",
             progress=baseline.Progress(),
-            **({"image_size": recipe.model.image_size} if preset == "standard" else {}),
         )
     seconds = result.manifest["seconds"]
     at = sum(seconds[name] for name in ("data", "audit", "weights", "decoding", "estimate"))
